@@ -1,0 +1,42 @@
+"""Runs an experiment, or one stage of it, in a run folder; the same command resumes.
+
+python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR] [--stage=collect|train|optimize|evaluate]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from optimas_jax.core.types import StopRun
+from optimas_jax.loop.config import RunConfig, from_dict
+from optimas_jax.loop.stages import STAGES, run_stages
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
+_STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Which stage to run.")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)  # libraries narrate; progress has its own lines
+    try:
+        config = from_dict(RunConfig, _CONFIG.value.to_dict())
+        workdir = _WORKDIR.value or f"runs/{config.benchmark}-{config.variant}-{config.seed}"
+        run_stages(config, Path(workdir), _STAGE.value)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command resumes", file=sys.stderr)
+        return 130
+    except (StopRun, ValueError) as error:
+        notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"\nerror: {error}{notes}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,177 @@
+"""The embedded stand-in for HotpotQA: articles about countries and questions on them, generated from ``countryinfo``.
+
+Every country has an article with five facts, and its capital has an article of its own. Questions are of HotpotQA's
+two types and a simpler one:
+
+    one-hop      one fact of a named country                     What is the currency of Chad?
+    bridge       a fact of the country that another fact names   In which region is the country whose capital is Lima?
+    comparison   two countries against each other                Which country has more people, Chad or Peru?
+
+Countries are dealt to the splits, so that no country that a question is about, directly or by comparison, is asked
+about in two splits; the articles of all splits are in the corpus. Every question has exactly one answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import countryinfo
+
+from optimas_jax.core.types import Example
+
+KINDS = ("one-hop", "bridge", "comparison")
+_SPLIT_SHARES = {"train": 0.4, "val": 0.2, "test": 0.4}
+_COMPARABLE = 1.5  # compared numbers differ at least by this factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Article:
+    """One entry of a corpus that a retriever searches."""
+
+    title: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Country:
+    """The facts that articles state. Population in people, area in square kilometres."""
+
+    name: str
+    capital: str
+    region: str
+    currency: str
+    demonym: str
+    population: int
+    area: int
+
+
+def load_countries() -> tuple[Country, ...]:
+    """Countries with all facts, one currency, and a capital that is unique and not named like the country."""
+    rows = [country.info() for country in countryinfo.all_countries()]
+    countries = []
+    for row in sorted(rows, key=lambda row: row.get("name", "")):
+        texts = [row.get(key) for key in ("name", "capital", "subregion", "demonym")]
+        if not all(isinstance(text, str) and text for text in texts) or len(row.get("currencies") or ()) != 1:
+            continue
+        name, capital, region, demonym = texts
+        if min(row.get("population") or 0, row.get("area") or 0) < 100 or name in capital or capital in name:
+            continue
+        facts = (name, capital, region, row["currencies"][0], demonym, int(row["population"]), int(row["area"]))
+        countries.append(Country(*facts))
+    unique = {
+        field: _unique([getattr(country, field) for country in countries]) for field in ("name", "capital", "demonym")
+    }
+    return tuple(c for c in countries if all(getattr(c, field) in unique[field] for field in unique))
+
+
+def _unique(values: Sequence[str]) -> set[str]:
+    return {value for value in values if values.count(value) == 1}
+
+
+def articles(countries: Sequence[Country]) -> tuple[Article, ...]:
+    """The corpus: one article per country and one per capital."""
+    corpus = []
+    for c in countries:
+        corpus.append(
+            Article(
+                c.name,
+                f"{c.name} is a country in {c.region}. Its capital is {c.capital}. Its currency is {c.currency}. "
+                f"Its people are called {c.demonym}. It has {_rounded(c.population)} people and an area of "
+                f"{_rounded(c.area)} square kilometres.",
+            )
+        )
+        corpus.append(
+            Article(c.capital, f"{c.capital} is the capital of {c.name}. It is the seat of the government of {c.name}.")
+        )
+    return tuple(corpus)
+
+
+def _rounded(number: int) -> str:
+    """Three digits in words that a small model can read: 66078000 -> 66.1 million."""
+    for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if number >= size:
+            return f"{number / size:.3g} {word}"
+    return str(number)
+
+
+_ONE_HOP: Mapping[str, Callable[[Country], str]] = {
+    "What is the capital of {name}?": lambda c: c.capital,
+    "What is the currency of {name}?": lambda c: c.currency,
+    "In which region of the world is {name}?": lambda c: c.region,
+    "What are the people of {name} called?": lambda c: c.demonym,
+}
+_BRIDGE: Mapping[str, Callable[[Country], str]] = {
+    "What is the currency of the country whose capital is {capital}?": lambda c: c.currency,
+    "In which region of the world is the country whose capital is {capital}?": lambda c: c.region,
+    "What are the people called in the country whose capital is {capital}?": lambda c: c.demonym,
+    "What is the capital of the country whose people are called {demonym}?": lambda c: c.capital,
+}
+_COMPARISON: Mapping[str, Callable[[Country], int]] = {
+    "Which country has more people, {name} or {other}?": lambda c: c.population,
+    "Which country has the larger area, {name} or {other}?": lambda c: c.area,
+}
+
+
+def questions(
+    countries: Sequence[Country], split: str, size: int, mix: Mapping[str, float], seed: int
+) -> tuple[Example, ...]:
+    """Seeded questions of one split, kinds in the shares of ``mix``, no question twice.
+
+    Raises:
+      ValueError: for an unknown split or kind, or if the split's countries do not yield that many questions.
+    """
+    if split not in _SPLIT_SHARES or set(mix) - set(KINDS):
+        raise ValueError(
+            f"split must be one of {', '.join(_SPLIT_SHARES)} and mix have keys {', '.join(KINDS)}; got {split!r} and "
+            f"{dict(mix)}"
+        )
+    rng = random.Random(f"{seed}/{split}")
+    own = _deal(countries, split, seed)
+    pools = {"one-hop": _facts(own, _ONE_HOP), "bridge": _facts(own, _BRIDGE), "comparison": _comparisons(own, rng)}
+    total = sum(mix.values())
+    examples: list[Example] = []
+    for kind in KINDS:
+        count = round(size * mix.get(kind, 0.0) / total) if kind != "one-hop" else 0
+        examples += _take(kind, pools[kind], count, split, rng)
+    examples += _take("one-hop", pools["one-hop"], size - len(examples) if mix.get("one-hop") else 0, split, rng)
+    rng.shuffle(examples)
+    return tuple(dataclasses.replace(example, id=f"{split}-{i:04d}") for i, example in enumerate(examples))
+
+
+def _deal(countries: Sequence[Country], split: str, seed: int) -> list[Country]:
+    """The countries of one split: a seeded shuffle cut in fixed shares."""
+    shuffled = list(countries)
+    random.Random(f"{seed}/countries").shuffle(shuffled)
+    start = 0.0
+    for name, share in _SPLIT_SHARES.items():
+        if name == split:
+            return shuffled[round(start * len(shuffled)) : round((start + share) * len(shuffled))]
+        start += share
+    raise AssertionError(split)
+
+
+def _facts(countries: Sequence[Country], templates: Mapping[str, Callable[[Country], str]]) -> list[tuple[str, str]]:
+    return [(text.format(**dataclasses.asdict(c)), answer(c)) for c in countries for text, answer in templates.items()]
+
+
+def _comparisons(countries: Sequence[Country], rng: random.Random) -> list[tuple[str, str]]:
+    pairs = []
+    for text, number in _COMPARISON.items():
+        for i, first in enumerate(countries):
+            for second in countries[i + 1 :]:
+                low, high = sorted((first, second), key=number)
+                if number(high) >= _COMPARABLE * number(low):
+                    names = rng.sample((low.name, high.name), 2)
+                    pairs.append((text.format(name=names[0], other=names[1]), high.name))
+    return pairs
+
+
+def _take(kind: str, pool: list[tuple[str, str]], count: int, split: str, rng: random.Random) -> list[Example]:
+    if count > len(pool):
+        raise ValueError(f"the {split} split has {len(pool)} {kind} questions, {count} were asked for")
+    return [
+        Example(id="", inputs={"question": question}, gold={"answer": answer}, split=split, kind=kind)
+        for question, answer in rng.sample(pool, count)
+    ]

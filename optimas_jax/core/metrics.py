@@ -1,0 +1,32 @@
+"""Metrics, equal to the benchmarks' own definitions."""
+
+from __future__ import annotations
+
+import collections
+import re
+import string
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces (hotpotqa/hotpot: hotpot_evaluate_v1.py)."""
+    text = "".join(char for char in text.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_match(prediction: str, gold: str) -> float:
+    """1 if both are the same after normalisation, else 0."""
+    return float(normalize_answer(prediction) == normalize_answer(gold))
+
+
+def token_f1(prediction: str, gold: str) -> float:
+    """F1 of the bags of normalised tokens; ``yes``, ``no`` and ``noanswer`` match as a whole or not at all
+    (hotpotqa/hotpot: hotpot_evaluate_v1.py, ``f1_score``)."""
+    prediction, gold = normalize_answer(prediction), normalize_answer(gold)
+    if prediction != gold and ({prediction, gold} & {"yes", "no", "noanswer"}):
+        return 0.0
+    predicted, wanted = prediction.split(), gold.split()
+    common = sum((collections.Counter(predicted) & collections.Counter(wanted)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(predicted), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)

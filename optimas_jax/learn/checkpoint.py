@@ -1,0 +1,90 @@
+"""Training calls kept on disk, named by the digest of everything that went in.
+
+A training call that was done is never done again: the same inputs have the same name. A checkpoint counts only once
+its metadata file is there, which is written last and in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from optimas_jax.models.lora import Params
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read."""
+
+
+class CheckpointStore:
+    """Checkpoints in one folder: ``<name>/arrays`` (Orbax) and ``<name>/metadata.json``."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.resolve()
+
+    def metadata(self, name: str) -> dict[str, Any] | None:
+        """What was stored beside the arrays, or None if there is no whole checkpoint of that name."""
+        path = self.folder / name / "metadata.json"
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}): delete {path.parent}, it will be trained again"
+            ) from error
+
+    def save(self, name: str, params: Params, metadata: dict[str, Any]) -> None:
+        """Writes a checkpoint; a half-written one of the same name is replaced."""
+        path = self.folder / name
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+            path.mkdir(parents=True)
+            ocp.save(path / "arrays", _flatten(params))
+            partial = path / "metadata.json.partial"
+            partial.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
+            partial.replace(path / "metadata.json")
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write the checkpoint {path} ({error}): make room and run the same command again"
+            ) from error
+
+    def load(self, name: str, like: Params, sharding: jax.sharding.Sharding | None = None) -> Params:
+        """Reads arrays into the structure of ``like``.
+
+        Args:
+          name: of a checkpoint that exists.
+          like: tree with the shapes that are expected.
+          sharding: where the arrays go, on whatever mesh they were saved from; None for the default device.
+        """
+        path = self.folder / name / "arrays"
+        placed = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = {
+            key: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placed) for key, leaf in _flatten(like).items()
+        }
+        try:
+            flat = ocp.load(path, abstract)
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot read the checkpoint {path} ({type(error).__name__}: {error}). Delete {path.parent}, it will "
+                "be trained again"
+            ) from error
+        return _unflatten(flat, like)
+
+
+def _flatten(params: Params) -> dict[str, jax.Array]:
+    """One level, with names like ``lora/layers/3/q/lora_a``."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
+
+
+def _unflatten(flat: dict[str, jax.Array], like: Params) -> Params:
+    names = _flatten(like)
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in names])

@@ -1,0 +1,145 @@
+"""The bridge to the device wing: batches concurrent completion requests onto the JAX engine.
+
+Requests from any thread or event loop go into one queue; one worker thread takes all that have gathered, samples them
+together, and hands the answers back. What a request gets does not depend on its batch (``models.sampling``), so
+concurrency changes speed and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.llm.base import Completion, CompletionRequest, Message
+
+if TYPE_CHECKING:
+    from optimas_jax.models.sampler import Sample, Sampler, SampleRequest
+    from optimas_jax.models.tokenizer import Tokenizer
+
+_GATHER_SECONDS = 0.01  # how long the worker waits for one more request before it starts a batch
+
+_Entry = tuple["SampleRequest", concurrent.futures.Future]
+
+
+class EngineError(StopRun):
+    """The local engine cannot answer."""
+
+
+class LocalCompleter:
+    """Answers completion requests with a local model.
+
+    The model is loaded at the first request, not before: a run that finds everything on its tape never loads it.
+    """
+
+    def __init__(self, model: str, load: Callable[[], Sampler]):
+        """``load`` builds the engine for ``model``; requests for any other model are refused."""
+        self._model, self._load = model, load
+        self._sampler: Sampler | None = None
+        self._queue: queue.SimpleQueue[_Entry] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._worker: threading.Thread | None = None
+
+    def sampler(self) -> Sampler:
+        """The engine, loaded if it is not yet."""
+        with self._lock:
+            if self._sampler is None:
+                self._sampler = self._load()
+            return self._sampler
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """Answers one request.
+
+        Raises:
+          EngineError: for another model, a prompt that does not fit the context, or a failure of the engine.
+        """
+        from optimas_jax.models.sampler import SampleRequest
+
+        if request.model != self._model:
+            raise EngineError(f"this engine serves {self._model!r}, not {request.model!r}")
+        sampler = await asyncio.to_thread(self.sampler)
+        sample_request = SampleRequest(
+            prompt_ids=tuple(_encode(sampler.tokenizer, request.messages)),
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            stop=request.stop,
+        )
+        try:
+            sampler.check(sample_request)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+        future: concurrent.futures.Future[tuple[Sample, float]] = concurrent.futures.Future()
+        self._queue.put((sample_request, future))
+        self._start_worker()
+        sample, seconds = await asyncio.wrap_future(future)
+        return Completion(
+            text=sample.text,
+            outcome=Outcome.OK if sample.finish == "stop" else Outcome.TRUNCATED,
+            prompt_tokens=len(sample_request.prompt_ids),
+            completion_tokens=len(sample.ids),
+            seconds=seconds,
+        )
+
+    def _start_worker(self) -> None:
+        with self._lock:
+            if self._worker is None or not self._worker.is_alive():
+                self._worker = threading.Thread(target=self._serve, name="local-engine", daemon=True)
+                self._worker.start()
+
+    def _serve(self) -> None:
+        """Serves batches for as long as the process lives; an idle worker sleeps in ``queue.get``."""
+        waiting: list[_Entry] = []
+        while True:
+            if not waiting:
+                waiting.append(self._queue.get())
+            self._gather(waiting)
+            waiting = [entry for entry in waiting if not entry[1].cancelled()]
+            if waiting:
+                batch = self._next_batch(waiting)
+                waiting = [entry for entry in waiting if entry not in batch]
+                self._answer(batch)
+
+    def _gather(self, waiting: list[_Entry]) -> None:
+        while True:
+            try:
+                waiting.append(self._queue.get(timeout=_GATHER_SECONDS))
+            except queue.Empty:
+                return
+
+    def _next_batch(self, waiting: list[_Entry]) -> list[_Entry]:
+        """The bucket with most requests waiting, up to one decode batch, oldest first."""
+        sampler = self.sampler()
+        buckets: dict[tuple[int, int], list[_Entry]] = {}
+        for entry in waiting:
+            buckets.setdefault(sampler.bucket(entry[0]), []).append(entry)
+        bucket, members = max(buckets.items(), key=lambda item: len(item[1]))
+        return members[: sampler.max_rows(bucket)]
+
+    def _answer(self, batch: list[_Entry]) -> None:
+        started = time.perf_counter()
+        try:
+            samples = self.sampler().generate([request for request, _ in batch])
+        except Exception as error:
+            failure = EngineError(f"the local engine failed ({type(error).__name__}: {error})")
+            failure.__cause__ = error
+            for _, future in batch:
+                if not future.cancelled():
+                    future.set_exception(failure)
+            return
+        share = (time.perf_counter() - started) / len(batch)
+        for (_, future), sample in zip(batch, samples, strict=True):
+            if future.set_running_or_notify_cancel():
+                future.set_result((sample, share))
+
+
+def _encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    if len(messages) == 1 and messages[0].role == "text":
+        return tokenizer.encode(messages[0].content)
+    return tokenizer.encode_chat([{"role": message.role, "content": message.content} for message in messages])

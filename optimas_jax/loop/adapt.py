@@ -1,0 +1,85 @@
+"""Adapt: fresh groups under the current configuration, a replay buffer, and further training (paper, section 4.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from optimas_jax.core.types import Example, Group
+from optimas_jax.loop.alignment import is_held_out
+from optimas_jax.loop.collect import collect
+from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.groups import save_groups
+from optimas_jax.loop.local_reward import count_pairs, text_group
+from optimas_jax.loop.offline import demo_values, select_pairs
+from optimas_jax.loop.run import Run
+
+if TYPE_CHECKING:
+    from optimas_jax.loop.optimize import State
+
+
+def is_due(when: str, component: str, stale: frozenset[str]) -> bool:
+    """Whether a component's local reward is adapted before the component is improved."""
+    return when == "every" or (when == "on_drift" and component in stale)
+
+
+def adapt(
+    run: Run, config: OptimizeConfig, state: State, components: Sequence[str], examples: Sequence[Example], seed: int
+) -> State:
+    """Collects fresh groups of ``components`` and trains the local reward on them and a sample of earlier groups.
+
+    With ``on_drift`` the training is left out when the local reward still orders the fresh pairs well.
+    """
+    _, fresh = collect(
+        run.system,
+        state.configuration,
+        examples,
+        components,
+        run.config.collect,
+        seed=run.config.seed,
+        concurrency=run.config.concurrency,
+        progress=run.progress,
+        propose_values=demo_values(run, state.configuration, config),
+    )
+    fresh = select_pairs(fresh, config.pairs)
+    round_name = f"round-{len(state.accepted):03d}-{'-'.join(components) if len(components) == 1 else 'all'}"
+    save_groups(run.folder.path / "groups" / round_name, fresh)
+    accuracy, pairs = _pair_accuracy(run, state.reward, fresh)
+    groups = (*state.groups, *fresh)
+    stale = state.stale - set(components)
+    share = run.config.offline.held_out
+    learnable = [g for g in fresh if not is_held_out(g.example_id, share)]
+    trained = bool(learnable) and not (config.adapt == "on_drift" and pairs and accuracy >= config.drift_accuracy)
+    reward = state.reward
+    if trained:
+        earlier = [g for g in state.groups if not is_held_out(g.example_id, share) and max(g.rewards) > min(g.rewards)]
+        replay = random.Random(seed).sample(earlier, min(config.buffer, len(earlier)))
+        reward, _ = run.engine.train(
+            run.system, state.reward, [*learnable, *replay], (), epochs=run.config.reward.adapt_epochs, seed=seed
+        )
+    run.folder.emit(
+        "adaptation",
+        components=list(components),
+        fresh_groups=len(fresh),
+        fresh_pairs=pairs,
+        pair_accuracy_before=accuracy,
+        trained=trained,
+        reward=reward,
+    )
+    run.progress.line(
+        f"  {'adapted' if trained else 'no drift'}: {len(fresh)} fresh groups, pair accuracy before {accuracy:.2f} "
+        f"({pairs} pairs)"
+    )
+    return dataclasses.replace(state, groups=groups, reward=reward, stale=stale)
+
+
+def _pair_accuracy(run: Run, reward: str, groups: Sequence[Group]) -> tuple[float, int]:
+    """Pooled pair accuracy on fresh groups, and the number of pairs; 0.5 without any."""
+    threshold = run.config.reward.loss.threshold
+    texts = [text_group(run.system, g.component, g.inputs, [c.outputs for c in g.candidates]) for g in groups]
+    scores = run.engine.scores(reward, texts)
+    counts = [count_pairs(s, g.rewards, threshold) for s, g in zip(scores, groups, strict=True)]
+    right, pairs = sum(c[0] for c in counts), sum(c[1] for c in counts)
+    return (right / pairs if pairs else 0.5), pairs

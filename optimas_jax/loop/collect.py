@@ -1,0 +1,184 @@
+"""Collect: candidate outputs per component and input, each with its Monte Carlo global reward (paper, section 4.1).
+
+The system is run once per example under the current configuration. Then, for every tunable component, candidates for
+its output on that example's own trajectory come from the current value, from hotter sampling, and from other values
+of its space; each is followed through the components that depend on it, with everything else kept, and scored by the
+global metric. Duplicates are run once. Groups whose candidates all score alike are kept (they are data too), but
+nothing is learned from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from optimas_jax.core.system import Job, System, gather, run_many
+from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
+from optimas_jax.core.values import Configuration, Grid, Models, Prompt, PromptSpace, Value, value_digest
+from optimas_jax.loop.progress import Progress
+from optimas_jax.search.choices import other_values
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """How groups are made.
+
+    Attributes:
+      samples: candidates sampled from the current value at ``temperature``.
+      temperature: of those samples.
+      rollouts: Monte Carlo runs of what follows, per candidate.
+      values: at most this many other values of a component's space, one candidate each.
+    """
+
+    samples: int = 3
+    temperature: float = 1.0
+    rollouts: int = 1
+    values: int = 3
+
+
+def collect(
+    system: System,
+    configuration: Configuration,
+    examples: Sequence[Example],
+    components: Sequence[str],
+    config: CollectConfig,
+    *,
+    seed: int,
+    concurrency: int,
+    progress: Progress,
+    propose_values: Callable[[str, Sequence[Group]], Sequence[Value]] = lambda name, groups: (),
+) -> tuple[list[Trace], list[Group]]:
+    """Runs the system and tries candidate outputs, in two rounds.
+
+    The first round tries the current value, hotter samples of it, and the values that grids and model choices list. In
+    the second round ``propose_values`` may name more values for a component, having seen what the first one found.
+
+    Returns:
+      The trace of every example, and the groups with at least two different candidates, in the order of components and
+      then of examples.
+    """
+    with progress.bar("base runs", len(examples)) as advance:
+        jobs = [Job(configuration, example, seed) for example in examples]
+        traces = run_many(system, jobs, concurrency=concurrency, on_done=advance)
+    places = [
+        (name, example, trace)
+        for name in components
+        for example, trace in zip(examples, traces, strict=True)
+        if name in trace.steps
+    ]
+    found: dict[_Place, dict[str, Candidate]] = {}
+    rounds = _Rounds(system, configuration, config, seed, concurrency, progress, found)
+    first: list[_Try] = []
+    for place in places:
+        name, value = place[0], configuration[place[0]]
+        first.append(_Try(*place, value, "current", None))
+        if isinstance(system.by_name[name].space, PromptSpace):
+            first += [_Try(*place, value, f"sampled:{i}", config.temperature) for i in range(config.samples)]
+        first += _tries_of_values(place, _listed_values(system, name, value), config, seed)
+    rounds.run("candidates", first)
+    proposed = {name: propose_values(name, _groups(found, places, name)) for name in components}
+    rounds.run("more candidates", [t for p in places for t in _tries_of_values(p, proposed[p[0]], config, seed)])
+    groups = [group for name in components for group in _groups(found, places, name)]
+    return traces, [group for group in groups if len(group.candidates) > 1]
+
+
+_Place = tuple[str, str]  # component, example id
+
+
+@dataclasses.dataclass(frozen=True)
+class _Try:
+    """One way to make a candidate output."""
+
+    component: str
+    example: Example
+    trace: Trace
+    value: Value
+    source: str
+    temperature: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rounds:
+    """Makes candidates and scores them; ``found`` collects them by place and by digest of the outputs."""
+
+    system: System
+    configuration: Configuration
+    config: CollectConfig
+    seed: int
+    concurrency: int
+    progress: Progress
+    found: dict[_Place, dict[str, Candidate]]
+
+    def run(self, label: str, tries: Sequence[_Try]) -> None:
+        if not tries:
+            return
+        with self.progress.bar(label, len(tries)) as advance:
+            calls = [functools.partial(self._outputs, one) for one in tries]
+            outputs = gather(calls, concurrency=self.concurrency, on_done=advance)
+        fresh: dict[tuple[_Place, str], tuple[_Try, Mapping]] = {}
+        for one, made in zip(tries, outputs, strict=True):
+            place, name = (one.component, one.example.id), digest(made)
+            if name in self.found.setdefault(place, {}):
+                continue
+            if made:
+                fresh.setdefault((place, name), (one, made))
+            else:  # the component failed: nothing follows, and the run gets the failure score
+                self.found[place][name] = Candidate(
+                    made, one.source, (self.system.failure_score,) * self.config.rollouts
+                )
+        jobs = [
+            Job(
+                self.configuration,
+                one.example,
+                self.seed if index == 0 else derive_seed(self.seed, "rollout", index),
+                self.system.kept(one.trace, one.component, made),
+            )
+            for one, made in fresh.values()
+            for index in range(self.config.rollouts)
+        ]
+        with self.progress.bar("rollouts", len(jobs)) as advance:
+            ends = run_many(self.system, jobs, concurrency=self.concurrency, on_done=advance)
+        count = self.config.rollouts
+        for index, ((place, name), (one, made)) in enumerate(fresh.items()):
+            rewards = tuple(end.score for end in ends[index * count : (index + 1) * count])
+            self.found[place][name] = Candidate(made, one.source, rewards)
+
+    async def _outputs(self, one: _Try) -> Mapping:
+        """The candidate's outputs; empty if the component failed, which is a candidate like any other."""
+        step = one.trace.steps[one.component]
+        if one.source == "current":
+            return step.outputs
+        seed = derive_seed(self.seed, one.source)
+        made = await self.system.run_component(
+            one.component, step.inputs, one.value, one.example, seed, one.temperature
+        )
+        return made.outputs
+
+
+def _groups(
+    found: Mapping[_Place, Mapping[str, Candidate]], places: Sequence[tuple[str, Example, Trace]], name: str
+) -> list[Group]:
+    """Groups of one component, in the order of the examples."""
+    return [
+        Group(name, example.id, trace.steps[name].inputs, tuple(found[name, example.id].values()))
+        for other, example, trace in places
+        if other == name and found.get((name, example.id))
+    ]
+
+
+def _listed_values(system: System, name: str, current: Value) -> list[Value]:
+    space = system.by_name[name].space
+    return other_values(space, current) if isinstance(space, Grid | Models) else []
+
+
+def _tries_of_values(
+    place: tuple[str, Example, Trace], values: Sequence[Value], config: CollectConfig, seed: int
+) -> list[_Try]:
+    """Up to ``config.values`` values, another choice for every example when there are more. A prompt whose
+    demonstrations include this very input is left out."""
+    name, example, trace = place
+    inputs = trace.steps[name].inputs
+    fair = [v for v in values if not (isinstance(v, Prompt) and any(demo.inputs == inputs for demo in v.demos))]
+    fair.sort(key=lambda value: derive_seed(seed, "other", example.id, value_digest(value)))
+    return [_Try(*place, value, f"value:{value_digest(value)}", None) for value in fair[: config.values]]

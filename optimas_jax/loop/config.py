@@ -1,0 +1,209 @@
+"""The configuration of a run: frozen dataclasses, each next to the code it configures, gathered here.
+
+``configs/*.py`` fill these in and hand them to ``ml_collections`` as plain data; ``from_dict`` turns the data back.
+Library code sees the dataclasses only. A field is declared once, where it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from optimas_jax.benchmarks.hotpotqa import DataConfig
+from optimas_jax.llm.component import LanguageModel
+from optimas_jax.loop.collect import CollectConfig
+from optimas_jax.loop.local_reward import RewardConfig
+from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.search.gate import GateConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemConfig:
+    """The system before optimisation.
+
+    Attributes:
+      language_model: answers for the LLM components.
+      k_grid: allowed numbers of retrieved passages.
+      k: number before optimisation.
+    """
+
+    language_model: LanguageModel
+    k_grid: tuple[int, ...] = (1, 5, 10, 25)
+    k: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizeConfig:
+    """The host loop (paper, Algorithm 1) and its ablations.
+
+    ``mode`` fills in every switch that is left empty: ``paper`` or ``improved`` (see ``loop.optimize.MODES``).
+
+    Attributes:
+      mode: bundle of switches.
+      components: names to tune, separated by commas; ``all`` for every one.
+      iterations: T.
+      inputs: fresh training examples per iteration, for adaptation and for ranking proposals.
+      pick: which component next: ``uniform``, ``gap`` or ``bandit``.
+      adapt: when local rewards are trained further: ``after_accept``, ``every``, ``on_drift`` or ``never``.
+      pairs: ``all`` ordered pairs of a group, or the ``two`` first candidates only.
+      instructions: OPRO proposals per iteration.
+      demo_sets: bootstrapped demonstration sets per iteration; 0 for instructions only.
+      demo_size: demonstrations of a set.
+      demo_min_reward: least global reward of a trajectory that demonstrations are taken from.
+      gate_top: this many proposals, best local reward first, may pay for the gate in an iteration.
+      gate: the gate.
+      buffer: groups of earlier rounds mixed into an adaptation.
+      drift_accuracy: ``on_drift`` adapts when pair accuracy on fresh groups is below this.
+    """
+
+    mode: Literal["paper", "improved"] = "improved"
+    components: str = "all"
+    iterations: int = 8
+    inputs: int = 20
+    pick: Literal["", "uniform", "gap", "bandit"] = ""
+    adapt: Literal["", "after_accept", "every", "on_drift", "never"] = ""
+    pairs: Literal["", "two", "all"] = ""
+    instructions: int = 3
+    demo_sets: int = 3
+    demo_size: int = 3
+    demo_min_reward: float = 0.5
+    gate_top: int = 2
+    gate: GateConfig = GateConfig()
+    buffer: int = 32
+    drift_accuracy: float = 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What the evaluate stage measures.
+
+    Attributes:
+      folder: a saved ``best/`` folder; empty for the run's own.
+      split: ``val`` or ``test``.
+      repeats: runs of every example, each with fresh sampling seeds.
+    """
+
+    folder: str = ""
+    split: Literal["val", "test"] = "test"
+    repeats: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class OfflineConfig:
+    """Which training examples the offline groups come from.
+
+    Attributes:
+      inputs: training examples, from the first on.
+      upstream_inputs: of those, how many are also used for components other than the last one, whose candidates cost
+        a run of everything behind them.
+      held_out: share of inputs that no local reward is trained on.
+    """
+
+    inputs: int = 50
+    upstream_inputs: int = 50
+    held_out: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on.
+
+    Attributes:
+      benchmark, variant: names, for the banner and results.
+      seed: names all randomness but that of the data.
+      concurrency: examples in flight; changes speed only.
+      mesh: devices; (0, 1) puts all of them along ``data``.
+      data, system, proposer, offline, collect, reward, optimize, evaluate: see the classes.
+    """
+
+    benchmark: str
+    variant: str
+    system: SystemConfig
+    proposer: LanguageModel
+    reward: RewardConfig
+    data: DataConfig
+    seed: int = 0
+    concurrency: int = 32
+    mesh: MeshConfig = MeshConfig()
+    offline: OfflineConfig = OfflineConfig()
+    collect: CollectConfig = CollectConfig()
+    optimize: OptimizeConfig = OptimizeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+T = typing.TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: says which field, the value seen and the values allowed."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain data of a dataclass, mappings copied."""
+    return {
+        field.name: to_dict(value)
+        if dataclasses.is_dataclass(value)
+        else dict(value)
+        if isinstance(value, Mapping)
+        else value
+        for field in dataclasses.fields(config)
+        for value in [getattr(config, field.name)]
+    }
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T:
+    """Builds a dataclass from nested plain data.
+
+    Raises:
+      ConfigError: for an unknown field, a missing one, or a value outside a ``Literal``.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - set(names))
+    if unknown:
+        raise ConfigError(f"{where} has no field {', '.join(unknown)}; it has {', '.join(names)}")
+    values = {}
+    for name, field in names.items():
+        if name not in data:
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"{where}.{name} is missing")
+            continue
+        values[name] = _convert(hints[name], data[name], f"{where}.{name}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{where} is {value!r}; allowed: {', '.join(map(repr, typing.get_args(hint)))}")
+        return value
+    if origin is tuple:
+        return tuple(value)
+    if origin in (Mapping, dict) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and not isinstance(value, hint):
+        raise ConfigError(f"{where} is {value!r}, expected {hint.__name__}")
+    return value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config") -> list[str]:
+    """``path: old -> new`` for every leaf that differs."""
+    lines = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after, path = old.get(key, "(absent)"), new.get(key, "(absent)"), f"{prefix}.{key}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, path)
+        elif before != after:
+            lines.append(f"{path}: {before!r} -> {after!r}")
+    return lines

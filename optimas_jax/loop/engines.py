@@ -1,0 +1,67 @@
+"""Models loaded at most once each, when first needed, and shared by whoever names the same spec."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from optimas_jax.loop.progress import Progress
+from optimas_jax.models.backbone import abstract_params, make_graph
+from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.lora import Params
+from optimas_jax.models.sampler import Sampler
+from optimas_jax.models.tokenizer import Tokenizer, load_tokenizer
+from optimas_jax.models.weights import cache_dir, load_config, load_params, resolve
+from optimas_jax.parallel.mesh import MeshConfig, make_mesh
+from optimas_jax.parallel.platform import Compute, default_compute
+from optimas_jax.parallel.sharding import shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A backbone on its devices, with its tokenizer."""
+
+    config: BackboneConfig
+    compute: Compute
+    mesh: Mesh
+    params: Params
+    tokenizer: Tokenizer
+
+
+class Engines:
+    """The models of one run."""
+
+    def __init__(self, mesh: MeshConfig, progress: Progress):
+        self._mesh_config, self._progress = mesh, progress
+        self._models: dict[str, LoadedModel] = {}
+        self._lock = threading.Lock()
+
+    def model(self, spec: str) -> LoadedModel:
+        """Loads ``spec`` (``models.weights``) on first use."""
+        with self._lock:
+            if spec not in self._models:
+                self._progress.line(f"loading {spec}")
+                use_compilation_cache(cache_dir() / "xla")
+                source = resolve(spec)
+                config, compute = load_config(source), default_compute()
+                mesh = make_mesh(self._mesh_config)
+                params = load_params(source, config, compute, shardings(abstract_params(config, compute), mesh))
+                self._models[spec] = LoadedModel(config, compute, mesh, params, load_tokenizer(source))
+            return self._models[spec]
+
+    def sampler(self, spec: str) -> Sampler:
+        """A sampling engine over ``spec``."""
+        model = self.model(spec)
+        graphdef = make_graph(model.config, model.compute)
+        return Sampler(graphdef, model.params, model.config, model.tokenizer, model.mesh)
+
+
+def use_compilation_cache(folder: Path) -> None:
+    """Keeps compiled programs on disk, so that the next process starts with them."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

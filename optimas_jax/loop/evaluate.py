@@ -1,0 +1,76 @@
+"""Evaluate: configurations side by side on the same examples and seeds."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.system import Job, run_many
+from optimas_jax.core.types import Example, Trace, derive_seed
+from optimas_jax.core.values import Configuration
+from optimas_jax.loop.run import Run
+from optimas_jax.search.gate import compare, mean_interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of one configuration.
+
+    Attributes:
+      traces: per repeat, in example order.
+    """
+
+    traces: tuple[tuple[Trace, ...], ...]
+
+    @property
+    def scores(self) -> list[float]:
+        """Mean over repeats of each example, in example order."""
+        return [statistics.fmean(trace.score for trace in traces) for traces in zip(*self.traces, strict=True)]
+
+    @property
+    def repeat_means(self) -> list[float]:
+        return [statistics.fmean(trace.score for trace in traces) for traces in self.traces]
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How runs ended, all repeats together; failures are part of the scores."""
+        return dict(collections.Counter(str(trace.outcome) for traces in self.traces for trace in traces))
+
+    def to_json(self) -> dict[str, Any]:
+        mean, ci95 = mean_interval(self.scores)
+        data: dict[str, Any] = {"mean": mean, "ci95": ci95, "scores": self.scores}
+        if len(self.traces) > 1:
+            data["repeats"] = self.repeat_means
+            data["spread"] = statistics.stdev(self.repeat_means)
+        return data
+
+
+def evaluate(
+    run: Run, configuration: Configuration, examples: Sequence[Example], repeats: int, label: str
+) -> Evaluation:
+    """Runs a configuration on all examples; repeat r has the same seeds for every configuration."""
+    seeds = [run.config.seed if r == 0 else derive_seed(run.config.seed, "repeat", r) for r in range(repeats)]
+    jobs = [Job(configuration, example, seed) for seed in seeds for example in examples]
+    with run.progress.bar(label, len(jobs)) as advance:
+        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
+    size = len(examples)
+    return Evaluation(tuple(tuple(traces[r * size : (r + 1) * size]) for r in range(repeats)))
+
+
+def gain(optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:
+    """Paired difference of two configurations."""
+    comparison = compare(optimized.scores, baseline.scores)
+    return {"mean": comparison.mean, "ci95": comparison.ci95, "p_positive": comparison.p_positive}
+
+
+def by_kind(examples: Sequence[Example], evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    """Mean scores per kind of example, where the benchmark has kinds."""
+    table: dict[str, dict[str, Any]] = {}
+    for kind in dict.fromkeys(example.kind for example in examples if example.kind):
+        places = [index for index, example in enumerate(examples) if example.kind == kind]
+        means = {name: statistics.fmean(e.scores[index] for index in places) for name, e in evaluations.items()}
+        table[kind] = {"n": len(places), **means}
+    return table

@@ -1,0 +1,132 @@
+"""Groups on disk, and the pairs of the published preference data sets, out and in.
+
+A folder of groups is a Hugging Face dataset with one row per group. ``preferences`` beside it holds the same data as
+the original project publishes it, one dataset per component with the columns ``context``, ``response_chosen``,
+``response_rejected``, ``score_chosen``, ``score_rejected``, ``variable_chosen`` and ``variable_rejected``
+(snap-stanford/optimas: optimas/collect/rollouts.py), so that either project trains on the other's data.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from optimas_jax.core.types import Candidate, Group, StopRun, freeze, thaw
+
+
+class GroupsError(StopRun):
+    """Groups that cannot be written or read."""
+
+
+def save_groups(path: Path, groups: Sequence[Group]) -> None:
+    """Writes ``path`` (one row per group) and ``path/preferences``; replaces what was there in one step.
+
+    Raises:
+      GroupsError: if the disk does not take it.
+    """
+    datasets.disable_progress_bars()
+    partial = path.with_name(path.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        datasets.Dataset.from_list([_group_to_row(group) for group in groups]).save_to_disk(str(partial))
+        pairs = {name: datasets.Dataset.from_list(rows) for name, rows in to_preferences(groups).items()}
+        if pairs:
+            datasets.DatasetDict(pairs).save_to_disk(str(partial / "preferences"))
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    except OSError as error:
+        raise GroupsError(
+            f"cannot write {path} ({error}). What was paid for is on the tape: make room and run the same command again"
+        ) from error
+
+
+def load_groups(path: Path) -> list[Group] | None:
+    """Groups of a folder, or None if there is none.
+
+    Raises:
+      GroupsError: if the folder is damaged.
+    """
+    if not path.is_dir():
+        return None
+    try:
+        return [_group_from_row(row) for row in datasets.Dataset.load_from_disk(str(path), keep_in_memory=True)]
+    except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
+        raise GroupsError(
+            f"{path} is damaged ({type(error).__name__}: {error}): delete it and run --stage=collect again"
+        ) from error
+
+
+def to_preferences(groups: Iterable[Group]) -> dict[str, list[dict[str, Any]]]:
+    """All ordered pairs with different rewards, by component, in the published columns."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        context = json.dumps({group.component: {"input": thaw(group.inputs)}}, ensure_ascii=False)
+        for better in group.candidates:
+            for worse in group.candidates:
+                if better.reward > worse.reward:
+                    rows.setdefault(group.component, []).append(
+                        {
+                            "context": context,
+                            "response_chosen": json.dumps(thaw(better.outputs), ensure_ascii=False),
+                            "response_rejected": json.dumps(thaw(worse.outputs), ensure_ascii=False),
+                            "score_chosen": better.reward,
+                            "score_rejected": worse.reward,
+                            "variable_chosen": json.dumps(better.source),
+                            "variable_rejected": json.dumps(worse.source),
+                        }
+                    )
+    return rows
+
+
+def from_preferences(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Group]:
+    """Groups from published pairs: the responses to one context become candidates, one for each different response.
+
+    Raises:
+      ValueError: for a row that lacks a column or whose context does not have the component's input.
+    """
+    groups = []
+    for component, rows in pairs.items():
+        found: dict[str, dict[str, Candidate]] = {}
+        for number, row in enumerate(rows):
+            try:
+                inputs = json.loads(row["context"])[component]["input"]
+                candidates = found.setdefault(json.dumps(inputs, sort_keys=True), {})
+                for side in ("chosen", "rejected"):
+                    outputs = row[f"response_{side}"]
+                    source = f"variable:{row[f'variable_{side}']}"
+                    candidates.setdefault(
+                        outputs, Candidate(freeze(json.loads(outputs)), source, (float(row[f"score_{side}"]),))
+                    )
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"row {number} of {component!r} is not a preference pair ({type(error).__name__}: {error})"
+                ) from error
+        for number, (inputs, candidates) in enumerate(found.items()):
+            name = f"{component}-{number}"
+            groups.append(Group(component, name, freeze(json.loads(inputs)), tuple(candidates.values())))
+    return groups
+
+
+def _group_to_row(group: Group) -> dict[str, Any]:
+    """Inputs and outputs are JSON texts, because components' fields differ."""
+    return {
+        "component": group.component,
+        "example_id": group.example_id,
+        "inputs": json.dumps(thaw(group.inputs), ensure_ascii=False),
+        "outputs": [json.dumps(thaw(c.outputs), ensure_ascii=False) for c in group.candidates],
+        "sources": [c.source for c in group.candidates],
+        "rewards": [list(c.rewards) for c in group.candidates],
+    }
+
+
+def _group_from_row(row: Mapping[str, Any]) -> Group:
+    candidates = tuple(
+        Candidate(freeze(json.loads(outputs)), source, tuple(rewards))
+        for outputs, source, rewards in zip(row["outputs"], row["sources"], row["rewards"], strict=True)
+    )
+    return Group(row["component"], row["example_id"], freeze(json.loads(row["inputs"])), candidates)

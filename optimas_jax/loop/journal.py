@@ -1,0 +1,131 @@
+"""The run folder: its configuration, an append-only journal, results. Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.core.types import StopRun, thaw
+from optimas_jax.core.values import Configuration
+from optimas_jax.loop.config import RunConfig, differences, to_dict
+
+_FREE = ("concurrency", "evaluate")  # fields that may differ from run to run in one folder
+
+
+class FolderError(StopRun):
+    """A run folder that cannot be used; says why and what to do."""
+
+
+class RunFolder:
+    """Everything a run leaves on disk."""
+
+    def __init__(self, workdir: Path, config: RunConfig):
+        """Creates the folder, or checks that it belongs to the same configuration.
+
+        Raises:
+          FolderError: if it belongs to another one (names every field that differs) or cannot be written.
+        """
+        self.path = workdir.resolve()
+        plain = json.loads(json.dumps(to_dict(config)))
+        file = self.path / "config.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if file.is_file():
+                self._check(json.loads(file.read_text(encoding="utf-8")), plain)
+            else:
+                self.write("config.json", plain)
+        except json.JSONDecodeError as error:
+            raise FolderError(f"{file} is damaged ({error}): use another --workdir") from error
+        except OSError as error:
+            raise FolderError(f"cannot write to {self.path} ({error})") from error
+        self._events = self._read_events()
+        self._cursor = 0
+
+    def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        for name in _FREE:
+            old.pop(name, None)
+            new.pop(name, None)
+        changed = differences(old, new)
+        if changed:
+            raise FolderError(
+                f"{self.path} belongs to another configuration:\n  "
+                + "\n  ".join(changed)
+                + "\nUse another --workdir, or "
+                "the same configuration to resume"
+            )
+
+    def write(self, name: str, data: Any) -> None:
+        """Writes JSON in one step: a reader sees the old file or the new one, never a part."""
+        path = self.path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise FolderError(
+                f"cannot write {path} ({error}). What was paid for is on the tape: make room and run the same command "
+                "again"
+            ) from error
+
+    def read(self, name: str) -> Any | None:
+        """JSON written before, or None."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _read_events(self) -> list[dict[str, Any]]:
+        path = self.path / "journal.jsonl"
+        if not path.is_file():
+            return []
+        events = []
+        text = path.read_text(encoding="utf-8")
+        for line in text.splitlines():
+            try:
+                events.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # the line that a killed process left half-written
+        if len(events) < len(text.splitlines()) or (text and not text.endswith("\n")):
+            whole = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
+            path.with_suffix(".partial").write_text(whole, encoding="utf-8")
+            path.with_suffix(".partial").replace(path)
+        return events
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Appends one event. A resumed run passes its old events again: those are recognised, not written twice."""
+        entry = json.loads(json.dumps({"event": event, **thaw(fields)}, ensure_ascii=False))
+        if self._cursor < len(self._events):
+            known = {key: value for key, value in self._events[self._cursor].items() if key != "time"}
+            if known == entry:
+                self._cursor += 1
+                return
+            self._cursor = len(self._events)  # another stage, or a changed program: go on behind what is there
+        try:
+            with (self.path / "journal.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**entry, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FolderError(f"cannot write the journal in {self.path} ({error})") from error
+
+    def save_best(self, configuration: Configuration, info: Mapping[str, Any]) -> None:
+        """Writes the portable result: ``best/configuration.json``."""
+        self.write("best/configuration.json", {"configuration": configuration.to_json(), **info})
+
+
+def load_best(folder: Path) -> Configuration:
+    """Reads a ``best/`` folder.
+
+    Raises:
+      FolderError: if there is none, or it is damaged.
+    """
+    path = folder / "configuration.json"
+    try:
+        return Configuration.from_json(json.loads(path.read_text(encoding="utf-8"))["configuration"])
+    except FileNotFoundError as error:
+        raise FolderError(f"no {path}: --stage=optimize makes it") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise FolderError(f"{path} is not a saved configuration ({type(error).__name__}: {error})") from error

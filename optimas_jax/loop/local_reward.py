@@ -1,0 +1,279 @@
+"""Local reward functions from the host's side: text to packed rows, training calls, memoised scores.
+
+A ``RewardEngine`` owns the device side. A *local reward* itself is only a name, the digest of the training call that
+made it: scores are kept on the tape under that name and checkpoints under the same, so a resumed run neither trains
+nor scores anything twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from optimas_jax.core.render import render_reward_candidate, render_reward_prefix
+from optimas_jax.core.system import System
+from optimas_jax.core.types import Group, digest
+from optimas_jax.learn.checkpoint import CheckpointStore
+from optimas_jax.learn.groups import PackedRows, RowShape, TokenGroup, batches
+from optimas_jax.learn.reward_model import LossConfig, RewardFunctions, make_reward_functions
+from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
+from optimas_jax.llm.tape import Tape
+from optimas_jax.loop.engines import Engines, LoadedModel
+from optimas_jax.loop.progress import Progress
+from optimas_jax.models.lora import LoraConfig, Params, merge_lora
+from optimas_jax.parallel.mesh import DATA
+from optimas_jax.parallel.sharding import place_rows, replicate
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """The reward model and its training.
+
+    Attributes:
+      model: spec of the backbone.
+      lora, loss, rows: see ``models.lora``, ``learn.reward_model``, ``learn.groups``.
+      learning_rate: peak.
+      epochs: at most, over the offline groups.
+      adapt_epochs: over fresh groups and the replay buffer.
+      patience: stop after this many epochs without a better held-out pair accuracy.
+    """
+
+    model: str
+    lora: LoraConfig = LoraConfig()
+    loss: LossConfig = LossConfig()
+    rows: RowShape = RowShape()
+    learning_rate: float = 3e-4
+    epochs: int = 4
+    adapt_epochs: int = 1
+    patience: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TextGroup:
+    """What a local reward function reads: one prefix and M candidates."""
+
+    component: str
+    prefix: str
+    candidates: tuple[str, ...]
+
+
+def text_group(
+    system: System, component: str, inputs: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]]
+) -> TextGroup:
+    """Renders an input of a component and candidate outputs."""
+    node = system.by_name[component]
+    prefix = render_reward_prefix(node.description, inputs, node.inputs)
+    return TextGroup(component, prefix, tuple(render_reward_candidate(made, node.outputs) for made in outputs))
+
+
+class RewardEngine:
+    """Trains and evaluates local reward functions of one system."""
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        components: Sequence[str],
+        engines: Engines,
+        tape: Tape,
+        checkpoints: CheckpointStore,
+        progress: Progress,
+    ):
+        """``components``: the tunable ones; their order numbers the heads."""
+        self.config = config
+        self._components = tuple(components)
+        self._engines, self._tape, self._checkpoints, self._progress = engines, tape, checkpoints, progress
+        self._active: tuple[str, Params, Params] | None = None  # name, merged params, head
+
+    @cached_property
+    def _model(self) -> LoadedModel:
+        return self._engines.model(self.config.model)
+
+    @cached_property
+    def _functions(self) -> RewardFunctions:
+        model = self._model
+        return make_reward_functions(model.config, model.compute, self.config.lora, self.config.loss, make_optimizer())
+
+    @cached_property
+    def _shape(self) -> RowShape:
+        """Shape of the whole batch."""
+        rows = self.config.rows
+        return dataclasses.replace(rows, rows=rows.rows * self._model.mesh.shape[DATA])
+
+    def _place(self, rows: PackedRows) -> dict[str, Any]:
+        return place_rows(rows.arrays(), self._model.mesh, ("input_ids", "positions", "branches", "trunks"))
+
+    def _token_group(self, group: TextGroup, rewards: Sequence[float] | None = None) -> TokenGroup:
+        """Prefix and candidates are tokenised apart, so that packed and single layouts have the same ids."""
+        tokenizer = self._model.tokenizer
+        ends = tuple(tokenizer.eos_ids[:1])
+        candidates = tuple((*tokenizer.encode(text), *ends) for text in group.candidates)
+        return TokenGroup(
+            prefix_ids=tuple(tokenizer.encode(group.prefix)),
+            candidate_ids=candidates,
+            rewards=tuple(rewards) if rewards is not None else (0.0,) * len(candidates),
+            component=self._components.index(group.component),
+        )
+
+    def scores(self, name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
+        """Local rewards of every candidate under the local reward called ``name``."""
+        return self._memoised("score", name, groups)
+
+    def logliks(self, groups: Sequence[TextGroup]) -> list[list[float]]:
+        """Log-probability of every candidate under the untrained backbone."""
+        return self._memoised("loglik", self.config.model, groups)
+
+    def _memoised(self, kind: str, name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
+        keys = [[digest(kind, name, g.component, g.prefix, text) for text in g.candidates] for g in groups]
+        known = self._tape.get_scores([key for row in keys for key in row])
+        # Groups are laid out whole and in order, known or not: what a score is must not depend on what was known.
+        missing = [index for index, row in enumerate(keys) if any(key not in known for key in row)]
+        if missing:
+            tokens = [self._token_group(groups[index]) for index in range(len(groups))]
+            laid_out = batches(tokens, self._shape, pad_id=self._model.tokenizer.pad_id)
+            wanted = [(members, rows) for members, rows in laid_out if set(members) & set(missing)]
+            with self._progress.bar(f"local {kind}s", len(wanted)) as advance:
+                for members, rows in wanted:
+                    values = np.asarray(self._evaluate(kind, name, self._place(rows)))
+                    fresh = {
+                        key: float(value)
+                        for place, index in enumerate(members)
+                        for key, value in zip(keys[index], values[place], strict=False)
+                    }
+                    self._tape.put_scores(fresh)
+                    known.update(fresh)
+                    advance()
+        return [[known[key] for key in row] for row in keys]
+
+    def _evaluate(self, kind: str, name: str, rows: dict[str, np.ndarray]) -> jax.Array:
+        if kind == "loglik":
+            return self._functions.loglik(self._model.params, rows)
+        params, head = self._activate(name)
+        return self._functions.score(params, head, rows)
+
+    def _activate(self, name: str) -> tuple[Params, Params]:
+        """The weights behind a local reward, adapters merged; the last one used stays loaded."""
+        if self._active is None or self._active[0] != name:
+            trainable = replicate(self._checkpoints.load(name, self._fresh(0)), self._model.mesh)
+            merged = merge_lora(self._model.params, trainable["lora"], self.config.lora.scale)
+            self._active = (name, merged, trainable["head"])
+        return self._active[1], self._active[2]
+
+    def _fresh(self, seed: int) -> Params:
+        return init_trainable(self._model.config, self.config.lora, len(self._components), jax.random.key(seed))
+
+    def train(
+        self,
+        system: System,
+        parent: str | None,
+        train: Sequence[Group],
+        held_out: Sequence[Group],
+        *,
+        epochs: int,
+        seed: int,
+    ) -> tuple[str, dict[str, Any]]:
+        """One training call: from ``parent`` (None: from fresh adapters and heads) on ``train``.
+
+        Held-out groups decide when to stop and which epoch is kept; without any, the last epoch is kept.
+
+        Returns:
+          The name of the new local reward, and what happened: loss and pair accuracies per epoch.
+        """
+        config = dataclasses.asdict(self.config)
+        data = [[_group_digest(group) for group in part] for part in (train, held_out)]
+        name = digest("train", config, self._components, parent, data, epochs, seed)
+        metadata = self._checkpoints.metadata(name)
+        if metadata is None:
+            trainable, history = self._train(system, parent, train, held_out, epochs, seed)
+            metadata = {"parent": parent, "seed": seed, "groups": len(train), "history": history}
+            self._checkpoints.save(name, trainable, metadata)
+        return name, metadata
+
+    def _train(
+        self,
+        system: System,
+        parent: str | None,
+        train: Sequence[Group],
+        held_out: Sequence[Group],
+        epochs: int,
+        seed: int,
+    ) -> tuple[Params, list[dict[str, float]]]:
+        rng = np.random.default_rng(seed)
+        trainable = self._fresh(seed) if parent is None else self._checkpoints.load(parent, self._fresh(0))
+        pad_id = self._model.tokenizer.pad_id
+        learnable = [self._tokens(system, g) for g in train if _has_pairs(g, self.config.loss.threshold)]
+        evaluated = [self._tokens(system, g) for g in held_out if _has_pairs(g, self.config.loss.threshold)]
+        if not learnable:
+            return trainable, []
+        per_epoch = len(batches(learnable, self._shape, pad_id=pad_id, rng=np.random.default_rng(seed)))
+        state = replicate(init_state(trainable, make_optimizer()), self._model.mesh)
+        best, best_accuracy, since_best, history, step = jax.device_get(trainable), -1.0, 0, [], 0
+        with self._progress.bar("training steps", per_epoch * epochs) as advance:
+            for epoch in range(epochs):
+                metrics = []
+                for _, rows in batches(learnable, self._shape, pad_id=pad_id, rng=rng):
+                    rate = learning_rate(step, per_epoch * epochs, self.config.learning_rate)
+                    step += 1
+                    state, step_metrics = self._functions.train_step(state, self._model.params, self._place(rows), rate)
+                    metrics.append(step_metrics)
+                    advance()
+                row = _divide(jax.device_get(metrics))
+                if not np.isfinite(row["loss"]):
+                    raise FloatingPointError(f"the loss became {row['loss']} in epoch {epoch}: lower learning_rate")
+                row["held_out_pair_accuracy"] = self._pair_accuracy(state.trainable, evaluated)
+                history.append(row)
+                if row["held_out_pair_accuracy"] > best_accuracy or not evaluated:
+                    best, best_accuracy, since_best = jax.device_get(state.trainable), row["held_out_pair_accuracy"], 0
+                else:
+                    since_best += 1
+                if since_best >= self.config.patience:
+                    break
+        return best, history
+
+    def _tokens(self, system: System, group: Group) -> TokenGroup:
+        text = text_group(system, group.component, group.inputs, [c.outputs for c in group.candidates])
+        return self._token_group(text, group.rewards)
+
+    def _pair_accuracy(self, trainable: Params, groups: Sequence[TokenGroup]) -> float:
+        """Share of held-out pairs in the right order; 0.5 without any pair."""
+        params = merge_lora(self._model.params, trainable["lora"], self.config.lora.scale)
+        right = total = 0.0
+        for members, rows in batches(groups, self._shape, pad_id=self._model.tokenizer.pad_id):
+            scores = np.asarray(self._functions.score(params, trainable["head"], self._place(rows)))
+            for place, index in enumerate(members):
+                hits, pairs = count_pairs(scores[place], groups[index].rewards, self.config.loss.threshold)
+                right, total = right + hits, total + pairs
+        return right / total if total else 0.5
+
+
+def count_pairs(scores: Sequence[float], rewards: Sequence[float], threshold: float) -> tuple[float, int]:
+    """How many ordered pairs the scores order alike (equal scores count half), and how many there are."""
+    right, pairs = 0.0, 0
+    for i, better in enumerate(rewards):
+        for j, worse in enumerate(rewards):
+            if better - worse > threshold:
+                pairs += 1
+                right += 1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
+    return right, pairs
+
+
+def _has_pairs(group: Group, threshold: float) -> bool:
+    return max(group.rewards) - min(group.rewards) > threshold
+
+
+def _group_digest(group: Group) -> str:
+    candidates = [[candidate.outputs, candidate.rewards] for candidate in group.candidates]
+    return digest(group.component, group.example_id, group.inputs, candidates)
+
+
+def _divide(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """Adds up (sum, count) pairs over steps and divides once."""
+    names = metrics[0]
+    totals = {
+        name: (sum(float(m[name][0]) for m in metrics), sum(float(m[name][1]) for m in metrics)) for name in names
+    }
+    return {name: value / max(count, 1e-9) for name, (value, count) in totals.items()}

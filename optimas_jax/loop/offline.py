@@ -1,0 +1,71 @@
+"""The offline stages: groups under the default configuration, and the first local reward (paper, section 4.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optimas_jax.core.types import Group, derive_seed
+from optimas_jax.core.values import Configuration, Prompt, PromptSpace, Value
+from optimas_jax.loop.alignment import is_held_out
+from optimas_jax.loop.collect import collect
+from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.run import Run
+from optimas_jax.search.demos import demo_pool, propose_demos
+
+
+def collect_offline(run: Run, config: OptimizeConfig) -> list[Group]:
+    """Groups of all tunable components under the default configuration."""
+    configuration = run.system.default_configuration()
+    train = run.splits["train"][: run.config.offline.inputs]
+    last = [name for name in run.system.tunable if not set(run.system.descendants(name)) & set(run.system.tunable)]
+    upstream = [name for name in run.system.tunable if name not in last]
+    groups: list[Group] = []
+    for components, count in ((last, len(train)), (upstream, run.config.offline.upstream_inputs)):
+        groups += collect(
+            run.system,
+            configuration,
+            train[:count],
+            components,
+            run.config.collect,
+            seed=run.config.seed,
+            concurrency=run.config.concurrency,
+            progress=run.progress,
+            propose_values=demo_values(run, configuration, config),
+        )[1]
+    return select_pairs(groups, config.pairs)
+
+
+def demo_values(
+    run: Run, configuration: Configuration, config: OptimizeConfig
+) -> Callable[[str, Sequence[Group]], list[Value]]:
+    """Other values of a prompt space to try while collecting: the current instruction with demonstrations
+    bootstrapped from the candidates found so far."""
+
+    def propose(name: str, groups: Sequence[Group]) -> list[Value]:
+        space, current = run.system.by_name[name].space, configuration[name]
+        if not isinstance(space, PromptSpace) or not isinstance(current, Prompt) or not config.demo_sets:
+            return []
+        pool = demo_pool(groups, min_reward=config.demo_min_reward)
+        rng = random.Random(derive_seed(run.config.seed, "collect", name, configuration.digest))
+        size = min(config.demo_size, space.max_demos)
+        return list(propose_demos(pool, current, size=size, count=config.demo_sets, rng=rng))
+
+    return propose
+
+
+def select_pairs(groups: Sequence[Group], pairs: str) -> list[Group]:
+    """Groups as they are (``all``), or cut to two candidates, as the paper samples (``two``)."""
+    if pairs == "all":
+        return list(groups)
+    return [dataclasses.replace(group, candidates=group.candidates[:2]) for group in groups]
+
+
+def train_offline(run: Run, groups: Sequence[Group]) -> tuple[str, dict[str, Any]]:
+    """The first local reward, trained on inputs that are not held out."""
+    share = run.config.offline.held_out
+    train = [group for group in groups if not is_held_out(group.example_id, share)]
+    held_out = [group for group in groups if is_held_out(group.example_id, share)]
+    return run.engine.train(run.system, None, train, held_out, epochs=run.config.reward.epochs, seed=run.config.seed)

@@ -1,0 +1,92 @@
+"""What a run consists of: built once from its configuration, handed to every stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from optimas_jax.benchmarks import hotpotqa
+from optimas_jax.core.system import System
+from optimas_jax.core.types import Example
+from optimas_jax.learn.checkpoint import CheckpointStore
+from optimas_jax.llm.ledger import Ledger
+from optimas_jax.llm.local import LocalCompleter
+from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.loop.config import ConfigError, RunConfig
+from optimas_jax.loop.engines import Engines
+from optimas_jax.loop.journal import RunFolder
+from optimas_jax.loop.local_reward import RewardEngine
+from optimas_jax.loop.progress import Progress
+
+BENCHMARKS = {"hotpotqa": hotpotqa}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run.
+
+    Attributes:
+      config: its configuration.
+      folder: where it leaves its files.
+      system: with its requests going to the tape.
+      completer: the same completer, for proposers.
+      splits: examples by split.
+      engine: trains and evaluates local rewards.
+      tape, ledger, progress: see their classes.
+      components: names that may be tuned, in the system's order.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    system: System
+    completer: TapedCompleter
+    splits: dict[str, tuple[Example, ...]]
+    engine: RewardEngine
+    tape: Tape
+    ledger: Ledger
+    progress: Progress
+    components: tuple[str, ...]
+
+
+def build_run(config: RunConfig, workdir: Path, progress: Progress) -> Run:
+    """Checks the configuration, reads the data, and puts the parts together. Loads no model."""
+    if config.benchmark not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {config.benchmark!r}; known: {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[config.benchmark]
+    data = benchmark.load(config.data)
+    settings = config.system
+    bare = benchmark.build(data.articles, settings.language_model, settings.k_grid, settings.k)
+    components = _chosen_components(bare, config.optimize.components)
+    folder = RunFolder(workdir, config)
+    tape, ledger = Tape(folder.path / "tape.sqlite"), Ledger()
+    engines = Engines(config.mesh, progress)
+    model = settings.language_model.model
+    if config.proposer.model != model:
+        raise ConfigError(f"config.proposer.model is {config.proposer.model!r}; the local engine serves {model!r} only")
+    completer = TapedCompleter(tape, ledger, LocalCompleter(model, lambda: engines.sampler(model)))
+    return Run(
+        config=config,
+        folder=folder,
+        system=bare.using(completer),
+        completer=completer,
+        splits=dict(data.splits),
+        engine=RewardEngine(
+            config.reward, bare.tunable, engines, tape, CheckpointStore(folder.path / "checkpoints"), progress
+        ),
+        tape=tape,
+        ledger=ledger,
+        progress=progress,
+        components=components,
+    )
+
+
+def _chosen_components(system: System, names: str) -> tuple[str, ...]:
+    if names == "all":
+        return system.tunable
+    chosen = [name.strip() for name in names.split(",")]
+    unknown = [name for name in chosen if name not in system.tunable]
+    if unknown:
+        raise ConfigError(
+            f"config.optimize.components names {', '.join(map(repr, unknown))}; tunable are {', '.join(system.tunable)}"
+        )
+    return tuple(name for name in system.tunable if name in chosen)

@@ -1,0 +1,152 @@
+"""The stages of a run, in order, each of which can be run alone on the same folder: collect, train, optimize, evaluate.
+
+Nothing is handed from stage to stage in memory: a stage reads what the one before left in the run folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.core.types import StopRun
+from optimas_jax.loop.alignment import is_held_out, measure_alignment
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.evaluate import by_kind, evaluate, gain
+from optimas_jax.loop.groups import load_groups, save_groups
+from optimas_jax.loop.journal import load_best
+from optimas_jax.loop.offline import collect_offline, train_offline
+from optimas_jax.loop.optimize import optimize, resolve_mode
+from optimas_jax.loop.progress import Progress
+from optimas_jax.loop.report import alignment_table, ledger_table, result_table, write_html, write_tensorboard
+from optimas_jax.loop.run import BENCHMARKS, Run, build_run
+
+STAGES = ("collect", "train", "optimize", "evaluate")
+
+
+class MissingStage(StopRun):
+    """A stage was asked for whose input is not there yet."""
+
+
+def run_stages(config: RunConfig, workdir: Path, stage: str = "all", progress: Progress | None = None) -> None:
+    """Runs one stage, or all of them; the same call on the same folder resumes.
+
+    Raises:
+      ValueError: for an unknown stage.
+      StopRun: with a message for the user; what was paid for is kept.
+    """
+    if stage not in ("all", *STAGES):
+        raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join(STAGES)}")
+    started = time.monotonic()
+    progress = progress or Progress()
+    run = build_run(config, workdir, progress)
+    sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.splits.items())
+    progress.line(f"[bold]{config.benchmark}:{config.variant}[/bold], seed {config.seed}, {sizes}; {run.folder.path}")
+    actions = {"collect": _collect, "train": _train, "optimize": _optimize, "evaluate": _evaluate}
+    try:
+        for name in STAGES if stage == "all" else (stage,):
+            progress.line(f"[bold cyan]{name}[/bold cyan]")
+            with run.ledger.phase(name):
+                if name == "evaluate":
+                    _evaluate(run, started)
+                else:
+                    actions[name](run)
+    finally:
+        run.tape.close()
+
+
+def _collect(run: Run) -> None:
+    groups = collect_offline(run, resolve_mode(run.config.optimize))
+    save_groups(run.folder.path / "groups" / "offline", groups)
+    for name in run.system.tunable:
+        own = [group for group in groups if group.component == name]
+        informative = sum(max(group.rewards) > min(group.rewards) for group in own)
+        run.folder.emit("groups", component=name, groups=len(own), informative=informative)
+        run.progress.line(f"  {name}: {len(own)} groups, {informative} with different rewards")
+
+
+def _offline_groups(run: Run) -> list:
+    groups = load_groups(run.folder.path / "groups" / "offline")
+    if groups is None:
+        raise MissingStage(f"no groups in {run.folder.path}: --stage=collect makes them")
+    return groups
+
+
+def _train(run: Run) -> None:
+    name, metadata = train_offline(run, _offline_groups(run))
+    run.folder.write("reward.json", {"name": name, "history": metadata["history"]})
+    for epoch, row in enumerate(metadata["history"]):
+        run.folder.emit("epoch", epoch=epoch, **row)
+        run.progress.line(f"  epoch {epoch + 1}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
+
+
+def _optimize(run: Run) -> None:
+    reward = run.folder.read("reward.json")
+    if reward is None:
+        raise MissingStage(f"no local reward in {run.folder.path}: --stage=train makes it")
+    state = optimize(run, reward["name"], _offline_groups(run))
+    share = run.config.offline.held_out
+    held_out = [group for group in state.groups if is_held_out(group.example_id, share)]
+    alignment = {
+        name: {**dataclasses.asdict(row), "controls": {"shorter": row.shorter, "loglik": row.loglik}}
+        for name, row in measure_alignment(run.engine, state.reward, run.system, held_out).items()
+    }
+    for row in alignment.values():
+        del row["shorter"], row["loglik"]
+    run.folder.emit("alignment", reward=state.reward, alignment=alignment)
+    val_score = sum(trace.score for trace in state.val_traces) / len(state.val_traces)
+    run.folder.save_best(state.configuration, {"val_score": val_score, "accepted": list(state.accepted)})
+    run.folder.write(
+        "optimized.json", {"reward": state.reward, "alignment": alignment, "accepted": list(state.accepted)}
+    )
+
+
+def _evaluate(run: Run, started: float) -> None:
+    settings = run.config.evaluate
+    configuration = load_best(Path(settings.folder) if settings.folder else run.folder.path / "best")
+    run.system.check(configuration)
+    examples = run.splits[settings.split]
+    baseline = evaluate(run, run.system.default_configuration(), examples, settings.repeats, "baseline")
+    optimized = evaluate(run, configuration, examples, settings.repeats, "optimized")
+    optimization = run.folder.read("optimized.json") or {"alignment": {}, "accepted": []}
+    benchmark = BENCHMARKS[run.config.benchmark]
+    results: dict[str, Any] = {
+        "benchmark": run.config.benchmark,
+        "variant": run.config.variant,
+        "seed": run.config.seed,
+        "split": settings.split,
+        "n": len(examples),
+        "metric": benchmark.METRIC,
+        "chance": benchmark.CHANCE,
+        "baseline": baseline.to_json(),
+        "optimized": optimized.to_json(),
+        "gain": gain(optimized, baseline),
+        "by_kind": by_kind(examples, {"baseline": baseline, "optimized": optimized}),
+        "outcomes": optimized.outcomes,
+        "alignment": optimization["alignment"],
+        "accepted": optimization["accepted"],
+        "ledger": run.ledger.to_json(),
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "versions": _versions(),
+    }
+    run.folder.emit("evaluation", split=settings.split, n=len(examples), gain=results["gain"])
+    history = (run.folder.read("reward.json") or {"history": []})["history"]
+    run.folder.write("results.json", results)
+    write_tensorboard(run.folder.path / "tensorboard", results, history)
+    write_html(run.folder.path / "report.html", results)
+    for table in (alignment_table(results["alignment"]), ledger_table(results["ledger"]), result_table(results)):
+        run.progress.console.print(table)
+    run.progress.line(
+        f"{results['wall_seconds']:.0f} s, {results['peak_rss_mb']} MB at most, "
+        f"{run.ledger.paid_calls} completions paid for now; {run.folder.path / 'results.json'}"
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "transformers", "tokenizers", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -1,0 +1,274 @@
+"""Decoder-only transformer: Llama (with 3.1's RoPE scaling), Qwen2 / 2.5 (q/k/v bias) and Qwen3 (q/k norm).
+
+The network is *defined* with Flax NNX and *used* as a graph definition plus a plain nested dict of arrays::
+
+    graphdef = make_graph(config, compute)            # static and hashable
+    params = init_params(config, key)                 # or models.weights.load(...)
+    hidden = forward(graphdef, params, input_ids, positions, segments)
+
+so that every step is a pure function of arrays. Layers are kept apart, not stacked: decoding reads each weight once
+per token and must not copy it out of a stack first.
+
+Parameter names: ``embed``, ``layers/<i>/{attn_norm,q,k,v,o,q_norm,k_norm,mlp_norm,gate,up,down}``, ``final_norm``,
+``lm_head`` (absent when tied). Kernels are [in, out].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from optimas_jax.models.attention import Segments, attention, decode_attention
+from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, lora_linear
+from optimas_jax.parallel.platform import Compute
+
+Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: keys [B, K, H, S] and values [B, K, S, H]
+
+
+class Linear(nnx.Module):
+    """``x W (+ b)``, with an optional low-rank adapter."""
+
+    def __init__(self, name: str, fan_in: int, fan_out: int, *, bias: bool, lora: LoraConfig | None, merge_lora: bool):
+        self.kernel = nnx.Param(jnp.zeros((fan_in, fan_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((fan_out,), jnp.float32)) if bias else None
+        self.merge_lora = merge_lora
+        self.scale = None
+        if lora is not None and name in lora.targets:
+            self.scale = lora.scale
+            self.lora_a = nnx.LoRAParam(jnp.zeros((fan_in, lora.rank), jnp.float32))
+            self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, fan_out), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.scale is None:
+            y = x @ self.kernel[...]
+        else:
+            y = lora_linear(
+                x, self.kernel[...], self.lora_a[...], self.lora_b[...], scale=self.scale, merge=self.merge_lora
+            )
+        return y if self.bias is None else y + self.bias[...]
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm in float32, result in the input's dtype."""
+
+    def __init__(self, dim: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and gated MLP."""
+
+    def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None):
+        def linear(name: str, fan_in: int, fan_out: int, bias: bool = False) -> Linear:
+            return Linear(name, fan_in, fan_out, bias=bias, lora=lora, merge_lora=compute.merge_lora)
+
+        dim, head = config.embed_dim, config.head_dim
+        q_dim, kv_dim = config.num_heads * head, config.num_kv_heads * head
+        self.attn_norm = RMSNorm(dim, config.norm_eps)
+        self.q = linear("q", dim, q_dim, config.qkv_bias)
+        self.k = linear("k", dim, kv_dim, config.qkv_bias)
+        self.v = linear("v", dim, kv_dim, config.qkv_bias)
+        self.o = linear("o", q_dim, dim)
+        self.q_norm = RMSNorm(head, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(head, config.norm_eps) if config.qk_norm else None
+        self.mlp_norm = RMSNorm(dim, config.norm_eps)
+        self.gate = linear("gate", dim, config.mlp_dim)
+        self.up = linear("up", dim, config.mlp_dim)
+        self.down = linear("down", config.mlp_dim, dim)
+        self.config = config
+        self.implementation = compute.attention
+
+    def _qkv(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[..., D] -> rotated q [..., N, H], rotated k [..., K, H], v [..., K, H]."""
+        head = self.config.head_dim
+        q = self.q(x).reshape(*x.shape[:-1], self.config.num_heads, head)
+        k = self.k(x).reshape(*x.shape[:-1], self.config.num_kv_heads, head)
+        v = self.v(x).reshape(*x.shape[:-1], self.config.num_kv_heads, head)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, *rotation), rotate(k, *rotation), v
+
+    def _mlp(self, x: jax.Array) -> jax.Array:
+        h = self.mlp_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+
+    def __call__(self, x, rotation, segments):
+        """x [B, T, D] -> x [B, T, D], keys and values [B, T, K, H]."""
+        q, k, v = self._qkv(self.attn_norm(x), rotation)
+        mixed = attention(q, k, v, segments, implementation=self.implementation)
+        x = x + self.o(mixed.reshape(*x.shape[:-1], -1))
+        return self._mlp(x), k, v
+
+    def step(self, x, rotation, k_cache, v_cache, slot, visible):
+        """x [B, D] -> x [B, D] and the caches (see ``Cache``) with this token written at ``slot``."""
+        q, k, v = self._qkv(self.attn_norm(x), rotation)
+        k_cache = jax.lax.dynamic_update_slice(k_cache, k[..., None].astype(k_cache.dtype), (0, 0, 0, slot))
+        v_cache = jax.lax.dynamic_update_slice(v_cache, v[:, :, None].astype(v_cache.dtype), (0, 0, slot, 0))
+        mixed = decode_attention(q, k_cache, v_cache, visible)
+        x = x + self.o(mixed.reshape(x.shape[0], -1))
+        return self._mlp(x), k_cache, v_cache
+
+
+class Backbone(nnx.Module):
+    """Embedding, layers, final norm, and the output matrix (the embedding again when tied)."""
+
+    def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None = None):
+        self.embed = nnx.Param(jnp.zeros((config.vocab_size, config.embed_dim), jnp.float32))
+        self.layers = nnx.List(
+            [
+                Layer(config, compute, lora if lora is not None and lora.adapts(index, config.num_layers) else None)
+                for index in range(config.num_layers)
+            ]
+        )
+        self.final_norm = RMSNorm(config.embed_dim, config.norm_eps)
+        self.lm_head = (
+            None if config.tied_embeddings else nnx.Param(jnp.zeros((config.embed_dim, config.vocab_size), jnp.float32))
+        )
+        self.config = config
+        self.dtype = compute.dtype
+
+    def hidden(self, input_ids, positions, segments):
+        """[B, T] ids -> final-norm hidden states [B, T, D] and per layer keys and values [B, T, K, H]."""
+        x = self.embed[...][input_ids].astype(self.dtype)
+        rotation = rope_angles(positions, self.config)
+        kv = []
+        for layer in self.layers:
+            x, k, v = layer(x, rotation, segments)
+            kv.append((k, v))
+        return self.final_norm(x), kv
+
+    def step(self, tokens, positions, cache: Cache, slot, visible):
+        """One token a row: tokens [B], positions [B] -> hidden [B, D] and the updated cache."""
+        x = self.embed[...][tokens].astype(self.dtype)
+        rotation = rope_angles(positions, self.config)
+        new_cache = []
+        for layer, (k_cache, v_cache) in zip(self.layers, cache, strict=True):
+            x, new_k, new_v = layer.step(x, rotation, k_cache, v_cache, slot, visible)
+            new_cache.append((new_k, new_v))
+        return self.final_norm(x), tuple(new_cache)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V] float32."""
+        if self.lm_head is not None:
+            return jnp.matmul(hidden, self.lm_head[...], preferred_element_type=jnp.float32)
+        contract = (((hidden.ndim - 1,), (1,)), ((), ()))
+        return jax.lax.dot_general(hidden, self.embed[...], contract, preferred_element_type=jnp.float32)
+
+
+def rope_angles(positions: jax.Array, config: BackboneConfig) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [..., H / 2] float32 of the rotation at each position."""
+    half = config.head_dim // 2
+    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_divisors is not None:
+        frequencies = frequencies / jnp.asarray(config.rope_divisors, jnp.float32)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary embedding in Hugging Face's half-split layout: x [..., heads, H], cos and sin [..., H / 2]."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def make_graph(config: BackboneConfig, compute: Compute, lora: LoraConfig | None = None) -> Any:
+    """The static part of the network: hashable, safe to close over or to pass as a static argument."""
+    return nnx.split(nnx.eval_shape(lambda: Backbone(config, compute, lora)))[0]
+
+
+def abstract_params(config: BackboneConfig, compute: Compute) -> Params:
+    """The parameter tree as ``ShapeDtypeStruct``: norms float32, everything else in ``compute.dtype``."""
+    state = nnx.split(nnx.eval_shape(lambda: Backbone(config, compute)))[1]
+
+    def typed(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = jnp.float32 if path[-1].key == "scale" else compute.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+    return jax.tree_util.tree_map_with_path(typed, nnx.to_pure_dict(state))
+
+
+def init_params(config: BackboneConfig, compute: Compute, key: jax.Array) -> Params:
+    """Random weights (normal, 0.02; norms 1; biases 0), each leaf from its own key named by its path."""
+
+    def init(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = path[-1].key
+        if name == "scale":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        if name == "bias":
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        leaf_key = key
+        for part in path:
+            leaf_key = jax.random.fold_in(leaf_key, _path_hash(str(part.key)))
+        return (0.02 * jax.random.normal(leaf_key, leaf.shape, jnp.float32)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(init, abstract_params(config, compute))
+
+
+def init_lora(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Params:
+    """A LoRA tree that changes nothing yet: A random, B zero, float32."""
+    abstract = abstract_params(config, Compute(jnp.dtype(jnp.float32), "blocked", True))
+    layers = {}
+    for index, layer in abstract["layers"].items():
+        if not lora.adapts(index, config.num_layers):
+            continue
+        layers[index] = {}
+        for name in lora.targets:
+            fan_in, fan_out = layer[name]["kernel"].shape
+            leaf_key = jax.random.fold_in(jax.random.fold_in(key, index), _path_hash(name))
+            layers[index][name] = {
+                "lora_a": init_lora_a(leaf_key, fan_in, lora.rank),
+                "lora_b": jnp.zeros((lora.rank, fan_out), jnp.float32),
+            }
+    return {"layers": layers}
+
+
+def _path_hash(name: str) -> int:
+    """A stable 31-bit number for a name (Python's own hash changes from run to run)."""
+    value = 0
+    for char in name:
+        value = (value * 131 + ord(char)) & 0x7FFFFFFF
+    return value
+
+
+def forward(
+    graphdef: Any,
+    params: Params,
+    input_ids: jax.Array,
+    positions: jax.Array,
+    segments: Segments | None = None,
+    lora_params: Params | None = None,
+) -> jax.Array:
+    """Hidden states after the final norm.
+
+    Args:
+      graphdef: from ``make_graph``, with LoRA if and only if ``lora_params`` is given.
+      params: the frozen tree.
+      input_ids: [B, T] int32, padded at the right.
+      positions: [B, T] int32 RoPE positions.
+      segments: for packed rows, None for plain rows.
+      lora_params: tree of adapters or None.
+
+    Returns:
+      [B, T, D] in the compute dtype.
+    """
+    states = (params,) if lora_params is None else (merge_trees(params, lora_params),)
+    return nnx.merge(graphdef, *states).hidden(input_ids, positions, segments)[0]
+
+
+def merge_trees(params: Params, lora_params: Params) -> Params:
+    """One tree with the leaves of both."""
+    merged = dict(params)
+    for name, sub in lora_params.items():
+        merged[name] = merge_trees(params[name], sub) if name in params and isinstance(sub, dict) else sub
+    return merged

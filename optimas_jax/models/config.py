@@ -1,0 +1,216 @@
+"""What a backbone looks like: a frozen description read from a Hugging Face config or from GGUF metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """Sizes and switches of a decoder-only transformer. Shape letters of the design are given in brackets."""
+
+    architecture: str
+    vocab_size: int  # [V]
+    embed_dim: int  # [D]
+    mlp_dim: int  # [F]
+    num_layers: int  # [L]
+    num_heads: int  # [N]
+    num_kv_heads: int  # [K]
+    head_dim: int  # [H]
+    max_positions: int
+    rope_theta: float = 10_000.0
+    rope_divisors: tuple[float, ...] | None = None  # [H / 2], see llama3_rope_divisors
+    norm_eps: float = 1e-6
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"unknown architecture {self.architecture!r}; this backbone implements {', '.join(ARCHITECTURES)}"
+            )
+        sizes = ("vocab_size", "embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        wrong = {name: value for name in sizes if not (isinstance(value := getattr(self, name), int) and value > 0)}
+        if wrong:
+            raise ValueError(f"sizes must be positive integers; got {wrong}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}) "
+                "for grouped-query attention"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) must be even for RoPE")
+        if self.rope_divisors is not None and len(self.rope_divisors) != self.head_dim // 2:
+            raise ValueError(f"{len(self.rope_divisors)} RoPE divisors for a head_dim of {self.head_dim}")
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters, tied embeddings once."""
+        q_dim, kv_dim = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        layer = 2 * self.embed_dim * (q_dim + kv_dim) + 3 * self.embed_dim * self.mlp_dim + 2 * self.embed_dim
+        layer += (q_dim + 2 * kv_dim) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        embeddings = self.vocab_size * self.embed_dim * (1 if self.tied_embeddings else 2)
+        return self.num_layers * layer + embeddings + self.embed_dim
+
+
+def config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
+    """Reads a Hugging Face ``config.json`` (transformers 4 and 5 spellings of RoPE settings).
+
+    Raises:
+      ValueError: if the architecture, the activation or the RoPE type is not one that the backbone computes.
+    """
+    architecture = config.get("model_type")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"config.json has model_type {architecture!r}; this backbone implements {', '.join(ARCHITECTURES)}. "
+            "Choose a Llama, Qwen2/2.5 or Qwen3 model"
+        )
+    missing = [
+        key
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        if key not in config
+    ]
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(missing)}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"config.json has hidden_act {config['hidden_act']!r}; the backbone computes 'silu'")
+    if config.get("use_sliding_window") or set(config.get("layer_types") or ()) - {"full_attention"}:
+        raise ValueError("config.json asks for sliding-window attention; the backbone computes full causal attention")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method")
+        raise ValueError(f"config.json has weights quantised with {method!r}; load the original ones or a GGUF file")
+    if config.get("mlp_bias") or (config.get("attention_bias") and architecture in ("llama", "qwen3")):
+        raise ValueError(
+            "config.json asks for mlp_bias or attention_bias, which the backbone has only as Qwen2's q/k/v"
+        )
+    num_heads = config["num_attention_heads"]
+    # transformers' own defaults where a hand-written config leaves a key out
+    head_dim = config.get("head_dim") or (128 if architecture == "qwen3" else config["hidden_size"] // num_heads)
+    # transformers 5 writes rope_parameters; transformers 4 wrote rope_theta and rope_scaling side by side.
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
+    if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ValueError("config.json has a partial_rotary_factor; the backbone rotates whole heads")
+    return BackboneConfig(
+        architecture=architecture,
+        vocab_size=config["vocab_size"],
+        embed_dim=config["hidden_size"],
+        mlp_dim=config["intermediate_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=num_heads,
+        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        head_dim=head_dim,
+        max_positions=config.get("max_position_embeddings", 2048),
+        rope_theta=float(rope["rope_theta"]),
+        rope_divisors=_rope_divisors(rope, head_dim),
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=architecture == "qwen2",
+        qk_norm=architecture == "qwen3",
+    )
+
+
+def _rope_divisors(rope: Mapping[str, Any], head_dim: int) -> tuple[float, ...] | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(f"config.json has RoPE type {kind!r}; the backbone computes 'default' and 'llama3'")
+    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    missing = [key for key in keys if not isinstance(rope.get(key), int | float)]
+    if missing:
+        raise ValueError(f"config.json has RoPE type 'llama3' without a number for {', '.join(missing)}")
+    factor, low, high, original = (float(rope[key]) for key in keys)
+    return llama3_rope_divisors(
+        head_dim=head_dim,
+        theta=float(rope["rope_theta"]),
+        factor=factor,
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_positions=int(original),
+    )
+
+
+def llama3_rope_divisors(
+    *,
+    head_dim: int,
+    theta: float,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_positions: int,
+) -> tuple[float, ...]:
+    """[H / 2] numbers that Llama 3.1 divides the RoPE frequencies by (transformers: ``rope_type="llama3"``).
+
+    With n = rotations within the original context: n below ``low_freq_factor`` is slowed down by ``factor``, n above
+    ``high_freq_factor`` is kept, between them the frequency is interpolated linearly in n.
+    """
+    divisors = []
+    for pair in range(head_dim // 2):
+        frequency = theta ** (-2 * pair / head_dim)
+        rotations = original_max_positions * frequency / (2 * math.pi)
+        kept = min(max((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0), 1.0)
+        divisors.append(1.0 / (kept + (1.0 - kept) / factor))
+    return tuple(divisors)
+
+
+def config_from_gguf(
+    metadata: Mapping[str, Any], *, tied_embeddings: bool, rope_divisors: tuple[float, ...] | None = None
+) -> BackboneConfig:
+    """Reads GGUF metadata (keys as in the GGUF specification, ``<architecture>.block_count`` and so on).
+
+    Args:
+      metadata: field name to Python value.
+      tied_embeddings: whether the file has no ``output.weight``.
+      rope_divisors: contents of the file's ``rope_freqs.weight``, by which Llama 3.1's scaling is stored.
+
+    Raises:
+      ValueError: if the architecture or the RoPE scaling is not one that the backbone computes.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"GGUF file has general.architecture {architecture!r}; this backbone implements {', '.join(ARCHITECTURES)}"
+        )
+
+    def field(name: str, default: Any = None) -> Any:
+        value = metadata.get(f"{architecture}.{name}", default)
+        if value is None:
+            raise ValueError(f"GGUF metadata lacks {architecture}.{name}")
+        return value
+
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling != "none":
+        raise ValueError(f"GGUF file has RoPE scaling {scaling!r}; load the model from a Hugging Face folder instead")
+    num_heads = field("attention.head_count")
+    if not isinstance(num_heads, int):
+        raise ValueError(
+            f"GGUF file has attention.head_count {num_heads!r}; the backbone needs one number for all layers"
+        )
+    head_dim = field("attention.key_length", field("embedding_length") // num_heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if field(name, head_dim) != head_dim:
+            raise ValueError(f"GGUF file has {name} {field(name)}; the backbone needs the head's {head_dim}")
+    return BackboneConfig(
+        architecture=architecture,
+        vocab_size=field("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ())) or None),
+        embed_dim=field("embedding_length"),
+        mlp_dim=field("feed_forward_length"),
+        num_layers=field("block_count"),
+        num_heads=num_heads,
+        num_kv_heads=field("attention.head_count_kv", num_heads),
+        head_dim=head_dim,
+        max_positions=field("context_length"),
+        rope_theta=float(field("rope.freq_base", 10_000.0)),
+        rope_divisors=rope_divisors,
+        norm_eps=field("attention.layer_norm_rms_epsilon"),
+        tied_embeddings=tied_embeddings,
+        qkv_bias=architecture == "qwen2",
+        qk_norm=architecture == "qwen3",
+    )

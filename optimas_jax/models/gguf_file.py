@@ -1,0 +1,150 @@
+"""Reads GGUF files, versions 2 and 3: all metadata at once, tensors one at a time.
+
+``gguf.GGUFReader`` makes several numpy arrays of every vocabulary entry (seconds for a small model), and slices past
+the end of a truncated file just come back shorter. Here every length is checked against the size of the file before
+any tensor is read. Types, block sizes and dequantisation are the ``gguf`` package's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+
+_VERSIONS = (2, 3)
+_KINDS = {int(kind): kind.name for kind in gguf.GGMLQuantizationType}
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_DEFAULT_ALIGNMENT = 32
+_MAX_DIMS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufTensor:
+    """One stored tensor.
+
+    Attributes:
+      name: as in the file, ``blk.0.attn_q.weight``.
+      kind: how it is stored, ``F32``, ``Q4_1`` and so on.
+      shape: outermost dimension first, as numpy has it (the file has it the other way round).
+      data: [rows, bytes of a row] uint8, mapped from the file.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+    def read(self) -> np.ndarray:
+        """The tensor dequantised, float32 of ``shape``, in memory of its own."""
+        values = gguf.dequantize(self.data, gguf.GGMLQuantizationType[self.kind])
+        return values.reshape(self.shape).astype(np.float32, copy=self.kind == "F32")
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufFile:
+    """Metadata by key (scalars, strings, lists), and tensors by name."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, GgufTensor]
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Parses the header of a GGUF file and maps its tensors.
+
+    Raises:
+      ValueError: if it is no GGUF file, its version or a tensor's type is not one that is read, or any part of it,
+        tensor data included, lies beyond the end of the file.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty")
+    data = np.memmap(path, mode="r", dtype=np.uint8)
+    cursor = _Cursor(data.data)
+    if cursor.take(4) != b"GGUF":
+        raise ValueError("it does not start with the four letters GGUF")
+    version, num_tensors, num_fields = cursor.unpack("IQQ")
+    if version not in _VERSIONS:
+        raise ValueError(f"it is of GGUF version {version}; read are {', '.join(map(str, _VERSIONS))} (little-endian)")
+    metadata = {}
+    for _ in range(num_fields):
+        key = cursor.string()
+        metadata[key] = cursor.value(*cursor.unpack("I"))
+    infos = [_tensor_info(cursor) for _ in range(num_tensors)]
+    refused = sorted({kind for _, kind, _, _ in infos} - set(GGUF_TYPES))
+    if refused:
+        raise ValueError(f"it has tensors of type {', '.join(refused)}; read are {', '.join(GGUF_TYPES)}")
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"its general.alignment is {alignment!r}, expected a power of two")
+    start = -(-cursor.offset // alignment) * alignment
+    tensors = {}
+    for name, kind, shape, offset in infos:
+        if name in tensors:
+            raise ValueError(f"tensor {name} is in it twice")
+        rows, row_bytes = _layout(name, kind, shape)
+        begin, end = start + offset, start + offset + rows * row_bytes
+        if end > data.size:
+            raise ValueError(f"tensor {name} ends at byte {end}, but the file at byte {data.size}")
+        tensors[name] = GgufTensor(name, kind, shape, data[begin:end].reshape(rows, row_bytes))
+    return GgufFile(metadata, tensors)
+
+
+class _Cursor:
+    """A place in the header that only moves over bytes which are there."""
+
+    def __init__(self, data: memoryview):
+        self._data = data
+        self.offset = 0
+
+    def take(self, size: int) -> bytes:
+        end = self.offset + size
+        if end > len(self._data):
+            raise ValueError(f"its header ends beyond byte {end}, but the file at byte {len(self._data)}")
+        taken = bytes(self._data[self.offset : end])
+        self.offset = end
+        return taken
+
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
+
+    def string(self) -> str:
+        return self.take(*self.unpack("Q")).decode("utf-8")
+
+    def value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self.unpack(_SCALARS[kind])[0]
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            raise ValueError(f"its metadata has a value of unknown type {kind}")
+        item, count = self.unpack("IQ")
+        if item in _SCALARS:
+            return list(self.unpack(f"{count}{_SCALARS[item]}"))
+        return [self.value(item) for _ in range(count)]
+
+
+def _tensor_info(cursor: _Cursor) -> tuple[str, str, tuple[int, ...], int]:
+    """Name, kind, shape (outermost first) and offset in the data section of the next tensor."""
+    name = cursor.string()
+    (num_dims,) = cursor.unpack("I")
+    if num_dims > _MAX_DIMS:
+        raise ValueError(f"tensor {name} has {num_dims} dimensions; the format allows {_MAX_DIMS}")
+    shape = tuple(reversed(cursor.unpack(f"{num_dims}Q")))
+    kind, offset = cursor.unpack("IQ")
+    return name, _KINDS.get(kind, f"number {kind}"), shape, offset
+
+
+def _layout(name: str, kind: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and bytes of a row of a tensor; rows are whole blocks."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    width = shape[-1] if shape else 1
+    if width % block:
+        raise ValueError(f"tensor {name} has rows of {width} values, not a multiple of {kind}'s block of {block}")
+    return math.prod(shape[:-1]), width // block * block_bytes

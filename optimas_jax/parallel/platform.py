@@ -1,0 +1,35 @@
+"""Every choice that depends on the accelerator, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How arrays are computed on one kind of device.
+
+    Attributes:
+      dtype: dtype of frozen weights and activations. Reductions, softmax, log-probs, LoRA, heads and optimiser state
+        are float32 whatever it says.
+      attention: ``blocked`` (batched two-dimensional products over causal blocks, best on CPU) or ``fused``
+        (``jax.nn.dot_product_attention``, which picks the platform's kernel).
+      merge_lora: whether a LoRA product is formed as ``x (W + A B)``. Exact in float32 and cheaper on CPU; in
+        bfloat16 the small update would be rounded away, so there it stays ``x W + (x A) B``.
+    """
+
+    dtype: jnp.dtype
+    attention: Literal["blocked", "fused"]
+    merge_lora: bool
+
+
+def default_compute(platform: str | None = None) -> Compute:
+    """Settings for ``platform`` ("cpu", "gpu" or "tpu"; default: the backend that JAX runs on)."""
+    platform = platform or jax.default_backend()
+    if platform == "cpu":
+        return Compute(dtype=jnp.dtype(jnp.float32), attention="blocked", merge_lora=True)
+    return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False)

@@ -1,0 +1,66 @@
+"""Demonstrations bootstrapped from the best trajectories, as DSPy's few-shot bootstrapping does for whole programs;
+here each component draws on its own candidates and their Monte Carlo rewards."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from optimas_jax.core.types import Group
+from optimas_jax.core.values import Demo, Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredDemo:
+    """A demonstration, the global reward that its output led to, and the example it came from."""
+
+    demo: Demo
+    reward: float
+    example_id: str
+
+
+def demo_pool(groups: Sequence[Group], *, min_reward: float, max_chars: int = 1500) -> list[ScoredDemo]:
+    """The best candidate of every group whose reward is at least ``min_reward``, best first.
+
+    Among equally rewarded candidates the shortest is taken; groups whose demonstration would be longer than
+    ``max_chars`` are left out.
+    """
+    pool = []
+    for group in groups:
+        best = min(group.candidates, key=lambda c: (-c.reward, len(str(dict(c.outputs)))))
+        length = len(str(dict(group.inputs))) + len(str(dict(best.outputs)))
+        if best.outputs and best.reward >= min_reward and length <= max_chars:
+            pool.append(ScoredDemo(Demo(group.inputs, best.outputs), best.reward, group.example_id))
+    pool.sort(key=lambda scored: (-scored.reward, scored.example_id))
+    return pool
+
+
+def propose_demos(
+    pool: Sequence[ScoredDemo], current: Prompt, *, size: int, count: int, rng: random.Random
+) -> list[Prompt]:
+    """Up to ``count`` prompts with the current instruction and ``size`` demonstrations each.
+
+    The first takes the best of the pool; the others draw without replacement, with chances in proportion to the
+    square of the reward. No two demonstrations of a prompt come from the same example.
+    """
+    prompts: list[Prompt] = []
+    for index in range(4 * count):
+        if len(prompts) == count:
+            break
+        weights = [scored.reward**2 + 1e-6 for scored in pool]
+        drawn = list(pool) if index == 0 else _weighted_order(pool, weights, rng)
+        chosen: list[ScoredDemo] = []
+        for scored in drawn:
+            if len(chosen) < size and scored.example_id not in {other.example_id for other in chosen}:
+                chosen.append(scored)
+        prompt = Prompt(current.instruction, tuple(scored.demo for scored in chosen))
+        if chosen and prompt != current and prompt not in prompts:
+            prompts.append(prompt)
+    return prompts
+
+
+def _weighted_order(pool: Sequence[ScoredDemo], weights: Sequence[float], rng: random.Random) -> list[ScoredDemo]:
+    """A random order in which heavy items tend to come first (Efraimidis and Spirakis, 2006)."""
+    keys = [rng.random() ** (1.0 / weight) for weight in weights]
+    return [scored for _, scored in sorted(zip(keys, pool, strict=True), key=lambda item: -item[0])]

@@ -1,0 +1,44 @@
+"""Packaging. Every requirement has a window and a reason."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="optimas_jax",
+    version="0.1.0",
+    description="Optimise compound AI systems end to end with globally aligned local rewards, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["optimas_jax", "optimas_jax.*"]),
+    install_requires=[
+        # The engine. jax and flax are a tested pair: jax 0.11 removes a symbol that flax 0.12.8 imports, and flax does
+        # not cap jax itself.
+        "jax>=0.10.2,<0.11",
+        "flax>=0.12.8,<0.12.9",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",  # the v1 interface, still moving
+        "numpy>=2.2,<3",
+        # Weights and tokenizers.
+        "transformers>=5.23,<6",  # tokenizers and chat templates only; needs no torch for that
+        "tokenizers>=0.22,<0.24",
+        "safetensors>=0.8,<1",  # transformers 5 asks for 0.8
+        "gguf>=0.19,<0.20",  # dequantisation of GGUF weights
+        "huggingface_hub>=2.0,<3",
+        "jinja2>=3.1,<4",  # chat templates; transformers does not ask for it
+        # Data, search, statistics.
+        "datasets>=5.2,<6",
+        "bm25s>=0.3.9,<0.4",  # retrieval
+        "countryinfo>=1.0,<1.1",  # facts behind the embedded questions; other versions have other facts
+        "scipy>=1.14,<2",
+        # Running things.
+        "absl-py>=2.1,<3",
+        "ml-collections>=1.1,<2",
+        "rich>=14,<16",
+        "tensorboard>=2.19,<3",  # writes event files without TensorFlow
+    ],
+    extras_require={
+        "cuda12": ["jax[cuda12]>=0.10.2,<0.11"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "test": ["pytest>=9,<10", "hypothesis>=6.100,<7"],
+        "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],
+    },
+)

@@ -1,0 +1,114 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from optimas_jax.learn.groups import RowShape, TokenGroup, batches
+from optimas_jax.learn.reward_model import LossConfig, make_reward_functions
+from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
+
+SHAPE = RowShape(rows=2, tokens=128, candidates=4)
+
+
+def functions(lora=tiny.LORA):
+    return make_reward_functions(tiny.CONFIG, tiny.F32, lora, LossConfig(), make_optimizer())
+
+
+def toy_groups(count=24, component=0):
+    """Candidates of one token: low ids are good, high ids are bad."""
+    rng = np.random.default_rng(0)
+    groups = []
+    for _ in range(count):
+        ids = rng.integers(1, 500, 3)
+        rewards = tuple((ids < 250).astype(float).tolist())
+        prefix = tuple(rng.integers(1, 500, 5).tolist())
+        groups.append(TokenGroup(prefix, tuple((int(i),) for i in ids), rewards, component))
+    return groups
+
+
+def fresh_state(lora=tiny.LORA):
+    trainable = init_trainable(tiny.CONFIG, lora, 2, jax.random.key(0))
+    return init_state(trainable, make_optimizer())
+
+
+def test_the_loss_falls_and_pairs_are_ordered():
+    _, params = tiny.model(scale=1.0)
+    step, state = functions().train_step, fresh_state()
+    [(_, rows)] = batches(toy_groups(), RowShape(2, 256, 4), pad_id=0)
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, params, rows.arrays(), 3e-3)
+        losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
+    assert losses[0] == pytest.approx(np.log(2), abs=0.05)
+    assert losses[-1] < 0.3
+    right, pairs = metrics["pair_accuracy"]
+    assert right / pairs > 0.9
+
+
+def test_each_head_trains_only_on_its_own_groups():
+    _, params = tiny.model()
+    state = fresh_state()
+    before = np.asarray(state.trainable["head"]["kernel"])
+    [(_, rows)] = batches(toy_groups(8, component=1), SHAPE, pad_id=0)
+    state, _ = functions().train_step(state, params, rows.arrays(), 1e-2)
+    after = np.asarray(state.trainable["head"]["kernel"])
+    np.testing.assert_array_equal(after[:, 0], before[:, 0])
+    assert (after[:, 1] != before[:, 1]).any()
+
+
+def test_frozen_weights_stay_and_layers_below_get_no_gradient():
+    from optimas_jax.models.lora import LoraConfig
+
+    config = LoraConfig(rank=2, last_layers=1)
+    _, params = tiny.model()
+    before = jax.tree.map(np.array, params)
+    [(_, rows)] = batches(toy_groups(8), SHAPE, pad_id=0)
+    state, _ = functions(config).train_step(fresh_state(config), params, rows.arrays(), 1e-2)
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    assert list(state.trainable["lora"]["layers"]) == [2]
+
+
+def test_one_compilation_serves_every_batch_and_learning_rate():
+    _, params = tiny.model()
+    made, state = functions(), fresh_state()
+    for count, rate in ((3, 1e-3), (8, 1e-4), (1, 1e-2)):
+        for _, rows in batches(toy_groups(count), SHAPE, pad_id=0):
+            state, _ = made.train_step(state, params, rows.arrays(), rate)
+            made.score(params, state.trainable["head"], rows.arrays())
+    assert made.train_step._cache_size() == 1
+    assert made.score._cache_size() == 1
+
+
+def test_a_batch_of_ties_changes_nothing():
+    _, params = tiny.model()
+    groups = [TokenGroup((1, 2), ((3,), (4,)), (0.5, 0.5), 0)]
+    [(_, rows)] = batches(groups, SHAPE, pad_id=0)
+    state = fresh_state()
+    before = jax.tree.map(np.array, state.trainable)
+    state, metrics = functions().train_step(state, params, rows.arrays(), 1e-2)
+    jax.tree.map(np.testing.assert_array_equal, state.trainable, before)
+    assert metrics["loss"] == (0.0, 0.0)
+
+
+def test_training_repeats_exactly():
+    _, params = tiny.model()
+    made = functions()
+    results = []
+    for _ in range(2):
+        state = fresh_state()
+        for _, rows in batches(toy_groups(), SHAPE, pad_id=0, rng=np.random.default_rng(3)):
+            state, _ = made.train_step(state, params, rows.arrays(), 1e-3)
+        results.append(jax.tree.map(np.array, state.trainable))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    rates = [learning_rate(step, 100, 1.0) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert learning_rate(0, 1, 1.0) == 1.0

@@ -1,0 +1,57 @@
+"""Tiny random models for tests."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optimas_jax.learn.groups import TokenGroup
+from optimas_jax.models.backbone import init_params, make_graph
+from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.sampler import Sampler
+from optimas_jax.models.tokenizer import load_tokenizer
+from optimas_jax.models.weights import RANDOM_CONFIG, resolve
+from optimas_jax.parallel.platform import Compute
+
+F32 = Compute(jnp.dtype(jnp.float32), "blocked", merge_lora=True)
+CONFIG = dataclasses.replace(RANDOM_CONFIG, num_layers=3, qk_norm=True, qkv_bias=True, tied_embeddings=False)
+LORA = LoraConfig(rank=4, alpha=8.0)
+
+
+def model(config: BackboneConfig = CONFIG, compute: Compute = F32, lora: LoraConfig | None = None, scale: float = 10.0):
+    """Graph and weights; scaled up, so that attention and logits are far from uniform."""
+    params = init_params(config, compute, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf if leaf.ndim < 2 else leaf * jnp.asarray(scale, leaf.dtype), params)
+    return make_graph(config, compute, lora), params
+
+
+def random_lora(lora_params: Params, seed: int = 1) -> Params:
+    """Adapters that do something: B is not zero."""
+    leaves, treedef = jax.tree.flatten(lora_params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(
+        treedef, [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+def sampler(scale: float = 10.0) -> Sampler:
+    source = resolve("random:0")
+    params = init_params(RANDOM_CONFIG, F32, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf if leaf.ndim < 2 else leaf * scale, params)
+    return Sampler(make_graph(RANDOM_CONFIG, F32), params, RANDOM_CONFIG, load_tokenizer(source))
+
+
+def random_group(rng: np.random.Generator, component: int = 0, candidates: int = 3, prefix: int = 20) -> TokenGroup:
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.integers(1, 500, rng.integers(low, high)).tolist())
+
+    return TokenGroup(
+        prefix_ids=ids(1, prefix),
+        candidate_ids=tuple(ids(1, 12) for _ in range(candidates)),
+        rewards=tuple(rng.choice([0.0, 0.25, 0.5, 1.0], candidates).tolist()),
+        component=component,
+    )

