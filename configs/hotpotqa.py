@@ -21,12 +21,12 @@ def _embedded() -> RunConfig:
         variant="embedded",
         system=SystemConfig(LanguageModel(EMBEDDED, style="text"), k_grid=(1, 2, 4), k=1),
         proposer=LanguageModel(EMBEDDED, style="text", max_tokens=48),
-        reward=RewardConfig(EMBEDDED, lora=LoraConfig(rank=8, alpha=16.0, last_layers=10), epochs=3),
-        data=DataConfig("embedded", train=96, val=32, test=100, mix={"one-hop": 0.5, "bridge": 0.3, "comparison": 0.2}),
+        reward=RewardConfig(EMBEDDED, lora=LoraConfig(rank=8, alpha=16.0, last_layers=4), learning_rate=1e-3, epochs=3),
+        data=DataConfig("embedded", train=80, val=32, test=100, mix={"one-hop": 0.5, "bridge": 0.3, "comparison": 0.2}),
         concurrency=128,
-        offline=OfflineConfig(inputs=96, upstream_inputs=32),
+        offline=OfflineConfig(inputs=80, upstream_inputs=28),
         collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=2),
-        optimize=OptimizeConfig(iterations=6, inputs=20, demo_sets=3, instructions=2, gate_top=2),
+        optimize=OptimizeConfig(iterations=6, inputs=16, demo_sets=3, instructions=2, gate_top=2),
     )
 
 

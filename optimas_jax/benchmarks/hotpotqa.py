@@ -196,7 +196,7 @@ def build_search(articles: Sequence[Article]) -> Callable[[str, int], tuple[str,
 
     def search(query: str, k: int) -> tuple[str, ...]:
         words = bm25s.tokenize(query, stopwords="en", return_ids=False, show_progress=False)[0]
-        known = [word for word in words if word in known_words]
+        known = [word for word in map(str, words) if word in known_words]
         if not known:
             return ()
         scores = index.get_scores(known)

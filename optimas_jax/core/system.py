@@ -182,7 +182,9 @@ class System:
         problems = [f"no component {name!r}" for name in configuration if name not in self.tunable]
         for name in self.tunable:
             try:
-                self.by_name[name].space.check(configuration.get(name))
+                space = self.by_name[name].space
+                assert space is not None  # what makes a component tunable
+                space.check(configuration.get(name))
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         if problems:

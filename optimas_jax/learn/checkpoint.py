@@ -47,7 +47,7 @@ class CheckpointStore:
             if path.exists():
                 shutil.rmtree(path)
             path.mkdir(parents=True)
-            ocp.save(path / "arrays", _flatten(params))
+            ocp.save(str(path / "arrays"), _flatten(params))
             partial = path / "metadata.json.partial"
             partial.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
             partial.replace(path / "metadata.json")
@@ -70,7 +70,7 @@ class CheckpointStore:
             key: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placed) for key, leaf in _flatten(like).items()
         }
         try:
-            flat = ocp.load(path, abstract)
+            flat = ocp.load(str(path), abstract)
         except Exception as error:
             raise CheckpointError(
                 f"cannot read the checkpoint {path} ({type(error).__name__}: {error}). Delete {path.parent}, it will "

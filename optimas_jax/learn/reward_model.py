@@ -24,7 +24,7 @@ from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import LoraConfig, Params
 from optimas_jax.parallel.platform import Compute
 
-Rows = dict[str, jax.Array]  # fields of learn.groups.PackedRows
+Rows = dict[str, Any]  # fields of learn.groups.PackedRows
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divide once, after adding up
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
+from scipy.stats import rankdata
 
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, derive_seed
@@ -89,4 +89,4 @@ def _accuracy(
 def _spearman(scores: Sequence[float], rewards: Sequence[float]) -> float:
     if len(set(scores)) < 2:
         return 0.0
-    return float(scipy.stats.spearmanr(scores, rewards).statistic)
+    return float(np.corrcoef(rankdata(scores), rankdata(rewards))[0, 1])

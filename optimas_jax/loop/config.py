@@ -10,7 +10,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from optimas_jax.benchmarks.hotpotqa import DataConfig
 from optimas_jax.llm.component import LanguageModel
@@ -161,7 +161,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
       ConfigError: for an unknown field, a missing one, or a value outside a ``Literal``.
     """
     hints = typing.get_type_hints(cls)
-    names = {field.name: field for field in dataclasses.fields(cls)}
+    names = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     unknown = sorted(set(data) - set(names))
     if unknown:
         raise ConfigError(f"{where} has no field {', '.join(unknown)}; it has {', '.join(names)}")
@@ -180,7 +180,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
+        return from_dict(cast(type, hint), value, where)
     origin = typing.get_origin(hint)
     if origin is Literal:
         if value not in typing.get_args(hint):

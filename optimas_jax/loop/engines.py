@@ -62,6 +62,6 @@ class Engines:
 
 def use_compilation_cache(folder: Path) -> None:
     """Keeps compiled programs on disk, so that the next process starts with them."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -36,7 +36,7 @@ def save_groups(path: Path, groups: Sequence[Group]) -> None:
         datasets.Dataset.from_list([_group_to_row(group) for group in groups]).save_to_disk(str(partial))
         pairs = {name: datasets.Dataset.from_list(rows) for name, rows in to_preferences(groups).items()}
         if pairs:
-            datasets.DatasetDict(pairs).save_to_disk(str(partial / "preferences"))
+            datasets.DatasetDict(**pairs).save_to_disk(str(partial / "preferences"))
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
     except OSError as error:
@@ -54,7 +54,8 @@ def load_groups(path: Path) -> list[Group] | None:
     if not path.is_dir():
         return None
     try:
-        return [_group_from_row(row) for row in datasets.Dataset.load_from_disk(str(path), keep_in_memory=True)]
+        rows = datasets.Dataset.load_from_disk(str(path), keep_in_memory=True).to_list()
+        return [_group_from_row(row) for row in rows]
     except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
         raise GroupsError(
             f"{path} is damaged ({type(error).__name__}: {error}): delete it and run --stage=collect again"

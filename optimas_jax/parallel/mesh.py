@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh
+from jaxlib.xla_client import Device
 
 DATA, MODEL = "data", "model"
 
@@ -24,7 +25,7 @@ class MeshConfig:
     model: int = 1
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Device] | None = None) -> Mesh:
     """A mesh with Auto axes: XLA propagates shardings from what the rules place.
 
     Args:
