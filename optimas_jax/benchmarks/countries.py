@@ -52,7 +52,9 @@ def load_countries() -> tuple[Country, ...]:
     rows = [country.info() for country in countryinfo.all_countries()]
     countries = []
     for row in sorted(rows, key=lambda row: row.get("name", "")):
-        name, capital, region, demonym = (str(row.get(key) or "") for key in ("name", "capital", "subregion", "demonym"))
+        name, capital, region, demonym = (
+            str(row.get(key) or "") for key in ("name", "capital", "subregion", "demonym")
+        )
         if not (name and capital and region and demonym) or len(row.get("currencies") or ()) != 1:
             continue
         if min(row.get("population") or 0, row.get("area") or 0) < 100 or name in capital or capital in name:
@@ -76,9 +78,9 @@ def articles(countries: Sequence[Country]) -> tuple[Article, ...]:
         corpus.append(
             Article(
                 c.name,
-                f"{c.name} is a country in {c.region}. The capital of {c.name} is {c.capital}. The currency of {c.name} is "
-                f"{c.currency}. The people of {c.name} are called {c.demonym}. {c.name} has {_rounded(c.population)} "
-                f"people and an area of {_rounded(c.area)} square kilometres.",
+                f"{c.name} is a country in {c.region}. The capital of {c.name} is {c.capital}. The currency of "
+                f"{c.name} is {c.currency}. The people of {c.name} are called {c.demonym}. {c.name} has "
+                f"{_rounded(c.population)} people and an area of {_rounded(c.area)} square kilometres.",
             )
         )
         corpus.append(Article(c.capital, f"{c.capital} is the seat of the government of {c.name}."))

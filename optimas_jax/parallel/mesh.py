@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
-from jaxlib.xla_client import Device
 
 DATA, MODEL = "data", "model"
 
@@ -25,7 +25,7 @@ class MeshConfig:
     model: int = 1
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with Auto axes: XLA propagates shardings from what the rules place.
 
     Args:
