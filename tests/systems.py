@@ -1,4 +1,4 @@
-"""Small systems without a language model, for tests."""
+"""Small systems without a language model, and groups, for tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from optimas_jax.core.system import Component, System
-from optimas_jax.core.types import Example
+from optimas_jax.core.types import Candidate, Example, Group, freeze
 from optimas_jax.core.values import Grid, Hyperparameters
 
 
@@ -43,3 +43,14 @@ def system(*components: Component, output: str, metric: Callable[..., float] | N
         output_fields=(output,),
         metric=metric or (lambda outputs, gold: float(outputs[output])),
     )
+
+
+def group(
+    *candidates: tuple[Mapping[str, Any], float], component: str = "a", name: str = "e", inputs: Any = None
+) -> Group:
+    """A group from (outputs, reward) pairs; the first candidate is the current value's."""
+    made = tuple(
+        Candidate(freeze(outputs), f"sampled:{place}" if place else "current", (reward,))
+        for place, (outputs, reward) in enumerate(candidates)
+    )
+    return Group(component, name, freeze(inputs or {"q": name}), made)

@@ -227,7 +227,7 @@ def build(articles: Sequence[Article], language_model: LanguageModel, k_grid: Se
             description="Rewrite the question so that it is clear and complete.",
             inputs=("question",),
             output="rewritten_question",
-            instruction="Rewrite the question so that it is clear and complete.",
+            instruction="Repeat the question, clear and complete.",
             language_model=language_model,
             max_tokens=24,
             stop=("\n",),

@@ -139,11 +139,13 @@ class RewardEngine:
             with self._progress.bar(f"local {kind}s", len(wanted)) as advance:
                 for members, rows in wanted:
                     values = np.asarray(self._evaluate(kind, name, self._place(rows)))
-                    fresh = {
-                        key: float(value)
-                        for place, index in enumerate(members)
-                        for key, value in zip(keys[index], values[place], strict=False)
-                    }
+                    # The first score of a text stays: its place in a row moves the last digits, and a resumed run
+                    # must read what this one used.
+                    fresh: dict[str, float] = {}
+                    for place, index in enumerate(members):
+                        for key, value in zip(keys[index], values[place], strict=False):
+                            if key not in known:
+                                fresh.setdefault(key, float(value))
                     self._tape.put_scores(fresh)
                     known.update(fresh)
                     advance()

@@ -9,6 +9,7 @@ from optimas_jax.benchmarks import hotpotqa
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.learn.checkpoint import CheckpointStore
+from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
@@ -19,6 +20,7 @@ from optimas_jax.loop.local_reward import RewardEngine
 from optimas_jax.loop.progress import Progress
 
 BENCHMARKS = {"hotpotqa": hotpotqa}
+_API_PROVIDERS = ("openai", "anthropic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +50,19 @@ class Run:
     components: tuple[str, ...]
 
 
-def build_run(config: RunConfig, workdir: Path, progress: Progress) -> Run:
-    """Checks the configuration, reads the data, and puts the parts together. Loads no model."""
+def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Run:
+    """Checks the configuration, reads the data, and puts the parts together. Loads no model.
+
+    ``completer`` answers the requests of the system and of proposers; by default the local engine does.
+
+    Raises:
+      ConfigError: for an unknown benchmark or component, or models that nothing here can serve.
+      FolderError: for a folder of another configuration.
+    """
     if config.benchmark not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {config.benchmark!r}; known: {', '.join(BENCHMARKS)}")
+    engines = Engines(config.mesh, progress)
+    completer = completer or _local_completer(config, engines)
     benchmark = BENCHMARKS[config.benchmark]
     data = benchmark.load(config.data)
     settings = config.system
@@ -59,16 +70,12 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress) -> Run:
     components = _chosen_components(bare, config.optimize.components)
     folder = RunFolder(workdir, config)
     tape, ledger = Tape(folder.path / "tape.sqlite"), Ledger()
-    engines = Engines(config.mesh, progress)
-    model = settings.language_model.model
-    if config.proposer.model != model:
-        raise ConfigError(f"config.proposer.model is {config.proposer.model!r}; the local engine serves {model!r} only")
-    completer = TapedCompleter(tape, ledger, LocalCompleter(model, lambda: engines.sampler(model)))
+    taped = TapedCompleter(tape, ledger, completer)
     return Run(
         config=config,
         folder=folder,
-        system=bare.using(completer),
-        completer=completer,
+        system=bare.using(taped),
+        completer=taped,
         splits=dict(data.splits),
         engine=RewardEngine(
             config.reward, bare.tunable, engines, tape, CheckpointStore(folder.path / "checkpoints"), progress
@@ -78,6 +85,22 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress) -> Run:
         progress=progress,
         components=components,
     )
+
+
+def _local_completer(config: RunConfig, engines: Engines) -> LocalCompleter:
+    models = sorted({config.system.language_model.model, config.proposer.model})
+    remote = [model for model in models if model.partition(":")[0] in _API_PROVIDERS]
+    if remote:
+        raise ConfigError(
+            f"{', '.join(remote)}: API models wait for the clients of a later version. Name a local model "
+            "(config.system.language_model.model, config.proposer.model), or use another variant of this config"
+        )
+    if len(models) > 1:
+        raise ConfigError(
+            f"config.system.language_model.model is {config.system.language_model.model!r} and config.proposer.model "
+            f"{config.proposer.model!r}: the local engine serves one model, set both alike"
+        )
+    return LocalCompleter(models[0], lambda: engines.sampler(models[0]))
 
 
 def _chosen_components(system: System, names: str) -> tuple[str, ...]:

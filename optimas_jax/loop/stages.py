@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.types import StopRun
+from optimas_jax.llm.base import Completer
 from optimas_jax.loop.alignment import is_held_out, measure_alignment
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.evaluate import by_kind, evaluate, gain
@@ -32,8 +33,14 @@ class MissingStage(StopRun):
     """A stage was asked for whose input is not there yet."""
 
 
-def run_stages(config: RunConfig, workdir: Path, stage: str = "all", progress: Progress | None = None) -> None:
-    """Runs one stage, or all of them; the same call on the same folder resumes.
+def run_stages(
+    config: RunConfig,
+    workdir: Path,
+    stage: str = "all",
+    progress: Progress | None = None,
+    completer: Completer | None = None,
+) -> None:
+    """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``: see ``build_run``.
 
     Raises:
       ValueError: for an unknown stage.
@@ -43,7 +50,7 @@ def run_stages(config: RunConfig, workdir: Path, stage: str = "all", progress: P
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join(STAGES)}")
     started = time.monotonic()
     progress = progress or Progress()
-    run = build_run(config, workdir, progress)
+    run = build_run(config, workdir, progress, completer)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.splits.items())
     progress.line(f"[bold]{config.benchmark}:{config.variant}[/bold], seed {config.seed}, {sizes}; {run.folder.path}")
     actions = {"collect": _collect, "train": _train, "optimize": _optimize, "evaluate": _evaluate}

@@ -33,8 +33,8 @@ _QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF vocabularies
 
 _RANDOM_WORDS = (
-    "the of and is in yes no Europe Asia Africa Americas Oceania capital currency region country people language "
-    "EUR USD GBP XOF XAF what which question answer search hint title Western Eastern Northern Southern Central"
+    "yes no region country people capital currency question answer EUR USD XOF XAF Europe Asia Africa America "
+    "Sub-Saharan Western Eastern Northern Southern Central Latin Caribbean Polynesia Micronesia Melanesia"
 )
 _RANDOM_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<|end|>{% endfor %}"
@@ -208,17 +208,10 @@ def _random_tokenizer() -> Tokenizer:
     """Bytes plus a few dozen whole words, so that the answers of a random model are not all worth the same."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: index for index, char in enumerate(alphabet)}
-    merges: list[tuple[str, str]] = []
-    for word in _RANDOM_WORDS.split():
-        piece = "Ġ"
-        for char in word:
-            if piece + char not in vocab:
-                merges.append((piece, char))
-                vocab[piece + char] = len(vocab)
-            piece += char
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(f" {word}", normalized=False) for word in _RANDOM_WORDS.split()])
     backend.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<|pad|>", special=True)])
     special = {"eos_token": "<|end|>", "pad_token": "<|pad|>"}
     return _finish(

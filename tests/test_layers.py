@@ -1,0 +1,103 @@
+"""The rule of the house: host wing and device wing meet in one bridge and under the roof, and imports point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import optimas_jax
+
+SOURCE = Path(optimas_jax.__file__).parent
+HOST, DEVICE = ("core", "llm", "benchmarks"), ("parallel", "models", "learn")
+ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
+CONFIG_LIBRARIES = ("ml_collections", "absl")
+BRIDGE = "llm/local.py"  # by which the engine answers completion requests
+
+# Room -> rooms of this package that it may import from. The loop uses everything.
+MAY_IMPORT = {
+    "core": {"core"},
+    "llm": {"core", "llm"},
+    "benchmarks": {"core", "llm", "benchmarks"},
+    "parallel": {"core", "parallel"},
+    "models": {"core", "parallel", "models"},
+    "learn": {"core", "parallel", "models", "learn"},
+    "search": {"core", "llm", "search"},
+    "loop": {*HOST, *DEVICE, "search", "loop"},
+}
+MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
+
+
+def imports(source, *, when_loaded=False):
+    """Names of imported modules; ``when_loaded`` leaves out those in functions and behind ``TYPE_CHECKING``."""
+
+    def visit(node):
+        deferred = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        )
+        if when_loaded and deferred:
+            return
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    return list(visit(ast.parse(source)))
+
+
+def of_module(module, **options):
+    return imports((SOURCE / module).read_text(encoding="utf-8"), **options)
+
+
+def room(module):
+    return module.split("/")[0]
+
+
+def rooms_used(names):
+    return {name.split(".")[1] for name in names if name.startswith("optimas_jax.")}
+
+
+def libraries_used(names):
+    return {name.split(".")[0] for name in names}
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = (
+        "from typing import TYPE_CHECKING\nimport a.b\nif TYPE_CHECKING:\n    from c import d\n"
+        "def f():\n    import e\nclass G:\n    async def g(self):\n        from .h import i\n    import j\n"
+    )
+    assert imports(source) == ["typing.TYPE_CHECKING", "a.b", "c.d", "e", ".h.i", "j"]
+    assert imports(source, when_loaded=True) == ["typing.TYPE_CHECKING", "a.b", "j"]
+
+
+def test_every_module_lies_in_a_known_room():
+    assert {room(module) for module in MODULES} == {"__init__.py", *MAY_IMPORT}
+    assert BRIDGE in MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    names = of_module(module, when_loaded=module == BRIDGE)
+    assert rooms_used(names) <= MAY_IMPORT.get(room(module), set())
+    assert not [name for name in names if name.startswith(".")], "imports are absolute"
+    assert not libraries_used(names) & {"launch", "configs", "tests"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) in (*HOST, "search")])
+def test_the_host_wing_and_the_search_know_no_arrays(module):
+    assert not libraries_used(of_module(module)) & set(ARRAYS)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) in DEVICE])
+def test_the_device_wing_knows_no_system(module):
+    assert not [name for name in of_module(module) if name.startswith("optimas_jax.core.system")]
+
+
+def test_the_bridge_knows_the_engine_only_where_it_uses_it():
+    assert rooms_used(of_module(BRIDGE)) == {"core", "llm", "models"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_configurations_reach_the_library_as_dataclasses(module):
+    assert not libraries_used(of_module(module)) & set(CONFIG_LIBRARIES)

@@ -1,0 +1,208 @@
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+
+from fakes import request
+
+from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.llm.base import Message
+from optimas_jax.llm.local import EngineError, LocalCompleter
+from optimas_jax.models.sampler import ContextOverflow, Sample
+
+
+class FakeSampler:
+    """Echoes prompts; waits before its first batch until ``open`` is set, so that requests gather behind it."""
+
+    def __init__(self, rows=32, held=False):
+        self.rows, self.checked, self.batches = rows, 0, []
+        self.started, self.open = threading.Event(), threading.Event()
+        if not held:
+            self.open.set()
+        self.failure = None
+        self.tokenizer = SimpleNamespace(
+            encode=lambda text: list(text.encode()),
+            encode_chat=lambda turns: list("|".join(f"{t['role']}:{t['content']}" for t in turns).encode()),
+        )
+
+    def check(self, one):
+        if len(one.prompt_ids) > 100:
+            raise ContextOverflow(f"prompt of {len(one.prompt_ids)} tokens: shorten the prompt")
+        self.checked += 1
+
+    def bucket(self, one):
+        return 64, one.max_tokens
+
+    def max_rows(self, bucket):
+        return self.rows
+
+    def generate(self, requests):
+        self.batches.append([bytes(one.prompt_ids).decode() for one in requests])
+        self.started.set()
+        assert self.open.wait(timeout=10)
+        if self.failure:
+            raise self.failure
+        return [
+            Sample(one.prompt_ids, (0.0,) * len(one.prompt_ids), text, "stop" if one.max_tokens > 4 else "length")
+            for one, text in zip(requests, self.batches[-1], strict=True)
+        ]
+
+
+def plain(text, **settings):
+    return request(messages=(Message("text", text),), **settings)
+
+
+def ask_all(completer, *requests):
+    async def all_at_once():
+        async with asyncio.timeout(10):
+            return await asyncio.gather(*map(completer.complete, requests), return_exceptions=True)
+
+    return asyncio.run(all_at_once())
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def ask_behind(sampler, *requests, cancel=()):
+    """Answers to requests that gather while the engine is busy with another one; ``cancel`` are given up meanwhile."""
+    completer = LocalCompleter("m", lambda: sampler)
+
+    async def run():
+        first = asyncio.create_task(completer.complete(plain("first")))
+        await until(sampler.started.is_set)
+        tasks = []
+        for number, one in enumerate(requests, start=2):  # one after another: what is waiting has an order
+            tasks.append(asyncio.create_task(completer.complete(one)))
+            await until(lambda number=number: sampler.checked == number)
+        for place in cancel:
+            tasks[place].cancel()
+        for _ in range(5):  # a cancelled task tells the engine in one of the next rounds of the loop
+            await asyncio.sleep(0)
+        sampler.open.set()
+        async with asyncio.timeout(10):
+            return await asyncio.gather(first, *tasks, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def test_an_answer_comes_with_what_it_took():
+    [answer] = ask_all(LocalCompleter("m", FakeSampler), plain("abc"))
+    assert (answer.text, answer.outcome) == ("abc", Outcome.OK)
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.usd) == (3, 3, 0.0)
+    assert answer.seconds > 0
+    [cut] = ask_all(LocalCompleter("m", FakeSampler), plain("abc", max_tokens=4))
+    assert cut.outcome is Outcome.TRUNCATED
+
+
+def test_chats_go_through_the_template_and_plain_texts_do_not():
+    sampler = FakeSampler()
+    chat = request(messages=(Message("system", "a"), Message("user", "b")))
+    assert [answer.text for answer in ask_all(LocalCompleter("m", lambda: sampler), chat)] == ["system:a|user:b"]
+    assert [answer.text for answer in ask_all(LocalCompleter("m", lambda: sampler), plain("a"))] == ["a"]
+
+
+def test_settings_reach_the_engine():
+    seen = []
+    sampler = FakeSampler()
+    sampler.check = seen.append
+    ask_all(
+        LocalCompleter("m", lambda: sampler),
+        plain("a", max_tokens=5, temperature=0.5, top_p=0.9, seed=7, stop=("\n",)),
+    )
+    [one] = seen
+    assert (one.max_tokens, one.temperature, one.top_p, one.seed, one.stop) == (5, 0.5, 0.9, 7, ("\n",))
+
+
+def test_requests_that_wait_are_answered_together():
+    sampler = FakeSampler(held=True)
+    answers = ask_behind(sampler, *[plain(text) for text in "abcde"])
+    assert sampler.batches == [["first"], list("abcde")]
+    assert [answer.text for answer in answers] == ["first", *"abcde"]
+
+
+def test_a_batch_is_of_one_bucket_the_fullest_first_and_not_too_large():
+    sampler = FakeSampler(rows=2, held=True)
+    requests = [plain("a", max_tokens=9), plain("b"), plain("c"), plain("d"), plain("e", max_tokens=9), plain("f")]
+    answers = ask_behind(sampler, *requests)
+    assert [answer.text for answer in answers[1:]] == list("abcdef")
+    # b, c, d and f share a bucket, a and e another; of equally full ones the one that has waited longer comes first
+    assert sampler.batches == [["first"], ["b", "c"], ["a", "e"], ["d", "f"]]
+
+
+def test_requests_given_up_while_waiting_are_not_answered():
+    sampler = FakeSampler(held=True)
+    answers = ask_behind(sampler, *[plain(text) for text in "abc"], cancel=(0, 2))
+    assert [isinstance(answer, asyncio.CancelledError) for answer in answers] == [False, True, False, True]
+    assert sampler.batches == [["first"], ["b"]]
+
+
+def test_a_request_given_up_while_it_is_answered_hurts_nobody():
+    sampler = FakeSampler(held=True)
+    completer = LocalCompleter("m", lambda: sampler)
+
+    async def run():
+        first = asyncio.create_task(completer.complete(plain("first")))
+        await until(sampler.started.is_set)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        sampler.open.set()
+        async with asyncio.timeout(10):
+            return await completer.complete(plain("second"))
+
+    assert asyncio.run(run()).text == "second"
+
+
+def test_the_model_is_loaded_once_and_not_before_it_is_needed():
+    loads = []
+
+    def load():
+        loads.append(threading.current_thread())
+        time.sleep(0.02)
+        return FakeSampler()
+
+    completer = LocalCompleter("m", load)
+    ask_all(completer, request(model="n"))
+    assert loads == []
+    assert len(ask_all(completer, *[plain(text) for text in "abcdefgh"])) == 8
+    ask_all(completer, plain("i"))
+    assert len(loads) == 1
+    assert loads[0] is not threading.main_thread()  # the event loop goes on while the model loads
+
+
+def test_another_model_is_refused():
+    [error] = ask_all(LocalCompleter("m", FakeSampler), request(model="n"))
+    assert isinstance(error, EngineError)
+    assert str(error) == "this engine serves 'm', not 'n'"
+
+
+def test_a_prompt_that_does_not_fit_is_refused_alone():
+    completer = LocalCompleter("m", FakeSampler)
+    long, short = ask_all(completer, plain("x" * 101), plain("short"))
+    assert isinstance(long, EngineError)
+    assert str(long) == "prompt of 101 tokens: shorten the prompt"
+    assert short.text == "short"
+    assert issubclass(EngineError, StopRun)
+
+
+def test_a_failure_of_the_engine_reaches_the_whole_batch_and_no_other():
+    sampler = FakeSampler(held=True)
+    sampler.failure = MemoryError("no room")
+    answers = ask_behind(sampler, plain("a"), plain("b"))
+    for answer in answers:
+        assert isinstance(answer, EngineError)
+        assert str(answer) == "the local engine failed (MemoryError: no room)"
+        assert answer.__cause__ is sampler.failure
+    sampler.failure = None
+    assert ask_all(LocalCompleter("m", lambda: sampler), plain("c"))[0].text == "c"
+
+
+def test_the_engine_goes_on_after_a_failure():
+    sampler = FakeSampler()
+    completer = LocalCompleter("m", lambda: sampler)
+    sampler.failure = RuntimeError("once")
+    assert isinstance(ask_all(completer, plain("a"))[0], EngineError)
+    sampler.failure = None
+    assert ask_all(completer, plain("b"))[0].text == "b"

@@ -1,0 +1,110 @@
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+
+import pytest
+from runs import get_config, run_config
+
+from optimas_jax.benchmarks.hotpotqa import DataConfig
+from optimas_jax.loop.config import ConfigError, RunConfig, differences, from_dict, to_dict
+from optimas_jax.models.lora import LoraConfig
+from optimas_jax.search.gate import GateConfig
+
+MISSING = object()
+
+
+def changed(path, value):
+    """Plain data of a whole configuration with one field changed, or left out."""
+    data = to_dict(run_config())
+    *parents, last = path.split(".")
+    place = data
+    for name in parents:
+        place = place[name]
+    if value is MISSING:
+        del place[last]
+    else:
+        place[last] = value
+    return data
+
+
+def scalar_fields(cls, prefix=""):
+    """Paths of the fields of a configuration class that hold one number, text, truth value or word of a list."""
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from scalar_fields(hint, f"{prefix}{name}.")
+        elif hint in (int, float, str, bool) or typing.get_origin(hint) is typing.Literal:
+            yield prefix + name
+
+
+def test_the_shipped_configuration_survives_the_round_trip():
+    config = run_config()
+    assert isinstance(config, RunConfig)
+    assert from_dict(RunConfig, to_dict(config)) == config
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config  # lists become tuples again
+
+
+def test_plain_data_is_plain_and_a_copy():
+    data = to_dict(run_config())
+    assert type(data["data"]) is dict
+    assert isinstance(data["data"]["mix"], Mapping)
+    data["data"]["mix"]["one-hop"] = 7.0
+    assert to_dict(run_config())["data"]["mix"]["one-hop"] != 7.0
+
+
+def test_an_unknown_variant_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'nope'.*known: .*embedded"):
+        get_config("nope")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("colour", 1, r"config has no field colour; it has benchmark, variant"),
+        ("optimize.gate.colour", 1, r"config\.optimize\.gate has no field colour; it has kind, confidence, futility"),
+        ("benchmark", MISSING, r"config\.benchmark is missing"),
+        ("reward.model", MISSING, r"config\.reward\.model is missing"),
+        ("data.source", "moon", r"config\.data\.source is 'moon'; allowed: 'embedded', 'path', 'hub'"),
+        ("optimize.gate.kind", None, r"config\.optimize\.gate\.kind is None; allowed: '', 'strict', 'paired'"),
+        ("seed", "1", r"config\.seed is '1', expected int"),
+        ("seed", 1.0, r"config\.seed is 1\.0, expected int"),
+        ("reward.learning_rate", True, r"config\.reward\.learning_rate is True, expected float"),
+        ("reward.lora.rank", 0, r"config\.reward\.lora: LoRA rank must be at least 1"),
+        ("reward.lora.targets", ("w",), r"config\.reward\.lora: LoRA targets must be"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_its_path(path, value, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        from_dict(RunConfig, changed(path, value))
+
+
+@pytest.mark.parametrize("path", list(scalar_fields(RunConfig)))
+def test_every_field_refuses_a_value_of_another_type(path):
+    with pytest.raises(ConfigError, match=rf"^config\.{path} is None[,;] "):
+        from_dict(RunConfig, changed(path, None))
+
+
+def test_whole_numbers_are_taken_for_floats():
+    rate = from_dict(RunConfig, changed("reward.learning_rate", 1)).reward.learning_rate
+    assert (rate, type(rate)) == (1.0, float)
+
+
+def test_missing_fields_with_a_default_take_it():
+    assert from_dict(DataConfig, {"source": "embedded"}) == DataConfig("embedded")
+    assert from_dict(GateConfig, {}) == GateConfig()
+    assert from_dict(LoraConfig, {"targets": ["q"]}).targets == ("q",)
+
+
+def test_differences_name_every_leaf():
+    old = {"a": 1, "b": {"c": 2, "d": [1, 2]}, "gone": 0}
+    new = {"a": 1, "b": {"c": 3, "d": [1, 2]}, "added": "x"}
+    assert differences(old, new) == [
+        "config.b.c: 2 -> 3",
+        "config.gone: 0 -> '(absent)'",
+        "config.added: '(absent)' -> 'x'",
+    ]
+    assert differences(old, old) == []
+
+
+def test_a_leaf_that_becomes_a_mapping_differs_as_a_whole():
+    assert differences({"a": 1}, {"a": {"b": 1}}, "x") == ["x.a: 1 -> {'b': 1}"]

@@ -1,0 +1,210 @@
+import dataclasses
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from runs import run_config
+
+from optimas_jax.core.types import StopRun
+from optimas_jax.core.values import Configuration, Demo, Hyperparameters, Prompt
+from optimas_jax.loop.config import EvaluateConfig
+from optimas_jax.loop.journal import FolderError, RunFolder, load_best
+
+CONFIG = run_config()
+
+
+def folder(path, **changes):
+    return RunFolder(path / "run", dataclasses.replace(CONFIG, **changes))
+
+
+def journal(path):
+    return path / "run" / "journal.jsonl"
+
+
+def events(path):
+    return [json.loads(line)["event"] for line in journal(path).read_text(encoding="utf-8").splitlines()]
+
+
+def emit_all(path, *names):
+    opened = folder(path)
+    for name in names:
+        opened.emit(name, component="a", scores=(1, 0.5), value={"text": "one\nline"})
+    return opened
+
+
+def break_disk(monkeypatch, operation, name=""):
+    """Lets an operation of ``Path`` fail as on a full disk; writing gets as far as half of the text."""
+    original = getattr(Path, operation)
+
+    def fail(self, *args, **kwargs):
+        if name not in self.name:
+            return original(self, *args, **kwargs)
+        if operation == "write_text":
+            original(self, args[0][: len(args[0]) // 2], **kwargs)
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, operation, fail)
+
+
+# Whose folder it is
+
+
+def test_the_same_configuration_opens_its_folder_again(tmp_path):
+    first, second = folder(tmp_path), folder(tmp_path)
+    assert first.path == second.path == tmp_path / "run"
+    assert json.loads((first.path / "config.json").read_text())["benchmark"] == "hotpotqa"
+
+
+def test_another_configuration_is_refused_with_every_field_that_differs(tmp_path):
+    folder(tmp_path)
+    data = dataclasses.replace(CONFIG.data, train=CONFIG.data.train + 1)
+    with pytest.raises(FolderError) as caught:
+        folder(tmp_path, seed=7, data=data)
+    message = str(caught.value)
+    assert f"config.seed: {CONFIG.seed} -> 7\n" in message
+    assert f"config.data.train: {CONFIG.data.train} -> {data.train}\n" in message
+    assert message.count(" -> ") == 2
+    assert "--workdir" in message
+    assert issubclass(FolderError, StopRun)
+
+
+def test_what_does_not_change_results_may_differ(tmp_path):
+    folder(tmp_path)
+    folder(tmp_path, concurrency=1, evaluate=EvaluateConfig(split="val", repeats=3))
+
+
+def test_a_damaged_configuration_says_so(tmp_path):
+    file = folder(tmp_path).path / "config.json"
+    file.write_text(file.read_text()[:20])
+    with pytest.raises(FolderError, match=r"config\.json is damaged .*use another --workdir"):
+        folder(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_says_so(tmp_path):
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(FolderError, match="cannot write to"):
+        folder(tmp_path)
+
+
+# The journal
+
+
+def test_events_are_appended_as_they_happen(tmp_path):
+    emit_all(tmp_path, "pick", "gate")
+    first = json.loads(journal(tmp_path).read_text().splitlines()[0])
+    assert first.pop("time") > 0
+    assert first == {"event": "pick", "component": "a", "scores": [1, 0.5], "value": {"text": "one\nline"}}
+    assert events(tmp_path) == ["pick", "gate"]
+
+
+def test_a_resumed_run_does_not_write_its_events_twice(tmp_path):
+    emit_all(tmp_path, "pick", "gate")
+    before = journal(tmp_path).read_text()
+    emit_all(tmp_path, "pick", "gate", "adaptation")
+    assert journal(tmp_path).read_text().startswith(before)
+    assert events(tmp_path) == ["pick", "gate", "adaptation"]
+
+
+def test_another_course_of_events_goes_on_behind_the_old_one(tmp_path):
+    emit_all(tmp_path, "pick", "gate")
+    emit_all(tmp_path, "pick", "accept", "gate")
+    assert events(tmp_path) == ["pick", "gate", "accept", "gate"]
+
+
+def test_wherever_the_last_write_stopped_the_journal_is_repaired(tmp_path):
+    emit_all(tmp_path, "pick", "gate")
+    whole = journal(tmp_path).read_bytes()
+    start = whole.index(b"\n") + 1
+    for stop in range(start, len(whole)):
+        journal(tmp_path).write_bytes(whole[:stop])
+        resumed = folder(tmp_path)
+        kept = journal(tmp_path).read_bytes()
+        assert kept == (whole if stop == len(whole) - 1 else whole[:start])  # only the line end was missing
+        assert not list(resumed.path.glob("*.partial"))
+    emit_all(tmp_path, "pick", "gate", "adaptation")
+    assert events(tmp_path) == ["pick", "gate", "adaptation"]
+
+
+def test_a_journal_on_a_full_disk_stops_the_run(tmp_path, monkeypatch):
+    opened = emit_all(tmp_path, "pick")
+
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(FolderError, match=r"cannot write the journal .*No space left"):
+        opened.emit("gate")
+
+
+# Files
+
+
+def test_what_was_written_is_read(tmp_path):
+    opened = folder(tmp_path)
+    assert opened.read("results.json") is None
+    opened.write("deep/results.json", {"mean": 0.5, "text": "ü\u2028"})
+    assert opened.read("deep/results.json") == {"mean": 0.5, "text": "ü\u2028"}
+    assert [file.name for file in (opened.path / "deep").iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("operation", ["write_text", "replace", "mkdir"])
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, operation):
+    opened = folder(tmp_path)
+    opened.write("results.json", {"n": 1})
+    break_disk(monkeypatch, operation)
+    with pytest.raises(FolderError, match=r"cannot write .*No space left.*run the same command again"):
+        opened.write("results.json", {"n": 2})
+    monkeypatch.undo()
+    assert opened.read("results.json") == {"n": 1}
+    opened.write("results.json", {"n": 2})
+    assert opened.read("results.json") == {"n": 2}
+
+
+def test_a_new_folder_on_a_full_disk_is_no_folder_of_another_configuration(tmp_path, monkeypatch):
+    break_disk(monkeypatch, "write_text", "config.json")
+    with pytest.raises(FolderError, match="No space left"):
+        folder(tmp_path)
+    monkeypatch.undo()
+    folder(tmp_path, seed=7)
+
+
+# The portable result
+
+
+def test_the_best_configuration_survives_the_round_trip(tmp_path):
+    best = Configuration(
+        {
+            "speaker": Prompt("Say\nit.", (Demo({"q": "où?", "list": (1, 2)}, {"said": "là"}),)),
+            "retriever": Hyperparameters({"k": 5}),
+        }
+    )
+    opened = folder(tmp_path)
+    opened.save_best(best, {"val_score": 0.5})
+    assert load_best(opened.path / "best") == best
+    assert opened.read("best/configuration.json")["val_score"] == 0.5
+
+
+def test_a_missing_result_names_the_stage_that_makes_it(tmp_path):
+    with pytest.raises(FolderError, match=r"configuration\.json: --stage=optimize makes it"):
+        load_best(tmp_path / "best")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"configuration": {',
+        b"\xff\xfe",
+        b"{}",
+        b'{"configuration": 3}',
+        b'{"configuration": {"a": 3}}',
+        b'{"configuration": {"a": {"type": "spell"}}}',
+        b'{"configuration": {"a": {"type": "prompt"}}}',
+    ],
+)
+def test_a_damaged_result_says_so(tmp_path, content):
+    (tmp_path / "configuration.json").write_bytes(content)
+    with pytest.raises(FolderError, match=r"configuration\.json is not a saved configuration \("):
+        load_best(tmp_path)
