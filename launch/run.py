@@ -5,10 +5,16 @@ python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR] [--s
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+os.environ.setdefault(
+    "TRANSFORMERS_VERBOSITY", "error"
+)  # or it reports that torch, which nothing here needs, is absent
+
+from absl import app, flags
 from ml_collections import config_flags
 
 from optimas_jax.core.types import StopRun
@@ -23,7 +29,8 @@ _STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Which stage to run
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)  # libraries narrate; progress has its own lines
+    for library in ("absl", "bm25s"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # they narrate; progress has its own lines
     try:
         config = from_dict(RunConfig, _CONFIG.value.to_dict())
         workdir = _WORKDIR.value or f"runs/{config.benchmark}-{config.variant}-{config.seed}"

@@ -1,0 +1,88 @@
+"""The command itself, in processes of its own, on the smoke variant."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import ROOT
+
+
+def start(workdir: Path, *flags: str, variant: str = "smoke", hash_seed: int = 0) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "launch/run.py",
+        f"--config=configs/hotpotqa.py:{variant}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "COLUMNS": "120"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **streams)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def wait_for_completions(workdir: Path, count: int) -> None:
+    """Until the tape has ``count`` completions."""
+    for _ in range(2400):
+        if (workdir / "tape.sqlite").is_file():
+            with sqlite3.connect(workdir / "tape.sqlite", timeout=10) as db:
+                tables = db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'completions'").fetchone()[0]
+                if tables and db.execute("SELECT COUNT(*) FROM completions").fetchone()[0] >= count:
+                    return
+        time.sleep(0.05)
+    raise TimeoutError(f"no {count} completions in {workdir}")
+
+
+def scores(workdir: Path) -> dict[str, Any]:
+    results = json.loads((workdir / "results.json").read_text())
+    return {name: results[name] for name in ("baseline", "optimized", "gain", "by_kind", "alignment", "accepted")}
+
+
+def test_interrupted_and_killed_at_other_hash_seeds_and_concurrency_it_ends_as_the_straight_run(tmp_path: Path) -> None:
+    code, output = finish(start(tmp_path / "straight", "--config.concurrency=1"))
+    assert code == 0 and "baseline" in output, output
+
+    workdir = tmp_path / "broken"
+    process = start(workdir, "--config.concurrency=16", hash_seed=1)
+    wait_for_completions(workdir, 40)
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130 and "the same command resumes" in output and "Traceback" not in output, output
+
+    process = start(workdir, "--config.concurrency=4", hash_seed=2)
+    wait_for_completions(workdir, 200)
+    process.kill()
+    finish(process)
+
+    code, output = finish(start(workdir, "--config.concurrency=16", hash_seed=3))
+    assert code == 0, output
+    assert scores(workdir) == scores(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("flags", "variant", "message"),
+    [
+        ((), "paper", "openai:gpt-4o-mini"),
+        (("--config.optimize.components=nobody",), "smoke", "tunable are question_rewriter"),
+        (("--config.data.source=path", "--config.data.path=/nowhere.jsonl"), "smoke", "no file '/nowhere.jsonl'"),
+        (("--config.optimize.mode=fast",), "smoke", "'paper', 'improved'"),
+    ],
+)
+def test_what_cannot_work_ends_at_once_and_says_why(
+    tmp_path: Path, flags: tuple[str, ...], variant: str, message: str
+) -> None:
+    code, output = finish(start(tmp_path / "run", *flags, variant=variant))
+    assert code == 1 and message in output and "Traceback" not in output, output
