@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
+from optimas_jax.core.types import StopRun
 from optimas_jax.learn.checkpoint import CheckpointError, CheckpointStore
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
 from optimas_jax.parallel.sharding import replicate
@@ -71,9 +72,10 @@ def test_a_half_written_checkpoint_does_not_count_and_is_replaced(store):
     assert_equal(store.load("a", trainable()), trainable(2))
 
 
-def test_damaged_metadata_says_so(store):
+@pytest.mark.parametrize("content", [b'{"n": ', b"", b"\xff\xfe"])
+def test_damaged_metadata_says_so(store, content):
     store.save("a", trainable(), {"n": 1})
-    (store.folder / "a" / "metadata.json").write_text('{"n": ')
+    (store.folder / "a" / "metadata.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"metadata\.json is damaged .*it will be trained again"):
         store.metadata("a")
 
@@ -130,3 +132,14 @@ def test_a_full_disk_says_so_and_leaves_no_checkpoint(store, monkeypatch, place,
     assert store.metadata("a") is None
     store.save("a", trainable(), {"n": 1})
     assert store.metadata("a") == {"n": 1}
+    assert issubclass(CheckpointError, StopRun)
+
+
+def test_a_disk_that_fills_up_under_the_arrays_says_so_too(store, monkeypatch):
+    def fail(*args):  # what tensorstore raises
+        raise ValueError("OUT_OF_RANGE: Failed writing: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(ocp, "save", fail)
+    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*No space left"):
+        store.save("a", trainable(), {"n": 1})
+    assert store.metadata("a") is None

@@ -1,6 +1,7 @@
 import errno
 import json
 import shutil
+from pathlib import Path
 
 import datasets
 import pytest
@@ -55,6 +56,11 @@ def test_groups_without_a_single_pair_survive_too(tmp_path):
     assert not (tmp_path / "offline" / "preferences").exists()
 
 
+def test_no_groups_at_all_survive_too(tmp_path):
+    save_groups(tmp_path / "offline", [])
+    assert load_groups(tmp_path / "offline") == []
+
+
 def test_where_nothing_was_saved_there_are_no_groups(tmp_path):
     assert load_groups(tmp_path / "offline") is None
 
@@ -81,6 +87,21 @@ def test_a_full_disk_says_so_and_leaves_the_old_groups(tmp_path, monkeypatch):
     save_groups(tmp_path / "offline", GROUPS[:1])
     assert load_groups(tmp_path / "offline") == GROUPS[:1]
     assert issubclass(GroupsError, StopRun)
+
+
+def test_new_groups_that_cannot_take_their_place_leave_the_old_ones(tmp_path, monkeypatch):
+    save_groups(tmp_path / "offline", GROUPS)
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.suffix == ".partial":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(GroupsError, match="Input/output error"):
+        save_groups(tmp_path / "offline", GROUPS[:1])
+    assert load_groups(tmp_path / "offline") == GROUPS
 
 
 @pytest.mark.parametrize("damage", ["cut", "no state", "empty folder", "another data set"])

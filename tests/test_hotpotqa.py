@@ -249,6 +249,13 @@ def test_embedded_kinds_come_in_their_shares():
     assert only == "comparison"
 
 
+@given(st.dictionaries(st.sampled_from(countries.KINDS), st.floats(0.01, 1), min_size=1), st.integers(0, 20))
+def test_as_many_embedded_questions_as_asked_for_whatever_the_mix(mix, size):
+    examples = countries.questions(KNOWN, "train", size, mix, 0)
+    assert len(examples) == size
+    assert {example.kind for example in examples} <= set(mix)
+
+
 def test_the_kind_of_a_question_is_what_it_says():
     for example in (example for examples in embedded().values() for example in examples):
         question = example.inputs["question"]
@@ -266,7 +273,9 @@ def test_more_embedded_questions_than_there_are_say_how_many():
         embedded(mix={"one-hop": 1.0}, sizes=(1, 149, 1))
 
 
-@pytest.mark.parametrize(("split", "mix"), [("dev", MIX), ("train", {"riddle": 1.0})])
+@pytest.mark.parametrize(
+    ("split", "mix"), [("dev", MIX), ("train", {"riddle": 1.0}), ("train", {}), ("train", {"bridge": -1.0})]
+)
 def test_unknown_splits_and_kinds_are_refused(split, mix):
     with pytest.raises(ValueError, match="must be one of train, val, test and mix have keys one-hop, bridge"):
         countries.questions(KNOWN, split, 1, mix, 0)

@@ -195,6 +195,7 @@ def test_a_failure_of_the_engine_reaches_the_whole_batch_and_no_other():
         assert isinstance(answer, EngineError)
         assert str(answer) == "the local engine failed (MemoryError: no room)"
         assert answer.__cause__ is sampler.failure
+    assert len({id(answer) for answer in answers}) == 3  # one each, because callers add notes to it
     sampler.failure = None
     assert ask_all(LocalCompleter("m", lambda: sampler), plain("c"))[0].text == "c"
 

@@ -82,6 +82,13 @@ def test_a_damaged_configuration_says_so(tmp_path):
         folder(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"[]", b"null", b"\xff\xfe"])
+def test_a_configuration_that_is_none_says_so(tmp_path, content):
+    (folder(tmp_path).path / "config.json").write_bytes(content)
+    with pytest.raises(FolderError, match=r"config\.json is damaged"):
+        folder(tmp_path)
+
+
 def test_a_folder_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(FolderError, match="cannot write to"):
@@ -127,6 +134,30 @@ def test_wherever_the_last_write_stopped_the_journal_is_repaired(tmp_path):
     assert events(tmp_path) == ["pick", "gate", "adaptation"]
 
 
+def test_a_write_that_stopped_within_a_character_is_repaired(tmp_path):
+    folder(tmp_path).emit("pick", text="é")
+    whole = journal(tmp_path).read_bytes()
+    journal(tmp_path).write_bytes(whole + whole[: whole.index("é".encode()) + 1])
+    folder(tmp_path)
+    assert journal(tmp_path).read_bytes() == whole
+
+
+def test_only_line_feeds_end_an_event(tmp_path):
+    for _ in range(2):
+        folder(tmp_path).emit("pick", text="one\u2028two\x85three")
+    assert journal(tmp_path).read_bytes().count(b"\n") == 1
+
+
+def test_a_repair_on_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, monkeypatch):
+    emit_all(tmp_path, "pick")
+    broken = journal(tmp_path).read_bytes() + b"{"
+    journal(tmp_path).write_bytes(broken)
+    break_disk(monkeypatch, "replace", "journal")
+    with pytest.raises(FolderError, match="No space left"):
+        folder(tmp_path)
+    assert journal(tmp_path).read_bytes() == broken
+
+
 def test_a_journal_on_a_full_disk_stops_the_run(tmp_path, monkeypatch):
     opened = emit_all(tmp_path, "pick")
 
@@ -147,6 +178,13 @@ def test_what_was_written_is_read(tmp_path):
     opened.write("deep/results.json", {"mean": 0.5, "text": "ü\u2028"})
     assert opened.read("deep/results.json") == {"mean": 0.5, "text": "ü\u2028"}
     assert [file.name for file in (opened.path / "deep").iterdir()] == ["results.json"]
+
+
+def test_a_damaged_file_says_so(tmp_path):
+    opened = folder(tmp_path)
+    (opened.path / "reward.json").write_text("{")
+    with pytest.raises(FolderError, match=r"reward\.json is damaged"):
+        opened.read("reward.json")
 
 
 @pytest.mark.parametrize("operation", ["write_text", "replace", "mkdir"])
@@ -198,6 +236,8 @@ def test_a_missing_result_names_the_stage_that_makes_it(tmp_path):
         b'{"configuration": {',
         b"\xff\xfe",
         b"{}",
+        b"[]",
+        b"null",
         b'{"configuration": 3}',
         b'{"configuration": {"a": 3}}',
         b'{"configuration": {"a": {"type": "spell"}}}',

@@ -61,6 +61,8 @@ def test_the_least_reward_is_inclusive():
 
 def test_failures_are_never_demonstrations():
     assert demo_pool([group(({}, 1.0))], min_reward=0.5) == []
+    [one] = demo_pool([group(({}, 0.0), (said("x"), 0.0))], min_reward=0.0)
+    assert one.demo.outputs == said("x")
 
 
 def test_long_demonstrations_are_left_out():
@@ -138,6 +140,7 @@ def test_proposals_are_distinct_new_and_of_one_demonstration_per_example(pool, s
         ("<instruction>'Do this.'</instruction>", "Do this."),
         ('Say "yes"', 'Say "yes"'),
         ("\"Do this.'", "\"Do this.'"),
+        ('"yes" or "no"', '"yes" or "no"'),
         ('"', '"'),
         ('""', ""),
         ("<instruction></instruction>", ""),

@@ -121,22 +121,31 @@ def questions(
     Raises:
       ValueError: for an unknown split or kind, or if the split's countries do not yield that many questions.
     """
-    if split not in _SPLIT_SHARES or set(mix) - set(KINDS):
+    shares = tuple(mix.values())
+    if split not in _SPLIT_SHARES or set(mix) - set(KINDS) or min(shares, default=0.0) < 0 or not sum(shares):
         raise ValueError(
-            f"split must be one of {', '.join(_SPLIT_SHARES)} and mix have keys {', '.join(KINDS)}; got {split!r} and "
-            f"{dict(mix)}"
+            f"split must be one of {', '.join(_SPLIT_SHARES)} and mix have keys {', '.join(KINDS)} with shares; got "
+            f"{split!r} and {dict(mix)}"
         )
     rng = random.Random(f"{seed}/{split}")
     own = _deal(countries, split, seed)
     pools = {"one-hop": _facts(own, _ONE_HOP), "bridge": _facts(own, _BRIDGE), "comparison": _comparisons(own, rng)}
-    total = sum(mix.values())
+    counts = _counts(size, mix)
     examples: list[Example] = []
-    for kind in KINDS:
-        count = round(size * mix.get(kind, 0.0) / total) if kind != "one-hop" else 0
-        examples += _take(kind, pools[kind], count, split, rng)
-    examples += _take("one-hop", pools["one-hop"], size - len(examples) if mix.get("one-hop") else 0, split, rng)
+    for kind in ("bridge", "comparison", "one-hop"):
+        examples += _take(kind, pools[kind], counts[kind], split, rng)
     rng.shuffle(examples)
     return tuple(dataclasses.replace(example, id=f"{split}-{i:04d}") for i, example in enumerate(examples))
+
+
+def _counts(size: int, mix: Mapping[str, float]) -> dict[str, int]:
+    """Questions per kind; they add up to ``size``: what rounding down leaves goes to the largest remainders."""
+    exact = {kind: size * mix.get(kind, 0.0) / sum(mix.values()) for kind in KINDS}
+    counts = {kind: int(number) for kind, number in exact.items()}
+    by_remainder = sorted(KINDS, key=lambda kind: counts[kind] - exact[kind])
+    for kind in by_remainder[: size - sum(counts.values())]:
+        counts[kind] += 1
+    return counts
 
 
 def _deal(countries: Sequence[Country], split: str, seed: int) -> list[Country]:

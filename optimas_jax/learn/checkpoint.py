@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from optimas_jax.core.types import StopRun
 from optimas_jax.models.lora import Params
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(StopRun):
     """A checkpoint that cannot be written or read."""
 
 
@@ -35,7 +36,7 @@ class CheckpointStore:
             return None
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not even text
             raise CheckpointError(
                 f"{path} is damaged ({error}): delete {path.parent}, it will be trained again"
             ) from error
@@ -51,7 +52,7 @@ class CheckpointStore:
             partial = path / "metadata.json.partial"
             partial.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
             partial.replace(path / "metadata.json")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             raise CheckpointError(
                 f"cannot write the checkpoint {path} ({error}): make room and run the same command again"
             ) from error

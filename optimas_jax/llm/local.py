@@ -127,11 +127,11 @@ class LocalCompleter:
         try:
             samples = self.sampler().generate([request for request, _ in batch])
         except Exception as error:
-            failure = EngineError(f"the local engine failed ({type(error).__name__}: {error})")
-            failure.__cause__ = error
             for _, future in batch:
-                if not future.cancelled():
-                    future.set_exception(failure)
+                if future.set_running_or_notify_cancel():
+                    failure = EngineError(f"the local engine failed ({type(error).__name__}: {error})")
+                    failure.__cause__ = error
+                    future.set_exception(failure)  # one each: callers add notes to it
             return
         share = (time.perf_counter() - started) / len(batch)
         for (_, future), sample in zip(batch, samples, strict=True):

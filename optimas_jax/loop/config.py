@@ -7,7 +7,6 @@ Library code sees the dataclasses only. A field is declared once, where it is us
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, cast
@@ -160,6 +159,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
     Raises:
       ConfigError: for an unknown field, a missing one, or a value outside a ``Literal``.
     """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} is {data!r}, expected the fields of {cls.__name__}")
     hints = typing.get_type_hints(cls)
     names = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     unknown = sorted(set(data) - set(names))
@@ -187,12 +188,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}; allowed: {', '.join(map(repr, typing.get_args(hint)))}")
         return value
     if origin is tuple:
-        return tuple(value)
-    if origin in (Mapping, dict) or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        return dict(value)
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} is {value!r}, expected a list")
+        return tuple(_convert(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} is {value!r}, expected names with values")
+        return {key: _convert(typing.get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and not isinstance(value, hint):
+    wrong = isinstance(hint, type) and not isinstance(value, hint)
+    if wrong or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{where} is {value!r}, expected {hint.__name__}")
     return value
 

@@ -30,16 +30,21 @@ def save_groups(path: Path, groups: Sequence[Group]) -> None:
       GroupsError: if the disk does not take it.
     """
     datasets.disable_progress_bars()
-    partial = path.with_name(path.name + ".partial")
+    partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         datasets.Dataset.from_list([_group_to_row(group) for group in groups]).save_to_disk(str(partial))
         pairs = {name: datasets.Dataset.from_list(rows) for name, rows in to_preferences(groups).items()}
         if pairs:
             datasets.DatasetDict(**pairs).save_to_disk(str(partial / "preferences"))
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
         partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise GroupsError(
             f"cannot write {path} ({error}). What was paid for is on the tape: make room and run the same command again"
         ) from error
@@ -54,6 +59,8 @@ def load_groups(path: Path) -> list[Group] | None:
     if not path.is_dir():
         return None
     try:
+        if not json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+            return []  # datasets writes no file for no rows, and then cannot read the folder
         rows = datasets.Dataset.load_from_disk(str(path), keep_in_memory=True).to_list()
         return [_group_from_row(row) for row in rows]
     except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file

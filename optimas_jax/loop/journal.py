@@ -35,14 +35,17 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if file.is_file():
-                self._check(json.loads(file.read_text(encoding="utf-8")), plain)
+                old = json.loads(file.read_text(encoding="utf-8"))
+                if not isinstance(old, dict):
+                    raise ValueError(f"it holds {type(old).__name__}")
+                self._check(old, plain)
             else:
                 self.write("config.json", plain)
-        except json.JSONDecodeError as error:
+            self._events = self._read_events()
+        except ValueError as error:  # not UTF-8, not JSON, not an object
             raise FolderError(f"{file} is damaged ({error}): use another --workdir") from error
         except OSError as error:
             raise FolderError(f"cannot write to {self.path} ({error})") from error
-        self._events = self._read_events()
         self._cursor = 0
 
     def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -75,22 +78,27 @@ class RunFolder:
     def read(self, name: str) -> Any | None:
         """JSON written before, or None."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except ValueError as error:
+            raise FolderError(
+                f"{path} is damaged ({error}): delete it and run the stage that makes it again"
+            ) from error
 
     def _read_events(self) -> list[dict[str, Any]]:
         path = self.path / "journal.jsonl"
         if not path.is_file():
             return []
-        events = []
-        text = path.read_text(encoding="utf-8")
-        for line in text.splitlines():
+        events: list[dict[str, Any]] = []
+        data = path.read_bytes()
+        for line in data.split(b"\n"):  # only line feeds end an event: texts may hold other line separators
             try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # the line that a killed process left half-written
-        if len(events) < len(text.splitlines()) or (text and not text.endswith("\n")):
-            whole = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
-            path.with_suffix(".partial").write_text(whole, encoding="utf-8")
+                events.append(json.loads(line.decode()))
+            except ValueError:
+                break  # behind the last line end, or the line that a killed process left half-written
+        whole = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events).encode()
+        if whole != data:
+            path.with_suffix(".partial").write_bytes(whole)
             path.with_suffix(".partial").replace(path)
         return events
 
@@ -127,5 +135,5 @@ def load_best(folder: Path) -> Configuration:
         return Configuration.from_json(json.loads(path.read_text(encoding="utf-8"))["configuration"])
     except FileNotFoundError as error:
         raise FolderError(f"no {path}: --stage=optimize makes it") from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{path} is not a saved configuration ({type(error).__name__}: {error})") from error

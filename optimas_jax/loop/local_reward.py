@@ -17,7 +17,7 @@ import numpy as np
 
 from optimas_jax.core.render import render_reward_candidate, render_reward_prefix
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Group, digest
+from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.learn.groups import PackedRows, RowShape, TokenGroup, batches
 from optimas_jax.learn.reward_model import LossConfig, RewardFunctions, make_reward_functions
@@ -69,6 +69,10 @@ def text_group(
     node = system.by_name[component]
     prefix = render_reward_prefix(node.description, inputs, node.inputs)
     return TextGroup(component, prefix, tuple(render_reward_candidate(made, node.outputs) for made in outputs))
+
+
+class NonFiniteLoss(StopRun):
+    """Training diverged; nothing of it was kept."""
 
 
 class RewardEngine:
@@ -225,7 +229,10 @@ class RewardEngine:
                     advance()
                 row = _divide(jax.device_get(metrics))
                 if not np.isfinite(row["loss"]):
-                    raise FloatingPointError(f"the loss became {row['loss']} in epoch {epoch}: lower learning_rate")
+                    raise NonFiniteLoss(
+                        f"the loss became {row['loss']} in epoch {epoch + 1}: lower config.reward.learning_rate "
+                        f"({self.config.learning_rate})"
+                    )
                 row["held_out_pair_accuracy"] = self._pair_accuracy(state.trainable, evaluated)
                 history.append(row)
                 if row["held_out_pair_accuracy"] > best_accuracy or not evaluated:

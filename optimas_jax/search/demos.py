@@ -28,9 +28,12 @@ def demo_pool(groups: Sequence[Group], *, min_reward: float, max_chars: int = 15
     """
     pool = []
     for group in groups:
-        best = min(group.candidates, key=lambda c: (-c.reward, len(str(dict(c.outputs)))))
+        made = [candidate for candidate in group.candidates if candidate.outputs]
+        if not made:
+            continue
+        best = min(made, key=lambda c: (-c.reward, len(str(dict(c.outputs)))))
         length = len(str(dict(group.inputs))) + len(str(dict(best.outputs)))
-        if best.outputs and best.reward >= min_reward and length <= max_chars:
+        if best.reward >= min_reward and length <= max_chars:
             pool.append(ScoredDemo(Demo(group.inputs, best.outputs), best.reward, group.example_id))
     pool.sort(key=lambda scored: (-scored.reward, scored.example_id))
     return pool

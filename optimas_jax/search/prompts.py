@@ -54,7 +54,7 @@ def parse_instruction(answer: str) -> str:
     """The instruction in a proposer's answer: what stands between the tags, or all of it; never just a line of it."""
     tagged = _TAGGED.search(answer)
     text = (tagged.group(1) if tagged else answer).strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return text
 
