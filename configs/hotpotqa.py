@@ -33,11 +33,13 @@ def _embedded() -> RunConfig:
         system=SystemConfig(LanguageModel(EMBEDDED, style="text"), k_grid=(1, 2, 4), k=1),
         proposer=LanguageModel(EMBEDDED, style="text", max_tokens=48),
         reward=RewardConfig(EMBEDDED, lora=LoraConfig(rank=8, alpha=16.0, last_layers=4), learning_rate=1e-3, epochs=3),
-        data=DataConfig("embedded", train=80, val=32, test=100, mix={"one-hop": 0.5, "bridge": 0.3, "comparison": 0.2}),
+        data=DataConfig(
+            "embedded", train=72, val=32, test=100, mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15}
+        ),
         concurrency=128,
-        offline=OfflineConfig(inputs=80, upstream_inputs=28),
+        offline=OfflineConfig(inputs=72, calls=144),
         collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=2),
-        optimize=OptimizeConfig(iterations=6, inputs=16, demo_sets=3, instructions=2, gate_top=2),
+        optimize=OptimizeConfig(iterations=5, inputs=12, demo_sets=2, instructions=2, gate_top=2),
     )
 
 
@@ -51,7 +53,7 @@ def _smoke() -> RunConfig:
         proposer=random_model,
         reward=RewardConfig(RANDOM, lora=LoraConfig(rank=4, alpha=8.0), epochs=1),
         data=dataclasses.replace(base.data, train=24, val=8, test=16),
-        offline=OfflineConfig(inputs=24, upstream_inputs=8),
+        offline=OfflineConfig(inputs=24, calls=24),
         collect=dataclasses.replace(base.collect, temperature=1.0),
         optimize=OptimizeConfig(iterations=3, inputs=4, demo_sets=1, instructions=1, gate_top=1, demo_min_reward=0.1),
     )
@@ -79,7 +81,7 @@ def _paper() -> RunConfig:
             epochs=25,
         ),
         data=DataConfig("hub", train=1000, val=20, test=100),
-        offline=OfflineConfig(inputs=50, upstream_inputs=50),
+        offline=OfflineConfig(inputs=50),
         collect=CollectConfig(samples=1, temperature=1.0, values=0),
         optimize=OptimizeConfig(mode="paper", iterations=80, inputs=20, instructions=3, demo_sets=0, gate_top=1),
     )

@@ -181,29 +181,30 @@ def test_real_rows_are_read():
 
 KNOWN = countries.load_countries()
 MIX = {"one-hop": 0.5, "bridge": 0.3, "comparison": 0.2}
-# What each question asks: pattern, fact that it names (with the groups as values), fact that it asks for.
+ARTICLES = {article.title: article.text for article in countries.articles(KNOWN)}
+FACT = "(capital|currency|calling code|population|area)"
+# What each question asks: pattern with the fact, and the fact that names the country.
 ASKED = [
-    (r"What is the capital of (?!the country)(.+)\?", "name", "capital"),
-    (r"What is the currency of (?!the country)(.+)\?", "name", "currency"),
-    (r"In which region of the world is (?!the country)(.+)\?", "name", "region"),
-    (r"What are the people of (.+) called\?", "name", "demonym"),
-    (r"What is the currency of the country whose capital is (.+)\?", "capital", "currency"),
-    (r"In which region of the world is the country whose capital is (.+)\?", "capital", "region"),
-    (r"What are the people called in the country whose capital is (.+)\?", "capital", "demonym"),
-    (r"What is the capital of the country whose people are called (.+)\?", "demonym", "capital"),
+    (rf"What is the {FACT} of the country whose capital is (.+)\?", "capital"),
+    (rf"What is the {FACT} of (.+)\?", "name"),
 ]
 COMPARED = {
-    r"Which country has more people, (.+) or (.+)\?": "population",
+    r"Which country has the larger population, (.+) or (.+)\?": "population",
     r"Which country has the larger area, (.+) or (.+)\?": "area",
 }
 
 
+def stated(name, fact):
+    """What a country's article says."""
+    return re.search(rf"The {fact} of {re.escape(name)} is (.+?)\.(?: The |$)", ARTICLES[name])[1]
+
+
 def understand(question):
-    """All answers that the facts allow, and the countries that the question is about."""
-    for pattern, named, asked in ASKED:
+    """All answers that the articles allow, and the countries that the question is about."""
+    for pattern, named in ASKED:
         if match := re.fullmatch(pattern, question):
-            about = [country for country in KNOWN if getattr(country, named) == match[1]]
-            return {getattr(country, asked) for country in about}, {country.name for country in about}
+            about = [country.name for country in KNOWN if getattr(country, named) == match[2]]
+            return {stated(name, match[1]) for name in about}, set(about)
     for pattern, number in COMPARED.items():
         if match := re.fullmatch(pattern, question):
             pair = sorted(
@@ -282,18 +283,19 @@ def test_unknown_splits_and_kinds_are_refused(split, mix):
 
 
 def test_an_article_states_every_fact():
-    chad = Country("Chad", "N'Djamena", "Sub-Saharan Africa", "XAF", "Chadian", 13_214_000, 999)
+    chad = Country("Chad", "N'Djamena", "Sub-Saharan Africa", "XAF", "235", 13_214_000, 999)
     country, capital = countries.articles([chad])
     assert country == Article(
         "Chad",
         "Chad is a country in Sub-Saharan Africa. The capital of Chad is N'Djamena. The currency of Chad is XAF. The "
-        "people of Chad are called Chadian. Chad has 13.2 million people and an area of 999 square kilometres.",
+        "calling code of Chad is 235. The population of Chad is 13.2 million. The area of Chad is 999 square "
+        "kilometres.",
     )
     assert capital == Article("N'Djamena", "N'Djamena is the seat of the government of Chad.")
 
 
 def test_facts_that_name_a_country_name_only_one():
-    for field in ("name", "capital", "demonym"):
+    for field in ("name", "capital"):
         assert len({getattr(country, field) for country in KNOWN}) == len(KNOWN)
     assert len(KNOWN) > 150
 

@@ -139,6 +139,7 @@ def make_run(system: System, workdir: Path, *, seed: int, mode: str, engine: Any
         ledger=ledger,
         progress=QUIET,
         components=system.tunable,
+        started=0.0,
     )
 
 

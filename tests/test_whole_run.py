@@ -27,12 +27,7 @@ from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.stages import STAGES, MissingStage, run_stages
 from optimas_jax.models.lora import LoraConfig
 
-_FACTS = {
-    "capital": r"The capital of .+? is (.+?)\.",
-    "currency": r"The currency of .+? is (.+?)\.",
-    "region": r"is a country in (.+?)\.",
-    "called": r"are called (.+?)\.",
-}
+_FACTS = ("capital", "currency", "calling code", "population", "area")
 
 
 def answer(request: CompletionRequest) -> str:
@@ -49,8 +44,9 @@ def answer(request: CompletionRequest) -> str:
         case "hint_generator":
             return block.splitlines()[0].removeprefix("Passages: ")[:400]
         case "answer_generator":
-            asked = [pattern for word, pattern in _FACTS.items() if word in fields["Rewritten question"]]
-            fact = next((match[1] for pattern in asked if (match := re.search(pattern, block))), "unknown")
+            asked = next((fact for fact in _FACTS if f"the {fact} of" in fields["Rewritten question"]), "nothing")
+            match = re.search(rf"The {asked} of .+? is (.+?)\.(?: The|$)", block)
+            fact = match[1] if match else "unknown"
             shown = len(demos) > 1 or (request.temperature > 0 and derive_seed(text, request.seed) % 2)
             return fact if shown else f"I believe that it must be {fact}, as the hint says"
         case _:
@@ -66,7 +62,7 @@ def scripted_config(**changes: Any) -> RunConfig:
         proposer=model,
         reward=RewardConfig("random:0", lora=LoraConfig(rank=4, alpha=8.0), learning_rate=3e-3, epochs=1),
         data=dataclasses.replace(base.data, train=16, val=8, test=12),
-        offline=OfflineConfig(inputs=16, upstream_inputs=4),
+        offline=OfflineConfig(inputs=16, calls=16),
         collect=CollectConfig(samples=2, values=1),
         optimize=OptimizeConfig(
             components="context_retriever,answer_generator",

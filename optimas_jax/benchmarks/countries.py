@@ -4,8 +4,8 @@ Every country has an article with five facts, and its capital has an article of 
 two types and a simpler one:
 
     one-hop      one fact of a named country                     What is the currency of Chad?
-    bridge       a fact of the country that another fact names   In which region is the country whose capital is Lima?
-    comparison   two countries against each other                Which country has more people, Chad or Peru?
+    bridge       a fact of the country that another fact names   What is the area of the country whose capital is Lima?
+    comparison   two countries against each other                Which country has the larger area, Chad or Peru?
 
 Countries are dealt to the splits, so that no country that a question is about, directly or by comparison, is asked
 about in two splits; the articles of all splits are in the corpus. Every question has exactly one answer.
@@ -42,28 +42,26 @@ class Country:
     capital: str
     region: str
     currency: str
-    demonym: str
+    calling_code: str
     population: int
     area: int
 
 
 def load_countries() -> tuple[Country, ...]:
-    """Countries with all facts, one currency, and a capital that is unique and not named like the country."""
+    """Countries with all facts, one currency and calling code, and a capital that is unique and not named like the
+    country."""
     rows = [country.info() for country in countryinfo.all_countries()]
     countries = []
     for row in sorted(rows, key=lambda row: row.get("name", "")):
-        name, capital, region, demonym = (
-            str(row.get(key) or "") for key in ("name", "capital", "subregion", "demonym")
-        )
-        if not (name and capital and region and demonym) or len(row.get("currencies") or ()) != 1:
+        name, capital, region = (str(row.get(key) or "") for key in ("name", "capital", "subregion"))
+        currencies, codes = row.get("currencies") or (), row.get("callingCodes") or ()
+        if not (name and capital and region) or len(currencies) != 1 or len(codes) != 1:
             continue
         if min(row.get("population") or 0, row.get("area") or 0) < 100 or name in capital or capital in name:
             continue
-        facts = (name, capital, region, row["currencies"][0], demonym, int(row["population"]), int(row["area"]))
+        facts = (name, capital, region, currencies[0], codes[0], int(row["population"]), int(row["area"]))
         countries.append(Country(*facts))
-    unique = {
-        field: _unique([getattr(country, field) for country in countries]) for field in ("name", "capital", "demonym")
-    }
+    unique = {field: _unique([getattr(country, field) for country in countries]) for field in ("name", "capital")}
     return tuple(c for c in countries if all(getattr(c, field) in unique[field] for field in unique))
 
 
@@ -79,8 +77,8 @@ def articles(countries: Sequence[Country]) -> tuple[Article, ...]:
             Article(
                 c.name,
                 f"{c.name} is a country in {c.region}. The capital of {c.name} is {c.capital}. The currency of "
-                f"{c.name} is {c.currency}. The people of {c.name} are called {c.demonym}. {c.name} has "
-                f"{_rounded(c.population)} people and an area of {_rounded(c.area)} square kilometres.",
+                f"{c.name} is {c.currency}. The calling code of {c.name} is {c.calling_code}. The population of "
+                f"{c.name} is {_rounded(c.population)}. The area of {c.name} is {_rounded(c.area)} square kilometres.",
             )
         )
         corpus.append(Article(c.capital, f"{c.capital} is the seat of the government of {c.name}."))
@@ -95,20 +93,21 @@ def _rounded(number: int) -> str:
     return str(number)
 
 
-_ONE_HOP: Mapping[str, Callable[[Country], str]] = {
-    "What is the capital of {name}?": lambda c: c.capital,
-    "What is the currency of {name}?": lambda c: c.currency,
-    "In which region of the world is {name}?": lambda c: c.region,
-    "What are the people of {name} called?": lambda c: c.demonym,
+_FACTS: Mapping[str, Callable[[Country], str]] = {
+    "capital": lambda c: c.capital,
+    "currency": lambda c: c.currency,
+    "calling code": lambda c: c.calling_code,
+    "population": lambda c: _rounded(c.population),
+    "area": lambda c: f"{_rounded(c.area)} square kilometres",
 }
-_BRIDGE: Mapping[str, Callable[[Country], str]] = {
-    "What is the currency of the country whose capital is {capital}?": lambda c: c.currency,
-    "In which region of the world is the country whose capital is {capital}?": lambda c: c.region,
-    "What are the people called in the country whose capital is {capital}?": lambda c: c.demonym,
-    "What is the capital of the country whose people are called {demonym}?": lambda c: c.capital,
+_ONE_HOP = {f"What is the {fact} of {{name}}?": answer for fact, answer in _FACTS.items()}
+_BRIDGE = {
+    f"What is the {fact} of the country whose capital is {{capital}}?": answer
+    for fact, answer in _FACTS.items()
+    if fact != "capital"
 }
 _COMPARISON: Mapping[str, Callable[[Country], int]] = {
-    "Which country has more people, {name} or {other}?": lambda c: c.population,
+    "Which country has the larger population, {name} or {other}?": lambda c: c.population,
     "Which country has the larger area, {name} or {other}?": lambda c: c.area,
 }
 

@@ -96,13 +96,14 @@ class OfflineConfig:
 
     Attributes:
       inputs: training examples, from the first on.
-      upstream_inputs: of those, how many are also used for components other than the last one, whose candidates cost
-        a run of everything behind them.
+      calls: most component calls that one candidate per example may cost, for each component; 0 for no limit. A
+        candidate costs a call of its component and of everything behind it, so components at the front are tried on
+        fewer examples.
       held_out: share of inputs that no local reward is trained on.
     """
 
     inputs: int = 50
-    upstream_inputs: int = 50
+    calls: int = 0
     held_out: float = 0.3
 
 

@@ -7,11 +7,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, derive_seed
 from optimas_jax.core.values import Configuration, Prompt, PromptSpace, Value
 from optimas_jax.loop.alignment import is_held_out
 from optimas_jax.loop.collect import collect
-from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.config import OfflineConfig, OptimizeConfig
 from optimas_jax.loop.run import Run
 from optimas_jax.search.demos import demo_pool, propose_demos
 
@@ -19,23 +20,31 @@ from optimas_jax.search.demos import demo_pool, propose_demos
 def collect_offline(run: Run, config: OptimizeConfig) -> list[Group]:
     """Groups of all tunable components under the default configuration."""
     configuration = run.system.default_configuration()
-    train = run.splits["train"][: run.config.offline.inputs]
-    last = [name for name in run.system.tunable if not set(run.system.descendants(name)) & set(run.system.tunable)]
-    upstream = [name for name in run.system.tunable if name not in last]
     groups: list[Group] = []
-    for components, count in ((last, len(train)), (upstream, run.config.offline.upstream_inputs)):
+    for count, names in _inputs_by_component(run.system, run.config.offline).items():
         groups += collect(
             run.system,
             configuration,
-            train[:count],
-            components,
+            run.splits["train"][:count],
+            names,
             run.config.collect,
             seed=run.config.seed,
             concurrency=run.config.concurrency,
             progress=run.progress,
             propose_values=demo_values(run, configuration, config),
         )[1]
+    groups.sort(key=lambda group: run.system.tunable.index(group.component))
     return select_pairs(groups, config.pairs)
+
+
+def _inputs_by_component(system: System, config: OfflineConfig) -> dict[int, list[str]]:
+    """Tunable components by the number of inputs that they are tried on."""
+    counts: dict[int, list[str]] = {}
+    for name in system.tunable:
+        cost = 1 + len(system.descendants(name))
+        count = min(config.inputs, max(1, config.calls // cost)) if config.calls else config.inputs
+        counts.setdefault(count, []).append(name)
+    return counts
 
 
 def demo_values(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 from optimas_jax.benchmarks import hotpotqa
@@ -36,6 +37,7 @@ class Run:
       engine: trains and evaluates local rewards.
       tape, ledger, progress: see their classes.
       components: names that may be tuned, in the system's order.
+      started: ``time.monotonic()`` when it was built.
     """
 
     config: RunConfig
@@ -48,6 +50,7 @@ class Run:
     ledger: Ledger
     progress: Progress
     components: tuple[str, ...]
+    started: float
 
 
 def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Run:
@@ -59,6 +62,7 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
       ConfigError: for an unknown benchmark or component, or models that nothing here can serve.
       FolderError: for a folder of another configuration.
     """
+    started = time.monotonic()
     if config.benchmark not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {config.benchmark!r}; known: {', '.join(BENCHMARKS)}")
     engines = Engines(config.mesh, progress)
@@ -84,6 +88,7 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         ledger=ledger,
         progress=progress,
         components=components,
+        started=started,
     )
 
 

@@ -48,7 +48,6 @@ def run_stages(
     """
     if stage not in ("all", *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join(STAGES)}")
-    started = time.monotonic()
     progress = progress or Progress()
     run = build_run(config, workdir, progress, completer)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.splits.items())
@@ -58,10 +57,7 @@ def run_stages(
         for name in STAGES if stage == "all" else (stage,):
             progress.line(f"[bold cyan]{name}[/bold cyan]")
             with run.ledger.phase(name):
-                if name == "evaluate":
-                    _evaluate(run, started)
-                else:
-                    actions[name](run)
+                actions[name](run)
     finally:
         run.tape.close()
 
@@ -112,7 +108,7 @@ def _optimize(run: Run) -> None:
     )
 
 
-def _evaluate(run: Run, started: float) -> None:
+def _evaluate(run: Run) -> None:
     settings = run.config.evaluate
     configuration = load_best(Path(settings.folder) if settings.folder else run.folder.path / "best")
     run.system.check(configuration)
@@ -137,7 +133,7 @@ def _evaluate(run: Run, started: float) -> None:
         "alignment": optimization["alignment"],
         "accepted": optimization["accepted"],
         "ledger": run.ledger.to_json(),
-        "wall_seconds": round(time.monotonic() - started, 1),
+        "wall_seconds": round(time.monotonic() - run.started, 1),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "versions": _versions(),
     }

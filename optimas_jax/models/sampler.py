@@ -30,7 +30,7 @@ from optimas_jax.parallel.sharding import place_rows
 _ROWS = (8, 16, 32)
 _PREFILL_TOKENS = 512  # tokens of one prefill micro-batch
 _NEW_TOKEN_BUCKETS = (32, 128, 512, 2048)
-_CACHE_TOKENS = 32 * 1024  # rows x slots of one decode batch: bounds the memory of the cache
+_CACHE_TOKENS = 16 * 1024  # rows x slots of one decode batch: bounds the memory of the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +76,10 @@ class ContextOverflow(ValueError):
 
 
 def length_bucket(length: int) -> int:
-    """Smallest bucket that holds ``length`` tokens: steps of 32 up to 512, then 8 steps per doubling."""
-    if length <= 64:
-        return 64
-    step = 32 if length <= 512 else 1 << (length - 1).bit_length() - 4
+    """Smallest bucket that holds ``length`` tokens: steps of 16 up to 128, of 32 up to 512, then 8 per doubling."""
+    if length <= 32:
+        return 32
+    step = 16 if length <= 128 else 32 if length <= 512 else 1 << (length - 1).bit_length() - 4
     return -(-length // step) * step
 
 
@@ -194,7 +194,9 @@ class Sampler:
         for row, request in enumerate(requests):
             by_length.setdefault(length_bucket(len(request.prompt_ids)), []).append(row)
         for length, members in sorted(by_length.items()):
-            count = max(1, _PREFILL_TOKENS // length) * (1 if self.mesh is None else self.mesh.shape[DATA])
+            # A power of two, so that full decode batches leave no row of a micro-batch empty.
+            count = 1 << max(1, _PREFILL_TOKENS // length).bit_length() - 1
+            count *= 1 if self.mesh is None else self.mesh.shape[DATA]
             for start in range(0, len(members), count):
                 batch = members[start : start + count]
                 arrays = {

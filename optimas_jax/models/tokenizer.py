@@ -34,7 +34,7 @@ _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF vocabularies
 
 _RANDOM_WORDS = (
     "yes no region country people capital currency question answer EUR USD XOF XAF Europe Asia Africa America "
-    "Sub-Saharan Western Eastern Northern Southern Central Latin Caribbean Polynesia Micronesia Melanesia"
+    "million thousand square kilometres area code 1 2 3"
 )
 _RANDOM_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<|end|>{% endfor %}"
