@@ -37,9 +37,9 @@ def _embedded() -> RunConfig:
             "embedded", train=72, val=32, test=100, mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15}
         ),
         concurrency=128,
-        offline=OfflineConfig(inputs=72, calls=144),
-        collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=2),
-        optimize=OptimizeConfig(iterations=5, inputs=12, demo_sets=2, instructions=2, gate_top=2),
+        offline=OfflineConfig(inputs=72, calls=144, held_out=0.4),
+        collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=1),
+        optimize=OptimizeConfig(iterations=5, inputs=12, demo_sets=2, demo_size=2, instructions=2, gate_top=2),
     )
 
 
@@ -61,7 +61,13 @@ def _smoke() -> RunConfig:
 
 def _local() -> RunConfig:
     base = _embedded()
-    return dataclasses.replace(base, variant="local", data=DataConfig("hub", train=64, val=32, test=100))
+    return dataclasses.replace(
+        base,
+        variant="local",
+        data=DataConfig("hotpotqa", train=48, val=32, test=100),
+        offline=dataclasses.replace(base.offline, inputs=48, calls=96),
+        optimize=dataclasses.replace(base.optimize, iterations=4),
+    )
 
 
 def _paper() -> RunConfig:
@@ -80,7 +86,7 @@ def _paper() -> RunConfig:
             learning_rate=2e-6,
             epochs=25,
         ),
-        data=DataConfig("hub", train=1000, val=20, test=100),
+        data=DataConfig("hotpotqa", train=1000, val=20, test=100),
         offline=OfflineConfig(inputs=50),
         collect=CollectConfig(samples=1, temperature=1.0, values=0),
         optimize=OptimizeConfig(mode="paper", iterations=80, inputs=20, instructions=3, demo_sets=0, gate_top=1),

@@ -55,7 +55,7 @@ def jsonl(path, *rows):
 
 
 def load_path(file, train=2, val=1, test=1, seed=0):
-    return load(DataConfig("path", str(file), train, val, test, seed=seed))
+    return load(DataConfig("hotpotqa", str(file), train, val, test, seed=seed))
 
 
 # Rows
@@ -270,8 +270,8 @@ def test_embedded_data_follow_their_seed():
 
 
 def test_more_embedded_questions_than_there_are_say_how_many():
-    with pytest.raises(ValueError, match=r"the val split has 148 one-hop questions, 149 were asked for"):
-        embedded(mix={"one-hop": 1.0}, sizes=(1, 149, 1))
+    with pytest.raises(ValueError, match=r"the val split has 190 one-hop questions, 191 were asked for"):
+        embedded(mix={"one-hop": 1.0}, sizes=(1, 191, 1))
 
 
 @pytest.mark.parametrize(

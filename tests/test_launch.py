@@ -77,7 +77,7 @@ def test_interrupted_and_killed_at_other_hash_seeds_and_concurrency_it_ends_as_t
     [
         ((), "paper", "openai:gpt-4o-mini"),
         (("--config.optimize.components=nobody",), "smoke", "tunable are question_rewriter"),
-        (("--config.data.source=path", "--config.data.path=/nowhere.jsonl"), "smoke", "no file '/nowhere.jsonl'"),
+        (("--config.data.path=/nowhere.jsonl",), "local", "no file '/nowhere.jsonl'"),
         (("--config.optimize.mode=fast",), "smoke", "'paper', 'improved'"),
     ],
 )

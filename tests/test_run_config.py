@@ -64,7 +64,7 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
         ("optimize.gate.colour", 1, r"config\.optimize\.gate has no field colour; it has kind, confidence, futility"),
         ("benchmark", MISSING, r"config\.benchmark is missing"),
         ("reward.model", MISSING, r"config\.reward\.model is missing"),
-        ("data.source", "moon", r"config\.data\.source is 'moon'; allowed: 'embedded', 'path', 'hub'"),
+        ("data.source", "moon", r"config\.data\.source is 'moon'; allowed: 'embedded', 'hotpotqa'"),
         ("optimize.gate.kind", None, r"config\.optimize\.gate\.kind is None; allowed: '', 'strict', 'paired'"),
         ("seed", "1", r"config\.seed is '1', expected int"),
         ("seed", 1.0, r"config\.seed is 1\.0, expected int"),

@@ -8,8 +8,8 @@ rewriter see the rewritten question, not the question itself.
 Data comes from one named source, never silently from another:
 
     embedded   generated questions about countries (``benchmarks.countries``), no download
-    path       rows in HotpotQA's official JSON, or JSONL of the same fields
-    hub        ``hotpotqa/hotpot_qa`` through ``datasets``
+    hotpotqa   the rows of ``path`` (HotpotQA's official JSON, or JSONL of the same fields), or without a path
+               ``hotpotqa/hotpot_qa`` from the hub
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class DataConfig:
     """Where questions come from.
 
     Attributes:
-      source: ``embedded``, ``path`` or ``hub``.
-      path: file for ``path``.
+      source: ``embedded`` or ``hotpotqa``.
+      path: file of HotpotQA rows; empty for the hub's.
       train, val, test: number of questions per split.
       mix: shares of the kinds of embedded questions.
       seed: deals questions to splits; apart from the run's seed, so that runs compare on the same data.
     """
 
-    source: Literal["embedded", "path", "hub"]
+    source: Literal["embedded", "hotpotqa"]
     path: str = ""
     train: int = 64
     val: int = 32
@@ -77,18 +77,18 @@ def load(config: DataConfig) -> Dataset:
     """
     sizes = {"train": config.train, "val": config.val, "test": config.test}
     if config.source == "embedded":
+        if config.path:
+            raise DataError(
+                f"config.data.path is {config.path!r}, which embedded questions do not read: use hotpotqa.py:local"
+            )
         known = countries.load_countries()
         splits = {
             split: countries.questions(known, split, size, config.mix, config.seed) for split, size in sizes.items()
         }
         return Dataset(splits, countries.articles(known))
-    if config.source == "path":
-        rows = read_rows(Path(config.path))
-    elif config.source == "hub":
-        rows = _hub_rows()
-    else:
-        raise DataError(f"unknown data source {config.source!r}; known: embedded, path, hub")
-    return _split_rows(rows, sizes, config.seed)
+    if config.source != "hotpotqa":
+        raise DataError(f"unknown data source {config.source!r}; known: embedded, hotpotqa")
+    return _split_rows(read_rows(Path(config.path)) if config.path else _hub_rows(), sizes, config.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +134,8 @@ def _hub_rows() -> list[_Row]:
         data = datasets.load_dataset("hotpotqa/hotpot_qa", "distractor", split="validation")
     except Exception as error:  # the hub client raises many kinds; all mean that the rows did not arrive
         raise DataError(
-            f"could not get hotpotqa/hotpot_qa from the hub ({type(error).__name__}: {error}). With a local copy use "
-            "--config.data.source=path --config.data.path=FILE"
+            f"could not get hotpotqa/hotpot_qa from the hub ({type(error).__name__}: {error}). For rows of your "
+            "own use --config.data.path=FILE"
         ) from error
     return [_parse_row(item, f"hub row {index}") for index, item in enumerate(data)]
 

@@ -28,7 +28,8 @@ class CollectConfig:
       samples: candidates sampled from the current value at ``temperature``.
       temperature: of those samples.
       rollouts: Monte Carlo runs of what follows, per candidate.
-      values: at most this many other values of a component's space, one candidate each.
+      values: at most this many other values of a component's space, one candidate each. A component whose values are
+        listed has nothing to sample, and tries ``samples + values`` of them.
     """
 
     samples: int = 3
@@ -75,10 +76,10 @@ def collect(
         first.append(_Try(*place, value, "current", None))
         if isinstance(system.by_name[name].space, PromptSpace):
             first += [_Try(*place, value, f"sampled:{i}", config.temperature) for i in range(config.samples)]
-        first += _tries_of_values(place, _listed_values(system, name, value), config, seed)
+        first += _tries_of_values(place, _listed_values(system, name, value), config.samples + config.values, seed)
     rounds.run("candidates", first)
     proposed = {name: propose_values(name, _groups(found, places, name)) for name in components}
-    rounds.run("more candidates", [t for p in places for t in _tries_of_values(p, proposed[p[0]], config, seed)])
+    rounds.run("more candidates", [t for p in places for t in _tries_of_values(p, proposed[p[0]], config.values, seed)])
     groups = [group for name in components for group in _groups(found, places, name)]
     return traces, [group for group in groups if len(group.candidates) > 1]
 
@@ -119,29 +120,20 @@ class _Rounds:
         fresh: dict[tuple[_Place, str], tuple[_Try, Mapping]] = {}
         for one, made in zip(tries, outputs, strict=True):
             place, name = (one.component, one.example.id), digest(made)
-            if name in self.found.setdefault(place, {}):
-                continue
-            if made:
+            if name not in self.found.setdefault(place, {}):
                 fresh.setdefault((place, name), (one, made))
-            else:  # the component failed: nothing follows, and the run gets the failure score
-                self.found[place][name] = Candidate(
-                    made, one.source, (self.system.failure_score,) * self.config.rollouts
-                )
+        seeds = [self.seed, *(derive_seed(self.seed, "rollout", index) for index in range(1, self.config.rollouts))]
         jobs = [
-            Job(
-                self.configuration,
-                one.example,
-                self.seed if index == 0 else derive_seed(self.seed, "rollout", index),
-                self.system.kept(one.trace, one.component, made),
-            )
+            Job(self.configuration, one.example, seed, self.system.kept(one.trace, one.component, made))
             for one, made in fresh.values()
-            for index in range(self.config.rollouts)
+            if made
+            for seed in seeds
         ]
         with self.progress.bar("rollouts", len(jobs)) as advance:
-            ends = run_many(self.system, jobs, concurrency=self.concurrency, on_done=advance)
-        count = self.config.rollouts
-        for index, ((place, name), (one, made)) in enumerate(fresh.items()):
-            rewards = tuple(end.score for end in ends[index * count : (index + 1) * count])
+            ends = iter(run_many(self.system, jobs, concurrency=self.concurrency, on_done=advance))
+        for (place, name), (one, made) in fresh.items():
+            # Where the component failed nothing follows, and the run gets the failure score.
+            rewards = tuple(next(ends).score if made else self.system.failure_score for _ in seeds)
             self.found[place][name] = Candidate(made, one.source, rewards)
 
     async def _outputs(self, one: _Try) -> Mapping:
@@ -172,13 +164,11 @@ def _listed_values(system: System, name: str, current: Value) -> list[Value]:
     return other_values(space, current) if isinstance(space, Grid | Models) else []
 
 
-def _tries_of_values(
-    place: tuple[str, Example, Trace], values: Sequence[Value], config: CollectConfig, seed: int
-) -> list[_Try]:
-    """Up to ``config.values`` values, another choice for every example when there are more. A prompt whose
+def _tries_of_values(place: tuple[str, Example, Trace], values: Sequence[Value], count: int, seed: int) -> list[_Try]:
+    """Up to ``count`` values, another choice for every example when there are more. A prompt whose
     demonstrations include this very input is left out."""
     name, example, trace = place
     inputs = trace.steps[name].inputs
     fair = [v for v in values if not (isinstance(v, Prompt) and any(demo.inputs == inputs for demo in v.demos))]
     fair.sort(key=lambda value: derive_seed(seed, "other", example.id, value_digest(value)))
-    return [_Try(*place, value, f"value:{value_digest(value)}", None) for value in fair[: config.values]]
+    return [_Try(*place, value, f"value:{value_digest(value)}", None) for value in fair[:count]]

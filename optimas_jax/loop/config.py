@@ -98,7 +98,7 @@ class OfflineConfig:
       inputs: training examples, from the first on.
       calls: most component calls that one candidate per example may cost, for each component; 0 for no limit. A
         candidate costs a call of its component and of everything behind it, so components at the front are tried on
-        fewer examples.
+        fewer examples, best base runs first.
       held_out: share of inputs that no local reward is trained on.
     """
 

@@ -215,14 +215,15 @@ class RewardEngine:
         evaluated = [self._tokens(system, g) for g in held_out if _has_pairs(g, self.config.loss.threshold)]
         if not learnable:
             return trainable, []
-        per_epoch = len(batches(learnable, self._shape, pad_id=pad_id, rng=np.random.default_rng(seed)))
+        layouts = [batches(learnable, self._shape, pad_id=pad_id, rng=rng) for _ in range(epochs)]
+        total_steps = sum(map(len, layouts))
         state = replicate(init_state(trainable, make_optimizer()), self._model.mesh)
         best, best_accuracy, since_best, history, step = jax.device_get(trainable), -1.0, 0, [], 0
-        with self._progress.bar("training steps", per_epoch * epochs) as advance:
-            for epoch in range(epochs):
+        with self._progress.bar("training steps", total_steps) as advance:
+            for epoch, layout in enumerate(layouts):
                 metrics = []
-                for _, rows in batches(learnable, self._shape, pad_id=pad_id, rng=rng):
-                    rate = learning_rate(step, per_epoch * epochs, self.config.learning_rate)
+                for _, rows in layout:
+                    rate = learning_rate(step, total_steps, self.config.learning_rate)
                     step += 1
                     state, step_metrics = self._functions.train_step(state, self._model.params, self._place(rows), rate)
                     metrics.append(step_metrics)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from optimas_jax.core.system import System
+from optimas_jax.core.system import Job, System, run_many
 from optimas_jax.core.types import Group, derive_seed
 from optimas_jax.core.values import Configuration, Prompt, PromptSpace, Value
 from optimas_jax.loop.alignment import is_held_out
@@ -20,12 +20,18 @@ from optimas_jax.search.demos import demo_pool, propose_demos
 def collect_offline(run: Run, config: OptimizeConfig) -> list[Group]:
     """Groups of all tunable components under the default configuration."""
     configuration = run.system.default_configuration()
+    train = run.splits["train"][: run.config.offline.inputs]
+    jobs = [Job(configuration, example, run.config.seed) for example in train]
+    with run.progress.bar("base runs", len(jobs)) as advance:
+        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
+    # What a component does shows where the rest of the system can succeed: those inputs first, where not all are used.
+    ranked = [example for example, _ in sorted(zip(train, traces, strict=True), key=lambda pair: -pair[1].score)]
     groups: list[Group] = []
     for count, names in _inputs_by_component(run.system, run.config.offline).items():
         groups += collect(
             run.system,
             configuration,
-            run.splits["train"][:count],
+            train if count == len(train) else ranked[:count],
             names,
             run.config.collect,
             seed=run.config.seed,

@@ -6,6 +6,7 @@ On a terminal bars move in place; elsewhere (a log file, a pipe) they become a l
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -37,7 +38,8 @@ class Progress:
     """Writes to one console, or nowhere."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
-        self.console = console or Console(highlight=False, quiet=quiet, soft_wrap=True)
+        width = None if sys.stdout.isatty() else 120  # log files have room for the tables
+        self.console = console or Console(highlight=False, quiet=quiet, soft_wrap=True, width=width)
 
     def line(self, text: str) -> None:
         """One line about one decision."""
