@@ -207,3 +207,24 @@ def test_the_engine_goes_on_after_a_failure():
     assert isinstance(ask_all(completer, plain("a"))[0], EngineError)
     sampler.failure = None
     assert ask_all(completer, plain("b"))[0].text == "b"
+
+
+def test_closing_waits_for_the_batch_in_work_and_answers_nothing_more():
+    sampler = FakeSampler(held=True)
+    completer = LocalCompleter("m", lambda: sampler)
+
+    async def run():
+        first = asyncio.create_task(completer.complete(plain("first")))
+        await until(sampler.started.is_set)
+        late = asyncio.create_task(completer.complete(plain("late")))
+        closing = asyncio.create_task(asyncio.to_thread(completer.close))
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        sampler.open.set()
+        await closing
+        assert (await first).text == "first"
+        late.cancel()
+
+    asyncio.run(run())
+    assert sampler.batches[0] == ["first"]
+    completer.close()  # again, with nothing to end

@@ -300,5 +300,5 @@ def test_the_random_tokenizer_fits_the_random_model():
     assert len(tokenizer.backend) <= RANDOM_CONFIG.vocab_size
     for text in ("What is the capital of Chad?", "日本 <|end|> \x00\xff", ""):
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.encode(" Europe") == ids_of(tokenizer, "ĠEurope")
+    assert tokenizer.encode(" Europe") == ids_of(tokenizer, " Europe")
     assert tokenizer.encode_chat(user("a <|end|>")).count(tokenizer.eos_ids[0]) == 1

@@ -8,6 +8,7 @@ concurrency changes speed and nothing else.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import queue
 import threading
@@ -41,7 +42,7 @@ class LocalCompleter:
         """``load`` builds the engine for ``model``; requests for any other model are refused."""
         self._model, self._load = model, load
         self._sampler: Sampler | None = None
-        self._queue: queue.SimpleQueue[_Entry] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()  # None: stop
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
 
@@ -92,26 +93,38 @@ class LocalCompleter:
             if self._worker is None or not self._worker.is_alive():
                 self._worker = threading.Thread(target=self._serve, name="local-engine", daemon=True)
                 self._worker.start()
+                atexit.register(self.close)
+
+    def close(self) -> None:
+        """Ends the worker after its current batch; what still waits gets no answer.
+
+        Called when the process exits, however it does: a thread inside XLA must not outlive the interpreter.
+        """
+        worker = self._worker
+        if worker is not None and worker.is_alive():
+            self._queue.put(None)
+            worker.join()
 
     def _serve(self) -> None:
-        """Serves batches for as long as the process lives; an idle worker sleeps in ``queue.get``."""
+        """Serves batches until it is told to stop; an idle worker sleeps in ``queue.get``."""
         waiting: list[_Entry] = []
-        while True:
-            if not waiting:
-                waiting.append(self._queue.get())
-            self._gather(waiting)
+        while self._gather(waiting):
             waiting = [entry for entry in waiting if not entry[1].cancelled()]
             if waiting:
                 batch = self._next_batch(waiting)
                 waiting = [entry for entry in waiting if entry not in batch]
                 self._answer(batch)
 
-    def _gather(self, waiting: list[_Entry]) -> None:
+    def _gather(self, waiting: list[_Entry]) -> bool:
+        """Adds what has come in, and waits for the first entry if there is none; False means stop."""
         while True:
             try:
-                waiting.append(self._queue.get(timeout=_GATHER_SECONDS))
+                entry = self._queue.get(timeout=_GATHER_SECONDS if waiting else None)
             except queue.Empty:
-                return
+                return True
+            if entry is None:
+                return False
+            waiting.append(entry)
 
     def _next_batch(self, waiting: list[_Entry]) -> list[_Entry]:
         """The bucket with most requests waiting, up to one decode batch, oldest first."""
