@@ -163,6 +163,23 @@ def test_equal_questions_count_once(tmp_path):
         load_path(file, train=3)
 
 
+def test_one_id_for_two_questions_is_refused(tmp_path):
+    rows = [row(number) for number in range(4)]
+    with pytest.raises(DataError, match="1 ids stand for several questions, the first is 'id003'"):
+        load_path(jsonl(tmp_path, *rows, row(5, id="id003")))
+
+
+def test_rows_without_any_paragraph_are_refused(tmp_path):
+    with pytest.raises(DataError, match="nothing to retrieve from"):
+        load_path(jsonl(tmp_path, *(row(number, context=[]) for number in range(4))))
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    file = jsonl(tmp_path, *(row(number) for number in range(4)))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert sum(map(len, load_path(file).splits.values())) == 4
+
+
 def test_articles_are_in_the_corpus_once(tmp_path):
     articles = load_path(jsonl(tmp_path, *[row(i) for i in range(4)])).articles
     assert [article.title for article in articles] == ["Peru", "Lima"]

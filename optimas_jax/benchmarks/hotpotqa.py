@@ -14,6 +14,7 @@ Data comes from one named source, never silently from another:
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import random
@@ -105,7 +106,7 @@ def read_rows(path: Path) -> list[_Row]:
     if not path.is_file():
         raise DataError(f"no file {str(path)!r}: set --config.data.path to HotpotQA rows (official JSON, or JSONL)")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error})") from error
     if path.suffix == ".json":
@@ -173,6 +174,11 @@ def _split_rows(rows: Sequence[_Row], sizes: Mapping[str, int], seed: int) -> Da
             f"{len(unique)} different questions, {sum(sizes.values())} asked for ({dict(sizes)}): lower "
             "config.data.train, val or test"
         )
+    repeated = [name for name, count in collections.Counter(row.id for row in unique).items() if count > 1]
+    if repeated:
+        raise DataError(f"{len(repeated)} ids stand for several questions, the first is {repeated[0]!r}")
+    if not any(row.articles for row in unique):
+        raise DataError("no row has a paragraph in its context: there is nothing to retrieve from")
     unique.sort(key=lambda row: row.id)
     random.Random(f"{seed}/rows").shuffle(unique)
     splits, start = {}, 0
