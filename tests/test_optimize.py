@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.journal import RunFolder, load_best
 from optimas_jax.loop.local_reward import RewardConfig, RewardEngine, TextGroup, text_group
-from optimas_jax.loop.optimize import optimize
+from optimas_jax.loop.optimize import Proposal, optimize, to_gate
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.run import Run
 from optimas_jax.models.lora import LoraConfig
@@ -161,6 +162,32 @@ def test_paper_mode_with_exact_local_rewards_ends_in_a_component_wise_maximum(tm
         for name in system.tunable:
             for value in values_of(system, name):
                 assert mean_score(system, found.replace(name, value)) <= score + 1e-9, (seed, name, value)
+
+
+def test_the_best_of_each_kind_may_pay_whatever_its_local_gain() -> None:
+    made = [("instruction", 0.3), ("instruction", 0.2), ("demos", -0.1), ("instruction", -0.2), ("demos", -0.3)]
+    proposals = [Proposal(Prompt(str(place)), kind, gain, gain) for place, (kind, gain) in enumerate(made)]
+    assert [p.local_gain for p in to_gate(proposals, 1)] == [0.3]
+    assert [p.local_gain for p in to_gate(proposals, 3)] == [0.3, -0.1, 0.2]
+    assert to_gate([], 2) == []
+
+
+def test_proposals_that_change_no_output_are_dropped(tmp_path: Path) -> None:
+    system = enumerable_system(0)
+    run = make_run(system, tmp_path, seed=0, mode="improved", engine=ExactRewards(system, tmp_path), iterations=12)
+    optimize(run, "exact", [])
+    run.tape.close()
+    events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    proposed: dict[str, list[list[str]]] = {}
+    for event in events:
+        if event["event"] == "pick":
+            proposed.setdefault(event["component"], []).append([])
+        if event["event"] == "proposal":
+            proposed[event["component"]][-1].append(json.dumps(event["value"], sort_keys=True))
+    rounds = [values for picks in proposed.values() for values in picks if values]
+    assert rounds and all(len(set(values)) == len(values) for values in rounds)
+    # Eight answers name three instructions; the current one and what writes the same words are not proposals.
+    assert all(len(values) <= 2 for values in proposed.get("writer", []))
 
 
 def test_trained_local_rewards_rank_as_the_exact_ones(tmp_path: Path) -> None:

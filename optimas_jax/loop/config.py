@@ -52,7 +52,7 @@ class OptimizeConfig:
       demo_sets: bootstrapped demonstration sets per iteration; 0 for instructions only.
       demo_size: demonstrations of a set.
       demo_min_reward: least global reward of a trajectory that demonstrations are taken from.
-      gate_top: this many proposals, best local reward first, may pay for the gate in an iteration.
+      gate_top: this many proposals may pay for the gate in an iteration: the best of each kind first.
       gate: the gate.
       buffer: groups of earlier rounds mixed into an adaptation.
       drift_accuracy: ``on_drift`` adapts when pair accuracy on fresh groups is below this.

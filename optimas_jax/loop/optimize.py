@@ -2,11 +2,13 @@
 Algorithm 1).
 
 One iteration: pick a component; adapt its local reward if it is due; propose values; rank them by mean local reward on
-training inputs; let the best few pay for the gate on validation examples.
+training inputs; let the best few pay for the gate on validation examples. As in the paper, the best proposal pays
+whether or not it beats the current value locally: a local reward that is wrong about what it has not seen costs one
+gate, and does not hide the proposal for good.
 
-Deviations of ``improved`` mode from the paper: see ``MODES``; and in both modes the current value is ranked beside
-the proposals, proposals that do not beat it locally never pay for the gate, and everything is paired by example and
-seed.
+Deviations of ``improved`` mode from the paper: see ``MODES``; and in both modes the best proposal of each kind comes
+before the second best of any, a proposal whose outputs are those of another or of the current value is dropped, and
+everything is paired by example and seed.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
         traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
     proposals = _rank(run, config, state, name, inputs, traces, rng, seed)
     state = _remember_instructions(state, name, proposals)
-    for proposal in [p for p in proposals[: config.gate_top] if p.local_gain > 0]:
+    for proposal in to_gate(proposals, config.gate_top):
         accepted, comparison, val_traces = _gate(run, config, state, name, proposal)
         _report_gate(run, iteration, name, proposal, comparison, accepted)
         gains = {**state.gains, name: (*state.gains.get(name, ()), comparison.mean if accepted else 0.0)}
@@ -130,6 +132,14 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
         if not state.gains.get(name):
             state = dataclasses.replace(state, gains={**state.gains, name: (0.0,)})
     return state
+
+
+def to_gate(proposals: Sequence[Proposal], count: int) -> list[Proposal]:
+    """The proposals that may pay, of all proposals in their local order: the best of each kind, then the others."""
+    kinds = [proposal.kind for proposal in proposals]
+    best = [place for place, kind in enumerate(kinds) if kinds.index(kind) == place]
+    others = [place for place in range(len(proposals)) if place not in best]
+    return [proposals[place] for place in (*best, *others)[:count]]
 
 
 def _accept(
@@ -198,7 +208,12 @@ def _rank(
         ],
     )
     proposals = []
+    seen = [[row[0].outputs for row in rows]]
     for place, (kind, value) in enumerate(values, start=1):
+        outputs = [row[place].outputs for row in rows]
+        if outputs in seen:  # nothing tells this value from an earlier one
+            continue
+        seen.append(outputs)
         # A demonstration taken from an input says nothing about that input.
         own = {
             id(step)
