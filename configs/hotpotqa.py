@@ -15,7 +15,7 @@ import dataclasses
 import ml_collections
 
 from optimas_jax.benchmarks.hotpotqa import DataConfig
-from optimas_jax.learn.groups import RowShape
+from optimas_jax.learn.groups import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, SystemConfig, to_dict
@@ -82,7 +82,7 @@ def _paper() -> RunConfig:
         reward=RewardConfig(
             "hf:meta-llama/Llama-3.1-8B-Instruct",
             lora=LoraConfig(rank=32, alpha=16.0),
-            rows=RowShape(rows=16, tokens=2048),
+            batch=BatchShape(tokens=16 * 2048, group_tokens=2048),
             learning_rate=2e-6,
             epochs=25,
         ),

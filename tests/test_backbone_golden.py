@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+import tiny
 
-from optimas_jax.models.backbone import forward, make_graph, rope_angles
+from optimas_jax.models.backbone import Network, forward, merge_model, rope_angles
 from optimas_jax.models.config import config_from_hf
 from optimas_jax.models.sampler import Sampler, SampleRequest
+from optimas_jax.models.sampling import empty_cache
 from optimas_jax.models.tokenizer import load_tokenizer
 from optimas_jax.models.weights import load_config, load_params, params_from_tensors, resolve
 from optimas_jax.parallel.platform import Compute, default_compute
@@ -23,7 +24,7 @@ TOLERANCE = 1e-4
 
 
 def load(name: str, attention: str):
-    """Graph, parameters and config as the package reads them, and the stored arrays."""
+    """Network, parameters and config as the package reads them, and the stored arrays."""
     golden = np.load(GOLDEN / f"backbone_{name}.npz")
     config = config_from_hf(json.loads(str(golden["config"])))
     compute = Compute(jnp.dtype(jnp.float32), attention, True)
@@ -32,7 +33,7 @@ def load(name: str, attention: str):
         for key in golden.files
         if key.startswith("weights/")
     }
-    return make_graph(config, compute), params_from_tensors(tensors, config, compute, where=name), config, golden
+    return Network(config, compute), params_from_tensors(tensors, config, compute, where=name), config, golden
 
 
 def check(what: str, actual: jax.Array, expected: np.ndarray) -> None:
@@ -48,18 +49,21 @@ def test_every_architecture_is_stored():
 @pytest.mark.parametrize("attention", ["blocked", "fused"])
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_and_logits(name, attention):
-    graph, params, config, golden = load(name, attention)
-    input_ids = jnp.asarray(golden["input_ids"])
-    positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+    network, params, config, golden = load(name, attention)
+    rows, length = golden["input_ids"].shape
+    flat = tiny.plain(*golden["input_ids"].tolist())
+
+    def per_row(flat_array):
+        return flat_array[: rows * length].reshape(rows, length, -1)
 
     @jax.jit
     def layers(params):
-        model = nnx.merge(graph, params)
-        x, outputs = model.embed[...][input_ids], []
+        model = merge_model(network, params)
+        x, outputs = model.embed[...][flat.input_ids], []
         for layer in model.layers:
-            x, _, _ = layer(x, rope_angles(positions, config), None)
-            outputs.append(x)
-        hidden = forward(graph, params, input_ids, positions)
+            x, _ = layer(x, rope_angles(flat.positions, config), flat.spans)
+            outputs.append(per_row(x))
+        hidden = per_row(forward(network, params, *flat))
         return outputs, hidden, model.logits(hidden)
 
     outputs, hidden, logits = layers(params)
@@ -72,21 +76,18 @@ def test_layers_and_logits(name, attention):
 @pytest.mark.parametrize("name", NAMES)
 def test_cached_decoding(name):
     """One token at a time through the cache gives the logits of the whole row."""
-    graph, params, config, golden = load(name, "blocked")
+    network, params, config, golden = load(name, "blocked")
     input_ids = jnp.asarray(golden["input_ids"])
     rows, length = input_ids.shape
-    heads, size = config.num_kv_heads, config.head_dim
-    empty = (jnp.zeros((rows, heads, size, length)), jnp.zeros((rows, heads, length, size)))
 
     @jax.jit
     def decode(params):
         def step(cache, slot):
-            model = nnx.merge(graph, params)
-            visible = jnp.broadcast_to(jnp.arange(length) <= slot, (rows, length))
-            hidden, cache = model.step(input_ids[:, slot], jnp.full((rows,), slot), cache, slot, visible)
+            model = merge_model(network, params)
+            hidden, cache = model.step(input_ids[:, slot], jnp.full((rows,), slot), cache)
             return cache, model.logits(hidden)
 
-        return jax.lax.scan(step, (empty,) * config.num_layers, jnp.arange(length))[1].swapaxes(0, 1)
+        return jax.lax.scan(step, empty_cache(config, jnp.float32, rows, length), jnp.arange(length))[1].swapaxes(0, 1)
 
     check(f"{name}, logits of cached decoding", decode(params), golden["logits"])
 
@@ -108,7 +109,7 @@ def test_greedy_continuations_of_the_embedded_model(embedded_gguf):
     stored = json.loads((GOLDEN / "smollm2_greedy.json").read_text(encoding="utf-8"))
     source = resolve(str(embedded_gguf))
     config, compute, tokenizer = load_config(source), default_compute("cpu"), load_tokenizer(source)
-    sampler = Sampler(make_graph(config, compute), load_params(source, config, compute), config, tokenizer)
+    sampler = Sampler(Network(config, compute), load_params(source, config, compute), tokenizer)
     requests = []
     for case in stored:
         prompt = case["prompt"]

@@ -1,21 +1,22 @@
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
 import tiny
-from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimas_jax.learn.groups import RowShape, TokenGroup, batches, truncate
+from optimas_jax.learn.features import FeatureCache
+from optimas_jax.learn.groups import BatchShape, TokenGroup, make_batch, plan_batches, truncate
 from optimas_jax.learn.losses import bradley_terry
-from optimas_jax.learn.reward_model import LossConfig, group_loss, loglik_rows, score_rows
-from optimas_jax.learn.train_state import init_trainable
-from optimas_jax.models.backbone import forward, make_graph
+from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions, group_loss, group_scores
+from optimas_jax.learn.train_state import init_trainable, make_optimizer
+from optimas_jax.models.backbone import embed, forward, merge_model
 from optimas_jax.models.heads import reward_head
+from optimas_jax.models.lora import LoraConfig
+from optimas_jax.models.weights import RANDOM_CONFIG
 
-SHAPE = RowShape(rows=2, tokens=128, candidates=4)
+TOKENS = 256
+TOP = LoraConfig(rank=4, alpha=8.0, last_layers=1)
 
 
 def random_groups(count, seed=0):
@@ -23,45 +24,42 @@ def random_groups(count, seed=0):
     return [tiny.random_group(rng, component=i % 5, candidates=2 + i % 3) for i in range(count)]
 
 
-def padded(ids):
-    """One plain row of a fixed length: what is behind the last token is never seen."""
-    row = np.zeros((1, 64), np.int32)
-    row[0, : len(ids)] = ids
-    return row, len(ids) - 1
+def batches(groups, tokens=TOKENS, rng=None):
+    """(members, batch) of all groups."""
+    plan = plan_batches(groups, tokens, rng=rng)
+    return [(members, make_batch([groups[i] for i in members], candidates=4, pad_id=0)) for members in plan]
 
 
-def single_scores(graphdef, params, head, group, lora_params=None):
-    """Each candidate on its own: prefix and candidate as one plain causal row."""
+def functions(network, lora=tiny.LORA):
+    return RewardFunctions(network, lora, LossConfig(), make_optimizer())
+
+
+def score(made, params, head, batch):
+    return made.score(params, head, batch, made.features(params, batch.flat))
+
+
+def single_scores(network, params, head, group, lora=None, lora_params=None):
+    """Each candidate on its own: prefix and candidate as one plain causal sequence."""
     scores = []
     for ids in group.candidate_ids:
-        row, last = padded([*group.prefix_ids, *ids])
-        hidden = _forward(graphdef, params, row, np.arange(64)[None], lora_params)
-        scores.append(reward_head(head, hidden[:, last : last + 1], np.asarray([group.component]))[0, 0])
+        sequence = [*group.prefix_ids, *ids]
+        hidden = forward(network, params, *tiny.plain(sequence), lora, lora_params)[len(sequence) - 1]
+        scores.append(reward_head(head, hidden[None, None], np.asarray([group.component]))[0, 0])
     return jax.numpy.stack(scores)
 
 
-@partial(jax.jit, static_argnums=0)
-def _forward(graphdef, params, row, positions, lora_params):
-    return forward(graphdef, params, row, positions, None, lora_params)
-
-
-@partial(jax.jit, static_argnums=0)
-def _logprobs(graphdef, params, row, positions):
-    model = nnx.merge(graphdef, params)
-    return jax.nn.log_softmax(model.logits(model.hidden(row, positions, None)[0])[0])
-
-
+@pytest.mark.parametrize("lora", [tiny.LORA, TOP])
 @pytest.mark.parametrize("implementation", ["blocked", "fused"])
-def test_packed_scores_equal_single_ones(implementation):
+def test_packed_scores_equal_single_ones(implementation, lora):
     compute = tiny.Compute(tiny.F32.dtype, implementation, merge_lora=True)
-    graphdef, params = tiny.model(compute=compute)
+    network, params = tiny.model(compute=compute)
     head = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
     groups = random_groups(6)
-    for members, rows in batches(groups, SHAPE, pad_id=0):
-        scores = jax.jit(score_rows, static_argnums=0)(graphdef, params, head, rows.arrays())
+    for members, batch in batches(groups):
+        scores = score(functions(network, lora), params, head, batch)
         for place, index in enumerate(members):
             count = len(groups[index].candidate_ids)
-            expected = single_scores(graphdef, params, head, groups[index])
+            expected = single_scores(network, params, head, groups[index])
             np.testing.assert_allclose(scores[place, :count], expected, atol=1e-5)
             np.testing.assert_array_equal(scores[place, count:], 0.0)
 
@@ -69,20 +67,23 @@ def test_packed_scores_equal_single_ones(implementation):
 @pytest.mark.parametrize("merge", [True, False])
 def test_packed_gradients_equal_single_ones(merge):
     compute = tiny.Compute(tiny.F32.dtype, "blocked", merge_lora=merge)
-    graphdef, params = tiny.model(compute=compute, lora=tiny.LORA)
+    network, params = tiny.model(compute=compute)
     trainable = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])
     groups = random_groups(3)
-    [(members, rows)] = batches(groups, SHAPE, pad_id=0)
+    [(members, batch)] = batches(groups)
 
     def packed(tree):
-        scores = score_rows(graphdef, params, tree["head"], rows.arrays(), tree["lora"])
-        return group_loss(scores, rows.arrays(), LossConfig())[0]
+        model = merge_model(network, params, tiny.LORA, tree["lora"])
+        x = embed(params["embed"], batch.flat.input_ids, compute.dtype)
+        x = model.run(x, batch.flat.positions, batch.flat.spans)
+        scores = group_scores(network, params["final_norm"], tree["head"], x, batch)
+        return group_loss(scores, batch, LossConfig())[0]
 
     def single(tree):
         losses = []
         for index in members:
-            scores = single_scores(graphdef, params, tree["head"], groups[index], tree["lora"])
+            scores = single_scores(network, params, tree["head"], groups[index], tiny.LORA, tree["lora"])
             rewards = np.asarray(groups[index].rewards, np.float32)
             loss, count = bradley_terry(scores, rewards, np.ones(len(rewards), bool), threshold=0.0)
             losses += [loss] if count > 0 else []
@@ -96,49 +97,52 @@ def test_packed_gradients_equal_single_ones(merge):
     )
 
 
-def test_packed_loglikelihoods_equal_single_ones():
-    graphdef, params = tiny.model()
-    groups = random_groups(6)
-    for members, rows in batches(groups, SHAPE, pad_id=0):
-        totals = jax.jit(loglik_rows, static_argnums=0)(graphdef, params, rows.arrays())
+@pytest.mark.parametrize("lora", [tiny.LORA, TOP])
+def test_packed_loglikelihoods_equal_single_ones(lora):
+    network, params = tiny.model()
+    model, made, groups = merge_model(network, params), functions(network, lora), random_groups(6)
+    for members, batch in batches(groups):
+        tokens = CandidateTokens.of([groups[index] for index in members], batch)
+        totals = made.loglik(params, batch, made.features(params, batch.flat), tokens)
+        assert totals.shape == batch.ends.shape
         for place, index in enumerate(members):
             start = len(groups[index].prefix_ids)
             for number, ids in enumerate(groups[index].candidate_ids):
-                row, _ = padded([*groups[index].prefix_ids, *ids])
-                logprobs = _logprobs(graphdef, params, row, np.arange(64)[None])
+                flat = tiny.plain([*groups[index].prefix_ids, *ids])
+                logprobs = jax.nn.log_softmax(model.logits(forward(network, params, *flat)))
                 expected = sum(float(logprobs[start + i - 1, token]) for i, token in enumerate(ids))
                 np.testing.assert_allclose(totals[place, number], expected, rtol=1e-4)
+        np.testing.assert_array_equal(totals[~batch.valid], 0.0)
 
 
 def test_every_group_is_laid_out_once_and_nothing_else():
     groups = random_groups(40)
     seen = []
-    for members, rows in batches(groups, SHAPE, pad_id=0):
-        assert rows.input_ids.shape == (2, 128)
+    for members, batch in batches(groups):
+        assert len(batch.flat.input_ids) <= TOKENS
         seen += members
         for place, index in enumerate(members):
             group = groups[index]
-            assert rows.component[place] == group.component
-            assert rows.valid[place].sum() == len(group.candidate_ids)
-            last = rows.input_ids.reshape(-1)[rows.ends[place][rows.valid[place]]]
+            assert batch.component[place] == group.component
+            assert batch.valid[place].sum() == len(group.candidate_ids)
+            last = batch.flat.input_ids[batch.ends[place][batch.valid[place]]]
             assert last.tolist() == [ids[-1] for ids in group.candidate_ids]
-        assert not rows.valid[len(members) :].any()
+        assert not batch.valid[len(members) :].any()
     assert sorted(seen) == list(range(40))
 
 
-def test_little_is_padding():
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_little_is_padding(shuffled):
     groups = random_groups(200)
-    laid_out = batches(groups, RowShape(rows=2, tokens=512, candidates=4), pad_id=0)
-    used = sum(group.length for group in groups)
-    assert used / (len(laid_out) * 1024) > 0.9
+    plan = plan_batches(groups, 1024, rng=np.random.default_rng(0) if shuffled else None)
+    assert sum(group.length for group in groups) / (len(plan) * 1024) > 0.9
 
 
 def test_shuffling_is_seeded_and_scoring_order_is_fixed():
     groups = random_groups(30)
 
     def order(seed):
-        rng = None if seed is None else np.random.default_rng(seed)
-        return [members for members, _ in batches(groups, SHAPE, pad_id=0, rng=rng)]
+        return plan_batches(groups, TOKENS, rng=None if seed is None else np.random.default_rng(seed))
 
     assert order(1) == order(1) != order(2)
     assert order(None) == order(None)
@@ -156,21 +160,60 @@ def test_truncation_fits_and_keeps_the_ends(tokens, prefix, lengths):
 
 def test_too_many_candidates_are_refused():
     group = TokenGroup((1,), ((1,),) * 5, (0.0,) * 5, 0)
-    with pytest.raises(ValueError, match="5 candidates in a group, the shape has 4"):
-        batches([group], SHAPE, pad_id=0)
+    with pytest.raises(ValueError, match="5 candidates in a group, a batch has room for 4"):
+        make_batch([group], candidates=4, pad_id=0)
 
 
-def test_scores_do_not_see_other_groups_or_padding():
-    graphdef, params = tiny.model()
-    head = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
-    groups = random_groups(5)
-    [(_, together)] = batches(groups, SHAPE, pad_id=0)
-    [(_, alone)] = batches(groups[:1], SHAPE, pad_id=7)
-    score = jax.jit(score_rows, static_argnums=0)
-    first = score(graphdef, params, head, together.arrays())[0]
-    np.testing.assert_allclose(score(graphdef, params, head, alone.arrays())[0], first, atol=1e-5)
+def test_a_group_longer_than_its_batch_is_refused():
+    with pytest.raises(ValueError, match="a batch of 100 tokens cannot hold a group of group_tokens = 200"):
+        BatchShape(tokens=100, group_tokens=200)
 
 
-def test_graphs_are_hashable_and_equal_when_made_twice():
-    assert make_graph(tiny.CONFIG, tiny.F32) == make_graph(tiny.CONFIG, tiny.F32)
-    assert hash(make_graph(tiny.CONFIG, tiny.F32)) == hash(make_graph(tiny.CONFIG, tiny.F32))
+def test_a_group_gets_the_same_bits_whatever_shares_its_batch():
+    network, params = tiny.model(RANDOM_CONFIG)
+    made, groups = functions(network, TOP), random_groups(12)
+    head = init_trainable(RANDOM_CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
+
+    def alone(group, pad_id=0, tokens=0):
+        return score(made, params, head, make_batch([group], candidates=4, pad_id=pad_id, tokens=tokens))[0]
+
+    for members, batch in batches(groups):
+        together = score(made, params, head, batch)
+        for place, index in enumerate(members):
+            np.testing.assert_array_equal(together[place], alone(groups[index]))
+    np.testing.assert_array_equal(alone(groups[0], pad_id=7, tokens=512), alone(groups[0]))
+
+
+def test_kept_features_are_those_computed():
+    network, params = tiny.model(RANDOM_CONFIG)
+    made, groups, cache = functions(network, TOP), random_groups(9), FeatureCache()
+    for members, batch in batches(groups, 128):
+        own = [groups[index] for index in members]
+        assert cache.get(own, 128) is None
+        cache.put(own, np.asarray(made.features(params, batch.flat)))
+    for members, batch in batches(groups, 192, rng=np.random.default_rng(0)):
+        own = [groups[index] for index in members]
+        used = sum(group.length for group in own)
+        features = np.asarray(made.features(params, batch.flat))
+        kept = cache.get(own, len(batch.flat.input_ids))
+        assert kept is not None
+        np.testing.assert_array_equal(kept[:used], features[:used])
+        np.testing.assert_array_equal(kept[used:], 0.0)
+
+
+def test_the_least_recently_used_features_go_first():
+    groups = [TokenGroup((i,), ((1, 2, 3),), (0.0,), 0) for i in range(4)]
+    cache = FeatureCache(max_bytes=3 * 4 * 5 * 4)  # three groups of 4 tokens x 5 numbers
+    for group in groups[:3]:
+        cache.put([group], np.full((4, 5), group.prefix_ids[0], np.float32))
+    assert cache.get(groups[:1], 4) is not None  # used again
+    cache.put(groups[3:], np.zeros((4, 5), np.float32))
+    kept = [group.prefix_ids[0] for group in groups if cache.get([group], 4) is not None]
+    assert kept == [0, 2, 3]
+
+
+def test_networks_are_hashable_and_equal_when_made_twice():
+    first, second = (tiny.model()[0] for _ in range(2))
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first.graph(tiny.LORA) == second.graph(tiny.LORA) != first.graph()

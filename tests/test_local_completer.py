@@ -12,7 +12,8 @@ from optimas_jax.models.sampler import ContextOverflow, Sample
 
 
 class FakeSampler:
-    """Echoes prompts; waits before its first batch until ``open`` is set, so that requests gather behind it."""
+    """Echoes prompts, ``rows`` at a time; waits before its first step until ``open`` is set, so that requests gather
+    behind it. ``batches`` records what was admitted together."""
 
     def __init__(self, rows=32, held=False):
         self.rows, self.checked, self.batches = rows, 0, []
@@ -30,22 +31,47 @@ class FakeSampler:
             raise ContextOverflow(f"prompt of {len(one.prompt_ids)} tokens: shorten the prompt")
         self.checked += 1
 
-    def bucket(self, one):
-        return 64, one.max_tokens
+    def row_request(self, one):
+        return one
 
-    def max_rows(self, bucket):
-        return self.rows
+    def sample(self, one, tokens, logprobs):
+        return Sample(tokens, logprobs, bytes(tokens).decode(), "stop" if one.max_tokens > 4 else "length")
 
-    def generate(self, requests):
-        self.batches.append([bytes(one.prompt_ids).decode() for one in requests])
-        self.started.set()
-        assert self.open.wait(timeout=10)
-        if self.failure:
-            raise self.failure
-        return [
-            Sample(one.prompt_ids, (0.0,) * len(one.prompt_ids), text, "stop" if one.max_tokens > 4 else "length")
-            for one, text in zip(requests, self.batches[-1], strict=True)
-        ]
+    def batch(self):
+        return FakeBatch(self)
+
+
+class FakeBatch:
+    """Finishes one request a step, the one with the shortest prompt first."""
+
+    def __init__(self, sampler):
+        self.sampler, self.flying = sampler, []
+
+    @property
+    def active(self):
+        return [key for key, _ in self.flying]
+
+    def admit(self, waiting):
+        admitted = waiting[: self.sampler.rows - len(self.flying)]
+        self.flying += admitted
+        if admitted:
+            self.sampler.batches.append([bytes(one.prompt_ids).decode() for _, one in admitted])
+        return [key for key, _ in admitted]
+
+    def step(self):
+        self.sampler.started.set()
+        assert self.sampler.open.wait(timeout=10)
+        if self.sampler.failure:
+            raise self.sampler.failure
+        if not self.flying:
+            return []
+        done = min(self.flying, key=lambda flight: len(flight[1].prompt_ids))
+        self.flying.remove(done)
+        key, one = done
+        return [(key, one.prompt_ids, (0.0,) * len(one.prompt_ids))]
+
+    def clear(self):
+        self.flying.clear()
 
 
 def plain(text, **settings):
@@ -116,20 +142,36 @@ def test_settings_reach_the_engine():
     assert (one.max_tokens, one.temperature, one.top_p, one.seed, one.stop) == (5, 0.5, 0.9, 7, ("\n",))
 
 
-def test_requests_that_wait_are_answered_together():
+def test_what_messages_share_reaches_the_engine():
+    seen = []
+    sampler = FakeSampler()
+    sampler.check = seen.append
+    text = (Message("text", "Do it.\n\n"), Message("text", "Q: a"))
+    chat = (Message("system", "Do it."), Message("user", "Q: a"))
+    ask_all(
+        LocalCompleter("m", lambda: sampler), request(messages=text), request(messages=chat), plain("Do it.\n\nQ: a")
+    )
+    shared = {bytes(one.prompt_ids[: one.shared]).decode(): bytes(one.prompt_ids).decode() for one in seen}
+    assert shared == {
+        "Do it.\n\n": "Do it.\n\nQ: a",
+        "system:Do it.|user:": "system:Do it.|user:Q: a",
+        "": "Do it.\n\nQ: a",
+    }
+
+
+def test_requests_that_wait_join_together():
     sampler = FakeSampler(held=True)
     answers = ask_behind(sampler, *[plain(text) for text in "abcde"])
     assert sampler.batches == [["first"], list("abcde")]
     assert [answer.text for answer in answers] == ["first", *"abcde"]
 
 
-def test_a_batch_is_of_one_bucket_the_fullest_first_and_not_too_large():
+def test_waiting_requests_take_the_rows_of_those_that_are_done():
     sampler = FakeSampler(rows=2, held=True)
-    requests = [plain("a", max_tokens=9), plain("b"), plain("c"), plain("d"), plain("e", max_tokens=9), plain("f")]
-    answers = ask_behind(sampler, *requests)
-    assert [answer.text for answer in answers[1:]] == list("abcdef")
-    # b, c, d and f share a bucket, a and e another; of equally full ones the one that has waited longer comes first
-    assert sampler.batches == [["first"], ["b", "c"], ["a", "e"], ["d", "f"]]
+    answers = ask_behind(sampler, *[plain(text) for text in ("a", "bb", "c", "d")])
+    assert [answer.text for answer in answers] == ["first", "a", "bb", "c", "d"]
+    # "first" is done before anything can join; then whoever is done makes room for the oldest that waits.
+    assert sampler.batches == [["first"], ["a", "bb"], ["c"], ["d"]]
 
 
 def test_requests_given_up_while_waiting_are_not_answered():

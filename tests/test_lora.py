@@ -4,32 +4,30 @@ import numpy as np
 import pytest
 import tiny
 
-from optimas_jax.models.backbone import forward, init_lora, init_params, make_graph
+from optimas_jax.models.backbone import Network, forward, init_lora, init_params
 from optimas_jax.models.lora import LoraConfig, lora_linear, merge_lora
 
-IDS = np.arange(24, dtype=np.int32).reshape(2, 12)
-POSITIONS = np.broadcast_to(np.arange(12), (2, 12))
+FLAT = tiny.plain(range(12), range(12, 24))
 
 
-def run(graphdef, params, lora_params=None):
-    return jax.jit(forward, static_argnums=0)(graphdef, params, IDS, POSITIONS, None, lora_params)
+def run(network, params, lora=None, lora_params=None):
+    return jax.jit(forward, static_argnums=(0, 5))(network, params, *FLAT, lora, lora_params)[:24]
 
 
 def test_fresh_adapters_change_nothing():
-    plain, params = tiny.model()
-    adapted, _ = tiny.model(lora=tiny.LORA)
+    network, params = tiny.model()
     lora = init_lora(tiny.CONFIG, tiny.LORA, jax.random.key(1))
-    np.testing.assert_allclose(run(adapted, params, lora), run(plain, params), atol=1e-5)
+    np.testing.assert_allclose(run(network, params, tiny.LORA, lora), run(network, params), atol=1e-5)
 
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_merged_weights_equal_adapters(merge):
     compute = tiny.Compute(tiny.F32.dtype, "blocked", merge_lora=merge)
     plain, params = tiny.model()
-    adapted, _ = tiny.model(compute=compute, lora=tiny.LORA)
+    adapted, _ = tiny.model(compute=compute)
     lora = tiny.random_lora(init_lora(tiny.CONFIG, tiny.LORA, jax.random.key(1)))
     merged = merge_lora(params, lora, tiny.LORA.scale)
-    expected = run(adapted, params, lora)
+    expected = run(adapted, params, tiny.LORA, lora)
     assert float(jnp.abs(expected - run(plain, params)).max()) > 0.1
     np.testing.assert_allclose(run(plain, merged), expected, atol=1e-4)
 
@@ -73,8 +71,8 @@ def test_only_the_last_layers_are_adapted():
     config = LoraConfig(rank=2, last_layers=1)
     lora = init_lora(tiny.CONFIG, config, jax.random.key(0))
     assert list(lora["layers"]) == [2]
-    adapted, params = tiny.model(lora=config)
-    np.testing.assert_allclose(run(adapted, params, lora), run(tiny.model()[0], params), atol=1e-5)
+    network, params = tiny.model()
+    np.testing.assert_allclose(run(network, params, config, lora), run(network, params), atol=1e-5)
 
 
 def test_targets_and_rank():
@@ -104,7 +102,7 @@ def test_bfloat16_models_keep_norms_in_float32():
     params = init_params(tiny.CONFIG, compute, jax.random.key(0))
     assert params["embed"].dtype == jnp.bfloat16
     assert params["final_norm"]["scale"].dtype == jnp.float32
-    hidden = run(make_graph(tiny.CONFIG, compute), params)
+    hidden = run(Network(tiny.CONFIG, compute), params)
     reference = run(tiny.model(scale=1.0)[0], jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
     assert hidden.dtype == jnp.bfloat16
     np.testing.assert_allclose(hidden.astype(np.float32), reference, atol=0.15)

@@ -5,15 +5,24 @@ import numpy as np
 import pytest
 import tiny
 
-from optimas_jax.learn.groups import RowShape, TokenGroup, batches
-from optimas_jax.learn.reward_model import LossConfig, make_reward_functions
+from optimas_jax.learn.groups import TokenGroup, make_batch, plan_batches
+from optimas_jax.learn.reward_model import LossConfig, RewardFunctions, _train_step
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
 
-SHAPE = RowShape(rows=2, tokens=128, candidates=4)
+TOKENS = 256
 
 
 def functions(lora=tiny.LORA):
-    return make_reward_functions(tiny.CONFIG, tiny.F32, lora, LossConfig(), make_optimizer())
+    return RewardFunctions(tiny.model()[0], lora, LossConfig(), make_optimizer())
+
+
+def batches(groups, rng=None):
+    for members in plan_batches(groups, TOKENS, rng=rng):
+        yield make_batch([groups[i] for i in members], candidates=4, pad_id=0, tokens=TOKENS)
+
+
+def train_step(made, state, params, batch, rate):
+    return made.train_step(state, params, batch, made.features(params, batch.flat), rate)
 
 
 def toy_groups(count=24, component=0):
@@ -35,11 +44,11 @@ def fresh_state(lora=tiny.LORA):
 
 def test_the_loss_falls_and_pairs_are_ordered():
     _, params = tiny.model(scale=1.0)
-    step, state = functions().train_step, fresh_state()
-    [(_, rows)] = batches(toy_groups(), RowShape(2, 256, 4), pad_id=0)
+    made, state = functions(), fresh_state()
+    [batch] = batches(toy_groups())
     losses = []
     for _ in range(40):
-        state, metrics = step(state, params, rows.arrays(), 3e-3)
+        state, metrics = train_step(made, state, params, batch, 3e-3)
         losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
     assert losses[0] == pytest.approx(np.log(2), abs=0.05)
     assert losses[-1] < 0.3
@@ -51,8 +60,8 @@ def test_each_head_trains_only_on_its_own_groups():
     _, params = tiny.model()
     state = fresh_state()
     before = np.asarray(state.trainable["head"]["kernel"])
-    [(_, rows)] = batches(toy_groups(8, component=1), SHAPE, pad_id=0)
-    state, _ = functions().train_step(state, params, rows.arrays(), 1e-2)
+    [batch] = batches(toy_groups(8, component=1))
+    state, _ = train_step(functions(), state, params, batch, 1e-2)
     after = np.asarray(state.trainable["head"]["kernel"])
     np.testing.assert_array_equal(after[:, 0], before[:, 0])
     assert (after[:, 1] != before[:, 1]).any()
@@ -64,30 +73,30 @@ def test_frozen_weights_stay_and_layers_below_get_no_gradient():
     config = LoraConfig(rank=2, last_layers=1)
     _, params = tiny.model()
     before = jax.tree.map(np.array, params)
-    [(_, rows)] = batches(toy_groups(8), SHAPE, pad_id=0)
-    state, _ = functions(config).train_step(fresh_state(config), params, rows.arrays(), 1e-2)
+    [batch] = batches(toy_groups(8))
+    state, _ = train_step(functions(config), fresh_state(config), params, batch, 1e-2)
     jax.tree.map(np.testing.assert_array_equal, params, before)
     assert list(state.trainable["lora"]["layers"]) == [2]
 
 
-def test_one_compilation_serves_every_batch_and_learning_rate():
+def test_compilations_equal_the_buckets_used():
     _, params = tiny.model()
     made, state = functions(), fresh_state()
-    for count, rate in ((3, 1e-3), (8, 1e-4), (1, 1e-2)):
-        for _, rows in batches(toy_groups(count), SHAPE, pad_id=0):
-            state, _ = made.train_step(state, params, rows.arrays(), rate)
-            made.score(params, state.trainable["head"], rows.arrays())
-    assert made.train_step._cache_size() == 1
-    assert made.score._cache_size() == 1
+    before, shapes = _train_step._cache_size(), set()
+    for count, rate in ((7, 1e-3), (8, 1e-4), (1, 1e-2), (2, 1e-2), (8, 1e-3)):
+        for batch in batches(toy_groups(count)):
+            shapes.add(batch.flat.spans.queries.shape)
+            state, _ = train_step(made, state, params, batch, rate)
+    assert _train_step._cache_size() - before == len(shapes) == 3
 
 
 def test_a_batch_of_ties_changes_nothing():
     _, params = tiny.model()
     groups = [TokenGroup((1, 2), ((3,), (4,)), (0.5, 0.5), 0)]
-    [(_, rows)] = batches(groups, SHAPE, pad_id=0)
+    [batch] = batches(groups)
     state = fresh_state()
     before = jax.tree.map(np.array, state.trainable)
-    state, metrics = functions().train_step(state, params, rows.arrays(), 1e-2)
+    state, metrics = train_step(functions(), state, params, batch, 1e-2)
     jax.tree.map(np.testing.assert_array_equal, state.trainable, before)
     assert metrics["loss"] == (0.0, 0.0)
 
@@ -98,8 +107,8 @@ def test_training_repeats_exactly():
     results = []
     for _ in range(2):
         state = fresh_state()
-        for _, rows in batches(toy_groups(), SHAPE, pad_id=0, rng=np.random.default_rng(3)):
-            state, _ = made.train_step(state, params, rows.arrays(), 1e-3)
+        for batch in batches(toy_groups(), rng=np.random.default_rng(3)):
+            state, _ = train_step(made, state, params, batch, 1e-3)
         results.append(jax.tree.map(np.array, state.trainable))
     jax.tree.map(np.testing.assert_array_equal, *results)
 

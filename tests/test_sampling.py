@@ -1,12 +1,17 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from flax import nnx
 
-from optimas_jax.models.sampler import ContextOverflow, SampleRequest, cache_bucket, length_bucket
-from optimas_jax.models.sampling import decode, prefill, sample_tokens
+from optimas_jax.models.backbone import _run_layer, forward, merge_model
+from optimas_jax.models.batching import ContinuousBatch
+from optimas_jax.models.flat import bucket
+from optimas_jax.models.prefill import Prefiller
+from optimas_jax.models.sampler import ContextOverflow, SampleRequest
+from optimas_jax.models.sampling import Rows, decode, empty_cache, sample_tokens
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +35,8 @@ def requests(sampler, count=12, **settings):
 
 
 def full_logprobs(sampler, ids):
-    model = nnx.merge(sampler.graphdef, sampler.params)
-    row = np.zeros((1, 192), np.int32)
-    row[0, : len(ids)] = ids
-    hidden, _ = model.hidden(row, np.arange(192)[None], None)
-    return jax.nn.log_softmax(model.logits(hidden)[0])
+    hidden = forward(sampler.network, sampler.params, *tiny.plain(ids))
+    return jax.nn.log_softmax(merge_model(sampler.network, sampler.params).logits(hidden))
 
 
 def test_cached_decoding_equals_the_full_forward_pass(sampler):
@@ -55,6 +57,77 @@ def test_a_request_gets_the_same_bits_whatever_shares_its_batch(sampler):
     assert [sampler.generate([request])[0] for request in everything[:6]] == together[:6]
     assert sampler.generate(everything[::-1]) == together[::-1]
     assert sampler.generate(everything[5:14]) == together[5:14]
+
+
+def test_a_shared_prefix_changes_nothing(sampler):
+    """Its keys and values are computed once; every request gets the bits that it would get without."""
+    rng = np.random.default_rng(1)
+    prefixes = [tuple(rng.integers(1, 500, size).tolist()) for size in (20, 70, 130)]
+    plain = [
+        dataclasses.replace(one, prompt_ids=prefixes[i % 3] + one.prompt_ids)
+        for i, one in enumerate(requests(sampler, 15))
+    ]
+    shared = [dataclasses.replace(one, shared=len(prefixes[i % 3])) for i, one in enumerate(plain)]
+    fresh = tiny.sampler()
+    assert fresh.generate(shared) == sampler.generate(plain)
+    kept = fresh._prefiller.prefixes
+    assert all(prefix in kept for prefix in prefixes)
+    assert fresh.generate(shared[::-1]) == sampler.generate(plain)[::-1]
+
+
+def test_equal_prompts_are_prefilled_once(sampler, monkeypatch):
+    passes, run = [], Prefiller._pass
+
+    def counted(self, sequences, stored, keep):
+        passes.append(len(sequences))
+        run(self, sequences, stored, keep)
+
+    monkeypatch.setattr(Prefiller, "_pass", counted)
+    same = [SampleRequest((5, 6, 7, 8), 8, temperature=1.0, seed=seed) for seed in range(6)]
+    together = sampler.generate([*same, SampleRequest((5, 6, 7, 9), 8)])
+    assert passes == [1]  # the last one differs in the last token only, which decoding reads
+    assert together[:6] == [sampler.generate([one])[0] for one in same]
+
+
+def test_requests_join_and_leave_a_running_batch(sampler):
+    """One after another, in any company: the answers are those of each request alone."""
+    everything = requests(sampler, 14)
+    batch, samples = sampler.batch(), {}
+    waiting = [(index, sampler.row_request(one)) for index, one in enumerate(everything)]
+    turn = 0
+    while len(samples) < len(everything):
+        turn += 1
+        admitted = batch.admit(waiting[:turn])
+        waiting = [one for one in waiting if one[0] not in admitted]
+        samples |= {index: sampler.sample(everything[index], *rest) for index, *rest in batch.step()}
+    assert turn > 2
+    alone = sampler.generate(everything)
+    assert [samples[index] for index in range(len(everything))] == alone
+
+
+def test_a_batch_forgets_what_it_is_told_to_forget(sampler):
+    batch = sampler.batch()
+    [one] = requests(sampler, 1)
+    batch.admit([("first", sampler.row_request(one))])
+    batch.clear()
+    assert batch.active == []
+    assert batch.step() == []
+    batch.admit([("second", sampler.row_request(one))])
+    assert batch.active == ["second"]
+
+
+def test_requests_too_large_for_the_batch_wait_for_room():
+    sampler = tiny.sampler()
+    batch: ContinuousBatch = sampler.batch()
+    small = [(i, sampler.row_request(SampleRequest((i + 1, 2), 20))) for i in range(3)]
+    large = ("large", sampler.row_request(SampleRequest((3,) * 200, 20)))
+    assert batch.admit([*small, large]) == [0, 1, 2]
+    assert batch.admit([large, small[0]]) == [0]  # what fits goes first
+    assert batch.admit([large]) == ["large"]  # nothing else waits: the batch grows
+    finished = {}
+    while batch.active:
+        finished |= {key: tokens.tolist() for key, tokens, _ in batch.step()}
+    assert finished["large"] == list(sampler.generate([SampleRequest((3,) * 200, 20)])[0].ids)
 
 
 def test_seeds_name_the_stream(sampler):
@@ -89,29 +162,36 @@ def test_stop_texts_end_the_answer_and_are_cut_off(sampler):
 
 
 def test_white_space_before_the_answer_does_not_end_it(sampler):
-    newline = sampler.tokenizer.encode("\n")[0]
-    other = sampler.tokenizer.encode("q")[0]
-    vocab = sampler.config.vocab_size
-    cache = tuple((jnp.zeros((8, 2, 16, 96)), jnp.zeros((8, 2, 96, 16))) for _ in range(sampler.config.num_layers))
-    logits = jnp.full((8, vocab), -50.0).at[0, newline].set(50.0).at[1, other].set(50.0)
-    stops = np.zeros((8, vocab), np.int8)
-    stops[:, newline] = 1
-    blank = np.zeros((vocab,), bool)
-    blank[newline] = True
-    rows = {
-        "logits": logits,
-        "lengths": np.ones(8, np.int32),
-        "limits": np.asarray([3, 3, 0, 0, 0, 0, 0, 0], np.int32),
-        "seeds": np.zeros(8, np.uint32),
-        "temperatures": np.zeros(8, np.float32),
-        "top_p": np.ones(8, np.float32),
-        "stops": stops,
-        "blank": blank,
-    }
-    out, _ = decode(sampler.graphdef, sampler.params, cache, rows, 64)
-    assert out["tokens"][0, 0] == newline
-    assert out["counts"][0] > 1  # the newline came first: the answer had not begun
-    assert out["counts"].tolist()[2:] == [0] * 6
+    """A model whose every logit is the embedding of the last token: after a newline comes a newline."""
+    vocab = sampler.network.config.vocab_size
+    newline, other = sampler.tokenizer.encode("\n")[0], sampler.tokenizer.encode("q")[0]
+    params = jax.tree.map(jnp.zeros_like, sampler.params)
+    table = np.zeros(params["embed"].shape, np.float32)
+    table[newline, 0] = table[other, 1] = 100.0
+    params["embed"] = jnp.asarray(table)
+    params["final_norm"] = sampler.params["final_norm"]
+    stops, blank = np.zeros((8, vocab), np.int8), np.zeros((vocab,), bool)
+    stops[:, newline], blank[newline] = 1, True
+    rows = Rows(
+        limits=np.asarray([3, 3, 3, 0, 0, 0, 0, 0], np.int32),
+        seeds=np.zeros(8, np.uint32),
+        temperatures=np.zeros(8, np.float32),
+        top_p=np.ones(8, np.float32),
+        stops=stops,
+        token=np.asarray([newline, newline, other, 0, 0, 0, 0, 0], np.int32),
+        position=np.zeros(8, np.int32),
+        count=np.zeros(8, np.int32),
+        begun=np.asarray([False, True] + [False] * 6),
+        done=np.asarray([False] * 3 + [True] * 5),
+        tokens=np.zeros((8, 64), np.int32),
+        logprobs=np.zeros((8, 64), np.float32),
+    )
+    cache = empty_cache(sampler.network.config, jnp.float32, 8, 64)
+    out, _ = decode(sampler.network, params, cache, rows, blank, np.int32(8))
+    assert out.tokens[0, :3].tolist() == [newline] * 3  # the answer had not begun: the limit ended it
+    assert out.count.tolist() == [3, 1, 3, 0, 0, 0, 0, 0]  # row 1 had begun: the first newline ended it
+    assert out.tokens[2, :3].tolist() == [other] * 3
+    assert out.done.all()
 
 
 def test_a_prompt_longer_than_the_context_is_refused(sampler):
@@ -126,23 +206,22 @@ def test_impossible_requests_are_refused(sampler, wrong):
 
 
 def test_compilations_equal_the_buckets_used(sampler):
-    lengths = (3, 20, 64, 65, 90, 96, 100, 128, 160)
-    prefills, decodes = prefill._cache_size(), decode._cache_size()
-    buckets = {length_bucket(n) for n in lengths}
+    lengths = (3, 20, 64, 65, 90, 96, 100, 128, 129, 200)
+    layers, decodes = _run_layer._cache_size(), decode._cache_size()
     for n in lengths:
-        sampler.generate([SampleRequest((7,) * n, 300)])  # a token limit that no other test uses
-    assert prefill._cache_size() - prefills <= len(buckets)
-    used = {cache_bucket(n) for n in lengths}
-    assert decode._cache_size() - decodes == len(used)
+        sampler.generate([SampleRequest((7,) * (n + 1), 400)])  # slots that no other test uses
+    # One prompt in one row: as many slots as tokens.
+    assert _run_layer._cache_size() - layers <= len({bucket(n, 64) for n in lengths})
+    assert decode._cache_size() - decodes == len({bucket(n + 400, 128) for n in lengths})
 
 
-@pytest.mark.parametrize("bucket", [length_bucket, cache_bucket])
-def test_buckets_hold_their_lengths_and_waste_little(bucket):
-    for length in range(1, 5000):
-        size = bucket(length)
-        assert size >= length
-        assert bucket(size) == size
-        assert length <= 128 or size <= 1.5 * length
+@pytest.mark.parametrize(("least", "per_doubling", "waste"), [(1, 2, 0.5), (16, 2, 0.5), (64, 4, 0.25)])
+def test_buckets_hold_their_sizes_and_waste_little(least, per_doubling, waste):
+    for size in range(1, 5000):
+        room = bucket(size, least, per_doubling)
+        assert room >= size
+        assert bucket(room, least, per_doubling) == room
+        assert room - size < least or room <= (1 + waste) * size
 
 
 def test_sampling_follows_the_distribution():

@@ -6,17 +6,17 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from optimas_jax.learn.groups import RowShape, batches
-from optimas_jax.learn.reward_model import LossConfig, make_reward_functions
+from optimas_jax.learn.groups import make_batch
+from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
 from optimas_jax.models.backbone import abstract_params, init_lora
+from optimas_jax.models.flat import place_flat
 from optimas_jax.models.lora import merge_lora
 from optimas_jax.models.sampler import SampleRequest
 from optimas_jax.parallel.mesh import DATA, MeshConfig, make_mesh
 from optimas_jax.parallel.sharding import param_names, place_rows, replicate, shardings
 
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 2)]
-SPLIT = ("input_ids", "positions", "branches", "trunks")
 
 
 def groups(count=20):
@@ -29,15 +29,16 @@ def train_and_score(shape):
     mesh = make_mesh(MeshConfig(*shape))
     _, params = tiny.model()
     params = jax.device_put(params, shardings(params, mesh))
-    functions = make_reward_functions(tiny.CONFIG, tiny.F32, tiny.LORA, LossConfig(), make_optimizer())
+    functions = RewardFunctions(tiny.model()[0], tiny.LORA, LossConfig(), make_optimizer())
     trainable = init_trainable(tiny.CONFIG, tiny.LORA, 2, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])
     state = replicate(init_state(trainable, make_optimizer()), mesh)
-    [(_, rows)] = batches(groups(), RowShape(rows=8, tokens=128, candidates=4), pad_id=0)
-    placed = place_rows(rows.arrays(), mesh, SPLIT)
+    batch = make_batch(groups(), candidates=4, pad_id=0, tokens=1024)
+    placed = replicate(batch._replace(flat=None), mesh)._replace(flat=place_flat(batch.flat, mesh))
+    features = functions.features(params, placed.flat)
     merged = merge_lora(params, state.trainable["lora"], tiny.LORA.scale)
-    scores = functions.score(merged, state.trainable["head"], placed)
-    state, metrics = functions.train_step(state, params, placed, 1e-3)
+    scores = functions.score(merged, state.trainable["head"], placed, features)
+    state, metrics = functions.train_step(state, params, placed, features, 1e-3)
     assert mesh.size == 1 or len(params["layers"][0]["up"]["kernel"].sharding.device_set) == mesh.size
     return jax.device_get((metrics["loss"], state.trainable, scores))
 
@@ -64,7 +65,9 @@ def test_sampling_on_a_mesh_gives_the_same_tokens(shape):
     mesh = make_mesh(MeshConfig(*shape))
     params = jax.device_put(plain.params, shardings(plain.params, mesh))
     sharded = dataclasses.replace(plain, params=params, mesh=mesh)
-    requests = [SampleRequest(tuple(range(1, 20 + i)), 6, temperature=float(i % 2), seed=i) for i in range(5)]
+    requests = [
+        SampleRequest(tuple(range(1, 40 + i)), 6, temperature=float(i % 2), seed=i, shared=30) for i in range(5)
+    ]
     for mine, theirs in zip(sharded.generate(requests), plain.generate(requests), strict=True):
         assert mine.ids == theirs.ids
         np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=1e-4)

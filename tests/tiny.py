@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from optimas_jax.learn.groups import TokenGroup
-from optimas_jax.models.backbone import init_params, make_graph
+from optimas_jax.models.backbone import Network, init_params
 from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.flat import Flat, FlatSequence, flatten
 from optimas_jax.models.lora import LoraConfig, Params
 from optimas_jax.models.sampler import Sampler
 from optimas_jax.models.tokenizer import load_tokenizer
@@ -22,11 +24,11 @@ CONFIG = dataclasses.replace(RANDOM_CONFIG, num_layers=3, qk_norm=True, qkv_bias
 LORA = LoraConfig(rank=4, alpha=8.0)
 
 
-def model(config: BackboneConfig = CONFIG, compute: Compute = F32, lora: LoraConfig | None = None, scale: float = 10.0):
-    """Graph and weights; scaled up, so that attention and logits are far from uniform."""
+def model(config: BackboneConfig = CONFIG, compute: Compute = F32, scale: float = 10.0):
+    """Network and weights; scaled up, so that attention and logits are far from uniform."""
     params = init_params(config, compute, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf if leaf.ndim < 2 else leaf * jnp.asarray(scale, leaf.dtype), params)
-    return make_graph(config, compute, lora), params
+    return Network(config, compute), params
 
 
 def random_lora(lora_params: Params, seed: int = 1) -> Params:
@@ -42,7 +44,12 @@ def sampler(scale: float = 10.0) -> Sampler:
     source = resolve("random:0")
     params = init_params(RANDOM_CONFIG, F32, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf if leaf.ndim < 2 else leaf * scale, params)
-    return Sampler(make_graph(RANDOM_CONFIG, F32), params, RANDOM_CONFIG, load_tokenizer(source))
+    return Sampler(Network(RANDOM_CONFIG, F32), params, load_tokenizer(source))
+
+
+def plain(*sequences: Sequence[int]) -> Flat:
+    """Plain sequences as a flat batch."""
+    return flatten([FlatSequence(ids) for ids in sequences], stored=0, pad_id=0)
 
 
 def random_group(rng: np.random.Generator, component: int = 0, candidates: int = 3, prefix: int = 20) -> TokenGroup:

@@ -1,30 +1,31 @@
-"""The reward model: r_k(x, y) = h_k . phi([x, y]) (paper, Eq. 2), as pure jitted functions over packed rows.
+"""The reward model: r_k(x, y) = h_k . phi([x, y]) (paper, Eq. 2), as functions over batches of groups.
 
-``make_reward_functions`` builds them once for a backbone; everything they need comes in as arguments. Frozen weights
-stay in the compute dtype; adapters, heads, scores, losses and the optimiser are float32.
+``RewardFunctions`` holds what is static about them; everything else comes in as arguments. With adapters in the upper
+layers only, the layers below are frozen: their output, the *features* of a batch, is an argument too, so that whoever
+keeps it never runs them twice. Frozen weights stay in the compute dtype; adapters, heads, scores, losses and the
+optimiser are float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import nnx
 
+from optimas_jax.learn.groups import GroupBatch, TokenGroup
 from optimas_jax.learn.losses import bradley_terry, pair_accuracy
 from optimas_jax.learn.train_state import TrainState
-from optimas_jax.models.attention import Segments
-from optimas_jax.models.backbone import forward, make_graph
-from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.backbone import Network, embed, merge_model, rms_norm, run_layers
+from optimas_jax.models.flat import Flat, bucket
 from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import LoraConfig, Params
-from optimas_jax.parallel.platform import Compute
 
-Rows = dict[str, Any]  # fields of learn.groups.PackedRows
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divide once, after adding up
 
 
@@ -41,38 +42,93 @@ class LossConfig:
     margin: float = 0.0
 
 
-class RewardFunctions(NamedTuple):
-    """What the host loop calls.
+@dataclasses.dataclass(frozen=True)
+class RewardFunctions:
+    """The functions of one reward model. Every shape of a batch compiles once per function.
 
     Attributes:
-      score: (params with merged adapters, head, rows) -> [G, M] float32.
-      train_step: (state, params, rows, learning rate) -> (state, metrics); the state is donated.
-      loglik: (params, rows) -> [G, M] float32, log-probability of each candidate given the prefix.
+      network: the backbone.
+      lora: its adapters.
+      loss: what is learned.
+      tx: gives directions; the learning rate is an argument of the step.
     """
 
-    score: Callable[[Params, Params, Rows], jax.Array]
-    train_step: Callable[[TrainState, Params, Rows, float], tuple[TrainState, Metrics]]
-    loglik: Callable[[Params, Rows], jax.Array]
+    network: Network
+    lora: LoraConfig
+    loss: LossConfig
+    tx: optax.GradientTransformation
+
+    @property
+    def first(self) -> int:
+        """The first adapted layer: features are what goes into it."""
+        layers = self.network.config.num_layers
+        return next(index for index in range(layers) if self.lora.adapts(index, layers))
+
+    def features(self, params: Params, flat: Flat) -> jax.Array:
+        """Output of the frozen layers below the adapters (of the embedding, if all layers are adapted), [T, D]."""
+        x = embed(params["embed"], flat.input_ids, self.network.compute.dtype)
+        return run_layers(self.network, params, x, flat.positions, flat.spans, range(self.first))
+
+    def score(self, params: Params, head: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
+        """Scores of the candidates [G, M] float32, 0 for padding; ``params`` with merged adapters."""
+        return _read(self.network, params["final_norm"], head, self._upper(params, batch, features), batch)
+
+    def loglik(self, params: Params, batch: GroupBatch, features: jax.Array, tokens: CandidateTokens) -> jax.Array:
+        """Log-probability of each candidate given its prefix under ``params`` [G, M] float32: a control that needs no
+        training."""
+        return _loglik(self.network, params, self._upper(params, batch, features), tokens, batch.ends.shape)
+
+    def train_step(
+        self, state: TrainState, params: Params, batch: GroupBatch, features: jax.Array, learning_rate: float
+    ) -> tuple[TrainState, Metrics]:
+        """One step; ``state`` is donated, ``params`` are the frozen weights."""
+        return _train_step(self, state, params, batch, features, learning_rate)
+
+    def _upper(self, params: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
+        layers = range(self.first, self.network.config.num_layers)
+        return run_layers(self.network, params, features, batch.flat.positions, batch.flat.spans, layers)
 
 
-def score_rows(graphdef: Any, params: Params, head: Params, rows: Rows, lora_params: Params | None = None) -> jax.Array:
-    """Scores of the candidates of packed rows, [G, M] float32; 0 for padding."""
-    hidden = forward(graphdef, params, rows["input_ids"], rows["positions"], _segments(rows), lora_params)
-    last = hidden.reshape(-1, hidden.shape[-1])[rows["ends"]]
-    return jnp.where(rows["valid"], reward_head(head, last, rows["component"]), 0.0)
+def group_scores(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
+    """Reads scores [G, M] float32 at the candidates' last tokens: x [T, D] output of the last layer."""
+    last = rms_norm(x[batch.ends], norm["scale"], network.config.norm_eps)
+    return jnp.where(batch.valid, reward_head(head, last, batch.component), 0.0)
 
 
-def _segments(rows: Rows) -> Segments:
-    return Segments(rows["branches"], rows["trunks"])
+_read = jax.jit(group_scores, static_argnums=0)
 
 
-def group_loss(scores: jax.Array, rows: Rows, config: LossConfig) -> tuple[jax.Array, Metrics]:
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _train_step(
+    functions: RewardFunctions,
+    state: TrainState,
+    params: Params,
+    batch: GroupBatch,
+    features: jax.Array,
+    learning_rate: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    network, lora = functions.network, functions.lora
+
+    def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
+        model = merge_model(network, params, lora, trainable["lora"])
+        x = model.run(features, batch.flat.positions, batch.flat.spans, functions.first)
+        scores = group_scores(network, params["final_norm"], trainable["head"], x, batch)
+        return group_loss(scores, batch, functions.loss)
+
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable)
+    directions, opt_state = functions.tx.update(grads, state.opt_state, state.trainable)
+    trainable = jax.tree.map(lambda value, step: value - learning_rate * step, state.trainable, directions)
+    metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
+    return TrainState(state.step + 1, trainable, opt_state), metrics
+
+
+def group_loss(scores: jax.Array, batch: GroupBatch, config: LossConfig) -> tuple[jax.Array, Metrics]:
     """Mean of Eq. 4 over the groups that have a pair, and metrics as (sum, count)."""
     losses, counts = jax.vmap(lambda s, r, v: bradley_terry(s, r, v, threshold=config.threshold, margin=config.margin))(
-        scores, rows["rewards"], rows["valid"]
+        scores, batch.rewards, batch.valid
     )
     right, pairs = jax.vmap(lambda s, r, v: pair_accuracy(s, r, v, threshold=config.threshold))(
-        scores, rows["rewards"], rows["valid"]
+        scores, batch.rewards, batch.valid
     )
     with_pairs = (counts > 0).astype(jnp.float32)
     total = with_pairs.sum()
@@ -80,60 +136,58 @@ def group_loss(scores: jax.Array, rows: Rows, config: LossConfig) -> tuple[jax.A
     return (losses * with_pairs).sum() / jnp.maximum(total, 1.0), metrics
 
 
-def loglik_rows(graphdef: Any, params: Params, rows: Rows, *, chunk: int = 64) -> jax.Array:
-    """Log-probability of each candidate given its prefix, [G, M] float32: a control that needs no training.
+@dataclasses.dataclass(frozen=True)
+class CandidateTokens:
+    """The tokens of a batch's candidates, C of them with padding; numpy arrays.
 
-    The vocabulary is projected ``chunk`` positions at a time, so that no [B, T, V] array exists.
+    Attributes:
+      before: [C] int32 place of the token before (a candidate's first one follows its prefix).
+      ids: [C] int32.
+      owner: [C] int32 place of the candidate in the flattened [G * M]; G * M for padding.
     """
-    model = nnx.merge(graphdef, params)
-    hidden, _ = model.hidden(rows["input_ids"], rows["positions"], _segments(rows))
-    branches, trunks, positions = rows["branches"], rows["trunks"], rows["positions"]
-    # The token before a candidate's first one is its prefix's last one, wherever in the row the candidate stands.
-    before = (positions[:, None, :] == positions[:, :, None] - 1) & (
-        (branches[:, None, :] == branches[:, :, None]) | (branches[:, None, :] == trunks[:, :, None])
-    )  # [B, T, T]: at most one True in a row
-    states = jnp.take_along_axis(hidden, jnp.argmax(before, axis=-1)[..., None], axis=1)
+
+    before: Any
+    ids: Any
+    owner: Any
+
+    @classmethod
+    def of(cls, groups: Sequence[TokenGroup], batch: GroupBatch) -> CandidateTokens:
+        """Of the groups that ``batch`` was made from."""
+        before, ids, owner, start = [], [], [], 0
+        for place, group in enumerate(groups):
+            last_of_prefix = start + len(group.prefix_ids) - 1
+            place_of_part = last_of_prefix + 1
+            for number, part in enumerate(group.candidate_ids):
+                before += [last_of_prefix, *range(place_of_part, place_of_part + len(part) - 1)]
+                ids += part
+                owner += [place * batch.ends.shape[1] + number] * len(part)
+                place_of_part += len(part)
+            start += group.length
+        padding = bucket(len(ids), _CHUNK) - len(ids)
+        return cls(
+            np.asarray([*before, *[0] * padding], np.int32),
+            np.asarray([*ids, *[0] * padding], np.int32),
+            np.asarray([*owner, *[batch.ends.size] * padding], np.int32),
+        )
+
+
+jax.tree_util.register_dataclass(CandidateTokens)
+
+_CHUNK = 64  # positions whose vocabulary is projected at a time, so that no [C, V] array exists
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _loglik(
+    network: Network, params: Params, x: jax.Array, tokens: CandidateTokens, shape: tuple[int, int]
+) -> jax.Array:
+    model = merge_model(network, params)
+    states = model.final_norm(x[tokens.before])
 
     def logprob(args: tuple[jax.Array, jax.Array]) -> jax.Array:
         state, ids = args
         logits = model.logits(state)
-        chosen = jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        return jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
 
-    count = branches.size
-    flat = jnp.pad(states.reshape(count, -1), ((0, -count % chunk), (0, 0)))
-    ids = jnp.pad(rows["input_ids"].reshape(count), (0, -count % chunk))
-    logprobs = jax.lax.map(logprob, (flat.reshape(-1, chunk, flat.shape[-1]), ids.reshape(-1, chunk))).reshape(-1)
-    # A candidate's tokens are those of its row and branch.
-    width = branches.shape[1]
-    ends = rows["ends"][..., None]  # [G, M, 1]
-    place = jnp.arange(count)
-    members = (place // width == ends // width) & (branches.reshape(-1) == branches.reshape(-1)[ends])
-    total = jnp.sum(jnp.where(members, logprobs[:count], 0.0), axis=-1)
-    return jnp.where(rows["valid"], total, 0.0)
-
-
-def make_reward_functions(
-    config: BackboneConfig, compute: Compute, lora: LoraConfig, loss: LossConfig, tx: optax.GradientTransformation
-) -> RewardFunctions:
-    """Jits the functions of one reward model. Every shape of rows compiles once per function."""
-    plain, adapted = make_graph(config, compute), make_graph(config, compute, lora)
-
-    def train_step(
-        state: TrainState, params: Params, rows: Rows, learning_rate: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
-            scores = score_rows(adapted, params, trainable["head"], rows, trainable["lora"])
-            return group_loss(scores, rows, loss)
-
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable)
-        directions, opt_state = tx.update(grads, state.opt_state, state.trainable)
-        trainable = jax.tree.map(lambda value, step: value - learning_rate * step, state.trainable, directions)
-        metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
-        return TrainState(state.step + 1, trainable, opt_state), metrics
-
-    return RewardFunctions(
-        score=jax.jit(lambda params, head, rows: score_rows(plain, params, head, rows)),
-        train_step=jax.jit(train_step, donate_argnums=0),
-        loglik=jax.jit(lambda params, rows: loglik_rows(plain, params, rows)),
-    )
+    chunks = (states.reshape(-1, _CHUNK, states.shape[-1]), tokens.ids.reshape(-1, _CHUNK))
+    logprobs = jax.lax.map(logprob, chunks).reshape(-1)
+    return jax.ops.segment_sum(logprobs, tokens.owner, shape[0] * shape[1]).reshape(shape)

@@ -1,8 +1,8 @@
-"""The bridge to the device wing: batches concurrent completion requests onto the JAX engine.
+"""The bridge to the device wing: concurrent completion requests share the JAX engine's batch.
 
-Requests from any thread or event loop go into one queue; one worker thread takes all that have gathered, samples them
-together, and hands the answers back. What a request gets does not depend on its batch (``models.sampling``), so
-concurrency changes speed and nothing else.
+Requests from any thread or event loop go into one queue; one worker thread lets them join the running batch as rows
+become free (``models.batching``), and hands each answer back when it is done. What a request gets does not depend on
+what shares its batch, so concurrency changes speed and nothing else.
 """
 
 from __future__ import annotations
@@ -10,26 +10,36 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from optimas_jax.core.types import Outcome, StopRun
-from optimas_jax.llm.base import Completion, CompletionRequest, Message
+from optimas_jax.llm.base import Completion, CompletionRequest
 
 if TYPE_CHECKING:
+    from optimas_jax.models.batching import ContinuousBatch, RowRequest
     from optimas_jax.models.sampler import Sample, Sampler, SampleRequest
     from optimas_jax.models.tokenizer import Tokenizer
 
-_GATHER_SECONDS = 0.01  # how long the worker waits for one more request before it starts a batch
-
-_Entry = tuple["SampleRequest", concurrent.futures.Future]
+_GATHER_SECONDS = 0.01  # how long the worker waits for one more request before it goes on
 
 
 class EngineError(StopRun):
     """The local engine cannot answer."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Entry:
+    """A request on its way: what was asked, who waits for it, and the engine's seconds that it took so far."""
+
+    request: SampleRequest
+    row: RowRequest
+    future: concurrent.futures.Future[tuple[Sample, float]]
+    seconds: float = 0.0
 
 
 class LocalCompleter:
@@ -64,20 +74,22 @@ class LocalCompleter:
         if request.model != self._model:
             raise EngineError(f"this engine serves {self._model!r}, not {request.model!r}")
         sampler = await asyncio.to_thread(self.sampler)
+        prompt_ids, shared = _encode_shared(sampler.tokenizer, request)
         sample_request = SampleRequest(
-            prompt_ids=tuple(_encode(sampler.tokenizer, request.messages)),
+            prompt_ids=tuple(prompt_ids),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
             seed=request.seed,
             stop=request.stop,
+            shared=shared,
         )
         try:
             sampler.check(sample_request)
         except ValueError as error:
             raise EngineError(str(error)) from error
         future: concurrent.futures.Future[tuple[Sample, float]] = concurrent.futures.Future()
-        self._queue.put((sample_request, future))
+        self._queue.put(_Entry(sample_request, sampler.row_request(sample_request), future))
         self._start_worker()
         sample, seconds = await asyncio.wrap_future(future)
         return Completion(
@@ -96,7 +108,7 @@ class LocalCompleter:
                 atexit.register(self.close)
 
     def close(self) -> None:
-        """Ends the worker after its current batch; what still waits gets no answer.
+        """Ends the worker when the requests in flight are done; what still waits gets no answer.
 
         Called when the process exits, however it does: a thread inside XLA must not outlive the interpreter.
         """
@@ -106,53 +118,65 @@ class LocalCompleter:
             worker.join()
 
     def _serve(self) -> None:
-        """Serves batches until it is told to stop; an idle worker sleeps in ``queue.get``."""
+        """Serves requests until it is told to stop; an idle worker sleeps in ``queue.get``."""
+        batch: ContinuousBatch[_Entry] = self.sampler().batch()
         waiting: list[_Entry] = []
-        while self._gather(waiting):
-            waiting = [entry for entry in waiting if not entry[1].cancelled()]
-            if waiting:
-                batch = self._next_batch(waiting)
-                waiting = [entry for entry in waiting if entry not in batch]
-                self._answer(batch)
+        stopping = False
+        while not stopping or batch.active:
+            stopping = stopping or not self._gather(waiting, idle=not (waiting or batch.active))
+            waiting = [entry for entry in waiting if not entry.future.cancelled() and not stopping]
+            waiting = self._advance(batch, waiting)
 
-    def _gather(self, waiting: list[_Entry]) -> bool:
-        """Adds what has come in, and waits for the first entry if there is none; False means stop."""
+    def _gather(self, waiting: list[_Entry], *, idle: bool) -> bool:
+        """Adds what has come in, and waits for the first entry if ``idle``; False means stop."""
         while True:
             try:
-                entry = self._queue.get(timeout=_GATHER_SECONDS if waiting else None)
+                entry = self._queue.get(timeout=None if idle else _GATHER_SECONDS)
             except queue.Empty:
                 return True
             if entry is None:
                 return False
             waiting.append(entry)
+            idle = False
 
-    def _next_batch(self, waiting: list[_Entry]) -> list[_Entry]:
-        """The bucket with most requests waiting, up to one decode batch, oldest first."""
-        sampler = self.sampler()
-        buckets: dict[tuple[int, int], list[_Entry]] = {}
-        for entry in waiting:
-            buckets.setdefault(sampler.bucket(entry[0]), []).append(entry)
-        bucket, members = max(buckets.items(), key=lambda item: len(item[1]))
-        return members[: sampler.max_rows(bucket)]
-
-    def _answer(self, batch: list[_Entry]) -> None:
+    def _advance(self, batch: ContinuousBatch[_Entry], waiting: list[_Entry]) -> list[_Entry]:
+        """Lets requests in, decodes for a while, and answers what is done; returns what still waits."""
         started = time.perf_counter()
         try:
-            samples = self.sampler().generate([request for request, _ in batch])
+            admitted = set(batch.admit([(entry, entry.row) for entry in waiting]))
+            flying = batch.active
+            finished = batch.step()
         except Exception as error:
-            for _, future in batch:
-                if future.set_running_or_notify_cancel():
+            admitted = set(batch.active)
+            for entry in batch.active:
+                if entry.future.set_running_or_notify_cancel():
                     failure = EngineError(f"the local engine failed ({type(error).__name__}: {error})")
                     failure.__cause__ = error
-                    future.set_exception(failure)  # one each: callers add notes to it
-            return
-        share = (time.perf_counter() - started) / len(batch)
-        for (_, future), sample in zip(batch, samples, strict=True):
-            if future.set_running_or_notify_cancel():
-                future.set_result((sample, share))
+                    entry.future.set_exception(failure)  # one each: callers add notes to it
+            batch.clear()
+        else:
+            share = (time.perf_counter() - started) / max(len(flying), 1)
+            for entry in flying:
+                entry.seconds += share
+            for entry, tokens, logprobs in finished:
+                if entry.future.set_running_or_notify_cancel():
+                    sample = self.sampler().sample(entry.request, tokens, logprobs)
+                    entry.future.set_result((sample, entry.seconds))
+        return [entry for entry in waiting if entry not in admitted]
 
 
-def _encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    if len(messages) == 1 and messages[0].role == "text":
-        return tokenizer.encode(messages[0].content)
-    return tokenizer.encode_chat([{"role": message.role, "content": message.content} for message in messages])
+def _encode_shared(tokenizer: Tokenizer, request: CompletionRequest) -> tuple[list[int], int]:
+    """Tokens of a request, and how many of the first do not depend on its last message."""
+    ids = _encode(tokenizer, request)
+    if len(request.messages) == 1:
+        return ids, 0
+    last = dataclasses.replace(request.messages[-1], content="-")
+    other = _encode(tokenizer, dataclasses.replace(request, messages=(*request.messages[:-1], last)))
+    differ = (place for place, (mine, its) in enumerate(zip(ids, other, strict=False)) if mine != its)
+    return ids, next(differ, min(len(ids), len(other)))
+
+
+def _encode(tokenizer: Tokenizer, request: CompletionRequest) -> list[int]:
+    if request.is_text:
+        return tokenizer.encode(request.text)
+    return tokenizer.encode_chat([{"role": one.role, "content": one.content} for one in request.messages])

@@ -10,14 +10,13 @@ import jax
 from jax.sharding import Mesh
 
 from optimas_jax.loop.progress import Progress
-from optimas_jax.models.backbone import abstract_params, make_graph
-from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.lora import Params
 from optimas_jax.models.sampler import Sampler
 from optimas_jax.models.tokenizer import Tokenizer, load_tokenizer
 from optimas_jax.models.weights import cache_dir, load_config, load_params, resolve
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
-from optimas_jax.parallel.platform import Compute, default_compute, return_large_buffers
+from optimas_jax.parallel.platform import default_compute, return_large_buffers
 from optimas_jax.parallel.sharding import shardings
 
 
@@ -25,8 +24,7 @@ from optimas_jax.parallel.sharding import shardings
 class LoadedModel:
     """A backbone on its devices, with its tokenizer."""
 
-    config: BackboneConfig
-    compute: Compute
+    network: Network
     mesh: Mesh
     params: Params
     tokenizer: Tokenizer
@@ -51,14 +49,13 @@ class Engines:
                 config, compute = load_config(source), default_compute()
                 mesh = make_mesh(self._mesh_config)
                 params = load_params(source, config, compute, shardings(abstract_params(config, compute), mesh))
-                self._models[spec] = LoadedModel(config, compute, mesh, params, load_tokenizer(source))
+                self._models[spec] = LoadedModel(Network(config, compute), mesh, params, load_tokenizer(source))
             return self._models[spec]
 
     def sampler(self, spec: str) -> Sampler:
         """A sampling engine over ``spec``."""
         model = self.model(spec)
-        graphdef = make_graph(model.config, model.compute)
-        return Sampler(graphdef, model.params, model.config, model.tokenizer, model.mesh)
+        return Sampler(model.network, model.params, model.tokenizer, model.mesh)
 
 
 def use_compilation_cache(folder: Path) -> None:

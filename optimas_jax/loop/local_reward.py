@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,15 +19,17 @@ from optimas_jax.core.render import render_reward_candidate, render_reward_prefi
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.checkpoint import CheckpointStore
-from optimas_jax.learn.groups import PackedRows, RowShape, TokenGroup, batches
-from optimas_jax.learn.reward_model import LossConfig, RewardFunctions, make_reward_functions
+from optimas_jax.learn.features import FeatureCache
+from optimas_jax.learn.groups import BatchShape, GroupBatch, TokenGroup, make_batch, plan_batches, truncate
+from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.engines import Engines, LoadedModel
 from optimas_jax.loop.progress import Progress
+from optimas_jax.models.flat import place_flat
 from optimas_jax.models.lora import LoraConfig, Params, merge_lora
 from optimas_jax.parallel.mesh import DATA
-from optimas_jax.parallel.sharding import place_rows, replicate
+from optimas_jax.parallel.sharding import replicate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class RewardConfig:
 
     Attributes:
       model: spec of the backbone.
-      lora, loss, rows: see ``models.lora``, ``learn.reward_model``, ``learn.groups``.
+      lora, loss, batch: see ``models.lora``, ``learn.reward_model``, ``learn.groups``.
       learning_rate: peak.
       epochs: at most, over the offline groups.
       adapt_epochs: over fresh groups and the replay buffer.
@@ -46,7 +48,7 @@ class RewardConfig:
     model: str
     lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
-    rows: RowShape = RowShape()
+    batch: BatchShape = BatchShape()
     learning_rate: float = 3e-4
     epochs: int = 4
     adapt_epochs: int = 1
@@ -92,6 +94,7 @@ class RewardEngine:
         self._components = tuple(components)
         self._engines, self._tape, self._checkpoints, self._progress = engines, tape, checkpoints, progress
         self._active: tuple[str, Params, Params] | None = None  # name, merged params, head
+        self._kept_features = FeatureCache()
 
     @cached_property
     def _model(self) -> LoadedModel:
@@ -99,29 +102,40 @@ class RewardEngine:
 
     @cached_property
     def _functions(self) -> RewardFunctions:
-        model = self._model
-        return make_reward_functions(model.config, model.compute, self.config.lora, self.config.loss, make_optimizer())
+        return RewardFunctions(self._model.network, self.config.lora, self.config.loss, make_optimizer())
 
-    @cached_property
-    def _shape(self) -> RowShape:
-        """Shape of the whole batch."""
-        rows = self.config.rows
-        return dataclasses.replace(rows, rows=rows.rows * self._model.mesh.shape[DATA])
+    @property
+    def _batch_tokens(self) -> int:
+        return self.config.batch.tokens * self._model.mesh.shape[DATA]
 
-    def _place(self, rows: PackedRows) -> dict[str, Any]:
-        return place_rows(rows.arrays(), self._model.mesh, ("input_ids", "positions", "branches", "trunks"))
+    def _batch(self, groups: Sequence[TokenGroup], tokens: int = 0) -> tuple[GroupBatch, Any]:
+        """A batch on the devices, and its features; ``tokens`` as in ``make_batch``."""
+        batch = make_batch(
+            groups, candidates=self.config.batch.candidates, pad_id=self._model.tokenizer.pad_id, tokens=tokens
+        )
+        batch = replicate(batch._replace(flat=None), self._model.mesh)._replace(
+            flat=place_flat(batch.flat, self._model.mesh)
+        )
+        if not self._functions.first:
+            return batch, self._functions.features(self._model.params, batch.flat)
+        features = self._kept_features.get(groups, len(batch.flat.input_ids))
+        if features is None:
+            features = self._functions.features(self._model.params, batch.flat)
+            self._kept_features.put(groups, np.asarray(features))
+        return batch, features
 
     def _token_group(self, group: TextGroup, rewards: Sequence[float] | None = None) -> TokenGroup:
         """Prefix and candidates are tokenised apart, so that packed and single layouts have the same ids."""
         tokenizer = self._model.tokenizer
         ends = tuple(tokenizer.eos_ids[:1])
         candidates = tuple((*tokenizer.encode(text), *ends) for text in group.candidates)
-        return TokenGroup(
+        tokens = TokenGroup(
             prefix_ids=tuple(tokenizer.encode(group.prefix)),
             candidate_ids=candidates,
             rewards=tuple(rewards) if rewards is not None else (0.0,) * len(candidates),
             component=self._components.index(group.component),
         )
+        return truncate(tokens, self.config.batch.group_tokens)
 
     def scores(self, name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
         """Local rewards of every candidate under the local reward called ``name``."""
@@ -131,35 +145,36 @@ class RewardEngine:
         """Log-probability of every candidate under the untrained backbone."""
         return self._memoised("loglik", self.config.model, groups)
 
-    def _memoised(self, kind: str, name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
+    def _memoised(self, kind: Literal["score", "loglik"], name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
         keys = [[digest(kind, name, g.component, g.prefix, text) for text in g.candidates] for g in groups]
         known = self._tape.get_scores([key for row in keys for key in row])
-        # Groups are laid out whole and in order, known or not: what a score is must not depend on what was known.
         missing = [index for index, row in enumerate(keys) if any(key not in known for key in row)]
-        if missing:
-            tokens = [self._token_group(groups[index]) for index in range(len(groups))]
-            laid_out = batches(tokens, self._shape, pad_id=self._model.tokenizer.pad_id)
-            wanted = [(members, rows) for members, rows in laid_out if set(members) & set(missing)]
-            with self._progress.bar(f"local {kind}s", len(wanted)) as advance:
-                for members, rows in wanted:
-                    values = np.asarray(self._evaluate(kind, name, self._place(rows)))
-                    # The first score of a text stays: its place in a row moves the last digits, and a resumed run
-                    # must read what this one used.
-                    fresh: dict[str, float] = {}
-                    for place, index in enumerate(members):
-                        for key, value in zip(keys[index], values[place], strict=False):
-                            if key not in known:
-                                fresh.setdefault(key, float(value))
+        # The same text in two groups differs in the last digits: the first group's score is the one that counts,
+        # whatever is known already.
+        first = {key: index for index, row in reversed(list(enumerate(keys))) for key in row}
+        tokens = [self._token_group(groups[index]) for index in missing]
+        plan = plan_batches(tokens, self._batch_tokens)
+        if plan:
+            with self._progress.bar(f"local {kind}s", len(plan)) as advance:
+                for members in plan:
+                    values = np.asarray(self._evaluate(kind, name, [tokens[member] for member in members]))
+                    fresh = {
+                        key: float(value)
+                        for place, member in enumerate(members)
+                        for key, value in zip(keys[missing[member]], values[place], strict=False)
+                        if first[key] == missing[member] and key not in known
+                    }
                     self._tape.put_scores(fresh)
                     known.update(fresh)
                     advance()
         return [[known[key] for key in row] for row in keys]
 
-    def _evaluate(self, kind: str, name: str, rows: dict[str, np.ndarray]) -> jax.Array:
+    def _evaluate(self, kind: Literal["score", "loglik"], name: str, groups: Sequence[TokenGroup]) -> jax.Array:
+        batch, features = self._batch(groups)
         if kind == "loglik":
-            return self._functions.loglik(self._model.params, rows)
-        params, head = self._activate(name)
-        return self._functions.score(params, head, rows)
+            tokens = replicate(CandidateTokens.of(groups, batch), self._model.mesh)
+            return self._functions.loglik(self._model.params, batch, features, tokens)
+        return self._functions.score(*self._activate(name), batch, features)
 
     def _activate(self, name: str) -> tuple[Params, Params]:
         """The weights behind a local reward, adapters merged; the last one used stays loaded."""
@@ -170,7 +185,7 @@ class RewardEngine:
         return self._active[1], self._active[2]
 
     def _fresh(self, seed: int) -> Params:
-        return init_trainable(self._model.config, self.config.lora, len(self._components), jax.random.key(seed))
+        return init_trainable(self._model.network.config, self.config.lora, len(self._components), jax.random.key(seed))
 
     def train(
         self,
@@ -210,22 +225,22 @@ class RewardEngine:
     ) -> tuple[Params, list[dict[str, float]]]:
         rng = np.random.default_rng(seed)
         trainable = self._fresh(seed) if parent is None else self._checkpoints.load(parent, self._fresh(0))
-        pad_id = self._model.tokenizer.pad_id
         learnable = [self._tokens(system, g) for g in train if _has_pairs(g, self.config.loss.threshold)]
         evaluated = [self._tokens(system, g) for g in held_out if _has_pairs(g, self.config.loss.threshold)]
         if not learnable:
             return trainable, []
-        layouts = [batches(learnable, self._shape, pad_id=pad_id, rng=rng) for _ in range(epochs)]
-        total_steps = sum(map(len, layouts))
+        plans = [plan_batches(learnable, self._batch_tokens, rng=rng) for _ in range(epochs)]
+        total_steps = sum(map(len, plans))
         state = replicate(init_state(trainable, make_optimizer()), self._model.mesh)
         best, best_accuracy, since_best, history, step = jax.device_get(trainable), -1.0, 0, [], 0
         with self._progress.bar("training steps", total_steps) as advance:
-            for epoch, layout in enumerate(layouts):
+            for epoch, plan in enumerate(plans):
                 metrics = []
-                for _, rows in layout:
+                for members in plan:
                     rate = learning_rate(step, total_steps, self.config.learning_rate)
                     step += 1
-                    state, step_metrics = self._functions.train_step(state, self._model.params, self._place(rows), rate)
+                    batch, features = self._batch([learnable[index] for index in members], self._batch_tokens)
+                    state, step_metrics = self._functions.train_step(state, self._model.params, batch, features, rate)
                     metrics.append(step_metrics)
                     advance()
                 row = _divide(jax.device_get(metrics))
@@ -252,8 +267,9 @@ class RewardEngine:
         """Share of held-out pairs in the right order; 0.5 without any pair."""
         params = merge_lora(self._model.params, trainable["lora"], self.config.lora.scale)
         right = total = 0.0
-        for members, rows in batches(groups, self._shape, pad_id=self._model.tokenizer.pad_id):
-            scores = np.asarray(self._functions.score(params, trainable["head"], self._place(rows)))
+        for members in plan_batches(groups, self._batch_tokens):
+            batch, features = self._batch([groups[index] for index in members])
+            scores = np.asarray(self._functions.score(params, trainable["head"], batch, features))
             for place, index in enumerate(members):
                 hits, pairs = count_pairs(scores[place], groups[index].rewards, self.config.loss.threshold)
                 right, total = right + hits, total + pairs

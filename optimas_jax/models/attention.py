@@ -1,15 +1,19 @@
-"""Grouped-query attention over whole rows, and of one new token over a cache.
+"""Grouped-query attention within the sequences of a flat batch, and of one new token over a cache.
 
-Shape letters: B rows, T query tokens, S key positions, N query heads, K kv heads, G = N / K query heads of one kv
-head, H head dim. Scores, softmax and the weighted sum are accumulated in float32.
+Shape letters: T tokens of a flat batch, B sequences, Q query tokens and S key positions of a sequence, P stored
+positions, N query heads, K kv heads, G = N / K query heads of one kv head, H head dim. Scores, softmax and the weighted
+sum are accumulated in float32.
 
-A *packed* row holds groups of ``[prefix | candidate 1 | ... | candidate M]``; ``Segments`` say which tokens see each
-other: a candidate sees its prefix and itself, causally. Rows are padded at the right, and nothing real sees padding.
+A *flat batch* is one axis of tokens, sequence after sequence, with no padding between them: whatever is computed token
+by token wastes nothing. Attention alone looks at sequences, and gathers them by the places that ``Spans`` gives. The
+keys of a sequence always stand in the order of their positions from slot 0 on, wherever they come from (this batch or
+an earlier one): on CPU a sequence then gets the same bits whatever shares its batch, and however much of it was kept
+(tests hold this; with Qwen3's q/k norm the last digits may differ).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,96 +21,125 @@ import jax.numpy as jnp
 _MASKED = -1e30  # a finite stand-in for minus infinity: exp() of it is 0 and its gradient is not NaN
 _QUERY_BLOCK = 64  # queries of one causal block; keys after the block are never multiplied
 
+KeysValues = tuple[jax.Array, jax.Array]  # [positions, K, H] each
 
-class Segments(NamedTuple):
-    """Who sees whom in packed rows. A token sees, causally, the tokens of its own branch and of its trunk.
+
+class Spans(NamedTuple):
+    """Where the sequences of a flat batch lie.
 
     Attributes:
-      branches: [B, T] int32, a number for each prefix and each candidate of a row.
-      trunks: [B, T] int32, the branch number of the token's prefix (its own, for a prefix).
+      queries: [B, Q] int32 place of each sequence's tokens in the flat batch, T for padding.
+      keys: [B, S] int32 place of each sequence's keys in ``[stored | flat batch]``, P + T for padding.
+      inverse: [T] int32 place of each token in the flattened [B * Q]; anything for padding tokens.
+      starts: [B] int32 keys before the first query, which were stored earlier.
+      branches: for groups of candidates (None for plain sequences), [B, S] int32: a number for each part (prefix or
+        candidate), -1 for padding. A token sees, causally, its own part and the prefix, which is part 0.
     """
 
-    branches: jax.Array
-    trunks: jax.Array
+    queries: Any
+    keys: Any
+    inverse: Any
+    starts: Any
+    branches: Any = None
 
-    def visible(self, start: int, stop: int) -> jax.Array:
-        """[B, stop - start, stop] bool for queries start..stop and keys 0..stop, without causality."""
-        keys = self.branches[:, None, :stop]
-        return (keys == self.branches[:, start:stop, None]) | (keys == self.trunks[:, start:stop, None])
+    def visible(self, start: int, stop: int, keys: int) -> jax.Array:
+        """[B, stop - start, keys] bool for queries start..stop and keys 0..keys. Padding is only seen by padding."""
+        places = self.starts[:, None] + jnp.arange(start, stop)
+        causal = jnp.arange(keys) <= places[..., None]
+        if self.branches is None:
+            return causal
+        parts = self.branches[:, None, :keys]
+        return causal & ((parts == self.branches[:, start:stop, None]) | (parts == 0))
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: Segments | None = None, *, implementation: str
-) -> jax.Array:
-    """Causal attention within each row.
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    spans: Spans,
+    stored: KeysValues | None = None,
+    *,
+    implementation: str,
+) -> tuple[jax.Array, KeysValues]:
+    """Causal attention within each sequence.
 
     Args:
-      q: [B, T, N, H] rotated queries.
-      k: [B, T, K, H] rotated keys.
-      v: [B, T, K, H] values.
-      segments: for packed rows, None for plain causal rows.
+      q: [T, N, H] rotated queries.
+      k: [T, K, H] rotated keys.
+      v: [T, K, H] values.
+      spans: where the sequences are.
+      stored: keys and values of an earlier batch, [P, K, H] each.
       implementation: ``blocked`` or ``fused``, see ``parallel.platform.Compute``.
 
     Returns:
-      [B, T, N, H] in the dtype of ``q``.
+      [T, N, H] in the dtype of ``q``; and every sequence's keys and values, [B, S, K, H] each.
     """
+    if stored is not None:
+        k, v = jnp.concatenate([stored[0], k]), jnp.concatenate([stored[1], v])
+    k_rows, v_rows = _gather(k, spans.keys), _gather(v, spans.keys)
+    q_rows = _gather(q, spans.queries)
     if implementation == "fused":
-        mask = None if segments is None else segments.visible(0, q.shape[1])[:, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
-    return _blocked_attention(q, k, v, segments)
+        mask = spans.visible(0, q_rows.shape[1], k_rows.shape[1])[:, None]
+        out = jax.nn.dot_product_attention(q_rows, k_rows, v_rows, mask=mask)
+    else:
+        out = _blocked_attention(q_rows, k_rows, v_rows, spans, from_start=stored is None)
+    return out.reshape(-1, *out.shape[2:])[spans.inverse], (k_rows, v_rows)
 
 
-def _blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, segments: Segments | None) -> jax.Array:
-    """Attention as batched matrix products: the queries of one kv head are stacked, blocks stop at the diagonal."""
+def _gather(x: jax.Array, places: jax.Array) -> jax.Array:
+    """x [positions, ...], places [B, S] -> [B, S, ...], zeros for places beyond the end."""
+    return x.at[places].get(mode="fill", fill_value=0)
+
+
+def _blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans, *, from_start: bool) -> jax.Array:
+    """Attention as batched matrix products: the queries of one kv head are stacked. Where all sequences begin in this
+    batch (``from_start``), blocks of queries stop at the diagonal. [B, Q, N, H] -> [B, Q, N, H]."""
     batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
+    slots, num_kv_heads = k.shape[1:3]
     group = num_heads // num_kv_heads
-    # [B, K, T * G, H]: the G query heads of a token are neighbours, so that a block of tokens is one slice.
-    queries = q.reshape(batch, length, num_kv_heads, group, head_dim).transpose(0, 2, 1, 3, 4)
-    queries = queries.reshape(batch, num_kv_heads, length * group, head_dim) * (head_dim**-0.5)
-    keys = k.transpose(0, 2, 3, 1)  # [B, K, H, T]
-    values = v.transpose(0, 2, 1, 3)  # [B, K, T, H]
-    positions = jnp.arange(length)
+    # [B, K, Q * G, H]: the G query heads of a token are neighbours, so that a block of tokens is one slice.
+    queries = (q * (head_dim**-0.5)).reshape(batch, length, num_kv_heads, group, head_dim).transpose(0, 2, 1, 3, 4)
+    queries = queries.reshape(batch, num_kv_heads, length * group, head_dim)
+    keys, values = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
     blocks = []
     for start in range(0, length, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, length)
-        visible = (positions[None, :stop] <= positions[start:stop, None])[None]  # [1, t, stop]
-        if segments is not None:
-            visible = visible & segments.visible(start, stop)
+        seen = min(-(-stop // _QUERY_BLOCK) * _QUERY_BLOCK, slots) if from_start else slots
         scores = jnp.einsum(
             "bkqh,bkhs->bkqs",
             queries[:, :, start * group : stop * group],
-            keys[..., :stop],
+            keys[..., :seen],
             preferred_element_type=jnp.float32,
         )
-        bias = jnp.where(visible, 0.0, _MASKED)  # [B or 1, t, stop]
+        bias = jnp.where(spans.visible(start, stop, seen), 0.0, _MASKED)  # [B, q, seen]
         scores = scores + jnp.repeat(bias, group, axis=1)[:, None]
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)
         mixed = jnp.einsum(
-            "bkqs,bksh->bkqh", weights.astype(v.dtype), values[:, :, :stop], preferred_element_type=jnp.float32
+            "bkqs,bksh->bkqh", weights.astype(v.dtype), values[:, :, :seen], preferred_element_type=jnp.float32
         )
         blocks.append((mixed / total).astype(q.dtype))
     out = jnp.concatenate(blocks, axis=2).reshape(batch, num_kv_heads, length, group, head_dim)
     return out.transpose(0, 2, 1, 3, 4).reshape(batch, length, num_heads, head_dim)
 
 
-def decode_attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, visible: jax.Array) -> jax.Array:
+def decode_attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, positions: jax.Array) -> jax.Array:
     """Attention of one new token over a cache that already holds its own key and value.
 
     Args:
       q: [B, N, H] rotated query.
       k_cache: [B, K, H, S] rotated keys, transposed: both products then read their cache in memory order.
       v_cache: [B, K, S, H] values.
-      visible: [B, S] bool, the filled slots of each row.
+      positions: [B] int32 position of the token: slots up to it are filled.
 
     Returns:
       [B, N, H] in the dtype of ``q``.
     """
     batch, num_heads, head_dim = q.shape
-    num_kv_heads = k_cache.shape[1]
+    num_kv_heads, slots = k_cache.shape[1], k_cache.shape[3]
     queries = q.reshape(batch, num_kv_heads, num_heads // num_kv_heads, head_dim) * (head_dim**-0.5)
     scores = jnp.einsum("bkgh,bkhs->bkgs", queries, k_cache, preferred_element_type=jnp.float32)
+    visible = jnp.arange(slots) <= positions[:, None]
     weights = jax.nn.softmax(jnp.where(visible[:, None, None, :], scores, _MASKED), axis=-1)
     out = jnp.einsum("bkgs,bksh->bkgh", weights.astype(v_cache.dtype), v_cache, preferred_element_type=jnp.float32)
     return out.reshape(batch, num_heads, head_dim).astype(q.dtype)

@@ -2,12 +2,13 @@
 
 The network is *defined* with Flax NNX and *used* as a graph definition plus a plain nested dict of arrays::
 
-    graphdef = make_graph(config, compute)            # static and hashable
-    params = init_params(config, key)                 # or models.weights.load(...)
-    hidden = forward(graphdef, params, input_ids, positions, segments)
+    network = Network(config, compute)                # static and hashable
+    params = init_params(config, compute, key)        # or models.weights.load(...)
+    hidden = forward(network, params, input_ids, positions, spans)
 
 so that every step is a pure function of arrays. Layers are kept apart, not stacked: decoding reads each weight once
-per token and must not copy it out of a stack first.
+per token and must not copy it out of a stack first. Passes without a gradient run one compiled layer after another
+(``run_layers``): 30 layers compile as fast as one, and take the memory of one.
 
 Parameter names: ``embed``, ``layers/<i>/{attn_norm,q,k,v,o,q_norm,k_norm,mlp_norm,gate,up,down}``, ``final_norm``,
 ``lm_head`` (absent when tied). Kernels are [in, out].
@@ -15,13 +16,16 @@ Parameter names: ``embed``, ``layers/<i>/{attn_norm,q,k,v,o,q_norm,k_norm,mlp_no
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from optimas_jax.models.attention import Segments, attention, decode_attention
+from optimas_jax.models.attention import KeysValues, Spans, attention, decode_attention
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, lora_linear
 from optimas_jax.parallel.platform import Compute
@@ -53,16 +57,21 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm in float32, result in the input's dtype."""
+    """Root-mean-square norm."""
 
     def __init__(self, dim: int, eps: float):
         self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * self.scale[...]).astype(x.dtype)
+        return rms_norm(x, self.scale[...], self.eps)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """[..., D] -> [..., D]: float32 inside, result in the input's dtype."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * scale).astype(x.dtype)
 
 
 class Layer(nnx.Module):
@@ -102,19 +111,20 @@ class Layer(nnx.Module):
         h = self.mlp_norm(x)
         return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
 
-    def __call__(self, x, rotation, segments):
-        """x [B, T, D] -> x [B, T, D], keys and values [B, T, K, H]."""
+    def __call__(self, x, rotation, spans, stored=None):
+        """x [T, D] -> x [T, D], and every sequence's keys and values [B, S, K, H]; see ``attention``."""
         q, k, v = self._qkv(self.attn_norm(x), rotation)
-        mixed = attention(q, k, v, segments, implementation=self.implementation)
+        mixed, kv = attention(q, k, v, spans, stored, implementation=self.implementation)
         x = x + self.o(mixed.reshape(*x.shape[:-1], -1))
-        return self._mlp(x), k, v
+        return self._mlp(x), kv
 
-    def step(self, x, rotation, k_cache, v_cache, slot, visible):
-        """x [B, D] -> x [B, D] and the caches (see ``Cache``) with this token written at ``slot``."""
+    def step(self, x, rotation, k_cache, v_cache, positions):
+        """x [B, D] -> x [B, D] and the caches (see ``Cache``) with these tokens written at ``positions`` [B]."""
         q, k, v = self._qkv(self.attn_norm(x), rotation)
-        k_cache = jax.lax.dynamic_update_slice(k_cache, k[..., None].astype(k_cache.dtype), (0, 0, 0, slot))
-        v_cache = jax.lax.dynamic_update_slice(v_cache, v[:, :, None].astype(v_cache.dtype), (0, 0, slot, 0))
-        mixed = decode_attention(q, k_cache, v_cache, visible)
+        rows = jnp.arange(x.shape[0])
+        k_cache = k_cache.at[rows, :, :, positions].set(k.astype(k_cache.dtype), unique_indices=True)
+        v_cache = v_cache.at[rows, :, positions].set(v.astype(v_cache.dtype), unique_indices=True)
+        mixed = decode_attention(q, k_cache, v_cache, positions)
         x = x + self.o(mixed.reshape(x.shape[0], -1))
         return self._mlp(x), k_cache, v_cache
 
@@ -137,23 +147,20 @@ class Backbone(nnx.Module):
         self.config = config
         self.dtype = compute.dtype
 
-    def hidden(self, input_ids, positions, segments):
-        """[B, T] ids -> final-norm hidden states [B, T, D] and per layer keys and values [B, T, K, H]."""
-        x = self.embed[...][input_ids].astype(self.dtype)
+    def run(self, x, positions, spans, first=0):
+        """Output of the layers from ``first`` on [T, D], given what goes into them [T, D]."""
         rotation = rope_angles(positions, self.config)
-        kv = []
-        for layer in self.layers:
-            x, k, v = layer(x, rotation, segments)
-            kv.append((k, v))
-        return self.final_norm(x), kv
+        for layer in list(self.layers)[first:]:
+            x, _ = layer(x, rotation, spans)
+        return x
 
-    def step(self, tokens, positions, cache: Cache, slot, visible):
+    def step(self, tokens, positions, cache: Cache):
         """One token a row: tokens [B], positions [B] -> hidden [B, D] and the updated cache."""
-        x = self.embed[...][tokens].astype(self.dtype)
+        x = embed(self.embed[...], tokens, self.dtype)
         rotation = rope_angles(positions, self.config)
         new_cache = []
         for layer, (k_cache, v_cache) in zip(self.layers, cache, strict=True):
-            x, new_k, new_v = layer.step(x, rotation, k_cache, v_cache, slot, visible)
+            x, new_k, new_v = layer.step(x, rotation, k_cache, v_cache, positions)
             new_cache.append((new_k, new_v))
         return self.final_norm(x), tuple(new_cache)
 
@@ -182,9 +189,26 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def make_graph(config: BackboneConfig, compute: Compute, lora: LoraConfig | None = None) -> Any:
-    """The static part of the network: hashable, safe to close over or to pass as a static argument."""
-    return nnx.split(nnx.eval_shape(lambda: Backbone(config, compute, lora)))[0]
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The static part of a backbone: hashable, safe to close over or to pass as a static argument."""
+
+    config: BackboneConfig
+    compute: Compute
+
+    def graph(self, lora: LoraConfig | None = None) -> Any:
+        """Graph definition of the whole backbone, with adapters if ``lora`` is given."""
+        return _graph(Backbone, self.config, self.compute, lora)
+
+    @property
+    def layer(self) -> Any:
+        """Graph definition of one layer without adapters."""
+        return _graph(Layer, self.config, self.compute, None)
+
+
+@cache
+def _graph(module: Any, config: BackboneConfig, compute: Compute, lora: LoraConfig | None) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: module(config, compute, lora)))[0]
 
 
 def abstract_params(config: BackboneConfig, compute: Compute) -> Params:
@@ -241,29 +265,83 @@ def _path_hash(name: str) -> int:
     return value
 
 
+def embed(table: jax.Array, input_ids: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of the embedding: [...] ids -> [..., D] in the compute dtype."""
+    return table[input_ids].astype(dtype)
+
+
 def forward(
-    graphdef: Any,
+    network: Network,
     params: Params,
     input_ids: jax.Array,
     positions: jax.Array,
-    segments: Segments | None = None,
+    spans: Spans,
+    lora: LoraConfig | None = None,
     lora_params: Params | None = None,
 ) -> jax.Array:
-    """Hidden states after the final norm.
+    """Hidden states after the final norm, as one differentiable function.
 
     Args:
-      graphdef: from ``make_graph``, with LoRA if and only if ``lora_params`` is given.
       params: the frozen tree.
-      input_ids: [B, T] int32, padded at the right.
-      positions: [B, T] int32 RoPE positions.
-      segments: for packed rows, None for plain rows.
-      lora_params: tree of adapters or None.
+      input_ids: [T] int32, a flat batch.
+      positions: [T] int32 RoPE positions.
+      spans: its sequences.
+      lora, lora_params: configuration and tree of adapters, or None.
 
     Returns:
-      [B, T, D] in the compute dtype.
+      [T, D] in the compute dtype.
     """
-    states = (params,) if lora_params is None else (merge_trees(params, lora_params),)
-    return nnx.merge(graphdef, *states).hidden(input_ids, positions, segments)[0]
+    model = merge_model(network, params, lora, lora_params)
+    return model.final_norm(model.run(embed(model.embed[...], input_ids, network.compute.dtype), positions, spans))
+
+
+def merge_model(
+    network: Network, params: Params, lora: LoraConfig | None = None, lora_params: Params | None = None
+) -> Backbone:
+    """The network with its weights, for use inside a jitted function."""
+    return nnx.merge(network.graph(lora), params if lora_params is None else merge_trees(params, lora_params))
+
+
+def run_layers(
+    network: Network,
+    params: Params,
+    x: jax.Array,
+    positions: jax.Array,
+    spans: Spans,
+    layers: range,
+    *,
+    stored: Sequence[KeysValues] | None = None,
+    keep: Callable[[int, KeysValues], None] | None = None,
+) -> jax.Array:
+    """Runs ``layers`` one compiled layer after another, without a gradient.
+
+    Args:
+      x: [T, D] output of the layer before the first.
+      stored: keys and values of an earlier batch, by layer.
+      keep: is given each layer's index and its sequences' keys and values [B, S, K, H].
+
+    Returns:
+      [T, D] output of the last layer.
+    """
+    for index in layers:
+        earlier = None if stored is None else stored[index]
+        x, kv = _run_layer(network, params["layers"][index], x, positions, spans, earlier)
+        if keep is not None:
+            keep(index, kv)
+    return x
+
+
+@partial(jax.jit, static_argnums=0)
+def _run_layer(
+    network: Network,
+    layer_params: Params,
+    x: jax.Array,
+    positions: jax.Array,
+    spans: Spans,
+    stored: KeysValues | None,
+) -> tuple[jax.Array, KeysValues]:
+    layer = nnx.merge(network.layer, layer_params)
+    return layer(x, rope_angles(positions, network.config), spans, stored)
 
 
 def merge_trees(params: Params, lora_params: Params) -> Params:

@@ -1,7 +1,8 @@
-"""Sampling from the backbone, on the device: prefill, and cached decoding in one jitted loop.
+"""Sampling from the backbone, on the device: cached decoding in one jitted loop over rows that come and go.
 
-Arrays in, arrays out; ``models.sampler`` turns requests into batches of these. Every row has its own random stream,
-``fold_in(key(seed), step)``, so that what a row gets does not depend on its batch.
+Arrays in, arrays out; ``models.batching`` puts requests into rows. A row's tokens stand in its cache at their
+positions, and every row has its own random stream, ``fold_in(key(seed), count)``: what a row gets does not depend on
+its batch.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from optimas_jax.models.backbone import Cache
+from optimas_jax.models.attention import KeysValues
+from optimas_jax.models.backbone import Cache, Network, merge_model
+from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import Params
 
 
@@ -81,108 +83,121 @@ def _last_positive(weights: jax.Array) -> jax.Array:
     return weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
 
 
-@partial(jax.jit, static_argnums=0)
-def prefill(graphdef: Any, params: Params, input_ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Cache]:
-    """Runs prompts through the network.
-
-    Args:
-      input_ids: [b, T] int32, padded at the right.
-      lengths: [b] int32, at least 1.
-
-    Returns:
-      logits after each prompt's last token [b, V] float32, and per layer keys [b, K, H, T] and values [b, K, T, H].
-    """
-    model = nnx.merge(graphdef, params)
-    positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-    hidden, kv = model.hidden(input_ids, positions, None)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return model.logits(last), tuple((k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)) for k, v in kv)
+def empty_cache(config: BackboneConfig, dtype: Any, rows: int, slots: int) -> Cache:
+    """A cache of zeros."""
+    heads, size = config.num_kv_heads, config.head_dim
+    return tuple(
+        (jnp.zeros((rows, heads, size, slots), dtype), jnp.zeros((rows, heads, slots, size), dtype))
+        for _ in range(config.num_layers)
+    )
 
 
 @partial(jax.jit, donate_argnums=0)
-def insert(state: tuple[Cache, jax.Array], logits: jax.Array, kv: Cache, rows: jax.Array) -> tuple[Cache, jax.Array]:
-    """Writes a prefilled micro-batch into rows of the decode state.
+def insert(layer: KeysValues, kv: KeysValues, rows: jax.Array) -> KeysValues:
+    """Writes prefilled sequences into rows of one layer of a cache, from slot 0 on.
 
     Args:
-      state: cache (per layer [B, K, S, H]) and first logits [B, V]; donated.
-      logits: [b, V].
-      kv: from ``prefill``.
-      rows: [b] int32 target rows; B (one past the end) drops a padding row.
+      layer: [B, K, H, S] and [B, K, S, H]; donated.
+      kv: keys and values [b, s, K, H]; slots beyond S hold padding only.
+      rows: [b] int32 target rows; B (one past the end) drops a sequence.
     """
-    cache, first_logits = state
-    slots = cache[0][0].shape[3]
-    length = min(kv[0][0].shape[3], slots)  # a prompt's length bucket may exceed its cache bucket, by padding only
-    cache = tuple(
-        (
-            k_cache.at[rows, :, :, :length].set(k[..., :length].astype(k_cache.dtype), mode="drop"),
-            v_cache.at[rows, :, :length].set(v[:, :, :length].astype(v_cache.dtype), mode="drop"),
-        )
-        for (k_cache, v_cache), (k, v) in zip(cache, kv, strict=True)
+    keys, values = layer
+    slots = min(keys.shape[3], kv[0].shape[1])
+    new_keys, new_values = kv[0][:, :slots].transpose(0, 2, 3, 1), kv[1][:, :slots].swapaxes(1, 2)
+    return (
+        keys.at[rows, :, :, :slots].set(new_keys.astype(keys.dtype), mode="drop"),
+        values.at[rows, :, :slots].set(new_values.astype(values.dtype), mode="drop"),
     )
-    return cache, first_logits.at[rows].set(logits, mode="drop")
+
+
+@partial(jax.jit, static_argnums=2)
+def rearrange(layer: KeysValues, rows: jax.Array, slots: int) -> KeysValues:
+    """One layer of a cache with other rows and another number of slots.
+
+    Args:
+      layer: [B, K, H, S] and [B, K, S, H].
+      rows: [B'] int32 source of each new row; beyond the end for an empty one.
+      slots: S'; slots that are cut off must be empty.
+    """
+    keys, values = (part.at[rows].get(mode="fill", fill_value=0) for part in layer)
+    more = max(slots - keys.shape[3], 0)
+    keys = jnp.pad(keys[..., :slots], ((0, 0), (0, 0), (0, 0), (0, more)))
+    return keys, jnp.pad(values[:, :, :slots], ((0, 0), (0, 0), (0, more), (0, 0)))
 
 
 class Rows(NamedTuple):
-    """State of the rows of a decode batch: last token [B] int32, whether the answer has begun and is done [B] bool."""
+    """The rows of a decode batch; what a request asks for, and how far its answer is.
 
-    token: jax.Array
-    begun: jax.Array
-    done: jax.Array
+    Attributes:
+      limits: [B] int32 tokens to sample; 0 for an empty row.
+      seeds: [B] uint32.
+      temperatures, top_p: [B] float32.
+      stops: [B, V] int8: tokens that end the row, 2 always, 1 once something but white space was sampled.
+      token: [B] int32 last token, whose key and value are not in the cache yet.
+      position: [B] int32 its position.
+      count: [B] int32 tokens sampled.
+      begun: [B] bool, whether something but white space was sampled.
+      done: [B] bool; True for an empty row.
+      tokens: [B, S] int32 and logprobs: [B, S] float32, sampled so far.
+    """
+
+    limits: Any
+    seeds: Any
+    temperatures: Any
+    top_p: Any
+    stops: Any
+    token: Any
+    position: Any
+    count: Any
+    begun: Any
+    done: Any
+    tokens: Any
+    logprobs: Any
 
 
-@partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode(
-    graphdef: Any, params: Params, cache: Cache, requests: dict[str, jax.Array], prompt_slots: int
-) -> tuple[dict[str, jax.Array], Cache]:
-    """Samples until every row is done, in one loop on the device.
+    network: Network, params: Params, cache: Cache, rows: Rows, blank: jax.Array, free: jax.Array
+) -> tuple[Rows, Cache]:
+    """Samples until at least ``free`` rows are done (or empty), in one loop on the device.
 
     Args:
-      cache: with prompts in slots [0, length) of each row; donated.
-      requests: per row ``logits`` [B, V] that follow the prompt, ``lengths``, ``limits`` (tokens to sample; 0 for
-        padding rows), ``seeds`` (uint32), ``temperatures``, ``top_p``, and ``stops`` [B, V] int8 (tokens that end the
-        row: 2 always, 1 once something but white space was sampled); ``blank`` [V] bool (tokens of white space).
-      prompt_slots: slots set aside for prompts; sampled tokens go to the slots after them, the same for all rows.
+      cache: with the tokens before ``rows.position`` of each row; donated.
+      rows: see ``Rows``; rows that are done keep what they have.
+      blank: [V] bool, tokens of white space.
+      free: int32 scalar; at least one token is sampled for every row that is not done.
 
     Returns:
-      ``tokens`` [B, n] int32, ``logprobs`` [B, n] float32 and ``counts`` [B] int32, n = slots for new tokens; and the
-      cache, whose memory can be used again.
+      The rows, and the cache.
     """
-    model = nnx.merge(graphdef, params)
-    size, _, _, slots = cache[0][0].shape
-    lengths, limits = requests["lengths"], requests["limits"]
-    keys = jax.vmap(jax.random.key)(requests["seeds"])
-    slot_ids = jnp.arange(slots)
+    model = merge_model(network, params)
+    keys = jax.vmap(jax.random.key)(rows.seeds)
+    size = rows.token.shape[0]
 
-    def choose(step: jax.Array, logits: jax.Array, rows: Rows, out: dict[str, jax.Array]) -> tuple[Rows, dict]:
-        uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(keys)
-        token = sample_tokens(logits, requests["temperatures"], requests["top_p"], uniform)
+    def body(carry: tuple[jax.Array, Rows, Cache]) -> tuple[jax.Array, Rows, Cache]:
+        steps, rows, cache = carry
+        hidden, cache = model.step(rows.token, rows.position, cache)
+        logits = model.logits(hidden)
+        uniform = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(keys, rows.count)
+        token = sample_tokens(logits, rows.temperatures, rows.top_p, uniform)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
         logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
-        out = {
-            "tokens": out["tokens"].at[:, step].set(token),
-            "logprobs": out["logprobs"].at[:, step].set(logprob),
-            "counts": jnp.where(rows.done, out["counts"], step + 1),
-        }
-        begun = rows.begun | ~requests["blank"][token]
-        stop = jnp.take_along_axis(requests["stops"], token[:, None], axis=1)[:, 0]
+        begun = rows.begun | ~blank[token]
+        stop = jnp.take_along_axis(rows.stops, token[:, None], axis=1)[:, 0]
         stopped = (stop == 2) | ((stop == 1) & begun)
-        return Rows(token, begun, rows.done | stopped | (step + 1 >= limits)), out
+        live = ~rows.done
+        place = (jnp.arange(size), jnp.where(live, rows.count, rows.tokens.shape[1]))  # beyond the end: dropped
+        rows = rows._replace(
+            token=jnp.where(live, token, rows.token),
+            position=jnp.where(live, rows.position + 1, rows.position),
+            count=rows.count + live,
+            begun=jnp.where(live, begun, rows.begun),
+            done=rows.done | stopped | (rows.count + 1 >= rows.limits),
+            tokens=rows.tokens.at[place].set(token, mode="drop"),
+            logprobs=rows.logprobs.at[place].set(logprob, mode="drop"),
+        )
+        return steps + 1, rows, cache
 
-    def body(carry):
-        step, rows, cache, out = carry
-        visible = (slot_ids < lengths[:, None]) | ((slot_ids >= prompt_slots) & (slot_ids <= prompt_slots + step))
-        hidden, cache = model.step(rows.token, lengths + step, cache, prompt_slots + step, visible)
-        rows, out = choose(step + 1, model.logits(hidden), rows, out)
-        return step + 1, rows, cache, out
-
-    new_tokens = slots - prompt_slots
-    out = {
-        "tokens": jnp.zeros((size, new_tokens), jnp.int32),
-        "logprobs": jnp.zeros((size, new_tokens), jnp.float32),
-        "counts": jnp.zeros((size,), jnp.int32),
-    }
-    waiting = Rows(jnp.zeros((size,), jnp.int32), jnp.zeros((size,), bool), limits <= 0)
-    rows, out = choose(jnp.int32(0), requests["logits"], waiting, out)
-    carry = (jnp.int32(0), rows, cache, out)
-    *_, cache, out = jax.lax.while_loop(lambda c: ~jnp.all(c[1].done), body, carry)
-    return out, cache
+    carry = (jnp.int32(0), rows, cache)
+    _, rows, cache = jax.lax.while_loop(lambda c: (c[0] == 0) | (jnp.sum(c[1].done) < free), body, carry)
+    return rows, cache

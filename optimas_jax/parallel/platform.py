@@ -22,11 +22,13 @@ class Compute:
         (``jax.nn.dot_product_attention``, which picks the platform's kernel).
       merge_lora: whether a LoRA product is formed as ``x (W + A B)``. Exact in float32 and cheaper on CPU; in
         bfloat16 the small update would be rounded away, so there it stays ``x W + (x A) B``.
+      prefill_tokens: prompts of about this many tokens together make up one pass.
     """
 
     dtype: jnp.dtype
     attention: Literal["blocked", "fused"]
     merge_lora: bool
+    prefill_tokens: int = 512
 
 
 def default_compute(platform: str | None = None) -> Compute:
@@ -34,7 +36,7 @@ def default_compute(platform: str | None = None) -> Compute:
     platform = platform or jax.default_backend()
     if platform == "cpu":
         return Compute(dtype=jnp.dtype(jnp.float32), attention="blocked", merge_lora=True)
-    return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False)
+    return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False, prefill_tokens=4096)
 
 
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)

@@ -1,0 +1,43 @@
+"""What the frozen layers make of a group, kept on the host: later epochs, adaptation and re-scoring start from it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from optimas_jax.learn.groups import TokenGroup
+
+_MAX_BYTES = 256 << 20
+
+
+class FeatureCache:
+    """Features [length, D] by a group's text; the least recently used go first."""
+
+    def __init__(self, max_bytes: int = _MAX_BYTES):
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._entries: OrderedDict[tuple[tuple[int, ...], ...], np.ndarray] = OrderedDict()
+
+    def get(self, groups: Sequence[TokenGroup], tokens: int) -> np.ndarray | None:
+        """Features [tokens, D] of groups laid end to end, or None if those of any group are not here."""
+        if any(group.text not in self._entries for group in groups):
+            return None
+        parts = [self._entries[group.text] for group in groups]
+        for group in groups:
+            self._entries.move_to_end(group.text)
+        out = np.zeros((tokens, parts[0].shape[1]), parts[0].dtype)
+        np.concatenate(parts, out=out[: sum(map(len, parts))])
+        return out
+
+    def put(self, groups: Sequence[TokenGroup], features: np.ndarray) -> None:
+        """Keeps the features [tokens, D] of groups laid end to end."""
+        start = 0
+        for group in groups:
+            part = features[start : start + group.length].copy()
+            start += group.length
+            if group.text not in self._entries:
+                self._entries[group.text] = part
+                self._bytes += part.nbytes
+        while self._bytes > self._max_bytes:
+            self._bytes -= self._entries.popitem(last=False)[1].nbytes

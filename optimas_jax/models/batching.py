@@ -1,0 +1,229 @@
+"""Continuous batching: requests join a running batch as rows become free, and leave it as they are done.
+
+The batch is a cache on the device and a few numbers per row on the host. Between two stretches of decoding, finished
+rows are handed out, waiting requests are prefilled into free ones, and the batch grows or shrinks to what is needed.
+What a request gets does not depend on any of this: its keys stand in its row by position, and the number of rows is one
+of ``_ROWS``, between which XLA's CPU code gives every row the same bits (below 8 rows it orders reductions differently,
+above 32 matrix products; a test holds this). Rows and slots come in buckets, which bound the number of compilations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from optimas_jax.models.attention import KeysValues
+from optimas_jax.models.backbone import Cache, Network
+from optimas_jax.models.flat import bucket
+from optimas_jax.models.lora import Params
+from optimas_jax.models.prefill import Ids, Prefiller, Prompt
+from optimas_jax.models.sampling import Rows, decode, empty_cache, insert, rearrange
+from optimas_jax.parallel.mesh import DATA
+from optimas_jax.parallel.sharding import place_rows
+
+_ROWS = (8, 16, 32)
+_CACHE_TOKENS = 16 * 1024  # rows x slots: bounds the memory of the cache
+
+Key = TypeVar("Key")
+
+
+class RowRequest(NamedTuple):
+    """What a row needs to know of a request.
+
+    Attributes:
+      prompt: its tokens, and how many of them other requests share.
+      limit: most tokens to sample.
+      temperature, top_p, seed: see ``models.sampler.SampleRequest``.
+      stops: [V] int8, see ``models.sampling.Rows``.
+    """
+
+    prompt: Prompt
+    limit: int
+    temperature: float
+    top_p: float
+    seed: int
+    stops: np.ndarray
+
+    @property
+    def slots(self) -> int:
+        """Cache slots that it may fill; the last sampled token needs none."""
+        return len(self.prompt.ids) + self.limit - 1
+
+
+class ContinuousBatch(Generic[Key]):
+    """Requests in flight; ``Key`` is whatever the caller knows them by."""
+
+    def __init__(self, network: Network, params: Params, prefiller: Prefiller, blank: np.ndarray):
+        """``blank``: [V] bool, tokens of white space."""
+        self._network, self._params, self._prefiller, self._blank = network, params, prefiller, blank
+        self._mesh = prefiller.mesh
+        self._flights: list[tuple[Key, RowRequest] | None] = []  # by row
+        self._rows: Rows | None = None
+        self._cache: Cache | None = None
+        self._slots = 0
+
+    @property
+    def active(self) -> list[Key]:
+        """Keys of the requests in flight."""
+        return [flight[0] for flight in self._flights if flight is not None]
+
+    def admit(self, waiting: Sequence[tuple[Key, RowRequest]]) -> list[Key]:
+        """Takes in as many waiting requests as there is room for, oldest first.
+
+        Requests that need more slots than the batch has wait until no other does. Returns the keys of those admitted.
+        """
+        slots = self._slots if self.active else 0
+        fitting = [one for one in waiting if one[1].slots <= slots]
+        if waiting and not fitting:
+            # The size that most requests want; smaller ones fit as well.
+            wanted = [_slot_bucket(request.slots) for _, request in waiting]
+            slots = max(max(set(wanted), key=lambda size: (wanted.count(size), -size)), slots)
+            fitting = [one for one in waiting if one[1].slots <= slots]
+        admitted = fitting[: max(_most_rows(slots) - len(self.active), 0)] if fitting else []
+        if admitted:
+            self._resize(len(self.active) + len(admitted), slots)
+            self._fill(admitted)
+        return [key for key, _ in admitted]
+
+    def step(self) -> list[tuple[Key, np.ndarray, np.ndarray]]:
+        """Decodes until a quarter of the requests in flight are done; returns their keys, tokens and log-probs."""
+        active = len(self.active)
+        if not active:
+            return []
+        self._resize(active, self._slots)
+        assert self._rows is not None and self._cache is not None
+        free = len(self._flights) - active + max(active // 4, 1)
+        placed = place_rows(self._rows._asdict(), self._mesh, Rows._fields)
+        cache, self._cache = self._cache, None  # donated
+        rows, self._cache = decode(self._network, self._params, cache, Rows(**placed), self._blank, np.int32(free))
+        constant = {name: getattr(self._rows, name) for name in ("limits", "seeds", "temperatures", "top_p", "stops")}
+        changed = jax.device_get({name: getattr(rows, name) for name in Rows._fields if name not in constant})
+        self._rows = Rows(**constant, **{name: np.array(value) for name, value in changed.items()})
+        finished = []
+        for row, flight in enumerate(self._flights):
+            if flight is not None and self._rows.done[row]:
+                count = self._rows.count[row]
+                tokens, logprobs = self._rows.tokens[row, :count], self._rows.logprobs[row, :count]
+                finished.append((flight[0], tokens.copy(), logprobs.copy()))
+                self._flights[row] = None
+        return finished
+
+    def clear(self) -> None:
+        """Forgets all requests in flight and the cache."""
+        self._flights, self._rows, self._cache, self._slots = [], None, None, 0
+
+    def _resize(self, count: int, slots: int) -> None:
+        """Makes room for ``count`` requests of up to ``slots`` slots, in as few rows as hold them."""
+        rows = next(size for size in _ROWS if size * self._row_factor >= count) * self._row_factor
+        if rows == len(self._flights) and slots == self._slots:
+            return
+        kept = [row for row, flight in enumerate(self._flights) if flight is not None]
+        order = np.asarray([*kept, *[len(self._flights)] * (rows - len(kept))], np.int32)
+        if kept:
+            assert self._cache is not None and self._rows is not None
+            self._cache = tuple(rearrange(layer, order, slots) for layer in self._cache)
+        else:
+            self._cache = self._empty_cache(rows, slots)
+        old, self._rows = self._rows, self._empty_rows(rows, slots)
+        for row, source in enumerate(kept):
+            assert old is not None
+            for name in Rows._fields:
+                part = getattr(old, name)[source]
+                target = getattr(self._rows, name)
+                if name in ("tokens", "logprobs"):
+                    size = min(old.tokens.shape[1], slots)
+                    target[row, :size] = part[:size]
+                else:
+                    target[row] = part
+        self._flights = [*(self._flights[row] for row in kept), *[None] * (rows - len(kept))]
+        self._slots = slots
+
+    @property
+    def _row_factor(self) -> int:
+        """Rows are multiplied by this on meshes too wide to divide 8 rows."""
+        return 1 if self._mesh is None else -(-self._mesh.shape[DATA] // _ROWS[0])
+
+    def _empty_rows(self, rows: int, slots: int) -> Rows:
+        vocab = len(self._blank)
+        return Rows(
+            limits=np.zeros(rows, np.int32),
+            seeds=np.zeros(rows, np.uint32),
+            temperatures=np.zeros(rows, np.float32),
+            top_p=np.ones(rows, np.float32),
+            stops=np.zeros((rows, vocab), np.int8),
+            token=np.zeros(rows, np.int32),
+            position=np.zeros(rows, np.int32),
+            count=np.zeros(rows, np.int32),
+            begun=np.zeros(rows, bool),
+            done=np.ones(rows, bool),
+            tokens=np.zeros((rows, slots), np.int32),
+            logprobs=np.zeros((rows, slots), np.float32),
+        )
+
+    def _empty_cache(self, rows: int, slots: int) -> Cache:
+        cache = empty_cache(self._network.config, self._network.compute.dtype, rows, slots)
+        if self._mesh is None or self._mesh.size == 1:
+            return cache
+        sharding = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec(DATA))
+        return jax.device_put(cache, sharding)
+
+    def _fill(self, admitted: Sequence[tuple[Key, RowRequest]]) -> None:
+        """Puts requests into free rows and prefills all of their prompts but the last token, which decoding reads."""
+        assert self._rows is not None and self._cache is not None
+        free = [row for row, flight in enumerate(self._flights) if flight is None]
+        rows_of: dict[Ids, list[int]] = {}
+        prompts: dict[Ids, Prompt] = {}
+        for (key, request), row in zip(admitted, free, strict=False):
+            self._flights[row] = (key, request)
+            ids = request.prompt.ids
+            values = {
+                "limits": request.limit,
+                "seeds": request.seed % 2**32,
+                "temperatures": request.temperature,
+                "top_p": request.top_p,
+                "stops": request.stops,
+                "token": ids[-1],
+                "position": len(ids) - 1,
+                "count": 0,
+                "begun": False,
+                "done": False,
+            }
+            for name, value in values.items():
+                getattr(self._rows, name)[row] = value
+            if len(ids) > 1:
+                rows_of.setdefault(ids[:-1], []).append(row)
+                prompts.setdefault(ids[:-1], Prompt(ids[:-1], request.prompt.shared))
+        unique = list(prompts)
+        cache = list(self._cache)
+
+        def write(members: list[int], layer: int, kv: KeysValues) -> None:
+            for target in _targets([rows_of[unique[member]] for member in members], kv[0].shape[0], len(self._flights)):
+                cache[layer] = insert(cache[layer], kv, target)
+
+        self._prefiller.run(list(prompts.values()), write)
+        self._cache = tuple(cache)
+
+
+def _targets(places: Sequence[Sequence[int]], size: int, beyond: int) -> list[np.ndarray]:
+    """Rows for each sequence of a pass, one array [size] per round: a prompt that several requests share is written
+    several times."""
+    rounds = max(map(len, places))
+    return [
+        np.asarray(
+            [*(rows[turn] if turn < len(rows) else beyond for rows in places), *[beyond] * (size - len(places))],
+            np.int32,
+        )
+        for turn in range(rounds)
+    ]
+
+
+def _slot_bucket(slots: int) -> int:
+    return bucket(slots, 128)
+
+
+def _most_rows(slots: int) -> int:
+    """Most requests that are decoded together."""
+    return max(rows for rows in _ROWS if rows == _ROWS[0] or rows * slots <= _CACHE_TOKENS)
