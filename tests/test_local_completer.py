@@ -142,23 +142,6 @@ def test_settings_reach_the_engine():
     assert (one.max_tokens, one.temperature, one.top_p, one.seed, one.stop) == (5, 0.5, 0.9, 7, ("\n",))
 
 
-def test_what_messages_share_reaches_the_engine():
-    seen = []
-    sampler = FakeSampler()
-    sampler.check = seen.append
-    text = (Message("text", "Do it.\n\n"), Message("text", "Q: a"))
-    chat = (Message("system", "Do it."), Message("user", "Q: a"))
-    ask_all(
-        LocalCompleter("m", lambda: sampler), request(messages=text), request(messages=chat), plain("Do it.\n\nQ: a")
-    )
-    shared = {bytes(one.prompt_ids[: one.shared]).decode(): bytes(one.prompt_ids).decode() for one in seen}
-    assert shared == {
-        "Do it.\n\n": "Do it.\n\nQ: a",
-        "system:Do it.|user:": "system:Do it.|user:Q: a",
-        "": "Do it.\n\nQ: a",
-    }
-
-
 def test_requests_that_wait_join_together():
     sampler = FakeSampler(held=True)
     answers = ask_behind(sampler, *[plain(text) for text in "abcde"])

@@ -54,7 +54,7 @@ def enumerable_system(seed: int) -> System:
     def answer(request: CompletionRequest) -> str:
         if request.role == "proposer":
             return INSTRUCTIONS[request.seed % 3]
-        lines = request.text.splitlines()
+        lines = request.messages[0].content.splitlines()
         return first[next(line[3:] for line in lines if line.startswith("Q: ")), lines[0]]
 
     async def route(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:

@@ -59,34 +59,76 @@ def test_a_request_gets_the_same_bits_whatever_shares_its_batch(sampler):
     assert sampler.generate(everything[5:14]) == together[5:14]
 
 
-def test_a_shared_prefix_changes_nothing(sampler):
-    """Its keys and values are computed once; every request gets the bits that it would get without."""
+def test_what_is_kept_of_earlier_prompts_changes_nothing(sampler):
+    """Keys and values of what prompts share are computed once; every request gets the bits that it gets alone."""
     rng = np.random.default_rng(1)
     prefixes = [tuple(rng.integers(1, 500, size).tolist()) for size in (20, 70, 130)]
-    plain = [
+    everything = [
         dataclasses.replace(one, prompt_ids=prefixes[i % 3] + one.prompt_ids)
         for i, one in enumerate(requests(sampler, 15))
     ]
-    shared = [dataclasses.replace(one, shared=len(prefixes[i % 3])) for i, one in enumerate(plain)]
-    fresh = tiny.sampler()
-    assert fresh.generate(shared) == sampler.generate(plain)
-    kept = fresh._prefiller.prefixes
-    assert all(prefix in kept for prefix in prefixes)
-    assert fresh.generate(shared[::-1]) == sampler.generate(plain)[::-1]
+    together = tiny.sampler().generate(everything)
+    assert together == [tiny.sampler().generate([one])[0] for one in everything]
+    warm = tiny.sampler()
+    assert warm.generate(everything) == together
+    computed = tokens_computed(warm, everything)
+    assert computed <= 16 * len(everything)  # all but the last block of each
+    assert warm.generate(everything[::-1]) == together[::-1]
+
+
+def test_a_full_prefix_cache_changes_nothing(sampler):
+    small = tiny.sampler(dataclasses.replace(tiny.F32, prefix_tokens=256))
+    everything = requests(sampler, 20)
+    assert small.generate(everything) == sampler.generate(everything)
+    assert small.generate(everything) == sampler.generate(everything)
+
+
+def tokens_computed(sampler, everything):
+    """Tokens that prefilling these prompts would compute now."""
+    prefixes = sampler._prefiller.prefixes
+    return sum(len(one.prompt_ids) - 1 - len(prefixes.match(one.prompt_ids[:-1])) for one in everything)
 
 
 def test_equal_prompts_are_prefilled_once(sampler, monkeypatch):
     passes, run = [], Prefiller._pass
 
-    def counted(self, sequences, stored, keep):
-        passes.append(len(sequences))
-        run(self, sequences, stored, keep)
+    def counted(self, prompts, *rest):
+        passes.append(len(prompts))
+        run(self, prompts, *rest)
 
     monkeypatch.setattr(Prefiller, "_pass", counted)
     same = [SampleRequest((5, 6, 7, 8), 8, temperature=1.0, seed=seed) for seed in range(6)]
     together = sampler.generate([*same, SampleRequest((5, 6, 7, 9), 8)])
     assert passes == [1]  # the last one differs in the last token only, which decoding reads
     assert together[:6] == [sampler.generate([one])[0] for one in same]
+
+
+def test_prompts_that_begin_alike_wait_for_the_first_of_them(monkeypatch):
+    passes, run = [], Prefiller._pass
+
+    def counted(self, prompts, places, *rest):
+        passes.append([(len(ids), len(kept)) for ids, kept in zip(prompts, places, strict=True)])
+        run(self, prompts, places, *rest)
+
+    monkeypatch.setattr(Prefiller, "_pass", counted)
+    common = tuple(range(1, 101))
+    fresh = tiny.sampler()
+    fresh.generate([SampleRequest((*common, 200 + i, 300, 400), 4) for i in range(5)])
+    assert passes == [[(102, 0)], [(102, 96)] * 4]
+
+
+def test_a_failed_pass_leaves_nothing_behind(sampler, monkeypatch):
+    def fail(*arguments, **settings):
+        raise MemoryError
+
+    fresh = tiny.sampler()
+    [one] = requests(sampler, 1)
+    monkeypatch.setattr("optimas_jax.models.prefill.run_layers", fail)
+    with pytest.raises(MemoryError):
+        fresh.generate([one])
+    monkeypatch.undo()
+    assert tokens_computed(fresh, [one]) == len(one.prompt_ids) - 1
+    assert fresh.generate([one]) == sampler.generate([one])
 
 
 def test_requests_join_and_leave_a_running_batch(sampler):

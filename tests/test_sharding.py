@@ -65,9 +65,7 @@ def test_sampling_on_a_mesh_gives_the_same_tokens(shape):
     mesh = make_mesh(MeshConfig(*shape))
     params = jax.device_put(plain.params, shardings(plain.params, mesh))
     sharded = dataclasses.replace(plain, params=params, mesh=mesh)
-    requests = [
-        SampleRequest(tuple(range(1, 40 + i)), 6, temperature=float(i % 2), seed=i, shared=30) for i in range(5)
-    ]
+    requests = [SampleRequest(tuple(range(1, 40 + i)), 6, temperature=float(i % 2), seed=i) for i in range(5)]
     for mine, theirs in zip(sharded.generate(requests), plain.generate(requests), strict=True):
         assert mine.ids == theirs.ids
         np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=1e-4)

@@ -29,7 +29,7 @@ def ask(path, inner, *requests, ledger=None):
 
 
 def test_what_was_asked_once_is_replayed_without_a_model(path):
-    inner = ScriptedCompleter(lambda r: f"echo {r.text}")
+    inner = ScriptedCompleter(lambda r: f"echo {r.messages[0].content}")
     first = ask(path, inner, request("a"), request("b"))
     assert ask(path, None, request("b"), request("a")) == first[::-1]
     assert len(inner.requests) == 2

@@ -33,7 +33,7 @@ _FACTS = ("capital", "currency", "calling code", "population", "area")
 def answer(request: CompletionRequest) -> str:
     """Copies questions and passages; answers in a sentence, but shortly when it is shown how, and now and then when
     it is hot."""
-    text = request.text
+    text = request.messages[-1].content
     *demos, block = text.split("\n\n")
     fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
     match request.role:

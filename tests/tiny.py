@@ -40,11 +40,11 @@ def random_lora(lora_params: Params, seed: int = 1) -> Params:
     )
 
 
-def sampler(scale: float = 10.0) -> Sampler:
+def sampler(compute: Compute = F32, scale: float = 10.0) -> Sampler:
     source = resolve("random:0")
-    params = init_params(RANDOM_CONFIG, F32, jax.random.key(0))
+    params = init_params(RANDOM_CONFIG, compute, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf if leaf.ndim < 2 else leaf * scale, params)
-    return Sampler(Network(RANDOM_CONFIG, F32), params, load_tokenizer(source))
+    return Sampler(Network(RANDOM_CONFIG, compute), params, load_tokenizer(source))
 
 
 def plain(*sequences: Sequence[int]) -> Flat:

@@ -47,13 +47,12 @@ def render_chat(prompt: Prompt, inputs: Mapping[str, Any], input_names: Sequence
 
 def render_text(prompt: Prompt, inputs: Mapping[str, Any], input_names: Sequence[str], output: str) -> list[Turn]:
     """One plain text to continue, for small or base models: instruction, then demonstrations and the input as blocks
-    of ``Label: value`` lines, the last of which waits for its value. In two parts: what all requests of one prompt
-    share, and the input."""
+    of ``Label: value`` lines, the last of which waits for its value."""
     blocks = [prompt.instruction]
     for demo in prompt.demos:
         blocks.append(f"{render_fields(demo.inputs, input_names)}\n{render_fields(demo.outputs, [output])}")
-    shared = "".join(f"{block}\n\n" for block in blocks)
-    return [("text", shared), ("text", f"{render_fields(inputs, input_names)}\n{field_label(output)}:")]
+    blocks.append(f"{render_fields(inputs, input_names)}\n{field_label(output)}:")
+    return [("text", "\n\n".join(blocks))]
 
 
 def render_reward_prefix(description: str, inputs: Mapping[str, Any], input_names: Sequence[str]) -> str:

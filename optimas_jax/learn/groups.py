@@ -138,9 +138,11 @@ def plan_batches(
     return plan
 
 
-def make_batch(groups: Sequence[TokenGroup], *, candidates: int, pad_id: int, tokens: int = 0) -> GroupBatch:
-    """Lays out one batch; ``tokens`` as in ``models.flat.flatten``."""
-    flat = flatten([group.sequence for group in groups], stored=0, pad_id=pad_id, tokens=tokens)
+def make_batch(
+    groups: Sequence[TokenGroup], *, candidates: int, pad_id: int, tokens: int = 0, coarse: bool = False
+) -> GroupBatch:
+    """Lays out one batch; ``tokens`` and ``coarse`` as in ``models.flat.flatten``."""
+    flat = flatten([group.sequence for group in groups], stored=0, pad_id=pad_id, tokens=tokens, coarse=coarse)
     size = (len(flat.spans.starts), candidates)
     ends, valid = np.zeros(size, np.int32), np.zeros(size, bool)
     rewards, component = np.zeros(size, np.float32), np.zeros(size[0], np.int32)

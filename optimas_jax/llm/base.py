@@ -11,11 +11,7 @@ from optimas_jax.core.types import Outcome, digest
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn: ``role`` is system, user or assistant; or ``text``: a part of one plain text to continue.
-
-    What many requests share comes first, and the last message is a request's own: engines compute the shared part
-    once.
-    """
+    """One turn: ``role`` is system, user or assistant; or ``text``, alone: a plain text to continue."""
 
     role: str
     content: str
@@ -44,16 +40,6 @@ class CompletionRequest:
     stop: tuple[str, ...] = ()
     seed: int = 0
     role: str = ""
-
-    @property
-    def is_text(self) -> bool:
-        """Whether this is a plain text to continue, and not a conversation."""
-        return all(message.role == "text" for message in self.messages)
-
-    @property
-    def text(self) -> str:
-        """All messages as one text."""
-        return "".join(message.content for message in self.messages)
 
     @property
     def key(self) -> str:

@@ -14,11 +14,11 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from optimas_jax.core.types import Outcome, StopRun
-from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.llm.base import Completion, CompletionRequest, Message
 
 if TYPE_CHECKING:
     from optimas_jax.models.batching import ContinuousBatch, RowRequest
@@ -74,15 +74,13 @@ class LocalCompleter:
         if request.model != self._model:
             raise EngineError(f"this engine serves {self._model!r}, not {request.model!r}")
         sampler = await asyncio.to_thread(self.sampler)
-        prompt_ids, shared = _encode_shared(sampler.tokenizer, request)
         sample_request = SampleRequest(
-            prompt_ids=tuple(prompt_ids),
+            prompt_ids=tuple(_encode(sampler.tokenizer, request.messages)),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
             seed=request.seed,
             stop=request.stop,
-            shared=shared,
         )
         try:
             sampler.check(sample_request)
@@ -165,18 +163,7 @@ class LocalCompleter:
         return [entry for entry in waiting if entry not in admitted]
 
 
-def _encode_shared(tokenizer: Tokenizer, request: CompletionRequest) -> tuple[list[int], int]:
-    """Tokens of a request, and how many of the first do not depend on its last message."""
-    ids = _encode(tokenizer, request)
-    if len(request.messages) == 1:
-        return ids, 0
-    last = dataclasses.replace(request.messages[-1], content="-")
-    other = _encode(tokenizer, dataclasses.replace(request, messages=(*request.messages[:-1], last)))
-    differ = (place for place, (mine, its) in enumerate(zip(ids, other, strict=False)) if mine != its)
-    return ids, next(differ, min(len(ids), len(other)))
-
-
-def _encode(tokenizer: Tokenizer, request: CompletionRequest) -> list[int]:
-    if request.is_text:
-        return tokenizer.encode(request.text)
-    return tokenizer.encode_chat([{"role": one.role, "content": one.content} for one in request.messages])
+def _encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    if len(messages) == 1 and messages[0].role == "text":
+        return tokenizer.encode(messages[0].content)
+    return tokenizer.encode_chat([{"role": message.role, "content": message.content} for message in messages])

@@ -108,10 +108,14 @@ class RewardEngine:
     def _batch_tokens(self) -> int:
         return self.config.batch.tokens * self._model.mesh.shape[DATA]
 
-    def _batch(self, groups: Sequence[TokenGroup], tokens: int = 0) -> tuple[GroupBatch, Any]:
-        """A batch on the devices, and its features; ``tokens`` as in ``make_batch``."""
+    def _batch(self, groups: Sequence[TokenGroup], *, training: bool = False) -> tuple[GroupBatch, Any]:
+        """A batch on the devices, and its features. Training has few shapes: its step takes long to compile."""
         batch = make_batch(
-            groups, candidates=self.config.batch.candidates, pad_id=self._model.tokenizer.pad_id, tokens=tokens
+            groups,
+            candidates=self.config.batch.candidates,
+            pad_id=self._model.tokenizer.pad_id,
+            tokens=self._batch_tokens if training else 0,
+            coarse=training,
         )
         batch = replicate(batch._replace(flat=None), self._model.mesh)._replace(
             flat=place_flat(batch.flat, self._model.mesh)
@@ -239,7 +243,7 @@ class RewardEngine:
                 for members in plan:
                     rate = learning_rate(step, total_steps, self.config.learning_rate)
                     step += 1
-                    batch, features = self._batch([learnable[index] for index in members], self._batch_tokens)
+                    batch, features = self._batch([learnable[index] for index in members], training=True)
                     state, step_metrics = self._functions.train_step(state, self._model.params, batch, features, rate)
                     metrics.append(step_metrics)
                     advance()

@@ -74,9 +74,10 @@ def attention(
     Returns:
       [T, N, H] in the dtype of ``q``; and every sequence's keys and values, [B, S, K, H] each.
     """
-    if stored is not None:
-        k, v = jnp.concatenate([stored[0], k]), jnp.concatenate([stored[1], v])
-    k_rows, v_rows = _gather(k, spans.keys), _gather(v, spans.keys)
+    if stored is None:
+        k_rows, v_rows = _gather(k, spans.keys), _gather(v, spans.keys)
+    else:
+        k_rows, v_rows = _gather_both(stored[0], k, spans.keys), _gather_both(stored[1], v, spans.keys)
     q_rows = _gather(q, spans.queries)
     if implementation == "fused":
         mask = spans.visible(0, q_rows.shape[1], k_rows.shape[1])[:, None]
@@ -89,6 +90,14 @@ def attention(
 def _gather(x: jax.Array, places: jax.Array) -> jax.Array:
     """x [positions, ...], places [B, S] -> [B, S, ...], zeros for places beyond the end."""
     return x.at[places].get(mode="fill", fill_value=0)
+
+
+def _gather_both(stored: jax.Array, own: jax.Array, places: jax.Array) -> jax.Array:
+    """The same from [stored | own], which are too large to be put together: [B, S, ...]."""
+    is_stored = (places < stored.shape[0])[..., None, None]
+    earlier = stored.at[places].get(mode="fill", fill_value=0).astype(own.dtype)
+    beyond = jnp.where(places < stored.shape[0], own.shape[0], places - stored.shape[0])
+    return jnp.where(is_stored, earlier, _gather(own, beyond))
 
 
 def _blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans, *, from_start: bool) -> jax.Array:

@@ -19,7 +19,8 @@ from optimas_jax.models.attention import KeysValues
 from optimas_jax.models.backbone import Cache, Network
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
-from optimas_jax.models.prefill import Ids, Prefiller, Prompt
+from optimas_jax.models.prefill import Prefiller
+from optimas_jax.models.prefix_cache import Ids
 from optimas_jax.models.sampling import Rows, decode, empty_cache, insert, rearrange
 from optimas_jax.parallel.mesh import DATA
 from optimas_jax.parallel.sharding import place_rows
@@ -34,13 +35,13 @@ class RowRequest(NamedTuple):
     """What a row needs to know of a request.
 
     Attributes:
-      prompt: its tokens, and how many of them other requests share.
+      prompt: its tokens.
       limit: most tokens to sample.
       temperature, top_p, seed: see ``models.sampler.SampleRequest``.
       stops: [V] int8, see ``models.sampling.Rows``.
     """
 
-    prompt: Prompt
+    prompt: Ids
     limit: int
     temperature: float
     top_p: float
@@ -50,7 +51,7 @@ class RowRequest(NamedTuple):
     @property
     def slots(self) -> int:
         """Cache slots that it may fill; the last sampled token needs none."""
-        return len(self.prompt.ids) + self.limit - 1
+        return len(self.prompt) + self.limit - 1
 
 
 class ContinuousBatch(Generic[Key]):
@@ -175,10 +176,9 @@ class ContinuousBatch(Generic[Key]):
         assert self._rows is not None and self._cache is not None
         free = [row for row, flight in enumerate(self._flights) if flight is None]
         rows_of: dict[Ids, list[int]] = {}
-        prompts: dict[Ids, Prompt] = {}
         for (key, request), row in zip(admitted, free, strict=False):
             self._flights[row] = (key, request)
-            ids = request.prompt.ids
+            ids = request.prompt
             values = {
                 "limits": request.limit,
                 "seeds": request.seed % 2**32,
@@ -195,15 +195,14 @@ class ContinuousBatch(Generic[Key]):
                 getattr(self._rows, name)[row] = value
             if len(ids) > 1:
                 rows_of.setdefault(ids[:-1], []).append(row)
-                prompts.setdefault(ids[:-1], Prompt(ids[:-1], request.prompt.shared))
-        unique = list(prompts)
+        unique = list(rows_of)
         cache = list(self._cache)
 
         def write(members: list[int], layer: int, kv: KeysValues) -> None:
             for target in _targets([rows_of[unique[member]] for member in members], kv[0].shape[0], len(self._flights)):
                 cache[layer] = insert(cache[layer], kv, target)
 
-        self._prefiller.run(list(prompts.values()), write)
+        self._prefiller.run(unique, write)
         self._cache = tuple(cache)
 
 

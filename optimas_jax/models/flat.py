@@ -23,17 +23,20 @@ class FlatSequence:
 
     Attributes:
       ids: its tokens, at least one.
-      start: keys that are stored already and come before the first of ``ids``.
-      stored_at: place of the first of them among the stored keys.
+      stored_at: places, among the stored keys, of the keys that come before the first of ``ids``.
       positions: RoPE positions of ``ids``; default: counting from ``start``.
       branches: part of a group that each token belongs to (``Spans.branches``); default: a plain sequence.
     """
 
     ids: Sequence[int]
-    start: int = 0
-    stored_at: int = 0
+    stored_at: Sequence[int] | np.ndarray = ()
     positions: Sequence[int] | None = None
     branches: Sequence[int] | None = None
+
+    @property
+    def start(self) -> int:
+        """Position of the first of ``ids``."""
+        return len(self.stored_at)
 
     @property
     def length(self) -> int:
@@ -56,7 +59,9 @@ def bucket(size: int, least: int, per_doubling: int = 2) -> int:
     return max(-(-size // step) * step, least)
 
 
-def flatten(sequences: Sequence[FlatSequence], *, stored: int, pad_id: int, tokens: int = 0) -> Flat:
+def flatten(
+    sequences: Sequence[FlatSequence], *, stored: int, pad_id: int, tokens: int = 0, coarse: bool = False
+) -> Flat:
     """Lays sequences end to end.
 
     Args:
@@ -64,14 +69,16 @@ def flatten(sequences: Sequence[FlatSequence], *, stored: int, pad_id: int, toke
       stored: P, how many stored keys they may refer to.
       pad_id: fills what is left.
       tokens: T, default the bucket of what there is.
+      coarse: round sizes up to powers of two: fewer shapes, for programs that take long to compile.
 
     Returns:
       numpy arrays.
     """
     total = sum(len(one.ids) for one in sequences)
     tokens = tokens or bucket(total, 64, 4)
-    rows = bucket(len(sequences), 1)
-    slots = bucket(max(one.length for one in sequences), 64)
+    fine = 1 if coarse else 2
+    rows = bucket(len(sequences), 1, fine)
+    slots = bucket(max(one.length for one in sequences), 128 if coarse else 64, fine)
     # Queries and keys are the same tokens where nothing is stored.
     width = bucket(max(len(one.ids) for one in sequences), 16) if stored else slots
     grouped = sequences[0].branches is not None
@@ -87,7 +94,7 @@ def flatten(sequences: Sequence[FlatSequence], *, stored: int, pad_id: int, toke
         positions[places] = np.arange(one.start, one.length) if one.positions is None else one.positions
         inverse[places] = row * width + np.arange(count)
         queries[row, :count] = places
-        keys[row, : one.start] = one.stored_at + np.arange(one.start)
+        keys[row, : one.start] = one.stored_at
         keys[row, one.start : one.length] = stored + places
         starts[row] = one.start
         if one.branches is not None:

@@ -1,63 +1,21 @@
-"""Prefill: prompts through the network, what they share only once.
-
-Requests of one component begin alike: instruction and demonstrations are the same, the input differs. The keys and
-values of such a prefix are computed once and kept (``PrefixCache``); a prompt then costs its own part. Equal prompts
-cost one.
-"""
+"""Prefill: prompts through the network, what they share only once."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from jax.sharding import Mesh
 
 from optimas_jax.models.attention import KeysValues
 from optimas_jax.models.backbone import Network, embed, run_layers
-from optimas_jax.models.flat import FlatSequence, flatten, place_flat
+from optimas_jax.models.flat import FlatSequence, bucket, flatten, place_flat
 from optimas_jax.models.lora import Params
+from optimas_jax.models.prefix_cache import BLOCK, Ids, PrefixCache, shares_block
 
-_PREFIX_TOKENS = 4096  # kept at most
-_LEAST_PREFIX = 16  # shorter ones are not worth their own pass
-_BATCH_SEQUENCES = 32
-
-Ids = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """A prompt to run: its tokens, and how many of them other prompts share."""
-
-    ids: Ids
-    shared: int = 0
-
-    @property
-    def prefix(self) -> Ids:
-        """The part worth keeping; at least one token is left over."""
-        shared = min(self.shared, len(self.ids) - 1)
-        return self.ids[:shared] if shared >= _LEAST_PREFIX else ()
-
-
-class PrefixCache:
-    """Keys and values of prefixes, by their tokens; the least recently used go first. Per layer and prefix [P, K, H]
-    each, P a multiple of 64."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[Ids, list[KeysValues]] = OrderedDict()
-
-    def __contains__(self, prefix: Ids) -> bool:
-        return prefix in self._entries
-
-    def get(self, prefix: Ids) -> list[KeysValues]:
-        self._entries.move_to_end(prefix)
-        return self._entries[prefix]
-
-    def put(self, prefix: Ids, layers: list[KeysValues]) -> None:
-        self._entries[prefix] = layers
-        while sum(entry[0][0].shape[0] for entry in self._entries.values()) > _PREFIX_TOKENS and len(self._entries) > 1:
-            self._entries.popitem(last=False)
+_PASS_PROMPTS = 32
+_CELLS = 768  # query-key pairs per token: attention, padding included, stays small beside the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +24,7 @@ class Prefiller:
 
     Attributes:
       tokens: of one pass, at most (a longer prompt has a pass of its own).
+      prefixes: what earlier prompts left.
     """
 
     network: Network
@@ -73,55 +32,88 @@ class Prefiller:
     pad_id: int
     mesh: Mesh | None
     tokens: int
-    prefixes: PrefixCache = dataclasses.field(default_factory=PrefixCache)
+    prefixes: PrefixCache
 
-    def run(self, prompts: Sequence[Prompt], write: Callable[[list[int], int, KeysValues], None]) -> None:
+    def run(self, prompts: Sequence[Ids], write: Callable[[list[int], int, KeysValues], None]) -> None:
         """Runs prompts in as few passes as hold them.
 
         Args:
           write: is given, for each pass and layer, the indices of the pass's prompts, the layer, and keys and values
             [b, S, K, H], whose first rows are the prompts in that order.
         """
-        by_prefix: dict[Ids, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            by_prefix.setdefault(prompt.prefix, []).append(index)
-        lengths = [len(prompt.ids) - len(prompt.prefix) for prompt in prompts]
-        for prefix, members in by_prefix.items():
-            stored = self._stored(prefix) if prefix else None
-            for batch in _passes(members, lengths, self.tokens):
-                sequences = [FlatSequence(prompts[index].ids[len(prefix) :], len(prefix)) for index in batch]
-                self._pass(sequences, stored, partial(write, batch))
+        waiting = list(range(len(prompts)))
+        while waiting:
+            members, places = self._next_pass(prompts, waiting)
+            waiting = [index for index in waiting if index not in members]
+            try:
+                self._pass([prompts[index] for index in members], places, members, write)
+            except BaseException:
+                self.prefixes.clear()  # blocks were reserved that nothing was written to
+                raise
 
-    def _stored(self, prefix: Ids) -> Sequence[KeysValues]:
-        """Keys and values of a prefix, computed if they are not kept."""
-        if prefix not in self.prefixes:
-            layers: list[KeysValues] = []
-            self._pass([FlatSequence(prefix)], None, lambda layer, kv: layers.append((kv[0][0], kv[1][0])))
-            self.prefixes.put(prefix, layers)
-        return self.prefixes.get(prefix)
+    def _next_pass(self, prompts: Sequence[Ids], waiting: Sequence[int]) -> tuple[list[int], list[np.ndarray]]:
+        """Which of the waiting prompts to run next, longest first, and the places of what is kept of each."""
+        kept = {index: self.prefixes.match(prompts[index]) for index in waiting}
+        own = {index: len(prompts[index]) - len(kept[index]) for index in waiting}
+        members: list[int] = []
+        tokens = slots = 0
+        for index in sorted(waiting, key=lambda index: -own[index]):
+            ids = prompts[index]
+            if shares_block(ids, len(kept[index]), [prompts[member] for member in members]):
+                continue
+            if members:
+                cells = (len(members) + 1) * own[members[0]] * max(slots, len(ids))
+                fits = tokens + own[index] <= self.tokens and cells <= _CELLS * (tokens + own[index])
+                if not fits or len(members) == _PASS_PROMPTS:
+                    continue
+            members.append(index)
+            tokens += own[index]
+            slots = max(slots, len(ids))
+        return members, [kept[index] for index in members]
 
     def _pass(
         self,
-        sequences: Sequence[FlatSequence],
-        stored: Sequence[KeysValues] | None,
-        keep: Callable[[int, KeysValues], None],
+        prompts: Sequence[Ids],
+        places: Sequence[np.ndarray],
+        members: list[int],
+        write: Callable[[list[int], int, KeysValues], None],
     ) -> None:
-        size = 0 if stored is None else stored[0][0].shape[0]
-        flat = place_flat(flatten(sequences, stored=size, pad_id=self.pad_id), self.mesh)
-        x = embed(self.params["embed"], flat.input_ids, self.network.compute.dtype)
-        layers = range(self.network.config.num_layers)
-        run_layers(self.network, self.params, x, flat.positions, flat.spans, layers, stored=stored, keep=keep)
+        sequences = [FlatSequence(ids[len(kept) :], stored_at=kept) for ids, kept in zip(prompts, places, strict=True)]
+        stored = self.prefixes.tokens if any(len(kept) for kept in places) else 0
+        flat = flatten(sequences, stored=stored, pad_id=self.pad_id)
+        slots = flat.spans.keys.shape[1]
+        rows, targets = self._to_keep(prompts, places, slots)
 
+        def keep(layer: int, kv: KeysValues) -> None:
+            write(members, layer, kv)
+            if len(targets):
+                self.prefixes.write(layer, kv, rows, targets)
 
-def _passes(members: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Cuts sequences, shortest first, into passes."""
-    batch: list[int] = []
-    for index in sorted(members, key=lambda index: lengths[index]):
-        if batch and (
-            len(batch) == _BATCH_SEQUENCES or sum(lengths[other] for other in batch) + lengths[index] > tokens
-        ):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+        flat = place_flat(flat, self.mesh)
+        run_layers(
+            self.network,
+            self.params,
+            embed(self.params["embed"], flat.input_ids, self.network.compute.dtype),
+            flat.positions,
+            flat.spans,
+            range(self.network.config.num_layers),
+            stored=self.prefixes.layers if stored else None,
+            keep=keep,
+        )
+
+    def _to_keep(
+        self, prompts: Sequence[Ids], places: Sequence[np.ndarray], slots: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the flattened [b * slots] keys of a pass to keep, and where: int32 arrays of one length."""
+        in_use = {int(place) // BLOCK for kept in places for place in kept[::BLOCK]}
+        rows, targets = [], []
+        for row, (ids, kept) in enumerate(zip(prompts, places, strict=True)):
+            reserved = self.prefixes.reserve(ids, len(kept), in_use)
+            rows.append(row * slots + len(kept) + np.arange(len(reserved)))
+            targets.append(reserved)
+        count = sum(map(len, targets))
+        padding = bucket(count, 64) - count if count else 0
+        return (
+            np.concatenate([*rows, np.zeros(padding)]).astype(np.int32),
+            np.concatenate([*targets, np.full(padding, self.prefixes.tokens)]).astype(np.int32),
+        )

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from optimas_jax.models.backbone import Network
 from optimas_jax.models.batching import ContinuousBatch, RowRequest
 from optimas_jax.models.lora import Params
-from optimas_jax.models.prefill import Prefiller, Prompt
+from optimas_jax.models.prefill import Prefiller
+from optimas_jax.models.prefix_cache import PrefixCache
 from optimas_jax.models.tokenizer import Tokenizer
 
 
@@ -32,7 +33,6 @@ class SampleRequest:
       top_p: sample from the smallest set of most likely tokens with at least this much probability.
       seed: names this request's random stream; not used at temperature 0.
       stop: texts that end the answer once it has begun (white space before it does not count); it is cut before them.
-      shared: how many of the first tokens other requests begin with too: computed once and kept. Changes nothing else.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,7 +41,6 @@ class SampleRequest:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    shared: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +115,17 @@ class Sampler:
 
     def row_request(self, request: SampleRequest) -> RowRequest:
         """What a batch needs to know of a request."""
-        prompt = Prompt(request.prompt_ids, request.shared)
         stops = self._stop_ids(request.stop)
-        return RowRequest(prompt, request.max_tokens, request.temperature, request.top_p, request.seed, stops)
+        return RowRequest(
+            request.prompt_ids, request.max_tokens, request.temperature, request.top_p, request.seed, stops
+        )
 
     @cached_property
     def _prefiller(self) -> Prefiller:
-        tokens = self.network.compute.prefill_tokens
-        return Prefiller(self.network, self.params, self.tokenizer.pad_id, self.mesh, tokens)
+        compute = self.network.compute
+        prefixes = PrefixCache(self.network.config, compute.dtype, compute.prefix_tokens)
+        pad_id = self.tokenizer.pad_id
+        return Prefiller(self.network, self.params, pad_id, self.mesh, compute.prefill_tokens, prefixes)
 
     @cached_property
     def _blank_ids(self) -> np.ndarray:

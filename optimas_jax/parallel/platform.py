@@ -23,12 +23,14 @@ class Compute:
       merge_lora: whether a LoRA product is formed as ``x (W + A B)``. Exact in float32 and cheaper on CPU; in
         bfloat16 the small update would be rounded away, so there it stays ``x W + (x A) B``.
       prefill_tokens: prompts of about this many tokens together make up one pass.
+      prefix_tokens: keys and values of this many tokens are kept for prompts that begin alike.
     """
 
     dtype: jnp.dtype
     attention: Literal["blocked", "fused"]
     merge_lora: bool
     prefill_tokens: int = 512
+    prefix_tokens: int = 8192
 
 
 def default_compute(platform: str | None = None) -> Compute:
@@ -36,7 +38,9 @@ def default_compute(platform: str | None = None) -> Compute:
     platform = platform or jax.default_backend()
     if platform == "cpu":
         return Compute(dtype=jnp.dtype(jnp.float32), attention="blocked", merge_lora=True)
-    return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False, prefill_tokens=4096)
+    return Compute(
+        dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False, prefill_tokens=4096, prefix_tokens=65536
+    )
 
 
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)
