@@ -117,16 +117,26 @@ class RewardEngine:
             tokens=self._batch_tokens if training else 0,
             coarse=training,
         )
-        batch = replicate(batch._replace(flat=None), self._model.mesh)._replace(
-            flat=place_flat(batch.flat, self._model.mesh)
-        )
+        flat = place_flat(batch.flat, self._model.mesh)
+        placed = replicate(batch._replace(flat=None), self._model.mesh)._replace(flat=flat)
         if not self._functions.first:
-            return batch, self._functions.features(self._model.params, batch.flat)
-        features = self._kept_features.get(groups, len(batch.flat.input_ids))
+            return placed, self._functions.features(self._model.params, flat)
+        features = self._kept_features.get(groups, len(flat.input_ids))
         if features is None:
-            features = self._functions.features(self._model.params, batch.flat)
+            features = self._functions.features(self._model.params, flat)
             self._kept_features.put(groups, np.asarray(features))
-        return batch, features
+        return placed, features
+
+    def _keep_features(self, groups: Sequence[TokenGroup]) -> None:
+        """Computes the features of all groups, in batches that suit it better than those of training."""
+        missing = [group for group in groups if self._kept_features.get([group], group.length) is None]
+        plan = plan_batches(missing, self._batch_tokens)
+        if not plan or not self._functions.first:
+            return
+        with self._progress.bar("features", len(plan)) as advance:
+            for members in plan:
+                self._batch([missing[index] for index in members])
+                advance()
 
     def _token_group(self, group: TextGroup, rewards: Sequence[float] | None = None) -> TokenGroup:
         """Prefix and candidates are tokenised apart, so that packed and single layouts have the same ids."""
@@ -235,6 +245,7 @@ class RewardEngine:
             return trainable, []
         plans = [plan_batches(learnable, self._batch_tokens, rng=rng) for _ in range(epochs)]
         total_steps = sum(map(len, plans))
+        self._keep_features(learnable)
         state = replicate(init_state(trainable, make_optimizer()), self._model.mesh)
         best, best_accuracy, since_best, history, step = jax.device_get(trainable), -1.0, 0, [], 0
         with self._progress.bar("training steps", total_steps) as advance:

@@ -86,5 +86,6 @@ def place_rows(arrays: dict[str, np.ndarray], mesh: Mesh | None, split: Sequence
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
-    """A tree copied to every device of the mesh."""
-    return tree if mesh is None or mesh.size == 1 else jax.device_put(tree, NamedSharding(mesh, P()))
+    """A tree copied to every device of the mesh. Also where there is only one: what a jitted step returns is placed,
+    and the same step given unplaced arrays would compile once more."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
