@@ -1,9 +1,9 @@
 """The side that works: a process that answers one JSON object a line. Standard library only, for every environment.
 
 ``{"prepare": work}`` loads, compiles and warms up, and is answered with what was chosen on the way (``{"note": ...}``);
-``{"run": i}`` does repeat ``i`` and is answered ``{"seconds": s, "output": [...]}``. Answers carry ``peak_mb``, which leaves
-out what only ``prepare`` needed. A failure is answered ``{"error": traceback}``; the end of standard input ends the
-process. Between messages it waits for the next line, so that the other side has the machine to itself.
+``{"run": i}`` does repeat ``i`` and is answered ``{"seconds": s, "output": [...]}``. Answers carry ``peak_mb``, which
+leaves out what only ``prepare`` needed. A failure is answered ``{"error": traceback}``; the end of standard input ends
+the process. Between messages it waits for the next line, so that the other side has the machine to itself.
 """
 
 from __future__ import annotations
