@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     idle = [peer.name for peer in peers if not any(case.task in peer.tasks for case in cases)]
     if idle:
         raise app.UsageError(f"nothing in --suite={_SUITE.value} that {', '.join(idle)} can do")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it reports which accelerators are absent
     progress = Progress()
     if os.getloadavg()[0] > _BUSY:
         progress.line(f"warning: others use this machine (load {os.getloadavg()[0]:.1f}); the figures will not repeat")
