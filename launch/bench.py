@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> int:
     idle = [peer.name for peer in peers if not any(case.task in peer.tasks for case in cases)]
     if idle:
         raise app.UsageError(f"nothing in --suite={_SUITE.value} that {', '.join(idle)} can do")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the sides end with it, as with an interrupt
     logging.getLogger("jax").setLevel(logging.WARNING)  # it reports which accelerators are absent
     progress = Progress()
     if os.getloadavg()[0] > _BUSY:
@@ -59,6 +61,8 @@ def main(argv: list[str]) -> int:
             rows += run_case(case, _MODEL.value, peers, _REPEATS.value, progress.line)
             if _JSON.value:  # what is measured stays, whatever comes later
                 save(rows, Path(_JSON.value))
+    except KeyboardInterrupt:
+        return 130
     except (SideError, NotTheSameWork, WeightsError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
