@@ -1,6 +1,7 @@
 """The rule of the house: host wing and device wing meet in one bridge and under the roof, and imports point one way."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
 CONFIG_LIBRARIES = ("ml_collections", "absl")
 BRIDGE = "llm/local.py"  # by which the engine answers completion requests
 
-# Room -> rooms of this package that it may import from. The loop uses everything.
+# Room -> rooms of this package that it may import from. The loop uses everything but bench, which only launch uses.
 MAY_IMPORT = {
     "core": {"core"},
     "llm": {"core", "llm"},
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "learn": {"core", "parallel", "models", "learn"},
     "search": {"core", "llm", "search"},
     "loop": {*HOST, *DEVICE, "search", "loop"},
+    "bench": {*HOST, *DEVICE, "search", "loop", "bench"},
 }
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
@@ -101,3 +103,9 @@ def test_the_bridge_knows_the_engine_only_where_it_uses_it():
 @pytest.mark.parametrize("module", MODULES)
 def test_configurations_reach_the_library_as_dataclasses(module):
     assert not libraries_used(of_module(module)) & set(CONFIG_LIBRARIES)
+
+
+@pytest.mark.parametrize("module", ["bench/work.py", "bench/serve.py", "learn/groups.py"])
+def test_what_peers_import_needs_no_jax(module):
+    assert libraries_used(of_module(module)) <= {*sys.stdlib_module_names, "numpy", "optimas_jax"}
+    assert rooms_used(of_module(module)) <= {"learn"}

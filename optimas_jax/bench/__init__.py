@@ -1,0 +1,1 @@
+"""The instrument: what local rewards and sampled tokens cost here, beside other systems that do the same work."""

@@ -1,0 +1,157 @@
+"""Measures a case: every side prepares, then repeats interleave (ours, peer, ours, peer, ...) on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from optimas_jax.bench.export import hf_folder
+from optimas_jax.bench.peer import OURS, Peer, Side
+from optimas_jax.bench.report import Row, spread
+from optimas_jax.bench.roofline import measure_rates, needed_seconds
+from optimas_jax.bench.work import Case, Task, Work, draw, to_json
+from optimas_jax.models.tokenizer import load_tokenizer
+from optimas_jax.models.weights import load_config, resolve
+
+_SETTLE = 0.1  # seconds in which the threads of the side before go to sleep
+_MOST_DIFFERENCE = 1e-4  # of scores and losses, relative to their size where that is above 1
+_LEAST_EQUAL = 0.9  # share of equal greedy tokens: a near tie decided the other way changes the rest of its answer
+
+
+class NotTheSameWork(RuntimeError):
+    """Two sides gave different answers, so their times cannot be compared."""
+
+
+class Asked(Protocol):
+    """``bench.peer.Side``, or a stand-in."""
+
+    name: str
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one side did: seconds of each repeat, output of the first, peak memory, and what it chose for itself."""
+
+    seconds: tuple[float, ...]
+    output: tuple[float, ...]
+    peak_mb: float
+    note: str
+
+
+def run_case(case: Case, spec: str, peers: Sequence[Peer], repeats: int, line: Callable[[str], None]) -> list[Row]:
+    """Measures one case on our side and on the peers that can do it, each in a process of its own.
+
+    Raises:
+      SideError: if a side fails.
+      NotTheSameWork: if a peer that should give our answers does not.
+    """
+    peers = [peer for peer in peers if case.task in peer.tasks]
+    commands = {peer.name: peer.command() for peer in peers}
+    work = make_work(case, spec, for_peers=bool(peers))
+    rates = measure_rates()
+    speed = f"{rates.flops / 1e9:.0f} GFLOP/s in float32 products, {rates.bandwidth / 1e9:.1f} GB/s"
+    line(f"{case.suite}: {case.name} ({speed})")
+    with contextlib.ExitStack() as stack:
+        sides = [stack.enter_context(Side("ours", OURS))]
+        sides += [stack.enter_context(Side(name, command)) for name, command in commands.items()]
+        ours, *others = measure(work, sides, repeats, line, exact=[peer.name for peer in peers if peer.exact])
+    least = needed_seconds(load_config(resolve(spec)), work, rates)
+    return rows(case, ours, dict(zip(commands, others, strict=True)), least)
+
+
+def make_work(case: Case, spec: str, *, for_peers: bool) -> Work:
+    """Draws a case for a model, from ids that are not special; for peers, with the weights in a form they read."""
+    source = resolve(spec)
+    backend = load_tokenizer(source).backend
+    special = backend.backend_tokenizer.get_added_tokens_decoder()
+    vocabulary = [index for index in range(len(backend)) if index not in special]
+    work = draw(case, spec, vocabulary, load_config(source).embed_dim)
+    if not for_peers:
+        return work
+    gguf = str(source.path) if source.kind == "gguf" else ""
+    return dataclasses.replace(work, folder=str(hf_folder(source)), gguf=gguf)
+
+
+def measure(
+    work: Work, sides: Sequence[Asked], repeats: int, line: Callable[[str], None], exact: Sequence[str] = ()
+) -> list[Measured]:
+    """Prepares all sides, then runs repeat 0 on each in turn, repeat 1 on each in turn, and so on.
+
+    Args:
+      exact: names of sides whose answers must be those of the first side.
+    """
+    notes = []
+    for side in sides:
+        start = time.monotonic()
+        notes.append(side.ask({"prepare": to_json(work)})["note"])
+        line(f"  {side.name} is ready after {time.monotonic() - start:.0f} s{notes[-1] and ': ' + notes[-1]}")
+    answers: list[list[dict[str, Any]]] = []  # by repeat, then by side
+    for repeat in range(repeats):
+        answers.append([])
+        for side in sides:
+            time.sleep(_SETTLE)
+            answers[-1].append(side.ask({"run": repeat}))
+        if repeat == 0:  # before more time is spent
+            _check(work.case.task, {side.name: a["output"] for side, a in zip(sides, answers[0], strict=True)}, exact)
+        times = (f"{side.name} {a['seconds']:.2f} s" for side, a in zip(sides, answers[-1], strict=True))
+        line(f"  repeat {repeat + 1}/{repeats}: {', '.join(times)}")
+    return [
+        Measured(
+            tuple(row[place]["seconds"] for row in answers),
+            tuple(answers[0][place]["output"]),
+            answers[-1][place]["peak_mb"],
+            note,
+        )
+        for place, note in enumerate(notes)
+    ]
+
+
+def agreement(task: Task, ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Share of equal tokens, or the largest difference of scores or losses, relative where they exceed 1."""
+    if len(ours) != len(theirs):
+        raise NotTheSameWork(f"{len(ours)} numbers on one side, {len(theirs)} on the other")
+    if task == "generate":
+        return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    return max(abs(a - b) / max(1.0, abs(a)) for a, b in zip(ours, theirs, strict=True))
+
+
+def _check(task: Task, outputs: dict[str, Sequence[float]], exact: Sequence[str]) -> None:
+    ours = next(iter(outputs.values()))
+    for name in exact:
+        value = agreement(task, ours, outputs[name])
+        if value < _LEAST_EQUAL if task == "generate" else not value <= _MOST_DIFFERENCE:
+            what = "share of equal tokens" if task == "generate" else "largest difference"
+            raise NotTheSameWork(f"{name} and ours do not give the same answers ({what} {value:.3g})")
+
+
+def rows(case: Case, ours: Measured, peers: dict[str, Measured], least_seconds: float) -> list[Row]:
+    """Medians, ratios and spreads: a row for every unit and peer, or for every unit where ours ran alone."""
+    made = []
+    seconds = statistics.median(ours.seconds)
+    for name, peer in (peers or {None: None}).items():
+        sides = {"ours": ours} | ({} if peer is None else {"peer": peer})
+        peer_seconds = None if peer is None else statistics.median(peer.seconds)
+        for unit, count in case.units().items():
+            made.append(
+                Row(
+                    suite=case.suite,
+                    case=case.name,
+                    unit=unit,
+                    ours=count / seconds,
+                    peer=peer_seconds and count / peer_seconds,
+                    peer_name=name,
+                    ratio=peer_seconds and peer_seconds / seconds,
+                    spread={side: spread(measured.seconds) for side, measured in sides.items()},
+                    roofline_fraction=least_seconds / seconds,
+                    peak_mb={side: measured.peak_mb for side, measured in sides.items()},
+                    agreement=None if peer is None else agreement(case.task, ours.output, peer.output),
+                    notes={side: measured.note for side, measured in sides.items()},
+                )
+            )
+    return made

@@ -1,0 +1,111 @@
+"""Our side: the same functions that the host loop calls, on drawn work. Run as a process by ``bench.peer``."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from optimas_jax.bench.serve import Run, serve
+from optimas_jax.bench.work import Work, from_json
+from optimas_jax.learn.groups import RowShape, TokenGroup, batches
+from optimas_jax.learn.reward_model import LossConfig, make_reward_functions
+from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
+from optimas_jax.loop.engines import Engines
+from optimas_jax.loop.progress import Progress
+from optimas_jax.models.lora import LoraConfig
+from optimas_jax.models.sampler import SampleRequest
+from optimas_jax.parallel.mesh import MeshConfig
+
+_BATCH_TOKENS = 1024  # of packed rows, as the default ``RowShape``
+LORA_ALPHA = 16.0
+
+
+def prepare(data: dict[str, Any]) -> tuple[Run, str]:
+    """Loads the model and compiles by running the first repeat once."""
+    work = from_json(data)
+    engines = Engines(MeshConfig(data=1), Progress(quiet=True))
+    make = {"score": _score, "train": _train, "generate": _generate}[work.case.task]
+    run, note = make(work, engines)
+    run(0)
+    return run, note
+
+
+def _row_shape(groups: Sequence[TokenGroup]) -> RowShape:
+    """Rows as long as the longest group, up to the next multiple of 32."""
+    tokens = -(-max(group.length for group in groups) // 32) * 32
+    candidates = max(len(group.candidate_ids) for group in groups)
+    return RowShape(rows=max(1, _BATCH_TOKENS // tokens), tokens=tokens, candidates=candidates)
+
+
+def _score(work: Work, engines: Engines) -> tuple[Run, str]:
+    model = engines.model(work.model)
+    functions = make_reward_functions(model.config, model.compute, LoraConfig(), LossConfig(), make_optimizer())
+    head = {"kernel": jnp.asarray(work.head, jnp.float32)[:, None]}
+    shape = _row_shape(work.groups)
+
+    def run(repeat: int) -> dict[str, Any]:
+        groups = work.groups_of(repeat)
+        start = time.perf_counter()
+        scores: list[list[float]] = [[] for _ in groups]
+        for members, rows in batches(groups, shape, pad_id=model.tokenizer.pad_id):
+            values = np.asarray(functions.score(model.params, head, rows.arrays()))
+            for place, index in enumerate(members):
+                scores[index] = values[place, : len(groups[index].candidate_ids)].tolist()
+        return {"seconds": time.perf_counter() - start, "output": [score for row in scores for score in row]}
+
+    return run, f"{shape.rows} rows of {shape.tokens} tokens"
+
+
+def _train(work: Work, engines: Engines) -> tuple[Run, str]:
+    """At learning rate 0: the arithmetic of a step is the same, and the losses can be compared exactly."""
+    model = engines.model(work.model)
+    lora = LoraConfig(rank=work.case.rank, alpha=LORA_ALPHA)
+    functions = make_reward_functions(model.config, model.compute, lora, LossConfig(), make_optimizer())
+    trainable = init_trainable(model.config, lora, 1, jax.random.key(0))
+    trainable["head"] = {"kernel": jnp.asarray(work.head, jnp.float32)[:, None]}
+    # Placed where the step puts what it returns, or the second step would compile again.
+    state = jax.device_put(init_state(trainable, make_optimizer()), NamedSharding(model.mesh, PartitionSpec()))
+    shape = _row_shape(work.groups)
+
+    def run(repeat: int) -> dict[str, Any]:
+        nonlocal state
+        groups = work.groups_of(repeat)
+        start = time.perf_counter()
+        metrics = []
+        for _, rows in batches(groups, shape, pad_id=model.tokenizer.pad_id):
+            state, step = functions.train_step(state, model.params, rows.arrays(), 0.0)
+            metrics.append(step)
+        losses = [metric["loss"] for metric in jax.device_get(metrics)]
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "output": [float(sum(loss for loss, _ in losses) / sum(n for _, n in losses))]}
+
+    return run, f"{shape.rows} rows of {shape.tokens} tokens"
+
+
+def _generate(work: Work, engines: Engines) -> tuple[Run, str]:
+    sampler = engines.sampler(work.model)
+    # Without end-of-sequence ids every request gets all its tokens.
+    sampler = dataclasses.replace(sampler, tokenizer=dataclasses.replace(sampler.tokenizer, eos_ids=()))
+
+    def run(repeat: int) -> dict[str, Any]:
+        requests = [SampleRequest(prompt, work.case.new_tokens) for prompt in work.prompts_of(repeat)]
+        start = time.perf_counter()
+        samples = []
+        for first in range(0, len(requests), work.case.together):
+            samples += sampler.generate(requests[first : first + work.case.together])
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "output": [token for sample in samples for token in sample.ids]}
+
+    return run, ""
+
+
+if __name__ == "__main__":
+    serve(prepare)

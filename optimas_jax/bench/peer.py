@@ -1,0 +1,123 @@
+"""The side that asks: a worker process kept alive over JSON lines (``bench.serve``), so that repeats can interleave."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from optimas_jax.bench.work import Task
+
+ROOT = Path(__file__).parent.parent.parent
+PEERS = ROOT / "third_party" / "peers"
+
+
+class SideError(RuntimeError):
+    """A side that cannot do its work, with its own words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """Another system that does the same work.
+
+    Attributes:
+      name: as given to ``--peer``.
+      script: in ``third_party/peers``.
+      tasks: what it can do.
+      exact: whether it computes with the same weights in float32, so that its answers must equal ours.
+    """
+
+    name: str
+    script: str
+    tasks: tuple[Task, ...]
+    exact: bool = True
+
+    def command(self) -> list[str]:
+        """Raises ``SideError`` without the peers' environment."""
+        python = PEERS / ".venv" / "bin" / "python"
+        if not python.is_file():
+            raise SideError(
+                f"the peers' environment is not there ({python}): make it with third_party/peers/install.sh"
+            )
+        return [str(python), str(PEERS / self.script)]
+
+
+PEERS_BY_NAME = {
+    peer.name: peer
+    for peer in (
+        Peer("torch", "torch_peer.py", ("score", "generate")),
+        Peer("trl", "trl_peer.py", ("train",)),
+        Peer("llama.cpp", "llamacpp_peer.py", ("generate",), exact=False),
+    )
+}
+OURS = [sys.executable, "-m", "optimas_jax.bench.ours"]
+
+
+class Side:
+    """One worker process; a context manager that ends it."""
+
+    def __init__(self, name: str, command: Sequence[str]):
+        self.name = name
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed on exit
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(  # noqa: S603 - no shell, our own scripts
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Sends one message and waits for its answer.
+
+        Raises:
+          SideError: if the worker reports a failure, ends, or answers with anything but an object.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        what = next(iter(message))
+        with contextlib.suppress(BrokenPipeError):  # it has ended; its last words follow
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise SideError(f"{self.name} ended with exit code {code} when asked to {what}; it said:\n{self._said()}")
+        try:
+            answer = json.loads(line)
+        except json.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise SideError(f"{self.name} answered {what} with {line[:200]!r}, not with a JSON object")
+        if "error" in answer:
+            raise SideError(f"{self.name} failed to {what}:\n{answer['error']}")
+        return answer
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return self._log.read()[-2000:] or "nothing"
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # a dead one cannot be told
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=60 if error is None else 0)
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._log.close()

@@ -1,0 +1,94 @@
+"""What a measurement says: one row per case, unit and peer; a table, and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+      suite, case, unit: what was measured; ``ours`` and ``peer`` are medians in ``unit``, more is better.
+      peer_name: None where ours ran alone; then ``peer`` and ``ratio`` are None too.
+      ratio: ours / peer.
+      spread: (most - least) / median over the repeats, by side.
+      roofline_fraction: least time for the work at the measured rates / our median time. None for whole runs.
+      peak_mb: peak resident memory by side.
+      agreement: largest difference of scores or losses, or share of equal tokens, between the sides; None alone.
+      notes: what each side chose for itself (batch size, layout).
+    """
+
+    suite: str
+    case: str
+    unit: str
+    ours: float
+    peer: float | None
+    peer_name: str | None
+    ratio: float | None
+    spread: dict[str, float]
+    roofline_fraction: float | None
+    peak_mb: dict[str, float]
+    agreement: float | None
+    notes: dict[str, str]
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """(most - least) / median."""
+    return (max(seconds) - min(seconds)) / statistics.median(seconds)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Rows side by side; after each median its spread."""
+    made = Table("case", "unit", box=SIMPLE)
+    for name in ("ours", "peer", "ratio", "roofline", "peak MB"):
+        made.add_column(name, justify="right", no_wrap=True)
+    suite = None
+    for row in rows:
+        if row.suite != suite:
+            suite = row.suite
+            made.add_section()
+            made.add_row(f"[bold]{suite}[/bold]")
+        peer = "" if row.peer is None else f"{row.peer_name} {_median(row.peer, row.spread['peer'])}"
+        made.add_row(
+            row.case,
+            row.unit,
+            _median(row.ours, row.spread["ours"]),
+            peer,
+            "" if row.ratio is None else f"{row.ratio:.2f}x",
+            "" if row.roofline_fraction is None else f"{row.roofline_fraction:.0%}",
+            " / ".join(f"{value:,.0f}" for value in row.peak_mb.values()),
+        )
+    return made
+
+
+def _median(value: float, spread_: float) -> str:
+    return f"{value:.4g} ({spread_:.0%})"
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """The table, and what each side chose for itself."""
+    console.print(table(rows))
+    console.print("Medians, (most - least) / median in brackets; peak memory of ours / of the peer.")
+    notes = {
+        f"  {row.case}: {row.peer_name if side == 'peer' else 'ours'}: {note}"
+        for row in rows
+        for side, note in row.notes.items()
+        if note
+    }
+    for note in sorted(notes):
+        console.print(note)
+
+
+def save(rows: Sequence[Row], path: Path) -> None:
+    """A JSON list, one object per row."""
+    path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,126 @@
+"""How fast this machine could be: measured rates, and the operations that a piece of work cannot do without.
+
+Counted are matrix products and attention over the pairs of tokens that see each other, two operations for a
+multiply-add; norms, activations, softmax and the optimiser are left out, and so is all padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from optimas_jax.bench.work import Work
+from optimas_jax.learn.groups import TokenGroup
+from optimas_jax.models.config import BackboneConfig
+
+_MATMULS = ((512, 576, 1536), (1024, 1024, 1024), (2048, 2048, 2048))
+_STREAM = 1 << 25  # float32 elements: 128 MB, beyond any cache
+_BYTES = 4  # of a float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """flops: float32 operations a second; bandwidth: bytes a second from and to memory."""
+
+    flops: float
+    bandwidth: float
+
+
+def measure_rates() -> Rates:
+    """The best of a few matrix products, and of a sum, a triad and a matrix-vector product over 128 MB arrays."""
+    flops = 0.0
+    for rows, inner, columns in _MATMULS:
+        a, b = jnp.ones((rows, inner)), jnp.ones((inner, columns))
+        flops = max(flops, 2 * rows * inner * columns / _best_seconds(jnp.matmul, a, b))
+    x, y = jnp.ones((_STREAM,)), jnp.ones((_STREAM,))
+    matrix, vector = x.reshape(-1, 4096), jnp.ones((4096,))
+    bandwidth = max(
+        _BYTES * _STREAM / _best_seconds(jnp.sum, x),
+        3 * _BYTES * _STREAM / _best_seconds(lambda x, y: x + 2.0 * y, x, y),
+        _BYTES * _STREAM / _best_seconds(jnp.matmul, matrix, vector),
+    )
+    return Rates(flops, bandwidth)
+
+
+def _best_seconds(function: Callable[..., jax.Array], *args: jax.Array, tries: int = 5) -> float:
+    compiled = jax.jit(function)
+    compiled(*args).block_until_ready()
+    seconds = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        compiled(*args).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def layer_weights(config: BackboneConfig) -> int:
+    """Entries of the seven matrices of a layer: multiply-adds of one token."""
+    q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return config.embed_dim * (2 * q_dim + 2 * kv_dim + 3 * config.mlp_dim)
+
+
+def forward_flops(config: BackboneConfig, tokens: int, pairs: int) -> float:
+    """``tokens`` through all layers, ``pairs`` (query, key) that see each other; no vocabulary projection."""
+    attention = 4 * config.num_heads * config.head_dim * pairs  # q k^T and the weighted sum of values
+    return config.num_layers * (2.0 * layer_weights(config) * tokens + attention)
+
+
+def train_flops(config: BackboneConfig, tokens: int, pairs: int, rank: int) -> float:
+    """A step with LoRA on all matrices of all layers: forward, dx, attention's backward (four products for the
+    forward's two), and x A, dy B^T, dA, dB. No frozen dW, and no dx below the first layer's q, k and v."""
+    q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    products = 2.0 * tokens * (config.num_layers * layer_weights(config) - config.embed_dim * (q_dim + 2 * kv_dim))
+    attention = 8.0 * config.num_layers * config.num_heads * config.head_dim * pairs
+    ins_and_outs = 2 * (config.embed_dim + q_dim) + 2 * (config.embed_dim + kv_dim)
+    ins_and_outs += 3 * (config.embed_dim + config.mlp_dim)
+    adapters = 4.0 * tokens * rank * ins_and_outs * config.num_layers
+    return forward_flops(config, tokens, pairs) + products + attention + adapters
+
+
+def packed_size(groups: Sequence[TokenGroup]) -> tuple[int, int]:
+    """Tokens of the groups with every prefix once, and pairs that see each other."""
+    pairs = 0
+    for group in groups:
+        prefix = len(group.prefix_ids)
+        pairs += _causal(prefix) + sum(len(ids) * prefix + _causal(len(ids)) for ids in group.candidate_ids)
+    return sum(group.length for group in groups), pairs
+
+
+def _causal(tokens: int) -> int:
+    return tokens * (tokens + 1) // 2
+
+
+def generate_seconds(
+    config: BackboneConfig, prompts: Sequence[tuple[int, ...]], shared: int, new_tokens: int, rates: Rates
+) -> float:
+    """Least time for requests served at once: the shared prefix and every own part prefilled once, then steps of one
+    token for all requests, each as long as its arithmetic or its memory traffic (weights once, caches once)."""
+    own = [len(prompt) - shared for prompt in prompts]
+    pairs = _causal(shared) + sum(tokens * shared + _causal(tokens) for tokens in own)
+    head = config.embed_dim * config.vocab_size
+    prefill = forward_flops(config, shared + sum(own), pairs) + 2.0 * head * len(prompts)
+    seconds = prefill / rates.flops
+    weights = config.num_layers * layer_weights(config) + head
+    for step in range(1, new_tokens):  # the first new token comes from the prefill
+        keys = sum(len(prompt) + step for prompt in prompts)
+        flops = forward_flops(config, len(prompts), keys) + 2.0 * head * len(prompts)
+        cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * keys
+        seconds += max(flops / rates.flops, _BYTES * (weights + cache) / rates.bandwidth)
+    return seconds
+
+
+def needed_seconds(config: BackboneConfig, work: Work, rates: Rates, repeat: int = 0) -> float:
+    """Least time of a repeat at the measured rates."""
+    case = work.case
+    if case.task == "generate":
+        prompts = work.prompts_of(repeat)
+        parts = [prompts[start : start + case.together] for start in range(0, len(prompts), case.together)]
+        return sum(generate_seconds(config, part, case.prefix, case.new_tokens, rates) for part in parts)
+    tokens, pairs = packed_size(work.groups_of(repeat))
+    if case.task == "train":
+        return train_flops(config, tokens, pairs, case.rank) / rates.flops
+    return forward_flops(config, tokens, pairs) / rates.flops

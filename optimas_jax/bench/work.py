@@ -1,0 +1,137 @@
+"""The work of a measurement: fixed, seeded, the same for every side. Numpy and the standard library only.
+
+A ``Case`` says how much of what; ``draw`` fills it with token ids; ``Work`` travels to every side as JSON. Peers run in
+environments without JAX and import this module, so it must not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from optimas_jax.learn.groups import TokenGroup
+
+Task = Literal["score", "train", "generate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """How much work. A repeat takes the next ``per_repeat`` of ``total`` groups or requests, round and round.
+
+    Attributes:
+      suite: which suite it belongs to.
+      name: unique within the suite.
+      task: what is done with the groups (``score``, ``train``) or requests (``generate``).
+      total, per_repeat: groups or requests; ``total`` is a multiple of ``per_repeat``.
+      candidates: M of a group.
+      prefix: tokens shared by the candidates of a group, or by all requests.
+      tokens: fewest and most tokens of a candidate, or of the part of a prompt after the shared prefix.
+      rank: of LoRA on all layers, for ``train``.
+      new_tokens: greedy tokens of every request, never fewer.
+      together: most requests that may be served at once.
+    """
+
+    suite: str
+    name: str
+    task: Task
+    total: int
+    per_repeat: int
+    candidates: int = 1
+    prefix: int = 0
+    tokens: tuple[int, int] = (64, 64)
+    rank: int = 32
+    new_tokens: int = 32
+    together: int = 64
+
+    def units(self) -> dict[str, float]:
+        """Useful units of one repeat: divided by its seconds they are what is compared."""
+        if self.task == "generate":
+            return {"requests/s": self.per_repeat, "sampled tokens/s": self.per_repeat * self.new_tokens}
+        if self.task == "train":
+            return {"groups/s": self.per_repeat}
+        units = {"candidates/s": float(self.per_repeat * self.candidates)}
+        if self.candidates == 1:
+            units["tokens/s"] = float(self.per_repeat * (self.prefix + self.tokens[1]))
+        return units
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A case filled in.
+
+    Attributes:
+      case: what it was drawn from.
+      model: spec of the weights (``models.weights``).
+      groups: for ``score`` and ``train``; rewards of a group are all different, so every pair is ordered.
+      head: [D] weights of the reward head.
+      prompts: whole prompts for ``generate``; the first ``case.prefix`` tokens of all are the same.
+      folder: the same weights as a Hugging Face folder, for peers; empty if none is needed.
+      gguf: the GGUF file that the weights come from; empty if they come from elsewhere.
+    """
+
+    case: Case
+    model: str
+    groups: tuple[TokenGroup, ...] = ()
+    head: tuple[float, ...] = ()
+    prompts: tuple[tuple[int, ...], ...] = ()
+    folder: str = ""
+    gguf: str = ""
+
+    def groups_of(self, repeat: int) -> list[TokenGroup]:
+        return [self.groups[index] for index in self._indices(repeat)]
+
+    def prompts_of(self, repeat: int) -> list[tuple[int, ...]]:
+        return [self.prompts[index] for index in self._indices(repeat)]
+
+    def _indices(self, repeat: int) -> Iterator[int]:
+        start = repeat * self.case.per_repeat
+        return (index % self.case.total for index in range(start, start + self.case.per_repeat))
+
+
+def draw(case: Case, model: str, vocabulary: Sequence[int], embed_dim: int, seed: int = 0) -> Work:
+    """Fills a case with ids drawn evenly from ``vocabulary`` (no special tokens), and a head."""
+    rng = np.random.default_rng(seed)
+    ids = np.asarray(vocabulary)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(rng.choice(ids, count).tolist())
+
+    def part() -> tuple[int, ...]:
+        return tokens(int(rng.integers(case.tokens[0], case.tokens[1] + 1)))
+
+    if case.task == "generate":
+        shared = tokens(case.prefix)
+        return Work(case, model, prompts=tuple((*shared, *part()) for _ in range(case.total)))
+    groups = [
+        TokenGroup(
+            prefix_ids=tokens(case.prefix),
+            candidate_ids=tuple(part() for _ in range(case.candidates)),
+            rewards=tuple((rng.permutation(case.candidates) / case.candidates).tolist()),
+            component=0,
+        )
+        for _ in range(case.total)
+    ]
+    head = rng.standard_normal(embed_dim) / embed_dim**0.5
+    return Work(case, model, groups=tuple(groups), head=tuple(head.tolist()))
+
+
+def to_json(work: Work) -> dict[str, Any]:
+    return dataclasses.asdict(work)
+
+
+def from_json(data: Mapping[str, Any]) -> Work:
+    case = Case(**{**data["case"], "tokens": tuple(data["case"]["tokens"])})
+    groups = tuple(
+        TokenGroup(
+            tuple(group["prefix_ids"]),
+            tuple(map(tuple, group["candidate_ids"])),
+            tuple(group["rewards"]),
+            group["component"],
+        )
+        for group in data["groups"]
+    )
+    prompts = tuple(map(tuple, data["prompts"]))
+    return Work(case, data["model"], groups, tuple(data["head"]), prompts, data["folder"], data["gguf"])
