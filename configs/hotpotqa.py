@@ -37,7 +37,7 @@ def _embedded() -> RunConfig:
             "embedded", train=72, val=32, test=100, mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15}
         ),
         concurrency=128,
-        offline=OfflineConfig(inputs=72, calls=144, held_out=0.4),
+        offline=OfflineConfig(inputs=72, calls=180, held_out=0.4),
         collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=1),
         optimize=OptimizeConfig(iterations=5, inputs=12, demo_sets=2, demo_size=2, instructions=2, gate_top=2),
     )

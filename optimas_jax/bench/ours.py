@@ -10,20 +10,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from optimas_jax.bench.serve import Run, serve
 from optimas_jax.bench.work import Work, from_json
-from optimas_jax.learn.groups import RowShape, TokenGroup, batches
-from optimas_jax.learn.reward_model import LossConfig, make_reward_functions
+from optimas_jax.learn.groups import BatchShape, GroupBatch, TokenGroup, make_batch, plan_batches
+from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
-from optimas_jax.loop.engines import Engines
+from optimas_jax.loop.engines import Engines, LoadedModel
 from optimas_jax.loop.progress import Progress
 from optimas_jax.models.lora import LoraConfig
 from optimas_jax.models.sampler import SampleRequest
 from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.parallel.sharding import replicate
 
-_BATCH_TOKENS = 1024  # of packed rows, as the default ``RowShape``
 LORA_ALPHA = 16.0
 
 
@@ -37,57 +36,63 @@ def prepare(data: dict[str, Any]) -> tuple[Run, str]:
     return run, note
 
 
-def _row_shape(groups: Sequence[TokenGroup]) -> RowShape:
-    """Rows as long as the longest group, up to the next multiple of 32."""
-    tokens = -(-max(group.length for group in groups) // 32) * 32
-    candidates = max(len(group.candidate_ids) for group in groups)
-    return RowShape(rows=max(1, _BATCH_TOKENS // tokens), tokens=tokens, candidates=candidates)
-
-
 def _score(work: Work, engines: Engines) -> tuple[Run, str]:
     model = engines.model(work.model)
-    functions = make_reward_functions(model.config, model.compute, LoraConfig(), LossConfig(), make_optimizer())
+    functions = RewardFunctions(model.network, LoraConfig(), LossConfig(), make_optimizer())
     head = {"kernel": jnp.asarray(work.head, jnp.float32)[:, None]}
-    shape = _row_shape(work.groups)
 
     def run(repeat: int) -> dict[str, Any]:
         groups = work.groups_of(repeat)
         start = time.perf_counter()
         scores: list[list[float]] = [[] for _ in groups]
-        for members, rows in batches(groups, shape, pad_id=model.tokenizer.pad_id):
-            values = np.asarray(functions.score(model.params, head, rows.arrays()))
+        for members in plan_batches(groups, _batch_tokens(groups)):
+            batch = _batch(groups, members, model)
+            features = functions.features(model.params, batch.flat)
+            values = np.asarray(functions.score(model.params, head, batch, features))
             for place, index in enumerate(members):
                 scores[index] = values[place, : len(groups[index].candidate_ids)].tolist()
         return {"seconds": time.perf_counter() - start, "output": [score for row in scores for score in row]}
 
-    return run, f"{shape.rows} rows of {shape.tokens} tokens"
+    return run, f"batches of {_batch_tokens(work.groups)} tokens"
 
 
 def _train(work: Work, engines: Engines) -> tuple[Run, str]:
     """At learning rate 0: the arithmetic of a step is the same, and the losses can be compared exactly."""
     model = engines.model(work.model)
     lora = LoraConfig(rank=work.case.rank, alpha=LORA_ALPHA)
-    functions = make_reward_functions(model.config, model.compute, lora, LossConfig(), make_optimizer())
-    trainable = init_trainable(model.config, lora, 1, jax.random.key(0))
+    functions = RewardFunctions(model.network, lora, LossConfig(), make_optimizer())
+    trainable = init_trainable(model.network.config, lora, 1, jax.random.key(0))
     trainable["head"] = {"kernel": jnp.asarray(work.head, jnp.float32)[:, None]}
-    # Placed where the step puts what it returns, or the second step would compile again.
-    state = jax.device_put(init_state(trainable, make_optimizer()), NamedSharding(model.mesh, PartitionSpec()))
-    shape = _row_shape(work.groups)
+    state = replicate(init_state(trainable, make_optimizer()), model.mesh)
 
     def run(repeat: int) -> dict[str, Any]:
         nonlocal state
         groups = work.groups_of(repeat)
         start = time.perf_counter()
         metrics = []
-        for _, rows in batches(groups, shape, pad_id=model.tokenizer.pad_id):
-            state, step = functions.train_step(state, model.params, rows.arrays(), 0.0)
+        for members in plan_batches(groups, _batch_tokens(groups)):
+            batch = _batch(groups, members, model)
+            features = functions.features(model.params, batch.flat)
+            state, step = functions.train_step(state, model.params, batch, features, 0.0)
             metrics.append(step)
         losses = [metric["loss"] for metric in jax.device_get(metrics)]
         jax.block_until_ready(state)
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "output": [float(sum(loss for loss, _ in losses) / sum(n for _, n in losses))]}
 
-    return run, f"{shape.rows} rows of {shape.tokens} tokens"
+    return run, f"batches of {_batch_tokens(work.groups)} tokens"
+
+
+def _batch_tokens(groups: Sequence[TokenGroup]) -> int:
+    """About as many as by default, in whole groups."""
+    longest = max(group.length for group in groups)
+    return max(1, BatchShape().tokens // longest) * longest
+
+
+def _batch(groups: Sequence[TokenGroup], members: Sequence[int], model: LoadedModel) -> GroupBatch:
+    chosen = [groups[index] for index in members]
+    candidates = max(len(group.candidate_ids) for group in chosen)
+    return make_batch(chosen, candidates=candidates, pad_id=model.tokenizer.pad_id)
 
 
 def _generate(work: Work, engines: Engines) -> tuple[Run, str]:
@@ -97,6 +102,7 @@ def _generate(work: Work, engines: Engines) -> tuple[Run, str]:
 
     def run(repeat: int) -> dict[str, Any]:
         requests = [SampleRequest(prompt, work.case.new_tokens) for prompt in work.prompts_of(repeat)]
+        sampler.forget_prompts()  # repeats ask the same: what they share among themselves counts, not what is left
         start = time.perf_counter()
         samples = []
         for first in range(0, len(requests), work.case.together):

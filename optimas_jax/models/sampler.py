@@ -113,6 +113,10 @@ class Sampler:
         """An empty batch; all batches of a sampler share its prefix cache."""
         return ContinuousBatch(self.network, self.params, self._prefiller, self._blank_ids)
 
+    def forget_prompts(self) -> None:
+        """Empties the prefix cache. Changes speed and nothing else."""
+        self._prefiller.prefixes.clear()
+
     def row_request(self, request: SampleRequest) -> RowRequest:
         """What a batch needs to know of a request."""
         stops = self._stop_ids(request.stop)
