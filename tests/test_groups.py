@@ -136,6 +136,7 @@ def test_little_is_padding(shuffled):
     groups = random_groups(200)
     plan = plan_batches(groups, 1024, rng=np.random.default_rng(0) if shuffled else None)
     assert sum(group.length for group in groups) / (len(plan) * 1024) > 0.9
+    assert max(map(len, plan_batches(groups, 1024, most=3))) == 3
 
 
 def test_shuffling_is_seeded_and_scoring_order_is_fixed():

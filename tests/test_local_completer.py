@@ -34,6 +34,9 @@ class FakeSampler:
     def row_request(self, one):
         return one
 
+    def rest(self):
+        pass
+
     def sample(self, one, tokens, logprobs):
         return Sample(tokens, logprobs, bytes(tokens).decode(), "stop" if one.max_tokens > 4 else "length")
 

@@ -107,13 +107,14 @@ def truncate(group: TokenGroup, tokens: int) -> TokenGroup:
 
 
 def plan_batches(
-    groups: Sequence[TokenGroup], tokens: int, *, rng: np.random.Generator | None = None
+    groups: Sequence[TokenGroup], tokens: int, *, most: int = 0, rng: np.random.Generator | None = None
 ) -> list[list[int]]:
     """Which groups share a batch.
 
     Args:
       groups: none longer than ``tokens``.
       tokens: T.
+      most: groups of a batch; 0 for as many as fit.
       rng: shuffles the groups (training); None puts groups of like length together (scoring).
 
     Returns:
@@ -128,7 +129,9 @@ def plan_batches(
     for index in order:
         length = groups[index].length
         # First fit: what is left at the end of a batch is filled by a shorter group.
-        place = next((place for place, left in enumerate(room) if left >= length), None)
+        place = next(
+            (place for place, left in enumerate(room) if left >= length and not len(plan[place]) == most > 0), None
+        )
         if place is None:
             plan.append([])
             room.append(tokens)

@@ -127,6 +127,8 @@ class LocalCompleter:
 
     def _gather(self, waiting: list[_Entry], *, idle: bool) -> bool:
         """Adds what has come in, and waits for the first entry if ``idle``; False means stop."""
+        if idle:
+            self.sampler().rest()
         while True:
             try:
                 entry = self._queue.get(timeout=None if idle else _GATHER_SECONDS)

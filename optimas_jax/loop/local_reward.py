@@ -1,4 +1,4 @@
-"""Local reward functions from the host's side: text to packed rows, training calls, memoised scores.
+"""Local reward functions from the host's side: text to batches, training calls, memoised scores.
 
 A ``RewardEngine`` owns the device side. A *local reward* itself is only a name, the digest of the training call that
 made it: scores are kept on the tape under that name and checkpoints under the same, so a resumed run neither trains
@@ -29,6 +29,7 @@ from optimas_jax.loop.progress import Progress
 from optimas_jax.models.flat import place_flat
 from optimas_jax.models.lora import LoraConfig, Params, merge_lora
 from optimas_jax.parallel.mesh import DATA
+from optimas_jax.parallel.platform import return_free_memory
 from optimas_jax.parallel.sharding import replicate
 
 
@@ -71,6 +72,9 @@ def text_group(
     node = system.by_name[component]
     prefix = render_reward_prefix(node.description, inputs, node.inputs)
     return TextGroup(component, prefix, tuple(render_reward_candidate(made, node.outputs) for made in outputs))
+
+
+_TRAINING_GROUP = 128  # tokens: a batch of T has at most T / 128 groups, so that its step has few shapes
 
 
 class NonFiniteLoss(StopRun):
@@ -226,6 +230,7 @@ class RewardEngine:
             trainable, history = self._train(system, parent, train, held_out, epochs, seed)
             metadata = {"parent": parent, "seed": seed, "groups": len(train), "history": history}
             self._checkpoints.save(name, trainable, metadata)
+            return_free_memory()
         return name, metadata
 
     def _train(
@@ -243,7 +248,8 @@ class RewardEngine:
         evaluated = [self._tokens(system, g) for g in held_out if _has_pairs(g, self.config.loss.threshold)]
         if not learnable:
             return trainable, []
-        plans = [plan_batches(learnable, self._batch_tokens, rng=rng) for _ in range(epochs)]
+        most = max(1, self._batch_tokens // _TRAINING_GROUP)
+        plans = [plan_batches(learnable, self._batch_tokens, most=most, rng=rng) for _ in range(epochs)]
         total_steps = sum(map(len, plans))
         self._keep_features(learnable)
         state = replicate(init_state(trainable, make_optimizer()), self._model.mesh)

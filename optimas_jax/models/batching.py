@@ -26,7 +26,7 @@ from optimas_jax.parallel.mesh import DATA
 from optimas_jax.parallel.sharding import place_rows
 
 _ROWS = (8, 16, 32)
-_CACHE_TOKENS = 16 * 1024  # rows x slots: bounds the memory of the cache
+_CACHE_TOKENS = 12 * 1024  # rows x slots: bounds the memory of the cache
 
 Key = TypeVar("Key")
 

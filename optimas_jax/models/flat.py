@@ -69,18 +69,19 @@ def flatten(
       stored: P, how many stored keys they may refer to.
       pad_id: fills what is left.
       tokens: T, default the bucket of what there is.
-      coarse: round sizes up to powers of two: fewer shapes, for programs that take long to compile.
+      coarse: round sizes up to few shapes, for programs that take long to compile.
 
     Returns:
       numpy arrays.
     """
     total = sum(len(one.ids) for one in sequences)
-    tokens = tokens or bucket(total, 64, 4)
-    fine = 1 if coarse else 2
-    rows = bucket(len(sequences), 1, fine)
-    slots = bucket(max(one.length for one in sequences), 128 if coarse else 64, fine)
+    # Padding tokens cost as much as real ones; padding in attention costs little, and every shape costs memory.
+    tokens = tokens or bucket(total, 128 if total > 128 else 64)
+    rows = next((size for size in ((8, 16, 32) if coarse else (1, 4, 16, 32)) if size >= len(sequences)), 0)
+    rows = rows or bucket(len(sequences), 32)
+    slots = bucket(max(one.length for one in sequences), 256 if coarse else 128, 1)
     # Queries and keys are the same tokens where nothing is stored.
-    width = bucket(max(len(one.ids) for one in sequences), 16) if stored else slots
+    width = bucket(max(len(one.ids) for one in sequences), 32, 1) if stored else slots
     grouped = sequences[0].branches is not None
     ids, positions, inverse = np.full(tokens, pad_id, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
     queries = np.full((rows, width), tokens, np.int32)

@@ -20,6 +20,7 @@ from optimas_jax.models.lora import Params
 from optimas_jax.models.prefill import Prefiller
 from optimas_jax.models.prefix_cache import PrefixCache
 from optimas_jax.models.tokenizer import Tokenizer
+from optimas_jax.parallel.platform import return_free_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,10 @@ class Sampler:
     def batch(self) -> ContinuousBatch[Any]:
         """An empty batch; all batches of a sampler share its prefix cache."""
         return ContinuousBatch(self.network, self.params, self._prefiller, self._blank_ids)
+
+    def rest(self) -> None:
+        """To be called when there is nothing to do for a while."""
+        return_free_memory()
 
     def forget_prompts(self) -> None:
         """Empties the prefix cache. Changes speed and nothing else."""
