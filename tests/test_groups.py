@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimas_jax.learn.features import FeatureCache
-from optimas_jax.learn.groups import BatchShape, TokenGroup, make_batch, plan_batches, truncate
+from optimas_jax.learn.groups import BatchShape, make_batch, plan_batches
 from optimas_jax.learn.losses import bradley_terry
 from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions, group_loss, group_scores
+from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_trainable, make_optimizer
 from optimas_jax.models.backbone import embed, forward, merge_model
 from optimas_jax.models.heads import reward_head

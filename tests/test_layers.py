@@ -105,7 +105,7 @@ def test_configurations_reach_the_library_as_dataclasses(module):
     assert not libraries_used(of_module(module)) & set(CONFIG_LIBRARIES)
 
 
-@pytest.mark.parametrize("module", ["bench/work.py", "bench/serve.py", "learn/groups.py"])
+@pytest.mark.parametrize("module", ["bench/work.py", "bench/serve.py", "learn/token_group.py"])
 def test_what_peers_import_needs_no_jax(module):
     assert libraries_used(of_module(module)) <= {*sys.stdlib_module_names, "numpy", "optimas_jax"}
     assert rooms_used(of_module(module)) <= {"learn"}

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tiny
 
-from optimas_jax.learn.groups import TokenGroup, make_batch, plan_batches
+from optimas_jax.learn.groups import make_batch, plan_batches
 from optimas_jax.learn.reward_model import LossConfig, RewardFunctions, _train_step
+from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
 
 TOKENS = 256

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optimas_jax.learn.groups import TokenGroup
+from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.backbone import Network, init_params
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.flat import Flat, FlatSequence, flatten

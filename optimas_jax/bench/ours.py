@@ -13,8 +13,9 @@ import numpy as np
 
 from optimas_jax.bench.serve import Run, serve
 from optimas_jax.bench.work import Work, from_json
-from optimas_jax.learn.groups import BatchShape, GroupBatch, TokenGroup, make_batch, plan_batches
+from optimas_jax.learn.groups import BatchShape, GroupBatch, make_batch, plan_batches
 from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
+from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
 from optimas_jax.loop.engines import Engines, LoadedModel
 from optimas_jax.loop.progress import Progress

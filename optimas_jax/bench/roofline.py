@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from optimas_jax.bench.work import Work
-from optimas_jax.learn.groups import TokenGroup
+from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.config import BackboneConfig
 
 _MATMULS = ((512, 576, 1536), (1024, 1024, 1024), (2048, 2048, 2048))

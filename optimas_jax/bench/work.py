@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from optimas_jax.learn.groups import TokenGroup
+from optimas_jax.learn.token_group import TokenGroup
 
 Task = Literal["score", "train", "generate"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from optimas_jax.learn.groups import TokenGroup
+from optimas_jax.learn.token_group import TokenGroup
 
 _MAX_BYTES = 256 << 20
 

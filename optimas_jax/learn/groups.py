@@ -9,49 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.flat import Flat, FlatSequence, flatten
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenGroup:
-    """One group in ids. The score of a candidate is read at its last token.
-
-    Attributes:
-      prefix_ids: task and input, shared by the candidates; at least one token.
-      candidate_ids: one sequence per candidate; at least one token each.
-      rewards: mean global reward of each candidate; zeros where only scores are wanted.
-      component: index of the reward head.
-    """
-
-    prefix_ids: tuple[int, ...]
-    candidate_ids: tuple[tuple[int, ...], ...]
-    rewards: tuple[float, ...]
-    component: int
-
-    @property
-    def length(self) -> int:
-        return len(self.prefix_ids) + sum(map(len, self.candidate_ids))
-
-    @property
-    def text(self) -> tuple[tuple[int, ...], ...]:
-        """What the backbone reads: prefix and candidates."""
-        return (self.prefix_ids, *self.candidate_ids)
-
-    @cached_property
-    def sequence(self) -> FlatSequence:
-        """Its tokens, their positions and parts."""
-        start = len(self.prefix_ids)
-        positions = [range(start), *(range(start, start + len(ids)) for ids in self.candidate_ids)]
-        return FlatSequence(
-            ids=[token for part in self.text for token in part],
-            positions=[place for part in positions for place in part],
-            branches=[number for number, part in enumerate(self.text) for _ in part],
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +56,6 @@ class GroupBatch(NamedTuple):
     component: Any
 
 
-def truncate(group: TokenGroup, tokens: int) -> TokenGroup:
-    """Fits a group into ``tokens``: long candidates lose their middle, then the prefix loses its start (the input's
-    end matters most). The last token of every candidate, where its score is read, is kept."""
-    share = max(2, tokens // (len(group.candidate_ids) + 1))
-    if group.length <= tokens:
-        return group
-    candidates = tuple(ids if len(ids) <= share else (*ids[: share - 1], ids[-1]) for ids in group.candidate_ids)
-    room = tokens - sum(map(len, candidates))
-    if room < 1:
-        raise ValueError(f"{len(candidates)} candidates do not fit {tokens} tokens: raise group_tokens")
-    return dataclasses.replace(group, prefix_ids=group.prefix_ids[-room:], candidate_ids=candidates)
-
-
 def plan_batches(
     groups: Sequence[TokenGroup], tokens: int, *, most: int = 0, rng: np.random.Generator | None = None
 ) -> list[list[int]]:
@@ -141,11 +91,22 @@ def plan_batches(
     return plan
 
 
+def lay_out(group: TokenGroup) -> FlatSequence:
+    """A group as one sequence: its tokens, their positions and parts."""
+    start = len(group.prefix_ids)
+    positions = [range(start), *(range(start, start + len(ids)) for ids in group.candidate_ids)]
+    return FlatSequence(
+        ids=[token for part in group.text for token in part],
+        positions=[place for part in positions for place in part],
+        branches=[number for number, part in enumerate(group.text) for _ in part],
+    )
+
+
 def make_batch(
     groups: Sequence[TokenGroup], *, candidates: int, pad_id: int, tokens: int = 0, coarse: bool = False
 ) -> GroupBatch:
     """Lays out one batch; ``tokens`` and ``coarse`` as in ``models.flat.flatten``."""
-    flat = flatten([group.sequence for group in groups], stored=0, pad_id=pad_id, tokens=tokens, coarse=coarse)
+    flat = flatten([lay_out(group) for group in groups], stored=0, pad_id=pad_id, tokens=tokens, coarse=coarse)
     size = (len(flat.spans.starts), candidates)
     ends, valid = np.zeros(size, np.int32), np.zeros(size, bool)
     rewards, component = np.zeros(size, np.float32), np.zeros(size[0], np.int32)

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optimas_jax.learn.groups import GroupBatch, TokenGroup
+from optimas_jax.learn.groups import GroupBatch
 from optimas_jax.learn.losses import bradley_terry, pair_accuracy
+from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import TrainState
 from optimas_jax.models.backbone import Network, embed, merge_model, rms_norm, run_layers
 from optimas_jax.models.flat import Flat, bucket
@@ -95,7 +96,16 @@ def group_scores(network: Network, norm: Params, head: Params, x: jax.Array, bat
     return jnp.where(batch.valid, reward_head(head, last, batch.component), 0.0)
 
 
-_read = jax.jit(group_scores, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
+def _read(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
+    """``group_scores`` one group after another: XLA's CPU code orders sums by the shape of the whole."""
+    parts = (batch.ends, batch.valid, batch.component)
+
+    def read(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        ends, valid, component = (one[None] for one in part)
+        return group_scores(network, norm, head, x, batch._replace(ends=ends, valid=valid, component=component))[0]
+
+    return jax.lax.map(read, parts)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)

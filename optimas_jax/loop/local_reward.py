@@ -20,8 +20,9 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.learn.features import FeatureCache
-from optimas_jax.learn.groups import BatchShape, GroupBatch, TokenGroup, make_batch, plan_batches, truncate
+from optimas_jax.learn.groups import BatchShape, GroupBatch, make_batch, plan_batches
 from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions
+from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.engines import Engines, LoadedModel

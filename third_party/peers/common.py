@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from optimas_jax.learn.groups import TokenGroup
+from optimas_jax.learn.token_group import TokenGroup
 
 _LONG = 3.0  # seconds: a shorter batch is timed twice
 

@@ -20,7 +20,7 @@ import trl
 
 from optimas_jax.bench.serve import Run, serve
 from optimas_jax.bench.work import Work, from_json
-from optimas_jax.learn.groups import TokenGroup
+from optimas_jax.learn.token_group import TokenGroup
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA_ALPHA = 16
