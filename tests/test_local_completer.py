@@ -3,6 +3,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import pytest
 from fakes import request
 
 from optimas_jax.core.types import Outcome, StopRun
@@ -20,7 +21,7 @@ class FakeSampler:
         self.started, self.open = threading.Event(), threading.Event()
         if not held:
             self.open.set()
-        self.failure = None
+        self.failure = self.closed = self.unreadable = None
         self.tokenizer = SimpleNamespace(
             encode=lambda text: list(text.encode()),
             encode_chat=lambda turns: list("|".join(f"{t['role']}:{t['content']}" for t in turns).encode()),
@@ -38,6 +39,8 @@ class FakeSampler:
         pass
 
     def sample(self, one, tokens, logprobs):
+        if self.unreadable:
+            raise self.unreadable
         return Sample(tokens, logprobs, bytes(tokens).decode(), "stop" if one.max_tokens > 4 else "length")
 
     def batch(self):
@@ -55,6 +58,8 @@ class FakeBatch:
         return [key for key, _ in self.flying]
 
     def admit(self, waiting):
+        if waiting and self.sampler.closed:
+            raise self.sampler.closed
         admitted = waiting[: self.sampler.rows - len(self.flying)]
         self.flying += admitted
         if admitted:
@@ -226,6 +231,19 @@ def test_a_failure_of_the_engine_reaches_the_whole_batch_and_no_other():
     assert len({id(answer) for answer in answers}) == 3  # one each, because callers add notes to it
     sampler.failure = None
     assert ask_all(LocalCompleter("m", lambda: sampler), plain("c"))[0].text == "c"
+
+
+@pytest.mark.parametrize("where", ["closed", "unreadable"])
+def test_a_failure_before_or_after_decoding_reaches_those_it_concerns(where):
+    """Nobody can be let in; an answer cannot be read. Neither leaves anyone waiting."""
+    sampler = FakeSampler()
+    completer = LocalCompleter("m", lambda: sampler)
+    setattr(sampler, where, MemoryError("no room"))
+    [answer] = ask_all(completer, plain("a"))
+    assert isinstance(answer, EngineError)
+    assert answer.__cause__ is getattr(sampler, where)
+    setattr(sampler, where, None)
+    assert ask_all(completer, plain("b"))[0].text == "b"
 
 
 def test_the_engine_goes_on_after_a_failure():

@@ -19,9 +19,12 @@ class FeatureCache:
         self._max_bytes, self._bytes = max_bytes, 0
         self._entries: OrderedDict[tuple[tuple[int, ...], ...], np.ndarray] = OrderedDict()
 
+    def __contains__(self, group: TokenGroup) -> bool:
+        return group.text in self._entries
+
     def get(self, groups: Sequence[TokenGroup], tokens: int) -> np.ndarray | None:
         """Features [tokens, D] of groups laid end to end, or None if those of any group are not here."""
-        if any(group.text not in self._entries for group in groups):
+        if any(group not in self for group in groups):
             return None
         parts = [self._entries[group.text] for group in groups]
         for group in groups:
@@ -36,7 +39,7 @@ class FeatureCache:
         for group in groups:
             part = features[start : start + group.length].copy()
             start += group.length
-            if group.text not in self._entries:
+            if group not in self:
                 self._entries[group.text] = part
                 self._bytes += part.nbytes
         while self._bytes > self._max_bytes:

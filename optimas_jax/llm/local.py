@@ -142,13 +142,15 @@ class LocalCompleter:
     def _advance(self, batch: ContinuousBatch[_Entry], waiting: list[_Entry]) -> list[_Entry]:
         """Lets requests in, decodes for a while, and answers what is done; returns what still waits."""
         started = time.perf_counter()
+        flying = batch.active
         try:
-            admitted = set(batch.admit([(entry, entry.row) for entry in waiting]))
+            batch.admit([(entry, entry.row) for entry in waiting])
             flying = batch.active
-            finished = batch.step()
+            finished = [(entry, self.sampler().sample(entry.request, *made)) for entry, *made in batch.step()]
         except Exception as error:
-            admitted = set(batch.active)
-            for entry in batch.active:
+            # Whoever is in the batch or was a moment ago; if nobody could even be let in, whoever waits.
+            flying = list({*flying, *batch.active}) or waiting
+            for entry in flying:
                 if entry.future.set_running_or_notify_cancel():
                     failure = EngineError(f"the local engine failed ({type(error).__name__}: {error})")
                     failure.__cause__ = error
@@ -158,11 +160,10 @@ class LocalCompleter:
             share = (time.perf_counter() - started) / max(len(flying), 1)
             for entry in flying:
                 entry.seconds += share
-            for entry, tokens, logprobs in finished:
+            for entry, sample in finished:
                 if entry.future.set_running_or_notify_cancel():
-                    sample = self.sampler().sample(entry.request, tokens, logprobs)
                     entry.future.set_result((sample, entry.seconds))
-        return [entry for entry in waiting if entry not in admitted]
+        return [entry for entry in waiting if entry not in flying]
 
 
 def _encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

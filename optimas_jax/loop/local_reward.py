@@ -134,10 +134,10 @@ class RewardEngine:
 
     def _keep_features(self, groups: Sequence[TokenGroup]) -> None:
         """Computes the features of all groups, in batches that suit it better than those of training."""
-        missing = [group for group in groups if self._kept_features.get([group], group.length) is None]
-        plan = plan_batches(missing, self._batch_tokens)
-        if not plan or not self._functions.first:
+        missing = [group for group in groups if group not in self._kept_features]
+        if not missing or not self._functions.first:
             return
+        plan = plan_batches(missing, self._batch_tokens)
         with self._progress.bar("features", len(plan)) as advance:
             for members in plan:
                 self._batch([missing[index] for index in members])

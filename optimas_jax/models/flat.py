@@ -77,8 +77,8 @@ def flatten(
     total = sum(len(one.ids) for one in sequences)
     # Padding tokens cost as much as real ones; padding in attention costs little, and every shape costs memory.
     tokens = tokens or bucket(total, 128 if total > 128 else 64)
-    rows = next((size for size in ((8, 16, 32) if coarse else (1, 4, 16, 32)) if size >= len(sequences)), 0)
-    rows = rows or bucket(len(sequences), 32)
+    sizes = (8, 16, 32) if coarse else (1, 4, 16, 32)
+    rows = next((size for size in sizes if size >= len(sequences)), bucket(len(sequences), 32))
     slots = bucket(max(one.length for one in sequences), 256 if coarse else 128, 1)
     # Queries and keys are the same tokens where nothing is stored.
     width = bucket(max(len(one.ids) for one in sequences), 32, 1) if stored else slots
