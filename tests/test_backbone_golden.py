@@ -46,27 +46,27 @@ def test_every_architecture_is_stored():
     assert NAMES == ["llama", "llama31", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied"]
 
 
-@pytest.mark.parametrize("attention", ["blocked", "fused"])
+@pytest.mark.parametrize("attention", ["tiled", "blocked", "fused"])
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_and_logits(name, attention):
-    network, params, config, golden = load(name, attention)
+    network, params, config, golden = load(name, "fused" if attention == "fused" else "blocked")
     rows, length = golden["input_ids"].shape
-    flat = tiny.plain(*golden["input_ids"].tolist())
+    flat = tiny.plain(*golden["input_ids"].tolist(), tiled=attention == "tiled")
 
     def per_row(flat_array):
         return flat_array[: rows * length].reshape(rows, length, -1)
 
     @jax.jit
-    def layers(params):
+    def layers(params, flat):
         model = merge_model(network, params)
         x, outputs = model.embed[...][flat.input_ids], []
         for layer in model.layers:
-            x, _ = layer(x, rope_angles(flat.positions, config), flat.spans)
+            x, _ = layer(x, rope_angles(flat.positions, config), flat.layout)
             outputs.append(per_row(x))
         hidden = per_row(forward(network, params, *flat))
         return outputs, hidden, model.logits(hidden)
 
-    outputs, hidden, logits = layers(params)
+    outputs, hidden, logits = layers(params, flat)
     for index, output in enumerate(outputs):
         check(f"{name}, layer {index}", output, golden[f"hidden/{index}"])
     check(f"{name}, final norm", hidden, golden["hidden/final_norm"])

@@ -25,10 +25,14 @@ def random_groups(count, seed=0):
     return [tiny.random_group(rng, component=i % 5, candidates=2 + i % 3) for i in range(count)]
 
 
-def batches(groups, tokens=TOKENS, rng=None):
+def lay_out(groups, pad_id=0, tokens=0, tiled=True):
+    return make_batch(groups, candidates=4, pad_id=pad_id, tiled=tiled, tokens=tokens)
+
+
+def batches(groups, tokens=TOKENS, rng=None, tiled=True):
     """(members, batch) of all groups."""
     plan = plan_batches(groups, tokens, rng=rng)
-    return [(members, make_batch([groups[i] for i in members], candidates=4, pad_id=0)) for members in plan]
+    return [(members, lay_out([groups[i] for i in members], tiled=tiled)) for members in plan]
 
 
 def functions(network, lora=tiny.LORA):
@@ -50,13 +54,13 @@ def single_scores(network, params, head, group, lora=None, lora_params=None):
 
 
 @pytest.mark.parametrize("lora", [tiny.LORA, TOP])
-@pytest.mark.parametrize("implementation", ["blocked", "fused"])
-def test_packed_scores_equal_single_ones(implementation, lora):
+@pytest.mark.parametrize(("implementation", "tiled"), [("blocked", True), ("blocked", False), ("fused", False)])
+def test_packed_scores_equal_single_ones(implementation, tiled, lora):
     compute = tiny.Compute(tiny.F32.dtype, implementation, merge_lora=True)
     network, params = tiny.model(compute=compute)
     head = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
     groups = random_groups(6)
-    for members, batch in batches(groups):
+    for members, batch in batches(groups, tiled=tiled):
         scores = score(functions(network, lora), params, head, batch)
         for place, index in enumerate(members):
             count = len(groups[index].candidate_ids)
@@ -72,12 +76,12 @@ def test_packed_gradients_equal_single_ones(merge):
     trainable = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])
     groups = random_groups(3)
-    [(members, batch)] = batches(groups)
+    [(members, batch)] = batches(groups, tiled=False)
 
     def packed(tree):
         model = merge_model(network, params, tiny.LORA, tree["lora"])
         x = embed(params["embed"], batch.flat.input_ids, compute.dtype)
-        x = model.run(x, batch.flat.positions, batch.flat.spans)
+        x = model.run(x, batch.flat.positions, batch.flat.layout)
         scores = group_scores(network, params["final_norm"], tree["head"], x, batch)
         return group_loss(scores, batch, LossConfig())[0]
 
@@ -163,7 +167,7 @@ def test_truncation_fits_and_keeps_the_ends(tokens, prefix, lengths):
 def test_too_many_candidates_are_refused():
     group = TokenGroup((1,), ((1,),) * 5, (0.0,) * 5, 0)
     with pytest.raises(ValueError, match="5 candidates in a group, a batch has room for 4"):
-        make_batch([group], candidates=4, pad_id=0)
+        lay_out([group])
 
 
 def test_a_group_longer_than_its_batch_is_refused():
@@ -177,7 +181,7 @@ def test_a_group_gets_the_same_bits_whatever_shares_its_batch():
     head = init_trainable(RANDOM_CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
 
     def alone(group, pad_id=0, tokens=0):
-        return score(made, params, head, make_batch([group], candidates=4, pad_id=pad_id, tokens=tokens))[0]
+        return score(made, params, head, lay_out([group], pad_id, tokens))[0]
 
     for members, batch in batches(groups):
         together = score(made, params, head, batch)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from optimas_jax.models.attention import BLOCK
 from optimas_jax.models.backbone import _run_layer, forward, merge_model
 from optimas_jax.models.batching import ContinuousBatch
 from optimas_jax.models.flat import bucket
@@ -86,7 +87,7 @@ def test_a_full_prefix_cache_changes_nothing(sampler):
 def tokens_computed(sampler, everything):
     """Tokens that prefilling these prompts would compute now."""
     prefixes = sampler._prefiller.prefixes
-    return sum(len(one.prompt_ids) - 1 - len(prefixes.match(one.prompt_ids[:-1])) for one in everything)
+    return sum(len(one.prompt_ids) - 1 - len(prefixes.match(one.prompt_ids[:-1])) * BLOCK for one in everything)
 
 
 def test_equal_prompts_are_prefilled_once(sampler, monkeypatch):
@@ -107,7 +108,7 @@ def test_prompts_that_begin_alike_wait_for_the_first_of_them(monkeypatch):
     passes, run = [], Prefiller._pass
 
     def counted(self, prompts, places, *rest):
-        passes.append([(len(ids), len(kept)) for ids, kept in zip(prompts, places, strict=True)])
+        passes.append([(len(ids), len(kept) * BLOCK) for ids, kept in zip(prompts, places, strict=True)])
         run(self, prompts, places, *rest)
 
     monkeypatch.setattr(Prefiller, "_pass", counted)

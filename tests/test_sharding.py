@@ -24,6 +24,10 @@ def groups(count=20):
     return [tiny.random_group(rng, component=i % 2) for i in range(count)]
 
 
+def place(batch, mesh):
+    return replicate(batch._replace(flat=None), mesh)._replace(flat=place_flat(batch.flat, mesh))
+
+
 def train_and_score(shape):
     """Loss, updated adapters and scores on a mesh of this shape, from the same start and the same rows."""
     mesh = make_mesh(MeshConfig(*shape))
@@ -33,12 +37,13 @@ def train_and_score(shape):
     trainable = init_trainable(tiny.CONFIG, tiny.LORA, 2, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])
     state = replicate(init_state(trainable, make_optimizer()), mesh)
-    batch = make_batch(groups(), candidates=4, pad_id=0, tokens=1024)
-    placed = replicate(batch._replace(flat=None), mesh)._replace(flat=place_flat(batch.flat, mesh))
-    features = functions.features(params, placed.flat)
+    batch, tiles = (
+        place(make_batch(groups(), candidates=4, pad_id=0, tiled=tiled, tokens=1024), mesh) for tiled in (False, True)
+    )
+    features = functions.features(params, tiles.flat)
     merged = merge_lora(params, state.trainable["lora"], tiny.LORA.scale)
-    scores = functions.score(merged, state.trainable["head"], placed, features)
-    state, metrics = functions.train_step(state, params, placed, features, 1e-3)
+    scores = functions.score(merged, state.trainable["head"], tiles, features)
+    state, metrics = functions.train_step(state, params, batch, features, 1e-3)
     assert mesh.size == 1 or len(params["layers"][0]["up"]["kernel"].sharding.device_set) == mesh.size
     return jax.device_get((metrics["loss"], state.trainable, scores))
 

@@ -47,9 +47,9 @@ def sampler(compute: Compute = F32, scale: float = 10.0) -> Sampler:
     return Sampler(Network(RANDOM_CONFIG, compute), params, load_tokenizer(source))
 
 
-def plain(*sequences: Sequence[int]) -> Flat:
+def plain(*sequences: Sequence[int], tiled: bool = False) -> Flat:
     """Plain sequences as a flat batch."""
-    return flatten([FlatSequence(ids) for ids in sequences], stored=0, pad_id=0)
+    return flatten([FlatSequence(ids) for ids in sequences], pad_id=0, tiled=tiled)
 
 
 def random_group(rng: np.random.Generator, component: int = 0, candidates: int = 3, prefix: int = 20) -> TokenGroup:

@@ -1,7 +1,7 @@
 """Groups of candidates laid out as flat batches, so that candidates share the computation of their prefix.
 
 A group becomes one sequence ``[prefix | candidate 1 | ... | candidate M]``; each candidate sees the prefix and itself
-(``models.attention.Spans.branches``) at the positions that it would have alone. A batch holds as many groups as fit
+(``models.attention.Tiles.part``) at the positions that it would have alone. A batch holds as many groups as fit
 its tokens. On CPU, what a group gets does not depend on the groups that it shares a batch with.
 """
 
@@ -98,16 +98,16 @@ def lay_out(group: TokenGroup) -> FlatSequence:
     return FlatSequence(
         ids=[token for part in group.text for token in part],
         positions=[place for part in positions for place in part],
-        branches=[number for number, part in enumerate(group.text) for _ in part],
+        parts=[number for number, part in enumerate(group.text) for _ in part],
     )
 
 
 def make_batch(
-    groups: Sequence[TokenGroup], *, candidates: int, pad_id: int, tokens: int = 0, coarse: bool = False
+    groups: Sequence[TokenGroup], *, candidates: int, pad_id: int, tiled: bool, tokens: int = 0
 ) -> GroupBatch:
-    """Lays out one batch; ``tokens`` and ``coarse`` as in ``models.flat.flatten``."""
-    flat = flatten([lay_out(group) for group in groups], stored=0, pad_id=pad_id, tokens=tokens, coarse=coarse)
-    size = (len(flat.spans.starts), candidates)
+    """Lays out one batch; ``tiled`` and ``tokens`` as in ``models.flat.flatten``."""
+    flat = flatten([lay_out(group) for group in groups], pad_id=pad_id, tiled=tiled, tokens=tokens)
+    size = (len(flat.layout.starts), candidates)
     ends, valid = np.zeros(size, np.int32), np.zeros(size, bool)
     rewards, component = np.zeros(size, np.float32), np.zeros(size[0], np.int32)
     start = 0

@@ -68,7 +68,7 @@ class RewardFunctions:
     def features(self, params: Params, flat: Flat) -> jax.Array:
         """Output of the frozen layers below the adapters (of the embedding, if all layers are adapted), [T, D]."""
         x = embed(params["embed"], flat.input_ids, self.network.compute.dtype)
-        return run_layers(self.network, params, x, flat.positions, flat.spans, range(self.first))
+        return run_layers(self.network, params, x, flat.positions, flat.layout, range(self.first))
 
     def score(self, params: Params, head: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
         """Scores of the candidates [G, M] float32, 0 for padding; ``params`` with merged adapters."""
@@ -87,7 +87,7 @@ class RewardFunctions:
 
     def _upper(self, params: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
         layers = range(self.first, self.network.config.num_layers)
-        return run_layers(self.network, params, features, batch.flat.positions, batch.flat.spans, layers)
+        return run_layers(self.network, params, features, batch.flat.positions, batch.flat.layout, layers)
 
 
 def group_scores(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
@@ -121,7 +121,7 @@ def _train_step(
 
     def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
         model = merge_model(network, params, lora, trainable["lora"])
-        x = model.run(features, batch.flat.positions, batch.flat.spans, functions.first)
+        x = model.run(features, batch.flat.positions, batch.flat.layout, functions.first)
         scores = group_scores(network, params["final_norm"], trainable["head"], x, batch)
         return group_loss(scores, batch, functions.loss)
 

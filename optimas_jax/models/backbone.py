@@ -4,7 +4,7 @@ The network is *defined* with Flax NNX and *used* as a graph definition plus a p
 
     network = Network(config, compute)                # static and hashable
     params = init_params(config, compute, key)        # or models.weights.load(...)
-    hidden = forward(network, params, input_ids, positions, spans)
+    hidden = forward(network, params, input_ids, positions, layout)
 
 so that every step is a pure function of arrays. Layers are kept apart, not stacked: decoding reads each weight once
 per token and must not copy it out of a stack first. Passes without a gradient run one compiled layer after another
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from optimas_jax.models.attention import KeysValues, Spans, attention, decode_attention
+from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles, attention, decode_attention
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, lora_linear
 from optimas_jax.parallel.platform import Compute
@@ -95,7 +95,7 @@ class Layer(nnx.Module):
         self.up = linear("up", dim, config.mlp_dim)
         self.down = linear("down", config.mlp_dim, dim)
         self.config = config
-        self.implementation = compute.attention
+        self.fused = compute.attention == "fused"
 
     def _qkv(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[..., D] -> rotated q [..., N, H], rotated k [..., K, H], v [..., K, H]."""
@@ -111,12 +111,12 @@ class Layer(nnx.Module):
         h = self.mlp_norm(x)
         return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
 
-    def __call__(self, x, rotation, spans, stored=None):
-        """x [T, D] -> x [T, D], and every sequence's keys and values [B, S, K, H]; see ``attention``."""
+    def __call__(self, x, rotation, layout, stored=None):
+        """x [T, D] -> x [T, D], and the tokens' own keys and values [T, K, H]; see ``attention``."""
         q, k, v = self._qkv(self.attn_norm(x), rotation)
-        mixed, kv = attention(q, k, v, spans, stored, implementation=self.implementation)
+        mixed = attention(q, k, v, layout, stored, fused=self.fused)
         x = x + self.o(mixed.reshape(*x.shape[:-1], -1))
-        return self._mlp(x), kv
+        return self._mlp(x), (k, v)
 
     def step(self, x, rotation, k_cache, v_cache, positions):
         """x [B, D] -> x [B, D] and the caches (see ``Cache``) with these tokens written at ``positions`` [B]."""
@@ -147,11 +147,11 @@ class Backbone(nnx.Module):
         self.config = config
         self.dtype = compute.dtype
 
-    def run(self, x, positions, spans, first=0):
+    def run(self, x, positions, layout, first=0):
         """Output of the layers from ``first`` on [T, D], given what goes into them [T, D]."""
         rotation = rope_angles(positions, self.config)
         for layer in list(self.layers)[first:]:
-            x, _ = layer(x, rotation, spans)
+            x, _ = layer(x, rotation, layout)
         return x
 
     def step(self, tokens, positions, cache: Cache):
@@ -275,24 +275,24 @@ def forward(
     params: Params,
     input_ids: jax.Array,
     positions: jax.Array,
-    spans: Spans,
+    layout: Tiles | Spans,
     lora: LoraConfig | None = None,
     lora_params: Params | None = None,
 ) -> jax.Array:
-    """Hidden states after the final norm, as one differentiable function.
+    """Hidden states after the final norm, as one function, differentiable for ``Spans``.
 
     Args:
       params: the frozen tree.
       input_ids: [T] int32, a flat batch.
       positions: [T] int32 RoPE positions.
-      spans: its sequences.
+      layout: its sequences.
       lora, lora_params: configuration and tree of adapters, or None.
 
     Returns:
       [T, D] in the compute dtype.
     """
     model = merge_model(network, params, lora, lora_params)
-    return model.final_norm(model.run(embed(model.embed[...], input_ids, network.compute.dtype), positions, spans))
+    return model.final_norm(model.run(embed(model.embed[...], input_ids, network.compute.dtype), positions, layout))
 
 
 def merge_model(
@@ -307,27 +307,28 @@ def run_layers(
     params: Params,
     x: jax.Array,
     positions: jax.Array,
-    spans: Spans,
+    layout: Tiles | Spans,
     layers: range,
     *,
-    stored: Sequence[KeysValues] | None = None,
+    stored: Sequence[StoredKeysValues] | None = None,
     keep: Callable[[int, KeysValues], None] | None = None,
 ) -> jax.Array:
     """Runs ``layers`` one compiled layer after another, without a gradient.
 
     Args:
       x: [T, D] output of the layer before the first.
-      stored: keys and values of an earlier batch, by layer.
-      keep: is given each layer's index and its sequences' keys and values [B, S, K, H].
+      stored: keys and values of earlier batches, by layer; needed for ``keep``.
+      keep: is given each layer's index and its keys and values [T, K, H], T padded to a multiple of
+        ``prefill_tokens``.
 
     Returns:
       [T, D] output of the last layer.
     """
     for index in layers:
         earlier = None if stored is None else stored[index]
-        x, kv = _run_layer(network, params["layers"][index], x, positions, spans, earlier)
-        if keep is not None:
-            keep(index, kv)
+        x, own = _run_layer(network, params["layers"][index], x, positions, layout, earlier)
+        if keep is not None and own is not None:
+            keep(index, own)
     return x
 
 
@@ -337,11 +338,17 @@ def _run_layer(
     layer_params: Params,
     x: jax.Array,
     positions: jax.Array,
-    spans: Spans,
-    stored: KeysValues | None,
-) -> tuple[jax.Array, KeysValues]:
+    layout: Tiles | Spans,
+    stored: StoredKeysValues | None,
+) -> tuple[jax.Array, KeysValues | None]:
     layer = nnx.merge(network.layer, layer_params)
-    return layer(x, rope_angles(positions, network.config), spans, stored)
+    x, own = layer(x, rope_angles(positions, network.config), layout, stored)
+    if stored is None:
+        return x, None
+    # Few sizes: what reads them is not compiled again for each T.
+    padding = -len(positions) % network.compute.prefill_tokens
+    keys, values = (jnp.pad(part, ((0, padding), (0, 0), (0, 0))) for part in own)
+    return x, (keys, values)
 
 
 def merge_trees(params: Params, lora_params: Params) -> Params:

@@ -15,11 +15,11 @@ from typing import Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from optimas_jax.models.attention import KeysValues
+from optimas_jax.models.attention import KeysValues, StoredKeysValues
 from optimas_jax.models.backbone import Cache, Network
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
-from optimas_jax.models.prefill import Prefiller
+from optimas_jax.models.prefill import Prefiller, Writer
 from optimas_jax.models.prefix_cache import Ids
 from optimas_jax.models.sampling import Rows, decode, empty_cache, insert, rearrange
 from optimas_jax.parallel.mesh import DATA
@@ -198,25 +198,22 @@ class ContinuousBatch(Generic[Key]):
         unique = list(rows_of)
         cache = list(self._cache)
 
-        def write(members: list[int], layer: int, kv: KeysValues) -> None:
-            for target in _targets([rows_of[unique[member]] for member in members], kv[0].shape[0], len(self._flights)):
-                cache[layer] = insert(cache[layer], kv, target)
+        def begin(members: list[int], places: list[np.ndarray]) -> Writer:
+            table = np.full((len(self._flights), self._slots), np.iinfo(np.int32).max, np.int32)
+            rows = np.zeros(len(self._flights), np.int32)
+            count = 0
+            for member, at in zip(members, places, strict=True):
+                for row in rows_of[unique[member]]:
+                    rows[count], table[count, : len(at)] = row, at
+                    count += 1
 
-        self._prefiller.run(unique, write)
+            def write(layer: int, stored: StoredKeysValues, own: KeysValues) -> None:
+                cache[layer] = insert(cache[layer], stored, own, table, rows, np.int32(count))
+
+            return write
+
+        self._prefiller.run(unique, begin)
         self._cache = tuple(cache)
-
-
-def _targets(places: Sequence[Sequence[int]], size: int, beyond: int) -> list[np.ndarray]:
-    """Rows for each sequence of a pass, one array [size] per round: a prompt that several requests share is written
-    several times."""
-    rounds = max(map(len, places))
-    return [
-        np.asarray(
-            [*(rows[turn] if turn < len(rows) else beyond for rows in places), *[beyond] * (size - len(places))],
-            np.int32,
-        )
-        for turn in range(rounds)
-    ]
 
 
 def _slot_bucket(slots: int) -> int:

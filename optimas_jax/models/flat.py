@@ -1,4 +1,4 @@
-"""Sequences of different lengths laid end to end: the layout that every pass over whole sequences computes on.
+"""Sequences of different lengths laid end to end: the batch that every pass over whole sequences computes on.
 
 Sizes are rounded up to buckets, so that the number of compilations is bounded; what a sequence gets does not depend on
 them (``models.attention``).
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from optimas_jax.models.attention import Spans
+from optimas_jax.models.attention import BLOCK, TILE, Spans, Tiles
 from optimas_jax.parallel.sharding import place_rows
 
 
@@ -23,20 +23,20 @@ class FlatSequence:
 
     Attributes:
       ids: its tokens, at least one.
-      stored_at: places, among the stored keys, of the keys that come before the first of ``ids``.
+      blocks: the stored blocks of the keys that come before the first of ``ids``.
       positions: RoPE positions of ``ids``; default: counting from ``start``.
-      branches: part of a group that each token belongs to (``Spans.branches``); default: a plain sequence.
+      parts: part of a group that each token belongs to (``Tiles.part``); default: a plain sequence.
     """
 
     ids: Sequence[int]
-    stored_at: Sequence[int] | np.ndarray = ()
+    blocks: Sequence[int] = ()
     positions: Sequence[int] | None = None
-    branches: Sequence[int] | None = None
+    parts: Sequence[int] | None = None
 
     @property
     def start(self) -> int:
         """Position of the first of ``ids``."""
-        return len(self.stored_at)
+        return len(self.blocks) * BLOCK
 
     @property
     def length(self) -> int:
@@ -49,7 +49,7 @@ class Flat(NamedTuple):
 
     input_ids: Any
     positions: Any
-    spans: Spans
+    layout: Tiles | Spans
 
 
 def bucket(size: int, least: int, per_doubling: int = 2) -> int:
@@ -60,57 +60,105 @@ def bucket(size: int, least: int, per_doubling: int = 2) -> int:
 
 
 def flatten(
-    sequences: Sequence[FlatSequence], *, stored: int, pad_id: int, tokens: int = 0, coarse: bool = False
+    sequences: Sequence[FlatSequence], *, pad_id: int, tiled: bool, stored: int = 0, slots: int = 0, tokens: int = 0
 ) -> Flat:
     """Lays sequences end to end.
 
     Args:
-      sequences: at least one; all with ``branches`` or none.
-      stored: P, how many stored keys they may refer to.
+      sequences: at least one; all with ``parts`` or none.
       pad_id: fills what is left.
+      tiled: ``Tiles`` or ``Spans``.
+      stored: P, positions that may have been stored.
+      slots: most positions that are stored of a sequence; 0 for as many as there are. A size of ``Tiles``.
       tokens: T, default the bucket of what there is.
-      coarse: round sizes up to few shapes, for programs that take long to compile.
 
     Returns:
       numpy arrays.
     """
-    total = sum(len(one.ids) for one in sequences)
-    # Padding tokens cost as much as real ones; padding in attention costs little, and every shape costs memory.
-    tokens = tokens or bucket(total, 128 if total > 128 else 64)
-    sizes = (8, 16, 32) if coarse else (1, 4, 16, 32)
-    rows = next((size for size in sizes if size >= len(sequences)), bucket(len(sequences), 32))
-    slots = bucket(max(one.length for one in sequences), 256 if coarse else 128, 1)
+    # Padding tokens cost as much as real ones. A program costs about as much as 300 tokens.
+    tokens = tokens or bucket(sum(len(one.ids) for one in sequences), TILE, 4)
+    ids, positions = np.full(tokens, pad_id, np.int32), np.zeros(tokens, np.int32)
+    begins = np.cumsum([0, *(len(one.ids) for one in sequences)])
+    for begin, one in zip(begins, sequences, strict=False):
+        ids[begin : begin + len(one.ids)] = one.ids
+        positions[begin : begin + len(one.ids)] = (
+            np.arange(one.start, one.length) if one.positions is None else one.positions
+        )
+    layout = _tiles(sequences, begins, tokens, slots) if tiled else _spans(sequences, begins, tokens, stored)
+    return Flat(ids, positions, layout)
+
+
+def _tiles(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, slots: int) -> Tiles:
+    rows = bucket(len(sequences), 32)
+    sequence, place, part = np.full(tokens, -1, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
+    starts = np.zeros(rows, np.int32)
+    width = -(-max(slots, *(one.start for one in sequences), 1) // TILE) * TILE // BLOCK
+    blocks = np.zeros((rows, width), np.int32)
+    for row, one in enumerate(sequences):
+        own = slice(begins[row], begins[row + 1])
+        sequence[own] = row
+        place[own] = np.arange(one.start, one.length)
+        part[own] = 0 if one.parts is None else one.parts
+        starts[row] = one.start
+        blocks[row, : len(one.blocks)] = one.blocks
+    segments, bounds = np.zeros((2 * tokens // TILE + rows, 4), np.int32), np.zeros(tokens // TILE + 1, np.int32)
+    count = 0
+    for tile, begin in enumerate(range(0, tokens, TILE)):
+        members = sorted({int(row) for row in sequence[begin : begin + TILE]} - {-1})
+        shared = _shared_blocks([sequences[row] for row in members]) * BLOCK // TILE if len(members) > 1 else 0
+        if shared:
+            segments[count] = (members[0], 0, shared, 1)
+            count += 1
+        for row in members:
+            last = place[min(begins[row + 1], begin + TILE) - 1]
+            segments[count] = (row, shared, last // TILE + 1, 0)
+            count += 1
+        bounds[tile + 1] = count
+    return Tiles(sequence, place, part, _padded(begins[:-1], rows), starts, blocks, segments, bounds)
+
+
+def _shared_blocks(sequences: Sequence[FlatSequence]) -> int:
+    """How many stored blocks all of them begin with."""
+    columns = list(zip(*(one.blocks for one in sequences), strict=False))
+    return next((count for count, column in enumerate(columns) if len(set(column)) > 1), len(columns))
+
+
+def _spans(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, stored: int) -> Spans:
+    # Padding in rows costs memory bandwidth only, and training steps take long to compile: few shapes.
+    rows = bucket(len(sequences), 8, 1)
+    slots = bucket(max(one.length for one in sequences), 128, 1)
     # Queries and keys are the same tokens where nothing is stored.
-    width = bucket(max(len(one.ids) for one in sequences), 32, 1) if stored else slots
-    grouped = sequences[0].branches is not None
-    ids, positions, inverse = np.full(tokens, pad_id, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
-    queries = np.full((rows, width), tokens, np.int32)
-    keys = np.full((rows, slots), stored + tokens, np.int32)
-    starts, branches = np.zeros(rows, np.int32), np.full((rows, slots), -1, np.int32)
-    begin = 0
+    width = bucket(max(len(one.ids) for one in sequences), TILE, 1) if stored else slots
+    inverse, starts = np.zeros(tokens, np.int32), np.zeros(rows, np.int32)
+    queries, keys = np.full((rows, width), tokens, np.int32), np.full((rows, slots), stored + tokens, np.int32)
+    parts = np.full((rows, slots), -1, np.int32)
     for row, one in enumerate(sequences):
         count = len(one.ids)
-        places = np.arange(begin, begin + count)
-        ids[places] = one.ids
-        positions[places] = np.arange(one.start, one.length) if one.positions is None else one.positions
+        places = np.arange(begins[row], begins[row] + count)
         inverse[places] = row * width + np.arange(count)
         queries[row, :count] = places
-        keys[row, : one.start] = one.stored_at
+        keys[row, : one.start] = stored_places(one.blocks)
         keys[row, one.start : one.length] = stored + places
         starts[row] = one.start
-        if one.branches is not None:
-            branches[row, :count] = one.branches
-        begin += count
-    return Flat(ids, positions, Spans(queries, keys, inverse, starts, branches if grouped else None))
+        if one.parts is not None:
+            parts[row, :count] = one.parts
+    return Spans(queries, keys, inverse, starts, None if sequences[0].parts is None else parts)
+
+
+def stored_places(blocks: Sequence[int]) -> np.ndarray:
+    """Places [n * BLOCK] int32 of the positions of stored blocks [n]."""
+    return (np.asarray(blocks, np.int32)[:, None] * BLOCK + np.arange(BLOCK, dtype=np.int32)).reshape(-1)
+
+
+def _padded(values: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(values, (0, size - len(values))).astype(np.int32)
 
 
 def place_flat(flat: Flat, mesh: Mesh | None) -> Flat:
-    """Puts a flat batch on the mesh: tokens are cut along ``data``, the places of its sequences are copied."""
-    arrays = {"input_ids": flat.input_ids, "positions": flat.positions, "inverse": flat.spans.inverse}
-    spans = {name: part for name, part in flat.spans._asdict().items() if name != "inverse" and part is not None}
-    placed = place_rows({**arrays, **spans}, mesh, tuple(arrays))
-    return Flat(
-        placed["input_ids"],
-        placed["positions"],
-        Spans(**{name: placed.get(name) for name in Spans._fields}),
-    )
+    """Puts a flat batch on the mesh: tokens are cut along ``data``, where its sequences lie is copied."""
+    tokens = ("input_ids", "positions", "sequence", "place", "part", "inverse")
+    layout = {name: part for name, part in flat.layout._asdict().items() if part is not None}
+    arrays = {"input_ids": flat.input_ids, "positions": flat.positions, **layout}
+    placed = place_rows(arrays, mesh, tuple(name for name in tokens if name in arrays))
+    layout = flat.layout._replace(**{name: placed[name] for name in layout})
+    return Flat(placed["input_ids"], placed["positions"], layout)

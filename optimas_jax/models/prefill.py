@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from optimas_jax.models.attention import KeysValues
+from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues
 from optimas_jax.models.backbone import Network, embed, run_layers
-from optimas_jax.models.flat import FlatSequence, bucket, flatten, place_flat
+from optimas_jax.models.flat import FlatSequence, flatten, place_flat, stored_places
 from optimas_jax.models.lora import Params
-from optimas_jax.models.prefix_cache import BLOCK, Ids, PrefixCache, shares_block
+from optimas_jax.models.prefix_cache import Ids, PrefixCache, shares_block
 
 _PASS_PROMPTS = 32
-_CELLS = 768  # query-key pairs per token: attention, padding included, stays small beside the rest
+
+# Given a layer, what was stored before the pass, and the pass's own keys and values.
+Writer = Callable[[int, StoredKeysValues, KeysValues], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,60 +36,73 @@ class Prefiller:
     tokens: int
     prefixes: PrefixCache
 
-    def run(self, prompts: Sequence[Ids], write: Callable[[list[int], int, KeysValues], None]) -> None:
+    def run(self, prompts: Sequence[Ids], begin: Callable[[list[int], list[np.ndarray]], Writer]) -> None:
         """Runs prompts in as few passes as hold them.
 
         Args:
-          write: is given, for each pass and layer, the indices of the pass's prompts, the layer, and keys and values
-            [b, S, K, H], whose first rows are the prompts in that order.
+          begin: is called for each pass with the indices of its prompts, and where the keys of each will stand in
+            ``[stored | own]`` (``models.attention.gather``); what it returns is called for each layer.
         """
         waiting = list(range(len(prompts)))
         while waiting:
-            members, places = self._next_pass(prompts, waiting)
+            members, kept = self._next_pass(prompts, waiting)
             waiting = [index for index in waiting if index not in members]
             try:
-                self._pass([prompts[index] for index in members], places, members, write)
+                self._pass([prompts[index] for index in members], kept, lambda places: begin(members, places))  # noqa: B023
             except BaseException:
                 self.prefixes.clear()  # blocks were reserved that nothing was written to
                 raise
 
-    def _next_pass(self, prompts: Sequence[Ids], waiting: Sequence[int]) -> tuple[list[int], list[np.ndarray]]:
-        """Which of the waiting prompts to run next, longest first, and the places of what is kept of each."""
+    def _next_pass(self, prompts: Sequence[Ids], waiting: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+        """Which of the waiting prompts to run next, and the blocks that are kept of each. Longest first; those that
+        begin alike stand side by side, because attention then reads their common blocks once."""
         kept = {index: self.prefixes.match(prompts[index]) for index in waiting}
-        own = {index: len(prompts[index]) - len(kept[index]) for index in waiting}
+        own = {index: len(prompts[index]) - len(kept[index]) * BLOCK for index in waiting}
         members: list[int] = []
-        tokens = slots = 0
+        tokens = 0
         for index in sorted(waiting, key=lambda index: -own[index]):
-            ids = prompts[index]
-            if shares_block(ids, len(kept[index]), [prompts[member] for member in members]):
+            if shares_block(prompts[index], len(kept[index]), [prompts[member] for member in members]):
                 continue
-            if members:
-                cells = (len(members) + 1) * own[members[0]] * max(slots, len(ids))
-                fits = tokens + own[index] <= self.tokens and cells <= _CELLS * (tokens + own[index])
-                if not fits or len(members) == _PASS_PROMPTS:
-                    continue
-            members.append(index)
-            tokens += own[index]
-            slots = max(slots, len(ids))
+            if not members or (tokens + own[index] <= self.tokens and len(members) < _PASS_PROMPTS):
+                members.append(index)
+                tokens += own[index]
+        members.sort(key=lambda index: kept[index])
         return members, [kept[index] for index in members]
 
     def _pass(
-        self,
-        prompts: Sequence[Ids],
-        places: Sequence[np.ndarray],
-        members: list[int],
-        write: Callable[[list[int], int, KeysValues], None],
+        self, prompts: Sequence[Ids], kept: Sequence[list[int]], begin: Callable[[list[np.ndarray]], Writer]
     ) -> None:
-        sequences = [FlatSequence(ids[len(kept) :], stored_at=kept) for ids, kept in zip(prompts, places, strict=True)]
-        stored = self.prefixes.tokens if any(len(kept) for kept in places) else 0
-        flat = flatten(sequences, stored=stored, pad_id=self.pad_id)
-        slots = flat.spans.keys.shape[1]
-        rows, targets = self._to_keep(prompts, places, slots)
+        config = self.network.config
+        sequences = [FlatSequence(ids[len(at) * BLOCK :], at) for ids, at in zip(prompts, kept, strict=True)]
+        flat = flatten(
+            sequences,
+            pad_id=self.pad_id,
+            tiled=self.network.compute.tiled,
+            stored=self.prefixes.tokens,
+            slots=config.max_positions,
+        )
+        begins = np.cumsum([0, *(len(one.ids) for one in sequences)])
+        write = begin(
+            [
+                np.concatenate([stored_places(one.blocks), self.prefixes.tokens + start + np.arange(len(one.ids))])
+                for start, one in zip(begins, sequences, strict=False)
+            ]
+        )
+        in_use = {block for blocks in kept for block in blocks}
+        reserved = [self.prefixes.reserve(ids, len(at), in_use) for ids, at in zip(prompts, kept, strict=True)]
+        blocks = np.asarray([block for some in reserved for block in some], np.int32)
+        places = np.concatenate(
+            [start + BLOCK * np.arange(len(some)) for start, some in zip(begins, reserved, strict=False)]
+        ).astype(np.int32)
 
-        def keep(layer: int, kv: KeysValues) -> None:
-            write(members, layer, kv)
-            if len(targets):
-                self.prefixes.write(layer, kv, rows, targets)
+        def keep(layer: int, own: KeysValues) -> None:
+            write(layer, self.prefixes.layers[layer], own)
+            if len(blocks):
+                more = own[0].shape[0] // BLOCK - len(blocks)
+                beyond = self.prefixes.tokens // BLOCK
+                self.prefixes.write(
+                    layer, own, np.pad(places, (0, more)), np.pad(blocks, (0, more), constant_values=beyond)
+                )
 
         flat = place_flat(flat, self.mesh)
         run_layers(
@@ -95,25 +110,8 @@ class Prefiller:
             self.params,
             embed(self.params["embed"], flat.input_ids, self.network.compute.dtype),
             flat.positions,
-            flat.spans,
-            range(self.network.config.num_layers),
-            stored=self.prefixes.layers if stored else None,
+            flat.layout,
+            range(config.num_layers),
+            stored=self.prefixes.layers,
             keep=keep,
-        )
-
-    def _to_keep(
-        self, prompts: Sequence[Ids], places: Sequence[np.ndarray], slots: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the flattened [b * slots] keys of a pass to keep, and where: int32 arrays of one length."""
-        in_use = {int(place) // BLOCK for kept in places for place in kept[::BLOCK]}
-        rows, targets = [], []
-        for row, (ids, kept) in enumerate(zip(prompts, places, strict=True)):
-            reserved = self.prefixes.reserve(ids, len(kept), in_use)
-            rows.append(row * slots + len(kept) + np.arange(len(reserved)))
-            targets.append(reserved)
-        count = sum(map(len, targets))
-        padding = bucket(count, 64) - count if count else 0
-        return (
-            np.concatenate([*rows, np.zeros(padding)]).astype(np.int32),
-            np.concatenate([*targets, np.full(padding, self.prefixes.tokens)]).astype(np.int32),
         )

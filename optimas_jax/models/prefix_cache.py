@@ -16,59 +16,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optimas_jax.models.attention import KeysValues
+from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues, gather
 from optimas_jax.models.config import BackboneConfig
-
-BLOCK = 16  # tokens
 
 Ids = tuple[int, ...]
 
 
 class PrefixCache:
-    """A fixed store of blocks, per layer [P, K, H] keys and values."""
+    """A fixed store of blocks, per layer [P / BLOCK, BLOCK, K, H] keys and values."""
 
     def __init__(self, config: BackboneConfig, dtype: jnp.dtype, tokens: int):
         """``tokens``: P, a multiple of ``BLOCK``."""
-        shape = (tokens, config.num_kv_heads, config.head_dim)
+        shape = (tokens // BLOCK, BLOCK, config.num_kv_heads, config.head_dim)
         self.tokens = tokens
-        self.layers: list[KeysValues] = [
+        self.layers: list[StoredKeysValues] = [
             (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)
         ]
         self._blocks: OrderedDict[Ids, int] = OrderedDict()  # all tokens up to a block's end -> block; oldest first
         self._free = list(range(tokens // BLOCK))
 
-    def match(self, ids: Ids) -> np.ndarray:
-        """Places of the keys of the longest kept prefix of a prompt [n] int32; at least one token is left over."""
+    def match(self, ids: Ids) -> list[int]:
+        """Blocks of the longest kept prefix of a prompt; at least one token is left over."""
         blocks: list[int] = []
         while (end := (len(blocks) + 1) * BLOCK) < len(ids) and ids[:end] in self._blocks:
             blocks.append(self._blocks[ids[:end]])
         self._touch(ids, len(blocks))
-        return (np.asarray(blocks, np.int32)[:, None] * BLOCK + np.arange(BLOCK, dtype=np.int32)).reshape(-1)
+        return blocks
 
-    def reserve(self, ids: Ids, matched: int, in_use: set[int]) -> np.ndarray:
-        """Makes blocks for the tokens of a prompt after the first ``matched``.
+    def reserve(self, ids: Ids, matched: int, in_use: set[int]) -> list[int]:
+        """Makes blocks for the tokens of a prompt after the first ``matched`` blocks.
 
         Args:
           in_use: blocks that must stay; the new ones are added.
 
         Returns:
-          Places for tokens matched, matched + 1, ... [n] int32; n is a multiple of ``BLOCK``, and less than the prompt
-          has if there is no room, or if another prompt makes the same block.
+          The new blocks, in order; fewer than the prompt has if there is no room, or if another prompt makes the same
+          block.
         """
         blocks: list[int] = []
-        for end in range(matched + BLOCK, len(ids) + 1, BLOCK):
+        for end in range((matched + 1) * BLOCK, len(ids) + 1, BLOCK):
             if ids[:end] in self._blocks or (block := self._take(in_use)) is None:
                 break
             self._blocks[ids[:end]] = block
             in_use.add(block)
             blocks.append(block)
-        self._touch(ids, matched // BLOCK + len(blocks))
-        return (np.asarray(blocks, np.int32)[:, None] * BLOCK + np.arange(BLOCK, dtype=np.int32)).reshape(-1)
+        self._touch(ids, matched + len(blocks))
+        return blocks
 
-    def write(self, layer: int, kv: KeysValues, rows: np.ndarray, places: np.ndarray) -> None:
-        """Keeps keys and values of one layer: kv [b, S, K, H] each, of which the flattened ``rows`` [n] int32 go to
-        ``places`` [n] int32 (beyond the end: nowhere)."""
-        self.layers[layer] = _write(self.layers[layer], kv, rows, places)
+    def write(self, layer: int, own: KeysValues, places: np.ndarray, blocks: np.ndarray) -> None:
+        """Keeps keys and values of one layer: of ``own`` [T, K, H] each, what stands from ``places`` [n] int32 on goes
+        into ``blocks`` [n] int32 (beyond the last one: nowhere)."""
+        self.layers[layer] = _write(self.layers[layer], own, places, blocks)
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -92,15 +90,17 @@ class PrefixCache:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _write(layer: KeysValues, kv: KeysValues, rows: jax.Array, places: jax.Array) -> KeysValues:
-    def write(store: jax.Array, part: jax.Array) -> jax.Array:
-        return store.at[places].set(part.reshape(-1, *part.shape[2:])[rows].astype(store.dtype), mode="drop")
+def _write(layer: StoredKeysValues, own: KeysValues, places: jax.Array, blocks: jax.Array) -> StoredKeysValues:
+    tokens = places[:, None] + jnp.arange(BLOCK)
 
-    return write(layer[0], kv[0]), write(layer[1], kv[1])
+    def write(store: jax.Array, part: jax.Array) -> jax.Array:
+        return store.at[blocks].set(gather(part, tokens).astype(store.dtype), mode="drop")
+
+    return write(layer[0], own[0]), write(layer[1], own[1])
 
 
 def shares_block(ids: Ids, matched: int, others: Sequence[Ids], blocks: int = 2) -> bool:
-    """Whether a prompt shares ``blocks`` more blocks than ``matched`` tokens with one of the others: it had better
+    """Whether a prompt shares ``blocks`` more blocks than the ``matched`` ones with one of the others: it had better
     wait until that one is kept."""
-    end = matched + blocks * BLOCK
+    end = (matched + blocks) * BLOCK
     return end < len(ids) and any(other[:end] == ids[:end] for other in others)

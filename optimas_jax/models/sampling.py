@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optimas_jax.models.attention import KeysValues
+from optimas_jax.models.attention import KeysValues, StoredKeysValues, gather
 from optimas_jax.models.backbone import Cache, Network, merge_model
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import Params
@@ -93,21 +93,28 @@ def empty_cache(config: BackboneConfig, dtype: Any, rows: int, slots: int) -> Ca
 
 
 @partial(jax.jit, donate_argnums=0)
-def insert(layer: KeysValues, kv: KeysValues, rows: jax.Array) -> KeysValues:
+def insert(
+    layer: KeysValues, stored: StoredKeysValues, own: KeysValues, places: jax.Array, rows: jax.Array, count: jax.Array
+) -> KeysValues:
     """Writes prefilled sequences into rows of one layer of a cache, from slot 0 on.
 
     Args:
       layer: [B, K, H, S] and [B, K, S, H]; donated.
-      kv: keys and values [b, s, K, H]; slots beyond S hold padding only.
-      rows: [b] int32 target rows; B (one past the end) drops a sequence.
+      stored, own: where keys and values of the sequences are, see ``models.attention.gather``.
+      places: [B, S] int32 where those of each sequence stand; beyond the end for empty slots.
+      rows: [B] int32 target rows.
+      count: int32 number of sequences; further ``places`` and ``rows`` do not count.
     """
-    keys, values = layer
-    slots = min(keys.shape[3], kv[0].shape[1])
-    new_keys, new_values = kv[0][:, :slots].transpose(0, 2, 3, 1), kv[1][:, :slots].swapaxes(1, 2)
-    return (
-        keys.at[rows, :, :, :slots].set(new_keys.astype(keys.dtype), mode="drop"),
-        values.at[rows, :, :slots].set(new_values.astype(values.dtype), mode="drop"),
-    )
+
+    def write(index: jax.Array, layer: KeysValues) -> KeysValues:
+        keys, values = (gather(new, places[index], old) for new, old in zip(own, stored, strict=True))  # [S, K, H]
+        at = (rows[index], 0, 0, 0)
+        return (
+            jax.lax.dynamic_update_slice(layer[0], keys.transpose(1, 2, 0)[None].astype(layer[0].dtype), at),
+            jax.lax.dynamic_update_slice(layer[1], values.swapaxes(0, 1)[None].astype(layer[1].dtype), at),
+        )
+
+    return jax.lax.fori_loop(0, count, write, layer)
 
 
 @partial(jax.jit, static_argnums=2)

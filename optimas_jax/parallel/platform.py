@@ -18,8 +18,8 @@ class Compute:
     Attributes:
       dtype: dtype of frozen weights and activations. Reductions, softmax, log-probs, LoRA, heads and optimiser state
         are float32 whatever it says.
-      attention: ``blocked`` (batched two-dimensional products over causal blocks, best on CPU) or ``fused``
-        (``jax.nn.dot_product_attention``, which picks the platform's kernel).
+      attention: ``blocked`` (batched two-dimensional products over tiles of queries and keys, best on CPU) or
+        ``fused`` (``jax.nn.dot_product_attention``, which picks the platform's kernel).
       merge_lora: whether a LoRA product is formed as ``x (W + A B)``. Exact in float32 and cheaper on CPU; in
         bfloat16 the small update would be rounded away, so there it stays ``x W + (x A) B``.
       prefill_tokens: prompts of about this many tokens together make up one pass.
@@ -31,6 +31,11 @@ class Compute:
     merge_lora: bool
     prefill_tokens: int = 512
     prefix_tokens: int = 8192
+
+    @property
+    def tiled(self) -> bool:
+        """Whether passes without a gradient loop over tiles (``models.attention.Tiles``)."""
+        return self.attention == "blocked"
 
 
 def default_compute(platform: str | None = None) -> Compute:
