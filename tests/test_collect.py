@@ -2,7 +2,7 @@ import random
 
 from systems import example, system, tool
 
-from optimas_jax.core.system import Component, ComponentFailure, RunContext
+from optimas_jax.core.system import Component, ComponentFailure, Job, RunContext, run_many
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import Demo, Hyperparameters, Prompt, PromptSpace
 from optimas_jax.loop.collect import CollectConfig, collect
@@ -37,16 +37,10 @@ def chain(answers, calls=None, grid=(1, 2)):
 
 def gather_groups(some_system, examples, components=None, **settings):
     settings = {"config": CollectConfig(samples=3, temperature=1.0, rollouts=1, values=2), **settings}
-    return collect(
-        some_system,
-        some_system.default_configuration(),
-        examples,
-        components or some_system.tunable,
-        seed=0,
-        concurrency=4,
-        progress=QUIET,
-        **settings,
-    )
+    configuration = some_system.default_configuration()
+    traces = run_many(some_system, [Job(configuration, one, 0) for one in examples], concurrency=4)
+    bases = {name: list(zip(examples, traces, strict=True)) for name in components or some_system.tunable}
+    return traces, collect(some_system, configuration, bases, seed=0, concurrency=4, progress=QUIET, **settings)
 
 
 def test_groups_hold_distinct_candidates_with_the_reward_of_what_follows():

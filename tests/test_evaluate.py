@@ -99,7 +99,7 @@ def test_configurations_are_compared_under_the_same_seeds(run):
     examples = [example(f"e{i}", q=i) for i in range(20)]
     default = run.system.default_configuration()
     triple = default.replace("scale", [*run.system.by_name["scale"].space.values()][1])
-    plain, scaled = (evaluate(run, configuration, examples, 3, "label") for configuration in (default, triple))
+    plain, scaled = evaluate(run, (default, triple), examples, 3)
     assert [len(traces) for traces in plain.traces] == [20] * 3
     assert [trace.example_id for trace in plain.traces[1]] == [one.id for one in examples]
     assert {trace.seed for trace in plain.traces[0]} == {5}
@@ -107,7 +107,7 @@ def test_configurations_are_compared_under_the_same_seeds(run):
     assert scaled.scores == pytest.approx([3 * score for score in plain.scores])
     assert len(set(plain.scores)) > 2  # repeats draw anew
     assert plain.outcomes == {"ok": 57, "refused": 3}
-    assert evaluate(run, default, examples, 1, "label").traces == plain.traces[:1]
+    assert evaluate(run, (default,), examples, 1)[0].traces == plain.traces[:1]
 
 
 # Alignment

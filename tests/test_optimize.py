@@ -197,11 +197,11 @@ def test_trained_local_rewards_rank_as_the_exact_ones(tmp_path: Path) -> None:
         configuration = system.default_configuration()
         for name, value in zip(system.tunable, values, strict=False):
             configuration = configuration.replace(name, value)
-        _, found = collect(
+        traces = run_many(system, [Job(configuration, example, 0) for example in EXAMPLES], concurrency=4)
+        found = collect(
             system,
             configuration,
-            EXAMPLES,
-            ["tuner"],
+            {"tuner": list(zip(EXAMPLES, traces, strict=True))},
             CollectConfig(samples=0, values=4),
             seed=0,
             concurrency=4,

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from optimas_jax.core.system import Job, run_many
 from optimas_jax.core.types import Example, Group
 from optimas_jax.loop.alignment import is_held_out
 from optimas_jax.loop.collect import collect
@@ -32,11 +33,14 @@ def adapt(
 
     With ``on_drift`` the training is left out when the local reward still orders the fresh pairs well.
     """
-    _, fresh = collect(
+    with run.progress.bar("base runs", len(examples)) as advance:
+        jobs = [Job(state.configuration, example, run.config.seed) for example in examples]
+        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
+    bases = list(zip(examples, traces, strict=True))
+    fresh = collect(
         run.system,
         state.configuration,
-        examples,
-        components,
+        dict.fromkeys(components, bases),
         run.config.collect,
         seed=run.config.seed,
         concurrency=run.config.concurrency,

@@ -1,6 +1,6 @@
 """Collect: candidate outputs per component and input, each with its Monte Carlo global reward (paper, section 4.1).
 
-The system is run once per example under the current configuration. Then, for every tunable component, candidates for
+The system has been run once per example under the current configuration. For every tunable component, candidates for
 its output on that example's own trajectory come from the current value, from hotter sampling, and from other values
 of its space; each is followed through the components that depend on it, with everything else kept, and scored by the
 global metric. Duplicates are run once. Groups whose candidates all score alike are kept (they are data too), but
@@ -9,11 +9,12 @@ nothing is learned from them.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
-from optimas_jax.core.system import Job, System, gather, run_many
+from optimas_jax.core.system import System, gather
 from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
 from optimas_jax.core.values import Configuration, Grid, Models, Prompt, PromptSpace, Value, value_digest
 from optimas_jax.loop.progress import Progress
@@ -41,33 +42,26 @@ class CollectConfig:
 def collect(
     system: System,
     configuration: Configuration,
-    examples: Sequence[Example],
-    components: Sequence[str],
+    bases: Mapping[str, Sequence[tuple[Example, Trace]]],
     config: CollectConfig,
     *,
     seed: int,
     concurrency: int,
     progress: Progress,
     propose_values: Callable[[str, Sequence[Group]], Sequence[Value]] = lambda name, groups: (),
-) -> tuple[list[Trace], list[Group]]:
-    """Runs the system and tries candidate outputs, in two rounds.
+) -> list[Group]:
+    """Tries candidate outputs, in two rounds.
 
     The first round tries the current value, hotter samples of it, and the values that grids and model choices list. In
     the second round ``propose_values`` may name more values for a component, having seen what the first one found.
 
+    Args:
+      bases: by component, the examples to try it on and their runs under ``configuration``.
+
     Returns:
-      The trace of every example, and the groups with at least two different candidates, in the order of components and
-      then of examples.
+      The groups with at least two different candidates, in the order of components and then of examples.
     """
-    with progress.bar("base runs", len(examples)) as advance:
-        jobs = [Job(configuration, example, seed) for example in examples]
-        traces = run_many(system, jobs, concurrency=concurrency, on_done=advance)
-    places = [
-        (name, example, trace)
-        for name in components
-        for example, trace in zip(examples, traces, strict=True)
-        if name in trace.steps
-    ]
+    places = [(name, example, trace) for name, runs in bases.items() for example, trace in runs if name in trace.steps]
     found: dict[_Place, dict[str, Candidate]] = {}
     rounds = _Rounds(system, configuration, config, seed, concurrency, progress, found)
     first: list[_Try] = []
@@ -78,10 +72,10 @@ def collect(
             first += [_Try(*place, value, f"sampled:{i}", config.temperature) for i in range(config.samples)]
         first += _tries_of_values(place, _listed_values(system, name, value), config.samples + config.values, seed)
     rounds.run("candidates", first)
-    proposed = {name: propose_values(name, _groups(found, places, name)) for name in components}
+    proposed = {name: propose_values(name, _groups(found, places, name)) for name in bases}
     rounds.run("more candidates", [t for p in places for t in _tries_of_values(p, proposed[p[0]], config.values, seed)])
-    groups = [group for name in components for group in _groups(found, places, name)]
-    return traces, [group for group in groups if len(group.candidates) > 1]
+    groups = [group for name in bases for group in _groups(found, places, name)]
+    return [group for group in groups if len(group.candidates) > 1]
 
 
 _Place = tuple[str, str]  # component, example id
@@ -112,29 +106,37 @@ class _Rounds:
     found: dict[_Place, dict[str, Candidate]]
 
     def run(self, label: str, tries: Sequence[_Try]) -> None:
+        """Every candidate is followed to its reward as soon as it is made; nothing waits for the slowest."""
         if not tries:
             return
-        with self.progress.bar(label, len(tries)) as advance:
-            calls = [functools.partial(self._outputs, one) for one in tries]
-            outputs = gather(calls, concurrency=self.concurrency, on_done=advance)
-        fresh: dict[tuple[_Place, str], tuple[_Try, Mapping]] = {}
-        for one, made in zip(tries, outputs, strict=True):
+        rewards: dict[tuple[_Place, str], tuple[float, ...]] = {}
+        followed: set[tuple[_Place, str]] = set()
+
+        async def follow(one: _Try) -> tuple[_Place, str, Mapping]:
+            made = await self._outputs(one)
             place, name = (one.component, one.example.id), digest(made)
-            if name not in self.found.setdefault(place, {}):
-                fresh.setdefault((place, name), (one, made))
+            if name not in self.found.get(place, {}) and (place, name) not in followed:
+                followed.add((place, name))
+                rewards[place, name] = await self._rewards(one, made)
+            return place, name, made
+
+        with self.progress.bar(label, len(tries)) as advance:
+            calls = [functools.partial(follow, one) for one in tries]
+            ends = gather(calls, concurrency=self.concurrency, on_done=advance)
+        for one, (place, name, made) in zip(tries, ends, strict=True):
+            here = self.found.setdefault(place, {})
+            if name not in here:  # of equal candidates the first one tried gives its source
+                here[name] = Candidate(made, one.source, rewards[place, name])
+
+    async def _rewards(self, one: _Try, made: Mapping) -> tuple[float, ...]:
+        """Global reward of each rollout. Where the component failed nothing follows: the failure score."""
+        if not made:
+            return (self.system.failure_score,) * self.config.rollouts
         seeds = [self.seed, *(derive_seed(self.seed, "rollout", index) for index in range(1, self.config.rollouts))]
-        jobs = [
-            Job(self.configuration, one.example, seed, self.system.kept(one.trace, one.component, made))
-            for one, made in fresh.values()
-            if made
-            for seed in seeds
-        ]
-        with self.progress.bar("rollouts", len(jobs)) as advance:
-            ends = iter(run_many(self.system, jobs, concurrency=self.concurrency, on_done=advance))
-        for (place, name), (one, made) in fresh.items():
-            # Where the component failed nothing follows, and the run gets the failure score.
-            rewards = tuple(next(ends).score if made else self.system.failure_score for _ in seeds)
-            self.found[place][name] = Candidate(made, one.source, rewards)
+        given = self.system.kept(one.trace, one.component, made)
+        async with asyncio.TaskGroup() as group:
+            runs = [group.create_task(self.system.run(self.configuration, one.example, seed, given)) for seed in seeds]
+        return tuple(run.result().score for run in runs)
 
     async def _outputs(self, one: _Try) -> Mapping:
         """The candidate's outputs; empty if the component failed, which is a candidate like any other."""

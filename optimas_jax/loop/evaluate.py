@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,15 +50,14 @@ class Evaluation:
 
 
 def evaluate(
-    run: Run, configuration: Configuration, examples: Sequence[Example], repeats: int, label: str
-) -> Evaluation:
-    """Runs a configuration on all examples; repeat r has the same seeds for every configuration."""
+    run: Run, configurations: Sequence[Configuration], examples: Sequence[Example], repeats: int
+) -> list[Evaluation]:
+    """Runs configurations on all examples; repeat r has the same seeds for every configuration."""
     seeds = [run.config.seed if r == 0 else derive_seed(run.config.seed, "repeat", r) for r in range(repeats)]
-    jobs = [Job(configuration, example, seed) for seed in seeds for example in examples]
-    with run.progress.bar(label, len(jobs)) as advance:
-        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-    size = len(examples)
-    return Evaluation(tuple(tuple(traces[r * size : (r + 1) * size]) for r in range(repeats)))
+    jobs = [Job(value, example, seed) for value in configurations for seed in seeds for example in examples]
+    with run.progress.bar(f"{run.config.evaluate.split} runs", len(jobs)) as advance:
+        traces = iter(run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance))
+    return [Evaluation(tuple(tuple(itertools.islice(traces, len(examples))) for _ in seeds)) for _ in configurations]
 
 
 def gain(optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:

@@ -25,32 +25,27 @@ def collect_offline(run: Run, config: OptimizeConfig) -> list[Group]:
     with run.progress.bar("base runs", len(jobs)) as advance:
         traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
     # What a component does shows where the rest of the system can succeed: those inputs first, where not all are used.
-    ranked = [example for example, _ in sorted(zip(train, traces, strict=True), key=lambda pair: -pair[1].score)]
-    groups: list[Group] = []
-    for count, names in _inputs_by_component(run.system, run.config.offline).items():
-        groups += collect(
-            run.system,
-            configuration,
-            train if count == len(train) else ranked[:count],
-            names,
-            run.config.collect,
-            seed=run.config.seed,
-            concurrency=run.config.concurrency,
-            progress=run.progress,
-            propose_values=demo_values(run, configuration, config),
-        )[1]
-    groups.sort(key=lambda group: run.system.tunable.index(group.component))
+    ranked = sorted(zip(train, traces, strict=True), key=lambda pair: -pair[1].score)
+    groups = collect(
+        run.system,
+        configuration,
+        {name: ranked[:count] for name, count in _inputs(run.system, run.config.offline).items()},
+        run.config.collect,
+        seed=run.config.seed,
+        concurrency=run.config.concurrency,
+        progress=run.progress,
+        propose_values=demo_values(run, configuration, config),
+    )
     return select_pairs(groups, config.pairs)
 
 
-def _inputs_by_component(system: System, config: OfflineConfig) -> dict[int, list[str]]:
-    """Tunable components by the number of inputs that they are tried on."""
-    counts: dict[int, list[str]] = {}
-    for name in system.tunable:
-        cost = 1 + len(system.descendants(name))
-        count = min(config.inputs, max(1, config.calls // cost)) if config.calls else config.inputs
-        counts.setdefault(count, []).append(name)
-    return counts
+def _inputs(system: System, config: OfflineConfig) -> dict[str, int]:
+    """Number of inputs that each tunable component is tried on."""
+    costs = {name: 1 + len(system.descendants(name)) for name in system.tunable}
+    return {
+        name: min(config.inputs, max(1, config.calls // cost)) if config.calls else config.inputs
+        for name, cost in costs.items()
+    }
 
 
 def demo_values(

@@ -113,8 +113,8 @@ def _evaluate(run: Run) -> None:
     configuration = load_best(Path(settings.folder) if settings.folder else run.folder.path / "best")
     run.system.check(configuration)
     examples = run.splits[settings.split]
-    baseline = evaluate(run, run.system.default_configuration(), examples, settings.repeats, "baseline")
-    optimized = evaluate(run, configuration, examples, settings.repeats, "optimized")
+    both = (run.system.default_configuration(), configuration)
+    baseline, optimized = evaluate(run, both, examples, settings.repeats)
     optimization = run.folder.read("optimized.json") or {"alignment": {}, "accepted": []}
     benchmark = BENCHMARKS[run.config.benchmark]
     results: dict[str, Any] = {
