@@ -22,7 +22,7 @@ def test_fresh_adapters_change_nothing():
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_merged_weights_equal_adapters(merge):
-    compute = tiny.Compute(tiny.F32.dtype, "blocked", merge_lora=merge)
+    compute = tiny.Compute(tiny.F32.dtype, "tiled", merge_lora=merge)
     plain, params = tiny.model()
     adapted, _ = tiny.model(compute=compute)
     lora = tiny.random_lora(init_lora(tiny.CONFIG, tiny.LORA, jax.random.key(1)))

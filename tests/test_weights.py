@@ -19,7 +19,7 @@ from optimas_jax.models.backbone import abstract_params
 from optimas_jax.models.weights import WeightsError, hf_name, load_config, load_params, resolve
 from optimas_jax.parallel.platform import Compute
 
-F32 = Compute(jnp.dtype(jnp.float32), "blocked", True)
+F32 = Compute(jnp.dtype(jnp.float32), "tiled", True)
 BF16 = Compute(jnp.dtype(jnp.bfloat16), "fused", False)
 CONFIG = {
     "model_type": "qwen2",

@@ -47,7 +47,7 @@ def _score(work: Work, engines: Engines) -> tuple[Run, str]:
         start = time.perf_counter()
         scores: list[list[float]] = [[] for _ in groups]
         for members in plan_batches(groups, _batch_tokens(groups)):
-            batch = _batch(groups, members, model, tiled=model.network.compute.tiled)
+            batch = _batch(groups, members, model)
             features = functions.features(model.params, batch.flat)
             values = np.asarray(functions.score(model.params, head, batch, features))
             for place, index in enumerate(members):
@@ -72,7 +72,7 @@ def _train(work: Work, engines: Engines) -> tuple[Run, str]:
         start = time.perf_counter()
         metrics = []
         for members in plan_batches(groups, _batch_tokens(groups)):
-            batch = _batch(groups, members, model, tiled=False)
+            batch = _batch(groups, members, model)
             features = functions.features(model.params, batch.flat)
             state, step = functions.train_step(state, model.params, batch, features, 0.0)
             metrics.append(step)
@@ -90,10 +90,10 @@ def _batch_tokens(groups: Sequence[TokenGroup]) -> int:
     return max(1, BatchShape().tokens // longest) * longest
 
 
-def _batch(groups: Sequence[TokenGroup], members: Sequence[int], model: LoadedModel, *, tiled: bool) -> GroupBatch:
+def _batch(groups: Sequence[TokenGroup], members: Sequence[int], model: LoadedModel) -> GroupBatch:
     chosen = [groups[index] for index in members]
     candidates = max(len(group.candidate_ids) for group in chosen)
-    return make_batch(chosen, candidates=candidates, pad_id=model.tokenizer.pad_id, tiled=tiled)
+    return make_batch(chosen, candidates=candidates, pad_id=model.tokenizer.pad_id, tiled=model.network.compute.tiled)
 
 
 def _generate(work: Work, engines: Engines) -> tuple[Run, str]:

@@ -115,23 +115,22 @@ class RewardEngine:
 
     def _batch(self, groups: Sequence[TokenGroup], *, training: bool = False) -> tuple[GroupBatch, Any]:
         """A batch on the devices, and its features. Training has few shapes: its step takes long to compile."""
-        tiled = self._model.network.compute.tiled
-        tokens = self._batch_tokens if training else 0
-        batch = self._lay_out(groups, tokens, tiled=tiled and not training)
-        if not self._functions.first:
-            return batch, self._functions.features(self._model.params, batch.flat)
-        features = self._kept_features.get(groups, len(batch.flat.input_ids))
-        if features is None:
-            plain = self._lay_out(groups, tokens, tiled=tiled) if training else batch
-            features = self._functions.features(self._model.params, plain.flat)
-            self._kept_features.put(groups, np.asarray(features))
-        return batch, features
-
-    def _lay_out(self, groups: Sequence[TokenGroup], tokens: int, *, tiled: bool) -> GroupBatch:
-        candidates, pad_id = self.config.batch.candidates, self._model.tokenizer.pad_id
-        batch = make_batch(groups, candidates=candidates, pad_id=pad_id, tiled=tiled, tokens=tokens)
+        batch = make_batch(
+            groups,
+            candidates=self.config.batch.candidates,
+            pad_id=self._model.tokenizer.pad_id,
+            tiled=self._model.network.compute.tiled,
+            tokens=self._batch_tokens if training else 0,
+        )
         flat = place_flat(batch.flat, self._model.mesh)
-        return replicate(batch._replace(flat=None), self._model.mesh)._replace(flat=flat)
+        placed = replicate(batch._replace(flat=None), self._model.mesh)._replace(flat=flat)
+        if not self._functions.first:
+            return placed, self._functions.features(self._model.params, flat)
+        features = self._kept_features.get(groups, len(flat.input_ids))
+        if features is None:
+            features = self._functions.features(self._model.params, flat)
+            self._kept_features.put(groups, np.asarray(features))
+        return placed, features
 
     def _keep_features(self, groups: Sequence[TokenGroup]) -> None:
         """Computes the features of all groups, in batches that suit it better than those of training."""

@@ -8,8 +8,8 @@ A *flat batch* is one axis of tokens, sequence after sequence, with no padding b
 by token wastes nothing. Attention alone looks at sequences, in one of two layouts:
 
 - ``Tiles``: loops over tiles of queries and tiles of keys, as many as there are. A program depends on T and on nothing
-  else, and no work is done for padding. It has no gradient.
-- ``Spans``: sequences are gathered into rows, for gradients and for the platform's own kernels.
+  else, no work is done for padding, and nothing of size [Q, S] is stored for the gradient. Best on CPU.
+- ``Spans``: sequences are gathered into rows, for the platform's own kernels.
 
 The keys of a sequence always stand in the order of their positions, wherever they come from (this batch or an earlier
 one), and are read in the same tiles: on CPU a sequence gets the same bits whatever shares its batch, and however much
@@ -18,7 +18,8 @@ of it was kept (tests hold this; with Qwen3's q/k norm the last digits may diffe
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ _MASKED = -1e30  # a finite stand-in for minus infinity: exp() of it is 0 and it
 
 KeysValues = tuple[jax.Array, jax.Array]  # [positions, K, H] each
 StoredKeysValues = tuple[jax.Array, jax.Array]  # [P / BLOCK, BLOCK, K, H] each
+Sums = tuple[jax.Array, jax.Array, jax.Array]
+State = TypeVar("State")
 
 
 class Tiles(NamedTuple):
@@ -77,20 +80,20 @@ class Spans(NamedTuple):
     starts: Any
     parts: Any = None
 
-    def visible(self, start: int, stop: int, keys: int) -> jax.Array:
-        """[B, stop - start, keys] bool for queries start..stop and keys 0..keys. Padding is only seen by padding."""
-        places = self.starts[:, None] + jnp.arange(start, stop)
+    def visible(self, queries: int, keys: int) -> jax.Array:
+        """[B, queries, keys] bool. Padding is only seen by padding."""
+        places = self.starts[:, None] + jnp.arange(queries)
         causal = jnp.arange(keys) <= places[..., None]
         if self.parts is None:
             return causal
-        parts = self.parts[:, None, :keys]
-        return causal & ((parts == self.parts[:, start:stop, None]) | (parts == 0))
+        parts = self.parts[:, None, :]
+        return causal & ((parts == self.parts[..., None]) | (parts == 0))
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, layout: Tiles | Spans, stored: StoredKeysValues | None, *, fused: bool
+    q: jax.Array, k: jax.Array, v: jax.Array, layout: Tiles | Spans, stored: StoredKeysValues | None
 ) -> jax.Array:
-    """Causal attention within each sequence.
+    """Causal attention within each sequence. Has a gradient where nothing is stored.
 
     Args:
       q: [T, N, H] rotated queries.
@@ -98,20 +101,21 @@ def attention(
       v: [T, K, H] values.
       layout: where the sequences are.
       stored: keys and values of earlier batches, or None if ``layout`` refers to none.
-      fused: whether ``Spans`` are computed by the platform's kernel (``jax.nn.dot_product_attention``).
 
     Returns:
       [T, N, H] in the dtype of ``q``.
     """
     if isinstance(layout, Tiles):
-        return _tiled_attention(q, k, v, layout, stored)
+        queries = _to_rows(q * (q.shape[-1] ** -0.5), k.shape[1])
+        # A tile may reach beyond its sequence, and so beyond the batch.
+        keys, values = (jnp.pad(x.swapaxes(0, 1), ((0, 0), (TILE, TILE), (0, 0))) for x in (k, v))
+        if stored is None:
+            return _to_tokens(_tiled_attention(queries, keys, values, layout))
+        return _to_tokens(_attend(queries, keys, values, layout, stored)[0])
     q_rows = gather(q, layout.queries)
     k_rows, v_rows = (gather(own, layout.keys, old) for own, old in zip((k, v), stored or (None, None), strict=True))
-    if fused:
-        mask = layout.visible(0, q_rows.shape[1], k_rows.shape[1])[:, None]
-        out = jax.nn.dot_product_attention(q_rows, k_rows, v_rows, mask=mask)
-    else:
-        out = _blocked_attention(q_rows, k_rows, v_rows, layout)
+    mask = layout.visible(q_rows.shape[1], k_rows.shape[1])[:, None]
+    out = jax.nn.dot_product_attention(q_rows, k_rows, v_rows, mask=mask)
     return out.reshape(-1, *out.shape[2:])[layout.inverse]
 
 
@@ -127,104 +131,153 @@ def gather(own: jax.Array, places: jax.Array, stored: jax.Array | None = None) -
     return jnp.where(is_stored, gather(earlier, places).astype(own.dtype), gather(own, beyond))
 
 
-def _tiled_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, tiles: Tiles, stored: StoredKeysValues | None
-) -> jax.Array:
-    """Softmax over one key tile after another (Milakov and Gimelshein, arXiv 1805.02867), in matrix products of one
-    shape: the queries of one kv head are stacked."""
-    length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[1]
-    group = num_heads // num_kv_heads
-    # [T / TILE, K, G * TILE, H]
-    queries = (q * (head_dim**-0.5)).reshape(-1, TILE, num_kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-    queries = queries.reshape(-1, num_kv_heads, group * TILE, head_dim)
-    own = tuple(jnp.pad(x, ((TILE, TILE), (0, 0), (0, 0))) for x in (k, v))  # a tile may reach beyond a sequence
+# Tiled attention (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135). Queries are rows
+# [T / TILE, K, G * TILE, H]: the G query heads that share a kv head are stacked, and every product is one of
+# [G * TILE, H] with [H, TILE]. Keys and values are [K, TILE + T + TILE, H].
+
+
+def _to_rows(x: jax.Array, num_kv_heads: int) -> jax.Array:
+    """[T, N, H] -> [T / TILE, K, G * TILE, H]."""
+    tokens, heads, size = x.shape
+    x = x.reshape(tokens // TILE, TILE, num_kv_heads, heads // num_kv_heads, size).transpose(0, 2, 3, 1, 4)
+    return x.reshape(tokens // TILE, num_kv_heads, -1, size)
+
+
+def _to_tokens(x: jax.Array) -> jax.Array:
+    """The inverse."""
+    tiles, num_kv_heads, _, size = x.shape
+    x = x.reshape(tiles, num_kv_heads, -1, TILE, size).transpose(0, 3, 1, 2, 4)
+    return x.reshape(tiles * TILE, -1, size)
+
+
+def _own_place(tiles: Tiles, sequence: jax.Array, tile: jax.Array) -> jax.Array:
+    """Where a key tile begins in the padded keys of the batch."""
+    return TILE + tiles.begins[sequence] - tiles.starts[sequence] + tile * TILE
+
+
+def _over_key_tiles(tiles: Tiles, query_tile: jax.Array, body: Callable[..., State], state: State) -> State:
+    """Folds ``body(sequence, tile, bias, state)`` over the key tiles of a query tile, in the order of positions;
+    ``bias`` [TILE, TILE] is 0 for the keys that a query sees and _MASKED for others."""
     own_part = jnp.pad(tiles.part, TILE)
+    q_sequence, q_place, q_part = (
+        jax.lax.dynamic_slice(x, (query_tile * TILE,), (TILE,))[:, None]
+        for x in (tiles.sequence, tiles.place, tiles.part)
+    )
 
-    def key_tile(sequence: jax.Array, tile: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Keys and values [TILE, K, H] of a sequence, and the part that they belong to [TILE]."""
-        start = tiles.starts[sequence]
-        place = TILE + tiles.begins[sequence] - start + tile * TILE
-        part = jax.lax.dynamic_slice(own_part, (place,), (TILE,))
-        keys, values = (jax.lax.dynamic_slice(x, (place, 0, 0), (TILE, *x.shape[1:])) for x in own)
-        if stored is not None:
-            per_tile = TILE // BLOCK
-            blocks = jax.lax.dynamic_slice(tiles.blocks, (sequence, tile * per_tile), (1, per_tile))[0]
-            is_stored = (tile * TILE + jnp.arange(TILE)) < start
-            part = jnp.where(is_stored, 0, part)
-            keys, values = (
-                jnp.where(is_stored[:, None, None], old[blocks].reshape(new.shape).astype(new.dtype), new)
-                for old, new in zip(stored, (keys, values), strict=True)
+    def over_segment(number: jax.Array, state: State) -> State:
+        sequence, first, stop, shared = tiles.segments[number]
+        of_sequence = (shared == 1) | (q_sequence == sequence)
+
+        def over_tile(tile: jax.Array, state: State) -> State:
+            places = tile * TILE + jnp.arange(TILE)
+            part = jax.lax.dynamic_slice(own_part, (_own_place(tiles, sequence, tile),), (TILE,))
+            part = jnp.where(places < tiles.starts[sequence], 0, part)
+            visible = of_sequence & (places <= q_place) & ((part == q_part) | (part == 0))
+            return body(sequence, tile, jnp.where(visible, 0.0, _MASKED), state)
+
+        return jax.lax.fori_loop(first, stop, over_tile, state)
+
+    return jax.lax.fori_loop(tiles.bounds[query_tile], tiles.bounds[query_tile + 1], over_segment, state)
+
+
+def _key_tile(own: jax.Array, stored: jax.Array | None, tiles: Tiles, sequence: jax.Array, tile: jax.Array):
+    """Keys or values of one tile, [K, TILE, H]."""
+    heads, _, size = own.shape
+    values = jax.lax.dynamic_slice(own, (0, _own_place(tiles, sequence, tile), 0), (heads, TILE, size))
+    if stored is None:
+        return values
+    count = TILE // BLOCK
+    blocks = jax.lax.dynamic_slice(tiles.blocks, (sequence, tile * count), (1, count))[0]
+    earlier = stored[blocks].reshape(TILE, heads, size).swapaxes(0, 1).astype(own.dtype)
+    return jnp.where((tile * TILE + jnp.arange(TILE) < tiles.starts[sequence])[:, None], earlier, values)
+
+
+def _scores(queries: jax.Array, keys: jax.Array, bias: jax.Array) -> jax.Array:
+    """[K, G * TILE, TILE] float32 from [K, G * TILE, H], [K, TILE, H] and [TILE, TILE]."""
+    scores = jnp.einsum("kqh,ksh->kqs", queries, keys, preferred_element_type=jnp.float32)
+    return (scores.reshape(len(keys), -1, TILE, TILE) + bias).reshape(scores.shape)
+
+
+def _attend(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, tiles: Tiles, stored: StoredKeysValues | None
+) -> tuple[jax.Array, jax.Array]:
+    """The outputs, like ``queries``, and the logarithm of each query's sum of weights [T / TILE, K, G * TILE]."""
+
+    def attend(query_tile: jax.Array, done: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rows = queries[query_tile]
+
+        def add(sequence: jax.Array, tile: jax.Array, bias: jax.Array, state: Sums) -> Sums:
+            highest, total, mixed = state
+            k, v = (
+                _key_tile(own, old, tiles, sequence, tile)
+                for own, old in zip((keys, values), stored or (None, None), strict=True)
             )
-        return keys, values, part
-
-    def attend(query_tile: jax.Array, out: jax.Array) -> jax.Array:
-        begin = query_tile * TILE
-        q_sequence, q_place, q_part = (
-            jax.lax.dynamic_slice(x, (begin,), (TILE,)) for x in (tiles.sequence, tiles.place, tiles.part)
-        )
-
-        def add_segment(number: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]):
-            sequence, first, stop, shared = tiles.segments[number]
-            seen = (shared == 1) | (q_sequence == sequence)
-
-            def add_tile(tile: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]):
-                highest, total, mixed = state
-                keys, values, part = key_tile(sequence, tile)
-                scores = jnp.einsum("kqh,skh->kqs", queries[query_tile], keys, preferred_element_type=jnp.float32)
-                causal = (tile * TILE + jnp.arange(TILE)) <= q_place[:, None]
-                visible = causal & seen[:, None] & ((part == q_part[:, None]) | (part == 0))
-                scores = scores.reshape(num_kv_heads, group, TILE, TILE) + jnp.where(visible, 0.0, _MASKED)
-                scores = scores.reshape(num_kv_heads, group * TILE, TILE)
-                higher = jnp.maximum(highest, scores.max(axis=-1))
-                weights = jnp.exp(scores - higher[..., None])
-                kept = jnp.exp(highest - higher)
-                added = jnp.einsum("kqs,skh->kqh", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
-                return higher, total * kept + weights.sum(axis=-1), mixed * kept[..., None] + added
-
-            return jax.lax.fori_loop(first, stop, add_tile, state)
+            scores = _scores(rows, k, bias)
+            higher = jnp.maximum(highest, scores.max(axis=-1))
+            weights = jnp.exp(scores - higher[..., None])
+            kept = jnp.exp(highest - higher)
+            added = jnp.einsum("kqs,ksh->kqh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            return higher, total * kept + weights.sum(axis=-1), mixed * kept[..., None] + added
 
         # What a token adds up before the first key that it sees is multiplied by exp(_MASKED) = 0 when that one comes.
-        nothing = jnp.zeros(queries.shape[1:], jnp.float32)
-        state = (jnp.full(nothing.shape[:2], _MASKED), nothing[..., 0], nothing)
-        _, total, mixed = jax.lax.fori_loop(tiles.bounds[query_tile], tiles.bounds[query_tile + 1], add_segment, state)
-        mixed = (mixed / jnp.maximum(total, 1e-30)[..., None]).astype(q.dtype)
-        mixed = mixed.reshape(num_kv_heads, group, TILE, head_dim).transpose(2, 0, 1, 3)
-        return jax.lax.dynamic_update_slice(out, mixed.reshape(TILE, num_heads, head_dim), (begin, 0, 0))
+        nothing = jnp.zeros(rows.shape, jnp.float32)
+        state = (jnp.full(rows.shape[:2], _MASKED), nothing[..., 0], nothing)
+        highest, total, mixed = _over_key_tiles(tiles, query_tile, add, state)
+        total = jnp.maximum(total, 1e-30)  # tiles of nothing but padding have no keys
+        out = (mixed / total[..., None]).astype(queries.dtype)
+        return done[0].at[query_tile].set(out), done[1].at[query_tile].set(highest + jnp.log(total))
 
-    return jax.lax.fori_loop(0, length // TILE, attend, jnp.zeros(q.shape, q.dtype))
+    done = (jnp.zeros(queries.shape, queries.dtype), jnp.zeros(queries.shape[:3], jnp.float32))
+    return jax.lax.fori_loop(0, len(queries), attend, done)
 
 
-def _blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, spans: Spans) -> jax.Array:
-    """Attention as batched matrix products: the queries of one kv head are stacked, and blocks of queries stop at the
-    diagonal (nothing was stored). [B, Q, N, H] -> [B, Q, N, H]."""
-    batch, length, num_heads, head_dim = q.shape
-    slots, num_kv_heads = k.shape[1:3]
-    group = num_heads // num_kv_heads
-    # [B, K, Q * G, H]: the G query heads of a token are neighbours, so that a block of tokens is one slice.
-    queries = (q * (head_dim**-0.5)).reshape(batch, length, num_kv_heads, group, head_dim).transpose(0, 2, 1, 3, 4)
-    queries = queries.reshape(batch, num_kv_heads, length * group, head_dim)
-    keys, values = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
-    blocks = []
-    for start in range(0, length, TILE):
-        stop = min(start + TILE, length)
-        seen = min(stop, slots)
-        scores = jnp.einsum(
-            "bkqh,bkhs->bkqs",
-            queries[:, :, start * group : stop * group],
-            keys[..., :seen],
-            preferred_element_type=jnp.float32,
-        )
-        bias = jnp.where(spans.visible(start, stop, seen), 0.0, _MASKED)  # [B, q, seen]
-        scores = scores + jnp.repeat(bias, group, axis=1)[:, None]
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)
-        mixed = jnp.einsum(
-            "bkqs,bksh->bkqh", weights.astype(v.dtype), values[:, :, :seen], preferred_element_type=jnp.float32
-        )
-        blocks.append((mixed / total).astype(q.dtype))
-    out = jnp.concatenate(blocks, axis=2).reshape(batch, num_kv_heads, length, group, head_dim)
-    return out.transpose(0, 2, 1, 3, 4).reshape(batch, length, num_heads, head_dim)
+@jax.custom_vjp
+def _tiled_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, tiles: Tiles) -> jax.Array:
+    return _attend(queries, keys, values, tiles, None)[0]
+
+
+def _tiled_forward(queries: jax.Array, keys: jax.Array, values: jax.Array, tiles: Tiles):
+    out, log_total = _attend(queries, keys, values, tiles, None)
+    return out, (queries, keys, values, tiles, out, log_total)
+
+
+def _tiled_backward(residuals: tuple[Any, ...], d_out: jax.Array):
+    """Weights are computed again, tile by tile (Dao et al., Algorithm 4): nothing of size [Q, S] is ever stored."""
+    queries, keys, values, tiles, out, log_total = residuals
+    d_out = d_out.astype(jnp.float32)
+    inner = (d_out * out).sum(axis=-1)  # [T / TILE, K, G * TILE]
+
+    def attend(query_tile: jax.Array, grads: Sums) -> Sums:
+        rows, d_rows = queries[query_tile], d_out[query_tile]
+
+        def add(sequence: jax.Array, tile: jax.Array, bias: jax.Array, state: Sums) -> Sums:
+            d_rows_in, d_keys, d_values = state
+            k, v = (_key_tile(own, None, tiles, sequence, tile) for own in (keys, values))
+            weights = jnp.exp(_scores(rows, k, bias) - log_total[query_tile][..., None])
+            d_weights = jnp.einsum("kqh,ksh->kqs", d_rows, v)
+            d_scores = weights * (d_weights - inner[query_tile][..., None])
+            at = (0, _own_place(tiles, sequence, tile), 0)
+
+            def add_at(sums: jax.Array, part: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_slice(sums, jax.lax.dynamic_slice(sums, at, part.shape) + part, at)
+
+            return (
+                d_rows_in + jnp.einsum("kqs,ksh->kqh", d_scores, k.astype(jnp.float32)),
+                add_at(d_keys, jnp.einsum("kqs,kqh->ksh", d_scores, rows.astype(jnp.float32))),
+                add_at(d_values, jnp.einsum("kqs,kqh->ksh", weights, d_rows)),
+            )
+
+        d_queries, d_keys, d_values = grads
+        zeros = jnp.zeros(rows.shape, jnp.float32)
+        d_rows_in, d_keys, d_values = _over_key_tiles(tiles, query_tile, add, (zeros, d_keys, d_values))
+        return d_queries.at[query_tile].set(d_rows_in), d_keys, d_values
+
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries, keys, values))
+    grads = jax.lax.fori_loop(0, len(queries), attend, zeros)
+    return *(grad.astype(x.dtype) for grad, x in zip(grads, (queries, keys, values), strict=True)), None
+
+
+_tiled_attention.defvjp(_tiled_forward, _tiled_backward)
 
 
 def decode_attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, positions: jax.Array) -> jax.Array:

@@ -95,7 +95,6 @@ class Layer(nnx.Module):
         self.up = linear("up", dim, config.mlp_dim)
         self.down = linear("down", config.mlp_dim, dim)
         self.config = config
-        self.fused = compute.attention == "fused"
 
     def _qkv(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[..., D] -> rotated q [..., N, H], rotated k [..., K, H], v [..., K, H]."""
@@ -114,7 +113,7 @@ class Layer(nnx.Module):
     def __call__(self, x, rotation, layout, stored=None):
         """x [T, D] -> x [T, D], and the tokens' own keys and values [T, K, H]; see ``attention``."""
         q, k, v = self._qkv(self.attn_norm(x), rotation)
-        mixed = attention(q, k, v, layout, stored, fused=self.fused)
+        mixed = attention(q, k, v, layout, stored)
         x = x + self.o(mixed.reshape(*x.shape[:-1], -1))
         return self._mlp(x), (k, v)
 
@@ -241,7 +240,7 @@ def init_params(config: BackboneConfig, compute: Compute, key: jax.Array) -> Par
 
 def init_lora(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Params:
     """A LoRA tree that changes nothing yet: A random, B zero, float32."""
-    abstract = abstract_params(config, Compute(jnp.dtype(jnp.float32), "blocked", True))
+    abstract = abstract_params(config, Compute(jnp.dtype(jnp.float32), "tiled", True))
     layers = {}
     for index, layer in abstract["layers"].items():
         if not lora.adapts(index, config.num_layers):
@@ -279,7 +278,7 @@ def forward(
     lora: LoraConfig | None = None,
     lora_params: Params | None = None,
 ) -> jax.Array:
-    """Hidden states after the final norm, as one function, differentiable for ``Spans``.
+    """Hidden states after the final norm, as one function, differentiable.
 
     Args:
       params: the frozen tree.

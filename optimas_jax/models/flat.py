@@ -101,20 +101,40 @@ def _tiles(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, s
         part[own] = 0 if one.parts is None else one.parts
         starts[row] = one.start
         blocks[row, : len(one.blocks)] = one.blocks
-    segments, bounds = np.zeros((2 * tokens // TILE + rows, 4), np.int32), np.zeros(tokens // TILE + 1, np.int32)
-    count = 0
-    for tile, begin in enumerate(range(0, tokens, TILE)):
+    segments: list[tuple[int, int, int, int]] = []
+    bounds = [0]
+    for begin in range(0, tokens, TILE):
         members = sorted({int(row) for row in sequence[begin : begin + TILE]} - {-1})
         shared = _shared_blocks([sequences[row] for row in members]) * BLOCK // TILE if len(members) > 1 else 0
         if shared:
-            segments[count] = (members[0], 0, shared, 1)
-            count += 1
+            segments.append((members[0], 0, shared, 1))
         for row in members:
-            last = place[min(begins[row + 1], begin + TILE) - 1]
-            segments[count] = (row, shared, last // TILE + 1, 0)
-            count += 1
-        bounds[tile + 1] = count
-    return Tiles(sequence, place, part, _padded(begins[:-1], rows), starts, blocks, segments, bounds)
+            inside = slice(max(begin, begins[row]), min(begin + TILE, begins[row + 1]))
+            segments += [
+                (row, *tiles, 0) for tiles in _seen_tiles(place[inside], part[begins[row] : inside.stop], shared)
+            ]
+        bounds.append(len(segments))
+    table = np.zeros((2 * (tokens // TILE + rows), 4), np.int32)
+    table[: len(segments)] = segments
+    return Tiles(sequence, place, part, _padded(begins[:-1], rows), starts, blocks, table, np.asarray(bounds, np.int32))
+
+
+def _seen_tiles(places: np.ndarray, parts: np.ndarray, shared: int) -> list[tuple[int, int]]:
+    """Ranges of key tiles that some tokens of a sequence see.
+
+    Args:
+      places: of the tokens, counting up.
+      parts: of all tokens of the batch's sequence up to the last of them.
+      shared: tiles at the start that are seen to already.
+    """
+    stop = int(places[-1]) // TILE + 1
+    first_part = parts[-len(places)]
+    if not first_part:
+        return [(shared, stop)]
+    # Candidates see the prefix and themselves, not each other.
+    prefix_stop = -(-int((parts == 0).sum()) // TILE)
+    own_first = int(np.argmax(parts == first_part)) // TILE
+    return [(0, prefix_stop), (own_first, stop)] if own_first > prefix_stop else [(0, stop)]
 
 
 def _shared_blocks(sequences: Sequence[FlatSequence]) -> int:

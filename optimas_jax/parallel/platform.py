@@ -18,8 +18,8 @@ class Compute:
     Attributes:
       dtype: dtype of frozen weights and activations. Reductions, softmax, log-probs, LoRA, heads and optimiser state
         are float32 whatever it says.
-      attention: ``blocked`` (batched two-dimensional products over tiles of queries and keys, best on CPU) or
-        ``fused`` (``jax.nn.dot_product_attention``, which picks the platform's kernel).
+      attention: ``tiled`` (products over tiles of queries and keys, best on CPU) or ``fused``
+        (``jax.nn.dot_product_attention``, which picks the platform's kernel); see ``models.attention``.
       merge_lora: whether a LoRA product is formed as ``x (W + A B)``. Exact in float32 and cheaper on CPU; in
         bfloat16 the small update would be rounded away, so there it stays ``x W + (x A) B``.
       prefill_tokens: prompts of about this many tokens together make up one pass.
@@ -27,22 +27,22 @@ class Compute:
     """
 
     dtype: jnp.dtype
-    attention: Literal["blocked", "fused"]
+    attention: Literal["tiled", "fused"]
     merge_lora: bool
     prefill_tokens: int = 512
     prefix_tokens: int = 8192
 
     @property
     def tiled(self) -> bool:
-        """Whether passes without a gradient loop over tiles (``models.attention.Tiles``)."""
-        return self.attention == "blocked"
+        """Whether batches are laid out in tiles."""
+        return self.attention == "tiled"
 
 
 def default_compute(platform: str | None = None) -> Compute:
     """Settings for ``platform`` ("cpu", "gpu" or "tpu"; default: the backend that JAX runs on)."""
     platform = platform or jax.default_backend()
     if platform == "cpu":
-        return Compute(dtype=jnp.dtype(jnp.float32), attention="blocked", merge_lora=True)
+        return Compute(dtype=jnp.dtype(jnp.float32), attention="tiled", merge_lora=True)
     return Compute(
         dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False, prefill_tokens=4096, prefix_tokens=65536
     )
