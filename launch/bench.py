@@ -3,8 +3,8 @@
 python launch/bench.py --suite=lrf_score|lrf_train|generate|curves|e2e|all [--peer=torch,trl,llama.cpp] [--json=FILE]
 
 Peers are made once with third_party/peers/install.sh; each runs the suites it can do. ``e2e`` runs the main job, and
-again at ``--baseline=COMMIT``. ``all`` is everything but ``e2e``; ``--case=TEXT``
-leaves out the cases whose names do not contain it.
+again at ``--baseline=COMMIT``. ``all`` is everything but ``e2e``. ``--case=TEXT`` keeps the
+cases whose names contain it.
 """
 
 from __future__ import annotations

@@ -47,6 +47,11 @@ def dense(own, stored, seen):
     return jnp.einsum("nqs,snh->qnh", weights, values)
 
 
+tried = jax.jit(lambda own, layout, stored: attention(*own, layout, stored))
+grad_of_tiles = jax.jit(jax.grad(lambda own, layout, weights: jnp.sum(attention(*own, layout, None) * weights)))
+grad_of_dense = jax.jit(jax.grad(lambda own, stored, seen, weights: jnp.sum(dense(own, stored, seen) * weights)))
+
+
 def random_sequences(rng, *, grouped):
     sequences = []
     common, others = np.split(rng.permutation(STORED // BLOCK), [6])
@@ -75,11 +80,6 @@ def test_every_token_sees_what_it_should(tiled, grouped, seed):
     count = sum(len(one.ids) for one in sequences)
     np.testing.assert_allclose(out[:count], dense(own, stored, seen_keys(sequences))[:count], atol=1e-5)
     assert np.isfinite(out).all()
-
-
-tried = jax.jit(lambda own, layout, stored: attention(*own, layout, stored))
-grad_of_tiles = jax.jit(jax.grad(lambda own, layout, weights: jnp.sum(attention(*own, layout, None) * weights)))
-grad_of_dense = jax.jit(jax.grad(lambda own, stored, seen, weights: jnp.sum(dense(own, stored, seen) * weights)))
 
 
 @pytest.mark.parametrize("grouped", [True, False])

@@ -171,6 +171,16 @@ def test_too_many_candidates_are_refused():
         lay_out([group])
 
 
+def test_any_number_of_tokens_is_a_batch_size():
+    """The training step lays out ``config.reward.batch.tokens``, whatever the user set."""
+    network, params = tiny.model()
+    head = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
+    groups = random_groups(2)
+    odd, even = (lay_out(groups, tokens=tokens) for tokens in (200, 256))
+    assert len(odd.flat.input_ids) == len(even.flat.input_ids) == 256
+    np.testing.assert_array_equal(*(score(functions(network), params, head, batch) for batch in (odd, even)))
+
+
 def test_a_group_longer_than_its_batch_is_refused():
     with pytest.raises(ValueError, match="a batch of 100 tokens cannot hold a group of group_tokens = 200"):
         BatchShape(tokens=100, group_tokens=200)

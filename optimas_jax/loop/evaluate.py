@@ -55,7 +55,7 @@ def evaluate(
     """Runs configurations on all examples; repeat r has the same seeds for every configuration."""
     seeds = [run.config.seed if r == 0 else derive_seed(run.config.seed, "repeat", r) for r in range(repeats)]
     jobs = [Job(value, example, seed) for value in configurations for seed in seeds for example in examples]
-    with run.progress.bar(f"{run.config.evaluate.split} runs", len(jobs)) as advance:
+    with run.progress.bar("evaluation runs", len(jobs)) as advance:
         traces = iter(run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance))
     return [Evaluation(tuple(tuple(itertools.islice(traces, len(examples))) for _ in seeds)) for _ in configurations]
 

@@ -70,13 +70,13 @@ def flatten(
       tiled: ``Tiles`` or ``Spans``.
       stored: P, positions that may have been stored.
       slots: most positions that are stored of a sequence; 0 for as many as there are. A size of ``Tiles``.
-      tokens: T, default the bucket of what there is.
+      tokens: T, rounded up to a bucket; default: what there is.
 
     Returns:
       numpy arrays.
     """
     # Padding tokens cost as much as real ones. A program costs about as much as 300 tokens.
-    tokens = tokens or bucket(sum(len(one.ids) for one in sequences), TILE, 4)
+    tokens = bucket(tokens or sum(len(one.ids) for one in sequences), TILE, 4)
     ids, positions = np.full(tokens, pad_id, np.int32), np.zeros(tokens, np.int32)
     begins = np.cumsum([0, *(len(one.ids) for one in sequences)])
     for begin, one in zip(begins, sequences, strict=False):
@@ -116,7 +116,9 @@ def _tiles(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, s
         bounds.append(len(segments))
     table = np.zeros((2 * (tokens // TILE + rows), 4), np.int32)
     table[: len(segments)] = segments
-    return Tiles(sequence, place, part, _padded(begins[:-1], rows), starts, blocks, table, np.asarray(bounds, np.int32))
+    firsts = np.zeros(rows, np.int32)
+    firsts[: len(sequences)] = begins[:-1]
+    return Tiles(sequence, place, part, firsts, starts, blocks, table, np.asarray(bounds, np.int32))
 
 
 def _seen_tiles(places: np.ndarray, parts: np.ndarray, shared: int) -> list[tuple[int, int]]:
@@ -168,10 +170,6 @@ def _spans(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, s
 def stored_places(blocks: Sequence[int]) -> np.ndarray:
     """Places [n * BLOCK] int32 of the positions of stored blocks [n]."""
     return (np.asarray(blocks, np.int32)[:, None] * BLOCK + np.arange(BLOCK, dtype=np.int32)).reshape(-1)
-
-
-def _padded(values: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(values, (0, size - len(values))).astype(np.int32)
 
 
 def place_flat(flat: Flat, mesh: Mesh | None) -> Flat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ class Prefiller:
             members, kept = self._next_pass(prompts, waiting)
             waiting = [index for index in waiting if index not in members]
             try:
-                self._pass([prompts[index] for index in members], kept, lambda places: begin(members, places))  # noqa: B023
+                self._pass([prompts[index] for index in members], kept, functools.partial(begin, members))
             except BaseException:
                 self.prefixes.clear()  # blocks were reserved that nothing was written to
                 raise
