@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from optimas_jax.learn.features import FeatureCache
 from optimas_jax.learn.groups import BatchShape, make_batch, plan_batches
 from optimas_jax.learn.losses import bradley_terry
-from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions, group_loss, group_scores
+from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions, adapted_scores, group_loss
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_trainable, make_optimizer
-from optimas_jax.models.backbone import embed, forward, merge_model
+from optimas_jax.models.backbone import forward, merge_model
 from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import LoraConfig
 from optimas_jax.models.weights import RANDOM_CONFIG
@@ -80,10 +80,8 @@ def test_packed_gradients_equal_single_ones(tiled, merge):
     [(members, batch)] = batches(groups, tiled=tiled)
 
     def packed(tree, batch):
-        model = merge_model(network, params, tiny.LORA, tree["lora"])
-        x = embed(params["embed"], batch.flat.input_ids, compute.dtype)
-        x = model.run(x, batch.flat.positions, batch.flat.layout)
-        scores = group_scores(network, params["final_norm"], tree["head"], x, batch)
+        made = functions(network)
+        scores = adapted_scores(made, tree, params, batch, made.features(params, batch.flat))
         return group_loss(scores, batch, LossConfig())[0]
 
     def single(tree):

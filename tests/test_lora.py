@@ -42,7 +42,7 @@ def test_merging_leaves_the_base_alone():
 @pytest.mark.parametrize("merge", [True, False])
 def test_gradients_equal_automatic_ones(merge):
     keys = jax.random.split(jax.random.key(0), 5)
-    x, w = jax.random.normal(keys[0], (2, 3, 8)), jax.random.normal(keys[1], (8, 6))
+    x, w = jax.random.normal(keys[0], (2, 3, 8)), jax.random.normal(keys[1], (6, 8))
     a, b = jax.random.normal(keys[2], (8, 4)), jax.random.normal(keys[3], (4, 6))
     dy = jax.random.normal(keys[4], (2, 3, 6))
 
@@ -50,7 +50,7 @@ def test_gradients_equal_automatic_ones(merge):
         return (lora_linear(x, w, a, b, scale=0.5, merge=merge) * dy).sum()
 
     def plain(x, a, b):
-        return ((x @ (w + 0.5 * a @ b)) * dy).sum()
+        return ((x @ (w.T + 0.5 * a @ b)) * dy).sum()
 
     for mine, automatic in zip(jax.grad(ours, (0, 1, 2))(x, a, b), jax.grad(plain, (0, 1, 2))(x, a, b), strict=True):
         np.testing.assert_allclose(mine, automatic, rtol=1e-4, atol=1e-5)
@@ -58,7 +58,7 @@ def test_gradients_equal_automatic_ones(merge):
 
 def test_bfloat16_keeps_small_updates():
     """Merged into a bfloat16 matrix the update would be rounded away; kept apart, it is not."""
-    x, w = jnp.ones((1, 4), jnp.bfloat16), jnp.ones((4, 2), jnp.bfloat16)
+    x, w = jnp.ones((1, 4), jnp.bfloat16), jnp.ones((2, 4), jnp.bfloat16)
     a, b = jnp.full((4, 1), 0.1, jnp.float32), jnp.full((1, 2), 0.01, jnp.float32)
     apart = lora_linear(x, w, a, b, scale=1.0, merge=False)
     assert apart.dtype == jnp.bfloat16
@@ -92,7 +92,7 @@ def test_impossible_adapters_are_refused(wrong):
 def test_keys_are_named_by_path_so_no_two_leaves_are_equal():
     params = init_params(tiny.CONFIG, tiny.F32, jax.random.key(0))
     kernels = [
-        np.asarray(layer[n]["kernel"]).ravel()[:8] for layer in params["layers"].values() for n in ("q", "o", "up")
+        np.asarray(layer[n]["weight"]).ravel()[:8] for layer in params["layers"].values() for n in ("q", "o", "up")
     ]
     assert len({kernel.tobytes() for kernel in kernels}) == len(kernels)
 

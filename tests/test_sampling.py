@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from optimas_jax.models.attention import BLOCK
-from optimas_jax.models.backbone import _run_layer, forward, merge_model
-from optimas_jax.models.batching import ContinuousBatch
+from optimas_jax.models.backbone import _run_layer, forward, matmul, merge_model, weight_first
+from optimas_jax.models.batching import _ROWS, ContinuousBatch
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.prefill import Prefiller
 from optimas_jax.models.sampler import ContextOverflow, SampleRequest
@@ -58,6 +58,16 @@ def test_a_request_gets_the_same_bits_whatever_shares_its_batch(sampler):
     assert [sampler.generate([request])[0] for request in everything[:6]] == together[:6]
     assert sampler.generate(everything[::-1]) == together[::-1]
     assert sampler.generate(everything[5:14]) == together[5:14]
+
+
+@pytest.mark.parametrize("shape", [(192, 576), (1536, 576), (576, 1536)])
+def test_products_of_few_rows_have_the_same_bits_in_every_size_of_a_batch(shape):
+    rng, product = np.random.default_rng(0), jax.jit(weight_first)
+    weight, x = (rng.normal(size=size).astype(np.float32) for size in (shape, (_ROWS[-1], shape[1])))
+    whole = product(x, weight)
+    np.testing.assert_allclose(whole, matmul(x, weight), atol=1e-3)
+    for rows in _ROWS:
+        np.testing.assert_array_equal(product(x[:rows], weight), whole[:rows])
 
 
 def test_what_is_kept_of_earlier_prompts_changes_nothing(sampler):
@@ -124,7 +134,7 @@ def test_a_failed_pass_leaves_nothing_behind(sampler, monkeypatch):
 
     fresh = tiny.sampler()
     [one] = requests(sampler, 1)
-    monkeypatch.setattr("optimas_jax.models.prefill.run_layers", fail)
+    monkeypatch.setattr("optimas_jax.models.prefill.keys_values", fail)
     with pytest.raises(MemoryError):
         fresh.generate([one])
     monkeypatch.undo()
@@ -280,6 +290,13 @@ def test_top_p_keeps_the_smallest_sufficient_set(top_p, kept):
     uniform = (jnp.arange(400) + 0.5) / 400
     tokens = sample_tokens(logits, jnp.ones(400), jnp.full(400, top_p), uniform)
     assert set(np.asarray(tokens).tolist()) == set([1, 3, 2, 0][:kept])
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 128, 300, 1024])
+def test_temperature_zero_takes_the_first_of_the_largest(vocab):
+    logits = np.random.default_rng(vocab).integers(-3, 4, (5, vocab)).astype(np.float32)
+    tokens = sample_tokens(logits, np.zeros(5, np.float32), np.ones(5, np.float32), np.zeros(5, np.float32))
+    np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
 
 
 def test_temperature_zero_and_extreme_logits():

@@ -44,7 +44,7 @@ def train_and_score(shape):
     merged = merge_lora(params, state.trainable["lora"], tiny.LORA.scale)
     scores = functions.score(merged, state.trainable["head"], tiles, features)
     state, metrics = functions.train_step(state, params, batch, features, 1e-3)
-    assert mesh.size == 1 or len(params["layers"][0]["up"]["kernel"].sharding.device_set) == mesh.size
+    assert mesh.size == 1 or len(params["layers"][0]["up"]["weight"].sharding.device_set) == mesh.size
     return jax.device_get((metrics["loss"], state.trainable, scores))
 
 
@@ -85,8 +85,8 @@ def test_every_parameter_has_a_rule(config):
         "head": {"kernel": np.zeros((64, 5))},
     }
     specs = dict(zip(param_names(tree), [s.spec for s in jax.tree.leaves(shardings(tree, mesh))], strict=True))
-    assert specs["layers/0/q/kernel"] == P("data", "model")
-    assert specs["layers/2/down/kernel"] == P("model", "data")
+    assert specs["layers/0/q/weight"] == P("model", "data")
+    assert specs["layers/2/down/weight"] == P("data", "model")
     assert specs["layers/1/mlp_norm/scale"] == P()
     assert specs["lora/layers/1/o/lora_a"] == P("model", None)
     assert specs["head/kernel"] == P()
@@ -94,8 +94,8 @@ def test_every_parameter_has_a_rule(config):
 
 def test_parameters_without_a_rule_or_with_a_remainder_are_all_named():
     mesh = make_mesh(MeshConfig(4, 2))
-    tree = {"new": np.zeros(3), "layers": {0: {"q": {"kernel": np.zeros((6, 4))}}}}
-    with pytest.raises(ValueError, match=r"(?s)layers/0/q/kernel: 6 is not a multiple of 4.*new: no rule matches"):
+    tree = {"new": np.zeros(3), "layers": {0: {"q": {"weight": np.zeros((4, 6))}}}}
+    with pytest.raises(ValueError, match=r"(?s)layers/0/q/weight: 6 is not a multiple of 4.*new: no rule matches"):
         shardings(tree, mesh)
 
 

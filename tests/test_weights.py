@@ -68,14 +68,14 @@ def assert_equal(left, right) -> None:
 # Folders
 
 
-def test_every_tensor_lands_transposed_at_its_place(tmp_path):
+def test_every_tensor_lands_at_its_place(tmp_path):
     params, stored = load(folder(tmp_path)), tensors()
     leaves = jax.tree_util.tree_leaves_with_path(params)
     assert len(leaves) == len(stored)
     for path, leaf in leaves:
         keys = tuple(part.key for part in path)
         value = stored[hf_name(keys)]
-        np.testing.assert_array_equal(leaf, value.T if keys[-1] in ("kernel", "lm_head") else value)
+        np.testing.assert_array_equal(leaf, value)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -87,7 +87,7 @@ def test_half_precision_files(tmp_path, dtype):
 
 def test_bfloat16_is_for_matrices_only(tmp_path):
     params, exact = load(folder(tmp_path), BF16), load(tmp_path)
-    assert params["layers"][0]["q"]["kernel"].dtype == params["embed"].dtype == jnp.bfloat16
+    assert params["layers"][0]["q"]["weight"].dtype == params["embed"].dtype == jnp.bfloat16
     assert params["layers"][0]["q"]["bias"].dtype == jnp.bfloat16
     assert params["final_norm"]["scale"].dtype == jnp.float32
     assert_equal(params, jax.tree.map(lambda value, like: value.astype(like.dtype), exact, params))
@@ -165,7 +165,7 @@ def test_all_problems_come_in_one_error(tmp_path):
     assert "missing: model.norm.weight" in message
     assert "missing: model.layers.1.self_attn.q_proj.bias" in message
     assert "not used: model.layers.2.mlp.up_proj.weight" in message
-    assert "shape of model.layers.0.mlp.up_proj.weight: (32, 47), expected (32, 48)" in message
+    assert "shape of model.layers.0.mlp.up_proj.weight: (47, 32), expected (48, 32)" in message
     assert "shape of model.embed_tokens.weight: (95, 32), expected (96, 32)" in message
     assert "dtype of lm_head.weight: int8, expected floating point" in message
 

@@ -42,8 +42,7 @@ def export(source: ModelSource, folder: Path) -> None:
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = tuple(part.key for part in path)
-        value = np.asarray(leaf).T if keys[-1] in ("kernel", "lm_head") else np.asarray(leaf)
-        tensors[hf_name(keys)] = np.ascontiguousarray(value)
+        tensors[hf_name(keys)] = np.asarray(leaf)
     folder.mkdir(parents=True)
     load_tokenizer(source).backend.save_pretrained(str(folder))
     (folder / "config.json").write_text(json.dumps(hf_config(config), indent=2), encoding="utf-8")

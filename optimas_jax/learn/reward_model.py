@@ -72,7 +72,8 @@ class RewardFunctions:
 
     def score(self, params: Params, head: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
         """Scores of the candidates [G, M] float32, 0 for padding; ``params`` with merged adapters."""
-        return _read(self.network, params["final_norm"], head, self._upper(params, batch, features), batch)
+        x = self._upper(params, batch, features, batch.ends.reshape(-1))
+        return _read(self.network, params["final_norm"], head, x, batch)
 
     def loglik(self, params: Params, batch: GroupBatch, features: jax.Array, tokens: CandidateTokens) -> jax.Array:
         """Log-probability of each candidate given its prefix under ``params`` [G, M] float32: a control that needs no
@@ -85,24 +86,36 @@ class RewardFunctions:
         """One step; ``state`` is donated, ``params`` are the frozen weights."""
         return _train_step(self, state, params, batch, features, learning_rate)
 
-    def _upper(self, params: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
+    def _upper(
+        self, params: Params, batch: GroupBatch, features: jax.Array, places: jax.Array | None = None
+    ) -> jax.Array:
         layers = range(self.first, self.network.config.num_layers)
-        return run_layers(self.network, params, features, batch.flat.positions, batch.flat.layout, layers)
+        return run_layers(self.network, params, features, batch.flat.positions, batch.flat.layout, layers, places)
+
+
+def adapted_scores(
+    functions: RewardFunctions, trainable: Params, params: Params, batch: GroupBatch, features: jax.Array
+) -> jax.Array:
+    """Scores [G, M] float32 as a differentiable function of adapters and heads; ``params`` are the frozen weights."""
+    model = merge_model(functions.network, params, functions.lora, trainable["lora"])
+    places = batch.ends.reshape(-1)
+    x = model.run(features, batch.flat.positions, batch.flat.layout, first=functions.first, places=places)
+    return group_scores(functions.network, params["final_norm"], trainable["head"], x, batch)
 
 
 def group_scores(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
-    """Reads scores [G, M] float32 at the candidates' last tokens: x [T, D] output of the last layer."""
-    last = rms_norm(x[batch.ends], norm["scale"], network.config.norm_eps)
+    """Scores [G, M] float32 from the output of the last layer at the candidates' last tokens, x [G * M, D]."""
+    last = rms_norm(x.reshape(*batch.ends.shape, -1), norm["scale"], network.config.norm_eps)
     return jnp.where(batch.valid, reward_head(head, last, batch.component), 0.0)
 
 
 @partial(jax.jit, static_argnums=0)
 def _read(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
     """``group_scores`` one group after another: XLA's CPU code orders sums by the shape of the whole."""
-    parts = (batch.ends, batch.valid, batch.component)
+    parts = (x.reshape(*batch.ends.shape, -1), batch.ends, batch.valid, batch.component)
 
-    def read(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        ends, valid, component = (one[None] for one in part)
+    def read(part: tuple[jax.Array, ...]) -> jax.Array:
+        x, ends, valid, component = (one[None] for one in part)
         return group_scores(network, norm, head, x, batch._replace(ends=ends, valid=valid, component=component))[0]
 
     return jax.lax.map(read, parts)
@@ -117,13 +130,9 @@ def _train_step(
     features: jax.Array,
     learning_rate: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    network, lora = functions.network, functions.lora
 
     def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
-        model = merge_model(network, params, lora, trainable["lora"])
-        x = model.run(features, batch.flat.positions, batch.flat.layout, functions.first)
-        scores = group_scores(network, params["final_norm"], trainable["head"], x, batch)
-        return group_loss(scores, batch, functions.loss)
+        return group_loss(adapted_scores(functions, trainable, params, batch, features), batch, functions.loss)
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable)
     directions, opt_state = functions.tx.update(grads, state.opt_state, state.trainable)

@@ -11,7 +11,7 @@ per token and must not copy it out of a stack first. Passes without a gradient r
 (``run_layers``): 30 layers compile as fast as one, and take the memory of one.
 
 Parameter names: ``embed``, ``layers/<i>/{attn_norm,q,k,v,o,q_norm,k_norm,mlp_norm,gate,up,down}``, ``final_norm``,
-``lm_head`` (absent when tied). Kernels are [in, out].
+``lm_head`` (absent when tied). Matrices (``weight``, ``embed``, ``lm_head``) are [out, in], as checkpoints have them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,30 @@ from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, lora_linear
 from optimas_jax.parallel.platform import Compute
 
+Rotation = tuple[jax.Array, jax.Array]  # see ``rope_angles``
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: keys [B, K, H, S] and values [B, K, S, H]
 
 
+Product = Callable[..., jax.Array]
+
+
+def matmul(x: jax.Array, weight: jax.Array, dtype: Any = None) -> jax.Array:
+    """x [..., in], weight [out, in] -> [..., out] of ``dtype`` (default: theirs)."""
+    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
+
+
+def weight_first(x: jax.Array, weight: jax.Array, dtype: Any = None) -> jax.Array:
+    """``matmul`` for a few rows [B, in] on CPU: XLA's product there copies its right operand into another order at
+    every call, which for 8 rows takes longer than to multiply. The barrier keeps XLA from turning it around again."""
+    product = jax.lax.dot_general(weight, x, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(product).T
+
+
 class Linear(nnx.Module):
-    """``x W (+ b)``, with an optional low-rank adapter."""
+    """``x W^T (+ b)``, with an optional low-rank adapter."""
 
     def __init__(self, name: str, fan_in: int, fan_out: int, *, bias: bool, lora: LoraConfig | None, merge_lora: bool):
-        self.kernel = nnx.Param(jnp.zeros((fan_in, fan_out), jnp.float32))
+        self.weight = nnx.Param(jnp.zeros((fan_out, fan_in), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((fan_out,), jnp.float32)) if bias else None
         self.merge_lora = merge_lora
         self.scale = None
@@ -46,12 +62,12 @@ class Linear(nnx.Module):
             self.lora_a = nnx.LoRAParam(jnp.zeros((fan_in, lora.rank), jnp.float32))
             self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, fan_out), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, product: Product = matmul) -> jax.Array:
         if self.scale is None:
-            y = x @ self.kernel[...]
+            y = product(x, self.weight[...])
         else:
             y = lora_linear(
-                x, self.kernel[...], self.lora_a[...], self.lora_b[...], scale=self.scale, merge=self.merge_lora
+                x, self.weight[...], self.lora_a[...], self.lora_b[...], scale=self.scale, merge=self.merge_lora
             )
         return y if self.bias is None else y + self.bias[...]
 
@@ -95,37 +111,44 @@ class Layer(nnx.Module):
         self.up = linear("up", dim, config.mlp_dim)
         self.down = linear("down", config.mlp_dim, dim)
         self.config = config
+        self.few = weight_first if compute.weight_first else matmul
 
-    def _qkv(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[..., D] -> rotated q [..., N, H], rotated k [..., K, H], v [..., K, H]."""
-        head = self.config.head_dim
-        q = self.q(x).reshape(*x.shape[:-1], self.config.num_heads, head)
-        k = self.k(x).reshape(*x.shape[:-1], self.config.num_kv_heads, head)
-        v = self.v(x).reshape(*x.shape[:-1], self.config.num_kv_heads, head)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, *rotation), rotate(k, *rotation), v
+    def queries(self, x: jax.Array, rotation: Rotation, product: Product = matmul) -> jax.Array:
+        """Rotated queries [T, N, H] of normed x [T, D]."""
+        q = self.q(x, product).reshape(len(x), self.config.num_heads, self.config.head_dim)
+        return rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
 
-    def _mlp(self, x: jax.Array) -> jax.Array:
+    def keys_values(self, x: jax.Array, rotation: Rotation, product: Product = matmul) -> KeysValues:
+        """Rotated keys and values [T, K, H] of normed x [T, D]."""
+        k, v = (
+            one(x, product).reshape(len(x), self.config.num_kv_heads, self.config.head_dim) for one in (self.k, self.v)
+        )
+        return rotate(k if self.k_norm is None else self.k_norm(k), *rotation), v
+
+    def _mlp(self, x: jax.Array, product: Product = matmul) -> jax.Array:
         h = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+        return x + self.down(jax.nn.silu(self.gate(h, product)) * self.up(h, product), product)
 
-    def __call__(self, x, rotation, layout, stored=None):
-        """x [T, D] -> x [T, D], and the tokens' own keys and values [T, K, H]; see ``attention``."""
-        q, k, v = self._qkv(self.attn_norm(x), rotation)
-        mixed = attention(q, k, v, layout, stored)
-        x = x + self.o(mixed.reshape(*x.shape[:-1], -1))
-        return self._mlp(x), (k, v)
+    def __call__(self, x, rotation, layout, stored=None, places=None):
+        """x [T, D] -> x [T, D], or [n, D] at ``places`` [n] alone, and the tokens' own keys and values [T, K, H]; see
+        ``attention``."""
+        h = self.attn_norm(x)
+        k, v = self.keys_values(h, rotation)
+        mixed = attention(self.queries(h, rotation), k, v, layout, stored).reshape(len(x), -1)
+        if places is not None:
+            x, mixed = x[places], mixed[places]
+        return self._mlp(x + self.o(mixed)), (k, v)
 
     def step(self, x, rotation, k_cache, v_cache, positions):
         """x [B, D] -> x [B, D] and the caches (see ``Cache``) with these tokens written at ``positions`` [B]."""
-        q, k, v = self._qkv(self.attn_norm(x), rotation)
+        h = self.attn_norm(x)
+        q, (k, v) = self.queries(h, rotation, self.few), self.keys_values(h, rotation, self.few)
         rows = jnp.arange(x.shape[0])
         k_cache = k_cache.at[rows, :, :, positions].set(k.astype(k_cache.dtype), unique_indices=True)
         v_cache = v_cache.at[rows, :, positions].set(v.astype(v_cache.dtype), unique_indices=True)
         mixed = decode_attention(q, k_cache, v_cache, positions)
-        x = x + self.o(mixed.reshape(x.shape[0], -1))
-        return self._mlp(x), k_cache, v_cache
+        x = x + self.o(mixed.reshape(x.shape[0], -1), self.few)
+        return self._mlp(x, self.few), k_cache, v_cache
 
 
 class Backbone(nnx.Module):
@@ -141,17 +164,20 @@ class Backbone(nnx.Module):
         )
         self.final_norm = RMSNorm(config.embed_dim, config.norm_eps)
         self.lm_head = (
-            None if config.tied_embeddings else nnx.Param(jnp.zeros((config.embed_dim, config.vocab_size), jnp.float32))
+            None if config.tied_embeddings else nnx.Param(jnp.zeros((config.vocab_size, config.embed_dim), jnp.float32))
         )
         self.config = config
         self.dtype = compute.dtype
+        self.few = weight_first if compute.weight_first else matmul
 
-    def run(self, x, positions, layout, first=0):
-        """Output of the layers from ``first`` on [T, D], given what goes into them [T, D]."""
+    def run(self, x, positions, layout, *, first=0, places=None):
+        """Output of the layers from ``first`` on [T, D], or [n, D] at ``places`` [n] alone, given what goes into them
+        [T, D]."""
         rotation = rope_angles(positions, self.config)
-        for layer in list(self.layers)[first:]:
+        *layers, last = list(self.layers)[first:]
+        for layer in layers:
             x, _ = layer(x, rotation, layout)
-        return x
+        return last(x, rotation, layout, places=places)[0]
 
     def step(self, tokens, positions, cache: Cache):
         """One token a row: tokens [B], positions [B] -> hidden [B, D] and the updated cache."""
@@ -163,15 +189,13 @@ class Backbone(nnx.Module):
             new_cache.append((new_k, new_v))
         return self.final_norm(x), tuple(new_cache)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, product: Product = matmul) -> jax.Array:
         """[..., D] -> [..., V] float32."""
-        if self.lm_head is not None:
-            return jnp.matmul(hidden, self.lm_head[...], preferred_element_type=jnp.float32)
-        contract = (((hidden.ndim - 1,), (1,)), ((), ()))
-        return jax.lax.dot_general(hidden, self.embed[...], contract, preferred_element_type=jnp.float32)
+        head = self.embed if self.lm_head is None else self.lm_head
+        return product(hidden, head[...], jnp.float32)
 
 
-def rope_angles(positions: jax.Array, config: BackboneConfig) -> tuple[jax.Array, jax.Array]:
+def rope_angles(positions: jax.Array, config: BackboneConfig) -> Rotation:
     """Cosines and sines [..., H / 2] float32 of the rotation at each position."""
     half = config.head_dim // 2
     frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -247,7 +271,7 @@ def init_lora(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Param
             continue
         layers[index] = {}
         for name in lora.targets:
-            fan_in, fan_out = layer[name]["kernel"].shape
+            fan_out, fan_in = layer[name]["weight"].shape
             leaf_key = jax.random.fold_in(jax.random.fold_in(key, index), _path_hash(name))
             layers[index][name] = {
                 "lora_a": init_lora_a(leaf_key, fan_in, lora.rank),
@@ -308,27 +332,46 @@ def run_layers(
     positions: jax.Array,
     layout: Tiles | Spans,
     layers: range,
-    *,
-    stored: Sequence[StoredKeysValues] | None = None,
-    keep: Callable[[int, KeysValues], None] | None = None,
+    places: jax.Array | None = None,
 ) -> jax.Array:
     """Runs ``layers`` one compiled layer after another, without a gradient.
 
     Args:
       x: [T, D] output of the layer before the first.
-      stored: keys and values of earlier batches, by layer; needed for ``keep``.
-      keep: is given each layer's index and its keys and values [T, K, H], T padded to a multiple of
-        ``prefill_tokens``.
+      places: [n] int32, if the output is wanted at these tokens only.
 
     Returns:
-      [T, D] output of the last layer.
+      [T, D] output of the last layer, or [n, D].
     """
     for index in layers:
-        earlier = None if stored is None else stored[index]
-        x, own = _run_layer(network, params["layers"][index], x, positions, layout, earlier)
-        if keep is not None and own is not None:
-            keep(index, own)
+        at = places if index == layers[-1] else None
+        x, _ = _run_layer(network, params["layers"][index], x, positions, layout, None, at)
     return x
+
+
+def keys_values(
+    network: Network,
+    params: Params,
+    input_ids: jax.Array,
+    positions: jax.Array,
+    layout: Tiles | Spans,
+    stored: Sequence[StoredKeysValues],
+    keep: Callable[[int, KeysValues], None],
+) -> None:
+    """Runs a flat batch for its keys and values alone, one compiled layer after another; the last layer makes nothing
+    else.
+
+    Args:
+      stored: keys and values of earlier batches, by layer.
+      keep: is given each layer's index and its keys and values [T, K, H], T padded to a multiple of
+        ``prefill_tokens``.
+    """
+    x = embed(params["embed"], input_ids, network.compute.dtype)
+    last = network.config.num_layers - 1
+    for index in range(last):
+        x, own = _run_layer(network, params["layers"][index], x, positions, layout, stored[index])
+        keep(index, own)
+    keep(last, _last_keys_values(network, params["layers"][last], x, positions))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -339,15 +382,24 @@ def _run_layer(
     positions: jax.Array,
     layout: Tiles | Spans,
     stored: StoredKeysValues | None,
-) -> tuple[jax.Array, KeysValues | None]:
+    places: jax.Array | None = None,
+) -> tuple[jax.Array, KeysValues]:
     layer = nnx.merge(network.layer, layer_params)
-    x, own = layer(x, rope_angles(positions, network.config), layout, stored)
-    if stored is None:
-        return x, None
-    # Few sizes: what reads them is not compiled again for each T.
-    padding = -len(positions) % network.compute.prefill_tokens
+    x, own = layer(x, rope_angles(positions, network.config), layout, stored, places)
+    return x, _few_sizes(network, own)
+
+
+@partial(jax.jit, static_argnums=0)
+def _last_keys_values(network: Network, layer_params: Params, x: jax.Array, positions: jax.Array) -> KeysValues:
+    layer = nnx.merge(network.layer, layer_params)
+    return _few_sizes(network, layer.keys_values(layer.attn_norm(x), rope_angles(positions, network.config)))
+
+
+def _few_sizes(network: Network, own: KeysValues) -> KeysValues:
+    """Keys and values padded to few sizes: what reads them is not compiled again for each T."""
+    padding = -len(own[0]) % network.compute.prefill_tokens
     keys, values = (jnp.pad(part, ((0, padding), (0, 0), (0, 0))) for part in own)
-    return x, (keys, values)
+    return keys, values
 
 
 def merge_trees(params: Params, lora_params: Params) -> Params:

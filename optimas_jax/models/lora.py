@@ -1,7 +1,7 @@
 """Low-rank adapters: what they add to a product, how they start, and how they are merged.
 
 A LoRA tree mirrors the part of the parameter tree that it adapts: ``layers/<i>/<module>/{lora_a, lora_b}`` beside the
-frozen ``layers/<i>/<module>/kernel``. Adapters are float32 whatever the dtype of the frozen weights.
+frozen ``layers/<i>/<module>/weight``. Adapters are float32 whatever the dtype of the frozen weights.
 """
 
 from __future__ import annotations
@@ -60,49 +60,50 @@ def init_lora_a(key: jax.Array, fan_in: int, rank: int) -> jax.Array:
 
 
 def lora_linear(
-    x: jax.Array, kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array, *, scale: float, merge: bool
+    x: jax.Array, weight: jax.Array, lora_a: jax.Array, lora_b: jax.Array, *, scale: float, merge: bool
 ) -> jax.Array:
-    """``x (W + s A B)`` with gradients for x, A and B only; the frozen ``W`` gets none.
+    """``x (W^T + s A B)`` with gradients for x, A and B only; the frozen ``W`` gets none.
 
     Args:
       x: [..., in] activations.
-      kernel: [in, out] frozen weights.
+      weight: W, [out, in], frozen.
       lora_a: [in, R] float32.
       lora_b: [R, out] float32.
       scale: s.
-      merge: form ``W + s A B`` once and multiply once (float32 only, see ``parallel.platform.Compute``).
+      merge: form ``W^T + s A B`` once and multiply once (float32 only, see ``parallel.platform.Compute``).
     """
     if merge:
-        return _merged_linear(x, kernel, lora_a, lora_b, scale)
+        return _merged_linear(x, weight, lora_a, lora_b, scale)
     low_rank = (x.astype(jnp.float32) @ lora_a) @ lora_b
-    return x @ kernel + (scale * low_rank).astype(x.dtype)
+    return x @ weight.T + (scale * low_rank).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _merged_linear(x, kernel, lora_a, lora_b, scale):
-    return x @ (kernel + scale * (lora_a @ lora_b))
+def _merged_linear(x, weight, lora_a, lora_b, scale):
+    return x @ (weight + scale * (lora_a @ lora_b).T).T
 
 
-def _merged_forward(x, kernel, lora_a, lora_b, scale):
-    merged = kernel + scale * (lora_a @ lora_b)
-    return x @ merged, (x, merged, lora_a, lora_b)
+def _merged_forward(x, weight, lora_a, lora_b, scale):
+    return _merged_linear(x, weight, lora_a, lora_b, scale), (x, weight, lora_a, lora_b)
 
 
 def _merged_backward(scale, residuals, dy):
-    """dx through the merged matrix; dA = x^T (dy B^T), dB = (x A)^T dy: no dense dW is ever formed."""
-    x, merged, lora_a, lora_b = residuals
+    """dx = dy (W^T + s A B)^T, dA = s x^T (dy B^T), dB = s (x A)^T dy: no dense dW is ever formed, and the sum of the
+    matrices is not kept, which would be a second copy of the weights."""
+    x, weight, lora_a, lora_b = residuals
     flat_x, flat_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    dx = jax.lax.dot_general(dy, merged, (((dy.ndim - 1,), (1,)), ((), ())))
-    d_lora_a = scale * (flat_x.T @ (flat_dy @ lora_b.T))
+    dy_b = flat_dy @ lora_b.T
+    dx = flat_dy @ weight + scale * (dy_b @ lora_a.T)
+    d_lora_a = scale * (flat_x.T @ dy_b)
     d_lora_b = scale * ((flat_x @ lora_a).T @ flat_dy)
-    return dx, None, d_lora_a, d_lora_b
+    return dx.reshape(x.shape), None, d_lora_a, d_lora_b
 
 
 _merged_linear.defvjp(_merged_forward, _merged_backward)
 
 
 def merge_lora(params: Params, lora_params: Params, scale: float) -> Params:
-    """A new parameter tree with ``W + s A B`` in place of every adapted ``W``; ``params`` is left as it is.
+    """A new parameter tree with ``W + s (A B)^T`` in place of every adapted ``W``; ``params`` is left as it is.
 
     Scoring and sampling use it once per update, so that a forward pass costs no more than the base model's. The sum
     is taken in float32 and stored in the dtype of ``W``.
@@ -110,9 +111,9 @@ def merge_lora(params: Params, lora_params: Params, scale: float) -> Params:
 
     def merge(tree: Params, lora: Params) -> Params:
         if "lora_a" in lora:
-            kernel = tree["kernel"]
-            delta = scale * (lora["lora_a"] @ lora["lora_b"])
-            return {**tree, "kernel": (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)}
+            weight = tree["weight"]
+            delta = scale * (lora["lora_a"] @ lora["lora_b"]).T
+            return {**tree, "weight": (weight.astype(jnp.float32) + delta).astype(weight.dtype)}
         return {name: merge(sub, lora[name]) if name in lora else sub for name, sub in tree.items()}
 
     return merge(params, lora_params)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues
-from optimas_jax.models.backbone import Network, embed, run_layers
+from optimas_jax.models.backbone import Network, keys_values
 from optimas_jax.models.flat import FlatSequence, flatten, place_flat, stored_places
 from optimas_jax.models.lora import Params
 from optimas_jax.models.prefix_cache import Ids, PrefixCache, shares_block
@@ -106,13 +106,4 @@ class Prefiller:
                 )
 
         flat = place_flat(flat, self.mesh)
-        run_layers(
-            self.network,
-            self.params,
-            embed(self.params["embed"], flat.input_ids, self.network.compute.dtype),
-            flat.positions,
-            flat.layout,
-            range(config.num_layers),
-            stored=self.prefixes.layers,
-            keep=keep,
-        )
+        keys_values(self.network, self.params, flat.input_ids, flat.positions, flat.layout, self.prefixes.layers, keep)

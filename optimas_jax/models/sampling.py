@@ -18,6 +18,8 @@ from optimas_jax.models.backbone import Cache, Network, merge_model
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import Params
 
+_BLOCK = 128  # tokens of the vocabulary that are searched together
+
 
 def sample_tokens(logits: jax.Array, temperature: jax.Array, top_p: jax.Array, uniform: jax.Array) -> jax.Array:
     """One token per row, by inverting the cumulative distribution of the nucleus at a uniform number.
@@ -31,7 +33,7 @@ def sample_tokens(logits: jax.Array, temperature: jax.Array, top_p: jax.Array, u
     Returns:
       [B] int32.
     """
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    greedy = _arg_max(logits)
 
     def draw() -> jax.Array:
         scaled = logits / jnp.maximum(temperature, 1e-6)[:, None]
@@ -42,6 +44,21 @@ def sample_tokens(logits: jax.Array, temperature: jax.Array, top_p: jax.Array, u
         return jnp.where(temperature > 0.0, _invert_cumulative(weights, uniform), greedy)
 
     return jax.lax.cond(jnp.any(temperature > 0.0), draw, lambda: greedy)
+
+
+def _arg_max(logits: jax.Array) -> jax.Array:
+    """``argmax`` over the last axis, [B, V] -> [B] int32, in two levels: XLA's CPU code finds the largest of each block
+    in an eighth of the time that it takes to find where the largest of all is."""
+    blocks = _blocks(logits, -jnp.inf)
+    block = jnp.argmax(blocks.max(axis=-1), axis=-1)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return (block * _BLOCK + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
+
+
+def _blocks(x: jax.Array, fill: float) -> jax.Array:
+    """[B, V] -> [B, ceil(V / _BLOCK), _BLOCK]."""
+    padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _BLOCK)), constant_values=fill)
+    return padded.reshape(len(x), -1, _BLOCK)
 
 
 def _nucleus(weights: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -65,9 +82,7 @@ def _nucleus(weights: jax.Array, top_p: jax.Array) -> jax.Array:
 def _invert_cumulative(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     """Index at which each row's cumulative weight passes ``uniform`` of its total; two levels, so that no cumulative
     sum runs over the whole vocabulary. weights [B, V], uniform [B] -> [B] int32."""
-    width = 128
-    rows, size = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -size % width))).reshape(rows, -1, width)
+    blocks = _blocks(weights, 0.0)
     block_sums = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
     target = uniform * block_sums[:, -1]
     last_block = _last_positive(blocks.sum(axis=-1))
@@ -75,7 +90,7 @@ def _invert_cumulative(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     before = jnp.where(block > 0, jnp.take_along_axis(block_sums, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0)
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     within = jnp.sum(jnp.cumsum(inside, axis=-1) <= (target - before)[:, None], axis=-1)
-    return (block * width + jnp.minimum(within, _last_positive(inside))).astype(jnp.int32)
+    return (block * _BLOCK + jnp.minimum(within, _last_positive(inside))).astype(jnp.int32)
 
 
 def _last_positive(weights: jax.Array) -> jax.Array:
@@ -184,7 +199,7 @@ def decode(
     def body(carry: tuple[jax.Array, Rows, Cache]) -> tuple[jax.Array, Rows, Cache]:
         steps, rows, cache = carry
         hidden, cache = model.step(rows.token, rows.position, cache)
-        logits = model.logits(hidden)
+        logits = model.logits(hidden, model.few)
         uniform = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(keys, rows.count)
         token = sample_tokens(logits, rows.temperatures, rows.top_p, uniform)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]

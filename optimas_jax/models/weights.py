@@ -230,14 +230,12 @@ def params_from_tensors(
     problems = [f"missing: {name}" for name in wanted if name not in tensors]
     problems += [f"not used: {name}" for name in tensors if name not in {*wanted, *tied}]
     leaves = []
-    for name, (path, leaf), sharding in zip(wanted, flat, flat_shardings, strict=True):
+    for name, (_, leaf), sharding in zip(wanted, flat, flat_shardings, strict=True):
         if name not in tensors:
             continue
         value = tensors[name]()
         if not jnp.issubdtype(value.dtype, jnp.floating):
             problems.append(f"dtype of {name}: {value.dtype}, expected floating point")
-        if path[-1].key in ("kernel", "lm_head"):
-            value = value.T
         if value.shape != leaf.shape:
             problems.append(f"shape of {name}: {value.shape}, expected {leaf.shape}")
         if not problems:  # else only the audit goes on
@@ -265,7 +263,7 @@ _HF_LAYER_NAMES = {
 
 
 def hf_name(path: tuple[Any, ...]) -> str:
-    """("layers", 3, "q", "kernel") -> "model.layers.3.self_attn.q_proj.weight", as Hugging Face checkpoints have it."""
+    """("layers", 3, "q", "weight") -> "model.layers.3.self_attn.q_proj.weight", as Hugging Face checkpoints have it."""
     if path[0] == "layers":
         suffix = "bias" if path[3] == "bias" else "weight"
         return f"model.layers.{path[1]}.{_HF_LAYER_NAMES[path[2]]}.{suffix}"

@@ -22,6 +22,7 @@ class Compute:
         (``jax.nn.dot_product_attention``, which picks the platform's kernel); see ``models.attention``.
       merge_lora: whether a LoRA product is formed as ``x (W + A B)``. Exact in float32 and cheaper on CPU; in
         bfloat16 the small update would be rounded away, so there it stays ``x W + (x A) B``.
+      weight_first: whether products of a few rows put the weights on the left, see ``models.backbone.weight_first``.
       prefill_tokens: prompts of about this many tokens together make up one pass.
       prefix_tokens: keys and values of this many tokens are kept for prompts that begin alike.
     """
@@ -29,6 +30,7 @@ class Compute:
     dtype: jnp.dtype
     attention: Literal["tiled", "fused"]
     merge_lora: bool
+    weight_first: bool = False
     prefill_tokens: int = 512
     prefix_tokens: int = 8192
 
@@ -42,9 +44,14 @@ def default_compute(platform: str | None = None) -> Compute:
     """Settings for ``platform`` ("cpu", "gpu" or "tpu"; default: the backend that JAX runs on)."""
     platform = platform or jax.default_backend()
     if platform == "cpu":
-        return Compute(dtype=jnp.dtype(jnp.float32), attention="tiled", merge_lora=True)
+        return Compute(dtype=jnp.dtype(jnp.float32), attention="tiled", merge_lora=True, weight_first=True)
     return Compute(
-        dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False, prefill_tokens=4096, prefix_tokens=65536
+        dtype=jnp.dtype(jnp.bfloat16),
+        attention="fused",
+        merge_lora=False,
+        weight_first=False,
+        prefill_tokens=4096,
+        prefix_tokens=65536,
     )
 
 

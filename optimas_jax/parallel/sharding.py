@@ -20,10 +20,9 @@ from optimas_jax.parallel.mesh import DATA, MODEL
 Rules = Sequence[tuple[str, P]]
 
 RULES: Rules = (
-    (r"(^|/)embed$", P(MODEL, DATA)),  # [V, D]
-    (r"(^|/)lm_head$", P(DATA, MODEL)),  # [D, V]
-    (r"/(q|k|v|gate|up)/kernel$", P(DATA, MODEL)),  # [D, heads or F]
-    (r"/(o|down)/kernel$", P(MODEL, DATA)),  # [heads or F, D]
+    (r"(^|/)(embed|lm_head)$", P(MODEL, DATA)),  # [V, D]
+    (r"/(q|k|v|gate|up)/weight$", P(MODEL, DATA)),  # [heads or F, D]
+    (r"/(o|down)/weight$", P(DATA, MODEL)),  # [D, heads or F]
     (r"/(q|k|v)/bias$", P(MODEL)),
     (r"/(q|k|v|gate|up)/lora_a$", P(DATA, None)),  # [D, R]
     (r"/(q|k|v|gate|up)/lora_b$", P(None, MODEL)),  # [R, heads or F]
@@ -35,7 +34,7 @@ RULES: Rules = (
 
 
 def param_names(tree: Any) -> list[str]:
-    """``layers/3/q/kernel`` and so on, in the order of ``jax.tree.leaves``."""
+    """``layers/3/q/weight`` and so on, in the order of ``jax.tree.leaves``."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return ["/".join(str(part.key) for part in path) for path, _ in paths]
 
