@@ -3,8 +3,8 @@
 The batch is a cache on the device and a few numbers per row on the host. Between two stretches of decoding, finished
 rows are handed out, waiting requests are prefilled into free ones, and the batch grows or shrinks to what is needed.
 What a request gets does not depend on any of this: its keys stand in its row by position, and the number of rows is one
-of ``_ROWS``, between which XLA's CPU code gives every row the same bits (with fewer than 8 rows it orders reductions
-differently, with 25 to 32 or more than 48 of them matrix products; tests hold this). Rows and slots come in buckets,
+of ``_ROWS``, between which XLA's CPU code gives every row the same bits (with fewer than 4 it orders reductions in
+attention differently, with 25 to 32 or more than 48 products; tests hold this). Rows and slots come in buckets,
 which bound the number of compilations.
 """
 
@@ -26,7 +26,7 @@ from optimas_jax.models.sampling import Rows, decode, empty_cache, insert, rearr
 from optimas_jax.parallel.mesh import DATA
 from optimas_jax.parallel.sharding import place_rows
 
-_ROWS = (8, 16, 24, 40)
+_ROWS = (4, 8, 16, 24, 40)
 _CACHE_TOKENS = 16 * 1024  # rows x slots: bounds the memory of the cache
 
 Key = TypeVar("Key")
