@@ -297,6 +297,18 @@ def decode_attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, posit
     queries = q.reshape(batch, num_kv_heads, num_heads // num_kv_heads, head_dim) * (head_dim**-0.5)
     scores = jnp.einsum("bkgh,bkhs->bkgs", queries, k_cache, preferred_element_type=jnp.float32)
     visible = jnp.arange(slots) <= positions[:, None]
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None, :], scores, _MASKED), axis=-1)
+    weights = whatever_the_rows(jax.nn.softmax, jnp.where(visible[:, None, None, :], scores, _MASKED))
     out = jnp.einsum("bkgs,bksh->bkgh", weights.astype(v_cache.dtype), v_cache, preferred_element_type=jnp.float32)
     return out.reshape(batch, num_heads, head_dim).astype(q.dtype)
+
+
+_FEW = 4096  # numbers
+
+
+def whatever_the_rows(reduce: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """``reduce`` of the rows of x [B, ...], so that a row gets the same bits whatever B: XLA's CPU code adds up arrays
+    of fewer numbers than ``_FEW`` in another order, so there have to be as many."""
+    rows = -(-_FEW * len(x) // x.size)
+    if rows <= len(x):
+        return reduce(x)
+    return reduce(jnp.pad(x, ((0, rows - len(x)), *[(0, 0)] * (x.ndim - 1))))[: len(x)]

@@ -25,7 +25,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles, attention, decode_attention
+from optimas_jax.models.attention import (
+    KeysValues,
+    Spans,
+    StoredKeysValues,
+    Tiles,
+    attention,
+    decode_attention,
+    whatever_the_rows,
+)
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, lora_linear
 from optimas_jax.parallel.platform import Compute
@@ -85,11 +93,13 @@ class RMSNorm(nnx.Module):
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """[..., D] -> [..., D]: float32 inside, result in the input's dtype."""
-    if x.ndim == 2 and len(x) < 8:  # XLA's CPU code adds up fewer rows in another order
-        return rms_norm(jnp.pad(x, ((0, 8 - len(x)), (0, 0))), scale, eps)[: len(x)]
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (y * scale).astype(x.dtype)
+
+    def norm(x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+        return (y * scale).astype(x.dtype)
+
+    return whatever_the_rows(norm, x)
 
 
 class Layer(nnx.Module):

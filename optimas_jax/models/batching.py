@@ -3,8 +3,8 @@
 The batch is a cache on the device and a few numbers per row on the host. Between two stretches of decoding, finished
 rows are handed out, waiting requests are prefilled into free ones, and the batch grows or shrinks to what is needed.
 What a request gets does not depend on any of this: its keys stand in its row by position, and the number of rows is one
-of ``_ROWS``, between which XLA's CPU code gives every row the same bits (with fewer than 4 it orders reductions in
-attention differently, with 25 to 32 or more than 48 products; tests hold this). Rows and slots come in buckets,
+of ``_ROWS``, between which XLA's CPU code gives every row the same bits (with 25 to 32 or more than 48 it orders
+products differently; tests hold this). Rows and slots come in buckets,
 which bound the number of compilations.
 """
 

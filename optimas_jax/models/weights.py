@@ -184,7 +184,7 @@ def load_config(source: ModelSource) -> BackboneConfig:
 # What ``random:SEED`` stands for: small enough to compile and run in seconds, with every feature of Llama.
 RANDOM_CONFIG = BackboneConfig(
     architecture="llama",
-    vocab_size=512,
+    vocab_size=1024,
     embed_dim=64,
     mlp_dim=128,
     num_layers=2,
