@@ -15,9 +15,12 @@ import signal
 import sys
 from pathlib import Path
 
-os.environ.setdefault(
-    "TRANSFORMERS_VERBOSITY", "error"
-)  # or it reports that torch, which nothing here needs, is absent
+from optimas_jax.parallel.large_pages import use_large_pages
+
+if __name__ == "__main__":
+    use_large_pages()
+# Or it reports that torch, which nothing here needs, is absent.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 

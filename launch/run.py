@@ -10,9 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault(
-    "TRANSFORMERS_VERBOSITY", "error"
-)  # or it reports that torch, which nothing here needs, is absent
+from optimas_jax.parallel.large_pages import use_large_pages
+
+if __name__ == "__main__":
+    use_large_pages()
+# Or it reports that torch, which nothing here needs, is absent.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 from ml_collections import config_flags
