@@ -7,9 +7,10 @@ import pytest
 import tiny
 
 from optimas_jax.models.attention import BLOCK
-from optimas_jax.models.backbone import _run_layer, forward, matmul, merge_model, weight_first
+from optimas_jax.models.backbone import _run_layer, forward, merge_model
 from optimas_jax.models.batching import _ROWS, ContinuousBatch
 from optimas_jax.models.flat import bucket
+from optimas_jax.models.numerics import matmul, weight_first
 from optimas_jax.models.prefill import Prefiller
 from optimas_jax.models.sampler import ContextOverflow, SampleRequest
 from optimas_jax.models.sampling import Rows, decode, empty_cache, sample_tokens

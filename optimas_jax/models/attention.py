@@ -24,6 +24,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from optimas_jax.models.numerics import whatever_the_rows
+
 BLOCK = 16  # stored keys and values come in blocks of this many positions
 TILE = 64  # queries and keys of one tile; a multiple of BLOCK
 _MASKED = -1e30  # a finite stand-in for minus infinity: exp() of it is 0 and its gradient is not NaN
@@ -300,15 +302,3 @@ def decode_attention(q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, posit
     weights = whatever_the_rows(jax.nn.softmax, jnp.where(visible[:, None, None, :], scores, _MASKED))
     out = jnp.einsum("bkgs,bksh->bkgh", weights.astype(v_cache.dtype), v_cache, preferred_element_type=jnp.float32)
     return out.reshape(batch, num_heads, head_dim).astype(q.dtype)
-
-
-_FEW = 4096  # numbers
-
-
-def whatever_the_rows(reduce: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """``reduce`` of the rows of x [B, ...], so that a row gets the same bits whatever B: XLA's CPU code adds up arrays
-    of fewer numbers than ``_FEW`` in another order, so there have to be as many."""
-    rows = -(-_FEW * len(x) // x.size)
-    if rows <= len(x):
-        return reduce(x)
-    return reduce(jnp.pad(x, ((0, rows - len(x)), *[(0, 0)] * (x.ndim - 1))))[: len(x)]

@@ -25,36 +25,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from optimas_jax.models.attention import (
-    KeysValues,
-    Spans,
-    StoredKeysValues,
-    Tiles,
-    attention,
-    decode_attention,
-    whatever_the_rows,
-)
+from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles, attention, decode_attention
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, lora_linear
+from optimas_jax.models.numerics import Product, matmul, weight_first, whatever_the_rows
 from optimas_jax.parallel.platform import Compute
 
 Rotation = tuple[jax.Array, jax.Array]  # see ``rope_angles``
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: keys [B, K, H, S] and values [B, K, S, H]
-
-
-Product = Callable[..., jax.Array]
-
-
-def matmul(x: jax.Array, weight: jax.Array, dtype: Any = None) -> jax.Array:
-    """x [..., in], weight [out, in] -> [..., out] of ``dtype`` (default: theirs)."""
-    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
-
-
-def weight_first(x: jax.Array, weight: jax.Array, dtype: Any = None) -> jax.Array:
-    """``matmul`` for a few rows [B, in] on CPU: XLA's product there copies its right operand into another order at
-    every call, which for 8 rows takes longer than to multiply. The barrier keeps XLA from turning it around again."""
-    product = jax.lax.dot_general(weight, x, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
-    return jax.lax.optimization_barrier(product).T
 
 
 class Linear(nnx.Module):
@@ -384,6 +362,7 @@ def keys_values(
     last = network.config.num_layers - 1
     for index in range(last):
         x, own = _run_layer(network, params["layers"][index], x, rotation, layout, stored[index])
+        assert own is not None
         keep(index, own)
     keep(last, _last_keys_values(network, params["layers"][last], x, rotation))
 
@@ -400,10 +379,10 @@ def _run_layer(
     layout: Tiles | Spans,
     stored: StoredKeysValues | None,
     places: jax.Array | None = None,
-) -> tuple[jax.Array, KeysValues]:
+) -> tuple[jax.Array, KeysValues | None]:
     layer = nnx.merge(network.layer, layer_params)
     x, own = layer(x, rotation, layout, stored, places)
-    return x, _few_sizes(network, own)
+    return x, None if stored is None else _few_sizes(network, own)
 
 
 @partial(jax.jit, static_argnums=0)

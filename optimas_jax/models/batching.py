@@ -4,8 +4,8 @@ The batch is a cache on the device and a few numbers per row on the host. Betwee
 rows are handed out, waiting requests are prefilled into free ones, and the batch grows or shrinks to what is needed.
 What a request gets does not depend on any of this: its keys stand in its row by position, and the number of rows is one
 of ``_ROWS``, between which XLA's CPU code gives every row the same bits (with 25 to 32 or more than 48 it orders
-products differently; tests hold this). Rows and slots come in buckets,
-which bound the number of compilations.
+products differently; tests hold this), for vocabularies of 1,024 tokens and more. Rows and slots come in buckets, which
+bound the number of compilations.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class ContinuousBatch(Generic[Key]):
 
     @property
     def _row_factor(self) -> int:
-        """Rows are multiplied by this on meshes too wide to divide 8 rows."""
+        """Rows are multiplied by this on meshes too wide to divide the fewest rows."""
         return 1 if self._mesh is None else -(-self._mesh.shape[DATA] // _ROWS[0])
 
     def _empty_rows(self, rows: int, slots: int) -> Rows:

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optimas_jax.models.numerics import matmul
+
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 Params = dict[Any, Any]
@@ -75,12 +77,12 @@ def lora_linear(
     if merge:
         return _merged_linear(x, weight, lora_a, lora_b, scale)
     low_rank = (x.astype(jnp.float32) @ lora_a) @ lora_b
-    return x @ weight.T + (scale * low_rank).astype(x.dtype)
+    return matmul(x, weight) + (scale * low_rank).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _merged_linear(x, weight, lora_a, lora_b, scale):
-    return x @ (weight + scale * (lora_a @ lora_b).T).T
+    return matmul(x, weight + scale * (lora_a @ lora_b).T)
 
 
 def _merged_forward(x, weight, lora_a, lora_b, scale):

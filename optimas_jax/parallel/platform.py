@@ -46,12 +46,7 @@ def default_compute(platform: str | None = None) -> Compute:
     if platform == "cpu":
         return Compute(dtype=jnp.dtype(jnp.float32), attention="tiled", merge_lora=True, weight_first=True)
     return Compute(
-        dtype=jnp.dtype(jnp.bfloat16),
-        attention="fused",
-        merge_lora=False,
-        weight_first=False,
-        prefill_tokens=4096,
-        prefix_tokens=65536,
+        dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False, prefill_tokens=4096, prefix_tokens=65536
     )
 
 
