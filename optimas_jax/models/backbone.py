@@ -29,9 +29,9 @@ from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Ti
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, lora_linear
 from optimas_jax.models.numerics import Product, matmul, weight_first, whatever_the_rows
+from optimas_jax.models.rope import Rotation, rope_angles, rotate
 from optimas_jax.parallel.platform import Compute
 
-Rotation = tuple[jax.Array, jax.Array]  # see ``rope_angles``
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: keys [B, K, H, S] and values [B, K, S, H]
 
 
@@ -183,23 +183,6 @@ class Backbone(nnx.Module):
         """[..., D] -> [..., V] float32."""
         head = self.embed if self.lm_head is None else self.lm_head
         return product(hidden, head[...], jnp.float32)
-
-
-def rope_angles(positions: jax.Array, config: BackboneConfig) -> Rotation:
-    """Cosines and sines [..., H / 2] float32 of the rotation at each position."""
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_divisors is not None:
-        frequencies = frequencies / jnp.asarray(config.rope_divisors, jnp.float32)
-    angles = positions.astype(jnp.float32)[..., None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary embedding in Hugging Face's half-split layout: x [..., heads, H], cos and sin [..., H / 2]."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
