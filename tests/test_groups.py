@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from optimas_jax.learn.features import FeatureCache
 from optimas_jax.learn.groups import BatchShape, make_batch, plan_batches
 from optimas_jax.learn.losses import bradley_terry
-from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions, adapted_scores, group_loss
+from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions, gradients
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_trainable, make_optimizer
 from optimas_jax.models.backbone import forward, merge_model
@@ -69,20 +69,15 @@ def test_packed_scores_equal_single_ones(implementation, lora):
             np.testing.assert_array_equal(scores[place, count:], 0.0)
 
 
-@pytest.mark.parametrize("merge", [True, False])
-@pytest.mark.parametrize("tiled", [True, False])
-def test_packed_gradients_equal_single_ones(tiled, merge):
-    compute = tiny.Compute(tiny.F32.dtype, "tiled", merge_lora=merge)
+@pytest.mark.parametrize("layerwise", [True, False])
+@pytest.mark.parametrize(("tiled", "merge"), [(True, True), (True, False), (False, False)])
+def test_packed_gradients_equal_single_ones(tiled, merge, layerwise):
+    compute = tiny.Compute(tiny.F32.dtype, "tiled", merge_lora=merge, layerwise=layerwise)
     network, params = tiny.model(compute=compute)
     trainable = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])
     groups = random_groups(3)
     [(members, batch)] = batches(groups, tiled=tiled)
-
-    def packed(tree, batch):
-        made = functions(network)
-        scores = adapted_scores(made, tree, params, batch, made.features(params, batch.flat))
-        return group_loss(scores, batch, LossConfig())[0]
 
     def single(tree):
         losses = []
@@ -91,13 +86,16 @@ def test_packed_gradients_equal_single_ones(tiled, merge):
             rewards = np.asarray(groups[index].rewards, np.float32)
             loss, count = bradley_terry(scores, rewards, np.ones(len(rewards), bool), threshold=0.0)
             losses += [loss] if count > 0 else []
-        return sum(losses) / len(losses)
+        return sum(losses)
 
-    np.testing.assert_allclose(jax.jit(packed)(trainable, batch), jax.jit(single)(trainable), rtol=1e-5)
+    made = functions(network)
+    grads, metrics = gradients(made, trainable, params, batch, made.features(params, batch.flat))
+    expected_loss, expected_grads = jax.jit(jax.value_and_grad(single))(trainable)
+    np.testing.assert_allclose(metrics["loss"][0], expected_loss, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, float(np.abs(b).max()))),
-        jax.jit(jax.grad(packed))(trainable, batch),
-        jax.jit(jax.grad(single))(trainable),
+        grads,
+        expected_grads,
     )
 
 
@@ -231,4 +229,5 @@ def test_networks_are_hashable_and_equal_when_made_twice():
     first, second = (tiny.model()[0] for _ in range(2))
     assert first == second
     assert hash(first) == hash(second)
-    assert first.graph(tiny.LORA) == second.graph(tiny.LORA) != first.graph()
+    assert first.graph == second.graph
+    assert first.layer(tiny.LORA) == second.layer(tiny.LORA) != first.layer(None)

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from optimas_jax.learn.groups import make_batch, plan_batches
-from optimas_jax.learn.reward_model import LossConfig, RewardFunctions, _train_step
+from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
 
@@ -23,7 +23,7 @@ def batches(groups, rng=None, tokens=TOKENS):
 
 
 def train_step(made, state, params, batch, rate):
-    return made.train_step(state, params, batch, made.features(params, batch.flat), rate)
+    return made.train_step(state, params, [(batch, made.features(params, batch.flat))], rate)
 
 
 def toy_groups(count=24, component=0):
@@ -80,15 +80,24 @@ def test_frozen_weights_stay_and_layers_below_get_no_gradient():
     assert list(state.trainable["lora"]["layers"]) == [2]
 
 
-def test_compilations_equal_the_buckets_used():
+def test_compilations_follow_the_buckets_used():
+    """As many programs for one bucket as for another, whatever the number of layers, and none for one that is known."""
     _, params = tiny.model()
-    made, state = functions(), fresh_state()
-    before, shapes = _train_step._cache_size(), set()
-    for count, rate in ((7, 1e-3), (20, 1e-4), (1, 1e-2), (9, 1e-2), (20, 1e-3)):
-        for batch in batches(toy_groups(count), tokens=0):
-            shapes.add(len(batch.flat.input_ids))
-            state, _ = train_step(made, state, params, batch, rate)
-    assert _train_step._cache_size() - before == len(shapes) == 3
+    made, state, compiled = functions(), fresh_state(), []
+    jax.monitoring.register_event_duration_secs_listener(count := lambda event, _, **__: compiled.append(event))
+    programs: dict[int, list[int]] = {}
+    try:
+        for number, rate in ((33, 1e-3), (45, 1e-4), (25, 1e-2), (26, 1e-2), (45, 1e-3)):
+            for batch in batches(toy_groups(number), tokens=0):
+                compiled.clear()
+                state, _ = train_step(made, state, params, batch, rate)
+                made_now = sum(event.endswith("backend_compile_duration") for event in compiled)
+                programs.setdefault(len(batch.flat.input_ids), []).append(made_now)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert len(programs) == 3
+    assert all(sum(later) == 0 for _, *later in programs.values())
+    assert len({first for first, *_ in list(programs.values())[1:]}) == 1
 
 
 def test_a_batch_of_ties_changes_nothing():

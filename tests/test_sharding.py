@@ -43,7 +43,7 @@ def train_and_score(shape):
     features = functions.features(params, tiles.flat)
     merged = merge_lora(params, state.trainable["lora"], tiny.LORA.scale)
     scores = functions.score(merged, state.trainable["head"], tiles, features)
-    state, metrics = functions.train_step(state, params, batch, features, 1e-3)
+    state, metrics = functions.train_step(state, params, [(batch, features)], 1e-3)
     assert mesh.size == 1 or len(params["layers"][0]["up"]["weight"].sharding.device_set) == mesh.size
     return jax.device_get((metrics["loss"], state.trainable, scores))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from optimas_jax.bench.serve import Run, serve
 from optimas_jax.bench.work import Work, from_json
-from optimas_jax.learn.groups import BatchShape, GroupBatch, make_batch, plan_batches
+from optimas_jax.learn.groups import BatchShape, GroupBatch, make_batch, plan_batches, split
 from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
@@ -21,6 +21,7 @@ from optimas_jax.loop.engines import Engines, LoadedModel
 from optimas_jax.loop.progress import Progress
 from optimas_jax.models.lora import LoraConfig
 from optimas_jax.models.sampler import SampleRequest
+from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.parallel.sharding import replicate
 
@@ -41,15 +42,18 @@ def _score(work: Work, engines: Engines) -> tuple[Run, str]:
     model = engines.model(work.model)
     functions = RewardFunctions(model.network, LoraConfig(), LossConfig(), make_optimizer())
     head = {"kernel": jnp.asarray(work.head, jnp.float32)[:, None]}
+    lanes = Lanes.of(model.network.compute, model.mesh)
+
+    def score(batch: GroupBatch) -> np.ndarray:
+        return np.asarray(functions.score(model.params, head, batch, functions.features(model.params, batch.flat)))
 
     def run(repeat: int) -> dict[str, Any]:
         groups = work.groups_of(repeat)
         start = time.perf_counter()
         scores: list[list[float]] = [[] for _ in groups]
-        for members in plan_batches(groups, _batch_tokens(groups)):
-            batch = _batch(groups, members, model)
-            features = functions.features(model.params, batch.flat)
-            values = np.asarray(functions.score(model.params, head, batch, features))
+        plan = plan_batches(groups, _batch_tokens(groups))
+        batches = (_batch(groups, members, model) for members in plan)
+        for members, values in zip(plan, lanes.map(score, batches, _tokens), strict=True):
             for place, index in enumerate(members):
                 scores[index] = values[place, : len(groups[index].candidate_ids)].tolist()
         return {"seconds": time.perf_counter() - start, "output": [score for row in scores for score in row]}
@@ -65,6 +69,7 @@ def _train(work: Work, engines: Engines) -> tuple[Run, str]:
     trainable = init_trainable(model.network.config, lora, 1, jax.random.key(0))
     trainable["head"] = {"kernel": jnp.asarray(work.head, jnp.float32)[:, None]}
     state = replicate(init_state(trainable, make_optimizer()), model.mesh)
+    lanes = Lanes.of(model.network.compute, model.mesh)
 
     def run(repeat: int) -> dict[str, Any]:
         nonlocal state
@@ -72,9 +77,11 @@ def _train(work: Work, engines: Engines) -> tuple[Run, str]:
         start = time.perf_counter()
         metrics = []
         for members in plan_batches(groups, _batch_tokens(groups)):
-            batch = _batch(groups, members, model)
-            features = functions.features(model.params, batch.flat)
-            state, step = functions.train_step(state, model.params, batch, features, 0.0)
+            parts = []
+            for part in split([groups[index] for index in members], lanes.count):
+                batch = _batch(part, range(len(part)), model)
+                parts.append((batch, functions.features(model.params, batch.flat)))
+            state, step = functions.train_step(state, model.params, parts, 0.0, lanes)
             metrics.append(step)
         losses = [metric["loss"] for metric in jax.device_get(metrics)]
         jax.block_until_ready(state)
@@ -94,6 +101,10 @@ def _batch(groups: Sequence[TokenGroup], members: Sequence[int], model: LoadedMo
     chosen = [groups[index] for index in members]
     candidates = max(len(group.candidate_ids) for group in chosen)
     return make_batch(chosen, candidates=candidates, pad_id=model.tokenizer.pad_id, tiled=model.network.compute.tiled)
+
+
+def _tokens(batch: GroupBatch) -> int:
+    return len(batch.flat.input_ids)
 
 
 def _generate(work: Work, engines: Engines) -> tuple[Run, str]:

@@ -91,6 +91,14 @@ def plan_batches(
     return plan
 
 
+def split(groups: Sequence[TokenGroup], parts: int) -> list[list[TokenGroup]]:
+    """Deals the groups of a batch to at most ``parts`` smaller ones of about the same length."""
+    dealt: list[list[TokenGroup]] = [[] for _ in range(min(parts, len(groups)))]
+    for group in sorted(groups, key=lambda group: -group.length):
+        min(dealt, key=lambda part: sum(one.length for one in part)).append(group)
+    return dealt
+
+
 def lay_out(group: TokenGroup) -> FlatSequence:
     """A group as one sequence: its tokens, their positions and parts."""
     start = len(group.prefix_ids)

@@ -22,10 +22,11 @@ from optimas_jax.learn.groups import GroupBatch
 from optimas_jax.learn.losses import bradley_terry, pair_accuracy
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import TrainState
-from optimas_jax.models.backbone import Network, embed, merge_model, rms_norm, run_layers
+from optimas_jax.models.backbone import Network, embed, merge_model, rms_norm, run_layers, run_layers_vjp
 from optimas_jax.models.flat import Flat, bucket
 from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.parallel.lanes import Lanes
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divide once, after adding up
 
@@ -81,26 +82,33 @@ class RewardFunctions:
         return _loglik(self.network, params, self._upper(params, batch, features), tokens, batch.ends.shape)
 
     def train_step(
-        self, state: TrainState, params: Params, batch: GroupBatch, features: jax.Array, learning_rate: float
+        self,
+        state: TrainState,
+        params: Params,
+        parts: Sequence[tuple[GroupBatch, jax.Array]],
+        learning_rate: float,
+        lanes: Lanes | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """One step; ``state`` is donated, ``params`` are the frozen weights."""
-        return _train_step(self, state, params, batch, features, learning_rate)
+        """One step on batches whose gradients are added up, side by side if there are ``lanes``.
+
+        Args:
+          state: donated.
+          params: the frozen weights.
+          parts: batches and their features.
+        """
+        compute_gradients = gradients if self.network.compute.layerwise else _compiled_gradients
+
+        def of_part(part: tuple[GroupBatch, jax.Array]) -> tuple[Params, Metrics]:
+            return compute_gradients(self, state.trainable, params, *part)
+
+        added = (lanes or Lanes()).map(of_part, parts, lambda part: ("gradients", len(part[1])))
+        return _update(self, state, list(added), learning_rate)
 
     def _upper(
         self, params: Params, batch: GroupBatch, features: jax.Array, places: jax.Array | None = None
     ) -> jax.Array:
         layers = range(self.first, self.network.config.num_layers)
         return run_layers(self.network, params, features, batch.flat.positions, batch.flat.layout, layers, places)
-
-
-def adapted_scores(
-    functions: RewardFunctions, trainable: Params, params: Params, batch: GroupBatch, features: jax.Array
-) -> jax.Array:
-    """Scores [G, M] float32 as a differentiable function of adapters and heads; ``params`` are the frozen weights."""
-    model = merge_model(functions.network, params, functions.lora, trainable["lora"])
-    places = batch.ends.reshape(-1)
-    x = model.run(features, batch.flat.positions, batch.flat.layout, first=functions.first, places=places)
-    return group_scores(functions.network, params["final_norm"], trainable["head"], x, batch)
 
 
 def group_scores(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
@@ -121,20 +129,49 @@ def _read(network: Network, norm: Params, head: Params, x: jax.Array, batch: Gro
     return jax.lax.map(read, parts)
 
 
+def gradients(
+    functions: RewardFunctions, trainable: Params, params: Params, batch: GroupBatch, features: jax.Array
+) -> tuple[Params, Metrics]:
+    """Gradients of adapters and heads for the *sum* of Eq. 4 over the groups of a batch, and metrics; ``params`` are
+    the frozen weights."""
+    x, pull_back = run_layers_vjp(
+        functions.network,
+        params,
+        features,
+        batch.flat.positions,
+        batch.flat.layout,
+        range(functions.first, functions.network.config.num_layers),
+        batch.ends.reshape(-1),
+        functions.lora,
+        trainable["lora"],
+    )
+    (d_head, d_x), metrics = _loss_gradients(functions, trainable["head"], x, params["final_norm"], batch)
+    return {"lora": pull_back(d_x), "head": d_head}, metrics
+
+
+_compiled_gradients = jax.jit(gradients, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss_gradients(
+    functions: RewardFunctions, head: Params, x: jax.Array, norm: Params, batch: GroupBatch
+) -> tuple[tuple[Params, jax.Array], Metrics]:
+    def loss_fn(head: Params, x: jax.Array) -> tuple[jax.Array, Metrics]:
+        return group_loss(group_scores(functions.network, norm, head, x, batch), batch, functions.loss)
+
+    return jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(head, x)
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _train_step(
+def _update(
     functions: RewardFunctions,
     state: TrainState,
-    params: Params,
-    batch: GroupBatch,
-    features: jax.Array,
+    parts: Sequence[tuple[Params, Metrics]],
     learning_rate: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-
-    def loss_fn(trainable: Params) -> tuple[jax.Array, Metrics]:
-        return group_loss(adapted_scores(functions, trainable, params, batch, features), batch, functions.loss)
-
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable)
+    grads, metrics = jax.tree.map(lambda *some: sum(some), *parts)
+    groups = jnp.maximum(metrics["loss"][1], 1.0)
+    grads = jax.tree.map(lambda grad: grad / groups, grads)
     directions, opt_state = functions.tx.update(grads, state.opt_state, state.trainable)
     trainable = jax.tree.map(lambda value, step: value - learning_rate * step, state.trainable, directions)
     metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
@@ -142,7 +179,7 @@ def _train_step(
 
 
 def group_loss(scores: jax.Array, batch: GroupBatch, config: LossConfig) -> tuple[jax.Array, Metrics]:
-    """Mean of Eq. 4 over the groups that have a pair, and metrics as (sum, count)."""
+    """Sum of Eq. 4 over the groups that have a pair, and metrics as (sum, count)."""
     losses, counts = jax.vmap(lambda s, r, v: bradley_terry(s, r, v, threshold=config.threshold, margin=config.margin))(
         scores, batch.rewards, batch.valid
     )
@@ -150,9 +187,8 @@ def group_loss(scores: jax.Array, batch: GroupBatch, config: LossConfig) -> tupl
         scores, batch.rewards, batch.valid
     )
     with_pairs = (counts > 0).astype(jnp.float32)
-    total = with_pairs.sum()
-    metrics = {"loss": ((losses * with_pairs).sum(), total), "pair_accuracy": (right.sum(), pairs.sum())}
-    return (losses * with_pairs).sum() / jnp.maximum(total, 1.0), metrics
+    total = (losses * with_pairs).sum()
+    return total, {"loss": (total, with_pairs.sum()), "pair_accuracy": (right.sum(), pairs.sum())}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ nor scores anything twice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -20,15 +20,16 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.learn.features import FeatureCache
-from optimas_jax.learn.groups import BatchShape, GroupBatch, make_batch, plan_batches
+from optimas_jax.learn.groups import BatchShape, GroupBatch, make_batch, plan_batches, split
 from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.engines import Engines, LoadedModel
 from optimas_jax.loop.progress import Progress
-from optimas_jax.models.flat import place_flat
+from optimas_jax.models.flat import bucket, place_flat
 from optimas_jax.models.lora import LoraConfig, Params, merge_lora
+from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import DATA
 from optimas_jax.parallel.platform import return_free_memory
 from optimas_jax.parallel.sharding import replicate
@@ -75,6 +76,8 @@ def text_group(
     return TextGroup(component, prefix, tuple(render_reward_candidate(made, node.outputs) for made in outputs))
 
 
+T = TypeVar("T")
+
 _TRAINING_GROUP = 128  # tokens: a batch of T has at most T / 128 groups, so that its step has few shapes
 
 
@@ -113,24 +116,60 @@ class RewardEngine:
     def _batch_tokens(self) -> int:
         return self.config.batch.tokens * self._model.mesh.shape[DATA]
 
-    def _batch(self, groups: Sequence[TokenGroup], *, training: bool = False) -> tuple[GroupBatch, Any]:
-        """A batch on the devices, and its features. Training has few shapes: its step takes long to compile."""
+    @cached_property
+    def _lanes(self) -> Lanes:
+        return Lanes.of(self._model.network.compute, self._model.mesh)
+
+    def _batch(self, groups: Sequence[TokenGroup], tokens: int = 0) -> tuple[GroupBatch, Any]:
+        """A batch on the devices, and its features where they are kept, else None."""
         batch = make_batch(
             groups,
             candidates=self.config.batch.candidates,
             pad_id=self._model.tokenizer.pad_id,
             tiled=self._model.network.compute.tiled,
-            tokens=self._batch_tokens if training else 0,
+            tokens=tokens,
         )
         flat = place_flat(batch.flat, self._model.mesh)
         placed = replicate(batch._replace(flat=None), self._model.mesh)._replace(flat=flat)
-        if not self._functions.first:
-            return placed, self._functions.features(self._model.params, flat)
-        features = self._kept_features.get(groups, len(flat.input_ids))
-        if features is None:
-            features = self._functions.features(self._model.params, flat)
-            self._kept_features.put(groups, np.asarray(features))
-        return placed, features
+        return placed, self._kept_features.get(groups, len(flat.input_ids)) if self._functions.first else None
+
+    def _parts(self, groups: Sequence[TokenGroup]) -> list[tuple[GroupBatch, Any]]:
+        """A training batch, in as many parts as there are lanes."""
+        made = []
+        for part in split(groups, self._lanes.count):
+            length = sum(group.length for group in part)
+            # Few shapes: what a step runs takes seconds to compile layer by layer, and minutes as a whole.
+            layerwise = self._model.network.compute.layerwise
+            batch, features = self._batch(part, bucket(length, _TRAINING_GROUP, 4) if layerwise else self._batch_tokens)
+            if features is None:
+                features = self._functions.features(self._model.params, batch.flat)
+            made.append((batch, features))
+        return made
+
+    def _over_batches(
+        self,
+        kind: str,
+        groups: Sequence[TokenGroup],
+        plan: Sequence[list[int]],
+        function: Callable[[list[TokenGroup], GroupBatch, jax.Array], T],
+    ) -> Iterator[tuple[list[int], T]]:
+        """``function(groups, batch, features)`` of the batches of a plan, side by side; keeps the features."""
+        params, keep = self._model.params, self._functions.first > 0
+
+        def run(item: tuple[list[TokenGroup], GroupBatch, Any]) -> tuple[T, np.ndarray | None]:
+            members, batch, features = item
+            if features is not None:
+                return function(members, batch, features), None
+            features = self._functions.features(params, batch.flat)
+            return function(members, batch, features), np.asarray(features) if keep else None
+
+        batches = (([groups[index] for index in members],) for members in plan)
+        items = ((*item, *self._batch(*item)) for item in batches)
+        results = self._lanes.map(run, items, lambda item: (kind, len(item[1].flat.input_ids), item[2] is None))
+        for members, (value, features) in zip(plan, results, strict=True):
+            if features is not None:
+                self._kept_features.put([groups[index] for index in members], features)
+            yield members, value
 
     def _keep_features(self, groups: Sequence[TokenGroup]) -> None:
         """Computes the features of all groups, in batches that suit it better than those of training."""
@@ -139,8 +178,7 @@ class RewardEngine:
             return
         plan = plan_batches(missing, self._batch_tokens)
         with self._progress.bar("features", len(plan)) as advance:
-            for members in plan:
-                self._batch([missing[index] for index in members])
+            for _ in self._over_batches("features", missing, plan, lambda *_: None):
                 advance()
 
     def _token_group(self, group: TextGroup, rewards: Sequence[float] | None = None) -> TokenGroup:
@@ -175,8 +213,7 @@ class RewardEngine:
         plan = plan_batches(tokens, self._batch_tokens)
         if plan:
             with self._progress.bar(f"local {kind}s", len(plan)) as advance:
-                for members in plan:
-                    values = np.asarray(self._evaluate(kind, name, [tokens[member] for member in members]))
+                for members, values in self._over_batches(kind, tokens, plan, self._evaluation(kind, name)):
                     fresh = {
                         key: float(value)
                         for place, member in enumerate(members)
@@ -188,12 +225,17 @@ class RewardEngine:
                     advance()
         return [[known[key] for key in row] for row in keys]
 
-    def _evaluate(self, kind: Literal["score", "loglik"], name: str, groups: Sequence[TokenGroup]) -> jax.Array:
-        batch, features = self._batch(groups)
-        if kind == "loglik":
+    def _evaluation(self, kind: Literal["score", "loglik"], name: str) -> Callable[..., np.ndarray]:
+        """The function of a batch that ``_over_batches`` is to run."""
+
+        def loglik(groups: list[TokenGroup], batch: GroupBatch, features: jax.Array) -> np.ndarray:
             tokens = replicate(CandidateTokens.of(groups, batch), self._model.mesh)
-            return self._functions.loglik(self._model.params, batch, features, tokens)
-        return self._functions.score(*self._activate(name), batch, features)
+            return np.asarray(self._functions.loglik(self._model.params, batch, features, tokens))
+
+        return loglik if kind == "loglik" else self._scoring(*self._activate(name))
+
+    def _scoring(self, params: Params, head: Params) -> Callable[..., np.ndarray]:
+        return lambda _, batch, features: np.asarray(self._functions.score(params, head, batch, features))
 
     def _activate(self, name: str) -> tuple[Params, Params]:
         """The weights behind a local reward, adapters merged; the last one used stays loaded."""
@@ -261,8 +303,10 @@ class RewardEngine:
                 for members in plan:
                     rate = learning_rate(step, total_steps, self.config.learning_rate)
                     step += 1
-                    batch, features = self._batch([learnable[index] for index in members], training=True)
-                    state, step_metrics = self._functions.train_step(state, self._model.params, batch, features, rate)
+                    parts = self._parts([learnable[index] for index in members])
+                    state, step_metrics = self._functions.train_step(
+                        state, self._model.params, parts, rate, self._lanes
+                    )
                     metrics.append(step_metrics)
                     advance()
                 row = _divide(jax.device_get(metrics))
@@ -289,9 +333,8 @@ class RewardEngine:
         """Share of held-out pairs in the right order; 0.5 without any pair."""
         params = merge_lora(self._model.params, trainable["lora"], self.config.lora.scale)
         right = total = 0.0
-        for members in plan_batches(groups, self._batch_tokens):
-            batch, features = self._batch([groups[index] for index in members])
-            scores = np.asarray(self._functions.score(params, trainable["head"], batch, features))
+        plan, scoring = plan_batches(groups, self._batch_tokens), self._scoring(params, trainable["head"])
+        for members, scores in self._over_batches("score", groups, plan, scoring):
             for place, index in enumerate(members):
                 hits, pairs = count_pairs(scores[place], groups[index].rewards, self.config.loss.threshold)
                 right, total = right + hits, total + pairs

@@ -23,11 +23,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from optimas_jax.models.numerics import whatever_the_rows
 
 BLOCK = 16  # stored keys and values come in blocks of this many positions
 TILE = 64  # queries and keys of one tile; a multiple of BLOCK
+KEPT = "kept"  # name of what a layer keeps for its backward pass, where it computes the rest again
 _MASKED = -1e30  # a finite stand-in for minus infinity: exp() of it is 0 and its gradient is not NaN
 
 KeysValues = tuple[jax.Array, jax.Array]  # [positions, K, H] each
@@ -239,7 +241,7 @@ def _tiled_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, til
 
 
 def _tiled_forward(queries: jax.Array, keys: jax.Array, values: jax.Array, tiles: Tiles):
-    out, log_total = _attend(queries, keys, values, tiles, None)
+    out, log_total = checkpoint_name(_attend(queries, keys, values, tiles, None), KEPT)
     return out, (queries, keys, values, tiles, out, log_total)
 
 

@@ -22,6 +22,9 @@ class Compute:
         (``jax.nn.dot_product_attention``, which picks the platform's kernel); see ``models.attention``.
       merge_lora: whether a LoRA product is formed as ``x (W + A B)``. Exact in float32 and cheaper on CPU; in
         bfloat16 the small update would be rounded away, so there it stays ``x W + (x A) B``.
+      layerwise: whether a gradient runs one compiled layer after another (programs that compile in seconds, for
+        batches of many sizes, and keep little), or as one program.
+      lanes: independent batches that are computed side by side, see ``parallel.lanes``.
       weight_first: whether products of a few rows put the weights on the left, see ``models.backbone.weight_first``.
       prefill_tokens: prompts of about this many tokens together make up one pass.
       prefix_tokens: keys and values of this many tokens are kept for prompts that begin alike.
@@ -30,6 +33,8 @@ class Compute:
     dtype: jnp.dtype
     attention: Literal["tiled", "fused"]
     merge_lora: bool
+    layerwise: bool = False
+    lanes: int = 1
     weight_first: bool = False
     prefill_tokens: int = 512
     prefix_tokens: int = 8192
@@ -44,7 +49,14 @@ def default_compute(platform: str | None = None) -> Compute:
     """Settings for ``platform`` ("cpu", "gpu" or "tpu"; default: the backend that JAX runs on)."""
     platform = platform or jax.default_backend()
     if platform == "cpu":
-        return Compute(dtype=jnp.dtype(jnp.float32), attention="tiled", merge_lora=True, weight_first=True)
+        return Compute(
+            dtype=jnp.dtype(jnp.float32),
+            attention="tiled",
+            merge_lora=True,
+            layerwise=True,
+            lanes=2,
+            weight_first=True,
+        )
     return Compute(
         dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False, prefill_tokens=4096, prefix_tokens=65536
     )

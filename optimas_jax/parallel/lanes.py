@@ -1,0 +1,66 @@
+"""Independent pieces of work side by side on one device.
+
+XLA's CPU code computes large products on all cores, and what is small or comes in loops (attention's tiles, sums, the
+thin products of adapters) on one. A second program fills the others: two batches side by side take about five sixths of
+the time that they take one after the other. Accelerators get nothing from it, and have one lane.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from jax.sharding import Mesh
+
+from optimas_jax.parallel.platform import Compute
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Lanes:
+    """Runs calls in as many threads as there are lanes. What a call returns must not depend on the others."""
+
+    def __init__(self, count: int = 1):
+        self.count = count
+        self._compiled: set[Hashable] = set()
+
+    @classmethod
+    def of(cls, compute: Compute, mesh: Mesh | None) -> Lanes:
+        """The lanes of a model. One on a mesh: programs of several devices that meet in another order on each of them
+        would wait for each other for ever."""
+        return cls(compute.lanes if mesh is None or mesh.size == 1 else 1)
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item], shape: Callable[[Item], Hashable]
+    ) -> Iterator[Result]:
+        """``function`` of every item, in their order; a few items are taken ahead of what is asked for.
+
+        Args:
+          shape: names what ``function`` compiles for an item. The first item of a shape has the lanes for itself, so
+            that nothing is compiled twice.
+        """
+        if self.count == 1:
+            yield from map(function, items)
+            return
+        running: deque[Future[Result]] = deque()
+        with ThreadPoolExecutor(self.count, thread_name_prefix="lane") as pool:
+            try:
+                for item in items:
+                    name = shape(item)
+                    if name not in self._compiled:
+                        while running:
+                            yield running.popleft().result()
+                        yield pool.submit(function, item).result()
+                        self._compiled.add(name)
+                        continue
+                    running.append(pool.submit(function, item))
+                    if len(running) > self.count:
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
+            finally:
+                for future in running:
+                    future.cancel()
