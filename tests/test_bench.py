@@ -304,6 +304,7 @@ JOB = """
 import argparse, json, pathlib
 parser = argparse.ArgumentParser()
 parser.add_argument("--config"), parser.add_argument("--workdir", type=pathlib.Path)
+parser.add_argument("--config.seed")
 args = parser.parse_args()
 args.workdir.mkdir()
 part = {{"mean": {mean}, "ci95": [0.0, 1.0]}}
@@ -328,13 +329,14 @@ def test_end_to_end_runs_both_commits_and_leaves_no_work_tree(tmp_path: Path) ->
     script.write_text(JOB.format(mean=0.75))  # as it stands, committed or not
 
     lines: list[str] = []
-    row = endtoend.run_end_to_end("configs/x.py", "HEAD", lines.append, tmp_path)
+    row = endtoend.run_end_to_end("configs/x.py", "HEAD", lines.append, ["seed=1"], tmp_path)
     assert row.peak_mb == {"ours": 0.75, "peer": 0.25} and row.peer_name == "HEAD"
+    assert row.case == "configs/x.py seed=1"
     assert row.ratio == pytest.approx(row.ours / row.peer)
     assert len(git("worktree", "list").splitlines()) == 1
-    assert endtoend.run_end_to_end("configs/x.py", "", lines.append, tmp_path).ratio is None
+    assert endtoend.run_end_to_end("configs/x.py", "", lines.append, root=tmp_path).ratio is None
     with pytest.raises(SideError, match="cannot check out 'nowhere'"):
-        endtoend.run_end_to_end("configs/x.py", "nowhere", lines.append, tmp_path)
+        endtoend.run_end_to_end("configs/x.py", "nowhere", lines.append, root=tmp_path)
     script.write_text("raise SystemExit('it broke')")
     with pytest.raises(SideError, match=r"(?s)failed at ours.*it broke"):
-        endtoend.run_end_to_end("configs/x.py", "", lines.append, tmp_path)
+        endtoend.run_end_to_end("configs/x.py", "", lines.append, root=tmp_path)

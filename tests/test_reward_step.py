@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import tiny
 
-from optimas_jax.learn.groups import make_batch, plan_batches
+from optimas_jax.learn.groups import make_batch, plan_batches, split
 from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
+from optimas_jax.parallel.lanes import Lanes
 
 TOKENS = 256
 
@@ -121,6 +122,31 @@ def test_training_repeats_exactly():
             state, _ = train_step(made, state, params, batch, 1e-3)
         results.append(jax.tree.map(np.array, state.trainable))
     jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_a_step_in_parts_is_the_step_of_the_whole():
+    _, params = tiny.model()
+    made, groups = functions(), [*toy_groups(6), *toy_groups(3, component=1)]
+    results = []
+    for parts, lanes in ((1, None), (2, Lanes(2)), (2, Lanes(2)), (3, None)):
+        laid_out = [make_batch(part, candidates=4, pad_id=0, tiled=True) for part in split(groups, parts)]
+        features = [(batch, made.features(params, batch.flat)) for batch in laid_out]
+        state, metrics = made.train_step(fresh_state(), params, features, 1e-3, lanes)
+        results.append((jax.tree.map(np.array, state.trainable), {n: np.array(v) for n, v in metrics.items()}))
+    (whole, metrics), first, second, third = results
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    for trainable, others in (first, third):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2.1e-3), trainable, whole)
+        for name, value in others.items():
+            np.testing.assert_allclose(value, metrics[name], rtol=1e-4, err_msg=name)
+
+
+def test_groups_are_dealt_evenly():
+    groups = [TokenGroup((1,) * n, ((2,), (3,)), (0.0, 1.0), 0) for n in (5, 50, 20, 30, 45, 60)]
+    parts = split(groups, 2)
+    assert sorted(id(group) for part in parts for group in part) == sorted(map(id, groups))
+    assert abs(sum(g.length for g in parts[0]) - sum(g.length for g in parts[1])) <= 10
+    assert split(groups[:1], 3) == [[groups[0]]]
 
 
 def test_the_learning_rate_warms_up_and_decays():

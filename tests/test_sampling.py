@@ -8,7 +8,8 @@ import tiny
 
 from optimas_jax.models.attention import BLOCK
 from optimas_jax.models.backbone import _run_layer, forward, merge_model
-from optimas_jax.models.batching import _ROWS, ContinuousBatch
+from optimas_jax.models.batching import ContinuousBatch
+from optimas_jax.models.decode_batch import ROWS
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.numerics import matmul, weight_first
 from optimas_jax.models.prefill import Prefiller
@@ -64,10 +65,10 @@ def test_a_request_gets_the_same_bits_whatever_shares_its_batch(sampler):
 @pytest.mark.parametrize("shape", [(192, 576), (1536, 576), (576, 1536)])
 def test_products_of_few_rows_have_the_same_bits_in_every_size_of_a_batch(shape):
     rng, product = np.random.default_rng(0), jax.jit(weight_first)
-    weight, x = (rng.normal(size=size).astype(np.float32) for size in (shape, (_ROWS[-1], shape[1])))
+    weight, x = (rng.normal(size=size).astype(np.float32) for size in (shape, (ROWS[-1], shape[1])))
     whole = product(x, weight)
     np.testing.assert_allclose(whole, matmul(x, weight), atol=1e-3)
-    for rows in _ROWS:
+    for rows in ROWS:
         np.testing.assert_array_equal(product(x[:rows], weight), whole[:rows])
 
 
@@ -102,13 +103,13 @@ def tokens_computed(sampler, everything):
 
 
 def test_equal_prompts_are_prefilled_once(sampler, monkeypatch):
-    passes, run = [], Prefiller._pass
+    passes, run = [], Prefiller._compute
 
-    def counted(self, prompts, *rest):
-        passes.append(len(prompts))
-        run(self, prompts, *rest)
+    def counted(self, one):
+        passes.append(len(one.members))
+        return run(self, one)
 
-    monkeypatch.setattr(Prefiller, "_pass", counted)
+    monkeypatch.setattr(Prefiller, "_compute", counted)
     same = [SampleRequest((5, 6, 7, 8), 8, temperature=1.0, seed=seed) for seed in range(6)]
     together = sampler.generate([*same, SampleRequest((5, 6, 7, 9), 8)])
     assert passes == [1]  # the last one differs in the last token only, which decoding reads
@@ -116,13 +117,13 @@ def test_equal_prompts_are_prefilled_once(sampler, monkeypatch):
 
 
 def test_prompts_that_begin_alike_wait_for_the_first_of_them(monkeypatch):
-    passes, run = [], Prefiller._pass
+    passes, run = [], Prefiller._compute
 
-    def counted(self, prompts, places, *rest):
-        passes.append([(len(ids), len(kept) * BLOCK) for ids, kept in zip(prompts, places, strict=True)])
-        run(self, prompts, places, *rest)
+    def counted(self, one):
+        passes.append([(part.length, part.start) for part in one.sequences])
+        return run(self, one)
 
-    monkeypatch.setattr(Prefiller, "_pass", counted)
+    monkeypatch.setattr(Prefiller, "_compute", counted)
     common = tuple(range(1, 101))
     fresh = tiny.sampler()
     fresh.generate([SampleRequest((*common, 200 + i, 300, 400), 4) for i in range(5)])
@@ -157,6 +158,19 @@ def test_requests_join_and_leave_a_running_batch(sampler):
     assert turn > 2
     alone = sampler.generate(everything)
     assert [samples[index] for index in range(len(everything))] == alone
+
+
+def test_lanes_change_speed_and_nothing_else(sampler, monkeypatch):
+    monkeypatch.setattr("optimas_jax.models.batching._ALONE", 4)
+    monkeypatch.setattr("optimas_jax.models.batching._BESIDE", 4)
+    monkeypatch.setattr("optimas_jax.models.prefill._WORTH_DEALING", 64)
+    everything = requests(sampler, 14)
+    two = tiny.sampler(dataclasses.replace(tiny.F32, lanes=2))
+    batch, places = two.batch(), set()
+    batch.admit([(index, two.row_request(one)) for index, one in enumerate(everything)])
+    places = {number for number, lane in enumerate(batch._batches) if lane.active}
+    assert places == {0, 1}
+    assert two.generate(everything) == sampler.generate(everything)
 
 
 def test_a_batch_forgets_what_it_is_told_to_forget(sampler):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,28 @@ from optimas_jax.bench.peer import ROOT, SideError
 from optimas_jax.bench.report import Row
 
 
-def run_end_to_end(config: str, baseline: str, line: Callable[[str], None], root: Path = ROOT) -> Row:
+def run_end_to_end(
+    config: str, baseline: str, line: Callable[[str], None], overrides: Sequence[str] = (), root: Path = ROOT
+) -> Row:
     """Runs ``launch/run.py --config=CONFIG`` as it stands here and, if given, at commit ``baseline``.
+
+    Args:
+      overrides: NAME=VALUE for both, as in ``--config.seed=1``: ``seed=1``.
 
     Raises:
       SideError: if the commit cannot be checked out, or a run fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        ours, results = _run("ours", root, config, Path(folder) / "ours", line)
+        flags = [f"--config={config}", *(f"--config.{override}" for override in overrides)]
+        ours, results = _run("ours", root, flags, Path(folder) / "ours", line)
         runs = {"ours": results}
         theirs = None
         if baseline:
             with checkout(baseline, Path(folder) / "tree", root) as tree:
-                theirs, runs["peer"] = _run(baseline, tree, config, Path(folder) / "baseline", line)
+                theirs, runs["peer"] = _run(baseline, tree, flags, Path(folder) / "baseline", line)
     return Row(
         suite="e2e",
-        case=config,
+        case=" ".join([config, *overrides]),
         unit="runs/h",
         ours=3600 / ours,
         peer=theirs and 3600 / theirs,
@@ -60,11 +66,11 @@ def checkout(commit: str, target: Path, root: Path) -> Iterator[Path]:
 
 
 def _run(
-    name: str, tree: Path, config: str, workdir: Path, line: Callable[[str], None]
+    name: str, tree: Path, flags: Sequence[str], workdir: Path, line: Callable[[str], None]
 ) -> tuple[float, dict[str, Any]]:
     """Seconds of a whole process, and its ``results.json``."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": f"{workdir}-xla"}
-    command = [sys.executable, "launch/run.py", f"--config={config}", f"--workdir={workdir}"]
+    command = [sys.executable, "launch/run.py", *flags, f"--workdir={workdir}"]
     start = time.monotonic()
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     seconds = time.monotonic() - start

@@ -21,7 +21,8 @@ from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
 
 if TYPE_CHECKING:
-    from optimas_jax.models.batching import ContinuousBatch, RowRequest
+    from optimas_jax.models.batching import ContinuousBatch
+    from optimas_jax.models.decode_batch import RowRequest
     from optimas_jax.models.sampler import Sample, Sampler, SampleRequest
     from optimas_jax.models.tokenizer import Tokenizer
 

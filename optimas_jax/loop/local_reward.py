@@ -156,17 +156,22 @@ class RewardEngine:
         """``function(groups, batch, features)`` of the batches of a plan, side by side; keeps the features."""
         params, keep = self._model.params, self._functions.first > 0
 
-        def run(item: tuple[list[TokenGroup], GroupBatch, Any]) -> tuple[T, np.ndarray | None]:
-            members, batch, features = item
-            if features is not None:
-                return function(members, batch, features), None
-            features = self._functions.features(params, batch.flat)
-            return function(members, batch, features), np.asarray(features) if keep else None
+        def prepare(members: list[int]) -> tuple[list[TokenGroup], GroupBatch, Any]:
+            chosen = [groups[index] for index in members]
+            return chosen, *self._batch(chosen)
 
-        batches = (([groups[index] for index in members],) for members in plan)
-        items = ((*item, *self._batch(*item)) for item in batches)
-        results = self._lanes.map(run, items, lambda item: (kind, len(item[1].flat.input_ids), item[2] is None))
-        for members, (value, features) in zip(plan, results, strict=True):
+        def run(item: tuple[list[TokenGroup], GroupBatch, Any]) -> tuple[T, np.ndarray | None]:
+            chosen, batch, features = item
+            if features is not None:
+                return function(chosen, batch, features), None
+            features = self._functions.features(params, batch.flat)
+            return function(chosen, batch, features), np.asarray(features) if keep else None
+
+        def shape(item: tuple[list[TokenGroup], GroupBatch, Any]) -> tuple[str, int, bool]:
+            _, batch, features = item
+            return kind, len(batch.flat.input_ids), features is None
+
+        for members, (value, features) in zip(plan, self._lanes.map(run, map(prepare, plan), shape), strict=True):
             if features is not None:
                 self._kept_features.put([groups[index] for index in members], features)
             yield members, value

@@ -362,24 +362,23 @@ def keys_values(
     positions: jax.Array,
     layout: Tiles | Spans,
     stored: Sequence[StoredKeysValues],
-    keep: Callable[[int, KeysValues], None],
-) -> None:
+) -> list[KeysValues]:
     """Runs a flat batch for its keys and values alone, one compiled layer after another; the last layer makes nothing
     else.
 
     Args:
       stored: keys and values of earlier batches, by layer.
-      keep: is given each layer's index and its keys and values [T, K, H], T padded to a multiple of
-        ``prefill_tokens``.
+
+    Returns:
+      By layer, [T, K, H] each, T padded to a multiple of ``prefill_tokens``.
     """
     x = embed(params["embed"], input_ids, network.compute.dtype)
     rotation = _rope_angles(positions, network.config)
-    last = network.config.num_layers - 1
+    last, made = network.config.num_layers - 1, []
     for index in range(last):
         x, own = _run_layer(network, None, params["layers"][index], {}, x, rotation, layout, stored[index])
-        assert own is not None
-        keep(index, own)
-    keep(last, _last_keys_values(network, params["layers"][last], x, rotation))
+        made.append(own)
+    return [*made, _last_keys_values(network, params["layers"][last], x, rotation)]
 
 
 _rope_angles = jax.jit(rope_angles, static_argnums=1)  # once for all layers: XLA's CPU code takes 30 ns for a cosine

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues
 from optimas_jax.models.backbone import Network, keys_values
-from optimas_jax.models.flat import FlatSequence, flatten, place_flat, stored_places
+from optimas_jax.models.flat import Flat, FlatSequence, flatten, place_flat, stored_places
 from optimas_jax.models.lora import Params
 from optimas_jax.models.prefix_cache import Ids, PrefixCache, shares_block
+from optimas_jax.parallel.lanes import Lanes
 
 _PASS_PROMPTS = 32
 
+_WORTH_DEALING = 256  # tokens: fewer are one pass
+
+
+class _Pass(NamedTuple):
+    """Prompts that run together.
+
+    Attributes:
+      members: their indices.
+      sequences: what of each is not stored yet.
+      flat: these, laid out.
+      begins: [n] where each begins in it.
+    """
+
+    members: list[int]
+    sequences: list[FlatSequence]
+    flat: Flat
+    begins: np.ndarray
+
+
 # Given a layer, what was stored before the pass, and the pass's own keys and values.
 Writer = Callable[[int, StoredKeysValues, KeysValues], None]
+Begin = Callable[[list[int], list[np.ndarray]], Writer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +47,7 @@ class Prefiller:
     """Runs prompts; see ``models.sampler.Sampler`` for the attributes.
 
     Attributes:
+      lanes: passes that are computed side by side.
       tokens: of one pass, at most (a longer prompt has a pass of its own).
       prefixes: what earlier prompts left.
     """
@@ -34,10 +56,11 @@ class Prefiller:
     params: Params
     pad_id: int
     mesh: Mesh | None
+    lanes: Lanes
     tokens: int
     prefixes: PrefixCache
 
-    def run(self, prompts: Sequence[Ids], begin: Callable[[list[int], list[np.ndarray]], Writer]) -> None:
+    def run(self, prompts: Sequence[Ids], begin: Begin) -> None:
         """Runs prompts in as few passes as hold them.
 
         Args:
@@ -46,64 +69,78 @@ class Prefiller:
         """
         waiting = list(range(len(prompts)))
         while waiting:
-            members, kept = self._next_pass(prompts, waiting)
+            kept = {index: self.prefixes.match(prompts[index]) for index in waiting}
+            parts = self._next_passes(prompts, kept)
+            members = [index for part in parts for index in part]
             waiting = [index for index in waiting if index not in members]
+            passes = [self._lay_out(prompts, part, kept) for part in parts]
             try:
-                self._pass([prompts[index] for index in members], kept, functools.partial(begin, members))
+                made = list(self.lanes.map(self._compute, passes, lambda one: len(one.flat.input_ids)))
+                in_use = {block for index in members for block in kept[index]}
+                for one, own in zip(passes, made, strict=True):
+                    self._keep([prompts[index] for index in one.members], one, own, in_use, begin)
             except BaseException:
                 self.prefixes.clear()  # blocks were reserved that nothing was written to
                 raise
 
-    def _next_pass(self, prompts: Sequence[Ids], waiting: Sequence[int]) -> tuple[list[int], list[list[int]]]:
-        """Which of the waiting prompts to run next, and the blocks that are kept of each. Longest first; those that
-        begin alike stand side by side, because attention then reads their common blocks once."""
-        kept = {index: self.prefixes.match(prompts[index]) for index in waiting}
-        own = {index: len(prompts[index]) - len(kept[index]) * BLOCK for index in waiting}
-        members: list[int] = []
-        tokens = 0
-        for index in sorted(waiting, key=lambda index: -own[index]):
-            if shares_block(prompts[index], len(kept[index]), [prompts[member] for member in members]):
+    def _next_passes(self, prompts: Sequence[Ids], kept: dict[int, list[int]]) -> list[list[int]]:
+        """Which of the waiting prompts to run next, for each lane; ``kept`` has the stored blocks of each. Longest
+        first; those that begin alike stand side by side, because attention then reads their common blocks once."""
+        own = {index: len(prompts[index]) - len(blocks) * BLOCK for index, blocks in kept.items()}
+        parts: list[list[int]] = [[] for _ in range(self.lanes.count)]
+        tokens = [0] * len(parts)
+        for index in sorted(own, key=lambda index: -own[index]):
+            chosen = [prompts[member] for part in parts for member in part]
+            if shares_block(prompts[index], len(kept[index]), chosen):
                 continue
-            if not members or (tokens + own[index] <= self.tokens and len(members) < _PASS_PROMPTS):
-                members.append(index)
-                tokens += own[index]
-        members.sort(key=lambda index: kept[index])
-        return members, [kept[index] for index in members]
+            lane = tokens.index(min(tokens))
+            if not chosen or (tokens[lane] + own[index] <= self.tokens and len(parts[lane]) < _PASS_PROMPTS):
+                parts[lane].append(index)
+                tokens[lane] += own[index]
+        if sum(tokens) < _WORTH_DEALING:
+            parts = [[index for part in parts for index in part]]
+        return [sorted(part, key=lambda index: kept[index]) for part in parts if part]
 
-    def _pass(
-        self, prompts: Sequence[Ids], kept: Sequence[list[int]], begin: Callable[[list[np.ndarray]], Writer]
-    ) -> None:
-        config = self.network.config
-        sequences = [FlatSequence(ids[len(at) * BLOCK :], at) for ids, at in zip(prompts, kept, strict=True)]
+    def _lay_out(self, prompts: Sequence[Ids], members: list[int], kept: dict[int, list[int]]) -> _Pass:
+        sequences = [FlatSequence(prompts[index][len(kept[index]) * BLOCK :], kept[index]) for index in members]
         flat = flatten(
             sequences,
             pad_id=self.pad_id,
             tiled=self.network.compute.tiled,
             stored=self.prefixes.tokens,
-            slots=config.max_positions,
+            slots=self.network.config.max_positions,
         )
-        begins = np.cumsum([0, *(len(one.ids) for one in sequences)])
+        begins = np.cumsum([0, *(len(one.ids) for one in sequences)])[:-1]
+        return _Pass(members, sequences, place_flat(flat, self.mesh), begins)
+
+    def _compute(self, one: _Pass) -> list[KeysValues]:
+        """Keys and values of a pass, by layer."""
+        flat = one.flat
+        return keys_values(self.network, self.params, flat.input_ids, flat.positions, flat.layout, self.prefixes.layers)
+
+    def _keep(
+        self, prompts: Sequence[Ids], one: _Pass, own: Sequence[KeysValues], in_use: set[int], begin: Begin
+    ) -> None:
+        """Hands out what a pass made, and keeps its blocks for later prompts; blocks ``in_use`` stay."""
+        parts = list(zip(one.sequences, one.begins, strict=True))
         write = begin(
+            one.members,
             [
-                np.concatenate([stored_places(one.blocks), self.prefixes.tokens + start + np.arange(len(one.ids))])
-                for start, one in zip(begins, sequences, strict=False)
-            ]
+                np.concatenate([stored_places(part.blocks), self.prefixes.tokens + start + np.arange(len(part.ids))])
+                for part, start in parts
+            ],
         )
-        in_use = {block for blocks in kept for block in blocks}
-        reserved = [self.prefixes.reserve(ids, len(at), in_use) for ids, at in zip(prompts, kept, strict=True)]
+        reserved = [
+            self.prefixes.reserve(ids, len(part.blocks), in_use)
+            for ids, part in zip(prompts, one.sequences, strict=True)
+        ]
         blocks = np.asarray([block for some in reserved for block in some], np.int32)
         places = np.concatenate(
-            [start + BLOCK * np.arange(len(some)) for start, some in zip(begins, reserved, strict=False)]
+            [start + BLOCK * np.arange(len(some)) for start, some in zip(one.begins, reserved, strict=True)]
         ).astype(np.int32)
-
-        def keep(layer: int, own: KeysValues) -> None:
-            write(layer, self.prefixes.layers[layer], own)
+        more, beyond = own[0][0].shape[0] // BLOCK - len(blocks), self.prefixes.tokens // BLOCK
+        to = np.pad(places, (0, more)), np.pad(blocks, (0, more), constant_values=beyond)
+        for layer, made in enumerate(own):
+            write(layer, self.prefixes.layers[layer], made)
             if len(blocks):
-                more = own[0].shape[0] // BLOCK - len(blocks)
-                beyond = self.prefixes.tokens // BLOCK
-                self.prefixes.write(
-                    layer, own, np.pad(places, (0, more)), np.pad(blocks, (0, more), constant_values=beyond)
-                )
-
-        flat = place_flat(flat, self.mesh)
-        keys_values(self.network, self.params, flat.input_ids, flat.positions, flat.layout, self.prefixes.layers, keep)
+                self.prefixes.write(layer, made, *to)

@@ -15,11 +15,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from optimas_jax.models.backbone import Network
-from optimas_jax.models.batching import ContinuousBatch, RowRequest
+from optimas_jax.models.batching import ContinuousBatch
+from optimas_jax.models.decode_batch import DecodeBatch, RowRequest
 from optimas_jax.models.lora import Params
 from optimas_jax.models.prefill import Prefiller
 from optimas_jax.models.prefix_cache import PrefixCache
 from optimas_jax.models.tokenizer import Tokenizer
+from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.platform import return_free_memory
 
 
@@ -112,7 +114,9 @@ class Sampler:
 
     def batch(self) -> ContinuousBatch[Any]:
         """An empty batch; all batches of a sampler share its prefix cache."""
-        return ContinuousBatch(self.network, self.params, self._prefiller, self._blank_ids)
+        return ContinuousBatch(
+            self._lanes, lambda: DecodeBatch(self.network, self.params, self._prefiller, self._blank_ids)
+        )
 
     def rest(self) -> None:
         """To be called when there is nothing to do for a while."""
@@ -130,11 +134,15 @@ class Sampler:
         )
 
     @cached_property
+    def _lanes(self) -> Lanes:
+        return Lanes.of(self.network.compute, self.mesh)
+
+    @cached_property
     def _prefiller(self) -> Prefiller:
         compute = self.network.compute
         prefixes = PrefixCache(self.network.config, compute.dtype, compute.prefix_tokens)
         pad_id = self.tokenizer.pad_id
-        return Prefiller(self.network, self.params, pad_id, self.mesh, compute.prefill_tokens, prefixes)
+        return Prefiller(self.network, self.params, pad_id, self.mesh, self._lanes, compute.prefill_tokens, prefixes)
 
     @cached_property
     def _blank_ids(self) -> np.ndarray:

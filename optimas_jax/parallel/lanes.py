@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import jax
 from jax.sharding import Mesh
 
 from optimas_jax.parallel.platform import Compute
@@ -45,6 +46,10 @@ class Lanes:
         if self.count == 1:
             yield from map(function, items)
             return
+
+        def run(item: Item) -> Result:
+            return jax.block_until_ready(function(item))
+
         running: deque[Future[Result]] = deque()
         with ThreadPoolExecutor(self.count, thread_name_prefix="lane") as pool:
             try:
@@ -53,10 +58,10 @@ class Lanes:
                     if name not in self._compiled:
                         while running:
                             yield running.popleft().result()
-                        yield pool.submit(function, item).result()
+                        yield pool.submit(run, item).result()
                         self._compiled.add(name)
                         continue
-                    running.append(pool.submit(function, item))
+                    running.append(pool.submit(run, item))
                     if len(running) > self.count:
                         yield running.popleft().result()
                 while running:
