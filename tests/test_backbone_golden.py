@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-from optimas_jax.models.backbone import Network, forward, merge_model
+from optimas_jax.models.backbone import Network, merge_model
 from optimas_jax.models.config import config_from_hf
+from optimas_jax.models.forward import forward
 from optimas_jax.models.rope import rope_angles
 from optimas_jax.models.sampler import Sampler, SampleRequest
 from optimas_jax.models.sampling import empty_cache

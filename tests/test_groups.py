@@ -11,7 +11,8 @@ from optimas_jax.learn.losses import bradley_terry
 from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions, gradients
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_trainable, make_optimizer
-from optimas_jax.models.backbone import forward, merge_model
+from optimas_jax.models.backbone import merge_model
+from optimas_jax.models.forward import forward
 from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import LoraConfig
 from optimas_jax.models.weights import RANDOM_CONFIG

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tiny
 
-from optimas_jax.models.backbone import Network, forward, init_lora, init_params
+from optimas_jax.models.backbone import Network, init_lora, init_params
+from optimas_jax.models.forward import forward
 from optimas_jax.models.lora import LoraConfig, lora_linear, merge_lora
 
 FLAT = tiny.plain(range(12), range(12, 24))

@@ -7,10 +7,11 @@ import pytest
 import tiny
 
 from optimas_jax.models.attention import BLOCK
-from optimas_jax.models.backbone import _run_layer, forward, merge_model
+from optimas_jax.models.backbone import merge_model
 from optimas_jax.models.batching import ContinuousBatch
 from optimas_jax.models.decode_batch import ROWS
 from optimas_jax.models.flat import bucket
+from optimas_jax.models.forward import _run_layer, forward
 from optimas_jax.models.numerics import matmul, weight_first
 from optimas_jax.models.prefill import Prefiller
 from optimas_jax.models.sampler import ContextOverflow, SampleRequest

@@ -22,8 +22,9 @@ from optimas_jax.learn.groups import GroupBatch
 from optimas_jax.learn.losses import bradley_terry, pair_accuracy
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import TrainState
-from optimas_jax.models.backbone import Network, embed, merge_model, rms_norm, run_layers, run_layers_vjp
+from optimas_jax.models.backbone import Network, embed, merge_model, rms_norm
 from optimas_jax.models.flat import Flat, bucket
+from optimas_jax.models.forward import run_layers, run_layers_vjp
 from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import LoraConfig, Params
 from optimas_jax.parallel.lanes import Lanes

@@ -27,7 +27,7 @@ from optimas_jax.learn.train_state import init_state, init_trainable, learning_r
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.engines import Engines, LoadedModel
 from optimas_jax.loop.progress import Progress
-from optimas_jax.models.flat import bucket, place_flat
+from optimas_jax.models.flat import place_flat
 from optimas_jax.models.lora import LoraConfig, Params, merge_lora
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import DATA
@@ -137,10 +137,9 @@ class RewardEngine:
         """A training batch, in as many parts as there are lanes."""
         made = []
         for part in split(groups, self._lanes.count):
-            length = sum(group.length for group in part)
-            # Few shapes: what a step runs takes seconds to compile layer by layer, and minutes as a whole.
+            # A step that is one program takes minutes to compile: one size for all.
             layerwise = self._model.network.compute.layerwise
-            batch, features = self._batch(part, bucket(length, _TRAINING_GROUP, 4) if layerwise else self._batch_tokens)
+            batch, features = self._batch(part, 0 if layerwise else self._batch_tokens)
             if features is None:
                 features = self._functions.features(self._model.params, batch.flat)
             made.append((batch, features))

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues
-from optimas_jax.models.backbone import Network, keys_values
+from optimas_jax.models.backbone import Network
 from optimas_jax.models.flat import Flat, FlatSequence, flatten, place_flat, stored_places
+from optimas_jax.models.forward import keys_values
 from optimas_jax.models.lora import Params
 from optimas_jax.models.prefix_cache import Ids, PrefixCache, shares_block
 from optimas_jax.parallel.lanes import Lanes

@@ -25,7 +25,7 @@ class Compute:
       layerwise: whether a gradient runs one compiled layer after another (programs that compile in seconds, for
         batches of many sizes, and keep little), or as one program.
       lanes: independent batches that are computed side by side, see ``parallel.lanes``.
-      weight_first: whether products of a few rows put the weights on the left, see ``models.backbone.weight_first``.
+      weight_first: whether products of a few rows put the weights on the left, see ``models.numerics.weight_first``.
       prefill_tokens: prompts of about this many tokens together make up one pass.
       prefix_tokens: keys and values of this many tokens are kept for prompts that begin alike.
     """
