@@ -19,7 +19,7 @@ from optimas_jax.parallel.lanes import Lanes
 
 _PASS_PROMPTS = 32
 
-_WORTH_DEALING = 256  # tokens: fewer are one pass
+_WORTH_DEALING = 128  # tokens: fewer are one pass
 
 
 class _Pass(NamedTuple):
