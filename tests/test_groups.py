@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from optimas_jax.learn.features import FeatureCache
 from optimas_jax.learn.groups import BatchShape, make_batch, plan_batches
 from optimas_jax.learn.losses import bradley_terry
-from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions, gradients
+from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_trainable, make_optimizer
 from optimas_jax.models.backbone import merge_model
@@ -90,7 +90,7 @@ def test_packed_gradients_equal_single_ones(tiled, merge, layerwise):
         return sum(losses)
 
     made = functions(network)
-    grads, metrics = gradients(made, trainable, params, batch, made.features(params, batch.flat))
+    grads, metrics = made.gradients(trainable, params, batch, made.features(params, batch.flat))
     expected_loss, expected_grads = jax.jit(jax.value_and_grad(single))(trainable)
     np.testing.assert_allclose(metrics["loss"][0], expected_loss, rtol=1e-5)
     jax.tree.map(

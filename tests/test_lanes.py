@@ -1,7 +1,6 @@
 import threading
+import time
 
-import jax
-import numpy as np
 import pytest
 import tiny
 
@@ -31,6 +30,7 @@ def test_the_first_item_of_a_shape_runs_alone():
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
+        time.sleep(0.01)  # long enough for another to begin, if it may
         with lock:
             running[0] -= 1
 
@@ -59,8 +59,3 @@ def test_a_mesh_of_several_devices_has_one_lane():
     assert Lanes.of(compute, None).count == 2
     assert Lanes.of(compute, make_mesh(MeshConfig(data=1))).count == 2
     assert Lanes.of(compute, make_mesh(MeshConfig(data=2))).count == 1
-
-
-def test_results_are_ready_when_they_come():
-    [value] = Lanes(2).map(lambda x: jax.numpy.ones(3) * x, [2.0], lambda _: "shape")
-    np.testing.assert_array_equal(value, 2.0)

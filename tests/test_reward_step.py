@@ -85,6 +85,7 @@ def test_compilations_follow_the_buckets_used():
     """As many programs for one bucket as for another, whatever the number of layers, and none for one that is known."""
     _, params = tiny.model()
     made, state, compiled = functions(), fresh_state(), []
+    jax.clear_caches()  # of what other tests compiled
     jax.monitoring.register_event_duration_secs_listener(count := lambda event, _, **__: compiled.append(event))
     programs: dict[int, list[int]] = {}
     try:

@@ -167,10 +167,9 @@ def test_lanes_change_speed_and_nothing_else(sampler, monkeypatch):
     monkeypatch.setattr("optimas_jax.models.prefill._WORTH_DEALING", 64)
     everything = requests(sampler, 14)
     two = tiny.sampler(dataclasses.replace(tiny.F32, lanes=2))
-    batch, places = two.batch(), set()
+    batch = two.batch()
     batch.admit([(index, two.row_request(one)) for index, one in enumerate(everything)])
-    places = {number for number, lane in enumerate(batch._batches) if lane.active}
-    assert places == {0, 1}
+    assert all(lane.active for lane in batch._batches)
     assert two.generate(everything) == sampler.generate(everything)
 
 

@@ -28,12 +28,13 @@ def place(batch, mesh):
     return replicate(batch._replace(flat=None), mesh)._replace(flat=place_flat(batch.flat, mesh))
 
 
-def train_and_score(shape):
+def train_and_score(shape, layerwise):
     """Loss, updated adapters and scores on a mesh of this shape, from the same start and the same rows."""
     mesh = make_mesh(MeshConfig(*shape))
     _, params = tiny.model()
     params = jax.device_put(params, shardings(params, mesh))
-    functions = RewardFunctions(tiny.model()[0], tiny.LORA, LossConfig(), make_optimizer())
+    network = tiny.model(compute=dataclasses.replace(tiny.F32, layerwise=layerwise))[0]
+    functions = RewardFunctions(network, tiny.LORA, LossConfig(), make_optimizer())
     trainable = init_trainable(tiny.CONFIG, tiny.LORA, 2, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])
     state = replicate(init_state(trainable, make_optimizer()), mesh)
@@ -50,12 +51,12 @@ def train_and_score(shape):
 
 @pytest.fixture(scope="module")
 def reference():
-    return train_and_score((1, 1))
+    return train_and_score((1, 1), layerwise=True)
 
 
-@pytest.mark.parametrize("shape", MESHES[1:])
-def test_every_mesh_gives_the_same_step(shape, reference):
-    loss, trainable, scores = train_and_score(shape)
+@pytest.mark.parametrize(("shape", "layerwise"), [*((shape, False) for shape in MESHES), (MESHES[1], True)])
+def test_every_mesh_gives_the_same_step(shape, layerwise, reference):
+    loss, trainable, scores = train_and_score(shape, layerwise)
     np.testing.assert_allclose(loss, reference[0], rtol=1e-5)
     np.testing.assert_allclose(scores, reference[2], atol=1e-4)
     # Adam's first step is the sign of the gradient: compare where the gradient is not noise

@@ -82,6 +82,14 @@ class RewardFunctions:
         training."""
         return _loglik(self.network, params, self._upper(params, batch, features), tokens, batch.ends.shape)
 
+    def gradients(
+        self, trainable: Params, params: Params, batch: GroupBatch, features: jax.Array
+    ) -> tuple[Params, Metrics]:
+        """Gradients of adapters and heads for the *sum* of Eq. 4 over the groups of a batch, and metrics; ``params``
+        are the frozen weights."""
+        compute = _gradients if self.network.compute.layerwise else _compiled_gradients
+        return compute(self, trainable, params, batch, features)
+
     def train_step(
         self,
         state: TrainState,
@@ -97,10 +105,9 @@ class RewardFunctions:
           params: the frozen weights.
           parts: batches and their features.
         """
-        compute_gradients = gradients if self.network.compute.layerwise else _compiled_gradients
 
         def of_part(part: tuple[GroupBatch, jax.Array]) -> tuple[Params, Metrics]:
-            return compute_gradients(self, state.trainable, params, *part)
+            return self.gradients(state.trainable, params, *part)
 
         added = (lanes or Lanes()).map(of_part, parts, lambda part: ("gradients", len(part[1])))
         return _update(self, state, list(added), learning_rate)
@@ -130,11 +137,9 @@ def _read(network: Network, norm: Params, head: Params, x: jax.Array, batch: Gro
     return jax.lax.map(read, parts)
 
 
-def gradients(
+def _gradients(
     functions: RewardFunctions, trainable: Params, params: Params, batch: GroupBatch, features: jax.Array
 ) -> tuple[Params, Metrics]:
-    """Gradients of adapters and heads for the *sum* of Eq. 4 over the groups of a batch, and metrics; ``params`` are
-    the frozen weights."""
     x, pull_back = run_layers_vjp(
         functions.network,
         params,
@@ -150,7 +155,7 @@ def gradients(
     return {"lora": pull_back(d_x), "head": d_head}, metrics
 
 
-_compiled_gradients = jax.jit(gradients, static_argnums=0)
+_compiled_gradients = jax.jit(_gradients, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
