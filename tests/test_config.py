@@ -144,5 +144,5 @@ def test_divisors_must_fit_the_head():
 @pytest.mark.parametrize("switches", [{}, {"tied_embeddings": False, "qkv_bias": True}, {"qk_norm": True}])
 def test_num_params_counts_every_leaf(switches):
     config: BackboneConfig = dataclasses.replace(RANDOM_CONFIG, **switches)
-    leaves = jax.tree.leaves(abstract_params(config, Compute(jnp.dtype(jnp.float32), "tiled", True)))
+    leaves = jax.tree.leaves(abstract_params(config, Compute(jnp.dtype(jnp.float32), "tiled")))
     assert config.num_params == sum(leaf.size for leaf in leaves)

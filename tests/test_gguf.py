@@ -19,7 +19,7 @@ from optimas_jax.models.weights import WeightsError, load_config, load_params, p
 from optimas_jax.parallel.platform import Compute
 
 GOLDEN = Path(__file__).parent / "golden"
-F32 = Compute(jnp.dtype(jnp.float32), "tiled", True)
+F32 = Compute(jnp.dtype(jnp.float32), "tiled")
 # One layer wide enough for the blocks of 256 values of the K types.
 WIDE = {
     "model_type": "llama",

@@ -57,7 +57,7 @@ def single_scores(network, params, head, group, lora=None, lora_params=None):
 @pytest.mark.parametrize("lora", [tiny.LORA, TOP])
 @pytest.mark.parametrize("implementation", ["tiled", "fused"])
 def test_packed_scores_equal_single_ones(implementation, lora):
-    compute = tiny.Compute(tiny.F32.dtype, implementation, merge_lora=True)
+    compute = tiny.Compute(tiny.F32.dtype, implementation)
     network, params = tiny.model(compute=compute)
     head = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
     groups = random_groups(6)
@@ -71,9 +71,9 @@ def test_packed_scores_equal_single_ones(implementation, lora):
 
 
 @pytest.mark.parametrize("layerwise", [True, False])
-@pytest.mark.parametrize(("tiled", "merge"), [(True, True), (True, False), (False, False)])
-def test_packed_gradients_equal_single_ones(tiled, merge, layerwise):
-    compute = tiny.Compute(tiny.F32.dtype, "tiled", merge_lora=merge, layerwise=layerwise)
+@pytest.mark.parametrize("tiled", [True, False])
+def test_packed_gradients_equal_single_ones(tiled, layerwise):
+    compute = tiny.Compute(tiny.F32.dtype, "tiled", layerwise=layerwise)
     network, params = tiny.model(compute=compute)
     trainable = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])

@@ -55,7 +55,7 @@ def test_a_failure_reaches_the_caller_and_ends_the_rest():
 
 
 def test_a_mesh_of_several_devices_has_one_lane():
-    compute = tiny.Compute(tiny.F32.dtype, "tiled", merge_lora=True, lanes=2)
+    compute = tiny.Compute(tiny.F32.dtype, "tiled", lanes=2)
     assert Lanes.of(compute, None).count == 2
     assert Lanes.of(compute, make_mesh(MeshConfig(data=1))).count == 2
     assert Lanes.of(compute, make_mesh(MeshConfig(data=2))).count == 1

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import tiny
 
 from optimas_jax.models.backbone import Network, init_lora, init_params
 from optimas_jax.models.forward import forward
-from optimas_jax.models.lora import LoraConfig, lora_linear, merge_lora
+from optimas_jax.models.lora import LoraConfig, low_rank, merge_lora
 
 FLAT = tiny.plain(range(12), range(12, 24))
 
@@ -21,16 +23,13 @@ def test_fresh_adapters_change_nothing():
     np.testing.assert_allclose(run(network, params, tiny.LORA, lora), run(network, params), atol=1e-5)
 
 
-@pytest.mark.parametrize("merge", [True, False])
-def test_merged_weights_equal_adapters(merge):
-    compute = tiny.Compute(tiny.F32.dtype, "tiled", merge_lora=merge)
-    plain, params = tiny.model()
-    adapted, _ = tiny.model(compute=compute)
+def test_merged_weights_equal_adapters():
+    network, params = tiny.model()
     lora = tiny.random_lora(init_lora(tiny.CONFIG, tiny.LORA, jax.random.key(1)))
     merged = merge_lora(params, lora, tiny.LORA.scale)
-    expected = run(adapted, params, tiny.LORA, lora)
-    assert float(jnp.abs(expected - run(plain, params)).max()) > 0.1
-    np.testing.assert_allclose(run(plain, merged), expected, atol=1e-4)
+    expected = run(network, params, tiny.LORA, lora)
+    assert float(jnp.abs(expected - run(network, params)).max()) > 0.1
+    np.testing.assert_allclose(run(network, merged), expected, atol=1e-4)
 
 
 def test_merging_leaves_the_base_alone():
@@ -40,30 +39,36 @@ def test_merging_leaves_the_base_alone():
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
-@pytest.mark.parametrize("merge", [True, False])
-def test_gradients_equal_automatic_ones(merge):
-    keys = jax.random.split(jax.random.key(0), 5)
-    x, w = jax.random.normal(keys[0], (2, 3, 8)), jax.random.normal(keys[1], (6, 8))
-    a, b = jax.random.normal(keys[2], (8, 4)), jax.random.normal(keys[3], (4, 6))
-    dy = jax.random.normal(keys[4], (2, 3, 6))
+def test_low_rank_products_and_their_gradients_equal_plain_ones():
+    keys = jax.random.split(jax.random.key(0), 7)
+    x = jax.random.normal(keys[0], (5, 8))
+    adapters = [
+        (jax.random.normal(keys[1], (8, 4)), jax.random.normal(keys[2], (4, 6))),
+        (jax.random.normal(keys[3], (8, 2)), jax.random.normal(keys[4], (2, 3))),
+    ]
+    d_out = [jax.random.normal(keys[5], (5, 6)), jax.random.normal(keys[6], (5, 3))]
 
-    def ours(x, a, b):
-        return (lora_linear(x, w, a, b, scale=0.5, merge=merge) * dy).sum()
+    def ours(x, adapters):
+        return sum((y * d).sum() for y, d in zip(low_rank(x, adapters, 0.5), d_out, strict=True))
 
-    def plain(x, a, b):
-        return ((x @ (w.T + 0.5 * a @ b)) * dy).sum()
+    def plain(x, adapters):
+        return sum((0.5 * (x @ a @ b) * d).sum() for (a, b), d in zip(adapters, d_out, strict=True))
 
-    for mine, automatic in zip(jax.grad(ours, (0, 1, 2))(x, a, b), jax.grad(plain, (0, 1, 2))(x, a, b), strict=True):
-        np.testing.assert_allclose(mine, automatic, rtol=1e-4, atol=1e-5)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        jax.value_and_grad(ours, (0, 1))(x, adapters),
+        jax.value_and_grad(plain, (0, 1))(x, adapters),
+    )
 
 
 def test_bfloat16_keeps_small_updates():
     """Merged into a bfloat16 matrix the update would be rounded away; kept apart, it is not."""
-    x, w = jnp.ones((1, 4), jnp.bfloat16), jnp.ones((2, 4), jnp.bfloat16)
+    x = jnp.ones((1, 4), jnp.bfloat16)
     a, b = jnp.full((4, 1), 0.1, jnp.float32), jnp.full((1, 2), 0.01, jnp.float32)
-    apart = lora_linear(x, w, a, b, scale=1.0, merge=False)
-    assert apart.dtype == jnp.bfloat16
-    grads = jax.grad(lambda b: lora_linear(x, w, a, b, scale=1.0, merge=False).astype(jnp.float32).sum())(b)
+    [added] = low_rank(x, [(a, b)], 1.0)
+    assert added.dtype == jnp.bfloat16
+    np.testing.assert_allclose(added.astype(np.float32), 0.004, rtol=1e-2)
+    grads = jax.grad(lambda b: low_rank(x, [(a, b)], 1.0)[0].astype(jnp.float32).sum())(b)
     assert grads.dtype == jnp.float32
     np.testing.assert_allclose(grads, 0.4, rtol=1e-3)
 
@@ -99,7 +104,7 @@ def test_keys_are_named_by_path_so_no_two_leaves_are_equal():
 
 
 def test_bfloat16_models_keep_norms_in_float32():
-    compute = tiny.Compute(jnp.dtype(jnp.bfloat16), "fused", merge_lora=False)
+    compute = tiny.Compute(jnp.dtype(jnp.bfloat16), "fused")
     params = init_params(tiny.CONFIG, compute, jax.random.key(0))
     assert params["embed"].dtype == jnp.bfloat16
     assert params["final_norm"]["scale"].dtype == jnp.float32

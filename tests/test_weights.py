@@ -19,8 +19,8 @@ from optimas_jax.models.backbone import abstract_params
 from optimas_jax.models.weights import WeightsError, hf_name, load_config, load_params, resolve
 from optimas_jax.parallel.platform import Compute
 
-F32 = Compute(jnp.dtype(jnp.float32), "tiled", True)
-BF16 = Compute(jnp.dtype(jnp.bfloat16), "fused", False)
+F32 = Compute(jnp.dtype(jnp.float32), "tiled")
+BF16 = Compute(jnp.dtype(jnp.bfloat16), "fused")
 CONFIG = {
     "model_type": "qwen2",
     "vocab_size": 96,

@@ -19,7 +19,7 @@ from optimas_jax.models.tokenizer import load_tokenizer
 from optimas_jax.models.weights import RANDOM_CONFIG, resolve
 from optimas_jax.parallel.platform import Compute
 
-F32 = Compute(jnp.dtype(jnp.float32), "tiled", merge_lora=True, layerwise=True, weight_first=True)
+F32 = Compute(jnp.dtype(jnp.float32), "tiled", layerwise=True, weight_first=True)
 CONFIG = dataclasses.replace(RANDOM_CONFIG, num_layers=3, qk_norm=True, qkv_bias=True, tied_embeddings=False)
 LORA = LoraConfig(rank=4, alpha=8.0)
 

@@ -38,7 +38,7 @@ def hf_folder(source: ModelSource) -> Path:
 def export(source: ModelSource, folder: Path) -> None:
     """Writes ``config.json``, ``model.safetensors`` and the tokenizer into a new folder."""
     config = load_config(source)
-    params = load_params(source, config, Compute(jnp.dtype(jnp.float32), "tiled", merge_lora=True))
+    params = load_params(source, config, Compute(jnp.dtype(jnp.float32), "tiled"))
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = tuple(part.key for part in path)

@@ -25,11 +25,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from optimas_jax.models.numerics import whatever_the_rows
+from optimas_jax.models.numerics import KEPT, whatever_the_rows
 
 BLOCK = 16  # stored keys and values come in blocks of this many positions
 TILE = 64  # queries and keys of one tile; a multiple of BLOCK
-KEPT = "kept"  # name of what a layer keeps for its backward pass, where it computes the rest again
 _MASKED = -1e30  # a finite stand-in for minus infinity: exp() of it is 0 and its gradient is not NaN
 
 KeysValues = tuple[jax.Array, jax.Array]  # [positions, K, H] each

@@ -16,6 +16,7 @@ Parameter names: ``embed``, ``layers/<i>/{attn_norm,q,k,v,o,q_norm,k_norm,mlp_no
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -24,10 +25,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from optimas_jax.models.attention import KEPT, KeysValues, attention, decode_attention
+from optimas_jax.models.attention import KeysValues, attention, decode_attention
 from optimas_jax.models.config import BackboneConfig
-from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, lora_linear
-from optimas_jax.models.numerics import Product, matmul, weight_first, whatever_the_rows
+from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, low_rank
+from optimas_jax.models.numerics import KEPT, Product, matmul, weight_first, whatever_the_rows
 from optimas_jax.models.rope import Rotation, rope_angles, rotate
 from optimas_jax.parallel.platform import Compute
 
@@ -37,24 +38,27 @@ Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: keys [B, K, H, S] 
 class Linear(nnx.Module):
     """``x W^T (+ b)``, with an optional low-rank adapter."""
 
-    def __init__(self, name: str, fan_in: int, fan_out: int, *, bias: bool, lora: LoraConfig | None, merge_lora: bool):
+    def __init__(self, name: str, fan_in: int, fan_out: int, *, bias: bool, lora: LoraConfig | None):
         self.weight = nnx.Param(jnp.zeros((fan_out, fan_in), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((fan_out,), jnp.float32)) if bias else None
-        self.merge_lora = merge_lora
-        self.scale = None
+        self.scale = 0.0  # without an adapter
         if lora is not None and name in lora.targets:
             self.scale = lora.scale
             self.lora_a = nnx.LoRAParam(jnp.zeros((fan_in, lora.rank), jnp.float32))
             self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, fan_out), jnp.float32))
 
-    def __call__(self, x: jax.Array, product: Product = matmul) -> jax.Array:
-        if self.scale is None:
-            y = product(x, self.weight[...])
-        else:
-            y = lora_linear(
-                x, self.weight[...], self.lora_a[...], self.lora_b[...], scale=self.scale, merge=self.merge_lora
-            )
-        return y if self.bias is None else y + self.bias[...]
+
+def linears(x: jax.Array, modules: Sequence[Linear], product: Product = matmul) -> list[jax.Array]:
+    """x [T, in] through several modules: [T, out] each. The frozen ``W`` gets no gradient where none is asked for."""
+    out = [product(x, one.weight[...]) for one in modules]
+    out = [y if one.bias is None else y + one.bias[...] for y, one in zip(out, modules, strict=True)]
+    adapted = [(place, one) for place, one in enumerate(modules) if one.scale]
+    if adapted:
+        scale = adapted[0][1].scale
+        added = low_rank(x, [(one.lora_a[...], one.lora_b[...]) for _, one in adapted], scale)
+        for (place, _), y in zip(adapted, added, strict=True):
+            out[place] += y
+    return out
 
 
 class RMSNorm(nnx.Module):
@@ -84,7 +88,7 @@ class Layer(nnx.Module):
 
     def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None):
         def linear(name: str, fan_in: int, fan_out: int, bias: bool = False) -> Linear:
-            return Linear(name, fan_in, fan_out, bias=bias, lora=lora, merge_lora=compute.merge_lora)
+            return Linear(name, fan_in, fan_out, bias=bias, lora=lora)
 
         dim, head = config.embed_dim, config.head_dim
         q_dim, kv_dim = config.num_heads * head, config.num_kv_heads * head
@@ -102,43 +106,40 @@ class Layer(nnx.Module):
         self.config = config
         self.few = weight_first if compute.weight_first else matmul
 
-    def queries(self, x: jax.Array, rotation: Rotation, product: Product = matmul) -> jax.Array:
-        """Rotated queries [T, N, H] of normed x [T, D]."""
-        q = self.q(x, product).reshape(len(x), self.config.num_heads, self.config.head_dim)
-        return rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
+    def queries_keys_values(
+        self, x: jax.Array, rotation: Rotation, product: Product = matmul
+    ) -> tuple[jax.Array, KeysValues]:
+        """Rotated queries [T, N, H] and keys, and values [T, K, H], of normed x [T, D]."""
+        out = linears(x, (self.q, self.k, self.v), product)
+        q, k, v = (one.reshape(len(x), -1, self.config.head_dim) for one in out)
+        q = rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
+        return q, (rotate(k if self.k_norm is None else self.k_norm(k), *rotation), v)
 
-    def keys_values(self, x: jax.Array, rotation: Rotation, product: Product = matmul) -> KeysValues:
-        """Rotated keys and values [T, K, H] of normed x [T, D]."""
-        k, v = (
-            one(x, product).reshape(len(x), self.config.num_kv_heads, self.config.head_dim) for one in (self.k, self.v)
-        )
-        return rotate(k if self.k_norm is None else self.k_norm(k), *rotation), v
+    def _add_mixed(self, x: jax.Array, mixed: jax.Array, product: Product = matmul) -> jax.Array:
+        return x + linears(mixed, (self.o,), product)[0]
 
-    def _mlp(self, x: jax.Array, product: Product = matmul) -> jax.Array:
-        h = self.mlp_norm(x)
-        gate, up = checkpoint_name((self.gate(h, product), self.up(h, product)), KEPT)
-        return x + self.down(jax.nn.silu(gate) * up, product)
+    def _add_mlp(self, x: jax.Array, product: Product = matmul) -> jax.Array:
+        gate, up = checkpoint_name(linears(self.mlp_norm(x), (self.gate, self.up), product), KEPT)
+        return x + linears(jax.nn.silu(gate) * up, (self.down,), product)[0]
 
     def __call__(self, x, rotation, layout, stored=None, places=None):
         """x [T, D] -> x [T, D], or [n, D] at ``places`` [n] alone, and the tokens' own keys and values [T, K, H]; see
         ``attention``."""
-        h = self.attn_norm(x)
-        q, (k, v) = checkpoint_name((self.queries(h, rotation), self.keys_values(h, rotation)), KEPT)
+        q, (k, v) = checkpoint_name(self.queries_keys_values(self.attn_norm(x), rotation), KEPT)
         mixed = attention(q, k, v, layout, stored).reshape(len(x), -1)
         if places is not None:
             x, mixed = x[places], mixed[places]
-        return self._mlp(checkpoint_name(x + self.o(mixed), KEPT)), (k, v)
+        return self._add_mlp(checkpoint_name(self._add_mixed(x, mixed), KEPT)), (k, v)
 
     def step(self, x, rotation, k_cache, v_cache, positions):
         """x [B, D] -> x [B, D] and the caches (see ``Cache``) with these tokens written at ``positions`` [B]."""
-        h = self.attn_norm(x)
-        q, (k, v) = self.queries(h, rotation, self.few), self.keys_values(h, rotation, self.few)
+        q, (k, v) = self.queries_keys_values(self.attn_norm(x), rotation, self.few)
         rows = jnp.arange(x.shape[0])
         k_cache = k_cache.at[rows, :, :, positions].set(k.astype(k_cache.dtype), unique_indices=True)
         v_cache = v_cache.at[rows, :, positions].set(v.astype(v_cache.dtype), unique_indices=True)
         mixed = decode_attention(q, k_cache, v_cache, positions)
-        x = x + self.o(mixed.reshape(x.shape[0], -1), self.few)
-        return self._mlp(x, self.few), k_cache, v_cache
+        x = self._add_mixed(x, mixed.reshape(len(x), -1), self.few)
+        return self._add_mlp(x, self.few), k_cache, v_cache
 
 
 class Backbone(nnx.Module):
@@ -228,7 +229,7 @@ def init_params(config: BackboneConfig, compute: Compute, key: jax.Array) -> Par
 
 def init_lora(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Params:
     """A LoRA tree that changes nothing yet: A random, B zero, float32."""
-    abstract = abstract_params(config, Compute(jnp.dtype(jnp.float32), "tiled", True))
+    abstract = abstract_params(config, Compute(jnp.dtype(jnp.float32), "tiled"))
     layers = {}
     for index, layer in abstract["layers"].items():
         if not lora.adapts(index, config.num_layers):

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optimas_jax.models.attention import KEPT, KeysValues, Spans, StoredKeysValues, Tiles
+from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles
 from optimas_jax.models.backbone import Network, embed, merge_layer, rms_norm
 from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.numerics import KEPT
 from optimas_jax.models.rope import Rotation, rope_angles
 
 # Adapters, input, weights, rotation, layout, and the places that are wanted.
@@ -219,7 +220,8 @@ class Pullback:
 @partial(jax.jit, static_argnums=0)
 def _last_keys_values(network: Network, layer_params: Params, x: jax.Array, rotation: Rotation) -> KeysValues:
     layer = merge_layer(network, None, layer_params, {})
-    return _few_sizes(network, layer.keys_values(layer.attn_norm(x), rotation))
+    _, own = layer.queries_keys_values(layer.attn_norm(x), rotation)
+    return _few_sizes(network, own)
 
 
 def _few_sizes(network: Network, own: KeysValues) -> KeysValues:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from optimas_jax.models.numerics import matmul
+from optimas_jax.models.numerics import KEPT, matmul
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 Params = dict[Any, Any]
+Adapter = tuple[jax.Array, jax.Array]  # A [in, R] and B [R, out]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,49 +64,23 @@ def init_lora_a(key: jax.Array, fan_in: int, rank: int) -> jax.Array:
     return jax.random.uniform(key, (fan_in, rank), jnp.float32, -bound, bound)
 
 
-def lora_linear(
-    x: jax.Array, weight: jax.Array, lora_a: jax.Array, lora_b: jax.Array, *, scale: float, merge: bool
-) -> jax.Array:
-    """``x (W^T + s A B)`` with gradients for x, A and B only; the frozen ``W`` gets none.
+def low_rank(x: jax.Array, adapters: Sequence[Adapter], scale: float) -> list[jax.Array]:
+    """``s (x A) B`` for each of several adapters of the same input.
 
     Args:
-      x: [..., in] activations.
-      weight: W, [out, in], frozen.
-      lora_a: [in, R] float32.
-      lora_b: [R, out] float32.
+      x: [T, in] activations.
+      adapters: (A, B), [in, R] and [R, out] float32 each.
       scale: s.
-      merge: form ``W^T + s A B`` once and multiply once (float32 only, see ``parallel.platform.Compute``).
+
+    Returns:
+      [T, out] in the dtype of ``x`` each. What is between the two products is ``KEPT``.
     """
-    if merge:
-        return _merged_linear(x, weight, lora_a, lora_b, scale)
-    low_rank = (x.astype(jnp.float32) @ lora_a) @ lora_b
-    return matmul(x, weight) + (scale * low_rank).astype(x.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _merged_linear(x, weight, lora_a, lora_b, scale):
-    return matmul(x, weight + scale * (lora_a @ lora_b).T)
-
-
-def _merged_forward(x, weight, lora_a, lora_b, scale):
-    return _merged_linear(x, weight, lora_a, lora_b, scale), (x, weight, lora_a, lora_b)
-
-
-def _merged_backward(scale, residuals, dy):
-    """dx = dy (W^T + s A B)^T, dA = s x^T (dy B^T), dB = s (x A)^T dy: no dense dW is ever formed, and the sum of the
-    matrices is not kept, which would be a second copy of the weights."""
-    x, weight, lora_a, lora_b = residuals
-    flat_x, flat_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    dy_b = flat_dy @ lora_b.T
-    dx = flat_dy @ weight + scale * (dy_b @ lora_a.T)
-    # (dy B^T)^T x and turned: XLA's CPU code takes up to three times as long for x^T (dy B^T), which is what it would
-    # make of this without the barrier.
-    d_lora_a = scale * jax.lax.optimization_barrier(dy_b.T @ flat_x).T
-    d_lora_b = scale * ((flat_x @ lora_a).T @ flat_dy)
-    return dx.reshape(x.shape), None, d_lora_a, d_lora_b
-
-
-_merged_linear.defvjp(_merged_forward, _merged_backward)
+    # One product for all of them: thin ones are slow. With A turned round behind a barrier its gradient is taken as
+    # dy^T x; XLA's CPU code takes up to three times as long for x^T dy, which is what it would make of it.
+    stacked = jax.lax.optimization_barrier(jnp.concatenate([a.T for a, _ in adapters]))
+    inner = checkpoint_name(scale * matmul(x.astype(jnp.float32), stacked), KEPT)
+    parts = jnp.split(inner, np.cumsum([len(b) for _, b in adapters])[:-1], axis=-1)
+    return [(part @ b).astype(x.dtype) for part, (_, b) in zip(parts, adapters, strict=True)]
 
 
 def merge_lora(params: Params, lora_params: Params, scale: float) -> Params:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 Product = Callable[..., jax.Array]
 
+KEPT = "kept"  # name of what a layer keeps for its backward pass, where it computes the rest again
+
 
 def matmul(x: jax.Array, weight: jax.Array, dtype: Any = None) -> jax.Array:
     """x [..., in], weight [out, in] -> [..., out] of ``dtype`` (default: theirs)."""

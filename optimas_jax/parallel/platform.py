@@ -20,8 +20,6 @@ class Compute:
         are float32 whatever it says.
       attention: ``tiled`` (products over tiles of queries and keys, best on CPU) or ``fused``
         (``jax.nn.dot_product_attention``, which picks the platform's kernel); see ``models.attention``.
-      merge_lora: whether a LoRA product is formed as ``x (W + A B)``. Exact in float32 and cheaper on CPU; in
-        bfloat16 the small update would be rounded away, so there it stays ``x W + (x A) B``.
       layerwise: whether a gradient runs one compiled layer after another (programs that compile in seconds, for
         batches of many sizes, and keep little), or as one program.
       lanes: independent batches that are computed side by side, see ``parallel.lanes``.
@@ -32,7 +30,6 @@ class Compute:
 
     dtype: jnp.dtype
     attention: Literal["tiled", "fused"]
-    merge_lora: bool
     layerwise: bool = False
     lanes: int = 1
     weight_first: bool = False
@@ -52,14 +49,11 @@ def default_compute(platform: str | None = None) -> Compute:
         return Compute(
             dtype=jnp.dtype(jnp.float32),
             attention="tiled",
-            merge_lora=True,
             layerwise=True,
             lanes=2,
             weight_first=True,
         )
-    return Compute(
-        dtype=jnp.dtype(jnp.bfloat16), attention="fused", merge_lora=False, prefill_tokens=4096, prefix_tokens=65536
-    )
+    return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", prefill_tokens=4096, prefix_tokens=65536)
 
 
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)
