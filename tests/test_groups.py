@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimas_jax.learn.features import FeatureCache
-from optimas_jax.learn.groups import BatchShape, make_batch, plan_batches
+from optimas_jax.learn.groups import BatchShape, candidate_tokens, make_batch, plan_batches
 from optimas_jax.learn.losses import bradley_terry
-from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions
+from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_trainable, make_optimizer
 from optimas_jax.models.backbone import merge_model
@@ -105,7 +105,7 @@ def test_packed_loglikelihoods_equal_single_ones(lora):
     network, params = tiny.model()
     model, made, groups = merge_model(network, params), functions(network, lora), random_groups(6)
     for members, batch in batches(groups):
-        tokens = CandidateTokens.of([groups[index] for index in members], batch)
+        tokens = candidate_tokens([groups[index] for index in members], batch)
         totals = made.loglik(params, batch, made.features(params, batch.flat), tokens)
         assert totals.shape == batch.ends.shape
         for place, index in enumerate(members):

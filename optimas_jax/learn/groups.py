@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optimas_jax.learn.token_group import TokenGroup
-from optimas_jax.models.flat import Flat, FlatSequence, flatten
+from optimas_jax.models.flat import Flat, FlatSequence, bucket, flatten
+
+CHUNK = 64  # candidate tokens whose vocabulary is projected at a time; their number is a multiple of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,3 +132,41 @@ def make_batch(
         component[place] = group.component
         start += group.length
     return GroupBatch(flat, ends, valid, rewards, component)
+
+
+class CandidateTokens(NamedTuple):
+    """The tokens of a batch's candidates, end to end: C of them with padding.
+
+    Attributes:
+      before: [C] int32 place of the token before (a candidate's first one follows its prefix).
+      ids: [C] int32.
+      owner: [C] int32 place of the candidate in the flattened [G * M]; G * M for padding.
+      valid: [C] bool, False for padding.
+    """
+
+    before: Any
+    ids: Any
+    owner: Any
+    valid: Any
+
+
+def candidate_tokens(groups: Sequence[TokenGroup], batch: GroupBatch) -> CandidateTokens:
+    """Of the groups that ``batch`` was made from; numpy arrays."""
+    before, ids, owner, start = [], [], [], 0
+    for place, group in enumerate(groups):
+        last_of_prefix = start + len(group.prefix_ids) - 1
+        begin = last_of_prefix + 1
+        for number, part in enumerate(group.candidate_ids):
+            before += [last_of_prefix, *range(begin, begin + len(part) - 1)]
+            ids += part
+            owner += [place * batch.ends.shape[1] + number] * len(part)
+            begin += len(part)
+        start += group.length
+    count = len(ids)
+    padding = [0] * (bucket(count, CHUNK) - count)
+    return CandidateTokens(
+        np.asarray([*before, *padding], np.int32),
+        np.asarray([*ids, *padding], np.int32),
+        np.asarray([*owner, *[batch.ends.size] * len(padding)], np.int32),
+        np.arange(count + len(padding)) < count,
+    )

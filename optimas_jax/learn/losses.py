@@ -1,4 +1,4 @@
-"""Losses of the local reward functions: one function per equation, for one group; callers ``vmap``."""
+"""Losses of local reward functions (for one group; callers ``vmap``) and of policies: one function per equation."""
 
 from __future__ import annotations
 
@@ -48,3 +48,103 @@ def pair_accuracy(
     difference = scores[:, None] - scores[None, :]
     right = jnp.where(difference > 0, 1.0, jnp.where(difference == 0, 0.5, 0.0))
     return jnp.where(pairs, right, 0.0).sum(), pairs.sum().astype(jnp.float32)
+
+
+# Policies. Arrays [C] are per sampled token, answers laid end to end.
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of x where the mask is true; 0 where it is nowhere."""
+    return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean 0 and variance 1 over the mask, 0 elsewhere."""
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean) ** 2, mask)
+    return jnp.where(mask, (x - mean) * jax.lax.rsqrt(variance + 1e-8), 0.0)
+
+
+def shaped_rewards(
+    scores: jax.Array, logprobs: jax.Array, ref_logprobs: jax.Array, last: jax.Array, coefficient: jax.Array
+) -> jax.Array:
+    """Reward of each token: its share of ``-coefficient KL`` to the reference, and at the last token the answer's score
+    (Ziegler et al., arXiv 1909.08593, Eq. 2).
+
+    Args:
+      scores: [C] float32, of the answer that a token belongs to.
+      logprobs, ref_logprobs: [C] float32, of the sampled tokens.
+      last: [C] bool, the last token of each answer.
+      coefficient: the weight of KL.
+    """
+    return jnp.where(last, scores, 0.0) - coefficient * (logprobs - ref_logprobs)
+
+
+def gae(rewards: jax.Array, values: jax.Array, last: jax.Array, *, discount: float, decay: float) -> jax.Array:
+    """Generalised advantage estimation (Schulman et al., arXiv 1506.02438, Eq. 16); returns are advantages + values.
+
+    Args:
+      rewards, values: [C] float32; values are those before each token.
+      last: [C] bool: nothing is carried over an answer's end.
+      discount: their gamma.
+      decay: their lambda.
+
+    Returns:
+      [C] float32.
+    """
+    following = jnp.where(last, 0.0, jnp.roll(values, -1))
+    errors = rewards + discount * following - values
+
+    def back(later: jax.Array, token: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        error, is_last = token
+        advantage = error + jnp.where(is_last, 0.0, discount * decay * later)
+        return advantage, advantage
+
+    return jax.lax.scan(back, jnp.float32(0.0), (errors, last), reverse=True)[1]
+
+
+def group_advantages(scores: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
+    """Scores of answers relative to those of the same prompt: ``(r - mean) / (std + 1e-4)`` (Shao et al., arXiv
+    2402.03300, section 4.1.2); 0 where all are equal.
+
+    Args:
+      scores: [A] float32, one per answer.
+      group: [A] int32, which prompt.
+      num_groups: prompts.
+    """
+
+    def mean(x: jax.Array) -> jax.Array:
+        count = jax.ops.segment_sum(jnp.ones_like(x), group, num_groups)
+        return (jax.ops.segment_sum(x, group, num_groups) / jnp.maximum(count, 1.0))[group]
+
+    centred = scores - mean(scores)
+    return centred / (jnp.sqrt(mean(centred**2)) + 1e-4)
+
+
+def clipped_policy_loss(
+    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, *, clip: float
+) -> jax.Array:
+    """PPO's clipped surrogate (Schulman et al., arXiv 1707.06347, Eq. 7), negated, of each token [C]."""
+    ratio = jnp.exp(logprobs - old_logprobs)
+    return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantages)
+
+
+def clipped_value_loss(values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: float) -> jax.Array:
+    """Half the squared error of a value that may move by ``clip`` at most, the worse of both [C] (the implementation of
+    arXiv 1707.06347)."""
+    moved = old_values + jnp.clip(values - old_values, -clip, clip)
+    return 0.5 * jnp.maximum((values - returns) ** 2, (moved - returns) ** 2)
+
+
+def kl_to_reference(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
+    """Unbiased, never negative estimate of KL(policy || reference) from its own samples, of each token [C]
+    (arXiv 2402.03300, Eq. 4)."""
+    difference = ref_logprobs - logprobs
+    return jnp.exp(difference) - difference - 1.0
+
+
+def adapted_coefficient(coefficient: float, kl: float, *, target: float, answers: int, horizon: float) -> float:
+    """Weight of KL for the next update (arXiv 1909.08593, section 2.2): up where ``kl`` is above its target, down where
+    it is below, by at most ``0.2 answers / horizon``."""
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return coefficient * (1.0 + error * answers / horizon)

@@ -11,25 +11,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from optimas_jax.learn.groups import GroupBatch
+from optimas_jax.learn.groups import CHUNK, CandidateTokens, GroupBatch
 from optimas_jax.learn.losses import bradley_terry, pair_accuracy
-from optimas_jax.learn.token_group import TokenGroup
-from optimas_jax.learn.train_state import TrainState
-from optimas_jax.models.backbone import Network, embed, merge_model, rms_norm
-from optimas_jax.models.flat import Flat, bucket
-from optimas_jax.models.forward import run_layers, run_layers_vjp
+from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients
+from optimas_jax.models.backbone import Network, merge_model, rms_norm
+from optimas_jax.models.flat import Flat
+from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import LoraConfig, Params
 from optimas_jax.parallel.lanes import Lanes
-
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divide once, after adding up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +59,11 @@ class RewardFunctions:
     @property
     def first(self) -> int:
         """The first adapted layer: features are what goes into it."""
-        layers = self.network.config.num_layers
-        return next(index for index in range(layers) if self.lora.adapts(index, layers))
+        return self.lora.first(self.network.config.num_layers)
 
     def features(self, params: Params, flat: Flat) -> jax.Array:
-        """Output of the frozen layers below the adapters (of the embedding, if all layers are adapted), [T, D]."""
-        x = embed(params["embed"], flat.input_ids, self.network.compute.dtype)
-        return run_layers(self.network, params, x, flat.positions, flat.layout, range(self.first))
+        """Output of the frozen layers below the adapters, [T, D]; see ``models.forward.features``."""
+        return features(self.network, params, flat, self.lora)
 
     def score(self, params: Params, head: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
         """Scores of the candidates [G, M] float32, 0 for padding; ``params`` with merged adapters."""
@@ -110,7 +103,7 @@ class RewardFunctions:
             return self.gradients(state.trainable, params, *part)
 
         added = (lanes or Lanes()).map(of_part, parts, lambda part: ("gradients", len(part[1])))
-        return _update(self, state, list(added), learning_rate)
+        return apply_gradients(self.tx, state, list(added), learning_rate)
 
     def _upper(
         self, params: Params, batch: GroupBatch, features: jax.Array, places: jax.Array | None = None
@@ -168,22 +161,6 @@ def _loss_gradients(
     return jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(head, x)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _update(
-    functions: RewardFunctions,
-    state: TrainState,
-    parts: Sequence[tuple[Params, Metrics]],
-    learning_rate: jax.Array,
-) -> tuple[TrainState, Metrics]:
-    grads, metrics = jax.tree.map(lambda *some: sum(some), *parts)
-    groups = jnp.maximum(metrics["loss"][1], 1.0)
-    grads = jax.tree.map(lambda grad: grad / groups, grads)
-    directions, opt_state = functions.tx.update(grads, state.opt_state, state.trainable)
-    trainable = jax.tree.map(lambda value, step: value - learning_rate * step, state.trainable, directions)
-    metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
-    return TrainState(state.step + 1, trainable, opt_state), metrics
-
-
 def group_loss(scores: jax.Array, batch: GroupBatch, config: LossConfig) -> tuple[jax.Array, Metrics]:
     """Sum of Eq. 4 over the groups that have a pair, and metrics as (sum, count)."""
     losses, counts = jax.vmap(lambda s, r, v: bradley_terry(s, r, v, threshold=config.threshold, margin=config.margin))(
@@ -195,46 +172,6 @@ def group_loss(scores: jax.Array, batch: GroupBatch, config: LossConfig) -> tupl
     with_pairs = (counts > 0).astype(jnp.float32)
     total = (losses * with_pairs).sum()
     return total, {"loss": (total, with_pairs.sum()), "pair_accuracy": (right.sum(), pairs.sum())}
-
-
-@dataclasses.dataclass(frozen=True)
-class CandidateTokens:
-    """The tokens of a batch's candidates, C of them with padding; numpy arrays.
-
-    Attributes:
-      before: [C] int32 place of the token before (a candidate's first one follows its prefix).
-      ids: [C] int32.
-      owner: [C] int32 place of the candidate in the flattened [G * M]; G * M for padding.
-    """
-
-    before: Any
-    ids: Any
-    owner: Any
-
-    @classmethod
-    def of(cls, groups: Sequence[TokenGroup], batch: GroupBatch) -> CandidateTokens:
-        """Of the groups that ``batch`` was made from."""
-        before, ids, owner, start = [], [], [], 0
-        for place, group in enumerate(groups):
-            last_of_prefix = start + len(group.prefix_ids) - 1
-            place_of_part = last_of_prefix + 1
-            for number, part in enumerate(group.candidate_ids):
-                before += [last_of_prefix, *range(place_of_part, place_of_part + len(part) - 1)]
-                ids += part
-                owner += [place * batch.ends.shape[1] + number] * len(part)
-                place_of_part += len(part)
-            start += group.length
-        padding = bucket(len(ids), _CHUNK) - len(ids)
-        return cls(
-            np.asarray([*before, *[0] * padding], np.int32),
-            np.asarray([*ids, *[0] * padding], np.int32),
-            np.asarray([*owner, *[batch.ends.size] * padding], np.int32),
-        )
-
-
-jax.tree_util.register_dataclass(CandidateTokens)
-
-_CHUNK = 64  # positions whose vocabulary is projected at a time, so that no [C, V] array exists
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -249,6 +186,6 @@ def _loglik(
         logits = model.logits(state)
         return jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
 
-    chunks = (states.reshape(-1, _CHUNK, states.shape[-1]), tokens.ids.reshape(-1, _CHUNK))
+    chunks = (states.reshape(-1, CHUNK, states.shape[-1]), tokens.ids.reshape(-1, CHUNK))
     logprobs = jax.lax.map(logprob, chunks).reshape(-1)
     return jax.ops.segment_sum(logprobs, tokens.owner, shape[0] * shape[1]).reshape(shape)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,13 +16,15 @@ from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.heads import init_reward_head
 from optimas_jax.models.lora import LoraConfig, Params
 
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divide once, after adding up
+
 
 class TrainState(NamedTuple):
-    """State of a local reward model's training.
+    """State of training.
 
     Attributes:
       step: int32 scalar, updates so far.
-      trainable: {"lora": adapters, "head": reward heads}, float32.
+      trainable: adapters and heads, float32.
       opt_state: the optimiser's state for ``trainable``.
     """
 
@@ -41,6 +45,24 @@ def init_trainable(config: BackboneConfig, lora: LoraConfig, num_components: int
 def init_state(trainable: Params, tx: optax.GradientTransformation) -> TrainState:
     """Training starts from ``trainable``, with a fresh optimiser."""
     return TrainState(jnp.int32(0), trainable, tx.init(trainable))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def apply_gradients(
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    parts: Sequence[tuple[Params, Metrics]],
+    learning_rate: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """One step on gradients and metrics of the parts of a batch, summed over what its loss is a mean of
+    (``metrics["loss"]`` says of how many); ``state`` is donated."""
+    grads, metrics = jax.tree.map(lambda *some: sum(some), *parts)
+    count = jnp.maximum(metrics["loss"][1], 1.0)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
+    directions, opt_state = tx.update(grads, state.opt_state, state.trainable)
+    trainable = jax.tree.map(lambda value, step: value - learning_rate * step, state.trainable, directions)
+    metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
+    return TrainState(state.step + 1, trainable, opt_state), metrics
 
 
 def make_optimizer(max_grad_norm: float = 1.0) -> optax.GradientTransformation:

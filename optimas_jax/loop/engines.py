@@ -16,7 +16,7 @@ from optimas_jax.models.sampler import Sampler
 from optimas_jax.models.tokenizer import Tokenizer, load_tokenizer
 from optimas_jax.models.weights import cache_dir, load_config, load_params, resolve
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
-from optimas_jax.parallel.platform import default_compute, return_large_buffers
+from optimas_jax.parallel.platform import default_compute
 from optimas_jax.parallel.sharding import shardings
 
 
@@ -44,7 +44,6 @@ class Engines:
             if spec not in self._models:
                 self._progress.line(f"loading {spec}")
                 use_compilation_cache(cache_dir() / "xla")
-                return_large_buffers()
                 source = resolve(spec)
                 config, compute = load_config(source), default_compute()
                 mesh = make_mesh(self._mesh_config)

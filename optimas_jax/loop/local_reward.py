@@ -20,8 +20,8 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.learn.features import FeatureCache
-from optimas_jax.learn.groups import BatchShape, GroupBatch, make_batch, plan_batches, split
-from optimas_jax.learn.reward_model import CandidateTokens, LossConfig, RewardFunctions
+from optimas_jax.learn.groups import BatchShape, GroupBatch, candidate_tokens, make_batch, plan_batches, split
+from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
 from optimas_jax.llm.tape import Tape
@@ -233,7 +233,7 @@ class RewardEngine:
         """The function of a batch that ``_over_batches`` is to run."""
 
         def loglik(groups: list[TokenGroup], batch: GroupBatch, features: jax.Array) -> np.ndarray:
-            tokens = replicate(CandidateTokens.of(groups, batch), self._model.mesh)
+            tokens = replicate(candidate_tokens(groups, batch), self._model.mesh)
             return np.asarray(self._functions.loglik(self._model.params, batch, features, tokens))
 
         return loglik if kind == "loglik" else self._scoring(*self._activate(name))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles
 from optimas_jax.models.backbone import Network, embed, merge_layer, rms_norm
+from optimas_jax.models.flat import Flat
 from optimas_jax.models.lora import LoraConfig, Params
 from optimas_jax.models.numerics import KEPT
 from optimas_jax.models.rope import Rotation, rope_angles
@@ -48,6 +49,12 @@ def forward(
     x = embed(params["embed"], input_ids, network.compute.dtype)
     x = run_layers(network, params, x, positions, layout, range(network.config.num_layers), None, lora, lora_params)
     return rms_norm(x, params["final_norm"]["scale"], network.config.norm_eps)
+
+
+def features(network: Network, params: Params, flat: Flat, lora: LoraConfig) -> jax.Array:
+    """Output of the frozen layers below the adapters (of the embedding, if all layers are adapted), [T, D]."""
+    x = embed(params["embed"], flat.input_ids, network.compute.dtype)
+    return run_layers(network, params, x, flat.positions, flat.layout, range(lora.first(network.config.num_layers)))
 
 
 def run_layers(

@@ -29,3 +29,13 @@ def reward_head(head: Params, hidden: jax.Array, component: jax.Array) -> jax.Ar
     """
     weights = head["kernel"].T[component]  # [G, D]
     return jnp.einsum("gmd,gd->gm", hidden.astype(jnp.float32), weights, precision=jax.lax.Precision.HIGHEST)
+
+
+def init_value_head(embed_dim: int) -> Params:
+    """A critic that expects nothing: ``kernel`` [D, 1] float32 zeros."""
+    return {"kernel": jnp.zeros((embed_dim, 1), jnp.float32)}
+
+
+def value_head(head: Params, hidden: jax.Array) -> jax.Array:
+    """Expected return at hidden states [C, D]: [C] float32."""
+    return jnp.matmul(hidden.astype(jnp.float32), head["kernel"], precision=jax.lax.Precision.HIGHEST)[:, 0]

@@ -55,7 +55,11 @@ class LoraConfig:
 
     def adapts(self, layer: int, num_layers: int) -> bool:
         """Whether layer ``layer`` (from 0 at the bottom) gets adapters."""
-        return self.last_layers == 0 or layer >= num_layers - self.last_layers
+        return layer >= self.first(num_layers)
+
+    def first(self, num_layers: int) -> int:
+        """The lowest layer with adapters."""
+        return max(num_layers - self.last_layers, 0) if self.last_layers else 0
 
 
 def init_lora_a(key: jax.Array, fan_in: int, rank: int) -> jax.Array:

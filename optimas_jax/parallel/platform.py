@@ -56,22 +56,6 @@ def default_compute(platform: str | None = None) -> Compute:
     return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", prefill_tokens=4096, prefix_tokens=65536)
 
 
-_M_MMAP_THRESHOLD = -3  # of mallopt(3)
-_LARGE = 4 << 20
-
-
-def return_large_buffers() -> None:
-    """On CPU under glibc: buffers of 4 MB and more go back to the system when they are freed.
-
-    By default glibc raises that limit to 32 MB as it sees such buffers freed, and then keeps them in fragmented heaps:
-    a sampling engine over many shapes held 3.8 GB where it now holds 2.4 GB. Elsewhere this does nothing.
-    """
-    if jax.default_backend() != "cpu":
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
-
-
 def return_free_memory() -> None:
     """On CPU under glibc: gives back what was freed but kept. Compilers free a lot: of the 100 MB by which a decode
     program makes the process grow, half is that. Takes milliseconds; elsewhere this does nothing."""
