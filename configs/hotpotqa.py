@@ -4,6 +4,8 @@
                                                                    but the model's
     python launch/run.py --config=configs/hotpotqa.py:smoke        the same pipeline on a tiny random model, in under a
                                                                    minute
+    python launch/run.py --config=configs/hotpotqa.py:weights      as the default, but the answer generator is tuned by
+                                                                   LoRA weights instead of a prompt
     python launch/run.py --config=configs/hotpotqa.py:local        HotpotQA from the hub or --config.data.path=FILE
     python launch/run.py --config=configs/hotpotqa.py:paper        the paper's models; waits for the API clients
 
@@ -59,6 +61,16 @@ def _smoke() -> RunConfig:
     )
 
 
+def _weights() -> RunConfig:
+    base = _embedded()
+    return dataclasses.replace(
+        base,
+        variant="weights",
+        system=dataclasses.replace(base.system, weights="answer_generator"),
+        optimize=dataclasses.replace(base.optimize, iterations=6),
+    )
+
+
 def _local() -> RunConfig:
     base = _embedded()
     return dataclasses.replace(
@@ -95,7 +107,7 @@ def _paper() -> RunConfig:
 
 def get_config(variant: str = "embedded") -> ml_collections.ConfigDict:
     """The configuration of one variant, as plain data."""
-    variants = {"embedded": _embedded, "smoke": _smoke, "local": _local, "paper": _paper}
+    variants = {"embedded": _embedded, "smoke": _smoke, "weights": _weights, "local": _local, "paper": _paper}
     if variant not in variants:
         raise ValueError(f"unknown variant {variant!r} of configs/hotpotqa.py; known: {', '.join(variants)}")
     return ml_collections.ConfigDict(to_dict(variants[variant]()))

@@ -15,11 +15,12 @@ import pytest
 from runs import ROOT
 from tiny import CONFIG as OTHER_CONFIG
 
-from optimas_jax.bench import endtoend, export, measure, ours, peer, report, roofline, suites, work
+from optimas_jax.bench import endtoend, measure, ours, peer, report, roofline, suites, work
 from optimas_jax.bench.peer import Side, SideError
 from optimas_jax.bench.roofline import Rates
 from optimas_jax.bench.work import Case, Work
 from optimas_jax.learn.token_group import TokenGroup
+from optimas_jax.models import export
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.weights import load_config, load_params, resolve
 from optimas_jax.parallel.platform import default_compute

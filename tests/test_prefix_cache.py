@@ -83,5 +83,5 @@ def test_a_prefix_is_never_found_without_its_beginning(prompts):
         kept.reserve(one, len(matched), {int(place) // BLOCK for place in matched})
         assert len(set(kept._blocks.values())) == len(kept._blocks)
         assert len(kept._blocks) + len(kept._free) == 8
-        for prefix in kept._blocks:
-            assert len(prefix) == BLOCK or prefix[:-BLOCK] in kept._blocks
+        for adapter, prefix in kept._blocks:
+            assert len(prefix) == BLOCK or (adapter, prefix[:-BLOCK]) in kept._blocks

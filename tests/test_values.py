@@ -24,7 +24,7 @@ VALUES = st.one_of(
     st.builds(Prompt, TEXT, st.lists(DEMOS, max_size=3).map(tuple)),
     st.builds(Hyperparameters, st.dictionaries(TEXT, st.integers() | TEXT, min_size=1, max_size=3)),
     st.builds(Choice, TEXT),
-    st.builds(Adapter, TEXT),
+    st.builds(Adapter, st.from_regex(r"[0-9a-f]{0,20}", fullmatch=True)),
 )
 
 
@@ -80,12 +80,18 @@ def test_grid_lists_every_point_with_the_last_setting_fastest():
         (PromptSpace(), None, "needs a Prompt"),
         (Grid({"k": (1, 2)}), Hyperparameters({"k": 3}), "not on the grid"),
         (Models(("a", "b")), Choice("c"), "not one of a, b"),
-        (LoraSpace("base"), Choice("c"), "needs an Adapter"),
+        (LoraSpace(), Choice("c"), "needs an Adapter"),
     ],
 )
 def test_spaces_refuse_other_values(space, value, message):
     with pytest.raises(ValueError, match=message):
         space.check(value)
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", ".", "a b"])
+def test_adapters_name_folders_and_nothing_else(name):
+    with pytest.raises(ValueError, match="an adapter is named by"):
+        Adapter(name)
 
 
 def test_empty_grid_is_refused():

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from optimas_jax.bench.export import hf_folder
 from optimas_jax.bench.peer import OURS, Peer, Side
 from optimas_jax.bench.report import Row, spread
 from optimas_jax.bench.roofline import measure_rates, needed_seconds
 from optimas_jax.bench.work import Case, Task, Work, draw, to_json
+from optimas_jax.models.export import hf_folder
 from optimas_jax.models.tokenizer import load_tokenizer
 from optimas_jax.models.weights import load_config, resolve
 

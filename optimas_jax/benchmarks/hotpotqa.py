@@ -30,7 +30,7 @@ from optimas_jax.benchmarks.countries import Article
 from optimas_jax.core.metrics import token_f1
 from optimas_jax.core.system import Component, RunContext, System
 from optimas_jax.core.types import Example
-from optimas_jax.core.values import Grid, Hyperparameters, Value
+from optimas_jax.core.values import Grid, Hyperparameters, LoraSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
 
 METRIC = "f1"
@@ -212,7 +212,9 @@ def build_search(articles: Sequence[Article]) -> Callable[[str, int], tuple[str,
     return search
 
 
-def build(articles: Sequence[Article], language_model: LanguageModel, k_grid: Sequence[int], k: int) -> System:
+def build(
+    articles: Sequence[Article], language_model: LanguageModel, k_grid: Sequence[int], k: int, weights: str = ""
+) -> System:
     """The five-component system of the paper.
 
     Args:
@@ -220,6 +222,10 @@ def build(articles: Sequence[Article], language_model: LanguageModel, k_grid: Se
       language_model: answers for the four LLM components.
       k_grid: allowed numbers of retrieved articles.
       k: number before optimisation.
+      weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
+
+    Raises:
+      ValueError: if ``weights`` names something else.
     """
     search = build_search(articles)
 
@@ -227,26 +233,28 @@ def build(articles: Sequence[Article], language_model: LanguageModel, k_grid: Se
         assert isinstance(value, Hyperparameters)
         return {"passages": search(inputs["keywords"], value["k"])}
 
+    tuned = [name.strip() for name in weights.split(",") if name.strip()]
+
+    def llm(name: str, **parts: Any) -> Component:
+        space = LoraSpace() if name in tuned else None
+        return llm_component(name=name, language_model=language_model, stop=("\n",), space=space, **parts)
+
     components = (
-        llm_component(
+        llm(
             name="question_rewriter",
             description="Rewrite the question so that it is clear and complete.",
             inputs=("question",),
             output="rewritten_question",
             instruction="Repeat the question, clear and complete.",
-            language_model=language_model,
             max_tokens=24,
-            stop=("\n",),
         ),
-        llm_component(
+        llm(
             name="keyword_extractor",
             description="Extract the keywords to search an encyclopedia with.",
             inputs=("rewritten_question",),
             output="keywords",
             instruction="Extract the keywords of the question.",
-            language_model=language_model,
             max_tokens=16,
-            stop=("\n",),
         ),
         Component(
             name="context_retriever",
@@ -257,27 +265,26 @@ def build(articles: Sequence[Article], language_model: LanguageModel, k_grid: Se
             space=Grid({"k": tuple(k_grid)}),
             default=Hyperparameters({"k": k}),
         ),
-        llm_component(
+        llm(
             name="hint_generator",
             description="Find the facts in the passages that help to answer the question.",
             inputs=("passages", "rewritten_question"),
             output="hint",
             instruction="Copy the sentence of the passages that answers the question.",
-            language_model=language_model,
             max_tokens=32,
-            stop=("\n",),
         ),
-        llm_component(
+        llm(
             name="answer_generator",
             description="Answer the question with a short phrase, using the hint.",
             inputs=("hint", "rewritten_question"),
             output="answer",
             instruction="Answer the question with a short phrase.",
-            language_model=language_model,
             max_tokens=16,
-            stop=("\n",),
         ),
     )
+    unknown = set(tuned) - {component.name for component in components if component.name != "context_retriever"}
+    if unknown:
+        raise ValueError(f"weights of {', '.join(sorted(unknown))}: there is no such LLM component")
     return System(components=components, input_fields=("question",), output_fields=("answer",), metric=answer_f1)
 
 

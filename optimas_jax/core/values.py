@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -56,10 +57,16 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """LoRA weights, named by the digest of the training call that made them."""
+    """LoRA weights, named by the digest of what is in them; "" for the base itself."""
 
     digest: str
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9A-Za-z_-]*", self.digest):  # it names a folder
+            raise ValueError(f"an adapter is named by letters, digits, _ and -, got {self.digest!r}")
+
+
+BASE = Adapter("")
 
 Value = Prompt | Hyperparameters | Choice | Adapter
 
@@ -163,14 +170,11 @@ class Models:
 
 @dataclasses.dataclass(frozen=True)
 class LoraSpace:
-    """LoRA weights of a named base model."""
-
-    base: str
-    rank: int = 8
+    """LoRA weights of the component's own model."""
 
     def check(self, value: Value | None) -> None:
-        if value is not None and not isinstance(value, Adapter):
-            raise ValueError(f"needs an Adapter or None, got {value!r}")
+        if not isinstance(value, Adapter):
+            raise ValueError(f"needs an Adapter, got {value!r}")
 
 
 Space = PromptSpace | Grid | Models | LoraSpace

@@ -30,6 +30,8 @@ class CompletionRequest:
       stop: texts that end the answer once it has begun.
       seed: names the random stream; left out of the key at temperature 0, where it changes nothing.
       role: who asks (a component's name, ``proposer``): for the ledger, not part of the key.
+      adapter: digest of the LoRA weights that answer, "" for the model itself.
+      tokens: whether the answer is wanted in tokens, too (``Completion.tokens``).
     """
 
     model: str
@@ -40,6 +42,8 @@ class CompletionRequest:
     stop: tuple[str, ...] = ()
     seed: int = 0
     role: str = ""
+    adapter: str = ""
+    tokens: bool = False
 
     @property
     def key(self) -> str:
@@ -49,6 +53,8 @@ class CompletionRequest:
     def to_json(self) -> dict[str, Any]:
         """The part that affects the answer, as plain data."""
         return {
+            **({"adapter": self.adapter} if self.adapter else {}),
+            **({"tokens": True} if self.tokens else {}),
             "model": self.model,
             "messages": [[message.role, message.content] for message in self.messages],
             "max_tokens": self.max_tokens,
@@ -57,6 +63,21 @@ class CompletionRequest:
             "stop": list(self.stop),
             "seed": self.seed if self.temperature > 0 else None,
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A request and its answer as the model read and wrote them.
+
+    Attributes:
+      prompt_ids: the whole prompt.
+      ids: the answer, the token that ended it included.
+      logprobs: of each token of the answer, at temperature 1.
+    """
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +90,7 @@ class Completion:
       prompt_tokens, completion_tokens: as the model counted them.
       seconds: from request to answer; for a batch, this request's share.
       usd: price, 0 for local models.
+      tokens: where the request asked for them.
     """
 
     text: str
@@ -77,13 +99,16 @@ class Completion:
     completion_tokens: int
     seconds: float = 0.0
     usd: float = 0.0
+    tokens: Tokens | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "outcome": str(self.outcome)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Completion:
-        return cls(**{**data, "outcome": Outcome(data["outcome"])})
+        tokens = data.get("tokens")
+        read = None if tokens is None else Tokens(**{name: tuple(part) for name, part in tokens.items()})
+        return cls(**{**data, "outcome": Outcome(data["outcome"]), "tokens": read})
 
 
 class Completer(Protocol):

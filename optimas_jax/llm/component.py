@@ -9,7 +9,7 @@ from typing import Any, Literal
 from optimas_jax.core.render import render_chat, render_text
 from optimas_jax.core.system import Component, ComponentFailure, RunContext
 from optimas_jax.core.types import Outcome
-from optimas_jax.core.values import Prompt, PromptSpace, Value
+from optimas_jax.core.values import BASE, Adapter, LoraSpace, Prompt, PromptSpace, Value
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
 
 
@@ -42,26 +42,30 @@ def llm_component(
     language_model: LanguageModel,
     max_tokens: int | None = None,
     stop: tuple[str, ...] = (),
-    space: PromptSpace | None = None,
+    space: PromptSpace | LoraSpace | None = None,
 ) -> Component:
-    """Builds a component whose value is a ``Prompt`` and whose output is the model's text, stripped.
+    """Builds a component whose value is a ``Prompt``, or with a ``LoraSpace`` the ``Adapter`` that answers to
+    ``instruction``, and whose output is the model's text, stripped.
 
     An answer that was cut by the token limit is used as it is; an empty answer is a parse error.
     """
     limit = max_tokens or language_model.max_tokens
+    default = Prompt(instruction)
     render = render_chat if language_model.style == "chat" else render_text
 
     async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        assert isinstance(value, Prompt)
+        assert isinstance(value, Prompt | Adapter)
+        prompt = value if isinstance(value, Prompt) else default
         request = CompletionRequest(
             model=language_model.model,
-            messages=tuple(Message(role, text) for role, text in render(value, fields, inputs, output)),
+            messages=tuple(Message(role, text) for role, text in render(prompt, fields, inputs, output)),
             max_tokens=limit,
             temperature=language_model.temperature if context.temperature is None else context.temperature,
             top_p=language_model.top_p,
             stop=stop,
             seed=context.seed,
             role=context.component,
+            adapter=value.digest if isinstance(value, Adapter) else "",
         )
         completion: Completion = await context.completer.complete(request)
         if completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
@@ -78,5 +82,5 @@ def llm_component(
         outputs=(output,),
         run=run,
         space=space or PromptSpace(),
-        default=Prompt(instruction),
+        default=BASE if isinstance(space, LoraSpace) else default,
     )

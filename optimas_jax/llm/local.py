@@ -15,10 +15,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimas_jax.core.types import Outcome, StopRun
-from optimas_jax.llm.base import Completion, CompletionRequest, Message
+from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
 
 if TYPE_CHECKING:
     from optimas_jax.models.batching import ContinuousBatch
@@ -49,9 +50,10 @@ class LocalCompleter:
     The model is loaded at the first request, not before: a run that finds everything on its tape never loads it.
     """
 
-    def __init__(self, model: str, load: Callable[[], Sampler]):
-        """``load`` builds the engine for ``model``; requests for any other model are refused."""
-        self._model, self._load = model, load
+    def __init__(self, model: str, load: Callable[[], Sampler], adapters: Path | None = None):
+        """``load`` builds the engine for ``model``; requests for any other model are refused. ``adapters`` is the
+        folder whose adapters (``models.peft``) requests may name."""
+        self._model, self._load, self._adapters = model, load, adapters
         self._sampler: Sampler | None = None
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()  # None: stop
         self._lock = threading.Lock()
@@ -64,11 +66,21 @@ class LocalCompleter:
                 self._sampler = self._load()
             return self._sampler
 
+    def _load_adapter(self, sampler: Sampler, name: str) -> None:
+        """Raises ``ValueError`` if there is none of that name, or none that can be read."""
+        from optimas_jax.models.peft import read_adapter
+
+        if self._adapters is None:
+            raise ValueError(f"a request names the adapter {name!r}, and this engine has no folder of adapters")
+        config, params = read_adapter(self._adapters / name, sampler.network.config)
+        sampler.adapters.load(name, config, params)
+
     async def complete(self, request: CompletionRequest) -> Completion:
         """Answers one request.
 
         Raises:
-          EngineError: for another model, a prompt that does not fit the context, or a failure of the engine.
+          EngineError: for another model, an adapter that cannot be read, a prompt that does not fit the context, or a
+            failure of the engine.
         """
         from optimas_jax.models.sampler import SampleRequest
 
@@ -82,8 +94,11 @@ class LocalCompleter:
             top_p=request.top_p,
             seed=request.seed,
             stop=request.stop,
+            adapter=request.adapter,
         )
         try:
+            if request.adapter and request.adapter not in sampler.adapters.names:
+                await asyncio.to_thread(self._load_adapter, sampler, request.adapter)
             sampler.check(sample_request)
         except ValueError as error:
             raise EngineError(str(error)) from error
@@ -97,6 +112,7 @@ class LocalCompleter:
             prompt_tokens=len(sample_request.prompt_ids),
             completion_tokens=len(sample.ids),
             seconds=seconds,
+            tokens=Tokens(sample_request.prompt_ids, sample.ids, sample.logprobs) if request.tokens else None,
         )
 
     def _start_worker(self) -> None:

@@ -15,6 +15,7 @@ from optimas_jax.benchmarks.hotpotqa import DataConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.local_reward import RewardConfig
+from optimas_jax.loop.policy import PolicyConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.search.gate import GateConfig
 
@@ -27,11 +28,13 @@ class SystemConfig:
       language_model: answers for the LLM components.
       k_grid: allowed numbers of retrieved passages.
       k: number before optimisation.
+      weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
     """
 
     language_model: LanguageModel
     k_grid: tuple[int, ...] = (1, 5, 10, 25)
     k: int = 1
+    weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +119,7 @@ class RunConfig:
       seed: names all randomness but that of the data.
       concurrency: examples in flight; changes speed only.
       mesh: devices; (0, 1) puts all of them along ``data``.
-      data, system, proposer, offline, collect, reward, optimize, evaluate: see the classes.
+      data, system, proposer, offline, collect, reward, policy, optimize, evaluate: see the classes.
     """
 
     benchmark: str
@@ -130,6 +133,7 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     offline: OfflineConfig = OfflineConfig()
     collect: CollectConfig = CollectConfig()
+    policy: PolicyConfig = PolicyConfig()
     optimize: OptimizeConfig = OptimizeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 

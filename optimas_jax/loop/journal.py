@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.types import StopRun, thaw
-from optimas_jax.core.values import Configuration
+from optimas_jax.core.values import Adapter, Configuration
 from optimas_jax.loop.config import RunConfig, differences, to_dict
 
+ADAPTERS = "adapters"  # of a run folder, and of its best/
 _FREE = ("concurrency", "evaluate")  # fields that may differ from run to run in one folder
 
 
@@ -120,8 +122,23 @@ class RunFolder:
             raise FolderError(f"cannot write the journal in {self.path} ({error})") from error
 
     def save_best(self, configuration: Configuration, info: Mapping[str, Any]) -> None:
-        """Writes the portable result: ``best/configuration.json``."""
+        """Writes the portable result: ``best/configuration.json``, and beside it the adapters that it names."""
+        for value in configuration.values():
+            if isinstance(value, Adapter) and value.digest:
+                self.copy_adapter(self.path / ADAPTERS / value.digest, self.path / "best" / ADAPTERS)
         self.write("best/configuration.json", {"configuration": configuration.to_json(), **info})
+
+    def copy_adapter(self, adapter: Path, folder: Path) -> None:
+        """Copies an adapter into a folder of adapters, in one step; raises ``FolderError`` if that fails."""
+        target, partial = folder / adapter.name, folder / f".{adapter.name}.partial"
+        if target.is_dir():
+            return
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(adapter, partial)
+            partial.rename(target)
+        except OSError as error:
+            raise FolderError(f"cannot copy the adapter {adapter} to {folder} ({error})") from error
 
 
 def load_best(folder: Path) -> Configuration:

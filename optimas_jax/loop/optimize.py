@@ -23,11 +23,23 @@ from typing import Any
 from optimas_jax.core.render import ScoredInstruction
 from optimas_jax.core.system import Job, gather, run_many
 from optimas_jax.core.types import Example, Group, Trace, derive_seed
-from optimas_jax.core.values import Configuration, Grid, Models, Prompt, PromptSpace, Value, value_digest, value_to_json
+from optimas_jax.core.values import (
+    Adapter,
+    Configuration,
+    Grid,
+    LoraSpace,
+    Models,
+    Prompt,
+    PromptSpace,
+    Value,
+    value_digest,
+    value_to_json,
+)
 from optimas_jax.loop.adapt import adapt, is_due
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.local_reward import text_group
 from optimas_jax.loop.run import Run
+from optimas_jax.loop.weights import tune_weights
 from optimas_jax.search.choices import other_values
 from optimas_jax.search.demos import demo_pool, propose_demos
 from optimas_jax.search.gate import Comparison, accepts, compare, is_futile
@@ -242,6 +254,9 @@ def _propose(
 ) -> list[tuple[str, Value]]:
     """New values for one component, as (kind, value)."""
     component, current = run.system.by_name[name], state.configuration[name]
+    if isinstance(component.space, LoraSpace):
+        assert isinstance(current, Adapter)
+        return _propose_weights(run, state, name, current, seed)
     if isinstance(component.space, Grid | Models):
         return [("grid", value) for value in other_values(component.space, current)]
     assert isinstance(component.space, PromptSpace) and isinstance(current, Prompt)
@@ -266,6 +281,16 @@ def _propose(
         instructed = propose_instructions([answer.text for answer in answers], current, component.space)
         values += [("instruction", prompt) for prompt in instructed]
     return values
+
+
+def _propose_weights(run: Run, state: State, name: str, current: Adapter, seed: int) -> list[tuple[str, Value]]:
+    """The best adapter of a tuning call that starts from the current one; nothing if none is better."""
+    train = run.splits["train"]
+    with run.progress.bar("training inputs for weights", len(train)) as advance:
+        jobs = [Job(state.configuration, example, run.config.seed) for example in train]
+        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
+    tuned = tune_weights(run, state.reward, name, current, train, traces, seed)
+    return [] if tuned is None or tuned.adapter == current.digest else [("weights", Adapter(tuned.adapter))]
 
 
 def _remember_instructions(state: State, name: str, proposals: Sequence[Proposal]) -> State:

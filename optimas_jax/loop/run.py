@@ -16,8 +16,9 @@ from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.config import ConfigError, RunConfig
 from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.journal import RunFolder
+from optimas_jax.loop.journal import ADAPTERS, RunFolder
 from optimas_jax.loop.local_reward import RewardEngine
+from optimas_jax.loop.policy import PolicyEngine
 from optimas_jax.loop.progress import Progress
 
 BENCHMARKS = {"hotpotqa": hotpotqa}
@@ -35,6 +36,7 @@ class Run:
       completer: the same completer, for proposers.
       splits: examples by split.
       engine: trains and evaluates local rewards.
+      policies: updates weights.
       tape, ledger, progress: see their classes.
       components: names that may be tuned, in the system's order.
       started: ``time.monotonic()`` when it was built.
@@ -46,6 +48,7 @@ class Run:
     completer: TapedCompleter
     splits: dict[str, tuple[Example, ...]]
     engine: RewardEngine
+    policies: PolicyEngine
     tape: Tape
     ledger: Ledger
     progress: Progress
@@ -66,13 +69,14 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     if config.benchmark not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {config.benchmark!r}; known: {', '.join(BENCHMARKS)}")
     engines = Engines(config.mesh, progress)
-    completer = completer or _local_completer(config, engines)
     benchmark = BENCHMARKS[config.benchmark]
     data = benchmark.load(config.data)
     settings = config.system
-    bare = benchmark.build(data.articles, settings.language_model, settings.k_grid, settings.k)
+    bare = benchmark.build(data.articles, settings.language_model, settings.k_grid, settings.k, settings.weights)
     components = _chosen_components(bare, config.optimize.components)
+    completer = completer or _local_completer(config, engines, workdir / ADAPTERS)
     folder = RunFolder(workdir, config)
+    checkpoints = CheckpointStore(folder.path / "checkpoints")
     tape, ledger = Tape(folder.path / "tape.sqlite"), Ledger()
     taped = TapedCompleter(tape, ledger, completer)
     return Run(
@@ -81,8 +85,9 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         system=bare.using(taped),
         completer=taped,
         splits=dict(data.splits),
-        engine=RewardEngine(
-            config.reward, bare.tunable, engines, tape, CheckpointStore(folder.path / "checkpoints"), progress
+        engine=RewardEngine(config.reward, bare.tunable, engines, tape, checkpoints, progress),
+        policies=PolicyEngine(
+            config.policy, settings.language_model.model, engines, folder.path / ADAPTERS, checkpoints
         ),
         tape=tape,
         ledger=ledger,
@@ -92,7 +97,7 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     )
 
 
-def _local_completer(config: RunConfig, engines: Engines) -> LocalCompleter:
+def _local_completer(config: RunConfig, engines: Engines, adapters: Path) -> LocalCompleter:
     models = sorted({config.system.language_model.model, config.proposer.model})
     remote = [model for model in models if model.partition(":")[0] in _API_PROVIDERS]
     if remote:
@@ -105,7 +110,7 @@ def _local_completer(config: RunConfig, engines: Engines) -> LocalCompleter:
             f"config.system.language_model.model is {config.system.language_model.model!r} and config.proposer.model "
             f"{config.proposer.model!r}: the local engine serves one model, set both alike"
         )
-    return LocalCompleter(models[0], lambda: engines.sampler(models[0]))
+    return LocalCompleter(models[0], lambda: engines.sampler(models[0]), adapters)
 
 
 def _chosen_components(system: System, names: str) -> tuple[str, ...]:

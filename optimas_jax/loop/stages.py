@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.types import StopRun
+from optimas_jax.core.values import Adapter
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.alignment import is_held_out, measure_alignment
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.evaluate import by_kind, evaluate, gain
 from optimas_jax.loop.groups import load_groups, save_groups
-from optimas_jax.loop.journal import load_best
+from optimas_jax.loop.journal import ADAPTERS, load_best
 from optimas_jax.loop.offline import collect_offline, train_offline
 from optimas_jax.loop.optimize import optimize, resolve_mode
 from optimas_jax.loop.progress import Progress
@@ -110,7 +111,11 @@ def _optimize(run: Run) -> None:
 
 def _evaluate(run: Run) -> None:
     settings = run.config.evaluate
-    configuration = load_best(Path(settings.folder) if settings.folder else run.folder.path / "best")
+    folder = Path(settings.folder) if settings.folder else run.folder.path / "best"
+    configuration = load_best(folder)
+    for value in configuration.values():
+        if isinstance(value, Adapter) and value.digest:
+            run.folder.copy_adapter(folder / ADAPTERS / value.digest, run.folder.path / ADAPTERS)
     run.system.check(configuration)
     examples = run.splits[settings.split]
     both = (run.system.default_configuration(), configuration)

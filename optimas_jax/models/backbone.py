@@ -16,8 +16,8 @@ Parameter names: ``embed``, ``layers/<i>/{attn_norm,q,k,v,o,q_norm,k_norm,mlp_no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -48,17 +48,26 @@ class Linear(nnx.Module):
             self.lora_b = nnx.LoRAParam(jnp.zeros((lora.rank, fan_out), jnp.float32))
 
 
-def linears(x: jax.Array, modules: Sequence[Linear], product: Product = matmul) -> list[jax.Array]:
-    """x [T, in] through several modules: [T, out] each. The frozen ``W`` gets no gradient where none is asked for."""
+def linears(
+    x: jax.Array, modules: Sequence[Linear], product: Product = matmul, gate: jax.Array | None = None
+) -> list[jax.Array]:
+    """x [T, in] through several modules: [T, out] each. The frozen ``W`` gets no gradient where none is asked for.
+
+    Args:
+      gate: [T, R] in place of the adapters' scale, see ``models.adapters``.
+    """
     out = [product(x, one.weight[...]) for one in modules]
     out = [y if one.bias is None else y + one.bias[...] for y, one in zip(out, modules, strict=True)]
     adapted = [(place, one) for place, one in enumerate(modules) if one.scale]
     if adapted:
-        scale = adapted[0][1].scale
+        scale = adapted[0][1].scale if gate is None else gate
         added = low_rank(x, [(one.lora_a[...], one.lora_b[...]) for _, one in adapted], scale)
         for (place, _), y in zip(adapted, added, strict=True):
             out[place] += y
     return out
+
+
+Linears = Callable[[jax.Array, Sequence[Linear]], list[jax.Array]]
 
 
 class RMSNorm(nnx.Module):
@@ -107,39 +116,40 @@ class Layer(nnx.Module):
         self.few = weight_first if compute.weight_first else matmul
 
     def queries_keys_values(
-        self, x: jax.Array, rotation: Rotation, product: Product = matmul
+        self, x: jax.Array, rotation: Rotation, apply: Linears = linears
     ) -> tuple[jax.Array, KeysValues]:
         """Rotated queries [T, N, H] and keys, and values [T, K, H], of normed x [T, D]."""
-        out = linears(x, (self.q, self.k, self.v), product)
-        q, k, v = (one.reshape(len(x), -1, self.config.head_dim) for one in out)
+        q, k, v = (one.reshape(len(x), -1, self.config.head_dim) for one in apply(x, (self.q, self.k, self.v)))
         q = rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
         return q, (rotate(k if self.k_norm is None else self.k_norm(k), *rotation), v)
 
-    def _add_mixed(self, x: jax.Array, mixed: jax.Array, product: Product = matmul) -> jax.Array:
-        return x + linears(mixed, (self.o,), product)[0]
+    def _add_mixed(self, x: jax.Array, mixed: jax.Array, apply: Linears) -> jax.Array:
+        return x + apply(mixed, (self.o,))[0]
 
-    def _add_mlp(self, x: jax.Array, product: Product = matmul) -> jax.Array:
-        gate, up = checkpoint_name(linears(self.mlp_norm(x), (self.gate, self.up), product), KEPT)
-        return x + linears(jax.nn.silu(gate) * up, (self.down,), product)[0]
+    def _add_mlp(self, x: jax.Array, apply: Linears) -> jax.Array:
+        gate, up = checkpoint_name(apply(self.mlp_norm(x), (self.gate, self.up)), KEPT)
+        return x + apply(jax.nn.silu(gate) * up, (self.down,))[0]
 
-    def __call__(self, x, rotation, layout, stored=None, places=None):
+    def __call__(self, x, rotation, layout, stored=None, places=None, gate=None):
         """x [T, D] -> x [T, D], or [n, D] at ``places`` [n] alone, and the tokens' own keys and values [T, K, H]; see
-        ``attention``."""
-        q, (k, v) = checkpoint_name(self.queries_keys_values(self.attn_norm(x), rotation), KEPT)
+        ``attention``, and ``linears`` for ``gate``, which goes without ``places``."""
+        apply = partial(linears, gate=gate)
+        q, (k, v) = checkpoint_name(self.queries_keys_values(self.attn_norm(x), rotation, apply), KEPT)
         mixed = attention(q, k, v, layout, stored).reshape(len(x), -1)
         if places is not None:
             x, mixed = x[places], mixed[places]
-        return self._add_mlp(checkpoint_name(self._add_mixed(x, mixed), KEPT)), (k, v)
+        return self._add_mlp(checkpoint_name(self._add_mixed(x, mixed, apply), KEPT), apply), (k, v)
 
-    def step(self, x, rotation, k_cache, v_cache, positions):
+    def step(self, x, rotation, k_cache, v_cache, positions, gate=None):
         """x [B, D] -> x [B, D] and the caches (see ``Cache``) with these tokens written at ``positions`` [B]."""
-        q, (k, v) = self.queries_keys_values(self.attn_norm(x), rotation, self.few)
+        apply = partial(linears, product=self.few, gate=gate)
+        q, (k, v) = self.queries_keys_values(self.attn_norm(x), rotation, apply)
         rows = jnp.arange(x.shape[0])
         k_cache = k_cache.at[rows, :, :, positions].set(k.astype(k_cache.dtype), unique_indices=True)
         v_cache = v_cache.at[rows, :, positions].set(v.astype(v_cache.dtype), unique_indices=True)
         mixed = decode_attention(q, k_cache, v_cache, positions)
-        x = self._add_mixed(x, mixed.reshape(len(x), -1), self.few)
-        return self._add_mlp(x, self.few), k_cache, v_cache
+        x = self._add_mixed(x, mixed.reshape(len(x), -1), apply)
+        return self._add_mlp(x, apply), k_cache, v_cache
 
 
 class Backbone(nnx.Module):
@@ -161,13 +171,14 @@ class Backbone(nnx.Module):
         self.dtype = compute.dtype
         self.few = weight_first if compute.weight_first else matmul
 
-    def step(self, tokens, positions, cache: Cache):
-        """One token a row: tokens [B], positions [B] -> hidden [B, D] and the updated cache."""
+    def step(self, tokens, positions, cache: Cache, gate=None):
+        """One token a row: tokens [B], positions [B] -> hidden [B, D] and the updated cache; ``gate`` as in
+        ``linears``."""
         x = embed(self.embed[...], tokens, self.dtype)
         rotation = rope_angles(positions, self.config)
         new_cache = []
         for layer, (k_cache, v_cache) in zip(self.layers, cache, strict=True):
-            x, new_k, new_v = layer.step(x, rotation, k_cache, v_cache, positions)
+            x, new_k, new_v = layer.step(x, rotation, k_cache, v_cache, positions, gate)
             new_cache.append((new_k, new_v))
         return self.final_norm(x), tuple(new_cache)
 
@@ -184,10 +195,9 @@ class Network:
     config: BackboneConfig
     compute: Compute
 
-    @property
-    def graph(self) -> Any:
-        """Graph definition of the whole backbone, without adapters."""
-        return _graph(Backbone, self.config, self.compute, None)
+    def graph(self, lora: LoraConfig | None) -> Any:
+        """Graph definition of the whole backbone, with adapters if ``lora`` is given."""
+        return _graph(Backbone, self.config, self.compute, lora)
 
     def layer(self, lora: LoraConfig | None) -> Any:
         """Graph definition of one layer, with adapters if ``lora`` is given."""
@@ -258,9 +268,11 @@ def embed(table: jax.Array, input_ids: jax.Array, dtype: Any) -> jax.Array:
     return table[input_ids].astype(dtype)
 
 
-def merge_model(network: Network, params: Params) -> Backbone:
-    """The network with its weights, for use inside a jitted function."""
-    return nnx.merge(network.graph, params)
+def merge_model(
+    network: Network, params: Params, lora: LoraConfig | None = None, lora_params: Params | None = None
+) -> Backbone:
+    """The network with its weights and, if there are any, its adapters, for use inside a jitted function."""
+    return nnx.merge(network.graph(lora), merge_trees(params, lora_params or {}))
 
 
 def merge_layer(network: Network, lora: LoraConfig | None, layer_params: Params, lora_params: Params) -> Layer:

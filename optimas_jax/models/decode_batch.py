@@ -16,11 +16,12 @@ from typing import Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from optimas_jax.models.adapters import LoadedAdapter
 from optimas_jax.models.attention import KeysValues, StoredKeysValues
 from optimas_jax.models.backbone import Cache, Network
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
-from optimas_jax.models.prefill import Prefiller, Writer
+from optimas_jax.models.prefill import Prefiller, Prompt, Writer
 from optimas_jax.models.prefix_cache import Ids
 from optimas_jax.models.sampling import Rows, decode, empty_cache, insert, rearrange
 from optimas_jax.parallel.mesh import DATA
@@ -40,6 +41,7 @@ class RowRequest(NamedTuple):
       limit: most tokens to sample.
       temperature, top_p, seed: see ``models.sampler.SampleRequest``.
       stops: [V] int8, see ``models.sampling.Rows``.
+      adapter: None for the base.
     """
 
     prompt: Ids
@@ -48,6 +50,7 @@ class RowRequest(NamedTuple):
     top_p: float
     seed: int
     stops: np.ndarray
+    adapter: LoadedAdapter | None = None
 
     @property
     def slots(self) -> int:
@@ -107,7 +110,20 @@ class DecodeBatch(Generic[Key]):
         free = len(self._flights) - active + max(active // 4, 1)
         placed = place_rows(self._rows._asdict(), self._mesh, Rows._fields)
         cache, self._cache = self._cache, None  # donated
-        rows, self._cache = decode(self._network, self._params, cache, Rows(**placed), self._blank, np.int32(free))
+        adapters = [None if flight is None else flight[1].adapter for flight in self._flights]
+        stack = self._prefiller.adapters.stack(adapters)
+        gate = None if stack is None else place_rows({"gate": stack.gate(adapters)}, self._mesh, ("gate",))["gate"]
+        rows, self._cache = decode(
+            self._network,
+            stack and stack.config,
+            self._params,
+            {} if stack is None else stack.params,
+            gate,
+            cache,
+            Rows(**placed),
+            self._blank,
+            np.int32(free),
+        )
         constant = {name: getattr(self._rows, name) for name in ("limits", "seeds", "temperatures", "top_p", "stops")}
         changed = jax.device_get({name: getattr(rows, name) for name in Rows._fields if name not in constant})
         self._rows = Rows(**constant, **{name: np.array(value) for name, value in changed.items()})
@@ -183,7 +199,7 @@ class DecodeBatch(Generic[Key]):
         """Puts requests into free rows and prefills all of their prompts but the last token, which decoding reads."""
         assert self._rows is not None and self._cache is not None
         free = [row for row, flight in enumerate(self._flights) if flight is None]
-        rows_of: dict[Ids, list[int]] = {}
+        rows_of: dict[Prompt, list[int]] = {}
         for (key, request), row in zip(admitted, free, strict=False):
             self._flights[row] = (key, request)
             ids = request.prompt
@@ -202,7 +218,7 @@ class DecodeBatch(Generic[Key]):
             for name, value in values.items():
                 getattr(self._rows, name)[row] = value
             if len(ids) > 1:
-                rows_of.setdefault(ids[:-1], []).append(row)
+                rows_of.setdefault(Prompt(ids[:-1], request.adapter), []).append(row)
         unique = list(rows_of)
         cache = list(self._cache)
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles
-from optimas_jax.models.backbone import Network, embed, merge_layer, rms_norm
+from optimas_jax.models.backbone import Network, embed, linears, merge_layer, rms_norm
 from optimas_jax.models.flat import Flat
 from optimas_jax.models.lora import LoraConfig, Params
 from optimas_jax.models.numerics import KEPT
@@ -127,12 +127,17 @@ def keys_values(
     positions: jax.Array,
     layout: Tiles | Spans,
     stored: Sequence[StoredKeysValues],
+    lora: LoraConfig | None = None,
+    lora_params: Params | None = None,
+    gate: jax.Array | None = None,
 ) -> list[KeysValues]:
     """Runs a flat batch for its keys and values alone, one compiled layer after another; the last layer makes nothing
     else.
 
     Args:
       stored: keys and values of earlier batches, by layer.
+      lora, lora_params: configuration and tree of adapters, or None.
+      gate: [T, R] which of their columns each token has, see ``models.adapters``.
 
     Returns:
       By layer, [T, K, H] each, T padded to a multiple of ``prefill_tokens``.
@@ -141,9 +146,11 @@ def keys_values(
     rotation = _rope_angles(positions, network.config)
     last, made = network.config.num_layers - 1, []
     for index in range(last):
-        x, own = _run_layer(network, None, params["layers"][index], {}, x, rotation, layout, stored[index])
+        weights, adapters = params["layers"][index], _adapters(lora_params, index)
+        x, own = _run_layer(network, lora, weights, adapters, x, rotation, layout, stored[index], None, gate)
         made.append(own)
-    return [*made, _last_keys_values(network, params["layers"][last], x, rotation)]
+    weights, adapters = params["layers"][last], _adapters(lora_params, last)
+    return [*made, _last_keys_values(network, lora, weights, adapters, x, rotation, gate)]
 
 
 _rope_angles = jax.jit(rope_angles, static_argnums=1)  # once for all layers: XLA's CPU code takes 30 ns for a cosine
@@ -165,9 +172,10 @@ def _run_layer(
     layout: Tiles | Spans,
     stored: StoredKeysValues | None,
     places: jax.Array | None = None,
+    gate: jax.Array | None = None,
 ) -> tuple[jax.Array, KeysValues | None]:
     layer = merge_layer(network, lora, layer_params, lora_params)
-    x, own = layer(x, rotation, layout, stored, places)
+    x, own = layer(x, rotation, layout, stored, places, gate)
     return x, None if stored is None else _few_sizes(network, own)
 
 
@@ -224,10 +232,18 @@ class Pullback:
         return jax.tree.unflatten(self.tree, [next(kept) if place is None else given[place] for place in self.places])
 
 
-@partial(jax.jit, static_argnums=0)
-def _last_keys_values(network: Network, layer_params: Params, x: jax.Array, rotation: Rotation) -> KeysValues:
-    layer = merge_layer(network, None, layer_params, {})
-    _, own = layer.queries_keys_values(layer.attn_norm(x), rotation)
+@partial(jax.jit, static_argnums=(0, 1))
+def _last_keys_values(
+    network: Network,
+    lora: LoraConfig | None,
+    layer_params: Params,
+    lora_params: Params,
+    x: jax.Array,
+    rotation: Rotation,
+    gate: jax.Array | None,
+) -> KeysValues:
+    layer = merge_layer(network, lora, layer_params, lora_params)
+    _, own = layer.queries_keys_values(layer.attn_norm(x), rotation, partial(linears, gate=gate))
     return _few_sizes(network, own)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.numerics import KEPT, matmul
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -62,19 +63,34 @@ class LoraConfig:
         return max(num_layers - self.last_layers, 0) if self.last_layers else 0
 
 
+def module_shapes(base: BackboneConfig) -> dict[str, tuple[int, int]]:
+    """[out, in] of each matrix of a layer that can be adapted."""
+    dim, q_dim, kv_dim = base.embed_dim, base.num_heads * base.head_dim, base.num_kv_heads * base.head_dim
+    mlp = base.mlp_dim
+    return {
+        "q": (q_dim, dim),
+        "k": (kv_dim, dim),
+        "v": (kv_dim, dim),
+        "o": (dim, q_dim),
+        "gate": (mlp, dim),
+        "up": (mlp, dim),
+        "down": (dim, mlp),
+    }
+
+
 def init_lora_a(key: jax.Array, fan_in: int, rank: int) -> jax.Array:
     """[in, R] float32, uniform with bound 1 / sqrt(in) as PEFT's Kaiming initialisation; ``lora_b`` starts at zero."""
     bound = 1.0 / math.sqrt(fan_in)
     return jax.random.uniform(key, (fan_in, rank), jnp.float32, -bound, bound)
 
 
-def low_rank(x: jax.Array, adapters: Sequence[Adapter], scale: float) -> list[jax.Array]:
+def low_rank(x: jax.Array, adapters: Sequence[Adapter], scale: float | jax.Array) -> list[jax.Array]:
     """``s (x A) B`` for each of several adapters of the same input.
 
     Args:
       x: [T, in] activations.
       adapters: (A, B), [in, R] and [R, out] float32 each.
-      scale: s.
+      scale: s, or [T, R] for each token and column (``models.adapters``).
 
     Returns:
       [T, out] in the dtype of ``x`` each. What is between the two products is ``KEPT``.
@@ -82,9 +98,9 @@ def low_rank(x: jax.Array, adapters: Sequence[Adapter], scale: float) -> list[ja
     # One product for all of them: thin ones are slow. With A turned round behind a barrier its gradient is taken as
     # dy^T x; XLA's CPU code takes up to three times as long for x^T dy, which is what it would make of it.
     stacked = jax.lax.optimization_barrier(jnp.concatenate([a.T for a, _ in adapters]))
-    inner = checkpoint_name(scale * matmul(x.astype(jnp.float32), stacked), KEPT)
+    inner = checkpoint_name(matmul(x.astype(jnp.float32), stacked), KEPT)
     parts = jnp.split(inner, np.cumsum([len(b) for _, b in adapters])[:-1], axis=-1)
-    return [(part @ b).astype(x.dtype) for part, (_, b) in zip(parts, adapters, strict=True)]
+    return [((scale * part) @ b).astype(x.dtype) for part, (_, b) in zip(parts, adapters, strict=True)]
 
 
 def merge_lora(params: Params, lora_params: Params, scale: float) -> Params:

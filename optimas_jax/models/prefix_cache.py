@@ -2,7 +2,8 @@
 
 Requests of one component begin with the same instruction and demonstrations; candidates for one input are followed by
 prompts that differ in a few words at the end. Whatever a new prompt shares with an earlier one is not computed again.
-Tokens are kept in blocks, each known by all the tokens up to its end, and the least recently used blocks go first.
+Tokens are kept in blocks, each known by its adapter and all the tokens up to its end, and the least recently used
+blocks go first.
 What a prompt gets does not depend on what is kept (``models.attention``).
 """
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optimas_jax.models.adapters import LoadedAdapter
 from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues, gather
 from optimas_jax.models.config import BackboneConfig
 
@@ -32,18 +34,19 @@ class PrefixCache:
         self.layers: list[StoredKeysValues] = [
             (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)
         ]
-        self._blocks: OrderedDict[Ids, int] = OrderedDict()  # all tokens up to a block's end -> block; oldest first
+        # Adapter and all tokens up to a block's end -> block; oldest first.
+        self._blocks: OrderedDict[tuple[LoadedAdapter | None, Ids], int] = OrderedDict()
         self._free = list(range(tokens // BLOCK))
 
-    def match(self, ids: Ids) -> list[int]:
-        """Blocks of the longest kept prefix of a prompt; at least one token is left over."""
+    def match(self, ids: Ids, adapter: LoadedAdapter | None = None) -> list[int]:
+        """Blocks of the longest kept prefix of a prompt under an adapter; at least one token is left over."""
         blocks: list[int] = []
-        while (end := (len(blocks) + 1) * BLOCK) < len(ids) and ids[:end] in self._blocks:
-            blocks.append(self._blocks[ids[:end]])
-        self._touch(ids, len(blocks))
+        while (end := (len(blocks) + 1) * BLOCK) < len(ids) and (adapter, ids[:end]) in self._blocks:
+            blocks.append(self._blocks[adapter, ids[:end]])
+        self._touch(ids, len(blocks), adapter)
         return blocks
 
-    def reserve(self, ids: Ids, matched: int, in_use: set[int]) -> list[int]:
+    def reserve(self, ids: Ids, matched: int, in_use: set[int], adapter: LoadedAdapter | None = None) -> list[int]:
         """Makes blocks for the tokens of a prompt after the first ``matched`` blocks.
 
         Args:
@@ -55,12 +58,12 @@ class PrefixCache:
         """
         blocks: list[int] = []
         for end in range((matched + 1) * BLOCK, len(ids) + 1, BLOCK):
-            if ids[:end] in self._blocks or (block := self._take(in_use)) is None:
+            if (adapter, ids[:end]) in self._blocks or (block := self._take(in_use)) is None:
                 break
-            self._blocks[ids[:end]] = block
+            self._blocks[adapter, ids[:end]] = block
             in_use.add(block)
             blocks.append(block)
-        self._touch(ids, matched + len(blocks))
+        self._touch(ids, matched + len(blocks), adapter)
         return blocks
 
     def write(self, layer: int, own: KeysValues, places: np.ndarray, blocks: np.ndarray) -> None:
@@ -73,10 +76,10 @@ class PrefixCache:
         self._blocks.clear()
         self._free = list(range(self.tokens // BLOCK))
 
-    def _touch(self, ids: Ids, blocks: int) -> None:
+    def _touch(self, ids: Ids, blocks: int, adapter: LoadedAdapter | None) -> None:
         """Marks a prefix as used, its first block last: no block outlives the one that it continues."""
         for count in range(blocks, 0, -1):
-            self._blocks.move_to_end(ids[: count * BLOCK])
+            self._blocks.move_to_end((adapter, ids[: count * BLOCK]))
 
     def _take(self, in_use: set[int]) -> int | None:
         """A free block, or the one least recently used; None if that must stay."""

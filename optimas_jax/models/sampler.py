@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import Mesh
 
+from optimas_jax.models.adapters import AdapterStore
 from optimas_jax.models.backbone import Network
 from optimas_jax.models.batching import ContinuousBatch
 from optimas_jax.models.decode_batch import DecodeBatch, RowRequest
@@ -36,6 +37,7 @@ class SampleRequest:
       top_p: sample from the smallest set of most likely tokens with at least this much probability.
       seed: names this request's random stream; not used at temperature 0.
       stop: texts that end the answer once it has begun (white space before it does not count); it is cut before them.
+      adapter: name of the adapter that answers, "" for the base.
     """
 
     prompt_ids: tuple[int, ...]
@@ -44,6 +46,7 @@ class SampleRequest:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    adapter: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Sampler:
     """A model to sample from.
 
     Attributes:
-      network: without LoRA (adapters are merged into ``params``).
+      network: without LoRA.
       params: frozen weights.
       tokenizer: for stop texts and answers.
       mesh: where ``params`` live; rows are cut along its ``data`` axis. None for one device.
@@ -91,6 +94,7 @@ class Sampler:
                 f"{len(request.prompt_ids)} prompt tokens, max_tokens {request.max_tokens}, top_p {request.top_p}, "
                 f"temperature {request.temperature}"
             )
+        self.adapters.get(request.adapter)
         total = len(request.prompt_ids) + request.max_tokens
         if total > self.network.config.max_positions:
             raise ContextOverflow(
@@ -130,8 +134,19 @@ class Sampler:
         """What a batch needs to know of a request."""
         stops = self._stop_ids(request.stop)
         return RowRequest(
-            request.prompt_ids, request.max_tokens, request.temperature, request.top_p, request.seed, stops
+            request.prompt_ids,
+            request.max_tokens,
+            request.temperature,
+            request.top_p,
+            request.seed,
+            stops,
+            self.adapters.get(request.adapter),
         )
+
+    @cached_property
+    def adapters(self) -> AdapterStore:
+        """The adapters that requests can name."""
+        return AdapterStore(self.network.config)
 
     @cached_property
     def _lanes(self) -> Lanes:
@@ -141,8 +156,16 @@ class Sampler:
     def _prefiller(self) -> Prefiller:
         compute = self.network.compute
         prefixes = PrefixCache(self.network.config, compute.dtype, compute.prefix_tokens)
-        pad_id = self.tokenizer.pad_id
-        return Prefiller(self.network, self.params, pad_id, self.mesh, self._lanes, compute.prefill_tokens, prefixes)
+        return Prefiller(
+            self.network,
+            self.params,
+            self.tokenizer.pad_id,
+            self.mesh,
+            self._lanes,
+            compute.prefill_tokens,
+            prefixes,
+            self.adapters,
+        )
 
     @cached_property
     def _blank_ids(self) -> np.ndarray:

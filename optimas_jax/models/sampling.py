@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from optimas_jax.models.attention import KeysValues, StoredKeysValues, gather
 from optimas_jax.models.backbone import Cache, Network, merge_model
 from optimas_jax.models.config import BackboneConfig
-from optimas_jax.models.lora import Params
+from optimas_jax.models.lora import LoraConfig, Params
 
 _BLOCK = 128  # tokens of the vocabulary that are searched together
 
@@ -177,13 +177,23 @@ class Rows(NamedTuple):
     logprobs: Any
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
 def decode(
-    network: Network, params: Params, cache: Cache, rows: Rows, blank: jax.Array, free: jax.Array
+    network: Network,
+    lora: LoraConfig | None,
+    params: Params,
+    lora_params: Params,
+    gate: jax.Array | None,
+    cache: Cache,
+    rows: Rows,
+    blank: jax.Array,
+    free: jax.Array,
 ) -> tuple[Rows, Cache]:
     """Samples until at least ``free`` rows are done (or empty), in one loop on the device.
 
     Args:
+      lora, lora_params, gate: adapters, and [B, R] which of their columns each row has (``models.adapters``); or None,
+        nothing and None.
       cache: with the tokens before ``rows.position`` of each row; donated.
       rows: see ``Rows``; rows that are done keep what they have.
       blank: [V] bool, tokens of white space.
@@ -192,13 +202,13 @@ def decode(
     Returns:
       The rows, and the cache.
     """
-    model = merge_model(network, params)
+    model = merge_model(network, params, lora, lora_params)
     keys = jax.vmap(jax.random.key)(rows.seeds)
     size = rows.token.shape[0]
 
     def body(carry: tuple[jax.Array, Rows, Cache]) -> tuple[jax.Array, Rows, Cache]:
         steps, rows, cache = carry
-        hidden, cache = model.step(rows.token, rows.position, cache)
+        hidden, cache = model.step(rows.token, rows.position, cache, gate)
         logits = model.logits(hidden, model.few)
         uniform = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(keys, rows.count)
         token = sample_tokens(logits, rows.temperatures, rows.top_p, uniform)

@@ -1,4 +1,7 @@
-"""A model of ours as a Hugging Face folder, float32: how the same weights reach peers that read no GGUF or wheel."""
+"""A model as a Hugging Face folder, float32, with an adapter merged into it if one is given.
+
+Peers of a benchmark read the same weights from it, and any server or library a tuned model that knows no adapters.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.lora import merge_lora
+from optimas_jax.models.peft import read_adapter
 from optimas_jax.models.tokenizer import load_tokenizer
 from optimas_jax.models.weights import ModelSource, WeightsError, cache_dir, hf_name, load_config, load_params
 from optimas_jax.parallel.platform import Compute
@@ -35,10 +40,21 @@ def hf_folder(source: ModelSource) -> Path:
     return target
 
 
-def export(source: ModelSource, folder: Path) -> None:
-    """Writes ``config.json``, ``model.safetensors`` and the tokenizer into a new folder."""
+def export(source: ModelSource, folder: Path, adapter: Path | None = None) -> None:
+    """Writes ``config.json``, ``model.safetensors`` and the tokenizer into a new folder.
+
+    Args:
+      adapter: a folder in PEFT's layout to merge into the weights.
+
+    Raises:
+      AdapterError: for an adapter that cannot be read, or of another base.
+      WeightsError: for a model that the layout cannot describe.
+    """
     config = load_config(source)
     params = load_params(source, config, Compute(jnp.dtype(jnp.float32), "tiled"))
+    if adapter is not None:
+        lora, lora_params = read_adapter(adapter, config)
+        params = merge_lora(params, lora_params, lora.scale)
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = tuple(part.key for part in path)

@@ -1,0 +1,164 @@
+"""The weights of one component of a run: its rollouts, their local rewards, and the look at held-back inputs.
+
+The policy answers the component's own prompt, exactly as in a run, and is rewarded by the component's local reward for
+what the component made of the answer. All requests go through the tape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.system import gather
+from optimas_jax.core.types import Example, StopRun, Trace, derive_seed
+from optimas_jax.core.values import Adapter
+from optimas_jax.learn.token_group import TokenGroup
+from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Tokens
+from optimas_jax.loop.local_reward import text_group
+from optimas_jax.loop.policy import Rollout
+from optimas_jax.loop.run import Run
+from optimas_jax.search.weights import Tuned, Update, tune
+
+ROLLOUT_TEMPERATURE = 1.0  # the policy that is updated is the one that samples
+
+
+@dataclasses.dataclass
+class _Recording:
+    """A completer that asks for tokens as well, and keeps them."""
+
+    inner: Completer
+    tokens: list[Tokens] = dataclasses.field(default_factory=list)
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        completion = await self.inner.complete(dataclasses.replace(request, tokens=True, top_p=1.0))
+        if completion.tokens is not None:
+            self.tokens.append(completion.tokens)
+        return completion
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentPolicy:
+    """``search.weights.Policy`` for a component.
+
+    Attributes:
+      run: the run.
+      reward: name of the local reward.
+      name: the component.
+      inputs: training examples with what the component reads there; updates learn from them.
+      held_back: others, which updates never see.
+      seed: names all randomness.
+    """
+
+    run: Run
+    reward: str
+    name: str
+    inputs: Sequence[tuple[Example, Mapping[str, Any]]]
+    held_back: Sequence[tuple[Example, Mapping[str, Any]]]
+    seed: int
+
+    def rollout(self, adapter: str, number: int) -> Rollout:
+        config, seed = self.run.config.policy, derive_seed(self.seed, "rollout", number)
+        chosen = random.Random(seed).sample(list(self.inputs), min(config.prompts, len(self.inputs)))
+        recordings = [[_Recording(self.run.completer) for _ in range(config.samples)] for _ in chosen]
+        calls = [
+            functools.partial(
+                self.run.system.using(recording).run_component,
+                self.name,
+                inputs,
+                Adapter(adapter),
+                example,
+                derive_seed(seed, place),
+                ROLLOUT_TEMPERATURE,
+            )
+            for (example, inputs), row in zip(chosen, recordings, strict=True)
+            for place, recording in enumerate(row)
+        ]
+        made = gather(calls, concurrency=self.run.config.concurrency)
+        rows = [made[n * config.samples : (n + 1) * config.samples] for n in range(len(chosen))]
+        scores = self.run.engine.scores(
+            self.reward,
+            [
+                text_group(self.run.system, self.name, inputs, [step.outputs for step in row])
+                for (_, inputs), row in zip(chosen, rows, strict=True)
+            ],
+        )
+        answers = [[self._tokens(recording) for recording in row] for row in recordings]
+        groups = [
+            TokenGroup(row[0].prompt_ids, tuple(one.ids for one in row), tuple(rewards), 0)
+            for row, rewards in zip(answers, scores, strict=True)
+        ]
+        return Rollout(tuple(groups), tuple(tuple(p for one in row for p in one.logprobs) for row in answers))
+
+    def _tokens(self, recording: _Recording) -> Tokens:
+        if len(recording.tokens) != 1:
+            raise StopRun(
+                f"component {self.name!r} made {len(recording.tokens)} answers with tokens in one run: weights can be "
+                "tuned where a component asks its model once, and the model is a local one"
+            )
+        return recording.tokens[0]
+
+    def update(self, state: str, rollout: Rollout, number: int) -> Update:
+        return self.run.policies.update(state, rollout, derive_seed(self.seed, "update", number))
+
+    def kl(self, state: str, rollout: Rollout) -> float:
+        return self.run.policies.kl(state, rollout)
+
+    def validate(self, adapter: str) -> float:
+        calls = [
+            functools.partial(
+                self.run.system.run_component, self.name, inputs, Adapter(adapter), example, self.run.config.seed
+            )
+            for example, inputs in self.held_back
+        ]
+        made = gather(calls, concurrency=self.run.config.concurrency)
+        groups = [
+            text_group(self.run.system, self.name, inputs, [step.outputs])
+            for (_, inputs), step in zip(self.held_back, made, strict=True)
+        ]
+        return statistics.fmean(score for [score] in self.run.engine.scores(self.reward, groups))
+
+
+def tune_weights(
+    run: Run, reward: str, name: str, current: Adapter, examples: Sequence[Example], traces: Sequence[Trace], seed: int
+) -> Tuned[Rollout] | None:
+    """Tunes a component's adapter against its local reward, from the current one on.
+
+    Args:
+      examples, traces: training inputs, and their runs under the current configuration.
+
+    Returns:
+      What was found; None if there are too few inputs to learn from and to hold some back.
+    """
+    config = run.config.policy
+    reached = [(e, t.steps[name].inputs) for e, t in zip(examples, traces, strict=True) if name in t.steps]
+    held_back = int(len(reached) * config.validation)
+    if not 0 < held_back < len(reached):
+        return None
+    random.Random(derive_seed(run.config.seed, "held back", name)).shuffle(reached)
+    policy = ComponentPolicy(run, reward, name, reached[held_back:], reached[:held_back], seed)
+    with run.progress.bar(f"updates ({config.loss.algorithm})", config.updates) as advance:
+
+        def on_update(number: int, update: Update) -> None:
+            run.folder.emit("update", component=name, number=number, adapter=update.adapter, **update.metrics)
+            advance()
+
+        def on_validation(number: int, score: float) -> None:
+            run.folder.emit("validation", component=name, number=number, local_score=score)
+            run.progress.line(
+                f"  after {number} updates: mean local reward {score:.3f} on {held_back} held-back inputs"
+            )
+
+        start = Update(run.policies.start(current.digest), current.digest, {})
+        return tune(
+            policy,
+            start,
+            updates=config.updates,
+            validate_every=config.validate_every,
+            kl_budget=config.kl_budget,
+            on_update=on_update,
+            on_validation=on_validation,
+        )

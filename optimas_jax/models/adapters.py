@@ -1,0 +1,166 @@
+"""Several adapters of one base in one pass: each request has its own, or none.
+
+The adapters of a pass stand side by side, A [in, n R] and B [n R, out], and between the two products every token keeps
+the columns of its own adapter. One pass over the base serves all of them, and the base is never copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.flat import bucket
+from optimas_jax.models.lora import TARGETS, LoraConfig, Params, module_shapes
+
+_STACKS = 4  # kept, so that batches with the same adapters do not put them together again
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """LoRA weights that requests can name.
+
+    Attributes:
+      name: what requests call it.
+      config: rank, scale, and what it adapts.
+      params: LoRA tree.
+    """
+
+    name: str
+    config: LoraConfig
+    params: Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stack:
+    """Adapters side by side.
+
+    Attributes:
+      adapters: in the order of their columns.
+      config: as if they were one, of scale 1.
+      params: LoRA tree, the columns of all.
+      gates: [n + 1, n R] float32: for each adapter its scale at its own columns, 0 elsewhere; zeros for the base, last.
+    """
+
+    adapters: tuple[LoadedAdapter, ...]
+    config: LoraConfig
+    params: Params
+    gates: np.ndarray
+
+    def gate(self, adapters: Sequence[LoadedAdapter | None]) -> np.ndarray:
+        """Rows of ``gates`` [len(adapters), n R] for tokens or rows with these adapters."""
+        places = {adapter: place for place, adapter in enumerate(self.adapters)}
+        return self.gates[[len(self.gates) - 1 if one is None else places[one] for one in adapters]]
+
+
+def make_stack(base: BackboneConfig, adapters: Sequence[LoadedAdapter]) -> Stack:
+    """Puts adapters side by side; the number of columns is rounded up to few sizes, which programs depend on."""
+    configs = [adapter.config for adapter in adapters]
+    targets = tuple(name for name in TARGETS if any(name in config.targets for config in configs))
+    lowest = min(config.first(base.num_layers) for config in configs)
+    rank = bucket(sum(config.rank for config in configs), 8, 1)
+    shapes = module_shapes(base)
+    layers: Params = {}
+    for index in range(lowest, base.num_layers):
+        layers[index] = {}
+        for name in targets:
+            fan_out, fan_in = shapes[name]
+            a, b = np.zeros((fan_in, rank), np.float32), np.zeros((rank, fan_out), np.float32)
+            begin = 0
+            for adapter in adapters:
+                columns = slice(begin, begin := begin + adapter.config.rank)
+                own = adapter.params["layers"].get(index, {}).get(name)
+                if own is not None:
+                    a[:, columns], b[columns] = np.asarray(own["lora_a"]), np.asarray(own["lora_b"])
+            layers[index][name] = {"lora_a": jnp.asarray(a), "lora_b": jnp.asarray(b)}
+    gates = np.zeros((len(adapters) + 1, rank), np.float32)
+    begin = 0
+    for row, config in zip(gates, configs, strict=False):
+        row[begin : begin + config.rank] = config.scale
+        begin += config.rank
+    config = LoraConfig(rank=rank, alpha=float(rank), targets=targets, last_layers=base.num_layers - lowest)
+    return Stack(tuple(adapters), config, {"layers": layers}, gates)
+
+
+class AdapterStore:
+    """The adapters that an engine serves, by name. May be used from any thread."""
+
+    def __init__(self, base: BackboneConfig):
+        self._base = base
+        self._lock = threading.Lock()
+        self._adapters: dict[str, LoadedAdapter] = {}
+        self._stacks: OrderedDict[frozenset[LoadedAdapter], Stack] = OrderedDict()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._adapters)
+
+    def load(self, name: str, config: LoraConfig, params: Params) -> None:
+        """Serves an adapter under a name, instead of an earlier one of that name.
+
+        Raises:
+          ValueError: for an adapter that does not fit the base.
+        """
+        check_fits(self._base, config, params, name)
+        with self._lock:
+            self._adapters[name] = LoadedAdapter(name, config, params)
+
+    def unload(self, name: str) -> None:
+        """Serves it no more; requests in flight keep it. Raises ``ValueError`` if there is none of that name."""
+        self.get(name)
+        with self._lock:
+            del self._adapters[name]
+
+    def get(self, name: str) -> LoadedAdapter | None:
+        """The adapter of a name; None for ``""``, which is the base.
+
+        Raises:
+          ValueError: for an unknown name.
+        """
+        if not name:
+            return None
+        if name not in self._adapters:
+            raise ValueError(f"unknown adapter {name!r}; loaded are {', '.join(self._adapters) or 'none'}")
+        return self._adapters[name]
+
+    def stack(self, adapters: Sequence[LoadedAdapter | None]) -> Stack | None:
+        """Those adapters side by side; None if it is the base alone."""
+        wanted = frozenset(adapter for adapter in adapters if adapter is not None)
+        if not wanted:
+            return None
+        with self._lock:
+            if wanted not in self._stacks:
+                self._stacks[wanted] = make_stack(self._base, sorted(wanted, key=lambda adapter: adapter.name))
+            self._stacks.move_to_end(wanted)
+            while len(self._stacks) > _STACKS:
+                self._stacks.popitem(last=False)
+            return self._stacks[wanted]
+
+
+def check_fits(base: BackboneConfig, config: LoraConfig, params: Params, name: str) -> None:
+    """Raises ``ValueError`` if an adapter is not one of this base, or not of its own configuration."""
+    shapes = module_shapes(base)
+    for index in range(base.num_layers):
+        layer = params["layers"].get(index, {})
+        expected = set(config.targets) if config.adapts(index, base.num_layers) else set()
+        if set(layer) != expected:
+            raise ValueError(
+                f"adapter {name!r} adapts {sorted(layer) or 'nothing'} in layer {index}, its configuration says "
+                f"{sorted(expected) or 'nothing'}"
+            )
+        for module, own in layer.items():
+            fan_out, fan_in = shapes[module]
+            found, wanted = (own["lora_a"].shape, own["lora_b"].shape), ((fan_in, config.rank), (config.rank, fan_out))
+            if found != wanted:
+                raise ValueError(
+                    f"adapter {name!r} does not fit this base: layer {index}, {module} has A and B of shapes {found}, "
+                    f"{wanted} are needed; it was made for another base or rank"
+                )
+    beyond = sorted(set(params["layers"]) - set(range(base.num_layers)))
+    if beyond:
+        raise ValueError(f"adapter {name!r} adapts layers {beyond} of a base of {base.num_layers} layers")
