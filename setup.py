@@ -38,7 +38,14 @@ setup(
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10.2,<0.11"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
-        "test": ["pytest>=9,<10", "hypothesis>=6.100,<7"],
+        "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],  # launch/serve.py
+        "test": [
+            "pytest>=9,<10",
+            "hypothesis>=6.100,<7",
+            "openai>=3,<4",  # the official client, against launch/serve.py
+            "starlette>=0.48,<2",
+            "uvicorn>=0.35,<1",
+        ],
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],
     },
 )

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "search": {"core", "llm", "search"},
     "loop": {*HOST, *DEVICE, "search", "loop"},
     "bench": {*HOST, *DEVICE, "search", "loop", "bench"},
+    "serve": {*HOST, *DEVICE, "serve"},
 }
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 

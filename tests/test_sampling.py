@@ -255,7 +255,7 @@ def test_white_space_before_the_answer_does_not_end_it(sampler):
         logprobs=np.zeros((8, 64), np.float32),
     )
     cache = empty_cache(sampler.network.config, jnp.float32, 8, 64)
-    out, _ = decode(sampler.network, None, params, {}, None, cache, rows, blank, np.int32(8))
+    out, _ = decode(sampler.network, None, params, {}, None, cache, rows, blank, np.int32(8), np.int32(100))
     assert out.tokens[0, :3].tolist() == [newline] * 3  # the answer had not begun: the limit ended it
     assert out.count.tolist() == [3, 1, 3, 0, 0, 0, 0, 0]  # row 1 had begun: the first newline ended it
     assert out.tokens[2, :3].tolist() == [other] * 3

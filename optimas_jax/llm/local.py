@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optimas_jax.models.sampler import Sample, Sampler, SampleRequest
     from optimas_jax.models.tokenizer import Tokenizer
 
+_STREAM_TOKENS = 4  # tokens between two looks at the answers so far, while somebody listens
 _GATHER_SECONDS = 0.01  # how long the worker waits for one more request before it goes on
 
 
@@ -36,11 +37,13 @@ class EngineError(StopRun):
 
 @dataclasses.dataclass(eq=False)
 class _Entry:
-    """A request on its way: what was asked, who waits for it, and the engine's seconds that it took so far."""
+    """A request on its way: what was asked, who waits for it, who listens to its text, and the engine's seconds that it
+    took so far."""
 
     request: SampleRequest
     row: RowRequest
     future: concurrent.futures.Future[tuple[Sample, float]]
+    on_text: Callable[[str], None] | None = None
     seconds: float = 0.0
 
 
@@ -66,6 +69,10 @@ class LocalCompleter:
                 self._sampler = self._load()
             return self._sampler
 
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt."""
+        return len(_encode(self.sampler().tokenizer, messages))
+
     def _load_adapter(self, sampler: Sampler, name: str) -> None:
         """Raises ``ValueError`` if there is none of that name, or none that can be read."""
         from optimas_jax.models.peft import read_adapter
@@ -75,8 +82,11 @@ class LocalCompleter:
         config, params = read_adapter(self._adapters / name, sampler.network.config)
         sampler.adapters.load(name, config, params)
 
-    async def complete(self, request: CompletionRequest) -> Completion:
+    async def complete(self, request: CompletionRequest, on_text: Callable[[str], None] | None = None) -> Completion:
         """Answers one request.
+
+        Args:
+          on_text: is told the answer so far, again and again, from another thread.
 
         Raises:
           EngineError: for another model, an adapter that cannot be read, a prompt that does not fit the context, or a
@@ -103,7 +113,7 @@ class LocalCompleter:
         except ValueError as error:
             raise EngineError(str(error)) from error
         future: concurrent.futures.Future[tuple[Sample, float]] = concurrent.futures.Future()
-        self._queue.put(_Entry(sample_request, sampler.row_request(sample_request), future))
+        self._queue.put(_Entry(sample_request, sampler.row_request(sample_request), future, on_text))
         self._start_worker()
         sample, seconds = await asyncio.wrap_future(future)
         return Completion(
@@ -163,7 +173,12 @@ class LocalCompleter:
         try:
             batch.admit([(entry, entry.row) for entry in waiting])
             flying = batch.active
-            finished = [(entry, self.sampler().sample(entry.request, *made)) for entry, *made in batch.step()]
+            listening = any(entry.on_text for entry in flying)
+            made = batch.step(_STREAM_TOKENS) if listening else batch.step()
+            finished = [(entry, self.sampler().sample(entry.request, *one)) for entry, *one in made]
+            for entry, tokens in batch.partial() if listening else ():
+                if entry.on_text:
+                    entry.on_text(self.sampler().text(tokens.tolist()))
         except Exception as error:
             # Whoever is in the batch or was a moment ago; if nobody could even be let in, whoever waits.
             flying = list({*flying, *batch.active}) or waiting

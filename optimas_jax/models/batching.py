@@ -37,12 +37,18 @@ class ContinuousBatch(Generic[Key]):
             admitted += taken
         return admitted
 
-    def step(self) -> list[tuple[Key, np.ndarray, np.ndarray]]:
-        """Decodes each batch until a quarter of its requests are done; returns their keys, tokens and log-probs."""
+    def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
+        """Decodes each batch until a quarter of its requests are done, or ``most`` tokens of each; returns the keys of
+        those that are done, their tokens and log-probs."""
         busy = [batch for batch in self._batches if batch.active]
         for batch in busy:
             batch.shrink()
-        return [one for done in self._lanes.map(DecodeBatch.step, busy, lambda batch: batch.shape) for one in done]
+        decode = self._lanes.map(lambda batch: batch.step(most), busy, lambda batch: batch.shape)
+        return [one for done in decode for one in done]
+
+    def partial(self) -> list[tuple[Key, np.ndarray]]:
+        """Requests in flight with their tokens so far."""
+        return [one for batch in self._batches for one in batch.partial()]
 
     def clear(self) -> None:
         """Forgets all requests in flight and the caches."""

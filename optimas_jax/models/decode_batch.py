@@ -103,8 +103,9 @@ class DecodeBatch(Generic[Key]):
         """Gives up rows that are not needed."""
         self._resize(len(self.active), self._slots)
 
-    def step(self) -> list[tuple[Key, np.ndarray, np.ndarray]]:
-        """Decodes until a quarter of the requests in flight are done; returns their keys, tokens and log-probs."""
+    def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
+        """Decodes until a quarter of the requests in flight are done, or ``most`` tokens of each; returns the keys of
+        those that are done, their tokens and log-probs."""
         active = len(self.active)
         assert self._rows is not None and self._cache is not None
         free = len(self._flights) - active + max(active // 4, 1)
@@ -123,6 +124,7 @@ class DecodeBatch(Generic[Key]):
             Rows(**placed),
             self._blank,
             np.int32(free),
+            np.int32(most),
         )
         constant = {name: getattr(self._rows, name) for name in ("limits", "seeds", "temperatures", "top_p", "stops")}
         changed = jax.device_get({name: getattr(rows, name) for name in Rows._fields if name not in constant})
@@ -135,6 +137,14 @@ class DecodeBatch(Generic[Key]):
                 finished.append((flight[0], tokens.copy(), logprobs.copy()))
                 self._flights[row] = None
         return finished
+
+    def partial(self) -> list[tuple[Key, np.ndarray]]:
+        """Requests in flight with their tokens so far."""
+        rows = self._rows
+        if rows is None:
+            return []
+        flying = [(row, flight[0]) for row, flight in enumerate(self._flights) if flight is not None]
+        return [(key, rows.tokens[row, : rows.count[row]].copy()) for row, key in flying]
 
     def clear(self) -> None:
         """Forgets all requests in flight and the cache."""

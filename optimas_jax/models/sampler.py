@@ -190,11 +190,15 @@ class Sampler:
             self._stop_tables[stop] = ids
         return self._stop_tables[stop]
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of the tokens of an answer so far."""
+        return self.tokenizer.decode(ids).lstrip()
+
     def sample(self, request: SampleRequest, tokens: np.ndarray, logprobs: np.ndarray) -> Sample:
         """The answer to a request from what a batch sampled for it."""
         ids = [int(token) for token in tokens]
         ended = ids[-1] in self.tokenizer.eos_ids
-        text = self.tokenizer.decode(ids[:-1] if ended else ids).lstrip()
+        text = self.text(ids[:-1] if ended else ids)
         cuts = [text.find(stop) for stop in request.stop if stop in text]
         if cuts:
             text = text[: min(cuts)]

@@ -188,8 +188,9 @@ def decode(
     rows: Rows,
     blank: jax.Array,
     free: jax.Array,
+    steps: jax.Array,
 ) -> tuple[Rows, Cache]:
-    """Samples until at least ``free`` rows are done (or empty), in one loop on the device.
+    """Samples until at least ``free`` rows are done (or empty), or ``steps`` times, in one loop on the device.
 
     Args:
       lora, lora_params, gate: adapters, and [B, R] which of their columns each row has (``models.adapters``); or None,
@@ -198,6 +199,7 @@ def decode(
       rows: see ``Rows``; rows that are done keep what they have.
       blank: [V] bool, tokens of white space.
       free: int32 scalar; at least one token is sampled for every row that is not done.
+      steps: int32 scalar; most tokens to sample for a row.
 
     Returns:
       The rows, and the cache.
@@ -231,5 +233,10 @@ def decode(
         return steps + 1, rows, cache
 
     carry = (jnp.int32(0), rows, cache)
-    _, rows, cache = jax.lax.while_loop(lambda c: (c[0] == 0) | (jnp.sum(c[1].done) < free), body, carry)
+
+    def goes_on(carry: tuple[jax.Array, Rows, Cache]) -> jax.Array:
+        done, rows, _ = carry
+        return (done == 0) | ((jnp.sum(rows.done) < free) & (done < steps))
+
+    _, rows, cache = jax.lax.while_loop(goes_on, body, carry)
     return rows, cache
