@@ -136,6 +136,7 @@ def make_run(system: System, workdir: Path, *, seed: int, mode: str, engine: Any
         completer=completer,
         splits={"train": EXAMPLES, "val": EXAMPLES, "test": EXAMPLES},
         engine=engine,
+        policies=None,
         tape=tape,
         ledger=ledger,
         progress=QUIET,

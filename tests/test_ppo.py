@@ -179,6 +179,55 @@ def test_a_minibatch_in_parts_is_the_same_minibatch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole.trainable, apart.trainable)
 
 
+@pytest.mark.parametrize("kl_step", [100.0, 1e-4])
+def test_an_update_in_one_program_is_the_update_step_by_step(kl_step):
+    """As accelerators run it, and as CPUs do; with parts of one shape, an empty one, and an end before its time."""
+    trainable, some = random_policy(), groups(4)
+    minibatches = [[[0, 1], [2]], [[3]], [[1], [0, 3]], [[2]]]
+    results = []
+    for layerwise in (True, False):
+        network, params = tiny.model(compute=dataclasses.replace(tiny.F32, layerwise=layerwise))
+        made = functions(network, PPO)
+        targets = targets_of(made, params, trainable, some)
+        others = [[some[i] for i in part] for parts in minibatches for part in parts]
+        steps = [
+            [
+                make_policy_batch(
+                    [some[i] for i in part],
+                    [targets[i] for i in part],
+                    pad_id=0,
+                    tiled=True,
+                    tokens=256,
+                    others=others,
+                )
+                for part in parts
+            ]
+            for parts in minibatches
+        ]
+        state = init_state(jax.tree.map(jnp.copy, trainable), make_optimizer())
+        results.append(made.update(state, params, steps, 1e-3, kl_step))
+    (state, metrics), (other, other_metrics) = results
+    assert len(metrics) == len(other_metrics) == (4 if kl_step > 1 else 2)
+    for one, two in zip(metrics, other_metrics, strict=True):
+        assert one == pytest.approx(two, rel=1e-2, abs=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), state.trainable, other.trainable)
+    assert int(state.step) == int(other.step) == len(metrics)
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_batches_of_others_have_the_same_shapes(tiled):
+    some = groups(4)
+    parts = [[0, 1], [2], [3]]
+    others = [[some[i] for i in part] for part in parts]
+    zeros = [Targets(*[np.zeros(n, np.float32)] * 5) for n in sizes(some)]
+    made = [
+        make_policy_batch(chosen, [zeros[i] for i in part], pad_id=0, tiled=tiled, tokens=256, others=others)
+        for chosen, part in zip(others, parts, strict=True)
+    ]
+    shapes = [jax.tree.map(np.shape, batch) for batch in made]
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
 def test_padding_changes_nothing():
     network, params = tiny.model()
     trainable, some = random_policy(), groups(2)

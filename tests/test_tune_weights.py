@@ -117,6 +117,19 @@ def test_a_component_with_weights_answers_with_its_adapter(straight):
     run.tape.close()
 
 
+def test_requests_that_come_together_load_one_adapter(straight):
+    folder, _ = straight
+    run = build_run(config(), folder, Progress(quiet=True))
+    adapters = [Adapter(event["adapter"]) for event in events(folder) if event["event"] == "update"]
+    default = run.system.default_configuration()
+    jobs = [Job(default.replace(NAME, adapter), example, 7) for adapter in adapters for example in run.splits["train"]]
+    run_many(run.system, jobs, concurrency=32)
+    store = run.completer._inner.sampler().adapters
+    assert sorted(store.names) == sorted(adapter.digest for adapter in adapters)
+    assert all(len(stack.adapters) <= len(adapters) for stack in store._stacks.values())
+    run.tape.close()
+
+
 def test_weights_of_what_is_no_language_model_are_refused(tmp_path):
     with pytest.raises((ConfigError, ValueError), match="weights of context_retriever: there is no such LLM"):
         build_run(config("context_retriever"), tmp_path, Progress(quiet=True))

@@ -70,13 +70,14 @@ def _train(work: Work, engines: Engines) -> tuple[Run, str]:
     trainable["head"] = {"kernel": jnp.asarray(work.head, jnp.float32)[:, None]}
     state = replicate(init_state(trainable, make_optimizer()), model.mesh)
     lanes = Lanes.of(model.network.compute, model.mesh)
+    tokens = _batch_tokens(work.groups, lanes.count)
 
     def run(repeat: int) -> dict[str, Any]:
         nonlocal state
         groups = work.groups_of(repeat)
         start = time.perf_counter()
         metrics = []
-        for members in plan_batches(groups, _batch_tokens(groups)):
+        for members in plan_batches(groups, tokens):
             parts = []
             for part in split([groups[index] for index in members], lanes.count):
                 batch = _batch(part, range(len(part)), model)
@@ -88,13 +89,13 @@ def _train(work: Work, engines: Engines) -> tuple[Run, str]:
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "output": [float(sum(loss for loss, _ in losses) / sum(n for _, n in losses))]}
 
-    return run, f"batches of {_batch_tokens(work.groups)} tokens"
+    return run, f"batches of {tokens} tokens"
 
 
-def _batch_tokens(groups: Sequence[TokenGroup]) -> int:
-    """About as many as by default, in whole groups."""
+def _batch_tokens(groups: Sequence[TokenGroup], least: int = 1) -> int:
+    """About as many as by default, in whole groups, of which there are at least ``least``."""
     longest = max(group.length for group in groups)
-    return max(1, BatchShape().tokens // longest) * longest
+    return max(least, BatchShape().tokens // longest) * longest
 
 
 def _batch(groups: Sequence[TokenGroup], members: Sequence[int], model: LoadedModel) -> GroupBatch:

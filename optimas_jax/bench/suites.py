@@ -25,7 +25,7 @@ LRF_SCORE = (
 # Fewer groups a repeat than for scoring: pairs cost a peer 6 (M = 4) or 28 (M = 8) times two whole sequences.
 LRF_TRAIN = (
     _groups("lrf_train", _SHARED, "train", 4, 4, 192, 64),
-    _groups("lrf_train", _LONG, "train", 1, 8, 384, 32),
+    _groups("lrf_train", _LONG, "train", 2, 8, 384, 32),
     _groups("lrf_train", "M=2, 256 tokens each, nothing shared", "train", 8, 2, 1, 255),  # but the first token
 )
 GENERATE = (

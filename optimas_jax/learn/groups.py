@@ -113,10 +113,17 @@ def lay_out(group: TokenGroup) -> FlatSequence:
 
 
 def make_batch(
-    groups: Sequence[TokenGroup], *, candidates: int, pad_id: int, tiled: bool, tokens: int = 0
+    groups: Sequence[TokenGroup],
+    *,
+    candidates: int,
+    pad_id: int,
+    tiled: bool,
+    tokens: int = 0,
+    like: Sequence[TokenGroup] = (),
 ) -> GroupBatch:
-    """Lays out one batch; ``tiled`` and ``tokens`` as in ``models.flat.flatten``."""
-    flat = flatten([lay_out(group) for group in groups], pad_id=pad_id, tiled=tiled, tokens=tokens)
+    """Lays out one batch; ``tiled``, ``tokens`` and ``like`` as in ``models.flat.flatten``."""
+    sequences, others = ([lay_out(group) for group in some] for some in (groups, like))
+    flat = flatten(sequences, pad_id=pad_id, tiled=tiled, tokens=tokens, like=others)
     size = (len(flat.layout.starts), candidates)
     ends, valid = np.zeros(size, np.int32), np.zeros(size, bool)
     rewards, component = np.zeros(size, np.float32), np.zeros(size[0], np.int32)
@@ -150,8 +157,8 @@ class CandidateTokens(NamedTuple):
     valid: Any
 
 
-def candidate_tokens(groups: Sequence[TokenGroup], batch: GroupBatch) -> CandidateTokens:
-    """Of the groups that ``batch`` was made from; numpy arrays."""
+def candidate_tokens(groups: Sequence[TokenGroup], batch: GroupBatch, least: int = 0) -> CandidateTokens:
+    """Of the groups that ``batch`` was made from, with room for ``least`` tokens; numpy arrays."""
     before, ids, owner, start = [], [], [], 0
     for place, group in enumerate(groups):
         last_of_prefix = start + len(group.prefix_ids) - 1
@@ -163,7 +170,7 @@ def candidate_tokens(groups: Sequence[TokenGroup], batch: GroupBatch) -> Candida
             begin += len(part)
         start += group.length
     count = len(ids)
-    padding = [0] * (bucket(count, CHUNK) - count)
+    padding = [0] * (bucket(max(count, least), CHUNK) - count)
     return CandidateTokens(
         np.asarray([*before, *padding], np.int32),
         np.asarray([*ids, *padding], np.int32),

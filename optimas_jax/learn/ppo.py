@@ -141,6 +141,40 @@ class PolicyFunctions:
         compute = _gradients if self.network.compute.layerwise else _compiled_gradients
         return compute(self, trainable, params, batch)
 
+    def update(
+        self,
+        state: TrainState,
+        params: Params,
+        steps: Sequence[Sequence[PolicyBatch]],
+        learning_rate: float,
+        kl_step: float,
+        lanes: Lanes | None = None,
+    ) -> tuple[TrainState, list[dict[str, float]]]:
+        """All steps of an update, until one shows that the policy has moved by more than ``kl_step`` from the one that
+        sampled, or until numbers are none.
+
+        Args:
+          state: donated.
+          steps: minibatches in parts (``train_step``); where gradients are computed in one program so is the whole
+            update, and all parts have the same shapes.
+
+        Returns:
+          The state, and the means of every step that was taken.
+        """
+        made: list[dict[str, float]] = []
+        if not self.network.compute.layerwise:
+            stacked = _stack(steps)
+            state, metrics, taken = _all_steps(self, state, params, stacked, learning_rate, kl_step)
+            metrics, taken = jax.device_get((metrics, taken))
+            count = int(taken.sum())  # the first ones
+            return state, [means({name: (a[n], b[n]) for name, (a, b) in metrics.items()}) for n in range(count)]
+        for parts in steps:
+            state, metrics = self.train_step(state, params, parts, learning_rate, lanes)
+            made.append(means(jax.device_get(metrics)))
+            if not made[-1]["moved"] <= kl_step:
+                break
+        return state, made
+
     def train_step(
         self,
         state: TrainState,
@@ -239,6 +273,61 @@ def _gradients(
 _compiled_gradients = jax.jit(_gradients, static_argnums=0)
 
 
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _all_steps(
+    functions: PolicyFunctions,
+    state: TrainState,
+    params: Params,
+    steps: PolicyBatch,
+    learning_rate: jax.Array,
+    kl_step: jax.Array,
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """The steps of an update in one loop on the device.
+
+    Args:
+      steps: every array [steps, parts, ...].
+
+    Returns:
+      The state, metrics of each step [steps], and which steps were taken [steps] bool.
+    """
+
+    def take(state: TrainState, parts: PolicyBatch) -> tuple[TrainState, Metrics]:
+        added = jax.lax.map(lambda part: _gradients(functions, state.trainable, params, part), parts)
+        whole = jax.tree.map(lambda part: part.sum(axis=0), added)
+        return apply_gradients(functions.tx, state, [whole], learning_rate)
+
+    def step(
+        carry: tuple[TrainState, jax.Array], parts: PolicyBatch
+    ) -> tuple[tuple[TrainState, jax.Array], tuple[Metrics, jax.Array]]:
+        state, goes_on = carry
+        shapes = jax.eval_shape(take, state, parts)[1]
+        nothing = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shapes)
+        state, metrics = jax.lax.cond(goes_on, take, lambda state, _: (state, nothing), state, parts)
+        moved = metrics["moved"][0] / jnp.maximum(metrics["moved"][1], 1.0)
+        return (state, goes_on & (moved <= kl_step)), (metrics, goes_on)
+
+    (state, _), (metrics, taken) = jax.lax.scan(step, (state, jnp.bool_(True)), steps)
+    return state, metrics, taken
+
+
+def _stack(steps: Sequence[Sequence[PolicyBatch]]) -> PolicyBatch:
+    """Steps of parts of the same shapes as one tree [steps, parts, ...]; steps of fewer parts get empty ones."""
+    most = max(map(len, steps))
+
+    def filled(parts: Sequence[PolicyBatch]) -> list[PolicyBatch]:
+        tokens = parts[0].tokens
+        empty = parts[0]._replace(tokens=tokens._replace(valid=tokens.valid & False))
+        return [*parts, *[empty] * (most - len(parts))]
+
+    rows = [jax.tree.map(lambda *some: jnp.stack(some), *filled(parts)) for parts in steps]
+    return jax.tree.map(lambda *some: jnp.stack(some), *rows)
+
+
+def means(metrics: Metrics) -> dict[str, float]:
+    """Sums divided by their counts."""
+    return {name: float(total) / max(float(count), 1e-9) for name, (total, count) in metrics.items()}
+
+
 @partial(jax.jit, static_argnums=0)
 def _token_gradients(
     functions: PolicyFunctions, value: Params, x: jax.Array, params: Params, tokens: CandidateTokens, targets: Targets
@@ -299,13 +388,32 @@ def by_group(per_token: Targets, sizes: Sequence[int]) -> list[Targets]:
 
 
 def make_policy_batch(
-    groups: Sequence[TokenGroup], targets: Sequence[Targets], *, pad_id: int, tiled: bool, tokens: int = 0
+    groups: Sequence[TokenGroup],
+    targets: Sequence[Targets],
+    *,
+    pad_id: int,
+    tiled: bool,
+    tokens: int = 0,
+    others: Sequence[Sequence[TokenGroup]] = (),
 ) -> PolicyBatch:
-    """Lays out groups with their targets; ``tiled`` and ``tokens`` as in ``models.flat.flatten``."""
+    """Lays out groups with their targets; numpy arrays.
+
+    Args:
+      tiled, tokens: as in ``models.flat.flatten``.
+      others: with the same ``tokens``, batches of any of these have the same shapes.
+    """
+    parts = (groups, *others)
+    longest = max((group for part in parts for group in part), key=lambda group: group.length)
     batch = make_batch(
-        groups, candidates=max(len(g.candidate_ids) for g in groups), pad_id=pad_id, tiled=tiled, tokens=tokens
+        groups,
+        candidates=max(len(group.candidate_ids) for part in parts for group in part),
+        pad_id=pad_id,
+        tiled=tiled,
+        tokens=tokens,
+        like=[longest] * max(map(len, parts)),
     )
-    sampled = candidate_tokens(groups, batch)
-    columns = [np.concatenate(parts).astype(np.float32) for parts in zip(*targets, strict=True)]
+    most = max(sum(len(ids) for group in part for ids in group.candidate_ids) for part in parts)
+    sampled = candidate_tokens(groups, batch, most)
+    columns = [np.concatenate(column).astype(np.float32) for column in zip(*targets, strict=True)]
     more = len(sampled.ids) - len(columns[0])
     return PolicyBatch(batch.flat, sampled, Targets(*(np.pad(column, (0, more)) for column in columns)))

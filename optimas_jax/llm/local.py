@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from optimas_jax.models.tokenizer import Tokenizer
 
 _STREAM_TOKENS = 4  # tokens between two looks at the answers so far, while somebody listens
+_ADAPTERS = 8  # loaded from the folder; the oldest goes first
 _GATHER_SECONDS = 0.01  # how long the worker waits for one more request before it goes on
 
 
@@ -79,8 +80,13 @@ class LocalCompleter:
 
         if self._adapters is None:
             raise ValueError(f"a request names the adapter {name!r}, and this engine has no folder of adapters")
-        config, params = read_adapter(self._adapters / name, sampler.network.config)
-        sampler.adapters.load(name, config, params)
+        with self._lock:  # requests come together, and one adapter must not become several
+            if name in sampler.adapters.names:
+                return
+            config, params = read_adapter(self._adapters / name, sampler.network.config)
+            sampler.adapters.load(name, config, params)
+            for oldest in sampler.adapters.names[:-_ADAPTERS]:
+                sampler.adapters.unload(oldest)
 
     async def complete(self, request: CompletionRequest, on_text: Callable[[str], None] | None = None) -> Completion:
         """Answers one request.

@@ -34,7 +34,7 @@ from optimas_jax.learn.ppo import (
     make_policy_batch,
 )
 from optimas_jax.learn.token_group import TokenGroup
-from optimas_jax.learn.train_state import Metrics, TrainState, init_state, make_optimizer
+from optimas_jax.learn.train_state import TrainState, init_state, make_optimizer
 from optimas_jax.loop.engines import Engines, LoadedModel
 from optimas_jax.models.flat import bucket, place_flat
 from optimas_jax.models.lora import LoraConfig, Params
@@ -191,27 +191,18 @@ class PolicyEngine:
         if metrics["skipped"]:
             return state, kl_weight, metrics
         targets = by_group(self._targets(statistics, groups, kl_weight), [_size(group) for group in groups])
-        rng, steps = np.random.default_rng(seed), []
-        for epoch in range(self.config.epochs):
-            order = rng.permutation(len(groups)).tolist()
-            for begin in range(0, len(order), self.config.minibatch):
-                chosen = order[begin : begin + self.config.minibatch]
-                parts = self._parts([groups[index] for index in chosen], [targets[index] for index in chosen])
-                state, made = self._functions.train_step(
-                    state, self._model.params, parts, self.config.learning_rate, self._lanes
-                )
-                steps.append(_divide(jax.device_get(made)))
-                if not np.isfinite([steps[-1]["loss"], steps[-1]["grad_norm"]]).all():
-                    raise PolicyDiverged(
-                        f"loss {steps[-1]['loss']}, gradient norm {steps[-1]['grad_norm']} in step {len(steps)} of an "
-                        f"update (epoch {epoch + 1}): lower config.policy.learning_rate ({self.config.learning_rate}). "
-                        "The adapter before this update is kept"
-                    )
-                if steps[-1]["moved"] > self.config.kl_step:
-                    break
-            else:
-                continue
-            break
+        rng, minibatches = np.random.default_rng(seed), []
+        for _ in range(self.config.epochs):
+            order, size = rng.permutation(len(groups)).tolist(), self.config.minibatch
+            minibatches += [self._parts(groups, order[at : at + size]) for at in range(0, len(order), size)]
+        batches = self._batches(groups, targets, minibatches)
+        rate, kl_step = self.config.learning_rate, self.config.kl_step
+        state, steps = self._functions.update(state, self._model.params, batches, rate, kl_step, self._lanes)
+        if not all(np.isfinite([step["loss"], step["grad_norm"]]).all() for step in steps):
+            raise PolicyDiverged(
+                f"loss {steps[-1]['loss']}, gradient norm {steps[-1]['grad_norm']} in step {len(steps)} of an update: "
+                f"lower config.policy.learning_rate ({rate}). The adapter before this update is kept"
+            )
         metrics |= {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
         metrics |= {"kl": kl, "steps": float(len(steps)), "moved": steps[-1]["moved"]}
         if self.config.loss.algorithm == "ppo":
@@ -276,25 +267,36 @@ class PolicyEngine:
             "tiled": self._model.network.compute.tiled,
         }
 
-    def _parts(self, groups: Sequence[TokenGroup], targets: Sequence[Targets]) -> list[PolicyBatch]:
-        """A minibatch in parts that fit a batch, as many as there are lanes or more."""
-        place = {id(group): index for index, group in enumerate(groups)}
-        parts = [
-            part
-            for members in plan_batches(groups, self._batch_tokens)
-            for part in split([groups[index] for index in members], self._lanes.count)
+    def _parts(self, groups: Sequence[TokenGroup], members: Sequence[int]) -> list[list[int]]:
+        """A minibatch in parts that fit a batch, as many as there are lanes or more; indices of groups."""
+        place = {id(groups[index]): index for index in members}
+        chosen = [groups[index] for index in members]
+        return [
+            [place[id(group)] for group in part]
+            for batch in plan_batches(chosen, self._batch_tokens)
+            for part in split([chosen[index] for index in batch], self._lanes.count)
         ]
-        made = []
-        for part in parts:
-            batch = make_policy_batch(
-                part,
-                [targets[place[id(group)]] for group in part],
-                pad_id=self._model.tokenizer.pad_id,
-                tiled=self._model.network.compute.tiled,
-            )
-            placed = replicate(batch._replace(flat=None), self._model.mesh)
-            made.append(placed._replace(flat=place_flat(batch.flat, self._model.mesh)))
-        return made
+
+    def _batches(
+        self, groups: Sequence[TokenGroup], targets: Sequence[Targets], minibatches: Sequence[Sequence[list[int]]]
+    ) -> list[list[PolicyBatch]]:
+        """The parts of all minibatches on the devices. An update that is one program needs parts of one shape."""
+        layerwise = self._model.network.compute.layerwise
+        others = [] if layerwise else [[groups[i] for i in part] for parts in minibatches for part in parts]
+        make = partial(
+            make_policy_batch,
+            pad_id=self._model.tokenizer.pad_id,
+            tiled=self._model.network.compute.tiled,
+            tokens=0 if layerwise else self._batch_tokens,
+            others=others,
+        )
+
+        def placed(part: list[int]) -> PolicyBatch:
+            batch = make([groups[index] for index in part], [targets[index] for index in part])
+            rest = replicate(batch._replace(flat=None), self._model.mesh)
+            return rest._replace(flat=place_flat(batch.flat, self._model.mesh))
+
+        return [[placed(part) for part in parts] for parts in minibatches]
 
 
 def _mean_kl(statistics: Statistics) -> float:
@@ -311,10 +313,6 @@ def _nothing_to_learn(groups: Sequence[TokenGroup], loss: PolicyLoss) -> bool:
     if loss.algorithm == "grpo":
         return all(len(set(group.rewards)) == 1 for group in groups)
     return len({score for group in groups for score in group.rewards}) == 1
-
-
-def _divide(metrics: Metrics) -> dict[str, float]:
-    return {name: float(total) / max(float(count), 1e-9) for name, (total, count) in metrics.items()}
 
 
 def _to_dict(state: TrainState, kl_weight: float) -> Params:

@@ -69,12 +69,12 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     if config.benchmark not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {config.benchmark!r}; known: {', '.join(BENCHMARKS)}")
     engines = Engines(config.mesh, progress)
+    completer = completer or _local_completer(config, engines, workdir / ADAPTERS)
     benchmark = BENCHMARKS[config.benchmark]
     data = benchmark.load(config.data)
     settings = config.system
     bare = benchmark.build(data.articles, settings.language_model, settings.k_grid, settings.k, settings.weights)
     components = _chosen_components(bare, config.optimize.components)
-    completer = completer or _local_completer(config, engines, workdir / ADAPTERS)
     folder = RunFolder(workdir, config)
     checkpoints = CheckpointStore(folder.path / "checkpoints")
     tape, ledger = Tape(folder.path / "tape.sqlite"), Ledger()

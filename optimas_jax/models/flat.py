@@ -60,7 +60,14 @@ def bucket(size: int, least: int, per_doubling: int = 2) -> int:
 
 
 def flatten(
-    sequences: Sequence[FlatSequence], *, pad_id: int, tiled: bool, stored: int = 0, slots: int = 0, tokens: int = 0
+    sequences: Sequence[FlatSequence],
+    *,
+    pad_id: int,
+    tiled: bool,
+    stored: int = 0,
+    slots: int = 0,
+    tokens: int = 0,
+    like: Sequence[FlatSequence] = (),
 ) -> Flat:
     """Lays sequences end to end.
 
@@ -71,6 +78,8 @@ def flatten(
       stored: P, positions that may have been stored.
       slots: most positions that are stored of a sequence; 0 for as many as there are. A size of ``Tiles``.
       tokens: T, rounded up to a bucket; default: what there is.
+      like: other sequences that this layout has room for (as many, each as long): with the same ``tokens``, layouts of
+        the same shapes.
 
     Returns:
       numpy arrays.
@@ -84,12 +93,28 @@ def flatten(
         positions[begin : begin + len(one.ids)] = (
             np.arange(one.start, one.length) if one.positions is None else one.positions
         )
-    layout = _tiles(sequences, begins, tokens, slots) if tiled else _spans(sequences, begins, tokens, stored)
+    sizes = _Sizes(
+        max(len(sequences), len(like)),
+        max(len(one.ids) for one in (*sequences, *like)),
+        max(one.length for one in (*sequences, *like)),
+    )
+    if tiled:
+        layout = _tiles(sequences, begins, tokens, slots, sizes)
+    else:
+        layout = _spans(sequences, begins, tokens, stored, sizes)
     return Flat(ids, positions, layout)
 
 
-def _tiles(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, slots: int) -> Tiles:
-    rows = bucket(len(sequences), 32)
+class _Sizes(NamedTuple):
+    """Sequences, and the most tokens and keys of one, that a layout has room for."""
+
+    rows: int
+    queries: int
+    keys: int
+
+
+def _tiles(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, slots: int, sizes: _Sizes) -> Tiles:
+    rows = bucket(sizes.rows, 32)
     sequence, place, part = np.full(tokens, -1, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
     starts = np.zeros(rows, np.int32)
     width = -(-max(slots, *(one.start for one in sequences), 1) // TILE) * TILE // BLOCK
@@ -145,12 +170,12 @@ def _shared_blocks(sequences: Sequence[FlatSequence]) -> int:
     return next((count for count, column in enumerate(columns) if len(set(column)) > 1), len(columns))
 
 
-def _spans(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, stored: int) -> Spans:
+def _spans(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, stored: int, sizes: _Sizes) -> Spans:
     # Padding in rows costs memory bandwidth only, and training steps take long to compile: few shapes.
-    rows = bucket(len(sequences), 8, 1)
-    slots = bucket(max(one.length for one in sequences), 128, 1)
+    rows = bucket(sizes.rows, 8, 1)
+    slots = bucket(sizes.keys, 128, 1)
     # Queries and keys are the same tokens where nothing is stored.
-    width = bucket(max(len(one.ids) for one in sequences), TILE, 1) if stored else slots
+    width = bucket(sizes.queries, TILE, 1) if stored else slots
     inverse, starts = np.zeros(tokens, np.int32), np.zeros(rows, np.int32)
     queries, keys = np.full((rows, width), tokens, np.int32), np.full((rows, slots), stored + tokens, np.int32)
     parts = np.full((rows, slots), -1, np.int32)
