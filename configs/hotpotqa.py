@@ -34,7 +34,7 @@ def _embedded() -> RunConfig:
         variant="embedded",
         system=SystemConfig(LanguageModel(EMBEDDED, style="text"), k_grid=(1, 2, 4), k=1),
         proposer=LanguageModel(EMBEDDED, style="text", max_tokens=48),
-        reward=RewardConfig(EMBEDDED, lora=LoraConfig(rank=8, alpha=16.0, last_layers=2), learning_rate=1e-3, epochs=3),
+        reward=RewardConfig(EMBEDDED, lora=LoraConfig(rank=8, alpha=16.0, last_layers=4), learning_rate=1e-3, epochs=3),
         data=DataConfig(
             "embedded", train=72, val=32, test=100, mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15}
         ),
