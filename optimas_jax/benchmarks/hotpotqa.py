@@ -282,7 +282,7 @@ def build(
             max_tokens=16,
         ),
     )
-    unknown = set(tuned) - {component.name for component in components if component.name != "context_retriever"}
+    unknown = set(tuned) - {component.name for component in components if isinstance(component.space, LoraSpace)}
     if unknown:
         raise ValueError(f"weights of {', '.join(sorted(unknown))}: there is no such LLM component")
     return System(components=components, input_fields=("question",), output_fields=("answer",), metric=answer_f1)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optimas_jax.learn.groups import CHUNK, CandidateTokens, candidate_tokens, make_batch
+from optimas_jax.learn.groups import CandidateTokens, candidate_tokens, make_batch
 from optimas_jax.learn.losses import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -30,8 +30,10 @@ from optimas_jax.learn.losses import (
     whiten,
 )
 from optimas_jax.learn.token_group import TokenGroup
-from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients
-from optimas_jax.models.backbone import Network, init_lora, merge_model
+from optimas_jax.learn.token_logprobs import in_chunks, token_logprobs
+from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients, means
+from optimas_jax.models.backbone import Network, init_lora
+from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.flat import Flat
 from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import init_value_head, value_head
@@ -95,7 +97,7 @@ class PolicyBatch(NamedTuple):
     targets: Targets
 
 
-def init_policy(config: Any, lora: LoraConfig, key: jax.Array) -> Params:
+def init_policy(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Params:
     """A policy that is the base, and a critic that expects nothing."""
     return {"lora": init_lora(config, lora, key), "value": init_value_head(config.embed_dim)}
 
@@ -167,10 +169,11 @@ class PolicyFunctions:
             state, metrics, taken = _all_steps(self, state, params, stacked, learning_rate, kl_step)
             metrics, taken = jax.device_get((metrics, taken))
             count = int(taken.sum())  # the first ones
-            return state, [means({name: (a[n], b[n]) for name, (a, b) in metrics.items()}) for n in range(count)]
+            steps_taken = ({name: (a[n], b[n]) for name, (a, b) in metrics.items()} for n in range(count))
+            return state, [means([one]) for one in steps_taken]
         for parts in steps:
             state, metrics = self.train_step(state, params, parts, learning_rate, lanes)
-            made.append(means(jax.device_get(metrics)))
+            made.append(means([jax.device_get(metrics)]))
             if not made[-1]["moved"] <= kl_step:
                 break
         return state, made
@@ -204,31 +207,12 @@ def _read(
 
     def of_chunk(chunk: tuple[jax.Array, ...]) -> Statistics:
         policy, reference, ids = chunk
-        logprobs, entropy, hidden = _token_logprobs(network, params, policy, ids)
-        ref_logprobs, _, _ = _token_logprobs(network, params, reference, ids)
+        logprobs, entropy, hidden = token_logprobs(network, params, policy, ids)
+        ref_logprobs, _, _ = token_logprobs(network, params, reference, ids)
         return Statistics(logprobs, ref_logprobs, value_head(value, hidden), entropy)
 
-    made = jax.lax.map(of_chunk, _chunks((policy, reference, ids)))
+    made = jax.lax.map(of_chunk, in_chunks((policy, reference, ids)))
     return jax.tree.map(lambda part: part.reshape(-1), made)
-
-
-def _chunks(tree: Any) -> Any:
-    """[C, ...] -> [C / CHUNK, CHUNK, ...]: so many tokens' distributions exist at a time, and no array [C, V]."""
-    return jax.tree.map(lambda part: part.reshape(-1, CHUNK, *part.shape[1:]), tree)
-
-
-def _token_logprobs(
-    network: Network, params: Params, x: jax.Array, ids: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probability of each token and entropy of its distribution, [n] float32, and hidden states after the final
-    norm [n, D], from the last layer's output x [n, D]."""
-    model = merge_model(network, params)
-    hidden = model.final_norm(x)
-    logits = model.logits(hidden)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
-    entropy = normaliser - (jnp.exp(logits - normaliser[:, None]) * logits).sum(axis=-1)
-    return chosen - normaliser, entropy, hidden
 
 
 @partial(jax.jit, static_argnums=0)
@@ -323,11 +307,6 @@ def _stack(steps: Sequence[Sequence[PolicyBatch]]) -> PolicyBatch:
     return jax.tree.map(lambda *some: jnp.stack(some), *rows)
 
 
-def means(metrics: Metrics) -> dict[str, float]:
-    """Sums divided by their counts."""
-    return {name: float(total) / max(float(count), 1e-9) for name, (total, count) in metrics.items()}
-
-
 @partial(jax.jit, static_argnums=0)
 def _token_gradients(
     functions: PolicyFunctions, value: Params, x: jax.Array, params: Params, tokens: CandidateTokens, targets: Targets
@@ -344,7 +323,7 @@ def _token_gradients(
         (d_value, d_x), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(value, x)
         return d_value, d_x, metrics
 
-    d_value, d_x, metrics = jax.lax.map(of_chunk, _chunks((x, tokens.ids, tokens.valid, targets)))
+    d_value, d_x, metrics = jax.lax.map(of_chunk, in_chunks((x, tokens.ids, tokens.valid, targets)))
     d_value, metrics = jax.tree.map(lambda part: part.sum(axis=0), (d_value, metrics))
     return d_value, d_x.reshape(x.shape), metrics
 
@@ -360,7 +339,7 @@ def _token_loss(
 ) -> tuple[jax.Array, Metrics]:
     """The loss summed over the valid tokens of a chunk, and metrics as (sum, count)."""
     config = functions.loss
-    logprobs, entropy, hidden = _token_logprobs(functions.network, params, x, ids)
+    logprobs, entropy, hidden = token_logprobs(functions.network, params, x, ids)
     kl = kl_to_reference(logprobs, targets.ref_logprobs)
     per_token = {
         "policy_loss": clipped_policy_loss(logprobs, targets.logprobs, targets.advantages, clip=config.clip),

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optimas_jax.learn.groups import CHUNK, CandidateTokens, GroupBatch
+from optimas_jax.learn.groups import CandidateTokens, GroupBatch
 from optimas_jax.learn.losses import bradley_terry, pair_accuracy
+from optimas_jax.learn.token_logprobs import in_chunks, token_logprobs
 from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients
-from optimas_jax.models.backbone import Network, merge_model, rms_norm
+from optimas_jax.models.backbone import Network, rms_norm
 from optimas_jax.models.flat import Flat
 from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import reward_head
@@ -178,14 +179,6 @@ def group_loss(scores: jax.Array, batch: GroupBatch, config: LossConfig) -> tupl
 def _loglik(
     network: Network, params: Params, x: jax.Array, tokens: CandidateTokens, shape: tuple[int, int]
 ) -> jax.Array:
-    model = merge_model(network, params)
-    states = model.final_norm(x[tokens.before])
-
-    def logprob(args: tuple[jax.Array, jax.Array]) -> jax.Array:
-        state, ids = args
-        logits = model.logits(state)
-        return jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-
-    chunks = (states.reshape(-1, CHUNK, states.shape[-1]), tokens.ids.reshape(-1, CHUNK))
-    logprobs = jax.lax.map(logprob, chunks).reshape(-1)
+    chunks = in_chunks((x[tokens.before], tokens.ids))
+    logprobs = jax.lax.map(lambda chunk: token_logprobs(network, params, *chunk)[0], chunks).reshape(-1)
     return jax.ops.segment_sum(logprobs, tokens.owner, shape[0] * shape[1]).reshape(shape)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,15 @@ def apply_gradients(
     trainable = jax.tree.map(lambda value, step: value - learning_rate * step, state.trainable, directions)
     metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
     return TrainState(state.step + 1, trainable, opt_state), metrics
+
+
+def means(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """Adds up (sum, count) pairs over steps and divides once."""
+    names = metrics[0]
+    totals = {
+        name: (sum(float(m[name][0]) for m in metrics), sum(float(m[name][1]) for m in metrics)) for name in names
+    }
+    return {name: value / max(count, 1e-9) for name, (value, count) in totals.items()}
 
 
 def make_optimizer(max_grad_norm: float = 1.0) -> optax.GradientTransformation:

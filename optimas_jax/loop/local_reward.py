@@ -23,7 +23,7 @@ from optimas_jax.learn.features import FeatureCache
 from optimas_jax.learn.groups import BatchShape, GroupBatch, candidate_tokens, make_batch, plan_batches, split
 from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, truncate
-from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
+from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer, means
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.engines import Engines, LoadedModel
 from optimas_jax.loop.progress import Progress
@@ -313,7 +313,7 @@ class RewardEngine:
                     )
                     metrics.append(step_metrics)
                     advance()
-                row = _divide(jax.device_get(metrics))
+                row = means(jax.device_get(metrics))
                 if not np.isfinite(row["loss"]):
                     raise NonFiniteLoss(
                         f"the loss became {row['loss']} in epoch {epoch + 1}: lower config.reward.learning_rate "
@@ -363,12 +363,3 @@ def _has_pairs(group: Group, threshold: float) -> bool:
 def _group_digest(group: Group) -> str:
     candidates = [[candidate.outputs, candidate.rewards] for candidate in group.candidates]
     return digest(group.component, group.example_id, group.inputs, candidates)
-
-
-def _divide(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Adds up (sum, count) pairs over steps and divides once."""
-    names = metrics[0]
-    totals = {
-        name: (sum(float(m[name][0]) for m in metrics), sum(float(m[name][1]) for m in metrics)) for name in names
-    }
-    return {name: value / max(count, 1e-9) for name, (value, count) in totals.items()}

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +222,12 @@ class PolicyEngine:
 
         def run(members: list[int]) -> Statistics:
             chosen = [groups[index] for index in members]
-            batch = make_batch(chosen, **self._layout(chosen))
+            batch = make_batch(
+                chosen,
+                candidates=max(len(group.candidate_ids) for group in chosen),
+                pad_id=self._model.tokenizer.pad_id,
+                tiled=self._model.network.compute.tiled,
+            )
             tokens = replicate(candidate_tokens(chosen, batch), self._model.mesh)
             flat = place_flat(batch.flat, self._model.mesh)
             return jax.device_get(self._functions.statistics(self._model.params, trainable, flat, tokens))
@@ -258,14 +262,6 @@ class PolicyEngine:
     @property
     def _batch_tokens(self) -> int:
         return self.config.batch.tokens * self._model.mesh.shape[DATA]
-
-    def _layout(self, groups: Sequence[TokenGroup]) -> dict[str, Any]:
-        """Arguments of ``make_batch``."""
-        return {
-            "candidates": max(len(group.candidate_ids) for group in groups),
-            "pad_id": self._model.tokenizer.pad_id,
-            "tiled": self._model.network.compute.tiled,
-        }
 
     def _parts(self, groups: Sequence[TokenGroup], members: Sequence[int]) -> list[list[int]]:
         """A minibatch in parts that fit a batch, as many as there are lanes or more; indices of groups."""

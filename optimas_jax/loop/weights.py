@@ -124,7 +124,7 @@ class ComponentPolicy:
 
 def tune_weights(
     run: Run, reward: str, name: str, current: Adapter, examples: Sequence[Example], traces: Sequence[Trace], seed: int
-) -> Tuned[Rollout] | None:
+) -> Tuned | None:
     """Tunes a component's adapter against its local reward, from the current one on.
 
     Args:

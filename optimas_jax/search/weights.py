@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 Rollout = TypeVar("Rollout")
 
@@ -46,7 +46,7 @@ class Policy(Protocol[Rollout]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuned(Generic[Rollout]):
+class Tuned:
     """What tuning found.
 
     Attributes:
@@ -71,7 +71,7 @@ def tune(
     kl_budget: float,
     on_update: Callable[[int, Update], None] = lambda number, update: None,
     on_validation: Callable[[int, float], None] = lambda number, score: None,
-) -> Tuned[Rollout]:
+) -> Tuned:
     """Updates an adapter as long as its policy stays within ``kl_budget`` of the reference.
 
     Args:
