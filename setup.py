@@ -29,6 +29,7 @@ setup(
         "bm25s>=0.3.9,<0.4",  # retrieval
         "countryinfo>=1.0,<1.1",  # facts behind the embedded questions; other versions have other facts
         "scipy>=1.14,<2",
+        "openai>=3,<4",  # OpenAI-compatible servers
         # Running things.
         "absl-py>=2.1,<3",
         "ml-collections>=1.1,<2",
@@ -42,7 +43,6 @@ setup(
         "test": [
             "pytest>=9,<10",
             "hypothesis>=6.100,<7",
-            "openai>=3,<4",  # the official client, against launch/serve.py
             "starlette>=0.48,<2",
             "uvicorn>=0.35,<1",
         ],

@@ -1,10 +1,10 @@
 """Measures local rewards and generation, alone or beside other systems that do the same work on the same weights.
 
-python launch/bench.py --suite=lrf_score|lrf_train|generate|curves|e2e|all [--peer=torch,trl,llama.cpp] [--json=FILE]
+python launch/bench.py --suite=all [--peer=torch,trl,llama.cpp] [--json=FILE]
 
-Peers are made once with third_party/peers/install.sh; each runs the suites it can do. ``e2e`` runs the main job, and
-again at ``--baseline=COMMIT``. ``all`` is everything but ``e2e``. ``--case=TEXT`` keeps the
-cases whose names contain it.
+Suites are lrf_score, lrf_train, generate, ppo, grpo, curves and e2e; several are separated by commas, and ``all`` is
+everything but ``e2e``. Peers are made once with third_party/peers/install.sh; each runs the suites it can do. ``e2e``
+runs the main job, and again at ``--baseline=COMMIT``. ``--case=TEXT`` keeps the cases whose names contain it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from optimas_jax.bench.suites import SUITES
 from optimas_jax.loop.progress import Progress
 from optimas_jax.models.weights import WeightsError
 
-_SUITE = flags.DEFINE_enum("suite", "all", [*SUITES, "e2e", "all"], "What to measure.")
+_SUITE = flags.DEFINE_list("suite", ["all"], f"What to measure: {', '.join(SUITES)}, e2e, or all.")
 _PEER = flags.DEFINE_list("peer", [], f"Whom to measure beside ours: {', '.join(PEERS_BY_NAME)}; default: nobody.")
 _CASE = flags.DEFINE_string("case", "", "Only the cases whose name contains this.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Interleaved repeats of every case.", lower_bound=1)
@@ -47,16 +47,22 @@ _BUSY = 0.7  # processes that want a core, on average over the last minute
 def main(argv: list[str]) -> int:
     names = [] if _PEER.value == ["none"] else _PEER.value
     unknown = [name for name in names if name not in PEERS_BY_NAME]
+    unknown += [suite for suite in _SUITE.value if suite not in (*SUITES, "e2e", "all")]
     if len(argv) > 1 or unknown:
-        raise app.UsageError(f"unexpected: {' '.join([*argv[1:], *unknown])}; peers are {', '.join(PEERS_BY_NAME)}")
+        raise app.UsageError(
+            f"unexpected: {' '.join([*argv[1:], *unknown])}; peers are {', '.join(PEERS_BY_NAME)}, suites "
+            f"{', '.join(SUITES)}, e2e and all"
+        )
     peers = [PEERS_BY_NAME[name] for name in names]
-    chosen = [case for suite, cases in SUITES.items() if _SUITE.value in (suite, "all") for case in cases]
+    chosen = [case for suite, cases in SUITES.items() if {suite, "all"} & {*_SUITE.value} for case in cases]
     cases = [case for case in chosen if _CASE.value in case.name]
     if chosen and not cases:
-        raise app.UsageError(f"no case of --suite={_SUITE.value} is called {_CASE.value!r}: {[c.name for c in chosen]}")
-    idle = [peer.name for peer in peers if not any(case.task in peer.tasks for case in cases)]
+        raise app.UsageError(
+            f"no case of --suite={','.join(_SUITE.value)} is called {_CASE.value!r}: {[c.name for c in chosen]}"
+        )
+    idle = [peer.name for peer in peers if not any(case.task in peer.scripts for case in cases)]
     if idle:
-        raise app.UsageError(f"nothing in --suite={_SUITE.value} that {', '.join(idle)} can do")
+        raise app.UsageError(f"nothing in --suite={','.join(_SUITE.value)} that {', '.join(idle)} can do")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the sides end with it, as with an interrupt
     logging.getLogger("jax").setLevel(logging.WARNING)  # it reports which accelerators are absent
     progress = Progress()
@@ -64,7 +70,7 @@ def main(argv: list[str]) -> int:
         progress.line(f"warning: others use this machine (load {os.getloadavg()[0]:.1f}); the figures will not repeat")
     rows = []
     try:
-        if _SUITE.value == "e2e":
+        if "e2e" in _SUITE.value:
             rows.append(run_end_to_end(_CONFIG.value, _BASELINE.value, progress.line, _OVERRIDE.value))
         for case in cases:
             rows += run_case(case, _MODEL.value, peers, _REPEATS.value, progress.line)

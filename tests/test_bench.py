@@ -32,6 +32,8 @@ SMALL = {
     "lrf_score": dataclasses.replace(suites.LRF_SCORE[0], per_repeat=2, prefix=8, tokens=(4, 6)),
     "lrf_train": dataclasses.replace(suites.LRF_TRAIN[0], per_repeat=2, prefix=8, tokens=(4, 4), rank=2),
     "generate": dataclasses.replace(suites.GENERATE[0], total=4, per_repeat=4, prefix=8, tokens=(4, 6), new_tokens=3),
+    "ppo": dataclasses.replace(suites.PPO[0], per_repeat=2, candidates=3, tokens=(8, 8), rank=2, new_tokens=4),
+    "grpo": dataclasses.replace(suites.GRPO[0], per_repeat=2, candidates=3, tokens=(8, 8), rank=2, new_tokens=4),
     "curves": dataclasses.replace(suites.CURVES[0], per_repeat=2, prefix=8, tokens=(4, 4)),
 }
 
@@ -87,6 +89,20 @@ def test_one_at_a_time_reads_the_weights_for_every_request() -> None:
     assert roofline.needed_seconds(HAND, drawn, Rates(1.0, 1.0)) == pytest.approx(2 * alone)
 
 
+def test_least_time_of_an_update_is_that_of_its_phases() -> None:
+    case = dataclasses.replace(SMALL["grpo"], per_repeat=1, candidates=2, new_tokens=2, rank=3, epochs=2)
+    drawn = Work(case, SPEC, prompts=((1, 2, 3),))
+    seconds = roofline.policy_seconds(HAND, drawn, Rates(1.0, 1e9))
+    packed = roofline.packed_size([group(3, 2, 2)])
+    head = 2 * 4 * 10 * 4  # four sampled tokens
+    assert seconds["statistics"] == 2 * (roofline.forward_flops(HAND, *packed) + head)
+    assert seconds["update"] == 2 * (roofline.train_flops(HAND, *packed, 3) + 2 * head)
+    # The prompt once, and one step of two rows that see four tokens each.
+    prefill = roofline.forward_flops(HAND, tokens=3, pairs=6) + 2 * 40
+    assert seconds["rollout"] == prefill + roofline.forward_flops(HAND, tokens=2, pairs=8) + 2 * 40 * 2
+    assert roofline.needed_seconds(HAND, drawn, Rates(1.0, 1e9)) == sum(seconds.values())
+
+
 def test_measured_rates_are_finite() -> None:
     rates = roofline.measure_rates()
     assert 1e8 < rates.flops < 1e16 and 1e8 < rates.bandwidth < 1e14
@@ -101,7 +117,7 @@ def test_work_is_the_same_every_time_and_survives_json(case: Case) -> None:
     assert drawn == work.draw(case, SPEC, range(20, 400), 16)
     assert work.from_json(json.loads(json.dumps(work.to_json(drawn)))) == drawn
     assert case.total % case.per_repeat == 0
-    if case.task == "generate":
+    if case.task == "generate" or case.is_policy:
         assert len({prompt[: case.prefix] for prompt in drawn.prompts}) == 1
         assert len(set(drawn.prompts)) == case.total
         lengths = [len(prompt) - case.prefix for prompt in drawn.prompts]
@@ -185,7 +201,8 @@ def test_without_their_environment_peers_say_how_to_make_it(tmp_path: Path, monk
 
 
 def test_scripts_of_peers_exist() -> None:
-    assert all((peer.PEERS / known.script).is_file() for known in peer.PEERS_BY_NAME.values())
+    scripts = {script for known in peer.PEERS_BY_NAME.values() for script in known.scripts.values()}
+    assert all((peer.PEERS / script).is_file() for script in scripts)
 
 
 # --- a measurement
@@ -213,9 +230,10 @@ def test_every_suite_reports_well_formed_rows(suite: str, tmp_path: Path) -> Non
     lines: list[str] = []
     mine, other = measure.measure(drawn, [InProcess("ours"), InProcess("other")], 2, lines.append, exact=["other"])
     least = roofline.needed_seconds(load_config(resolve(SPEC)), drawn, Rates(1e11, 1e10))
-    rows = measure.rows(case, mine, {"other": other}, least) + measure.rows(case, mine, {}, least)
+    parts = roofline.policy_seconds(load_config(resolve(SPEC)), drawn, Rates(1e11, 1e10)) if case.is_policy else {}
+    rows = measure.rows(case, mine, {"other": other}, least, parts) + measure.rows(case, mine, {}, least, parts)
     assert len(mine.seconds) == 2 and len(lines) == 4
-    expected = {"generate": 4 * 3, "lrf_train": 1, "lrf_score": 8, "curves": 2}[suite]
+    expected = {"generate": 4 * 3, "lrf_train": 1, "lrf_score": 8, "ppo": 1, "grpo": 1, "curves": 2}[suite]
     assert len(mine.output) == expected
 
     report.save(rows, tmp_path / "rows.json")
@@ -225,7 +243,8 @@ def test_every_suite_reports_well_formed_rows(suite: str, tmp_path: Path) -> Non
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"]) and row["peer_name"] == "other"
         assert row["agreement"] == (1.0 if case.task == "generate" else 0.0)
         assert row["roofline_fraction"] > 0 and set(row["spread"]) == set(row["peak_mb"]) == {"ours", "peer"}
-    assert [row["unit"] for row in with_peer] == [row["unit"] for row in alone] == list(case.units())
+    phases = ["rollout/s", "statistics/s", "update/s"] if case.is_policy else []
+    assert [row["unit"] for row in with_peer] == [row["unit"] for row in alone] == [*case.units(), *phases]
     assert all(row["peer"] is row["ratio"] is row["agreement"] is None for row in alone)
     assert report.table(rows).row_count == len(rows) + 1
 

@@ -13,7 +13,14 @@ from optimas_jax.core.types import Outcome, Trace
 from optimas_jax.loop.alignment import _accuracy, _spearman, is_held_out, measure_alignment
 from optimas_jax.loop.evaluate import Evaluation, by_kind, evaluate, gain
 from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.report import alignment_table, ledger_table, result_table, write_html, write_tensorboard
+from optimas_jax.loop.report import (
+    accepted_table,
+    alignment_table,
+    ledger_table,
+    result_table,
+    write_html,
+    write_tensorboard,
+)
 from optimas_jax.loop.run import build_run
 
 
@@ -214,7 +221,16 @@ RESULTS = {
             "controls": {"shorter": 0.65, "loglik": 0.55},
         }
     },
-    "accepted": [{"component": "speaker", "kind": "demos", "val_score": 0.4375, "iteration": 2}],
+    "accepted": [
+        {
+            "component": "speaker",
+            "kind": "demos",
+            "val_score": 0.4375,
+            "val_gain": 0.0625,
+            "iteration": 2,
+            "test": {"gain": {"mean": 0.375, "ci95": (0.125, 0.5)}, "local_gain": {"mean": 1.25, "ci95": (0.75, 2.0)}},
+        }
+    ],
     "ledger": {
         "collect": {
             "speaker": collections.Counter(calls=1200, paid_calls=7, prompt_tokens=10, completion_tokens=2, usd=0.5),
@@ -246,6 +262,14 @@ def test_the_alignment_table_shows_the_controls():
     assert rows["speaker"] == ["0.700", "[0.600, 0.800]", "98", "24", "0.43", "0.650", "0.550"]
 
 
+def test_what_accepted_changes_brought_stands_in_a_table():
+    rows, text = cells(accepted_table(RESULTS["accepted"], "test"))
+    assert rows["3"] == ["speaker", "demos", "+0.062", "+0.375", "[0.125, 0.500]", "+1.250", "[0.750, 2.000]"]
+    assert "on the test split" in text
+    rows, _ = cells(accepted_table([{**RESULTS["accepted"][0], "test": {"gain": None, "local_gain": None}}], "test"))
+    assert rows["3"] == ["speaker", "demos", "+0.062"]
+
+
 def test_the_ledger_table_adds_up_roles():
     rows, _ = cells(ledger_table(RESULTS["ledger"]))
     assert rows["collect"] == ["1,234", "8", "15", "4", "0.75"]
@@ -260,7 +284,7 @@ def test_the_page_holds_everything_and_nothing_else_stays(tmp_path):
     for _ in range(2):  # written again on resume
         write_html(tmp_path / "report.html", RESULTS)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for text in ("hotpotqa:embedded", "one-hop", "0.988", "1,234", "0.43", "accepted: speaker", "0.438"):
+    for text in ("hotpotqa:embedded", "one-hop", "0.988", "1,234", "0.43", "speaker", "+0.062", "+1.250"):
         assert text in page
     assert "<html" in page.lower()
     assert "http" not in page.replace("http-equiv", "")  # no other file is needed

@@ -10,7 +10,8 @@ from optimas_jax.learn.groups import BatchShape
 from optimas_jax.learn.ppo import PolicyLoss
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.policy import PolicyConfig, PolicyDiverged, PolicyEngine, Rollout
+from optimas_jax.loop.policy import PolicyDiverged, PolicyEngine, Rollout
+from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.loop.progress import Progress
 from optimas_jax.models.lora import LoraConfig
 from optimas_jax.models.peft import read_adapter
@@ -62,7 +63,7 @@ def test_an_update_raises_what_scored_above_the_others(engines, tmp_path, algori
     update = policies.update(policies.start(""), made, seed=0)
     assert update.metrics["kl"] == 0.0  # the first rollout is the reference's
     state, _ = policies._load(update.state)
-    after = policies.statistics(state.trainable, made.groups).logprobs - np.concatenate(made.logprobs)
+    after = policies._trainer.statistics(state.trainable, made.groups).logprobs - np.concatenate(made.logprobs)
     lengths = [len(answer) for group in made.groups for answer in group.candidate_ids]
     gained = np.asarray([part.sum() for part in np.split(after, np.cumsum(lengths)[:-1])]).reshape(3, 4)
     scores = np.asarray([group.rewards for group in made.groups])
@@ -108,7 +109,7 @@ def test_tuning_goes_on_from_an_adapter(engines, tmp_path):
     made = rollout(engines)
     first = policies.update("adapter:", made, seed=0)
     state, _ = policies._load(policies.start(first.adapter))
-    _, expected = read_adapter(policies.adapters / first.adapter, policies._model.network.config)
+    _, expected = read_adapter(policies.adapters / first.adapter, policies._backbone)
     jax.tree.map(np.testing.assert_array_equal, state.trainable["lora"], expected)
     with pytest.raises(StopRun, match=r"set config.policy.lora alike"):
         engine(engines, tmp_path, lora=LoraConfig(rank=2)).update(f"adapter:{first.adapter}", made, seed=0)
@@ -119,7 +120,7 @@ def test_equal_scores_teach_nothing(engines, tmp_path, algorithm):
     policies = engine(engines, tmp_path, loss=PolicyLoss(algorithm))
     update = policies.update("adapter:", rollout(engines, score=0.5), seed=0)
     assert update.metrics["skipped"] == 1.0
-    _, lora_params = read_adapter(policies.adapters / update.adapter, policies._model.network.config)
+    _, lora_params = read_adapter(policies.adapters / update.adapter, policies._backbone)
     assert all(
         not np.asarray(own["lora_b"]).any() for layer in lora_params["layers"].values() for own in layer.values()
     )

@@ -1,8 +1,6 @@
 """The server with the official OpenAI client, over a real socket; a tiny random model answers."""
 
 import concurrent.futures
-import threading
-import time
 
 import httpx2
 import jax
@@ -10,14 +8,12 @@ import numpy as np
 import openai
 import pytest
 import tiny
-import uvicorn
+from served import serving
 
-from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.lora import LoraConfig
 from optimas_jax.models.peft import write_adapter
 from optimas_jax.models.sampler import SampleRequest
-from optimas_jax.serve.app import make_app
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 NAMES = ["one", "two", "three", "four"]
@@ -38,18 +34,8 @@ def sampler():
 
 @pytest.fixture(scope="module")
 def url(sampler):
-    completer = LocalCompleter("random:0", lambda: sampler)
-    config = uvicorn.Config(make_app(completer, "random:0", "base"), host="127.0.0.1", port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
-    completer.close()
+    with serving(sampler, "base") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,17 @@ import pytest
 from runs import run_config
 
 from optimas_jax.core.system import Job, run_many
+from optimas_jax.core.types import Outcome, Step
 from optimas_jax.core.values import BASE, Adapter
 from optimas_jax.learn.groups import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import ConfigError, SystemConfig
 from optimas_jax.loop.local_reward import RewardConfig
-from optimas_jax.loop.policy import PolicyConfig, PolicyEngine
+from optimas_jax.loop.policy import PolicyEngine
+from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.run import build_run
-from optimas_jax.loop.weights import tune_weights
+from optimas_jax.loop.weights import tune_weights, without_failures
 from optimas_jax.models.lora import LoraConfig
 
 NAME = "answer_generator"
@@ -133,3 +135,9 @@ def test_requests_that_come_together_load_one_adapter(straight):
 def test_weights_of_what_is_no_language_model_are_refused(tmp_path):
     with pytest.raises((ConfigError, ValueError), match="weights of context_retriever: there is no such LLM"):
         build_run(config("context_retriever"), tmp_path, Progress(quiet=True))
+
+
+def test_an_answer_that_failed_is_worth_no_more_than_the_worst_other():
+    ok, failed = Step({}, {"answer": "a"}), Step({}, {}, Outcome.PARSE_ERROR)
+    assert without_failures([ok, failed, ok, failed], [1.0, 5.0, 2.0, -3.0]) == [1.0, 1.0, 2.0, -3.0]
+    assert without_failures([failed, failed], [1.0, 5.0]) == [1.0, 1.0]  # nothing to choose between

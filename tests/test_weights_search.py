@@ -31,9 +31,10 @@ def run(policy, updates=6, every=2, budget=1.0):
 
 
 def test_the_best_validated_adapter_is_kept():
-    policy = Numbers({2: 0.5, 4: 0.9, 6: 0.7})
+    policy = Numbers({2: 0.5, 4: 0.9, 6: 0.7}, kl={0: 0.125, 4: 0.25})
     tuned = run(policy)
     assert (tuned.adapter, tuned.score, tuned.before, tuned.updates) == ("4", 0.9, 0.0, 6)
+    assert tuned.kl == 0.25
     assert policy.validated == [0, 2, 4, 6]
 
 
@@ -44,7 +45,8 @@ def test_the_last_adapter_is_looked_at_too():
 
 
 def test_without_a_better_one_the_first_is_kept():
-    assert run(Numbers({0: 0.5, 2: 0.5, 4: 0.4})).adapter == "0"
+    tuned = run(Numbers({0: 0.5, 2: 0.5, 4: 0.4}, kl={0: 0.125}))
+    assert (tuned.adapter, tuned.kl) == ("0", 0.125)
 
 
 def test_tuning_ends_where_the_budget_ends():

@@ -104,6 +104,9 @@ def test_a_run_improves_the_system_and_leaves_everything(straight) -> None:
     workdir, model, results = straight
     assert results["gain"]["ci95"][0] > 0
     assert [step["component"] for step in results["accepted"]][:1] == ["answer_generator"]
+    brought = [step["test"]["gain"]["mean"] for step in results["accepted"]]
+    assert sum(brought) == pytest.approx(results["gain"]["mean"])  # one after the other they make up the whole
+    assert all(step["test"]["local_gain"]["ci95"] for step in results["accepted"])
     assert results["n"] == len(results["baseline"]["scores"]) == 12
     assert sum(row["n"] for row in results["by_kind"].values()) == 12
     assert set(results["alignment"]["answer_generator"]["controls"]) == {"shorter", "loglik"}

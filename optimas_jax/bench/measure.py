@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from optimas_jax.bench.peer import OURS, Peer, Side
 from optimas_jax.bench.report import Row, spread
-from optimas_jax.bench.roofline import measure_rates, needed_seconds
+from optimas_jax.bench.roofline import measure_rates, needed_seconds, policy_seconds
 from optimas_jax.bench.work import Case, Task, Work, draw, to_json
 from optimas_jax.models.export import hf_folder
 from optimas_jax.models.tokenizer import load_tokenizer
@@ -36,12 +36,14 @@ class Asked(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one side did: seconds of each repeat, output of the first, peak memory, and what it chose for itself."""
+    """What one side did: seconds of each repeat, output of the first, peak memory, what it chose for itself, and, of
+    work in phases, the seconds of each phase in each repeat."""
 
     seconds: tuple[float, ...]
     output: tuple[float, ...]
     peak_mb: float
     note: str
+    phases: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 def run_case(case: Case, spec: str, peers: Sequence[Peer], repeats: int, line: Callable[[str], None]) -> list[Row]:
@@ -51,8 +53,8 @@ def run_case(case: Case, spec: str, peers: Sequence[Peer], repeats: int, line: C
       SideError: if a side fails.
       NotTheSameWork: if a peer that should give our answers does not.
     """
-    peers = [peer for peer in peers if case.task in peer.tasks]
-    commands = {peer.name: peer.command() for peer in peers}
+    peers = [peer for peer in peers if case.task in peer.scripts]
+    commands = {peer.name: peer.command(case.task) for peer in peers}
     work = make_work(case, spec, for_peers=bool(peers))
     rates = measure_rates()
     speed = f"{rates.flops / 1e9:.0f} GFLOP/s in float32 products, {rates.bandwidth / 1e9:.1f} GB/s"
@@ -60,9 +62,13 @@ def run_case(case: Case, spec: str, peers: Sequence[Peer], repeats: int, line: C
     with contextlib.ExitStack() as stack:
         sides = [stack.enter_context(Side("ours", OURS))]
         sides += [stack.enter_context(Side(name, command)) for name, command in commands.items()]
-        ours, *others = measure(work, sides, repeats, line, exact=[peer.name for peer in peers if peer.exact])
-    least = needed_seconds(load_config(resolve(spec)), work, rates)
-    return rows(case, ours, dict(zip(commands, others, strict=True)), least)
+        ours, *others = measure(
+            work, sides, repeats, line, exact=[peer.name for peer in peers if case.task in peer.exact]
+        )
+    config = load_config(resolve(spec))
+    phases = policy_seconds(config, work, rates) if case.is_policy else {}
+    least = needed_seconds(config, work, rates)
+    return rows(case, ours, dict(zip(commands, others, strict=True)), least, phases)
 
 
 def make_work(case: Case, spec: str, *, for_peers: bool) -> Work:
@@ -107,6 +113,10 @@ def measure(
             tuple(answers[0][place]["output"]),
             answers[-1][place]["peak_mb"],
             note,
+            {
+                phase: tuple(row[place]["phases"][phase] for row in answers)
+                for phase in answers[0][place].get("phases", ())
+            },
         )
         for place, note in enumerate(notes)
     ]
@@ -130,28 +140,50 @@ def _check(task: Task, outputs: dict[str, Sequence[float]], exact: Sequence[str]
             raise NotTheSameWork(f"{name} and ours do not give the same answers ({what} {value:.3g})")
 
 
-def rows(case: Case, ours: Measured, peers: dict[str, Measured], least_seconds: float) -> list[Row]:
-    """Medians, ratios and spreads: a row for every unit and peer, or for every unit where ours ran alone."""
+def rows(
+    case: Case,
+    ours: Measured,
+    peers: dict[str, Measured],
+    least_seconds: float,
+    least_of_phases: Mapping[str, float] | None = None,
+) -> list[Row]:
+    """Medians, ratios and spreads: a row for every unit, phase and peer, or for every unit and phase where ours ran
+    alone."""
     made = []
-    seconds = statistics.median(ours.seconds)
     for name, peer in (peers or {None: None}).items():
         sides = {"ours": ours} | ({} if peer is None else {"peer": peer})
-        peer_seconds = None if peer is None else statistics.median(peer.seconds)
+        whole = {side: measured.seconds for side, measured in sides.items()}
         for unit, count in case.units().items():
-            made.append(
-                Row(
-                    suite=case.suite,
-                    case=case.name,
-                    unit=unit,
-                    ours=count / seconds,
-                    peer=peer_seconds and count / peer_seconds,
-                    peer_name=name,
-                    ratio=peer_seconds and peer_seconds / seconds,
-                    spread={side: spread(measured.seconds) for side, measured in sides.items()},
-                    roofline_fraction=least_seconds / seconds,
-                    peak_mb={side: measured.peak_mb for side, measured in sides.items()},
-                    agreement=None if peer is None else agreement(case.task, ours.output, peer.output),
-                    notes={side: measured.note for side, measured in sides.items()},
-                )
-            )
+            made.append(_row(case, name, sides, unit, count, whole, least_seconds))
+        for phase, least in (least_of_phases or {}).items():
+            seconds = {side: measured.phases[phase] for side, measured in sides.items()}
+            made.append(_row(case, name, sides, f"{phase}/s", 1.0, seconds, least))
     return made
+
+
+def _row(
+    case: Case,
+    peer_name: str | None,
+    sides: Mapping[str, Measured],
+    unit: str,
+    count: float,
+    seconds: Mapping[str, Sequence[float]],
+    least_seconds: float,
+) -> Row:
+    """``count`` units in ``seconds`` of each side and repeat."""
+    median = {side: statistics.median(some) for side, some in seconds.items()}
+    both = "peer" in sides
+    return Row(
+        suite=case.suite,
+        case=case.name,
+        unit=unit,
+        ours=count / median["ours"],
+        peer=count / median["peer"] if both else None,
+        peer_name=peer_name,
+        ratio=median["peer"] / median["ours"] if both else None,
+        spread={side: spread(some) for side, some in seconds.items()},
+        roofline_fraction=least_seconds / median["ours"],
+        peak_mb={side: measured.peak_mb for side, measured in sides.items()},
+        agreement=agreement(case.task, sides["ours"].output, sides["peer"].output) if both else None,
+        notes={side: measured.note for side, measured in sides.items()},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from optimas_jax.bench.serve import Run, serve
-from optimas_jax.bench.work import Work, from_json
+from optimas_jax.bench.work import Work, from_json, score
 from optimas_jax.learn.groups import BatchShape, GroupBatch, make_batch, plan_batches, split
+from optimas_jax.learn.ppo import PolicyLoss
 from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
 from optimas_jax.loop.engines import Engines, LoadedModel
+from optimas_jax.loop.policy_trainer import PolicyConfig, PolicyTrainer
 from optimas_jax.loop.progress import Progress
 from optimas_jax.models.lora import LoraConfig
-from optimas_jax.models.sampler import SampleRequest
+from optimas_jax.models.sampler import Sampler, SampleRequest
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.parallel.sharding import replicate
@@ -32,7 +35,8 @@ def prepare(data: dict[str, Any]) -> tuple[Run, str]:
     """Loads the model and compiles by running the first repeat once."""
     work = from_json(data)
     engines = Engines(MeshConfig(data=1), Progress(quiet=True))
-    make = {"score": _score, "train": _train, "generate": _generate}[work.case.task]
+    makers = {"score": _score, "train": _train, "generate": _generate, "ppo": _policy, "grpo": _policy}
+    make = makers[work.case.task]
     run, note = make(work, engines)
     run(0)
     return run, note
@@ -109,9 +113,7 @@ def _tokens(batch: GroupBatch) -> int:
 
 
 def _generate(work: Work, engines: Engines) -> tuple[Run, str]:
-    sampler = engines.sampler(work.model)
-    # Without end-of-sequence ids every request gets all its tokens.
-    sampler = dataclasses.replace(sampler, tokenizer=dataclasses.replace(sampler.tokenizer, eos_ids=()))
+    sampler = _endless(engines.sampler(work.model))
 
     def run(repeat: int) -> dict[str, Any]:
         requests = [SampleRequest(prompt, work.case.new_tokens) for prompt in work.prompts_of(repeat)]
@@ -124,6 +126,58 @@ def _generate(work: Work, engines: Engines) -> tuple[Run, str]:
         return {"seconds": seconds, "output": [token for sample in samples for token in sample.ids]}
 
     return run, ""
+
+
+def _endless(sampler: Sampler) -> Sampler:
+    """Without end-of-sequence ids every request gets all its tokens."""
+    return dataclasses.replace(sampler, tokenizer=dataclasses.replace(sampler.tokenizer, eos_ids=()))
+
+
+def _policy(work: Work, engines: Engines) -> tuple[Run, str]:
+    """At learning rate 0: the arithmetic of an update is the same, and every repeat samples from the same policy."""
+    case, sampler = work.case, _endless(engines.sampler(work.model))
+    config = PolicyConfig(
+        lora=LoraConfig(rank=case.rank, alpha=LORA_ALPHA),
+        loss=PolicyLoss("ppo" if case.task == "ppo" else "grpo"),
+        epochs=case.epochs,
+        minibatch=case.per_repeat,
+        learning_rate=0.0,
+    )
+    trainer = PolicyTrainer(config, engines.model(work.model))
+    state = trainer.start()
+
+    def run(repeat: int) -> dict[str, Any]:
+        nonlocal state
+        prompts, adapter = work.prompts_of(repeat), f"policy {repeat}"
+        sampler.forget_prompts()
+        start = time.perf_counter()
+        sampler.adapters.load(adapter, config.lora, state.trainable["lora"])
+        samples = sampler.generate(
+            [
+                SampleRequest(prompt, case.new_tokens, temperature=1.0, seed=seed, adapter=adapter)
+                for prompt in prompts
+                for seed in range(repeat * case.candidates, (repeat + 1) * case.candidates)
+            ]
+        )
+        sampler.adapters.unload(adapter)
+        answers = (sample.ids for sample in samples)
+        groups = []
+        for prompt in prompts:
+            ids = tuple(itertools.islice(answers, case.candidates))
+            groups.append(TokenGroup(prompt, ids, tuple(map(score, ids)), 0))
+        sampled = time.perf_counter()
+        statistics = trainer.statistics(state.trainable, groups)
+        known = time.perf_counter()
+        state, _ = trainer.learn(state, groups, statistics, config.loss.kl_weight, seed=repeat)
+        jax.block_until_ready(state)
+        updated = time.perf_counter()
+        return {
+            "seconds": updated - start,
+            "phases": {"rollout": sampled - start, "statistics": known - sampled, "update": updated - known},
+            "output": [float(statistics.entropy.mean())],
+        }
+
+    return run, f"batches of {config.batch.tokens} tokens"
 
 
 if __name__ == "__main__":

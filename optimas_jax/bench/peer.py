@@ -30,32 +30,30 @@ class Peer:
 
     Attributes:
       name: as given to ``--peer``.
-      script: in ``third_party/peers``.
-      tasks: what it can do.
-      exact: whether it computes with the same weights in float32, so that its answers must equal ours.
+      scripts: in ``third_party/peers``, for each task that it can do.
+      exact: tasks in which it computes what we do from the same numbers, so that its answers must equal ours.
     """
 
     name: str
-    script: str
-    tasks: tuple[Task, ...]
-    exact: bool = True
+    scripts: Mapping[Task, str]
+    exact: tuple[Task, ...] = ()
 
-    def command(self) -> list[str]:
+    def command(self, task: Task) -> list[str]:
         """Raises ``SideError`` without the peers' environment."""
         python = PEERS / ".venv" / "bin" / "python"
         if not python.is_file():
             raise SideError(
                 f"the peers' environment is not there ({python}): make it with third_party/peers/install.sh"
             )
-        return [str(python), str(PEERS / self.script)]
+        return [str(python), str(PEERS / self.scripts[task])]
 
 
 PEERS_BY_NAME = {
     peer.name: peer
     for peer in (
-        Peer("torch", "torch_peer.py", ("score", "generate")),
-        Peer("trl", "trl_peer.py", ("train",)),
-        Peer("llama.cpp", "llamacpp_peer.py", ("generate",), exact=False),
+        Peer("torch", {"score": "torch_peer.py", "generate": "torch_peer.py"}, exact=("score", "generate")),
+        Peer("trl", {"train": "trl_peer.py", "grpo": "grpo_peer.py", "ppo": "ppo_peer.py"}, exact=("train",)),
+        Peer("llama.cpp", {"generate": "llamacpp_peer.py"}),
     )
 }
 OURS = [sys.executable, "-m", "optimas_jax.bench.ours"]

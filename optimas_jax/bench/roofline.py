@@ -95,10 +95,16 @@ def _causal(tokens: int) -> int:
 
 
 def generate_seconds(
-    config: BackboneConfig, prompts: Sequence[tuple[int, ...]], shared: int, new_tokens: int, rates: Rates
+    config: BackboneConfig,
+    prompts: Sequence[tuple[int, ...]],
+    shared: int,
+    new_tokens: int,
+    rates: Rates,
+    samples: int = 1,
 ) -> float:
-    """Least time for requests served at once: the shared prefix and every own part prefilled once, then steps of one
-    token for all requests, each as long as its arithmetic or its memory traffic (weights once, caches once)."""
+    """Least time for ``samples`` answers to each prompt, all at once: the shared prefix and every own part prefilled
+    once, then steps of one token for all answers, each as long as its arithmetic or its memory traffic (weights once,
+    caches once)."""
     own = [len(prompt) - shared for prompt in prompts]
     pairs = _causal(shared) + sum(tokens * shared + _causal(tokens) for tokens in own)
     head = config.embed_dim * config.vocab_size
@@ -106,11 +112,26 @@ def generate_seconds(
     seconds = prefill / rates.flops
     weights = config.num_layers * layer_weights(config) + head
     for step in range(1, new_tokens):  # the first new token comes from the prefill
-        keys = sum(len(prompt) + step for prompt in prompts)
-        flops = forward_flops(config, len(prompts), keys) + 2.0 * head * len(prompts)
-        cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * keys
+        rows, pairs = samples * len(prompts), samples * sum(len(prompt) + step for prompt in prompts)
+        flops = forward_flops(config, rows, pairs) + 2.0 * head * rows
+        kept = sum(len(prompt) + samples * step for prompt in prompts)
+        cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * kept
         seconds += max(flops / rates.flops, _BYTES * (weights + cache) / rates.bandwidth)
     return seconds
+
+
+def policy_seconds(config: BackboneConfig, work: Work, rates: Rates, repeat: int = 0) -> dict[str, float]:
+    """Least time of each phase of an update: answers sampled, two forward passes over them (policy and reference), a
+    training step for each epoch, with the vocabulary projected for sampled tokens alone."""
+    case, prompts = work.case, work.prompts_of(repeat)
+    answers = ((0,) * case.new_tokens,) * case.candidates
+    tokens, pairs = packed_size([TokenGroup(prompt, answers, (0.0,) * case.candidates, 0) for prompt in prompts])
+    head = 2.0 * config.embed_dim * config.vocab_size * len(prompts) * case.candidates * case.new_tokens
+    return {
+        "rollout": generate_seconds(config, prompts, case.prefix, case.new_tokens, rates, case.candidates),
+        "statistics": 2 * (forward_flops(config, tokens, pairs) + head) / rates.flops,
+        "update": case.epochs * (train_flops(config, tokens, pairs, case.rank) + 2 * head) / rates.flops,
+    }
 
 
 def needed_seconds(config: BackboneConfig, work: Work, rates: Rates, repeat: int = 0) -> float:
@@ -120,6 +141,8 @@ def needed_seconds(config: BackboneConfig, work: Work, rates: Rates, repeat: int
         prompts = work.prompts_of(repeat)
         parts = [prompts[start : start + case.together] for start in range(0, len(prompts), case.together)]
         return sum(generate_seconds(config, part, case.prefix, case.new_tokens, rates) for part in parts)
+    if case.is_policy:
+        return sum(policy_seconds(config, work, rates, repeat).values())
     tokens, pairs = packed_size(work.groups_of(repeat))
     if case.task == "train":
         return train_flops(config, tokens, pairs, case.rank) / rates.flops

@@ -18,6 +18,11 @@ def _requests(suite: str, name: str, count: int, prefix: int, own: tuple[int, in
     return Case(suite, name, "generate", count, count, prefix=prefix, tokens=own, together=together)
 
 
+def _policy(task: Task) -> Case:
+    name = "4 prompts of 192, 8 answers of 32, 2 epochs"
+    return Case(task, name, task, 20, 4, candidates=8, tokens=(192, 192), rank=16, epochs=2)
+
+
 LRF_SCORE = (
     _groups("lrf_score", _SHARED, "score", 8, 4, 192, 64),
     _groups("lrf_score", _LONG, "score", 4, 8, 384, 32),
@@ -32,6 +37,8 @@ GENERATE = (
     _requests("generate", "64 requests, 128 shared + 64 to 192", 64, 128, (64, 192)),
     _requests("generate", "one at a time, prompts of 128", 8, 0, (128, 128), together=1),
 )
+PPO = (_policy("ppo"),)
+GRPO = (_policy("grpo"),)
 # Groups have a prefix of 192 and candidates of 64 tokens; prompts of a batch are 128 tokens, nothing shared.
 CURVES = (
     *(_groups("curves", f"score, M={m}", "score", 4, m, 192, 64) for m in (1, 2, 4, 8, 16)),
@@ -42,4 +49,11 @@ CURVES = (
     *(_requests("curves", f"generate, batch {n}", n, 0, (128, 128)) for n in (1, 2, 4, 8, 16, 32, 64)),
     *(_groups("curves", f"train, M=4, rank {r}", "train", 2, 4, 192, 64, r) for r in (4, 8, 16, 32, 64)),
 )
-SUITES = {"lrf_score": LRF_SCORE, "lrf_train": LRF_TRAIN, "generate": GENERATE, "curves": CURVES}
+SUITES = {
+    "lrf_score": LRF_SCORE,
+    "lrf_train": LRF_TRAIN,
+    "generate": GENERATE,
+    "ppo": PPO,
+    "grpo": GRPO,
+    "curves": CURVES,
+}

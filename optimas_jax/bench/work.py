@@ -14,7 +14,7 @@ import numpy as np
 
 from optimas_jax.learn.token_group import TokenGroup
 
-Task = Literal["score", "train", "generate"]
+Task = Literal["score", "train", "generate", "ppo", "grpo"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +24,16 @@ class Case:
     Attributes:
       suite: which suite it belongs to.
       name: unique within the suite.
-      task: what is done with the groups (``score``, ``train``) or requests (``generate``).
-      total, per_repeat: groups or requests; ``total`` is a multiple of ``per_repeat``.
-      candidates: M of a group.
+      task: what is done with the groups (``score``, ``train``), requests (``generate``) or prompts (``ppo``, ``grpo``:
+        sample answers, take their statistics, update).
+      total, per_repeat: groups, requests or prompts; ``total`` is a multiple of ``per_repeat``.
+      candidates: M of a group; answers to a prompt.
       prefix: tokens shared by the candidates of a group, or by all requests.
       tokens: fewest and most tokens of a candidate, or of the part of a prompt after the shared prefix.
-      rank: of LoRA on all layers, for ``train``.
-      new_tokens: greedy tokens of every request, never fewer.
+      rank: of LoRA on all layers, where something is trained.
+      new_tokens: of every request or answer, never fewer; greedy for ``generate``, else at temperature 1.
       together: most requests that may be served at once.
+      epochs: over a rollout, one step each.
     """
 
     suite: str
@@ -45,11 +47,18 @@ class Case:
     rank: int = 32
     new_tokens: int = 32
     together: int = 64
+    epochs: int = 2
+
+    @property
+    def is_policy(self) -> bool:
+        return self.task in ("ppo", "grpo")
 
     def units(self) -> dict[str, float]:
         """Useful units of one repeat: divided by its seconds they are what is compared."""
         if self.task == "generate":
             return {"requests/s": self.per_repeat, "sampled tokens/s": self.per_repeat * self.new_tokens}
+        if self.is_policy:
+            return {"episodes/s": self.per_repeat * self.candidates}
         if self.task == "train":
             return {"groups/s": self.per_repeat}
         units = {"candidates/s": float(self.per_repeat * self.candidates)}
@@ -67,7 +76,7 @@ class Work:
       model: spec of the weights (``models.weights``).
       groups: for ``score`` and ``train``; rewards of a group are all different, so every pair is ordered.
       head: [D] weights of the reward head.
-      prompts: whole prompts for ``generate``; the first ``case.prefix`` tokens of all are the same.
+      prompts: whole ones; the first ``case.prefix`` tokens of all are the same.
       folder: the same weights as a Hugging Face folder, for peers; empty if none is needed.
       gguf: the GGUF file that the weights come from; empty if they come from elsewhere.
     """
@@ -102,7 +111,7 @@ def draw(case: Case, model: str, vocabulary: Sequence[int], embed_dim: int, seed
     def part() -> tuple[int, ...]:
         return tokens(int(rng.integers(case.tokens[0], case.tokens[1] + 1)))
 
-    if case.task == "generate":
+    if case.task == "generate" or case.is_policy:
         shared = tokens(case.prefix)
         return Work(case, model, prompts=tuple((*shared, *part()) for _ in range(case.total)))
     groups = [
@@ -116,6 +125,11 @@ def draw(case: Case, model: str, vocabulary: Sequence[int], embed_dim: int, seed
     ]
     head = rng.standard_normal(embed_dim) / embed_dim**0.5
     return Work(case, model, groups=tuple(groups), head=tuple(head.tolist()))
+
+
+def score(answer: Sequence[int]) -> float:
+    """The reward of an answer to a prompt: how many of its tokens are even. Costs nothing on any side."""
+    return sum(token % 2 == 0 for token in answer) / len(answer)
 
 
 def to_json(work: Work) -> dict[str, Any]:

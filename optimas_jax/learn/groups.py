@@ -27,11 +27,14 @@ class BatchShape:
       tokens: T; on a mesh, per device along ``data``.
       group_tokens: longer groups are truncated to it.
       candidates: M, at most, of a group.
+      remat: whether training computes every layer again in the backward pass: a third more work, and memory for one
+        layer instead of all.
     """
 
     tokens: int = 1024
     group_tokens: int = 512
     candidates: int = 8
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.group_tokens <= self.tokens:

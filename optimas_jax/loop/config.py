@@ -13,9 +13,10 @@ from typing import Any, Literal, cast
 
 from optimas_jax.benchmarks.hotpotqa import DataConfig
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.llm.openai import ServerConfig
 from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.local_reward import RewardConfig
-from optimas_jax.loop.policy import PolicyConfig
+from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.search.gate import GateConfig
 
@@ -119,6 +120,7 @@ class RunConfig:
       seed: names all randomness but that of the data.
       concurrency: examples in flight; changes speed only.
       mesh: devices; (0, 1) puts all of them along ``data``.
+      server: answers for models called ``openai:NAME``.
       data, system, proposer, offline, collect, reward, policy, optimize, evaluate: see the classes.
     """
 
@@ -131,6 +133,7 @@ class RunConfig:
     seed: int = 0
     concurrency: int = 32
     mesh: MeshConfig = MeshConfig()
+    server: ServerConfig = ServerConfig()
     offline: OfflineConfig = OfflineConfig()
     collect: CollectConfig = CollectConfig()
     policy: PolicyConfig = PolicyConfig()

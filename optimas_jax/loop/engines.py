@@ -9,14 +9,18 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from optimas_jax.core.types import StopRun
+from optimas_jax.learn.groups import BatchShape
+from optimas_jax.learn.memory import step_bytes, tokens_that_fit
 from optimas_jax.loop.progress import Progress
 from optimas_jax.models.backbone import Network, abstract_params
-from optimas_jax.models.lora import Params
+from optimas_jax.models.lora import LoraConfig, Params
 from optimas_jax.models.sampler import Sampler
 from optimas_jax.models.tokenizer import Tokenizer, load_tokenizer
 from optimas_jax.models.weights import cache_dir, load_config, load_params, resolve
+from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
-from optimas_jax.parallel.platform import default_compute
+from optimas_jax.parallel.platform import default_compute, free_memory
 from optimas_jax.parallel.sharding import shardings
 
 
@@ -28,6 +32,32 @@ class LoadedModel:
     mesh: Mesh
     params: Params
     tokenizer: Tokenizer
+
+    def for_training(self, lora: LoraConfig, batch: BatchShape, setting: str) -> Network:
+        """The network with which batches of that shape are trained on.
+
+        Args:
+          setting: name of the configuration that ``batch`` belongs to, for the error.
+
+        Raises:
+          StopRun: if a step would not fit into memory, with what would.
+        """
+        compute = dataclasses.replace(self.network.compute, remat=batch.remat)
+        network = dataclasses.replace(self.network, compute=compute)
+        free, lanes = free_memory(self.mesh.devices.flat[0]), Lanes.of(compute, self.mesh).count
+        needed = step_bytes(network, lora, batch.tokens, lanes)
+        if free is not None and needed > free:
+            fits = tokens_that_fit(network, lora, free, lanes)
+            way_out = (
+                f"set {setting}.batch.tokens = {fits} or less" if fits else "adapt fewer layers (lora.last_layers)"
+            )
+            if not batch.remat:
+                way_out += f", or {setting}.batch.remat = True"
+            raise StopRun(
+                f"a training step on {batch.tokens} tokens needs about {needed / 2**30:.1f} GB beside the model, and "
+                f"{free / 2**30:.1f} GB are free: {way_out}"
+            )
+        return network
 
 
 class Engines:

@@ -11,7 +11,8 @@ from typing import Any
 
 from optimas_jax.core.system import Job, run_many
 from optimas_jax.core.types import Example, Trace, derive_seed
-from optimas_jax.core.values import Configuration
+from optimas_jax.core.values import Configuration, value_from_json
+from optimas_jax.loop.local_reward import text_group
 from optimas_jax.loop.run import Run
 from optimas_jax.search.gate import compare, mean_interval
 
@@ -62,8 +63,48 @@ def evaluate(
 
 def gain(optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:
     """Paired difference of two configurations."""
-    comparison = compare(optimized.scores, baseline.scores)
+    return _difference(optimized.scores, baseline.scores)
+
+
+def _difference(new: Sequence[float], old: Sequence[float]) -> dict[str, Any]:
+    comparison = compare(new, old)
     return {"mean": comparison.mean, "ci95": comparison.ci95, "p_positive": comparison.p_positive}
+
+
+def after_each(default: Configuration, accepted: Sequence[Mapping[str, Any]]) -> list[Configuration]:
+    """The default configuration, and what it became with every accepted change."""
+    changes = ((change["component"], value_from_json(change["value"])) for change in accepted)
+    return list(itertools.accumulate(changes, lambda old, change: old.replace(*change), initial=default))
+
+
+def contributions(
+    run: Run, reward: str, accepted: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]
+) -> list[dict[str, Any]]:
+    """What each accepted change brought on the evaluated examples, given those accepted before it: the paired gain of
+    the score, and of the component's local reward.
+
+    Args:
+      reward: name of the local reward.
+      evaluations: of ``after_each``.
+    """
+    return [
+        {"gain": gain(after, before), "local_gain": _local_gain(run, reward, change["component"], before, after)}
+        for change, before, after in zip(accepted, evaluations, evaluations[1:], strict=True)
+    ]
+
+
+def _local_gain(run: Run, reward: str, name: str, before: Evaluation, after: Evaluation) -> dict[str, Any] | None:
+    """Of a component whose value alone differs, so that it read the same inputs; None if it was never reached."""
+    steps = [
+        (old.steps[name], new.steps[name])
+        for old, new in zip(before.traces[0], after.traces[0], strict=True)
+        if name in old.steps and name in new.steps
+    ]
+    if not steps:
+        return None
+    groups = [text_group(run.system, name, old.inputs, [old.outputs, new.outputs]) for old, new in steps]
+    old, new = zip(*run.engine.scores(reward, groups), strict=True)
+    return _difference(new, old)
 
 
 def by_kind(examples: Sequence[Example], evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:

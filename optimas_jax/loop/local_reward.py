@@ -110,7 +110,8 @@ class RewardEngine:
 
     @cached_property
     def _functions(self) -> RewardFunctions:
-        return RewardFunctions(self._model.network, self.config.lora, self.config.loss, make_optimizer())
+        network = self._model.for_training(self.config.lora, self.config.batch, "config.reward")
+        return RewardFunctions(network, self.config.lora, self.config.loss, make_optimizer())
 
     @property
     def _batch_tokens(self) -> int:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """All tables, the most important one last, as a console shows them."""
+    accepted = results["accepted"]
+    return [
+        alignment_table(results["alignment"]),
+        ledger_table(results["ledger"]),
+        *([accepted_table(accepted, results["split"])] if accepted else []),
+        result_table(results),
+    ]
 
 
 def result_table(results: Mapping[str, Any]) -> Table:
@@ -45,6 +56,29 @@ def alignment_table(alignment: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def accepted_table(accepted: Sequence[Mapping[str, Any]], split: str) -> Table:
+    """What each accepted change brought, given those before it."""
+    table = Table(title=f"Accepted changes, and what each brought on the {split} split")
+    for column in (
+        "iteration",
+        "component",
+        "kind",
+        "validation",
+        "score",
+        "95 % interval",
+        "local reward",
+        "95 % interval",
+    ):
+        table.add_column(column, justify="left" if column in ("component", "kind") else "right")
+    for change in accepted:
+        cells = [str(change["iteration"] + 1), change["component"], change["kind"], f"{change['val_gain']:+.3f}"]
+        brought = change.get(split, {})
+        for row in (brought.get("gain"), brought.get("local_gain")):
+            cells += ["", ""] if row is None else [f"{row['mean']:+.3f}", _interval(row["ci95"])]
+        table.add_row(*cells)
+    return table
+
+
 def ledger_table(ledger: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
     """Calls and tokens per phase."""
     table = Table(title="Completions")
@@ -65,14 +99,8 @@ def write_html(path: Path, results: Mapping[str, Any]) -> None:
     """The same tables as one self-contained page."""
     with path.with_suffix(".partial").open("w", encoding="utf-8") as sink:
         console = Console(record=True, width=140, file=sink)
-        for table in (
-            result_table(results),
-            alignment_table(results["alignment"]),
-            ledger_table(results["ledger"]),
-        ):
+        for table in reversed(tables(results)):
             console.print(table)
-        for step in results["accepted"]:
-            console.print(f"accepted: {step['component']} ({step['kind']}), validation {step['val_score']:.3f}")
         html = console.export_html(inline_styles=True)
     path.with_suffix(".partial").write_text(html, encoding="utf-8")
     path.with_suffix(".partial").replace(path)

@@ -13,6 +13,7 @@ from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.local import LocalCompleter
+from optimas_jax.llm.openai import PREFIX, OpenAICompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.config import ConfigError, RunConfig
 from optimas_jax.loop.engines import Engines
@@ -22,7 +23,7 @@ from optimas_jax.loop.policy import PolicyEngine
 from optimas_jax.loop.progress import Progress
 
 BENCHMARKS = {"hotpotqa": hotpotqa}
-_API_PROVIDERS = ("openai", "anthropic")
+_API_PROVIDERS = ("openai", "anthropic")  # without config.server.base_url
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     if config.benchmark not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {config.benchmark!r}; known: {', '.join(BENCHMARKS)}")
     engines = Engines(config.mesh, progress)
-    completer = completer or _local_completer(config, engines, workdir / ADAPTERS)
+    completer = completer or _completer(config, engines, workdir / ADAPTERS)
     benchmark = BENCHMARKS[config.benchmark]
     data = benchmark.load(config.data)
     settings = config.system
@@ -87,7 +88,11 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         splits=dict(data.splits),
         engine=RewardEngine(config.reward, bare.tunable, engines, tape, checkpoints, progress),
         policies=PolicyEngine(
-            config.policy, settings.language_model.model, engines, folder.path / ADAPTERS, checkpoints
+            config.policy,
+            config.policy.model or settings.language_model.model,
+            engines,
+            folder.path / ADAPTERS,
+            checkpoints,
         ),
         tape=tape,
         ledger=ledger,
@@ -97,13 +102,21 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     )
 
 
-def _local_completer(config: RunConfig, engines: Engines, adapters: Path) -> LocalCompleter:
+def _completer(config: RunConfig, engines: Engines, adapters: Path) -> Completer:
     models = sorted({config.system.language_model.model, config.proposer.model})
+    if config.server.base_url and all(model.startswith(PREFIX) for model in models):
+        if config.system.weights and not config.policy.model:
+            raise ConfigError(
+                f"config.system.weights is {config.system.weights!r} and {models[0]} answers: set config.policy.model "
+                "to the spec of the weights behind it, which are tuned here"
+            )
+        return OpenAICompleter(config.server, adapters)
     remote = [model for model in models if model.partition(":")[0] in _API_PROVIDERS]
     if remote:
         raise ConfigError(
-            f"{', '.join(remote)}: API models wait for the clients of a later version. Name a local model "
-            "(config.system.language_model.model, config.proposer.model), or use another variant of this config"
+            f"{', '.join(remote)}: paid APIs wait for the clients of a later version. Name a local model "
+            "(config.system.language_model.model, config.proposer.model), or for openai:NAME the address of a server "
+            "of your own (config.server.base_url), or use another variant of this config"
         )
     if len(models) > 1:
         raise ConfigError(

@@ -18,13 +18,13 @@ from optimas_jax.core.values import Adapter
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.alignment import is_held_out, measure_alignment
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.evaluate import by_kind, evaluate, gain
+from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain
 from optimas_jax.loop.groups import load_groups, save_groups
 from optimas_jax.loop.journal import ADAPTERS, load_best
 from optimas_jax.loop.offline import collect_offline, train_offline
 from optimas_jax.loop.optimize import optimize, resolve_mode
 from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.report import alignment_table, ledger_table, result_table, write_html, write_tensorboard
+from optimas_jax.loop.report import tables, write_html, write_tensorboard
 from optimas_jax.loop.run import BENCHMARKS, Run, build_run
 
 STAGES = ("collect", "train", "optimize", "evaluate")
@@ -118,9 +118,15 @@ def _evaluate(run: Run) -> None:
             run.folder.copy_adapter(folder / ADAPTERS / value.digest, run.folder.path / ADAPTERS)
     run.system.check(configuration)
     examples = run.splits[settings.split]
-    both = (run.system.default_configuration(), configuration)
-    baseline, optimized = evaluate(run, both, examples, settings.repeats)
     optimization = run.folder.read("optimized.json") or {"alignment": {}, "accepted": []}
+    steps = after_each(run.system.default_configuration(), optimization["accepted"])
+    if steps[-1].to_json() != configuration.to_json():  # saved elsewhere: how it came about is not known here
+        steps = [steps[0], configuration]
+    evaluations = evaluate(run, steps, examples, settings.repeats)
+    baseline, optimized, accepted = evaluations[0], evaluations[-1], optimization["accepted"]
+    if len(steps) == len(accepted) + 1 and accepted:
+        brought = contributions(run, optimization["reward"], accepted, evaluations)
+        accepted = [{**change, settings.split: row} for change, row in zip(accepted, brought, strict=True)]
     benchmark = BENCHMARKS[run.config.benchmark]
     results: dict[str, Any] = {
         "benchmark": run.config.benchmark,
@@ -136,7 +142,7 @@ def _evaluate(run: Run) -> None:
         "by_kind": by_kind(examples, {"baseline": baseline, "optimized": optimized}),
         "outcomes": optimized.outcomes,
         "alignment": optimization["alignment"],
-        "accepted": optimization["accepted"],
+        "accepted": accepted,
         "ledger": run.ledger.to_json(),
         "wall_seconds": round(time.monotonic() - run.started, 1),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -147,7 +153,7 @@ def _evaluate(run: Run) -> None:
     run.folder.write("results.json", results)
     write_tensorboard(run.folder.path / "tensorboard", results, history)
     write_html(run.folder.path / "report.html", results)
-    for table in (alignment_table(results["alignment"]), ledger_table(results["ledger"]), result_table(results)):
+    for table in tables(results):
         run.progress.console.print(table)
     run.progress.line(
         f"{results['wall_seconds']:.0f} s, {results['peak_rss_mb']} MB at most, "

@@ -10,11 +10,12 @@ import dataclasses
 import functools
 import random
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.system import gather
-from optimas_jax.core.types import Example, StopRun, Trace, derive_seed
+from optimas_jax.core.types import Example, Outcome, Step, StopRun, Trace, derive_seed
 from optimas_jax.core.values import Adapter
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Tokens
@@ -23,6 +24,7 @@ from optimas_jax.loop.policy import Rollout
 from optimas_jax.loop.run import Run
 from optimas_jax.search.weights import Tuned, Update, tune
 
+_SERVED_DIFFERENCE = 0.5  # nats: what rounding to bfloat16 on another machine makes of a rare token
 ROLLOUT_TEMPERATURE = 1.0  # the policy that is updated is the one that samples
 
 
@@ -88,8 +90,8 @@ class ComponentPolicy:
         )
         answers = [[self._tokens(recording) for recording in row] for row in recordings]
         groups = [
-            TokenGroup(row[0].prompt_ids, tuple(one.ids for one in row), tuple(rewards), 0)
-            for row, rewards in zip(answers, scores, strict=True)
+            TokenGroup(tokens[0].prompt_ids, tuple(one.ids for one in tokens), tuple(without_failures(row, rewards)), 0)
+            for tokens, row, rewards in zip(answers, rows, scores, strict=True)
         ]
         return Rollout(tuple(groups), tuple(tuple(p for one in row for p in one.logprobs) for row in answers))
 
@@ -122,6 +124,13 @@ class ComponentPolicy:
         return statistics.fmean(score for [score] in self.run.engine.scores(self.reward, groups))
 
 
+def without_failures(steps: Sequence[Step], rewards: Sequence[float]) -> list[float]:
+    """Local rewards of answers to one prompt, in which one that the component could not use is worth no more than the
+    worst of the others: a local reward may never have seen one that failed, and a policy would find that out."""
+    worst = min((r for step, r in zip(steps, rewards, strict=True) if step.outcome is Outcome.OK), default=min(rewards))
+    return [r if step.outcome is Outcome.OK else min(r, worst) for step, r in zip(steps, rewards, strict=True)]
+
+
 def tune_weights(
     run: Run, reward: str, name: str, current: Adapter, examples: Sequence[Example], traces: Sequence[Trace], seed: int
 ) -> Tuned | None:
@@ -144,6 +153,12 @@ def tune_weights(
 
         def on_update(number: int, update: Update) -> None:
             run.folder.emit("update", component=name, number=number, adapter=update.adapter, **update.metrics)
+            if update.metrics["served_difference"] > _SERVED_DIFFERENCE:
+                run.progress.line(
+                    f"  warning: the model that answers and the one that is tuned differ by up to "
+                    f"{update.metrics['served_difference']:.2f} nats a token: are they the same weights "
+                    "(config.policy.model)?"
+                )
             advance()
 
         def on_validation(number: int, score: float) -> None:
@@ -152,8 +167,8 @@ def tune_weights(
                 f"  after {number} updates: mean local reward {score:.3f} on {held_back} held-back inputs"
             )
 
-        start = Update(run.policies.start(current.digest), current.digest, {})
-        return tune(
+        start, began = Update(run.policies.start(current.digest), current.digest, {}), time.monotonic()
+        tuned = tune(
             policy,
             start,
             updates=config.updates,
@@ -162,3 +177,9 @@ def tune_weights(
             on_update=on_update,
             on_validation=on_validation,
         )
+    run.folder.emit("tuned", component=name, **dataclasses.asdict(tuned))
+    run.progress.line(
+        f"  {tuned.updates} updates in {time.monotonic() - began:.0f} s: mean local reward {tuned.before:.3f} -> "
+        f"{tuned.score:.3f}, KL {tuned.kl:.3f} of {config.kl_budget} nats a token"
+    )
+    return tuned

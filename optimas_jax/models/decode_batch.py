@@ -11,7 +11,7 @@ bound the number of compilations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from optimas_jax.models.attention import KeysValues, StoredKeysValues
 from optimas_jax.models.backbone import Cache, Network
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
-from optimas_jax.models.prefill import Prefiller, Prompt, Writer
+from optimas_jax.models.prefill import Begin, Prefiller, Prompt, Writer
 from optimas_jax.models.prefix_cache import Ids
 from optimas_jax.models.sampling import Rows, decode, empty_cache, insert, rearrange
 from optimas_jax.parallel.mesh import DATA
@@ -58,6 +58,20 @@ class RowRequest(NamedTuple):
         return len(self.prompt) + self.limit - 1
 
 
+class Joining(NamedTuple):
+    """Requests that have got rows, whose prompts must be run before the next step.
+
+    Attributes:
+      keys: of the requests.
+      prompts: all different; their last tokens, which decoding reads, are left out.
+      begin: for ``Prefiller.run`` on these prompts.
+    """
+
+    keys: list[Any]
+    prompts: list[Prompt]
+    begin: Begin
+
+
 class DecodeBatch(Generic[Key]):
     """Requests in flight; ``Key`` is whatever the caller knows them by."""
 
@@ -80,10 +94,10 @@ class DecodeBatch(Generic[Key]):
         """Rows and slots."""
         return len(self._flights), self._slots
 
-    def admit(self, waiting: Sequence[tuple[Key, RowRequest]], most: int) -> list[Key]:
-        """Takes in as many waiting requests as there is room for, oldest first, up to ``most`` in flight.
+    def admit(self, waiting: Sequence[tuple[Key, RowRequest]], most: int) -> Joining:
+        """Gives rows to as many waiting requests as there is room for, oldest first, up to ``most`` in flight.
 
-        Requests that need more slots than the batch has wait until no other does. Returns the keys of those admitted.
+        Requests that need more slots than the batch has wait until no other does.
         """
         slots = self._slots if self.active else 0
         fitting = [one for one in waiting if one[1].slots <= slots]
@@ -96,8 +110,7 @@ class DecodeBatch(Generic[Key]):
         admitted = fitting[: max(room, 0)]
         if admitted:
             self._resize(len(self.active) + len(admitted), slots)
-            self._fill(admitted)
-        return [key for key, _ in admitted]
+        return self._join(admitted)
 
     def shrink(self) -> None:
         """Gives up rows that are not needed."""
@@ -205,9 +218,8 @@ class DecodeBatch(Generic[Key]):
         sharding = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec(DATA))
         return jax.device_put(cache, sharding)
 
-    def _fill(self, admitted: Sequence[tuple[Key, RowRequest]]) -> None:
-        """Puts requests into free rows and prefills all of their prompts but the last token, which decoding reads."""
-        assert self._rows is not None and self._cache is not None
+    def _join(self, admitted: Sequence[tuple[Key, RowRequest]]) -> Joining:
+        """Puts requests into free rows."""
         free = [row for row, flight in enumerate(self._flights) if flight is None]
         rows_of: dict[Prompt, list[int]] = {}
         for (key, request), row in zip(admitted, free, strict=False):
@@ -225,12 +237,12 @@ class DecodeBatch(Generic[Key]):
                 "begun": False,
                 "done": False,
             }
+            assert self._rows is not None
             for name, value in values.items():
                 getattr(self._rows, name)[row] = value
             if len(ids) > 1:
                 rows_of.setdefault(Prompt(ids[:-1], request.adapter), []).append(row)
         unique = list(rows_of)
-        cache = list(self._cache)
 
         def begin(members: list[int], places: list[np.ndarray]) -> Writer:
             table = np.full((len(self._flights), self._slots), np.iinfo(np.int32).max, np.int32)
@@ -242,12 +254,14 @@ class DecodeBatch(Generic[Key]):
                     count += 1
 
             def write(layer: int, stored: StoredKeysValues, own: KeysValues) -> None:
+                assert self._cache is not None
+                cache = list(self._cache)
                 cache[layer] = insert(cache[layer], stored, own, table, rows, np.int32(count))
+                self._cache = tuple(cache)
 
             return write
 
-        self._prefiller.run(unique, begin)
-        self._cache = tuple(cache)
+        return Joining([key for key, _ in admitted], unique, begin)
 
 
 def _slot_bucket(slots: int) -> int:

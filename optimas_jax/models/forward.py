@@ -1,7 +1,8 @@
 """Whole sequences through the layers, one compiled layer after another, with and without a gradient.
 
-30 layers compile as fast as one. Inside another jitted function they become part of it. Where a gradient is computed
-this way, too, a layer keeps its products and attention's output for the backward pass, and the rest is computed again.
+30 layers compile as fast as one. Inside another jitted function they become part of it. For the backward pass a layer
+keeps its products and attention's output, and the rest is computed again, or it keeps nothing but its input
+(``Compute.remat``).
 """
 
 from __future__ import annotations
@@ -186,10 +187,9 @@ def _forward_layer(network: Network, lora: LoraConfig, args: LayerArgs) -> tuple
     def run(lora_params: Params, x: jax.Array) -> jax.Array:
         return merge_layer(network, lora, layer_params, lora_params)(x, rotation, layout, None, places)[0]
 
-    if network.compute.layerwise:
-        # What is cheap to compute again is not kept; the backward pass is a program of its own.
-        policy = jax.checkpoint_policies.save_only_these_names(KEPT)
-        run = jax.checkpoint(run, prevent_cse=False, policy=policy)
+    policy = None if network.compute.remat else jax.checkpoint_policies.save_only_these_names(KEPT)
+    # Where the backward pass is a program of its own, nothing has to keep the compiler from computing things once.
+    run = jax.checkpoint(run, prevent_cse=not network.compute.layerwise, policy=policy)
     out, vjp = jax.vjp(run, lora_params, x)
     return out, Pullback.of(vjp, args)
 

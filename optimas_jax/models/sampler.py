@@ -119,7 +119,9 @@ class Sampler:
     def batch(self) -> ContinuousBatch[Any]:
         """An empty batch; all batches of a sampler share its prefix cache."""
         return ContinuousBatch(
-            self._lanes, lambda: DecodeBatch(self.network, self.params, self._prefiller, self._blank_ids)
+            self._lanes,
+            self._prefiller,
+            lambda: DecodeBatch(self.network, self.params, self._prefiller, self._blank_ids),
         )
 
     def rest(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ class Compute:
         (``jax.nn.dot_product_attention``, which picks the platform's kernel); see ``models.attention``.
       layerwise: whether a gradient runs one compiled layer after another (programs that compile in seconds, for
         batches of many sizes, and keep little), or as one program.
+      remat: whether the backward pass computes a layer again from its input alone; else its products and attention's
+        output are kept, and the rest is computed again.
       lanes: independent batches that are computed side by side, see ``parallel.lanes``.
       weight_first: whether products of a few rows put the weights on the left, see ``models.numerics.weight_first``.
       prefill_tokens: prompts of about this many tokens together make up one pass.
@@ -31,6 +34,7 @@ class Compute:
     dtype: jnp.dtype
     attention: Literal["tiled", "fused"]
     layerwise: bool = False
+    remat: bool = False
     lanes: int = 1
     weight_first: bool = False
     prefill_tokens: int = 512
@@ -54,6 +58,20 @@ def default_compute(platform: str | None = None) -> Compute:
             weight_first=True,
         )
     return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", prefill_tokens=4096, prefix_tokens=65536)
+
+
+def free_memory(device: Any) -> int | None:
+    """Bytes that can still be allocated on a ``jax.Device`` (on CPU: in main memory); None if nobody knows."""
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def return_free_memory() -> None:

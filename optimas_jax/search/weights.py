@@ -53,12 +53,14 @@ class Tuned:
       adapter: the best one within the KL budget; the one that it started from, if none was better.
       score: its mean local reward on the held-back inputs.
       before: that of the adapter that it started from.
+      kl: of its policy to the reference, in nats a token.
       updates: that were made.
     """
 
     adapter: str
     score: float
     before: float
+    kl: float
     updates: int
 
 
@@ -80,7 +82,7 @@ def tune(
       validate_every: updates between two looks at the held-back inputs.
     """
     before = policy.validate(start.adapter)
-    best, best_score, current = start.adapter, before, start
+    best, best_score, best_kl, current = start.adapter, before, 0.0, start
     on_validation(0, before)
     for number in range(updates + 1):
         rollout = policy.rollout(current.adapter, number)
@@ -88,13 +90,15 @@ def tune(
         kl = policy.kl(current.state, rollout) if made is None else made.metrics["kl"]
         if kl > kl_budget:
             break
+        if number == 0:
+            best_kl = kl
         # The rollout has just shown that it is within the budget.
-        if number and (number % validate_every == 0 or number == updates):
+        elif number % validate_every == 0 or number == updates:
             score = policy.validate(current.adapter)
             on_validation(number, score)
             if score > best_score:
-                best, best_score = current.adapter, score
+                best, best_score, best_kl = current.adapter, score, kl
         if made is not None:
             on_update(number, made)
             current = made
-    return Tuned(best, best_score, before, number)
+    return Tuned(best, best_score, before, best_kl, number)

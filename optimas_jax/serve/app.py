@@ -27,7 +27,16 @@ from starlette.routing import Route
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.local import EngineError, LocalCompleter
 from optimas_jax.models.peft import read_adapter
-from optimas_jax.serve.protocol import Asked, RequestError, choice, chunk_choice, last_choice, parse, usage
+from optimas_jax.serve.protocol import (
+    Asked,
+    RequestError,
+    choice,
+    chunk_choice,
+    last_choice,
+    parse,
+    token_ids,
+    usage,
+)
 
 DEFAULT_TOKENS = 512  # of an answer whose request does not say
 Handler = Callable[[Request], Awaitable[Response]]
@@ -140,6 +149,8 @@ class _Server:
         async with _cancelled_together([self._complete(one) for one in requests]) as tasks:
             completions = await asyncio.gather(*tasks)
         choices = [choice(one, index, self._pieces(asked, one), chat=chat) for index, one in enumerate(completions)]
+        if asked.token_ids:
+            choices = [{**one, **token_ids(made)} for one, made in zip(choices, completions, strict=True)]
         return JSONResponse({**frame, "choices": choices, "usage": usage(completions)})
 
     def _limit(self, asked: Asked, prompt_tokens: int) -> int:

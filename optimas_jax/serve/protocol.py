@@ -52,6 +52,7 @@ class Asked:
       seed: names the random numbers; None for others at every request.
       n: answers of each prompt.
       logprobs: whether they are wanted.
+      token_ids: whether prompt and answer are wanted in tokens, too (vLLM's ``return_token_ids``).
       stream, include_usage: whether the answer comes in parts, and its size last.
     """
 
@@ -64,6 +65,7 @@ class Asked:
     seed: int | None
     n: int
     logprobs: bool
+    token_ids: bool
     stream: bool
     include_usage: bool
 
@@ -113,6 +115,7 @@ def parse(body: Any, *, chat: bool) -> Asked:
         seed=_number(body, "seed", None, int),
         n=_number(body, "n", 1, int, 1, _MOST_ANSWERS),
         logprobs=_wants_logprobs(body, chat=chat),
+        token_ids=bool(body.get("return_token_ids")),
         stream=bool(body.get("stream")),
         include_usage=bool(options.get("include_usage")) if isinstance(options, Mapping) else False,
     )
@@ -188,6 +191,12 @@ def choice(completion: Completion, index: int, pieces: Sequence[str] | None, *, 
     if not chat:
         return {**made, "text": completion.text}
     return {**made, "message": {"role": "assistant", "content": completion.text, "refusal": None}}
+
+
+def token_ids(completion: Completion) -> dict[str, list[int]]:
+    """Prompt and answer in tokens, for an entry of ``choices``."""
+    assert completion.tokens is not None
+    return {"prompt_token_ids": list(completion.tokens.prompt_ids), "token_ids": list(completion.tokens.ids)}
 
 
 def chunk_choice(index: int, text: str | None, *, chat: bool, first: bool = False) -> dict[str, Any]:

@@ -7,6 +7,8 @@ cd "$(dirname "$0")"
 python3 -m venv .venv
 .venv/bin/pip install --quiet "$@" torch==2.13.0
 .venv/bin/pip install --quiet transformers==5.23.0 accelerate==1.15.0 peft==0.21.2 trl==1.16.0 datasets==5.2.0
+# The last release with PPO, for ppo_peer.py alone.
+.venv/bin/pip install --quiet --no-deps --upgrade --target .trl-ppo trl==1.12.0
 if [ -z "${WITHOUT_LLAMA_CPP:-}" ]; then
   .venv/bin/pip install --quiet llama-cpp-python==0.3.36
 fi

@@ -22,8 +22,6 @@ from optimas_jax.bench.serve import Run, serve
 from optimas_jax.bench.work import Work, from_json
 from optimas_jax.learn.token_group import TokenGroup
 
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LORA_ALPHA = 16
 MOST_TOKENS = 8192  # of a step: activations of longer ones do not fit into memory beside the rest
 
 
@@ -59,15 +57,7 @@ def prepare(data: dict[str, Any]) -> tuple[Run, str]:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     with torch.no_grad():
         model.score.weight.copy_(torch.tensor(work.head)[None])
-    lora = peft.LoraConfig(
-        task_type="SEQ_CLS",
-        r=work.case.rank,
-        lora_alpha=LORA_ALPHA,
-        lora_dropout=0.0,
-        target_modules=MODULES,
-        modules_to_save=["score"],
-    )
-    model = peft.get_peft_model(model, lora)
+    model = peft.get_peft_model(model, common.lora(work.case.rank, "SEQ_CLS", modules_to_save=["score"]))
     folder = tempfile.mkdtemp()
 
     def train(rows: datasets.Dataset, size: int) -> tuple[float, float]:

@@ -1,0 +1,51 @@
+"""What a training step needs in memory, known before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from optimas_jax.learn.groups import CHUNK
+from optimas_jax.models.backbone import Network
+from optimas_jax.models.lora import LoraConfig, module_shapes
+
+_FLOAT32 = 4  # bytes
+_STATE = 4  # copies of what is trained: itself, two moments, a gradient
+_LOGITS = 3  # distributions of a chunk, their gradient, and one in between
+_TOKENS = 64  # an answer is a multiple of it
+
+
+def kept_bytes(network: Network, lora: LoraConfig) -> int:
+    """Bytes that an adapted layer keeps of each token for the backward pass, its input left out."""
+    config, itemsize = network.config, np.dtype(network.compute.dtype).itemsize
+    if network.compute.remat:
+        return 0
+    q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    # Queries, keys, values; x after attention; gate and up; x A.
+    kept = itemsize * (q_dim + 2 * kv_dim + config.embed_dim + 2 * config.mlp_dim)
+    kept += _FLOAT32 * len(lora.targets) * lora.rank
+    # Attention's output and sums; platforms' own kernels compute them again.
+    return kept + (itemsize * q_dim + _FLOAT32 * config.num_heads if network.compute.tiled else 0)
+
+
+def step_bytes(network: Network, lora: LoraConfig, tokens: int, lanes: int = 1) -> int:
+    """Bytes of a step on ``lanes`` batches of ``tokens`` tokens side by side, beside the frozen weights: adapters with
+    their optimiser, what layers keep for the backward pass, the backward pass of one layer, and the vocabulary
+    projected for a chunk of tokens. An estimate: compilers have buffers of their own."""
+    config, shapes = network.config, module_shapes(network.config)
+    adapted = config.num_layers - lora.first(config.num_layers)
+    trained = adapted * sum(lora.rank * sum(shapes[name]) for name in lora.targets)
+    x = np.dtype(network.compute.dtype).itemsize * config.embed_dim
+    once_more = dataclasses.replace(network, compute=dataclasses.replace(network.compute, remat=False))
+    layer = 2 * kept_bytes(once_more, lora) + _FLOAT32 * (4 * config.embed_dim + 3 * config.mlp_dim)
+    of_token = layer + adapted * (x + kept_bytes(network, lora))
+    logits = _LOGITS * CHUNK * config.vocab_size * _FLOAT32
+    return _FLOAT32 * trained * (_STATE + lanes) + lanes * (tokens * of_token + logits)
+
+
+def tokens_that_fit(network: Network, lora: LoraConfig, free: int, lanes: int = 1) -> int:
+    """The largest batch, in tokens, whose step needs no more than ``free`` bytes; 0 if there is none."""
+    fixed = step_bytes(network, lora, 0, lanes)
+    of_tokens = step_bytes(network, lora, _TOKENS, lanes) - fixed
+    return max((free - fixed) // of_tokens, 0) * _TOKENS

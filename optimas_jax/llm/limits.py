@@ -1,0 +1,59 @@
+"""One retry policy for everything that is asked over a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Retries:
+    """Exponential back-off with jitter.
+
+    Attributes:
+      attempts: at most, the first one included.
+      first_wait: seconds before the second attempt, doubled before every further one.
+      longest_wait: seconds, at most.
+    """
+
+    attempts: int = 6
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+
+    def wait(self, failures: int, asked: float | None, jitter: float) -> float:
+        """Seconds before the next attempt.
+
+        Args:
+          failures: attempts so far.
+          asked: what the server asked for (Retry-After), or None.
+          jitter: from 0 to 1; many clients must not come back at the same moment.
+        """
+        backoff = min(self.first_wait * 2 ** (failures - 1), self.longest_wait)
+        return max(asked or 0.0, backoff * (0.5 + 0.5 * jitter))
+
+
+def retry(
+    call: Callable[[], T],
+    transient: Callable[[Exception], float | None],
+    retries: Retries,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Calls until it succeeds, fails for good, or attempts run out; the last error is raised.
+
+    Args:
+      transient: seconds that an error asks to wait (0 if it does not say), or None for one that will not pass.
+    """
+    for failures in range(1, retries.attempts + 1):
+        try:
+            return call()
+        except Exception as error:
+            asked = transient(error)
+            if asked is None or failures == retries.attempts:
+                raise
+            sleep(retries.wait(failures, asked, random.random()))
+    raise AssertionError("unreachable: the last attempt returns or raises")

@@ -1,0 +1,28 @@
+"""The OpenAI-compatible server on a free port of this machine, in a thread."""
+
+import contextlib
+import threading
+import time
+
+import uvicorn
+
+from optimas_jax.llm.local import LocalCompleter
+from optimas_jax.serve.app import make_app
+
+
+@contextlib.contextmanager
+def serving(sampler, name, port=0):
+    """Serves a sampler, called ``name`` by clients; yields the address."""
+    completer = LocalCompleter("random:0", lambda: sampler)
+    config = uvicorn.Config(make_app(completer, "random:0", name), host="127.0.0.1", port=port, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        completer.close()
