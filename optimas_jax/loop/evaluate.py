@@ -89,7 +89,7 @@ def contributions(
     """
     return [
         {"gain": gain(after, before), "local_gain": _local_gain(run, reward, change["component"], before, after)}
-        for change, before, after in zip(accepted, evaluations, evaluations[1:], strict=True)
+        for change, (before, after) in zip(accepted, itertools.pairwise(evaluations), strict=True)
     ]
 
 

@@ -113,8 +113,9 @@ class DecodeBatch(Generic[Key]):
         return self._join(admitted)
 
     def shrink(self) -> None:
-        """Gives up rows that are not needed."""
-        self._resize(len(self.active), self._slots)
+        """Gives up rows that are not needed, if they are many: every size of a batch is a program to compile."""
+        if self._rows_for(len(self.active), ROWS[::2]) < len(self._flights):
+            self._resize(len(self.active), self._slots, ROWS[::2])
 
     def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
         """Decodes until a quarter of the requests in flight are done, or ``most`` tokens of each; returns the keys of
@@ -163,9 +164,12 @@ class DecodeBatch(Generic[Key]):
         """Forgets all requests in flight and the cache."""
         self._flights, self._rows, self._cache, self._slots = [], None, None, 0
 
-    def _resize(self, count: int, slots: int) -> None:
-        """Makes room for ``count`` requests of up to ``slots`` slots, in as few rows as hold them."""
-        rows = next(size for size in ROWS if size * self._row_factor >= count) * self._row_factor
+    def _rows_for(self, count: int, sizes: Sequence[int] = ROWS) -> int:
+        return next(size for size in sizes if size * self._row_factor >= count) * self._row_factor
+
+    def _resize(self, count: int, slots: int, sizes: Sequence[int] = ROWS) -> None:
+        """Makes room for ``count`` requests of up to ``slots`` slots, in as few rows of ``sizes`` as hold them."""
+        rows = self._rows_for(count, sizes)
         if rows == len(self._flights) and slots == self._slots:
             return
         kept = [row for row, flight in enumerate(self._flights) if flight is not None]
