@@ -30,7 +30,7 @@ def kept_bytes(network: Network, lora: LoraConfig) -> int:
 
 
 def step_bytes(network: Network, lora: LoraConfig, tokens: int, lanes: int = 1) -> int:
-    """Bytes of a step on ``lanes`` batches of ``tokens`` tokens side by side, beside the frozen weights: adapters with
+    """Bytes of a step on a batch of ``tokens`` tokens, dealt to ``lanes``, beside the frozen weights: adapters with
     their optimiser, what layers keep for the backward pass, the backward pass of one layer, and the vocabulary
     projected for a chunk of tokens. An estimate: compilers have buffers of their own."""
     config, shapes = network.config, module_shapes(network.config)
@@ -41,7 +41,7 @@ def step_bytes(network: Network, lora: LoraConfig, tokens: int, lanes: int = 1) 
     layer = 2 * kept_bytes(once_more, lora) + _FLOAT32 * (4 * config.embed_dim + 3 * config.mlp_dim)
     of_token = layer + adapted * (x + kept_bytes(network, lora))
     logits = _LOGITS * CHUNK * config.vocab_size * _FLOAT32
-    return _FLOAT32 * trained * (_STATE + lanes) + lanes * (tokens * of_token + logits)
+    return _FLOAT32 * trained * (_STATE + lanes) + tokens * of_token + lanes * logits
 
 
 def tokens_that_fit(network: Network, lora: LoraConfig, free: int, lanes: int = 1) -> int:

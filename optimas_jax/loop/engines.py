@@ -33,18 +33,15 @@ class LoadedModel:
     params: Params
     tokenizer: Tokenizer
 
-    def for_training(self, lora: LoraConfig, batch: BatchShape, setting: str) -> Network:
-        """The network with which batches of that shape are trained on.
+    def for_training(self, batch: BatchShape) -> Network:
+        """The network with which batches of that shape are trained on."""
+        return dataclasses.replace(self.network, compute=dataclasses.replace(self.network.compute, remat=batch.remat))
 
-        Args:
-          setting: name of the configuration that ``batch`` belongs to, for the error.
-
-        Raises:
-          StopRun: if a step would not fit into memory, with what would.
-        """
-        compute = dataclasses.replace(self.network.compute, remat=batch.remat)
-        network = dataclasses.replace(self.network, compute=compute)
-        free, lanes = free_memory(self.mesh.devices.flat[0]), Lanes.of(compute, self.mesh).count
+    def check_memory(self, lora: LoraConfig, batch: BatchShape, setting: str) -> None:
+        """Raises ``StopRun`` if a training step would not fit into memory, with what would; ``setting`` names the
+        configuration that ``batch`` belongs to."""
+        network = self.for_training(batch)
+        free, lanes = free_memory(self.mesh.devices.flat[0]), Lanes.of(network.compute, self.mesh).count
         needed = step_bytes(network, lora, batch.tokens, lanes)
         if free is not None and needed > free:
             fits = tokens_that_fit(network, lora, free, lanes)
@@ -57,7 +54,6 @@ class LoadedModel:
                 f"a training step on {batch.tokens} tokens needs about {needed / 2**30:.1f} GB beside the model, and "
                 f"{free / 2**30:.1f} GB are free: {way_out}"
             )
-        return network
 
 
 class Engines:

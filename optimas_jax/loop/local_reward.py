@@ -110,7 +110,7 @@ class RewardEngine:
 
     @cached_property
     def _functions(self) -> RewardFunctions:
-        network = self._model.for_training(self.config.lora, self.config.batch, "config.reward")
+        network = self._model.for_training(self.config.batch)
         return RewardFunctions(network, self.config.lora, self.config.loss, make_optimizer())
 
     @property
@@ -296,6 +296,7 @@ class RewardEngine:
         evaluated = [self._tokens(system, g) for g in held_out if _has_pairs(g, self.config.loss.threshold)]
         if not learnable:
             return trainable, []
+        self._model.check_memory(self.config.lora, self.config.batch, "config.reward")
         most = max(1, self._batch_tokens // _TRAINING_GROUP)
         plans = [plan_batches(learnable, self._batch_tokens, most=most, rng=rng) for _ in range(epochs)]
         total_steps = sum(map(len, plans))

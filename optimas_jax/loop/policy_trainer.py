@@ -80,8 +80,8 @@ class PolicyTrainer:
     def __init__(self, config: PolicyConfig, model: LoadedModel):
         self.config = config
         self._model = model
-        network = model.for_training(config.lora, config.batch, "config.policy")
-        self._functions = PolicyFunctions(network, config.lora, config.loss, make_optimizer())
+        model.check_memory(config.lora, config.batch, "config.policy")
+        self._functions = PolicyFunctions(model.for_training(config.batch), config.lora, config.loss, make_optimizer())
         self._lanes = Lanes.of(model.network.compute, model.mesh)
 
     def start(self, lora_params: Params | None = None) -> TrainState:
