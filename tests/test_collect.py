@@ -4,7 +4,7 @@ from systems import example, system, tool
 
 from optimas_jax.core.system import Component, ComponentFailure, Job, RunContext, run_many
 from optimas_jax.core.types import Outcome
-from optimas_jax.core.values import Demo, Hyperparameters, Prompt, PromptSpace
+from optimas_jax.core.values import BASE, Demo, Hyperparameters, LoraSpace, Prompt, PromptSpace
 from optimas_jax.loop.collect import CollectConfig, collect
 from optimas_jax.loop.progress import Progress
 
@@ -81,6 +81,20 @@ def test_proposed_values_are_tried_but_not_on_their_own_demonstrations():
     assert seen == [("speaker", 2)]
     assert [q for q, instruction, _ in calls if instruction == "better"] == [1]
     assert max(groups[1].rewards) == 5.0
+
+
+def test_a_policy_is_sampled_as_its_rollouts_are():
+    temperatures = []
+
+    async def policy(fields, value, context):
+        assert value == BASE
+        temperatures.append(context.temperature)
+        return {"said": random.Random(context.seed).random()}
+
+    some_system = system(Component("policy", "", ("q",), ("said",), policy, LoraSpace(), BASE), output="said")
+    _, groups = gather_groups(some_system, [example()], config=CollectConfig(samples=0, policy_samples=4))
+    assert temperatures == [None] + [1.0] * 4
+    assert len(groups[0].candidates) == 5
 
 
 def test_failed_candidates_get_the_failure_score():

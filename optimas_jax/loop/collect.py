@@ -2,9 +2,9 @@
 
 The system has been run once per example under the current configuration. For every tunable component, candidates for
 its output on that example's own trajectory come from the current value, from hotter sampling, and from other values
-of its space; each is followed through the components that depend on it, with everything else kept, and scored by the
-global metric. Duplicates are run once. Groups whose candidates all score alike are kept (they are data too), but
-nothing is learned from them.
+of its space (weights have none that could be listed: they are sampled more often instead); each is followed through
+the components that depend on it, with everything else kept, and scored by the global metric. Duplicates are run once.
+Groups whose candidates all score alike are kept (they are data too), but nothing is learned from them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 from optimas_jax.core.system import System, gather
 from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
-from optimas_jax.core.values import Configuration, Grid, Models, Prompt, PromptSpace, Value, value_digest
+from optimas_jax.core.values import (
+    Configuration,
+    Grid,
+    LoraSpace,
+    Models,
+    Prompt,
+    PromptSpace,
+    Space,
+    Value,
+    value_digest,
+)
 from optimas_jax.loop.progress import Progress
 from optimas_jax.search.choices import other_values
+
+ROLLOUT_TEMPERATURE = 1.0  # the policy that is updated is the one that samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +43,15 @@ class CollectConfig:
       rollouts: Monte Carlo runs of what follows, per candidate.
       values: at most this many other values of a component's space, one candidate each. A component whose values are
         listed has nothing to sample, and tries ``samples + values`` of them.
+      policy_samples: candidates of a component whose weights are tuned, sampled as its rollouts are: the policy will
+        look among these for what the local reward likes.
     """
 
     samples: int = 3
     temperature: float = 1.0
     rollouts: int = 1
     values: int = 3
+    policy_samples: int = 6
 
 
 def collect(
@@ -68,8 +83,8 @@ def collect(
     for place in places:
         name, value = place[0], configuration[place[0]]
         first.append(_Try(*place, value, "current", None))
-        if isinstance(system.by_name[name].space, PromptSpace):
-            first += [_Try(*place, value, f"sampled:{i}", config.temperature) for i in range(config.samples)]
+        count, temperature = _sampling(system.by_name[name].space, config)
+        first += [_Try(*place, value, f"sampled:{i}", temperature) for i in range(count)]
         first += _tries_of_values(place, _listed_values(system, name, value), config.samples + config.values, seed)
     rounds.run("candidates", first)
     proposed = {name: propose_values(name, _groups(found, places, name)) for name in bases}
@@ -159,6 +174,13 @@ def _groups(
         for other, example, trace in places
         if other == name and found.get((name, example.id))
     ]
+
+
+def _sampling(space: Space | None, config: CollectConfig) -> tuple[int, float]:
+    """How many candidates are sampled from the current value, and at which temperature."""
+    if isinstance(space, PromptSpace):
+        return config.samples, config.temperature
+    return (config.policy_samples, ROLLOUT_TEMPERATURE) if isinstance(space, LoraSpace) else (0, 0.0)
 
 
 def _listed_values(system: System, name: str, current: Value) -> list[Value]:

@@ -19,13 +19,13 @@ from optimas_jax.core.types import Example, Outcome, Step, StopRun, Trace, deriv
 from optimas_jax.core.values import Adapter
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Tokens
+from optimas_jax.loop.collect import ROLLOUT_TEMPERATURE
 from optimas_jax.loop.local_reward import text_group
 from optimas_jax.loop.policy import Rollout
 from optimas_jax.loop.run import Run
 from optimas_jax.search.weights import Tuned, Update, tune
 
 _SERVED_DIFFERENCE = 0.5  # nats: what rounding to bfloat16 on another machine makes of a rare token
-ROLLOUT_TEMPERATURE = 1.0  # the policy that is updated is the one that samples
 
 
 @dataclasses.dataclass
