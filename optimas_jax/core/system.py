@@ -54,6 +54,9 @@ class Meter:
     runs: int = 0
     executions: int = 0
 
+    def reset(self) -> None:
+        self.runs = self.executions = 0
+
 
 RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]
 Metric = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
