@@ -241,10 +241,10 @@ def read_scores(text: str, count: int) -> tuple[float, ...]:
         found = [float(number) for number in re.findall(r"(?<![\w.])\d*\.?\d+(?![\w.]*:)(?!\w)", text)]
     if isinstance(found, Mapping):
         found = [found.get(str(place)) for place in range(1, count + 1)]
-    numbers = found if isinstance(found, list) else [found]
-    if len(numbers) != count or not all(type(number) in (int, float) and not math.isnan(number) for number in numbers):
+    numbers = [float(one) for one in found if type(one) in (int, float)] if isinstance(found, list) else []
+    if len(numbers) != count or any(math.isnan(number) for number in numbers):
         return (0.0,) * count
-    return tuple(min(max(float(number), 0.0), 1.0) for number in numbers)
+    return tuple(min(max(number, 0.0), 1.0) for number in numbers)
 
 
 def mean_reciprocal_rank(outputs: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
