@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.system import Job, run_many
+from optimas_jax.core.system import Job, Metric, run_many
 from optimas_jax.core.types import Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration, value_from_json
 from optimas_jax.loop.local_reward import text_group
@@ -59,6 +59,26 @@ def evaluate(
     with run.progress.bar("evaluation runs", len(jobs)) as advance:
         traces = iter(run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance))
     return [Evaluation(tuple(tuple(itertools.islice(traces, len(examples))) for _ in seeds)) for _ in configurations]
+
+
+def rescored(
+    metric: Metric, examples: Sequence[Example], baseline: Evaluation, optimized: Evaluation
+) -> dict[str, Any]:
+    """The same runs by another metric; 0 for a run without outputs."""
+
+    def by_metric(evaluation: Evaluation) -> Evaluation:
+        return Evaluation(
+            tuple(
+                tuple(
+                    dataclasses.replace(trace, score=metric(trace.outputs, example.gold) if trace.outputs else 0.0)
+                    for trace, example in zip(traces, examples, strict=True)
+                )
+                for traces in evaluation.traces
+            )
+        )
+
+    old, new = by_metric(baseline), by_metric(optimized)
+    return {"baseline": old.to_json(), "optimized": new.to_json(), "gain": gain(new, old)}
 
 
 def gain(optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:
