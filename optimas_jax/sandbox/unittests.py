@@ -1,0 +1,128 @@
+"""Runs a program against unit tests in the sandbox, and says which tests passed.
+
+The verdict does not rest on what the program prints or on how it ends. The names of the tests are read from the tests'
+source beforehand, and each must be reported as passed, exactly once, under a secret that only this process and the
+``runner`` know; then the runner must have reached its end. So no program passes by exiting early, printing ``OK``,
+replacing ``unittest`` or ``sys.exit``, patching assertions, skipping, or defining test classes of its own.
+
+Limits of this: program and tests share an interpreter, as in the official evaluation. A program that goes looking in
+the interpreter's memory (frames, ``gc``, ``ctypes``) for the runner's secret or the tests' expectations can cheat, and
+so can one whose results claim to be equal to everything. That takes intent; a model that merely errs has none.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import dataclasses
+import json
+import secrets
+import threading
+from pathlib import Path
+from typing import Literal
+
+from optimas_jax.sandbox.program import Ended, Limits, run_program
+
+RUNNER = Path(__file__).with_name("runner.py")
+Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What tests said about a program.
+
+    Attributes:
+      status: ``passed`` if every test passed; ``failed`` if one did not; ``timeout`` and ``memory`` if the program was
+        ended for that; ``crashed`` if it ended itself or did not load.
+      passed: names of the tests that passed, in their order.
+      failed: what went wrong, by name of the test; under "" what is no test's.
+      seconds: how long it took.
+    """
+
+    status: Status
+    passed: tuple[str, ...]
+    failed: dict[str, str]
+    seconds: float = 0.0
+
+    def summary(self, characters: int = 1500) -> str:
+        """A report to read: how many tests passed, and the failures, each cut to its share of ``characters``."""
+        total = len(self.passed) + sum(1 for name in self.failed if name)
+        head = f"{len(self.passed)} of {total} tests passed."
+        share = max(80, characters // max(1, len(self.failed)))
+        parts = [f"{name or self.status}: {_cut(text.strip(), share)}" for name, text in self.failed.items()]
+        return "\n".join([head, *parts])[:characters]
+
+
+def _cut(text: str, characters: int) -> str:
+    """The end, where the error stands."""
+    return text if len(text) <= characters else f"...{text[3 - characters :]}"
+
+
+def test_names(tests: str, case: str = "TestCases") -> tuple[str, ...]:
+    """Names of the test methods of class ``case``, those of its bases in the same source included, in their order.
+
+    Raises:
+      SyntaxError: for tests that are no Python.
+    """
+    classes = {node.name: node for node in ast.parse(tests).body if isinstance(node, ast.ClassDef)}
+
+    def names(name: str, seen: frozenset[str]) -> list[str]:
+        if name not in classes or name in seen:
+            return []
+        inherited = [found for base in classes[name].bases for found in names(ast.unparse(base), seen | {name})]
+        own = [n.name for n in classes[name].body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        return [*inherited, *(method for method in own if method.startswith("test"))]
+
+    return tuple(dict.fromkeys(names(case, frozenset())))
+
+
+def run_tests(
+    program: str, tests: str, limits: Limits, case: str = "TestCases", stop: threading.Event | None = None
+) -> Verdict:
+    """Runs the tests of class ``case`` against the program; with ``case=""`` whatever tests there are.
+
+    Raises:
+      SandboxError: if the sandbox cannot be built. What program and tests do wrong is a verdict.
+    """
+    try:
+        expected = test_names(tests, case)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return Verdict("crashed", (), {"": f"the tests are no Python: {error}"})
+    if case and not expected:
+        return Verdict("crashed", (), {"": f"the tests have no class {case} with a test"})
+    secret = secrets.token_hex(16)
+    work = {"secret": secret, "program": program, "tests": tests, "case": case}
+    ended = run_program(
+        ("-s", "-P", "{program}/runner.py", "{message}", "{report}"),
+        {"runner.py": RUNNER.read_text(encoding="utf-8")},
+        limits,
+        message=json.dumps(work).encode(),
+        stop=stop,
+    )
+    return _verdict(expected, _read(ended.report, secret), ended)
+
+
+def _read(report: bytes, secret: str) -> list[tuple[str, str, str]]:
+    """Lines that bear the secret, as (test, outcome, detail)."""
+    lines = report.decode(errors="replace").splitlines()
+    return [tuple(json.loads(line[len(secret) :])) for line in lines if line.startswith(f"{secret} ")]
+
+
+def _verdict(expected: tuple[str, ...], lines: list[tuple[str, str, str]], ended: Ended) -> Verdict:
+    failed = {name: detail for name, outcome, detail in reversed(lines) if outcome == "failed"}
+    counts = collections.Counter(name for name, outcome, _ in lines if outcome == "passed")
+    names = dict.fromkeys([*expected, *(name for name in counts if not expected)])
+    passed = tuple(name for name in names if counts[name] and name not in failed)
+    if ended.how in ("timeout", "memory"):
+        limit = {"timeout": "time", "memory": "memory"}[ended.how]
+        return Verdict(ended.how, passed, {**failed, "": f"ended for using too much {limit}"}, ended.seconds)
+    if ("", "done", "") not in lines:
+        how = f"signal {ended.code}" if ended.how == "killed" else f"exit status {ended.code}"
+        detail = failed.get("") or f"ended before its tests did ({how})\n{ended.output[-500:]}"
+        return Verdict("crashed", passed, {**failed, "": detail}, ended.seconds)
+    for name in expected:
+        if name not in failed and counts[name] != 1:
+            failed[name] = "was not run" if not counts[name] else "was reported more than once"
+    if not names:
+        failed[""] = "there is no test"
+    return Verdict("failed" if failed else "passed", passed, failed, ended.seconds)

@@ -1,0 +1,318 @@
+"""What a program can and cannot do in the sandbox. Programs here are hostile on purpose; each ends within seconds."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from optimas_jax.sandbox import program as sandbox
+from optimas_jax.sandbox.program import Limits, SandboxError, run_program
+
+QUICK = Limits(seconds=120, cpu_seconds=10, memory_mb=512, file_mb=8, disk_mb=32, processes=32, output_bytes=2000)
+JAIL = sandbox.wall_kind() == "jail"
+needs_jail = pytest.mark.skipif(not JAIL, reason=f"no jail here: {sandbox._why_no_jail()}")
+
+
+def limits_work():
+    try:
+        return run_program(("-c", "pass"), {}, QUICK, jail=False).code == 0
+    except SandboxError:  # root, and an interpreter that only root may read
+        return False
+
+
+KINDS = [
+    pytest.param(True, id="jail", marks=needs_jail),
+    pytest.param(
+        False, id="limits", marks=pytest.mark.skipif(not limits_work(), reason="only root can run this Python")
+    ),
+]
+both = pytest.mark.parametrize("jail", KINDS)
+
+
+def run(source, limits=QUICK, **options):
+    return run_program(("-s", "-P", "-c", textwrap.dedent(source)), {}, limits, **options)
+
+
+def scratch_folders():
+    import tempfile
+    from pathlib import Path
+
+    return set(Path(tempfile.gettempdir()).glob("optimas-sandbox-*"))
+
+
+@both
+def test_a_program_reads_its_files_and_message_and_reports(jail):
+    source = (
+        "import sys, pathlib; text = pathlib.Path(sys.argv[1], 'a.txt').read_text()\n"
+        "report = open(int(sys.argv[3]), 'w'); report.write(text + open(int(sys.argv[2])).read()); print('done')"
+    )
+    arguments = ("-c", source, "{program}", "{message}", "{report}")
+    ended = run_program(arguments, {"a.txt": "file "}, QUICK, b"message", jail=jail)
+    assert (ended.how, ended.code, ended.output, ended.report) == ("exited", 0, "done\n", b"file message")
+
+
+@both
+@pytest.mark.parametrize(
+    ("source", "how", "code"),
+    [
+        ("pass", "exited", 0),
+        ("import sys; sys.exit(3)", "exited", 3),
+        ("import os; os._exit(4)", "exited", 4),
+        ("raise ValueError", "exited", 1),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed", 9),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "killed", 15),
+        ("import sys; sys.setrecursionlimit(10**9)\nclass A: __repr__ = lambda a: repr(a)\nrepr(A())", "killed", 11),
+        ("def f(): f()\nf()", "exited", 1),
+        ("x = bytearray(10**12)", "exited", 1),
+        ("input()", "exited", 1),
+    ],
+)
+def test_every_end_is_told_as_it_was(source, how, code, jail):
+    ended = run(source, jail=jail)
+    assert (ended.how, ended.code) == (how, code), ended.output
+
+
+@both
+@pytest.mark.parametrize(
+    "source",
+    [
+        "while True: pass",
+        "import time; time.sleep(600)",
+        "import signal, time\nfor s in (15, 2, 1, 24, 14): signal.signal(s, signal.SIG_IGN)\nwhile True: time.sleep(1)",
+        "import os, time\nos.fork() or time.sleep(600)\nos.wait()",
+    ],
+)
+def test_a_program_without_end_is_ended(source, jail):
+    ended = run(source, dataclasses.replace(QUICK, seconds=1.0), jail=jail)
+    assert ended.how == "timeout"
+
+
+@both
+def test_computing_time_is_limited(jail):
+    ended = run("while True: pass", dataclasses.replace(QUICK, cpu_seconds=1), jail=jail)
+    assert ended.how == "killed"
+
+
+@both
+def test_endless_output_neither_blocks_nor_fills_memory(jail):
+    source = "import sys\nfor _ in range(2000): sys.stdout.write('x' * 10000); sys.stderr.write('y' * 10000)"
+    ended = run(source, jail=jail)
+    assert (ended.how, ended.code) == ("exited", 0)
+    assert len(ended.output) == QUICK.output_bytes
+
+
+@both
+def test_no_process_outlives_its_program(jail, tmp_path):
+    # a grandchild in a session of its own, which holds the output open
+    source = """
+        import os, time
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.execv("/bin/sleep", ["sleep", "61.25"])
+            os._exit(0)
+        print("left", flush=True)
+        time.sleep(0.3)
+    """
+    ended = run(source, jail=jail)
+    assert (ended.how, ended.output) == ("exited", "left\n")
+    assert "sleep 61.25" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=False).stdout
+
+
+@both
+def test_a_fork_bomb_runs_into_the_limit(jail):
+    source = """
+        import os, time
+        made = 0
+        try:
+            while True:
+                if os.fork() == 0:
+                    time.sleep(60)
+                made += 1
+        except OSError as error:
+            print(made, type(error).__name__)
+    """
+    ended = run(source, jail=jail)
+    made, error = ended.output.split()
+    assert int(made) < 2 * QUICK.processes
+    assert error == "BlockingIOError"
+
+
+@both
+def test_threads_count_as_processes(jail):
+    source = """
+        import threading, time
+        for made in range(500):
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    """
+    ended = run(source, jail=jail)
+    assert (ended.how, ended.code) == ("exited", 1)
+    assert "can't start new thread" in ended.output
+
+
+@both
+def test_the_memory_of_all_processes_together_is_limited(jail):
+    source = """
+        import os, time
+        for _ in range(8):
+            if os.fork() == 0:
+                held = bytearray(os.urandom(1)) * (150 * 2**20)
+                time.sleep(60)
+        time.sleep(60)
+    """
+    assert run(source, jail=jail).how == "memory"
+
+
+@both
+def test_files_are_limited_in_size(jail):
+    ended = run("open('big', 'wb').write(bytes(9 * 2**20))", jail=jail)
+    assert (ended.how, ended.code) != ("exited", 0)
+
+
+@needs_jail
+def test_files_are_limited_in_sum():
+    source = "for i in range(20): open(f'f{i}', 'wb').write(bytes(4 * 2**20))"
+    ended = run(source)
+    assert "No space left on device" in ended.output
+
+
+@both
+def test_the_environment_is_stated_and_has_no_secrets(jail, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    ended = run("import json, os; print(json.dumps(dict(os.environ)))", jail=jail)
+    environment = json.loads(ended.output)
+    assert "sk-secret" not in str(environment)
+    expected = {"PATH", "HOME", "TMPDIR", "LANG", "TZ", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "MPLBACKEND"}
+    assert set(environment) == {*expected, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+
+
+@both
+def test_home_temporary_files_and_the_working_folder_are_scratch(jail):
+    before = scratch_folders()
+    source = """
+        import os, pathlib, tempfile
+        for place in (pathlib.Path.home(), tempfile.gettempdir(), os.getcwd()):
+            pathlib.Path(place, "mine").write_text("x")
+            print(place)
+        print(os.listdir("."))
+    """
+    ended = run(source, jail=jail)
+    assert ended.code == 0, ended.output
+    *places, listing = ended.output.splitlines()
+    assert listing == "['mine']"
+    assert len(set(places)) == 3
+    assert not any(os.path.exists(os.path.join(place, "mine")) for place in places)
+    assert scratch_folders() <= before
+
+
+@needs_jail
+def test_a_jail_shows_no_file_but_the_interpreters_and_the_systems(tmp_path):
+    own = tmp_path / "secret"
+    own.write_text("secret")
+    os.chmod(own, 0o666)
+    source = f"""
+        import os
+        for path in ({str(own)!r}, {os.path.expanduser("~/.bashrc")!r}, {os.getcwd()!r}, "/var", "/sys", "/etc/shadow"):
+            try:
+                open(path).close() if os.path.isfile(path) else os.listdir(path)
+                print("reached", path)
+            except OSError:
+                pass
+        for path in ("/mine", "/usr/mine", "/etc/mine", "/program/mine", "/dev/mine", "/proc/sys/kernel/hostname"):
+            try:
+                open(path, "w").close()
+                print("wrote", path)
+            except OSError:
+                pass
+    """
+    ended = run(source)
+    assert (ended.how, ended.code, ended.output) == ("exited", 0, "")
+
+
+@needs_jail
+def test_a_jail_has_no_network_but_its_own():
+    source = """
+        import socket
+        for host in ("1.1.1.1", "10.0.0.1", "169.254.169.254"):
+            try:
+                socket.create_connection((host, 80), timeout=1)
+                print("reached", host)
+            except OSError as error:
+                assert error.errno == 101, error  # unreachable, at once
+        server = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(server.getsockname())
+        client.sendall(b"x")
+        print(server.accept()[0].recv(1))
+    """
+    assert run(source).output == "b'x'\n"
+
+
+@needs_jail
+def test_a_jail_cannot_be_reached_into_from_within_nor_left():
+    source = """
+        import ctypes, os, signal
+        libc = ctypes.CDLL(None, use_errno=True)
+        print(os.getuid() != 0, open("/proc/self/status").read().split("CapEff:")[1].split()[0])
+        print([p for p in os.listdir("/proc") if p.isdigit()] == ["1", "2"])
+        for flags in (0x10000000, 0x20000, 0x40000000):  # new user, mount, network namespaces
+            print(libc.unshare(flags), end=" ")
+        print(libc.mount(b"tmpfs", b"/tmp/work", b"tmpfs", 0, b""))
+        for attempt in ("os.kill(1, signal.SIGKILL)", "os.setuid(0)", "os.chroot('/tmp')", "open('/proc/1/environ')",
+                        "os.listdir('/proc/1/fd')", "os.mknod('/tmp/disk', 0o60600, 0x800)"):
+            try:
+                eval(attempt)
+                print("done", attempt)
+            except OSError:
+                pass
+        print("alive")
+    """
+    ended = run(source)
+    # killing process 1 has no effect from within, whether or not the kernel says so
+    lines = [line for line in ended.output.splitlines() if "os.kill" not in line]
+    assert lines == ["True 0000000000000000", "True", "-1 -1 -1 -1", "alive"]
+
+
+@needs_jail
+def test_what_a_set_user_id_program_would_gain_is_not_gained():
+    ended = run("print([l for l in open('/proc/self/status') if l.startswith('NoNewPrivs')][0].split()[1])")
+    assert ended.output == "1\n"
+
+
+def test_a_program_is_stopped_when_asked():
+    stop = threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    with pytest.raises(SandboxError, match="stopped"):
+        run("import time; time.sleep(600)", stop=stop)
+
+
+def test_walls_that_cannot_be_built_are_an_error_and_not_a_verdict(monkeypatch):
+    make = sandbox._plan
+    monkeypatch.setattr(sandbox, "_plan", lambda *parts: {**make(*parts), "root": "/nowhere", "cwd": "/nowhere"})
+    with pytest.raises(SandboxError, match=r"could not be built.*nowhere"):
+        run("pass")
+
+
+def test_missing_isolation_is_refused_or_said(monkeypatch):
+    monkeypatch.setattr(sandbox, "_why_no_jail", lambda: "namespaces are forbidden")
+    monkeypatch.setattr(sandbox, "run_program", lambda *a, **k: None)
+    assert sandbox.wall_kind() == "limits"
+    assert "WITHOUT isolation: they can reach the network" in sandbox.check_walls("preferred")
+    with pytest.raises(SandboxError, match=r"without isolation: namespaces are forbidden\. Allow user namespaces"):
+        sandbox.check_walls("required")
+
+
+@needs_jail
+def test_full_isolation_needs_no_words():
+    assert sandbox.check_walls("required") == ""
+
+
+def test_the_inside_needs_only_the_standard_library():
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import walls, runner"
+    folder = os.path.dirname(sandbox.__file__)
+    assert subprocess.run([sys.executable, "-I", "-S", "-c", code, folder], check=False).returncode == 0
