@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import re
 import string
 
@@ -30,3 +31,16 @@ def token_f1(prediction: str, gold: str) -> float:
         return 0.0
     precision, recall = common / len(predicted), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Chance that one of k answers is right, drawn without replacement from ``samples`` of which ``correct`` are right:
+
+        1 - C(n - c, k) / C(n, k)          (Chen et al., 2021, Eq. 1: unbiased; pass@1 is c / n)
+
+    Raises:
+      ValueError: unless 0 <= correct <= samples and 1 <= k <= samples.
+    """
+    if not (0 <= correct <= samples and 1 <= k <= samples):
+        raise ValueError(f"no pass@{k} for {samples} answers, {correct} of them right: k can be 1 to {samples}")
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
