@@ -28,10 +28,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optimas_jax.benchmarks import hotpotqa
+from optimas_jax.benchmarks import bigcodebench, hotpotqa
 from optimas_jax.llm.component import LanguageModel
 
-BENCHMARKS: Mapping[str, ModuleType] = {"hotpotqa": hotpotqa}
+BENCHMARKS: Mapping[str, ModuleType] = {"bigcodebench": bigcodebench, "hotpotqa": hotpotqa}
 _NEEDED = ("METRIC", "load", "build")
 
 
