@@ -34,6 +34,10 @@ class DataConfig:
       train, val, test: number of examples per split.
       splits: ``dealt`` puts all rows in one seeded shuffle; ``official`` deals the rows of the official test set to
         ``test`` and all others to ``train`` and ``val``.
+      max_chars: longest text of a row that a system is shown whole (a title, an abstract, what is known of a
+        candidate); longer ones are cut (``shorten``), so that small models can read them; 0 for no limit.
+      max_items: longest list of a row that is shown whole (products of a session); of longer ones the end; 0 for no
+        limit.
       mix: shares of the kinds of generated examples.
       seed: deals examples to splits; apart from the run's seed, so that runs compare on the same data.
     """
@@ -44,6 +48,8 @@ class DataConfig:
     val: int = 32
     test: int = 100
     splits: Literal["dealt", "official"] = "dealt"
+    max_chars: int = 0
+    max_items: int = 0
     mix: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
 
@@ -174,22 +180,42 @@ def read_rows(path: Path, parse: Callable[[Any, str], Row]) -> list[Row]:
     return rows
 
 
-def hub_rows(name: str, subset: str | None, split: str, parse: Callable[[Any, str], Row]) -> list[Row]:
-    """Rows of one split of a data set on the Hugging Face hub; ``parse`` as in ``read_rows``.
+def hub_rows(name: str, subset: str | None, split: str, parse: Callable[[Any, str], Row], **options: Any) -> list[Row]:
+    """Rows of one split of a data set on the Hugging Face hub, or of files on the web.
+
+    Args:
+      name, subset, split, options: of ``datasets.load_dataset``.
+      parse: as in ``read_rows``.
 
     Raises:
       DataError: if they do not arrive; says how to use a file instead.
     """
     import datasets
 
+    source = options.get("data_files", name)
     try:
-        data = datasets.load_dataset(name, subset, split=split)
+        data = datasets.load_dataset(name, subset, split=split, **options)
     except Exception as error:  # the hub client raises many kinds; all mean that the rows did not arrive
         raise DataError(
-            f"could not get {name} from the hub ({type(error).__name__}: {error}). For rows of your own use "
+            f"could not get {source} from the hub ({type(error).__name__}: {error}). For rows of your own use "
             "--config.data.path=FILE"
         ) from error
-    return [parse(item, f"{name}, {split}, row {index}") for index, item in enumerate(data)]
+    return [parse(item, f"{source}, {split}, row {index}") for index, item in enumerate(data)]
+
+
+def shorten(text: str, max_chars: int) -> str:
+    """The text in one line; if that is longer than ``max_chars`` (0: no limit), its beginning up to the last space
+    within the limit, and three dots."""
+    line = " ".join(text.split())
+    if not max_chars or len(line) <= max_chars:
+        return line
+    head, _, rest = line[: max_chars + 1].rpartition(" ")
+    return f"{head or rest[:max_chars]} ..."
+
+
+def numbered(texts: Sequence[str], first: int, max_chars: int) -> str:
+    """One shortened text a line, each behind its number."""
+    return "\n".join(f"{number}. {shorten(text, max_chars)}" for number, text in enumerate(texts, start=first))
 
 
 @dataclasses.dataclass(frozen=True)

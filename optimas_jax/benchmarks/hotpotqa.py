@@ -24,7 +24,19 @@ import numpy as np
 
 from optimas_jax.benchmarks import countries
 from optimas_jax.benchmarks.countries import Article
-from optimas_jax.benchmarks.data import ANY, TEXT, DataConfig, DataError, Dataset, deal, fields_of, hub_rows, read_rows
+from optimas_jax.benchmarks.data import (
+    ANY,
+    TEXT,
+    DataConfig,
+    DataError,
+    Dataset,
+    deal,
+    fields_of,
+    hub_rows,
+    read_rows,
+    shorten,
+)
+from optimas_jax.benchmarks.parts import tuned_by_weights
 from optimas_jax.core.metrics import exact_match, token_f1
 from optimas_jax.core.system import Component, RunContext, System
 from optimas_jax.core.types import Example
@@ -34,6 +46,7 @@ from optimas_jax.llm.component import LanguageModel, llm_component
 METRIC = "f1"
 OTHER_METRICS = {"exact match": lambda outputs, gold: exact_match(outputs["answer"], gold["answer"])}
 SOURCES = ("embedded", "hotpotqa")
+_PROMPTED = ("question_rewriter", "keyword_extractor", "hint_generator", "answer_generator")
 HUB = ("hotpotqa/hotpot_qa", "distractor", "validation")
 
 
@@ -68,7 +81,13 @@ def load(config: DataConfig) -> Dataset:
         }
         return Dataset(splits, origin="embedded questions", corpus=countries.articles(known))
     rows = read_rows(Path(config.path), parse_row) if config.path else hub_rows(*HUB, parse_row)
-    articles = {article.title: article for _, own in rows for article in own}
+    articles = {
+        article.title: Article(
+            article.title, shorten(article.text, config.max_chars) if config.max_chars else article.text
+        )
+        for _, own in rows
+        for article in own
+    }
     if not articles:
         raise DataError("no row has a paragraph in its context: there is nothing to retrieve from")
     splits = deal([example for example, _ in rows], config)
@@ -128,7 +147,7 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
         assert isinstance(value, Hyperparameters)
         return {"passages": search(inputs["keywords"], value["k"])}
 
-    tuned = [name.strip() for name in settings.weights.split(",") if name.strip()]
+    tuned = tuned_by_weights(settings.weights, _PROMPTED)
 
     def llm(name: str, **parts: Any) -> Component:
         space = LoraSpace() if name in tuned else None
@@ -177,9 +196,6 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
             max_tokens=16,
         ),
     )
-    unknown = set(tuned) - {component.name for component in components if isinstance(component.space, LoraSpace)}
-    if unknown:
-        raise ValueError(f"weights of {', '.join(sorted(unknown))}: there is no such LLM component")
     return System(components=components, input_fields=("question",), output_fields=("answer",), metric=answer_f1)
 
 

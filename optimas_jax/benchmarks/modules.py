@@ -13,6 +13,7 @@ and, where it needs them,
                    and its ``models`` are what model selectors choose from
     SOURCES        values that ``config.data.source`` may have
     OTHER_METRICS  name -> (outputs, gold) -> score, reported beside the metric
+    SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics that no single example has
 
 Your own system is such a module too: a file, named by its path. Where that file has a ``get_config``, it is also the
 configuration that ``launch/run.py`` is given (``configs/own_system.py``).
@@ -28,10 +29,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optimas_jax.benchmarks import bigcodebench, hotpotqa
+from optimas_jax.benchmarks import amazon, bigcodebench, hotpotqa, pubmedqa, stark_prime
 from optimas_jax.llm.component import LanguageModel
 
-BENCHMARKS: Mapping[str, ModuleType] = {"bigcodebench": bigcodebench, "hotpotqa": hotpotqa}
+BENCHMARKS: Mapping[str, ModuleType] = {
+    "amazon": amazon,
+    "bigcodebench": bigcodebench,
+    "hotpotqa": hotpotqa,
+    "pubmedqa": pubmedqa,
+    "stark_prime": stark_prime,
+}
 _NEEDED = ("METRIC", "load", "build")
 
 

@@ -6,7 +6,8 @@ import collections
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from optimas_jax.core.system import Job, Metric, run_many
@@ -61,24 +62,31 @@ def evaluate(
     return [Evaluation(tuple(tuple(itertools.islice(traces, len(examples))) for _ in seeds)) for _ in configurations]
 
 
-def rescored(
-    metric: Metric, examples: Sequence[Example], baseline: Evaluation, optimized: Evaluation
-) -> dict[str, Any]:
-    """The same runs by another metric; 0 for a run without outputs."""
+def other_metrics(
+    benchmark: ModuleType, examples: Sequence[Example], baseline: Evaluation, optimized: Evaluation
+) -> dict[str, dict[str, Any]]:
+    """The same runs by the benchmark's other metrics; a run without outputs scores 0. Metrics of a whole set have
+    means only."""
+    table: dict[str, dict[str, Any]] = {}
+    for name, metric in getattr(benchmark, "OTHER_METRICS", {}).items():
+        old, new = (_rescored(metric, examples, evaluation) for evaluation in (baseline, optimized))
+        table[name] = {"baseline": old.to_json(), "optimized": new.to_json(), "gain": gain(new, old)}
+    for name, metric in getattr(benchmark, "SET_METRICS", {}).items():
+        old, new = (_of_set(metric, examples, evaluation) for evaluation in (baseline, optimized))
+        table[name] = {"baseline": {"mean": old}, "optimized": {"mean": new}, "gain": {"mean": new - old}}
+    return table
 
-    def by_metric(evaluation: Evaluation) -> Evaluation:
-        return Evaluation(
-            tuple(
-                tuple(
-                    dataclasses.replace(trace, score=metric(trace.outputs, example.gold) if trace.outputs else 0.0)
-                    for trace, example in zip(traces, examples, strict=True)
-                )
-                for traces in evaluation.traces
-            )
-        )
 
-    old, new = by_metric(baseline), by_metric(optimized)
-    return {"baseline": old.to_json(), "optimized": new.to_json(), "gain": gain(new, old)}
+def _rescored(metric: Metric, examples: Sequence[Example], evaluation: Evaluation) -> Evaluation:
+    def score(trace: Trace, example: Example) -> Trace:
+        return dataclasses.replace(trace, score=metric(trace.outputs, example.gold) if trace.outputs else 0.0)
+
+    return Evaluation(tuple(tuple(map(score, traces, examples)) for traces in evaluation.traces))
+
+
+def _of_set(metric: Callable[..., float], examples: Sequence[Example], evaluation: Evaluation) -> float:
+    golds = [example.gold for example in examples]
+    return statistics.fmean(metric([trace.outputs for trace in traces], golds) for traces in evaluation.traces)
 
 
 def gain(optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from optimas_jax.core.values import Adapter
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.alignment import is_held_out, measure_alignment
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain, rescored
+from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain, other_metrics
 from optimas_jax.loop.groups import load_groups, save_groups
 from optimas_jax.loop.journal import ADAPTERS, load_best
 from optimas_jax.loop.offline import collect_offline, train_offline
@@ -132,7 +132,6 @@ def _evaluate(run: Run) -> None:
         brought = contributions(run, optimization["reward"], accepted, evaluations)
         accepted = [{**change, settings.split: row} for change, row in zip(accepted, brought, strict=True)]
     benchmark = find_benchmark(run.config.benchmark)
-    others = getattr(benchmark, "OTHER_METRICS", {})
     results: dict[str, Any] = {
         "benchmark": title(run.config.benchmark),
         "variant": run.config.variant,
@@ -146,8 +145,8 @@ def _evaluate(run: Run) -> None:
         "optimized": optimized.to_json(),
         "gain": gain(optimized, baseline),
         "other_metrics": {
-            name: {"chance": run.data.chance.get(name, 0.0), **rescored(metric, examples, baseline, optimized)}
-            for name, metric in others.items()
+            name: {"chance": run.data.chance.get(name, 0.0), **row}
+            for name, row in other_metrics(benchmark, examples, baseline, optimized).items()
         },
         "by_kind": by_kind(examples, {"baseline": baseline, "optimized": optimized}),
         "outcomes": optimized.outcomes,
