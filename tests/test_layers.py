@@ -9,7 +9,7 @@ import pytest
 import optimas_jax
 
 SOURCE = Path(optimas_jax.__file__).parent
-HOST, DEVICE = ("core", "llm", "benchmarks"), ("parallel", "models", "learn")
+HOST, DEVICE = ("core", "sandbox", "llm", "benchmarks"), ("parallel", "models", "learn")
 ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
 CONFIG_LIBRARIES = ("ml_collections", "absl")
 BRIDGE = "llm/local.py"  # by which the engine answers completion requests
@@ -17,8 +17,9 @@ BRIDGE = "llm/local.py"  # by which the engine answers completion requests
 # Room -> rooms of this package that it may import from. The loop uses everything but bench, which only launch uses.
 MAY_IMPORT = {
     "core": {"core"},
-    "llm": {"core", "llm"},
-    "benchmarks": {"core", "llm", "benchmarks"},
+    "sandbox": {"sandbox"},
+    "llm": {"core", "sandbox", "llm"},
+    "benchmarks": {"core", "sandbox", "llm", "benchmarks"},
     "parallel": {"core", "parallel"},
     "models": {"core", "parallel", "models"},
     "learn": {"core", "parallel", "models", "learn"},
@@ -104,6 +105,16 @@ def test_the_bridge_knows_the_engine_only_where_it_uses_it():
 @pytest.mark.parametrize("module", MODULES)
 def test_configurations_reach_the_library_as_dataclasses(module):
     assert not libraries_used(of_module(module)) & set(CONFIG_LIBRARIES)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) == "sandbox"])
+def test_the_sandbox_needs_only_the_standard_library(module):
+    assert libraries_used(of_module(module)) <= {*sys.stdlib_module_names, "optimas_jax"}
+
+
+@pytest.mark.parametrize("module", ["sandbox/walls.py", "sandbox/runner.py"])
+def test_what_runs_inside_the_sandbox_needs_nothing_of_ours(module):
+    assert not rooms_used(of_module(module))
 
 
 @pytest.mark.parametrize("module", ["bench/work.py", "bench/serve.py", "learn/token_group.py"])

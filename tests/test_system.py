@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import subprocess
 import sys
 
@@ -247,3 +248,36 @@ def test_any_concurrency_gives_the_same_traces():
     reference = run_many(some_system, jobs, concurrency=1)
     assert [trace.example_id for trace in reference] == [f"e{i}" for i in range(12)]
     assert all(run_many(some_system, jobs, concurrency=n) == reference for n in (4, 16))
+
+
+def judged(judge):
+    return dataclasses.replace(system(tool("a", ("q",), lambda q: q), output="a_out"), metric=judge, completer="asked")
+
+
+def test_a_judge_asks_like_a_component():
+    async def judge(outputs, gold, context):
+        await asyncio.sleep(0)
+        return outputs["a_out"] + gold["answer"] + (context.completer == "asked") + (context.component == "metric")
+
+    trace = run(judged(judge))
+    assert (trace.score, trace.outcome) == (5 + 1 + 1 + 1, Outcome.OK)
+
+
+def test_a_judge_that_gets_no_answer_is_an_outcome_and_its_bug_is_a_bug():
+    async def refused(outputs, gold, context):
+        raise ComponentFailure(Outcome.RATE_LIMITED, "busy")
+
+    trace = run(judged(refused))
+    assert (trace.score, trace.outcome, dict(trace.outputs)) == (0.0, Outcome.RATE_LIMITED, {})
+
+    async def wrong(outputs, gold, context):
+        return outputs["nothing"]
+
+    with pytest.raises(ComponentBug, match="the metric raised KeyError"):
+        run(judged(wrong))
+
+    async def spent(outputs, gold, context):
+        raise StopRun("spent")
+
+    with pytest.raises(StopRun, match="spent"):
+        run(judged(spent))

@@ -29,11 +29,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optimas_jax.benchmarks import amazon, hotpotqa, pubmedqa, stark_prime
+from optimas_jax.benchmarks import amazon, bigcodebench, hotpotqa, pubmedqa, stark_prime
 from optimas_jax.llm.component import LanguageModel
 
 BENCHMARKS: Mapping[str, ModuleType] = {
     "amazon": amazon,
+    "bigcodebench": bigcodebench,
     "hotpotqa": hotpotqa,
     "pubmedqa": pubmedqa,
     "stark_prime": stark_prime,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from optimas_jax.core import graph
 from optimas_jax.core.graph import GraphError
@@ -60,6 +61,7 @@ class Meter:
 
 RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]
 Metric = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
+Judge = Callable[[Mapping[str, Any], Mapping[str, Any], RunContext], Awaitable[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,8 @@ class System:
       components: in any order; runs follow ``order``.
       input_fields: fields that an example provides.
       output_fields: fields that the metric reads.
-      metric: ``(outputs, gold) -> score``, higher is better.
+      metric: ``(outputs, gold) -> score``, higher is better. One that has to ask a model or run a program is a judge:
+        ``async (outputs, gold, context) -> score``, whose requests are completions like any other.
       completer: what components' completion requests go to.
       failure_score: score of a run without outputs.
       scorer: scores outputs for ``PerInstance`` values; a system without one cannot run them.
@@ -112,7 +115,7 @@ class System:
     components: tuple[Component, ...]
     input_fields: tuple[str, ...]
     output_fields: tuple[str, ...]
-    metric: Metric
+    metric: Metric | Judge
     completer: Any = None
     failure_score: float = 0.0
     scorer: Scorer | None = None
@@ -241,7 +244,7 @@ class System:
         async with asyncio.TaskGroup() as group:
             for name in self.order:
                 tasks[name] = group.create_task(execute(name, [tasks[parent] for parent in self.parents[name]]))
-        return self._finish(example, seed, {name: steps[name] for name in self.order if name in steps}, fields)
+        return await self._finish(example, seed, {name: steps[name] for name in self.order if name in steps}, fields)
 
     async def run_component(
         self,
@@ -321,14 +324,22 @@ class System:
         scores = await self.scorer.scores(component.name, inputs, outputs, value.reward)
         return steps[choose(scores, value.mode, seed)]
 
-    def _finish(self, example: Example, seed: int, steps: Mapping[str, Step], fields: Mapping[str, Any]) -> Trace:
+    async def _finish(self, example: Example, seed: int, steps: Mapping[str, Step], fields: Mapping[str, Any]) -> Trace:
         failed = [step.outcome for step in steps.values() if step.outcome is not Outcome.OK]
         if failed or any(field not in fields for field in self.output_fields):
             outcome = failed[0] if failed else Outcome.CRASHED
             return Trace(example.id, seed, freeze(steps), freeze({}), outcome, self.failure_score)
         outputs = freeze({field: fields[field] for field in self.output_fields})
         try:
-            score = float(self.metric(outputs, example.gold))
+            if inspect.iscoroutinefunction(self.metric):
+                context = RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric")
+                score = float(await self.metric(outputs, example.gold, context))
+            else:
+                score = float(cast(Metric, self.metric)(outputs, example.gold))
+        except ComponentFailure as failure:  # a judge's model or tool did not deliver
+            return Trace(example.id, seed, freeze(steps), freeze({}), failure.outcome, self.failure_score)
+        except StopRun:
+            raise
         except Exception as error:
             raise ComponentBug(
                 f"the metric raised {type(error).__name__} on example {example.id!r}: {error}; outputs "

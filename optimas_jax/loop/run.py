@@ -17,6 +17,7 @@ from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.openai import PREFIX, OpenAICompleter
+from optimas_jax.llm.sandbox import SandboxCompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.config import ConfigError, OptimizeConfig, RunConfig
 from optimas_jax.loop.engines import Engines
@@ -85,7 +86,7 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     folder = RunFolder(workdir, config)
     checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
     tape, ledger = Tape(folder.path / "tape.sqlite"), Ledger()
-    taped = TapedCompleter(tape, ledger, completer)
+    taped = TapedCompleter(tape, ledger, SandboxCompleter(completer))
     engine = RewardEngine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
     return Run(
         config=config,

@@ -91,7 +91,8 @@ class Outcomes(unittest.TestResult):
 
 
 def _name(test: Any) -> str:
-    return getattr(test, "_testMethodName", None) or getattr(test, "description", None) or str(test)
+    """Method's or function's name, or ``setUpClass`` and the like."""
+    return test.id().partition(" ")[0].rpartition(".")[2]
 
 
 def _text(err: Any) -> str:

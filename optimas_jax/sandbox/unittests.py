@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from optimas_jax.sandbox.program import Ended, Limits, run_program
+from optimas_jax.sandbox.source import parse
 
 RUNNER = Path(__file__).with_name("runner.py")
 Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
@@ -64,7 +65,7 @@ def test_names(tests: str, case: str = "TestCases") -> tuple[str, ...]:
     Raises:
       SyntaxError: for tests that are no Python.
     """
-    classes = {node.name: node for node in ast.parse(tests).body if isinstance(node, ast.ClassDef)}
+    classes = {node.name: node for node in parse(tests).body if isinstance(node, ast.ClassDef)}
 
     def names(name: str, seen: frozenset[str]) -> list[str]:
         if name not in classes or name in seen:
@@ -86,7 +87,7 @@ def run_tests(
     """
     try:
         expected = test_names(tests, case)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except SyntaxError as error:
         return Verdict("crashed", (), {"": f"the tests are no Python: {error}"})
     if case and not expected:
         return Verdict("crashed", (), {"": f"the tests have no class {case} with a test"})

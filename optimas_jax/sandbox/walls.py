@@ -35,7 +35,8 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 
 # linux/sched.h, linux/mount.h, linux/prctl.h
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 1 << 17, 1 << 27, 1 << 28, 1 << 29, 1 << 30
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 MNT_DETACH, AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = 2, -100, 0x8000, 442
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
@@ -157,6 +158,7 @@ def _build_root(plan: dict[str, Any]) -> None:
         _mount(f"/dev/{name}", f"{root}/dev/{name}", None, MS_BIND)
     for name, target in (("shm", TMP), ("fd", "/proc/self/fd")):
         os.symlink(target, f"{root}/dev/{name}")
+    _mount(None, f"{root}/dev", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC)
     os.chdir(root)
     _libc("pivot_root", b".", b".")
     _libc("umount2", b".", MNT_DETACH)

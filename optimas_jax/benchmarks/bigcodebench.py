@@ -1,0 +1,287 @@
+"""BigCodeBench (Zhuo et al., 2024), instruct, with the four-component system of the paper (Table 5, Figure 2).
+
+    question -> code_generator ------> executor -> final_coder
+        \\-----> unit_test_generator --^              ^ reads all of the above
+
+The two generators run in parallel; the executor runs the one's program with the other's tests in the sandbox
+(``optimas_jax.sandbox``) and reports; the final coder answers. The metric is pass@1 as the official evaluation has it:
+1 if the final program passes every test of the task's own class ``TestCases``, in one module with it, else 0. No
+component sees those tests. Chance is 0: no guess passes.
+
+Executions go to the tape like completions (``llm.sandbox``), so that a run that is repeated says the same.
+
+Data: ``bigcode/bigcodebench``, release v0.1.4, from the hub, or rows of the same fields by path; ``libs`` and
+``doc_struct`` are not needed, ``imports`` is worked out where it is absent. ``config.data.source`` says which tasks:
+
+    installed  (default) those whose imports this interpreter has: a task that cannot pass here would count as the
+               model's failure; how many were left out is part of ``Dataset.origin``
+    stdlib     those whose solution and tests need only the standard library
+    all        all of them
+
+Deviations from the paper (arXiv 2507.03041) and its released code (snap-stanford/optimas), and why:
+
+- The unit-test generator is asked for unit tests. The released prompt asks it to complete the function.
+- Programs are taken out of answers by one function (``code_extraction``) wherever a model writes one. The released code
+  does so for the first program only, and grades the final answer as it stands, fences and all; tests without a
+  ``python`` fence are dropped there.
+- The executor reports how many tests passed and what failed, cut to ``report_chars``. The released one passes on the
+  outcome of its metric.
+- An answer without a program goes on as it is from the generators (the executor then reports its syntax error); from
+  the final coder it is a parse error and scores 0.
+- Splits have the paper's sizes (500, 25, 70), dealt by a seed from all tasks. The released code takes 1,000 for
+  training, 5 % of them for validation, of v0.1.3.
+- Programs run in a jail where the kernel allows one, without network: the few tasks whose tests reach a server on the
+  internet cannot pass. The official evaluation says itself that its guard is no sandbox.
+- Limits: 240 s as official; computing time 60 s and memory 4 GB per process (official: none and 30 GB), which all
+  solutions of v0.1.0 that need the standard library only keep.
+- Inputs can be cut in their middle (``question_chars``, ``code_chars``) for models with a short context; the paper's
+  variant cuts nothing. Models and temperature: see ``configs/bigcodebench.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from optimas_jax.benchmarks.code_extraction import extract_program, extract_tests
+from optimas_jax.benchmarks.data import TEXT, DataConfig, DataError, Dataset, deal, fields_of, hub_rows, read_rows
+from optimas_jax.core.system import Component, ComponentFailure, RunContext, System
+from optimas_jax.core.types import Example, Outcome
+from optimas_jax.core.values import Demo, LoraSpace, Prompt, PromptSpace, Value
+from optimas_jax.llm.component import LanguageModel, llm_component
+from optimas_jax.llm.sandbox import tested
+from optimas_jax.sandbox.program import Limits, check_walls
+from optimas_jax.sandbox.source import parse
+from optimas_jax.sandbox.unittests import test_names
+
+METRIC = "pass@1"
+SOURCES = ("installed", "stdlib", "all")
+HUB = ("bigcode/bigcodebench", None, "v0.1.4")
+FUNCTION = "task_func"  # what every task's function is called
+CASE = "TestCases"  # and its class of tests
+
+_FIELDS = ("task_id", "instruct_prompt", "code_prompt", "canonical_solution", "test", "entry_point")
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemConfig:
+    """The system before optimisation.
+
+    Attributes:
+      language_model: answers for the LLM components.
+      limits: of a program with its tests.
+      isolation: ``required`` refuses to run programs without a jail, ``preferred`` says that there is none.
+      question_chars, code_chars: longest question, and longest program, tests or report, that a model is shown; longer
+        ones lose their middle. 0 for no limit.
+      max_demos: most demonstrations of a prompt.
+      weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
+    """
+
+    language_model: LanguageModel
+    limits: Limits = Limits()
+    isolation: Literal["required", "preferred"] = "preferred"
+    question_chars: int = 0
+    code_chars: int = 0
+    max_demos: int = 4
+    weights: str = ""
+
+
+# Data
+
+
+def load(config: DataConfig) -> Dataset:
+    """Reads the tasks and deals them to splits.
+
+    Raises:
+      DataError: for a missing file, a broken line, a row without a field or with code that does not parse, or fewer
+        tasks than asked for.
+    """
+    examples, origin = read_tasks(config.path, config.source or SOURCES[0])
+    try:
+        return Dataset(deal(examples, config), {METRIC: 0.0}, origin)
+    except DataError as error:
+        raise DataError(f"{error} ({origin})") from error
+
+
+def read_tasks(path: str, source: str) -> tuple[list[Example], str]:
+    """The tasks of a file, or without a path of the hub, that ``source`` names; and where they are from, in words.
+
+    Raises:
+      DataError: as ``load``.
+    """
+    if source not in SOURCES:
+        raise DataError(f"config.data.source is {source!r}; allowed: {', '.join(SOURCES)}")
+    rows = read_rows(Path(path), parse_row) if path else hub_rows(*HUB, parse_row)
+    missing = collections.Counter(name for _, imports in rows for name in imports if not _is_installed(name))
+    kept = [example for example, imports in rows if _is_wanted(imports, source)]
+    left_out = len(rows) - len(kept)
+    why = {
+        "installed": f"that import what is not installed: {', '.join(name for name, _ in missing.most_common(5))}, ...",
+        "stdlib": "that need more than the standard library",
+    }
+    return kept, (path or HUB[0]) + (f" without {left_out} tasks {why[source]}" if left_out else "")
+
+
+def parse_row(item: Any, where: str) -> tuple[Example, tuple[str, ...]]:
+    """A task, and the top-level modules that its solution and tests import.
+
+    Raises:
+      DataError: if a field is absent, the solution or the tests are no Python, or they lack function or test class.
+    """
+    row = fields_of(item, where, dict.fromkeys(_FIELDS, TEXT))
+    if row["entry_point"] != FUNCTION:
+        raise DataError(f"{where}: field entry_point is {row['entry_point']!r}, expected {FUNCTION!r}")
+    solution = row["code_prompt"] + row["canonical_solution"]
+    imports: set[str] = set()
+    for name, text in (("canonical_solution", solution), ("test", row["test"])):
+        try:
+            imports |= set(imported(text))
+        except SyntaxError as error:
+            raise DataError(f"{where}: field {name} is no Python ({error})") from error
+    if not test_names(row["test"], CASE):
+        raise DataError(f"{where}: field test has no class {CASE} with a test")
+    gold = {"test": row["test"], "solution": solution, "stub": row["code_prompt"]}
+    return Example(row["task_id"], {"question": row["instruct_prompt"]}, gold, ""), tuple(sorted(imports))
+
+
+def imported(source: str) -> tuple[str, ...]:
+    """Top-level modules that a program imports, wherever in it.
+
+    Raises:
+      SyntaxError: for text that is no Python.
+    """
+    names: list[str] = []
+    for node in ast.walk(parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module)
+    return tuple(dict.fromkeys(name.split(".")[0] for name in names))
+
+
+def _is_wanted(imports: Iterable[str], source: str) -> bool:
+    if source == "stdlib":
+        return set(imports) <= sys.stdlib_module_names
+    return source == "all" or all(_is_installed(name) for name in imports)
+
+
+def _is_installed(module: str) -> bool:
+    return module in sys.stdlib_module_names or importlib.util.find_spec(module) is not None
+
+
+# System
+
+
+def build(dataset: Dataset, settings: SystemConfig) -> System:
+    """The four-component system of the paper.
+
+    Raises:
+      SandboxError: if programs cannot be run here, or not as safely as ``settings.isolation`` asks for.
+      ValueError: if ``settings.weights`` names what is no LLM component.
+    """
+    warning = check_walls(settings.isolation)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    tuned = [name.strip() for name in settings.weights.split(",") if name.strip()]
+
+    model = settings.language_model
+    next_block = ("\nQuestion:",) if model.style == "text" else ()
+
+    def llm(name: str, extract: Callable[[str, str], str], **parts: Any) -> Component:
+        space = LoraSpace() if name in tuned else PromptSpace(max_demos=settings.max_demos)
+        component = llm_component(name=name, language_model=model, stop=next_block, space=space, **parts)
+        return _reading(component, extract, settings)
+
+    async def execute(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+        verdict = await tested(inputs["initial_code"], inputs["unit_tests"], settings.limits, "", context)
+        return {"execution_report": verdict.summary()}
+
+    async def passes(outputs: Mapping[str, Any], gold: Mapping[str, Any], context: RunContext) -> float:
+        verdict = await tested(outputs["code"], gold["test"], settings.limits, CASE, context)
+        return float(verdict.status == "passed")
+
+    components = (
+        llm(
+            "code_generator",
+            _program_or_answer,
+            description="Write a Python function that solves the task.",
+            inputs=("question",),
+            output="initial_code",
+            instruction="Provide a self-contained Python solution in one code block:",
+        ),
+        llm(
+            "unit_test_generator",
+            lambda answer, question: extract_tests(answer, FUNCTION) or answer,
+            description="Write unit tests that check whether a solution of the task is right.",
+            inputs=("question",),
+            output="unit_tests",
+            instruction=f"Write a unittest.TestCase class with tests of {FUNCTION} as the task describes it, in one "
+            f"code block. {FUNCTION} is defined already: do not write or import it.",
+        ),
+        Component(
+            name="executor",
+            description="Run the code with the unit tests and report.",
+            inputs=("initial_code", "unit_tests"),
+            outputs=("execution_report",),
+            run=execute,
+        ),
+        llm(
+            "final_coder",
+            _program,
+            description="Write the final Python solution of the task, mending what the tests of the initial code show.",
+            inputs=("question", "initial_code", "unit_tests", "execution_report"),
+            output="code",
+            instruction="Provide the final self-contained Python solution in one code block. Keep the initial code "
+            "where it is right; mend what the execution report shows to be wrong with it.",
+        ),
+    )
+    unknown = set(tuned) - {component.name for component in components if isinstance(component.space, LoraSpace)}
+    if unknown:
+        raise ValueError(f"weights of {', '.join(sorted(unknown))}: there is no such LLM component")
+    return System(components=components, input_fields=("question",), output_fields=("code",), metric=passes)
+
+
+def _program_or_answer(answer: str, question: str) -> str:
+    return extract_program(answer, FUNCTION, question) or answer
+
+
+def _program(answer: str, question: str) -> str:
+    program = extract_program(answer, FUNCTION, question)
+    if not program:
+        raise ComponentFailure(Outcome.PARSE_ERROR, f"no function {FUNCTION} in the answer: {answer[:500]}")
+    return program
+
+
+def _reading(component: Component, extract: Callable[[str, str], str], settings: SystemConfig) -> Component:
+    """The component with its inputs cut to what a model is shown, and what ``extract`` takes from its answer."""
+    [output] = component.outputs
+
+    def cut(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: cut_middle(text, settings.question_chars if name == "question" else settings.code_chars)
+            for name, text in fields.items()
+        }
+
+    async def run(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+        shown = value
+        if isinstance(value, Prompt):
+            shown = Prompt(value.instruction, tuple(Demo(cut(demo.inputs), cut(demo.outputs)) for demo in value.demos))
+        made = await component.run(cut(inputs), shown, context)
+        return {output: extract(made[output], inputs["question"])}
+
+    return dataclasses.replace(component, run=run)
+
+
+def cut_middle(text: str, characters: int) -> str:
+    """The text, or if it is longer than ``characters`` its beginning and its end, where a task shows how to start."""
+    mark = "\n[...]\n"
+    if not characters or len(text) <= characters:
+        return text
+    kept = max(0, characters - len(mark))
+    return text[: kept - kept // 2] + mark + text[len(text) - kept // 2 :]

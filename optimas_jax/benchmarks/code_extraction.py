@@ -1,0 +1,144 @@
+"""Finds the program in a model's answer.
+
+BigCodeBench takes the longest stretch of lines that parses and keeps imports and what the wanted function needs
+(bigcode-project/bigcodebench: sanitize.py). Here the answer's own marks come first: fenced blocks, the last one that
+defines the function, with the definitions of the blocks before it; then lines without a fence; then a bare body below
+the signature that the question ended with. Statements that would only try the function out are left out either way.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+
+from optimas_jax.sandbox.source import parse
+
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)")
+_STARTS = re.compile(r"^(?:import |from |def |async def |class |@)")
+_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
+
+
+def extract_program(answer: str, name: str, question: str = "") -> str:
+    """The program in an answer that defines function ``name``; empty if there is none.
+
+    Args:
+      answer: code, alone or among prose, with fences or without, cut off or not.
+      question: what was asked; if it ends with the beginning of a program, the answer may be the rest of it.
+    """
+    blocks = fenced_blocks(answer)
+    parsed = [(block, tree) for block in blocks if (tree := _parse(block)) is not None]
+    for last in range(len(parsed) - 1, -1, -1):
+        if name in _defined(parsed[last][1]):
+            before = [_keep(block, tree, lambda node: isinstance(node, _DEFINITIONS)) for block, tree in parsed[:last]]
+            return _joined([*before, _without_trials(*parsed[last], name)])
+    for text in (*blocks, answer):
+        for lines in _stretches(text):
+            tree = _parse(lines)
+            if tree is not None and name in _defined(tree):
+                return _without_trials(lines, tree, name)
+    for stub in fenced_blocks(question)[-1:]:
+        for text in (*blocks, answer):
+            body = stub.rstrip() + "\n" + textwrap.indent(textwrap.dedent(text.strip("\n")), "    ")
+            tree = _parse(body)
+            if tree is not None and name in _defined(tree):
+                return body
+    return ""
+
+
+def extract_tests(answer: str, name: str) -> str:
+    """The tests in an answer: its definitions, but for a copy of function ``name``, which is what they test."""
+
+    def wanted(node: ast.stmt) -> bool:
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            return False
+        return isinstance(node, (*_DEFINITIONS, *_ASSIGNMENTS)) and getattr(node, "name", "") != name
+
+    parsed = [(block, tree) for block in fenced_blocks(answer) if (tree := _parse(block)) is not None]
+    if not parsed:
+        stretch = max(_stretches(answer), key=len, default="")
+        parsed = [(stretch, tree)] if (tree := _parse(stretch)) is not None else []
+    return _joined([_keep(block, tree, wanted) for block, tree in parsed])
+
+
+def fenced_blocks(text: str) -> list[str]:
+    """Contents of the fenced blocks, in order and without common indentation; the last may lack its end."""
+    blocks: list[str] = []
+    lines: list[str] | None = None
+    for line in _lines(text):
+        if not _FENCE.match(line):
+            if lines is not None:
+                lines.append(line)
+        elif lines is None:
+            lines = []
+        else:
+            blocks.append("\n".join(lines))
+            lines = None
+    if lines:
+        blocks.append("\n".join(lines))
+    return [textwrap.dedent(block) for block in blocks if block.strip()]
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as Python counts them."""
+    return re.split(r"\r\n|\r|\n", text)
+
+
+def _parse(text: str) -> ast.Module | None:
+    try:
+        return parse(text)
+    except SyntaxError:
+        return None
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def _stretches(text: str) -> Iterator[str]:
+    """Stretches of lines that parse: from each line that looks like the beginning of code, as far as they do."""
+    lines = _lines(text)
+    starts = [index for index, line in enumerate(lines) if _STARTS.match(line)]
+    for start in starts[:50]:
+        end = len(lines)
+        while end > start:
+            try:
+                parse("\n".join(lines[start:end]))
+            except SyntaxError as error:  # what follows its line cannot mend it
+                end = min(end - 1, start + (error.lineno or 1) - 1)
+                continue
+            yield "\n".join(lines[start:end])
+            break
+
+
+def _keep(text: str, tree: ast.Module, wanted: Callable[[ast.stmt], bool]) -> str:
+    """The source lines of the statements that are wanted."""
+    lines = _lines(text)
+    kept: list[str] = []
+    for node in tree.body:
+        if wanted(node):
+            decorators: Sequence[ast.expr] = getattr(node, "decorator_list", ())
+            first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+            kept += lines[first - 1 : node.end_lineno]
+    return "\n".join(kept)
+
+
+def _without_trials(text: str, tree: ast.Module, name: str) -> str:
+    """Without statements after the function that are neither definitions nor assignments of what it may need, and
+    without assignments that call it."""
+    [position] = [i for i, node in enumerate(tree.body) if getattr(node, "name", "") == name][-1:]
+    before = set(tree.body[:position])
+
+    def wanted(node: ast.stmt) -> bool:
+        if isinstance(node, _DEFINITIONS):
+            return True
+        calls = any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(node))
+        return not calls and (node in before or isinstance(node, _ASSIGNMENTS))
+
+    return _keep(text, tree, wanted)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return "\n".join(part for part in parts if part.strip())
