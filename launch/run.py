@@ -21,8 +21,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.loop.config import RunConfig, from_dict
-from optimas_jax.loop.stages import STAGES, run_stages
+from optimas_jax.loop.completers import check_completers
+from optimas_jax.loop.config import STAGES, RunConfig, from_dict
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
@@ -36,8 +36,11 @@ def main(argv: list[str]) -> int:
         logging.getLogger(library).setLevel(logging.WARNING)  # they narrate; progress has its own lines
     try:
         config = from_dict(RunConfig, _CONFIG.value.to_dict())
-        workdir = _WORKDIR.value or f"runs/{config.benchmark}-{config.variant}-{config.seed}"
-        run_stages(config, Path(workdir), _STAGE.value)
+        workdir = Path(_WORKDIR.value or f"runs/{config.benchmark}-{config.variant}-{config.seed}")
+        check_completers(config, workdir)  # a missing key is said before anything slow is imported
+        from optimas_jax.loop.stages import run_stages
+
+        run_stages(config, workdir, _STAGE.value)
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)
         return 130

@@ -21,7 +21,7 @@ from optimas_jax.core.system import Component, Job, RunContext, System, run_many
 from optimas_jax.core.types import Example, Group
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
 from optimas_jax.learn.checkpoint import CheckpointStore
-from optimas_jax.learn.reward_model import LossConfig
+from optimas_jax.learn.config import LossConfig
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.llm.ledger import Ledger
@@ -30,11 +30,12 @@ from optimas_jax.loop.collect import CollectConfig, collect
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.journal import RunFolder, load_best
-from optimas_jax.loop.local_reward import RewardConfig, RewardEngine, TextGroup, text_group
+from optimas_jax.loop.local_reward import RewardEngine, TextGroup, text_group
 from optimas_jax.loop.optimize import Proposal, optimize, to_gate
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.run import Run
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.train_config import RewardConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
 
 INSTRUCTIONS = ("red", "green", "blue")

@@ -8,7 +8,7 @@ from runs import get_config, run_config
 
 from optimas_jax.benchmarks.hotpotqa import DataConfig
 from optimas_jax.loop.config import ConfigError, RunConfig, differences, from_dict, to_dict
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.search.gate import GateConfig
 
 MISSING = object()

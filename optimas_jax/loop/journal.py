@@ -14,8 +14,10 @@ from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration
 from optimas_jax.loop.config import RunConfig, differences, to_dict
 
+TAPE = "tape.sqlite"
 ADAPTERS = "adapters"  # of a run folder, and of its best/
-_FREE = ("concurrency", "evaluate")  # fields that may differ from run to run in one folder
+# Fields that may differ from run to run in one folder: how fast, where and for how much models answer, not which.
+_FREE = ("concurrency", "evaluate", "server", "anthropic", "prices", "budget")
 
 
 class FolderError(StopRun):

@@ -12,18 +12,17 @@ from optimas_jax.core.types import Example
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.llm.openai import PREFIX, OpenAICompleter
+from optimas_jax.llm.providers import models_named
 from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import ConfigError, RunConfig
 from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.journal import ADAPTERS, RunFolder
+from optimas_jax.loop.journal import ADAPTERS, TAPE, RunFolder
 from optimas_jax.loop.local_reward import RewardEngine
 from optimas_jax.loop.policy import PolicyEngine
 from optimas_jax.loop.progress import Progress
 
 BENCHMARKS = {"hotpotqa": hotpotqa}
-_API_PROVIDERS = ("openai", "anthropic")  # without config.server.base_url
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,25 +59,38 @@ class Run:
 def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
-    ``completer`` answers the requests of the system and of proposers; by default the local engine does.
+    ``completer`` answers the requests of the system and of proposers; by default the
+    servers and local engines of the models that they name.
 
     Raises:
-      ConfigError: for an unknown benchmark or component, or models that nothing here can serve.
+      ConfigError: for an unknown benchmark or component, or models that nothing here can serve, before anything
+        is spent.
       FolderError: for a folder of another configuration.
     """
     started = time.monotonic()
     if config.benchmark not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {config.benchmark!r}; known: {', '.join(BENCHMARKS)}")
     engines = Engines(config.mesh, progress)
-    completer = completer or _completer(config, engines, workdir / ADAPTERS)
+    if completer is None:
+        check_completers(config, workdir)
     benchmark = BENCHMARKS[config.benchmark]
     data = benchmark.load(config.data)
     settings = config.system
     bare = benchmark.build(data.articles, settings.language_model, settings.k_grid, settings.k, settings.weights)
+    if completer is None:
+        choices = models_named(bare)
+        check_completers(config, workdir, choices)
+        for spec in without_price(config, choices):
+            progress.line(
+                f"[yellow]warning[/yellow]: no price of {spec} is known, and its dollars are not counted: set "
+                f"config.prices to {spec}=PROMPT/COMPLETION"
+            )
+        completer = make_completer(config, workdir, progress.line, engines.sampler)
     components = _chosen_components(bare, config.optimize.components)
     folder = RunFolder(workdir, config)
     checkpoints = CheckpointStore(folder.path / "checkpoints")
-    tape, ledger = Tape(folder.path / "tape.sqlite"), Ledger()
+    tape = Tape(folder.path / TAPE)
+    ledger = Ledger(config.budget, tape.cost(), own_prices(config))
     taped = TapedCompleter(tape, ledger, completer)
     return Run(
         config=config,
@@ -100,30 +112,6 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         components=components,
         started=started,
     )
-
-
-def _completer(config: RunConfig, engines: Engines, adapters: Path) -> Completer:
-    models = sorted({config.system.language_model.model, config.proposer.model})
-    if config.server.base_url and all(model.startswith(PREFIX) for model in models):
-        if config.system.weights and not config.policy.model:
-            raise ConfigError(
-                f"config.system.weights is {config.system.weights!r} and {models[0]} answers: set config.policy.model "
-                "to the spec of the weights behind it, which are tuned here"
-            )
-        return OpenAICompleter(config.server, adapters)
-    remote = [model for model in models if model.partition(":")[0] in _API_PROVIDERS]
-    if remote:
-        raise ConfigError(
-            f"{', '.join(remote)}: paid APIs wait for the clients of a later version. Name a local model "
-            "(config.system.language_model.model, config.proposer.model), or for openai:NAME the address of a server "
-            "of your own (config.server.base_url), or use another variant of this config"
-        )
-    if len(models) > 1:
-        raise ConfigError(
-            f"config.system.language_model.model is {config.system.language_model.model!r} and config.proposer.model "
-            f"{config.proposer.model!r}: the local engine serves one model, set both alike"
-        )
-    return LocalCompleter(models[0], lambda: engines.sampler(models[0]), adapters)
 
 
 def _chosen_components(system: System, names: str) -> tuple[str, ...]:
