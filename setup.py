@@ -29,7 +29,8 @@ setup(
         "bm25s>=0.3.9,<0.4",  # retrieval
         "countryinfo>=1.0,<1.1",  # facts behind the embedded questions; other versions have other facts
         "scipy>=1.14,<2",
-        "openai>=3,<4",  # OpenAI-compatible servers
+        "openai>=3,<4",  # OpenAI, and servers that are compatible with it
+        "anthropic>=2,<3",  # messages without sampling arguments, which 1.0 took away
         # Running things.
         "absl-py>=2.1,<3",
         "ml-collections>=1.1,<2",

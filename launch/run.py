@@ -22,8 +22,8 @@ from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
-from optimas_jax.loop.config import parse_config
-from optimas_jax.loop.stages import STAGES, run_stages
+from optimas_jax.loop.completers import check_completers
+from optimas_jax.loop.config import STAGES, parse_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
@@ -33,12 +33,15 @@ _STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Which stage to run
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    for library in ("absl", "bm25s"):
+    for library in ("absl", "bm25s", "httpx2"):
         logging.getLogger(library).setLevel(logging.WARNING)  # they narrate; progress has its own lines
     try:
         config = parse_config(_CONFIG.value.to_dict())
-        workdir = _WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}"
-        run_stages(config, Path(workdir), _STAGE.value)
+        workdir = Path(_WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}")
+        check_completers(config, workdir)  # a missing key is said before anything slow is imported
+        from optimas_jax.loop.stages import run_stages
+
+        run_stages(config, workdir, _STAGE.value)
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)
         return 130

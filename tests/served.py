@@ -1,4 +1,4 @@
-"""The OpenAI-compatible server on a free port of this machine, in a thread."""
+"""Applications on a free port of this machine, each in a thread."""
 
 import contextlib
 import threading
@@ -14,8 +14,17 @@ from optimas_jax.serve.app import make_app
 def serving(sampler, name, port=0):
     """Serves a sampler, called ``name`` by clients; yields the address."""
     completer = LocalCompleter("random:0", lambda: sampler)
-    config = uvicorn.Config(make_app(completer, "random:0", name), host="127.0.0.1", port=port, log_level="warning")
-    server = uvicorn.Server(config)
+    try:
+        with serving_app(make_app(completer, "random:0", name), port) as address:
+            yield address
+    finally:
+        completer.close()
+
+
+@contextlib.contextmanager
+def serving_app(app, port=0, log_level="warning"):
+    """Serves an application; yields the address."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level=log_level))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -25,4 +34,3 @@ def serving(sampler, name, port=0):
     finally:
         server.should_exit = True
         thread.join()
-        completer.close()

@@ -7,7 +7,8 @@ import tiny
 
 from optimas_jax.models.adapters import AdapterStore, make_stack
 from optimas_jax.models.backbone import init_lora
-from optimas_jax.models.lora import LoraConfig, merge_lora
+from optimas_jax.models.config import LoraConfig
+from optimas_jax.models.lora import merge_lora
 from optimas_jax.models.sampler import Sampler, SampleRequest
 
 CONFIGS = {

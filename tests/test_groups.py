@@ -5,16 +5,17 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimas_jax.learn.config import BatchShape, LossConfig
 from optimas_jax.learn.features import FeatureCache
-from optimas_jax.learn.groups import BatchShape, candidate_tokens, make_batch, plan_batches
+from optimas_jax.learn.groups import candidate_tokens, make_batch, plan_batches
 from optimas_jax.learn.losses import bradley_terry
-from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
+from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_trainable, make_optimizer
 from optimas_jax.models.backbone import merge_model
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.forward import forward
 from optimas_jax.models.heads import reward_head
-from optimas_jax.models.lora import LoraConfig
 from optimas_jax.models.weights import RANDOM_CONFIG
 
 TOKENS = 256

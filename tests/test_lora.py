@@ -7,8 +7,9 @@ import pytest
 import tiny
 
 from optimas_jax.models.backbone import Network, init_lora, init_params
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.forward import forward
-from optimas_jax.models.lora import LoraConfig, low_rank, merge_lora
+from optimas_jax.models.lora import low_rank, merge_lora
 
 FLAT = tiny.plain(range(12), range(12, 24))
 

@@ -8,16 +8,16 @@ import pytest
 import tiny
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.learn.groups import BatchShape
+from optimas_jax.learn.config import BatchShape
 from optimas_jax.learn.memory import kept_bytes, step_bytes, tokens_that_fit
 from optimas_jax.loop import engines as loaded
 from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.policy_trainer import PolicyConfig, PolicyTrainer
+from optimas_jax.loop.policy_trainer import PolicyTrainer
 from optimas_jax.loop.progress import Progress
+from optimas_jax.loop.train_config import PolicyConfig
 from optimas_jax.models.backbone import Network, init_lora, init_params
-from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.forward import _forward_layer
-from optimas_jax.models.lora import LoraConfig
 from optimas_jax.models.rope import rope_angles
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.parallel.platform import Compute, default_compute

@@ -20,14 +20,15 @@ from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.limits import Retries, retry
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.llm.openai import OpenAICompleter, ServerConfig, ServerError
+from optimas_jax.llm.openai import OpenAICompleter
+from optimas_jax.llm.remote import ServerConfig, ServerError
 from optimas_jax.loop.config import ConfigError
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.run import build_run
 from optimas_jax.loop.weights import tune_weights
 from optimas_jax.models.backbone import init_lora
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.peft import write_adapter
 from optimas_jax.parallel.mesh import MeshConfig
 
@@ -133,6 +134,7 @@ def tuned_through(address, folder):
         system=dataclasses.replace(base.system, language_model=served),
         proposer=served,
         server=ServerConfig(address),
+        prices="openai:base=0/0",
         policy=dataclasses.replace(base.policy, model="random:0", updates=2, validate_every=1),
     )
     said = io.StringIO()

@@ -22,7 +22,7 @@ from optimas_jax.core.system import Component, Job, Meter, RunContext, System, r
 from optimas_jax.core.types import Example, Group
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
 from optimas_jax.learn.checkpoint import CheckpointStore
-from optimas_jax.learn.reward_model import LossConfig
+from optimas_jax.learn.config import LossConfig
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.llm.ledger import Ledger
@@ -33,12 +33,13 @@ from optimas_jax.loop.cost import read_curve
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.gate import to_gate
 from optimas_jax.loop.journal import RunFolder, load_best
-from optimas_jax.loop.local_reward import RewardConfig, RewardEngine, TextGroup, text_group
+from optimas_jax.loop.local_reward import RewardEngine, TextGroup, text_group
 from optimas_jax.loop.optimize import optimize
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.rank import Proposal
 from optimas_jax.loop.run import Run, build_run
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.train_config import RewardConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
 
 INSTRUCTIONS = ("red", "green", "blue")

@@ -8,10 +8,9 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from optimas_jax.models.backbone import Network, init_lora
-from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.export import export
 from optimas_jax.models.forward import forward
-from optimas_jax.models.lora import LoraConfig
 from optimas_jax.models.peft import CONFIG, WEIGHTS, AdapterError, read_adapter, write_adapter
 from optimas_jax.models.weights import load_config, load_params, resolve
 

@@ -26,13 +26,14 @@ from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.journal import CHECKPOINTS, RunFolder, load_best
-from optimas_jax.loop.local_reward import RewardConfig, RewardEngine
+from optimas_jax.loop.local_reward import RewardEngine
 from optimas_jax.loop.offline import collect_offline, train_offline
 from optimas_jax.loop.optimize import optimize, resolve_mode
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.run import Run
 from optimas_jax.loop.scoring import RewardScorer
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.train_config import RewardConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
 
 QUIET = Progress(Console(file=io.StringIO()))

@@ -6,14 +6,13 @@ import pytest
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.learn.checkpoint import CheckpointStore
-from optimas_jax.learn.groups import BatchShape
-from optimas_jax.learn.ppo import PolicyLoss
+from optimas_jax.learn.config import BatchShape, PolicyLoss
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.policy import PolicyDiverged, PolicyEngine, Rollout
-from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.loop.progress import Progress
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.train_config import PolicyConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.peft import read_adapter
 from optimas_jax.models.sampler import SampleRequest
 from optimas_jax.parallel.mesh import MeshConfig

@@ -6,20 +6,14 @@ import numpy as np
 import pytest
 import tiny
 
+from optimas_jax.learn.config import PolicyLoss
 from optimas_jax.learn.groups import candidate_tokens, make_batch
-from optimas_jax.learn.ppo import (
-    PolicyFunctions,
-    PolicyLoss,
-    Statistics,
-    Targets,
-    by_group,
-    init_policy,
-    make_policy_batch,
-)
+from optimas_jax.learn.ppo import PolicyFunctions, Statistics, Targets, by_group, init_policy, make_policy_batch
 from optimas_jax.learn.train_state import init_state, make_optimizer
 from optimas_jax.models.backbone import merge_model
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.forward import forward
-from optimas_jax.models.lora import LoraConfig, merge_lora
+from optimas_jax.models.lora import merge_lora
 from optimas_jax.models.sampler import SampleRequest
 
 PPO, GRPO = PolicyLoss("ppo"), PolicyLoss("grpo")

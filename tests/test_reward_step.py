@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tiny
 
+from optimas_jax.learn.config import LossConfig
 from optimas_jax.learn.groups import make_batch, plan_batches, split
-from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
+from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
 from optimas_jax.parallel.lanes import Lanes
@@ -70,7 +71,7 @@ def test_each_head_trains_only_on_its_own_groups():
 
 
 def test_frozen_weights_stay_and_layers_below_get_no_gradient():
-    from optimas_jax.models.lora import LoraConfig
+    from optimas_jax.models.config import LoraConfig
 
     config = LoraConfig(rank=2, last_layers=1)
     _, params = tiny.model()

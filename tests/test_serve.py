@@ -11,7 +11,7 @@ import tiny
 from served import serving
 
 from optimas_jax.models.backbone import init_lora
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.peft import write_adapter
 from optimas_jax.models.sampler import SampleRequest
 

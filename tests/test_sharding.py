@@ -6,8 +6,9 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
+from optimas_jax.learn.config import LossConfig
 from optimas_jax.learn.groups import make_batch
-from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
+from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
 from optimas_jax.models.backbone import abstract_params, init_lora
 from optimas_jax.models.flat import place_flat

@@ -10,16 +10,15 @@ from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.core.system import Job, run_many
 from optimas_jax.core.types import Outcome, Step
 from optimas_jax.core.values import BASE, Adapter
-from optimas_jax.learn.groups import BatchShape
+from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import ConfigError
-from optimas_jax.loop.local_reward import RewardConfig
 from optimas_jax.loop.policy import PolicyEngine
-from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.run import build_run
+from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
 from optimas_jax.loop.weights import tune_weights, without_failures
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.models.config import LoraConfig
 
 NAME = "answer_generator"
 

@@ -21,12 +21,12 @@ from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.local import EngineError
 from optimas_jax.loop.collect import CollectConfig
-from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig
+from optimas_jax.loop.config import STAGES, EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import FolderError
-from optimas_jax.loop.local_reward import RewardConfig
 from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.stages import STAGES, MissingStage, run_stages
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.stages import MissingStage, run_stages
+from optimas_jax.loop.train_config import RewardConfig
+from optimas_jax.models.config import LoraConfig
 
 _FACTS = ("capital", "currency", "calling code", "population", "area")
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.backbone import Network, init_params
-from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.flat import Flat, FlatSequence, flatten
-from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.lora import Params
 from optimas_jax.models.sampler import Sampler
 from optimas_jax.models.tokenizer import load_tokenizer
 from optimas_jax.models.weights import RANDOM_CONFIG, resolve

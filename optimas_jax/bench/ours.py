@@ -14,15 +14,16 @@ import numpy as np
 
 from optimas_jax.bench.serve import Run, serve
 from optimas_jax.bench.work import Work, from_json, score
-from optimas_jax.learn.groups import BatchShape, GroupBatch, make_batch, plan_batches, split
-from optimas_jax.learn.ppo import PolicyLoss
-from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
+from optimas_jax.learn.config import BatchShape, LossConfig, PolicyLoss
+from optimas_jax.learn.groups import GroupBatch, make_batch, plan_batches, split
+from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
 from optimas_jax.loop.engines import Engines, LoadedModel
-from optimas_jax.loop.policy_trainer import PolicyConfig, PolicyTrainer
+from optimas_jax.loop.policy_trainer import PolicyTrainer
 from optimas_jax.loop.progress import Progress
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.train_config import PolicyConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.sampler import Sampler, SampleRequest
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import MeshConfig

@@ -19,9 +19,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bm25s
-import numpy as np
-
 from optimas_jax.benchmarks import countries
 from optimas_jax.benchmarks.countries import Article
 from optimas_jax.benchmarks.data import (
@@ -118,6 +115,9 @@ def parse_row(item: Any, where: str) -> tuple[Example, tuple[Article, ...]]:
 def build_search(articles: Sequence[Article]) -> Callable[[str, int], tuple[str, ...]]:
     """BM25 over titles and texts: ``search(query, k)`` gives the k best articles as ``Title: text``, best first.
     Equal scores keep corpus order. A query without a single word of the corpus finds nothing."""
+    import bm25s  # both are slow to import, and a configuration needs neither
+    import numpy as np
+
     texts = [f"{article.title}: {article.text}" for article in articles]
     index = bm25s.BM25()
     index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)

@@ -9,8 +9,7 @@ A benchmark is a module with
 and, where it needs them,
 
     SystemConfig   frozen dataclass of the system's settings: its ``language_model`` answers for the components that
-                   name no other, its ``weights`` names those that are tuned by LoRA weights instead of prompts,
-                   and its ``models`` are what model selectors choose from
+                   name no other, its ``weights`` names those that are tuned by LoRA weights instead of prompts
     SOURCES        values that ``config.data.source`` may have
     OTHER_METRICS  name -> (outputs, gold) -> score, reported beside the metric
     SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics that no single example has
@@ -27,7 +26,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from optimas_jax.benchmarks import amazon, bigcodebench, hotpotqa, pubmedqa, stark_prime
 from optimas_jax.llm.component import LanguageModel
@@ -92,13 +90,6 @@ def _load_file(path: Path) -> ModuleType:
 def settings_class(benchmark: ModuleType) -> type:
     """The class of a benchmark's settings."""
     return getattr(benchmark, "SystemConfig", SystemConfig)
-
-
-def models_of(settings: Any) -> tuple[str, ...]:
-    """Specs of all models that a system with these settings may ask: those of its ``LanguageModel`` fields, and the
-    names in its ``models``, from which selectors choose."""
-    named = [value.model for value in vars(settings).values() if isinstance(value, LanguageModel)]
-    return tuple(dict.fromkeys([*named, *getattr(settings, "models", ())]))
 
 
 def title(name: str) -> str:

@@ -7,7 +7,6 @@ its tokens. On CPU, what a group gets does not depend on the groups that it shar
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,30 +16,6 @@ from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.flat import Flat, FlatSequence, bucket, flatten
 
 CHUNK = 64  # candidate tokens whose vocabulary is projected at a time; their number is a multiple of it
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchShape:
-    """Sizes of a batch.
-
-    Attributes:
-      tokens: T; on a mesh, per device along ``data``.
-      group_tokens: longer groups are truncated to it.
-      candidates: M, at most, of a group.
-      remat: whether training computes every layer again in the backward pass: a third more work, and memory for one
-        layer instead of all.
-    """
-
-    tokens: int = 1024
-    group_tokens: int = 512
-    candidates: int = 8
-    remat: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.group_tokens <= self.tokens:
-            raise ValueError(
-                f"a batch of {self.tokens} tokens cannot hold a group of group_tokens = {self.group_tokens}: lower it"
-            )
 
 
 class GroupBatch(NamedTuple):

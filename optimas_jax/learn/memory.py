@@ -8,7 +8,8 @@ import numpy as np
 
 from optimas_jax.learn.groups import CHUNK
 from optimas_jax.models.backbone import Network
-from optimas_jax.models.lora import LoraConfig, module_shapes
+from optimas_jax.models.config import LoraConfig
+from optimas_jax.models.lora import module_shapes
 
 _FLOAT32 = 4  # bytes
 _STATE = 4  # copies of what is trained: itself, two moments, a gradient

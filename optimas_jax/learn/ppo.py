@@ -12,13 +12,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optimas_jax.learn.config import PolicyLoss
 from optimas_jax.learn.groups import CandidateTokens, candidate_tokens, make_batch
 from optimas_jax.learn.losses import (
     clipped_policy_loss,
@@ -33,34 +34,12 @@ from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.token_logprobs import in_chunks, token_logprobs
 from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients, means
 from optimas_jax.models.backbone import Network, init_lora
-from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.flat import Flat
 from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import init_value_head, value_head
-from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyLoss:
-    """What an update minimises.
-
-    Attributes:
-      algorithm: ``ppo`` (a critic; KL to the reference in the rewards) or ``grpo`` (advantages relative to the answers
-        of the same prompt; KL to the reference in the loss; no critic).
-      clip: how far from 1 an importance ratio counts.
-      kl_weight: of KL to the reference; for ``ppo`` where its adaptation starts.
-      value_clip, value_weight: of the critic's loss.
-      discount, decay: gamma and lambda of the advantages.
-    """
-
-    algorithm: Literal["ppo", "grpo"] = "grpo"
-    clip: float = 0.2
-    kl_weight: float = 0.04
-    value_clip: float = 0.2
-    value_weight: float = 0.1
-    discount: float = 1.0
-    decay: float = 0.95
 
 
 class Statistics(NamedTuple):

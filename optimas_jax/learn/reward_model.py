@@ -16,29 +16,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optimas_jax.learn.config import LossConfig
 from optimas_jax.learn.groups import CandidateTokens, GroupBatch
 from optimas_jax.learn.losses import bradley_terry, pair_accuracy
 from optimas_jax.learn.token_logprobs import in_chunks, token_logprobs
 from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients
 from optimas_jax.models.backbone import Network, rms_norm
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.flat import Flat
 from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import reward_head
-from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """What counts as a pair, and how it is weighed.
-
-    Attributes:
-      threshold: reward differences up to this are ties.
-      margin: subtracted inside the sigmoid (0 in the paper).
-    """
-
-    threshold: float = 0.0
-    margin: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from optimas_jax.models.backbone import init_lora
-from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.heads import init_reward_head
-from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.lora import Params
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divide once, after adding up
 

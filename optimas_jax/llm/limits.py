@@ -1,9 +1,10 @@
-"""One retry policy for everything that is asked over a network."""
+"""How fast and how often something is asked over a network: rate limits, and the one retry policy."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,9 +17,9 @@ class Retries:
     """Exponential back-off with jitter.
 
     Attributes:
-      attempts: at most, the first one included.
+      attempts: at most, the first one included; that many failures in a row stop a run.
       first_wait: seconds before the second attempt, doubled before every further one.
-      longest_wait: seconds, at most.
+      longest_wait: seconds, at most; a server that asks for more (Retry-After) gets it.
     """
 
     attempts: int = 6
@@ -57,3 +58,26 @@ def retry(
                 raise
             sleep(retries.wait(failures, asked, random.random()))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+class Rate:
+    """A bucket that fills steadily, by ``per_minute`` a minute and up to ``per_minute``; 0 for no limit.
+
+    More than there is may be taken: whoever does so waits until it has come in. Those who wait are served in turn, and
+    a single amount larger than the bucket waits longer, but not for ever.
+    """
+
+    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic):
+        self._per_second, self._most, self._clock = per_minute / 60, per_minute, clock
+        self._level, self._filled = per_minute, clock()
+        self._lock = threading.Lock()
+
+    def take(self, amount: float) -> float:
+        """Takes an amount (a negative one is given back); returns the seconds to wait before it may be used."""
+        if not self._most:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            level = min(self._most, self._level + (now - self._filled) * self._per_second)
+            self._level, self._filled = level - amount, now
+            return max(0.0, -self._level / self._per_second)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest
-from optimas_jax.llm.ledger import Ledger
+from optimas_jax.llm.ledger import Cost, Ledger
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, request TEXT NOT NULL, completion TEXT NOT NULL);
@@ -98,13 +98,23 @@ class Tape:
         with self._guard("write to") as db:
             db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", list(scores.items()))
 
+    def cost(self) -> Cost:
+        """What all recorded completions cost together."""
+        query = """
+            SELECT TOTAL(completion ->> 'usd'), COUNT(*),
+                   TOTAL((completion ->> 'prompt_tokens') + (completion ->> 'completion_tokens'))
+            FROM completions"""
+        with self._guard("read") as db:
+            usd, calls, tokens = db.execute(query).fetchone()
+        return Cost(usd, int(tokens), calls)
+
     def __len__(self) -> int:
         with self._guard("read") as db:
             return db.execute("SELECT COUNT(*) FROM completions").fetchone()[0]
 
 
 class TapedCompleter:
-    """Answers from the tape, and asks ``inner`` only for what is not there.
+    """Answers from the tape, and asks ``inner`` only for what is not there and what the ledger's budget allows.
 
     Equal requests in flight at the same time are asked once. With ``inner=None`` it only replays.
     """
@@ -112,8 +122,15 @@ class TapedCompleter:
     def __init__(self, tape: Tape, ledger: Ledger, inner: Completer | None):
         self._tape, self._ledger, self._inner = tape, ledger, inner
         self._in_flight: dict[str, asyncio.Future[Completion]] = {}
+        self._paying: set[asyncio.Future[Completion]] = set()  # those in flight that hold a part of the budget
 
     async def complete(self, request: CompletionRequest) -> Completion:
+        """Answers one request.
+
+        Raises:
+          NotOnTape: if it only replays, and the answer is not there.
+          OverBudget: if the answer could cost more than is left. What is in flight ends first.
+        """
         key = request.key
         completion = self._tape.get(key)
         paid = False
@@ -131,8 +148,7 @@ class TapedCompleter:
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._in_flight[key] = future
         try:
-            completion = await self._inner.complete(request)
-            self._tape.put(request, completion)
+            completion = await self._pay(request, self._inner, future)
             future.set_result(completion)
             return completion
         except BaseException as error:
@@ -140,4 +156,27 @@ class TapedCompleter:
             future.exception()  # mark as retrieved: nobody may be waiting
             raise
         finally:
+            self._paying.discard(future)
             del self._in_flight[key]
+
+    async def _pay(self, request: CompletionRequest, inner: Completer, future: asyncio.Future) -> Completion:
+        """Asks, within the budget, and records the answer."""
+        most = self._ledger.most(request)
+        while not self._ledger.reserve(most):
+            if not self._paying:
+                raise self._ledger.refusal(most)
+            await asyncio.wait(self._paying, return_when=asyncio.FIRST_COMPLETED)  # it may cost less than reserved
+        self._paying.add(future)
+        completion: Completion | None = None
+        asked = asyncio.ensure_future(inner.complete(request))
+        try:
+            self._tape.put(request, completion := await asyncio.shield(asked))
+            return completion
+        except asyncio.CancelledError:
+            asked.cancel()
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                # One that is paid for and could not be stopped any more is kept.
+                self._tape.put(request, completion := await asked)
+            raise
+        finally:
+            self._ledger.settle(most, completion)

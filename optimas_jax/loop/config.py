@@ -14,13 +14,15 @@ from typing import Any, Literal, cast
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.openai import ServerConfig
+from optimas_jax.llm.ledger import Budget
+from optimas_jax.llm.remote import ServerConfig
 from optimas_jax.loop.collect import CollectConfig
-from optimas_jax.loop.local_reward import RewardConfig
-from optimas_jax.loop.policy_trainer import PolicyConfig
+from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.search.gate import GateConfig
 from optimas_jax.search.proposers import proposer_names
+
+STAGES = ("collect", "train", "optimize", "evaluate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,10 @@ class RunConfig:
       seed: names all randomness but that of the data.
       concurrency: examples in flight; changes speed only.
       mesh: devices; (0, 1) puts all of them along ``data``.
-      server: answers for models called ``openai:NAME``.
+      server: answers for models called ``openai:NAME``; OpenAI itself without an address.
+      anthropic: answers for models called ``anthropic:NAME``; Anthropic itself without an address.
+      prices: in place of those of ``llm.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
+      budget: the most that all completions of the run folder may cost.
       system: settings of the benchmark's own class.
       data, proposer, offline, collect, reward, policy, optimize, evaluate: see the classes.
     """
@@ -152,6 +157,9 @@ class RunConfig:
     concurrency: int = 32
     mesh: MeshConfig = MeshConfig()
     server: ServerConfig = ServerConfig()
+    anthropic: ServerConfig = ServerConfig()
+    prices: str = ""
+    budget: Budget = Budget()
     offline: OfflineConfig = OfflineConfig()
     collect: CollectConfig = CollectConfig()
     policy: PolicyConfig = PolicyConfig()

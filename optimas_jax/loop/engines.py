@@ -10,11 +10,12 @@ import jax
 from jax.sharding import Mesh
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.learn.groups import BatchShape
+from optimas_jax.learn.config import BatchShape
 from optimas_jax.learn.memory import step_bytes, tokens_that_fit
 from optimas_jax.loop.progress import Progress
 from optimas_jax.models.backbone import Network, abstract_params
-from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.config import LoraConfig
+from optimas_jax.models.lora import Params
 from optimas_jax.models.sampler import Sampler
 from optimas_jax.models.tokenizer import Tokenizer, load_tokenizer
 from optimas_jax.models.weights import cache_dir, load_config, load_params, resolve

@@ -14,10 +14,12 @@ from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.loop.config import RunConfig, differences, to_dict
 
+TAPE = "tape.sqlite"
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and those that its best/ needs
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
-_FREE = ("concurrency", "evaluate")  # fields that may differ from run to run in one folder
+# Fields that may differ from run to run in one folder: how fast, where and for how much models answer, not which.
+_FREE = ("concurrency", "evaluate", "server", "anthropic", "prices", "budget")
 
 
 class FolderError(StopRun):

@@ -22,42 +22,20 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.learn.features import FeatureCache
-from optimas_jax.learn.groups import BatchShape, GroupBatch, candidate_tokens, make_batch, plan_batches, split
-from optimas_jax.learn.reward_model import LossConfig, RewardFunctions
+from optimas_jax.learn.groups import GroupBatch, candidate_tokens, make_batch, plan_batches, split
+from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer, means
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.engines import Engines, LoadedModel
 from optimas_jax.loop.progress import Progress
+from optimas_jax.loop.train_config import RewardConfig
 from optimas_jax.models.flat import place_flat
-from optimas_jax.models.lora import LoraConfig, Params, merge_lora
+from optimas_jax.models.lora import Params, merge_lora
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import DATA
 from optimas_jax.parallel.platform import return_free_memory
 from optimas_jax.parallel.sharding import replicate
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardConfig:
-    """The reward model and its training.
-
-    Attributes:
-      model: spec of the backbone.
-      lora, loss, batch: see ``models.lora``, ``learn.reward_model``, ``learn.groups``.
-      learning_rate: peak.
-      epochs: at most, over the offline groups.
-      adapt_epochs: over fresh groups and the replay buffer.
-      patience: stop after this many epochs without a better held-out pair accuracy.
-    """
-
-    model: str
-    lora: LoraConfig = LoraConfig()
-    loss: LossConfig = LossConfig()
-    batch: BatchShape = BatchShape()
-    learning_rate: float = 3e-4
-    epochs: int = 4
-    adapt_epochs: int = 1
-    patience: int = 2
 
 
 @dataclasses.dataclass(frozen=True)

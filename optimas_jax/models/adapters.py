@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.config import TARGETS, BackboneConfig, LoraConfig
 from optimas_jax.models.flat import bucket
-from optimas_jax.models.lora import TARGETS, LoraConfig, Params, module_shapes
+from optimas_jax.models.lora import Params, module_shapes
 
 _STACKS = 4  # kept, so that batches with the same adapters do not put them together again
 

@@ -26,8 +26,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from optimas_jax.models.attention import KeysValues, attention, decode_attention
-from optimas_jax.models.config import BackboneConfig
-from optimas_jax.models.lora import LoraConfig, Params, init_lora_a, low_rank
+from optimas_jax.models.config import BackboneConfig, LoraConfig
+from optimas_jax.models.lora import Params, init_lora_a, low_rank
 from optimas_jax.models.numerics import KEPT, Product, matmul, weight_first, whatever_the_rows
 from optimas_jax.models.rope import Rotation, rope_angles, rotate
 from optimas_jax.parallel.platform import Compute

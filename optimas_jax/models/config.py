@@ -1,4 +1,5 @@
-"""What a backbone looks like: a frozen description read from a Hugging Face config or from GGUF metadata."""
+"""What a backbone looks like: a frozen description read from a Hugging Face config or from GGUF metadata; and which of
+its matrices are adapted."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,44 @@ class BackboneConfig:
         layer += (q_dim + 2 * kv_dim) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
         embeddings = self.vocab_size * self.embed_dim * (1 if self.tied_embeddings else 2)
         return self.num_layers * layer + embeddings + self.embed_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """What is adapted, and how strongly (paper: rank 32, alpha 16, every layer).
+
+    Attributes:
+      rank: R.
+      alpha: the product is scaled by alpha / R.
+      targets: which of a layer's seven matrices get an adapter.
+      last_layers: adapt only that many layers, counted from the top; no gradient is computed below them. 0 for all.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = TARGETS
+    last_layers: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.targets if name not in TARGETS]
+        if unknown or not self.targets:
+            raise ValueError(f"LoRA targets must be a non-empty choice of {', '.join(TARGETS)}; got {self.targets!r}")
+        if self.rank < 1 or self.last_layers < 0:
+            raise ValueError(
+                f"LoRA rank must be at least 1 and last_layers at least 0, got {self.rank} and {self.last_layers}"
+            )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def adapts(self, layer: int, num_layers: int) -> bool:
+        """Whether layer ``layer`` (from 0 at the bottom) gets adapters."""
+        return layer >= self.first(num_layers)
+
+    def first(self, num_layers: int) -> int:
+        """The lowest layer with adapters."""
+        return max(num_layers - self.last_layers, 0) if self.last_layers else 0
 
 
 def config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:

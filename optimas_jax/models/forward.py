@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles
 from optimas_jax.models.backbone import Network, embed, linears, merge_layer, rms_norm
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.flat import Flat
-from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.lora import Params
 from optimas_jax.models.numerics import KEPT
 from optimas_jax.models.rope import Rotation, rope_angles
 

@@ -6,7 +6,6 @@ frozen ``layers/<i>/<module>/weight``. Adapters are float32 whatever the dtype o
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,48 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.numerics import KEPT, matmul
 
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-
 Params = dict[Any, Any]
 Adapter = tuple[jax.Array, jax.Array]  # A [in, R] and B [R, out]
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """What is adapted, and how strongly (paper: rank 32, alpha 16, every layer).
-
-    Attributes:
-      rank: R.
-      alpha: the product is scaled by alpha / R.
-      targets: which of a layer's seven matrices get an adapter.
-      last_layers: adapt only that many layers, counted from the top; no gradient is computed below them. 0 for all.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = TARGETS
-    last_layers: int = 0
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.targets if name not in TARGETS]
-        if unknown or not self.targets:
-            raise ValueError(f"LoRA targets must be a non-empty choice of {', '.join(TARGETS)}; got {self.targets!r}")
-        if self.rank < 1 or self.last_layers < 0:
-            raise ValueError(
-                f"LoRA rank must be at least 1 and last_layers at least 0, got {self.rank} and {self.last_layers}"
-            )
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    def adapts(self, layer: int, num_layers: int) -> bool:
-        """Whether layer ``layer`` (from 0 at the bottom) gets adapters."""
-        return layer >= self.first(num_layers)
-
-    def first(self, num_layers: int) -> int:
-        """The lowest layer with adapters."""
-        return max(num_layers - self.last_layers, 0) if self.last_layers else 0
 
 
 def module_shapes(base: BackboneConfig) -> dict[str, tuple[int, int]]:

@@ -19,8 +19,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save
 
-from optimas_jax.models.config import BackboneConfig
-from optimas_jax.models.lora import TARGETS, LoraConfig, Params
+from optimas_jax.models.config import TARGETS, BackboneConfig, LoraConfig
+from optimas_jax.models.lora import Params
 from optimas_jax.models.weights import hf_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from optimas_jax.models.attention import KeysValues, StoredKeysValues, gather
 from optimas_jax.models.backbone import Cache, Network, merge_model
-from optimas_jax.models.config import BackboneConfig
-from optimas_jax.models.lora import LoraConfig, Params
+from optimas_jax.models.config import BackboneConfig, LoraConfig
+from optimas_jax.models.lora import Params
 
 _BLOCK = 128  # tokens of the vocabulary that are searched together
 

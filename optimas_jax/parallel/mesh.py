@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from jax.sharding import AxisType, Mesh
+if TYPE_CHECKING:  # a configuration is read without jax
+    from jax.sharding import Mesh
 
 DATA, MODEL = "data", "model"
 
@@ -34,6 +34,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises:
       ValueError: if the shape needs more devices than there are, or ``data=0`` leaves some over.
     """
+    import jax
+    from jax.sharding import AxisType
+
     devices = list(devices if devices is not None else jax.devices())
     data = config.data or len(devices) // max(config.model, 1)
     size = data * config.model

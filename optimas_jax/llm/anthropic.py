@@ -1,0 +1,130 @@
+"""Anthropic's messages, and servers that speak them.
+
+There is no seed: what is sampled again is sampled anew, and only the tape repeats it. There is no plain text to
+continue, and stop texts of white space alone are not taken: those are cut here, from the whole answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optimas_jax.core.types import Outcome
+from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.llm.prices import Price
+from optimas_jax.llm.remote import Body, Pause, Remote, ServerConfig, ServerError, Unknown
+from optimas_jax.llm.specs import model_name
+
+URL = "https://api.anthropic.com"
+_SAMPLING = ("temperature", "top_p")  # on the wire, but no longer arguments of the SDK
+_OUTCOMES = {
+    "max_tokens": Outcome.TRUNCATED,
+    "model_context_window_exceeded": Outcome.TRUNCATED,
+    "pause_turn": Outcome.TRUNCATED,
+    "refusal": Outcome.REFUSED,
+}
+
+
+class AnthropicCompleter:
+    """Answers completion requests over the network. The client is made at the first request."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        prices: Mapping[str, Price] | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        http_client: Any = None,
+    ):
+        """``prices``, ``say``: see ``Remote``. ``http_client``: an ``httpx2.Client`` to use."""
+        self._remote = Remote("anthropic", URL, config, prices or {}, say)
+        self._http_client = http_client
+        self._lock = threading.Lock()
+        self._made: Any = None
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """Answers one request.
+
+        Raises:
+          ServerError: for a request that the server refuses or that it cannot be asked (a plain text, an adapter,
+            tokens), for an answer that cannot be read, or if the server does not answer after all attempts.
+        """
+        _check(request)
+        return await self._remote.complete(request, lambda pause: self._complete(request, pause))
+
+    def _complete(self, request: CompletionRequest, pause: Pause) -> Completion:
+        create = self._client().messages.with_raw_response.create
+
+        def send(sent: Body) -> Any:
+            sampling = {name: sent[name] for name in _SAMPLING if name in sent}
+            return create(**{name: sent[name] for name in sent if name not in sampling}, extra_body=sampling)
+
+        try:
+            return _read(self._remote.post(_sdk(), _body(request), send, pause))
+        except Unknown as error:
+            raise ServerError(f"{error} (asked for {request.model!r})") from None
+
+    def _client(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = _sdk().Anthropic(
+                    base_url=self._remote.url,
+                    api_key=self._remote.key,
+                    max_retries=0,
+                    timeout=self._remote.config.timeout,
+                    http_client=self._http_client,
+                )
+            return self._made
+
+
+def _sdk() -> Any:
+    import anthropic
+
+    return anthropic
+
+
+def _check(request: CompletionRequest) -> None:
+    if any(message.role == "text" for message in request.messages):
+        raise ServerError(
+            f"{request.model} answers turns of a conversation, and the request is a plain text to continue: set "
+            "language_model.style = chat"
+        )
+    if request.adapter or request.tokens:
+        raise ServerError(
+            f"{request.model} has no adapters and does not tell tokens: tune the weights of a local model"
+        )
+
+
+def _body(request: CompletionRequest) -> Body:
+    system = "\n\n".join(message.content for message in request.messages if message.role == "system")
+    stops = [stop for stop in request.stop if stop.strip()]
+    return {
+        "model": model_name(request.model),
+        "max_tokens": request.max_tokens,
+        **({"system": system} if system else {}),
+        "messages": [
+            {"role": message.role, "content": message.content}
+            for message in request.messages
+            if message.role != "system"
+        ],
+        "temperature": request.temperature,
+        **({"top_p": request.top_p} if request.top_p < 1 else {}),
+        **({"stop_sequences": stops} if stops else {}),
+    }
+
+
+def _read(answer: Mapping[str, Any]) -> Completion:
+    try:
+        usage = answer["usage"]
+        read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        return Completion(
+            text="".join(block["text"] for block in answer["content"] if block["type"] == "text"),
+            outcome=_OUTCOMES.get(answer["stop_reason"], Outcome.OK),
+            prompt_tokens=sum(int(usage.get(name) or 0) for name in read),
+            completion_tokens=int(usage["output_tokens"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ServerError(
+            f"the server's answer cannot be read ({type(error).__name__}: {error}): {str(answer)[:500]}"
+        ) from error

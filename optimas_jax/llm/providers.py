@@ -1,0 +1,79 @@
+"""One completer for models of all kinds: each request goes to whoever serves its model."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from optimas_jax.core.system import System
+from optimas_jax.core.types import StopRun
+from optimas_jax.core.values import Grid, Models
+from optimas_jax.llm.base import Completer, Completion, CompletionRequest
+from optimas_jax.llm.remote import SETTINGS, ServerConfig
+from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
+
+
+class RoutedCompleter:
+    """Sends requests to the clients of providers and to local engines, of which there is one for each model."""
+
+    def __init__(self, remote: Mapping[str, Completer], local: Callable[[str], Completer]):
+        """``remote``: by provider. ``local``: makes the completer of a local model; called once for each."""
+        self._remote, self._make_local = remote, local
+        self._local: dict[str, Completer] = {}
+        self._lock = threading.Lock()
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """Answers one request; raises ``StopRun`` for a model that nobody here serves."""
+        try:
+            name = provider(request.model)
+        except ValueError as error:
+            raise StopRun(str(error)) from None
+        if name:
+            return await self._remote[name].complete(request)
+        with self._lock:
+            if request.model not in self._local:
+                self._local[request.model] = self._make_local(request.model)
+        return await self._local[request.model].complete(request)
+
+
+def check_models(specs: Iterable[str], servers: Mapping[str, ServerConfig], *, keys: bool) -> None:
+    """Looks whether models can be asked at all, before anything is paid for. Loads nothing and asks nobody.
+
+    Args:
+      servers: by provider.
+      keys: whether keys must be there; a tape may answer without.
+
+    Raises:
+      ValueError: for an unknown provider, a path where nothing is, or a key that is not set; names every variable.
+    """
+    specs = tuple(specs)
+    for spec in specs:
+        if not provider(spec) and spec.partition(":")[0] not in LOCAL and not Path(spec).expanduser().exists():
+            raise ValueError(
+                f"there is no model at {spec!r}: give a path, or one of "
+                + ", ".join(f"{kind}:NAME" for kind in (*KEYS, *LOCAL))
+            )
+    problems = []
+    for name, server in servers.items():
+        wanted = [spec for spec in served(specs) if provider(spec) == name]
+        if keys and wanted and not server.base_url and not os.environ.get(KEYS[name]):
+            problems.append(
+                f"{', '.join(wanted)} needs a key: set {KEYS[name]}, or {SETTINGS[name]}.base_url to the address of a "
+                "server of your own"
+            )
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def models_named(system: System) -> tuple[str, ...]:
+    """Models of APIs that components may choose from, in model choices and grids; other names are routes or tools."""
+    names: list[str] = []
+    for component in system.components:
+        match component.space:
+            case Models(choices):
+                names += choices
+            case Grid(settings):
+                names += [value for values in settings.values() for value in values if isinstance(value, str)]
+    return tuple(dict.fromkeys(name for name in names if name.partition(":")[0] in KEYS))

@@ -1,0 +1,258 @@
+"""What the clients of paid and of own servers share: threads, pace, retries, the bill, errors that name the way out.
+
+Both SDKs are made by one generator: they raise errors of the same names, and answer with raw responses of the same
+shape. A client builds the body of a request and reads the body of an answer; everything between is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import email.utils
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.llm.ledger import most_tokens
+from optimas_jax.llm.limits import Rate, Retries, retry
+from optimas_jax.llm.prices import Price, price_of
+from optimas_jax.llm.specs import KEYS
+
+T = TypeVar("T")
+Body = dict[str, Any]
+Pause = Callable[[float], None]  # waits some seconds, and raises if the request is no longer wanted
+
+SETTINGS = {"openai": "config.server", "anthropic": "config.anthropic"}  # provider -> its ServerConfig
+_TRANSIENT = (408, 409, 429)  # and 5xx
+_OPTIONAL = ("temperature", "top_p", "seed", "stop")  # models that think take only some of them
+_UNSUPPORTED = re.compile(r"unsupported|not support|deprecated|unrecognized", re.IGNORECASE)
+_OVERFLOW = re.compile(r"context.?length|context.?window|context limit|prompt is too long", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+    """Who answers for a provider's models, and how fast it may be asked.
+
+    Attributes:
+      base_url: as the provider's client wants it, for example ``http://127.0.0.1:8000/v1`` for ``openai:NAME``; empty
+        for the provider itself.
+      timeout: seconds for one answer.
+      connections: requests in flight, at most.
+      requests_per_minute, tokens_per_minute: of each model, at most; 0 for no limit.
+      retries: of what may pass: 408, 409, 429, 5xx, no connection, an answer that is not JSON.
+    """
+
+    base_url: str = ""
+    timeout: float = 600.0
+    connections: int = 64
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    retries: Retries = Retries()
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.base_url)
+        if self.base_url and (url.scheme not in ("http", "https") or not url.hostname):
+            raise ValueError(f"base_url is {self.base_url!r}, expected http://HOST[:PORT]/PATH or https://...")
+        if url.username or url.password:
+            raise ValueError(
+                f"base_url for {url.hostname} holds a name or a password, which would be written to the run folder: "
+                f"keys come from {' or '.join(KEYS.values())}"
+            )
+        if self.connections < 1 or min(self.requests_per_minute, self.tokens_per_minute) < 0:
+            raise ValueError(f"connections must be at least 1 and rates at least 0, got {self}")
+
+
+class ServerError(StopRun):
+    """The server cannot answer, or does not understand."""
+
+
+class Refused(ServerError):
+    """Status 400."""
+
+
+class Unknown(ServerError):
+    """Status 404."""
+
+
+class _NotJson(Exception):
+    pass
+
+
+class Remote:
+    """Asks one provider, or the server that stands for it. Safe for use from several threads and event loops."""
+
+    def __init__(self, provider: str, url: str, config: ServerConfig, prices: Mapping[str, Price], say: Callable):
+        """``url``: the provider's own. ``prices``: of ``config.prices``. ``say``: is told what the user should know."""
+        self.config, self.url = config, config.base_url or url
+        self._provider, self._prices, self._say = provider, prices, say
+        self._lock = threading.Lock()
+        self._rates: dict[str, tuple[Rate, Rate]] = {}
+        self._left_out: dict[str, frozenset[str]] = {}
+        # Threads, because every stage has an event loop of its own, and connections would belong to one of them.
+        self._pool = concurrent.futures.ThreadPoolExecutor(config.connections, provider)
+
+    @property
+    def key(self) -> str:
+        """From the environment; own servers may want none."""
+        key = os.environ.get(KEYS[self._provider], "")
+        if not key and not self.config.base_url:
+            raise ServerError(f"set {KEYS[self._provider]} to your key for {self.url}: the tape lacks an answer")
+        return key or "none"
+
+    async def complete(self, request: CompletionRequest, ask: Callable[[Pause], Completion]) -> Completion:
+        """Has a thread answer a request, no faster than the limits allow; adds seconds and dollars.
+
+        A request that is cancelled before it was sent is not sent. One in flight will be paid for: it is waited for,
+        and its answer returned, so that whoever cancelled can keep it.
+        """
+        cancelled = threading.Event()
+
+        def pause(seconds: float) -> None:
+            if cancelled.wait(seconds):
+                raise ServerError("the request was cancelled")
+
+        future = self._pool.submit(self._complete, request, ask, pause)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            cancelled.set()
+            if future.cancel():
+                raise
+            return await asyncio.wrap_future(future)
+
+    def _complete(self, request: CompletionRequest, ask: Callable[[Pause], Completion], pause: Pause) -> Completion:
+        with self._lock:
+            if request.model not in self._rates:
+                self._rates[request.model] = Rate(self.config.requests_per_minute), Rate(self.config.tokens_per_minute)
+            requests, tokens = self._rates[request.model]
+        most = sum(most_tokens(request))
+        pause(max(requests.take(1), tokens.take(most)))
+        started = time.perf_counter()
+        made = ask(pause)
+        tokens.take(made.prompt_tokens + made.completion_tokens - most)
+        price = price_of(request.model, self._prices)
+        return dataclasses.replace(
+            _cut(made, request.stop),
+            seconds=time.perf_counter() - started,
+            usd=price.usd(made.prompt_tokens, made.completion_tokens) if price else 0.0,
+        )
+
+    def post(self, sdk: Any, body: Body, send: Callable[[Body], Any], pause: Pause) -> Mapping[str, Any]:
+        """Sends the body of a request and returns that of the answer.
+
+        A sampling setting that the model does not take is left out of this and of later requests, and said.
+
+        Args:
+          sdk: the package ``openai`` or ``anthropic``.
+          send: sends a body, and returns the raw response.
+        """
+        model = body["model"]
+        while True:
+            left_out = self._left_out.get(model, frozenset())
+            sent = {name: value for name, value in body.items() if name not in left_out}
+            try:
+                return self.call(sdk, lambda: _json(send(sent)), pause)  # noqa: B023 (called before the next round)
+            except Refused as error:
+                name = _unsupported(error, sent)
+                if name is None:
+                    raise
+                with self._lock:
+                    known = self._left_out.get(model, frozenset())
+                    self._left_out[model] = known | {name}
+                if name not in known:
+                    self._say(f"{model} does not take the setting {name}: it is left out, and the model's own holds")
+
+    def call(self, sdk: Any, call: Callable[[], T], pause: Pause = time.sleep) -> T:
+        """With retries; errors of the SDK become ours."""
+        setting, attempts = SETTINGS[self._provider], self.config.retries.attempts
+        again = "What it answered before is on the tape: run the same command again"
+        try:
+            pause(0.0)
+            return retry(call, lambda error: _wait(sdk, error), self.config.retries, pause)
+        except sdk.NotFoundError as error:
+            raise Unknown(f"{self.url}: {self._quote(error)}") from None
+        except sdk.BadRequestError as error:
+            said = self._quote(error)
+            shorter = "; shorten prompts (fewer demonstrations or passages) or lower max_tokens"
+            raise Refused(f"{self.url}: {said}{shorter if _OVERFLOW.search(said) else ''}") from None
+        except sdk.AuthenticationError:  # whose message quotes parts of the key
+            raise ServerError(f"{self.url} wants a key that it accepts in {KEYS[self._provider]}") from None
+        except sdk.PermissionDeniedError as error:
+            raise ServerError(
+                f"{self.url} denies what the key in {KEYS[self._provider]} asks for ({self._quote(error)})"
+            ) from None
+        except sdk.RateLimitError as error:
+            raise ServerError(
+                f"{self.url} refuses for its limits ({self._quote(error)}), {attempts} attempts: set "
+                f"{setting}.requests_per_minute, {setting}.tokens_per_minute or a lower config.concurrency. {again}"
+            ) from None
+        except sdk.APIConnectionError as error:
+            cause = self._redact(f"{type(error).__name__}: {error.__cause__ or error}")
+            raise ServerError(f"{self.url} does not answer ({cause}), {attempts} attempts. {again}") from None
+        except _NotJson as error:
+            raise ServerError(
+                f"{self.url} answers what is not JSON ({self._redact(str(error))}), {attempts} attempts. {again}"
+            ) from None
+        except sdk.APIError as error:
+            raise ServerError(f"{self.url} failed: {self._quote(error)}. {again}") from None
+
+    def _quote(self, error: Exception) -> str:
+        return self._redact(str(getattr(error, "message", error))[:500])
+
+    def _redact(self, text: str) -> str:
+        key = os.environ.get(KEYS[self._provider])
+        return text.replace(key, "***") if key else text
+
+
+def _json(response: Any) -> Mapping[str, Any]:
+    try:
+        return json.loads(response.http_response.content)
+    except ValueError:
+        raise _NotJson(repr(response.http_response.text[:200])) from None
+
+
+def _wait(sdk: Any, error: Any) -> float | None:
+    """How long to wait before asking again; None if that would not help."""
+    if isinstance(error, _NotJson | sdk.APIConnectionError):
+        return 0.0
+    if not isinstance(error, sdk.APIStatusError):
+        return None
+    if getattr(error, "code", None) == "insufficient_quota" or error.response.headers.get("x-should-retry") == "false":
+        return None
+    if error.status_code not in _TRANSIENT and error.status_code < 500:
+        return None
+    return _asked(error.response.headers)
+
+
+def _asked(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks to wait: Retry-After in seconds or as a date; 0 if it does not say."""
+    asked = headers.get("retry-after", "")
+    try:
+        return float(asked)
+    except ValueError:
+        date = email.utils.parsedate_tz(asked)
+        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
+
+
+def _unsupported(error: Refused, body: Mapping[str, Any]) -> str | None:
+    """The setting that a server refuses for the model as such, not for its value."""
+    said = str(error)
+    named = [name for name in _OPTIONAL if name in body and re.search(rf"\b{name}\b", said)]
+    return named[0] if named and _UNSUPPORTED.search(said) else None
+
+
+def _cut(completion: Completion, stops: tuple[str, ...]) -> Completion:
+    """The answer up to the first stop text, for servers that take none or not this one."""
+    text = completion.text.lstrip()
+    places = [text.find(stop) for stop in stops if stop in text]
+    if not places or completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
+        return completion
+    return dataclasses.replace(completion, text=text[: min(places)], outcome=Outcome.OK)

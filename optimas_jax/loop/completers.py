@@ -1,0 +1,121 @@
+"""Who answers the requests of a run. Imports no array library: what is missing is said at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.llm.anthropic import AnthropicCompleter
+from optimas_jax.llm.base import Completer
+from optimas_jax.llm.component import LanguageModel
+from optimas_jax.llm.local import LocalCompleter
+from optimas_jax.llm.openai import OpenAICompleter
+from optimas_jax.llm.prices import Price, parse_prices, price_of
+from optimas_jax.llm.providers import RoutedCompleter, check_models
+from optimas_jax.llm.remote import ServerConfig
+from optimas_jax.llm.specs import KEYS, provider, served
+from optimas_jax.loop.config import ConfigError, RunConfig
+from optimas_jax.loop.journal import ADAPTERS, TAPE
+
+
+def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = ()) -> None:
+    """Checks that every model that may be asked can be: providers, keys, prices.
+
+    Args:
+      workdir: the run folder. Where it has a tape already, keys may be missing: the tape may hold every answer.
+      choices: models that components may choose from, where the system is known (``llm.providers.models_named``).
+
+    Raises:
+      ConfigError: names the model, the variable or the setting, and the way out.
+    """
+    parts = (config.system, config.proposer)
+    named = [leaf for leaf in _leaves(parts) if isinstance(leaf, LanguageModel)]
+    specs = [*(model.model for model in named), *_api_models(parts), *choices]
+    try:
+        check_models(specs, _servers(config), keys=not (workdir / TAPE).is_file())
+        prices = own_prices(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for model in named:
+        if provider(model.model) == "anthropic" and model.style == "text":
+            raise ConfigError(
+                f"{model.model} answers turns of a conversation, and its style is 'text': set style = chat, for "
+                "example --config.system.language_model.style=chat"
+            )
+    _check_weights(config)
+    unknown = [spec for spec in served(specs) if price_of(spec, prices) is None]
+    if unknown and config.budget.usd:
+        raise ConfigError(
+            f"config.budget.usd is {config.budget.usd}, and no price of {', '.join(unknown)} is known: set "
+            f"config.prices to {unknown[0]}=PROMPT/COMPLETION, in US dollars per million tokens"
+        )
+
+
+def _check_weights(config: RunConfig) -> None:
+    """Weights are tuned here: a server that answers must load them, and what it serves must be said."""
+    own, weights = getattr(config.system, "language_model", None), getattr(config.system, "weights", "")
+    if own is None or not weights or not provider(own.model):
+        return
+    model = own.model
+    if provider(model) == "anthropic" or not config.server.base_url:
+        raise ConfigError(
+            f"config.system.weights is {weights!r} and {model} answers, which loads no adapters: name a local model, "
+            "or set config.server.base_url to the address of a server of your own"
+        )
+    if not config.policy.model:
+        raise ConfigError(
+            f"config.system.weights is {weights!r} and {model} answers: set config.policy.model "
+            "to the spec of the weights behind it, which are tuned here"
+        )
+
+
+def without_price(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
+    """Models whose dollars cannot be counted."""
+    specs = [*_api_models((config.system, config.proposer)), *choices]
+    return [spec for spec in served(specs) if price_of(spec, own_prices(config)) is None]
+
+
+def make_completer(
+    config: RunConfig, workdir: Path, say: Callable[[str], None], load: Callable[[str], Any]
+) -> RoutedCompleter:
+    """The completer of a run. No client is made and no model loaded before its first request.
+
+    Args:
+      workdir: the run folder; requests may name its adapters.
+      say: is told what the user should know.
+      load: gives the engine (``models.sampler.Sampler``) of a local model.
+    """
+    prices, adapters = own_prices(config), workdir / ADAPTERS
+    remote: dict[str, Completer] = {
+        "openai": OpenAICompleter(config.server, adapters, prices=prices, say=say),
+        "anthropic": AnthropicCompleter(config.anthropic, prices=prices, say=say),
+    }
+    return RoutedCompleter(remote, lambda spec: LocalCompleter(spec, lambda: load(spec), adapters))
+
+
+def own_prices(config: RunConfig) -> dict[str, Price]:
+    """``config.prices``; raises ``ValueError`` if it cannot be read."""
+    return parse_prices(config.prices)
+
+
+def _servers(config: RunConfig) -> dict[str, ServerConfig]:
+    return {"openai": config.server, "anthropic": config.anthropic}
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """A configuration and everything in it."""
+    yield value
+    if dataclasses.is_dataclass(value):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+
+
+def _api_models(config: Any) -> list[str]:
+    """Texts that name a model of an API: those of language models, and of lists of choices."""
+    return [leaf for leaf in _leaves(config) if isinstance(leaf, str) and leaf.partition(":")[0] in KEYS]

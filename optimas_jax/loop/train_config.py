@@ -1,0 +1,70 @@
+"""What is trained, and how. Imports no array library, so that a configuration is read and checked at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from optimas_jax.learn.config import BatchShape, LossConfig, PolicyLoss
+from optimas_jax.models.config import LoraConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """The reward model and its training.
+
+    Attributes:
+      model: spec of the backbone.
+      lora, loss, batch: see ``models.lora``, ``learn.reward_model``, ``learn.groups``.
+      learning_rate: peak.
+      epochs: at most, over the offline groups.
+      adapt_epochs: over fresh groups and the replay buffer.
+      patience: stop after this many epochs without a better held-out pair accuracy.
+    """
+
+    model: str
+    lora: LoraConfig = LoraConfig()
+    loss: LossConfig = LossConfig()
+    batch: BatchShape = BatchShape()
+    learning_rate: float = 3e-4
+    epochs: int = 4
+    adapt_epochs: int = 1
+    patience: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """How a component's weights are tuned.
+
+    Attributes:
+      model: spec of the weights that are tuned; "" for those that answer. Needed where a server answers.
+      lora, loss, batch: see ``models.lora``, ``learn.ppo``, ``learn.groups``; a minibatch of more than
+        ``batch.tokens`` is computed in parts whose gradients are added up.
+      updates: at most, of one proposal; each on a fresh rollout.
+      prompts: of a rollout.
+      samples: answers of each prompt.
+      epochs: over a rollout.
+      minibatch: prompts of a step.
+      learning_rate: of every step.
+      kl_budget: most KL to the reference, in nats a token: where a rollout shows more, tuning ends.
+      kl_step: most KL of one update to the policy that sampled, in nats a token: where a step shows more, the update
+        ends.
+      kl_horizon: answers over which the weight of KL adapts to ``kl_budget`` (``ppo`` only).
+      validate_every: updates between two looks at the validation inputs.
+      validation: share of the training inputs that updates never see.
+    """
+
+    model: str = ""
+    lora: LoraConfig = LoraConfig(rank=8, alpha=16.0)
+    loss: PolicyLoss = PolicyLoss()
+    batch: BatchShape = BatchShape(tokens=2048, group_tokens=1024)
+    updates: int = 16
+    prompts: int = 8
+    samples: int = 8
+    epochs: int = 2
+    minibatch: int = 8
+    learning_rate: float = 5e-4
+    kl_budget: float = 0.3
+    kl_step: float = 0.1
+    kl_horizon: float = 1000.0
+    validate_every: int = 4
+    validation: float = 0.3

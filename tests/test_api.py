@@ -1,0 +1,237 @@
+"""Both clients against servers that check the wire format and fail on demand."""
+
+import asyncio
+import dataclasses
+
+import pytest
+from api_servers import ApiServers
+from served import serving_app
+
+from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.llm.anthropic import AnthropicCompleter
+from optimas_jax.llm.base import CompletionRequest, Message
+from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
+from optimas_jax.llm.limits import Retries
+from optimas_jax.llm.openai import OpenAICompleter
+from optimas_jax.llm.remote import ServerConfig, ServerError
+from optimas_jax.llm.tape import Tape, TapedCompleter
+
+CHAT = (Message("system", "Be short."), Message("user", "Where is it?"), Message("assistant", "Here."))
+CHAT = (*CHAT, Message("user", "And where is the other one now?"))
+KEYS = {"openai": "sk-planted-openai-key", "anthropic": "sk-planted-anthropic-key"}
+HASTY = Retries(attempts=3, first_wait=0.01)
+
+
+@pytest.fixture(scope="module")
+def served():
+    servers = ApiServers()
+    with serving_app(servers.app, log_level="critical") as address:
+        yield servers, address
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch):
+    for name, key in KEYS.items():
+        monkeypatch.setenv(f"{name.upper()}_API_KEY", key)
+
+
+@pytest.fixture(params=["openai", "anthropic"])
+def api(request, served):
+    """(provider, servers, makes a completer)."""
+    name, (servers, address) = request.param, served
+    servers.bodies.clear()
+    servers.problems.clear()
+    servers.faults.clear()
+
+    def make(**changes):
+        said = changes.pop("say", lambda text: None)
+        url = f"{address}/v1" if name == "openai" else address
+        config = ServerConfig(**{"base_url": url, "retries": HASTY, **changes})
+        return (OpenAICompleter if name == "openai" else AnthropicCompleter)(config, say=said)
+
+    yield name, servers, make
+    assert not servers.problems
+
+
+def asked(name, **changes):
+    model = {"openai": "openai:gpt-4o-mini", "anthropic": "anthropic:claude-3-haiku-20240307"}[name]
+    return CompletionRequest(**{"model": model, "messages": CHAT, "max_tokens": 8, "temperature": 0.5, **changes})
+
+
+def complete(completer, *requests):
+    async def all_of_them():
+        return await asyncio.gather(*(completer.complete(one) for one in requests))
+
+    return asyncio.run(all_of_them())
+
+
+def test_an_answer_comes_with_its_tokens_and_its_price(api):
+    name, servers, make = api
+    [made] = complete(make(), asked(name, seed=0, stop=("\n",)))
+    assert (made.text, made.outcome) == ("And where is the", Outcome.OK)
+    assert (made.prompt_tokens, made.completion_tokens) == (7, 4)
+    dollars = {"openai": (7 * 0.15 + 4 * 0.6) / 1e6, "anthropic": (7 * 0.25 + 4 * 1.25) / 1e6}
+    assert made.usd == pytest.approx(dollars[name]) and made.seconds > 0
+    [body] = servers.bodies
+    assert body["model"] == asked(name).model.partition(":")[2] and body["temperature"] == 0.5
+    if name == "anthropic":
+        assert body["system"] == "Be short." and body["max_tokens"] == 8
+        assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
+    else:
+        assert (body["max_completion_tokens"], body["stop"], body["seed"]) == (8, ["\n"], 0)
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "503", "529", "drop", "not JSON"])
+def test_a_fault_that_passes_is_asked_again(api, fault):
+    name, servers, make = api
+    servers.faults.extend([fault, fault])
+    [made] = complete(make(), asked(name))
+    assert made.outcome is Outcome.OK and len(servers.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("429", r"refuses for its limits .*3 attempts.*requests_per_minute.*same command again"),
+        ("529", r"failed: .*same command again"),
+        ("drop", r"does not answer .*3 attempts.*same command again"),
+        ("not JSON", r"not JSON .*Bad gateway.*3 attempts"),
+    ],
+)
+def test_a_fault_that_stays_stops_the_run_with_the_way_out(api, fault, message):
+    name, servers, make = api
+    servers.faults.extend([fault] * 3)
+    with pytest.raises(StopRun, match=message) as raised:
+        complete(make(), asked(name))
+    assert len(servers.bodies) == 3 and KEYS[name] not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("401", r"wants a key that it accepts in [A-Z]+_API_KEY"), ("404", "asked for"), ("overflow", "lower max_tokens")],
+)
+def test_what_will_not_pass_is_asked_once(api, fault, message):
+    name, servers, make = api
+    servers.faults.append(fault)
+    with pytest.raises(ServerError, match=message):
+        complete(make(), asked(name))
+    assert len(servers.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [("refusal", Outcome.REFUSED), ("truncated", Outcome.TRUNCATED), ("empty", Outcome.OK)],
+)
+def test_how_an_answer_ended_is_its_outcome(api, fault, outcome):
+    name, servers, make = api
+    servers.faults.append(fault)
+    [made] = complete(make(), asked(name))
+    assert made.outcome is outcome and bool(made.text) == (fault != "empty")
+
+
+def test_a_slow_answer_is_asked_again(api):
+    name, servers, make = api
+    servers.faults.append("slow")
+    [made] = complete(make(timeout=0.5), asked(name))
+    assert made.outcome is Outcome.OK and len(servers.bodies) == 2
+
+
+def test_a_setting_that_the_model_does_not_take_is_left_out_and_said_once(api):
+    name, servers, make = api
+    servers.faults.append("no temperature")
+    said = []
+    completer = make(say=said.append)
+    complete(completer, asked(name))
+    complete(completer, asked(name, max_tokens=9))
+    assert ["temperature" in body for body in servers.bodies] == [True, False, False]
+    assert len(said) == 1 and "temperature" in said[0]
+
+
+def test_a_stop_text_that_the_server_did_not_mind_is_cut_here(api):
+    name, _, make = api
+    [made] = complete(make(), asked(name, stop=(" the",)))
+    assert made.text == "And where is"
+
+
+def test_what_anthropic_cannot_be_asked_is_refused_at_once(served):
+    completer = AnthropicCompleter(ServerConfig(served[1]))
+    with pytest.raises(ServerError, match=r"style = chat"):
+        complete(completer, asked("anthropic", messages=(Message("text", "Once upon"),)))
+    with pytest.raises(ServerError, match=r"weights of a local model"):
+        complete(completer, asked("anthropic", tokens=True))
+
+
+def test_a_request_in_flight_when_a_run_ends_is_kept(api, tmp_path):
+    """Cancelled while it waits for its answer: the answer is paid for, and is on the tape."""
+    name, servers, make = api
+    servers.faults.append("slow")
+    tape = Tape(tmp_path / "tape.sqlite")
+    completer = TapedCompleter(tape, Ledger(), make())
+
+    async def interrupted():
+        task = asyncio.create_task(completer.complete(asked(name)))
+        while not servers.bodies:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(interrupted())
+    assert tape.get(asked(name).key) is not None and len(servers.bodies) == 1
+    tape.close()
+
+
+def test_a_budget_is_never_overrun_and_a_higher_one_goes_on(api, tmp_path):
+    name, servers, make = api
+    requests = [asked(name, max_tokens=4, seed=seed) for seed in range(12)]
+
+    def run(budget):
+        tape = Tape(tmp_path / "tape.sqlite")
+        try:
+            complete(TapedCompleter(tape, Ledger(budget, tape.cost()), make()), *requests)
+        finally:
+            cost = tape.cost()
+            tape.close()
+        return cost
+
+    with pytest.raises(OverBudget, match=r"config.budget.calls = 5\): .*5 calls so far.*raise the limit"):
+        run(Budget(calls=5))
+    assert len(servers.bodies) == 5
+    with pytest.raises(OverBudget):  # what the first command paid counts in the second
+        run(Budget(calls=5))
+    assert len(servers.bodies) == 5
+    assert run(Budget(calls=12, tokens=100_000, usd=1.0)).calls == 12 == len(servers.bodies)
+    assert run(Budget(calls=12)).calls == 12 == len(servers.bodies)  # all from the tape
+
+
+@pytest.mark.parametrize("field", ["usd", "tokens"])
+def test_budgets_of_tokens_and_dollars_hold(api, tmp_path, field):
+    name, _, make = api
+    tape = Tape(tmp_path / "tape.sqlite")
+    ledger = Ledger()
+    one = ledger.most(asked(name))
+    budget = Budget(**{field: type(getattr(one, field))(getattr(one, field) * 2)})
+    completer = TapedCompleter(tape, Ledger(budget), make())
+    with pytest.raises(OverBudget, match=rf"config.budget.{field}"):
+        complete(completer, *[asked(name, seed=seed) for seed in range(50)])
+    spent = getattr(tape.cost(), field)
+    assert 0 < spent <= getattr(budget, field)
+    tape.close()
+
+
+def test_used_tokens_are_the_same_in_every_repetition(api, tmp_path):
+    name, servers, make = api
+    requests = [asked(name, seed=seed % 3) for seed in range(6)]
+    used = []
+    for _ in range(2):
+        tape, ledger = Tape(tmp_path / "tape.sqlite"), Ledger()
+        complete(TapedCompleter(tape, ledger, make()), *requests)
+        used.append(ledger.tokens)
+        tape.close()
+    assert used[0] == used[1] > 0 and len(servers.bodies) == 3
+
+
+def test_a_dollar_budget_needs_a_price(tmp_path):
+    ledger = Ledger(Budget(usd=1.0))
+    with pytest.raises(OverBudget, match=r"set config.prices to openai:unheard-of="):
+        ledger.most(dataclasses.replace(asked("openai"), model="openai:unheard-of"))
