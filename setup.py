@@ -48,6 +48,7 @@ setup(
             "optuna>=5,<6",
             "starlette>=0.48,<2",
             "uvicorn>=0.35,<1",
+            "pydantic>=2.10,<3",  # requests are checked against the types of the SDKs
         ],
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],
     },

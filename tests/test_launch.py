@@ -24,7 +24,8 @@ def start(workdir: Path, *flags: str, variant: str = "smoke", hash_seed: int = 0
         f"--workdir={workdir}",
         *flags,
     ]
-    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "COLUMNS": "120"}
+    keyless = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
+    environment = {**keyless, "PYTHONHASHSEED": str(hash_seed), "COLUMNS": "120"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **streams)
 
@@ -75,7 +76,7 @@ def test_interrupted_and_killed_at_other_hash_seeds_and_concurrency_it_ends_as_t
 @pytest.mark.parametrize(
     ("flags", "variant", "message"),
     [
-        ((), "paper", "openai:gpt-4o-mini"),
+        ((), "paper", "openai:gpt-4o-mini needs a key: set OPENAI_API_KEY"),
         (("--config.optimize.components=nobody",), "smoke", "tunable are question_rewriter"),
         (("--config.data.path=/nowhere.jsonl",), "local", "no file '/nowhere.jsonl'"),
         (("--config.optimize.mode=fast",), "smoke", "'paper', 'improved'"),
