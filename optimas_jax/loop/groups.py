@@ -33,7 +33,7 @@ def save_groups(path: Path, groups: Sequence[Group]) -> None:
     partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        datasets.Dataset.from_list([_group_to_row(group) for group in groups]).save_to_disk(str(partial))
+        datasets.Dataset.from_list([group_to_row(group) for group in groups]).save_to_disk(str(partial))
         pairs = {name: datasets.Dataset.from_list(rows) for name, rows in to_preferences(groups).items()}
         if pairs:
             datasets.DatasetDict(**pairs).save_to_disk(str(partial / "preferences"))
@@ -62,7 +62,7 @@ def load_groups(path: Path) -> list[Group] | None:
         if not json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:
             return []  # datasets writes no file for no rows, and then cannot read the folder
         rows = datasets.Dataset.load_from_disk(str(path), keep_in_memory=True).to_list()
-        return [_group_from_row(row) for row in rows]
+        return [group_from_row(row) for row in rows]
     except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
         raise GroupsError(
             f"{path} is damaged ({type(error).__name__}: {error}): delete it and run --stage=collect again"
@@ -120,7 +120,7 @@ def from_preferences(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[G
     return groups
 
 
-def _group_to_row(group: Group) -> dict[str, Any]:
+def group_to_row(group: Group) -> dict[str, Any]:
     """Inputs and outputs are JSON texts, because components' fields differ."""
     return {
         "component": group.component,
@@ -132,7 +132,8 @@ def _group_to_row(group: Group) -> dict[str, Any]:
     }
 
 
-def _group_from_row(row: Mapping[str, Any]) -> Group:
+def group_from_row(row: Mapping[str, Any]) -> Group:
+    """The inverse of ``group_to_row``."""
     candidates = tuple(
         Candidate(freeze(json.loads(outputs)), source, tuple(rewards))
         for outputs, source, rewards in zip(row["outputs"], row["sources"], row["rewards"], strict=True)

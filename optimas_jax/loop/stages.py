@@ -85,6 +85,13 @@ def _offline_groups(run: Run) -> list:
     groups = load_groups(run.folder.path / "groups" / "offline")
     if groups is None:
         raise MissingStage(f"no groups in {run.folder.path}: --stage=collect makes them")
+    for group in groups:
+        node = run.system.by_name.get(group.component)
+        if node is None or node.space is None or set(group.inputs) != set(node.inputs):
+            raise MissingStage(
+                f"{run.folder.path} has groups of component {group.component!r} with inputs {sorted(group.inputs)}, "
+                "which this system does not have: pull groups of the same system, or --stage=collect makes its own"
+            )
     return groups
 
 
