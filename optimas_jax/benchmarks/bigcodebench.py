@@ -17,6 +17,7 @@ Data: ``bigcode/bigcodebench``, release v0.1.4, from the hub, or rows of the sam
                model's failure; how many were left out is part of ``Dataset.origin``
     stdlib     those whose solution and tests need only the standard library
     all        all of them
+    synthetic  made-up tasks, for checks without data
 
 Deviations from the paper (arXiv 2507.03041) and its released code (snap-stanford/optimas), and why:
 
@@ -34,8 +35,9 @@ Deviations from the paper (arXiv 2507.03041) and its released code (snap-stanfor
   internet cannot pass. The official evaluation says itself that its guard is no sandbox.
 - Limits: 240 s as official; computing time 60 s and memory 4 GB per process (official: none and 30 GB), which all
   solutions of v0.1.0 that need the standard library only keep.
-- Inputs can be cut in their middle (``question_chars``, ``code_chars``) for models with a short context; the paper's
-  variant cuts nothing. Models and temperature: see ``configs/bigcodebench.py``.
+- Questions (``config.data.max_chars``) and what the final coder reads (``config.system.code_chars``) can be cut in
+  their middle for models with a short context; the paper's variant cuts nothing.
+- Models and temperature: see ``configs/bigcodebench.py``.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ from optimas_jax.sandbox.source import parse
 from optimas_jax.sandbox.unittests import test_names
 
 METRIC = "pass@1"
-SOURCES = ("installed", "stdlib", "all")
+SOURCES = ("installed", "stdlib", "all", "synthetic")
 HUB = ("bigcode/bigcodebench", None, "v0.1.4")
 FUNCTION = "task_func"  # what every task's function is called
 CASE = "TestCases"  # and its class of tests
@@ -77,8 +79,7 @@ class SystemConfig:
       language_model: answers for the LLM components.
       limits: of a program with its tests.
       isolation: ``required`` refuses to run programs without a jail, ``preferred`` says that there is none.
-      question_chars, code_chars: longest question, and longest program, tests or report, that a model is shown; longer
-        ones lose their middle. 0 for no limit.
+      code_chars: longest program, tests or report that a model is shown; longer ones lose their middle. 0 for no limit.
       max_demos: most demonstrations of a prompt.
       weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
     """
@@ -86,7 +87,6 @@ class SystemConfig:
     language_model: LanguageModel
     limits: Limits = Limits()
     isolation: Literal["required", "preferred"] = "preferred"
-    question_chars: int = 0
     code_chars: int = 0
     max_demos: int = 4
     weights: str = ""
@@ -102,30 +102,37 @@ def load(config: DataConfig) -> Dataset:
       DataError: for a missing file, a broken line, a row without a field or with code that does not parse, or fewer
         tasks than asked for.
     """
-    examples, origin = read_tasks(config.path, config.source or SOURCES[0])
+    examples, origin = read_tasks(config.path, config.source or SOURCES[0], sum(config.sizes.values()))
+    shown = [
+        dataclasses.replace(one, inputs={"question": cut_middle(one.inputs["question"], config.max_chars)})
+        for one in examples
+    ]
     try:
-        return Dataset(deal(examples, config), {METRIC: 0.0}, origin)
+        return Dataset(deal(shown, config), {METRIC: 0.0}, origin)
     except DataError as error:
         raise DataError(f"{error} ({origin})") from error
 
 
-def read_tasks(path: str, source: str) -> tuple[list[Example], str]:
+def read_tasks(path: str, source: str, count: int = 0) -> tuple[list[Example], str]:
     """The tasks of a file, or without a path of the hub, that ``source`` names; and where they are from, in words.
+
+    Without a path ``synthetic`` makes ``count`` tasks up; with one it is as ``installed``.
 
     Raises:
       DataError: as ``load``.
     """
     if source not in SOURCES:
         raise DataError(f"config.data.source is {source!r}; allowed: {', '.join(SOURCES)}")
+    if source == "synthetic" and not path:
+        return [parse_row(made_up(number), f"task {number}")[0] for number in range(count)], "made-up tasks"
     rows = read_rows(Path(path), parse_row) if path else hub_rows(*HUB, parse_row)
     missing = collections.Counter(name for _, imports in rows for name in imports if not _is_installed(name))
     kept = [example for example, imports in rows if _is_wanted(imports, source)]
     left_out = len(rows) - len(kept)
-    why = {
-        "installed": f"that import what is not installed: {', '.join(name for name, _ in missing.most_common(5))}, ...",
-        "stdlib": "that need more than the standard library",
-    }
-    return kept, (path or HUB[0]) + (f" without {left_out} tasks {why[source]}" if left_out else "")
+    why = f"that import what is not installed: {', '.join(name for name, _ in missing.most_common(5))}, ..."
+    if source == "stdlib":
+        why = "that need more than the standard library"
+    return kept, (path or HUB[0]) + (f" without {left_out} tasks {why}" if left_out else "")
 
 
 def parse_row(item: Any, where: str) -> tuple[Example, tuple[str, ...]]:
@@ -148,6 +155,23 @@ def parse_row(item: Any, where: str) -> tuple[Example, tuple[str, ...]]:
         raise DataError(f"{where}: field test has no class {CASE} with a test")
     gold = {"test": row["test"], "solution": solution, "stub": row["code_prompt"]}
     return Example(row["task_id"], {"question": row["instruct_prompt"]}, gold, ""), tuple(sorted(imports))
+
+
+def made_up(number: int) -> dict[str, str]:
+    """A row that asks for a sum."""
+    stub = "def task_func(x):\n"
+    test = (
+        "import unittest\nclass TestCases(unittest.TestCase):\n    def test_sum(self):\n"
+        f"        self.assertEqual([task_func(x) for x in range(9)], [x + {number} for x in range(9)])\n"
+    )
+    return {
+        "task_id": f"made-up/{number}",
+        "instruct_prompt": f"Return the number x plus {number}. Start with:\n```\n{stub}```",
+        "code_prompt": stub,
+        "canonical_solution": f"    return x + {number}\n",
+        "test": test,
+        "entry_point": FUNCTION,
+    }
 
 
 def imported(source: str) -> tuple[str, ...]:
@@ -264,8 +288,7 @@ def _reading(component: Component, extract: Callable[[str, str], str], settings:
 
     def cut(fields: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            name: cut_middle(text, settings.question_chars if name == "question" else settings.code_chars)
-            for name, text in fields.items()
+            name: text if name == "question" else cut_middle(text, settings.code_chars) for name, text in fields.items()
         }
 
     async def run(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
