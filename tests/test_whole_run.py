@@ -15,12 +15,13 @@ from fakes import ScriptedCompleter
 from rich.console import Console
 from runs import run_config
 
+from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.core.types import derive_seed
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.local import EngineError
 from optimas_jax.loop.collect import CollectConfig
-from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig, SystemConfig
+from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import FolderError
 from optimas_jax.loop.local_reward import RewardConfig
 from optimas_jax.loop.progress import Progress
