@@ -237,14 +237,16 @@ def read_scores(text: str, count: int) -> tuple[float, ...]:
     with ``count`` numbers. All 0 if it is none of these."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # nesting of a thousand brackets
         found = [float(number) for number in re.findall(r"(?<![\w.])\d*\.?\d+(?![\w.]*:)(?!\w)", text)]
     if isinstance(found, Mapping):
         found = [found.get(str(place)) for place in range(1, count + 1)]
-    numbers = [float(one) for one in found if type(one) in (int, float)] if isinstance(found, list) else []
-    if len(numbers) != count or any(math.isnan(number) for number in numbers):
+    made = found if isinstance(found, list) else []
+    # Cut first: an integer may be too large for a float.
+    numbers = [float(min(max(one, 0), 1)) for one in made if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(numbers) != count or any(map(math.isnan, numbers)):
         return (0.0,) * count
-    return tuple(min(max(number, 0.0), 1.0) for number in numbers)
+    return tuple(numbers)
 
 
 def mean_reciprocal_rank(outputs: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
