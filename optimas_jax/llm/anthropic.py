@@ -7,6 +7,7 @@ continue, and stop texts of white space alone are not taken: those are cut here,
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,6 +76,7 @@ class AnthropicCompleter:
                     timeout=self._remote.config.timeout,
                     http_client=self._http_client,
                 )
+                weakref.finalize(self, self._made.close)  # its connections would stay open
             return self._made
 
 

@@ -11,6 +11,7 @@ has, too). Server and client must see the same folder of adapters.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ class OpenAICompleter:
                     timeout=self._remote.config.timeout,
                     http_client=self._http_client,
                 )
+                weakref.finalize(self, self._made.close)  # its connections would stay open
             return self._made
 
     def _load(self, adapter: str) -> None:
