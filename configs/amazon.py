@@ -29,9 +29,11 @@ def _local() -> RunConfig:
 
 
 def _smoke() -> RunConfig:
+    """Prompts instead of weights, whose programs alone take longer than a minute to compile;
+    ``--config.system.weights=session_analyzer`` tunes weights here too."""
     base = _local()
     data = dataclasses.replace(base.data, source="synthetic", train=12, val=6, test=12, max_chars=30, max_items=3)
-    return smoke(base, SystemConfig(RANDOM_MODEL, RANDOM_MODEL), data=data)
+    return smoke(base, SystemConfig(RANDOM_MODEL, RANDOM_MODEL, weights=""), data=data)
 
 
 def _paper() -> RunConfig:
