@@ -25,7 +25,7 @@ Deviations from the paper (arXiv 2507.03041) and its released code (snap-stanfor
 - Programs are taken out of answers by one function (``code_extraction``) wherever a model writes one. The released code
   does so for the first program only, and grades the final answer as it stands, fences and all; tests without a
   ``python`` fence are dropped there.
-- The executor reports how many tests passed and what failed, cut to ``report_chars``. The released one passes on the
+- The executor reports how many tests passed and what failed, cut to 1,500 characters. The released one passes on the
   outcome of its metric.
 - An answer without a program goes on as it is from the generators (the executor then reports its syntax error); from
   the final coder it is a parse error and scores 0.

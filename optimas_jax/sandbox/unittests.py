@@ -114,16 +114,15 @@ def _verdict(expected: tuple[str, ...], lines: list[tuple[str, str, str]], ended
     counts = collections.Counter(name for name, outcome, _ in lines if outcome == "passed")
     names = dict.fromkeys([*expected, *(name for name in counts if not expected)])
     passed = tuple(name for name in names if counts[name] and name not in failed)
+    not_run = {name: "was not run" for name in expected if not counts[name] and name not in failed}
     if ended.how in ("timeout", "memory"):
         limit = {"timeout": "time", "memory": "memory"}[ended.how]
-        return Verdict(ended.how, passed, {**failed, "": f"ended for using too much {limit}"}, ended.seconds)
+        return Verdict(ended.how, passed, {"": f"ended for using too much {limit}", **failed, **not_run}, ended.seconds)
     if ("", "done", "") not in lines:
         how = f"signal {ended.code}" if ended.how == "killed" else f"exit status {ended.code}"
         detail = failed.get("") or f"ended before its tests did ({how})\n{ended.output[-500:]}"
-        return Verdict("crashed", passed, {**failed, "": detail}, ended.seconds)
-    for name in expected:
-        if name not in failed and counts[name] != 1:
-            failed[name] = "was not run" if not counts[name] else "was reported more than once"
-    if not names:
+        return Verdict("crashed", passed, {**failed, "": detail, **not_run}, ended.seconds)
+    failed |= not_run | {name: "was reported more than once" for name in expected if counts[name] > 1}
+    if not names and not failed:
         failed[""] = "there is no test"
     return Verdict("failed" if failed else "passed", passed, failed, ended.seconds)
