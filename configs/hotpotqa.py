@@ -70,7 +70,7 @@ def _weights() -> RunConfig:
         base,
         variant="weights",
         system=dataclasses.replace(base.system, weights="answer_generator"),
-        policy=PolicyConfig(learning_rate=1e-3, updates=8, validate_every=2),
+        policy=PolicyConfig(learning_rate=1e-3, updates=8, validate_every=1),
         optimize=dataclasses.replace(base.optimize, iterations=6),
     )
 
