@@ -29,10 +29,12 @@ from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.collect import CollectConfig, collect
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.engines import Engines
+from optimas_jax.loop.gate import to_gate
 from optimas_jax.loop.journal import RunFolder, load_best
 from optimas_jax.loop.local_reward import RewardConfig, RewardEngine, TextGroup, text_group
-from optimas_jax.loop.optimize import Proposal, optimize, to_gate
+from optimas_jax.loop.optimize import optimize
 from optimas_jax.loop.progress import Progress
+from optimas_jax.loop.rank import Proposal
 from optimas_jax.loop.run import Run
 from optimas_jax.models.lora import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
@@ -124,7 +126,13 @@ def make_run(system: System, workdir: Path, *, seed: int, mode: str, engine: Any
         proposer=MODEL,
         collect=CollectConfig(samples=0, values=4),
         optimize=OptimizeConfig(
-            mode=mode, iterations=iterations, inputs=len(EXAMPLES), instructions=8, demo_sets=0, gate_top=1
+            mode=mode,
+            iterations=iterations,
+            inputs=len(EXAMPLES),
+            instructions=8,
+            demo_sets=0,
+            gate_top=1,
+            per_instance="never",
         ),
     )
     tape, ledger = Tape(workdir / "tape.sqlite"), Ledger()

@@ -5,10 +5,10 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from systems import group, tool
+from systems import example, group, tool
 
-from optimas_jax.core.render import ScoredInstruction
-from optimas_jax.core.types import Step
+from optimas_jax.core.render_search import ScoredInstruction
+from optimas_jax.core.types import Outcome, Step, Trace
 from optimas_jax.core.values import Choice, Demo, Grid, Hyperparameters, Models, Prompt, PromptSpace
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OptimizeConfig
@@ -16,8 +16,10 @@ from optimas_jax.loop.optimize import MODES, resolve_mode
 from optimas_jax.search.choices import other_values
 from optimas_jax.search.demos import ScoredDemo, demo_pool, propose_demos
 from optimas_jax.search.gate import Comparison, GateConfig, accepts, compare, is_futile, mean_interval
-from optimas_jax.search.pick import pick_component, reward_gaps
-from optimas_jax.search.prompts import opro_requests, parse_instruction, propose_instructions
+from optimas_jax.search.instructions import parse_instruction, propose_instructions
+from optimas_jax.search.opro import opro_requests
+from optimas_jax.search.pick import Try, pick_component, reward_gaps
+from optimas_jax.search.task import Effort, PromptTask
 
 CURRENT = Prompt("current")
 
@@ -164,12 +166,25 @@ def test_new_instructions_are_distinct_allowed_and_keep_the_demonstrations():
     assert prompts == [Prompt(text, current.demos) for text in ("new", "other", "y" * 20)]
 
 
-def opro(style="chat", **changes):
+def opro(style="chat", count=3, seed=0):
     component = dataclasses.replace(tool("speaker", ("q",), str), description="Says something.")
-    history = [ScoredInstruction("older", -0.5), ScoredInstruction("in use", 0.25)]
-    failures = [(Step({"q": "where?"}, {"speaker_out": "nowhere"}), 0.125)]
-    proposer = LanguageModel("m", max_tokens=48, style=style)
-    return opro_requests(component, history, failures, proposer, **{"count": 3, "seed": 0, **changes})
+    step = Step({"q": "where?"}, {"speaker_out": "nowhere"})
+    task = PromptTask(
+        component=component,
+        space=PromptSpace(),
+        current=Prompt("in use"),
+        runs=[(example(), Trace("e", 0, {"speaker": step}, {}, Outcome.OK, 0.125))],
+        pool=(),
+        labelled=(),
+        history=[ScoredInstruction("older", -0.5)],
+        proposer=LanguageModel("m", max_tokens=48, style=style),
+        effort=Effort(instructions=count, depth=1, rewrites=1, demo_sets=0, demo_size=0, trials=1),
+        seed=seed,
+        rng=random.Random(0),
+        ask=lambda requests: [],
+        gains=lambda prompts: [],
+    )
+    return opro_requests(task)
 
 
 @pytest.mark.parametrize("style", ["chat", "text"])
@@ -178,8 +193,8 @@ def test_proposers_see_the_task_what_was_tried_and_failures(style):
     text = message.content
     assert message.role == ("user" if style == "chat" else "text")
     assert "Says something." in text
-    assert text.index("Score -0.50: older") < text.index("Score 0.25: in use")
-    assert "Score" not in text.split("Score 0.25: in use")[1].replace("Score 1.00:", "")
+    assert text.index("Score -0.50: older") < text.index("Score 0.00: in use")
+    assert "Score" not in text.split("Score 0.00: in use")[1].replace("Score 1.00:", "")
     assert "Q: where?\nSpeaker out: nowhere" in text
     assert "0.12" in text
 
@@ -281,7 +296,9 @@ def test_gaps_are_what_the_best_candidate_would_gain():
 
 
 def test_uniform_picks_ignore_what_is_known():
-    picks = [pick_component("uniform", NAMES, {"a": 1.0}, {"a": [1.0]}, random.Random(seed)) for seed in range(300)]
+    picks = [
+        pick_component("uniform", NAMES, {"a": 1.0}, {"a": [Try(1.0)]}, random.Random(seed)) for seed in range(300)
+    ]
     counts = collections.Counter(picks)
     assert set(counts) == set(NAMES)
     assert min(counts.values()) > 60
@@ -292,19 +309,30 @@ def test_the_gap_rule_tries_every_component_before_it_repeats_one():
     gaps, gains, picks = {"a": 0.1, "b": 0.3, "c": 0.2}, {}, []
     for _ in range(6):
         picks.append(pick_component("gap", NAMES, gaps, gains, random.Random(0)))
-        gains[picks[-1]] = [*gains.get(picks[-1], []), 0.0]
+        gains[picks[-1]] = [*gains.get(picks[-1], []), Try(0.0)]
     assert picks == ["b", "c", "a"] * 2
 
 
 def test_the_bandit_lets_the_gap_shrink_with_every_try():
     def pick(gains):
-        return pick_component("bandit", ("a", "b"), {"a": 0.6, "b": 0.2}, gains, random.Random(0))
+        tries = {name: [Try(gain, 100) for gain in some] for name, some in gains.items()}
+        return pick_component("bandit", ("a", "b"), {"a": 0.6, "b": 0.2}, tries, random.Random(0))
 
     assert pick({}) == "a"
     assert pick({"a": [0.0]}) == "a"  # 0.6 / 2 = 0.3
     assert pick({"a": [0.0, 0.0]}) == "b"  # 0.6 / (1 + 2.83) = 0.16
     assert pick({"a": [0.2, 0.1]}) == "a"  # 0.9 / 3.83 = 0.23
     assert pick({"a": [0.0, 0.0], "b": [0.0]}) == "a"  # 0.16 against 0.2 / 2
+
+
+def test_the_bandit_weighs_gain_by_what_it_costs():
+    def pick(tries):
+        return pick_component("bandit", ("a", "b"), {"a": 0.4, "b": 0.3}, tries, random.Random(0))
+
+    assert pick({"a": [Try(0.1, 1000)], "b": [Try(0.1, 1000)]}) == "a"  # 0.25 against 0.2, for the same
+    assert pick({"a": [Try(0.1, 1000)], "b": [Try(0.1, 700)]}) == "b"  # 0.25 / 1000 against 0.2 / 700
+    assert pick({"a": [Try(0.1, 1000)]}) == "b"  # 0.25 against 0.3, which is taken to cost as much as all tries so far
+    assert pick({"a": [Try(0.5, 0)], "b": [Try(0.0, 0)]}) == "a"  # what costs no tokens is not free of meaning
 
 
 def test_an_unknown_rule_is_named():
@@ -331,10 +359,12 @@ def test_other_values_of_a_grid_or_of_models():
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_fills_in_the_switches_that_were_left_to_it(mode):
     config = resolve_mode(OptimizeConfig(mode=mode))
-    assert {"pick": config.pick, "adapt": config.adapt, "pairs": config.pairs, "gate": config.gate.kind} == MODES[mode]
+    assert {**{name: getattr(config, name) for name in MODES[mode]}, "gate": config.gate.kind} == MODES[mode]
     assert resolve_mode(config) == config
 
 
 def test_a_switch_that_was_set_stays():
     config = OptimizeConfig(mode="paper", pick="bandit", gate=GateConfig("paired", confidence=0.9), iterations=3)
-    assert resolve_mode(config) == dataclasses.replace(config, adapt="after_accept", pairs="two")
+    assert resolve_mode(config) == dataclasses.replace(
+        config, adapt="after_accept", pairs="two", proposers="opro", per_instance="sample"
+    )

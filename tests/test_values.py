@@ -11,8 +11,10 @@ from optimas_jax.core.values import (
     Hyperparameters,
     LoraSpace,
     Models,
+    PerInstance,
     Prompt,
     PromptSpace,
+    check_value,
     value_digest,
     value_from_json,
     value_to_json,
@@ -20,12 +22,22 @@ from optimas_jax.core.values import (
 
 TEXT = st.text(max_size=30)
 DEMOS = st.builds(Demo, st.dictionaries(TEXT, TEXT, max_size=3), st.dictionaries(TEXT, TEXT, max_size=2))
-VALUES = st.one_of(
+PLAIN = st.one_of(
     st.builds(Prompt, TEXT, st.lists(DEMOS, max_size=3).map(tuple)),
     st.builds(Hyperparameters, st.dictionaries(TEXT, st.integers() | TEXT, min_size=1, max_size=3)),
     st.builds(Choice, TEXT),
     st.builds(Adapter, st.from_regex(r"[0-9a-f]{0,20}", fullmatch=True)),
 )
+
+PER_INSTANCE = st.builds(
+    PerInstance,
+    st.lists(PLAIN, min_size=1, max_size=3).map(tuple),
+    st.from_regex(r"[0-9a-f]{1,20}", fullmatch=True),
+    st.integers(1, 4),
+    st.sampled_from(["argmax", "sample"]),
+    st.sampled_from([0.5, 1.0]),
+)
+VALUES = PLAIN | PER_INSTANCE
 
 
 @given(VALUES)
@@ -97,3 +109,53 @@ def test_adapters_name_folders_and_nothing_else(name):
 def test_empty_grid_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         Grid({"k": ()})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"k": (1, 2, 1)}, "k = 1 is listed twice"),
+        ({"k": (1, float("nan"))}, "k = nan: allowed are numbers"),
+        ({"k": ((1, 2),)}, r"k = \[1, 2\]: allowed are numbers"),
+        ({"k": "high"}, "a list of at least one value"),
+        ({"k": (None,)}, "k = None"),
+    ],
+)
+def test_an_invalid_grid_value_is_named_where_it_enters(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Grid(settings)
+
+
+@pytest.mark.parametrize("names", [(), ("a", "a"), ("",), (3,)])
+def test_names_to_choose_from_are_different_words(names):
+    with pytest.raises(ValueError, match="different and not empty"):
+        Models(names)
+
+
+def test_spaces_know_their_size():
+    assert len(Grid({"a": (1, 2), "b": (1, 2, 3)})) == len(list(Grid({"a": (1, 2), "b": (1, 2, 3)}).values())) == 6
+    assert len(Models(("a", "b"))) == 2
+
+
+def test_a_choice_per_instance_is_allowed_where_all_that_it_chooses_from_is():
+    check_value(Models(("a", "b")), PerInstance((Choice("a"), Choice("b")), "r"))
+    with pytest.raises(ValueError, match="not one of a, b"):
+        check_value(Models(("a", "b")), PerInstance((Choice("a"), Choice("c")), "r"))
+    with pytest.raises(ValueError, match="needs a Prompt, got None"):
+        check_value(PromptSpace(), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"values": ()}, "at least one plain value"),
+        ({"values": (PerInstance((Choice("a"),), "r"),)}, "at least one plain value"),
+        ({"samples": 0}, "samples is 0"),
+        ({"mode": "best"}, "mode is 'best'; allowed: argmax, sample"),
+        ({"reward": "../r"}, "named by letters"),
+        ({"reward": ""}, "named by letters"),
+    ],
+)
+def test_an_impossible_choice_per_instance_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        PerInstance(**{"values": (Choice("a"),), "reward": "r", **changes})

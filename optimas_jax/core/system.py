@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import graphlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
+from optimas_jax.core import graph
+from optimas_jax.core.graph import GraphError
+from optimas_jax.core.selection import Scorer, candidates, choose
 from optimas_jax.core.types import Example, Outcome, Step, StopRun, Trace, derive_seed, freeze
-from optimas_jax.core.values import Configuration, Space, Value
+from optimas_jax.core.values import Configuration, PerInstance, Space, Value, check_value
 
 T = TypeVar("T")
-
-
-class GraphError(ValueError):
-    """A system whose parts do not fit together."""
 
 
 class ComponentFailure(Exception):
@@ -47,6 +45,17 @@ class RunContext:
     seed: int
     component: str
     temperature: float | None = None
+
+
+@dataclasses.dataclass
+class Meter:
+    """What a system did: runs of it, from the start or from where outputs were given, and executions of components."""
+
+    runs: int = 0
+    executions: int = 0
+
+    def reset(self) -> None:
+        self.runs = self.executions = 0
 
 
 RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]
@@ -96,6 +105,8 @@ class System:
       metric: ``(outputs, gold) -> score``, higher is better.
       completer: what components' completion requests go to.
       failure_score: score of a run without outputs.
+      scorer: scores outputs for ``PerInstance`` values; a system without one cannot run them.
+      meter: counts what is run, or None.
     """
 
     components: tuple[Component, ...]
@@ -104,27 +115,14 @@ class System:
     metric: Metric
     completer: Any = None
     failure_score: float = 0.0
+    scorer: Scorer | None = None
+    meter: Meter | None = None
 
     def __post_init__(self) -> None:
-        problems = list(self._graph_problems())
+        problems = list(graph.problems(self.components, self.input_fields, self.output_fields))
         if problems:
             raise GraphError("the system's graph does not hold together:\n  " + "\n  ".join(problems))
         _ = self.order  # raises on a cycle
-
-    def _graph_problems(self) -> Iterable[str]:
-        names = [component.name for component in self.components]
-        yield from (f"component {name!r} is defined twice" for name in sorted({n for n in names if names.count(n) > 1}))
-        makers: dict[str, str] = dict.fromkeys(self.input_fields, "the example")
-        for component in self.components:
-            for field in component.outputs:
-                if field in makers:
-                    yield f"field {field!r} comes from {makers[field]} and from component {component.name!r}"
-                makers[field] = f"component {component.name!r}"
-        for component in self.components:
-            for field in component.inputs:
-                if field not in makers:
-                    yield f"component {component.name!r} reads {field!r}, which nobody provides"
-        yield from (f"output field {field!r} is made by nobody" for field in self.output_fields if field not in makers)
 
     @cached_property
     def by_name(self) -> Mapping[str, Component]:
@@ -133,32 +131,12 @@ class System:
     @cached_property
     def parents(self) -> Mapping[str, tuple[str, ...]]:
         """Component -> the components it reads from, in the order of definition."""
-        maker = {field: component.name for component in self.components for field in component.outputs}
-        return {
-            component.name: tuple(
-                other.name for other in self.components if any(maker.get(f) == other.name for f in component.inputs)
-            )
-            for component in self.components
-        }
+        return graph.parents(self.components)
 
     @cached_property
     def order(self) -> tuple[str, ...]:
         """Topological order; components that could swap keep the order of definition."""
-        sorter = graphlib.TopologicalSorter(self.parents)
-        try:
-            sorter.prepare()
-        except graphlib.CycleError as error:
-            raise GraphError(f"the system's graph has a cycle: {' -> '.join(reversed(error.args[1]))}") from error
-        position = {component.name: index for index, component in enumerate(self.components)}
-        order: list[str] = []
-        ready = list(sorter.get_ready())
-        while ready:
-            ready.sort(key=position.__getitem__)
-            name = ready.pop(0)
-            order.append(name)
-            sorter.done(name)
-            ready.extend(sorter.get_ready())
-        return tuple(order)
+        return graph.order(self.parents)
 
     @cached_property
     def tunable(self) -> tuple[str, ...]:
@@ -184,7 +162,7 @@ class System:
             try:
                 space = self.by_name[name].space
                 assert space is not None  # what makes a component tunable
-                space.check(configuration.get(name))
+                check_value(space, configuration.get(name))
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         if problems:
@@ -233,6 +211,8 @@ class System:
           GraphError: if the example lacks an input field.
           ComponentBug: if a component or the metric raises anything but ``ComponentFailure``.
         """
+        if self.meter is not None:
+            self.meter.runs += 1
         given = given or {}
         missing = [field for field in self.input_fields if field not in example.inputs]
         if missing:
@@ -289,6 +269,10 @@ class System:
         seed: int,
         temperature: float | None = None,
     ) -> Step:
+        if isinstance(value, PerInstance):
+            return await self._select(component, inputs, value, example_id, seed, temperature)
+        if self.meter is not None:
+            self.meter.executions += 1
         context = RunContext(self.completer, seed, component.name, temperature)
         try:
             outputs = await component.run(inputs, value, context)
@@ -307,6 +291,35 @@ class System:
                 f"declared are {sorted(component.outputs)}"
             )
         return Step(inputs, freeze(outputs))
+
+    async def _select(
+        self,
+        component: Component,
+        inputs: Mapping[str, Any],
+        value: PerInstance,
+        example_id: str,
+        seed: int,
+        temperature: float | None,
+    ) -> Step:
+        """Runs every candidate and keeps one. One that failed is kept only where all did."""
+        if self.scorer is None:
+            raise StopRun(
+                f"component {component.name!r} chooses its output by the local reward {value.reward!r}, and this "
+                "system has nothing that computes it: give it one (System.scorer)"
+            )
+        async with asyncio.TaskGroup() as group:
+            tries = [
+                group.create_task(self._execute(component, inputs, one, example_id, own_seed, asked))
+                for one, own_seed, asked in candidates(value, seed, temperature)
+            ]
+        steps = [step for step in (one.result() for one in tries) if step.outcome is Outcome.OK]
+        if not steps:
+            return tries[0].result()
+        outputs = [step.outputs for step in steps]
+        if all(made == outputs[0] for made in outputs):
+            return steps[0]
+        scores = await self.scorer.scores(component.name, inputs, outputs, value.reward)
+        return steps[choose(scores, value.mode, seed)]
 
     def _finish(self, example: Example, seed: int, steps: Mapping[str, Step], fields: Mapping[str, Any]) -> Trace:
         failed = [step.outcome for step in steps.values() if step.outcome is not Outcome.OK]

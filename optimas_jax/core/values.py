@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from optimas_jax.core.types import digest, freeze, thaw
 
@@ -68,7 +69,48 @@ class Adapter:
 
 BASE = Adapter("")
 
-Value = Prompt | Hyperparameters | Choice | Adapter
+
+@dataclasses.dataclass(frozen=True)
+class PerInstance:
+    """Several candidate outputs for every input, of which a local reward keeps one.
+
+    With several values it is the paper's choice of a model for the input at hand; with one value and several samples
+    it is best-of-N.
+
+    Attributes:
+      values: each makes candidates; none of them is a ``PerInstance``.
+      reward: name of the local reward that scores them.
+      samples: candidates of each value: its own output, and ``samples - 1`` sampled at ``temperature``.
+      mode: ``argmax`` keeps the one with the highest local reward r; ``sample`` draws one in proportion to exp(r).
+      temperature: of the samples.
+    """
+
+    values: tuple[Prompt | Hyperparameters | Choice | Adapter, ...]
+    reward: str
+    samples: int = 1
+    mode: Literal["argmax", "sample"] = "argmax"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        if not self.values or any(isinstance(value, PerInstance) for value in self.values):
+            raise ValueError(f"a choice per instance needs at least one plain value, got {self.values!r}")
+        if type(self.samples) is not int or self.samples < 1:
+            raise ValueError(f"samples is {self.samples!r}: a choice per instance needs 1 or more of each value")
+        if self.mode not in PER_INSTANCE_MODES:
+            raise ValueError(f"mode is {self.mode!r}; allowed: {', '.join(PER_INSTANCE_MODES)}")
+        if not re.fullmatch(r"[0-9A-Za-z_-]+", self.reward):  # it names a folder
+            raise ValueError(f"a local reward is named by letters, digits, _ and -, got {self.reward!r}")
+
+
+PER_INSTANCE_MODES = ("argmax", "sample")
+
+Value = Prompt | Hyperparameters | Choice | Adapter | PerInstance
+
+
+def plain_values(value: Value) -> tuple[Value, ...]:
+    """The value itself, or what a choice per instance chooses from."""
+    return value.values if isinstance(value, PerInstance) else (value,)
 
 
 def value_to_json(value: Value) -> dict[str, Any]:
@@ -83,6 +125,15 @@ def value_to_json(value: Value) -> dict[str, Any]:
             return {"type": "choice", "name": name}
         case Adapter(name):
             return {"type": "adapter", "digest": name}
+        case PerInstance(values, reward, samples, mode, temperature):
+            return {
+                "type": "per_instance",
+                "values": [value_to_json(one) for one in values],
+                "reward": reward,
+                "samples": samples,
+                "mode": mode,
+                "temperature": temperature,
+            }
 
 
 def value_from_json(data: Mapping[str, Any]) -> Value:
@@ -102,8 +153,13 @@ def value_from_json(data: Mapping[str, Any]) -> Value:
                 return Choice(data["name"])
             case "adapter":
                 return Adapter(data["digest"])
+            case "per_instance":
+                values = tuple(value_from_json(one) for one in data["values"])
+                return PerInstance(values, *(data[name] for name in ("reward", "samples", "mode", "temperature")))  # type: ignore[arg-type]
             case other:
-                raise ValueError(f"unknown value type {other!r}; known: prompt, hyperparameters, choice, adapter")
+                raise ValueError(
+                    f"unknown value type {other!r}; known: prompt, hyperparameters, choice, adapter, per_instance"
+                )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a value ({type(error).__name__}: {error}): {data!r}") from error
 
@@ -137,14 +193,27 @@ class Grid:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", freeze(self.settings))
-        empty = [name for name, allowed in self.settings.items() if not allowed]
-        if not self.settings or empty:
+        listed = [isinstance(allowed, tuple) and len(allowed) > 0 for allowed in self.settings.values()]
+        if not listed or not all(listed):
             raise ValueError(
-                f"a grid needs at least one setting, each with at least one value; got {thaw(self.settings)}"
+                f"a grid needs at least one setting, each with a list of at least one value; got {thaw(self.settings)}"
             )
+        for name, allowed in self.settings.items():
+            for place, setting in enumerate(allowed):
+                if not (isinstance(setting, str | int) or (isinstance(setting, float) and math.isfinite(setting))):
+                    raise ValueError(
+                        f"grid value {name} = {thaw(setting)!r}: allowed are numbers, words, true and false"
+                    )
+                if any(type(setting) is type(other) and setting == other for other in allowed[:place]):
+                    raise ValueError(f"grid value {name} = {setting!r} is listed twice")
+
+    def __len__(self) -> int:
+        """Number of points."""
+        return math.prod(map(len, self.settings.values()))
 
     def check(self, value: Value | None) -> None:
-        if not isinstance(value, Hyperparameters) or value not in tuple(self.values()):
+        settings = value.settings if isinstance(value, Hyperparameters) else {}
+        if set(settings) != set(self.settings) or any(settings[name] not in self.settings[name] for name in settings):
             raise ValueError(f"{value!r} is not on the grid {thaw(self.settings)}")
 
     def values(self) -> Iterator[Hyperparameters]:
@@ -158,6 +227,15 @@ class Models:
     """One of several named models, tools or routes."""
 
     names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        wrong = [name for name in self.names if not isinstance(name, str) or not name or self.names.count(name) > 1]
+        if not self.names or wrong:
+            raise ValueError(f"names to choose from are different and not empty, at least one; got {list(self.names)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def check(self, value: Value | None) -> None:
         if not isinstance(value, Choice) or value.name not in self.names:
@@ -178,6 +256,13 @@ class LoraSpace:
 
 
 Space = PromptSpace | Grid | Models | LoraSpace
+
+
+def check_value(space: Space, value: Value | None) -> None:
+    """Raises ``ValueError`` for a value that the space does not allow; a choice per instance is allowed where all that
+    it chooses from is."""
+    for one in (value,) if value is None else plain_values(value):
+        space.check(one)
 
 
 @dataclasses.dataclass(frozen=True)

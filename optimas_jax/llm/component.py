@@ -1,4 +1,4 @@
-"""A component that asks a language model: prompt in, one text field out."""
+"""Components that ask a language model (prompt in, one text field out), and the choice of the model that they ask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import Any, Literal
 from optimas_jax.core.render import render_chat, render_text
 from optimas_jax.core.system import Component, ComponentFailure, RunContext
 from optimas_jax.core.types import Outcome
-from optimas_jax.core.values import BASE, Adapter, LoraSpace, Prompt, PromptSpace, Value
+from optimas_jax.core.values import (
+    BASE,
+    Adapter,
+    Choice,
+    Grid,
+    Hyperparameters,
+    LoraSpace,
+    Models,
+    Prompt,
+    PromptSpace,
+    Value,
+)
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
 
 
@@ -32,6 +43,36 @@ class LanguageModel:
     style: Literal["chat", "text"] = "chat"
 
 
+SETTINGS = ("model", "temperature", "top_p", "max_tokens")  # of a language model, tunable by a grid
+
+
+def configured(language_model: LanguageModel, settings: Mapping[str, Any]) -> LanguageModel:
+    """The language model with some of its ``SETTINGS`` changed.
+
+    Raises:
+      ValueError: for another setting, or a value that it cannot have.
+    """
+    allowed = {
+        "model": lambda value: isinstance(value, str) and bool(value),
+        "temperature": lambda value: _is_number(value) and value >= 0,
+        "top_p": lambda value: _is_number(value) and 0 < value <= 1,
+        "max_tokens": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+    }
+    for name, value in settings.items():
+        if name not in allowed:
+            raise ValueError(f"unknown setting {name!r} of a language model; known: {', '.join(SETTINGS)}")
+        if not allowed[name](value):
+            raise ValueError(
+                f"{name} = {value!r} is not possible: a model is a name, a temperature 0 or more, top_p above 0 and at "
+                "most 1, max_tokens a whole number of at least 1"
+            )
+    return dataclasses.replace(language_model, **settings)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def llm_component(
     *,
     name: str,
@@ -42,26 +83,47 @@ def llm_component(
     language_model: LanguageModel,
     max_tokens: int | None = None,
     stop: tuple[str, ...] = (),
-    space: PromptSpace | LoraSpace | None = None,
+    space: PromptSpace | LoraSpace | Grid | None = None,
+    model_from: str = "",
 ) -> Component:
-    """Builds a component whose value is a ``Prompt``, or with a ``LoraSpace`` the ``Adapter`` that answers to
-    ``instruction``, and whose output is the model's text, stripped.
+    """Builds a component whose output is the model's text, stripped.
 
-    An answer that was cut by the token limit is used as it is; an empty answer is a parse error.
+    Its value is a ``Prompt``; with a ``LoraSpace`` the ``Adapter`` that answers to ``instruction``; with a ``Grid``
+    over ``SETTINGS`` the ``Hyperparameters`` with which ``instruction`` is answered. An answer that was cut by the
+    token limit is used as it is; an empty answer is a parse error.
+
+    Args:
+      model_from: the field that names the model to ask, such as a ``model_selector`` makes; it is not shown to the
+        model. Empty for the one of ``language_model``.
+
+    Raises:
+      ValueError: for a grid with a setting or a value that no language model has, or without the default's.
     """
-    limit = max_tokens or language_model.max_tokens
-    default = Prompt(instruction)
+    asked = dataclasses.replace(language_model, max_tokens=max_tokens or language_model.max_tokens)
+    prompted = Prompt(instruction)
+    default: Value = prompted
+    if isinstance(space, LoraSpace):
+        default = BASE
+    elif isinstance(space, Grid):
+        try:
+            for point in space.values():
+                configured(asked, point.settings)
+            default = Hyperparameters({setting: getattr(asked, setting) for setting in space.settings})
+            space.check(default)
+        except ValueError as error:
+            raise ValueError(f"component {name!r}: {error}") from error
     render = render_chat if language_model.style == "chat" else render_text
 
     async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        assert isinstance(value, Prompt | Adapter)
-        prompt = value if isinstance(value, Prompt) else default
+        assert isinstance(value, Prompt | Adapter | Hyperparameters)
+        prompt = value if isinstance(value, Prompt) else prompted
+        model = configured(asked, value.settings) if isinstance(value, Hyperparameters) else asked
         request = CompletionRequest(
-            model=language_model.model,
+            model=fields[model_from] if model_from else model.model,
             messages=tuple(Message(role, text) for role, text in render(prompt, fields, inputs, output)),
-            max_tokens=limit,
-            temperature=language_model.temperature if context.temperature is None else context.temperature,
-            top_p=language_model.top_p,
+            max_tokens=model.max_tokens,
+            temperature=model.temperature if context.temperature is None else context.temperature,
+            top_p=model.top_p,
             stop=stop,
             seed=context.seed,
             role=context.component,
@@ -78,9 +140,23 @@ def llm_component(
     return Component(
         name=name,
         description=description,
-        inputs=inputs,
+        inputs=(*inputs, model_from) if model_from else inputs,
         outputs=(output,),
         run=run,
         space=space or PromptSpace(),
-        default=BASE if isinstance(space, LoraSpace) else default,
+        default=default,
     )
+
+
+def model_selector(*, name: str, description: str, inputs: tuple[str, ...], output: str, models: Models) -> Component:
+    """Builds a component whose output is the name of one of ``models``, for ``model_from`` of another component.
+
+    It asks nobody: its ``Choice`` is the same for every input, the first of ``models`` by default, and a
+    ``PerInstance`` value lets its local reward choose by what it reads in ``inputs``.
+    """
+
+    async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+        assert isinstance(value, Choice)
+        return {output: value.name}
+
+    return Component(name, description, inputs, (output,), run, models, Choice(models.names[0]))

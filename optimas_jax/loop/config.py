@@ -19,6 +19,7 @@ from optimas_jax.loop.local_reward import RewardConfig
 from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.search.gate import GateConfig
+from optimas_jax.search.proposers import proposer_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,17 @@ class OptimizeConfig:
       pick: which component next: ``uniform``, ``gap`` or ``bandit``.
       adapt: when local rewards are trained further: ``after_accept``, ``every``, ``on_drift`` or ``never``.
       pairs: ``all`` ordered pairs of a group, or the ``two`` first candidates only.
-      instructions: OPRO proposals per iteration.
+      score: what ranks proposals: ``local`` rewards, or the ``global`` metric on training inputs, for which nothing is
+        collected or trained.
+      proposers: optimisers of prompts (``search.proposers``), separated by commas, all in every iteration: ``demos``,
+        ``opro``, ``copro``, ``mipro``, ``reflect``, ``random``. ``random`` alone draws listed values blindly, too.
+      instructions: that an optimiser asks for in an iteration; the breadth of COPRO.
+      depth: rounds of COPRO.
+      rewrites: of reflective rewriting in an iteration.
+      trials: points that TPE scores in an iteration, for MIPRO and for grids of more than 32 values.
+      per_instance: how a component that chooses a model may choose one for each input, by its local reward: ``argmax``,
+        ``sample`` (in proportion to exp(r)) or ``never``.
+      best_of: samples of which the local reward keeps one, proposed for every component; 0 for no such proposals.
       demo_sets: bootstrapped demonstration sets per iteration; 0 for instructions only.
       demo_size: demonstrations of a set.
       demo_min_reward: least global reward of a trajectory that demonstrations are taken from.
@@ -60,6 +71,8 @@ class OptimizeConfig:
       gate: the gate.
       buffer: groups of earlier rounds mixed into an adaptation.
       drift_accuracy: ``on_drift`` adapts when pair accuracy on fresh groups is below this.
+      max_tokens: prompt and completion tokens after which the search stops with the best so far, those of collecting
+        and those from the tape included; 0 for no limit.
     """
 
     mode: Literal["paper", "improved"] = "improved"
@@ -69,7 +82,14 @@ class OptimizeConfig:
     pick: Literal["", "uniform", "gap", "bandit"] = ""
     adapt: Literal["", "after_accept", "every", "on_drift", "never"] = ""
     pairs: Literal["", "two", "all"] = ""
+    score: Literal["local", "global"] = "local"
+    proposers: str = ""
     instructions: int = 3
+    depth: int = 2
+    rewrites: int = 8
+    trials: int = 16
+    per_instance: Literal["", "never", "argmax", "sample"] = ""
+    best_of: int = 0
     demo_sets: int = 3
     demo_size: int = 3
     demo_min_reward: float = 0.5
@@ -77,6 +97,18 @@ class OptimizeConfig:
     gate: GateConfig = GateConfig()
     buffer: int = 32
     drift_accuracy: float = 0.75
+    max_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.proposers:
+            proposer_names(self.proposers)
+        for name in ("instructions", "depth", "rewrites", "demo_sets", "demo_size", "best_of", "max_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: 0 or more")
+        if self.trials < 1:
+            raise ValueError(f"trials is {self.trials}: TPE needs 1 or more")
+        if self.score == "global" and self.best_of:
+            raise ValueError("best_of needs local rewards, and score is 'global': set one of them otherwise")
 
 
 @dataclasses.dataclass(frozen=True)

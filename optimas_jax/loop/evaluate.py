@@ -84,7 +84,7 @@ def contributions(
     the score, and of the component's local reward.
 
     Args:
-      reward: name of the local reward.
+      reward: name of the local reward; empty without one.
       evaluations: of ``after_each``.
     """
     return [
@@ -94,13 +94,14 @@ def contributions(
 
 
 def _local_gain(run: Run, reward: str, name: str, before: Evaluation, after: Evaluation) -> dict[str, Any] | None:
-    """Of a component whose value alone differs, so that it read the same inputs; None if it was never reached."""
+    """Of a component whose value alone differs, so that it read the same inputs; None if it was never reached, or
+    without a local reward."""
     steps = [
         (old.steps[name], new.steps[name])
         for old, new in zip(before.traces[0], after.traces[0], strict=True)
         if name in old.steps and name in new.steps
     ]
-    if not steps:
+    if not steps or not reward:
         return None
     groups = [text_group(run.system, name, old.inputs, [old.outputs, new.outputs]) for old, new in steps]
     old, new = zip(*run.engine.scores(reward, groups), strict=True)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.types import StopRun, thaw
-from optimas_jax.core.values import Adapter, Configuration
+from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.loop.config import RunConfig, differences, to_dict
 
 ADAPTERS = "adapters"  # of a run folder, and of its best/
+CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and those that its best/ needs
+_CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
 _FREE = ("concurrency", "evaluate")  # fields that may differ from run to run in one folder
 
 
@@ -108,8 +110,7 @@ class RunFolder:
         """Appends one event. A resumed run passes its old events again: those are recognised, not written twice."""
         entry = json.loads(json.dumps({"event": event, **thaw(fields)}, ensure_ascii=False))
         if self._cursor < len(self._events):
-            known = {key: value for key, value in self._events[self._cursor].items() if key != "time"}
-            if known == entry:
+            if _without_clock(self._events[self._cursor]) == _without_clock(entry):
                 self._cursor += 1
                 return
             self._cursor = len(self._events)  # another stage, or a changed program: go on behind what is there
@@ -122,23 +123,43 @@ class RunFolder:
             raise FolderError(f"cannot write the journal in {self.path} ({error})") from error
 
     def save_best(self, configuration: Configuration, info: Mapping[str, Any]) -> None:
-        """Writes the portable result: ``best/configuration.json``, and beside it the adapters that it names."""
-        for value in configuration.values():
-            if isinstance(value, Adapter) and value.digest:
-                self.copy_adapter(self.path / ADAPTERS / value.digest, self.path / "best" / ADAPTERS)
+        """Writes the portable result: ``best/configuration.json``, and beside it the adapters and local rewards that it
+        names."""
+        for made, carried, name in _parts(configuration):
+            self.copy_in(self.path / made / name, self.path / "best" / carried)
         self.write("best/configuration.json", {"configuration": configuration.to_json(), **info})
 
-    def copy_adapter(self, adapter: Path, folder: Path) -> None:
-        """Copies an adapter into a folder of adapters, in one step; raises ``FolderError`` if that fails."""
-        target, partial = folder / adapter.name, folder / f".{adapter.name}.partial"
+    def take_parts(self, configuration: Configuration, best: Path) -> None:
+        """Copies from a ``best/`` folder what its configuration names, so that this run can use it. A local reward that
+        is not there is left to whoever needs it."""
+        for made, carried, name in _parts(configuration):
+            if (best / carried / name).is_dir() or made == ADAPTERS:
+                self.copy_in(best / carried / name, self.path / made)
+
+    def copy_in(self, part: Path, folder: Path) -> None:
+        """Copies an adapter or a checkpoint into a folder, in one step; raises ``FolderError`` if that fails."""
+        target, partial = folder / part.name, folder / f".{part.name}.partial"
         if target.is_dir():
             return
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(adapter, partial)
+            shutil.copytree(part, partial)
             partial.rename(target)
         except OSError as error:
-            raise FolderError(f"cannot copy the adapter {adapter} to {folder} ({error})") from error
+            raise FolderError(f"cannot copy {part} to {folder} ({error})") from error
+
+
+def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:
+    """What a configuration names beside itself, as (folder in a run folder, folder in ``best/``, name)."""
+    parts = [(CHECKPOINTS, REWARDS, value.reward) for value in configuration.values() if isinstance(value, PerInstance)]
+    for value in configuration.values():
+        adapters = [one.digest for one in plain_values(value) if isinstance(one, Adapter)]
+        parts += [(ADAPTERS, ADAPTERS, name) for name in adapters if name]
+    return parts
+
+
+def _without_clock(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key not in _CLOCK}
 
 
 def load_best(folder: Path) -> Configuration:

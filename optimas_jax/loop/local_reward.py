@@ -8,7 +8,9 @@ nor scores anything twice.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -199,6 +201,28 @@ class RewardEngine:
         )
         return truncate(tokens, self.config.batch.group_tokens)
 
+    def check(self, name: str) -> None:
+        """Raises ``StopRun`` if there is no local reward of that name here, or one of another backbone."""
+        metadata = self._checkpoints.metadata(name)
+        if metadata is None:
+            raise StopRun(
+                f"no local reward {name!r} in {self._checkpoints.folder}: a configuration that chooses outputs by it "
+                "runs in the folder that trained it, or from a whole best/ folder (config.evaluate.folder), which "
+                "carries it"
+            )
+        trained, here = metadata.get("backbone", self._backbone), self._backbone
+        if trained != here:
+            raise StopRun(
+                f"local reward {name!r} was trained as {trained}, and config.reward and the system make it {here}: "
+                "set them alike"
+            )
+
+    @property
+    def _backbone(self) -> dict[str, Any]:
+        """What the arrays of a checkpoint belong to, as JSON has it."""
+        lora = json.loads(json.dumps(dataclasses.asdict(self.config.lora)))
+        return {"model": self.config.model, "lora": lora, "components": list(self._components)}
+
     def scores(self, name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
         """Local rewards of every candidate under the local reward called ``name``."""
         return self._memoised("score", name, groups)
@@ -217,7 +241,8 @@ class RewardEngine:
         tokens = [self._token_group(groups[index]) for index in missing]
         plan = plan_batches(tokens, self._batch_tokens)
         if plan:
-            with self._progress.bar(f"local {kind}s", len(plan)) as advance:
+            bar = self._progress.bar(f"local {kind}s", len(plan)) if len(plan) > 1 else nullcontext(lambda: None)
+            with bar as advance:
                 for members, values in self._over_batches(kind, tokens, plan, self._evaluation(kind, name)):
                     fresh = {
                         key: float(value)
@@ -277,6 +302,7 @@ class RewardEngine:
         if metadata is None:
             trainable, history = self._train(system, parent, train, held_out, epochs, seed)
             metadata = {"parent": parent, "seed": seed, "groups": len(train), "history": history}
+            metadata["backbone"] = self._backbone
             self._checkpoints.save(name, trainable, metadata)
             return_free_memory()
         return name, metadata

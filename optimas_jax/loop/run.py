@@ -7,20 +7,23 @@ import time
 from pathlib import Path
 
 from optimas_jax.benchmarks import hotpotqa
-from optimas_jax.core.system import System
+from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example
+from optimas_jax.core.values import Grid, LoraSpace, Models
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.openai import PREFIX, OpenAICompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
-from optimas_jax.loop.config import ConfigError, RunConfig
+from optimas_jax.loop.config import ConfigError, OptimizeConfig, RunConfig
 from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.journal import ADAPTERS, RunFolder
+from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, RunFolder
 from optimas_jax.loop.local_reward import RewardEngine
 from optimas_jax.loop.policy import PolicyEngine
 from optimas_jax.loop.progress import Progress
+from optimas_jax.loop.scoring import RewardScorer
+from optimas_jax.search.choices import GRID_LIMIT, check_tpe, nothing_to_tune
 
 BENCHMARKS = {"hotpotqa": hotpotqa}
 _API_PROVIDERS = ("openai", "anthropic")  # without config.server.base_url
@@ -75,18 +78,19 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     data = benchmark.load(config.data)
     settings = config.system
     bare = benchmark.build(data.articles, settings.language_model, settings.k_grid, settings.k, settings.weights)
-    components = _chosen_components(bare, config.optimize.components)
+    components = _chosen_components(bare, config.optimize, progress)
     folder = RunFolder(workdir, config)
-    checkpoints = CheckpointStore(folder.path / "checkpoints")
+    checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
     tape, ledger = Tape(folder.path / "tape.sqlite"), Ledger()
     taped = TapedCompleter(tape, ledger, completer)
+    engine = RewardEngine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
     return Run(
         config=config,
         folder=folder,
-        system=bare.using(taped),
+        system=dataclasses.replace(bare, completer=taped, scorer=RewardScorer(engine, bare), meter=Meter()),
         completer=taped,
         splits=dict(data.splits),
-        engine=RewardEngine(config.reward, bare.tunable, engines, tape, checkpoints, progress),
+        engine=engine,
         policies=PolicyEngine(
             config.policy,
             config.policy.model or settings.language_model.model,
@@ -126,13 +130,45 @@ def _completer(config: RunConfig, engines: Engines, adapters: Path) -> Completer
     return LocalCompleter(models[0], lambda: engines.sampler(models[0]), adapters)
 
 
-def _chosen_components(system: System, names: str) -> tuple[str, ...]:
-    if names == "all":
-        return system.tunable
-    chosen = [name.strip() for name in names.split(",")]
+def _chosen_components(system: System, config: OptimizeConfig, progress: Progress) -> tuple[str, ...]:
+    """Names of the components to tune. One that has nothing to tune is an error where it is named, and left out of
+    ``all``.
+
+    Raises:
+      ConfigError: if a name is not that of a tunable component, or none is left.
+      StopRun: if a large space needs a library that is not installed.
+    """
+    every = config.components == "all"
+    chosen = system.tunable if every else [name.strip() for name in config.components.split(",")]
     unknown = [name for name in chosen if name not in system.tunable]
     if unknown:
         raise ConfigError(
             f"config.optimize.components names {', '.join(map(repr, unknown))}; tunable are {', '.join(system.tunable)}"
         )
-    return tuple(name for name in system.tunable if name in chosen)
+    names = []
+    for name in (name for name in system.tunable if name in chosen):
+        why = _not_tunable(system, name, config)
+        if why and not every:
+            raise ConfigError(f"config.optimize.components names {name!r}, {why}: leave it out")
+        if why:
+            progress.line(f"{name} stays as it is, {why}")
+            continue
+        names.append(name)
+        space = system.by_name[name].space
+        if isinstance(space, Grid | Models) and len(space) > GRID_LIMIT:
+            check_tpe(f"{name} has {len(space)} values; more than {GRID_LIMIT} are searched")
+    if not names:
+        raise ConfigError("config.optimize.components is 'all', and no component has anything to tune")
+    if "mipro" in config.proposers:
+        check_tpe("config.optimize.proposers names mipro, which searches")
+    return tuple(names)
+
+
+def _not_tunable(system: System, name: str, config: OptimizeConfig) -> str:
+    """Why a component has nothing to tune, or ""."""
+    component = system.by_name[name]
+    if nothing_to_tune(component.space):
+        return f"which has one value to choose from, {component.default!r}, and so nothing to tune"
+    if isinstance(component.space, LoraSpace) and config.score == "global":
+        return "whose weights are tuned against local rewards only (config.optimize.score is 'global')"
+    return ""

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.core.values import Adapter
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.alignment import is_held_out, measure_alignment
 from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.cost import COLLECTED, stage_cost
 from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain
 from optimas_jax.loop.groups import load_groups, save_groups
-from optimas_jax.loop.journal import ADAPTERS, load_best
+from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.offline import collect_offline, train_offline
-from optimas_jax.loop.optimize import optimize, resolve_mode
+from optimas_jax.loop.optimize import State, optimize, resolve_mode
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.report import tables, write_html, write_tensorboard
 from optimas_jax.loop.run import BENCHMARKS, Run, build_run
@@ -57,6 +57,8 @@ def run_stages(
     try:
         for name in STAGES if stage == "all" else (stage,):
             progress.line(f"[bold cyan]{name}[/bold cyan]")
+            if run.system.meter is not None:
+                run.system.meter.reset()
             with run.ledger.phase(name):
                 actions[name](run)
     finally:
@@ -64,6 +66,9 @@ def run_stages(
 
 
 def _collect(run: Run) -> None:
+    if run.config.optimize.score == "global":
+        run.progress.line("  nothing to collect: proposals are ranked by the global metric (config.optimize.score)")
+        return
     groups = collect_offline(run, resolve_mode(run.config.optimize))
     save_groups(run.folder.path / "groups" / "offline", groups)
     for name in run.system.tunable:
@@ -71,6 +76,7 @@ def _collect(run: Run) -> None:
         informative = sum(max(group.rewards) > min(group.rewards) for group in own)
         run.folder.emit("groups", component=name, groups=len(own), informative=informative)
         run.progress.line(f"  {name}: {len(own)} groups, {informative} with different rewards")
+    run.folder.write(COLLECTED, dataclasses.asdict(stage_cost(run, "collect")))
 
 
 def _offline_groups(run: Run) -> list:
@@ -81,6 +87,9 @@ def _offline_groups(run: Run) -> list:
 
 
 def _train(run: Run) -> None:
+    if run.config.optimize.score == "global":
+        run.progress.line("  nothing to train: proposals are ranked by the global metric (config.optimize.score)")
+        return
     name, metadata = train_offline(run, _offline_groups(run))
     run.folder.write("reward.json", {"name": name, "history": metadata["history"]})
     for epoch, row in enumerate(metadata["history"]):
@@ -89,10 +98,23 @@ def _train(run: Run) -> None:
 
 
 def _optimize(run: Run) -> None:
-    reward = run.folder.read("reward.json")
-    if reward is None:
-        raise MissingStage(f"no local reward in {run.folder.path}: --stage=train makes it")
-    state = optimize(run, reward["name"], _offline_groups(run))
+    if run.config.optimize.score == "global":
+        state, alignment = optimize(run, "", ()), {}
+    else:
+        reward = run.folder.read("reward.json")
+        if reward is None:
+            raise MissingStage(f"no local reward in {run.folder.path}: --stage=train makes it")
+        state = optimize(run, reward["name"], _offline_groups(run))
+        alignment = _alignment(run, state)
+    val_score = sum(trace.score for trace in state.val_traces) / len(state.val_traces)
+    run.folder.save_best(state.configuration, {"val_score": val_score, "accepted": list(state.accepted)})
+    run.folder.write(
+        "optimized.json", {"reward": state.reward, "alignment": alignment, "accepted": list(state.accepted)}
+    )
+
+
+def _alignment(run: Run, state: State) -> dict[str, Any]:
+    """Of the last local reward with the global one, by component."""
     share = run.config.offline.held_out
     held_out = [group for group in state.groups if is_held_out(group.example_id, share)]
     alignment = {
@@ -102,20 +124,14 @@ def _optimize(run: Run) -> None:
     for row in alignment.values():
         del row["shorter"], row["loglik"]
     run.folder.emit("alignment", reward=state.reward, alignment=alignment)
-    val_score = sum(trace.score for trace in state.val_traces) / len(state.val_traces)
-    run.folder.save_best(state.configuration, {"val_score": val_score, "accepted": list(state.accepted)})
-    run.folder.write(
-        "optimized.json", {"reward": state.reward, "alignment": alignment, "accepted": list(state.accepted)}
-    )
+    return alignment
 
 
 def _evaluate(run: Run) -> None:
     settings = run.config.evaluate
     folder = Path(settings.folder) if settings.folder else run.folder.path / "best"
     configuration = load_best(folder)
-    for value in configuration.values():
-        if isinstance(value, Adapter) and value.digest:
-            run.folder.copy_adapter(folder / ADAPTERS / value.digest, run.folder.path / ADAPTERS)
+    run.folder.take_parts(configuration, folder)
     run.system.check(configuration)
     examples = run.splits[settings.split]
     optimization = run.folder.read("optimized.json") or {"alignment": {}, "accepted": []}

@@ -6,9 +6,14 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from optimas_jax.core.types import Group
+from optimas_jax.core.system import Component
+from optimas_jax.core.types import Example, Group, Trace
 from optimas_jax.core.values import Demo, Prompt
+
+if TYPE_CHECKING:
+    from optimas_jax.search.task import PromptTask, Proposals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,24 @@ def propose_demos(
         if chosen and prompt != current and prompt not in prompts:
             prompts.append(prompt)
     return prompts
+
+
+def propose(task: PromptTask) -> Proposals:
+    """The current instruction with bootstrapped demonstrations."""
+    size, count = min(task.effort.demo_size, task.space.max_demos), task.effort.demo_sets
+    prompts = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng) if count else []
+    return [("demos", prompt) for prompt in prompts]
+
+
+def labelled_demos(component: Component, runs: Sequence[tuple[Example, Trace]], max_chars: int = 1500) -> list[Demo]:
+    """Demonstrations of a component whose outputs the examples have as gold fields; none of other components."""
+    made = []
+    for example, trace in runs:
+        if component.name in trace.steps and all(isinstance(example.gold.get(o), str) for o in component.outputs):
+            demo = Demo(trace.steps[component.name].inputs, {name: example.gold[name] for name in component.outputs})
+            if len(str(dict(demo.inputs))) + len(str(dict(demo.outputs))) <= max_chars:
+                made.append(demo)
+    return made
 
 
 def _weighted_order(pool: Sequence[ScoredDemo], weights: Sequence[float], rng: random.Random) -> list[ScoredDemo]:
