@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -17,7 +18,7 @@ from fakes import ScriptedCompleter
 from rich.console import Console
 from runs import run_config
 
-from optimas_jax.core.system import Component, Job, RunContext, System, run_many
+from optimas_jax.core.system import Component, Job, Meter, RunContext, System, run_many
 from optimas_jax.core.types import Example, Group
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
 from optimas_jax.learn.checkpoint import CheckpointStore
@@ -27,7 +28,8 @@ from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.collect import CollectConfig, collect
-from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.config import ConfigError, OptimizeConfig
+from optimas_jax.loop.cost import read_curve
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.gate import to_gate
 from optimas_jax.loop.journal import RunFolder, load_best
@@ -35,7 +37,7 @@ from optimas_jax.loop.local_reward import RewardConfig, RewardEngine, TextGroup,
 from optimas_jax.loop.optimize import optimize
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.rank import Proposal
-from optimas_jax.loop.run import Run
+from optimas_jax.loop.run import Run, build_run
 from optimas_jax.models.lora import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
 
@@ -120,27 +122,22 @@ class ExactRewards:
         return run_many(self._system, [Job(configuration, example, 0, given)], concurrency=1)[0].score
 
 
-def make_run(system: System, workdir: Path, *, seed: int, mode: str, engine: Any, iterations: int) -> Run:
+def make_run(
+    system: System, workdir: Path, *, seed: int, mode: str, engine: Any, iterations: int, **settings: Any
+) -> Run:
+    search = {"inputs": len(EXAMPLES), "instructions": 8, "demo_sets": 0, "gate_top": 1, "per_instance": "never"}
     config = run_config(
         seed=seed,
         proposer=MODEL,
         collect=CollectConfig(samples=0, values=4),
-        optimize=OptimizeConfig(
-            mode=mode,
-            iterations=iterations,
-            inputs=len(EXAMPLES),
-            instructions=8,
-            demo_sets=0,
-            gate_top=1,
-            per_instance="never",
-        ),
+        optimize=OptimizeConfig(**{"mode": mode, "iterations": iterations, **search, **settings}),
     )
     tape, ledger = Tape(workdir / "tape.sqlite"), Ledger()
     completer = TapedCompleter(tape, ledger, system.completer)
     return Run(
         config=config,
         folder=RunFolder(workdir, config),
-        system=system.using(completer),
+        system=dataclasses.replace(system, completer=completer, meter=Meter()),
         completer=completer,
         splits={"train": EXAMPLES, "val": EXAMPLES, "test": EXAMPLES},
         engine=engine,
@@ -171,6 +168,88 @@ def test_paper_mode_with_exact_local_rewards_ends_in_a_component_wise_maximum(tm
         for name in system.tunable:
             for value in values_of(system, name):
                 assert mean_score(system, found.replace(name, value)) <= score + 1e-9, (seed, name, value)
+
+
+def test_the_global_metric_needs_no_local_reward_and_ends_in_such_a_maximum_too(tmp_path: Path) -> None:
+    for seed in range(3):
+        system = enumerable_system(seed)
+        run = make_run(
+            system, tmp_path / str(seed), seed=seed, mode="paper", engine=None, iterations=24, score="global"
+        )
+        found = optimize(run, "", []).configuration
+        run.tape.close()
+        for name in system.tunable:
+            for value in values_of(system, name):
+                assert mean_score(system, found.replace(name, value)) <= mean_score(system, found) + 1e-9
+
+
+def test_local_rewards_cost_fewer_runs_of_the_system(tmp_path: Path) -> None:
+    costs = {}
+    for score in ("local", "global"):
+        system = enumerable_system(1)
+        workdir = tmp_path / score
+        run = make_run(
+            system, workdir, seed=1, mode="paper", engine=ExactRewards(system, workdir), iterations=8, score=score
+        )
+        optimize(run, "exact" if score == "local" else "", [])
+        run.tape.close()
+        costs[score] = read_curve(workdir)[-1]
+    assert costs["local"]["system_runs"] < costs["global"]["system_runs"]
+    assert costs["local"]["val_score"] == costs["global"]["val_score"]
+
+
+def test_the_search_stops_at_its_tokens_and_keeps_the_best_so_far(tmp_path: Path) -> None:
+    def search(workdir: Path, limit: int) -> tuple[Any, list[dict[str, Any]]]:
+        system = enumerable_system(3)
+        engine = ExactRewards(system, workdir)
+        run = make_run(system, workdir, seed=3, mode="paper", engine=engine, iterations=12, max_tokens=limit)
+        with run.ledger.phase("optimize"):
+            state = optimize(run, "exact", [])
+        run.tape.close()
+        return state, [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+
+    whole, _ = search(tmp_path / "whole", 0)
+    curve = read_curve(tmp_path / "whole")
+    first = next(point for point in curve if point["at"] == "accept")
+    limit = first["tokens"] + 1
+    assert limit < curve[-1]["tokens"] and len(whole.accepted) > 1
+    stopped, events = search(tmp_path / "stopped", limit)
+    assert stopped.accepted == whole.accepted[: len(stopped.accepted)] and 1 <= len(stopped.accepted) < 4
+    assert load_best(tmp_path / "stopped" / "best") == stopped.configuration
+    assert events[-1]["event"] == "out_of_tokens" and limit <= events[-1]["tokens"] < curve[-1]["tokens"]
+    again, same = search(tmp_path / "stopped", limit)  # every answer comes from the tape, and counts
+    assert again == stopped and same == events
+
+
+@pytest.mark.parametrize("proposers", ["copro", "mipro,reflect", "random", "demos,opro"])
+@pytest.mark.parametrize("score", ["local", "global"])
+def test_every_optimiser_works_with_local_rewards_and_with_the_global_metric(
+    tmp_path: Path, score: str, proposers: str
+) -> None:
+    system = enumerable_system(2)
+    settings = {"score": score, "proposers": proposers, "demo_sets": 2, "demo_size": 1, "demo_min_reward": 0.1}
+    run = make_run(
+        system, tmp_path, seed=2, mode="improved", engine=ExactRewards(system, tmp_path), iterations=4, **settings
+    )
+    state = optimize(run, "exact" if score == "local" else "", [])
+    run.tape.close()
+    assert mean_score(system, state.configuration) >= mean_score(system, system.default_configuration())
+    events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert {event["component"] for event in events if event["event"] == "proposal"} >= {"writer"}
+    reasons = {event["reason"] for event in events if event["event"] == "dropped"}
+    assert reasons <= {"repeated"}
+
+
+def test_a_component_with_one_value_says_so(tmp_path: Path) -> None:
+    said = io.StringIO()
+    one = dataclasses.replace(run_config().system, k_grid=(1,), k=1)
+    with pytest.raises(ConfigError, match=r"'context_retriever', which has one value to choose from, .*: leave it out"):
+        config = run_config(system=one, optimize=OptimizeConfig(components="context_retriever"))
+        build_run(config, tmp_path / "named", QUIET)
+    run = build_run(run_config(system=one), tmp_path / "all", Progress(Console(file=said, width=300)))
+    run.tape.close()
+    assert "context_retriever" not in run.components and len(run.components) == 4
+    assert "context_retriever stays as it is, which has one value" in said.getvalue()
 
 
 def test_the_best_of_each_kind_may_pay_whatever_its_local_gain() -> None:
