@@ -11,7 +11,6 @@ from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest
 from optimas_jax.loop.cost import Cost
 
-
 _CIRCLES = 20_000  # requests in a row that cost nothing new: a peer that goes in circles would never use its budget
 
 

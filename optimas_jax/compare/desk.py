@@ -186,10 +186,10 @@ async def _cancel_all() -> None:
 
 def _handler(desk: Desk, loop: asyncio.AbstractEventLoop) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the library's name
+        def do_GET(self) -> None:
             self._respond({})
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             try:
                 body = json.loads(self.rfile.read(min(int(self.headers.get("content-length", 0)), _MOST_BYTES)))
             except ValueError as error:

@@ -1,5 +1,5 @@
-"""The peers' side of ``optimas_jax.compare.desk``: standard library only, no state but an address, so that programs that
-hold it can be copied at will."""
+"""The peers' side of ``optimas_jax.compare.desk``: standard library only, no state but an address, so that programs
+that hold it can be copied at will."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ class Desk:
         """Raises ``Refused`` for a request that cannot be answered. Once the budget is used it never returns: the
         process is about to be ended, and nothing that it could still do would count."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"content-type": "application/json"})
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(self.address + path, data, headers)  # noqa: S310 - http on this machine
+        straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # past any proxy
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
+            with straight.open(request, timeout=ANSWER_SECONDS) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             if error.code == 402:

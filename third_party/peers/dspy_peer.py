@@ -8,12 +8,16 @@ to the same model, in its own words.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
 
-import dspy
 from desk import Desk, Refused, as_value, feedback, key_of, tuned
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or a library of it asks for prices over the network
+
+import dspy
 from dspy.teleprompt.mipro_optimizer_v2 import AUTO_RUN_SETTINGS
 from dspy.utils.exceptions import AdapterParseError
 
@@ -44,7 +48,6 @@ class DeskLM(dspy.BaseLM):
         used["total_tokens"] = sum(used.values())
         return SimpleNamespace(choices=answers, usage=used, model=self.model)
 
-
     def _complete(self, turns: list[dict[str, str]], **settings: Any) -> dict[str, Any]:
         try:
             return self.desk.complete(turns, **settings)
@@ -68,7 +71,12 @@ class PatientAdapter(dspy.ChatAdapter):
         try:
             return super().parse(signature, completion)
         except AdapterParseError:
-    
+            names = [*signature.output_fields]
+            if any(field.annotation is not str for field in signature.output_fields.values()):
+                raise
+            asked_for = next((name for name in names if "instruction" in name), names[-1])
+            return {**dict.fromkeys(names, ""), asked_for: completion.strip()}
+
 
 class Part(dspy.Predict):
     """One component with a prompt: what DSPy tunes is its instruction and its demonstrations."""
@@ -167,7 +175,7 @@ def examples(task: dict[str, Any], split: str) -> list[Any]:
 
 def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM) -> Any:
     """Each at its defaults, of a size that the budget pays for."""
-    train, val, errors = examples(task, "train"), examples(task, "val"), 10**9
+    train, val = examples(task, "train"), examples(task, "val")
     if name == "miprov2":
         optimizer = dspy.MIPROv2(
             metric=metric,
@@ -175,15 +183,12 @@ def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM) 
             task_model=lm,
             auto=auto_setting(program, task, len(val)),
             num_threads=THREADS,
-            max_errors=errors,
             seed=task["seed"],
         )
         return optimizer.compile(program, trainset=train, valset=val)
     if name == "copro":
         optimizer = dspy.COPRO(prompt_model=lm, metric=metric)
-        return optimizer.compile(
-            program, trainset=val, eval_kwargs={"num_threads": THREADS, "max_errors": errors, "display_progress": False}
-        )
+        return optimizer.compile(program, trainset=val, eval_kwargs={"num_threads": THREADS, "display_progress": False})
     optimizer = dspy.GEPA(
         metric=gepa_metric(task),
         reflection_lm=lm,
@@ -196,8 +201,8 @@ def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM) 
 
 
 def auto_setting(program: Program, task: dict[str, Any], evaluated: int) -> str:
-    """The largest of MIPROv2's three sizes whose trials the budget pays for, at the tokens that a run of the system took
-    so far; the smallest if none."""
+    """The largest of MIPROv2's three sizes whose trials the budget pays for, at the tokens that a run of the system has
+    taken so far; the smallest if none."""
     tokens = program.desk.task()["tokens"] / evaluated
     choices = 2 * len(program.predictors())  # an instruction and a set of demonstrations of each
     for name in ("heavy", "medium", "light"):

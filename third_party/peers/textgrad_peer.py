@@ -20,6 +20,7 @@ from typing import Any
 from desk import Desk, Refused, as_value, feedback, plain, tuned
 
 os.environ.setdefault("TEXTGRAD_LOG_DIR", tempfile.mkdtemp())  # it writes every prompt there
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or a library of it asks for prices over the network
 
 import textgrad as tg
 from textgrad.autograd.llm_ops import FormattedLLMCall
