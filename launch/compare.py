@@ -11,6 +11,7 @@ the final test. Results: compare.json, compare.md and compare.png in the workdir
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/compare-BENC
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cells and peers end with it, as with an interrupt
     progress = Progress()
     try:
         config = from_dict(RunConfig, _CONFIG.value.to_dict())

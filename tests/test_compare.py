@@ -125,7 +125,7 @@ def summary():
         "ours": {0: cell([1.0, 0.5, 1.0, 0.5], [point(100, 4, 0.1), point(300, 10, 0.6)]), 1: cell([0.5] * 4)},
         "ours-global": {
             0: cell([0.5] * 4, [point(50, 20, 0.2), point(400, 60, 0.6)]),
-            1: {"error": "a\nbad end | here"},
+            1: {"error": "a\nbad [/end] | here"},
         },
         "textgrad": {0: {"error": "gone"}, 1: {"error": "gone"}},
     }
@@ -138,7 +138,7 @@ def test_scores_are_means_over_seeds_with_differences_on_the_same_examples_and_s
     assert ours["mean"] == pytest.approx(0.625) and ours["seed_means"] == [0.75, 0.5]
     assert ours["spread"] == pytest.approx(0.125 * 2**0.5) and "difference" not in ours
     assert other["difference"]["mean"] == pytest.approx(-0.25) and other["difference"]["seeds"] == [0]
-    assert other["errors"] == {1: "a\nbad end | here"} and other["seeds"] == [0]
+    assert other["errors"] == {1: "a\nbad [/end] | here"} and other["seeds"] == [0]
     assert ours["tokens"] == 250 and ours["system_runs"] == 9 and ours["calls"] == 25 and ours["usd"] == 0.5
     assert found["baseline"]["mean"] == 0.0 and found["chance"] == 0.25
     assert found["rows"]["textgrad"]["seeds"] == []
@@ -167,7 +167,7 @@ def test_the_table_has_the_best_first_and_says_what_failed():
     found = summary()
     assert [row[0] for row in table_rows(found)] == ["before optimisation", "ours", "ours-global", "textgrad"]
     text = markdown(found)
-    assert "500 LM tokens each" in text and "seed 0 failed: gone" in text and "bad end \\| here" in text
+    assert "500 LM tokens each" in text and "seed 0 failed: gone" in text and "bad [/end] \\| here" in text
     assert "| ours | 0 | 0.600 | 10 | 60 | 0.17 |" in text
     console = Console(record=True, width=200)
     for table in tables(found):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -74,6 +75,7 @@ def run_cell(
 
 def main(folder: Path) -> int:
     """Runs the cell of a folder, whose ``task.json`` names the optimiser and holds the configuration."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a peer ends with it, as with an interrupt
     for library in ("absl", "bm25s"):
         logging.getLogger(library).setLevel(logging.WARNING)  # they narrate; progress has its own lines
     try:

@@ -56,7 +56,7 @@ def run_peer(
         run.folder.save_best(configuration, {"accepted": [], "note": note})
         run.folder.write("optimized.json", {"reward": "", "alignment": {}, "accepted": []})
         run.folder.write(_RESULT, {"curve": books.curve, "note": note, **dataclasses.asdict(books.cost)})
-        progress.line(f"{note} after {books.cost.tokens:,} tokens of {books.budget:,}")
+        progress.line(f"  {note} after {books.cost.tokens:,} tokens of {books.budget:,}")
         return books.curve, note
     finally:
         run.tape.close()

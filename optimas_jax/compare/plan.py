@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from optimas_jax.compare.cell import CELL, write_task
 from optimas_jax.compare.optimizers import Optimizer
 from optimas_jax.core.types import StopRun
@@ -56,7 +58,7 @@ def run_cells(
             cells[name][seed] = json.loads((folder / CELL).read_text(encoding="utf-8"))
         except (StopRun, ValueError, OSError) as error:
             cells[name][seed] = {"error": str(error)}
-            line(f"{label} failed: {error}")
+            line(f"{label} failed: {escape(str(error))}")
     return cells
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from optimas_jax.compare.optimizers import CompareError
 
@@ -95,7 +96,7 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     for column in COLUMNS:
         found.add_column(column, justify="left" if column == "optimiser" else "right")
     for row in table_rows(summary):
-        found.add_row(*row)
+        found.add_row(*map(Text, row))
     runs = _runs(summary)
     if not runs:
         return [found]
@@ -103,7 +104,7 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     for column in ("optimiser", "seed", "score", "local rewards", "global metric", "ratio"):
         needed.add_column(column, justify="left" if column == "optimiser" else "right")
     for row in runs:
-        needed.add_row(*row)
+        needed.add_row(*map(Text, row))
     return [found, needed]
 
 

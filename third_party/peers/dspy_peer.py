@@ -18,6 +18,7 @@ from desk import Desk, Refused, as_value, feedback, key_of, tuned
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or a library of it asks for prices over the network
 
 import dspy
+from dspy.teleprompt.gepa import InstructionProposer
 from dspy.teleprompt.mipro_optimizer_v2 import AUTO_RUN_SETTINGS
 from dspy.utils.exceptions import AdapterParseError
 
@@ -192,6 +193,7 @@ def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM) 
     optimizer = dspy.GEPA(
         metric=gepa_metric(task),
         reflection_lm=lm,
+        instruction_proposer=InstructionProposer(adapter=PatientAdapter()),  # its own, but asked for JSON
         max_metric_calls=10**7,
         num_threads=THREADS,
         seed=task["seed"],
