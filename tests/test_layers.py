@@ -14,7 +14,8 @@ ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
 CONFIG_LIBRARIES = ("ml_collections", "absl")
 BRIDGE = "llm/local.py"  # by which the engine answers completion requests
 
-# Room -> rooms of this package that it may import from. The loop uses everything but bench, which only launch uses.
+# Room -> rooms of this package that it may import from. The loop uses everything but bench and compare, which only
+# launch uses.
 MAY_IMPORT = {
     "core": {"core"},
     "sandbox": {"sandbox"},
@@ -25,6 +26,7 @@ MAY_IMPORT = {
     "learn": {"core", "parallel", "models", "learn"},
     "search": {"core", "llm", "search"},
     "loop": {*HOST, *DEVICE, "search", "loop"},
+    "compare": {*HOST, *DEVICE, "search", "loop", "compare"},
     "bench": {*HOST, *DEVICE, "search", "loop", "bench"},
     "serve": {*HOST, *DEVICE, "serve"},
 }

@@ -1,0 +1,70 @@
+"""Compares optimisers at equal cost: same system, data, test seeds and budget of LM tokens. The same command resumes.
+
+python launch/compare.py --config=configs/hotpotqa.py --budget=2000000 [--seeds=0,1,2] [--workdir=DIR]
+    [--optimizers=ours,ours-global,random,dspy-miprov2,dspy-copro,dspy-gepa,textgrad]
+
+Ours use local rewards: ``ours`` (the configuration's optimisers of prompts), ``opro``, ``copro``, ``mipro``,
+``reflect``; with ``-global`` behind the name the same on the global metric; ``random`` draws blindly. The others are
+peers: make their environment with third_party/peers/install_prompt_optimizers.sh. The budget covers everything before
+the final test. Results: compare.json, compare.md and compare.png in the workdir; a folder for every run in cells/.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from optimas_jax.compare.optimizers import CompareError, find_optimizers
+from optimas_jax.compare.plan import run_cells
+from optimas_jax.compare.report import check_plots, draw, markdown, tables
+from optimas_jax.compare.summary import save, summarize
+from optimas_jax.loop.config import RunConfig, from_dict
+from optimas_jax.loop.progress import Progress
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
+_OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "ours-global", "random"], "Who takes part.")
+_BUDGET = flags.DEFINE_integer("budget", 1_000_000, "LM tokens of each run, prompts and answers.", lower_bound=1)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "A run of every optimiser for each of these.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/compare-BENCHMARK-VARIANT.")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cells and peers end with it, as with an interrupt
+    progress = Progress()
+    try:
+        config = from_dict(RunConfig, _CONFIG.value.to_dict())
+        optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
+        check_plots()
+        workdir = Path(_WORKDIR.value or f"runs/compare-{config.benchmark}-{config.variant}")
+        cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line)
+        about = {"benchmark": config.benchmark, "variant": config.variant}
+        summary = summarize(cells, about, _BUDGET.value)
+        save(summary, workdir / "compare.json")
+        (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
+        draw(summary, workdir / "compare.png")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command resumes", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    for table in tables(summary):
+        progress.console.print(table)
+    progress.line(f"{workdir / 'compare.md'}")
+    return 0 if any(row["seeds"] for row in summary["rows"].values()) else 1
+
+
+def _read_seeds(texts: list[str]) -> list[int]:
+    if not texts or not all(text.strip().isdecimal() for text in texts) or len(set(texts)) < len(texts):
+        raise CompareError(f"seeds are {','.join(texts)!r}: whole numbers, separated by commas, each once")
+    return [int(text) for text in texts]
+
+
+if __name__ == "__main__":
+    app.run(main)

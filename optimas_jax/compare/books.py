@@ -1,0 +1,99 @@
+"""What a peer did: its tokens, and the best configuration among those that it evaluated."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from optimas_jax.core.values import Configuration
+from optimas_jax.llm.base import Completer, Completion, CompletionRequest
+from optimas_jax.loop.cost import Cost
+
+_CIRCLES = 20_000  # requests in a row that cost nothing new: a peer that goes in circles would never use its budget
+
+
+class Books:
+    """Counts and records. Safe for use from several threads.
+
+    A request that is repeated counts once, as an optimiser with a cache pays for it once. (Ours count every call: what
+    this rule gives away, it gives to the peers.)
+
+    Attributes:
+      budget: tokens, prompts and answers together, after which nothing more is answered.
+      curve: points of best validation score against cost, as ``loop.cost`` writes them.
+      choice: the configuration that the peer named at its end, or None.
+    """
+
+    def __init__(self, inner: Completer, budget: int, default: Configuration, validation: Sequence[str]):
+        """``validation`` are the ids of the examples on which a configuration is judged."""
+        self.budget, self.curve, self.choice = budget, list[dict[str, Any]](), None
+        self._inner, self._validation = inner, tuple(validation)
+        self._best, self._best_score = default, 0.0
+        self._scores: dict[str, dict[str, float]] = {}
+        self._paid: set[str] = set()
+        self._idle = 0
+        self._cost = Cost()
+        self._lock = threading.Lock()
+
+    @property
+    def completer(self) -> Completer:
+        """Answers, and counts."""
+        return self
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        completion = await self._inner.complete(request)
+        with self._lock:
+            if request.key not in self._paid:
+                self._paid.add(request.key)
+                tokens = completion.prompt_tokens + completion.completion_tokens
+                self._idle = 0
+                self._cost += Cost(calls=1, tokens=tokens, usd=completion.usd, seconds=completion.seconds)
+        return completion
+
+    def admit(self) -> bool:
+        """Whether one more request is answered: not once the budget is used, nor for a peer that goes in circles."""
+        with self._lock:
+            self._idle += 1
+            return self._idle <= _CIRCLES and not (self.budget and self._cost.tokens >= self.budget)
+
+    @property
+    def cost(self) -> Cost:
+        return self._cost
+
+    def scored(self, configuration: Configuration, example_id: str, score: float) -> None:
+        """Notes one run of the system. A configuration that has all validation examples is a candidate; of equal ones
+        the first stays the best."""
+        with self._lock:
+            self._cost += Cost(system_runs=1)
+            if example_id not in self._validation:
+                return
+            known = self._scores.setdefault(configuration.digest, {})
+            before = len(known)
+            known[example_id] = score
+            if len(known) == before or len(known) < len(self._validation):
+                return
+            mean = statistics.fmean(known.values())
+            if not self.curve or mean > self._best_score:
+                self._best, self._best_score = configuration, mean
+            self._mark("candidate")
+
+    def finish(self, configuration: Configuration) -> None:
+        """Notes the peer's own choice."""
+        with self._lock:
+            self.choice = configuration
+
+    def result(self) -> tuple[Configuration, str]:
+        """The configuration to test, and why it: ``chosen by the peer``, ``best so far``, or ``default``, where no
+        candidate was judged on all validation examples."""
+        with self._lock:
+            if self.curve:
+                self._mark("end")
+            if self.choice is not None:
+                return self.choice, "chosen by the peer"
+            return self._best, "best so far" if self.curve else "default"
+
+    def _mark(self, at: str) -> None:
+        cost = {field: getattr(self._cost, field) for field in ("calls", "tokens", "usd", "seconds", "system_runs")}
+        self.curve.append({"at": at, "val_score": self._best_score, **cost})

@@ -1,0 +1,236 @@
+"""DSPy's MIPROv2, COPRO and GEPA on a system of ours: ``dspy_peer.py miprov2|copro|gepa ADDRESS``.
+
+The program has one predictor for every component with a prompt; what a predictor does is a component call at the desk,
+so that DSPy decides on instructions and demonstrations and on nothing else. Its own prompts (proposals, reflection) go
+to the same model, in its own words.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from desk import Desk, Refused, as_value, feedback, key_of, tuned
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or a library of it asks for prices over the network
+
+import dspy
+from dspy.teleprompt.gepa import InstructionProposer
+from dspy.teleprompt.mipro_optimizer_v2 import AUTO_RUN_SETTINGS
+from dspy.utils.exceptions import AdapterParseError
+
+THREADS = 32
+OPTIMIZERS = ("miprov2", "copro", "gepa")
+
+
+class DeskLM(dspy.BaseLM):
+    """The model behind the desk, for DSPy's own prompts."""
+
+    def __init__(self, desk: Desk, max_tokens: int, temperature: float = 1.0, **kwargs: Any):
+        super().__init__(model="desk", model_type="chat", temperature=temperature, max_tokens=max_tokens, **kwargs)
+        self.desk = desk
+
+    def forward(self, prompt: str | None = None, messages: list[dict[str, Any]] | None = None, **kwargs: Any) -> Any:
+        settings = {**self.kwargs, **kwargs}
+        messages = messages or [{"role": "user", "content": prompt or ""}]
+        answers, used = [], {"prompt_tokens": 0, "completion_tokens": 0}
+        for number in range(settings.get("n") or 1):
+            made = self._complete(
+                [{"role": turn["role"], "content": _text(turn["content"])} for turn in messages],
+                max_tokens=settings.get("max_tokens") or self.kwargs["max_tokens"],
+                temperature=settings.get("temperature") or 0.0,
+            )
+            message = SimpleNamespace(content=made["text"], role="assistant", tool_calls=None)
+            answers.append(SimpleNamespace(message=message, finish_reason="stop", index=number))
+            used = {name: used[name] + made[name] for name in used}
+        used["total_tokens"] = sum(used.values())
+        return SimpleNamespace(choices=answers, usage=used, model=self.model)
+
+    def _complete(self, turns: list[dict[str, str]], **settings: Any) -> dict[str, Any]:
+        try:
+            return self.desk.complete(turns, **settings)
+        except Refused as error:  # a prompt that does not fit the model: no answer
+            print(error, flush=True)
+            return {"text": "", "prompt_tokens": 0, "completion_tokens": 0}
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+class PatientAdapter(dspy.ChatAdapter):
+    """DSPy's adapter, but an answer without its marks is taken whole, for the instruction if one is asked for: small
+    models seldom write the marks, and would propose nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(use_json_adapter_fallback=False)
+
+    def parse(self, signature: Any, completion: str) -> dict[str, Any]:
+        try:
+            return super().parse(signature, completion)
+        except AdapterParseError:
+            names = [*signature.output_fields]
+            if any(field.annotation is not str for field in signature.output_fields.values()):
+                raise
+            asked_for = next((name for name in names if "instruction" in name), names[-1])
+            return {**dict.fromkeys(names, ""), asked_for: completion.strip()}
+
+
+class Part(dspy.Predict):
+    """One component with a prompt: what DSPy tunes is its instruction and its demonstrations."""
+
+    def __init__(self, desk: Desk, component: dict[str, Any]):
+        fields = {name: (str, dspy.InputField()) for name in component["inputs"]}
+        fields |= {name: (str, dspy.OutputField()) for name in component["outputs"]}
+        super().__init__(dspy.Signature(fields, component["instruction"]))
+        self.desk, self.component = desk, component
+
+    def value(self) -> dict[str, Any]:
+        return as_value(self.component, self.signature.instructions, [dict(demo) for demo in self.demos])
+
+    def forward(self, **fields: Any) -> Any:
+        """Leaves its mark in DSPy's trace, from which demonstrations and reflections are taken."""
+        example = fields.pop("example_id")
+        lm = dspy.settings.lm
+        attempt = lm.kwargs.get("rollout_id")  # DSPy asks for another answer to the same prompt
+        sampling = {} if attempt is None else {"temperature": lm.kwargs.get("temperature") or 1.0, "attempt": attempt}
+        try:
+            outputs = self.desk.component(self.component["name"], fields, self.value(), example, **sampling)
+        except Refused as error:  # a prompt that does not fit the model: this candidate's failure
+            print(error, flush=True)
+            outputs = None
+        if outputs is None:
+            raise Failed(self.component["name"])
+        made = dspy.Prediction(**outputs)
+        trace = dspy.settings.trace
+        if trace is not None:
+            trace.append((self, fields, made))
+        return made
+
+    def __call__(self, **fields: Any) -> Any:
+        return self.forward(**fields)
+
+
+class Failed(Exception):
+    """A component without an answer."""
+
+
+class Program(dspy.Module):
+    """The system: components in their order, those without a prompt at their defaults."""
+
+    def __init__(self, desk: Desk, task: dict[str, Any]):
+        super().__init__()
+        self.desk, self.task = desk, task
+        names = task["input_fields"]
+        self.ids = {key_of(one["inputs"], names): one["id"] for split in task["splits"].values() for one in split}
+        for component in tuned(task):
+            setattr(self, component["name"], Part(desk, component))
+
+    def values(self) -> dict[str, Any]:
+        return {component["name"]: getattr(self, component["name"]).value() for component in tuned(self.task)}
+
+    def forward(self, **inputs: Any) -> Any:
+        example = self.ids[key_of(inputs, self.task["input_fields"])]
+        fields = dict(inputs)
+        for component in self.task["components"]:
+            given = {name: fields[name] for name in component["inputs"]}
+            if "instruction" in component:
+                try:
+                    fields |= dict(getattr(self, component["name"])(**given, example_id=example))
+                except Failed:
+                    break
+            else:
+                outputs = self.desk.component(component["name"], given, None, example)
+                if outputs is None:
+                    break
+                fields |= outputs
+        outputs = {name: fields[name] for name in self.task["output_fields"] if name in fields}
+        # The score is noted here, where program and example are both known; the metric below reads it.
+        return dspy.Prediction(**outputs, desk_score=self.desk.score(self.values(), example, outputs))
+
+
+def metric(gold: Any, pred: Any, trace: Any = None) -> float:
+    """The system's own metric."""
+    return getattr(pred, "desk_score", 0.0)
+
+
+def gepa_metric(task: dict[str, Any]) -> Any:
+    golds = {key_of(one["inputs"], task["input_fields"]): one["gold"] for s in task["splits"].values() for one in s}
+
+    def with_feedback(gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
+        outputs = {name: pred[name] for name in task["output_fields"] if name in pred}
+        score = metric(gold, pred)
+        expected = golds[key_of(gold, task["input_fields"])]
+        return dspy.Prediction(score=score, feedback=feedback(outputs, expected, score))
+
+    return with_feedback
+
+
+def examples(task: dict[str, Any], split: str) -> list[Any]:
+    made = [dspy.Example(**one["inputs"], **one["gold"]) for one in task["splits"][split]]
+    return [one.with_inputs(*task["input_fields"]) for one in made]
+
+
+def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM) -> Any:
+    """Each at its defaults, of a size that the budget pays for."""
+    train, val = examples(task, "train"), examples(task, "val")
+    if name == "miprov2":
+        optimizer = dspy.MIPROv2(
+            metric=metric,
+            prompt_model=lm,
+            task_model=lm,
+            auto=auto_setting(program, task, len(val)),
+            num_threads=THREADS,
+            seed=task["seed"],
+        )
+        return optimizer.compile(program, trainset=train, valset=val)
+    if name == "copro":
+        optimizer = dspy.COPRO(prompt_model=lm, metric=metric)
+        return optimizer.compile(program, trainset=val, eval_kwargs={"num_threads": THREADS, "display_progress": False})
+    optimizer = dspy.GEPA(
+        metric=gepa_metric(task),
+        reflection_lm=lm,
+        instruction_proposer=InstructionProposer(adapter=PatientAdapter()),  # its own, but asked for JSON
+        max_metric_calls=10**7,
+        num_threads=THREADS,
+        seed=task["seed"],
+        track_stats=False,
+    )
+    return optimizer.compile(program, trainset=train, valset=val)
+
+
+def auto_setting(program: Program, task: dict[str, Any], evaluated: int) -> str:
+    """The largest of MIPROv2's three sizes whose trials the budget pays for, at the tokens that a run of the system has
+    taken so far; the smallest if none."""
+    tokens = program.desk.task()["tokens"] / evaluated
+    choices = 2 * len(program.predictors())  # an instruction and a set of demonstrations of each
+    for name in ("heavy", "medium", "light"):
+        candidates = AUTO_RUN_SETTINGS[name]["n"]
+        trials = int(max(2 * choices * math.log2(candidates), 1.5 * candidates))
+        if trials * evaluated * tokens <= task["budget"]:
+            return name
+    return "light"
+
+
+def main(name: str, address: str) -> None:
+    if name not in OPTIMIZERS:
+        raise SystemExit(f"{name!r} is not one of {', '.join(OPTIMIZERS)}")
+    desk = Desk(address)
+    task = desk.task()
+    lm = DeskLM(desk, task["max_tokens"])
+    dspy.configure(lm=lm, adapter=PatientAdapter())
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)  # the tape keeps every answer
+    program = Program(desk, task)
+    dspy.Evaluate(devset=examples(task, "val"), metric=metric, num_threads=THREADS)(program)  # a first candidate
+    best = compile_with(name, program, task, lm)
+    desk.finish(best.values())
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except Refused as error:
+        raise SystemExit(f"the desk refused: {error}") from None

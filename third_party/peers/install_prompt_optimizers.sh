@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Makes the environment of the prompt optimisers that launch/compare.py runs beside ours, third_party/peers/.prompt-optimizers.
+# Arguments go to pip.
+set -euo pipefail
+cd "$(dirname "$0")"
+python3 -m venv .prompt-optimizers
+.prompt-optimizers/bin/pip install --quiet "$@" dspy==3.4.1 optuna==5.0.0 textgrad==0.1.8
+.prompt-optimizers/bin/python -c 'import dspy, gepa, textgrad; print("prompt optimisers are ready: dspy", dspy.__version__)'

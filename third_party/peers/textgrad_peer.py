@@ -1,0 +1,191 @@
+"""TextGrad on a system of ours: ``textgrad_peer.py ADDRESS``.
+
+The instructions of the components are its variables; a component call is a call at the desk, recorded in TextGrad's
+graph with the fields that went into it, and the words about a run's score are the loss. As in its own prompt
+optimisation, a batch is a step, and a step that lowers the validation score is taken back. Settings of the Optimas
+paper (appendix E): batches of 4, validation every second step, one component's instruction at a time.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from desk import Desk, Refused, as_value, feedback, plain, tuned
+
+os.environ.setdefault("TEXTGRAD_LOG_DIR", tempfile.mkdtemp())  # it writes every prompt there
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or a library of it asks for prices over the network
+
+import textgrad as tg
+from textgrad.autograd.llm_ops import FormattedLLMCall
+from textgrad.autograd.string_based_ops import StringBasedFunction
+from textgrad.engine import EngineLM
+
+BATCH, VALIDATE_EVERY, THREADS = 4, 2, 32
+
+
+class DeskEngine(EngineLM):
+    """The model behind the desk, for TextGrad's own prompts: feedback, and new values of variables."""
+
+    model_string = "desk"
+
+    def __init__(self, desk: Desk, max_tokens: int):
+        self.desk, self.max_tokens = desk, max_tokens
+
+    def generate(self, prompt: str, system_prompt: str | None = None, **_: Any) -> str:
+        turns = [{"role": "system", "content": system_prompt or self.system_prompt}]
+        turns.append({"role": "user", "content": prompt})
+        # Its engines ask at temperature 0, where a step on the same batch would never differ.
+        return self.desk.complete(turns, max_tokens=self.max_tokens, temperature=1.0)["text"]
+
+    def __call__(self, prompt: str, system_prompt: str | None = None, **settings: Any) -> str:
+        return self.generate(prompt, system_prompt, **settings)
+
+
+class ComponentEngine(EngineLM):
+    """One component call, dressed as an engine: the fields are known beforehand, the instruction comes from the
+    variable."""
+
+    model_string = "component"
+
+    def __init__(self, system: System, component: Mapping[str, Any], fields: Mapping[str, Any], example: str):
+        self.call, self.outputs = (system, component, fields, example), None
+
+    def generate(self, prompt: str, system_prompt: str | None = None, **_: Any) -> str:
+        system, component, fields, example = self.call
+        value = as_value(component, system_prompt or "")
+        self.outputs = system.desk.component(component["name"], fields, value, example)
+        return _words(self.outputs)
+
+    def __call__(self, prompt: str, system_prompt: str | None = None, **settings: Any) -> str:
+        return self.generate(prompt, system_prompt, **settings)
+
+
+def _words(outputs: Mapping[str, Any] | None) -> str:
+    return "\n".join(str(plain(value)) for value in (outputs or {"": "(no answer)"}).values())
+
+
+class System:
+    """The components in their order, and the variables that they answer to."""
+
+    def __init__(self, desk: Desk, task: Mapping[str, Any]):
+        self.desk, self.task = desk, task
+        self.variables = {
+            component["name"]: tg.Variable(
+                component["instruction"],
+                requires_grad=True,
+                role_description=f"instruction to a language model with this task: {component['description']}",
+            )
+            for component in tuned(task)
+        }
+
+    def values(self) -> dict[str, Any]:
+        return {part["name"]: as_value(part, self.variables[part["name"]].value) for part in tuned(self.task)}
+
+    def score(self, example: Mapping[str, Any]) -> float:
+        """Of one run, without a graph."""
+        fields, values = dict(example["inputs"]), self.values()
+        for component in self.task["components"]:
+            given = {name: fields[name] for name in component["inputs"]}
+            try:
+                made = self.desk.component(component["name"], given, values.get(component["name"]), example["id"])
+            except Refused as error:
+                print(error, flush=True)
+                made = None
+            if made is None:
+                break
+            fields |= made
+        return self.desk.score(values, example["id"], self._outputs(fields))
+
+    def loss(self, example: Mapping[str, Any]) -> tuple[Any, float]:
+        """The words about a run as a variable whose graph leads back to the instructions, and the score."""
+        fields = dict(example["inputs"])
+        nodes = {
+            name: tg.Variable(_words({name: value}), requires_grad=False, role_description=f"{name} of the task")
+            for name, value in fields.items()
+        }
+        last = next(iter(nodes.values()))
+        for component in self.task["components"]:
+            given = {name: fields[name] for name in component["inputs"]}
+            read = {name: nodes[name] for name in component["inputs"]}
+            role = f"{', '.join(component['outputs'])}, made by {component['name']}: {component['description']}"
+            if component["name"] in self.variables:
+                engine = ComponentEngine(self, component, given, example["id"])
+                shown = "\n".join(f"{name}: {{{name}}}" for name in read)
+                prompt = self.variables[component["name"]]
+                last = FormattedLLMCall(engine, shown, dict.fromkeys(read, ""), prompt)(read, role)
+                made = engine.outputs
+            else:
+                made = self.desk.component(component["name"], given, None, example["id"])
+                words = _words(made)
+                last = StringBasedFunction(lambda words=words, **_: words, component["description"])(read, role)
+            if made is None:
+                break
+            fields |= made
+            nodes |= dict.fromkeys(made, last)
+        outputs = self._outputs(fields)
+        score = self.desk.score(self.values(), example["id"], outputs)
+        words = feedback(outputs, example["gold"], score)
+        judged = StringBasedFunction(lambda **_: words, "The metric that compares the answer with what is expected.")
+        return judged({"prediction": last}, "evaluation of the answer"), score
+
+    def _outputs(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: fields[name] for name in self.task["output_fields"] if name in fields}
+
+
+def validate(system: System) -> float:
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        return statistics.fmean(pool.map(system.score, system.task["splits"]["val"]))
+
+
+def step(system: System, variable: Any, engine: DeskEngine, batch: list[Mapping[str, Any]]) -> None:
+    """One step of gradient descent on one instruction. A batch that cannot be stepped on (the model's answer has no
+    marks around the new value, or the prompt does not fit) leaves it as it is."""
+    for other in system.variables.values():
+        other.requires_grad = other is variable
+    optimizer = tg.TGD([variable], engine=engine)
+    optimizer.zero_grad()
+    before = variable.value
+    try:
+        with concurrent.futures.ThreadPoolExecutor(BATCH) as pool:
+            losses = [loss for loss, _ in pool.map(system.loss, batch)]
+        tg.sum(losses).backward()
+        optimizer.step()
+    except (IndexError, Refused) as error:
+        variable.set_value(before)
+        print(f"no step: {type(error).__name__}: {str(error)[:300]}", flush=True)
+
+
+def main(address: str) -> None:
+    desk = Desk(address)
+    task = desk.task()
+    engine = DeskEngine(desk, task["max_tokens"])
+    tg.set_backward_engine(engine, override=True)
+    system, rng = System(desk, task), random.Random(task["seed"])
+    best, train = validate(system), list(task["splits"]["train"])
+    while True:  # epochs, until the budget ends the process
+        for variable in system.variables.values():
+            rng.shuffle(train)
+            kept = variable.value
+            for number in range(len(train) // BATCH or 1):
+                step(system, variable, engine, train[number * BATCH : (number + 1) * BATCH])
+                if number % VALIDATE_EVERY == VALIDATE_EVERY - 1 and variable.value != kept:
+                    score = validate(system)
+                    if score < best:
+                        variable.set_value(kept)
+                    else:
+                        best, kept = score, variable.value
+            variable.set_value(kept)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except Refused as error:
+        raise SystemExit(f"the desk refused: {error}") from None
