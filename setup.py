@@ -47,6 +47,7 @@ setup(
             "pytest>=9,<10",
             "hypothesis>=6.100,<7",
             "optuna>=5,<6",
+            "matplotlib>=3.9,<4",
             "starlette>=0.48,<2",
             "uvicorn>=0.35,<1",
             "pydantic>=2.10,<3",  # requests are checked against the types of the SDKs

@@ -22,7 +22,7 @@ from optimas_jax.compare.optimizers import CompareError, find_optimizers
 from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.report import check_plots, draw, markdown, tables
 from optimas_jax.compare.summary import save, summarize
-from optimas_jax.loop.config import RunConfig, from_dict
+from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.progress import Progress
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cells and peers end with it, as with an interrupt
     progress = Progress()
     try:
-        config = from_dict(RunConfig, _CONFIG.value.to_dict())
+        config = parse_config(_CONFIG.value.to_dict())
         optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
         check_plots()
         workdir = Path(_WORKDIR.value or f"runs/compare-{config.benchmark}-{config.variant}")

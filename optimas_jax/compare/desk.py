@@ -144,9 +144,11 @@ class Desk:
         example = self._examples[body["example"]]
         outputs = body["outputs"]
         whole = all(field in outputs for field in self._system.output_fields)
-        score = self._system.metric(freeze(outputs), example.gold) if whole else self._system.failure_score
-        self.books.scored(self._configuration(body["values"]), example.id, float(score))
-        return float(score)
+        score = self._system.failure_score
+        if whole:
+            score = await self._system.score(freeze(outputs), example, self._seed)
+        self.books.scored(self._configuration(body["values"]), example.id, score)
+        return score
 
 
 @contextmanager

@@ -324,6 +324,13 @@ class System:
         scores = await self.scorer.scores(component.name, inputs, outputs, value.reward)
         return steps[choose(scores, value.mode, seed)]
 
+    async def score(self, outputs: Mapping[str, Any], example: Example, seed: int) -> float:
+        """What the metric says of outputs; raises what it raises."""
+        if not inspect.iscoroutinefunction(self.metric):
+            return float(cast(Metric, self.metric)(outputs, example.gold))
+        context = RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric")
+        return float(await self.metric(outputs, example.gold, context))
+
     async def _finish(self, example: Example, seed: int, steps: Mapping[str, Step], fields: Mapping[str, Any]) -> Trace:
         failed = [step.outcome for step in steps.values() if step.outcome is not Outcome.OK]
         if failed or any(field not in fields for field in self.output_fields):
@@ -331,11 +338,7 @@ class System:
             return Trace(example.id, seed, freeze(steps), freeze({}), outcome, self.failure_score)
         outputs = freeze({field: fields[field] for field in self.output_fields})
         try:
-            if inspect.iscoroutinefunction(self.metric):
-                context = RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric")
-                score = float(await self.metric(outputs, example.gold, context))
-            else:
-                score = float(cast(Metric, self.metric)(outputs, example.gold))
+            score = await self.score(outputs, example, seed)
         except ComponentFailure as failure:  # a judge's model or tool did not deliver
             return Trace(example.id, seed, freeze(steps), freeze({}), failure.outcome, self.failure_score)
         except StopRun:
