@@ -17,6 +17,7 @@ from runs import ROOT, run_config
 from served import serving_app
 from test_whole_run import scripted_config
 
+from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
 from optimas_jax.llm.component import LanguageModel
@@ -27,7 +28,7 @@ from optimas_jax.llm.providers import RoutedCompleter, models_named
 from optimas_jax.llm.remote import ServerConfig
 from optimas_jax.llm.specs import model_name, provider, served
 from optimas_jax.loop.completers import check_completers, without_price
-from optimas_jax.loop.config import ConfigError, RunConfig, SystemConfig, from_dict
+from optimas_jax.loop.config import ConfigError, RunConfig, from_dict
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.stages import run_stages
 

@@ -19,8 +19,8 @@ def _requests(suite: str, name: str, count: int, prefix: int, own: tuple[int, in
 
 
 def _policy(task: Task) -> Case:
-    name = "4 prompts of 192, 8 answers of 32, 2 epochs"
-    return Case(task, name, task, 20, 4, candidates=8, tokens=(192, 192), rank=16, epochs=2)
+    name = "2 prompts of 192, 8 answers of 32, 2 epochs"
+    return Case(task, name, task, 10, 2, candidates=8, tokens=(192, 192), rank=16, epochs=2)
 
 
 LRF_SCORE = (

@@ -32,9 +32,9 @@ def prepare(data: dict[str, Any]) -> tuple[Run, str]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(work.folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     folder = tempfile.mkdtemp()
-    episodes = case.per_repeat * case.candidates
 
     def update(prompts: Sequence[tuple[int, ...]], size: int) -> dict[str, Any]:
+        episodes = len(prompts) * case.candidates
         settings = trl.GRPOConfig(
             output_dir=folder,
             per_device_train_batch_size=size,
@@ -91,10 +91,11 @@ def prepare(data: dict[str, Any]) -> tuple[Run, str]:
             "output": [sum(entropies) / len(entropies)],
         }
 
-    # A first one allocates; then the size whose update is fastest.
-    update(work.prompts_of(0), case.candidates)
-    sizes = [size for size in (4, 8, 16, 32) if episodes % size == 0]
-    size = min(sizes, key=lambda size: update(work.prompts_of(0), size)["seconds"])
+    # A first one allocates; then the size whose update is fastest, on the answers of one prompt.
+    few = work.prompts_of(0)[:1]
+    update(few, case.candidates)
+    sizes = [size for size in (2, 4, 8, 16) if case.candidates % size == 0]
+    size = min(sizes, key=lambda size: update(few, size)["seconds"])
     return lambda repeat: update(work.prompts_of(repeat), size), f"batches of {size} answers"
 
 
