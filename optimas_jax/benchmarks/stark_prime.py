@@ -35,7 +35,7 @@ import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from optimas_jax.benchmarks.data import (
     INTEGER,
@@ -241,10 +241,14 @@ def read_scores(text: str, count: int) -> tuple[float, ...]:
         found = [float(number) for number in re.findall(r"(?<![\w.])\d*\.?\d+(?![\w.]*:)(?!\w)", text)]
     if isinstance(found, Mapping):
         found = [found.get(str(place)) for place in range(1, count + 1)]
-    numbers = [float(one) for one in found if type(one) in (int, float)] if isinstance(found, list) else []
+    numbers = [float(one) for one in found if _is_number(one)] if isinstance(found, list) else []
     if len(numbers) != count or any(math.isnan(number) for number in numbers):
         return (0.0,) * count
     return tuple(min(max(number, 0.0), 1.0) for number in numbers)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def mean_reciprocal_rank(outputs: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
