@@ -272,7 +272,7 @@ def test_what_accepted_changes_brought_stands_in_a_table():
 
 def test_the_ledger_table_adds_up_roles():
     rows, _ = cells(ledger_table(RESULTS["ledger"]))
-    assert rows["collect"] == ["1,234", "8", "15", "4", "0.75"]
+    assert rows["collect"] == ["1,234", "8", "15", "4", "0.7500"]
 
 
 def test_a_run_without_alignment_or_acceptance_has_tables_too(tmp_path):

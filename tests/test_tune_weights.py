@@ -126,7 +126,8 @@ def test_requests_that_come_together_load_one_adapter(straight):
     default = run.system.default_configuration()
     jobs = [Job(default.replace(NAME, adapter), example, 7) for adapter in adapters for example in run.splits["train"]]
     run_many(run.system, jobs, concurrency=32)
-    store = run.completer._inner.sampler().adapters
+    [local] = run.completer._inner._inner._local.values()  # behind the sandbox and the routing
+    store = local.sampler().adapters
     assert sorted(store.names) == sorted(adapter.digest for adapter in adapters)
     assert all(len(stack.adapters) <= len(adapters) for stack in store._stacks.values())
     run.tape.close()

@@ -35,7 +35,7 @@ import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from optimas_jax.benchmarks.data import (
     INTEGER,
@@ -242,11 +242,14 @@ def read_scores(text: str, count: int) -> tuple[float, ...]:
     if isinstance(found, Mapping):
         found = [found.get(str(place)) for place in range(1, count + 1)]
     made = found if isinstance(found, list) else []
-    # Cut first: an integer may be too large for a float.
-    numbers = [float(min(max(one, 0), 1)) for one in made if isinstance(one, int | float) and not isinstance(one, bool)]
+    numbers = [float(min(max(one, 0), 1)) for one in made if _is_number(one)]  # cut first: some integers are no floats
     if len(numbers) != count or any(map(math.isnan, numbers)):
         return (0.0,) * count
     return tuple(numbers)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def mean_reciprocal_rank(outputs: Mapping[str, Any], gold: Mapping[str, Any]) -> float:

@@ -127,6 +127,8 @@ class Ledger:
 
     def most(self, request: CompletionRequest) -> Cost:
         """The most that a request can cost."""
+        if not request.max_tokens:  # asks no model, but for a program to be run (``llm.sandbox``)
+            return Cost(calls=1)
         price = price_of(request.model, self._prices)
         if price is None and self._budget.usd:
             raise OverBudget(
