@@ -16,11 +16,12 @@ import dataclasses
 
 import ml_collections
 
-from optimas_jax.benchmarks.hotpotqa import DataConfig
+from optimas_jax.benchmarks.data import DataConfig
+from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.learn.groups import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
-from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, SystemConfig, to_dict
+from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, to_dict
 from optimas_jax.loop.local_reward import RewardConfig
 from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.models.lora import LoraConfig

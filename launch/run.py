@@ -20,8 +20,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from absl import app, flags
 from ml_collections import config_flags
 
+from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
-from optimas_jax.loop.config import RunConfig, from_dict
+from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.stages import STAGES, run_stages
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
@@ -35,8 +36,8 @@ def main(argv: list[str]) -> int:
     for library in ("absl", "bm25s"):
         logging.getLogger(library).setLevel(logging.WARNING)  # they narrate; progress has its own lines
     try:
-        config = from_dict(RunConfig, _CONFIG.value.to_dict())
-        workdir = _WORKDIR.value or f"runs/{config.benchmark}-{config.variant}-{config.seed}"
+        config = parse_config(_CONFIG.value.to_dict())
+        workdir = _WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}"
         run_stages(config, Path(workdir), _STAGE.value)
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)

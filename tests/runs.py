@@ -7,7 +7,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.loop.config import RunConfig, from_dict
+from optimas_jax.loop.config import RunConfig, parse_config
 
 ROOT = Path(__file__).parents[1]
 get_config = runpy.run_path(str(ROOT / "configs" / "hotpotqa.py"))["get_config"]
@@ -15,4 +15,4 @@ get_config = runpy.run_path(str(ROOT / "configs" / "hotpotqa.py"))["get_config"]
 
 def run_config(**changes: Any) -> RunConfig:
     """The embedded variant of ``configs/hotpotqa.py``, with changes."""
-    return dataclasses.replace(from_dict(RunConfig, get_config("embedded").to_dict()), **changes)
+    return dataclasses.replace(parse_config(get_config("embedded").to_dict()), **changes)

@@ -11,16 +11,8 @@ from runs import ROOT
 
 from optimas_jax.benchmarks import countries
 from optimas_jax.benchmarks.countries import Article, Country
-from optimas_jax.benchmarks.hotpotqa import (
-    DataConfig,
-    DataError,
-    answer_f1,
-    build,
-    build_search,
-    kinds,
-    load,
-    read_rows,
-)
+from optimas_jax.benchmarks.data import DataConfig, DataError, Dataset, read_rows
+from optimas_jax.benchmarks.hotpotqa import SystemConfig, answer_f1, build, build_search, kinds, load, parse_row
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Hyperparameters
 from optimas_jax.llm.component import LanguageModel
@@ -54,6 +46,10 @@ def jsonl(path, *rows):
     return file
 
 
+def read(file):
+    return read_rows(file, parse_row)
+
+
 def load_path(file, train=2, val=1, test=1, seed=0):
     return load(DataConfig("hotpotqa", str(file), train, val, test, seed=seed))
 
@@ -62,10 +58,11 @@ def load_path(file, train=2, val=1, test=1, seed=0):
 
 
 def test_the_three_shapes_of_a_row_are_read_alike(tmp_path):
-    official, hub, objects = read_rows(jsonl(tmp_path, OFFICIAL, HUB, OBJECTS))
+    official, hub, objects = read(jsonl(tmp_path, OFFICIAL, HUB, OBJECTS))
     assert official == hub == objects
-    assert (official.id, official.answer, official.kind) == ("1", "Lima", "bridge")
-    assert official.articles == (
+    example, articles = official
+    assert (example.id, example.gold, example.kind) == ("1", {"answer": "Lima"}, "bridge")
+    assert articles == (
         Article("Peru", "Peru is a country. Its capital is Lima."),
         Article("Lima", "Lima is a city."),
     )
@@ -74,44 +71,46 @@ def test_the_three_shapes_of_a_row_are_read_alike(tmp_path):
 def test_the_official_file_is_one_array(tmp_path):
     file = tmp_path / "hotpot_dev.json"
     file.write_text(json.dumps([OFFICIAL, {**OFFICIAL, "_id": "2"}], indent=1), encoding="utf-8")
-    assert [one.id for one in read_rows(file)] == ["1", "2"]
+    assert [one.id for one, _ in read(file)] == ["1", "2"]
 
 
 def test_only_line_feeds_end_a_row(tmp_path):
     text = "one\u2028two\x85three"
-    [first, second] = read_rows(jsonl(tmp_path, row(0, answer=text), "", row(1), "  "))
-    assert (first.answer, second.id) == (text, "id001")
+    [(first, _), (second, _)] = read(jsonl(tmp_path, row(0, answer=text), "", row(1), "  "))
+    assert (first.gold["answer"], second.id) == (text, "id001")
 
 
 def test_a_broken_line_is_named(tmp_path):
     with pytest.raises(DataError, match=r"rows\.jsonl, line 3: not JSON \(.* at column 9\)"):
-        read_rows(jsonl(tmp_path, row(0), row(1), '{"id": 1'))
+        read(jsonl(tmp_path, row(0), row(1), '{"id": 1'))
 
 
 @pytest.mark.parametrize("field", ["id", "question", "answer", "context"])
 def test_a_row_without_a_field_is_named_with_the_field(tmp_path, field):
     broken = {key: value for key, value in row(1).items() if key != field}
     with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: lacks {field} \(a row needs"):
-        read_rows(jsonl(tmp_path, row(0), broken))
-
-
-@pytest.mark.parametrize("value", ["", None, 7])
-def test_an_answer_must_be_a_text(tmp_path, value):
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: lacks answer"):
-        read_rows(jsonl(tmp_path, row(0), row(1, answer=value)))
-
-
-def test_all_missing_fields_are_named_at_once(tmp_path):
-    with pytest.raises(DataError, match="line 1: lacks id, question, answer"):
-        read_rows(jsonl(tmp_path, {"answer": 7}))
+        read(jsonl(tmp_path, row(0), broken))
 
 
 @pytest.mark.parametrize(
-    "context", [None, 5, "text", [["only a title"]], [{"title": "t"}], {"title": ["t"], "sentences": []}, [["t", [1]]]]
+    ("value", "said"), [("", "lacks answer"), (None, "lacks answer"), (7, "field answer is 7, expected a text")]
+)
+def test_an_answer_must_be_a_text(tmp_path, value, said):
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: {said}"):
+        read(jsonl(tmp_path, row(0), row(1, answer=value)))
+
+
+def test_all_missing_fields_are_named_at_once(tmp_path):
+    with pytest.raises(DataError, match="line 1: lacks id, question, context"):
+        read(jsonl(tmp_path, {"answer": 7}))
+
+
+@pytest.mark.parametrize(
+    "context", [5, "text", [["only a title"]], [{"title": "t"}], {"title": ["t"], "sentences": []}, [["t", [1]]]]
 )
 def test_a_context_of_another_shape_is_named(tmp_path, context):
     with pytest.raises(DataError, match=r"line 2: context is not a list of titles with sentences"):
-        read_rows(jsonl(tmp_path, row(0), row(1, context=context)))
+        read(jsonl(tmp_path, row(0), row(1, context=context)))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_a_context_of_another_shape_is_named(tmp_path, context):
 def test_files_that_hold_something_else_say_so(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
-        read_rows(tmp_path / name)
+        read(tmp_path / name)
 
 
 def test_a_missing_file_says_what_to_set(tmp_path):
@@ -159,13 +158,13 @@ def test_equal_questions_count_once(tmp_path):
     splits = load_path(file).splits
     questions = [example.inputs["question"] for examples in splits.values() for example in examples]
     assert sorted(questions) == [f"Question {i}?" for i in range(4)]
-    with pytest.raises(DataError, match="4 different questions, 5 asked for"):
+    with pytest.raises(DataError, match="4 different examples, 5 asked for"):
         load_path(file, train=3)
 
 
 def test_one_id_for_two_questions_is_refused(tmp_path):
     rows = [row(number) for number in range(4)]
-    with pytest.raises(DataError, match="1 ids stand for several questions, the first is 'id003'"):
+    with pytest.raises(DataError, match="1 ids stand for several examples, the first is 'id003'"):
         load_path(jsonl(tmp_path, *rows, row(5, id="id003")))
 
 
@@ -181,7 +180,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
 
 
 def test_articles_are_in_the_corpus_once(tmp_path):
-    articles = load_path(jsonl(tmp_path, *[row(i) for i in range(4)])).articles
+    articles = load_path(jsonl(tmp_path, *[row(i) for i in range(4)])).corpus
     assert [article.title for article in articles] == ["Peru", "Lima"]
 
 
@@ -190,8 +189,8 @@ def test_real_rows_are_read():
     data = load_path(REAL, 150, 50, 51)
     assert sum(map(len, data.splits.values())) == 251
     assert kinds(data.splits["train"]) in (("bridge", "comparison"), ("comparison", "bridge"))
-    assert len(data.articles) == 2489
-    assert all(article.text for article in data.articles)
+    assert len(data.corpus) == 2489
+    assert all(article.text for article in data.corpus)
 
 
 # Embedded questions
@@ -373,7 +372,9 @@ def test_the_chain_runs_as_in_the_paper():
         "answer_generator": "Lima city",
     }
     completer = ScriptedCompleter(lambda request: answers[request.role])
-    system = build(countries.articles(KNOWN), LanguageModel("m"), (1, 2, 4), 2).using(completer)
+    system = build(
+        Dataset({}, corpus=countries.articles(KNOWN)), SystemConfig(LanguageModel("m"), k_grid=(1, 2, 4), k=2)
+    ).using(completer)
     question = Example("e", {"question": "What is the capital of Peru?"}, {"answer": "Lima"}, "train")
     configuration = system.default_configuration()
     trace = asyncio.run(system.run(configuration, question, 0))

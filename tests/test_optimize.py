@@ -18,6 +18,7 @@ from fakes import ScriptedCompleter
 from rich.console import Console
 from runs import run_config
 
+from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core.system import Component, Job, Meter, RunContext, System, run_many
 from optimas_jax.core.types import Example, Group
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
@@ -139,7 +140,7 @@ def make_run(
         folder=RunFolder(workdir, config),
         system=dataclasses.replace(system, completer=completer, meter=Meter()),
         completer=completer,
-        splits={"train": EXAMPLES, "val": EXAMPLES, "test": EXAMPLES},
+        data=Dataset({"train": EXAMPLES, "val": EXAMPLES, "test": EXAMPLES}),
         engine=engine,
         policies=None,
         tape=tape,

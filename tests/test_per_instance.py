@@ -14,6 +14,7 @@ from fakes import ScriptedCompleter
 from rich.console import Console
 from runs import run_config
 
+from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core.system import Job, Meter, System, run_many
 from optimas_jax.core.types import Example, StopRun, derive_seed
 from optimas_jax.core.values import Choice, Configuration, Models, PerInstance
@@ -97,7 +98,7 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
         folder=folder,
         system=dataclasses.replace(system, completer=completer, scorer=RewardScorer(engine, system), meter=Meter()),
         completer=completer,
-        splits={"train": examples("train", 24), "val": examples("val", 12), "test": examples("test", 20)},
+        data=Dataset({"train": examples("train", 24), "val": examples("val", 12), "test": examples("test", 20)}),
         engine=engine,
         policies=None,
         tape=tape,

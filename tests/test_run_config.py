@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import pytest
 from runs import get_config, run_config
 
-from optimas_jax.benchmarks.hotpotqa import DataConfig
-from optimas_jax.loop.config import ConfigError, RunConfig, differences, from_dict, to_dict
+from optimas_jax.benchmarks.data import DataConfig
+from optimas_jax.benchmarks.hotpotqa import SystemConfig
+from optimas_jax.loop.config import ConfigError, RunConfig, differences, from_dict, parse_config, to_dict
 from optimas_jax.models.lora import LoraConfig
 from optimas_jax.search.gate import GateConfig
 
@@ -40,8 +41,8 @@ def scalar_fields(cls, prefix=""):
 def test_the_shipped_configuration_survives_the_round_trip():
     config = run_config()
     assert isinstance(config, RunConfig)
-    assert from_dict(RunConfig, to_dict(config)) == config
-    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config  # lists become tuples again
+    assert parse_config(to_dict(config)) == config
+    assert parse_config(json.loads(json.dumps(to_dict(config)))) == config  # lists become tuples again
 
 
 def test_plain_data_is_plain_and_a_copy():
@@ -62,6 +63,11 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
     [
         ("colour", 1, r"config has no field colour; it has benchmark, variant"),
         ("optimize.gate.colour", 1, r"config\.optimize\.gate has no field colour; it has kind, confidence, futility"),
+        ("benchmark", "quiz", r"unknown benchmark 'quiz'; known: hotpotqa, .*or the path of a \.py file"),
+        ("benchmark", "nowhere/quiz.py", r"config\.benchmark: no file 'nowhere/quiz\.py'"),
+        ("system", 3, r"config\.system is 3, expected the fields of SystemConfig"),
+        ("system.colour", 3, r"config\.system has no field colour; it has language_model, k_grid"),
+        ("system.language_model.model", MISSING, r"config\.system\.language_model\.model is missing"),
         ("benchmark", MISSING, r"config\.benchmark is missing"),
         ("reward.model", MISSING, r"config\.reward\.model is missing"),
         ("data.source", "moon", r"config\.data\.source is 'moon'; allowed: 'embedded', 'hotpotqa'"),
@@ -83,17 +89,17 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
 )
 def test_what_cannot_be_used_is_named_with_its_path(path, value, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
-        from_dict(RunConfig, changed(path, value))
+        parse_config(changed(path, value))
 
 
-@pytest.mark.parametrize("path", list(scalar_fields(RunConfig)))
+@pytest.mark.parametrize("path", [*scalar_fields(RunConfig), *scalar_fields(SystemConfig, "system.")])
 def test_every_field_refuses_a_value_of_another_type(path):
     with pytest.raises(ConfigError, match=rf"^config\.{path} is None[,;] "):
-        from_dict(RunConfig, changed(path, None))
+        parse_config(changed(path, None))
 
 
 def test_whole_numbers_are_taken_for_floats():
-    rate = from_dict(RunConfig, changed("reward.learning_rate", 1)).reward.learning_rate
+    rate = parse_config(changed("reward.learning_rate", 1)).reward.learning_rate
     assert (rate, type(rate)) == (1.0, float)
 
 

@@ -6,12 +6,13 @@ import json
 import pytest
 from runs import run_config
 
+from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.core.system import Job, run_many
 from optimas_jax.core.types import Outcome, Step
 from optimas_jax.core.values import BASE, Adapter
 from optimas_jax.learn.groups import BatchShape
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.config import ConfigError, SystemConfig
+from optimas_jax.loop.config import ConfigError
 from optimas_jax.loop.local_reward import RewardConfig
 from optimas_jax.loop.policy import PolicyEngine
 from optimas_jax.loop.policy_trainer import PolicyConfig

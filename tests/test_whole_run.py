@@ -15,12 +15,13 @@ from fakes import ScriptedCompleter
 from rich.console import Console
 from runs import run_config
 
+from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.core.types import derive_seed
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.local import EngineError
 from optimas_jax.loop.collect import CollectConfig
-from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig, SystemConfig
+from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import FolderError
 from optimas_jax.loop.local_reward import RewardConfig
 from optimas_jax.loop.progress import Progress
@@ -183,3 +184,15 @@ def test_evaluate_takes_a_saved_configuration_another_split_and_repeats(straight
 def test_a_folder_of_another_run_is_refused(straight) -> None:
     with pytest.raises(FolderError, match=r"config\.seed: 0 -> 7"):
         run(straight[0], scripted_config(seed=7))
+
+
+def test_without_local_rewards_nothing_is_collected_or_trained(tmp_path: Path) -> None:
+    base = scripted_config()
+    settings = dataclasses.replace(base.optimize, score="global", gate_top=2)
+    _, results = run(tmp_path / "run", dataclasses.replace(base, optimize=settings))
+    assert results["gain"]["mean"] >= 0 and results["alignment"] == {}
+    assert "collect" not in results["ledger"] and "optimize" in results["ledger"]
+    assert not (tmp_path / "run" / "groups").exists() and not (tmp_path / "run" / "reward.json").exists()
+    assert all(change["test"]["local_gain"] is None for change in results["accepted"])
+    again, same = run(tmp_path / "run", dataclasses.replace(base, optimize=settings))
+    assert not again.requests and comparable(same) == comparable(results)

@@ -8,151 +8,99 @@ rewriter see the rewritten question, not the question itself.
 Data comes from one named source, never silently from another:
 
     embedded   generated questions about countries (``benchmarks.countries``), no download
-    hotpotqa   the rows of ``path`` (HotpotQA's official JSON, or JSONL of the same fields), or without a path
-               ``hotpotqa/hotpot_qa`` from the hub
+    hotpotqa   ``hotpotqa/hotpot_qa`` from the hub
+    a path     HotpotQA's official JSON, or JSONL of the same fields
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import json
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import bm25s
 import numpy as np
 
 from optimas_jax.benchmarks import countries
 from optimas_jax.benchmarks.countries import Article
-from optimas_jax.core.metrics import token_f1
+from optimas_jax.benchmarks.data import (
+    ANY,
+    TEXT,
+    DataConfig,
+    DataError,
+    Dataset,
+    deal,
+    fields_of,
+    hub_rows,
+    read_rows,
+    shorten,
+)
+from optimas_jax.benchmarks.parts import tuned_by_weights
+from optimas_jax.core.metrics import exact_match, token_f1
 from optimas_jax.core.system import Component, RunContext, System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, LoraSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
 
 METRIC = "f1"
-CHANCE = 0.0  # free-text answers: no guess scores
-
-
-class DataError(ValueError):
-    """Rows that cannot be used; says where and why."""
+OTHER_METRICS = {"exact match": lambda outputs, gold: exact_match(outputs["answer"], gold["answer"])}
+SOURCES = ("embedded", "hotpotqa")
+_PROMPTED = ("question_rewriter", "keyword_extractor", "hint_generator", "answer_generator")
+HUB = ("hotpotqa/hotpot_qa", "distractor", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where questions come from.
+class SystemConfig:
+    """The system before optimisation.
 
     Attributes:
-      source: ``embedded`` or ``hotpotqa``.
-      path: file of HotpotQA rows; empty for the hub's.
-      train, val, test: number of questions per split.
-      mix: shares of the kinds of embedded questions.
-      seed: deals questions to splits; apart from the run's seed, so that runs compare on the same data.
+      language_model: answers for the LLM components.
+      k_grid: allowed numbers of retrieved passages.
+      k: number before optimisation.
+      weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
     """
 
-    source: Literal["embedded", "hotpotqa"]
-    path: str = ""
-    train: int = 64
-    val: int = 32
-    test: int = 100
-    mix: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"one-hop": 1.0})
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Examples by split, and the articles that the retriever searches."""
-
-    splits: Mapping[str, tuple[Example, ...]]
-    articles: tuple[Article, ...]
+    language_model: LanguageModel
+    k_grid: tuple[int, ...] = (1, 5, 10, 25)
+    k: int = 1
+    weights: str = ""
 
 
 def load(config: DataConfig) -> Dataset:
-    """Reads or generates the data.
+    """Reads or generates the data; no guess scores on free-text answers, so chance is 0.
 
     Raises:
       DataError: for a missing file, a broken line, a row without a field, or fewer rows than asked for.
     """
-    sizes = {"train": config.train, "val": config.val, "test": config.test}
-    if config.source == "embedded":
-        if config.path:
-            raise DataError(
-                f"config.data.path is {config.path!r}, which embedded questions do not read: use hotpotqa.py:local"
-            )
+    if config.source == "embedded" and not config.path:
         known = countries.load_countries()
         splits = {
-            split: countries.questions(known, split, size, config.mix, config.seed) for split, size in sizes.items()
+            split: countries.questions(known, split, size, config.mix, config.seed)
+            for split, size in config.sizes.items()
         }
-        return Dataset(splits, countries.articles(known))
-    if config.source != "hotpotqa":
-        raise DataError(f"unknown data source {config.source!r}; known: embedded, hotpotqa")
-    return _split_rows(read_rows(Path(config.path)) if config.path else _hub_rows(), sizes, config.seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    id: str
-    question: str
-    answer: str
-    kind: str
-    articles: tuple[Article, ...]
-
-
-def read_rows(path: Path) -> list[_Row]:
-    """Rows of a ``.jsonl`` file, or of a ``.json`` file in the official format (one array)."""
-    if not path.is_file():
-        raise DataError(f"no file {str(path)!r}: set --config.data.path to HotpotQA rows (official JSON, or JSONL)")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error})") from error
-    if path.suffix == ".json":
-        try:
-            items = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-        if not isinstance(items, list):
-            raise DataError(f"{path} holds {type(items).__name__}, expected an array of questions")
-        return [_parse_row(item, f"{path}, item {index}") for index, item in enumerate(items)]
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                item = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-            rows.append(_parse_row(item, f"{path}, line {number}"))
-    return rows
-
-
-def _hub_rows() -> list[_Row]:
-    import datasets
-
-    try:
-        data = datasets.load_dataset("hotpotqa/hotpot_qa", "distractor", split="validation")
-    except Exception as error:  # the hub client raises many kinds; all mean that the rows did not arrive
-        raise DataError(
-            f"could not get hotpotqa/hotpot_qa from the hub ({type(error).__name__}: {error}). For rows of your "
-            "own use --config.data.path=FILE"
-        ) from error
-    return [_parse_row(item, f"hub row {index}") for index, item in enumerate(data)]
-
-
-def _parse_row(item: Any, where: str) -> _Row:
-    """One row in any of three shapes: official JSON (``_id``, context as pairs), the hub's columns (context as two
-    lists), or a list of {title, sentences}."""
-    if not isinstance(item, Mapping):
-        raise DataError(f"{where}: expected an object, got {type(item).__name__}")
-    values = {"id": item.get("id", item.get("_id")), **{key: item.get(key) for key in ("question", "answer")}}
-    missing = [name for name, value in values.items() if not isinstance(value, str) or not value]
-    if missing or "context" not in item:
-        raise DataError(
-            f"{where}: lacks {', '.join(missing or ['context'])} (a row needs id, question, answer, context)"
+        return Dataset(splits, origin="embedded questions", corpus=countries.articles(known))
+    rows = read_rows(Path(config.path), parse_row) if config.path else hub_rows(*HUB, parse_row)
+    articles = {
+        article.title: Article(
+            article.title, shorten(article.text, config.max_chars) if config.max_chars else article.text
         )
-    context = item["context"]
+        for _, own in rows
+        for article in own
+    }
+    if not articles:
+        raise DataError("no row has a paragraph in its context: there is nothing to retrieve from")
+    splits = deal([example for example, _ in rows], config)
+    return Dataset(splits, origin=config.path or HUB[0], corpus=tuple(articles.values()))
+
+
+def parse_row(item: Any, where: str) -> tuple[Example, tuple[Article, ...]]:
+    """A question and its articles, from any of three shapes: official JSON (``_id``, context as pairs), the hub's
+    columns (context as two lists), or a list of {title, sentences}."""
+    if isinstance(item, Mapping):
+        item = {**item, "id": item.get("id", item.get("_id"))}
+    row = fields_of(item, where, {"id": TEXT, "question": TEXT, "answer": TEXT, "context": ANY})
+    context = row["context"]
     try:
         if isinstance(context, Mapping):
             pairs = list(zip(context["title"], context["sentences"], strict=True))
@@ -163,33 +111,8 @@ def _parse_row(item: Any, where: str) -> _Row:
         articles = tuple(Article(title, "".join(sentences).strip()) for title, sentences in pairs)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: context is not a list of titles with sentences ({error!r})") from error
-    return _Row(values["id"], values["question"], values["answer"], str(item.get("type") or ""), articles)
-
-
-def _split_rows(rows: Sequence[_Row], sizes: Mapping[str, int], seed: int) -> Dataset:
-    """Deals rows to the splits by a seeded shuffle; equal questions count once."""
-    unique = list({row.question: row for row in rows}.values())
-    if len(unique) < sum(sizes.values()):
-        raise DataError(
-            f"{len(unique)} different questions, {sum(sizes.values())} asked for ({dict(sizes)}): lower "
-            "config.data.train, val or test"
-        )
-    repeated = [name for name, count in collections.Counter(row.id for row in unique).items() if count > 1]
-    if repeated:
-        raise DataError(f"{len(repeated)} ids stand for several questions, the first is {repeated[0]!r}")
-    if not any(row.articles for row in unique):
-        raise DataError("no row has a paragraph in its context: there is nothing to retrieve from")
-    unique.sort(key=lambda row: row.id)
-    random.Random(f"{seed}/rows").shuffle(unique)
-    splits, start = {}, 0
-    for split, size in sizes.items():
-        splits[split] = tuple(
-            Example(row.id, {"question": row.question}, {"answer": row.answer}, split, row.kind)
-            for row in unique[start : start + size]
-        )
-        start += size
-    articles = {article.title: article for row in rows for article in row.articles}
-    return Dataset(splits, tuple(articles.values()))
+    kind = str(row.get("type") or "")
+    return Example(row["id"], {"question": row["question"]}, {"answer": row["answer"]}, "", kind), articles
 
 
 def build_search(articles: Sequence[Article]) -> Callable[[str, int], tuple[str, ...]]:
@@ -212,32 +135,23 @@ def build_search(articles: Sequence[Article]) -> Callable[[str, int], tuple[str,
     return search
 
 
-def build(
-    articles: Sequence[Article], language_model: LanguageModel, k_grid: Sequence[int], k: int, weights: str = ""
-) -> System:
-    """The five-component system of the paper.
-
-    Args:
-      articles: corpus of the retriever.
-      language_model: answers for the four LLM components.
-      k_grid: allowed numbers of retrieved articles.
-      k: number before optimisation.
-      weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
+def build(dataset: Dataset, settings: SystemConfig) -> System:
+    """The five-component system of the paper, searching the data set's articles.
 
     Raises:
-      ValueError: if ``weights`` names something else.
+      ValueError: if ``settings.weights`` names what is no LLM component.
     """
-    search = build_search(articles)
+    search = build_search(dataset.corpus)
 
     async def retrieve(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
         assert isinstance(value, Hyperparameters)
         return {"passages": search(inputs["keywords"], value["k"])}
 
-    tuned = [name.strip() for name in weights.split(",") if name.strip()]
+    tuned = tuned_by_weights(settings.weights, _PROMPTED)
 
     def llm(name: str, **parts: Any) -> Component:
         space = LoraSpace() if name in tuned else None
-        return llm_component(name=name, language_model=language_model, stop=("\n",), space=space, **parts)
+        return llm_component(name=name, language_model=settings.language_model, stop=("\n",), space=space, **parts)
 
     components = (
         llm(
@@ -262,8 +176,8 @@ def build(
             inputs=("keywords",),
             outputs=("passages",),
             run=retrieve,
-            space=Grid({"k": tuple(k_grid)}),
-            default=Hyperparameters({"k": k}),
+            space=Grid({"k": settings.k_grid}),
+            default=Hyperparameters({"k": settings.k}),
         ),
         llm(
             name="hint_generator",
@@ -282,9 +196,6 @@ def build(
             max_tokens=16,
         ),
     )
-    unknown = set(tuned) - {component.name for component in components if isinstance(component.space, LoraSpace)}
-    if unknown:
-        raise ValueError(f"weights of {', '.join(sorted(unknown))}: there is no such LLM component")
     return System(components=components, input_fields=("question",), output_fields=("answer",), metric=answer_f1)
 
 

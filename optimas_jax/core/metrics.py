@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import re
 import string
+from collections.abc import Sequence
 
 
 def normalize_answer(text: str) -> str:
@@ -30,3 +31,33 @@ def token_f1(prediction: str, gold: str) -> float:
         return 0.0
     precision, recall = common / len(predicted), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
+
+
+def first_character(generation: str, gold: str) -> float:
+    """1 if the answer begins with the number of the right option, spaces before it aside
+    (KL4805/ShoppingMMLU: skill_wise_eval/metrics.py, ``accuracy``)."""
+    return float(generation.strip(" ")[:1] == gold)
+
+
+def reciprocal_rank(scores: Sequence[float], relevant: Sequence[bool]) -> float:
+    """1 / rank of the best-placed relevant item when items are ordered by score, highest first; equal scores keep
+    their order. 0 if none is relevant (snap-stanford/stark: MRR; snap-stanford/optimas: examples/metrics/mrr.py)."""
+    ranks = [rank for rank, place in enumerate(_ranking(scores), start=1) if relevant[place]]
+    return 1 / ranks[0] if ranks else 0.0
+
+
+def hit_at(k: int, scores: Sequence[float], relevant: Sequence[bool]) -> float:
+    """1 if one of the k items with the highest scores is relevant, else 0 (snap-stanford/stark: Hit@k)."""
+    return float(any(relevant[place] for place in _ranking(scores)[:k]))
+
+
+def _ranking(scores: Sequence[float]) -> list[int]:
+    return sorted(range(len(scores)), key=lambda place: -scores[place])
+
+
+def macro_f1(predictions: Sequence[str], golds: Sequence[str]) -> float:
+    """Mean over classes of their F1; classes are all labels that occur on either side, and one without a hit counts 0
+    (pubmedqa/pubmedqa: evaluation.py, scikit-learn's ``f1_score`` with ``average="macro"``)."""
+    hits = collections.Counter(gold for made, gold in zip(predictions, golds, strict=True) if made == gold)
+    sizes = collections.Counter(predictions) + collections.Counter(golds)
+    return sum(2 * hits[label] / size for label, size in sizes.items()) / len(sizes)

@@ -1,6 +1,6 @@
 """The configuration of a run: frozen dataclasses, each next to the code it configures, gathered here.
 
-``configs/*.py`` fill these in and hand them to ``ml_collections`` as plain data; ``from_dict`` turns the data back.
+``configs/*.py`` fill these in and hand them to ``ml_collections`` as plain data; ``parse_config`` turns the data back.
 Library code sees the dataclasses only. A field is declared once, where it is used.
 """
 
@@ -11,7 +11,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from optimas_jax.benchmarks.hotpotqa import DataConfig
+from optimas_jax.benchmarks.data import DataConfig
+from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.openai import ServerConfig
 from optimas_jax.loop.collect import CollectConfig
@@ -20,23 +21,6 @@ from optimas_jax.loop.policy_trainer import PolicyConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.search.gate import GateConfig
 from optimas_jax.search.proposers import proposer_names
-
-
-@dataclasses.dataclass(frozen=True)
-class SystemConfig:
-    """The system before optimisation.
-
-    Attributes:
-      language_model: answers for the LLM components.
-      k_grid: allowed numbers of retrieved passages.
-      k: number before optimisation.
-      weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
-    """
-
-    language_model: LanguageModel
-    k_grid: tuple[int, ...] = (1, 5, 10, 25)
-    k: int = 1
-    weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,17 +132,19 @@ class RunConfig:
     """Everything that a run depends on.
 
     Attributes:
-      benchmark, variant: names, for the banner and results.
+      benchmark: name of a benchmark, or path of a file that defines one (``benchmarks.modules``).
+      variant: name, for the banner and results.
       seed: names all randomness but that of the data.
       concurrency: examples in flight; changes speed only.
       mesh: devices; (0, 1) puts all of them along ``data``.
       server: answers for models called ``openai:NAME``.
-      data, system, proposer, offline, collect, reward, policy, optimize, evaluate: see the classes.
+      system: settings of the benchmark's own class.
+      data, proposer, offline, collect, reward, policy, optimize, evaluate: see the classes.
     """
 
     benchmark: str
     variant: str
-    system: SystemConfig
+    system: Any
     proposer: LanguageModel
     reward: RewardConfig
     data: DataConfig
@@ -193,6 +179,23 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
+def parse_config(data: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from nested plain data, its ``system`` by the benchmark's own class.
+
+    Raises:
+      ConfigError: as ``from_dict``; and for an unknown benchmark, or a data source that it does not have.
+    """
+    config = from_dict(RunConfig, data)
+    try:
+        benchmark = find_benchmark(config.benchmark)
+    except BenchmarkError as error:
+        raise ConfigError(str(error)) from error
+    sources = getattr(benchmark, "SOURCES", ("",))
+    if config.data.source not in sources:
+        raise ConfigError(f"config.data.source is {config.data.source!r}; allowed: {', '.join(map(repr, sources))}")
+    return dataclasses.replace(config, system=from_dict(settings_class(benchmark), config.system, "config.system"))
+
+
 def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T:
     """Builds a dataclass from nested plain data.
 
@@ -222,6 +225,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(cast(type, hint), value, where)
+    if hint is Any:
+        return value
     origin = typing.get_origin(hint)
     if origin is Literal:
         if value not in typing.get_args(hint):

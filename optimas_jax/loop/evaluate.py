@@ -6,10 +6,11 @@ import collections
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
-from optimas_jax.core.system import Job, run_many
+from optimas_jax.core.system import Job, Metric, run_many
 from optimas_jax.core.types import Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration, value_from_json
 from optimas_jax.loop.local_reward import text_group
@@ -59,6 +60,33 @@ def evaluate(
     with run.progress.bar("evaluation runs", len(jobs)) as advance:
         traces = iter(run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance))
     return [Evaluation(tuple(tuple(itertools.islice(traces, len(examples))) for _ in seeds)) for _ in configurations]
+
+
+def other_metrics(
+    benchmark: ModuleType, examples: Sequence[Example], baseline: Evaluation, optimized: Evaluation
+) -> dict[str, dict[str, Any]]:
+    """The same runs by the benchmark's other metrics; a run without outputs scores 0. Metrics of a whole set have
+    means only."""
+    table: dict[str, dict[str, Any]] = {}
+    for name, metric in getattr(benchmark, "OTHER_METRICS", {}).items():
+        old, new = (_rescored(metric, examples, evaluation) for evaluation in (baseline, optimized))
+        table[name] = {"baseline": old.to_json(), "optimized": new.to_json(), "gain": gain(new, old)}
+    for name, metric in getattr(benchmark, "SET_METRICS", {}).items():
+        old, new = (_of_set(metric, examples, evaluation) for evaluation in (baseline, optimized))
+        table[name] = {"baseline": {"mean": old}, "optimized": {"mean": new}, "gain": {"mean": new - old}}
+    return table
+
+
+def _rescored(metric: Metric, examples: Sequence[Example], evaluation: Evaluation) -> Evaluation:
+    def score(trace: Trace, example: Example) -> Trace:
+        return dataclasses.replace(trace, score=metric(trace.outputs, example.gold) if trace.outputs else 0.0)
+
+    return Evaluation(tuple(tuple(map(score, traces, examples)) for traces in evaluation.traces))
+
+
+def _of_set(metric: Callable[..., float], examples: Sequence[Example], evaluation: Evaluation) -> float:
+    golds = [example.gold for example in examples]
+    return statistics.fmean(metric([trace.outputs for trace in traces], golds) for traces in evaluation.traces)
 
 
 def gain(optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:

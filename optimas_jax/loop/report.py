@@ -32,6 +32,11 @@ def result_table(results: Mapping[str, Any]) -> Table:
         table.add_row(name, f"{row['mean']:.3f}", _interval(row["ci95"]), "")
     gain = results["gain"]
     table.add_row("gain", f"{gain['mean']:+.3f}", _interval(gain["ci95"]), f"{gain['p_positive']:.3f}", style="bold")
+    for name, row in results.get("other_metrics", {}).items():
+        before, after = (row[side]["mean"] for side in ("baseline", "optimized"))
+        tested = "ci95" in row["gain"]
+        interval, surely = (_interval(row["gain"]["ci95"]), f"{row['gain']['p_positive']:.3f}") if tested else ("", "")
+        table.add_row(f"{name}, chance {row['chance']:.2f}", f"{before:.3f} -> {after:.3f}", interval, surely)
     for kind, row in results["by_kind"].items():
         table.add_row(f"  {kind} (n = {row['n']})", f"{row['baseline']:.3f} -> {row['optimized']:.3f}", "", "")
     return table

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from optimas_jax.benchmarks import hotpotqa
+from optimas_jax.benchmarks.data import Dataset
+from optimas_jax.benchmarks.modules import find_benchmark, models_of
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, LoraSpace, Models
@@ -25,7 +27,6 @@ from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.scoring import RewardScorer
 from optimas_jax.search.choices import GRID_LIMIT, check_tpe, nothing_to_tune
 
-BENCHMARKS = {"hotpotqa": hotpotqa}
 _API_PROVIDERS = ("openai", "anthropic")  # without config.server.base_url
 
 
@@ -38,7 +39,7 @@ class Run:
       folder: where it leaves its files.
       system: with its requests going to the tape.
       completer: the same completer, for proposers.
-      splits: examples by split.
+      data: examples by split, and their chance level.
       engine: trains and evaluates local rewards.
       policies: updates weights.
       tape, ledger, progress: see their classes.
@@ -50,7 +51,7 @@ class Run:
     folder: RunFolder
     system: System
     completer: TapedCompleter
-    splits: dict[str, tuple[Example, ...]]
+    data: Dataset
     engine: RewardEngine
     policies: PolicyEngine
     tape: Tape
@@ -59,6 +60,11 @@ class Run:
     components: tuple[str, ...]
     started: float
 
+    @property
+    def splits(self) -> Mapping[str, tuple[Example, ...]]:
+        """Examples by split."""
+        return self.data.splits
+
 
 def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
@@ -66,18 +72,15 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     ``completer`` answers the requests of the system and of proposers; by default the local engine does.
 
     Raises:
-      ConfigError: for an unknown benchmark or component, or models that nothing here can serve.
+      ValueError: for an unknown benchmark or component, models that nothing here can serve, or unusable data.
       FolderError: for a folder of another configuration.
     """
     started = time.monotonic()
-    if config.benchmark not in BENCHMARKS:
-        raise ConfigError(f"unknown benchmark {config.benchmark!r}; known: {', '.join(BENCHMARKS)}")
+    benchmark = find_benchmark(config.benchmark)
     engines = Engines(config.mesh, progress)
     completer = completer or _completer(config, engines, workdir / ADAPTERS)
-    benchmark = BENCHMARKS[config.benchmark]
-    data = benchmark.load(config.data)
-    settings = config.system
-    bare = benchmark.build(data.articles, settings.language_model, settings.k_grid, settings.k, settings.weights)
+    data = benchmark.load(config.data).check()
+    bare = benchmark.build(data, config.system)
     components = _chosen_components(bare, config.optimize, progress)
     folder = RunFolder(workdir, config)
     checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
@@ -89,11 +92,11 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         folder=folder,
         system=dataclasses.replace(bare, completer=taped, scorer=RewardScorer(engine, bare), meter=Meter()),
         completer=taped,
-        splits=dict(data.splits),
+        data=data,
         engine=engine,
         policies=PolicyEngine(
             config.policy,
-            config.policy.model or settings.language_model.model,
+            config.policy.model or _tuned_model(config),
             engines,
             folder.path / ADAPTERS,
             checkpoints,
@@ -107,11 +110,12 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
 
 
 def _completer(config: RunConfig, engines: Engines, adapters: Path) -> Completer:
-    models = sorted({config.system.language_model.model, config.proposer.model})
+    models = sorted({*models_of(config.system), config.proposer.model})
     if config.server.base_url and all(model.startswith(PREFIX) for model in models):
-        if config.system.weights and not config.policy.model:
+        weights = getattr(config.system, "weights", "")
+        if weights and not config.policy.model:
             raise ConfigError(
-                f"config.system.weights is {config.system.weights!r} and {models[0]} answers: set config.policy.model "
+                f"config.system.weights is {weights!r} and {models[0]} answers: set config.policy.model "
                 "to the spec of the weights behind it, which are tuned here"
             )
         return OpenAICompleter(config.server, adapters)
@@ -124,10 +128,16 @@ def _completer(config: RunConfig, engines: Engines, adapters: Path) -> Completer
         )
     if len(models) > 1:
         raise ConfigError(
-            f"config.system.language_model.model is {config.system.language_model.model!r} and config.proposer.model "
-            f"{config.proposer.model!r}: the local engine serves one model, set both alike"
+            f"config.system asks {', '.join(models_of(config.system))} and config.proposer.model is "
+            f"{config.proposer.model!r}: the local engine serves one model, set all alike"
         )
     return LocalCompleter(models[0], lambda: engines.sampler(models[0]), adapters)
+
+
+def _tuned_model(config: RunConfig) -> str:
+    """The model whose weights may be tuned: that of the components which name no other."""
+    own = getattr(config.system, "language_model", None)
+    return own.model if own is not None else ""
 
 
 def _chosen_components(system: System, config: OptimizeConfig, progress: Progress) -> tuple[str, ...]:

@@ -13,19 +13,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.benchmarks.modules import find_benchmark, title
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.alignment import is_held_out, measure_alignment
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.cost import COLLECTED, stage_cost
-from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain
+from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain, other_metrics
 from optimas_jax.loop.groups import load_groups, save_groups
 from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.offline import collect_offline, train_offline
 from optimas_jax.loop.optimize import State, optimize, resolve_mode
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.report import tables, write_html, write_tensorboard
-from optimas_jax.loop.run import BENCHMARKS, Run, build_run
+from optimas_jax.loop.run import Run, build_run
 
 STAGES = ("collect", "train", "optimize", "evaluate")
 
@@ -52,7 +53,10 @@ def run_stages(
     progress = progress or Progress()
     run = build_run(config, workdir, progress, completer)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.splits.items())
-    progress.line(f"[bold]{config.benchmark}:{config.variant}[/bold], seed {config.seed}, {sizes}; {run.folder.path}")
+    progress.line(
+        f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
+        f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.folder.path}"
+    )
     actions = {"collect": _collect, "train": _train, "optimize": _optimize, "evaluate": _evaluate}
     try:
         for name in STAGES if stage == "all" else (stage,):
@@ -143,18 +147,23 @@ def _evaluate(run: Run) -> None:
     if len(steps) == len(accepted) + 1 and accepted:
         brought = contributions(run, optimization["reward"], accepted, evaluations)
         accepted = [{**change, settings.split: row} for change, row in zip(accepted, brought, strict=True)]
-    benchmark = BENCHMARKS[run.config.benchmark]
+    benchmark = find_benchmark(run.config.benchmark)
     results: dict[str, Any] = {
-        "benchmark": run.config.benchmark,
+        "benchmark": title(run.config.benchmark),
         "variant": run.config.variant,
         "seed": run.config.seed,
         "split": settings.split,
         "n": len(examples),
         "metric": benchmark.METRIC,
-        "chance": benchmark.CHANCE,
+        "chance": run.data.chance.get(benchmark.METRIC, 0.0),
+        "data": run.data.origin,
         "baseline": baseline.to_json(),
         "optimized": optimized.to_json(),
         "gain": gain(optimized, baseline),
+        "other_metrics": {
+            name: {"chance": run.data.chance.get(name, 0.0), **row}
+            for name, row in other_metrics(benchmark, examples, baseline, optimized).items()
+        },
         "by_kind": by_kind(examples, {"baseline": baseline, "optimized": optimized}),
         "outcomes": optimized.outcomes,
         "alignment": optimization["alignment"],

