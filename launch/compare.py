@@ -18,11 +18,12 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from optimas_jax.benchmarks.modules import title
 from optimas_jax.compare.optimizers import CompareError, find_optimizers
 from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.report import check_plots, draw, markdown, tables
 from optimas_jax.compare.summary import save, summarize
-from optimas_jax.loop.config import RunConfig, from_dict
+from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.progress import Progress
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
@@ -38,12 +39,12 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cells and peers end with it, as with an interrupt
     progress = Progress()
     try:
-        config = from_dict(RunConfig, _CONFIG.value.to_dict())
+        config = parse_config(_CONFIG.value.to_dict())
         optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
         check_plots()
-        workdir = Path(_WORKDIR.value or f"runs/compare-{config.benchmark}-{config.variant}")
+        workdir = Path(_WORKDIR.value or f"runs/compare-{title(config.benchmark)}-{config.variant}")
         cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line)
-        about = {"benchmark": config.benchmark, "variant": config.variant}
+        about = {"benchmark": title(config.benchmark), "variant": config.variant}
         summary = summarize(cells, about, _BUDGET.value)
         save(summary, workdir / "compare.json")
         (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")

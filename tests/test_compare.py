@@ -15,7 +15,7 @@ from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer,
 from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.report import check_plots, draw, markdown, mean_curve, table_rows, tables
 from optimas_jax.compare.summary import over_seeds, reached, runs_to_reach, save, summarize
-from optimas_jax.loop.config import RunConfig, from_dict
+from optimas_jax.loop.config import parse_config
 
 
 def point(tokens, runs, score, at="iteration"):
@@ -93,7 +93,7 @@ def test_a_folder_of_another_budget_or_configuration_is_refused(tmp_path):
 def test_every_cell_gets_its_seed_the_budget_and_its_switches(tmp_path):
     run(tmp_path, Runner(results()))
     task = json.loads((tmp_path / "cells" / "ours-global-1" / TASK).read_text())
-    config = from_dict(RunConfig, task["config"])
+    config = parse_config(task["config"])
     assert (task["optimizer"], config.seed, config.optimize.max_tokens) == ("ours-global", 1, 1000)
     assert config.optimize.score == "global" and config.optimize.iterations > 1000
     assert config.data == run_config().data

@@ -28,7 +28,7 @@ from optimas_jax.compare.optimizers import OPTIMIZERS, Optimizer, Ours
 from optimas_jax.compare.peer import run_peer
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer
-from optimas_jax.loop.config import RunConfig, from_dict
+from optimas_jax.loop.config import RunConfig, parse_config
 from optimas_jax.loop.cost import read_curve
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.stages import run_stages
@@ -80,7 +80,7 @@ def main(folder: Path) -> int:
         logging.getLogger(library).setLevel(logging.WARNING)  # they narrate; progress has its own lines
     try:
         task = json.loads((folder / TASK).read_text(encoding="utf-8"))
-        cell = run_cell(OPTIMIZERS[task["optimizer"]], from_dict(RunConfig, task["config"]), folder)
+        cell = run_cell(OPTIMIZERS[task["optimizer"]], parse_config(task["config"]), folder)
     except KeyboardInterrupt:
         return 130
     except (StopRun, ValueError) as error:
