@@ -18,6 +18,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from optimas_jax.benchmarks.modules import title
 from optimas_jax.compare.optimizers import CompareError, find_optimizers
 from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.report import check_plots, draw, markdown, tables
@@ -41,9 +42,9 @@ def main(argv: list[str]) -> int:
         config = parse_config(_CONFIG.value.to_dict())
         optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
         check_plots()
-        workdir = Path(_WORKDIR.value or f"runs/compare-{config.benchmark}-{config.variant}")
+        workdir = Path(_WORKDIR.value or f"runs/compare-{title(config.benchmark)}-{config.variant}")
         cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line)
-        about = {"benchmark": config.benchmark, "variant": config.variant}
+        about = {"benchmark": title(config.benchmark), "variant": config.variant}
         summary = summarize(cells, about, _BUDGET.value)
         save(summary, workdir / "compare.json")
         (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")

@@ -122,7 +122,10 @@ def test_a_peer_without_its_environment_is_said_before_anything_runs(monkeypatch
 
 def summary():
     cells = {
-        "ours": {0: cell([1.0, 0.5, 1.0, 0.5], [point(100, 4, 0.1), point(300, 10, 0.6)]), 1: cell([0.5] * 4)},
+        "ours": {
+            0: cell([1.0, 0.5, 1.0, 0.5], [point(100, 4, 0.1), point(300, 10, 0.6)]),
+            1: cell([0.5] * 4, note="odd"),
+        },
         "ours-global": {
             0: cell([0.5] * 4, [point(50, 20, 0.2), point(400, 60, 0.6)]),
             1: {"error": "a\nbad [/end] | here"},
@@ -167,7 +170,12 @@ def test_the_table_has_the_best_first_and_says_what_failed():
     found = summary()
     assert [row[0] for row in table_rows(found)] == ["before optimisation", "ours", "ours-global", "textgrad"]
     text = markdown(found)
-    assert "500 LM tokens each" in text and "seed 0 failed: gone" in text and "bad [/end] \\| here" in text
+    assert (
+        "500 LM tokens each" in text
+        and "seed 1: odd" in text
+        and "seed 0 failed: gone" in text
+        and "bad [/end] \\| here" in text
+    )
     assert "| ours | 0 | 0.600 | 10 | 60 | 0.17 |" in text
     console = Console(record=True, width=200)
     for table in tables(found):

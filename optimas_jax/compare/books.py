@@ -23,12 +23,11 @@ class Books:
     Attributes:
       budget: tokens, prompts and answers together, after which nothing more is answered.
       curve: points of best validation score against cost, as ``loop.cost`` writes them.
-      choice: the configuration that the peer named at its end, or None.
     """
 
     def __init__(self, inner: Completer, budget: int, default: Configuration, validation: Sequence[str]):
         """``validation`` are the ids of the examples on which a configuration is judged."""
-        self.budget, self.curve, self.choice = budget, list[dict[str, Any]](), None
+        self.budget, self.curve = budget, list[dict[str, Any]]()
         self._inner, self._validation = inner, tuple(validation)
         self._best, self._best_score = default, 0.0
         self._scores: dict[str, dict[str, float]] = {}
@@ -79,20 +78,14 @@ class Books:
                 self._best, self._best_score = configuration, mean
             self._mark("candidate")
 
-    def finish(self, configuration: Configuration) -> None:
-        """Notes the peer's own choice."""
-        with self._lock:
-            self.choice = configuration
-
     def result(self) -> tuple[Configuration, str]:
-        """The configuration to test, and why it: ``chosen by the peer``, ``best so far``, or ``default``, where no
-        candidate was judged on all validation examples."""
+        """The best candidate, which is the one to test; without any, the default configuration and words that say
+        so."""
         with self._lock:
-            if self.curve:
-                self._mark("end")
-            if self.choice is not None:
-                return self.choice, "chosen by the peer"
-            return self._best, "best so far" if self.curve else "default"
+            if not self.curve:
+                return self._best, "nothing was evaluated on all validation examples: the default configuration"
+            self._mark("end")
+            return self._best, ""
 
     def _mark(self, at: str) -> None:
         cost = {field: getattr(self._cost, field) for field in ("calls", "tokens", "usd", "seconds", "system_runs")}

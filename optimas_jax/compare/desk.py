@@ -9,7 +9,6 @@ what it finds is a configuration of that system.
     POST /component  {name, inputs, value, example[, temperature, attempt]}   {outputs}, or {failed}
     POST /complete   {messages, max_tokens, temperature}              {text, prompt_tokens, completion_tokens}
     POST /score      {values, example, outputs}                               {score}
-    POST /finish     {values}                                         the peer's own choice, at its end
 
 ``values`` are prompts by component, as ``core.values`` writes them; what a peer cannot tune keeps its default. Status
 402 says that the budget is used; 400 that a request cannot be answered, and why. A peer's own question that is asked
@@ -67,9 +66,6 @@ class Desk:
         """Status and answer of one request."""
         if path == "/task":
             return 200, self.task()
-        if path == "/finish":
-            self.books.finish(self._configuration(body["values"]))
-            return 200, {}
         if path == "/score":
             return 200, {"score": await self._score(body)}
         if not self.books.admit():

@@ -37,7 +37,7 @@ def run_peer(
     A peer that was interrupted begins again, and finds what it had paid for on the tape.
 
     Returns:
-      its curve, and where the configuration comes from (``Books.result``).
+      its curve, and a note about the configuration (``Books.result``).
 
     Raises:
       PeerError: if it fails before its budget is used.
@@ -53,10 +53,10 @@ def run_peer(
         with run.ledger.phase("optimize"), open_desk(desk) as address, (workdir / "peer.log").open("wb") as log:
             _search(peer, address, desk, log, progress)
         configuration, note = books.result()
-        run.folder.save_best(configuration, {"accepted": [], "note": note})
+        run.folder.save_best(configuration, {"accepted": []})
         run.folder.write("optimized.json", {"reward": "", "alignment": {}, "accepted": []})
         run.folder.write(_RESULT, {"curve": books.curve, "note": note, **dataclasses.asdict(books.cost)})
-        progress.line(f"  {note} after {books.cost.tokens:,} tokens of {books.budget:,}")
+        progress.line(f"  {books.cost.tokens:,} tokens of {books.budget:,}; {len(books.curve)} candidates {note}")
         return books.curve, note
     finally:
         run.tape.close()
@@ -81,8 +81,6 @@ def _search(peer: Peer, address: str, desk: Desk, log: Any, progress: Progress) 
     if process.returncode and not desk.spent.is_set():
         words = Path(log.name).read_text(encoding="utf-8", errors="replace").strip()[-1500:]
         raise PeerError(f"the peer ended with exit code {process.returncode}; it said:\n{words or 'nothing'}")
-    if process.returncode == 0 and desk.books.choice is None:
-        raise PeerError(f"the peer ended without a result, see {log.name}")
 
 
 def _environment(mine: Mapping[str, str]) -> dict[str, str]:

@@ -43,6 +43,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     ranked = sorted(summary["rows"].items(), key=lambda item: -item[1].get("mean", float("-inf")))
     for name, row in ranked:
         failed = "; ".join(f"seed {seed} failed: {_short(error)}" for seed, error in row["errors"].items())
+        said = "; ".join([*filter(None, [failed]), *(f"seed {seed}: {note}" for seed, note in row["notes"].items())])
         if "mean" not in row:
             rows.append([name, "-", failed, *[""] * 7])
             continue
@@ -52,7 +53,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
                 name,
                 f"{row['mean']:.3f}",
                 _interval(row["ci95"]),
-                ", ".join(f"{mean:.3f}" for mean in row["seed_means"]) + (f" ({failed})" if failed else ""),
+                ", ".join(f"{mean:.3f}" for mean in row["seed_means"]) + (f" ({said})" if said else ""),
                 "" if difference is None else f"{difference['mean']:+.3f} {_interval(difference['ci95'])}",
                 f"{row['calls']:,.0f}",
                 f"{row['tokens']:,.0f}",

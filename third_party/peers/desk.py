@@ -61,9 +61,6 @@ class Desk:
     def score(self, values: Mapping[str, Any], example: str, outputs: Mapping[str, Any]) -> float:
         return self.ask("/score", {"values": values, "example": example, "outputs": outputs})["score"]
 
-    def finish(self, values: Mapping[str, Any]) -> None:
-        self.ask("/finish", {"values": values})
-
 
 def tuned(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The components that have a prompt, in the order of the system."""

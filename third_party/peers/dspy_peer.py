@@ -7,6 +7,7 @@ to the same model, in its own words.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -174,7 +175,7 @@ def examples(task: dict[str, Any], split: str) -> list[Any]:
     return [one.with_inputs(*task["input_fields"]) for one in made]
 
 
-def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM) -> Any:
+def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM, seed: int) -> Any:
     """Each at its defaults, of a size that the budget pays for."""
     train, val = examples(task, "train"), examples(task, "val")
     if name == "miprov2":
@@ -184,7 +185,7 @@ def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM) 
             task_model=lm,
             auto=auto_setting(program, task, len(val)),
             num_threads=THREADS,
-            seed=task["seed"],
+            seed=seed,
         )
         return optimizer.compile(program, trainset=train, valset=val)
     if name == "copro":
@@ -196,7 +197,7 @@ def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM) 
         instruction_proposer=InstructionProposer(adapter=PatientAdapter()),  # its own, but asked for JSON
         max_metric_calls=10**7,
         num_threads=THREADS,
-        seed=task["seed"],
+        seed=seed,
         track_stats=False,
     )
     return optimizer.compile(program, trainset=train, valset=val)
@@ -225,8 +226,9 @@ def main(name: str, address: str) -> None:
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)  # the tape keeps every answer
     program = Program(desk, task)
     dspy.Evaluate(devset=examples(task, "val"), metric=metric, num_threads=THREADS)(program)  # a first candidate
-    best = compile_with(name, program, task, lm)
-    desk.finish(best.values())
+    for number in itertools.count():  # until the budget ends the process; the desk knows the best of all rounds
+        found = compile_with(name, program, task, lm, task["seed"] + number)
+        program = found if name == "copro" else program  # which goes on from an instruction; MIPROv2 begins anew
 
 
 if __name__ == "__main__":
