@@ -153,6 +153,7 @@ def test_runs_to_reach_what_the_global_metric_reaches():
     assert reached([point(1, 3, 0.2)], 0.3) is None
     [row] = runs_to_reach({0: cell([0.0])}, {0: cell([1.0])})
     assert row["local"] is None and row["ratio"] is None
+    assert runs_to_reach({0: cell([1.0])}, {0: cell([1.0], [point(1, 3, 0.2), point(9, 9, 0.2)])}) == []
 
 
 def test_over_seeds_keeps_examples_apart():

@@ -108,12 +108,15 @@ def runs_to_reach(
     local: Mapping[int, Mapping[str, Any]], by_metric: Mapping[int, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """For each seed: the best validation score that an optimiser reaches on the global metric, and how many runs of
-    the system it takes, with local rewards and on the global metric, to reach it."""
+    the system it takes, with local rewards and on the global metric, to reach it. Seeds in which the global metric
+    leads nowhere are left out: there is nothing to reach."""
     rows = []
     for seed, cell in _done(by_metric).items():
         if seed not in _done(local) or not cell["curve"]:
             continue
         score = max(point["val_score"] for point in cell["curve"])
+        if score <= cell["curve"][0]["val_score"]:
+            continue
         runs = {"local": reached(local[seed]["curve"], score), "global": reached(cell["curve"], score)}
         ratio = runs["local"] / runs["global"] if runs["local"] is not None and runs["global"] else None
         rows.append({"seed": seed, "val_score": score, **runs, "ratio": ratio})
