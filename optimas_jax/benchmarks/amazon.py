@@ -43,6 +43,7 @@ from optimas_jax.benchmarks.data import (
     fields_of,
     hub_rows,
     numbered,
+    official_split,
     read_rows,
     shorten,
     uniform_chance,
@@ -123,9 +124,8 @@ def parse_row(item: Any, where: str) -> Session:
         raise DataError(
             f"{where}: answer {row['answer']} of {len(choices)} choices; a row has 2 to 10 and the index of one"
         )
-    split = "test" if row.get("split") == "test" else "train" if row.get("split") else ""
     products = tuple(line.strip() for line in row["sequence"].splitlines() if line.strip())
-    return Session(row["id"], products, choices, row["answer"], split, str(row.get("language") or ""))
+    return Session(row["id"], products, choices, row["answer"], official_split(row), str(row.get("language") or ""))
 
 
 def _official(name: str) -> list[Session]:

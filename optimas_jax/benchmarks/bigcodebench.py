@@ -53,6 +53,7 @@ from typing import Any, Literal
 
 from optimas_jax.benchmarks.code_extraction import extract_program, extract_tests
 from optimas_jax.benchmarks.data import TEXT, DataConfig, DataError, Dataset, deal, fields_of, hub_rows, read_rows
+from optimas_jax.benchmarks.parts import stops, tuned_by_weights
 from optimas_jax.core.system import Component, ComponentFailure, RunContext, System
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, LoraSpace, Prompt, PromptSpace, Value
@@ -68,6 +69,7 @@ HUB = ("bigcode/bigcodebench", None, "v0.1.4")
 FUNCTION = "task_func"  # what every task's function is called
 CASE = "TestCases"  # and its class of tests
 
+_PROMPTED = ("code_generator", "unit_test_generator", "final_coder")
 _FIELDS = ("task_id", "instruct_prompt", "code_prompt", "canonical_solution", "test", "entry_point")
 
 
@@ -212,14 +214,13 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
     warning = check_walls(settings.isolation)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
-    tuned = [name.strip() for name in settings.weights.split(",") if name.strip()]
-
     model = settings.language_model
-    next_block = ("\nQuestion:",) if model.style == "text" else ()
+    tuned = tuned_by_weights(settings.weights, _PROMPTED)
 
     def llm(name: str, extract: Callable[[str, str], str], **parts: Any) -> Component:
         space = LoraSpace() if name in tuned else PromptSpace(max_demos=settings.max_demos)
-        component = llm_component(name=name, language_model=model, stop=next_block, space=space, **parts)
+        stop = stops(model, "\nQuestion:")
+        component = llm_component(name=name, language_model=model, stop=stop, space=space, **parts)
         return _reading(component, extract, settings)
 
     async def execute(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
@@ -265,9 +266,6 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
             "where it is right; mend what the execution report shows to be wrong with it.",
         ),
     )
-    unknown = set(tuned) - {component.name for component in components if isinstance(component.space, LoraSpace)}
-    if unknown:
-        raise ValueError(f"weights of {', '.join(sorted(unknown))}: there is no such LLM component")
     return System(components=components, input_fields=("question",), output_fields=("code",), metric=passes)
 
 

@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from optimas_jax.core.types import Example, digest
 
@@ -96,11 +96,10 @@ def uniform_chance(sizes: Sequence[int]) -> float:
     return sum(1 / size for size in sizes) / len(sizes)
 
 
-def majority_chance(splits: Mapping[str, Sequence[Example]], field: str) -> float:
-    """Share of test examples with the most frequent gold answer of all examples."""
+def most_frequent(splits: Mapping[str, Sequence[Example]], field: str) -> Any:
+    """The most frequent gold answer of all examples."""
     answers = collections.Counter(example.gold[field] for examples in splits.values() for example in examples)
-    [(most_frequent, _)] = answers.most_common(1)
-    return sum(example.gold[field] == most_frequent for example in splits["test"]) / len(splits["test"])
+    return answers.most_common(1)[0][0]
 
 
 def deal(examples: Sequence[Example], config: DataConfig) -> dict[str, tuple[Example, ...]]:
@@ -123,6 +122,11 @@ def deal(examples: Sequence[Example], config: DataConfig) -> dict[str, tuple[Exa
     rest = [example for example in unique if example.split not in ("", "test")]
     tested = _cut(test, {"test": sizes.pop("test")}, "different examples of the official test set")
     return {**_cut(rest, sizes, "different examples outside the official test set"), **tested}
+
+
+def official_split(row: Mapping[str, Any]) -> str:
+    """The split of a row with a field ``split``: ``test``, or ``train`` for any other; "" without one."""
+    return "test" if row.get("split") == "test" else "train" if row.get("split") else ""
 
 
 def _check_ids(examples: Sequence[Example]) -> None:
@@ -238,14 +242,17 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is one; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 ANY = Kind("anything", lambda value: True)
 TEXT = Kind("a text", _is_text)
 TEXTS = Kind("a list of texts", lambda value: _is_list(value, _is_text))
 INTEGER = Kind("a whole number", _is_integer)
 INTEGERS = Kind("a list of whole numbers", lambda value: _is_list(value, _is_integer))
-NUMBERS = Kind(
-    "a list of numbers", lambda value: _is_list(value, lambda item: _is_integer(item) or isinstance(item, float))
-)
+NUMBERS = Kind("a list of numbers", lambda value: _is_list(value, is_number))
 
 
 def fields_of(item: Any, where: str, kinds: Mapping[str, Kind]) -> Mapping[str, Any]:

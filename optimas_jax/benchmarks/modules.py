@@ -75,15 +75,21 @@ def find_benchmark(name: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    """Runs a Python file as a module. An error in it is the user's own and keeps its traceback."""
+    """Runs a Python file as a module, once. An error in it is the user's own and keeps its traceback."""
     if not path.is_file():
         raise BenchmarkError(f"config.benchmark: no file {str(path)!r}")
-    name = f"benchmark_{path.stem}"
+    name = f"benchmark:{path.resolve()}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None and spec.loader is not None  # what a .py file has
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,8 @@ from optimas_jax.benchmarks.data import (
     deal,
     fields_of,
     hub_rows,
-    majority_chance,
+    most_frequent,
+    official_split,
     read_rows,
     shorten,
 )
@@ -87,10 +89,10 @@ def load(config: DataConfig) -> Dataset:
         for row in rows
     ]
     splits = deal(shown, config)
-    guess = majority_chance(splits, "answer")
-    most = [max(LABELS, key=[example.gold["answer"] for examples in splits.values() for example in examples].count)]
     golds = [example.gold["answer"] for example in splits["test"]]
-    return Dataset(splits, {METRIC: guess, "macro-F1": macro_f1(most * len(golds), golds)}, origin)
+    guesses = [most_frequent(splits, "answer")] * len(golds)
+    hits = sum(map(operator.eq, guesses, golds))
+    return Dataset(splits, {METRIC: hits / len(golds), "macro-F1": macro_f1(guesses, golds)}, origin)
 
 
 def parse_row(item: Any, where: str) -> Example:
@@ -109,8 +111,7 @@ def parse_row(item: Any, where: str) -> Example:
     if row["answer"] not in LABELS:
         raise DataError(f"{where}: field answer is {row['answer']!r}, expected one of {', '.join(LABELS)}")
     inputs = {"context": " ".join(row["context"]), "question": row["question"]}
-    split = "test" if row.get("split") == "test" else "train" if row.get("split") else ""
-    return Example(row["id"], inputs, {"answer": row["answer"]}, split)
+    return Example(row["id"], inputs, {"answer": row["answer"]}, official_split(row))
 
 
 def with_official_split(rows: Sequence[Example]) -> list[Example]:

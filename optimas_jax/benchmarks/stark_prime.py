@@ -35,7 +35,7 @@ import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from optimas_jax.benchmarks.data import (
     INTEGER,
@@ -48,7 +48,9 @@ from optimas_jax.benchmarks.data import (
     Dataset,
     deal,
     fields_of,
+    is_number,
     numbered,
+    official_split,
     read_rows,
 )
 from optimas_jax.benchmarks.parts import stops
@@ -149,7 +151,7 @@ def parse_row(item: Any, where: str) -> Question:
         relations=tuple(row["relation_info"]),
         similarities=tuple(float(score) for score in row["candidate_scores"]),
         relevant=tuple(candidate in row["answer_ids"] for candidate in row["candidate_ids"]),
-        split="test" if row.get("split") == "test" else "train" if row.get("split") else "",
+        split=official_split(row),
     )
 
 
@@ -242,14 +244,10 @@ def read_scores(text: str, count: int) -> tuple[float, ...]:
     if isinstance(found, Mapping):
         found = [found.get(str(place)) for place in range(1, count + 1)]
     made = found if isinstance(found, list) else []
-    numbers = [float(min(max(one, 0), 1)) for one in made if _is_number(one)]  # cut first: some integers are no floats
+    numbers = [float(min(max(one, 0), 1)) for one in made if is_number(one)]  # cut first: some integers are no floats
     if len(numbers) != count or any(map(math.isnan, numbers)):
         return (0.0,) * count
     return tuple(numbers)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def mean_reciprocal_rank(outputs: Mapping[str, Any], gold: Mapping[str, Any]) -> float:

@@ -6,8 +6,6 @@ continue, and stop texts of white space alone are not taken: those are cut here,
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,8 +39,6 @@ class AnthropicCompleter:
         """``prices``, ``say``: see ``Remote``. ``http_client``: an ``httpx2.Client`` to use."""
         self._remote = Remote("anthropic", URL, config, prices or {}, say)
         self._http_client = http_client
-        self._lock = threading.Lock()
-        self._made: Any = None
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Answers one request.
@@ -55,7 +51,7 @@ class AnthropicCompleter:
         return await self._remote.complete(request, lambda pause: self._complete(request, pause))
 
     def _complete(self, request: CompletionRequest, pause: Pause) -> Completion:
-        create = self._client().messages.with_raw_response.create
+        create = self._remote.client(_sdk().Anthropic, self._http_client).messages.with_raw_response.create
 
         def send(sent: Body) -> Any:
             sampling = {name: sent[name] for name in _SAMPLING if name in sent}
@@ -65,19 +61,6 @@ class AnthropicCompleter:
             return _read(self._remote.post(_sdk(), _body(request), send, pause))
         except Unknown as error:
             raise ServerError(f"{error} (asked for {request.model!r})") from None
-
-    def _client(self) -> Any:
-        with self._lock:
-            if self._made is None:
-                self._made = _sdk().Anthropic(
-                    base_url=self._remote.url,
-                    api_key=self._remote.key,
-                    max_retries=0,
-                    timeout=self._remote.config.timeout,
-                    http_client=self._http_client,
-                )
-                weakref.finalize(self, self._made.close)  # its connections would stay open
-            return self._made
 
 
 def _sdk() -> Any:

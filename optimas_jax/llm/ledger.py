@@ -7,9 +7,9 @@ command starts was paid for by commands before it. Budget and spending therefore
 command again goes on with what is left, and a higher limit with more. Before a call is made, the most that it can cost
 is reserved, calls in flight included, and given back when its true cost is known.
 
-*What was used* (``Ledger.tokens``) counts every call, those from the tape included. It does not depend on what was on
+*What was used* (``Ledger.to_json``) counts every call, those from the tape included. It does not depend on what was on
 the tape before, nor on the order in which calls in flight end: between two decisions it is the same number in every
-repetition of a run. Comparisons at an equal number of tokens stop by it.
+repetition of a run. Searches stop by it (``loop.cost``).
 """
 
 from __future__ import annotations
@@ -189,9 +189,3 @@ class Ledger:
     @property
     def paid_calls(self) -> int:
         return sum(totals.paid_calls for totals in self._totals.values())
-
-    @property
-    def tokens(self) -> int:
-        """Used so far by this command: read and written, those of calls from the tape included."""
-        with self._lock:
-            return sum(row.prompt_tokens + row.completion_tokens for row in self._totals.values())

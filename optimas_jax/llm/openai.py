@@ -11,7 +11,6 @@ has, too). Server and client must see the same folder of adapters.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,6 @@ class OpenAICompleter:
         self._adapters, self._http_client = adapters, http_client
         self._lock = threading.Lock()
         self._served: set[str] = set()
-        self._made: Any = None
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Answers one request.
@@ -70,7 +68,7 @@ class OpenAICompleter:
         return _read(request, self._ask(request, pause))
 
     def _ask(self, request: CompletionRequest, pause: Pause) -> Mapping[str, Any]:
-        client = self._client()
+        client = self._remote.client(_sdk().OpenAI, self._http_client)
         body: Body = {
             "model": request.adapter or model_name(request.model),
             "temperature": request.temperature,
@@ -89,22 +87,9 @@ class OpenAICompleter:
             create = client.chat.completions.with_raw_response.create
         return self._remote.post(_sdk(), body, lambda sent: create(**sent), pause)
 
-    def _client(self) -> Any:
-        with self._lock:
-            if self._made is None:
-                self._made = _sdk().OpenAI(
-                    base_url=self._remote.url,
-                    api_key=self._remote.key,
-                    max_retries=0,
-                    timeout=self._remote.config.timeout,
-                    http_client=self._http_client,
-                )
-                weakref.finalize(self, self._made.close)  # its connections would stay open
-            return self._made
-
     def _load(self, adapter: str) -> None:
         """Has the server load an adapter, once."""
-        client = self._client()
+        client = self._remote.client(_sdk().OpenAI, self._http_client)
         with self._lock:
             if adapter in self._served:
                 return

@@ -15,6 +15,7 @@ import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -96,6 +97,7 @@ class Remote:
         self._lock = threading.Lock()
         self._rates: dict[str, tuple[Rate, Rate]] = {}
         self._left_out: dict[str, frozenset[str]] = {}
+        self._client: Any = None
         # Threads, because every stage has an event loop of its own, and connections would belong to one of them.
         self._pool = concurrent.futures.ThreadPoolExecutor(config.connections, provider)
 
@@ -106,6 +108,20 @@ class Remote:
         if not key and not self.config.base_url:
             raise ServerError(f"set {KEYS[self._provider]} to your key for {self.url}: the tape lacks an answer")
         return key or "none"
+
+    def client(self, make: Callable[..., Any], http_client: Any) -> Any:
+        """The SDK's client, made by ``make`` at the first call. Retries are ours; its connections end with ``self``."""
+        with self._lock:
+            if self._client is None:
+                self._client = make(
+                    base_url=self.url,
+                    api_key=self.key,
+                    max_retries=0,
+                    timeout=self.config.timeout,
+                    http_client=http_client,
+                )
+                weakref.finalize(self, self._client.close)
+            return self._client
 
     async def complete(self, request: CompletionRequest, ask: Callable[[Pause], Completion]) -> Completion:
         """Has a thread answer a request, no faster than the limits allow; adds seconds and dollars.

