@@ -7,7 +7,9 @@ What holds where, strongest first:
              writes is in memory, of limited size, and gone when it ends. See ``walls``.
     limits   elsewhere, or where a container forbids namespaces: time, memory, file size and number of processes are
              limited, the environment is empty and the working folder a scratch folder, but the program can reach the
-             network and whatever this user may read and write (started by root: what ``nobody`` may).
+             network and whatever this user may read and write (started by root: what ``nobody`` may, and the
+             interpreter's folders, through which it is started where nobody may enter those above them; a program that
+             then starts Python itself does not find it).
 
 ``wall_kind`` says which, ``check_walls`` refuses the weaker one where a configuration asks for it. Neither protects
 against errors of the kernel. Not for Windows.
@@ -180,6 +182,8 @@ def _plan(
     return {
         "jail": jail,
         "command": [sys.executable, *filled],
+        "interpreter": str(Path(sys.executable).resolve().parents[1]),
+        "packages": site.getsitepackages(),
         "cwd": f"{own}/work",
         "environment": {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",

@@ -218,11 +218,15 @@ def _start(plan: dict[str, Any]) -> NoReturn:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         os.setsid()
+        command, environment = plan["command"], plan["environment"]
         if os.geteuid() == 0:
             user = INSIDE_USER if plan["jail"] else NOBODY
+            opened = _open_interpreter(plan)
             os.setgroups([])
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
+            if not os.access(command[0], os.X_OK):
+                command, environment = opened
         if sys.platform == "linux":
             _prctl(PR_SET_NO_NEW_PRIVS, 1)
         processes = plan["processes"] + (0 if plan["jail"] else _tasks_of_this_user())
@@ -233,11 +237,27 @@ def _start(plan: dict[str, Any]) -> NoReturn:
             with contextlib.suppress(ValueError):  # a limit that this system does not have (AS on macOS)
                 resource.setrlimit(limit, (value, value))
         os.chdir(plan["cwd"])
-        os.execve(plan["command"][0], plan["command"], plan["environment"])  # noqa: S606 (that is the point)
+        os.execve(command[0], command, environment)  # noqa: S606 (that is the point)
     except OSError as error:
         _report(plan, {"how": "walls", "code": -1, "detail": f"{error} (as user {os.geteuid()})"})
     finally:
         os._exit(127)
+
+
+def _open_interpreter(plan: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Command and environment for a user who may not enter the folders above the interpreter, as in root's home.
+
+    What is open can be entered through /proc, whatever is above it.
+    """
+    paths = []
+    for folder in (plan["interpreter"], *plan["packages"]):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        os.set_inheritable(descriptor, True)
+        paths.append(f"/proc/self/fd/{descriptor}")
+    interpreter, *packages = paths
+    command = [f"{interpreter}/bin/python{sys.version_info[0]}.{sys.version_info[1]}", *plan["command"][1:]]
+    libraries = {"PYTHONPATH": ":".join(packages), "LD_LIBRARY_PATH": f"{interpreter}/lib"}
+    return command, plan["environment"] | libraries
 
 
 def _reap(command: int) -> int | None:
