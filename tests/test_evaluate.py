@@ -9,9 +9,9 @@ from runs import run_config
 from systems import example, group, system, tool
 
 from optimas_jax.core.system import Component, ComponentFailure
-from optimas_jax.core.types import Outcome, Trace
+from optimas_jax.core.types import Outcome, Step, Trace
 from optimas_jax.loop.alignment import _accuracy, _spearman, is_held_out, measure_alignment
-from optimas_jax.loop.evaluate import Evaluation, by_kind, evaluate, gain
+from optimas_jax.loop.evaluate import Evaluation, by_kind, evaluate, failures, gain, report_failures
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.report import (
     accepted_table,
@@ -60,6 +60,29 @@ def test_failures_are_scored_and_counted():
     failing = evaluation([1.0, None], [1.0, None])
     assert failing.scores == [1.0, 0.0]
     assert failing.outcomes == {"ok": 2, "parse_error": 2}
+
+
+def test_runs_that_failed_say_where_and_why():
+    def trace(*steps):
+        made = {name: Step({}, {}, outcome, detail) for name, outcome, detail in steps}
+        outcome = next((step.outcome for step in made.values() if step.outcome is not Outcome.OK), Outcome.OK)
+        return Trace("e", 0, made, {}, outcome, 0.0)
+
+    good = trace(("first", Outcome.OK, ""), ("second", Outcome.OK, ""))
+    dead = [trace(("first", Outcome.TIMEOUT, "after 60 s"), ("beside", Outcome.OK, "")) for _ in range(2)]
+    refused = trace(("first", Outcome.OK, ""), ("second", Outcome.REFUSED, ""))
+    assert failures([good]) == ""
+    expected = "3 of 4 runs of the system failed, most at first: timeout (after 60 s)"
+    assert failures([good, *dead, refused]) == expected
+    said = io.StringIO()
+    run = SimpleNamespace(progress=Progress(Console(file=said, width=300)))
+    report_failures(run, [good])
+    report_failures(run, [good, refused])
+    report_failures(run, [refused])
+    assert said.getvalue() == (
+        "  1 of 2 runs of the system failed, most at second: refused\n"
+        "warning: 1 of 1 runs of the system failed, most at second: refused\n"
+    )
 
 
 def test_the_gain_is_paired():

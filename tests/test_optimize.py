@@ -223,6 +223,17 @@ def test_the_search_stops_at_its_tokens_and_keeps_the_best_so_far(tmp_path: Path
     assert again == stopped and same == events
 
 
+def test_a_search_that_asks_nothing_new_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = enumerable_system(3)
+    run = make_run(
+        system, tmp_path, seed=3, mode="paper", engine=ExactRewards(system, tmp_path), iterations=500, max_tokens=10**9
+    )
+    monkeypatch.setattr("optimas_jax.loop.optimize._iterate", lambda run, config, state, iteration: state)
+    optimize(run, "exact", [])
+    run.tape.close()
+    assert len(read_curve(tmp_path)) == 1 + 50
+
+
 @pytest.mark.parametrize("proposers", ["copro", "mipro,reflect", "random", "demos,opro"])
 @pytest.mark.parametrize("score", ["local", "global"])
 def test_every_optimiser_works_with_local_rewards_and_with_the_global_metric(

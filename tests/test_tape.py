@@ -48,6 +48,18 @@ def test_equal_requests_in_flight_are_asked_once(path):
     assert (totals["calls"], totals["paid_calls"]) == (5, 1)
 
 
+def test_a_repeated_request_costs_once_in_a_phase_whatever_is_on_the_tape(path):
+    inner, used = ScriptedCompleter(lambda r: Completion("x", Outcome.OK, 10, 2, 0.5, 0.01)), []
+    for _ in range(2):
+        ledger = Ledger()
+        for phase in ("collect", "optimize"):
+            with ledger.phase(phase):
+                ask(path, inner, request("a"), request("b"), request("a"), ledger=ledger)
+        rows = [ledger.to_json()[phase][""] for phase in ("collect", "optimize")]
+        used.append([(row["calls"], row["prompt_tokens"], row["completion_tokens"], row["usd"]) for row in rows])
+    assert used == [[(3, 20, 4, 0.02)] * 2] * 2 and len(inner.requests) == 2
+
+
 def test_a_failed_request_is_not_recorded_and_reaches_everyone_waiting(path):
     inner = ScriptedCompleter(lambda r: ConnectionError("gone"), delay=0.01)
     with pytest.raises(ConnectionError):

@@ -16,7 +16,7 @@ from rich.console import Console
 from runs import run_config
 
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
-from optimas_jax.core.types import derive_seed
+from optimas_jax.core.types import StopRun, derive_seed
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.local import EngineError
@@ -133,6 +133,13 @@ def test_the_same_command_again_pays_nothing_and_says_the_same(straight) -> None
     assert not model.requests
     assert comparable(again) == comparable(results)
     assert (workdir / "journal.jsonl").read_text() == journal
+
+
+def test_collecting_that_leaves_nothing_to_search_with_says_so(tmp_path: Path) -> None:
+    config = scripted_config()
+    config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, max_tokens=100))
+    with pytest.raises(StopRun, match=r"collecting took .* max_tokens = 100 .* lower config.offline.calls"):
+        run(tmp_path / "run", config, stage="collect")
 
 
 @pytest.mark.parametrize("concurrency", [1, 4, 16])

@@ -17,8 +17,7 @@ _CIRCLES = 20_000  # requests in a row that cost nothing new: a peer that goes i
 class Books:
     """Counts and records. Safe for use from several threads.
 
-    A request that is repeated counts once, as an optimiser with a cache pays for it once. (Ours count every call: what
-    this rule gives away, it gives to the peers.)
+    A request that is repeated counts once, as an optimiser with a cache pays for it once, and as ours are counted.
 
     Attributes:
       budget: tokens, prompts and answers together, after which nothing more is answered.

@@ -7,9 +7,9 @@ command starts was paid for by commands before it. Budget and spending therefore
 command again goes on with what is left, and a higher limit with more. Before a call is made, the most that it can cost
 is reserved, calls in flight included, and given back when its true cost is known.
 
-*What was used* (``Ledger.to_json``) counts every call, those from the tape included. It does not depend on what was on
-the tape before, nor on the order in which calls in flight end: between two decisions it is the same number in every
-repetition of a run. Searches stop by it (``loop.cost``).
+*What was used* (``Ledger.to_json``) is what a phase costs that starts with an empty tape: a request that is repeated
+within a phase costs once. It does not depend on what was on the tape before, nor on the order in which calls in flight
+end: between two decisions it is the same number in every repetition of a run. Searches stop by it (``loop.cost``).
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class Charge:
     """Of one call, or of many."""
 
     usd: float = 0.0
     tokens: int = 0
     calls: int = 0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.usd + other.usd, self.tokens + other.tokens, self.calls + other.calls)
+    def __add__(self, other: Charge) -> Charge:
+        return Charge(self.usd + other.usd, self.tokens + other.tokens, self.calls + other.calls)
 
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.usd - other.usd, self.tokens - other.tokens, self.calls - other.calls)
+    def __sub__(self, other: Charge) -> Charge:
+        return Charge(self.usd - other.usd, self.tokens - other.tokens, self.calls - other.calls)
 
     def __str__(self) -> str:
         return f"{self.usd:.4f} US dollars, {self.tokens:,} tokens, {self.calls:,} calls"
@@ -82,7 +82,7 @@ class Totals:
     Attributes:
       calls: completions asked for, those from the tape included.
       paid_calls: completions that were not on the tape when this command started.
-      prompt_tokens, completion_tokens, usd, seconds: of all calls, as recorded when they were paid for.
+      prompt_tokens, completion_tokens, usd, seconds: of all different requests, as recorded when they were paid for.
     """
 
     calls: int = 0
@@ -97,14 +97,15 @@ class Ledger:
     """Counts completions. The phase is set by the stage that runs; the role comes with each request."""
 
     def __init__(
-        self, budget: Budget | None = None, spent: Cost | None = None, prices: Mapping[str, Price] | None = None
+        self, budget: Budget | None = None, spent: Charge | None = None, prices: Mapping[str, Price] | None = None
     ) -> None:
         """``spent``: what the tape's completions cost. ``prices``: those of ``config.prices``."""
         self._totals: dict[tuple[str, str], Totals] = collections.defaultdict(Totals)
+        self._seen: dict[str, set[str]] = collections.defaultdict(set)  # keys of requests, by phase
         self._phase = "setup"
         self._lock = threading.Lock()
         self._budget, self._prices = budget or Budget(), prices or {}
-        self._spent, self._reserved = spent or Cost(), Cost()
+        self._spent, self._reserved = spent or Charge(), Charge()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -115,20 +116,25 @@ class Ledger:
         finally:
             self._phase = outer
 
-    def add(self, role: str, completion: Completion, *, paid: bool) -> None:
+    def add(self, request: CompletionRequest, completion: Completion, *, paid: bool) -> None:
+        """Counts one call. ``paid``: it was not on the tape."""
         with self._lock:
-            totals = self._totals[self._phase, role]
+            totals = self._totals[self._phase, request.role]
             totals.calls += 1
             totals.paid_calls += paid
+            seen = self._seen[self._phase]
+            if request.key in seen:
+                return
+            seen.add(request.key)
             totals.prompt_tokens += completion.prompt_tokens
             totals.completion_tokens += completion.completion_tokens
             totals.usd += completion.usd
             totals.seconds += completion.seconds
 
-    def most(self, request: CompletionRequest) -> Cost:
+    def most(self, request: CompletionRequest) -> Charge:
         """The most that a request can cost."""
         if not request.max_tokens:  # asks no model, but for a program to be run (``llm.sandbox``)
-            return Cost(calls=1)
+            return Charge(calls=1)
         price = price_of(request.model, self._prices)
         if price is None and self._budget.usd:
             raise OverBudget(
@@ -136,9 +142,9 @@ class Ledger:
                 f"config.prices to {request.model}=PROMPT/COMPLETION, in US dollars per million tokens"
             )
         read, written = most_tokens(request)
-        return Cost(price.usd(read, written) if price else 0.0, read + written, 1)
+        return Charge(price.usd(read, written) if price else 0.0, read + written, 1)
 
-    def reserve(self, most: Cost) -> bool:
+    def reserve(self, most: Charge) -> bool:
         """Sets the cost of a call aside; False if that and what is in flight could cost more than is left."""
         with self._lock:
             total = self._spent + self._reserved + most
@@ -147,14 +153,14 @@ class Ledger:
             self._reserved += most
             return True
 
-    def settle(self, most: Cost, completion: Completion | None) -> None:
+    def settle(self, most: Charge, completion: Completion | None) -> None:
         """Replaces what was reserved by what a call cost: nothing if there is no completion."""
         with self._lock:
             self._reserved -= most
             if completion is not None:
-                self._spent += Cost(completion.usd, completion.prompt_tokens + completion.completion_tokens, 1)
+                self._spent += Charge(completion.usd, completion.prompt_tokens + completion.completion_tokens, 1)
 
-    def refusal(self, most: Cost) -> OverBudget:
+    def refusal(self, most: Charge) -> OverBudget:
         """Why a call is not made, and how to go on."""
         with self._lock:
             spent = self._spent
@@ -170,7 +176,7 @@ class Ledger:
             "All of it is kept: raise the limit and run the same command again"
         )
 
-    def _limits(self, cost: Cost) -> list[tuple[float, float]]:
+    def _limits(self, cost: Charge) -> list[tuple[float, float]]:
         """(limit, amount), in the order of the fields."""
         return [(getattr(self._budget, f.name), getattr(cost, f.name)) for f in dataclasses.fields(Budget)]
 

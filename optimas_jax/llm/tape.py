@@ -16,7 +16,7 @@ from pathlib import Path
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest
-from optimas_jax.llm.ledger import Cost, Ledger
+from optimas_jax.llm.ledger import Charge, Ledger
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, request TEXT NOT NULL, completion TEXT NOT NULL);
@@ -98,7 +98,7 @@ class Tape:
         with self._guard("write to") as db:
             db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", list(scores.items()))
 
-    def cost(self) -> Cost:
+    def cost(self) -> Charge:
         """What all recorded completions cost together."""
         query = """
             SELECT TOTAL(completion ->> 'usd'), COUNT(*),
@@ -106,7 +106,7 @@ class Tape:
             FROM completions"""
         with self._guard("read") as db:
             usd, calls, tokens = db.execute(query).fetchone()
-        return Cost(usd, int(tokens), calls)
+        return Charge(usd, int(tokens), calls)
 
     def __len__(self) -> int:
         with self._guard("read") as db:
@@ -139,7 +139,7 @@ class TapedCompleter:
         elif completion is None:
             completion = await self._ask(key, request)
             paid = True
-        self._ledger.add(request.role, completion, paid=paid)
+        self._ledger.add(request, completion, paid=paid)
         return completion
 
     async def _ask(self, key: str, request: CompletionRequest) -> Completion:

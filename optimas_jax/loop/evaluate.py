@@ -10,12 +10,36 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from rich.markup import escape
+
 from optimas_jax.core.system import Job, Metric, run_many
-from optimas_jax.core.types import Example, Trace, derive_seed
+from optimas_jax.core.types import Example, Outcome, Trace, derive_seed
 from optimas_jax.core.values import Configuration, value_from_json
 from optimas_jax.loop.local_reward import text_group
 from optimas_jax.loop.run import Run
 from optimas_jax.search.gate import compare, mean_interval
+
+
+def failures(traces: Sequence[Trace]) -> str:
+    """How many of these runs failed, and how and where most of them did; "" where all gave an answer."""
+    failed = [trace for trace in traces if trace.outcome is not Outcome.OK]
+    if not failed:
+        return ""
+    steps = [(name, step) for trace in failed for name, step in trace.steps.items() if step.outcome is not Outcome.OK]
+    words = f"{len(failed)} of {len(traces)} runs of the system failed"
+    if not steps:
+        return words
+    (name, outcome), _ = collections.Counter((name, step.outcome) for name, step in steps).most_common(1)[0]
+    detail = next(step.detail for key, step in steps if (key, step.outcome) == (name, outcome))
+    return f"{words}, most at {name}: {outcome}" + (f" ({detail[:300]})" if detail else "")
+
+
+def report_failures(run: Run, traces: Sequence[Trace]) -> None:
+    """A line on runs that failed; a warning where none gave an answer, since nothing can be learned from them."""
+    words = escape(failures(traces))
+    if words:
+        every = all(trace.outcome is not Outcome.OK for trace in traces)
+        run.progress.line(f"[yellow]warning[/yellow]: {words}" if every else f"  {words}")
 
 
 @dataclasses.dataclass(frozen=True)

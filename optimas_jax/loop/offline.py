@@ -13,6 +13,7 @@ from optimas_jax.core.values import Configuration, Prompt, PromptSpace, Value
 from optimas_jax.loop.alignment import is_held_out
 from optimas_jax.loop.collect import collect
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig
+from optimas_jax.loop.evaluate import report_failures
 from optimas_jax.loop.run import Run
 from optimas_jax.search.demos import demo_pool, propose_demos
 
@@ -24,6 +25,7 @@ def collect_offline(run: Run, config: OptimizeConfig) -> list[Group]:
     jobs = [Job(configuration, example, run.config.seed) for example in train]
     with run.progress.bar("base runs", len(jobs)) as advance:
         traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
+    report_failures(run, traces)
     # What a component does shows where the rest of the system can succeed: those inputs first, where not all are used.
     ranked = sorted(zip(train, traces, strict=True), key=lambda pair: -pair[1].score)
     groups = collect(

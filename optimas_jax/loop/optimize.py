@@ -26,6 +26,7 @@ from optimas_jax.core.values import Configuration, Prompt, plain_values, value_t
 from optimas_jax.loop.adapt import adapt, is_due
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.cost import OutOfTokens, check_tokens, cost_so_far, emit_curve, is_spent
+from optimas_jax.loop.evaluate import report_failures
 from optimas_jax.loop.gate import confirm, report_gate, to_gate
 from optimas_jax.loop.propose import propose
 from optimas_jax.loop.rank import Proposal, Runs, Screen, emit_proposals
@@ -51,6 +52,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "per_instance": "argmax",
     },
 }
+_CIRCLES = 50  # iterations in a row without a new request, after which no other is expected
 _INSTRUCTIONS = ("instruction", "copro", "reflect")  # kinds that change the instruction alone
 
 
@@ -97,7 +99,8 @@ class State:
 def optimize(run: Run, reward: str, groups: Sequence[Group]) -> State:
     """Runs the host loop from the default configuration; the journal has one event per decision.
 
-    It ends after ``config.optimize.iterations``, or as soon as it has used ``config.optimize.max_tokens``.
+    It ends after ``config.optimize.iterations``; with ``config.optimize.max_tokens`` as soon as it has used them, or where
+    it goes in circles and never would.
 
     Args:
       reward, groups: the local reward and what it was trained on; empty where local rewards are off.
@@ -108,18 +111,24 @@ def optimize(run: Run, reward: str, groups: Sequence[Group]) -> State:
     with run.progress.bar("validation, default values", len(val)) as advance:
         jobs = [Job(configuration, example, run.config.seed) for example in val]
         traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
+    report_failures(run, traces)
     run.progress.line(f"validation score of the default configuration: {_mean_score(traces):.3f}")
     state = State(configuration, reward, tuple(groups), tuple(traces))
     emit_curve(run, "start", 0, _mean_score(state.val_traces))
+    known, circles = cost_so_far(run).tokens, 0
     for iteration in range(config.iterations):
-        if is_spent(run):
+        if is_spent(run) or circles == _CIRCLES:
             break
         state = _iterate(run, config, state, iteration)
         emit_curve(run, "iteration", iteration, _mean_score(state.val_traces))
+        known, before = cost_so_far(run).tokens, known
+        circles = circles + 1 if config.max_tokens and known == before else 0
     if is_spent(run):
         tokens = cost_so_far(run).tokens
         run.folder.emit("out_of_tokens", tokens=tokens, max_tokens=config.max_tokens)
         run.progress.line(f"stopped after {tokens:,} tokens of {config.max_tokens:,} (config.optimize.max_tokens)")
+    elif circles == _CIRCLES:
+        run.progress.line(f"stopped after {_CIRCLES} iterations that asked nothing new, {known:,} tokens in all")
     return state
 
 

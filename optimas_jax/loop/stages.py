@@ -78,7 +78,14 @@ def _collect(run: Run) -> None:
         informative = sum(max(group.rewards) > min(group.rewards) for group in own)
         run.folder.emit("groups", component=name, groups=len(own), informative=informative)
         run.progress.line(f"  {name}: {len(own)} groups, {informative} with different rewards")
-    run.folder.write(COLLECTED, dataclasses.asdict(stage_cost(run, "collect")))
+    cost = stage_cost(run, "collect")
+    run.folder.write(COLLECTED, dataclasses.asdict(cost))
+    limit = run.config.optimize.max_tokens
+    if 0 < limit <= cost.tokens:
+        raise StopRun(
+            f"collecting took {cost.tokens:,} tokens, and config.optimize.max_tokens = {limit:,} is for collecting and "
+            "searching together: raise it, or lower config.offline.calls and config.offline.inputs"
+        )
 
 
 def _offline_groups(run: Run) -> list:
