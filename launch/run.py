@@ -33,8 +33,7 @@ _STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Which stage to run
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    for library in ("absl", "bm25s", "httpx2"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # they narrate; progress has its own lines
+    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
     try:
         config = parse_config(_CONFIG.value.to_dict())
         workdir = Path(_WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}")

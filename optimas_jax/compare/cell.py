@@ -76,8 +76,7 @@ def run_cell(
 def main(folder: Path) -> int:
     """Runs the cell of a folder, whose ``task.json`` names the optimiser and holds the configuration."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a peer ends with it, as with an interrupt
-    for library in ("absl", "bm25s"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # they narrate; progress has its own lines
+    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
     try:
         task = json.loads((folder / TASK).read_text(encoding="utf-8"))
         cell = run_cell(OPTIMIZERS[task["optimizer"]], parse_config(task["config"]), folder)

@@ -99,8 +99,8 @@ class State:
 def optimize(run: Run, reward: str, groups: Sequence[Group]) -> State:
     """Runs the host loop from the default configuration; the journal has one event per decision.
 
-    It ends after ``config.optimize.iterations``; with ``config.optimize.max_tokens`` as soon as it has used them, or where
-    it goes in circles and never would.
+    It ends after ``config.optimize.iterations``; with ``config.optimize.max_tokens`` as soon as it has used them, or
+    where it goes in circles and never would.
 
     Args:
       reward, groups: the local reward and what it was trained on; empty where local rewards are off.
