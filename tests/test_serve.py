@@ -143,7 +143,7 @@ def test_many_clients_with_different_adapters(client, sampler):
     ("changes", "kind", "message"),
     [
         ({"model": "other"}, openai.NotFoundError, "no model 'other'; served are base, one"),
-        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens must be a number from 1"),
+        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens must be a number of at least 1"),
         ({"temperature": 3.0}, openai.BadRequestError, "temperature must be a number from 0 to 2"),
         ({"messages": []}, openai.BadRequestError, "at least one message"),
         ({"messages": [{"role": "x", "content": "y"}]}, openai.BadRequestError, r"messages\[0\].role must be"),

@@ -145,7 +145,8 @@ def _number(
         return default
     allowed = int if kind is int else int | float
     if isinstance(value, bool) or not isinstance(value, allowed) or not least <= value <= most:
-        raise RequestError(400, f"{name} must be a number from {least:g} to {most:g}, got {value!r}", name)
+        limits = f"from {least:g} to {most:g}" if most < 2**63 else f"of at least {least:g}"
+        raise RequestError(400, f"{name} must be a number {limits}, got {value!r}", name)
     return kind(value)
 
 
