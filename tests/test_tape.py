@@ -150,6 +150,7 @@ def test_the_ledger_counts_by_phase_and_role(path):
     assert table["collect"]["rewriter"] == {
         "calls": 1,
         "paid_calls": 1,
+        "requests": 1,
         "prompt_tokens": 10,
         "completion_tokens": 2,
         "usd": 0.01,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.config import EvaluateConfig, RunConfig
 
 PEERS = Path(__file__).parents[2] / "third_party" / "peers"
 _PYTHON = PEERS / ".prompt-optimizers" / "bin" / "python"
@@ -43,7 +43,7 @@ class Ours:
             max_tokens=budget,
             iterations=_ENDLESS,
         )
-        return dataclasses.replace(config, seed=seed, optimize=search)
+        return dataclasses.replace(config, seed=seed, optimize=search, evaluate=_ends_only(config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +58,13 @@ class Peer:
 
     def config(self, config: RunConfig, seed: int, budget: int) -> RunConfig:
         """The configuration of one run; what it says of our search is not used."""
-        return dataclasses.replace(
-            config, seed=seed, optimize=dataclasses.replace(config.optimize, max_tokens=budget, best_of=0)
-        )
+        search = dataclasses.replace(config.optimize, max_tokens=budget, best_of=0)
+        return dataclasses.replace(config, seed=seed, optimize=search, evaluate=_ends_only(config))
+
+
+def _ends_only(config: RunConfig) -> EvaluateConfig:
+    """What each change brought is not compared."""
+    return dataclasses.replace(config.evaluate, changes=False)
 
 
 Optimizer = Ours | Peer

@@ -50,7 +50,8 @@ class RunContext:
 
 @dataclasses.dataclass
 class Meter:
-    """What a system did: runs of it, from the start or from where outputs were given, and executions of components."""
+    """What a system did: runs of it, from the start or from where outputs were given, that executed a component; and
+    executions of components."""
 
     runs: int = 0
     executions: int = 0
@@ -214,9 +215,9 @@ class System:
           GraphError: if the example lacks an input field.
           ComponentBug: if a component or the metric raises anything but ``ComponentFailure``.
         """
-        if self.meter is not None:
-            self.meter.runs += 1
         given = given or {}
+        if self.meter is not None and any(name not in given for name in self.order):
+            self.meter.runs += 1
         missing = [field for field in self.input_fields if field not in example.inputs]
         if missing:
             raise GraphError(

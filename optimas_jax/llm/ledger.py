@@ -82,11 +82,13 @@ class Totals:
     Attributes:
       calls: completions asked for, those from the tape included.
       paid_calls: completions that were not on the tape when this command started.
+      requests: different ones.
       prompt_tokens, completion_tokens, usd, seconds: of all different requests, as recorded when they were paid for.
     """
 
     calls: int = 0
     paid_calls: int = 0
+    requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
@@ -126,6 +128,7 @@ class Ledger:
             if request.key in seen:
                 return
             seen.add(request.key)
+            totals.requests += 1
             totals.prompt_tokens += completion.prompt_tokens
             totals.completion_tokens += completion.completion_tokens
             totals.usd += completion.usd

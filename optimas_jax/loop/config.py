@@ -105,11 +105,13 @@ class EvaluateConfig:
       folder: a saved ``best/`` folder; empty for the run's own.
       split: ``val`` or ``test``.
       repeats: runs of every example, each with fresh sampling seeds.
+      changes: also runs the system after each accepted change, to say what each brought.
     """
 
     folder: str = ""
     split: Literal["val", "test"] = "test"
     repeats: int = 1
+    changes: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

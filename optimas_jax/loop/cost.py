@@ -26,8 +26,8 @@ class Cost:
     """Of collecting and optimising.
 
     Attributes:
-      calls, tokens, usd, seconds: completions, their prompt and completion tokens, price, and the models' time.
-      system_runs: runs of the system, from the start or from where outputs were given.
+      calls, tokens, usd, seconds: different completions, their prompt and completion tokens, price, the models' time.
+      system_runs: runs of the system, from the start or from where outputs were given, that executed a component.
       component_calls: executions of components, in these runs or alone.
     """
 
@@ -48,7 +48,7 @@ def stage_cost(run: Run, phase: str) -> Cost:
     rows = run.ledger.to_json().get(phase, {}).values()
     meter = run.system.meter
     return Cost(
-        calls=sum(row["calls"] for row in rows),
+        calls=sum(row["requests"] for row in rows),
         tokens=sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows),
         usd=round(sum(row["usd"] for row in rows), 6),
         seconds=round(sum(row["seconds"] for row in rows), 3),

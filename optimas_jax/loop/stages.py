@@ -152,7 +152,8 @@ def _evaluate(run: Run) -> None:
     examples = run.splits[settings.split]
     optimization = run.folder.read("optimized.json") or {"alignment": {}, "accepted": []}
     steps = after_each(run.system.default_configuration(), optimization["accepted"])
-    if steps[-1].to_json() != configuration.to_json():  # saved elsewhere: how it came about is not known here
+    known = steps[-1].to_json() == configuration.to_json()  # not if it was saved elsewhere
+    if not known or not settings.changes:
         steps = [steps[0], configuration]
     evaluations = evaluate(run, steps, examples, settings.repeats)
     baseline, optimized, accepted = evaluations[0], evaluations[-1], optimization["accepted"]
