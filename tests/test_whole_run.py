@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from runs import run_config
 
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.core.types import StopRun, derive_seed
+from optimas_jax.core.values import Hyperparameters, value_to_json
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.local import EngineError
@@ -135,10 +137,29 @@ def test_the_same_command_again_pays_nothing_and_says_the_same(straight) -> None
     assert (workdir / "journal.jsonl").read_text() == journal
 
 
+def test_changes_need_not_be_evaluated_one_by_one(straight, tmp_path: Path) -> None:
+    workdir, _, _ = straight
+    values = [value_to_json(Hyperparameters({"k": k})) for k in (2, 1)]
+    results = {}
+    for changes in (True, False):
+        folder = tmp_path / str(changes)
+        shutil.copytree(workdir, folder, ignore=shutil.ignore_patterns("results.json", "journal.jsonl", "config.json"))
+        optimized = json.loads((folder / "optimized.json").read_text())
+        last = optimized["accepted"][-1]
+        there_and_back = [{**last, "component": "context_retriever", "value": value} for value in values]
+        optimized["accepted"] = [*there_and_back, last]
+        (folder / "optimized.json").write_text(json.dumps(optimized))
+        _, results[changes] = run(folder, scripted_config(evaluate=EvaluateConfig(changes=changes)), stage="evaluate")
+    assert results[False]["gain"] == results[True]["gain"]
+    assert [["test" in step for step in results[key]["accepted"]] for key in (True, False)] == [[True] * 3, [False] * 3]
+    calls = [sum(row["calls"] for row in one["ledger"]["evaluate"].values()) for one in results.values()]
+    assert calls[0] == 2 * calls[1]
+
+
 def test_collecting_that_leaves_nothing_to_search_with_says_so(tmp_path: Path) -> None:
     config = scripted_config()
     config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, max_tokens=100))
-    with pytest.raises(StopRun, match=r"collecting took .* max_tokens = 100 .* lower config.offline.calls"):
+    with pytest.raises(StopRun, match=r"collecting took .*max_tokens = 100 .* or lower config.offline.calls"):
         run(tmp_path / "run", config, stage="collect")
 
 

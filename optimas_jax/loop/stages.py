@@ -84,7 +84,7 @@ def _collect(run: Run) -> None:
     if 0 < limit <= cost.tokens:
         raise StopRun(
             f"collecting took {cost.tokens:,} tokens, and config.optimize.max_tokens = {limit:,} is for collecting and "
-            "searching together: raise it, or lower config.offline.calls and config.offline.inputs"
+            "searching together: raise it, or lower config.offline.calls or config.offline.inputs"
         )
 
 
