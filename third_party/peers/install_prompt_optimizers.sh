@@ -5,4 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")"
 python3 -m venv .prompt-optimizers
 .prompt-optimizers/bin/pip install --quiet "$@" dspy==3.4.1 optuna==5.0.0 textgrad==0.1.8
-.prompt-optimizers/bin/python -c 'import dspy, gepa, textgrad; print("prompt optimisers are ready: dspy", dspy.__version__)'
+python="$PWD/.prompt-optimizers/bin/python"
+cd "$(mktemp -d)" # TextGrad leaves logs where it is imported
+"$python" -c 'import dspy, gepa, textgrad; print("prompt optimisers are ready: dspy", dspy.__version__)'
