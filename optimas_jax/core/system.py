@@ -50,8 +50,7 @@ class RunContext:
 
 @dataclasses.dataclass
 class Meter:
-    """What a system did: runs of it, from the start or from where outputs were given, that executed a component; and
-    executions of components."""
+    """What a system did: executions of components, and runs that had any, from the start or from given outputs."""
 
     runs: int = 0
     executions: int = 0

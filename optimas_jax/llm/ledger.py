@@ -118,16 +118,16 @@ class Ledger:
         finally:
             self._phase = outer
 
-    def add(self, request: CompletionRequest, completion: Completion, *, paid: bool) -> None:
-        """Counts one call. ``paid``: it was not on the tape."""
+    def add(self, role: str, key: str, completion: Completion, *, paid: bool) -> None:
+        """Counts one call of a request with this key. ``paid``: it was not on the tape."""
         with self._lock:
-            totals = self._totals[self._phase, request.role]
+            totals = self._totals[self._phase, role]
             totals.calls += 1
             totals.paid_calls += paid
             seen = self._seen[self._phase]
-            if request.key in seen:
+            if key in seen:
                 return
-            seen.add(request.key)
+            seen.add(key)
             totals.requests += 1
             totals.prompt_tokens += completion.prompt_tokens
             totals.completion_tokens += completion.completion_tokens

@@ -139,7 +139,7 @@ class TapedCompleter:
         elif completion is None:
             completion = await self._ask(key, request)
             paid = True
-        self._ledger.add(request, completion, paid=paid)
+        self._ledger.add(request.role, key, completion, paid=paid)
         return completion
 
     async def _ask(self, key: str, request: CompletionRequest) -> Completion:

@@ -18,7 +18,7 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.alignment import is_held_out, measure_alignment
 from optimas_jax.loop.config import STAGES, RunConfig
-from optimas_jax.loop.cost import COLLECTED, stage_cost
+from optimas_jax.loop.cost import COLLECTED, cost_so_far, is_spent, stage_cost
 from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain, other_metrics
 from optimas_jax.loop.groups import load_groups, save_groups
 from optimas_jax.loop.journal import load_best
@@ -78,13 +78,12 @@ def _collect(run: Run) -> None:
         informative = sum(max(group.rewards) > min(group.rewards) for group in own)
         run.folder.emit("groups", component=name, groups=len(own), informative=informative)
         run.progress.line(f"  {name}: {len(own)} groups, {informative} with different rewards")
-    cost = stage_cost(run, "collect")
-    run.folder.write(COLLECTED, dataclasses.asdict(cost))
-    limit = run.config.optimize.max_tokens
-    if 0 < limit <= cost.tokens:
+    run.folder.write(COLLECTED, dataclasses.asdict(stage_cost(run, "collect")))
+    if is_spent(run):
         raise StopRun(
-            f"collecting took {cost.tokens:,} tokens, and config.optimize.max_tokens = {limit:,} is for collecting and "
-            "searching together: raise it, or lower config.offline.calls or config.offline.inputs"
+            f"collecting took {cost_so_far(run).tokens:,} tokens, and config.optimize.max_tokens = "
+            f"{run.config.optimize.max_tokens:,} is for collecting and searching together: raise it, or lower "
+            "config.offline.calls or config.offline.inputs"
         )
 
 
@@ -153,11 +152,12 @@ def _evaluate(run: Run) -> None:
     optimization = run.folder.read("optimized.json") or {"alignment": {}, "accepted": []}
     steps = after_each(run.system.default_configuration(), optimization["accepted"])
     known = steps[-1].to_json() == configuration.to_json()  # not if it was saved elsewhere
-    if not known or not settings.changes:
+    one_by_one = known and settings.changes
+    if not one_by_one:
         steps = [steps[0], configuration]
     evaluations = evaluate(run, steps, examples, settings.repeats)
     baseline, optimized, accepted = evaluations[0], evaluations[-1], optimization["accepted"]
-    if len(steps) == len(accepted) + 1 and accepted:
+    if one_by_one and accepted:
         brought = contributions(run, optimization["reward"], accepted, evaluations)
         accepted = [{**change, settings.split: row} for change, row in zip(accepted, brought, strict=True)]
     benchmark = find_benchmark(run.config.benchmark)

@@ -182,8 +182,7 @@ def _plan(
     return {
         "jail": jail,
         "command": [sys.executable, *filled],
-        "interpreter": str(Path(sys.executable).resolve().parents[1]),
-        "packages": site.getsitepackages(),
+        "python": [_home(), *filter(os.path.isdir, site.getsitepackages())],
         "cwd": f"{own}/work",
         "environment": {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
@@ -215,10 +214,15 @@ def _plan(
     }
 
 
+def _home() -> str:
+    """Folder of the interpreter itself, which a virtual environment only points to."""
+    return str(Path(sys.executable).resolve().parents[1])
+
+
 @functools.cache
 def _visible() -> list[str]:
     """Paths that a program in a jail sees: the system's libraries, and the interpreter with its packages."""
-    interpreter = [sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1]), *site.getsitepackages()]
+    interpreter = [sys.prefix, sys.base_prefix, _home(), *site.getsitepackages()]
     wanted = [*_SYSTEM, *interpreter, *map(os.path.realpath, interpreter)]
     paths: list[str] = []
     for path in sorted({os.path.abspath(path) for path in wanted}, key=len):

@@ -221,12 +221,12 @@ def _start(plan: dict[str, Any]) -> NoReturn:
         command, environment = plan["command"], plan["environment"]
         if os.geteuid() == 0:
             user = INSIDE_USER if plan["jail"] else NOBODY
-            opened = _open_interpreter(plan)
+            folders = [] if plan["jail"] else [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in plan["python"]]
             os.setgroups([])
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
-            if not os.access(command[0], os.X_OK):
-                command, environment = opened
+            if folders and not os.access(command[0], os.X_OK):
+                command, environment = _through(folders, command, environment)
         if sys.platform == "linux":
             _prctl(PR_SET_NO_NEW_PRIVS, 1)
         processes = plan["processes"] + (0 if plan["jail"] else _tasks_of_this_user())
@@ -244,20 +244,17 @@ def _start(plan: dict[str, Any]) -> NoReturn:
         os._exit(127)
 
 
-def _open_interpreter(plan: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+def _through(folders: list[int], command: list[str], environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """Command and environment for a user who may not enter the folders above the interpreter, as in root's home.
 
-    What is open can be entered through /proc, whatever is above it.
+    What is open can be entered through /proc, whatever is above it. ``folders``: descriptors of ``plan["python"]``,
+    which the command inherits here and nowhere else.
     """
-    paths = []
-    for folder in (plan["interpreter"], *plan["packages"]):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        os.set_inheritable(descriptor, True)
-        paths.append(f"/proc/self/fd/{descriptor}")
-    interpreter, *packages = paths
-    command = [f"{interpreter}/bin/python{sys.version_info[0]}.{sys.version_info[1]}", *plan["command"][1:]]
-    libraries = {"PYTHONPATH": ":".join(packages), "LD_LIBRARY_PATH": f"{interpreter}/lib"}
-    return command, plan["environment"] | libraries
+    for folder in folders:
+        os.set_inheritable(folder, True)
+    interpreter, *packages = (f"/proc/self/fd/{folder}" for folder in folders)
+    command = [f"{interpreter}/bin/python{sys.version_info[0]}.{sys.version_info[1]}", *command[1:]]
+    return command, environment | {"PYTHONPATH": ":".join(packages), "LD_LIBRARY_PATH": f"{interpreter}/lib"}
 
 
 def _reap(command: int) -> int | None:
