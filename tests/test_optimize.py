@@ -21,7 +21,17 @@ from runs import run_config
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core.system import Component, Job, Meter, RunContext, System, run_many
 from optimas_jax.core.types import Example, Group
-from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
+from optimas_jax.core.values import (
+    Choice,
+    Configuration,
+    Grid,
+    Hyperparameters,
+    Models,
+    Prompt,
+    Value,
+    value_digest,
+    value_from_json,
+)
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.learn.config import LossConfig
 from optimas_jax.llm.base import CompletionRequest
@@ -223,6 +233,33 @@ def test_the_search_stops_at_its_tokens_and_keeps_the_best_so_far(tmp_path: Path
     assert again == stopped and same == events
 
 
+def test_local_rewards_are_adapted_on_what_they_rank_next(tmp_path: Path) -> None:
+    system = enumerable_system(2)
+    engine = ExactRewards(system, tmp_path)
+    run = make_run(system, tmp_path, seed=2, mode="improved", engine=engine, iterations=1, adapt="every")
+    state = optimize(dataclasses.replace(run, components=("writer",)), "exact", [])
+    run.tape.close()
+    events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    proposed = [value_from_json(event["value"]) for event in events if event["event"] == "proposal"]
+    sources = {candidate.source for group in state.groups for candidate in group.candidates}
+    assert proposed and {f"value:{value_digest(value)}" for value in proposed} == sources - {"current"}
+    assert [event["event"] for event in events].index("adaptation") < [e["event"] for e in events].index("proposal")
+
+
+def test_the_gate_refuses_a_value_once_for_a_configuration(tmp_path: Path) -> None:
+    system = enumerable_system(2)
+    run = make_run(system, tmp_path, seed=2, mode="improved", engine=ExactRewards(system, tmp_path), iterations=12)
+    optimize(run, "exact", [])
+    run.tape.close()
+    events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    refused: set[tuple[str, str]] = set()
+    for event in (event for event in events if event["event"] == "gate"):
+        value = (event["component"], event["value"])
+        assert value not in refused
+        refused = set() if event["accepted"] else refused | {value}
+    assert refused
+
+
 def test_a_search_that_asks_nothing_new_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = enumerable_system(3)
     run = make_run(
@@ -267,7 +304,7 @@ def test_a_component_with_one_value_says_so(tmp_path: Path) -> None:
 
 def test_the_best_of_each_kind_may_pay_whatever_its_local_gain() -> None:
     made = [("instruction", 0.3), ("instruction", 0.2), ("demos", -0.1), ("instruction", -0.2), ("demos", -0.3)]
-    proposals = [Proposal(Prompt(str(place)), kind, gain, gain) for place, (kind, gain) in enumerate(made)]
+    proposals = [Proposal(Prompt(str(place)), kind, gain, gain, gain) for place, (kind, gain) in enumerate(made)]
     assert [p.local_gain for p in to_gate(proposals, 1)] == [0.3]
     assert [p.local_gain for p in to_gate(proposals, 3)] == [0.3, -0.1, 0.2]
     assert to_gate([], 2) == []

@@ -51,6 +51,12 @@ def test_the_pool_holds_the_best_candidate_of_every_group_best_first():
     assert pool == [scored("e3", 0.9, "d"), scored("e1", 0.6, "e"), scored("e2", 0.6, "a")]
 
 
+def test_of_equal_rewards_the_latest_comes_first_and_none_comes_twice():
+    old, new = group((said("a"), 1.0), name="e1"), group((said("b"), 1.0), name="e2")
+    assert demo_pool([old, new, old], min_reward=0.5) == [scored("e1", 1.0, "a"), scored("e2", 1.0, "b")]
+    assert [one.example_id for one in demo_pool([old, new], min_reward=0.5)] == ["e2", "e1"]
+
+
 def test_among_equally_rewarded_candidates_the_shortest_is_taken():
     [one] = demo_pool([group((said("long"), 1.0), (said("s"), 1.0), (said("mid"), 1.0))], min_reward=0.5)
     assert one.demo.outputs == said("s")
@@ -281,6 +287,11 @@ def test_only_the_paired_gate_gives_up_early():
     assert not is_futile(GateConfig("strict", futility=0.3), comparison(-0.1, 0.0))
 
 
+def test_a_quarter_of_the_examples_must_say_it_twice_as_clearly():
+    assert is_futile(GateConfig("paired", futility=0.3), comparison(-0.1, 0.14), 0.25)
+    assert not is_futile(GateConfig("paired", futility=0.3), comparison(-0.1, 0.15), 0.25)
+
+
 # Which component next
 
 NAMES = ("a", "b", "c")
@@ -291,6 +302,7 @@ def test_gaps_are_what_the_best_candidate_would_gain():
         group((said("x"), 0.25), (said("y"), 0.75), (said("z"), 0.0), component="a"),
         group((said("x"), 0.5), (said("y"), 0.25), component="a"),
         group((said("x"), 0.0), (said("y"), 1.0), component="other"),
+        group((said("x"), 1.0), component="a"),  # one candidate says nothing about a gain
     ]
     assert reward_gaps(groups, ("a", "b")) == {"a": 0.25, "b": 0.0}
 

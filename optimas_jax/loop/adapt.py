@@ -7,8 +7,8 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from optimas_jax.core.system import Job, run_many
-from optimas_jax.core.types import Example, Group
+from optimas_jax.core.types import Example, Group, Trace
+from optimas_jax.core.values import Prompt, Value
 from optimas_jax.loop.alignment import is_held_out
 from optimas_jax.loop.collect import collect
 from optimas_jax.loop.config import OptimizeConfig
@@ -27,25 +27,36 @@ def is_due(when: str, component: str, stale: frozenset[str]) -> bool:
 
 
 def adapt(
-    run: Run, config: OptimizeConfig, state: State, components: Sequence[str], examples: Sequence[Example], seed: int
+    run: Run,
+    config: OptimizeConfig,
+    state: State,
+    components: Sequence[str],
+    runs: Sequence[tuple[Example, Trace]],
+    seed: int,
+    values: Sequence[Value] = (),
 ) -> State:
     """Collects fresh groups of ``components`` and trains the local reward on them and a sample of earlier groups.
 
     With ``on_drift`` the training is left out when the local reward still orders the fresh pairs well.
+
+    Args:
+      runs: training inputs, and the system's runs on them under ``state.configuration``.
+      values: that the local reward is to rank next. Where they are prompts they are the candidates, in place of hotter
+        samples and of demonstrations.
     """
-    with run.progress.bar("base runs", len(examples)) as advance:
-        jobs = [Job(state.configuration, example, run.config.seed) for example in examples]
-        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-    bases = list(zip(examples, traces, strict=True))
+    prompts = [value for value in values if isinstance(value, Prompt)]
+    settings = run.config.collect
+    if prompts:
+        settings = dataclasses.replace(settings, samples=0, values=settings.samples + settings.values)
     fresh = collect(
         run.system,
         state.configuration,
-        dict.fromkeys(components, bases),
-        run.config.collect,
+        dict.fromkeys(components, runs),
+        settings,
         seed=run.config.seed,
         concurrency=run.config.concurrency,
         progress=run.progress,
-        propose_values=demo_values(run, state.configuration, config),
+        propose_values=(lambda *_: prompts) if prompts else demo_values(run, state.configuration, config),
     )
     fresh = select_pairs(fresh, config.pairs)
     round_name = f"round-{len(state.accepted):03d}-{'-'.join(components) if len(components) == 1 else 'all'}"
@@ -54,7 +65,7 @@ def adapt(
     groups = (*state.groups, *fresh)
     stale = state.stale - set(components)
     share = run.config.offline.held_out
-    learnable = [g for g in fresh if not is_held_out(g.example_id, share)]
+    learnable = [g for g in fresh if not is_held_out(g.example_id, share) and max(g.rewards) > min(g.rewards)]
     trained = bool(learnable) and not (config.adapt == "on_drift" and pairs and accuracy >= config.drift_accuracy)
     reward = state.reward
     if trained:

@@ -41,6 +41,8 @@ class OptimizeConfig:
       pairs: ``all`` ordered pairs of a group, or the ``two`` first candidates only.
       score: what ranks proposals: ``local`` rewards, or the ``global`` metric on training inputs, for which nothing is
         collected or trained.
+      ranking: of proposals: by the ``mean`` local reward, or by it ``corrected`` where global rewards are known
+        (``search.screen``).
       proposers: optimisers of prompts (``search.proposers``), separated by commas, all in every iteration: ``demos``,
         ``opro``, ``copro``, ``mipro``, ``reflect``, ``random``. ``random`` alone draws listed values blindly, too.
       instructions: that an optimiser asks for in an iteration; the breadth of COPRO.
@@ -69,6 +71,7 @@ class OptimizeConfig:
     adapt: Literal["", "after_accept", "every", "on_drift", "never"] = ""
     pairs: Literal["", "two", "all"] = ""
     score: Literal["local", "global"] = "local"
+    ranking: Literal["", "mean", "corrected"] = ""
     proposers: str = ""
     instructions: int = 3
     depth: int = 2

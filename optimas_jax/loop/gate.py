@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from optimas_jax.core.system import Job, run_many
@@ -23,7 +24,7 @@ def to_gate(proposals: Sequence[Proposal], count: int) -> list[Proposal]:
 def confirm(
     run: Run, config: GateConfig, configuration: Configuration, old: Sequence[Trace], name: str, proposal: Proposal
 ) -> tuple[bool, Comparison, list[Trace]]:
-    """The paired test. Half of the examples first, if that allows to give up early.
+    """The paired test, looked at after a quarter and half of the examples, if that allows to give up early.
 
     Args:
       old: validation runs under ``configuration``.
@@ -33,11 +34,9 @@ def confirm(
     """
     changed = configuration.replace(name, proposal.value)
     val = run.splits["val"]
-    half = len(val) // 2 if config.kind == "paired" else 0
+    looks = sorted({len(val) // 4, len(val) // 2, len(val)} - {0}) if config.kind == "paired" else [len(val)]
     new: list[Trace] = []
-    for start, stop in ((0, half), (half, len(val))):
-        if start == stop:
-            continue
+    for start, stop in itertools.pairwise((0, *looks)):
         jobs = [
             Job(changed, example, run.config.seed, run.system.kept(trace, name))
             for example, trace in zip(val[start:stop], old[start:stop], strict=True)
@@ -45,7 +44,7 @@ def confirm(
         with run.progress.bar(f"gate ({proposal.kind})", len(jobs)) as advance:
             new += run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
         comparison = compare([t.score for t in new], [t.score for t in old[:stop]])
-        if stop < len(val) and is_futile(config, comparison):
+        if stop < len(val) and is_futile(config, comparison, stop / len(val)):
             return False, comparison, new
     return accepts(config, comparison), comparison, new
 
@@ -60,6 +59,7 @@ def report_gate(
         component=name,
         value=value_digest(proposal.value),
         kind=proposal.kind,
+        expected_gain=proposal.expected_gain,
         local_gain=proposal.local_gain,
         val_gain=comparison.mean,
         ci95=comparison.ci95,
@@ -69,6 +69,6 @@ def report_gate(
     )
     verdict = "[green]accepted[/green]" if accepted else "rejected"
     run.progress.line(
-        f"  {verdict}: {proposal.kind}, local gain {proposal.local_gain:+.3f}, validation gain {comparison.mean:+.3f} "
+        f"  {verdict}: {proposal.kind}, expected gain {proposal.expected_gain:+.3f}, validation gain {comparison.mean:+.3f} "
         f"(P(gain > 0) = {comparison.p_positive:.2f}, n = {comparison.n})"
     )

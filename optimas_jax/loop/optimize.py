@@ -21,9 +21,9 @@ from typing import Any
 
 from optimas_jax.core.render_search import ScoredInstruction
 from optimas_jax.core.system import Job, run_many
-from optimas_jax.core.types import Candidate, Group, Trace, derive_seed
+from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed
 from optimas_jax.core.values import Configuration, Prompt, plain_values, value_to_json
-from optimas_jax.loop.adapt import adapt, is_due
+from optimas_jax.loop.adapt import adapt
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.cost import OutOfTokens, check_tokens, cost_so_far, emit_curve, is_spent
 from optimas_jax.loop.evaluate import report_failures
@@ -39,6 +39,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "pick": "uniform",
         "adapt": "after_accept",
         "pairs": "two",
+        "ranking": "mean",
         "gate": "strict",
         "proposers": "opro",
         "per_instance": "sample",
@@ -47,6 +48,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "pick": "gap",
         "adapt": "on_drift",
         "pairs": "all",
+        "ranking": "corrected",
         "gate": "paired",
         "proposers": "demos,opro",
         "per_instance": "argmax",
@@ -59,7 +61,7 @@ _INSTRUCTIONS = ("instruction", "copro", "reflect")  # kinds that change the ins
 def resolve_mode(config: OptimizeConfig) -> OptimizeConfig:
     """Fills in the switches that were left to the mode. Without local rewards there are none to adapt."""
     bundle = MODES[config.mode]
-    names = ("pick", "adapt", "pairs", "proposers", "per_instance")
+    names = ("pick", "adapt", "pairs", "ranking", "proposers", "per_instance")
     switches = {name: getattr(config, name) or bundle[name] for name in names}
     if config.score == "global":
         switches |= {"adapt": "never", "per_instance": "never"}
@@ -80,6 +82,7 @@ class State:
       tries: every try so far, by component.
       history: scored instructions by component.
       stale: components whose groups were made under another configuration.
+      rejected: digests of the configurations that the gate refused in place of this one.
     """
 
     configuration: Configuration
@@ -90,6 +93,7 @@ class State:
     tries: Mapping[str, tuple[Try, ...]] = dataclasses.field(default_factory=dict)
     history: Mapping[str, tuple[ScoredInstruction, ...]] = dataclasses.field(default_factory=dict)
     stale: frozenset[str] = frozenset()
+    rejected: frozenset[str] = frozenset()
 
     def tried(self, name: str, one: Try) -> State:
         """With one more try of a component."""
@@ -141,21 +145,16 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
     train = run.splits["train"]
     inputs = rng.sample(train, min(config.inputs, len(train)))
     tokens = cost_so_far(run).tokens
-    if is_due(config.adapt, name, state.stale):
-        state = adapt(run, config, state, [name], inputs, seed)
-    with run.progress.bar("training inputs", len(inputs)) as advance:
-        jobs = [Job(state.configuration, example, run.config.seed) for example in inputs]
-        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-    runs = list(zip(inputs, traces, strict=True))
-    if config.score == "global":
-        state = dataclasses.replace(state, groups=(*state.groups, *groups_of(runs)))
+    runs = _base_runs(run, state, inputs)
+    state = dataclasses.replace(state, groups=(*state.groups, *groups_of(runs)))
     gates = 0
     try:
-        screen = Screen(run, config, state.configuration, state.reward, name, runs)
+        screen = Screen(run, config, state, name, runs, seed)
         proposals = screen.proposals(propose(run, config, state, name, runs, screen, rng, seed))
         emit_proposals(run, name, proposals)
-        state = _remember_instructions(state, name, proposals)
-        for proposal in to_gate(proposals, config.gate_top):
+        state = _remember_instructions(screen.state, name, proposals)
+        fresh = [p for p in proposals if state.configuration.replace(name, p.value).digest not in state.rejected]
+        for proposal in to_gate(fresh, config.gate_top):
             check_tokens(run)
             result = confirm(run, config.gate, state.configuration, state.val_traces, name, proposal)
             accepted, comparison, val_traces = result
@@ -166,14 +165,24 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
                 state = _accept(run, state, iteration, name, proposal, comparison, val_traces)
                 emit_curve(run, "accept", iteration, _mean_score(state.val_traces))
                 if config.adapt == "after_accept":
-                    state = adapt(run, config, state, run.components, inputs, seed)
+                    state = adapt(run, config, state, run.components, _base_runs(run, state, inputs), seed)
                 break
+            rejected = state.configuration.replace(name, proposal.value).digest
+            state = dataclasses.replace(state, rejected=state.rejected | {rejected})
     except OutOfTokens:
         return state
     # The gap rule takes turns by tries: a component without proposals has had its turn once.
     if not gates and (config.pick == "bandit" or not state.tries.get(name)):
         state = state.tried(name, Try(0.0, cost_so_far(run).tokens - tokens))
     return state
+
+
+def _base_runs(run: Run, state: State, inputs: Sequence[Example]) -> Runs:
+    """What the system does now on training inputs."""
+    with run.progress.bar("training inputs", len(inputs)) as advance:
+        jobs = [Job(state.configuration, example, run.config.seed) for example in inputs]
+        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
+    return list(zip(inputs, traces, strict=True))
 
 
 def groups_of(runs: Runs) -> list[Group]:
@@ -215,6 +224,7 @@ def _accept(
         val_traces=tuple(val_traces),
         accepted=(*state.accepted, summary),
         stale=state.stale | related | upstream,
+        rejected=frozenset(),
     )
 
 

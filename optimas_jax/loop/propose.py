@@ -51,31 +51,32 @@ def propose(
 
     space = run.system.by_name[name].space
     if isinstance(space, LoraSpace):
-        made = _weights(run, state, name, cast(Adapter, inner), seed)
+        made = _weights(run, state, screen, name, cast(Adapter, inner), seed)
     elif isinstance(space, Grid | Models):
-        made = _listed(config, state, space, inner, gains, seed)
+        made = _listed(config, screen, space, inner, gains, seed)
     else:
         made = _prompts(run, config, state, name, cast(Prompt, inner), runs, gains, rng, seed)
     made = [(kind, sampled(value)) for kind, value in made]
     if config.best_of > 1 and config.score == "local" and not isinstance(current, PerInstance):
-        many = PerInstance((current,), state.reward, samples=config.best_of, temperature=run.config.collect.temperature)
+        reward = screen.reward([value for _, value in made])
+        many = PerInstance((current,), reward, samples=config.best_of, temperature=run.config.collect.temperature)
         made.append(("best_of", many))
     return made
 
 
-def _weights(run: Run, state: State, name: str, current: Adapter, seed: int) -> Proposed:
+def _weights(run: Run, state: State, screen: Screen, name: str, current: Adapter, seed: int) -> Proposed:
     """The best adapter of a tuning call that starts from the current one; nothing if none is better."""
     train = run.splits["train"]
     with run.progress.bar("training inputs for weights", len(train)) as advance:
         jobs = [Job(state.configuration, example, run.config.seed) for example in train]
         traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-    tuned = tune_weights(run, state.reward, name, current, train, traces, seed)
+    tuned = tune_weights(run, screen.reward(()), name, current, train, traces, seed)
     return [] if tuned is None or tuned.adapter == current.digest else [("weights", Adapter(tuned.adapter))]
 
 
 def _listed(
     config: OptimizeConfig,
-    state: State,
+    screen: Screen,
     space: Grid | Models,
     current: Value,
     gains: Callable[[Sequence[Value]], list[float]],
@@ -91,7 +92,7 @@ def _listed(
     values = propose_values(space, current, gains, trials=config.trials, seed=seed)
     made: Proposed = [("grid", value) for value in values]
     if config.per_instance != "never" and config.score == "local":
-        choice = per_instance_value(space, current, state.reward, config.per_instance)
+        choice = per_instance_value(space, current, screen.reward(values), config.per_instance)
         if choice is not None and choice != current:
             made.append(("per_instance", choice))
     return made

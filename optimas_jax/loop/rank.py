@@ -1,7 +1,8 @@
 """Rank: what values of a component are worth on training inputs, by its local reward or by the global metric.
 
 By the local reward a value costs one call of the component per input. By the global metric everything behind the
-component runs again.
+component runs again. Where a local reward was just adapted, the global rewards that it learned from are known: they
+correct it (``search.screen``).
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optimas_jax.core.system import Job, gather, run_many
-from optimas_jax.core.types import Example, Trace
-from optimas_jax.core.values import Configuration, Prompt, Value, plain_values, value_digest, value_to_json
+from optimas_jax.core.types import Example, Trace, digest
+from optimas_jax.core.values import Prompt, Value, plain_values, value_digest, value_to_json
+from optimas_jax.loop.adapt import adapt, is_due
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.cost import check_tokens
 from optimas_jax.loop.run import Run
 from optimas_jax.loop.scoring import score_outputs
+from optimas_jax.search.screen import Change, expected_gains
+
+if TYPE_CHECKING:
+    from optimas_jax.loop.optimize import State
 
 Runs = Sequence[tuple[Example, Trace]]
 
@@ -28,12 +34,14 @@ class Proposal:
     """A candidate value of one component with its evidence on training inputs.
 
     Attributes:
+      expected_gain: by which proposals are ranked (``Screen.gains``).
       local_gain: mean score minus that of the current value, on the same inputs.
       local_score: mean score: local reward, or global metric where local rewards are off.
     """
 
     value: Value
     kind: str
+    expected_gain: float
     local_gain: float
     local_score: float
 
@@ -47,39 +55,55 @@ class _Tried:
 
 
 class Screen:
-    """Scores values of one component on fixed training inputs; no value is scored twice."""
+    """Scores values of one component on fixed training inputs; no value is scored twice.
 
-    def __init__(
-        self, run: Run, config: OptimizeConfig, configuration: Configuration, reward: str, name: str, runs: Runs
-    ):
-        """``runs`` are those of the training inputs under ``configuration``; inputs on which the component was not
-        reached are left out."""
-        self._run, self._config, self._configuration = run, config, configuration
-        self._reward, self._name = reward, name
+    The first values that it is asked about are what the local reward is adapted on, where that is due: it learns from
+    the very outputs that it is to rank.
+    """
+
+    def __init__(self, run: Run, config: OptimizeConfig, state: State, name: str, runs: Runs, seed: int):
+        """``runs`` are those of the training inputs under ``state.configuration``; inputs on which the component was
+        not reached are left out."""
+        self._run, self._config, self._state, self._name, self._seed = run, config, state, name, seed
         self._runs = [(example, trace) for example, trace in runs if name in trace.steps]
         self._tried: dict[str, _Tried] = {}
+        self._adapted = False
+        self._rewards: dict[str, dict[str, float]] = {}  # by input, by outputs: what adapting has found out
+
+    @property
+    def state(self) -> State:
+        """With the local reward as it is by now."""
+        return self._state
+
+    def reward(self, values: Sequence[Value]) -> str:
+        """The local reward that ranks, adapted on what ``values`` make if that is due; empty without one."""
+        if is_due(self._config.adapt, self._name, self._state.stale) and not self._adapted:
+            self._adapted, known = True, len(self._state.groups)
+            self._state = adapt(self._run, self._config, self._state, [self._name], self._runs, self._seed, values)
+            for group in self._state.groups[known:]:
+                self._rewards[group.example_id] = {digest(c.outputs): c.reward for c in group.candidates}
+        return self._state.reward
 
     def proposals(self, values: Sequence[tuple[str, Value]]) -> list[Proposal]:
         """(kind, value) pairs with their gains, best first. A value whose outputs are those of the current value or of
         an earlier one is left out: nothing tells them apart."""
         if not values or not self._runs:
             return []
-        self._try([value for _, value in values])
+        gains = self.gains([value for _, value in values])
         found: list[Proposal] = []
         seen = [self._current.outputs]
-        for kind, value in values:
-            tried = self._tried[value_digest(value)]
-            if tried.outputs in seen:
+        for (kind, value), gain in zip(values, gains, strict=True):
+            tried, fair = self._tried[value_digest(value)], self._fair(value)
+            if tried.outputs in seen or not fair:
                 continue
             seen.append(tried.outputs)
-            fair = self._fair(value)
-            if fair:
-                gain = statistics.fmean(tried.scores[place] - self._current.scores[place] for place in fair)
-                found.append(Proposal(value, kind, gain, statistics.fmean(tried.scores[place] for place in fair)))
-        return sorted(found, key=lambda proposal: -proposal.local_gain)
+            local = statistics.fmean(tried.scores[place] - self._current.scores[place] for place in fair)
+            found.append(Proposal(value, kind, gain, local, statistics.fmean(tried.scores[place] for place in fair)))
+        return sorted(found, key=lambda proposal: -proposal.expected_gain)
 
     def gains(self, values: Sequence[Value]) -> list[float]:
-        """Mean gain of each value over the current one; 0 where no input says anything about it.
+        """Gain of each value over the current one: mean difference of scores, or what ``search.screen`` expects; 0
+        where no input says anything about it.
 
         Raises:
           OutOfTokens: if the search has used its tokens before this.
@@ -87,15 +111,29 @@ class Screen:
         if not values or not self._runs:
             return [0.0] * len(values)
         self._try(values)
-        gains = []
-        for value in values:
-            tried, fair = self._tried[value_digest(value)], self._fair(value)
-            gains.append(statistics.fmean(tried.scores[p] - self._current.scores[p] for p in fair) if fair else 0.0)
-        return gains
+        places = [self._fair(value) for value in values]
+        if self._config.score == "global" or self._config.ranking == "mean":
+            tried = [self._tried[value_digest(value)].scores for value in values]
+            return [
+                statistics.fmean(scores[place] - self._current.scores[place] for place in fair) if fair else 0.0
+                for scores, fair in zip(tried, places, strict=True)
+            ]
+        changes = [[self._change(value, place) for place in fair] for value, fair in zip(values, places, strict=True)]
+        return expected_gains(changes)
+
+    def _change(self, value: Value, place: int) -> Change | None:
+        """What a value changes on one input; None if it makes the same outputs."""
+        tried, current = self._tried[value_digest(value)], self._current
+        if tried.outputs[place] == current.outputs[place]:
+            return None
+        rewards = self._rewards.get(self._runs[place][0].id, {})
+        old, new = (rewards.get(digest(one.outputs[place])) for one in (current, tried))
+        known = None if old is None or new is None else new - old
+        return Change(tried.scores[place] - current.scores[place], known)
 
     @property
     def _current(self) -> _Tried:
-        return self._tried[value_digest(self._configuration[self._name])]
+        return self._tried[value_digest(self._state.configuration[self._name])]
 
     def _fair(self, value: Value) -> list[int]:
         """Places of the inputs that none of the value's demonstrations was taken from."""
@@ -103,7 +141,7 @@ class Screen:
         return [p for p, (_, trace) in enumerate(self._runs) if trace.steps[self._name].inputs not in shown]
 
     def _try(self, values: Sequence[Value]) -> None:
-        every = {value_digest(value): value for value in (self._configuration[self._name], *values)}
+        every = {value_digest(value): value for value in (self._state.configuration[self._name], *values)}
         fresh = {key: value for key, value in every.items() if key not in self._tried}
         if fresh:
             check_tokens(self._run)
@@ -123,17 +161,17 @@ class Screen:
             (trace.steps[name].inputs, [step.outputs for step in made[place * len(values) : (place + 1) * len(values)]])
             for place, (_, trace) in enumerate(self._runs)
         ]
-        scores = score_outputs(run.engine, run.system, self._reward, name, rows)
+        scores = score_outputs(run.engine, run.system, self.reward(values), name, rows)
         return [
             _Tried([outputs[column] for _, outputs in rows], [row[column] for row in scores])
             for column in range(len(values))
         ]
 
     def _by_metric(self, values: Sequence[Value]) -> list[_Tried]:
-        run, name, current = self._run, self._name, self._configuration[self._name]
+        run, name, current = self._run, self._name, self._state.configuration[self._name]
         others = [value for value in values if value != current]
         jobs = [
-            Job(self._configuration.replace(name, value), example, run.config.seed, run.system.kept(trace, name))
+            Job(self._state.configuration.replace(name, value), example, run.config.seed, run.system.kept(trace, name))
             for value in others
             for example, trace in self._runs
         ]
@@ -152,6 +190,7 @@ def emit_proposals(run: Run, name: str, proposals: Sequence[Proposal]) -> None:
             component=name,
             kind=proposal.kind,
             value=value_to_json(proposal.value),
+            expected_gain=proposal.expected_gain,
             local_gain=proposal.local_gain,
             local_score=proposal.local_score,
         )

@@ -26,22 +26,23 @@ class ScoredDemo:
 
 
 def demo_pool(groups: Sequence[Group], *, min_reward: float, max_chars: int = 1500) -> list[ScoredDemo]:
-    """The best candidate of every group whose reward is at least ``min_reward``, best first.
+    """The best candidate of every group whose reward is at least ``min_reward``: best first, then the latest, which the
+    system as it is now made.
 
-    Among equally rewarded candidates the shortest is taken; groups whose demonstration would be longer than
+    Among equally rewarded candidates of a group the shortest is taken; groups whose demonstration would be longer than
     ``max_chars`` are left out.
     """
-    pool = []
-    for group in groups:
+    pool: list[ScoredDemo] = []
+    for group in reversed(groups):
         made = [candidate for candidate in group.candidates if candidate.outputs]
         if not made:
             continue
         best = min(made, key=lambda c: (-c.reward, len(str(dict(c.outputs)))))
         length = len(str(dict(group.inputs))) + len(str(dict(best.outputs)))
-        if best.reward >= min_reward and length <= max_chars:
-            pool.append(ScoredDemo(Demo(group.inputs, best.outputs), best.reward, group.example_id))
-    pool.sort(key=lambda scored: (-scored.reward, scored.example_id))
-    return pool
+        one = ScoredDemo(Demo(group.inputs, best.outputs), best.reward, group.example_id)
+        if best.reward >= min_reward and length <= max_chars and one not in pool:
+            pool.append(one)
+    return sorted(pool, key=lambda scored: -scored.reward)
 
 
 def propose_demos(

@@ -61,7 +61,7 @@ class GateConfig:
       kind: ``strict`` (paper: a higher sum of scores) or ``paired`` (a gain that is probably real); empty for the
         mode's.
       confidence: ``paired`` needs at least this p_positive.
-      futility: ``paired`` gives up after half of the examples below this p_positive.
+      futility: ``paired`` gives up after half of the examples below this p_positive, after a quarter below half of it.
     """
 
     kind: Literal["", "strict", "paired"] = ""
@@ -76,6 +76,6 @@ def accepts(config: GateConfig, comparison: Comparison) -> bool:
     return comparison.mean > 0 and comparison.p_positive >= config.confidence
 
 
-def is_futile(config: GateConfig, comparison: Comparison) -> bool:
-    """The decision on the first half: whether to stop paying for this proposal."""
-    return config.kind == "paired" and comparison.p_positive < config.futility
+def is_futile(config: GateConfig, comparison: Comparison, share: float = 0.5) -> bool:
+    """The decision on the first ``share`` of the examples, at most half: whether to stop paying for this proposal."""
+    return config.kind == "paired" and comparison.p_positive < config.futility * 2 * share

@@ -27,10 +27,10 @@ class Try:
 
 def reward_gaps(groups: Sequence[Group], components: Sequence[str]) -> dict[str, float]:
     """Mean distance between the best candidate's reward and the current value's (the first candidate), per component:
-    what the component could gain with the rest of the system as it is. 0 without groups."""
+    what the component could gain with the rest of the system as it is. 0 without groups of several candidates."""
     gaps = {}
     for name in components:
-        own = [group for group in groups if group.component == name]
+        own = [group for group in groups if group.component == name and len(group.candidates) > 1]
         gaps[name] = sum(max(g.rewards) - g.rewards[0] for g in own) / len(own) if own else 0.0
     return gaps
 

@@ -1,0 +1,66 @@
+"""What proposals are worth, from local rewards everywhere and global rewards here and there."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimas_jax.search.screen import Change, expected_gains
+
+SURE = 40.0  # a local difference that is as good as certain
+
+
+def test_without_known_rewards_local_wins_rank():
+    [much, little, none, loss] = expected_gains(
+        [[Change(3.0)] * 2, [Change(3.0), None], [None] * 2, [Change(-1.0)] * 2]
+    )
+    assert much == pytest.approx(0.25 * math.tanh(1.5)) and little == pytest.approx(much / 2)
+    assert much > little > none == 0.0 > loss
+
+
+def test_known_rewards_by_hand():
+    # worth = (0.25 + 1 * 0.5) / (1 + 1) = 0.375; missed by 0.125 of three (1 + 2): 1/24 for every change
+    [one, other] = expected_gains([[Change(SURE, 0.5), Change(SURE), None, None], [Change(-SURE), None, None, None]])
+    assert one == pytest.approx((0.375 + 0.125 / 3) * 2 / 4)
+    assert other == pytest.approx(-0.375 / 4)
+
+
+def test_a_local_reward_that_is_wrong_gets_no_weight():
+    wrong = [Change(SURE, -1.0), Change(-SURE, 1.0)] * 4
+    gains = expected_gains([wrong, [Change(SURE)], [Change(-SURE)]])
+    assert gains == [0.0, 0.0, 0.0]
+    # and what is known decides
+    better, worse = expected_gains([[Change(-SURE, 1.0)] * 4, [Change(SURE, -1.0)] * 4])
+    assert better == pytest.approx(4 / 6) and worse == pytest.approx(-4 / 6)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=8), st.integers(0, 2**32))
+def test_gains_are_bounded_and_keep_the_order_of_certain_wins(locals_, seed):
+    rng = random.Random(seed)
+    values = [[Change(x, rng.choice([None, rng.uniform(-1, 1)]))] for x in locals_]
+    assert all(-2.0 <= gain <= 2.0 for gain in expected_gains(values))
+
+
+def test_correction_beats_both_of_its_parts():
+    """Noisy local rewards on all inputs and true ones on a fifth: closer to the truth than either alone."""
+    rng = random.Random(0)
+    errors: dict[str, list[float]] = {"both": [], "local": [], "known": []}
+    for _ in range(60):
+        truths, values = [], []
+        for _ in range(8):
+            quality = rng.gauss(0.0, 0.3)
+            true = [max(-1.0, min(1.0, quality + rng.gauss(0.0, 0.5))) for _ in range(30)]
+            noisy = [2.0 * (x + rng.gauss(0.0, 0.5) + 0.3 * quality) for x in true]
+            values.append([Change(n, t if rng.random() < 0.2 else None) for n, t in zip(noisy, true, strict=True)])
+            truths.append(sum(true) / len(true))
+        guesses = {
+            "both": expected_gains(values),
+            "local": expected_gains([[Change(c.local) for c in changes] for changes in values]),
+            "known": expected_gains([[Change(0.0, c.known) for c in changes] for changes in values]),
+        }
+        for name, guess in guesses.items():
+            errors[name].append(sum((g - t) ** 2 for g, t in zip(guess, truths, strict=True)))
+    mean = {name: sum(found) / len(found) for name, found in errors.items()}
+    assert mean["both"] < 0.8 * min(mean["local"], mean["known"])
