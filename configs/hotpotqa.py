@@ -32,8 +32,7 @@ def _embedded() -> RunConfig:
         SystemConfig(LanguageModel(EMBEDDED, style="text"), k_grid=(1, 2, 4), k=1),
         DataConfig("embedded", train=72, val=32, test=100, mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15}),
         variant="embedded",
-        offline=OfflineConfig(inputs=72, calls=180, held_out=0.4),
-        optimize=OptimizeConfig(iterations=5, inputs=12, demo_sets=2, demo_size=2, instructions=2, gate_top=2),
+        optimize=OptimizeConfig(iterations=5, inputs=16, demo_sets=6, demo_size=2, instructions=2, gate_top=2),
         policy=PolicyConfig(),
     )
 
@@ -55,8 +54,10 @@ def _weights() -> RunConfig:
         base,
         variant="weights",
         system=dataclasses.replace(base.system, weights="answer_generator"),
+        reward=dataclasses.replace(base.reward, adapt_epochs=1),
+        offline=OfflineConfig(inputs=72, calls=180, held_out=0.4),  # a policy finds what a local reward has not learned
         policy=PolicyConfig(learning_rate=1e-3, updates=8, validate_every=1),
-        optimize=dataclasses.replace(base.optimize, iterations=6),
+        optimize=dataclasses.replace(base.optimize, iterations=6, inputs=12, demo_sets=2, adapt="after_accept"),
     )
 
 
@@ -66,7 +67,6 @@ def _local() -> RunConfig:
         base,
         variant="local",
         data=DataConfig("hotpotqa", train=48, val=32, test=100),
-        offline=dataclasses.replace(base.offline, inputs=48, calls=96),
         optimize=dataclasses.replace(base.optimize, iterations=4),
     )
 

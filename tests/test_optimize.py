@@ -42,12 +42,10 @@ from optimas_jax.loop.collect import CollectConfig, collect
 from optimas_jax.loop.config import ConfigError, OptimizeConfig
 from optimas_jax.loop.cost import read_curve
 from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.gate import to_gate
 from optimas_jax.loop.journal import RunFolder, load_best
 from optimas_jax.loop.local_reward import RewardEngine, TextGroup, text_group
 from optimas_jax.loop.optimize import optimize
 from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.rank import Proposal
 from optimas_jax.loop.run import Run, build_run
 from optimas_jax.loop.train_config import RewardConfig
 from optimas_jax.models.config import LoraConfig
@@ -300,14 +298,6 @@ def test_a_component_with_one_value_says_so(tmp_path: Path) -> None:
     run.tape.close()
     assert "context_retriever" not in run.components and len(run.components) == 4
     assert "context_retriever stays as it is, which has one value" in said.getvalue()
-
-
-def test_the_best_of_each_kind_may_pay_whatever_its_local_gain() -> None:
-    made = [("instruction", 0.3), ("instruction", 0.2), ("demos", -0.1), ("instruction", -0.2), ("demos", -0.3)]
-    proposals = [Proposal(Prompt(str(place)), kind, gain, gain, gain) for place, (kind, gain) in enumerate(made)]
-    assert [p.local_gain for p in to_gate(proposals, 1)] == [0.3]
-    assert [p.local_gain for p in to_gate(proposals, 3)] == [0.3, -0.1, 0.2]
-    assert to_gate([], 2) == []
 
 
 def test_proposals_that_change_no_output_are_dropped(tmp_path: Path) -> None:

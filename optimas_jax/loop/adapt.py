@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from optimas_jax.loop.optimize import State
 
 
-def is_due(when: str, component: str, stale: frozenset[str]) -> bool:
-    """Whether a component's local reward is adapted before the component is improved."""
-    return when == "every" or (when == "on_drift" and component in stale)
+def is_due(when: str) -> bool:
+    """Whether a component's local reward meets what it is to rank, in every iteration."""
+    return when in ("every", "on_drift")
 
 
 def adapt(
@@ -59,11 +59,10 @@ def adapt(
         propose_values=(lambda *_: prompts) if prompts else demo_values(run, state.configuration, config),
     )
     fresh = select_pairs(fresh, config.pairs)
-    round_name = f"round-{len(state.accepted):03d}-{'-'.join(components) if len(components) == 1 else 'all'}"
+    round_name = f"round-{state.adaptations:03d}-{'-'.join(components) if len(components) == 1 else 'all'}"
     save_groups(run.folder.path / "groups" / round_name, fresh)
     accuracy, pairs = _pair_accuracy(run, state.reward, fresh)
     groups = (*state.groups, *fresh)
-    stale = state.stale - set(components)
     share = run.config.offline.held_out
     learnable = [g for g in fresh if not is_held_out(g.example_id, share) and max(g.rewards) > min(g.rewards)]
     trained = bool(learnable) and not (config.adapt == "on_drift" and pairs and accuracy >= config.drift_accuracy)
@@ -87,7 +86,7 @@ def adapt(
         f"  {'adapted' if trained else 'no drift'}: {len(fresh)} fresh groups, pair accuracy before {accuracy:.2f} "
         f"({pairs} pairs)"
     )
-    return dataclasses.replace(state, groups=groups, reward=reward, stale=stale)
+    return dataclasses.replace(state, groups=groups, reward=reward, adaptations=state.adaptations + 1)
 
 
 def _pair_accuracy(run: Run, reward: str, groups: Sequence[Group]) -> tuple[float, int]:

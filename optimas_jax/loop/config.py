@@ -37,7 +37,8 @@ class OptimizeConfig:
       iterations: T.
       inputs: fresh training examples per iteration, for adaptation and for ranking proposals.
       pick: which component next: ``uniform``, ``gap`` or ``bandit``.
-      adapt: when local rewards are trained further: ``after_accept``, ``every``, ``on_drift`` or ``never``.
+      adapt: when local rewards are trained further: ``after_accept`` of a proposal, in ``every`` iteration on what the
+        proposals make, ``on_drift`` (the same, where they do not order it well) or ``never``.
       pairs: ``all`` ordered pairs of a group, or the ``two`` first candidates only.
       score: what ranks proposals: ``local`` rewards, or the ``global`` metric on training inputs, for which nothing is
         collected or trained.
@@ -55,10 +56,10 @@ class OptimizeConfig:
       demo_sets: bootstrapped demonstration sets per iteration; 0 for instructions only.
       demo_size: demonstrations of a set.
       demo_min_reward: least global reward of a trajectory that demonstrations are taken from.
-      gate_top: this many proposals may pay for the gate in an iteration: the best of each kind first.
+      gate_top: this many proposals, the best first, may pay for the gate in an iteration.
       gate: the gate.
       buffer: groups of earlier rounds mixed into an adaptation.
-      drift_accuracy: ``on_drift`` adapts when pair accuracy on fresh groups is below this.
+      drift_accuracy: ``on_drift`` trains when pair accuracy on fresh groups is below this.
       max_tokens: prompt and completion tokens after which the search stops with the best so far, those of collecting
         and those from the tape included; 0 for no limit.
     """

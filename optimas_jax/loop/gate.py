@@ -13,14 +13,6 @@ from optimas_jax.loop.run import Run
 from optimas_jax.search.gate import Comparison, GateConfig, accepts, compare, is_futile
 
 
-def to_gate(proposals: Sequence[Proposal], count: int) -> list[Proposal]:
-    """The proposals that may pay, of all proposals in their local order: the best of each kind, then the others."""
-    kinds = [proposal.kind for proposal in proposals]
-    best = [place for place, kind in enumerate(kinds) if kinds.index(kind) == place]
-    others = [place for place in range(len(proposals)) if place not in best]
-    return [proposals[place] for place in (*best, *others)[:count]]
-
-
 def confirm(
     run: Run, config: GateConfig, configuration: Configuration, old: Sequence[Trace], name: str, proposal: Proposal
 ) -> tuple[bool, Comparison, list[Trace]]:
@@ -69,6 +61,6 @@ def report_gate(
     )
     verdict = "[green]accepted[/green]" if accepted else "rejected"
     run.progress.line(
-        f"  {verdict}: {proposal.kind}, expected gain {proposal.expected_gain:+.3f}, validation gain {comparison.mean:+.3f} "
-        f"(P(gain > 0) = {comparison.p_positive:.2f}, n = {comparison.n})"
+        f"  {verdict}: {proposal.kind}, expected gain {proposal.expected_gain:+.3f}, "
+        f"validation gain {comparison.mean:+.3f} (P(gain > 0) = {comparison.p_positive:.2f}, n = {comparison.n})"
     )

@@ -1,14 +1,14 @@
 """Optimise: improve one component at a time against its local reward, keep what the global score confirms (paper,
 Algorithm 1).
 
-One iteration: pick a component; adapt its local reward if it is due; propose values (``loop.propose``); rank them by
-mean local reward on training inputs (``loop.rank``); let the best few pay for the gate on validation examples
-(``loop.gate``). As in the paper, the best proposal pays whether or not it beats the current value locally: a local
-reward that is wrong about what it has not seen costs one gate, and does not hide the proposal for good.
+One iteration: pick a component; propose values (``loop.propose``); adapt its local reward, if that is due, on what they
+make; rank them by local reward on training inputs (``loop.rank``); let the best few that it has not refused yet pay for
+the gate on validation examples (``loop.gate``). As in the paper, the best proposal pays whether or not it beats the
+current value locally: a local reward that is wrong about what it has not seen costs one gate, and does not hide the
+proposal for good.
 
-Deviations of ``improved`` mode from the paper: see ``MODES``; and in both modes the best proposal of each kind comes
-before the second best of any, a proposal whose outputs are those of another or of the current value is dropped, and
-everything is paired by example and seed.
+Deviations of ``improved`` mode from the paper: see ``MODES``; and in both modes a proposal whose outputs are those of
+another or of the current value is dropped, and everything is paired by example and seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from optimas_jax.loop.adapt import adapt
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.cost import OutOfTokens, check_tokens, cost_so_far, emit_curve, is_spent
 from optimas_jax.loop.evaluate import report_failures
-from optimas_jax.loop.gate import confirm, report_gate, to_gate
+from optimas_jax.loop.gate import confirm, report_gate
 from optimas_jax.loop.propose import propose
 from optimas_jax.loop.rank import Proposal, Runs, Screen, emit_proposals
 from optimas_jax.loop.run import Run
@@ -81,7 +81,7 @@ class State:
       accepted: a summary of each accepted proposal.
       tries: every try so far, by component.
       history: scored instructions by component.
-      stale: components whose groups were made under another configuration.
+      adaptations: of local rewards so far.
       rejected: digests of the configurations that the gate refused in place of this one.
     """
 
@@ -92,7 +92,7 @@ class State:
     accepted: tuple[Mapping[str, Any], ...] = ()
     tries: Mapping[str, tuple[Try, ...]] = dataclasses.field(default_factory=dict)
     history: Mapping[str, tuple[ScoredInstruction, ...]] = dataclasses.field(default_factory=dict)
-    stale: frozenset[str] = frozenset()
+    adaptations: int = 0
     rejected: frozenset[str] = frozenset()
 
     def tried(self, name: str, one: Try) -> State:
@@ -154,7 +154,7 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
         emit_proposals(run, name, proposals)
         state = _remember_instructions(screen.state, name, proposals)
         fresh = [p for p in proposals if state.configuration.replace(name, p.value).digest not in state.rejected]
-        for proposal in to_gate(fresh, config.gate_top):
+        for proposal in fresh[: config.gate_top]:
             check_tokens(run)
             result = confirm(run, config.gate, state.configuration, state.val_traces, name, proposal)
             accepted, comparison, val_traces = result
@@ -215,15 +215,12 @@ def _accept(
         "val_score": _mean_score(val_traces),
         "p_positive": comparison.p_positive,
     }
-    related = {other for other in run.system.tunable if other in run.system.descendants(name)}
-    upstream = {other for other in run.system.tunable if name in run.system.descendants(other)}
     run.folder.save_best(configuration, {"val_score": _mean_score(val_traces), "accepted": [*state.accepted, summary]})
     return dataclasses.replace(
         state,
         configuration=configuration,
         val_traces=tuple(val_traces),
         accepted=(*state.accepted, summary),
-        stale=state.stale | related | upstream,
         rejected=frozenset(),
     )
 

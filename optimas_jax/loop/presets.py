@@ -43,10 +43,16 @@ def local(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunC
         variant="local",
         system=system,
         proposer=EMBEDDED_MODEL,
-        reward=RewardConfig(EMBEDDED, lora=LoraConfig(rank=8, alpha=16.0, last_layers=4), learning_rate=1e-3, epochs=3),
+        reward=RewardConfig(
+            EMBEDDED,
+            lora=LoraConfig(rank=8, alpha=16.0, last_layers=4),
+            learning_rate=1e-3,
+            epochs=3,
+            adapt_epochs=3,  # of few batches each
+        ),
         data=data,
         concurrency=128,
-        offline=OfflineConfig(inputs=data.train, calls=2 * data.train, held_out=0.4),
+        offline=OfflineConfig(inputs=48, calls=24, held_out=0.25),
         collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=1),
         optimize=OptimizeConfig(iterations=4, inputs=12, demo_sets=2, demo_size=1, instructions=2, gate_top=2),
         policy=PolicyConfig(updates=4, prompts=4, samples=4, validate_every=2),

@@ -77,7 +77,7 @@ class Screen:
 
     def reward(self, values: Sequence[Value]) -> str:
         """The local reward that ranks, adapted on what ``values`` make if that is due; empty without one."""
-        if is_due(self._config.adapt, self._name, self._state.stale) and not self._adapted:
+        if is_due(self._config.adapt) and not self._adapted:
             self._adapted, known = True, len(self._state.groups)
             self._state = adapt(self._run, self._config, self._state, [self._name], self._runs, self._seed, values)
             for group in self._state.groups[known:]:
