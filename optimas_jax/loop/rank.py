@@ -50,6 +50,7 @@ class Proposal:
 class _Tried:
     """What a component made with a value on each input, and the score of it."""
 
+    value: Value
     outputs: list[Mapping[str, Any]]
     scores: list[float]
 
@@ -97,8 +98,8 @@ class Screen:
             if tried.outputs in seen or not fair:
                 continue
             seen.append(tried.outputs)
-            local = statistics.fmean(tried.scores[place] - self._current.scores[place] for place in fair)
-            found.append(Proposal(value, kind, gain, local, statistics.fmean(tried.scores[place] for place in fair)))
+            score = statistics.fmean(tried.scores[place] for place in fair)
+            found.append(Proposal(value, kind, gain, self._mean_gain(tried), score))
         return sorted(found, key=lambda proposal: -proposal.expected_gain)
 
     def gains(self, values: Sequence[Value]) -> list[float]:
@@ -111,19 +112,20 @@ class Screen:
         if not values or not self._runs:
             return [0.0] * len(values)
         self._try(values)
-        places = [self._fair(value) for value in values]
         if self._config.score == "global" or self._config.ranking == "mean":
-            tried = [self._tried[value_digest(value)].scores for value in values]
-            return [
-                statistics.fmean(scores[place] - self._current.scores[place] for place in fair) if fair else 0.0
-                for scores, fair in zip(tried, places, strict=True)
-            ]
-        changes = [[self._change(value, place) for place in fair] for value, fair in zip(values, places, strict=True)]
-        return expected_gains(changes)
+            return [self._mean_gain(self._tried[value_digest(value)]) for value in values]
+        changes = {key: [self._change(tried, p) for p in self._fair(tried.value)] for key, tried in self._tried.items()}
+        gains = dict(zip(changes, expected_gains([*changes.values()]), strict=True))
+        return [gains[value_digest(value)] for value in values]
 
-    def _change(self, value: Value, place: int) -> Change | None:
+    def _mean_gain(self, tried: _Tried) -> float:
+        """Mean difference of a value's scores to those of the current one."""
+        fair = self._fair(tried.value)
+        return statistics.fmean(tried.scores[p] - self._current.scores[p] for p in fair) if fair else 0.0
+
+    def _change(self, tried: _Tried, place: int) -> Change | None:
         """What a value changes on one input; None if it makes the same outputs."""
-        tried, current = self._tried[value_digest(value)], self._current
+        current = self._current
         if tried.outputs[place] == current.outputs[place]:
             return None
         rewards = self._rewards.get(self._runs[place][0].id, {})
@@ -163,8 +165,8 @@ class Screen:
         ]
         scores = score_outputs(run.engine, run.system, self.reward(values), name, rows)
         return [
-            _Tried([outputs[column] for _, outputs in rows], [row[column] for row in scores])
-            for column in range(len(values))
+            _Tried(value, [outputs[column] for _, outputs in rows], [row[column] for row in scores])
+            for column, value in enumerate(values)
         ]
 
     def _by_metric(self, values: Sequence[Value]) -> list[_Tried]:
@@ -178,8 +180,10 @@ class Screen:
         with run.progress.bar("proposals on training inputs", len(jobs)) as advance:
             made = iter(run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance))
         known = [trace for _, trace in self._runs]
-        tried = [known if value == current else [next(made) for _ in self._runs] for value in values]
-        return [_Tried([t.steps[name].outputs for t in traces], [t.score for t in traces]) for traces in tried]
+        tried = [(value, known if value == current else [next(made) for _ in self._runs]) for value in values]
+        return [
+            _Tried(value, [t.steps[name].outputs for t in traces], [t.score for t in traces]) for value, traces in tried
+        ]
 
 
 def emit_proposals(run: Run, name: str, proposals: Sequence[Proposal]) -> None:
