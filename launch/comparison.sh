@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The comparison in README, on two cores in at most six hours: every optimiser on the embedded questions with three
+# seeds, and four of them on real rows of three benchmarks. The same command resumes.
+#
+#   bash launch/comparison.sh DATA [FOLDER]
+#
+# DATA has hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl; results go to FOLDER (runs/comparison). The
+# peers' environment comes first: third_party/peers/install_prompt_optimizers.sh
+set -euo pipefail
+
+data=$(realpath "${1:?folder with hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl}")
+out=$(realpath -m "${2:-runs/comparison}")
+cd "$(dirname "$0")/.."
+
+ours=ours,ours-global,opro,opro-global,copro,copro-global,mipro,mipro-global,reflect,reflect-global,random
+python launch/compare.py --config=configs/hotpotqa.py --optimizers="$ours,dspy-miprov2,dspy-copro,dspy-gepa,textgrad" \
+  --budget=100000 --seeds=0,1,2 --workdir="$out/embedded"
+
+real() { # NAME [FLAGS]
+  python launch/compare.py --config="configs/$1.py:local" --config.data.path="$data/$1/dev.jsonl" "${@:2}" \
+    --optimizers=ours,ours-global,random,dspy-miprov2 --budget=120000 --seeds=0 --workdir="$out/$1"
+}
+real hotpotqa
+real amazon --config.system.weights= # prompts instead of adapters, which the others cannot tune
+real pubmedqa
