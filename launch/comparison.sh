@@ -4,8 +4,8 @@
 #
 #   bash launch/comparison.sh DATA [FOLDER]
 #
-# DATA has hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl; results go to FOLDER (runs/comparison). The
-# peers' environment comes first: third_party/peers/install_prompt_optimizers.sh
+# DATA has hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl; results go to FOLDER (runs/comparison). First
+# pip install -e '.[compare,tpe]' and third_party/peers/install_prompt_optimizers.sh.
 set -euo pipefail
 
 data=$(realpath "${1:?folder with hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl}")
