@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The comparison in README, on two cores in at most six hours: every optimiser on the embedded questions with three
-# seeds, and four of them on real rows of three benchmarks. The same command resumes.
+# Every optimiser at equal cost on the embedded questions with three seeds, and four of them on real rows of three
+# benchmarks. The same command resumes.
 #
 #   bash launch/comparison.sh DATA [FOLDER]
 #

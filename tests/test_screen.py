@@ -36,11 +36,22 @@ def test_a_local_reward_that_is_wrong_gets_no_weight():
     assert better == pytest.approx(4 / 6) and worse == pytest.approx(-4 / 6)
 
 
-@given(st.lists(st.floats(-3, 3), min_size=1, max_size=8), st.integers(0, 2**32))
-def test_gains_are_bounded_and_keep_the_order_of_certain_wins(locals_, seed):
-    rng = random.Random(seed)
-    values = [[Change(x, rng.choice([None, rng.uniform(-1, 1)]))] for x in locals_]
-    assert all(-2.0 <= gain <= 2.0 for gain in expected_gains(values))
+DIFFERENCES = st.lists(st.tuples(st.floats(-3, 3), st.none() | st.floats(-1, 1)), min_size=1, max_size=8)
+
+
+@given(st.lists(DIFFERENCES, min_size=1, max_size=4))
+def test_losses_are_wins_the_other_way_round(values):
+    gains = expected_gains([[Change(local, known) for local, known in changes] for changes in values])
+    turned = [[Change(-local, None if known is None else -known) for local, known in changes] for changes in values]
+    assert expected_gains(turned) == pytest.approx([-gain for gain in gains])
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=8))
+def test_without_known_rewards_the_order_is_that_of_local_rewards(locals_):
+    gains = expected_gains([[Change(local)] for local in locals_])
+    assert all(
+        g >= h for x, g in zip(locals_, gains, strict=True) for y, h in zip(locals_, gains, strict=True) if x > y
+    )
 
 
 def test_correction_beats_both_of_its_parts():

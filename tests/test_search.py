@@ -15,7 +15,7 @@ from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.optimize import MODES, resolve_mode
 from optimas_jax.search.choices import other_values
 from optimas_jax.search.demos import ScoredDemo, demo_pool, propose_demos
-from optimas_jax.search.gate import Comparison, GateConfig, accepts, compare, is_futile, mean_interval
+from optimas_jax.search.gate import Comparison, GateConfig, accepts, compare, is_futile, looks, mean_interval
 from optimas_jax.search.instructions import parse_instruction, propose_instructions
 from optimas_jax.search.opro import opro_requests
 from optimas_jax.search.pick import Try, pick_component, reward_gaps
@@ -285,6 +285,13 @@ def test_only_the_paired_gate_gives_up_early():
     assert is_futile(GateConfig("paired", futility=0.3), comparison(-0.1, 0.29))
     assert not is_futile(GateConfig("paired", futility=0.3), comparison(-0.1, 0.3))
     assert not is_futile(GateConfig("strict", futility=0.3), comparison(-0.1, 0.0))
+
+
+def test_the_first_look_is_at_eight_examples_or_more():
+    assert looks(GateConfig("paired"), 32) == [8, 16, 32]
+    assert looks(GateConfig("paired"), 31) == [15, 31]
+    assert looks(GateConfig("paired"), 2) == [1, 2] and looks(GateConfig("paired"), 1) == [1]
+    assert looks(GateConfig("strict"), 32) == [32]
 
 
 def test_a_quarter_of_the_examples_must_say_it_twice_as_clearly():

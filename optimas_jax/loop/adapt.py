@@ -63,12 +63,11 @@ def adapt(
     save_groups(run.folder.path / "groups" / round_name, fresh)
     accuracy, pairs = _pair_accuracy(run, state.reward, fresh)
     groups = (*state.groups, *fresh)
-    share = run.config.offline.held_out
-    learnable = [g for g in fresh if not is_held_out(g.example_id, share) and max(g.rewards) > min(g.rewards)]
+    learnable = _learnable(run, fresh)
     trained = bool(learnable) and not (config.adapt == "on_drift" and pairs and accuracy >= config.drift_accuracy)
     reward = state.reward
     if trained:
-        earlier = [g for g in state.groups if not is_held_out(g.example_id, share) and max(g.rewards) > min(g.rewards)]
+        earlier = _learnable(run, state.groups)
         replay = random.Random(seed).sample(earlier, min(config.buffer, len(earlier)))
         reward, _ = run.engine.train(
             run.system, state.reward, [*learnable, *replay], (), epochs=run.config.reward.adapt_epochs, seed=seed
@@ -87,6 +86,12 @@ def adapt(
         f"({pairs} pairs)"
     )
     return dataclasses.replace(state, groups=groups, reward=reward, adaptations=state.adaptations + 1)
+
+
+def _learnable(run: Run, groups: Sequence[Group]) -> list[Group]:
+    """Groups with something to learn from, on inputs that are not held out."""
+    share = run.config.offline.held_out
+    return [g for g in groups if max(g.rewards) > min(g.rewards) and not is_held_out(g.example_id, share)]
 
 
 def _pair_accuracy(run: Run, reward: str, groups: Sequence[Group]) -> tuple[float, int]:

@@ -10,13 +10,13 @@ from optimas_jax.core.types import Trace
 from optimas_jax.core.values import Configuration, value_digest
 from optimas_jax.loop.rank import Proposal
 from optimas_jax.loop.run import Run
-from optimas_jax.search.gate import Comparison, GateConfig, accepts, compare, is_futile
+from optimas_jax.search.gate import Comparison, GateConfig, accepts, compare, is_futile, looks
 
 
 def confirm(
     run: Run, config: GateConfig, configuration: Configuration, old: Sequence[Trace], name: str, proposal: Proposal
 ) -> tuple[bool, Comparison, list[Trace]]:
-    """The paired test, looked at after a quarter and half of the examples, if that allows to give up early.
+    """The paired test, looked at on the way (``search.gate.looks``) to give up early.
 
     Args:
       old: validation runs under ``configuration``.
@@ -26,9 +26,8 @@ def confirm(
     """
     changed = configuration.replace(name, proposal.value)
     val = run.splits["val"]
-    looks = sorted({len(val) // 4, len(val) // 2, len(val)} - {0}) if config.kind == "paired" else [len(val)]
     new: list[Trace] = []
-    for start, stop in itertools.pairwise((0, *looks)):
+    for start, stop in itertools.pairwise((0, *looks(config, len(val)))):
         jobs = [
             Job(changed, example, run.config.seed, run.system.kept(trace, name))
             for example, trace in zip(val[start:stop], old[start:stop], strict=True)

@@ -186,8 +186,7 @@ def _base_runs(run: Run, state: State, inputs: Sequence[Example]) -> Runs:
 
 
 def groups_of(runs: Runs) -> list[Group]:
-    """What every component did in the runs, as groups of one candidate: what demonstrations are taken from where no
-    candidates are collected."""
+    """What every component did in the runs, as groups of one candidate: demonstrations of the system as it is."""
     return [
         Group(name, example.id, step.inputs, (Candidate(step.outputs, "current", (trace.score,)),))
         for example, trace in runs

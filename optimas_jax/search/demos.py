@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optimas_jax.core.system import Component
-from optimas_jax.core.types import Example, Group, Trace
+from optimas_jax.core.types import Example, Group, Trace, digest
 from optimas_jax.core.values import Demo, Prompt
 
 if TYPE_CHECKING:
@@ -32,17 +32,17 @@ def demo_pool(groups: Sequence[Group], *, min_reward: float, max_chars: int = 15
     Among equally rewarded candidates of a group the shortest is taken; groups whose demonstration would be longer than
     ``max_chars`` are left out.
     """
-    pool: list[ScoredDemo] = []
+    pool: dict[str, ScoredDemo] = {}
     for group in reversed(groups):
         made = [candidate for candidate in group.candidates if candidate.outputs]
         if not made:
             continue
         best = min(made, key=lambda c: (-c.reward, len(str(dict(c.outputs)))))
         length = len(str(dict(group.inputs))) + len(str(dict(best.outputs)))
-        one = ScoredDemo(Demo(group.inputs, best.outputs), best.reward, group.example_id)
-        if best.reward >= min_reward and length <= max_chars and one not in pool:
-            pool.append(one)
-    return sorted(pool, key=lambda scored: -scored.reward)
+        if best.reward >= min_reward and length <= max_chars:
+            one = ScoredDemo(Demo(group.inputs, best.outputs), best.reward, group.example_id)
+            pool.setdefault(digest(group.example_id, group.inputs, best.outputs, best.reward), one)
+    return sorted(pool.values(), key=lambda scored: -scored.reward)
 
 
 def propose_demos(

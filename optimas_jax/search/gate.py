@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 RESAMPLES = 10_000
+_FEWEST = 8  # examples of a first look
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,13 @@ def accepts(config: GateConfig, comparison: Comparison) -> bool:
     if config.kind == "strict":
         return comparison.mean > 0
     return comparison.mean > 0 and comparison.p_positive >= config.confidence
+
+
+def looks(config: GateConfig, examples: int) -> list[int]:
+    """After how many examples the test is looked at, all of them at last. A quarter is none if it is fewer than
+    ``_FEWEST``: a single loss would end it."""
+    early = [examples // 4] * (examples // 4 >= _FEWEST) + [examples // 2] * (examples > 1)
+    return [*early, examples] if config.kind == "paired" else [examples]
 
 
 def is_futile(config: GateConfig, comparison: Comparison, share: float = 0.5) -> bool:
