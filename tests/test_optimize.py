@@ -40,7 +40,7 @@ from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.collect import CollectConfig, collect
 from optimas_jax.loop.config import ConfigError, OptimizeConfig
-from optimas_jax.loop.cost import read_curve
+from optimas_jax.loop.cost import OutOfTokens, read_curve
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.journal import RunFolder, load_best
 from optimas_jax.loop.local_reward import RewardEngine, TextGroup, text_group
@@ -229,6 +229,32 @@ def test_the_search_stops_at_its_tokens_and_keeps_the_best_so_far(tmp_path: Path
     assert events[-1]["event"] == "out_of_tokens" and limit <= events[-1]["tokens"] < curve[-1]["tokens"]
     again, same = search(tmp_path / "stopped", limit)  # every answer comes from the tape, and counts
     assert again == stopped and same == events
+
+
+@pytest.mark.parametrize("score", ["local", "global"])
+def test_ranking_ends_within_a_block_of_the_search_s_tokens(
+    tmp_path: Path, score: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed: list[int] = []
+
+    def third_look_says_stop(run: Run) -> None:
+        assert run.system.meter is not None
+        executed.append(run.system.meter.executions)
+        if len(executed) == 3:
+            raise OutOfTokens
+
+    monkeypatch.setattr("optimas_jax.loop.rank._BLOCK", 2)
+    monkeypatch.setattr("optimas_jax.loop.rank.check_tokens", third_look_says_stop)
+    system = enumerable_system(2)
+    run = make_run(
+        system, tmp_path, seed=2, mode="improved", engine=ExactRewards(system, tmp_path), iterations=1, score=score
+    )
+    state = optimize(dataclasses.replace(run, components=("writer",)), "exact" if score == "local" else "", [])
+    run.tape.close()
+    first, second, third = executed
+    most = 2 * (1 if score == "local" else len(system.components))
+    assert 0 < second - first <= most and 0 < third - second <= most
+    assert state.configuration == system.default_configuration()
 
 
 def test_local_rewards_are_adapted_on_what_they_rank_next(tmp_path: Path) -> None:

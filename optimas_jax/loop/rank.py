@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimas_jax.core.system import Job, gather, run_many
 from optimas_jax.core.types import Example, Trace, digest
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from optimas_jax.loop.optimize import State
 
 Runs = Sequence[tuple[Example, Trace]]
+T = TypeVar("T")
+R = TypeVar("R")
+_BLOCK = 32  # calls or runs of the system between two looks at the tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Screen:
         where no input says anything about it.
 
         Raises:
-          OutOfTokens: if the search has used its tokens before this.
+          OutOfTokens: if the search has used its tokens before all values are scored.
         """
         if not values or not self._runs:
             return [0.0] * len(values)
@@ -146,7 +149,6 @@ class Screen:
         every = {value_digest(value): value for value in (self._state.configuration[self._name], *values)}
         fresh = {key: value for key, value in every.items() if key not in self._tried}
         if fresh:
-            check_tokens(self._run)
             make = self._by_local_reward if self._config.score == "local" else self._by_metric
             self._tried.update(zip(fresh, make(list(fresh.values())), strict=True))
 
@@ -157,8 +159,9 @@ class Screen:
             for example, trace in self._runs
             for value in values
         ]
-        with run.progress.bar("proposals on training inputs", len(calls)) as advance:
-            made = gather(calls, concurrency=run.config.concurrency, on_done=advance)
+        made = self._in_blocks(
+            calls, lambda some, advance: gather(some, concurrency=run.config.concurrency, on_done=advance)
+        )
         rows = [
             (trace.steps[name].inputs, [step.outputs for step in made[place * len(values) : (place + 1) * len(values)]])
             for place, (_, trace) in enumerate(self._runs)
@@ -177,13 +180,26 @@ class Screen:
             for value in others
             for example, trace in self._runs
         ]
-        with run.progress.bar("proposals on training inputs", len(jobs)) as advance:
-            made = iter(run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance))
+        made = iter(
+            self._in_blocks(
+                jobs,
+                lambda some, advance: run_many(run.system, some, concurrency=run.config.concurrency, on_done=advance),
+            )
+        )
         known = [trace for _, trace in self._runs]
         tried = [(value, known if value == current else [next(made) for _ in self._runs]) for value in values]
         return [
             _Tried(value, [t.steps[name].outputs for t in traces], [t.score for t in traces]) for value, traces in tried
         ]
+
+    def _in_blocks(self, work: Sequence[T], do: Callable[[Sequence[T], Callable[[], None]], Sequence[R]]) -> list[R]:
+        """``do`` of all work, a block at a time: a search ends within a block of the tokens that it was given."""
+        made: list[R] = []
+        with self._run.progress.bar("proposals on training inputs", len(work)) as advance:
+            for start in range(0, len(work), _BLOCK):
+                check_tokens(self._run)
+                made += do(work[start : start + _BLOCK], advance)
+        return made
 
 
 def emit_proposals(run: Run, name: str, proposals: Sequence[Proposal]) -> None:
