@@ -154,6 +154,11 @@ class System:
                 found.add(other)
         return frozenset(found)
 
+    def scores_at_once(self, name: str) -> bool:
+        """Whether the global reward of a component's outputs is known without another call: nothing is behind it, and
+        the metric is no judge."""
+        return not self.descendants(name) and not inspect.iscoroutinefunction(self.metric)
+
     def default_configuration(self) -> Configuration:
         defaults = {name: self.by_name[name].default for name in self.tunable}
         return Configuration({name: value for name, value in defaults.items() if value is not None})

@@ -62,7 +62,8 @@ class Screen:
     """Scores values of one component on fixed training inputs; no value is scored twice.
 
     The first values that it is asked about are what the local reward is adapted on, where that is due: it learns from
-    the very outputs that it is to rank.
+    the very outputs that it is to rank. Global rewards that it learned from correct it, and so do those that cost
+    nothing, as nothing is behind the component.
     """
 
     def __init__(self, run: Run, config: OptimizeConfig, state: State, name: str, runs: Runs, seed: int):
@@ -72,7 +73,7 @@ class Screen:
         self._runs = [(example, trace) for example, trace in runs if name in trace.steps]
         self._tried: dict[str, _Tried] = {}
         self._adapted = False
-        self._rewards: dict[str, dict[str, float]] = {}  # by input, by outputs: what adapting has found out
+        self._rewards: dict[str, dict[str, float]] = {}  # by input, by outputs
 
     @property
     def state(self) -> State:
@@ -82,10 +83,11 @@ class Screen:
     def reward(self, values: Sequence[Value]) -> str:
         """The local reward that ranks, adapted on what ``values`` make if that is due; empty without one."""
         if is_due(self._config.adapt) and not self._adapted:
-            self._adapted, known = True, len(self._state.groups)
+            self._adapted, before = True, len(self._state.groups)
             self._state = adapt(self._run, self._config, self._state, [self._name], self._runs, self._seed, values)
-            for group in self._state.groups[known:]:
-                self._rewards[group.example_id] = {digest(c.outputs): c.reward for c in group.candidates}
+            for group in self._state.groups[before:]:
+                known = self._rewards.setdefault(group.example_id, {})
+                known.update({digest(candidate.outputs): candidate.reward for candidate in group.candidates})
         return self._state.reward
 
     def proposals(self, values: Sequence[tuple[str, Value]]) -> list[Proposal]:
@@ -167,10 +169,26 @@ class Screen:
             for place, (_, trace) in enumerate(self._runs)
         ]
         scores = score_outputs(run.engine, run.system, self.reward(values), name, rows)
+        if run.system.scores_at_once(name):
+            self._score_at_once([outputs for _, outputs in rows])
         return [
             _Tried(value, [outputs[column] for _, outputs in rows], [row[column] for row in scores])
             for column, value in enumerate(values)
         ]
+
+    def _score_at_once(self, made: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """Notes the global rewards of all outputs, by input."""
+        run, name, configuration = self._run, self._name, self._state.configuration
+        places = [(*one, outputs) for one, row in zip(self._runs, made, strict=True) for outputs in row if outputs]
+        jobs = [
+            Job(configuration, example, run.config.seed, run.system.kept(trace, name, outputs))
+            for example, trace, outputs in places
+        ]
+        ends = run_many(run.system, jobs, concurrency=run.config.concurrency)
+        for (example, _, outputs), end in zip(places, ends, strict=True):
+            self._rewards.setdefault(example.id, {})[digest(outputs)] = end.score
+        for example, _ in self._runs:
+            self._rewards.setdefault(example.id, {})[digest({})] = run.system.failure_score
 
     def _by_metric(self, values: Sequence[Value]) -> list[_Tried]:
         run, name, current = self._run, self._name, self._state.configuration[self._name]
