@@ -270,6 +270,43 @@ def test_local_rewards_are_adapted_on_what_they_rank_next(tmp_path: Path) -> Non
     assert [event["event"] for event in events].index("adaptation") < [e["event"] for e in events].index("proposal")
 
 
+class WrongRewards(ExactRewards):
+    """Local rewards that prefer what is worse."""
+
+    def scores(self, name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
+        return [[-score for score in row] for row in super().scores(name, groups)]
+
+
+@pytest.mark.parametrize(("component", "corrected"), [("tuner", True), ("router", False)])
+def test_rewards_of_the_last_component_are_known_and_correct_its_local_reward(
+    tmp_path: Path, component: str, corrected: bool
+) -> None:
+    for seed in range(6):
+        system, workdir = enumerable_system(seed), tmp_path / str(seed)
+        run = make_run(
+            system,
+            workdir,
+            seed=seed,
+            mode="improved",
+            engine=WrongRewards(system, workdir),
+            iterations=1,
+            adapt="never",
+        )
+        optimize(dataclasses.replace(run, components=(component,)), "exact", [])
+        run.tape.close()
+        before, events = (
+            system.default_configuration(),
+            map(json.loads, (workdir / "journal.jsonl").read_text().splitlines()),
+        )
+        gains = [
+            (event["expected_gain"], mean_score(system, before.replace(component, value_from_json(event["value"]))))
+            for event in events
+            if event["event"] == "proposal"
+        ]
+        base = mean_score(system, before)
+        assert all((expected > 0) == ((score > base) == corrected) for expected, score in gains if score != base)
+
+
 def test_the_gate_refuses_a_value_once_for_a_configuration(tmp_path: Path) -> None:
     system = enumerable_system(2)
     run = make_run(system, tmp_path, seed=2, mode="improved", engine=ExactRewards(system, tmp_path), iterations=12)

@@ -90,6 +90,15 @@ def test_a_changed_value_reruns_its_component_and_its_descendants_only():
     assert again.score == 15 + 6
 
 
+def test_only_what_is_last_is_scored_at_once_and_not_by_a_judge():
+    async def judge(outputs, gold, context):
+        return 1.0
+
+    system = diamond()
+    assert [name for name in system.order if system.scores_at_once(name)] == ["d"]
+    assert not dataclasses.replace(system, metric=judge).scores_at_once("d")
+
+
 def test_traces_are_read_only():
     trace = run(diamond())
     with pytest.raises(TypeError):
