@@ -16,10 +16,11 @@ ours=ours,ours-global,opro,opro-global,copro,copro-global,mipro,mipro-global,ref
 python launch/compare.py --config=configs/hotpotqa.py --optimizers="$ours,dspy-miprov2,dspy-copro,dspy-gepa,textgrad" \
   --budget=100000 --seeds=0,1,2 --workdir="$out/embedded"
 
-real() { # NAME [FLAGS]
-  python launch/compare.py --config="configs/$1.py:local" --config.data.path="$data/$1/dev.jsonl" "${@:2}" \
-    --optimizers=ours,ours-global,random,dspy-miprov2 --budget=120000 --seeds=0 --workdir="$out/$1"
+real() { # NAME BUDGET [FLAGS]
+  python launch/compare.py --config="configs/$1.py:local" --config.data.path="$data/$1/dev.jsonl" "${@:3}" \
+    --optimizers=ours,ours-global,random,dspy-miprov2 --budget="$2" --seeds=0 --workdir="$out/$1"
 }
-real hotpotqa
-real amazon --config.system.weights= # prompts instead of adapters, which the others cannot tune
-real pubmedqa
+real hotpotqa 120000
+# prompts instead of adapters, which the others cannot tune; collecting alone takes 93,000 tokens here
+real amazon 200000 --config.system.weights=
+real pubmedqa 120000
