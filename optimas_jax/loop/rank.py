@@ -1,8 +1,8 @@
 """Rank: what values of a component are worth on training inputs, by its local reward or by the global metric.
 
 By the local reward a value costs one call of the component per input. By the global metric everything behind the
-component runs again. Where a local reward was just adapted, the global rewards that it learned from are known: they
-correct it (``search.screen``).
+component runs again. Where a local reward was just adapted, the global rewards that it learned from are known; where
+nothing is behind the component, those of all outputs. They correct it (``search.screen``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimas_jax.core.system import Job, gather, run_many
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Runs = Sequence[tuple[Example, Trace]]
 T = TypeVar("T")
-R = TypeVar("R")
 _BLOCK = 32  # calls or runs of the system between two looks at the tokens
 
 
@@ -73,7 +72,7 @@ class Screen:
         self._runs = [(example, trace) for example, trace in runs if name in trace.steps]
         self._tried: dict[str, _Tried] = {}
         self._adapted = False
-        self._rewards: dict[str, dict[str, float]] = {}  # by input, by outputs
+        self._rewards: dict[tuple[str, str], float] = {}  # global ones that are known, by input and outputs
 
     @property
     def state(self) -> State:
@@ -86,8 +85,7 @@ class Screen:
             self._adapted, before = True, len(self._state.groups)
             self._state = adapt(self._run, self._config, self._state, [self._name], self._runs, self._seed, values)
             for group in self._state.groups[before:]:
-                known = self._rewards.setdefault(group.example_id, {})
-                known.update({digest(candidate.outputs): candidate.reward for candidate in group.candidates})
+                self._rewards |= {(group.example_id, digest(c.outputs)): c.reward for c in group.candidates}
         return self._state.reward
 
     def proposals(self, values: Sequence[tuple[str, Value]]) -> list[Proposal]:
@@ -133,8 +131,8 @@ class Screen:
         current = self._current
         if tried.outputs[place] == current.outputs[place]:
             return None
-        rewards = self._rewards.get(self._runs[place][0].id, {})
-        old, new = (rewards.get(digest(one.outputs[place])) for one in (current, tried))
+        example = self._runs[place][0]
+        old, new = (self._rewards.get((example.id, digest(one.outputs[place]))) for one in (current, tried))
         known = None if old is None or new is None else new - old
         return Change(tried.scores[place] - current.scores[place], known)
 
@@ -161,15 +159,13 @@ class Screen:
             for example, trace in self._runs
             for value in values
         ]
-        made = self._in_blocks(
-            calls, lambda some, advance: gather(some, concurrency=run.config.concurrency, on_done=advance)
-        )
+        made = self._in_blocks(calls)
         rows = [
             (trace.steps[name].inputs, [step.outputs for step in made[place * len(values) : (place + 1) * len(values)]])
             for place, (_, trace) in enumerate(self._runs)
         ]
         scores = score_outputs(run.engine, run.system, self.reward(values), name, rows)
-        if run.system.scores_at_once(name):
+        if self._config.ranking == "corrected" and run.system.scores_at_once(name):
             self._score_at_once([outputs for _, outputs in rows])
         return [
             _Tried(value, [outputs[column] for _, outputs in rows], [row[column] for row in scores])
@@ -177,46 +173,49 @@ class Screen:
         ]
 
     def _score_at_once(self, made: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-        """Notes the global rewards of all outputs, by input."""
-        run, name, configuration = self._run, self._name, self._state.configuration
-        places = [(*one, outputs) for one, row in zip(self._runs, made, strict=True) for outputs in row if outputs]
-        jobs = [
-            Job(configuration, example, run.config.seed, run.system.kept(trace, name, outputs))
-            for example, trace, outputs in places
-        ]
-        ends = run_many(run.system, jobs, concurrency=run.config.concurrency)
-        for (example, _, outputs), end in zip(places, ends, strict=True):
-            self._rewards.setdefault(example.id, {})[digest(outputs)] = end.score
-        for example, _ in self._runs:
-            self._rewards.setdefault(example.id, {})[digest({})] = run.system.failure_score
+        """Notes the global rewards of all outputs, by input; where the component failed, the failure score."""
+        run, name = self._run, self._name
+        jobs = {
+            (example.id, digest(outputs)): Job(
+                self._state.configuration, example, run.config.seed, run.system.kept(trace, name, outputs)
+            )
+            for (example, trace), row in zip(self._runs, made, strict=True)
+            for outputs in row
+            if outputs
+        }
+        ends = run_many(run.system, list(jobs.values()), concurrency=run.config.concurrency)
+        failed = {(example.id, digest({})): run.system.failure_score for example, _ in self._runs}
+        self._rewards |= failed | {place: end.score for place, end in zip(jobs, ends, strict=True)}
 
     def _by_metric(self, values: Sequence[Value]) -> list[_Tried]:
         run, name, current = self._run, self._name, self._state.configuration[self._name]
         others = [value for value in values if value != current]
-        jobs = [
-            Job(self._state.configuration.replace(name, value), example, run.config.seed, run.system.kept(trace, name))
+        calls = [
+            functools.partial(
+                run.system.run,
+                self._state.configuration.replace(name, value),
+                example,
+                run.config.seed,
+                run.system.kept(trace, name),
+            )
             for value in others
             for example, trace in self._runs
         ]
-        made = iter(
-            self._in_blocks(
-                jobs,
-                lambda some, advance: run_many(run.system, some, concurrency=run.config.concurrency, on_done=advance),
-            )
-        )
+        made = iter(self._in_blocks(calls))
         known = [trace for _, trace in self._runs]
         tried = [(value, known if value == current else [next(made) for _ in self._runs]) for value in values]
         return [
             _Tried(value, [t.steps[name].outputs for t in traces], [t.score for t in traces]) for value, traces in tried
         ]
 
-    def _in_blocks(self, work: Sequence[T], do: Callable[[Sequence[T], Callable[[], None]], Sequence[R]]) -> list[R]:
-        """``do`` of all work, a block at a time: a search ends within a block of the tokens that it was given."""
-        made: list[R] = []
-        with self._run.progress.bar("proposals on training inputs", len(work)) as advance:
-            for start in range(0, len(work), _BLOCK):
-                check_tokens(self._run)
-                made += do(work[start : start + _BLOCK], advance)
+    def _in_blocks(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+        """Awaits all calls, a block at a time: a search ends within a block of the tokens that it was given."""
+        run, made = self._run, list[T]()
+        with run.progress.bar("proposals on training inputs", len(calls)) as advance:
+            for start in range(0, len(calls), _BLOCK):
+                check_tokens(run)
+                block = calls[start : start + _BLOCK]
+                made += gather(block, concurrency=run.config.concurrency, on_done=advance)
         return made
 
 
