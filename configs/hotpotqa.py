@@ -32,7 +32,7 @@ def _embedded() -> RunConfig:
         SystemConfig(LanguageModel(EMBEDDED, style="text"), k_grid=(1, 2, 4), k=1),
         DataConfig("embedded", train=72, val=32, test=100, mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15}),
         variant="embedded",
-        optimize=OptimizeConfig(iterations=5, inputs=16, demo_sets=6, demo_size=2, instructions=2, gate_top=2),
+        optimize=OptimizeConfig(iterations=6, inputs=16, demo_sets=6, demo_size=2, instructions=2, gate_top=2),
         policy=PolicyConfig(),
     )
 

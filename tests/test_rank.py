@@ -33,7 +33,14 @@ def test_ranking_ends_within_a_block_of_the_search_s_tokens(
     monkeypatch.setattr("optimas_jax.loop.rank.check_tokens", third_look_says_stop)
     system = enumerable_system(2)
     run = make_run(
-        system, tmp_path, seed=2, mode="improved", engine=ExactRewards(system, tmp_path), iterations=1, score=score
+        system,
+        tmp_path,
+        seed=2,
+        mode="improved",
+        engine=ExactRewards(system, tmp_path),
+        iterations=1,
+        score=score,
+        rounds=1,
     )
     state = optimize(dataclasses.replace(run, components=("writer",)), "exact" if score == "local" else "", [])
     run.tape.close()

@@ -385,5 +385,5 @@ def test_a_mode_fills_in_the_switches_that_were_left_to_it(mode):
 def test_a_switch_that_was_set_stays():
     config = OptimizeConfig(mode="paper", pick="bandit", gate=GateConfig("paired", confidence=0.9), iterations=3)
     assert resolve_mode(config) == dataclasses.replace(
-        config, adapt="after_accept", pairs="two", ranking="mean", proposers="opro", per_instance="sample"
+        config, adapt="after_accept", pairs="two", ranking="mean", rounds=1, proposers="opro", per_instance="sample"
     )

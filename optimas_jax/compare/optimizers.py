@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from optimas_jax.loop.config import EvaluateConfig, RunConfig
+from optimas_jax.loop.collect import CollectConfig
+from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig
 
 PEERS = Path(__file__).parents[2] / "third_party" / "peers"
 _PYTHON = PEERS / ".prompt-optimizers" / "bin" / "python"
@@ -57,9 +58,16 @@ class Peer:
     command: tuple[str, ...]
 
     def config(self, config: RunConfig, seed: int, budget: int) -> RunConfig:
-        """The configuration of one run; what it says of our search is not used."""
-        search = dataclasses.replace(config.optimize, max_tokens=budget, best_of=0)
-        return dataclasses.replace(config, seed=seed, optimize=search, evaluate=_ends_only(config))
+        """The configuration of one run. Of our search it says nothing but the budget: what we search with does not
+        change what a peer found."""
+        return dataclasses.replace(
+            config,
+            seed=seed,
+            optimize=OptimizeConfig(max_tokens=budget),
+            offline=OfflineConfig(),
+            collect=CollectConfig(),
+            evaluate=_ends_only(config),
+        )
 
 
 def _ends_only(config: RunConfig) -> EvaluateConfig:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optimas_jax.core.types import Example, Group, Trace
-from optimas_jax.core.values import Prompt, Value
+from optimas_jax.core.values import Adapter, PerInstance, Value
 from optimas_jax.loop.alignment import is_held_out
 from optimas_jax.loop.collect import collect
 from optimas_jax.loop.config import OptimizeConfig
@@ -41,22 +41,19 @@ def adapt(
 
     Args:
       runs: training inputs, and the system's runs on them under ``state.configuration``.
-      values: that the local reward is to rank next. Where they are prompts they are the candidates, in place of hotter
-        samples and of demonstrations.
+      values: that the local reward is to rank next: they are the candidates, in place of hotter samples and of
+        demonstrations, unless they are choices per instance or weights.
     """
-    prompts = [value for value in values if isinstance(value, Prompt)]
-    settings = run.config.collect
-    if prompts:
-        settings = dataclasses.replace(settings, samples=0, values=settings.samples + settings.values)
     fresh = collect(
         run.system,
         state.configuration,
         dict.fromkeys(components, runs),
-        settings,
+        run.config.collect,
         seed=run.config.seed,
         concurrency=run.config.concurrency,
         progress=run.progress,
-        propose_values=(lambda *_: prompts) if prompts else demo_values(run, state.configuration, config),
+        propose_values=demo_values(run, state.configuration, config),
+        instead=[value for value in values if not isinstance(value, PerInstance | Adapter)],
     )
     fresh = select_pairs(fresh, config.pairs)
     round_name = f"round-{state.adaptations:03d}-{'-'.join(components) if len(components) == 1 else 'all'}"

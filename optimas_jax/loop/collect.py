@@ -64,6 +64,7 @@ def collect(
     concurrency: int,
     progress: Progress,
     propose_values: Callable[[str, Sequence[Group]], Sequence[Value]] = lambda name, groups: (),
+    instead: Sequence[Value] = (),
 ) -> list[Group]:
     """Tries candidate outputs, in two rounds.
 
@@ -72,6 +73,7 @@ def collect(
 
     Args:
       bases: by component, the examples to try it on and their runs under ``configuration``.
+      instead: values that are tried in place of all others and of samples.
 
     Returns:
       The groups with at least two different candidates, in the order of components and then of examples.
@@ -83,12 +85,17 @@ def collect(
     for place in places:
         name, value = place[0], configuration[place[0]]
         first.append(_Try(*place, value, "current", None))
+        if instead:
+            first += _tries_of_values(place, instead, config.samples + config.values, seed)
+            continue
         count, temperature = _sampling(system.by_name[name].space, config)
         first += [_Try(*place, value, f"sampled:{i}", temperature) for i in range(count)]
         first += _tries_of_values(place, _listed_values(system, name, value), config.samples + config.values, seed)
     rounds.run("candidates", first)
-    proposed = {name: propose_values(name, _groups(found, places, name)) for name in bases}
-    rounds.run("more candidates", [t for p in places for t in _tries_of_values(p, proposed[p[0]], config.values, seed)])
+    if not instead:
+        proposed = {name: propose_values(name, _groups(found, places, name)) for name in bases}
+        more = [one for p in places for one in _tries_of_values(p, proposed[p[0]], config.values, seed)]
+        rounds.run("more candidates", more)
     groups = [group for name in bases for group in _groups(found, places, name)]
     return [group for group in groups if len(group.candidates) > 1]
 

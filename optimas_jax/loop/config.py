@@ -44,6 +44,8 @@ class OptimizeConfig:
         collected or trained.
       ranking: of proposals: by the ``mean`` local reward, or by it ``corrected`` where global rewards are known
         (``search.screen``).
+      rounds: in which proposals are tried, each on twice as many of the inputs as the one before; only the better half
+        goes on. 0 for the mode's.
       proposers: optimisers of prompts (``search.proposers``), separated by commas, all in every iteration: ``demos``,
         ``opro``, ``copro``, ``mipro``, ``reflect``, ``random``. ``random`` alone draws listed values blindly, too.
       instructions: that an optimiser asks for in an iteration; the breadth of COPRO.
@@ -73,6 +75,7 @@ class OptimizeConfig:
     pairs: Literal["", "two", "all"] = ""
     score: Literal["local", "global"] = "local"
     ranking: Literal["", "mean", "corrected"] = ""
+    rounds: int = 0
     proposers: str = ""
     instructions: int = 3
     depth: int = 2
@@ -92,7 +95,7 @@ class OptimizeConfig:
     def __post_init__(self) -> None:
         if self.proposers:
             proposer_names(self.proposers)
-        for name in ("instructions", "depth", "rewrites", "demo_sets", "demo_size", "best_of", "max_tokens"):
+        for name in ("instructions", "depth", "rewrites", "demo_sets", "demo_size", "best_of", "max_tokens", "rounds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: 0 or more")
         if self.trials < 1:

@@ -40,6 +40,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "adapt": "after_accept",
         "pairs": "two",
         "ranking": "mean",
+        "rounds": 1,
         "gate": "strict",
         "proposers": "opro",
         "per_instance": "sample",
@@ -49,6 +50,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "adapt": "on_drift",
         "pairs": "all",
         "ranking": "corrected",
+        "rounds": 3,
         "gate": "paired",
         "proposers": "demos,opro",
         "per_instance": "argmax",
@@ -61,7 +63,7 @@ _INSTRUCTIONS = ("instruction", "copro", "reflect")  # kinds that change the ins
 def resolve_mode(config: OptimizeConfig) -> OptimizeConfig:
     """Fills in the switches that were left to the mode. Without local rewards there are none to adapt."""
     bundle = MODES[config.mode]
-    names = ("pick", "adapt", "pairs", "ranking", "proposers", "per_instance")
+    names = ("pick", "adapt", "pairs", "ranking", "rounds", "proposers", "per_instance")
     switches = {name: getattr(config, name) or bundle[name] for name in names}
     if config.score == "global":
         switches |= {"adapt": "never", "per_instance": "never"}
@@ -83,6 +85,7 @@ class State:
       history: scored instructions by component.
       adaptations: of local rewards so far.
       rejected: digests of the configurations that the gate refused in place of this one.
+      train_traces: training runs under ``configuration``, by id of the example.
     """
 
     configuration: Configuration
@@ -94,6 +97,7 @@ class State:
     history: Mapping[str, tuple[ScoredInstruction, ...]] = dataclasses.field(default_factory=dict)
     adaptations: int = 0
     rejected: frozenset[str] = frozenset()
+    train_traces: Mapping[str, Trace] = dataclasses.field(default_factory=dict)
 
     def tried(self, name: str, one: Try) -> State:
         """With one more try of a component."""
@@ -142,11 +146,9 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
     name = pick_component(config.pick, run.components, reward_gaps(state.groups, run.components), state.tries, rng)
     run.folder.emit("pick", iteration=iteration, component=name)
     run.progress.line(f"[bold]iteration {iteration + 1}/{config.iterations}: {name}[/bold]")
-    train = run.splits["train"]
-    inputs = rng.sample(train, min(config.inputs, len(train)))
+    inputs = _inputs(run, config, iteration)
     tokens = cost_so_far(run).tokens
-    runs = _base_runs(run, state, inputs)
-    state = dataclasses.replace(state, groups=(*state.groups, *groups_of(runs)))
+    state, runs = _with_base_runs(run, state, inputs)
     gates = 0
     try:
         screen = Screen(run, config, state, name, runs, seed)
@@ -154,7 +156,8 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
         emit_proposals(run, name, proposals)
         state = _remember_instructions(screen.state, name, proposals)
         fresh = [p for p in proposals if state.configuration.replace(name, p.value).digest not in state.rejected]
-        for proposal in fresh[: config.gate_top]:
+        hopeful = [p for place, p in enumerate(fresh) if place == 0 or p.expected_gain > 0]
+        for proposal in hopeful[: config.gate_top]:
             check_tokens(run)
             result = confirm(run, config.gate, state.configuration, state.val_traces, name, proposal)
             accepted, comparison, val_traces = result
@@ -165,7 +168,8 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
                 state = _accept(run, state, iteration, name, proposal, comparison, val_traces)
                 emit_curve(run, "accept", iteration, _mean_score(state.val_traces))
                 if config.adapt == "after_accept":
-                    state = adapt(run, config, state, run.components, _base_runs(run, state, inputs), seed)
+                    state, runs = _with_base_runs(run, state, inputs)
+                    state = adapt(run, config, state, run.components, runs, seed)
                 break
             rejected = state.configuration.replace(name, proposal.value).digest
             state = dataclasses.replace(state, rejected=state.rejected | {rejected})
@@ -177,12 +181,25 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
     return state
 
 
-def _base_runs(run: Run, state: State, inputs: Sequence[Example]) -> Runs:
-    """What the system does now on training inputs."""
-    with run.progress.bar("training inputs", len(inputs)) as advance:
-        jobs = [Job(state.configuration, example, run.config.seed) for example in inputs]
-        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-    return list(zip(inputs, traces, strict=True))
+def _inputs(run: Run, config: OptimizeConfig, iteration: int) -> list[Example]:
+    """Training inputs, the same ones for as many iterations as there are components: what was run on them is known but
+    for what an accepted change touches."""
+    train = run.splits["train"]
+    turn = random.Random(derive_seed(run.config.seed, "inputs", iteration // len(run.components)))
+    return turn.sample(train, min(config.inputs, len(train)))
+
+
+def _with_base_runs(run: Run, state: State, inputs: Sequence[Example]) -> tuple[State, Runs]:
+    """What the system does now on training inputs; those that are new are demonstrations of it, too."""
+    new = [example for example in inputs if example.id not in state.train_traces]
+    if new:
+        with run.progress.bar("training inputs", len(new)) as advance:
+            jobs = [Job(state.configuration, example, run.config.seed) for example in new]
+            traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
+        known = {**state.train_traces, **{example.id: trace for example, trace in zip(new, traces, strict=True)}}
+        groups = (*state.groups, *groups_of(list(zip(new, traces, strict=True))))
+        state = dataclasses.replace(state, train_traces=known, groups=groups)
+    return state, [(example, state.train_traces[example.id]) for example in inputs]
 
 
 def groups_of(runs: Runs) -> list[Group]:
@@ -221,6 +238,7 @@ def _accept(
         val_traces=tuple(val_traces),
         accepted=(*state.accepted, summary),
         rejected=frozenset(),
+        train_traces={},
     )
 
 

@@ -52,7 +52,7 @@ def local(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunC
         ),
         data=data,
         concurrency=128,
-        offline=OfflineConfig(inputs=48, calls=24, held_out=0.25),
+        offline=OfflineConfig(inputs=32, calls=8, held_out=0.25),
         collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=1),
         optimize=OptimizeConfig(iterations=4, inputs=12, demo_sets=2, demo_size=1, instructions=2, gate_top=2),
         policy=PolicyConfig(updates=4, prompts=4, samples=4, validate_every=2),

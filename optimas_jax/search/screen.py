@@ -54,3 +54,14 @@ def _expected_gain(changes: Sequence[Change | None], worth: float) -> float:
     missed = [change.known - worth * change.win for change in made if change.known is not None]
     correction = sum(missed) / (len(missed) + _SHRINK)
     return sum(worth * change.win + correction for change in made) / len(changes)
+
+
+def rounds(inputs: int, count: int) -> list[int]:
+    """Of a race (successive halving; Jamieson and Talwalkar, 2016): the number of inputs that values are tried on after
+    each round, twice as many as after the one before, and all of them at last."""
+    return sorted({-(-inputs // 2**left) for left in range(count)})
+
+
+def survivors(values: int, least: int) -> int:
+    """How many values go on to the next round: the better half, but at least ``least`` of them."""
+    return min(values, max(-(-values // 2), least))
