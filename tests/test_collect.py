@@ -135,3 +135,22 @@ def test_candidates_that_all_agree_are_no_group():
 
 def test_values_are_hyperparameters():
     assert Hyperparameters({"x": 1}) == chain({"default": "a"}).default_configuration()["length"]
+
+
+def test_values_may_be_tried_in_place_of_samples_and_of_all_others():
+    answers = {"default": "c", "loud": "e", "shy": "b"}
+    asked: list[str] = []
+    _, groups = gather_groups(
+        chain(answers),
+        [example("e0", q=0)],
+        components=("speaker",),
+        propose_values=lambda name, groups: asked.append(name) or [],
+        instead=[Prompt("loud"), Prompt("shy")],
+    )
+    [group] = groups
+    assert group.candidates[0].outputs["said"] == "c" and not asked
+    assert {c.outputs["said"] for c in group.candidates} == {"c", "e", "b"}
+    _, groups = gather_groups(
+        chain(answers, grid=(1, 2, 3)), [example("e0", q=0)], ("length",), instead=[Hyperparameters({"x": 3})]
+    )
+    assert [group.rewards for group in groups] == [(2.0, 6.0)]

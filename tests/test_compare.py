@@ -15,7 +15,7 @@ from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer,
 from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.report import check_plots, draw, markdown, mean_curve, table_rows, tables
 from optimas_jax.compare.summary import over_seeds, reached, runs_to_reach, save, summarize
-from optimas_jax.loop.config import parse_config
+from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, parse_config
 
 
 def point(tokens, runs, score, at="iteration"):
@@ -106,6 +106,12 @@ def test_each_of_ours_differs_from_its_twin_in_the_score_alone():
         assert local.optimize.score == "local"
         assert dataclasses.replace(local.optimize, score="global") == by_metric.optimize
     assert isinstance(OPTIMIZERS["random"], Ours) and isinstance(OPTIMIZERS["dspy-gepa"], Peer)
+
+
+def test_what_a_peer_found_outlives_a_change_of_our_search():
+    base, peer = run_config(), OPTIMIZERS["dspy-gepa"]
+    other = dataclasses.replace(base, optimize=OptimizeConfig(inputs=99), offline=OfflineConfig(calls=99))
+    assert peer.config(base, 0, 9) == peer.config(other, 0, 9) != peer.config(other, 0, 10)
 
 
 @pytest.mark.parametrize("names", [[], ["nobody"], ["ours", "ours"]])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from enumerable import ExactRewards, enumerable_system, make_run, mean_score
+from enumerable import EXAMPLES, ExactRewards, enumerable_system, make_run, mean_score
 
 from optimas_jax.core.values import value_digest, value_from_json
 from optimas_jax.loop.cost import OutOfTokens
@@ -116,3 +116,78 @@ def test_proposals_that_change_no_output_are_dropped(tmp_path: Path) -> None:
     assert rounds and all(len(set(values)) == len(values) for values in rounds)
     # Eight answers name three instructions; the current one and what writes the same words are not proposals.
     assert all(len(values) <= 2 for values in proposed.get("writer", []))
+
+
+def _events(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("score", ["local", "global"])
+def test_only_the_better_half_of_the_proposals_is_tried_on_more_inputs(tmp_path: Path, score: str) -> None:
+    system = enumerable_system(3)
+    engine = ExactRewards(system, tmp_path)
+    run = make_run(
+        system, tmp_path, seed=3, mode="improved", engine=engine, iterations=1, adapt="never", rounds=2, score=score
+    )
+    optimize(dataclasses.replace(run, components=("tuner",)), "exact" if score == "local" else "", [])
+    run.tape.close()
+    proposals = [event for event in _events(tmp_path) if event["event"] == "proposal"]
+    tried = [event["inputs"] for event in proposals]
+    assert tried == sorted(tried, reverse=True) and set(tried) <= {2, 3}  # of three inputs: two, then all
+    assert 1 <= tried.count(3) <= 2  # of three other values of the grid
+    last = [event["expected_gain"] for event in proposals if event["inputs"] == 3]
+    assert last == sorted(last, reverse=True)
+
+
+def test_in_the_last_round_gains_are_those_of_all_inputs_at_once(tmp_path: Path) -> None:
+    """Exact scores, and as many survivors as proposals: rounds then change nothing but the order of the calls."""
+    found = []
+    for rounds in (1, 3):
+        system, workdir = enumerable_system(5), tmp_path / str(rounds)
+        engine = ExactRewards(system, workdir)
+        settings = {"iterations": 1, "adapt": "never", "gate_top": 3, "rounds": rounds}
+        run = make_run(system, workdir, seed=5, mode="improved", engine=engine, **settings)
+        optimize(dataclasses.replace(run, components=("tuner",)), "exact", [])
+        run.tape.close()
+        events = [event for event in _events(workdir) if event["event"] in ("proposal", "gate")]
+        found.append([{**event, "time": 0} for event in events])
+    assert found[0] == found[1] and found[0]
+
+
+def test_what_is_known_of_training_inputs_is_not_run_again(tmp_path: Path) -> None:
+    """Nothing passes the gate, and the components take turns on the same inputs: they are run once."""
+    ran: list[int] = []
+    for iterations in (1, 3):
+        system, workdir = enumerable_system(6), tmp_path / str(iterations)
+        run = make_run(
+            system,
+            workdir,
+            seed=6,
+            mode="improved",
+            engine=ExactRewards(system, workdir),
+            iterations=iterations,
+            adapt="never",
+            gate_top=0,
+        )
+        optimize(run, "exact", [])
+        run.tape.close()
+        assert run.system.meter is not None
+        ran.append(run.system.meter.runs)
+    assert ran[0] == ran[1] == 2 * len(EXAMPLES)  # validation, and once each on the training inputs
+
+
+def test_the_best_proposal_pays_for_the_gate_and_another_only_if_a_gain_is_expected_of_it(tmp_path: Path) -> None:
+    gates = 0
+    for seed in range(4):
+        system, workdir = enumerable_system(seed), tmp_path / str(seed)
+        engine = ExactRewards(system, workdir)
+        run = make_run(system, workdir, seed=seed, mode="improved", engine=engine, iterations=6, gate_top=3)
+        optimize(run, "exact", [])
+        run.tape.close()
+        before = ""
+        for event in _events(workdir):
+            if event["event"] == "gate":
+                gates += 1
+                assert event["expected_gain"] > 0 or before != "gate"
+            before = event["event"]
+    assert gates > 4

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimas_jax.search.screen import Change, expected_gains
+from optimas_jax.search.screen import Change, expected_gains, rounds, survivors
 
 SURE = 40.0  # a local difference that is as good as certain
 
@@ -75,3 +75,16 @@ def test_correction_beats_both_of_its_parts():
             errors[name].append(sum((g - t) ** 2 for g, t in zip(guess, truths, strict=True)))
     mean = {name: sum(found) / len(found) for name, found in errors.items()}
     assert mean["both"] < 0.8 * min(mean["local"], mean["known"])
+
+
+def test_rounds_double_the_inputs_and_halve_the_values():
+    assert rounds(16, 3) == [4, 8, 16]
+    assert rounds(9, 3) == [3, 5, 9]
+    assert rounds(1, 3) == [1]
+    assert [survivors(n, 2) for n in (8, 5, 3, 2, 1)] == [4, 3, 2, 2, 1]
+
+
+@given(st.integers(1, 500), st.integers(1, 12))
+def test_the_last_round_has_all_inputs_and_none_is_repeated(inputs, count):
+    found = rounds(inputs, count)
+    assert found[-1] == inputs and found == sorted(set(found)) and 1 <= len(found) <= count and found[0] >= 1
