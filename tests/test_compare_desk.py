@@ -14,7 +14,7 @@ from runs import ROOT
 from test_whole_run import answer, scripted_config
 
 from optimas_jax.compare.books import Books
-from optimas_jax.compare.cell import run_cell
+from optimas_jax.compare.cell import CLOCK, run_cell
 from optimas_jax.compare.desk import Desk, open_desk
 from optimas_jax.compare.optimizers import Ours, Peer
 from optimas_jax.compare.peer import PeerError
@@ -256,6 +256,19 @@ def test_a_peer_that_fails_says_why(tmp_path):
     config = peer.config(scripted_config(), 0, 10**6)
     with pytest.raises(PeerError, match="no more ideas"):
         run_cell(peer, config, tmp_path / "cell", Progress(quiet=True), ScriptedCompleter(answer))
+
+
+def test_the_seconds_of_a_search_are_those_of_all_its_attempts(tmp_path):
+    peer, cell = a_peer(tmp_path, ""), tmp_path / "cell"
+    config = peer.config(scripted_config(), 0, 10**6)
+    (tmp_path / "failing").mkdir()
+    failing = a_peer(tmp_path / "failing", "raise SystemExit('interrupted')")
+    with pytest.raises(PeerError):
+        run_cell(failing, config, cell, Progress(quiet=True), ScriptedCompleter(answer))
+    first = json.loads((cell / CLOCK).read_text())
+    assert first > 0
+    (cell / CLOCK).write_text(json.dumps(1000.0))
+    assert run_cell(peer, config, cell, Progress(quiet=True), ScriptedCompleter(answer))["seconds"] > 1000
 
 
 def test_a_peer_sees_no_key(tmp_path, monkeypatch):

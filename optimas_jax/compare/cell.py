@@ -8,12 +8,14 @@ free. The folder is that of an ordinary run: the same tape, the same stages, the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.stages import run_stages
 
 TASK, CELL, RUN = "task.json", "cell.json", "run"  # what to do, what came out, the run folder
+CLOCK = "seconds.json"  # of the search so far
 
 
 def run_cell(
@@ -53,14 +56,15 @@ def run_cell(
       StopRun: with a message for the user; what was paid for is kept.
     """
     progress = progress or Progress()
-    workdir, started, note = folder / RUN, time.monotonic(), ""
-    if isinstance(optimizer, Ours):
-        for stage in ("collect", "train", "optimize"):
-            run_stages(config, workdir, stage, progress, completer)
-        curve = read_curve(workdir)
-    else:
-        curve, note = run_peer(optimizer, config, workdir, progress, completer)
-    seconds = time.monotonic() - started
+    workdir, note = folder / RUN, ""
+    with _clock(folder / CLOCK):
+        if isinstance(optimizer, Ours):
+            for stage in ("collect", "train", "optimize"):
+                run_stages(config, workdir, stage, progress, completer)
+            curve = read_curve(workdir)
+        else:
+            curve, note = run_peer(optimizer, config, workdir, progress, completer)
+    seconds = _read_clock(folder / CLOCK)
     run_stages(config, workdir, "evaluate", progress, completer)
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
     return {
@@ -71,6 +75,20 @@ def run_cell(
         "seconds": round(seconds, 1),
         "note": note,
     }
+
+
+@contextlib.contextmanager
+def _clock(path: Path) -> Iterator[None]:
+    """Adds the seconds inside the block to those of earlier calls that were interrupted."""
+    before, started = _read_clock(path), time.monotonic()
+    try:
+        yield
+    finally:
+        path.write_text(json.dumps(before + time.monotonic() - started), encoding="utf-8")
+
+
+def _read_clock(path: Path) -> float:
+    return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0.0
 
 
 def main(folder: Path) -> int:

@@ -1,11 +1,11 @@
 """Optimise: improve one component at a time against its local reward, keep what the global score confirms (paper,
 Algorithm 1).
 
-One iteration: pick a component; propose values (``loop.propose``); adapt its local reward, if that is due, on what they
-make; rank them by local reward on training inputs (``loop.rank``); let the best few that it has not refused yet pay for
-the gate on validation examples (``loop.gate``). As in the paper, the best proposal pays whether or not it beats the
+One iteration: pick a component; propose values (``loop.propose``); rank them by local reward on training inputs, in
+rounds, and adapt it on what they make, if that is due (``loop.rank``); let the best few that it has not refused yet pay
+for the gate on validation examples (``loop.gate``). As in the paper, the best proposal pays whether or not it beats the
 current value locally: a local reward that is wrong about what it has not seen costs one gate, and does not hide the
-proposal for good.
+proposal for good. Further ones pay only if a gain is expected of them.
 
 Deviations of ``improved`` mode from the paper: see ``MODES``; and in both modes a proposal whose outputs are those of
 another or of the current value is dropped, and everything is paired by example and seed.

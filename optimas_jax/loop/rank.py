@@ -2,7 +2,8 @@
 
 By the local reward a value costs one call of the component per input. By the global metric everything behind the
 component runs again. Where a local reward was just adapted, the global rewards that it learned from are known; where
-nothing is behind the component, those of all outputs. They correct it (``search.screen``).
+nothing is behind the component, those of all outputs. They correct it (``search.screen``). All values are tried on a
+few inputs, and the better half of them goes on to more.
 """
 
 from __future__ import annotations
@@ -105,7 +106,6 @@ class Screen:
         """
         if not values or not self._runs:
             return []
-        kinds = {value_digest(value): kind for kind, value in reversed(values)}
         alive = [value for _, value in values]
         for inputs in self._rounds:
             gains = self._gains(alive, inputs)
@@ -114,13 +114,12 @@ class Screen:
         found: list[Proposal] = []
         seen: list[tuple[Mapping[str, Any], ...]] = []
         gains = self._gains([value for _, value in values], 0)
-        for (_, value), gain in zip(values, gains, strict=True):
+        for (kind, value), gain in zip(values, gains, strict=True):
             tried, fair = self._tried[value_digest(value)], self._fair(value)
             if tried.outputs in (*seen, self._current.outputs[: len(tried.outputs)]) or not fair:
                 continue
             seen.append(tried.outputs)
             score = statistics.fmean(tried.scores[place] for place in fair)
-            kind = kinds[value_digest(value)]
             found.append(Proposal(value, kind, gain, self._mean_gain(tried), score, len(tried.outputs)))
         return sorted(found, key=lambda proposal: (-proposal.inputs, -proposal.expected_gain))
 
