@@ -4,13 +4,15 @@
 #
 #   bash launch/comparison.sh DATA [FOLDER]
 #
-# DATA has hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl; results go to FOLDER (runs/comparison). First
-# pip install -e '.[compare,tpe]' and third_party/peers/install_prompt_optimizers.sh.
+# DATA has hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl; results go to FOLDER (runs/comparison). With
+# launch/comparison for FOLDER it starts from the cells behind README's table. First pip install -e '.[compare,tpe]' and
+# third_party/peers/install_prompt_optimizers.sh.
 set -euo pipefail
 
-data=$(realpath "${1:?folder with hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl}")
+here=$(realpath "$(dirname "$0")/..")
+data=$(realpath --relative-to="$here" "${1:?folder with hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl}")
 out=$(realpath -m "${2:-runs/comparison}")
-cd "$(dirname "$0")/.."
+cd "$here"
 
 ours=ours,ours-global,opro,opro-global,copro,copro-global,mipro,mipro-global,reflect,reflect-global,random
 python launch/compare.py --config=configs/hotpotqa.py --optimizers="$ours,dspy-miprov2,dspy-copro,dspy-gepa,textgrad" \
@@ -20,7 +22,7 @@ real() { # NAME BUDGET [FLAGS]
   python launch/compare.py --config="configs/$1.py:local" --config.data.path="$data/$1/dev.jsonl" "${@:3}" \
     --optimizers=ours,ours-global,random,dspy-miprov2 --budget="$2" --seeds=0 --workdir="$out/$1"
 }
-real hotpotqa 120000
+real hotpotqa 100000
 # prompts instead of adapters, which the others cannot tune; collecting alone takes 93,000 tokens here
 real amazon 200000 --config.system.weights=
-real pubmedqa 120000
+real pubmedqa 100000
