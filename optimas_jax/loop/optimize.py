@@ -182,11 +182,11 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
 
 
 def _inputs(run: Run, config: OptimizeConfig, iteration: int) -> list[Example]:
-    """Training inputs, the same ones for as many iterations as there are components: what was run on them is known but
-    for what an accepted change touches."""
+    """Training inputs of an iteration. While components take turns (``gap``) a turn of all of them is on the same ones:
+    what was run on them is known, but for what an accepted change touches."""
+    turn = iteration // len(run.components) if config.pick == "gap" else iteration
     train = run.splits["train"]
-    turn = random.Random(derive_seed(run.config.seed, "inputs", iteration // len(run.components)))
-    return turn.sample(train, min(config.inputs, len(train)))
+    return random.Random(derive_seed(run.config.seed, "inputs", turn)).sample(train, min(config.inputs, len(train)))
 
 
 def _with_base_runs(run: Run, state: State, inputs: Sequence[Example]) -> tuple[State, Runs]:
