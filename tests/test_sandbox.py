@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -28,9 +30,6 @@ def run(source, limits=QUICK, **options):
 
 
 def scratch_folders():
-    import tempfile
-    from pathlib import Path
-
     return set(Path(tempfile.gettempdir()).glob("optimas-sandbox-*"))
 
 
@@ -222,6 +221,37 @@ def test_without_a_jail_nobody_runs_what_root_closed_to_others(tmp_path):
     assert ran.stdout.split() == ["42", "True", "13"]
 
 
+def _jailed_in_an_environment_in(folder, program):
+    """Output of a program in a jail that an environment in ``folder`` builds, and why there is none."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    caller = (
+        f"import sys; sys.path.insert(0, {os.getcwd()!r})\n"
+        "from optimas_jax.sandbox import program as sandbox\n"
+        f"ended = sandbox.run_program(('-s', '-P', '-c', {program!r}), {{}}, sandbox.Limits(), jail=True)\n"
+        "print(ended.output)"
+    )
+    ran = subprocess.run([folder / "venv/bin/python", "-c", caller], capture_output=True, text=True, check=False)
+    return ran.stdout.split(), ran.stderr
+
+
+@needs_jail
+def test_an_environment_in_tmp_shows_in_a_jail_read_only_and_nothing_else_of_tmp_does():
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        (folder / "secret").write_text("secret")
+        program = f"""
+import os, pathlib, sys
+print(sys.prefix == {str(folder / "venv")!r}, os.listdir({name!r}))
+pathlib.Path("/tmp/mine").write_text("mine")
+for path in ("venv/mine", "venv/bin/mine"):
+    try: pathlib.Path({name!r}, path).write_text("x")
+    except OSError as error: print(error.errno)
+"""
+        said, why = _jailed_in_an_environment_in(folder, program)
+        assert said == ["True", "['venv']", "30", "30"], why
+        assert not Path("/tmp/mine").exists()
+
+
 @needs_jail
 def test_a_jail_shows_no_file_but_the_interpreters_and_the_systems(tmp_path):
     own = tmp_path / "secret"
@@ -229,7 +259,7 @@ def test_a_jail_shows_no_file_but_the_interpreters_and_the_systems(tmp_path):
     os.chmod(own, 0o666)
     source = f"""
         import os
-        for path in ({str(own)!r}, {os.path.expanduser("~/.bashrc")!r}, {os.getcwd()!r}, "/var", "/sys", "/etc/shadow"):
+        for path in ({str(own)!r}, {os.path.expanduser("~/.bashrc")!r}, {__file__!r}, "/var", "/sys", "/etc/shadow"):
             try:
                 open(path).close() if os.path.isfile(path) else os.listdir(path)
                 print("reached", path)

@@ -144,13 +144,14 @@ def _build_root(plan: dict[str, Any]) -> None:
     root = plan["root"]
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    for path in plan["visible"]:
-        _show(path, root + path)
-    _show(plan["folder"], f"{root}/program")
     for name in ("dev", "proc", "tmp"):
         os.mkdir(f"{root}/{name}")
-    _make_read_only(root)
     _mount("tmpfs", root + TMP, "tmpfs", MS_NOSUID | MS_NODEV, f"size={plan['disk_bytes']},mode=1777")
+    for path in plan["visible"]:  # an environment may lie in the outer /tmp, and then shows in the inner one
+        _show(path, root + path)
+    _show(plan["folder"], f"{root}/program")
+    _make_read_only(root)
+    _mount(None, root + TMP, None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)  # but not what is mounted below it
     _mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     _mount("tmpfs", f"{root}/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,mode=755")
     for name in DEVICES:
