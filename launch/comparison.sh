@@ -23,6 +23,6 @@ real() { # NAME BUDGET [FLAGS]
     --optimizers=ours,ours-global,random,dspy-miprov2 --budget="$2" --seeds=0 --workdir="$out/$1"
 }
 real hotpotqa 100000
-# prompts instead of adapters, which the others cannot tune; collecting alone takes 93,000 tokens here
-real amazon 200000 --config.system.weights=
+# prompts instead of adapters, which the others cannot tune; requests are long here
+real amazon 150000 --config.system.weights=
 real pubmedqa 100000
