@@ -17,6 +17,10 @@ from optimas_jax.loop.optimize import optimize
 from optimas_jax.loop.run import Run
 
 
+def _events(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize("score", ["local", "global"])
 def test_ranking_ends_within_a_block_of_the_search_s_tokens(
     tmp_path: Path, score: str, monkeypatch: pytest.MonkeyPatch
@@ -56,7 +60,7 @@ def test_local_rewards_are_adapted_on_what_they_rank_next(tmp_path: Path) -> Non
     run = make_run(system, tmp_path, seed=2, mode="improved", engine=engine, iterations=1, adapt="every")
     state = optimize(dataclasses.replace(run, components=("writer",)), "exact", [])
     run.tape.close()
-    events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    events = _events(tmp_path)
     proposed = [value_from_json(event["value"]) for event in events if event["event"] == "proposal"]
     sources = {candidate.source for group in state.groups for candidate in group.candidates}
     assert proposed and {f"value:{value_digest(value)}" for value in proposed} == sources - {"current"}
@@ -88,7 +92,7 @@ def test_rewards_of_the_last_component_are_known_and_correct_its_local_reward(
         )
         optimize(dataclasses.replace(run, components=(component,)), "exact", [])
         run.tape.close()
-        events = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+        events = _events(workdir)
         before = system.default_configuration()
         gains = [
             (event["expected_gain"], mean_score(system, before.replace(component, value_from_json(event["value"]))))
@@ -105,7 +109,7 @@ def test_proposals_that_change_no_output_are_dropped(tmp_path: Path) -> None:
     run = make_run(system, tmp_path, seed=0, mode="improved", engine=ExactRewards(system, tmp_path), iterations=12)
     optimize(run, "exact", [])
     run.tape.close()
-    events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    events = _events(tmp_path)
     proposed: dict[str, list[list[str]]] = {}
     for event in events:
         if event["event"] == "pick":
@@ -116,10 +120,6 @@ def test_proposals_that_change_no_output_are_dropped(tmp_path: Path) -> None:
     assert rounds and all(len(set(values)) == len(values) for values in rounds)
     # Eight answers name three instructions; the current one and what writes the same words are not proposals.
     assert all(len(values) <= 2 for values in proposed.get("writer", []))
-
-
-def _events(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("score", ["local", "global"])

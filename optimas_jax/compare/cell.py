@@ -79,16 +79,27 @@ def run_cell(
 
 @contextlib.contextmanager
 def _clock(path: Path) -> Iterator[None]:
-    """Adds the seconds inside the block to those of earlier calls that were interrupted."""
+    """Adds the seconds inside the block to those of earlier calls that were interrupted. A full disk costs them, and
+    hides nothing that the block raises."""
     before, started = _read_clock(path), time.monotonic()
     try:
         yield
-    finally:
-        path.write_text(json.dumps(before + time.monotonic() - started), encoding="utf-8")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _write(path, before + time.monotonic() - started)
+        raise
+    _write(path, before + time.monotonic() - started)
 
 
 def _read_clock(path: Path) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0.0
+
+
+def _write(path: Path, value: Any) -> None:
+    """Writes JSON in one step: what is there is whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def main(folder: Path) -> int:
@@ -104,9 +115,7 @@ def main(folder: Path) -> int:
         notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
         print(f"\nerror: {error}{notes}", file=sys.stderr)
         return 1
-    partial = folder / f"{CELL}.partial"
-    partial.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / CELL)
+    _write(folder / CELL, cell)
     return 0
 
 

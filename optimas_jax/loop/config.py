@@ -35,7 +35,7 @@ class OptimizeConfig:
       mode: bundle of switches.
       components: names to tune, separated by commas; ``all`` for every one.
       iterations: T.
-      inputs: fresh training examples per iteration, for adaptation and for ranking proposals.
+      inputs: training examples per iteration, for adaptation and for ranking proposals.
       pick: which component next: ``uniform``, ``gap`` or ``bandit``.
       adapt: when local rewards are trained further: ``after_accept`` of a proposal, in ``every`` iteration on what the
         proposals make, ``on_drift`` (the same, where they do not order it well) or ``never``.

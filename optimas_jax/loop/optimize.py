@@ -196,9 +196,9 @@ def _with_base_runs(run: Run, state: State, inputs: Sequence[Example]) -> tuple[
         with run.progress.bar("training inputs", len(new)) as advance:
             jobs = [Job(state.configuration, example, run.config.seed) for example in new]
             traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-        known = {**state.train_traces, **{example.id: trace for example, trace in zip(new, traces, strict=True)}}
-        groups = (*state.groups, *groups_of(list(zip(new, traces, strict=True))))
-        state = dataclasses.replace(state, train_traces=known, groups=groups)
+        runs = list(zip(new, traces, strict=True))
+        known = {**state.train_traces, **{example.id: trace for example, trace in runs}}
+        state = dataclasses.replace(state, train_traces=known, groups=(*state.groups, *groups_of(runs)))
     return state, [(example, state.train_traces[example.id]) for example in inputs]
 
 
