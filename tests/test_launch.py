@@ -26,13 +26,10 @@ def start(workdir: Path, *flags: str, variant: str = "smoke", hash_seed: int = 0
     ]
     keyless = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
     environment = {**keyless, "PYTHONHASHSEED": str(hash_seed), "COLUMNS": "120"}
+    # What a shell starts in the background ignores interrupts, and so would the run that these tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, preexec_fn=_hear_interrupts, **streams)  # noqa: PLW1509 - it only sets a signal
-
-
-def _hear_interrupts() -> None:
-    """What a shell starts in the background ignores them, and so does what that starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **streams)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
