@@ -1,6 +1,6 @@
 """Compares optimisers at equal cost: same system, data, test seeds and budget of LM tokens. The same command resumes.
 
-python launch/compare.py --config=configs/hotpotqa.py --budget=2000000 [--seeds=0,1,2] [--workdir=DIR]
+python launch/compare.py --config=configs/hotpotqa.py --budget=2000000 [--seeds=0,1,2] [--jobs=1] [--workdir=DIR]
     [--optimizers=ours,ours-global,random,dspy-miprov2,dspy-copro,dspy-gepa,textgrad]
 
 Ours use local rewards: ``ours`` (the configuration's optimisers of prompts), ``opro``, ``copro``, ``mipro``,
@@ -30,20 +30,22 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Conf
 _OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "ours-global", "random"], "Who takes part.")
 _BUDGET = flags.DEFINE_integer("budget", 1_000_000, "LM tokens of each run, prompts and answers.", lower_bound=1)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "A run of every optimiser for each of these.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Cells that run at the same time.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/compare-BENCHMARK-VARIANT.")
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cells and peers end with it, as with an interrupt
+    # Cells and peers end with it, as with an interrupt.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     progress = Progress()
     try:
         config = parse_config(_CONFIG.value.to_dict())
         optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
         check_plots()
         workdir = Path(_WORKDIR.value or f"runs/compare-{title(config.benchmark)}-{config.variant}")
-        cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line)
+        cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line, jobs=_JOBS.value)
         about = {"benchmark": title(config.benchmark), "variant": config.variant}
         summary = summarize(cells, about, _BUDGET.value)
         save(summary, workdir / "compare.json")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every optimiser at equal cost on the embedded questions with three seeds, and four of them on real rows of three
-# benchmarks. The same command resumes.
+# benchmarks, two cells at a time. The same command resumes.
 #
 #   bash launch/comparison.sh DATA [FOLDER]
 #
@@ -16,11 +16,11 @@ cd "$here"
 
 ours=ours,ours-global,opro,opro-global,copro,copro-global,mipro,mipro-global,reflect,reflect-global,random
 python launch/compare.py --config=configs/hotpotqa.py --optimizers="$ours,dspy-miprov2,dspy-copro,dspy-gepa,textgrad" \
-  --budget=100000 --seeds=0,1,2 --workdir="$out/embedded"
+  --budget=100000 --seeds=0,1,2 --jobs=2 --workdir="$out/embedded"
 
 real() { # NAME BUDGET [FLAGS]
   python launch/compare.py --config="configs/$1.py:local" --config.data.path="$data/$1/dev.jsonl" "${@:3}" \
-    --optimizers=ours,ours-global,random,dspy-miprov2 --budget="$2" --seeds=0 --workdir="$out/$1"
+    --optimizers=ours,ours-global,random,dspy-miprov2 --budget="$2" --seeds=0 --jobs=2 --workdir="$out/$1"
 }
 real hotpotqa 100000
 # prompts instead of adapters, which the others cannot tune; requests are long here

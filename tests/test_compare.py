@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import sys
@@ -12,7 +13,7 @@ from runs import run_config
 
 from optimas_jax.compare.cell import CELL, TASK
 from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer, find_optimizers
-from optimas_jax.compare.plan import run_cells
+from optimas_jax.compare.plan import run_cells, run_process
 from optimas_jax.compare.report import check_plots, draw, markdown, mean_curve, table_rows, tables
 from optimas_jax.compare.summary import over_seeds, reached, runs_to_reach, save, summarize
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, parse_config
@@ -43,7 +44,7 @@ class Runner:
     def __init__(self, results):
         self.results, self.asked = results, []
 
-    def __call__(self, folder):
+    async def __call__(self, folder):
         self.asked.append(folder.name)
         result = self.results[folder.name]
         if isinstance(result, tuple):
@@ -55,8 +56,8 @@ class Runner:
 CHOSEN = {name: OPTIMIZERS[name] for name in ("ours", "ours-global", "random")}
 
 
-def run(tmp_path, runner, seeds=(0, 1), budget=1000, config=None):
-    return run_cells(config or run_config(), CHOSEN, budget, seeds, tmp_path, lambda text: None, runner)
+def run(tmp_path, runner, seeds=(0, 1), budget=1000, jobs=1):
+    return run_cells(run_config(), CHOSEN, budget, seeds, tmp_path, lambda text: None, runner, jobs)
 
 
 def results(**changes):
@@ -82,6 +83,53 @@ def test_an_interrupted_cell_ends_the_comparison_and_keeps_what_was_done(tmp_pat
     resumed = Runner(results())
     run(tmp_path, resumed)
     assert resumed.asked[0] == "random-0"
+
+
+def test_as_many_cells_at_the_same_time_as_asked_for_and_an_interrupt_ends_them_all(tmp_path):
+    write, running, ended = Runner(results(ours__1=(130, ""))), [], []
+
+    async def runner(folder):
+        running.append(folder.name)
+        together.append(len(running))
+        try:
+            await asyncio.sleep(60 if folder.name == "random-0" else 0.01)
+            return await write(folder)
+        finally:
+            running.remove(folder.name)
+            ended.append(folder.name)
+
+    together = []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, runner, jobs=2)
+    assert max(together) == 2
+    assert ended == ["ours-0", "ours-global-0", "ours-1", "random-0"] and not running
+
+
+def test_a_cell_is_a_process_of_its_own_which_ends_with_the_comparison(tmp_path, monkeypatch):
+    program = "import sys, time; print('begins', flush=True); time.sleep(60)"
+    python, log = sys.executable, tmp_path / "log.txt"
+    monkeypatch.setattr(sys, "executable", fake_python(python, tmp_path, program))
+
+    async def interrupted():
+        task = asyncio.create_task(run_process(tmp_path))
+        while not log.exists() or b"begins" not in log.read_bytes():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task], timeout=30)
+        return task.cancelled()
+
+    assert asyncio.run(interrupted())
+    failing = "print('\\nerror: no room'); raise SystemExit(1)"
+    monkeypatch.setattr(sys, "executable", fake_python(python, tmp_path, failing))
+    assert asyncio.run(run_process(tmp_path)) == (1, "no room")
+
+
+def fake_python(python, folder, program):
+    """A command that runs ``program`` whatever it is told to run."""
+    command = folder / "python"
+    command.write_text(f"#!{python}\n{program}\n")
+    command.chmod(0o755)
+    return str(command)
 
 
 def test_a_folder_of_another_budget_or_configuration_is_refused(tmp_path):

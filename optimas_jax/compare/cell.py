@@ -33,7 +33,7 @@ from optimas_jax.llm.base import Completer
 from optimas_jax.loop.config import RunConfig, parse_config
 from optimas_jax.loop.cost import read_curve
 from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.stages import run_stages
+from optimas_jax.loop.stages import open_run, run_stage
 
 TASK, CELL, RUN = "task.json", "cell.json", "run"  # what to do, what came out, the run folder
 CLOCK = "seconds.json"  # of the search so far
@@ -50,22 +50,22 @@ def run_cell(
 
     Args:
       config: of this run (``optimizer.config``).
-      completer: see ``run_stages``.
+      completer: see ``build_run``.
 
     Raises:
       StopRun: with a message for the user; what was paid for is kept.
     """
-    progress = progress or Progress()
     workdir, note = folder / RUN, ""
-    with _clock(folder / CLOCK):
-        if isinstance(optimizer, Ours):
-            for stage in ("collect", "train", "optimize"):
-                run_stages(config, workdir, stage, progress, completer)
-            curve = read_curve(workdir)
-        else:
-            curve, note = run_peer(optimizer, config, workdir, progress, completer)
-    seconds = _read_clock(folder / CLOCK)
-    run_stages(config, workdir, "evaluate", progress, completer)
+    with open_run(config, workdir, progress or Progress(), completer) as run:
+        with _clock(folder / CLOCK):
+            if isinstance(optimizer, Ours):
+                for stage in ("collect", "train", "optimize"):
+                    run_stage(run, stage)
+                curve = read_curve(workdir)
+            else:
+                curve, note = run_peer(optimizer, run)
+        seconds = _read_clock(folder / CLOCK)
+        run_stage(run, "evaluate")
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
     return {
         **{name: results[name] for name in ("metric", "chance", "n", "split", "outcomes")},

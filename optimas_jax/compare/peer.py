@@ -15,10 +15,8 @@ from optimas_jax.compare.books import Books
 from optimas_jax.compare.desk import Desk, open_desk
 from optimas_jax.compare.optimizers import Peer
 from optimas_jax.core.types import StopRun
-from optimas_jax.llm.base import Completer
-from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.run import build_run
+from optimas_jax.loop.run import Run
 
 _RESULT = "peer.json"  # in the run folder, once the peer has ended
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
@@ -29,9 +27,7 @@ class PeerError(StopRun):
     """A peer that ended on an error, with its last words."""
 
 
-def run_peer(
-    peer: Peer, config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None
-) -> tuple[list[dict[str, Any]], str]:
+def run_peer(peer: Peer, run: Run) -> tuple[list[dict[str, Any]], str]:
     """Lets the peer search, and saves what it found as the run's ``best/``.
 
     A peer that was interrupted begins again, and finds what it had paid for on the tape.
@@ -42,24 +38,20 @@ def run_peer(
     Raises:
       PeerError: if it fails before its budget is used.
     """
-    run = build_run(config, workdir, progress, completer)
-    try:
-        done = run.folder.read(_RESULT)
-        if done is not None:
-            return done["curve"], done["note"]
-        validation = [example.id for example in run.splits["val"]]
-        books = Books(run.completer, config.optimize.max_tokens, run.system.default_configuration(), validation)
-        desk = Desk(run.system.using(books.completer), books, config.proposer, run.splits, config.seed)
-        with run.ledger.phase("optimize"), open_desk(desk) as address, (workdir / "peer.log").open("wb") as log:
-            _search(peer, address, desk, log, progress)
-        configuration, note = books.result()
-        run.folder.save_best(configuration, {"accepted": []})
-        run.folder.write("optimized.json", {"reward": "", "alignment": {}, "accepted": []})
-        run.folder.write(_RESULT, {"curve": books.curve, "note": note, **dataclasses.asdict(books.cost)})
-        progress.line(f"  {books.cost.tokens:,} tokens of {books.budget:,}; {len(books.curve)} candidates {note}")
-        return books.curve, note
-    finally:
-        run.tape.close()
+    done = run.folder.read(_RESULT)
+    if done is not None:
+        return done["curve"], done["note"]
+    config, validation = run.config, [example.id for example in run.splits["val"]]
+    books = Books(run.completer, config.optimize.max_tokens, run.system.default_configuration(), validation)
+    desk = Desk(run.system.using(books.completer), books, config.proposer, run.splits, config.seed)
+    with run.ledger.phase("optimize"), open_desk(desk) as address, (run.folder.path / "peer.log").open("wb") as log:
+        _search(peer, address, desk, log, run.progress)
+    configuration, note = books.result()
+    run.folder.save_best(configuration, {"accepted": []})
+    run.folder.write("optimized.json", {"reward": "", "alignment": {}, "accepted": []})
+    run.folder.write(_RESULT, {"curve": books.curve, "note": note, **dataclasses.asdict(books.cost)})
+    run.progress.line(f"  {books.cost.tokens:,} tokens of {books.budget:,}; {len(books.curve)} candidates {note}")
+    return books.curve, note
 
 
 def _search(peer: Peer, address: str, desk: Desk, log: Any, progress: Progress) -> None:

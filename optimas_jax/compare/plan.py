@@ -1,12 +1,12 @@
-"""All cells of a comparison, one after the other: what is done is not done again, what failed is a row that says so."""
+"""All cells of a comparison: what is done is not done again, what failed is a row that says so."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ from optimas_jax.loop.config import RunConfig, to_dict
 ROOT = Path(__file__).parents[2]
 _INTERRUPTED = 130
 Cells = dict[str, dict[int, dict[str, Any]]]  # optimiser -> seed -> cell.json, or {"error": words}
-Runner = Callable[[Path], tuple[int, str]]
+Runner = Callable[[Path], Awaitable[tuple[int, str]]]
+
+
+class _Interrupted(Exception):
+    """A cell was; the rest are to end, too."""
 
 
 def run_cells(
@@ -31,38 +35,53 @@ def run_cells(
     workdir: Path,
     line: Callable[[str], None],
     runner: Runner | None = None,
+    jobs: int = 1,
 ) -> Cells:
     """Runs every optimiser with every seed, all optimisers of a seed before the next seed: a comparison that is stopped
     early is a fair one at fewer seeds.
 
     Args:
       runner: runs the cell of a folder, and returns an exit code and its last words; by default a process.
+      jobs: cells that run at the same time.
 
     Raises:
       KeyboardInterrupt: if a cell was interrupted.
     """
-    cells: Cells = {name: {} for name in optimizers}
     todo = [(name, seed) for seed in seeds for name in optimizers]
-    for place, (name, seed) in enumerate(todo, start=1):
+    cells: Cells = {name: {} for name in optimizers}
+    queue = iter(enumerate(todo, start=1))
+
+    async def work() -> None:
+        for place, (name, seed) in queue:
+            cells[name][seed] = await run_one(f"{place}/{len(todo)} {name}, seed {seed}", name, seed)
+
+    async def run_one(label: str, name: str, seed: int) -> dict[str, Any]:
         folder = workdir / "cells" / f"{name}-{seed}"
-        label = f"{place}/{len(todo)} {name}, seed {seed}"
         try:
             write_task(folder, name, to_dict(optimizers[name].config(config, seed, budget)))
             if not (folder / CELL).is_file():
                 line(f"{label}: {folder / 'log.txt'}")
-                code, words = (runner or run_process)(folder)
+                code, words = await (runner or run_process)(folder)
                 if code == _INTERRUPTED:
-                    raise KeyboardInterrupt
+                    raise _Interrupted
                 if not (folder / CELL).is_file():
                     raise StopRun(words or f"exit code {code}")
-            cells[name][seed] = json.loads((folder / CELL).read_text(encoding="utf-8"))
+            return json.loads((folder / CELL).read_text(encoding="utf-8"))
         except (StopRun, ValueError, OSError) as error:
-            cells[name][seed] = {"error": str(error)}
             line(f"{label} failed: {escape(str(error))}")
-    return cells
+            return {"error": str(error)}
+
+    async def run_all() -> None:
+        await asyncio.gather(*(work() for _ in range(jobs)))
+
+    try:
+        asyncio.run(run_all())
+    except _Interrupted:
+        raise KeyboardInterrupt from None
+    return {name: {seed: cells[name][seed] for seed in seeds} for name in optimizers}
 
 
-def run_process(folder: Path) -> tuple[int, str]:
+async def run_process(folder: Path) -> tuple[int, str]:
     """A process of its own, which writes to the folder's ``log.txt``."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -70,13 +89,15 @@ def run_process(folder: Path) -> tuple[int, str]:
     log = folder / "log.txt"
     with log.open("ab") as sink:
         start = sink.tell()
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)  # noqa: S603 - no shell, our own module
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=sink, stderr=asyncio.subprocess.STDOUT, env=environment
+        )
         try:
-            code = process.wait()
-        except KeyboardInterrupt:  # it has heard it, too, and ends with what it has on disk
-            process.terminate()
-            process.wait()
-            raise
+            code = await process.wait()
+        finally:
+            if process.returncode is None:  # we are stopped: it ends with what it has on disk
+                process.terminate()
+                await process.wait()
     with log.open("rb") as source:
         source.seek(start)
         said = source.read().decode(errors="replace")

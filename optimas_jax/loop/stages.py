@@ -5,11 +5,13 @@ Nothing is handed from stage to stage in memory: a stage reads what the one befo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +50,34 @@ def run_stages(
     """
     if stage not in ("all", *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join(STAGES)}")
-    progress = progress or Progress()
+    with open_run(config, workdir, progress or Progress(), completer) as run:
+        for name in STAGES if stage == "all" else (stage,):
+            run_stage(run, name)
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Iterator[Run]:
+    """A run (``build_run``) whose stages share one set of loaded models; its tape is closed at the end."""
     run = build_run(config, workdir, progress, completer)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.splits.items())
     progress.line(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
         f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.folder.path}"
     )
-    actions = {"collect": _collect, "train": _train, "optimize": _optimize, "evaluate": _evaluate}
     try:
-        for name in STAGES if stage == "all" else (stage,):
-            progress.line(f"[bold cyan]{name}[/bold cyan]")
-            if run.system.meter is not None:
-                run.system.meter.reset()
-            with run.ledger.phase(name):
-                actions[name](run)
+        yield run
     finally:
         run.tape.close()
+
+
+def run_stage(run: Run, name: str) -> None:
+    """Runs the stage ``name`` (``STAGES``); raises ``StopRun`` with a message for the user."""
+    run.progress.line(f"[bold cyan]{name}[/bold cyan]")
+    if run.system.meter is not None:
+        run.system.meter.reset()
+    actions = {"collect": _collect, "train": _train, "optimize": _optimize, "evaluate": _evaluate}
+    with run.ledger.phase(name):
+        actions[name](run)
 
 
 def _collect(run: Run) -> None:
