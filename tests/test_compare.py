@@ -14,7 +14,7 @@ from runs import run_config
 from optimas_jax.compare.cell import CELL, TASK
 from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer, find_optimizers
 from optimas_jax.compare.plan import run_cells, run_process
-from optimas_jax.compare.report import check_plots, draw, markdown, mean_curve, table_rows, tables
+from optimas_jax.compare.report import check_plots, draw, markdown, mean_curve, table_rows, tables, title
 from optimas_jax.compare.summary import over_seeds, reached, runs_to_reach, save, summarize
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, parse_config
 
@@ -226,7 +226,7 @@ def test_the_table_has_the_best_first_and_says_what_failed():
     assert [row[0] for row in table_rows(found)] == ["before optimisation", "ours", "ours-global", "textgrad"]
     text = markdown(found)
     assert (
-        "500 LM tokens each" in text
+        "500 LM tokens each; best mean: ours." in text
         and "seed 1: odd" in text
         and "seed 0 failed: gone" in text
         and "bad [/end] \\| here" in text
@@ -236,6 +236,11 @@ def test_the_table_has_the_best_first_and_says_what_failed():
     for table in tables(found):
         console.print(table)
     assert "ours-global" in console.export_text()
+
+
+def test_the_table_says_who_is_best_even_where_that_is_not_ours():
+    cells = {"ours": {0: cell([0.5, 0.0])}, "random": {0: cell([1.0, 1.0])}, "textgrad": {0: cell([1.0, 1.0])}}
+    assert "best mean: random, textgrad" in title(summarize(cells, {"benchmark": "b", "variant": "v"}, 500))
 
 
 def test_a_comparison_without_any_result_is_a_table_of_errors():

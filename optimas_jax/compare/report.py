@@ -70,9 +70,11 @@ def title(summary: Mapping[str, Any]) -> str:
     where = f"{summary['benchmark']}:{summary['variant']}"
     if summary["baseline"] is None:
         return f"{where}: no result"
+    means = {name: row["mean"] for name, row in summary["rows"].items() if "mean" in row}
+    best = [name for name, mean in means.items() if mean == max(means.values())]
     return (
         f"{where}, {summary['split']} split, n = {summary['n']}, {summary['metric']}, chance {summary['chance']:.2f}; "
-        f"{summary['budget']:,} LM tokens each"
+        f"{summary['budget']:,} LM tokens each; best mean: {', '.join(best)}"
     )
 
 
