@@ -37,8 +37,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/compare-BENC
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    # Cells and peers end with it, as with an interrupt.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cells and peers end with it, as with an interrupt
     progress = Progress()
     try:
         config = parse_config(_CONFIG.value.to_dict())

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
+import signal
 import sys
+import threading
+import time
 
 import pytest
 from rich.console import Console
@@ -105,22 +109,31 @@ def test_as_many_cells_at_the_same_time_as_asked_for_and_an_interrupt_ends_them_
     assert ended == ["ours-0", "ours-global-0", "ours-1", "random-0"] and not running
 
 
-def test_a_cell_is_a_process_of_its_own_which_ends_with_the_comparison(tmp_path, monkeypatch):
-    program = "import sys, time; print('begins', flush=True); time.sleep(60)"
-    python, log = sys.executable, tmp_path / "log.txt"
-    monkeypatch.setattr(sys, "executable", fake_python(python, tmp_path, program))
+def test_cells_are_processes_of_their_own_which_end_with_the_comparison(tmp_path, monkeypatch):
+    logs = [tmp_path / "cells" / name / "log.txt" for name in ("ours-0", "ours-global-0")]
 
-    async def interrupted():
-        task = asyncio.create_task(run_process(tmp_path))
-        while not log.exists() or b"begins" not in log.read_bytes():
-            await asyncio.sleep(0.01)
-        task.cancel()
-        await asyncio.wait([task], timeout=30)
-        return task.cancelled()
+    def terminate():
+        while not all(log.exists() and log.read_text().endswith("\n") for log in logs):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    assert asyncio.run(interrupted())
-    failing = "print('\\nerror: no room'); raise SystemExit(1)"
-    monkeypatch.setattr(sys, "executable", fake_python(python, tmp_path, failing))
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    monkeypatch.setattr(sys, "executable", fake_python(sys.executable, tmp_path, program))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command does
+    try:
+        threading.Thread(target=terminate, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, runner=None, jobs=2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for log in logs:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(log.read_text()), 0)
+
+
+def test_what_a_cell_says_last_is_why_it_failed(tmp_path, monkeypatch):
+    failing = "print('begins'); print('\\nerror: no room'); raise SystemExit(1)"
+    monkeypatch.setattr(sys, "executable", fake_python(sys.executable, tmp_path, failing))
     assert asyncio.run(run_process(tmp_path)) == (1, "no room")
 
 
