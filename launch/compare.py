@@ -22,8 +22,9 @@ from optimas_jax.benchmarks.modules import title
 from optimas_jax.compare.optimizers import CompareError, find_optimizers
 from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.report import check_plots, draw, markdown, tables
-from optimas_jax.compare.summary import save, summarize
+from optimas_jax.compare.summary import summarize
 from optimas_jax.loop.config import parse_config
+from optimas_jax.loop.journal import write_json
 from optimas_jax.loop.progress import Progress
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
         cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line, jobs=_JOBS.value)
         about = {"benchmark": title(config.benchmark), "variant": config.variant}
         summary = summarize(cells, about, _BUDGET.value)
-        save(summary, workdir / "compare.json")
+        write_json(workdir / "compare.json", summary)
         (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
         draw(summary, workdir / "compare.png")
     except KeyboardInterrupt:

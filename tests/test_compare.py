@@ -19,8 +19,9 @@ from optimas_jax.compare.cell import CELL, TASK
 from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer, find_optimizers
 from optimas_jax.compare.plan import run_cells, run_process
 from optimas_jax.compare.report import check_plots, draw, markdown, mean_curve, table_rows, tables, title
-from optimas_jax.compare.summary import over_seeds, reached, runs_to_reach, save, summarize
+from optimas_jax.compare.summary import over_seeds, reached, runs_to_reach, summarize
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, parse_config
+from optimas_jax.loop.journal import write_json
 
 
 def point(tokens, runs, score, at="iteration"):
@@ -262,7 +263,7 @@ def test_a_comparison_without_any_result_is_a_table_of_errors():
 
 
 def test_what_is_saved_is_json(tmp_path):
-    save(summary(), tmp_path / "compare.json")
+    write_json(tmp_path / "compare.json", summary())
     assert json.loads((tmp_path / "compare.json").read_text())["rows"]["ours"]["seeds"] == [0, 1]
 
 

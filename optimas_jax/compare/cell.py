@@ -32,6 +32,7 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.config import RunConfig, parse_config
 from optimas_jax.loop.cost import read_curve
+from optimas_jax.loop.journal import write_json
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.stages import open_run, run_stage
 
@@ -86,20 +87,13 @@ def _clock(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            _write(path, before + time.monotonic() - started)
+            write_json(path, before + time.monotonic() - started)
         raise
-    _write(path, before + time.monotonic() - started)
+    write_json(path, before + time.monotonic() - started)
 
 
 def _read_clock(path: Path) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0.0
-
-
-def _write(path: Path, value: Any) -> None:
-    """Writes JSON in one step: what is there is whole."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def main(folder: Path) -> int:
@@ -115,7 +109,7 @@ def main(folder: Path) -> int:
         notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
         print(f"\nerror: {error}{notes}", file=sys.stderr)
         return 1
-    _write(folder / CELL, cell)
+    write_json(folder / CELL, cell)
     return 0
 
 
@@ -132,7 +126,7 @@ def write_task(folder: Path, name: str, config: dict[str, Any]) -> None:
             f"{folder} belongs to another configuration or budget: use another --workdir, or the same ones to resume"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(task, indent=1) + "\n", encoding="utf-8")
+    write_json(path, task)
 
 
 if __name__ == "__main__":

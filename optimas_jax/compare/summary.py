@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from optimas_jax.compare.optimizers import GLOBAL
@@ -121,10 +119,3 @@ def runs_to_reach(
         ratio = runs["local"] / runs["global"] if runs["local"] is not None and runs["global"] else None
         rows.append({"seed": seed, "val_score": score, **runs, "ratio": ratio})
     return rows
-
-
-def save(summary: Mapping[str, Any], path: Path) -> None:
-    """Writes JSON in one step."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)

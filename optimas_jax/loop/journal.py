@@ -26,6 +26,13 @@ class FolderError(StopRun):
     """A run folder that cannot be used; says why and what to do."""
 
 
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON in one step: a reader sees the old file or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
 class RunFolder:
     """Everything a run leaves on disk."""
 
@@ -68,13 +75,11 @@ class RunFolder:
             )
 
     def write(self, name: str, data: Any) -> None:
-        """Writes JSON in one step: a reader sees the old file or the new one, never a part."""
+        """``write_json``, with a ``FolderError`` that says what to do."""
         path = self.path / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.replace(path)
+            write_json(path, data)
         except OSError as error:
             raise FolderError(
                 f"cannot write {path} ({error}). What was paid for is on the tape: make room and run the same command "
