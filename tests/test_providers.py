@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 from api_servers import ApiServers
@@ -27,10 +28,13 @@ from optimas_jax.llm.prices import PRICES, Price, parse_prices, price_of
 from optimas_jax.llm.providers import RoutedCompleter, models_named
 from optimas_jax.llm.remote import ServerConfig
 from optimas_jax.llm.specs import model_name, provider, served
-from optimas_jax.loop.completers import check_completers, without_price
-from optimas_jax.loop.config import ConfigError, RunConfig, from_dict
+from optimas_jax.llm.tape import Tape
+from optimas_jax.loop.completers import check_completers, loaded_here, without_price
+from optimas_jax.loop.config import ConfigError, OptimizeConfig, RunConfig, from_dict
+from optimas_jax.loop.journal import TAPE
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.stages import run_stages
+from optimas_jax.loop.train_config import RewardConfig
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +236,30 @@ def test_models_that_components_may_choose_are_found():
             Component(None),
         )
 
-    assert models_named(Two()) == ("openai:gpt-4o", "anthropic:a")
+    assert models_named(Two()) == ("openai:gpt-4o", "random:0", "anthropic:a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": RewardConfig("nowhere/model")}, r"no model at 'nowhere/model'"),
+        ({"system": SystemConfig(LanguageModel("pypi:unheard-of==1"))}, r"unknown wheel 'unheard-of==1'"),
+    ],
+)
+def test_a_model_that_is_nowhere_is_missed_before_anything_is_asked(tmp_path, changes, message):
+    config = dataclasses.replace(run_config(), **changes)
+    with pytest.raises(ValueError, match=message):
+        run_stages(config, tmp_path / "run", progress=Progress(quiet=True))
+    with closing(Tape(tmp_path / "run" / TAPE)) as tape:
+        assert len(tape) == 0
+
+
+def test_only_models_that_a_run_loads_are_looked_for():
+    config = config_of("openai:gpt-4o", "random:1")
+    assert loaded_here(config, ["random:2", "anthropic:a"]) == ("random:1", "random:2", config.reward.model)
+    tuned = dataclasses.replace(config.policy, model="random:3")
+    alone = dataclasses.replace(config, optimize=OptimizeConfig(score="global"), policy=tuned)
+    assert loaded_here(alone) == ("random:1", "random:3")
 
 
 def test_without_a_key_the_paper_configuration_stops_before_anything_slow_is_imported(tmp_path):

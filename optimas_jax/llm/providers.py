@@ -68,7 +68,7 @@ def check_models(specs: Iterable[str], servers: Mapping[str, ServerConfig], *, k
 
 
 def models_named(system: System) -> tuple[str, ...]:
-    """Models of APIs that components may choose from, in model choices and grids; other names are routes or tools."""
+    """Models that components may choose from, in model choices and grids; names of another form are routes or tools."""
     names: list[str] = []
     for component in system.components:
         match component.space:
@@ -76,4 +76,4 @@ def models_named(system: System) -> tuple[str, ...]:
                 names += choices
             case Grid(settings):
                 names += [value for values in settings.values() for value in values if isinstance(value, str)]
-    return tuple(dict.fromkeys(name for name in names if name.partition(":")[0] in KEYS))
+    return tuple(dict.fromkeys(name for name in names if name.partition(":")[0] in (*KEYS, *LOCAL)))

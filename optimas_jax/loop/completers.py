@@ -30,9 +30,8 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
     Raises:
       ConfigError: names the model, the variable or the setting, and the way out.
     """
-    parts = (config.system, config.proposer)
-    named = [leaf for leaf in _leaves(parts) if isinstance(leaf, LanguageModel)]
-    specs = [*(model.model for model in named), *_api_models(parts), *choices]
+    named = _language_models(config)
+    specs = answering(config, choices)
     try:
         check_models(specs, _servers(config), keys=not (workdir / TAPE).is_file())
         prices = own_prices(config)
@@ -71,10 +70,23 @@ def _check_weights(config: RunConfig) -> None:
         )
 
 
+def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
+    """Models that may be asked: of the system, of proposers, and ``choices``; some more than once."""
+    models = [model.model for model in _language_models(config)]
+    return [*models, *getattr(config.system, "models", ()), *_api_models((config.system, config.proposer)), *choices]
+
+
+def loaded_here(config: RunConfig, choices: Sequence[str] = ()) -> tuple[str, ...]:
+    """Local models that a run loads, each once: those that answer, local rewards, and weights that are tuned."""
+    rewards = [] if config.optimize.score == "global" else [config.reward.model]
+    tuned = [config.policy.model] if config.policy.model else []
+    return tuple(dict.fromkeys(spec for spec in (*answering(config, choices), *rewards, *tuned) if not provider(spec)))
+
+
 def without_price(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
     """Models whose dollars cannot be counted."""
-    specs = [*_api_models((config.system, config.proposer)), *choices]
-    return [spec for spec in served(specs) if price_of(spec, own_prices(config)) is None]
+    specs = served(answering(config, choices))
+    return [spec for spec in specs if price_of(spec, own_prices(config)) is None]
 
 
 def make_completer(
@@ -102,6 +114,10 @@ def own_prices(config: RunConfig) -> dict[str, Price]:
 
 def _servers(config: RunConfig) -> dict[str, ServerConfig]:
     return {"openai": config.server, "anthropic": config.anthropic}
+
+
+def _language_models(config: RunConfig) -> list[LanguageModel]:
+    return [leaf for leaf in _leaves((config.system, config.proposer)) if isinstance(leaf, LanguageModel)]
 
 
 def _leaves(value: Any) -> Iterator[Any]:

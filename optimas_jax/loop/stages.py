@@ -18,7 +18,9 @@ from typing import Any
 from optimas_jax.benchmarks.modules import find_benchmark, title
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer
+from optimas_jax.llm.providers import models_named
 from optimas_jax.loop.alignment import is_held_out, measure_alignment
+from optimas_jax.loop.completers import loaded_here
 from optimas_jax.loop.config import STAGES, RunConfig
 from optimas_jax.loop.cost import COLLECTED, cost_so_far, is_spent, stage_cost
 from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain, other_metrics
@@ -29,6 +31,7 @@ from optimas_jax.loop.optimize import State, optimize, resolve_mode
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.report import tables, write_html, write_tensorboard
 from optimas_jax.loop.run import Run, build_run
+from optimas_jax.models.weights import resolve
 
 
 class MissingStage(StopRun):
@@ -45,14 +48,26 @@ def run_stages(
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``: see ``build_run``.
 
     Raises:
-      ValueError: for an unknown stage.
+      ValueError: for an unknown stage, a model that is nowhere, and what ``build_run`` raises.
       StopRun: with a message for the user; what was paid for is kept.
     """
     if stage not in ("all", *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join(STAGES)}")
     with open_run(config, workdir, progress or Progress(), completer) as run:
+        if stage == "all" and completer is None:
+            _find_models(run)
         for name in STAGES if stage == "all" else (stage,):
             run_stage(run, name)
+
+
+def _find_models(run: Run) -> None:
+    """Fetches every local model that the stages will load, so that none is missed after others were paid for. Raises
+    ``ValueError`` for one that is nowhere. A folder with completions is not looked at: they may answer everything."""
+    if len(run.tape):
+        return
+    for spec in loaded_here(run.config, models_named(run.system)):
+        run.progress.line(f"looking for {spec}")
+        resolve(spec)
 
 
 @contextlib.contextmanager
