@@ -120,6 +120,8 @@ def test_a_context_of_another_shape_is_named(tmp_path, context):
         ("rows.jsonl", b'{"id": "\xff"}', r"rows\.jsonl is not UTF-8 text"),
         ("rows.json", b'[{"id":\n', r"rows\.json, line 2: not JSON"),
         ("rows.json", b"{}", r"rows\.json holds dict, expected an array"),
+        ("rows.json", b"[]", r"rows\.json holds no rows"),
+        ("rows.jsonl", b"\n", r"rows\.jsonl holds no rows"),
         ("rows.json", b"[[]]", r"rows\.json, item 0: expected an object, got list"),
     ],
 )

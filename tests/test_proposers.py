@@ -229,8 +229,8 @@ def test_a_wrong_name_is_refused_where_it_enters(text):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"trials": 0}, "trials is 0"),
-        ({"depth": -1}, "depth is -1"),
+        ({"trials": 0}, "trials is 0, expected at least 1"),
+        ({"depth": -1}, "depth is -1, expected at least 0"),
         ({"score": "global", "best_of": 2}, "local rewards"),
     ],
 )

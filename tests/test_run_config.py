@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import math
+import operator
 import typing
 from collections.abc import Mapping
 
@@ -36,6 +38,15 @@ def scalar_fields(cls, prefix=""):
             yield from scalar_fields(hint, f"{prefix}{name}.")
         elif hint in (int, float, str, bool) or typing.get_origin(hint) is typing.Literal:
             yield prefix + name
+
+
+def ranges(cls, prefix=""):
+    """Path and range of the numbers of a configuration class that have one."""
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from ranges(hint, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is typing.Annotated:
+            yield prefix + name, typing.get_args(hint)[1]
 
 
 def test_the_shipped_configuration_survives_the_round_trip():
@@ -83,6 +94,17 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
         ("system.k_grid", ("a",), r"config\.system\.k_grid\[0\] is 'a', expected int"),
         ("data.mix", 5, r"config\.data\.mix is 5, expected names with values"),
         ("data.mix", {"bridge": "x"}, r"config\.data\.mix\.bridge is 'x', expected float"),
+        ("optimize.iterations", -1, r"config\.optimize\.iterations is -1, expected at least 0"),
+        ("optimize.inputs", 0, r"config\.optimize\.inputs is 0, expected at least 1"),
+        ("offline.held_out", 1.5, r"config\.offline\.held_out is 1\.5, expected at least 0 and at most 1"),
+        ("reward.learning_rate", 0, r"config\.reward\.learning_rate is 0\.0, expected above 0"),
+        ("budget.usd", -1.0, r"config\.budget\.usd is -1\.0, expected at least 0"),
+        ("system.k_grid", (1, 0), r"config\.system\.k_grid\[1\] is 0, expected at least 1"),
+        (
+            "system.language_model.top_p",
+            0.0,
+            r"config\.system\.language_model\.top_p is 0\.0, expected above 0 and at ",
+        ),
         ("reward.lora.rank", 0, r"config\.reward\.lora: LoRA rank must be at least 1"),
         ("reward.lora.targets", ("w",), r"config\.reward\.lora: LoRA targets must be"),
     ],
@@ -96,6 +118,15 @@ def test_what_cannot_be_used_is_named_with_its_path(path, value, message):
 def test_every_field_refuses_a_value_of_another_type(path):
     with pytest.raises(ConfigError, match=rf"^config\.{path} is None[,;] "):
         parse_config(changed(path, None))
+
+
+@pytest.mark.parametrize(("path", "allowed"), [*ranges(RunConfig), *ranges(SystemConfig, "system.")])
+def test_every_number_with_a_range_refuses_what_is_outside(path, allowed):
+    kind = type(operator.attrgetter(path)(run_config()))
+    outside = [allowed.low - 1, *([allowed.high + 1] if allowed.high < math.inf else [])]
+    for value in [*map(kind, outside), *([math.nan] if kind is float else [])]:
+        with pytest.raises(ConfigError, match=rf"^config\.{path} is .*, expected (at least|above) "):
+            parse_config(changed(path, value))
 
 
 def test_whole_numbers_are_taken_for_floats():

@@ -65,6 +65,11 @@ def test_every_end_is_told_as_it_was(source, how, code, jail):
     assert (ended.how, ended.code) == (how, code), ended.output
 
 
+def test_limits_that_allow_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"limits are above 0, got seconds = -1, memory_mb = 0"):
+        Limits(seconds=-1, memory_mb=0)
+
+
 @both
 @pytest.mark.parametrize(
     "source",

@@ -54,6 +54,7 @@ from typing import Any, Literal
 from optimas_jax.benchmarks.code_extraction import extract_program, extract_tests
 from optimas_jax.benchmarks.data import TEXT, DataConfig, DataError, Dataset, deal, fields_of, hub_rows, read_rows
 from optimas_jax.benchmarks.parts import stops, tuned_by_weights
+from optimas_jax.core.ranges import NonNegativeInt
 from optimas_jax.core.system import Component, ComponentFailure, RunContext, System
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, LoraSpace, Prompt, PromptSpace, Value
@@ -89,8 +90,8 @@ class SystemConfig:
     language_model: LanguageModel
     limits: Limits = Limits()
     isolation: Literal["required", "preferred"] = "preferred"
-    code_chars: int = 0
-    max_demos: int = 4
+    code_chars: NonNegativeInt = 0
+    max_demos: NonNegativeInt = 4
     weights: str = ""
 
 

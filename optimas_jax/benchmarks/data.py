@@ -10,10 +10,11 @@ import collections
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
+from optimas_jax.core.ranges import NonNegativeInt
 from optimas_jax.core.types import Example, digest
 
 SPLITS = ("train", "val", "test")
@@ -44,12 +45,12 @@ class DataConfig:
 
     source: str = ""
     path: str = ""
-    train: int = 64
-    val: int = 32
-    test: int = 100
+    train: NonNegativeInt = 64
+    val: NonNegativeInt = 32
+    test: NonNegativeInt = 100
     splits: Literal["dealt", "official"] = "dealt"
-    max_chars: int = 0
-    max_items: int = 0
+    max_chars: NonNegativeInt = 0
+    max_items: NonNegativeInt = 0
     mix: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
 
@@ -157,7 +158,7 @@ def read_rows(path: Path, parse: Callable[[Any, str], Row]) -> list[Row]:
       parse: ``(item, where) -> row``; raises ``DataError`` that begins with ``where``.
 
     Raises:
-      DataError: for a missing file, text that is not UTF-8, or a line that is not JSON.
+      DataError: for a missing or empty file, text that is not UTF-8, or a line that is not JSON.
     """
     if not path.is_file():
         raise DataError(f"no file {str(path)!r}: set --config.data.path to a file of rows (JSONL, or JSON: one array)")
@@ -172,16 +173,22 @@ def read_rows(path: Path, parse: Callable[[Any, str], Row]) -> list[Row]:
             raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
         if not isinstance(items, list):
             raise DataError(f"{path} holds {type(items).__name__}, expected an array of rows")
-        return [parse(item, f"{path}, item {index}") for index, item in enumerate(items)]
-    rows = []
+        rows = [parse(item, f"{path}, item {index}") for index, item in enumerate(items)]
+    else:
+        rows = list(_parse_lines(path, text, parse))
+    if not rows:
+        raise DataError(f"{path} holds no rows")
+    return rows
+
+
+def _parse_lines(path: Path, text: str, parse: Callable[[Any, str], Row]) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):  # only line feeds end a row
         if line.strip():
             try:
                 item = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-            rows.append(parse(item, f"{path}, line {number}"))
-    return rows
+            yield parse(item, f"{path}, line {number}")
 
 
 def hub_rows(name: str, subset: str | None, split: str, parse: Callable[[Any, str], Row], **options: Any) -> list[Row]:

@@ -35,6 +35,7 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.parts import tuned_by_weights
 from optimas_jax.core.metrics import exact_match, token_f1
+from optimas_jax.core.ranges import PositiveInt
 from optimas_jax.core.system import Component, RunContext, System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, LoraSpace, Value
@@ -59,8 +60,8 @@ class SystemConfig:
     """
 
     language_model: LanguageModel
-    k_grid: tuple[int, ...] = (1, 5, 10, 25)
-    k: int = 1
+    k_grid: tuple[PositiveInt, ...] = (1, 5, 10, 25)
+    k: PositiveInt = 1
     weights: str = ""
 
 

@@ -55,6 +55,7 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.parts import stops
 from optimas_jax.core.metrics import hit_at, reciprocal_rank
+from optimas_jax.core.ranges import NonNegativeFloat
 from optimas_jax.core.system import Component, RunContext, System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, Value
@@ -75,7 +76,7 @@ class SystemConfig:
     """
 
     language_model: LanguageModel
-    weight_grid: tuple[float, ...] = (0.1, 1.0)
+    weight_grid: tuple[NonNegativeFloat, ...] = (0.1, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from optimas_jax.core.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
@@ -18,9 +20,9 @@ class BatchShape:
         layer instead of all.
     """
 
-    tokens: int = 1024
-    group_tokens: int = 512
-    candidates: int = 8
+    tokens: PositiveInt = 1024
+    group_tokens: PositiveInt = 512
+    candidates: PositiveInt = 8
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -39,8 +41,8 @@ class LossConfig:
       margin: subtracted inside the sigmoid (0 in the paper).
     """
 
-    threshold: float = 0.0
-    margin: float = 0.0
+    threshold: NonNegativeFloat = 0.0
+    margin: NonNegativeFloat = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,9 @@ class PolicyLoss:
     """
 
     algorithm: Literal["ppo", "grpo"] = "grpo"
-    clip: float = 0.2
-    kl_weight: float = 0.04
-    value_clip: float = 0.2
-    value_weight: float = 0.1
-    discount: float = 1.0
-    decay: float = 0.95
+    clip: PositiveFloat = 0.2
+    kl_weight: NonNegativeFloat = 0.04
+    value_clip: PositiveFloat = 0.2
+    value_weight: NonNegativeFloat = 0.1
+    discount: Share = 1.0
+    decay: Share = 0.95

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from optimas_jax.core.ranges import NonNegativeFloat, PositiveInt, PositiveShare
 from optimas_jax.core.render import render_chat, render_text
 from optimas_jax.core.system import Component, ComponentFailure, RunContext
 from optimas_jax.core.types import Outcome
@@ -37,9 +38,9 @@ class LanguageModel:
     """
 
     model: str
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_tokens: int = 256
+    temperature: NonNegativeFloat = 0.0
+    top_p: PositiveShare = 1.0
+    max_tokens: PositiveInt = 256
     style: Literal["chat", "text"] = "chat"
 
 

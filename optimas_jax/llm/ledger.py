@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from optimas_jax.core.ranges import NonNegativeFloat, NonNegativeInt
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.prices import Price, price_of
@@ -42,13 +43,9 @@ class Budget:
       calls: completions.
     """
 
-    usd: float = 0.0
-    tokens: int = 0
-    calls: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.usd, self.tokens, self.calls) < 0:
-            raise ValueError(f"a budget is at least 0 (no limit), got {self}")
+    usd: NonNegativeFloat = 0.0
+    tokens: NonNegativeInt = 0
+    calls: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)

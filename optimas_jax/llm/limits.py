@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from optimas_jax.core.ranges import NonNegativeFloat, PositiveInt
+
 T = TypeVar("T")
 
 
@@ -22,9 +24,9 @@ class Retries:
       longest_wait: seconds, at most; a server that asks for more (Retry-After) gets it.
     """
 
-    attempts: int = 6
-    first_wait: float = 1.0
-    longest_wait: float = 60.0
+    attempts: PositiveInt = 6
+    first_wait: NonNegativeFloat = 1.0
+    longest_wait: NonNegativeFloat = 60.0
 
     def wait(self, failures: int, asked: float | None, jitter: float) -> float:
         """Seconds before the next attempt.

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from optimas_jax.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.ledger import most_tokens
@@ -52,10 +53,10 @@ class ServerConfig:
     """
 
     base_url: str = ""
-    timeout: float = 600.0
-    connections: int = 64
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
+    timeout: PositiveFloat = 600.0
+    connections: PositiveInt = 64
+    requests_per_minute: NonNegativeInt = 0
+    tokens_per_minute: NonNegativeInt = 0
     retries: Retries = Retries()
 
     def __post_init__(self) -> None:
@@ -67,8 +68,6 @@ class ServerConfig:
                 f"base_url for {url.hostname} holds a name or a password, which would be written to the run folder: "
                 f"keys come from {' or '.join(KEYS.values())}"
             )
-        if self.connections < 1 or min(self.requests_per_minute, self.tokens_per_minute) < 0:
-            raise ValueError(f"connections must be at least 1 and rates at least 0, got {self}")
 
 
 class ServerError(StopRun):

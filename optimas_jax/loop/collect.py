@@ -14,6 +14,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+from optimas_jax.core.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from optimas_jax.core.system import System, gather
 from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
 from optimas_jax.core.values import (
@@ -47,11 +48,11 @@ class CollectConfig:
         look among these for what the local reward likes.
     """
 
-    samples: int = 3
-    temperature: float = 1.0
-    rollouts: int = 1
-    values: int = 3
-    policy_samples: int = 6
+    samples: NonNegativeInt = 3
+    temperature: NonNegativeFloat = 1.0
+    rollouts: PositiveInt = 1
+    values: NonNegativeInt = 3
+    policy_samples: PositiveInt = 6
 
 
 def collect(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
+from optimas_jax.core.ranges import NonNegativeInt, PositiveInt, Share
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
 from optimas_jax.llm.remote import ServerConfig
@@ -68,38 +69,33 @@ class OptimizeConfig:
 
     mode: Literal["paper", "improved"] = "improved"
     components: str = "all"
-    iterations: int = 8
-    inputs: int = 20
+    iterations: NonNegativeInt = 8
+    inputs: PositiveInt = 20
     pick: Literal["", "uniform", "gap", "bandit"] = ""
     adapt: Literal["", "after_accept", "every", "on_drift", "never"] = ""
     pairs: Literal["", "two", "all"] = ""
     score: Literal["local", "global"] = "local"
     ranking: Literal["", "mean", "corrected"] = ""
-    rounds: int = 0
+    rounds: NonNegativeInt = 0
     proposers: str = ""
-    instructions: int = 3
-    depth: int = 2
-    rewrites: int = 8
-    trials: int = 16
+    instructions: NonNegativeInt = 3
+    depth: NonNegativeInt = 2
+    rewrites: NonNegativeInt = 8
+    trials: PositiveInt = 16
     per_instance: Literal["", "never", "argmax", "sample"] = ""
-    best_of: int = 0
-    demo_sets: int = 3
-    demo_size: int = 3
+    best_of: NonNegativeInt = 0
+    demo_sets: NonNegativeInt = 3
+    demo_size: NonNegativeInt = 3
     demo_min_reward: float = 0.5
-    gate_top: int = 2
+    gate_top: NonNegativeInt = 2
     gate: GateConfig = GateConfig()
-    buffer: int = 32
-    drift_accuracy: float = 0.75
-    max_tokens: int = 0
+    buffer: NonNegativeInt = 32
+    drift_accuracy: Share = 0.75
+    max_tokens: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         if self.proposers:
             proposer_names(self.proposers)
-        for name in ("instructions", "depth", "rewrites", "demo_sets", "demo_size", "best_of", "max_tokens", "rounds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: 0 or more")
-        if self.trials < 1:
-            raise ValueError(f"trials is {self.trials}: TPE needs 1 or more")
         if self.score == "global" and self.best_of:
             raise ValueError("best_of needs local rewards, and score is 'global': set one of them otherwise")
 
@@ -117,7 +113,7 @@ class EvaluateConfig:
 
     folder: str = ""
     split: Literal["val", "test"] = "test"
-    repeats: int = 1
+    repeats: PositiveInt = 1
     changes: bool = True
 
 
@@ -133,9 +129,9 @@ class OfflineConfig:
       held_out: share of inputs that no local reward is trained on.
     """
 
-    inputs: int = 50
-    calls: int = 0
-    held_out: float = 0.3
+    inputs: PositiveInt = 50
+    calls: NonNegativeInt = 0
+    held_out: Share = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +159,7 @@ class RunConfig:
     reward: RewardConfig
     data: DataConfig
     seed: int = 0
-    concurrency: int = 32
+    concurrency: PositiveInt = 32
     mesh: MeshConfig = MeshConfig()
     server: ServerConfig = ServerConfig()
     anthropic: ServerConfig = ServerConfig()
@@ -217,11 +213,12 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
     """Builds a dataclass from nested plain data.
 
     Raises:
-      ConfigError: for an unknown field, a missing one, or a value outside a ``Literal``.
+      ConfigError: for an unknown field, a missing one, or a value of another type or outside its range
+        (``core.ranges``).
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} is {data!r}, expected the fields of {cls.__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     names = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     unknown = sorted(set(data) - set(names))
     if unknown:
@@ -245,6 +242,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     origin = typing.get_origin(hint)
+    if origin is Annotated:
+        kind, allowed = typing.get_args(hint)
+        value = _convert(kind, value, where)
+        if value not in allowed:
+            raise ConfigError(f"{where} is {value!r}, expected {allowed}")
+        return value
     if origin is Literal:
         if value not in typing.get_args(hint):
             raise ConfigError(f"{where} is {value!r}; allowed: {', '.join(map(repr, typing.get_args(hint)))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from optimas_jax.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from optimas_jax.learn.config import BatchShape, LossConfig, PolicyLoss
 from optimas_jax.models.config import LoraConfig
 
@@ -25,10 +26,10 @@ class RewardConfig:
     lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
     batch: BatchShape = BatchShape()
-    learning_rate: float = 3e-4
-    epochs: int = 4
-    adapt_epochs: int = 1
-    patience: int = 2
+    learning_rate: PositiveFloat = 3e-4
+    epochs: PositiveInt = 4
+    adapt_epochs: NonNegativeInt = 1
+    patience: PositiveInt = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +58,14 @@ class PolicyConfig:
     lora: LoraConfig = LoraConfig(rank=8, alpha=16.0)
     loss: PolicyLoss = PolicyLoss()
     batch: BatchShape = BatchShape(tokens=2048, group_tokens=1024)
-    updates: int = 16
-    prompts: int = 8
-    samples: int = 8
-    epochs: int = 2
-    minibatch: int = 8
-    learning_rate: float = 5e-4
-    kl_budget: float = 0.3
-    kl_step: float = 0.1
-    kl_horizon: float = 1000.0
-    validate_every: int = 4
-    validation: float = 0.3
+    updates: PositiveInt = 16
+    prompts: PositiveInt = 8
+    samples: PositiveInt = 8
+    epochs: PositiveInt = 2
+    minibatch: PositiveInt = 8
+    learning_rate: PositiveFloat = 5e-4
+    kl_budget: PositiveFloat = 0.3
+    kl_step: PositiveFloat = 0.1
+    kl_horizon: PositiveFloat = 1000.0
+    validate_every: PositiveInt = 4
+    validation: Share = 0.3

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from optimas_jax.core.ranges import NonNegativeInt, PositiveInt
+
 if TYPE_CHECKING:  # a configuration is read without jax
     from jax.sharding import Mesh
 
@@ -21,8 +23,8 @@ class MeshConfig:
       model: devices along ``model``.
     """
 
-    data: int = 0
-    model: int = 1
+    data: NonNegativeInt = 0
+    model: PositiveInt = 1
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

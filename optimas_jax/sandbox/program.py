@@ -65,6 +65,13 @@ class Limits:
     processes: int = 64
     output_bytes: int = 20_000
 
+    def __post_init__(self) -> None:
+        wrong = {name: value for name, value in dataclasses.asdict(self).items() if not value > 0}
+        if wrong:
+            raise ValueError(
+                f"limits are above 0, got {', '.join(f'{name} = {value}' for name, value in wrong.items())}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Ended:

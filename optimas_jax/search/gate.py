@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from optimas_jax.core.ranges import Share
+
 RESAMPLES = 10_000
 _FEWEST = 8  # examples of a first look
 
@@ -66,8 +68,8 @@ class GateConfig:
     """
 
     kind: Literal["", "strict", "paired"] = ""
-    confidence: float = 0.8
-    futility: float = 0.3
+    confidence: Share = 0.8
+    futility: Share = 0.3
 
 
 def accepts(config: GateConfig, comparison: Comparison) -> bool:
