@@ -130,6 +130,7 @@ def make_run(
         system=dataclasses.replace(system, completer=completer, meter=Meter()),
         completer=completer,
         data=Dataset({"train": EXAMPLES, "val": EXAMPLES, "test": EXAMPLES}),
+        engines=None,
         engine=engine,
         policies=None,
         tape=tape,

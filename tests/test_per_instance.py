@@ -92,7 +92,8 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
     folder = RunFolder(workdir, config)
     tape, ledger = Tape(workdir / "tape.sqlite"), Ledger()
     checkpoints = CheckpointStore(workdir / CHECKPOINTS)
-    engine = RewardEngine(REWARD, system.tunable, Engines(MeshConfig(data=1), QUIET), tape, checkpoints, QUIET)
+    engines = Engines(MeshConfig(data=1), QUIET)
+    engine = RewardEngine(REWARD, system.tunable, engines, tape, checkpoints, QUIET)
     completer = TapedCompleter(tape, ledger, system.completer)
     return Run(
         config=config,
@@ -100,6 +101,7 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
         system=dataclasses.replace(system, completer=completer, scorer=RewardScorer(engine, system), meter=Meter()),
         completer=completer,
         data=Dataset({"train": examples("train", 24), "val": examples("val", 12), "test": examples("test", 20)}),
+        engines=engines,
         engine=engine,
         policies=None,
         tape=tape,

@@ -30,11 +30,12 @@ from optimas_jax.llm.remote import ServerConfig
 from optimas_jax.llm.specs import model_name, provider, served
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.completers import check_completers, loaded_here, without_price
-from optimas_jax.loop.config import ConfigError, OptimizeConfig, RunConfig, from_dict
+from optimas_jax.loop.config import ConfigError, EvaluateConfig, OptimizeConfig, RunConfig, from_dict
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.stages import run_stages
-from optimas_jax.loop.train_config import RewardConfig
+from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
+from optimas_jax.parallel.mesh import MeshConfig
 
 
 @pytest.fixture(autouse=True)
@@ -244,14 +245,29 @@ def test_models_that_components_may_choose_are_found():
     [
         ({"reward": RewardConfig("nowhere/model")}, r"no model at 'nowhere/model'"),
         ({"system": SystemConfig(LanguageModel("pypi:unheard-of==1"))}, r"unknown wheel 'unheard-of==1'"),
+        ({"mesh": MeshConfig(data=1000)}, r"config.mesh: a mesh of 1000 x 1 .* does not fit"),
     ],
 )
 def test_a_model_that_is_nowhere_is_missed_before_anything_is_asked(tmp_path, changes, message):
     config = dataclasses.replace(run_config(), **changes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, StopRun), match=message):
         run_stages(config, tmp_path / "run", progress=Progress(quiet=True))
     with closing(Tape(tmp_path / "run" / TAPE)) as tape:
         assert len(tape) == 0
+
+
+def test_what_only_answers_cannot_be_trained(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    for setting, part in (("reward", RewardConfig("openai:gpt-4o")), ("policy", PolicyConfig("openai:gpt-4o"))):
+        with pytest.raises(ConfigError, match=rf"config.{setting}.model is 'openai:gpt-4o', .*hf:NAME"):
+            check_completers(dataclasses.replace(run_config(), **{setting: part}), tmp_path)
+
+
+def test_a_saved_result_that_is_missing_is_said_at_once(tmp_path):
+    config = dataclasses.replace(run_config(), evaluate=EvaluateConfig(folder=str(tmp_path / "best")))
+    with pytest.raises(StopRun, match=r"no .*best/configuration.json"):
+        run_stages(config, tmp_path / "run", progress=Progress(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_models_that_a_run_loads_are_looked_for():

@@ -15,7 +15,7 @@ from optimas_jax.llm.openai import OpenAICompleter
 from optimas_jax.llm.prices import Price, parse_prices, price_of
 from optimas_jax.llm.providers import RoutedCompleter, check_models
 from optimas_jax.llm.remote import ServerConfig
-from optimas_jax.llm.specs import KEYS, provider, served
+from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
 from optimas_jax.loop.config import ConfigError, RunConfig
 from optimas_jax.loop.journal import ADAPTERS, TAPE
 
@@ -53,7 +53,13 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
 
 
 def _check_weights(config: RunConfig) -> None:
-    """Weights are tuned here: a server that answers must load them, and what it serves must be said."""
+    """Weights are trained here: a server that answers must load them, and what it serves must be said."""
+    for setting, model in (("reward", config.reward.model), ("policy", config.policy.model)):
+        if model and provider(model):
+            raise ConfigError(
+                f"config.{setting}.model is {model!r}, which answers requests and cannot be trained here: give "
+                + " or ".join((*(f"{kind}:NAME" for kind in LOCAL), "a path"))
+            )
     own, weights = getattr(config.system, "language_model", None), getattr(config.system, "weights", "")
     if own is None or not weights or not provider(own.model):
         return
@@ -78,9 +84,10 @@ def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
 
 def loaded_here(config: RunConfig, choices: Sequence[str] = ()) -> tuple[str, ...]:
     """Local models that a run loads, each once: those that answer, local rewards, and weights that are tuned."""
+    specs = [spec for spec in answering(config, choices) if not provider(spec)]
     rewards = [] if config.optimize.score == "global" else [config.reward.model]
     tuned = [config.policy.model] if config.policy.model else []
-    return tuple(dict.fromkeys(spec for spec in (*answering(config, choices), *rewards, *tuned) if not provider(spec)))
+    return tuple(dict.fromkeys((*specs, *rewards, *tuned)))
 
 
 def without_price(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:

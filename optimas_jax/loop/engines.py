@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -65,15 +67,29 @@ class Engines:
         self._models: dict[str, LoadedModel] = {}
         self._lock = threading.Lock()
 
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """What models are placed on; raises ``StopRun`` if the devices do not allow it."""
+        try:
+            return make_mesh(self._mesh_config)
+        except ValueError as error:
+            raise StopRun(f"config.mesh: {error}") from error
+
+    def find(self, specs: Iterable[str]) -> None:
+        """Fetches models that are to be loaded later; raises ``WeightsError`` for one that is nowhere."""
+        for spec in specs:
+            self._progress.line(f"looking for {spec}")
+            resolve(spec)
+
     def model(self, spec: str) -> LoadedModel:
         """Loads ``spec`` (``models.weights``) on first use."""
         with self._lock:
             if spec not in self._models:
+                mesh = self.mesh
                 self._progress.line(f"loading {spec}")
                 use_compilation_cache(cache_dir() / "xla")
                 source = resolve(spec)
                 config, compute = load_config(source), default_compute()
-                mesh = make_mesh(self._mesh_config)
                 params = load_params(source, config, compute, shardings(abstract_params(config, compute), mesh))
                 self._models[spec] = LoadedModel(Network(config, compute), mesh, params, load_tokenizer(source))
             return self._models[spec]

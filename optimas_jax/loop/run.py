@@ -21,7 +21,7 @@ from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import ConfigError, OptimizeConfig, RunConfig
 from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder
+from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
 from optimas_jax.loop.local_reward import RewardEngine
 from optimas_jax.loop.policy import PolicyEngine
 from optimas_jax.loop.progress import Progress
@@ -39,6 +39,7 @@ class Run:
       system: with its requests going to the tape.
       completer: the same completer, for proposers.
       data: examples by split, and their chance level.
+      engines: local models.
       engine: trains and evaluates local rewards.
       policies: updates weights.
       tape, ledger, progress: see their classes.
@@ -51,6 +52,7 @@ class Run:
     system: System
     completer: TapedCompleter
     data: Dataset
+    engines: Engines
     engine: RewardEngine
     policies: PolicyEngine
     tape: Tape
@@ -78,6 +80,8 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     """
     started = time.monotonic()
     benchmark = find_benchmark(config.benchmark)
+    if config.evaluate.folder:
+        load_best(Path(config.evaluate.folder))  # one that is missing is said before anything is paid for
     engines = Engines(config.mesh, progress)
     if completer is None:
         check_completers(config, workdir)
@@ -105,6 +109,7 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         system=dataclasses.replace(bare, completer=taped, scorer=RewardScorer(engine, bare), meter=Meter()),
         completer=taped,
         data=data,
+        engines=engines,
         engine=engine,
         policies=PolicyEngine(
             config.policy,

@@ -31,7 +31,6 @@ from optimas_jax.loop.optimize import State, optimize, resolve_mode
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.report import tables, write_html, write_tensorboard
 from optimas_jax.loop.run import Run, build_run
-from optimas_jax.models.weights import resolve
 
 
 class MissingStage(StopRun):
@@ -61,13 +60,17 @@ def run_stages(
 
 
 def _find_models(run: Run) -> None:
-    """Fetches every local model that the stages will load, so that none is missed after others were paid for. Raises
-    ``ValueError`` for one that is nowhere. A folder with completions is not looked at: they may answer everything."""
-    if len(run.tape):
-        return
-    for spec in loaded_here(run.config, models_named(run.system)):
-        run.progress.line(f"looking for {spec}")
-        resolve(spec)
+    """Makes sure that every local model of the stages can be loaded, so that none is missed after others were paid for.
+    A folder with completions is not asked: they may answer everything.
+
+    Raises:
+      ValueError: for a model that is nowhere.
+      StopRun: if devices do not allow the mesh.
+    """
+    specs = loaded_here(run.config, models_named(run.system))
+    if specs and not len(run.tape):
+        _ = run.engines.mesh
+        run.engines.find(specs)
 
 
 @contextlib.contextmanager
