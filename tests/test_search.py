@@ -316,26 +316,33 @@ def test_gaps_are_what_the_best_candidate_would_gain():
 
 def test_uniform_picks_ignore_what_is_known():
     picks = [
-        pick_component("uniform", NAMES, {"a": 1.0}, {"a": [Try(1.0)]}, random.Random(seed)) for seed in range(300)
+        pick_component("uniform", NAMES, {"a": 1.0}, {"a": [Try(1.0)]}, {}, random.Random(seed)) for seed in range(300)
     ]
     counts = collections.Counter(picks)
     assert set(counts) == set(NAMES)
     assert min(counts.values()) > 60
-    assert picks[0] == pick_component("uniform", NAMES, {}, {}, random.Random(0))
+    assert picks[0] == pick_component("uniform", NAMES, {}, {}, {}, random.Random(0))
 
 
 def test_the_gap_rule_tries_every_component_before_it_repeats_one():
     gaps, gains, picks = {"a": 0.1, "b": 0.3, "c": 0.2}, {}, []
     for _ in range(6):
-        picks.append(pick_component("gap", NAMES, gaps, gains, random.Random(0)))
+        picks.append(pick_component("gap", NAMES, gaps, gains, {}, random.Random(0)))
         gains[picks[-1]] = [*gains.get(picks[-1], []), Try(0.0)]
     assert picks == ["b", "c", "a"] * 2
+
+
+def test_the_gap_rule_weighs_gaps_by_what_a_run_from_there_costs():
+    gaps = {"a": 0.25, "b": 0.1, "c": 0.0}
+    assert pick_component("gap", NAMES, gaps, {}, {"a": 310, "b": 60}, random.Random(0)) == "b"
+    assert pick_component("gap", NAMES, gaps, {}, {"a": 100, "b": 60}, random.Random(0)) == "a"
+    assert pick_component("gap", NAMES, gaps, {}, {"a": 100, "b": 0}, random.Random(0)) == "b"  # costs no tokens
 
 
 def test_the_bandit_lets_the_gap_shrink_with_every_try():
     def pick(gains):
         tries = {name: [Try(gain, 100) for gain in some] for name, some in gains.items()}
-        return pick_component("bandit", ("a", "b"), {"a": 0.6, "b": 0.2}, tries, random.Random(0))
+        return pick_component("bandit", ("a", "b"), {"a": 0.6, "b": 0.2}, tries, {}, random.Random(0))
 
     assert pick({}) == "a"
     assert pick({"a": [0.0]}) == "a"  # 0.6 / 2 = 0.3
@@ -346,7 +353,7 @@ def test_the_bandit_lets_the_gap_shrink_with_every_try():
 
 def test_the_bandit_weighs_gain_by_what_it_costs():
     def pick(tries):
-        return pick_component("bandit", ("a", "b"), {"a": 0.4, "b": 0.3}, tries, random.Random(0))
+        return pick_component("bandit", ("a", "b"), {"a": 0.4, "b": 0.3}, tries, {}, random.Random(0))
 
     assert pick({"a": [Try(0.1, 1000)], "b": [Try(0.1, 1000)]}) == "a"  # 0.25 against 0.2, for the same
     assert pick({"a": [Try(0.1, 1000)], "b": [Try(0.1, 700)]}) == "b"  # 0.25 / 1000 against 0.2 / 700
@@ -356,7 +363,7 @@ def test_the_bandit_weighs_gain_by_what_it_costs():
 
 def test_an_unknown_rule_is_named():
     with pytest.raises(ValueError, match="'best'; known: uniform, gap, bandit"):
-        pick_component("best", NAMES, {}, {}, random.Random(0))
+        pick_component("best", NAMES, {}, {}, {}, random.Random(0))
 
 
 # Values that can be listed

@@ -62,6 +62,19 @@ def cost_so_far(run: Run) -> Cost:
     return Cost(**(run.folder.read(COLLECTED) or {})) + stage_cost(run, _PHASE)
 
 
+def costs_from(run: Run) -> dict[str, float]:
+    """By component, mean tokens of its requests so far and of those of everything behind it: what a run of the system
+    costs from there on."""
+    own = {
+        role: (row["prompt_tokens"] + row["completion_tokens"]) / row["requests"]
+        for role, row in run.ledger.to_json().get(_PHASE, {}).items()
+    }
+    return {
+        name: sum(own.get(other, 0.0) for other in (name, *sorted(run.system.descendants(name))))
+        for name in run.components
+    }
+
+
 def is_spent(run: Run) -> bool:
     """Whether the search has used the tokens that it was given."""
     limit = run.config.optimize.max_tokens

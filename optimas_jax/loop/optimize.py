@@ -25,7 +25,7 @@ from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed
 from optimas_jax.core.values import Configuration, Prompt, plain_values, value_to_json
 from optimas_jax.loop.adapt import adapt
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.loop.cost import OutOfTokens, check_tokens, cost_so_far, emit_curve, is_spent
+from optimas_jax.loop.cost import OutOfTokens, check_tokens, cost_so_far, costs_from, emit_curve, is_spent
 from optimas_jax.loop.evaluate import report_failures
 from optimas_jax.loop.gate import confirm, report_gate
 from optimas_jax.loop.propose import propose
@@ -143,7 +143,8 @@ def optimize(run: Run, reward: str, groups: Sequence[Group]) -> State:
 def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> State:
     seed = derive_seed(run.config.seed, "iteration", iteration)
     rng = random.Random(seed)
-    name = pick_component(config.pick, run.components, reward_gaps(state.groups, run.components), state.tries, rng)
+    gaps = reward_gaps(state.groups, run.components)
+    name = pick_component(config.pick, run.components, gaps, state.tries, costs_from(run), rng)
     run.folder.emit("pick", iteration=iteration, component=name)
     run.progress.line(f"[bold]iteration {iteration + 1}/{config.iterations}: {name}[/bold]")
     inputs = _inputs(run, config, iteration)

@@ -40,23 +40,26 @@ def pick_component(
     components: Sequence[str],
     gaps: Mapping[str, float],
     tries: Mapping[str, Sequence[Try]],
+    costs: Mapping[str, float],
     rng: random.Random,
 ) -> str:
     """The component of the next iteration.
 
     Args:
-      kind: ``uniform`` (paper, Algorithm 1), ``gap`` (largest gap among the components tried least often) or ``bandit``
-        (largest optimistic gain per token: the gap shrinks with every try, the mean gain so far takes its place).
+      kind: ``uniform`` (paper, Algorithm 1), ``gap`` (largest gap per token among the components tried least often) or
+        ``bandit`` (largest optimistic gain per token: the gap shrinks with every try, the mean gain so far takes its
+        place).
       components: to choose from.
       gaps: from ``reward_gaps``.
       tries: so far, by component.
+      costs: tokens of a run of the system from a component on, which is what a gate repeats and local rewards save.
     """
     if kind == "uniform":
         return rng.choice(list(components))
     if kind == "gap":
         fewest = min(len(tries.get(name, ())) for name in components)
         open_ = [name for name in components if len(tries.get(name, ())) == fewest]
-        return max(open_, key=lambda name: gaps.get(name, 0.0))
+        return max(open_, key=lambda name: gaps.get(name, 0.0) / max(1.0, costs.get(name, 0.0)))
     if kind == "bandit":
         return max(
             components, key=lambda name: _optimism(gaps.get(name, 0.0), tries.get(name, ())) / _cost(name, tries)
