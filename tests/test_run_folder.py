@@ -2,10 +2,12 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from runs import run_config
+from runs import ROOT, run_config
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration, Demo, Hyperparameters, Prompt
@@ -55,6 +57,26 @@ def test_the_same_configuration_opens_its_folder_again(tmp_path):
     first, second = folder(tmp_path), folder(tmp_path)
     assert first.path == second.path == tmp_path / "run"
     assert json.loads((first.path / "config.json").read_text())["benchmark"] == "hotpotqa"
+
+
+def test_a_folder_is_one_processs_at_a_time(tmp_path):
+    opened = folder(tmp_path)
+    code = (
+        "import pathlib, sys; sys.path.insert(0, 'tests')\n"
+        "from test_run_folder import folder\n"
+        f"try: folder(pathlib.Path({str(tmp_path)!r}))\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "else: print('opened')"
+    )
+
+    def other_process():
+        command = [sys.executable, "-c", code]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert other_process().startswith("FolderError another process runs in ")
+    opened.close()
+    assert other_process() == "opened\n"
 
 
 def test_another_configuration_is_refused_with_every_field_that_differs(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +16,7 @@ from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.loop.config import RunConfig, differences, to_dict
 
-TAPE = "tape.sqlite"
+TAPE, LOCK = "tape.sqlite", ".lock"
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and those that its best/ needs
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
@@ -37,16 +39,19 @@ class RunFolder:
     """Everything a run leaves on disk."""
 
     def __init__(self, workdir: Path, config: RunConfig):
-        """Creates the folder, or checks that it belongs to the same configuration.
+        """Creates the folder, or checks that it belongs to the same configuration, and keeps other processes out until
+        ``close``.
 
         Raises:
-          FolderError: if it belongs to another one (names every field that differs) or cannot be written.
+          FolderError: if it belongs to another one (names every field that differs), another process runs in it, or it
+            cannot be written.
         """
         self.path = workdir.resolve()
         plain = json.loads(json.dumps(to_dict(config)))
         file = self.path / "config.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.path)
             if file.is_file():
                 old = json.loads(file.read_text(encoding="utf-8"))
                 if not isinstance(old, dict):
@@ -60,6 +65,10 @@ class RunFolder:
         except OSError as error:
             raise FolderError(f"cannot write to {self.path} ({error})") from error
         self._cursor = 0
+
+    def close(self) -> None:
+        """Lets other processes use the folder, as does the end of this one, however it ends."""
+        os.close(self._lock)
 
     def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         for name in _FREE:
@@ -154,6 +163,25 @@ class RunFolder:
             partial.rename(target)
         except OSError as error:
             raise FolderError(f"cannot copy {part} to {folder} ({error})") from error
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor that holds the folder's lock; one process may hold it many times.
+
+    Raises:
+      FolderError: if another process holds it.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise FolderError(
+                f"another process runs in {folder}: wait for its end, or use another --workdir"
+            ) from error
+        # else a file system without locks, where nothing can be known
+    return descriptor
 
 
 def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:

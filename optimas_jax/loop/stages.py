@@ -75,7 +75,7 @@ def _find_models(run: Run) -> None:
 
 @contextlib.contextmanager
 def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Iterator[Run]:
-    """A run (``build_run``) whose stages share one set of loaded models; its tape is closed at the end."""
+    """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end."""
     run = build_run(config, workdir, progress, completer)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.splits.items())
     progress.line(
@@ -86,6 +86,7 @@ def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Co
         yield run
     finally:
         run.tape.close()
+        run.folder.close()
 
 
 def run_stage(run: Run, name: str) -> None:
