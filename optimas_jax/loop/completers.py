@@ -77,7 +77,8 @@ def _check_weights(config: RunConfig) -> None:
 
 
 def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
-    """Models that may be asked: of the system, of proposers, and ``choices``; some more than once."""
+    """Models that may be asked: of the system, of proposers, and ``choices``; some more than once. ``models`` of a
+    system's settings, where it has that field, are specs."""
     models = [model.model for model in _language_models(config)]
     return [*models, *getattr(config.system, "models", ()), *_api_models((config.system, config.proposer)), *choices]
 

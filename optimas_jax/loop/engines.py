@@ -20,7 +20,7 @@ from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.lora import Params
 from optimas_jax.models.sampler import Sampler
 from optimas_jax.models.tokenizer import Tokenizer, load_tokenizer
-from optimas_jax.models.weights import cache_dir, load_config, load_params, resolve
+from optimas_jax.models.weights import ModelSource, cache_dir, load_config, load_params, resolve
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
 from optimas_jax.parallel.platform import default_compute, free_memory
@@ -64,6 +64,7 @@ class Engines:
 
     def __init__(self, mesh: MeshConfig, progress: Progress):
         self._mesh_config, self._progress = mesh, progress
+        self._sources: dict[str, ModelSource] = {}
         self._models: dict[str, LoadedModel] = {}
         self._lock = threading.Lock()
 
@@ -79,7 +80,13 @@ class Engines:
         """Fetches models that are to be loaded later; raises ``WeightsError`` for one that is nowhere."""
         for spec in specs:
             self._progress.line(f"looking for {spec}")
-            resolve(spec)
+            self._source(spec)
+
+    def _source(self, spec: str) -> ModelSource:
+        """Found once: a hub is asked, and the hash of a large file computed, every time that a spec is resolved."""
+        if spec not in self._sources:
+            self._sources[spec] = resolve(spec)
+        return self._sources[spec]
 
     def model(self, spec: str) -> LoadedModel:
         """Loads ``spec`` (``models.weights``) on first use."""
@@ -88,7 +95,7 @@ class Engines:
                 mesh = self.mesh
                 self._progress.line(f"loading {spec}")
                 use_compilation_cache(cache_dir() / "xla")
-                source = resolve(spec)
+                source = self._source(spec)
                 config, compute = load_config(source), default_compute()
                 params = load_params(source, config, compute, shardings(abstract_params(config, compute), mesh))
                 self._models[spec] = LoadedModel(Network(config, compute), mesh, params, load_tokenizer(source))
