@@ -7,10 +7,10 @@ import ml_collections
 
 from optimas_jax.benchmarks.data import Dataset, deal
 from optimas_jax.core.metrics import exact_match
+from optimas_jax.core.plain import to_dict
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.llm.component import llm_component
-from optimas_jax.loop.config import to_dict
 from optimas_jax.loop.presets import own
 
 METRIC = "exact match"

@@ -15,6 +15,7 @@ from runs import run_config
 from served import serving
 from test_tune_weights import NAME, config
 
+from optimas_jax.core.plain import ConfigError
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
@@ -22,7 +23,6 @@ from optimas_jax.llm.limits import Retries, retry
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.openai import OpenAICompleter
 from optimas_jax.llm.remote import ServerConfig, ServerError
-from optimas_jax.loop.config import ConfigError
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.run import build_run

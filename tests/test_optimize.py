@@ -15,12 +15,13 @@ from enumerable import EXAMPLES, QUIET, ExactRewards, enumerable_system, make_ru
 from rich.console import Console
 from runs import run_config
 
+from optimas_jax.core.plain import ConfigError
 from optimas_jax.core.system import Job, run_many
 from optimas_jax.core.types import Group
 from optimas_jax.learn.checkpoint import CheckpointStore
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.collect import CollectConfig, collect
-from optimas_jax.loop.config import ConfigError, OptimizeConfig
+from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.cost import read_curve
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.journal import load_best

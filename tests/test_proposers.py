@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from systems import example, tool
 
+from optimas_jax.core.plain import ConfigError, from_dict
 from optimas_jax.core.render_search import ScoredInstruction, shorten
 from optimas_jax.core.types import Example, Outcome, Step, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.config import ConfigError, OptimizeConfig, from_dict
+from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.search import copro, mipro, opro, random_search, reflect
 from optimas_jax.search.demos import ScoredDemo, labelled_demos
 from optimas_jax.search.instructions import propose_instructions

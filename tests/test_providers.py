@@ -19,6 +19,9 @@ from served import serving_app
 from test_whole_run import scripted_config
 
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
+from optimas_jax.compare.cell import run_cell
+from optimas_jax.compare.optimizers import Ours
+from optimas_jax.core.plain import ConfigError, from_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
 from optimas_jax.llm.component import LanguageModel
@@ -30,7 +33,7 @@ from optimas_jax.llm.remote import ServerConfig
 from optimas_jax.llm.specs import model_name, provider, served
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.completers import check_completers, loaded_here, without_price
-from optimas_jax.loop.config import ConfigError, EvaluateConfig, OptimizeConfig, RunConfig, from_dict
+from optimas_jax.loop.config import EvaluateConfig, OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.stages import run_stages
@@ -249,9 +252,11 @@ def test_models_that_components_may_choose_are_found():
     ],
 )
 def test_a_model_that_is_nowhere_is_missed_before_anything_is_asked(tmp_path, changes, message):
-    config = dataclasses.replace(run_config(), **changes)
+    config, quiet = dataclasses.replace(run_config(), **changes), Progress(quiet=True)
     with pytest.raises((ValueError, StopRun), match=message):
-        run_stages(config, tmp_path / "run", progress=Progress(quiet=True))
+        run_stages(config, tmp_path / "run", progress=quiet)
+    with pytest.raises((ValueError, StopRun), match=message):
+        run_cell(Ours("demos", "local"), config, tmp_path, progress=quiet)  # resumes the same run folder
     with closing(Tape(tmp_path / "run" / TAPE)) as tape:
         assert len(tape) == 0
 

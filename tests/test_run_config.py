@@ -10,7 +10,8 @@ from runs import get_config, run_config
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
-from optimas_jax.loop.config import ConfigError, RunConfig, differences, from_dict, parse_config, to_dict
+from optimas_jax.core.plain import ConfigError, from_dict, to_dict
+from optimas_jax.loop.config import RunConfig, differences, parse_config
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.search.gate import GateConfig
 

@@ -131,11 +131,11 @@ def test_settings_of_a_language_model_are_hyperparameters():
 @pytest.mark.parametrize(
     ("grid", "said"),
     [
-        ({"temperature": (0.0, -0.1)}, "component 'a': temperature = -0.1 is not possible"),
-        ({"max_tokens": (8, 0)}, "max_tokens = 0"),
-        ({"max_tokens": (8, 8.5)}, "max_tokens = 8.5"),
-        ({"model": ("m", 3)}, "model = 3"),
-        ({"top_p": (1.0, 1.5)}, "top_p = 1.5"),
+        ({"temperature": (0.0, -0.1)}, "component 'a': grid.temperature is -0.1, expected at least 0"),
+        ({"max_tokens": (8, 0)}, "max_tokens is 0, expected at least 1"),
+        ({"max_tokens": (8, 8.5)}, "max_tokens is 8.5, expected int"),
+        ({"model": ("m", 3)}, "model is 3, expected str"),
+        ({"top_p": (1.0, 1.5)}, "top_p is 1.5, expected above 0 and at most 1"),
         ({"warmth": (0.0,)}, "unknown setting 'warmth' of a language model; known: model, temperature"),
         ({"temperature": (0.5, 0.7)}, "is not on the grid"),
     ],

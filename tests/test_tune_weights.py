@@ -7,12 +7,12 @@ import pytest
 from runs import run_config
 
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
+from optimas_jax.core.plain import ConfigError
 from optimas_jax.core.system import Job, run_many
 from optimas_jax.core.types import Outcome, Step
 from optimas_jax.core.values import BASE, Adapter
 from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.config import ConfigError
 from optimas_jax.loop.policy import PolicyEngine
 from optimas_jax.loop.progress import Progress
 from optimas_jax.loop.run import build_run

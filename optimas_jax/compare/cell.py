@@ -34,7 +34,7 @@ from optimas_jax.loop.config import RunConfig, parse_config
 from optimas_jax.loop.cost import read_curve
 from optimas_jax.loop.journal import write_json
 from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.stages import open_run, run_stage
+from optimas_jax.loop.stages import find_models, open_run, run_stage
 
 TASK, CELL, RUN = "task.json", "cell.json", "run"  # what to do, what came out, the run folder
 CLOCK = "seconds.json"  # of the search so far
@@ -54,10 +54,13 @@ def run_cell(
       completer: see ``build_run``.
 
     Raises:
+      ValueError: for a model that is nowhere.
       StopRun: with a message for the user; what was paid for is kept.
     """
     workdir, note = folder / RUN, ""
     with open_run(config, workdir, progress or Progress(), completer) as run:
+        if completer is None:
+            find_models(run)
         with _clock(folder / CLOCK):
             if isinstance(optimizer, Ours):
                 for stage in ("collect", "train", "optimize"):

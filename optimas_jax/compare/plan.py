@@ -14,8 +14,9 @@ from rich.markup import escape
 
 from optimas_jax.compare.cell import CELL, write_task
 from optimas_jax.compare.optimizers import Optimizer
+from optimas_jax.core.plain import to_dict
 from optimas_jax.core.types import StopRun
-from optimas_jax.loop.config import RunConfig, to_dict
+from optimas_jax.loop.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 _INTERRUPTED = 130

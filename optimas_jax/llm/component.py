@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from optimas_jax.core.plain import ConfigError, from_dict, to_dict
 from optimas_jax.core.ranges import NonNegativeFloat, PositiveInt, PositiveShare
 from optimas_jax.core.render import render_chat, render_text
 from optimas_jax.core.system import Component, ComponentFailure, RunContext
@@ -51,27 +52,12 @@ def configured(language_model: LanguageModel, settings: Mapping[str, Any]) -> La
     """The language model with some of its ``SETTINGS`` changed.
 
     Raises:
-      ValueError: for another setting, or a value that it cannot have.
+      ConfigError: for another setting, or a value that it cannot have.
     """
-    allowed = {
-        "model": lambda value: isinstance(value, str) and bool(value),
-        "temperature": lambda value: _is_number(value) and value >= 0,
-        "top_p": lambda value: _is_number(value) and 0 < value <= 1,
-        "max_tokens": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-    }
-    for name, value in settings.items():
-        if name not in allowed:
-            raise ValueError(f"unknown setting {name!r} of a language model; known: {', '.join(SETTINGS)}")
-        if not allowed[name](value):
-            raise ValueError(
-                f"{name} = {value!r} is not possible: a model is a name, a temperature 0 or more, top_p above 0 and at "
-                "most 1, max_tokens a whole number of at least 1"
-            )
-    return dataclasses.replace(language_model, **settings)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    for name in settings:
+        if name not in SETTINGS:
+            raise ConfigError(f"unknown setting {name!r} of a language model; known: {', '.join(SETTINGS)}")
+    return from_dict(LanguageModel, to_dict(language_model) | dict(settings), "grid")
 
 
 def llm_component(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.plain import ConfigError
 from optimas_jax.llm.anthropic import AnthropicCompleter
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.component import LanguageModel
@@ -16,7 +17,7 @@ from optimas_jax.llm.prices import Price, parse_prices, price_of
 from optimas_jax.llm.providers import RoutedCompleter, check_models
 from optimas_jax.llm.remote import ServerConfig
 from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
-from optimas_jax.loop.config import ConfigError, RunConfig
+from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.journal import ADAPTERS, TAPE
 
 

@@ -7,12 +7,12 @@ Library code sees the dataclasses only. A field is declared once, where it is us
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
+from optimas_jax.core.plain import ConfigError, from_dict
 from optimas_jax.core.ranges import NonNegativeInt, PositiveInt, Share
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
@@ -172,26 +172,6 @@ class RunConfig:
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
-T = typing.TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used: says which field, the value seen and the values allowed."""
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain data of a dataclass, mappings copied."""
-    return {
-        field.name: to_dict(value)
-        if dataclasses.is_dataclass(value)
-        else dict(value)
-        if isinstance(value, Mapping)
-        else value
-        for field in dataclasses.fields(config)
-        for value in [getattr(config, field.name)]
-    }
-
-
 def parse_config(data: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run from nested plain data, its ``system`` by the benchmark's own class.
 
@@ -207,65 +187,6 @@ def parse_config(data: Mapping[str, Any]) -> RunConfig:
     if config.data.source not in sources:
         raise ConfigError(f"config.data.source is {config.data.source!r}; allowed: {', '.join(map(repr, sources))}")
     return dataclasses.replace(config, system=from_dict(settings_class(benchmark), config.system, "config.system"))
-
-
-def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T:
-    """Builds a dataclass from nested plain data.
-
-    Raises:
-      ConfigError: for an unknown field, a missing one, or a value of another type or outside its range
-        (``core.ranges``).
-    """
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} is {data!r}, expected the fields of {cls.__name__}")
-    hints = typing.get_type_hints(cls, include_extras=True)
-    names = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
-    unknown = sorted(set(data) - set(names))
-    if unknown:
-        raise ConfigError(f"{where} has no field {', '.join(unknown)}; it has {', '.join(names)}")
-    values = {}
-    for name, field in names.items():
-        if name not in data:
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                raise ConfigError(f"{where}.{name} is missing")
-            continue
-        values[name] = _convert(hints[name], data[name], f"{where}.{name}")
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(cast(type, hint), value, where)
-    if hint is Any:
-        return value
-    origin = typing.get_origin(hint)
-    if origin is Annotated:
-        kind, allowed = typing.get_args(hint)
-        value = _convert(kind, value, where)
-        if value not in allowed:
-            raise ConfigError(f"{where} is {value!r}, expected {allowed}")
-        return value
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{where} is {value!r}; allowed: {', '.join(map(repr, typing.get_args(hint)))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} is {value!r}, expected a list")
-        return tuple(_convert(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} is {value!r}, expected names with values")
-        return {key: _convert(typing.get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    wrong = isinstance(hint, type) and not isinstance(value, hint)
-    if wrong or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} is {value!r}, expected {hint.__name__}")
-    return value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config") -> list[str]:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.plain import to_dict
 from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
-from optimas_jax.loop.config import RunConfig, differences, to_dict
+from optimas_jax.loop.config import RunConfig, differences
 
 TAPE, LOCK = "tape.sqlite", ".lock"
 ADAPTERS = "adapters"  # of a run folder, and of its best/

@@ -12,10 +12,11 @@ from typing import Any
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import SystemConfig
+from optimas_jax.core.plain import to_dict
 from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.collect import CollectConfig
-from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig, to_dict
+from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
 from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
 from optimas_jax.models.config import LoraConfig
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.benchmarks.modules import find_benchmark
+from optimas_jax.core.plain import ConfigError
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, LoraSpace, Models
@@ -19,7 +20,7 @@ from optimas_jax.llm.providers import models_named
 from optimas_jax.llm.sandbox import SandboxCompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
-from optimas_jax.loop.config import ConfigError, OptimizeConfig, RunConfig
+from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.engines import Engines
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
 from optimas_jax.loop.local_reward import RewardEngine

@@ -54,23 +54,9 @@ def run_stages(
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join(STAGES)}")
     with open_run(config, workdir, progress or Progress(), completer) as run:
         if stage == "all" and completer is None:
-            _find_models(run)
+            find_models(run)
         for name in STAGES if stage == "all" else (stage,):
             run_stage(run, name)
-
-
-def _find_models(run: Run) -> None:
-    """Makes sure that every local model of the stages can be loaded, so that none is missed after others were paid for.
-    A folder with completions is not asked: they may answer everything.
-
-    Raises:
-      ValueError: for a model that is nowhere.
-      StopRun: if devices do not allow the mesh.
-    """
-    specs = loaded_here(run.config, models_named(run.system))
-    if specs and not len(run.tape):
-        _ = run.engines.mesh
-        run.engines.find(specs)
 
 
 @contextlib.contextmanager
@@ -87,6 +73,20 @@ def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Co
     finally:
         run.tape.close()
         run.folder.close()
+
+
+def find_models(run: Run) -> None:
+    """Makes sure that every local model of the stages can be loaded, so that none is missed after others were paid for.
+    A folder with completions is not asked: they may answer everything.
+
+    Raises:
+      ValueError: for a model that is nowhere.
+      StopRun: if devices do not allow the mesh.
+    """
+    specs = loaded_here(run.config, models_named(run.system))
+    if specs and not len(run.tape):
+        _ = run.engines.mesh
+        run.engines.find(specs)
 
 
 def run_stage(run: Run, name: str) -> None:
