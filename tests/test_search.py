@@ -18,7 +18,7 @@ from optimas_jax.search.demos import ScoredDemo, demo_pool, propose_demos
 from optimas_jax.search.gate import Comparison, GateConfig, accepts, compare, is_futile, looks, mean_interval
 from optimas_jax.search.instructions import parse_instruction, propose_instructions
 from optimas_jax.search.opro import opro_requests
-from optimas_jax.search.pick import Try, pick_component, reward_gaps
+from optimas_jax.search.pick import pick_component, reward_gaps
 from optimas_jax.search.task import Effort, PromptTask
 
 CURRENT = Prompt("current")
@@ -315,9 +315,7 @@ def test_gaps_are_what_the_best_candidate_would_gain():
 
 
 def test_uniform_picks_ignore_what_is_known():
-    picks = [
-        pick_component("uniform", NAMES, {"a": 1.0}, {"a": [Try(1.0)]}, {}, random.Random(seed)) for seed in range(300)
-    ]
+    picks = [pick_component("uniform", NAMES, {"a": 1.0}, {"a": [1.0]}, {}, random.Random(seed)) for seed in range(300)]
     counts = collections.Counter(picks)
     assert set(counts) == set(NAMES)
     assert min(counts.values()) > 60
@@ -328,7 +326,7 @@ def test_the_gap_rule_tries_every_component_before_it_repeats_one():
     gaps, gains, picks = {"a": 0.1, "b": 0.3, "c": 0.2}, {}, []
     for _ in range(6):
         picks.append(pick_component("gap", NAMES, gaps, gains, {}, random.Random(0)))
-        gains[picks[-1]] = [*gains.get(picks[-1], []), Try(0.0)]
+        gains[picks[-1]] = [*gains.get(picks[-1], []), 0.0]
     assert picks == ["b", "c", "a"] * 2
 
 
@@ -341,8 +339,7 @@ def test_the_gap_rule_weighs_gaps_by_what_a_run_from_there_costs():
 
 def test_the_bandit_lets_the_gap_shrink_with_every_try():
     def pick(gains):
-        tries = {name: [Try(gain, 100) for gain in some] for name, some in gains.items()}
-        return pick_component("bandit", ("a", "b"), {"a": 0.6, "b": 0.2}, tries, {}, random.Random(0))
+        return pick_component("bandit", ("a", "b"), {"a": 0.6, "b": 0.2}, gains, {}, random.Random(0))
 
     assert pick({}) == "a"
     assert pick({"a": [0.0]}) == "a"  # 0.6 / 2 = 0.3
@@ -352,13 +349,13 @@ def test_the_bandit_lets_the_gap_shrink_with_every_try():
 
 
 def test_the_bandit_weighs_gain_by_what_it_costs():
-    def pick(tries):
-        return pick_component("bandit", ("a", "b"), {"a": 0.4, "b": 0.3}, tries, {}, random.Random(0))
+    def pick(gains, costs):
+        return pick_component("bandit", ("a", "b"), {"a": 0.4, "b": 0.3}, gains, costs, random.Random(0))
 
-    assert pick({"a": [Try(0.1, 1000)], "b": [Try(0.1, 1000)]}) == "a"  # 0.25 against 0.2, for the same
-    assert pick({"a": [Try(0.1, 1000)], "b": [Try(0.1, 700)]}) == "b"  # 0.25 / 1000 against 0.2 / 700
-    assert pick({"a": [Try(0.1, 1000)]}) == "b"  # 0.25 against 0.3, which is taken to cost as much as all tries so far
-    assert pick({"a": [Try(0.5, 0)], "b": [Try(0.0, 0)]}) == "a"  # what costs no tokens is not free of meaning
+    assert pick({}, {"a": 1000, "b": 700}) == "b"  # 0.4 / 1000 against 0.3 / 700
+    assert pick({"a": [0.1], "b": [0.1]}, {"a": 1000, "b": 1000}) == "a"  # 0.25 against 0.2, for the same
+    assert pick({"a": [0.1], "b": [0.1]}, {"a": 1000, "b": 700}) == "b"  # 0.25 / 1000 against 0.2 / 700
+    assert pick({"a": [0.5], "b": [0.0]}, {}) == "a"  # what costs no tokens is not free of meaning
 
 
 def test_an_unknown_rule_is_named():

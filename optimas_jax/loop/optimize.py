@@ -32,7 +32,7 @@ from optimas_jax.loop.propose import propose
 from optimas_jax.loop.rank import Proposal, Runs, Screen, emit_proposals
 from optimas_jax.loop.run import Run
 from optimas_jax.search.gate import Comparison
-from optimas_jax.search.pick import Try, pick_component, reward_gaps
+from optimas_jax.search.pick import pick_component, reward_gaps
 
 MODES: Mapping[str, Mapping[str, Any]] = {
     "paper": {
@@ -81,7 +81,8 @@ class State:
       groups: all groups so far.
       val_traces: validation runs under ``configuration``.
       accepted: a summary of each accepted proposal.
-      tries: every try so far, by component.
+      gains: of the validation score, by component, of every proposal that paid for the gate, 0 for a rejected one and
+        for an iteration without any.
       history: scored instructions by component.
       adaptations: of local rewards so far.
       rejected: digests of the configurations that the gate refused in place of this one.
@@ -93,15 +94,15 @@ class State:
     groups: tuple[Group, ...]
     val_traces: tuple[Trace, ...]
     accepted: tuple[Mapping[str, Any], ...] = ()
-    tries: Mapping[str, tuple[Try, ...]] = dataclasses.field(default_factory=dict)
+    gains: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     history: Mapping[str, tuple[ScoredInstruction, ...]] = dataclasses.field(default_factory=dict)
     adaptations: int = 0
     rejected: frozenset[str] = frozenset()
     train_traces: Mapping[str, Trace] = dataclasses.field(default_factory=dict)
 
-    def tried(self, name: str, one: Try) -> State:
+    def tried(self, name: str, gain: float) -> State:
         """With one more try of a component."""
-        return dataclasses.replace(self, tries={**self.tries, name: (*self.tries.get(name, ()), one)})
+        return dataclasses.replace(self, gains={**self.gains, name: (*self.gains.get(name, ()), gain)})
 
 
 def optimize(run: Run, reward: str, groups: Sequence[Group]) -> State:
@@ -144,11 +145,10 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
     seed = derive_seed(run.config.seed, "iteration", iteration)
     rng = random.Random(seed)
     gaps = reward_gaps(state.groups, run.components)
-    name = pick_component(config.pick, run.components, gaps, state.tries, costs_from(run), rng)
+    name = pick_component(config.pick, run.components, gaps, state.gains, costs_from(run), rng)
     run.folder.emit("pick", iteration=iteration, component=name)
     run.progress.line(f"[bold]iteration {iteration + 1}/{config.iterations}: {name}[/bold]")
     inputs = _inputs(run, config, iteration)
-    tokens = cost_so_far(run).tokens
     state, runs = _with_base_runs(run, state, inputs)
     gates = 0
     try:
@@ -163,8 +163,8 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
             result = confirm(run, config.gate, state.configuration, state.val_traces, name, proposal)
             accepted, comparison, val_traces = result
             report_gate(run, iteration, name, proposal, comparison, accepted)
-            before, tokens, gates = tokens, cost_so_far(run).tokens, gates + 1
-            state = state.tried(name, Try(comparison.mean if accepted else 0.0, tokens - before))
+            gates += 1
+            state = state.tried(name, comparison.mean if accepted else 0.0)
             if accepted:
                 state = _accept(run, state, iteration, name, proposal, comparison, val_traces)
                 emit_curve(run, "accept", iteration, _mean_score(state.val_traces))
@@ -177,8 +177,8 @@ def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> 
     except OutOfTokens:
         return state
     # The gap rule takes turns by tries: a component without proposals has had its turn once.
-    if not gates and (config.pick == "bandit" or not state.tries.get(name)):
-        state = state.tried(name, Try(0.0, cost_so_far(run).tokens - tokens))
+    if not gates and (config.pick == "bandit" or not state.gains.get(name)):
+        state = state.tried(name, 0.0)
     return state
 
 
