@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import random
 
@@ -16,7 +17,7 @@ from optimas_jax.core.types import Example, Outcome, Step, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.search import copro, mipro, opro, random_search, reflect
+from optimas_jax.search import copro, demos, mipro, opro, random_search, reflect
 from optimas_jax.search.demos import ScoredDemo, labelled_demos
 from optimas_jax.search.instructions import propose_instructions
 from optimas_jax.search.proposers import PROPOSERS, proposer_names
@@ -189,6 +190,21 @@ def test_mipro_searches_pairs_of_instructions_and_demonstrations():
     sets = mipro.demo_candidates(script.task)
     assert () in sets and any(demo in script.task.labelled for one in sets for demo in one)
     assert all(len(one) <= 2 for one in sets) and all(sets.count(one) == 1 for one in sets)
+
+
+def test_every_three_sets_of_good_runs_come_with_one_of_labelled_examples():
+    def kinds(**changes):
+        return collections.Counter(kind for kind, _ in demos.propose(Scripted(numbered, **changes).task))
+
+    assert kinds(demo_sets=3) == {"demos": 3, "labelled": 1}
+    assert kinds(demo_sets=4) == {"demos": 4, "labelled": 2}
+    assert kinds(demo_sets=3, labelled=[]) == {"demos": 3}
+    assert kinds(demo_sets=3, pool=[]) == {"labelled": 1}
+    assert kinds(demo_sets=0) == kinds(demo_size=0) == {}
+    task = Scripted(numbered, demo_sets=4).task
+    one, two = (prompt for kind, prompt in demos.propose(task) if kind == "labelled")
+    assert one.instruction == CURRENT.instruction and len(set(map(str, one.demos))) == 2
+    assert set(map(str, one.demos + two.demos)) <= set(map(str, task.labelled)) and one != two
 
 
 def test_random_search_sees_no_score():

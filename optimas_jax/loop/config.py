@@ -56,7 +56,8 @@ class OptimizeConfig:
       per_instance: how a component that chooses a model may choose one for each input, by its local reward: ``argmax``,
         ``sample`` (in proportion to exp(r)) or ``never``.
       best_of: samples of which the local reward keeps one, proposed for every component; 0 for no such proposals.
-      demo_sets: bootstrapped demonstration sets per iteration; 0 for instructions only.
+      demo_sets: bootstrapped demonstration sets per iteration, and a third as many of labelled examples; 0 for
+        instructions only.
       demo_size: demonstrations of a set.
       demo_min_reward: least global reward of a trajectory that demonstrations are taken from.
       gate_top: this many proposals, the best first, may pay for the gate in an iteration.

@@ -1,5 +1,6 @@
-"""Demonstrations bootstrapped from the best trajectories, as DSPy's few-shot bootstrapping does for whole programs;
-here each component draws on its own candidates and their Monte Carlo rewards."""
+"""Demonstrations: bootstrapped from the best trajectories, as DSPy's few-shot bootstrapping does for whole programs,
+where here each component draws on its own candidates and their Monte Carlo rewards; and labelled ones, for components
+whose outputs the examples have."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optimas_jax.core.system import Component
-from optimas_jax.core.types import Example, Group, Trace, digest
+from optimas_jax.core.types import Example, Group, Trace, derive_seed, digest
 from optimas_jax.core.values import Demo, Prompt
 
 if TYPE_CHECKING:
@@ -70,10 +71,18 @@ def propose_demos(
 
 
 def propose(task: PromptTask) -> Proposals:
-    """The current instruction with bootstrapped demonstrations."""
+    """The current instruction with bootstrapped demonstrations; and for every three such sets one of labelled ones."""
     size, count = min(task.effort.demo_size, task.space.max_demos), task.effort.demo_sets
-    prompts = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng) if count else []
-    return [("demos", prompt) for prompt in prompts]
+    made = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng) if count else []
+    labelled = [Prompt(task.current.instruction, demos) for demos in labelled_sets(task, -(-count // 3))]
+    return [("demos", prompt) for prompt in made] + [("labelled", prompt) for prompt in labelled]
+
+
+def labelled_sets(task: PromptTask, count: int) -> list[tuple[Demo, ...]]:
+    """Random sets of labelled demonstrations; none where there are no labels."""
+    size = min(task.effort.demo_size, task.space.max_demos, len(task.labelled))
+    rng = random.Random(derive_seed(task.seed, "labelled"))
+    return [tuple(rng.sample(list(task.labelled), size)) for _ in range(count)] if size else []
 
 
 def labelled_demos(component: Component, runs: Sequence[tuple[Example, Trace]], max_chars: int = 1500) -> list[Demo]:

@@ -14,7 +14,7 @@ from optimas_jax.core.render_search import render_data_summary, render_grounded
 from optimas_jax.core.types import derive_seed
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.search.choices import maximise
-from optimas_jax.search.demos import propose_demos
+from optimas_jax.search.demos import labelled_sets, propose_demos
 from optimas_jax.search.instructions import propose_instructions
 from optimas_jax.search.task import PromptTask, Proposals
 
@@ -33,12 +33,7 @@ _AIMS = (
 def demo_candidates(task: PromptTask) -> list[tuple[Demo, ...]]:
     """Sets to choose from: no demonstrations, those in use, labelled ones, and ``effort.demo_sets`` bootstrapped."""
     size = min(task.effort.demo_size, task.space.max_demos)
-    sets: list[tuple[Demo, ...]] = [(), task.current.demos]
-    if size and task.labelled:
-        drawn = random.Random(derive_seed(task.seed, "labelled")).sample(
-            list(task.labelled), min(size, len(task.labelled))
-        )
-        sets.append(tuple(drawn))
+    sets: list[tuple[Demo, ...]] = [(), task.current.demos, *labelled_sets(task, 1)]
     if size:
         found = propose_demos(task.pool, task.current, size=size, count=task.effort.demo_sets, rng=task.rng)
         sets += [prompt.demos for prompt in found]

@@ -27,7 +27,7 @@ class Effort:
       instructions: that a proposer is asked for; the breadth of COPRO.
       depth: rounds of COPRO.
       rewrites: of reflective rewriting.
-      demo_sets: sets of demonstrations.
+      demo_sets: sets of bootstrapped demonstrations.
       demo_size: demonstrations of a set.
       trials: points that TPE may score.
     """
