@@ -59,7 +59,7 @@ def run_cell(
     """
     workdir, note = folder / RUN, ""
     with open_run(config, workdir, progress or Progress(), completer) as run:
-        if completer is None:
+        if completer is None and isinstance(optimizer, Ours):  # a peer needs no local reward
             find_models(run)
         with _clock(folder / CLOCK):
             if isinstance(optimizer, Ours):

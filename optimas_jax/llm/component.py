@@ -48,16 +48,12 @@ class LanguageModel:
 SETTINGS = ("model", "temperature", "top_p", "max_tokens")  # of a language model, tunable by a grid
 
 
-def configured(language_model: LanguageModel, settings: Mapping[str, Any]) -> LanguageModel:
-    """The language model with some of its ``SETTINGS`` changed.
-
-    Raises:
-      ConfigError: for another setting, or a value that it cannot have.
-    """
+def _check_settings(language_model: LanguageModel, settings: Mapping[str, Any]) -> None:
+    """Raises ``ConfigError`` for what is not among ``SETTINGS``, or a value that the language model cannot have."""
     for name in settings:
         if name not in SETTINGS:
             raise ConfigError(f"unknown setting {name!r} of a language model; known: {', '.join(SETTINGS)}")
-    return from_dict(LanguageModel, to_dict(language_model) | dict(settings), "grid")
+    from_dict(LanguageModel, to_dict(language_model) | dict(settings), "grid")
 
 
 def llm_component(
@@ -94,7 +90,7 @@ def llm_component(
     elif isinstance(space, Grid):
         try:
             for point in space.values():
-                configured(asked, point.settings)
+                _check_settings(asked, point.settings)
             default = Hyperparameters({setting: getattr(asked, setting) for setting in space.settings})
             space.check(default)
         except ValueError as error:
@@ -104,7 +100,7 @@ def llm_component(
     async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
         assert isinstance(value, Prompt | Adapter | Hyperparameters)
         prompt = value if isinstance(value, Prompt) else prompted
-        model = configured(asked, value.settings) if isinstance(value, Hyperparameters) else asked
+        model = dataclasses.replace(asked, **value.settings) if isinstance(value, Hyperparameters) else asked
         request = CompletionRequest(
             model=fields[model_from] if model_from else model.model,
             messages=tuple(Message(role, text) for role, text in render(prompt, fields, inputs, output)),

@@ -73,7 +73,7 @@ def propose_demos(
 def propose(task: PromptTask) -> Proposals:
     """The current instruction with bootstrapped demonstrations; and for every three such sets one of labelled ones."""
     size, count = min(task.effort.demo_size, task.space.max_demos), task.effort.demo_sets
-    made = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng) if count else []
+    made = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng)
     labelled = [Prompt(task.current.instruction, demos) for demos in labelled_sets(task, -(-count // 3))]
     return [("demos", prompt) for prompt in made] + [("labelled", prompt) for prompt in labelled]
 
