@@ -18,8 +18,8 @@ from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.presets import EMBEDDED_MODEL, RANDOM_MODEL, local, paper, smoke, variant_of
-from optimas_jax.loop.train_config import PolicyConfig
 from optimas_jax.models.config import LoraConfig
+from optimas_jax.policy.config import PolicyConfig
 
 
 def _local() -> RunConfig:

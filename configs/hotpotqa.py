@@ -23,7 +23,7 @@ from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
 from optimas_jax.loop.presets import EMBEDDED, RANDOM_MODEL, local, paper, smoke, variant_of
-from optimas_jax.loop.train_config import PolicyConfig
+from optimas_jax.policy.config import PolicyConfig
 
 
 def _embedded() -> RunConfig:

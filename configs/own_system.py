@@ -6,7 +6,7 @@ python launch/run.py --config=configs/own_system.py
 import ml_collections
 
 from optimas_jax.benchmarks.data import Dataset, deal
-from optimas_jax.core.metrics import exact_match
+from optimas_jax.benchmarks.metrics import exact_match
 from optimas_jax.core.plain import to_dict
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example

@@ -29,8 +29,8 @@ from optimas_jax.bench.measure import NotTheSameWork, run_case
 from optimas_jax.bench.peer import PEERS_BY_NAME, SideError
 from optimas_jax.bench.report import save, show
 from optimas_jax.bench.suites import SUITES
-from optimas_jax.loop.progress import Progress
-from optimas_jax.models.weights import WeightsError
+from optimas_jax.checkpoints.weights import WeightsError
+from optimas_jax.loop.progress import ConsoleProgress
 
 _SUITE = flags.DEFINE_list("suite", ["all"], f"What to measure: {', '.join(SUITES)}, e2e, or all.")
 _PEER = flags.DEFINE_list("peer", [], f"Whom to measure beside ours: {', '.join(PEERS_BY_NAME)}; default: nobody.")
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"nothing in --suite={','.join(_SUITE.value)} that {', '.join(idle)} can do")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the sides end with it, as with an interrupt
     logging.getLogger("jax").setLevel(logging.WARNING)  # it reports which accelerators are absent
-    progress = Progress()
+    progress = ConsoleProgress()
     if os.getloadavg()[0] > _BUSY:
         progress.line(f"warning: others use this machine (load {os.getloadavg()[0]:.1f}); the figures will not repeat")
     rows = []

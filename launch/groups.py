@@ -14,8 +14,8 @@ from pathlib import Path
 from absl import app, flags
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.loop.groups import load_groups, save_groups
-from optimas_jax.loop.hub import pull_groups, push_groups
+from optimas_jax.rewards.data import load_groups, save_groups
+from optimas_jax.rewards.hub import pull_groups, push_groups
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder.")
 _PUSH = flags.DEFINE_string("push", "", "Data set on the hub to write to, ORG/NAME.")

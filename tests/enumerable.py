@@ -23,17 +23,17 @@ from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
-from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.context import Run
 from optimas_jax.loop.journal import RunFolder, load_best
-from optimas_jax.loop.local_reward import TextGroup
-from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.run import Run
-from optimas_jax.loop.train_config import RewardConfig
+from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.rewards.collect import CollectConfig
+from optimas_jax.rewards.config import RewardConfig
+from optimas_jax.rewards.trainer import TextGroup
 
 INSTRUCTIONS = ("red", "green", "blue")
 MODEL = LanguageModel("scripted", style="text", max_tokens=8)
-QUIET = Progress(Console(file=io.StringIO()))
+QUIET = ConsoleProgress(Console(file=io.StringIO()))
 
 
 def enumerable_system(seed: int) -> System:

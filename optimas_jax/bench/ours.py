@@ -14,20 +14,20 @@ import numpy as np
 
 from optimas_jax.bench.serve import Run, serve
 from optimas_jax.bench.work import Work, from_json, score
+from optimas_jax.engine.pool import Engines, LoadedModel
+from optimas_jax.engine.sampler import Sampler, SampleRequest
+from optimas_jax.learn.batches import GroupBatch, make_batch, plan_batches, split
 from optimas_jax.learn.config import BatchShape, LossConfig, PolicyLoss
-from optimas_jax.learn.groups import GroupBatch, make_batch, plan_batches, split
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
-from optimas_jax.loop.engines import Engines, LoadedModel
-from optimas_jax.loop.policy_trainer import PolicyTrainer
-from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.train_config import PolicyConfig
+from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.models.config import LoraConfig
-from optimas_jax.models.sampler import Sampler, SampleRequest
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.parallel.sharding import replicate
+from optimas_jax.policy.config import PolicyConfig
+from optimas_jax.policy.trainer import PolicyTrainer
 
 LORA_ALPHA = 16.0
 
@@ -35,7 +35,7 @@ LORA_ALPHA = 16.0
 def prepare(data: dict[str, Any]) -> tuple[Run, str]:
     """Loads the model and compiles by running the first repeat once."""
     work = from_json(data)
-    engines = Engines(MeshConfig(data=1), Progress(quiet=True))
+    engines = Engines(MeshConfig(data=1), ConsoleProgress(quiet=True))
     makers = {"score": _score, "train": _train, "generate": _generate, "ppo": _policy, "grpo": _policy}
     make = makers[work.case.task]
     run, note = make(work, engines)

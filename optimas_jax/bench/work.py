@@ -73,7 +73,7 @@ class Work:
 
     Attributes:
       case: what it was drawn from.
-      model: spec of the weights (``models.weights``).
+      model: spec of the weights (``checkpoints.weights``).
       groups: for ``score`` and ``train``; rewards of a group are all different, so every pair is ordered.
       head: [D] weights of the reward head.
       prompts: whole ones; the first ``case.prefix`` tokens of all are the same.

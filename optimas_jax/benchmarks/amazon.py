@@ -48,8 +48,8 @@ from optimas_jax.benchmarks.data import (
     shorten,
     uniform_chance,
 )
+from optimas_jax.benchmarks.metrics import first_character
 from optimas_jax.benchmarks.parts import stops, tuned_by_weights
-from optimas_jax.core.metrics import first_character
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import LoraSpace

@@ -33,8 +33,8 @@ from optimas_jax.benchmarks.data import (
     read_rows,
     shorten,
 )
+from optimas_jax.benchmarks.metrics import exact_match, token_f1
 from optimas_jax.benchmarks.parts import tuned_by_weights
-from optimas_jax.core.metrics import exact_match, token_f1
 from optimas_jax.core.ranges import PositiveInt
 from optimas_jax.core.system import Component, RunContext, System
 from optimas_jax.core.types import Example

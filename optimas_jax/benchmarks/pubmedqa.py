@@ -46,8 +46,8 @@ from optimas_jax.benchmarks.data import (
     read_rows,
     shorten,
 )
+from optimas_jax.benchmarks.metrics import macro_f1
 from optimas_jax.benchmarks.parts import stops
-from optimas_jax.core.metrics import macro_f1
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Models

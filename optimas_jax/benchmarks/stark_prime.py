@@ -53,8 +53,8 @@ from optimas_jax.benchmarks.data import (
     official_split,
     read_rows,
 )
+from optimas_jax.benchmarks.metrics import hit_at, reciprocal_rank
 from optimas_jax.benchmarks.parts import stops
-from optimas_jax.core.metrics import hit_at, reciprocal_rank
 from optimas_jax.core.ranges import NonNegativeFloat
 from optimas_jax.core.system import Component, RunContext, System
 from optimas_jax.core.types import Example

@@ -9,7 +9,7 @@ from typing import Any
 
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest
-from optimas_jax.loop.cost import Cost
+from optimas_jax.loop.budget import Cost
 
 _CIRCLES = 20_000  # requests in a row that cost nothing new: a peer that goes in circles would never use its budget
 
@@ -21,7 +21,7 @@ class Books:
 
     Attributes:
       budget: tokens, prompts and answers together, after which nothing more is answered.
-      curve: points of best validation score against cost, as ``loop.cost`` writes them.
+      curve: points of best validation score against cost, as ``loop.budget`` writes them.
     """
 
     def __init__(self, inner: Completer, budget: int, default: Configuration, validation: Sequence[str]):

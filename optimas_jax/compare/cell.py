@@ -30,10 +30,10 @@ from optimas_jax.compare.optimizers import OPTIMIZERS, Optimizer, Ours
 from optimas_jax.compare.peer import run_peer
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer
+from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig, parse_config
-from optimas_jax.loop.cost import read_curve
 from optimas_jax.loop.journal import write_json
-from optimas_jax.loop.progress import Progress
+from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.loop.stages import find_models, open_run, run_stage
 
 TASK, CELL, RUN = "task.json", "cell.json", "run"  # what to do, what came out, the run folder
@@ -44,7 +44,7 @@ def run_cell(
     optimizer: Optimizer,
     config: RunConfig,
     folder: Path,
-    progress: Progress | None = None,
+    progress: ConsoleProgress | None = None,
     completer: Completer | None = None,
 ) -> dict[str, Any]:
     """Optimises and tests, and returns what ``cell.json`` holds; the same call on the same folder resumes.
@@ -58,7 +58,7 @@ def run_cell(
       StopRun: with a message for the user; what was paid for is kept.
     """
     workdir, note = folder / RUN, ""
-    with open_run(config, workdir, progress or Progress(), completer) as run:
+    with open_run(config, workdir, progress or ConsoleProgress(), completer) as run:
         if completer is None and isinstance(optimizer, Ours):  # a peer needs no local reward
             find_models(run)
         with _clock(folder / CLOCK):

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig
+from optimas_jax.rewards.collect import CollectConfig
 
 PEERS = Path(__file__).parents[2] / "third_party" / "peers"
 _PYTHON = PEERS / ".prompt-optimizers" / "bin" / "python"

@@ -15,8 +15,8 @@ from optimas_jax.compare.books import Books
 from optimas_jax.compare.desk import Desk, open_desk
 from optimas_jax.compare.optimizers import Peer
 from optimas_jax.core.types import StopRun
-from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.run import Run
+from optimas_jax.loop.context import Run
+from optimas_jax.loop.progress import ConsoleProgress
 
 _RESULT = "peer.json"  # in the run folder, once the peer has ended
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
@@ -54,7 +54,7 @@ def run_peer(peer: Peer, run: Run) -> tuple[list[dict[str, Any]], str]:
     return books.curve, note
 
 
-def _search(peer: Peer, address: str, desk: Desk, log: Any, progress: Progress) -> None:
+def _search(peer: Peer, address: str, desk: Desk, log: Any, progress: ConsoleProgress) -> None:
     """Waits for the peer's end, which is also the budget's."""
     command = [*peer.command, address]
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(os.environ))  # noqa: S603 - our own scripts

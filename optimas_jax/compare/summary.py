@@ -8,7 +8,7 @@ from typing import Any
 
 from optimas_jax.compare.optimizers import GLOBAL
 from optimas_jax.compare.plan import Cells
-from optimas_jax.search.gate import compare, mean_interval
+from optimas_jax.core.stats import compare, mean_interval
 
 _COSTS = ("calls", "tokens", "usd", "system_runs")
 OURS = "ours"

@@ -265,6 +265,16 @@ def check_value(space: Space, value: Value | None) -> None:
         space.check(one)
 
 
+def nothing_to_tune(space: Space | None) -> bool:
+    """Whether a space allows a single value."""
+    return isinstance(space, Grid | Models) and len(space) == 1
+
+
+def other_values(space: Grid | Models, current: Value) -> list[Value]:
+    """Every value of the space but the current one, in the order of the space."""
+    return [value for value in space.values() if value != current]
+
+
 @dataclasses.dataclass(frozen=True)
 class Configuration(Mapping[str, Value]):
     """Immutable mapping from component name to value: the paper's v."""

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from optimas_jax.learn.groups import CHUNK
+from optimas_jax.learn.batches import CHUNK
 from optimas_jax.models.backbone import Network
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.lora import module_shapes

@@ -1,6 +1,6 @@
 """PPO and GRPO for the adapter of a language model, as functions over batches of sampled answers.
 
-A group is a prompt and the answers that were sampled for it. Groups are laid out as candidates are (``learn.groups``):
+A group is a prompt and the answers that were sampled for it. Groups are laid out as candidates are (``learn.batches``):
 the answers of a prompt share its computation in the statistics and in the update. The policy is the base with the
 adapter, the reference is the same base without it, and the critic is a linear head on the policy's own hidden states:
 there is one copy of the base in memory. Whatever is per token is an array [C] over the sampled tokens of a batch,
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optimas_jax.learn.batches import CandidateTokens, candidate_tokens, make_batch
 from optimas_jax.learn.config import PolicyLoss
-from optimas_jax.learn.groups import CandidateTokens, candidate_tokens, make_batch
 from optimas_jax.learn.losses import (
     clipped_policy_loss,
     clipped_value_loss,

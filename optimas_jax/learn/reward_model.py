@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optimas_jax.learn.batches import CandidateTokens, GroupBatch
 from optimas_jax.learn.config import LossConfig
-from optimas_jax.learn.groups import CandidateTokens, GroupBatch
 from optimas_jax.learn.losses import bradley_terry, pair_accuracy
 from optimas_jax.learn.token_logprobs import in_chunks, token_logprobs
 from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optimas_jax.learn.groups import CHUNK
+from optimas_jax.learn.batches import CHUNK
 from optimas_jax.models.backbone import Network, merge_model
 from optimas_jax.models.lora import Params
 

@@ -22,7 +22,7 @@ class CompletionRequest:
     """Everything that affects an answer, and who asks.
 
     Attributes:
-      model: a model spec (``models.weights``) or a provider's model name.
+      model: a model spec (``checkpoints.weights``) or a provider's model name.
       messages: the conversation to answer.
       max_tokens: most tokens of the answer.
       temperature: 0 asks for the most likely answer.

@@ -9,7 +9,7 @@ is reserved, calls in flight included, and given back when its true cost is know
 
 *What was used* (``Ledger.to_json``) is what a phase costs that starts with an empty tape: a request that is repeated
 within a phase costs once. It does not depend on what was on the tape before, nor on the order in which calls in flight
-end: between two decisions it is the same number in every repetition of a run. Searches stop by it (``loop.cost``).
+end: between two decisions it is the same number in every repetition of a run. Searches stop by it (``loop.budget``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The bridge to the device wing: concurrent completion requests share the JAX engine's batch.
 
 Requests from any thread or event loop go into one queue; one worker thread lets them join the running batch as rows
-become free (``models.batching``), and hands each answer back when it is done. What a request gets does not depend on
+become free (``engine.batching``), and hands each answer back when it is done. What a request gets does not depend on
 what shares its batch, so concurrency changes speed and nothing else.
 """
 
@@ -22,10 +22,10 @@ from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
 
 if TYPE_CHECKING:
-    from optimas_jax.models.batching import ContinuousBatch
-    from optimas_jax.models.decode_batch import RowRequest
-    from optimas_jax.models.sampler import Sample, Sampler, SampleRequest
-    from optimas_jax.models.tokenizer import Tokenizer
+    from optimas_jax.checkpoints.tokenizer import Tokenizer
+    from optimas_jax.engine.batching import ContinuousBatch
+    from optimas_jax.engine.decode_batch import RowRequest
+    from optimas_jax.engine.sampler import Sample, Sampler, SampleRequest
 
 _STREAM_TOKENS = 4  # tokens between two looks at the answers so far, while somebody listens
 _ADAPTERS = 8  # loaded from the folder; the oldest goes first
@@ -56,7 +56,7 @@ class LocalCompleter:
 
     def __init__(self, model: str, load: Callable[[], Sampler], adapters: Path | None = None):
         """``load`` builds the engine for ``model``; requests for any other model are refused. ``adapters`` is the
-        folder whose adapters (``models.peft``) requests may name."""
+        folder whose adapters (``checkpoints.peft``) requests may name."""
         self._model, self._load, self._adapters = model, load, adapters
         self._sampler: Sampler | None = None
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()  # None: stop
@@ -76,7 +76,7 @@ class LocalCompleter:
 
     def _load_adapter(self, sampler: Sampler, name: str) -> None:
         """Raises ``ValueError`` if there is none of that name, or none that can be read."""
-        from optimas_jax.models.peft import read_adapter
+        from optimas_jax.checkpoints.peft import read_adapter
 
         if self._adapters is None:
             raise ValueError(f"a request names the adapter {name!r}, and this engine has no folder of adapters")
@@ -98,7 +98,7 @@ class LocalCompleter:
           EngineError: for another model, an adapter that cannot be read, a prompt that does not fit the context, or a
             failure of the engine.
         """
-        from optimas_jax.models.sampler import SampleRequest
+        from optimas_jax.engine.sampler import SampleRequest
 
         if request.model != self._model:
             raise EngineError(f"this engine serves {self._model!r}, not {request.model!r}")

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from optimas_jax.core.types import Example, Group, Trace
 from optimas_jax.core.values import Adapter, PerInstance, Value
-from optimas_jax.loop.alignment import is_held_out
-from optimas_jax.loop.collect import collect
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.loop.groups import save_groups
-from optimas_jax.loop.local_reward import count_pairs, text_group
+from optimas_jax.loop.context import Run
 from optimas_jax.loop.offline import demo_values, select_pairs
-from optimas_jax.loop.run import Run
+from optimas_jax.rewards.collect import collect
+from optimas_jax.rewards.data import save_groups
+from optimas_jax.rewards.split import is_held_out
+from optimas_jax.rewards.trainer import count_pairs, text_group
 
 if TYPE_CHECKING:
-    from optimas_jax.loop.optimize import State
+    from optimas_jax.loop.iteration import State
 
 
 def is_due(when: str) -> bool:

@@ -106,7 +106,7 @@ def make_completer(
     Args:
       workdir: the run folder; requests may name its adapters.
       say: is told what the user should know.
-      load: gives the engine (``models.sampler.Sampler``) of a local model.
+      load: gives the engine (``engine.sampler.Sampler``) of a local model.
     """
     prices, adapters = own_prices(config), workdir / ADAPTERS
     remote: dict[str, Completer] = {

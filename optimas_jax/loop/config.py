@@ -17,9 +17,10 @@ from optimas_jax.core.ranges import NonNegativeInt, PositiveInt, Share
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
 from optimas_jax.llm.remote import ServerConfig
-from optimas_jax.loop.collect import CollectConfig
-from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
 from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.policy.config import PolicyConfig
+from optimas_jax.rewards.collect import CollectConfig
+from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.search.gate import GateConfig
 from optimas_jax.search.proposers import proposer_names
 
@@ -30,7 +31,7 @@ STAGES = ("collect", "train", "optimize", "evaluate")
 class OptimizeConfig:
     """The host loop (paper, Algorithm 1) and its ablations.
 
-    ``mode`` fills in every switch that is left empty: ``paper`` or ``improved`` (see ``loop.optimize.MODES``).
+    ``mode`` fills in every switch that is left empty: ``paper`` or ``improved`` (see ``loop.iteration.MODES``).
 
     Attributes:
       mode: bundle of switches.
@@ -44,7 +45,7 @@ class OptimizeConfig:
       score: what ranks proposals: ``local`` rewards, or the ``global`` metric on training inputs, for which nothing is
         collected or trained.
       ranking: of proposals: by the ``mean`` local reward, or by it ``corrected`` where global rewards are known
-        (``search.screen``).
+        (``search.evidence``).
       rounds: in which proposals are tried, each on twice as many of the inputs as the one before; only the better half
         goes on. 0 for the mode's.
       proposers: optimisers of prompts (``search.proposers``), separated by commas, all in every iteration: ``demos``,

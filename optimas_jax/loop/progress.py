@@ -1,4 +1,4 @@
-"""Progress: bars with rates and remaining time, one line per decision.
+"""Progress on a console: bars with rates and remaining time, one line per decision.
 
 On a terminal bars move in place; elsewhere (a log file, a pipe) they become a line every few seconds.
 """
@@ -34,7 +34,7 @@ class _RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:.2f}/s", style="progress.data.speed")
 
 
-class Progress:
+class ConsoleProgress:
     """Writes to one console, or nowhere."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):

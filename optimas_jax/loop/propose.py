@@ -10,20 +10,30 @@ from typing import TYPE_CHECKING, cast
 
 from optimas_jax.core.system import Job, gather, run_many
 from optimas_jax.core.types import Outcome
-from optimas_jax.core.values import Adapter, Grid, LoraSpace, Models, PerInstance, Prompt, PromptSpace, Value
+from optimas_jax.core.values import (
+    Adapter,
+    Grid,
+    LoraSpace,
+    Models,
+    PerInstance,
+    Prompt,
+    PromptSpace,
+    Value,
+    other_values,
+)
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.context import Run
 from optimas_jax.loop.rank import Runs, Screen
-from optimas_jax.loop.run import Run
-from optimas_jax.loop.weights import tune_weights
-from optimas_jax.search.choices import other_values, per_instance_value, propose_values
+from optimas_jax.policy.rollout import tune_weights
+from optimas_jax.search.choices import per_instance_value, propose_values
 from optimas_jax.search.demos import demo_pool, labelled_demos
 from optimas_jax.search.proposers import PROPOSERS, proposer_names
 from optimas_jax.search.random_search import draw_values
 from optimas_jax.search.task import Effort, PromptTask
 
 if TYPE_CHECKING:
-    from optimas_jax.loop.optimize import State
+    from optimas_jax.loop.iteration import State
 
 Proposed = list[tuple[str, Value]]  # (kind, value)
 
@@ -70,7 +80,21 @@ def _weights(run: Run, state: State, screen: Screen, name: str, current: Adapter
     with run.progress.bar("training inputs for weights", len(train)) as advance:
         jobs = [Job(state.configuration, example, run.config.seed) for example in train]
         traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-    tuned = tune_weights(run, screen.reward(()), name, current, train, traces, seed)
+    tuned = tune_weights(
+        run.system,
+        run.completer,
+        run.engine,
+        run.policies,
+        screen.reward(()),
+        name,
+        current,
+        list(zip(train, traces, strict=True)),
+        seed=seed,
+        run_seed=run.config.seed,
+        concurrency=run.config.concurrency,
+        progress=run.progress,
+        emit=run.folder.emit,
+    )
     return [] if tuned is None or tuned.adapter == current.digest else [("weights", Adapter(tuned.adapter))]
 
 

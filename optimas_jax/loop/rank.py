@@ -2,7 +2,7 @@
 
 By the local reward a value costs one call of the component per input. By the global metric everything behind the
 component runs again. Where a local reward was just adapted, the global rewards that it learned from are known; where
-nothing is behind the component, those of all outputs. They correct it (``search.screen``). All values are tried on a
+nothing is behind the component, those of all outputs. They correct it (``search.evidence``). All values are tried on a
 few inputs, and the better half of them goes on to more.
 """
 
@@ -18,14 +18,14 @@ from optimas_jax.core.system import Job, gather, run_many
 from optimas_jax.core.types import Example, Trace, digest
 from optimas_jax.core.values import Prompt, Value, plain_values, value_digest, value_to_json
 from optimas_jax.loop.adapt import adapt, is_due
+from optimas_jax.loop.budget import check_tokens
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.loop.cost import check_tokens
-from optimas_jax.loop.run import Run
-from optimas_jax.loop.scoring import score_outputs
-from optimas_jax.search.screen import Change, expected_gains, rounds, survivors
+from optimas_jax.loop.context import Run
+from optimas_jax.rewards.scorer import score_outputs
+from optimas_jax.search.evidence import Change, expected_gains, rounds, survivors
 
 if TYPE_CHECKING:
-    from optimas_jax.loop.optimize import State
+    from optimas_jax.loop.iteration import State
 
 Runs = Sequence[tuple[Example, Trace]]
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class Screen:
 
     def gains(self, values: Sequence[Value]) -> list[float]:
         """Gain of each value over the current one on the inputs of the first round: mean difference of scores, or what
-        ``search.screen`` expects; 0 where no input says anything about it.
+        ``search.evidence`` expects; 0 where no input says anything about it.
 
         Raises:
           OutOfTokens: if the search has used its tokens before all values are scored.

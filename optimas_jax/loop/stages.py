@@ -19,18 +19,19 @@ from optimas_jax.benchmarks.modules import find_benchmark, title
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.providers import models_named
-from optimas_jax.loop.alignment import is_held_out, measure_alignment
+from optimas_jax.loop.budget import COLLECTED, cost_so_far, is_spent, stage_cost
 from optimas_jax.loop.completers import loaded_here
 from optimas_jax.loop.config import STAGES, RunConfig
-from optimas_jax.loop.cost import COLLECTED, cost_so_far, is_spent, stage_cost
+from optimas_jax.loop.context import Run, build_run
 from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain, other_metrics
-from optimas_jax.loop.groups import load_groups, save_groups
+from optimas_jax.loop.iteration import State, optimize, resolve_mode
 from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.offline import collect_offline, train_offline
-from optimas_jax.loop.optimize import State, optimize, resolve_mode
-from optimas_jax.loop.progress import Progress
-from optimas_jax.loop.report import tables, write_html, write_tensorboard
-from optimas_jax.loop.run import Run, build_run
+from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.report.tables import tables, write_html, write_tensorboard
+from optimas_jax.rewards.alignment import measure_alignment
+from optimas_jax.rewards.data import load_groups, save_groups
+from optimas_jax.rewards.split import is_held_out
 
 
 class MissingStage(StopRun):
@@ -41,7 +42,7 @@ def run_stages(
     config: RunConfig,
     workdir: Path,
     stage: str = "all",
-    progress: Progress | None = None,
+    progress: ConsoleProgress | None = None,
     completer: Completer | None = None,
 ) -> None:
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``: see ``build_run``.
@@ -52,7 +53,7 @@ def run_stages(
     """
     if stage not in ("all", *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join(STAGES)}")
-    with open_run(config, workdir, progress or Progress(), completer) as run:
+    with open_run(config, workdir, progress or ConsoleProgress(), completer) as run:
         if stage == "all" and completer is None:
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
@@ -60,7 +61,9 @@ def run_stages(
 
 
 @contextlib.contextmanager
-def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Iterator[Run]:
+def open_run(
+    config: RunConfig, workdir: Path, progress: ConsoleProgress, completer: Completer | None = None
+) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end."""
     run = build_run(config, workdir, progress, completer)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.splits.items())

@@ -54,7 +54,7 @@ def linears(
     """x [T, in] through several modules: [T, out] each. The frozen ``W`` gets no gradient where none is asked for.
 
     Args:
-      gate: [T, R] in place of the adapters' scale, see ``models.adapters``.
+      gate: [T, R] in place of the adapters' scale, see ``engine.multi_lora``.
     """
     out = [product(x, one.weight[...]) for one in modules]
     out = [y if one.bias is None else y + one.bias[...] for y, one in zip(out, modules, strict=True)]

@@ -139,7 +139,7 @@ def keys_values(
     Args:
       stored: keys and values of earlier batches, by layer.
       lora, lora_params: configuration and tree of adapters, or None.
-      gate: [T, R] which of their columns each token has, see ``models.adapters``.
+      gate: [T, R] which of their columns each token has, see ``engine.multi_lora``.
 
     Returns:
       By layer, [T, K, H] each, T padded to a multiple of ``prefill_tokens``.

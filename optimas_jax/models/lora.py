@@ -49,7 +49,7 @@ def low_rank(x: jax.Array, adapters: Sequence[Adapter], scale: float | jax.Array
     Args:
       x: [T, in] activations.
       adapters: (A, B), [in, R] and [R, out] float32 each.
-      scale: s, or [T, R] for each token and column (``models.adapters``).
+      scale: s, or [T, R] for each token and column (``engine.multi_lora``).
 
     Returns:
       [T, out] in the dtype of ``x`` each. What is between the two products is ``KEPT``.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.core.values import Choice, Grid, Hyperparameters, Models, PerInstance, Space, Value
+from optimas_jax.core.values import Choice, Grid, Hyperparameters, Models, PerInstance, Value, other_values
 
 GRID_LIMIT = 32  # values
 _AT_ONCE = 4  # points that TPE names before it sees their scores: they share the batches of what scores them
@@ -20,16 +20,6 @@ _MODEL = "model"  # the setting of a grid that names one
 
 Point = dict[str, Any]
 Scores = Callable[[Sequence[Point]], Sequence[float]]
-
-
-def nothing_to_tune(space: Space | None) -> bool:
-    """Whether a space allows a single value."""
-    return isinstance(space, Grid | Models) and len(space) == 1
-
-
-def other_values(space: Grid | Models, current: Value) -> list[Value]:
-    """Every value of the space but the current one, in the order of the space."""
-    return [value for value in space.values() if value != current]
 
 
 def propose_values(

@@ -6,11 +6,11 @@ score, worst first, and writes better ones.
 
 from __future__ import annotations
 
-from optimas_jax.core.render_search import ScoredInstruction, render_copro
 from optimas_jax.core.types import derive_seed
 from optimas_jax.core.values import Prompt
 from optimas_jax.search.instructions import propose_instructions
 from optimas_jax.search.task import PromptTask, Proposals
+from optimas_jax.search.templates import ScoredInstruction, render_copro
 
 _TEMPERATURE = 1.0  # rewrites of one text have to differ
 _SHOWN = 6  # the best of what was tried

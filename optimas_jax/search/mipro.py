@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import random
 
-from optimas_jax.core.render_search import render_data_summary, render_grounded
 from optimas_jax.core.types import derive_seed
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.search.choices import maximise
 from optimas_jax.search.demos import labelled_sets, propose_demos
 from optimas_jax.search.instructions import propose_instructions
 from optimas_jax.search.task import PromptTask, Proposals
+from optimas_jax.search.templates import render_data_summary, render_grounded
 
 _TEMPERATURE = 1.0
 _SUMMARISED = 5  # runs that the summary is made from

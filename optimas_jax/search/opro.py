@@ -6,11 +6,11 @@ and examples on which the current one fails; and its answer is parsed whole, how
 
 from __future__ import annotations
 
-from optimas_jax.core.render_search import ScoredInstruction, render_opro
 from optimas_jax.core.types import derive_seed
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.search.instructions import propose_instructions
 from optimas_jax.search.task import PromptTask, Proposals
+from optimas_jax.search.templates import ScoredInstruction, render_opro
 
 _TEMPERATURE = 0.7  # the paper's
 _SHOWN = 5  # instructions with scores

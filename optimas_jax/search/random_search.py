@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from optimas_jax.core.render_search import render_blind
 from optimas_jax.core.types import derive_seed
 from optimas_jax.core.values import Prompt, Value
 from optimas_jax.search.instructions import propose_instructions
 from optimas_jax.search.task import PromptTask, Proposals
+from optimas_jax.search.templates import render_blind
 
 _TEMPERATURE = 1.0
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 
-from optimas_jax.core.render_search import FailedRun, render_reflect
 from optimas_jax.core.types import derive_seed
 from optimas_jax.search.instructions import propose_instructions
 from optimas_jax.search.task import PromptTask, Proposals
+from optimas_jax.search.templates import FailedRun, render_reflect
 
 _TEMPERATURE = 1.0
 _READ = 3  # failed runs that one rewrite is made from

@@ -10,13 +10,13 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-from optimas_jax.core.render_search import ScoredInstruction
 from optimas_jax.core.system import Component
 from optimas_jax.core.types import Example, Step, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.search.demos import ScoredDemo
+from optimas_jax.search.templates import ScoredInstruction
 
 
 @dataclasses.dataclass(frozen=True)

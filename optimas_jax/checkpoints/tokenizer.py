@@ -1,0 +1,234 @@
+"""Tokenizers: from a Hugging Face folder, from GGUF metadata, or bytes for random models; chat template included.
+
+GGUF files are read without torch: vocabulary and merges become a ``tokenizers`` BPE model, wrapped so that all three
+sources behave alike.
+
+Special tokens (``<|im_end|>``) come from the chat template alone. Spelled out in a text that is encoded, be it a
+retrieved page or an answer, they are ordinary characters: data cannot close a turn or open another. Added tokens
+that a tokenizer does not call special (``<think>``) are matched everywhere, as its authors meant them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from optimas_jax.checkpoints.weights import ModelSource, WeightsError, open_gguf
+
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+
+_CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF vocabularies
+
+_RANDOM_WORDS = (
+    "yes no region country people capital currency question answer EUR USD XOF XAF Europe Asia Africa America "
+    "million thousand square kilometres area code 1 2 3"
+)
+_RANDOM_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back.
+
+    Attributes:
+      backend: the Hugging Face tokenizer.
+      eos_ids: ids that end an answer.
+      pad_id: id that fills rows; never attended to.
+    """
+
+    backend: PreTrainedTokenizerFast
+    eos_ids: tuple[int, ...]
+    pad_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, no special tokens added; special tokens spelled out in it stay plain text."""
+        return self.backend.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.backend.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The chat template filled in, ending where the assistant's answer starts."""
+        chat = [dict(message) for message in messages]
+        text = self.backend.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        return text
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of the filled-in chat template: its own special tokens are single ids, those in a message plain text.
+
+        Before the template is filled in, special tokens in messages are broken by a guard, a character that no message
+        has; what still reads as a special token afterwards is the template's. Other messages stay as they are, because
+        templates look at them.
+        """
+        texts = "".join(value for message in messages for value in message.values())
+        guard = next(char for char in map(chr, range(0xFDD0, 0x110000)) if char not in texts)  # noncharacters first
+        special = "|".join(map(re.escape, self._special_ids)) or "(?!)"
+        guarded = [
+            {key: re.sub(f"(?={special}).", rf"\g<0>{guard}", value, flags=re.DOTALL) for key, value in message.items()}
+            for message in messages
+        ]
+        pieces = re.split(f"((?:{special})(?!{guard}))", self.render_chat(guarded))
+        ids = []
+        for plain, token in zip(pieces[::2], [*pieces[1::2], None], strict=True):
+            ids += self.encode(plain.replace(guard, ""))
+            ids += [] if token is None else [self._special_ids[token]]
+        return ids
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        """Special tokens, longest first (of two that start alike the longer one is meant), and their ids."""
+        added = self.backend.backend_tokenizer.get_added_tokens_decoder()
+        special = {token.content: index for index, token in added.items() if token.special}
+        return dict(sorted(special.items(), key=lambda item: -len(item[0])))
+
+    @cached_property
+    def token_texts(self) -> tuple[str, ...]:
+        """What each id decodes to on its own, for finding the ids that contain a stop string. [V]"""
+        return tuple(self.decode([index]) for index in range(len(self.backend)))
+
+    def ids_containing(self, text: str) -> np.ndarray:
+        """[V] bool: ids whose own text contains ``text``."""
+        return np.fromiter((text in token for token in self.token_texts), bool, len(self.token_texts))
+
+
+def load_tokenizer(source: ModelSource) -> Tokenizer:
+    """The tokenizer that belongs to a model.
+
+    Raises:
+      WeightsError: if the source has none that can be read, or it has no chat template.
+    """
+    if source.kind == "random":
+        return _random_tokenizer()
+    assert source.path is not None
+    if source.kind == "gguf":
+        metadata = open_gguf(source.path).metadata
+        return tokenizer_from_gguf(metadata)
+    if not (source.path / "tokenizer.json").is_file():
+        raise WeightsError(f"{source.path} has no tokenizer.json (slow tokenizers are not read)")
+    try:
+        backend = PreTrainedTokenizerFast.from_pretrained(str(source.path))
+        generation = source.path / "generation_config.json"
+        eos = json.loads(generation.read_text("utf-8")).get("eos_token_id") if generation.is_file() else None
+    except Exception as error:  # the reader in Rust raises bare exceptions
+        raise WeightsError(
+            f"{source.path}: the tokenizer could not be read ({type(error).__name__}: {error})"
+        ) from error
+    return _finish(backend, eos if isinstance(eos, list) else [eos], where=str(source.path))
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Builds a byte-level BPE tokenizer from GGUF metadata (``tokenizer.ggml.*``)."""
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
+        raise WeightsError(
+            f"GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not known; byte-level BPE ('gpt2') is, with "
+            f"{', '.join(sorted(_PRE_TOKENIZERS))}. Load the model from a Hugging Face folder instead"
+        )
+    missing = [name for name in ("tokens", "token_type", "merges") if f"tokenizer.ggml.{name}" not in metadata]
+    if missing:
+        raise WeightsError(f"GGUF metadata lacks {', '.join(f'tokenizer.ggml.{name}' for name in missing)}")
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    try:
+        # Llama 3 looks words up whole before it merges.
+        bpe = models.BPE({token: index for index, token in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe")
+    except Exception as error:  # the constructor in Rust raises bare exceptions
+        raise WeightsError(f"GGUF vocabulary and merges do not fit together: {error}") from error
+    backend = tokenizers.Tokenizer(bpe)
+    backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+    backend.decoder = decoders.ByteLevel()
+    if pre == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    for special, number in ((True, _CONTROL), (False, _USER_DEFINED)):
+        chosen = [token for token, kind in zip(tokens, types, strict=True) if kind == number]
+        added = [AddedToken(token, special=special, normalized=False) for token in chosen]
+        backend.add_special_tokens(added) if special else backend.add_tokens(added)
+
+    def token(name: str) -> str | None:
+        index = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return None if index is None else tokens[index]
+
+    return _finish(
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            bos_token=token("bos"),
+            eos_token=token("eos"),
+            pad_token=token("padding"),
+            chat_template=metadata.get("tokenizer.chat_template"),
+        ),
+        [metadata.get("tokenizer.ggml.eot_token_id"), metadata.get("tokenizer.ggml.eom_token_id")],
+        where="GGUF file",
+    )
+
+
+def _split_then_bytes(*patterns: pre_tokenizers.PreTokenizer) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([*patterns, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _regex(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
+
+
+def _smollm() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+
+
+_PRE_TOKENIZERS = {
+    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    "smollm": _smollm,
+    "llama-bpe": lambda: _split_then_bytes(_regex(_LLAMA3_SPLIT)),
+    "qwen2": lambda: _split_then_bytes(_regex(_QWEN2_SPLIT)),
+}
+
+
+def _random_tokenizer() -> Tokenizer:
+    """Bytes plus a few dozen whole words, so that the answers of a random model are not all worth the same."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {char: index for index, char in enumerate(alphabet)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(f" {word}", normalized=False) for word in _RANDOM_WORDS.split()])
+    backend.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<|pad|>", special=True)])
+    special = {"eos_token": "<|end|>", "pad_token": "<|pad|>"}
+    return _finish(
+        PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=_RANDOM_TEMPLATE, **special),
+        where="random model",
+    )
+
+
+def _finish(backend: PreTrainedTokenizerFast, eos_ids: Sequence[int | None] = (), *, where: str) -> Tokenizer:
+    """Checks what every source must have, and makes special tokens in texts plain text. ``eos_ids``: further ones."""
+    if backend.chat_template is None:
+        raise WeightsError(f"{where} has no chat template: use an instruction-tuned model")
+    if backend.eos_token_id is None:
+        raise WeightsError(f"{where} names no end-of-sequence token")
+    fast = backend.backend_tokenizer
+    fast.encode_special_tokens = True  # as the characters they are spelled with
+    named = [fast.token_to_id(name) for name in ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>")]
+    ends = [index for index in [backend.eos_token_id, *eos_ids, *named] if index is not None]
+    pad = backend.pad_token_id
+    return Tokenizer(backend, tuple(dict.fromkeys(ends)), pad if isinstance(pad, int) else ends[0])

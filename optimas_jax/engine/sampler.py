@@ -1,0 +1,208 @@
+"""The host side of sampling: requests in, texts out.
+
+What a request gets does not depend on which requests share its batch, nor on when it joined (``engine.batching``,
+``models.flat``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from jax.sharding import Mesh
+
+from optimas_jax.checkpoints.tokenizer import Tokenizer
+from optimas_jax.engine.batching import ContinuousBatch
+from optimas_jax.engine.decode_batch import DecodeBatch, RowRequest
+from optimas_jax.engine.multi_lora import AdapterStore
+from optimas_jax.engine.prefill import Prefiller
+from optimas_jax.engine.prefix_cache import PrefixCache
+from optimas_jax.models.backbone import Network
+from optimas_jax.models.lora import Params
+from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.platform import return_free_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRequest:
+    """One prompt to continue.
+
+    Attributes:
+      prompt_ids: the prompt.
+      max_tokens: most tokens to sample, at least 1.
+      temperature: 0 takes the most likely token.
+      top_p: sample from the smallest set of most likely tokens with at least this much probability.
+      seed: names this request's random stream; not used at temperature 0.
+      stop: texts that end the answer once it has begun (white space before it does not count); it is cut before them.
+      adapter: name of the adapter that answers, "" for the base.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    adapter: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What was sampled.
+
+    Attributes:
+      ids: sampled tokens, the one that ended the answer included.
+      logprobs: log-probability of each under the model itself (temperature 1, no top-p).
+      text: the answer, without white space before it and end-of-sequence token, cut before the first stop text.
+      finish: ``stop`` or ``length``.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: Literal["stop", "length"]
+
+
+class ContextOverflow(ValueError):
+    """A prompt that does not fit into the model's context together with the answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A model to sample from.
+
+    Attributes:
+      network: without LoRA.
+      params: frozen weights.
+      tokenizer: for stop texts and answers.
+      mesh: where ``params`` live; rows are cut along its ``data`` axis. None for one device.
+    """
+
+    network: Network
+    params: Params
+    tokenizer: Tokenizer
+    mesh: Mesh | None = None
+
+    def check(self, request: SampleRequest) -> None:
+        """Raises ``ContextOverflow`` or ``ValueError`` for a request that cannot be served."""
+        if not request.prompt_ids or request.max_tokens < 1 or not 0 < request.top_p <= 1 or request.temperature < 0:
+            raise ValueError(
+                "a request needs a prompt, max_tokens >= 1, 0 < top_p <= 1 and temperature >= 0; got "
+                f"{len(request.prompt_ids)} prompt tokens, max_tokens {request.max_tokens}, top_p {request.top_p}, "
+                f"temperature {request.temperature}"
+            )
+        self.adapters.get(request.adapter)
+        total = len(request.prompt_ids) + request.max_tokens
+        if total > self.network.config.max_positions:
+            raise ContextOverflow(
+                f"prompt of {len(request.prompt_ids)} tokens and answer of up to {request.max_tokens} exceed the "
+                f"model's context of {self.network.config.max_positions} tokens: shorten the prompt (fewer "
+                "demonstrations, fewer retrieved documents) or choose a model with a longer context"
+            )
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        """Samples for all requests, in their order."""
+        for request in requests:
+            self.check(request)
+        batch, samples = self.batch(), {}
+        waiting = [(index, self.row_request(request)) for index, request in enumerate(requests)]
+        while len(samples) < len(requests):
+            admitted = set(batch.admit(waiting))
+            waiting = [one for one in waiting if one[0] not in admitted]
+            for index, tokens, logprobs in batch.step():
+                samples[index] = self.sample(requests[index], tokens, logprobs)
+        return [samples[index] for index in range(len(requests))]
+
+    def batch(self) -> ContinuousBatch[Any]:
+        """An empty batch; all batches of a sampler share its prefix cache."""
+        return ContinuousBatch(
+            self._lanes,
+            self._prefiller,
+            lambda: DecodeBatch(self.network, self.params, self._prefiller, self._blank_ids),
+        )
+
+    def rest(self) -> None:
+        """To be called when there is nothing to do for a while."""
+        return_free_memory()
+
+    def forget_prompts(self) -> None:
+        """Empties the prefix cache. Changes speed and nothing else."""
+        self._prefiller.prefixes.clear()
+
+    def row_request(self, request: SampleRequest) -> RowRequest:
+        """What a batch needs to know of a request."""
+        stops = self._stop_ids(request.stop)
+        return RowRequest(
+            request.prompt_ids,
+            request.max_tokens,
+            request.temperature,
+            request.top_p,
+            request.seed,
+            stops,
+            self.adapters.get(request.adapter),
+        )
+
+    @cached_property
+    def adapters(self) -> AdapterStore:
+        """The adapters that requests can name."""
+        return AdapterStore(self.network.config)
+
+    @cached_property
+    def _lanes(self) -> Lanes:
+        return Lanes.of(self.network.compute, self.mesh)
+
+    @cached_property
+    def _prefiller(self) -> Prefiller:
+        compute = self.network.compute
+        prefixes = PrefixCache(self.network.config, compute.dtype, compute.prefix_tokens)
+        return Prefiller(
+            self.network,
+            self.params,
+            self.tokenizer.pad_id,
+            self.mesh,
+            self._lanes,
+            compute.prefill_tokens,
+            prefixes,
+            self.adapters,
+        )
+
+    @cached_property
+    def _blank_ids(self) -> np.ndarray:
+        """[V] bool: tokens of white space."""
+        blank = np.zeros((self.network.config.vocab_size,), bool)
+        texts = self.tokenizer.token_texts
+        blank[: len(texts)] = [text.isspace() for text in texts]
+        return blank
+
+    @cached_property
+    def _stop_tables(self) -> dict[tuple[str, ...], np.ndarray]:
+        return {}
+
+    def _stop_ids(self, stop: tuple[str, ...]) -> np.ndarray:
+        """[V] int8: 2 for end-of-sequence tokens, 1 for tokens whose text contains a stop text, else 0."""
+        if stop not in self._stop_tables:
+            ids = np.zeros((self.network.config.vocab_size,), np.int8)
+            for text in stop:
+                containing = self.tokenizer.ids_containing(text)
+                ids[: len(containing)] |= containing
+            ids[list(self.tokenizer.eos_ids)] = 2
+            self._stop_tables[stop] = ids
+        return self._stop_tables[stop]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of the tokens of an answer so far."""
+        return self.tokenizer.decode(ids).lstrip()
+
+    def sample(self, request: SampleRequest, tokens: np.ndarray, logprobs: np.ndarray) -> Sample:
+        """The answer to a request from what a batch sampled for it."""
+        ids = [int(token) for token in tokens]
+        ended = ids[-1] in self.tokenizer.eos_ids
+        text = self.text(ids[:-1] if ended else ids)
+        cuts = [text.find(stop) for stop in request.stop if stop in text]
+        if cuts:
+            text = text[: min(cuts)]
+        finish: Literal["stop", "length"] = "stop" if ended or cuts else "length"
+        return Sample(tuple(ids), tuple(float(p) for p in logprobs[: len(ids)]), text, finish)

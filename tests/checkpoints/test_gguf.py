@@ -1,0 +1,270 @@
+"""GGUF files: every stored type, every architecture, and what is said of files that are not whole."""
+
+import functools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optimas_jax.checkpoints.gguf import GGUF_TYPES, read_gguf
+from optimas_jax.checkpoints.tokenizer import load_tokenizer
+from optimas_jax.checkpoints.weights import WeightsError, load_config, load_params, params_from_tensors, resolve
+from optimas_jax.models.config import config_from_hf
+from optimas_jax.parallel.platform import Compute
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+F32 = Compute(jnp.dtype(jnp.float32), "tiled")
+# One layer wide enough for the blocks of 256 values of the K types.
+WIDE = {
+    "model_type": "llama",
+    "vocab_size": 8,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+}
+WIDE_SHAPES = {
+    "model.embed_tokens.weight": (8, 256),
+    "model.norm.weight": (256,),
+    "model.layers.0.input_layernorm.weight": (256,),
+    "model.layers.0.post_attention_layernorm.weight": (256,),
+    "model.layers.0.self_attn.q_proj.weight": (256, 256),
+    "model.layers.0.self_attn.k_proj.weight": (128, 256),
+    "model.layers.0.self_attn.v_proj.weight": (128, 256),
+    "model.layers.0.self_attn.o_proj.weight": (256, 256),
+    "model.layers.0.mlp.gate_proj.weight": (256, 256),
+    "model.layers.0.mlp.up_proj.weight": (256, 256),
+    "model.layers.0.mlp.down_proj.weight": (256, 256),
+}
+
+
+def write(path: Path, hf: dict, stored: dict[str, np.ndarray], kinds: dict[str, str] | None = None) -> Path:
+    """Writes a GGUF file as llama.cpp's converter does, under the names of gguf's own table.
+
+    Args:
+      hf: config.json of the model.
+      stored: Hugging Face name to float32 values, or to bytes [rows, bytes of a row] where ``kinds`` names a type.
+      kinds: Hugging Face name to GGUF type, F32 where it has none.
+    """
+    config = config_from_hf(hf)
+    writer = gguf.GGUFWriter(path, config.architecture)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.embed_dim)
+    writer.add_feed_forward_length(config.mlp_dim)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == config.architecture)
+    names = gguf.get_tensor_name_map(architecture, config.num_layers)
+    for name, values in stored.items():
+        rows = values
+        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+        if config.architecture == "llama" and heads is not None:  # pairs of rows, as in LlamaModel.permute
+            rows = values.reshape(heads, 2, len(values) // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert target is not None, name
+        kind = (kinds or {}).get(name)
+        writer.add_tensor(target, np.ascontiguousarray(rows), raw_dtype=kind and gguf.GGMLQuantizationType[kind])
+    if config.rope_divisors is not None:
+        writer.add_tensor("rope_freqs.weight", np.asarray(config.rope_divisors, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def load(path: Path):
+    source = resolve(str(path))
+    return load_params(source, load_config(source), F32)
+
+
+def params_of(hf: dict, stored: dict[str, np.ndarray]):
+    tensors = {name: functools.partial(np.asarray, value) for name, value in stored.items()}
+    return params_from_tensors(tensors, config_from_hf(hf), F32, where="expected")
+
+
+def assert_equal(left, right) -> None:
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def block_bytes(kind: str, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``values`` as stored in ``kind``; for the K types, which gguf cannot quantise, random blocks of that size."""
+    number = gguf.GGMLQuantizationType[kind]
+    if kind not in ("Q4_K", "Q6_K"):
+        return gguf.quantize(values, number)
+    block, size = gguf.GGML_QUANT_SIZES[number]
+    blocks = rng.integers(0, 256, (values.size // block, size), np.uint8)
+    scales = rng.uniform(0.001, 0.01, (len(blocks), 2)).astype(np.float16).view(np.uint8)
+    if kind == "Q4_K":
+        blocks[:, :4] = scales  # of values and of minima, at the front
+    else:
+        blocks[:, -2:] = scales[:, :2]  # at the end
+    return blocks.reshape(values.shape[0], -1)
+
+
+@pytest.mark.parametrize("kind", GGUF_TYPES)
+def test_every_type_is_dequantised_in_place(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    stored, kinds, expected = {}, {}, {}
+    for name, shape in WIDE_SHAPES.items():
+        values = rng.standard_normal(shape).astype(np.float32)
+        stored[name] = expected[name] = values
+        if len(shape) == 2:
+            stored[name], kinds[name] = block_bytes(kind, values, rng), kind
+            expected[name] = gguf.dequantize(stored[name], gguf.GGMLQuantizationType[kind]).astype(np.float32)
+            assert np.isfinite(expected[name]).all()
+            if kind not in ("Q4_K", "Q6_K"):
+                assert np.abs(expected[name] - values).max() < 0.5
+    path = write(tmp_path / "model.gguf", WIDE, stored, kinds)
+    assert {tensor.kind for tensor in read_gguf(path).tensors.values()} == {kind, "F32"}
+    assert_equal(load(path), params_of(WIDE, expected))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama31", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied"])
+def test_every_architecture_loads_as_from_its_folder(tmp_path, name):
+    """Interleaved q and k rows, biases, q and k norms, RoPE divisors and tied embeddings."""
+    golden = np.load(GOLDEN / f"backbone_{name}.npz")
+    hf = json.loads(str(golden["config"]))
+    stored = {key[8:]: golden[key].astype(np.float32) for key in golden.files if key.startswith("weights/")}
+    path = write(tmp_path / "model.gguf", hf, stored)
+    expected, config = config_from_hf(hf), load_config(resolve(str(path)))
+    if expected.rope_divisors is not None:
+        np.testing.assert_allclose(config.rope_divisors, expected.rope_divisors, rtol=1e-6)
+    for field in ("architecture", "vocab_size", "num_layers", "head_dim", "rope_theta", "tied_embeddings", "qk_norm"):
+        assert getattr(config, field) == getattr(expected, field)
+    assert_equal(load(path), params_of(hf, stored))
+
+
+def test_a_tensor_under_an_unknown_name_is_reported(tmp_path):
+    stored = {name: np.zeros(shape, np.float32) for name, shape in WIDE_SHAPES.items()}
+    del stored["model.norm.weight"]
+    path = write(tmp_path / "model.gguf", {**WIDE, "model_type": "qwen2"}, stored)
+    with pytest.raises(WeightsError) as error:
+        load(path)
+    assert "does not fit qwen2 (4 problems)" in str(error.value)
+    assert "missing: model.norm.weight" in str(error.value)
+    assert "missing: model.layers.0.self_attn.q_proj.bias" in str(error.value)
+
+
+def test_q_rows_that_are_no_whole_heads_are_reported(tmp_path):
+    stored = {name: np.zeros(shape, np.float32) for name, shape in WIDE_SHAPES.items()}
+    stored["model.layers.0.self_attn.q_proj.weight"] = np.zeros((260, 256), np.float32)
+    with pytest.raises(WeightsError, match=r"shape of .*q_proj\.weight: \(260, 256\), expected \(256, 256\)"):
+        load(write(tmp_path / "model.gguf", WIDE, stored))
+
+
+def test_the_reader_agrees_with_gguf_on_metadata(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_array("strings", ["a", "", "é 日本"])
+    writer.add_array("integers", [1, -2, 3])
+    writer.add_array("nested", [[1, 2], [3]])
+    writer.add_bool("flag", True)
+    writer.add_float64("number", 0.1)
+    writer.add_uint64("large", 2**63)
+    writer.add_custom_alignment(64)
+    writer.add_tensor("t", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = read_gguf(tmp_path / "model.gguf")
+    assert file.metadata == {
+        "general.architecture": "llama",
+        "general.alignment": 64,
+        "strings": ["a", "", "é 日本"],
+        "integers": [1, -2, 3],
+        "nested": [[1, 2], [3]],
+        "flag": True,
+        "number": 0.1,
+        "large": 2**63,
+    }
+    np.testing.assert_array_equal(file.tensors["t"].read(), np.arange(6).reshape(2, 3))
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path):
+    golden = np.load(GOLDEN / "backbone_qwen2_tied.npz")
+    stored = {key[8:]: golden[key].astype(np.float32) for key in golden.files if key.startswith("weights/")}
+    path = write(tmp_path / "model.gguf", json.loads(str(golden["config"])), stored)
+    size = path.stat().st_size
+    assert size % gguf.GGUF_DEFAULT_ALIGNMENT == 0
+    for kept in [size - 1, *range(size - 1000, 3000, -1000), *range(3000, -1, -7), 0]:
+        os.truncate(path, kept)
+        with pytest.raises(WeightsError, match=r"model\.gguf cannot be read as GGUF: .*fetch it again"):
+            load(path)
+
+
+@pytest.mark.embedded
+def test_the_embedded_file_cut_anywhere_is_refused(tmp_path, embedded_gguf):
+    path = Path(shutil.copy(embedded_gguf, tmp_path / "cut.gguf"))
+    source, config = resolve(str(path)), load_config(resolve(str(embedded_gguf)))
+    size = path.stat().st_size
+    for kept in (size - 1, size // 2, 3_000_000, 2_000_000, 1_000_000, 50_000, 1000, 100, 24, 23, 4, 3, 0):
+        os.truncate(path, kept)
+        for read in (
+            lambda: load_config(source),
+            lambda: load_params(source, config, F32),
+            lambda: load_tokenizer(source),
+        ):
+            with pytest.raises(WeightsError, match=rf"cut\.gguf cannot be read as GGUF: .*(byte {kept}\b|empty)"):
+                read()
+
+
+def header(tmp_path: Path, *tensors: tuple[str, list[int], int]) -> Path:
+    """A GGUF file of tensors (name, dimensions as in the file, number of the type) without metadata and data."""
+    content = b"GGUF" + np.uint32(3).tobytes() + np.array([len(tensors), 0], np.uint64).tobytes()
+    for name, dims, kind in tensors:
+        content += np.uint64(len(name)).tobytes() + name.encode() + np.uint32(len(dims)).tobytes()
+        content += np.array(dims, np.uint64).tobytes() + np.uint32(kind).tobytes() + np.uint64(0).tobytes()
+    (tmp_path / "model.gguf").write_bytes(content + bytes(4096))
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            [("a", [256], 13), ("b", [256], 13), ("c", [32], 6)],
+            r"tensors of type Q5_0, Q5_K; read are F32, F16, .*Q6_K",
+        ),
+        ([("a", [32], 999)], r"tensors of type number 999; read are"),
+        ([("a", [33], 8)], r"tensor a has rows of 33 values, not a multiple of Q8_0's block of 32"),
+        ([("a", [2] * 5, 0)], r"tensor a has 5 dimensions; the format allows 4"),
+        ([("a", [2**62, 2**62], 0)], r"tensor a ends at byte \d+, but the file at byte"),
+        ([("a", [2], 0), ("a", [2], 0)], r"tensor a is in it twice"),
+        ([("a", [2], 0)], r"has general\.architecture None; this backbone implements llama"),
+    ],
+)
+def test_headers_that_do_not_fit_are_refused(tmp_path, tensors, message):
+    with pytest.raises(WeightsError, match=message):
+        load_config(resolve(str(header(tmp_path, *tensors))))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"GGML" + bytes(100), "does not start with the four letters GGUF"),
+        (b"GGUF" + np.uint32(1).tobytes() + bytes(100), "GGUF version 1; read are 2, 3"),
+        (b"GGUF" + np.array([3], ">u4").tobytes() + bytes(100), "GGUF version 50331648"),
+        (b"GGUF" + np.uint32(3).tobytes() + b"\xff" * 100, "header ends beyond byte"),
+        (b"GGUF" + np.uint32(3).tobytes() + np.array([0, 1, 1], np.uint64).tobytes() + b"\xff" * 20, "utf-8"),
+        (b"GGUF" + np.uint32(3).tobytes() + np.array([0, 1, 0, 99], np.uint64).tobytes(), "unknown type 99"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        load_config(resolve(str(tmp_path / "model.gguf")))

@@ -1,0 +1,235 @@
+import jax
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimas_jax.checkpoints.weights import RANDOM_CONFIG
+from optimas_jax.learn.batches import candidate_tokens, make_batch, plan_batches
+from optimas_jax.learn.config import BatchShape, LossConfig
+from optimas_jax.learn.features import FeatureCache
+from optimas_jax.learn.losses import bradley_terry
+from optimas_jax.learn.reward_model import RewardFunctions
+from optimas_jax.learn.token_group import TokenGroup, truncate
+from optimas_jax.learn.train_state import init_trainable, make_optimizer
+from optimas_jax.models.backbone import merge_model
+from optimas_jax.models.config import LoraConfig
+from optimas_jax.models.forward import forward
+from optimas_jax.models.heads import reward_head
+
+TOKENS = 256
+TOP = LoraConfig(rank=4, alpha=8.0, last_layers=1)
+
+
+def random_groups(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [tiny.random_group(rng, component=i % 5, candidates=2 + i % 3) for i in range(count)]
+
+
+def lay_out(groups, pad_id=0, tokens=0, tiled=True):
+    return make_batch(groups, candidates=4, pad_id=pad_id, tiled=tiled, tokens=tokens)
+
+
+def batches(groups, tokens=TOKENS, rng=None, tiled=True):
+    """(members, batch) of all groups."""
+    plan = plan_batches(groups, tokens, rng=rng)
+    return [(members, lay_out([groups[i] for i in members], tiled=tiled)) for members in plan]
+
+
+def functions(network, lora=tiny.LORA):
+    return RewardFunctions(network, lora, LossConfig(), make_optimizer())
+
+
+def score(made, params, head, batch):
+    return made.score(params, head, batch, made.features(params, batch.flat))
+
+
+def single_scores(network, params, head, group, lora=None, lora_params=None):
+    """Each candidate on its own: prefix and candidate as one plain causal sequence."""
+    scores = []
+    for ids in group.candidate_ids:
+        sequence = [*group.prefix_ids, *ids]
+        hidden = forward(network, params, *tiny.plain(sequence), lora, lora_params)[len(sequence) - 1]
+        scores.append(reward_head(head, hidden[None, None], np.asarray([group.component]))[0, 0])
+    return jax.numpy.stack(scores)
+
+
+@pytest.mark.parametrize("lora", [tiny.LORA, TOP])
+@pytest.mark.parametrize("implementation", ["tiled", "fused"])
+def test_packed_scores_equal_single_ones(implementation, lora):
+    compute = tiny.Compute(tiny.F32.dtype, implementation)
+    network, params = tiny.model(compute=compute)
+    head = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
+    groups = random_groups(6)
+    for members, batch in batches(groups, tiled=implementation == "tiled"):
+        scores = score(functions(network, lora), params, head, batch)
+        for place, index in enumerate(members):
+            count = len(groups[index].candidate_ids)
+            expected = single_scores(network, params, head, groups[index])
+            np.testing.assert_allclose(scores[place, :count], expected, atol=1e-5)
+            np.testing.assert_array_equal(scores[place, count:], 0.0)
+
+
+@pytest.mark.parametrize("layerwise", [True, False])
+@pytest.mark.parametrize("tiled", [True, False])
+def test_packed_gradients_equal_single_ones(tiled, layerwise):
+    compute = tiny.Compute(tiny.F32.dtype, "tiled", layerwise=layerwise)
+    network, params = tiny.model(compute=compute)
+    trainable = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))
+    trainable["lora"] = tiny.random_lora(trainable["lora"])
+    groups = random_groups(3)
+    [(members, batch)] = batches(groups, tiled=tiled)
+
+    def single(tree):
+        losses = []
+        for index in members:
+            scores = single_scores(network, params, tree["head"], groups[index], tiny.LORA, tree["lora"])
+            rewards = np.asarray(groups[index].rewards, np.float32)
+            loss, count = bradley_terry(scores, rewards, np.ones(len(rewards), bool), threshold=0.0)
+            losses += [loss] if count > 0 else []
+        return sum(losses)
+
+    made = functions(network)
+    grads, metrics = made.gradients(trainable, params, batch, made.features(params, batch.flat))
+    expected_loss, expected_grads = jax.jit(jax.value_and_grad(single))(trainable)
+    np.testing.assert_allclose(metrics["loss"][0], expected_loss, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, float(np.abs(b).max()))),
+        grads,
+        expected_grads,
+    )
+
+
+@pytest.mark.parametrize("lora", [tiny.LORA, TOP])
+def test_packed_loglikelihoods_equal_single_ones(lora):
+    network, params = tiny.model()
+    model, made, groups = merge_model(network, params), functions(network, lora), random_groups(6)
+    for members, batch in batches(groups):
+        tokens = candidate_tokens([groups[index] for index in members], batch)
+        totals = made.loglik(params, batch, made.features(params, batch.flat), tokens)
+        assert totals.shape == batch.ends.shape
+        for place, index in enumerate(members):
+            start = len(groups[index].prefix_ids)
+            for number, ids in enumerate(groups[index].candidate_ids):
+                flat = tiny.plain([*groups[index].prefix_ids, *ids])
+                logprobs = jax.nn.log_softmax(model.logits(forward(network, params, *flat)))
+                expected = sum(float(logprobs[start + i - 1, token]) for i, token in enumerate(ids))
+                np.testing.assert_allclose(totals[place, number], expected, rtol=1e-4)
+        np.testing.assert_array_equal(totals[~batch.valid], 0.0)
+
+
+def test_every_group_is_laid_out_once_and_nothing_else():
+    groups = random_groups(40)
+    seen = []
+    for members, batch in batches(groups):
+        assert len(batch.flat.input_ids) <= TOKENS
+        seen += members
+        for place, index in enumerate(members):
+            group = groups[index]
+            assert batch.component[place] == group.component
+            assert batch.valid[place].sum() == len(group.candidate_ids)
+            last = batch.flat.input_ids[batch.ends[place][batch.valid[place]]]
+            assert last.tolist() == [ids[-1] for ids in group.candidate_ids]
+        assert not batch.valid[len(members) :].any()
+    assert sorted(seen) == list(range(40))
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_little_is_padding(shuffled):
+    groups = random_groups(200)
+    plan = plan_batches(groups, 1024, rng=np.random.default_rng(0) if shuffled else None)
+    assert sum(group.length for group in groups) / (len(plan) * 1024) > 0.9
+    assert max(map(len, plan_batches(groups, 1024, most=3))) == 3
+
+
+def test_shuffling_is_seeded_and_scoring_order_is_fixed():
+    groups = random_groups(30)
+
+    def order(seed):
+        return plan_batches(groups, TOKENS, rng=None if seed is None else np.random.default_rng(seed))
+
+    assert order(1) == order(1) != order(2)
+    assert order(None) == order(None)
+
+
+@given(st.integers(12, 60), st.integers(1, 80), st.lists(st.integers(1, 30), min_size=1, max_size=4))
+def test_truncation_fits_and_keeps_the_ends(tokens, prefix, lengths):
+    group = TokenGroup(tuple(range(prefix)), tuple(tuple(range(n)) for n in lengths), (0.0,) * len(lengths), 0)
+    short = truncate(group, tokens)
+    assert short.length <= tokens or short == group
+    assert short.prefix_ids[-1] == group.prefix_ids[-1]
+    assert [ids[-1] for ids in short.candidate_ids] == [ids[-1] for ids in group.candidate_ids]
+    assert truncate(group, group.length) == group
+
+
+def test_too_many_candidates_are_refused():
+    group = TokenGroup((1,), ((1,),) * 5, (0.0,) * 5, 0)
+    with pytest.raises(ValueError, match="5 candidates in a group, a batch has room for 4"):
+        lay_out([group])
+
+
+def test_any_number_of_tokens_is_a_batch_size():
+    """The training step lays out ``config.reward.batch.tokens``, whatever the user set."""
+    network, params = tiny.model()
+    head = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
+    groups = random_groups(2)
+    odd, even = (lay_out(groups, tokens=tokens) for tokens in (200, 256))
+    assert len(odd.flat.input_ids) == len(even.flat.input_ids) == 256
+    np.testing.assert_array_equal(*(score(functions(network), params, head, batch) for batch in (odd, even)))
+
+
+def test_a_group_longer_than_its_batch_is_refused():
+    with pytest.raises(ValueError, match="a batch of 100 tokens cannot hold a group of group_tokens = 200"):
+        BatchShape(tokens=100, group_tokens=200)
+
+
+def test_a_group_gets_the_same_bits_whatever_shares_its_batch():
+    network, params = tiny.model(RANDOM_CONFIG)
+    made, groups = functions(network, TOP), random_groups(12)
+    head = init_trainable(RANDOM_CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
+
+    def alone(group, pad_id=0, tokens=0):
+        return score(made, params, head, lay_out([group], pad_id, tokens))[0]
+
+    for members, batch in batches(groups):
+        together = score(made, params, head, batch)
+        for place, index in enumerate(members):
+            np.testing.assert_array_equal(together[place], alone(groups[index]))
+    np.testing.assert_array_equal(alone(groups[0], pad_id=7, tokens=512), alone(groups[0]))
+
+
+def test_kept_features_are_those_computed():
+    network, params = tiny.model(RANDOM_CONFIG)
+    made, groups, cache = functions(network, TOP), random_groups(9), FeatureCache()
+    for members, batch in batches(groups, 128):
+        own = [groups[index] for index in members]
+        assert cache.get(own, 128) is None
+        cache.put(own, np.asarray(made.features(params, batch.flat)))
+    for members, batch in batches(groups, 192, rng=np.random.default_rng(0)):
+        own = [groups[index] for index in members]
+        used = sum(group.length for group in own)
+        features = np.asarray(made.features(params, batch.flat))
+        kept = cache.get(own, len(batch.flat.input_ids))
+        assert kept is not None
+        np.testing.assert_array_equal(kept[:used], features[:used])
+        np.testing.assert_array_equal(kept[used:], 0.0)
+
+
+def test_the_least_recently_used_features_go_first():
+    groups = [TokenGroup((i,), ((1, 2, 3),), (0.0,), 0) for i in range(4)]
+    cache = FeatureCache(max_bytes=3 * 4 * 5 * 4)  # three groups of 4 tokens x 5 numbers
+    for group in groups[:3]:
+        cache.put([group], np.full((4, 5), group.prefix_ids[0], np.float32))
+    assert cache.get(groups[:1], 4) is not None  # used again
+    cache.put(groups[3:], np.zeros((4, 5), np.float32))
+    kept = [group.prefix_ids[0] for group in groups if cache.get([group], 4) is not None]
+    assert kept == [0, 2, 3]
+
+
+def test_networks_are_hashable_and_equal_when_made_twice():
+    first, second = (tiny.model()[0] for _ in range(2))
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first.graph(None) == second.graph(None)
+    assert first.layer(tiny.LORA) == second.layer(tiny.LORA) != first.layer(None)

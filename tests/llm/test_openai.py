@@ -1,0 +1,277 @@
+"""The client for OpenAI-compatible servers: against our own server over a socket, and against scripted answers."""
+
+import asyncio
+import dataclasses
+import io
+import json
+
+import httpx2
+import jax
+import numpy as np
+import pytest
+import tiny
+from rich.console import Console
+from runs import run_config
+from served import serving
+from weights_run import NAME, config, tune_on
+
+from optimas_jax.checkpoints.peft import write_adapter
+from optimas_jax.core.plain import ConfigError
+from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.engine.pool import Engines
+from optimas_jax.llm.base import CompletionRequest, Message
+from optimas_jax.llm.component import LanguageModel
+from optimas_jax.llm.limits import Retries, retry
+from optimas_jax.llm.local import LocalCompleter
+from optimas_jax.llm.openai import OpenAICompleter
+from optimas_jax.llm.remote import ServerConfig, ServerError
+from optimas_jax.loop.context import build_run
+from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.models.backbone import init_lora
+from optimas_jax.models.config import LoraConfig
+from optimas_jax.parallel.mesh import MeshConfig
+
+CHAT = (Message("system", "Be short."), Message("user", "Where is it?"))
+TEXT = (Message("text", "The first thing that"),)
+HASTY = Retries(attempts=3, first_wait=0.01)
+
+
+def request(messages=CHAT, **changes):
+    return CompletionRequest(**{"model": "openai:base", "messages": messages, "max_tokens": 8, "seed": 3, **changes})
+
+
+def complete(completer, *requests):
+    async def all_of_them():
+        return await asyncio.gather(*(completer.complete(one) for one in requests))
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return tiny.sampler()
+
+
+@pytest.fixture(scope="module")
+def url(sampler):
+    with serving(sampler, "base") as address:
+        yield f"{address}/v1"
+
+
+def local(sampler, adapters=None):
+    return LocalCompleter("openai:base", lambda: sampler, adapters)
+
+
+@pytest.fixture(scope="module")
+def adapters(sampler, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    base, lora = sampler.network.config, LoraConfig(rank=4, alpha=8.0)
+    for seed in range(2):
+        params = tiny.random_lora(init_lora(base, lora, jax.random.key(0)), seed)
+        write_adapter(folder, base, "random:0", lora, params)
+    return folder
+
+
+# --- against our own server
+
+
+@pytest.mark.parametrize("messages", [CHAT, TEXT], ids=["chat", "text"])
+def test_the_answer_is_that_of_the_engine_itself(url, sampler, messages):
+    asked = request(messages, tokens=True)
+    [made] = complete(OpenAICompleter(ServerConfig(url)), asked)
+    [expected] = complete(local(sampler), asked)
+    assert (made.text, made.outcome) == (expected.text, expected.outcome)
+    assert (made.prompt_tokens, made.completion_tokens) == (expected.prompt_tokens, expected.completion_tokens)
+    assert (made.tokens.prompt_ids, made.tokens.ids) == (expected.tokens.prompt_ids, expected.tokens.ids)
+    np.testing.assert_allclose(made.tokens.logprobs, expected.tokens.logprobs, atol=1e-5)
+
+
+def test_seeds_and_stops_arrive(url):
+    completer = OpenAICompleter(ServerConfig(url))
+    hot = [request(TEXT, temperature=1.0, seed=seed, max_tokens=12) for seed in (1, 1, 2)]
+    first, again, other = complete(completer, *hot)
+    assert first.text == again.text != other.text
+    stop = first.text.strip()[2:4]
+    [cut] = complete(completer, dataclasses.replace(hot[0], stop=(stop,)))
+    assert stop not in cut.text and first.text.startswith(cut.text)
+
+
+def test_adapters_are_loaded_by_their_digests_and_again_after_a_restart(url, sampler, adapters):
+    completer = OpenAICompleter(ServerConfig(url), adapters)
+    names = sorted(path.name for path in adapters.iterdir())
+    asked = [request(TEXT, adapter=name) for name in ("", *names)]
+    made = complete(completer, *asked)
+    expected = complete(local(sampler, adapters), *asked)
+    assert [one.text for one in made] == [one.text for one in expected]
+    assert len({one.text for one in made}) == 3
+    sampler.adapters.unload(names[0])  # as a server that was started anew
+    assert complete(completer, asked[1])[0].text == made[1].text
+    # Another client, to which the server says that it has them already.
+    assert complete(OpenAICompleter(ServerConfig(url), adapters), asked[2])[0].text == made[2].text
+
+
+def test_an_adapter_that_is_not_there_is_named(url, tmp_path):
+    with pytest.raises(ServerError, match=r"cannot load the adapter .*no-such"):
+        complete(OpenAICompleter(ServerConfig(url), tmp_path), request(adapter="no-such"))
+    with pytest.raises(ServerError, match="no folder of adapters"):
+        complete(OpenAICompleter(ServerConfig(url)), request(adapter="no-such"))
+
+
+def test_a_request_that_cannot_be_served_stops_at_once(url):
+    with pytest.raises(ServerError, match="no model 'other'"):
+        complete(OpenAICompleter(ServerConfig(url)), request(model="openai:other"))
+    with pytest.raises(ServerError, match="shorten the prompt or lower max_tokens"):
+        complete(OpenAICompleter(ServerConfig(url)), request(max_tokens=10_000))
+
+
+def tuned_through(address, folder):
+    """Two updates on rollouts that a server answers, and what was said."""
+    served = LanguageModel("openai:base", style="text", temperature=1.0, max_tokens=8)
+    base = config()
+    remote = dataclasses.replace(
+        base,
+        system=dataclasses.replace(base.system, language_model=served),
+        proposer=served,
+        server=ServerConfig(address),
+        prices="openai:base=0/0",
+        policy=dataclasses.replace(base.policy, model="random:0", updates=2, validate_every=1),
+    )
+    said = io.StringIO()
+    run = build_run(remote, folder, ConsoleProgress(console=Console(file=said, width=200)))
+    reward, _ = run.engine.train(run.system, None, [], [], epochs=1, seed=0)
+    examples = run.splits["train"]
+    traces = [asyncio.run(run.system.run(run.system.default_configuration(), one, 0)) for one in examples]
+    value = run.system.default_configuration()[NAME]
+    assert tune_on(run, reward, value, list(zip(examples, traces, strict=True))).updates == 2
+    run.tape.close()
+    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    return [event for event in events if event["event"] == "update"], said.getvalue()
+
+
+def test_weights_are_tuned_through_a_server(tmp_path):
+    """Rollouts are answered over the network by what updates have just written."""
+    with serving(Engines(MeshConfig(data=1), ConsoleProgress(quiet=True)).sampler("random:0"), "base") as address:
+        updates, said = tuned_through(f"{address}/v1", tmp_path)
+    assert all(update["served_difference"] < 1e-4 for update in updates) and "warning" not in said
+
+
+def test_a_server_of_another_model_is_noticed(url, tmp_path):
+    updates, said = tuned_through(url, tmp_path)
+    assert updates[0]["served_difference"] > 0.5
+    assert "the model that answers and the one that is tuned differ" in said
+
+
+def test_which_weights_a_served_model_has_must_be_said(tmp_path):
+    base = config()
+    served = LanguageModel("openai:base", style="text", max_tokens=8)
+    changes = {"proposer": served, "server": ServerConfig("http://127.0.0.1:1/v1")}
+    remote = dataclasses.replace(base, system=dataclasses.replace(base.system, language_model=served), **changes)
+    with pytest.raises(ConfigError, match=r"set config.policy.model to the spec"):
+        build_run(remote, tmp_path, ConsoleProgress(quiet=True))
+    elsewhere = dataclasses.replace(run_config(), proposer=served)
+    with pytest.raises(ConfigError, match=r"config.server.base_url"):
+        build_run(elsewhere, tmp_path, ConsoleProgress(quiet=True))
+
+
+# --- what servers do wrong
+
+ANSWER = {
+    "id": "1",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "base",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Paris"}}],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+}
+
+
+def scripted(*answers):
+    """A completer whose server gives one answer after another: a body, a status with headers, or an error."""
+    rest, seen = list(answers), []
+
+    def handle(request):
+        seen.append(json.loads(request.content))
+        answer = rest.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        status, headers, body = answer if isinstance(answer, tuple) else (200, {}, answer)
+        return httpx2.Response(status, headers=headers, json=body)
+
+    client = httpx2.Client(transport=httpx2.MockTransport(handle))
+    return OpenAICompleter(ServerConfig("http://server/v1", retries=HASTY), http_client=client), seen
+
+
+def with_choice(**changes):
+    return {**ANSWER, "choices": [{**ANSWER["choices"][0], **changes}]}
+
+
+def test_a_fault_that_passes_is_asked_again():
+    fault = {"error": {"message": "busy"}}
+    completer, seen = scripted((503, {}, fault), (429, {"retry-after": "0.01"}, fault), ANSWER)
+    [made] = complete(completer, request())
+    assert made.text == "Paris" and made.outcome is Outcome.OK and len(seen) == 3
+    assert seen[0]["max_completion_tokens"] == 8 and "seed" not in seen[0]  # greedy
+
+
+def test_a_server_that_dies_stops_the_run_and_says_how_to_go_on():
+    completer, seen = scripted(*[httpx2.ConnectError("connection refused")] * 3)
+    with pytest.raises(StopRun, match=r"does not answer \(.*connection refused.*3 attempts.*same command again"):
+        complete(completer, request())
+    assert len(seen) == 3
+
+
+def test_a_key_that_is_refused_is_not_shown(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    completer, seen = scripted((401, {}, {"error": {"message": "no"}}))
+    with pytest.raises(ServerError, match="OPENAI_API_KEY") as raised:
+        complete(completer, request())
+    assert "sk-secret" not in str(raised.value) and raised.value.__cause__ is None and len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "text"),
+    [
+        (with_choice(finish_reason="length"), Outcome.TRUNCATED, "Paris"),
+        (with_choice(finish_reason="content_filter"), Outcome.REFUSED, "Paris"),
+        (with_choice(message={"role": "assistant", "content": None, "refusal": "No."}), Outcome.REFUSED, "No."),
+        (with_choice(message={"role": "assistant", "content": None}), Outcome.OK, ""),
+    ],
+)
+def test_how_an_answer_ended_is_its_outcome(answer, outcome, text):
+    [made] = complete(scripted(answer)[0], request())
+    assert (made.outcome, made.text) == (outcome, text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked", "message"),
+    [
+        ({"hello": 1}, {}, r"cannot be read \(KeyError: 'choices'\)"),
+        ({**ANSWER, "choices": []}, {}, r"cannot be read \(ValueError"),
+        (ANSWER, {"tokens": True}, "the server does not tell"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_shown(answer, asked, message):
+    with pytest.raises(ServerError, match=message):
+        complete(scripted(answer)[0], request(**asked))
+
+
+# --- waiting
+
+
+def test_waits_grow_and_honour_what_the_server_asks():
+    retries = Retries(first_wait=1.0, longest_wait=5.0)
+    assert [retries.wait(n, None, jitter=1.0) for n in (1, 2, 3, 4)] == [1.0, 2.0, 4.0, 5.0]
+    assert retries.wait(1, None, jitter=0.0) == 0.5
+    assert retries.wait(1, 30.0, jitter=1.0) == 30.0
+
+
+def test_what_will_not_pass_is_not_asked_again():
+    calls = []
+
+    def call():
+        calls.append(1)
+        raise ValueError("for good")
+
+    with pytest.raises(ValueError, match="for good"):
+        retry(call, lambda _: None, HASTY, calls.append)
+    assert calls == [1]

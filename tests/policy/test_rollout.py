@@ -1,0 +1,99 @@
+"""Weights of a component of a real system, with a tiny random model: rollouts, updates, kill and resume."""
+
+import json
+
+import pytest
+from weights_run import NAME, config, tuned
+
+from optimas_jax.core.plain import ConfigError
+from optimas_jax.core.system import Job, run_many
+from optimas_jax.core.types import Outcome, Step
+from optimas_jax.core.values import BASE, Adapter
+from optimas_jax.loop.context import build_run
+from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.policy.engine import PolicyEngine
+from optimas_jax.policy.rollout import without_failures
+
+
+def events(folder):
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, tuned(folder)
+
+
+def test_updates_are_made_and_looked_at(straight):
+    folder, result = straight
+    made = [event for event in events(folder) if event["event"] == "update"]
+    assert [event["number"] for event in made] == [0, 1, 2]
+    assert [e["number"] for e in events(folder) if e["event"] == "validation"] == [0, 2, 3]
+    assert result.updates == 3
+    assert result.score >= result.before
+    assert all(event["served_difference"] < 1e-4 for event in made)
+    folders = {path.name for path in (folder / "adapters").iterdir()}
+    assert {event["adapter"] for event in made} == folders
+    assert len(folders) == 3
+
+
+def test_a_killed_tuning_goes_on_where_it_was(straight, tmp_path, monkeypatch):
+    update, calls = PolicyEngine._update, []
+
+    def killed(self, *args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return update(self, *args)
+
+    monkeypatch.setattr(PolicyEngine, "_update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(tmp_path)
+    result = tuned(tmp_path)
+    assert len(calls) == 4  # two of the first try, and the two that were not done
+    assert result == straight[1]
+    assert [e["adapter"] for e in events(tmp_path) if e["event"] == "update"] == [
+        e["adapter"] for e in events(straight[0]) if e["event"] == "update"
+    ]
+
+
+def test_a_component_with_weights_answers_with_its_adapter(straight):
+    folder, _ = straight
+    run = build_run(config(), folder, ConsoleProgress(quiet=True))
+    adapter = next(event["adapter"] for event in events(folder) if event["event"] == "update" and event["number"] == 2)
+    example = run.splits["val"][0]
+    configuration = run.system.default_configuration()
+    assert configuration[NAME] == BASE
+    jobs = [Job(one, example, 0) for one in (configuration, configuration.replace(NAME, Adapter(adapter)))]
+    before, after = run_many(run.system, jobs, concurrency=2)
+    assert before.steps[NAME].inputs == after.steps[NAME].inputs
+    assert before.steps[NAME].outputs != after.steps[NAME].outputs
+    run.folder.save_best(jobs[1].configuration, {})
+    assert (folder / "best" / "adapters" / adapter / "adapter_model.safetensors").is_file()
+    run.tape.close()
+
+
+def test_requests_that_come_together_load_one_adapter(straight):
+    folder, _ = straight
+    run = build_run(config(), folder, ConsoleProgress(quiet=True))
+    adapters = [Adapter(event["adapter"]) for event in events(folder) if event["event"] == "update"]
+    default = run.system.default_configuration()
+    jobs = [Job(default.replace(NAME, adapter), example, 7) for adapter in adapters for example in run.splits["train"]]
+    run_many(run.system, jobs, concurrency=32)
+    [local] = run.completer._inner._inner._local.values()  # behind the sandbox and the routing
+    store = local.sampler().adapters
+    assert sorted(store.names) == sorted(adapter.digest for adapter in adapters)
+    assert all(len(stack.adapters) <= len(adapters) for stack in store._stacks.values())
+    run.tape.close()
+
+
+def test_weights_of_what_is_no_language_model_are_refused(tmp_path):
+    with pytest.raises((ConfigError, ValueError), match="weights of context_retriever: there is no such LLM"):
+        build_run(config("context_retriever"), tmp_path, ConsoleProgress(quiet=True))
+
+
+def test_an_answer_that_failed_is_worth_no_more_than_the_worst_other():
+    ok, failed = Step({}, {"answer": "a"}), Step({}, {}, Outcome.PARSE_ERROR)
+    assert without_failures([ok, failed, ok, failed], [1.0, 5.0, 2.0, -3.0]) == [1.0, 1.0, 2.0, -3.0]
+    assert without_failures([failed, failed], [1.0, 5.0]) == [1.0, 1.0]  # nothing to choose between

@@ -1,0 +1,61 @@
+"""When tuning of weights goes on, what it keeps, and when it ends: with a policy of numbers."""
+
+from optimas_jax.policy.tune import Update, tune
+
+
+class Numbers:
+    """Adapters are numbers: an update adds one, ``kl`` and ``scores`` are looked up by them."""
+
+    def __init__(self, scores, kl=None):
+        self.scores, self.kls, self.validated = scores, kl or {}, []
+
+    def rollout(self, adapter, number):
+        assert int(adapter) == number  # a rollout never runs on a stale adapter
+        return adapter
+
+    def update(self, state, rollout, number):
+        assert state == f"state {rollout}"
+        adapter = str(int(rollout) + 1)
+        return Update(f"state {adapter}", adapter, {"kl": self.kl(state, rollout)})
+
+    def kl(self, state, rollout):
+        return self.kls.get(int(rollout), 0.0)
+
+    def validate(self, adapter):
+        self.validated.append(int(adapter))
+        return self.scores.get(int(adapter), 0.0)
+
+
+def run(policy, updates=6, every=2, budget=1.0):
+    return tune(policy, Update("state 0", "0", {}), updates=updates, validate_every=every, kl_budget=budget)
+
+
+def test_the_best_validated_adapter_is_kept():
+    policy = Numbers({2: 0.5, 4: 0.9, 6: 0.7}, kl={0: 0.125, 4: 0.25})
+    tuned = run(policy)
+    assert (tuned.adapter, tuned.score, tuned.before, tuned.updates) == ("4", 0.9, 0.0, 6)
+    assert tuned.kl == 0.25
+    assert policy.validated == [0, 2, 4, 6]
+
+
+def test_the_last_adapter_is_looked_at_too():
+    policy = Numbers({5: 0.9})
+    assert run(policy, updates=5).adapter == "5"
+    assert policy.validated == [0, 2, 4, 5]
+
+
+def test_without_a_better_one_the_first_is_kept():
+    tuned = run(Numbers({0: 0.5, 2: 0.5, 4: 0.4}, kl={0: 0.125}))
+    assert (tuned.adapter, tuned.kl) == ("0", 0.125)
+
+
+def test_tuning_ends_where_the_budget_ends():
+    policy = Numbers({2: 0.5, 4: 0.9}, kl={3: 0.5, 4: 1.5})
+    tuned = run(policy)
+    assert tuned.adapter == "2"  # 4 would be better, and is too far away
+    assert policy.validated == [0, 2]
+    assert tuned.updates == 4
+
+
+def test_the_last_adapter_must_be_within_the_budget():
+    assert run(Numbers({6: 0.9}, kl={6: 1.5})).adapter == "0"

@@ -1,0 +1,211 @@
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from systems import group
+
+from optimas_jax.core.types import Candidate, Group, StopRun, digest, freeze
+from optimas_jax.rewards.data import GroupsError, from_preferences, load_groups, save_groups, to_preferences
+
+COLUMNS = {
+    "context",
+    "response_chosen",
+    "response_rejected",
+    "score_chosen",
+    "score_rejected",
+    "variable_chosen",
+    "variable_rejected",
+}
+GROUPS = [
+    Group(
+        "hint",
+        "train-1",
+        freeze({"passages": ["Peru: où?", "Lima\u2028\U0001f600"], "nested": {"deep": [1, 2.5, None, True]}}),
+        (
+            Candidate(freeze({"hint": "Lima"}), "current", (1.0, 0.5)),
+            Candidate(freeze({}), "sampled:0", (0.0, 0.0)),  # the component failed
+            Candidate(freeze({"hint": 'a "quote"\n'}), "value:abc", (0.25, 0.25)),
+        ),
+    ),
+    group(({"k": [1]}, 0.0), ({"k": [2, 3]}, 1.0), component="retriever"),
+    group(({"k": [1]}, 0.5), ({"k": [4]}, 0.5), component="retriever", name="tied"),
+]
+
+
+def content(groups):
+    """Candidates with their mean rewards by component and input, whatever their order."""
+    return {
+        (g.component, digest(g.inputs)): {digest(candidate.outputs): candidate.reward for candidate in g.candidates}
+        for g in groups
+    }
+
+
+def test_groups_survive_the_round_trip(tmp_path):
+    save_groups(tmp_path / "offline", GROUPS)
+    assert load_groups(tmp_path / "offline") == GROUPS
+
+
+def test_groups_without_a_single_pair_survive_too(tmp_path):
+    save_groups(tmp_path / "offline", GROUPS[2:])
+    assert load_groups(tmp_path / "offline") == GROUPS[2:]
+    assert not (tmp_path / "offline" / "preferences").exists()
+
+
+def test_no_groups_at_all_survive_too(tmp_path):
+    save_groups(tmp_path / "offline", [])
+    assert load_groups(tmp_path / "offline") == []
+
+
+def test_where_nothing_was_saved_there_are_no_groups(tmp_path):
+    assert load_groups(tmp_path / "offline") is None
+
+
+def test_saving_again_replaces_everything(tmp_path):
+    save_groups(tmp_path / "offline", GROUPS)
+    save_groups(tmp_path / "offline", GROUPS[2:])
+    assert load_groups(tmp_path / "offline") == GROUPS[2:]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["offline"]
+    assert not (tmp_path / "offline" / "preferences").exists()
+
+
+def test_a_full_disk_says_so_and_leaves_the_old_groups(tmp_path, monkeypatch):
+    save_groups(tmp_path / "offline", GROUPS)
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets.DatasetDict, "save_to_disk", fail)  # the groups are written, their pairs are not
+    with pytest.raises(GroupsError, match=r"offline .*No space left.*run the same command again"):
+        save_groups(tmp_path / "offline", GROUPS[:1])
+    monkeypatch.undo()
+    assert load_groups(tmp_path / "offline") == GROUPS
+    save_groups(tmp_path / "offline", GROUPS[:1])
+    assert load_groups(tmp_path / "offline") == GROUPS[:1]
+    assert issubclass(GroupsError, StopRun)
+
+
+def test_new_groups_that_cannot_take_their_place_leave_the_old_ones(tmp_path, monkeypatch):
+    save_groups(tmp_path / "offline", GROUPS)
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.suffix == ".partial":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(GroupsError, match="Input/output error"):
+        save_groups(tmp_path / "offline", GROUPS[:1])
+    assert load_groups(tmp_path / "offline") == GROUPS
+
+
+@pytest.mark.parametrize("damage", ["cut", "no state", "empty folder", "another data set"])
+def test_a_damaged_folder_says_so(tmp_path, damage):
+    path = tmp_path / "offline"
+    save_groups(path, GROUPS)
+    if damage == "cut":
+        [file] = path.glob("*.arrow")
+        file.write_bytes(file.read_bytes()[:100])
+    elif damage == "no state":
+        (path / "state.json").unlink()
+    elif damage == "empty folder":
+        shutil.rmtree(path)
+        path.mkdir()
+    else:
+        shutil.rmtree(path)
+        datasets.Dataset.from_list([{"component": "a"}]).save_to_disk(str(path))
+    with pytest.raises(GroupsError, match=r"offline is damaged .*run --stage=collect again"):
+        load_groups(path)
+
+
+def test_preferences_are_all_ordered_pairs_with_different_rewards():
+    rows = to_preferences(GROUPS)
+    assert {name: len(pairs) for name, pairs in rows.items()} == {"hint": 3, "retriever": 1}
+    assert all(set(row) == COLUMNS for pairs in rows.values() for row in pairs)
+    assert [(row["score_chosen"], row["score_rejected"]) for row in rows["hint"]] == [
+        (0.75, 0.0),
+        (0.75, 0.25),
+        (0.25, 0.0),
+    ]
+    [row] = rows["retriever"]
+    assert json.loads(row["context"]) == {"retriever": {"input": {"q": "e"}}}
+    assert json.loads(row["response_chosen"]) == {"k": [2, 3]}
+    assert json.loads(row["response_rejected"]) == {"k": [1]}
+    assert [json.loads(row[f"variable_{side}"]) for side in ("chosen", "rejected")] == ["sampled:1", "current"]
+
+
+def test_preferences_lie_beside_the_groups(tmp_path):
+    save_groups(tmp_path / "offline", GROUPS)
+    saved = datasets.load_from_disk(str(tmp_path / "offline" / "preferences"), keep_in_memory=True)
+    assert {name: saved[name].to_list() for name in saved} == to_preferences(GROUPS)
+
+
+def test_groups_come_back_from_their_preferences():
+    found = from_preferences(to_preferences(GROUPS))
+    assert content(found) == content(GROUPS[:2])
+    assert [(g.component, g.example_id) for g in found] == [("hint", "hint-0"), ("retriever", "retriever-0")]
+    assert [g.inputs for g in found] == [g.inputs for g in GROUPS[:2]]
+
+
+REWARDS = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=1, max_size=5)
+
+
+@given(st.lists(REWARDS, max_size=4))
+def test_only_groups_with_a_pair_come_back_and_they_come_back_whole(rewards):
+    groups = [
+        group(*[({"out": place}, reward) for place, reward in enumerate(row)], name=f"e{number}")
+        for number, row in enumerate(rewards)
+    ]
+    found = from_preferences(to_preferences(groups))
+    assert content(found) == content([g for g in groups if len(set(g.rewards)) > 1])
+
+
+GOOD = {
+    "context": '{"a": {"input": {"q": 1}}}',
+    "response_chosen": '{"out": "x"}',
+    "response_rejected": '{"out": "y"}',
+    "score_chosen": 1,
+    "score_rejected": "0.5",
+    "variable_chosen": "v",
+    "variable_rejected": "w",
+}
+
+
+def test_published_rows_become_candidates_once_each():
+    third = {**GOOD, "response_rejected": '{"out": "z"}', "score_rejected": 0.0}
+    [found] = from_preferences({"a": [GOOD, third]})
+    assert found.inputs == {"q": 1}
+    assert [(c.outputs["out"], c.reward, c.source) for c in found.candidates] == [
+        ("x", 1.0, "variable:v"),
+        ("y", 0.5, "variable:w"),
+        ("z", 0.0, "variable:w"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *((column, None) for column in sorted(COLUMNS - {"variable_chosen", "variable_rejected"})),
+        ("context", "{"),
+        ("context", '{"other": {"input": {}}}'),
+        ("context", '{"a": {"output": {}}}'),
+        ("context", "[]"),
+        ("response_chosen", "not JSON"),
+        ("score_rejected", "much"),
+    ],
+)
+def test_a_row_that_is_no_pair_is_named(column, value):
+    with pytest.raises(ValueError, match=r"row 1 of 'a' is not a preference pair \("):
+        from_preferences({"a": [GOOD, {**GOOD, column: value}]})
+
+
+@pytest.mark.parametrize("column", sorted(COLUMNS))
+def test_a_row_without_a_column_is_named(column):
+    row = {key: value for key, value in GOOD.items() if key != column}
+    with pytest.raises(ValueError, match=rf"row 0 of 'a' is not a preference pair \(KeyError: '{column}'"):
+        from_preferences({"a": [row]})

@@ -1,0 +1,75 @@
+"""A small run whose answer generator is tuned by weights."""
+
+import dataclasses
+
+from runs import run_config
+
+from optimas_jax.benchmarks.hotpotqa import SystemConfig
+from optimas_jax.core.system import Job, run_many
+from optimas_jax.core.values import BASE
+from optimas_jax.learn.config import BatchShape
+from optimas_jax.llm.component import LanguageModel
+from optimas_jax.loop.context import build_run
+from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.models.config import LoraConfig
+from optimas_jax.policy.config import PolicyConfig
+from optimas_jax.policy.rollout import tune_weights
+from optimas_jax.rewards.config import RewardConfig
+
+NAME = "answer_generator"
+
+
+def config(weights=NAME, **changes):
+    model = LanguageModel("random:0", style="text", temperature=1.0, max_tokens=8)
+    base = run_config()
+    return dataclasses.replace(
+        base,
+        system=SystemConfig(model, k_grid=(1, 2), k=1, weights=weights),
+        proposer=model,
+        reward=RewardConfig("random:0", lora=LoraConfig(rank=4, alpha=8.0, last_layers=1)),
+        policy=PolicyConfig(
+            lora=LoraConfig(rank=4, alpha=8.0),
+            batch=BatchShape(tokens=1024, group_tokens=1024),
+            updates=3,
+            prompts=2,
+            samples=3,
+            epochs=1,
+            minibatch=2,
+            validate_every=2,
+            learning_rate=1e-2,
+            kl_budget=5.0,
+        ),
+        data=dataclasses.replace(base.data, train=8, val=4, test=4),
+        **changes,
+    )
+
+
+def tuned(folder, current=BASE):
+    run = build_run(config(), folder, ConsoleProgress(quiet=True))
+    try:
+        reward, _ = run.engine.train(run.system, None, [], [], epochs=1, seed=0)
+        examples = run.splits["train"]
+        jobs = [Job(run.system.default_configuration(), example, 0) for example in examples]
+        traces = run_many(run.system, jobs, concurrency=8)
+        return tune_on(run, reward, current, list(zip(examples, traces, strict=True)))
+    finally:
+        run.tape.close()
+
+
+def tune_on(run, reward, current, runs):
+    """Tunes NAME with the parts of a run."""
+    return tune_weights(
+        run.system,
+        run.completer,
+        run.engine,
+        run.policies,
+        reward,
+        NAME,
+        current,
+        runs,
+        seed=0,
+        run_seed=0,
+        concurrency=8,
+        progress=run.progress,
+        emit=run.folder.emit,
+    )
