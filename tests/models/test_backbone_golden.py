@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from optimas_jax.models.sampling import empty_cache
 
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import load_config, load_params, params_from_tensors, resolve
 from optimas_jax.engine.sampler import Sampler, SampleRequest
+from optimas_jax.engine.sampling import empty_cache
 from optimas_jax.models.backbone import Network, merge_model
 from optimas_jax.models.config import config_from_hf
 from optimas_jax.models.forward import forward
