@@ -47,7 +47,7 @@ def config(weights=NAME, **changes):
 def tuned(folder, current=BASE):
     run = build_run(config(), folder, ConsoleProgress(quiet=True))
     try:
-        reward, _ = run.engine.train(run.system, None, [], [], epochs=1, seed=0)
+        reward, _ = run.engine.trainer.train(run.system, None, [], [], epochs=1, seed=0)
         examples = run.splits["train"]
         jobs = [Job(run.system.default_configuration(), example, 0) for example in examples]
         traces = run_many(run.system, jobs, concurrency=8)
@@ -61,7 +61,7 @@ def tune_on(run, reward, current, runs):
     return tune_weights(
         run.system,
         run.completer,
-        run.engine,
+        run.engine.scorer,
         run.policies,
         reward,
         NAME,

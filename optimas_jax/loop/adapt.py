@@ -14,8 +14,9 @@ from optimas_jax.loop.context import Run
 from optimas_jax.loop.offline import demo_values, select_pairs
 from optimas_jax.rewards.collect import collect
 from optimas_jax.rewards.data import save_groups
+from optimas_jax.rewards.pairs import count_pairs, is_informative
 from optimas_jax.rewards.split import is_held_out
-from optimas_jax.rewards.trainer import count_pairs, text_group
+from optimas_jax.rewards.text import text_group
 
 if TYPE_CHECKING:
     from optimas_jax.loop.iteration import State
@@ -66,7 +67,7 @@ def adapt(
     if trained:
         earlier = _learnable(run, state.groups)
         replay = random.Random(seed).sample(earlier, min(config.buffer, len(earlier)))
-        reward, _ = run.engine.train(
+        reward, _ = run.engine.trainer.train(
             run.system, state.reward, [*learnable, *replay], (), epochs=run.config.reward.adapt_epochs, seed=seed
         )
     run.folder.emit(
@@ -87,15 +88,15 @@ def adapt(
 
 def _learnable(run: Run, groups: Sequence[Group]) -> list[Group]:
     """Groups with something to learn from, on inputs that are not held out."""
-    share = run.config.offline.held_out
-    return [g for g in groups if max(g.rewards) > min(g.rewards) and not is_held_out(g.example_id, share)]
+    share, threshold = run.config.offline.held_out, run.config.reward.loss.threshold
+    return [g for g in groups if is_informative(g.rewards, threshold) and not is_held_out(g.example_id, share)]
 
 
 def _pair_accuracy(run: Run, reward: str, groups: Sequence[Group]) -> tuple[float, int]:
     """Pooled pair accuracy on fresh groups, and the number of pairs; 0.5 without any."""
     threshold = run.config.reward.loss.threshold
     texts = [text_group(run.system, g.component, g.inputs, [c.outputs for c in g.candidates]) for g in groups]
-    scores = run.engine.scores(reward, texts)
+    scores = run.engine.scorer.scores(reward, texts)
     counts = [count_pairs(s, g.rewards, threshold) for s, g in zip(scores, groups, strict=True)]
     right, pairs = sum(c[0] for c in counts), sum(c[1] for c in counts)
     return (right / pairs if pairs else 0.5), pairs

@@ -25,8 +25,8 @@ from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
 from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.policy.engine import PolicyEngine
-from optimas_jax.rewards.scorer import RewardScorer
-from optimas_jax.rewards.trainer import RewardEngine
+from optimas_jax.rewards.engine import RewardEngine, reward_engine
+from optimas_jax.rewards.scorer import InstanceScorer
 from optimas_jax.search.choices import GRID_LIMIT, check_tpe
 
 
@@ -103,11 +103,11 @@ def build_run(config: RunConfig, workdir: Path, progress: ConsoleProgress, compl
     tape = Tape(folder.path / TAPE)
     ledger = Ledger(config.budget, tape.cost(), own_prices(config))
     taped = TapedCompleter(tape, ledger, SandboxCompleter(completer))
-    engine = RewardEngine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
+    engine = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
     return Run(
         config=config,
         folder=folder,
-        system=dataclasses.replace(bare, completer=taped, scorer=RewardScorer(engine, bare), meter=Meter()),
+        system=dataclasses.replace(bare, completer=taped, scorer=InstanceScorer(engine.scorer, bare), meter=Meter()),
         completer=taped,
         data=data,
         engines=engines,

@@ -17,7 +17,7 @@ from optimas_jax.core.system import Job, Metric, run_many
 from optimas_jax.core.types import Example, Outcome, Trace, derive_seed
 from optimas_jax.core.values import Configuration, value_from_json
 from optimas_jax.loop.context import Run
-from optimas_jax.rewards.trainer import text_group
+from optimas_jax.rewards.text import text_group
 
 
 def failures(traces: Sequence[Trace]) -> str:
@@ -156,7 +156,7 @@ def _local_gain(run: Run, reward: str, name: str, before: Evaluation, after: Eva
     if not steps or not reward:
         return None
     groups = [text_group(run.system, name, old.inputs, [old.outputs, new.outputs]) for old, new in steps]
-    old, new = zip(*run.engine.scores(reward, groups), strict=True)
+    old, new = zip(*run.engine.scorer.scores(reward, groups), strict=True)
     return _difference(new, old)
 
 

@@ -80,4 +80,6 @@ def train_offline(run: Run, groups: Sequence[Group]) -> tuple[str, dict[str, Any
     share = run.config.offline.held_out
     train = [group for group in groups if not is_held_out(group.example_id, share)]
     held_out = [group for group in groups if is_held_out(group.example_id, share)]
-    return run.engine.train(run.system, None, train, held_out, epochs=run.config.reward.epochs, seed=run.config.seed)
+    return run.engine.trainer.train(
+        run.system, None, train, held_out, epochs=run.config.reward.epochs, seed=run.config.seed
+    )

@@ -83,7 +83,7 @@ def _weights(run: Run, state: State, screen: Screen, name: str, current: Adapter
     tuned = tune_weights(
         run.system,
         run.completer,
-        run.engine,
+        run.engine.scorer,
         run.policies,
         screen.reward(()),
         name,

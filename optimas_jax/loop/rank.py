@@ -195,7 +195,7 @@ class Screen:
             for place, (_, trace) in enumerate(runs)
         ]
         self._adapt([value for value in values if value != self._state.configuration[name]], stop)
-        scores = score_outputs(run.engine, run.system, self._state.reward, name, rows)
+        scores = score_outputs(run.engine.scorer, run.system, self._state.reward, name, rows)
         if self._config.ranking == "corrected" and run.system.scores_at_once(name):
             self._score_at_once(runs, [outputs for _, outputs in rows])
         return [

@@ -169,7 +169,7 @@ def _alignment(run: Run, state: State) -> dict[str, Any]:
     held_out = [group for group in state.groups if is_held_out(group.example_id, share)]
     alignment = {
         name: {**dataclasses.asdict(row), "controls": {"shorter": row.shorter, "loglik": row.loglik}}
-        for name, row in measure_alignment(run.engine, state.reward, run.system, held_out).items()
+        for name, row in measure_alignment(run.engine.scorer, state.reward, run.system, held_out).items()
     }
     for row in alignment.values():
         del row["shorter"], row["loglik"]

@@ -23,7 +23,8 @@ from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Token
 from optimas_jax.policy.engine import PolicyEngine, Rollout
 from optimas_jax.policy.tune import Tuned, Update, tune
 from optimas_jax.rewards.collect import ROLLOUT_TEMPERATURE
-from optimas_jax.rewards.trainer import RewardEngine, text_group
+from optimas_jax.rewards.scorer import RewardScorer
+from optimas_jax.rewards.text import text_group
 
 _SERVED_DIFFERENCE = 0.5  # nats: what rounding to bfloat16 on another machine makes of a rare token
 
@@ -62,7 +63,7 @@ class ComponentPolicy:
 
     system: System
     completer: Completer
-    rewards: RewardEngine
+    rewards: RewardScorer
     policies: PolicyEngine
     reward: str
     name: str
@@ -142,7 +143,7 @@ def without_failures(steps: Sequence[Step], rewards: Sequence[float]) -> list[fl
 def tune_weights(
     system: System,
     completer: Completer,
-    rewards: RewardEngine,
+    rewards: RewardScorer,
     policies: PolicyEngine,
     reward: str,
     name: str,

@@ -11,7 +11,9 @@ from scipy.stats import rankdata
 from optimas_jax.core.stats import RESAMPLES
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group
-from optimas_jax.rewards.trainer import RewardEngine, count_pairs, text_group
+from optimas_jax.rewards.pairs import count_pairs
+from optimas_jax.rewards.scorer import RewardScorer
+from optimas_jax.rewards.text import text_group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Alignment:
 
 
 def measure_alignment(
-    engine: RewardEngine, reward: str, system: System, groups: Sequence[Group]
+    scorer: RewardScorer, reward: str, system: System, groups: Sequence[Group]
 ) -> dict[str, Alignment]:
     """Alignment per component that has held-out groups with different rewards."""
-    threshold = engine.config.loss.threshold
+    threshold = scorer.config.loss.threshold
     result = {}
     for name in system.tunable:
         own = [g for g in groups if g.component == name and max(g.rewards) - min(g.rewards) > threshold]
@@ -48,7 +50,7 @@ def measure_alignment(
             continue
         texts = [text_group(system, name, g.inputs, [c.outputs for c in g.candidates]) for g in own]
         rewards = [g.rewards for g in own]
-        scores = engine.scores(reward, texts)
+        scores = scorer.scores(reward, texts)
         accuracy, interval, pairs = _accuracy(scores, rewards, [g.example_id for g in own], threshold)
         result[name] = Alignment(
             pair_accuracy=accuracy,
@@ -57,7 +59,7 @@ def measure_alignment(
             n_inputs=len({g.example_id for g in own}),
             spearman=float(np.mean([_spearman(s, r) for s, r in zip(scores, rewards, strict=True)])),
             shorter=_accuracy([[-len(c) for c in text.candidates] for text in texts], rewards, None, threshold)[0],
-            loglik=_accuracy(engine.logliks(texts), rewards, None, threshold)[0],
+            loglik=_accuracy(scorer.logliks(texts), rewards, None, threshold)[0],
         )
     return result
 

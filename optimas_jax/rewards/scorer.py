@@ -1,55 +1,164 @@
-"""Local rewards of a component's outputs: many at once for the search, one choice at a time for a system that runs."""
+"""Scores of given outputs under a named local reward. Scoring changes nothing but its own memo on the tape."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Literal
 
+import numpy as np
+
+from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import System
-from optimas_jax.rewards.trainer import RewardEngine, text_group
+from optimas_jax.core.types import StopRun, digest
+from optimas_jax.learn.batches import candidate_tokens
+from optimas_jax.learn.store import CheckpointStore
+from optimas_jax.llm.tape import Tape
+from optimas_jax.models.lora import Params
+from optimas_jax.parallel.sharding import replicate
+from optimas_jax.rewards.batches import BatchFunction, DeviceBatch, RewardBatches
+from optimas_jax.rewards.config import RewardConfig
+from optimas_jax.rewards.text import TextGroup, text_group
 
 Fields = Mapping[str, Any]
+Kind = Literal["score", "loglik"]
+
+
+class RewardScorer:
+    """Local rewards and log-likelihoods, memoised on the tape by local reward and text."""
+
+    def __init__(self, batches: RewardBatches, checkpoints: CheckpointStore, tape: Tape, progress: Progress):
+        self._batches, self._checkpoints, self._tape, self._progress = batches, checkpoints, tape, progress
+        self._loaded: tuple[str, Params, Params] | None = None  # name, merged weights, head
+
+    @property
+    def config(self) -> RewardConfig:
+        return self._batches.config
+
+    def scores(self, reward: str, groups: Sequence[TextGroup]) -> list[list[float]]:
+        """Scores of every candidate of every group under the local reward named ``reward``."""
+        return self._memoised("score", reward, groups)
+
+    def logliks(self, groups: Sequence[TextGroup]) -> list[list[float]]:
+        """Log-probability of every candidate given its prefix under the untrained backbone, in nats."""
+        return self._memoised("loglik", self.config.model, groups)
+
+    def check(self, reward: str) -> None:
+        """Raises ``StopRun`` if there is no local reward of that name here, or one of another backbone."""
+        metadata = self._checkpoints.metadata(reward)
+        if metadata is None:
+            raise StopRun(
+                f"no local reward {reward!r} in {self._checkpoints.folder}: a configuration that chooses outputs by it "
+                "runs in the folder that trained it, or from a whole best/ folder (config.evaluate.folder), which "
+                "carries it"
+            )
+        here = self._batches.backbone
+        trained = metadata.get("backbone", here)
+        if trained != here:
+            raise StopRun(
+                f"local reward {reward!r} was trained as {trained}, and config.reward and the system make it {here}: "
+                "set them alike"
+            )
+
+    def _memoised(self, kind: Kind, name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
+        keys = [[digest(kind, name, g.component, g.prefix, text) for text in g.candidates] for g in groups]
+        known = self._tape.get_scores([key for row in keys for key in row])
+        missing = [index for index, row in enumerate(keys) if any(key not in known for key in row)]
+        if missing:
+            known |= self._compute(kind, name, [groups[index] for index in missing], [keys[i] for i in missing], known)
+        return [[known[key] for key in row] for row in keys]
+
+    def _compute(
+        self,
+        kind: Kind,
+        name: str,
+        groups: Sequence[TextGroup],
+        keys: Sequence[Sequence[str]],
+        known: Mapping[str, float],
+    ) -> dict[str, float]:
+        """Scores that are not ``known`` yet, by key; each batch is on the tape before the next one.
+
+        The same text in two groups differs in the last digits: the first group's score is the one that counts.
+        """
+        first = {key: index for index, row in reversed(list(enumerate(keys))) for key in row}
+        tokens = [self._batches.token_group(group) for group in groups]
+        count, computed = len(self._batches.plan(tokens)), dict[str, float]()
+        bar = self._progress.bar(f"local {kind}s", count) if count > 1 else nullcontext(lambda: None)
+        with bar as advance:
+            for members, values in self._batches.map(kind, tokens, self._function(kind, name)):
+                fresh = {
+                    key: float(value)
+                    for row, index in enumerate(members)
+                    for key, value in zip(keys[index], values[row], strict=False)
+                    if first[key] == index and key not in known
+                }
+                self._tape.put_scores(fresh)
+                computed |= fresh
+                advance()
+        return computed
+
+    def _function(self, kind: Kind, name: str) -> BatchFunction[np.ndarray]:
+        """The function of a batch that gives its scores, or log-likelihoods, [G, M] float32."""
+        if kind == "score":
+            return self._batches.scoring(*self._load(name))
+        model, functions = self._batches.model, self._batches.functions
+
+        def loglik(item: DeviceBatch) -> np.ndarray:
+            tokens = replicate(candidate_tokens(item.groups, item.batch), model.mesh)
+            return np.asarray(functions.loglik(model.params, item.batch, item.features, tokens))
+
+        return loglik
+
+    def _load(self, reward: str) -> tuple[Params, Params]:
+        """Merged weights and head of a local reward; the last one used stays loaded."""
+        if self._loaded is None or self._loaded[0] != reward:
+            trainable = replicate(self._checkpoints.load(reward, self._batches.shapes), self._batches.model.mesh)
+            self._loaded = (reward, self._batches.merged(trainable), trainable["head"])
+        return self._loaded[1], self._loaded[2]
 
 
 def score_outputs(
-    engine: RewardEngine, system: System, reward: str, component: str, rows: Sequence[tuple[Fields, Sequence[Fields]]]
+    scorer: RewardScorer, system: System, reward: str, component: str, rows: Sequence[tuple[Fields, Sequence[Fields]]]
 ) -> list[list[float]]:
     """Local rewards of several outputs on each of several inputs, in groups of as many as a batch allows.
 
     Args:
       rows: (inputs, outputs to score) of each input.
+
+    Returns:
+      Scores by input and output.
     """
-    most = engine.config.batch.candidates
+    most = scorer.config.batch.candidates
     parts = [
-        (place, text_group(system, component, inputs, outputs[start : start + most]))
-        for place, (inputs, outputs) in enumerate(rows)
+        (index, text_group(system, component, inputs, outputs[start : start + most]))
+        for index, (inputs, outputs) in enumerate(rows)
         for start in range(0, len(outputs), most)
     ]
     scores: list[list[float]] = [[] for _ in rows]
-    for (place, _), part in zip(parts, engine.scores(reward, [group for _, group in parts]), strict=True):
-        scores[place] += part
+    for (index, _), part in zip(parts, scorer.scores(reward, [group for _, group in parts]), strict=True):
+        scores[index] += part
     return scores
 
 
-class RewardScorer:
-    """``core.selection.Scorer`` with the local rewards of a run.
+class InstanceScorer:
+    """``core.selection.Scorer``: scores the outputs among which a ``PerInstance`` value chooses, while a system runs.
 
     Choices are scored one after the other in a thread of their own, so that requests in flight are not held up, and
     every choice in a batch of its own, so that scores do not depend on what else was waiting.
     """
 
-    def __init__(self, engine: RewardEngine, system: System):
-        self._engine, self._system = engine, system
+    def __init__(self, scorer: RewardScorer, system: System):
+        self._scorer, self._system = scorer, system
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="local-rewards")
 
     async def scores(self, component: str, inputs: Fields, outputs: Sequence[Fields], reward: str) -> Sequence[float]:
         """Raises ``StopRun`` if the run has no such local reward."""
 
         def score() -> list[float]:
-            self._engine.check(reward)
-            [row] = score_outputs(self._engine, self._system, reward, component, [(inputs, outputs)])
+            self._scorer.check(reward)
+            [row] = score_outputs(self._scorer, self._system, reward, component, [(inputs, outputs)])
             return row
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, score)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimas_jax.learn.losses import bradley_terry, ordered_pairs, pair_accuracy
-from optimas_jax.rewards.trainer import count_pairs
+from optimas_jax.rewards.pairs import count_pairs
 
 REWARDS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=6)
 SCORES = st.lists(st.floats(-5, 5, width=32, allow_subnormal=False), min_size=6, max_size=6)

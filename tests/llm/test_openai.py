@@ -138,7 +138,7 @@ def tuned_through(address, folder):
     )
     said = io.StringIO()
     run = build_run(remote, folder, ConsoleProgress(console=Console(file=said, width=200)))
-    reward, _ = run.engine.train(run.system, None, [], [], epochs=1, seed=0)
+    reward, _ = run.engine.trainer.train(run.system, None, [], [], epochs=1, seed=0)
     examples = run.splits["train"]
     traces = [asyncio.run(run.system.run(run.system.default_configuration(), one, 0)) for one in examples]
     value = run.system.default_configuration()[NAME]

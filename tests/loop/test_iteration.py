@@ -31,7 +31,8 @@ from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.rewards.collect import CollectConfig, collect
 from optimas_jax.rewards.config import RewardConfig
-from optimas_jax.rewards.trainer import RewardEngine, text_group
+from optimas_jax.rewards.engine import reward_engine
+from optimas_jax.rewards.text import text_group
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -178,7 +179,7 @@ def test_trained_local_rewards_rank_as_the_exact_ones(tmp_path: Path) -> None:
     groups = [group for group in unique.values() if max(group.rewards) > min(group.rewards)]
     assert len(groups) >= 5
     config = RewardConfig("random:0", lora=LoraConfig(rank=8, alpha=16.0), learning_rate=1e-2, epochs=40, patience=40)
-    engine = RewardEngine(
+    engine = reward_engine(
         config,
         system.tunable,
         Engines(MeshConfig(data=1), QUIET),
@@ -186,9 +187,9 @@ def test_trained_local_rewards_rank_as_the_exact_ones(tmp_path: Path) -> None:
         CheckpointStore(tmp_path / "checkpoints"),
         QUIET,
     )
-    name, metadata = engine.train(system, None, groups, groups, epochs=config.epochs, seed=0)
+    name, metadata = engine.trainer.train(system, None, groups, groups, epochs=config.epochs, seed=0)
     assert metadata["history"][-1]["loss"] < metadata["history"][0]["loss"]
-    scores = engine.scores(
+    scores = engine.scorer.scores(
         name, [text_group(system, g.component, g.inputs, [c.outputs for c in g.candidates]) for g in groups]
     )
     for group, local in zip(groups, scores, strict=True):

@@ -34,8 +34,8 @@ from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.rewards.collect import CollectConfig
 from optimas_jax.rewards.config import RewardConfig
-from optimas_jax.rewards.scorer import RewardScorer
-from optimas_jax.rewards.trainer import RewardEngine
+from optimas_jax.rewards.engine import reward_engine
+from optimas_jax.rewards.scorer import InstanceScorer
 
 QUIET = ConsoleProgress(Console(file=io.StringIO()))
 KINDS = ("add", "rhyme")
@@ -93,12 +93,14 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
     tape, ledger = Tape(workdir / "tape.sqlite"), Ledger()
     checkpoints = CheckpointStore(workdir / CHECKPOINTS)
     engines = Engines(MeshConfig(data=1), QUIET)
-    engine = RewardEngine(REWARD, system.tunable, engines, tape, checkpoints, QUIET)
+    engine = reward_engine(REWARD, system.tunable, engines, tape, checkpoints, QUIET)
     completer = TapedCompleter(tape, ledger, system.completer)
     return Run(
         config=config,
         folder=folder,
-        system=dataclasses.replace(system, completer=completer, scorer=RewardScorer(engine, system), meter=Meter()),
+        system=dataclasses.replace(
+            system, completer=completer, scorer=InstanceScorer(engine.scorer, system), meter=Meter()
+        ),
         completer=completer,
         data=Dataset({"train": examples("train", 24), "val": examples("val", 12), "test": examples("test", 20)}),
         engines=engines,
@@ -178,11 +180,16 @@ def test_the_saved_configuration_carries_its_local_reward(depending, tmp_path: P
 def test_a_local_reward_of_another_backbone_is_refused(depending) -> None:
     run, configuration = depending
     changed = dataclasses.replace(REWARD, lora=dataclasses.replace(REWARD.lora, rank=4))
-    engine = RewardEngine(
-        changed, run.system.tunable, Engines(MeshConfig(data=1), QUIET), run.tape, run.engine._checkpoints, QUIET
+    engine = reward_engine(
+        changed,
+        run.system.tunable,
+        Engines(MeshConfig(data=1), QUIET),
+        run.tape,
+        CheckpointStore(run.folder.path / CHECKPOINTS),
+        QUIET,
     )
     with pytest.raises(StopRun, match=r"was trained as .*'rank': 8.*make it .*'rank': 4"):
-        engine.check(configuration["router"].reward)
+        engine.scorer.check(configuration["router"].reward)
 
 
 def test_every_candidate_of_best_of_n_is_paid_for_and_counted(tmp_path: Path) -> None:

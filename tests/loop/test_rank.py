@@ -14,7 +14,7 @@ from optimas_jax.core.values import value_digest, value_from_json
 from optimas_jax.loop.budget import OutOfTokens
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.iteration import optimize
-from optimas_jax.rewards.trainer import TextGroup
+from optimas_jax.rewards.text import TextGroup
 
 
 def _events(workdir: Path) -> list[dict]:

@@ -1,0 +1,41 @@
+"""Local rewards of one system: a trainer and a scorer over one backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from optimas_jax.core.progress import Progress
+from optimas_jax.engine.pool import Engines
+from optimas_jax.learn.store import CheckpointStore
+from optimas_jax.llm.tape import Tape
+from optimas_jax.rewards.batches import RewardBatches
+from optimas_jax.rewards.config import RewardConfig
+from optimas_jax.rewards.scorer import RewardScorer
+from optimas_jax.rewards.trainer import RewardTrainer
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardEngine:
+    """What trains local rewards and what scores with them."""
+
+    config: RewardConfig
+    trainer: RewardTrainer
+    scorer: RewardScorer
+
+
+def reward_engine(
+    config: RewardConfig,
+    components: Sequence[str],
+    engines: Engines,
+    tape: Tape,
+    checkpoints: CheckpointStore,
+    progress: Progress,
+) -> RewardEngine:
+    """An engine for the tunable ``components``, whose order numbers the heads. Loads no model."""
+    batches = RewardBatches(config, components, engines, progress)
+    return RewardEngine(
+        config,
+        RewardTrainer(batches, checkpoints, progress),
+        RewardScorer(batches, checkpoints, tape, progress),
+    )

@@ -1,0 +1,111 @@
+"""Training makes names; scoring under a name changes nothing but its memo on the tape."""
+
+import asyncio
+import dataclasses
+import hashlib
+
+import pytest
+from systems import group, system, tool
+
+from optimas_jax.core.types import StopRun
+from optimas_jax.engine.pool import Engines
+from optimas_jax.learn.store import CheckpointStore
+from optimas_jax.llm.tape import Tape
+from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.models.config import LoraConfig
+from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.rewards.config import RewardConfig
+from optimas_jax.rewards.engine import reward_engine
+from optimas_jax.rewards.scorer import InstanceScorer, score_outputs
+from optimas_jax.rewards.text import text_group
+
+QUIET = ConsoleProgress(quiet=True)
+SYSTEM = system(
+    tool("a", ("q",), lambda q, x: x, grid=(1, 2)), tool("b", ("a_out",), lambda a, x: x, grid=(1, 2)), output="b_out"
+)
+GROUPS = [
+    group(({"a_out": f"good {i}"}, 1.0), ({"a_out": f"bad {i}"}, 0.0), component="a", name=f"e{i}") for i in range(4)
+]
+CONFIG = RewardConfig("random:0", lora=LoraConfig(rank=4, alpha=8.0), learning_rate=1e-2, epochs=2)
+MODELS = Engines(MeshConfig(data=1), QUIET)
+
+
+def engine(folder, config=CONFIG, progress=QUIET):
+    tape = Tape(folder / "tape.sqlite")
+    return reward_engine(config, SYSTEM.tunable, MODELS, tape, CheckpointStore(folder / "checkpoints"), progress), tape
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    rewards, tape = engine(folder)
+    name, metadata = rewards.trainer.train(SYSTEM, None, GROUPS, GROUPS[:1], epochs=2, seed=0)
+    yield folder, rewards, tape, name, metadata
+    tape.close()
+
+
+def texts(groups):
+    return [text_group(SYSTEM, g.component, g.inputs, [c.outputs for c in g.candidates]) for g in groups]
+
+
+def contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("tape.sqlite")]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_scoring_leaves_all_but_its_memo_as_it_was(trained):
+    folder, rewards, tape, name, _ = trained
+    before, completions, cost = contents(folder), len(tape), tape.cost()
+    first = rewards.scorer.scores(name, texts(GROUPS))
+    logliks = rewards.scorer.logliks(texts(GROUPS))
+    assert (contents(folder), len(tape), tape.cost()) == (before, completions, cost)
+    again, other_tape = engine(folder)  # nothing is loaded: every answer is on the tape
+    again.scorer._batches._engines = None
+    assert again.scorer.scores(name, texts(GROUPS)) == first
+    assert again.scorer.logliks(texts(GROUPS)) == logliks
+    other_tape.close()
+
+
+def test_a_score_does_not_depend_on_what_was_scored_before(trained, tmp_path):
+    folder, rewards, _, name, _ = trained
+    whole = rewards.scorer.scores(name, texts(GROUPS))
+    CheckpointStore(tmp_path / "checkpoints").folder.symlink_to(folder / "checkpoints")
+    fresh, tape = engine(tmp_path)
+    assert [fresh.scorer.scores(name, texts([one]))[0] for one in reversed(GROUPS)] == whole[::-1]
+    tape.close()
+
+
+def test_outputs_are_scored_in_groups_of_as_many_as_a_batch_allows(trained):
+    _, rewards, _, name, _ = trained
+    outputs = [{"a_out": str(i)} for i in range(11)]
+    rows = score_outputs(rewards.scorer, SYSTEM, name, "a", [({"q": 1}, outputs), ({"q": 2}, []), ({"q": 3}, outputs)])
+    assert [len(row) for row in rows] == [11, 0, 11]
+    assert len({*rows[0], *rows[2]}) == 22
+
+
+def test_a_choice_per_instance_gets_the_scores_of_the_search(trained):
+    _, rewards, _, name, _ = trained
+    outputs = [c.outputs for c in GROUPS[0].candidates]
+    one_by_one = InstanceScorer(rewards.scorer, SYSTEM)
+    scores = asyncio.run(one_by_one.scores("a", GROUPS[0].inputs, outputs, name))
+    assert scores == rewards.scorer.scores(name, texts(GROUPS[:1]))[0]
+    with pytest.raises(StopRun, match="no local reward 'other'"):
+        asyncio.run(one_by_one.scores("a", GROUPS[0].inputs, outputs, "other"))
+
+
+def test_a_training_call_is_named_by_what_goes_in(trained):
+    folder, rewards, _, name, metadata = trained
+    before = contents(folder)
+    assert rewards.trainer.train(SYSTEM, None, GROUPS, GROUPS[:1], epochs=2, seed=0) == (name, metadata)
+    assert contents(folder) == before
+    assert [set(row) >= {"loss", "held_out_pair_accuracy"} for row in metadata["history"]] == [True, True]
+    other, _ = rewards.trainer.train(SYSTEM, None, GROUPS, GROUPS[:1], epochs=2, seed=1)
+    assert other != name
+
+
+def test_a_local_reward_of_another_backbone_is_refused(trained):
+    folder, _, _, name, _ = trained
+    other, tape = engine(folder, dataclasses.replace(CONFIG, lora=LoraConfig(rank=8, alpha=8.0)))
+    with pytest.raises(StopRun, match=r"was trained as .*'rank': 4.*make it .*'rank': 8"):
+        other.scorer.check(name)
+    tape.close()
