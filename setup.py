@@ -30,6 +30,7 @@ setup(
         "countryinfo>=1.0,<1.1",  # facts behind the embedded questions; other versions have other facts
         "scipy>=1.14,<2",
         "openai>=3,<4",  # OpenAI, and servers that are compatible with it
+        "genai-prices>=0.2.3,<0.3",  # list prices; imported only where an API is asked, needs what openai brings
         "anthropic>=2,<3",  # messages without sampling arguments, which 1.0 took away
         # Running things.
         "absl-py>=2.1,<3",
@@ -45,6 +46,7 @@ setup(
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],  # launch/serve.py
         "test": [
             "pytest>=9,<10",
+            "pytest-xdist>=3.6,<4",  # tests on all cores
             "hypothesis>=6.100,<7",
             "optuna>=5,<6",
             "matplotlib>=3.9,<4",

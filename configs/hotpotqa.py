@@ -16,23 +16,32 @@ Any field can be set on the command line: ``--config.seed=1 --config.optimize.mo
 
 import dataclasses
 
-import ml_collections
+from ml_collections import config_dict
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
-from optimas_jax.loop.presets import EMBEDDED, RANDOM_MODEL, local, paper, smoke, variant_of
 from optimas_jax.policy.config import PolicyConfig
+from optimas_jax.presets import EMBEDDED, RANDOM_MODEL, local, paper, smoke, variant_of
 
 
 def _embedded() -> RunConfig:
     return local(
         "hotpotqa",
         SystemConfig(LanguageModel(EMBEDDED, style="text"), k_grid=(1, 2, 4), k=1),
-        DataConfig("embedded", train=72, val=32, test=100, mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15}),
+        DataConfig(
+            "embedded",
+            train=72,
+            val=32,
+            test=100,
+            confirm=32,
+            mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15},
+        ),
         variant="embedded",
-        optimize=OptimizeConfig(iterations=6, inputs=16, demo_sets=6, demo_size=2, instructions=2, gate_top=2),
+        optimize=OptimizeConfig.improved(
+            iterations=6, inputs=16, adapt_inputs=16, demo_sets=6, demo_size=2, instructions=2, gate_top=2
+        ),
         policy=PolicyConfig(),
     )
 
@@ -42,8 +51,8 @@ def _smoke() -> RunConfig:
     return smoke(
         base,
         SystemConfig(RANDOM_MODEL, k_grid=(1, 2), k=1),
-        data=dataclasses.replace(base.data, train=24, val=8, test=16),
-        offline=OfflineConfig(inputs=24, calls=24),
+        data=dataclasses.replace(base.data, train=24, val=8, test=16, confirm=8),
+        offline=OfflineConfig(inputs=24, groups=4, calls=96),
         policy=PolicyConfig(),
     )
 
@@ -55,9 +64,11 @@ def _weights() -> RunConfig:
         variant="weights",
         system=dataclasses.replace(base.system, weights="answer_generator"),
         reward=dataclasses.replace(base.reward, adapt_epochs=1),
-        offline=OfflineConfig(inputs=72, calls=180, held_out=0.4),  # a policy finds what a local reward has not learned
+        offline=OfflineConfig(inputs=72, groups=24, calls=720),  # a policy finds what a local reward has not learned
         policy=PolicyConfig(learning_rate=1e-3, updates=8, validate_every=1),
-        optimize=dataclasses.replace(base.optimize, iterations=6, inputs=12, demo_sets=2, adapt="after_accept"),
+        optimize=dataclasses.replace(
+            base.optimize, iterations=6, inputs=12, adapt_inputs=12, demo_sets=2, adapt="after_accept"
+        ),
     )
 
 
@@ -66,19 +77,20 @@ def _local() -> RunConfig:
     return dataclasses.replace(
         base,
         variant="local",
-        data=DataConfig("hotpotqa", train=48, val=32, test=100),
+        data=DataConfig("hotpotqa", train=48, val=32, test=100, confirm=32),
         optimize=dataclasses.replace(base.optimize, iterations=4),
     )
 
 
 def _paper() -> RunConfig:
-    """Sampling temperature as in the released code, which the paper does not give."""
+    """Sampling temperature as in the released code, which the paper does not give. ``k`` is searched globally."""
     api = LanguageModel("openai:gpt-4o-mini", temperature=0.6, max_tokens=512)
-    data = DataConfig("hotpotqa", train=1000, val=20, test=100)
-    return paper("hotpotqa", SystemConfig(api, k_grid=(1, 5, 10, 25), k=1), data, proposer=api)
+    data = DataConfig("hotpotqa", train=1000, val=250, test=100)
+    config = paper("hotpotqa", SystemConfig(api, k_grid=(1, 5, 10, 25), k=1), data)
+    return dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, global_search="context_retriever"))
 
 
-def get_config(variant: str = "embedded") -> ml_collections.ConfigDict:
-    """The configuration of one variant, as plain data."""
+def get_config(variant: str = "embedded") -> config_dict.ConfigDict:
+    """The configuration of one variant."""
     variants = {"embedded": _embedded, "smoke": _smoke, "weights": _weights, "local": _local, "paper": _paper}
-    return ml_collections.ConfigDict(variant_of(__file__, variants, variant))
+    return config_dict.ConfigDict(variant_of(__file__, variants, variant, config_dict.placeholder))

@@ -3,15 +3,14 @@
 python launch/run.py --config=configs/own_system.py
 """
 
-import ml_collections
+from ml_collections import config_dict
 
 from optimas_jax.benchmarks.data import Dataset, deal
 from optimas_jax.benchmarks.metrics import exact_match
-from optimas_jax.core.plain import to_dict
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.llm.component import llm_component
-from optimas_jax.loop.presets import own
+from optimas_jax.presets import command_line, own_system
 
 METRIC = "exact match"
 THINGS = {
@@ -36,9 +35,11 @@ def build(dataset, settings):
         name="sorter", description=say, inputs=("thing", "use"), output="sort", instruction=say, **call
     )
     return System(
-        (describer, sorter), ("thing",), ("sort",), lambda made, gold: exact_match(made["sort"], gold["sort"])
+        (describer, sorter), ("thing",), ("sort",), lambda outputs, gold: exact_match(outputs["sort"], gold["sort"])
     )
 
 
 def get_config(variant=""):
-    return ml_collections.ConfigDict(to_dict(own(__file__, train=16, val=10, test=16)))
+    return config_dict.ConfigDict(
+        command_line(own_system(__file__, train=16, val=10, test=16), config_dict.placeholder)
+    )

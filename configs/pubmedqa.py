@@ -15,13 +15,13 @@ Chance, the most frequent answer, is 0.552 on the official test set. The paper r
 
 import dataclasses
 
-import ml_collections
+from ml_collections import config_dict
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.pubmedqa import SystemConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.presets import EMBEDDED, EMBEDDED_MODEL, RANDOM, RANDOM_MODEL, local, paper, smoke, variant_of
+from optimas_jax.presets import EMBEDDED, EMBEDDED_MODEL, RANDOM, RANDOM_MODEL, local, paper, smoke, variant_of
 
 # The paper's list (page 17, footnote 1), the one to begin with first.
 PAPER_MODELS = (
@@ -36,7 +36,7 @@ PAPER_MODELS = (
 
 
 def _local() -> RunConfig:
-    data = DataConfig("pubmedqa", train=48, val=24, test=100, max_chars=700)
+    data = DataConfig("pubmedqa", train=48, val=24, test=100, confirm=32, max_chars=700)
     return local("pubmedqa", SystemConfig(EMBEDDED_MODEL, (EMBEDDED, RANDOM)), data)
 
 
@@ -48,12 +48,12 @@ def _smoke() -> RunConfig:
 
 def _paper() -> RunConfig:
     """Temperature and answer length as in the released code, which the paper does not give."""
-    asked = LanguageModel(PAPER_MODELS[0], temperature=0.0, max_tokens=4096)
+    language_model = LanguageModel(PAPER_MODELS[0], temperature=0.0, max_tokens=4096)
     data = DataConfig("pubmedqa", train=475, val=25, test=500, splits="official")
-    return paper("pubmedqa", SystemConfig(asked, PAPER_MODELS), data)
+    return paper("pubmedqa", SystemConfig(language_model, PAPER_MODELS), data)
 
 
-def get_config(variant: str = "local") -> ml_collections.ConfigDict:
-    """The configuration of one variant, as plain data."""
+def get_config(variant: str = "local") -> config_dict.ConfigDict:
+    """The configuration of one variant."""
     variants = {"local": _local, "smoke": _smoke, "paper": _paper}
-    return ml_collections.ConfigDict(variant_of(__file__, variants, variant))
+    return config_dict.ConfigDict(variant_of(__file__, variants, variant, config_dict.placeholder))

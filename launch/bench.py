@@ -30,10 +30,10 @@ from optimas_jax.bench.peer import PEERS_BY_NAME, SideError
 from optimas_jax.bench.report import save, show
 from optimas_jax.bench.suites import SUITES
 from optimas_jax.checkpoints.weights import WeightsError
-from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.report.console import ConsoleProgress
 
 _SUITE = flags.DEFINE_list("suite", ["all"], f"What to measure: {', '.join(SUITES)}, e2e, or all.")
-_PEER = flags.DEFINE_list("peer", [], f"Whom to measure beside ours: {', '.join(PEERS_BY_NAME)}; default: nobody.")
+_PEER = flags.DEFINE_list("peer", [], f"Peers to measure beside ours: {', '.join(PEERS_BY_NAME)}; default: none.")
 _CASE = flags.DEFINE_string("case", "", "Only the cases whose name contains this.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Interleaved repeats of every case.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", "", "File for the rows.")

@@ -1,12 +1,17 @@
 """Compares optimisers at equal cost: same system, data, test seeds and budget of LM tokens. The same command resumes.
 
 python launch/compare.py --config=configs/hotpotqa.py --budget=2000000 [--seeds=0,1,2] [--jobs=1] [--workdir=DIR]
-    [--optimizers=ours,ours-global,random,dspy-miprov2,dspy-copro,dspy-gepa,textgrad]
+    [--optimizers=ours,random,twin,bare,random-search,dspy-miprov2,dspy-copro,dspy-gepa,textgrad]
 
-Ours use local rewards: ``ours`` (the configuration's optimisers of prompts), ``opro``, ``copro``, ``mipro``,
-``reflect``; with ``-global`` behind the name the same on the global metric; ``random`` draws blindly. The others are
-peers: make their environment with third_party/peers/install_prompt_optimizers.sh. The budget covers everything before
-the final test. Results: compare.json, compare.md and compare.png in the workdir; a folder for every run in cells/.
+``ours`` uses local rewards. Its controls are ``random`` (random numbers in their place), ``twin`` (the global metric,
+on the same candidates and in the same order of components) and ``bare`` (the same, nothing collected). ``opro``,
+``copro``, ``mipro`` and ``reflect`` write prompts in another way; with ``-global`` behind it, by the global metric.
+``random-search`` draws blindly. The others are peers: make their environment with
+third_party/peers/install_prompt_optimizers.sh.
+
+The budget covers the search, and what is tested is the state of the search at the budget. The confirmation and the
+final test are outside it, for all alike. Results: compare.json, compare.md and compare.png in the workdir; a folder for
+every run in cells/.
 """
 
 from __future__ import annotations
@@ -21,14 +26,15 @@ from ml_collections import config_flags
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.compare.optimizers import CompareError, find_optimizers
 from optimas_jax.compare.plan import run_cells
-from optimas_jax.compare.report import check_plots, draw, markdown, tables
+from optimas_jax.compare.plot import check_plots, draw, save
 from optimas_jax.compare.summary import summarize
+from optimas_jax.compare.tables import markdown, tables
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.journal import write_json
-from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.report.console import ConsoleProgress
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
-_OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "ours-global", "random"], "Who takes part.")
+_OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "random", "twin", "bare"], "Names, separated by commas.")
 _BUDGET = flags.DEFINE_integer("budget", 1_000_000, "LM tokens of each run, prompts and answers.", lower_bound=1)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "A run of every optimiser for each of these.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Cells that run at the same time.", lower_bound=1)
@@ -38,7 +44,9 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/compare-BENC
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cells and peers end with it, as with an interrupt
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # cells and peers end with this process, as on an interrupt
     progress = ConsoleProgress()
     try:
         config = parse_config(_CONFIG.value.to_dict())
@@ -50,7 +58,7 @@ def main(argv: list[str]) -> int:
         summary = summarize(cells, about, _BUDGET.value)
         write_json(workdir / "compare.json", summary)
         (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
-        draw(summary, workdir / "compare.png")
+        save(draw(summary), workdir / "compare.png")
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)
         return 130

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Every optimiser at equal cost on the embedded questions with three seeds, and four of them on real rows of three
+# Every optimiser at equal cost on the embedded questions with five seeds, and four of them on real rows of three
 # benchmarks, two cells at a time. The same command resumes.
 #
 #   bash launch/comparison.sh DATA [FOLDER]
 #
-# DATA has hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl; results go to FOLDER (runs/comparison). With
-# launch/comparison for FOLDER it starts from the cells behind README's table. First pip install -e '.[compare,tpe]' and
+# DATA has hotpotqa/dev.jsonl, amazon/dev.jsonl and pubmedqa/dev.jsonl; results go to FOLDER (runs/comparison). First pip install -e '.[compare,tpe]' and
 # third_party/peers/install_prompt_optimizers.sh.
 set -euo pipefail
 
@@ -14,13 +13,13 @@ data=$(realpath --relative-to="$here" "${1:?folder with hotpotqa/dev.jsonl, amaz
 out=$(realpath -m "${2:-runs/comparison}")
 cd "$here"
 
-ours=ours,ours-global,opro,opro-global,copro,copro-global,mipro,mipro-global,reflect,reflect-global,random
+ours=ours,random,twin,bare,opro,opro-global,copro,copro-global,mipro,mipro-global,reflect,reflect-global,random-search
 python launch/compare.py --config=configs/hotpotqa.py --optimizers="$ours,dspy-miprov2,dspy-copro,dspy-gepa,textgrad" \
-  --budget=100000 --seeds=0,1,2 --jobs=2 --workdir="$out/embedded"
+  --budget=100000 --seeds=0,1,2,3,4 --jobs=2 --workdir="$out/embedded"
 
 real() { # NAME BUDGET [FLAGS]
   python launch/compare.py --config="configs/$1.py:local" --config.data.path="$data/$1/dev.jsonl" "${@:3}" \
-    --optimizers=ours,ours-global,random,dspy-miprov2 --budget="$2" --seeds=0 --jobs=2 --workdir="$out/$1"
+    --optimizers=ours,random,twin,bare,dspy-miprov2 --budget="$2" --seeds=0 --jobs=2 --workdir="$out/$1"
 }
 real hotpotqa 100000
 # prompts instead of adapters, which the others cannot tune; requests are long here

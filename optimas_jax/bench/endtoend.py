@@ -1,4 +1,4 @@
-"""The main job at two commits, one after the other: same configuration and seed, fresh folders, nothing compiled."""
+"""Times whole runs at two commits, one after the other: same configuration and seed, new folders, empty caches."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from optimas_jax.bench.report import Row
 def run_end_to_end(
     config: str, baseline: str, line: Callable[[str], None], overrides: Sequence[str] = (), root: Path = ROOT
 ) -> Row:
-    """Runs ``launch/run.py --config=CONFIG`` as it stands here and, if given, at commit ``baseline``.
+    """Runs ``launch/run.py --config=CONFIG`` of this work tree and, if given, of commit ``baseline``.
 
     Args:
-      overrides: NAME=VALUE for both, as in ``--config.seed=1``: ``seed=1``.
+      overrides: NAME=VALUE for both runs; ``seed=1`` stands for ``--config.seed=1``.
 
     Raises:
       SideError: if the commit cannot be checked out, or a run fails.
@@ -48,7 +48,7 @@ def run_end_to_end(
         roofline_fraction=None,
         peak_mb={side: result["peak_rss_mb"] for side, result in runs.items()},
         agreement=None,
-        notes={side: _said(result) for side, result in runs.items()},
+        notes={side: _summary(result) for side, result in runs.items()},
     )
 
 
@@ -56,9 +56,9 @@ def run_end_to_end(
 def checkout(commit: str, target: Path, root: Path) -> Iterator[Path]:
     """A work tree of ``commit`` at ``target``, removed afterwards."""
     git = ["git", "-C", str(root), "worktree"]
-    made = subprocess.run([*git, "add", "--detach", str(target), commit], capture_output=True, text=True, check=False)  # noqa: S603
-    if made.returncode:
-        raise SideError(f"git cannot check out {commit!r}:\n{made.stderr.strip()}")
+    added = subprocess.run([*git, "add", "--detach", str(target), commit], capture_output=True, text=True, check=False)  # noqa: S603
+    if added.returncode:
+        raise SideError(f"git cannot check out {commit!r}:\n{added.stderr.strip()}")
     try:
         yield target
     finally:
@@ -68,7 +68,7 @@ def checkout(commit: str, target: Path, root: Path) -> Iterator[Path]:
 def _run(
     name: str, tree: Path, flags: Sequence[str], workdir: Path, line: Callable[[str], None]
 ) -> tuple[float, dict[str, Any]]:
-    """Seconds of a whole process, and its ``results.json``."""
+    """Seconds of a run from start to end of its process, and its ``results.json``."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": f"{workdir}-xla"}
     command = [sys.executable, "launch/run.py", *flags, f"--workdir={workdir}"]
     start = time.monotonic()
@@ -77,11 +77,11 @@ def _run(
     if done.returncode:
         raise SideError(f"{' '.join(command)} failed at {name}:\n{(done.stdout + done.stderr)[-2000:]}")
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-    line(f"  {name}: {seconds:.0f} s, {_said(results)}")
+    line(f"  {name}: {seconds:.0f} s, {_summary(results)}")
     return seconds, results
 
 
-def _said(results: dict[str, Any]) -> str:
+def _summary(results: dict[str, Any]) -> str:
     before, after = results["baseline"], results["optimized"]
     return f"{_score(before)} before, {_score(after)} after"
 

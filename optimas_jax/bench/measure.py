@@ -26,8 +26,8 @@ class NotTheSameWork(RuntimeError):
     """Two sides gave different answers, so their times cannot be compared."""
 
 
-class Asked(Protocol):
-    """``bench.peer.Side``, or a stand-in."""
+class Worker(Protocol):
+    """A process that does the work of one side: ``bench.peer.Side``, or a fake."""
 
     name: str
 
@@ -36,8 +36,15 @@ class Asked(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one side did: seconds of each repeat, output of the first, peak memory, what it chose for itself, and, of
-    work in phases, the seconds of each phase in each repeat."""
+    """Measurements of one side.
+
+    Attributes:
+      seconds: of each repeat.
+      output: of the first repeat.
+      peak_mb: peak resident memory.
+      note: settings that the side chose.
+      phases: seconds of each phase in each repeat, if the work has phases.
+    """
 
     seconds: tuple[float, ...]
     output: tuple[float, ...]
@@ -47,7 +54,7 @@ class Measured:
 
 
 def run_case(case: Case, spec: str, peers: Sequence[Peer], repeats: int, line: Callable[[str], None]) -> list[Row]:
-    """Measures one case on our side and on the peers that can do it, each in a process of its own.
+    """Measures one case on our side and on the peers that can do it, each in a separate process.
 
     Raises:
       SideError: if a side fails.
@@ -72,7 +79,8 @@ def run_case(case: Case, spec: str, peers: Sequence[Peer], repeats: int, line: C
 
 
 def make_work(case: Case, spec: str, *, for_peers: bool) -> Work:
-    """Draws a case for a model, from ids that are not special; for peers, with the weights in a form they read."""
+    """Draws a case for a model, from token ids that are not special; for peers, with weights in formats that they
+    read."""
     source = resolve(spec)
     backend = load_tokenizer(source).backend
     special = backend.backend_tokenizer.get_added_tokens_decoder()
@@ -85,12 +93,12 @@ def make_work(case: Case, spec: str, *, for_peers: bool) -> Work:
 
 
 def measure(
-    work: Work, sides: Sequence[Asked], repeats: int, line: Callable[[str], None], exact: Sequence[str] = ()
+    work: Work, sides: Sequence[Worker], repeats: int, line: Callable[[str], None], exact: Sequence[str] = ()
 ) -> list[Measured]:
     """Prepares all sides, then runs repeat 0 on each in turn, repeat 1 on each in turn, and so on.
 
     Args:
-      exact: names of sides whose answers must be those of the first side.
+      exact: names of sides whose answers must equal the answers of the first side.
     """
     notes = []
     for side in sides:
@@ -107,19 +115,19 @@ def measure(
             _check(work.case.task, {side.name: a["output"] for side, a in zip(sides, answers[0], strict=True)}, exact)
         times = (f"{side.name} {a['seconds']:.2f} s" for side, a in zip(sides, answers[-1], strict=True))
         line(f"  repeat {repeat + 1}/{repeats}: {', '.join(times)}")
-    return [
-        Measured(
-            tuple(row[place]["seconds"] for row in answers),
-            tuple(answers[0][place]["output"]),
-            answers[-1][place]["peak_mb"],
-            note,
-            {
-                phase: tuple(row[place]["phases"][phase] for row in answers)
-                for phase in answers[0][place].get("phases", ())
-            },
-        )
-        for place, note in enumerate(notes)
-    ]
+    return [_measured(list(of_side), note) for of_side, note in zip(zip(*answers, strict=True), notes, strict=True)]
+
+
+def _measured(answers: Sequence[Mapping[str, Any]], note: str) -> Measured:
+    """The measurements of one side, from its answers to all repeats."""
+    phases = answers[0].get("phases", ())
+    return Measured(
+        tuple(answer["seconds"] for answer in answers),
+        tuple(answers[0]["output"]),
+        answers[-1]["peak_mb"],
+        note,
+        {phase: tuple(answer["phases"][phase] for answer in answers) for phase in phases},
+    )
 
 
 def agreement(task: Task, ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -147,18 +155,17 @@ def rows(
     least_seconds: float,
     least_of_phases: Mapping[str, float] | None = None,
 ) -> list[Row]:
-    """Medians, ratios and spreads: a row for every unit, phase and peer, or for every unit and phase where ours ran
-    alone."""
-    made = []
+    """Medians, ratios and spreads: a row for every unit, phase and peer; without peers, for every unit and phase."""
+    table = []
     for name, peer in (peers or {None: None}).items():
         sides = {"ours": ours} | ({} if peer is None else {"peer": peer})
-        whole = {side: measured.seconds for side, measured in sides.items()}
+        total = {side: measured.seconds for side, measured in sides.items()}
         for unit, count in case.units().items():
-            made.append(_row(case, name, sides, unit, count, whole, least_seconds))
+            table.append(_row(case, name, sides, unit, count, total, least_seconds))
         for phase, least in (least_of_phases or {}).items():
             seconds = {side: measured.phases[phase] for side, measured in sides.items()}
-            made.append(_row(case, name, sides, f"{phase}/s", 1.0, seconds, least))
-    return made
+            table.append(_row(case, name, sides, f"{phase}/s", 1.0, seconds, least))
+    return table
 
 
 def _row(
@@ -170,8 +177,8 @@ def _row(
     seconds: Mapping[str, Sequence[float]],
     least_seconds: float,
 ) -> Row:
-    """``count`` units in ``seconds`` of each side and repeat."""
-    median = {side: statistics.median(some) for side, some in seconds.items()}
+    """The row of one unit: ``count`` units in ``seconds`` (by side, of each repeat)."""
+    median = {side: statistics.median(of_side) for side, of_side in seconds.items()}
     both = "peer" in sides
     return Row(
         suite=case.suite,
@@ -181,7 +188,7 @@ def _row(
         peer=count / median["peer"] if both else None,
         peer_name=peer_name,
         ratio=median["peer"] / median["ours"] if both else None,
-        spread={side: spread(some) for side, some in seconds.items()},
+        spread={side: spread(of_side) for side, of_side in seconds.items()},
         roofline_fraction=least_seconds / median["ours"],
         peak_mb={side: measured.peak_mb for side, measured in sides.items()},
         agreement=agreement(case.task, sides["ours"].output, sides["peer"].output) if both else None,

@@ -1,4 +1,5 @@
-"""Our side: the same functions that the host loop calls, on drawn work. Run as a process by ``bench.peer``."""
+"""Our side of the benchmarks: the functions that the loop calls, on drawn work. Started as a process by
+``bench.peer``."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ from optimas_jax.learn.config import BatchShape, LossConfig, PolicyLoss
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.parallel.sharding import replicate
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.policy.trainer import PolicyTrainer
+from optimas_jax.report.console import ConsoleProgress
 
 LORA_ALPHA = 16.0
 
@@ -59,15 +60,15 @@ def _score(work: Work, engines: Engines) -> tuple[Run, str]:
         plan = plan_batches(groups, _batch_tokens(groups))
         batches = (_batch(groups, members, model) for members in plan)
         for members, values in zip(plan, lanes.map(score, batches, _tokens), strict=True):
-            for place, index in enumerate(members):
-                scores[index] = values[place, : len(groups[index].candidate_ids)].tolist()
+            for index, row in zip(members, values, strict=False):
+                scores[index] = row[: len(groups[index].candidate_ids)].tolist()
         return {"seconds": time.perf_counter() - start, "output": [score for row in scores for score in row]}
 
     return run, f"batches of {_batch_tokens(work.groups)} tokens"
 
 
 def _train(work: Work, engines: Engines) -> tuple[Run, str]:
-    """At learning rate 0: the arithmetic of a step is the same, and the losses can be compared exactly."""
+    """Training steps at learning rate 0: the same arithmetic, and losses that can be compared exactly."""
     model = engines.model(work.model)
     lora = LoraConfig(rank=work.case.rank, alpha=LORA_ALPHA)
     functions = RewardFunctions(model.network, lora, LossConfig(), make_optimizer())
@@ -78,6 +79,7 @@ def _train(work: Work, engines: Engines) -> tuple[Run, str]:
     tokens = _batch_tokens(work.groups, lanes.count)
 
     def run(repeat: int) -> dict[str, Any]:
+        """One training step per batch of the repeat's groups."""
         nonlocal state
         groups = work.groups_of(repeat)
         start = time.perf_counter()
@@ -98,7 +100,7 @@ def _train(work: Work, engines: Engines) -> tuple[Run, str]:
 
 
 def _batch_tokens(groups: Sequence[TokenGroup], least: int = 1) -> int:
-    """About as many as by default, in whole groups, of which there are at least ``least``."""
+    """Tokens of a batch: about the default, in whole groups, at least ``least`` of them."""
     longest = max(group.length for group in groups)
     return max(least, BatchShape().tokens // longest) * longest
 
@@ -118,7 +120,7 @@ def _generate(work: Work, engines: Engines) -> tuple[Run, str]:
 
     def run(repeat: int) -> dict[str, Any]:
         requests = [SampleRequest(prompt, work.case.new_tokens) for prompt in work.prompts_of(repeat)]
-        sampler.forget_prompts()  # repeats ask the same: what they share among themselves counts, not what is left
+        sampler.forget_prompts()  # repeats have the same prompts: only prefixes shared within a repeat may be reused
         start = time.perf_counter()
         samples = []
         for first in range(0, len(requests), work.case.together):
@@ -130,12 +132,12 @@ def _generate(work: Work, engines: Engines) -> tuple[Run, str]:
 
 
 def _endless(sampler: Sampler) -> Sampler:
-    """Without end-of-sequence ids every request gets all its tokens."""
+    """The sampler without end-of-sequence ids, so that every request gets all its tokens."""
     return dataclasses.replace(sampler, tokenizer=dataclasses.replace(sampler.tokenizer, eos_ids=()))
 
 
 def _policy(work: Work, engines: Engines) -> tuple[Run, str]:
-    """At learning rate 0: the arithmetic of an update is the same, and every repeat samples from the same policy."""
+    """Updates at learning rate 0: the same arithmetic, and every repeat samples from the same policy."""
     case, sampler = work.case, _endless(engines.sampler(work.model))
     config = PolicyConfig(
         lora=LoraConfig(rank=case.rank, alpha=LORA_ALPHA),
@@ -148,6 +150,7 @@ def _policy(work: Work, engines: Engines) -> tuple[Run, str]:
     state = trainer.start()
 
     def run(repeat: int) -> dict[str, Any]:
+        """A rollout, its statistics and an update, each timed as a phase."""
         nonlocal state
         prompts, adapter = work.prompts_of(repeat), f"policy {repeat}"
         sampler.forget_prompts()
@@ -168,13 +171,13 @@ def _policy(work: Work, engines: Engines) -> tuple[Run, str]:
             groups.append(TokenGroup(prompt, ids, tuple(map(score, ids)), 0))
         sampled = time.perf_counter()
         statistics = trainer.statistics(state.trainable, groups)
-        known = time.perf_counter()
+        computed = time.perf_counter()
         state, _ = trainer.learn(state, groups, statistics, config.loss.kl_weight, seed=repeat)
         jax.block_until_ready(state)
         updated = time.perf_counter()
         return {
             "seconds": updated - start,
-            "phases": {"rollout": sampled - start, "statistics": known - sampled, "update": updated - known},
+            "phases": {"rollout": sampled - start, "statistics": computed - sampled, "update": updated - computed},
             "output": [float(statistics.entropy.mean())],
         }
 

@@ -1,4 +1,4 @@
-"""The side that asks: a worker process kept alive over JSON lines (``bench.serve``), so that repeats can interleave."""
+"""Client of a worker process (``bench.serve``), which stays alive between repeats so that sides can take turns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEERS = ROOT / "third_party" / "peers"
 
 
 class SideError(RuntimeError):
-    """A side that cannot do its work, with its own words."""
+    """A side that failed, with its error output."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Peer:
     """Another system that does the same work.
 
     Attributes:
-      name: as given to ``--peer``.
-      scripts: in ``third_party/peers``, for each task that it can do.
-      exact: tasks in which it computes what we do from the same numbers, so that its answers must equal ours.
+      name: value of ``--peer``.
+      scripts: task -> script in ``third_party/peers``.
+      exact: tasks in which it computes the same function of the same numbers, so that its answers must equal ours.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Peer:
     exact: tuple[Task, ...] = ()
 
     def command(self, task: Task) -> list[str]:
-        """Raises ``SideError`` without the peers' environment."""
+        """The command that starts the peer; raises ``SideError`` if the peers' environment is not installed."""
         python = PEERS / ".venv" / "bin" / "python"
         if not python.is_file():
             raise SideError(
@@ -60,7 +60,7 @@ OURS = [sys.executable, "-m", "optimas_jax.bench.ours"]
 
 
 class Side:
-    """One worker process; a context manager that ends it."""
+    """A worker process, as a context manager that ends it."""
 
     def __init__(self, name: str, command: Sequence[str]):
         self.name = name
@@ -83,13 +83,15 @@ class Side:
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         what = next(iter(message))
-        with contextlib.suppress(BrokenPipeError):  # it has ended; its last words follow
+        with contextlib.suppress(BrokenPipeError):  # it has exited; its error output follows
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise SideError(f"{self.name} ended with exit code {code} when asked to {what}; it said:\n{self._said()}")
+            raise SideError(
+                f"{self.name} ended with exit code {code} when asked to {what}; it said:\n{self._error_output()}"
+            )
         try:
             answer = json.loads(line)
         except json.JSONDecodeError:
@@ -100,7 +102,7 @@ class Side:
             raise SideError(f"{self.name} failed to {what}:\n{answer['error']}")
         return answer
 
-    def _said(self) -> str:
+    def _error_output(self) -> str:
         self._log.seek(0)
         return self._log.read()[-2000:] or "nothing"
 
@@ -111,7 +113,7 @@ class Side:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # a dead one cannot be told
+        with contextlib.suppress(BrokenPipeError):  # it has exited
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=60 if error is None else 0)

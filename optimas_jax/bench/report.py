@@ -1,4 +1,4 @@
-"""What a measurement says: one row per case, unit and peer; a table, and JSON."""
+"""Rows of measurements (one per case, unit and peer), as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ class Row:
     """One comparison.
 
     Attributes:
-      suite, case, unit: what was measured; ``ours`` and ``peer`` are medians in ``unit``, more is better.
-      peer_name: None where ours ran alone; then ``peer`` and ``ratio`` are None too.
+      suite, case, unit: name of the measurement; ``ours`` and ``peer`` are medians in ``unit``, more is better.
+      peer_name: None without a peer; then ``peer`` and ``ratio`` are None as well.
       ratio: ours / peer.
       spread: (most - least) / median over the repeats, by side.
       roofline_fraction: least time for the work at the measured rates / our median time. None for whole runs.
       peak_mb: peak resident memory by side.
-      agreement: largest difference of scores or losses, or share of equal tokens, between the sides; None alone.
-      notes: what each side chose for itself (batch size, layout).
+      agreement: largest difference of scores or losses between the sides, or share of equal tokens; None without a
+        peer.
+      notes: settings that each side chose (batch size, layout).
     """
 
     suite: str
@@ -48,18 +49,18 @@ def spread(seconds: Sequence[float]) -> float:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Rows side by side; after each median its spread."""
-    made = Table("case", "unit", box=SIMPLE)
+    """The rows as a table; after each median its spread."""
+    columns = Table("case", "unit", box=SIMPLE)
     for name in ("ours", "peer", "ratio", "roofline", "peak MB"):
-        made.add_column(name, justify="right", no_wrap=True)
+        columns.add_column(name, justify="right", no_wrap=True)
     suite = None
     for row in rows:
         if row.suite != suite:
             suite = row.suite
-            made.add_section()
-            made.add_row(f"[bold]{suite}[/bold]")
+            columns.add_section()
+            columns.add_row(f"[bold]{suite}[/bold]")
         peer = "" if row.peer is None else f"{row.peer_name} {_median(row.peer, row.spread['peer'])}"
-        made.add_row(
+        columns.add_row(
             row.case,
             row.unit,
             _median(row.ours, row.spread["ours"]),
@@ -68,7 +69,7 @@ def table(rows: Sequence[Row]) -> Table:
             "" if row.roofline_fraction is None else f"{row.roofline_fraction:.0%}",
             " / ".join(f"{value:,.0f}" for value in row.peak_mb.values()),
         )
-    return made
+    return columns
 
 
 def _median(value: float, spread_: float) -> str:
@@ -76,7 +77,7 @@ def _median(value: float, spread_: float) -> str:
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """The table, and what each side chose for itself."""
+    """Prints the table and the settings that each side chose."""
     console.print(table(rows))
     console.print("Medians, (most - least) / median in brackets; peak memory of ours / of the peer.")
     notes = {
@@ -90,5 +91,5 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
-    """A JSON list, one object per row."""
+    """Writes a JSON list with one object per row."""
     path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")

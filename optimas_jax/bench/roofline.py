@@ -1,7 +1,7 @@
-"""How fast this machine could be: measured rates, and the operations that a piece of work cannot do without.
+"""Roofline: measured rates of this machine, and the least number of operations of a piece of work.
 
-Counted are matrix products and attention over the pairs of tokens that see each other, two operations for a
-multiply-add; norms, activations, softmax and the optimiser are left out, and so is all padding.
+Counted are matrix products and attention over the pairs of tokens that see each other, with two operations for a
+multiply-add. Not counted are norms, activations, softmax, the optimiser, and padding.
 """
 
 from __future__ import annotations
@@ -58,20 +58,24 @@ def _best_seconds(function: Callable[..., jax.Array], *args: jax.Array, tries: i
 
 
 def layer_weights(config: BackboneConfig) -> int:
-    """Entries of the seven matrices of a layer: multiply-adds of one token."""
+    """Number of entries of the seven matrices of a layer, which is the number of multiply-adds for one token."""
     q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return config.embed_dim * (2 * q_dim + 2 * kv_dim + 3 * config.mlp_dim)
 
 
 def forward_flops(config: BackboneConfig, tokens: int, pairs: int) -> float:
-    """``tokens`` through all layers, ``pairs`` (query, key) that see each other; no vocabulary projection."""
+    """Operations of a forward pass of ``tokens`` tokens and ``pairs`` visible (query, key) pairs, without the
+    projection to the vocabulary."""
     attention = 4 * config.num_heads * config.head_dim * pairs  # q k^T and the weighted sum of values
     return config.num_layers * (2.0 * layer_weights(config) * tokens + attention)
 
 
 def train_flops(config: BackboneConfig, tokens: int, pairs: int, rank: int) -> float:
-    """A step with LoRA on all matrices of all layers: forward, dx, attention's backward (four products for the
-    forward's two), and x A, dy B^T, dA, dB. No frozen dW, and no dx below the first layer's q, k and v."""
+    """Operations of a training step with LoRA on all matrices of all layers.
+
+    Forward pass, dx, attention's backward pass (four products for the two of the forward pass), and x A, dy B^T, dA,
+    dB. No gradients of frozen weights, and no dx below q, k and v of the first layer.
+    """
     q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     products = 2.0 * tokens * (config.num_layers * layer_weights(config) - config.embed_dim * (q_dim + 2 * kv_dim))
     attention = 8.0 * config.num_layers * config.num_heads * config.head_dim * pairs
@@ -82,7 +86,7 @@ def train_flops(config: BackboneConfig, tokens: int, pairs: int, rank: int) -> f
 
 
 def packed_size(groups: Sequence[TokenGroup]) -> tuple[int, int]:
-    """Tokens of the groups with every prefix once, and pairs that see each other."""
+    """Number of tokens of the groups, each prefix counted once, and number of visible (query, key) pairs."""
     pairs = 0
     for group in groups:
         prefix = len(group.prefix_ids)
@@ -102,27 +106,29 @@ def generate_seconds(
     rates: Rates,
     samples: int = 1,
 ) -> float:
-    """Least time for ``samples`` answers to each prompt, all at once: the shared prefix and every own part prefilled
-    once, then steps of one token for all answers, each as long as its arithmetic or its memory traffic (weights once,
-    caches once)."""
-    own = [len(prompt) - shared for prompt in prompts]
-    pairs = _causal(shared) + sum(tokens * shared + _causal(tokens) for tokens in own)
+    """Least time for ``samples`` answers to each prompt, all in one batch.
+
+    The shared prefix and the rest of every prompt are prefilled once. Each further step samples one token for all
+    answers, and takes the larger of its time for arithmetic and its time for memory traffic (weights and caches once).
+    """
+    rest = [len(prompt) - shared for prompt in prompts]
+    pairs = _causal(shared) + sum(tokens * shared + _causal(tokens) for tokens in rest)
     head = config.embed_dim * config.vocab_size
-    prefill = forward_flops(config, shared + sum(own), pairs) + 2.0 * head * len(prompts)
+    prefill = forward_flops(config, shared + sum(rest), pairs) + 2.0 * head * len(prompts)
     seconds = prefill / rates.flops
     weights = config.num_layers * layer_weights(config) + head
     for step in range(1, new_tokens):  # the first new token comes from the prefill
         rows, pairs = samples * len(prompts), samples * sum(len(prompt) + step for prompt in prompts)
         flops = forward_flops(config, rows, pairs) + 2.0 * head * rows
-        kept = sum(len(prompt) + samples * step for prompt in prompts)
-        cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * kept
+        cached = sum(len(prompt) + samples * step for prompt in prompts)
+        cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * cached
         seconds += max(flops / rates.flops, _BYTES * (weights + cache) / rates.bandwidth)
     return seconds
 
 
 def policy_seconds(config: BackboneConfig, work: Work, rates: Rates, repeat: int = 0) -> dict[str, float]:
-    """Least time of each phase of an update: answers sampled, two forward passes over them (policy and reference), a
-    training step for each epoch, with the vocabulary projected for sampled tokens alone."""
+    """Least time of each phase of an update: sampling, two forward passes over the answers (policy and reference), and
+    one training step per epoch; the projection to the vocabulary is counted for sampled tokens only."""
     case, prompts = work.case, work.prompts_of(repeat)
     answers = ((0,) * case.new_tokens,) * case.candidates
     tokens, pairs = packed_size([TokenGroup(prompt, answers, (0.0,) * case.candidates, 0) for prompt in prompts])

@@ -1,9 +1,9 @@
-"""The side that works: a process that answers one JSON object a line. Standard library only, for every environment.
+"""A worker process that answers one JSON object per line. Standard library only, for the environments of all peers.
 
-``{"prepare": work}`` loads, compiles and warms up, and is answered with what was chosen on the way (``{"note": ...}``);
-``{"run": i}`` does repeat ``i`` and is answered ``{"seconds": s, "output": [...]}``. Answers carry ``peak_mb``, which
-leaves out what only ``prepare`` needed. A failure is answered ``{"error": traceback}``; the end of standard input ends
-the process. Between messages it waits for the next line, so that the other side has the machine to itself.
+``{"prepare": work}`` loads, compiles and warms up; the answer is ``{"note": chosen settings}``. ``{"run": i}`` does
+repeat ``i``; the answer is ``{"seconds": s, "output": [...]}``. Every answer has ``peak_mb``, without memory that only
+``prepare`` needed. The answer to a message that failed is ``{"error": traceback}``. The end of standard input ends the
+process. Between messages the process is idle, so that the other side can use the whole machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Prepare = Callable[[dict[str, Any]], tuple[Run, str]]  # work -> (run, note)
 
 
 def serve(prepare: Prepare) -> None:
-    """Answers until standard input ends. What libraries print goes to standard error."""
+    """Answers messages until standard input ends. Output of libraries goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     run: Run | None = None
@@ -45,8 +45,8 @@ def serve(prepare: Prepare) -> None:
 
 
 def forget_peak() -> None:
-    """Gives freed memory back and, on Linux, starts the peak anew: what was tried in ``prepare`` is not held against a
-    side."""
+    """Returns freed memory to the system and, on Linux, resets the peak, so that memory of ``prepare`` does not
+    count."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
@@ -54,9 +54,9 @@ def forget_peak() -> None:
 
 
 def peak_mb() -> float:
-    """Most resident memory of this process since ``forget_peak``.
+    """Peak resident memory of this process since ``forget_peak``.
 
-    Linux's ``ru_maxrss`` starts at what the parent had when it forked, so it is read elsewhere there.
+    Not ``ru_maxrss`` on Linux, which starts at the parent's memory at the fork.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")

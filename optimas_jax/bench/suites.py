@@ -1,4 +1,4 @@
-"""What is measured: the cases of every suite. Every request gets 32 new tokens."""
+"""The cases of every suite. Every request gets 32 new tokens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def _groups(
     return Case(suite, name, task, 64, per_repeat, candidates, prefix, (tokens, tokens), rank)
 
 
-def _requests(suite: str, name: str, count: int, prefix: int, own: tuple[int, int], together: int = 64) -> Case:
-    return Case(suite, name, "generate", count, count, prefix=prefix, tokens=own, together=together)
+def _requests(suite: str, name: str, count: int, prefix: int, tokens: tuple[int, int], together: int = 64) -> Case:
+    return Case(suite, name, "generate", count, count, prefix=prefix, tokens=tokens, together=together)
 
 
 def _policy(task: Task) -> Case:
@@ -31,7 +31,7 @@ LRF_SCORE = (
 LRF_TRAIN = (
     _groups("lrf_train", _SHARED, "train", 4, 4, 192, 64),
     _groups("lrf_train", _LONG, "train", 2, 8, 384, 32),
-    _groups("lrf_train", "M=2, 256 tokens each, nothing shared", "train", 8, 2, 1, 255),  # but the first token
+    _groups("lrf_train", "M=2, 256 tokens each, nothing shared", "train", 8, 2, 1, 255),  # except one token
 )
 GENERATE = (
     _requests("generate", "64 requests, 128 shared + 64 to 192", 64, 128, (64, 192)),

@@ -1,7 +1,7 @@
-"""The work of a measurement: fixed, seeded, the same for every side. Numpy and the standard library only.
+"""The work of a measurement: seeded, the same for every side. Numpy and the standard library only.
 
-A ``Case`` says how much of what; ``draw`` fills it with token ids; ``Work`` travels to every side as JSON. Peers run in
-environments without JAX and import this module, so it must not.
+A ``Case`` defines sizes, ``draw`` fills it with token ids, and ``Work`` is sent to every side as JSON. Peers import
+this module in environments without JAX, so it must not import JAX.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ Task = Literal["score", "train", "generate", "ppo", "grpo"]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """How much work. A repeat takes the next ``per_repeat`` of ``total`` groups or requests, round and round.
+    """Sizes of a piece of work. A repeat takes the next ``per_repeat`` of ``total`` groups or requests, cyclically.
 
     Attributes:
-      suite: which suite it belongs to.
+      suite: name of its suite.
       name: unique within the suite.
-      task: what is done with the groups (``score``, ``train``), requests (``generate``) or prompts (``ppo``, ``grpo``:
-        sample answers, take their statistics, update).
+      task: what is done with groups (``score``, ``train``), requests (``generate``) or prompts (``ppo``, ``grpo``:
+        sample answers, compute their statistics, update).
       total, per_repeat: groups, requests or prompts; ``total`` is a multiple of ``per_repeat``.
-      candidates: M of a group; answers to a prompt.
+      candidates: M of a group; number of answers to a prompt.
       prefix: tokens shared by the candidates of a group, or by all requests.
       tokens: fewest and most tokens of a candidate, or of the part of a prompt after the shared prefix.
-      rank: of LoRA on all layers, where something is trained.
-      new_tokens: of every request or answer, never fewer; greedy for ``generate``, else at temperature 1.
-      together: most requests that may be served at once.
-      epochs: over a rollout, one step each.
+      rank: LoRA rank on all layers, for training.
+      new_tokens: exact number of tokens of every answer; greedy for ``generate``, else at temperature 1.
+      together: most requests in one batch.
+      epochs: epochs over a rollout, one step each.
     """
 
     suite: str
@@ -54,7 +54,7 @@ class Case:
         return self.task in ("ppo", "grpo")
 
     def units(self) -> dict[str, float]:
-        """Useful units of one repeat: divided by its seconds they are what is compared."""
+        """Units of one repeat, by name; divided by its seconds they are the rates that are compared."""
         if self.task == "generate":
             return {"requests/s": self.per_repeat, "sampled tokens/s": self.per_repeat * self.new_tokens}
         if self.is_policy:
@@ -69,16 +69,16 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A case filled in.
+    """A case with its data.
 
     Attributes:
-      case: what it was drawn from.
+      case: its sizes.
       model: spec of the weights (``checkpoints.weights``).
-      groups: for ``score`` and ``train``; rewards of a group are all different, so every pair is ordered.
+      groups: for ``score`` and ``train``; the rewards of a group are all different, so every pair is ordered.
       head: [D] weights of the reward head.
-      prompts: whole ones; the first ``case.prefix`` tokens of all are the same.
-      folder: the same weights as a Hugging Face folder, for peers; empty if none is needed.
-      gguf: the GGUF file that the weights come from; empty if they come from elsewhere.
+      prompts: token ids; the first ``case.prefix`` tokens of all prompts are equal.
+      folder: the same weights as a Hugging Face folder, for peers; empty if not needed.
+      gguf: the GGUF file of the weights; empty if they have another format.
     """
 
     case: Case
@@ -101,7 +101,7 @@ class Work:
 
 
 def draw(case: Case, model: str, vocabulary: Sequence[int], embed_dim: int, seed: int = 0) -> Work:
-    """Fills a case with ids drawn evenly from ``vocabulary`` (no special tokens), and a head."""
+    """Draws token ids of a case uniformly from ``vocabulary`` (no special tokens), and a reward head."""
     rng = np.random.default_rng(seed)
     ids = np.asarray(vocabulary)
 
@@ -128,7 +128,7 @@ def draw(case: Case, model: str, vocabulary: Sequence[int], embed_dim: int, seed
 
 
 def score(answer: Sequence[int]) -> float:
-    """The reward of an answer to a prompt: how many of its tokens are even. Costs nothing on any side."""
+    """The reward of an answer: the share of its token ids that are even. Takes no time on any side."""
     return sum(token % 2 == 0 for token in answer) / len(answer)
 
 
@@ -137,6 +137,7 @@ def to_json(work: Work) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Work:
+    """The inverse of ``to_json``, after JSON has turned tuples into lists."""
     case = Case(**{**data["case"], "tokens": tuple(data["case"]["tokens"])})
     groups = tuple(
         TokenGroup(

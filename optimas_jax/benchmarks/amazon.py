@@ -12,15 +12,15 @@ first 80 % of rows are for training and validation and the rest is the test set,
 
 Where this differs from the paper or its released code, and why:
 
-- The decider sees the options, numbered from 0. The released one saw only the profiler's comments and was not told how
-  options are numbered, and scored below chance.
-- The limit of tokens of local answers is really sent; the released code named it in a field that its server ignores.
+- The decider sees the options, numbered from 0. The released one saw only the profiler's comments without the
+  numbering, and scored below chance.
+- The token limit of local answers is sent in the field that servers read; the released code's server ignores its field.
 - Adapters are of the model that answers (the released code tuned Qwen2.5-1.5B-Instruct and served Qwen2-1.5B).
-- Rows are shuffled before train and validation are parted; in the files the languages stand one after the other, so
-  that the released validation set has other languages than its training set.
-- Accuracy is Shopping MMLU's own; the released code compared the whole answer.
+- Rows are shuffled before they are split into train and validation; the files are sorted by language, so that the
+  released validation set has other languages than its training set.
+- Accuracy is computed as by Shopping MMLU; the released code compared the whole answer.
 - ``config.data.max_items`` leaves out a session's first products and ``config.data.max_chars`` cuts long titles in
-  the variants for small models; the paper's variant shows everything.
+  the variants for small models; the paper's variant cuts nothing.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SystemConfig:
 
     Attributes:
       language_model: the local model of analyzer and profiler.
-      decider: the model that decides.
+      decider: the model of the decider.
       weights: which of the two local components are tuned by LoRA weights instead of prompts, separated by commas.
     """
 
@@ -150,14 +150,14 @@ def parse_csv_row(item: Any, where: str, name: str, split: str) -> Session:
 
 
 def synthetic(count: int, seed: int) -> list[Session]:
-    """Made-up sessions for checks without data: the next product is of the kind that the session is about."""
+    """Made-up sessions for tests without data: the next product is of the same kind as the clicked ones."""
     kinds = ("kettle", "lamp", "rope", "drum", "scarf", "chess set", "hammer", "mirror")
     rng = random.Random(f"{seed}/synthetic")
     sessions = []
     for number in range(count):
-        own, *others = rng.sample(kinds, 4)
-        products = tuple(f"{own} no. {rng.randrange(1000)}" for _ in range(4))
-        choices = [f"{kind} no. {rng.randrange(1000)}" for kind in (own, *others)]
+        wanted, *others = rng.sample(kinds, 4)
+        products = tuple(f"{wanted} no. {rng.randrange(1000)}" for _ in range(4))
+        choices = [f"{kind} no. {rng.randrange(1000)}" for kind in (wanted, *others)]
         right = choices[0]
         rng.shuffle(choices)
         sessions.append(Session(f"made-{number:04d}", products, tuple(choices), choices.index(right)))
@@ -168,7 +168,7 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
     """The three-component system of the paper.
 
     Raises:
-      ValueError: if ``settings.weights`` names what is no local component.
+      ValueError: if ``settings.weights`` names anything other than local components.
     """
     tuned = tuned_by_weights(settings.weights, _LOCAL)
     local = {name: LoraSpace() if name in tuned else None for name in _LOCAL}

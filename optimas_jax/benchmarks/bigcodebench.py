@@ -8,34 +8,33 @@ The two generators run in parallel; the executor runs the one's program with the
 1 if the final program passes every test of the task's own class ``TestCases``, in one module with it, else 0. No
 component sees those tests. Chance is 0: no guess passes.
 
-Executions go to the tape like completions (``llm.sandbox``), so that a run that is repeated says the same.
+Executions are recorded on the tape like completions (``llm.sandbox``), so that a repeated run gets the same reports.
 
 Data: ``bigcode/bigcodebench``, release v0.1.4, from the hub, or rows of the same fields by path; ``libs`` and
-``doc_struct`` are not needed, ``imports`` is worked out where it is absent. ``config.data.source`` says which tasks:
+``doc_struct`` are not needed, ``imports`` is computed from the code. ``config.data.source`` selects tasks:
 
-    installed  (default) those whose imports this interpreter has: a task that cannot pass here would count as the
-               model's failure; how many were left out is part of ``Dataset.origin``
-    stdlib     those whose solution and tests need only the standard library
-    all        all of them
-    synthetic  made-up tasks, for checks without data
+    installed  (default) tasks whose imports this interpreter has: a task that cannot pass here would count as the
+               model's failure; ``Dataset.origin`` tells how many are left out
+    stdlib     tasks whose solution and tests need only the standard library
+    all        all tasks
+    synthetic  made-up tasks, for tests without data
 
 Deviations from the paper (arXiv 2507.03041) and its released code (snap-stanford/optimas), and why:
 
 - The unit-test generator is asked for unit tests. The released prompt asks it to complete the function.
-- Programs are taken out of answers by one function (``code_extraction``) wherever a model writes one. The released code
-  does so for the first program only, and grades the final answer as it stands, fences and all; tests without a
-  ``python`` fence are dropped there.
-- The executor reports how many tests passed and what failed, cut to 1,500 characters. The released one passes on the
-  outcome of its metric.
-- An answer without a program goes on as it is from the generators (the executor then reports its syntax error); from
-  the final coder it is a parse error and scores 0.
-- Splits have the paper's sizes (500, 25, 70), dealt by a seed from all tasks. The released code takes 1,000 for
-  training, 5 % of them for validation, of v0.1.3.
-- Programs run in a jail where the kernel allows one, without network: the few tasks whose tests reach a server on the
-  internet cannot pass. The official evaluation says itself that its guard is no sandbox.
-- Limits: 240 s as official; computing time 60 s and memory 4 GB per process (official: none and 30 GB), which all
-  solutions of v0.1.0 that need the standard library only keep.
-- Questions (``config.data.max_chars``) and what the final coder reads (``config.system.code_chars``) can be cut in
+- Programs are extracted from the answers of all coders by one function (``code_extraction``). The released code
+  extracts the first program only, grades the final answer with its fences, and drops tests without a ``python`` fence.
+- The executor reports how many tests passed and which failed, cut to 1,500 characters. The released one reports only
+  the outcome of its metric.
+- An answer of a generator without a program is passed on unchanged (the executor then reports its syntax error); such
+  an answer of the final coder is a parse error and scores 0.
+- Splits have the paper's sizes (500, 25, 70), sampled from all tasks. The released code takes 1,000 for training, 5 %
+  of them for validation, of v0.1.3.
+- Programs run in a jail without network where the kernel allows one: the few tasks whose tests need the internet cannot
+  pass. The official evaluation warns that its guard is not a sandbox.
+- Limits: 240 s as official; 60 s of CPU time and 4 GB of memory per process (official: none and 30 GB). All solutions
+  of v0.1.0 that need only the standard library stay within them.
+- Questions (``config.data.max_chars``) and the inputs of the final coder (``config.system.code_chars``) can be cut in
   their middle for models with a short context; the paper's variant cuts nothing.
 - Models and temperature: see ``configs/bigcodebench.py``.
 """
@@ -54,12 +53,12 @@ from typing import Any, Literal
 from optimas_jax.benchmarks.code_extraction import extract_program, extract_tests
 from optimas_jax.benchmarks.data import TEXT, DataConfig, DataError, Dataset, deal, fields_of, hub_rows, read_rows
 from optimas_jax.benchmarks.parts import stops, tuned_by_weights
-from optimas_jax.core.ranges import NonNegativeInt
+from optimas_jax.core.schema import NonNegativeInt
 from optimas_jax.core.system import Component, ComponentFailure, RunContext, System
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, LoraSpace, Prompt, PromptSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
-from optimas_jax.llm.sandbox import tested
+from optimas_jax.llm.sandbox import execute_tests
 from optimas_jax.sandbox.program import Limits, check_walls
 from optimas_jax.sandbox.source import parse
 from optimas_jax.sandbox.unittests import test_names
@@ -67,8 +66,8 @@ from optimas_jax.sandbox.unittests import test_names
 METRIC = "pass@1"
 SOURCES = ("installed", "stdlib", "all", "synthetic")
 HUB = ("bigcode/bigcodebench", None, "v0.1.4")
-FUNCTION = "task_func"  # what every task's function is called
-CASE = "TestCases"  # and its class of tests
+FUNCTION = "task_func"  # name of every task's function
+CASE = "TestCases"  # name of every task's test class
 
 _PROMPTED = ("code_generator", "unit_test_generator", "final_coder")
 _FIELDS = ("task_id", "instruct_prompt", "code_prompt", "canonical_solution", "test", "entry_point")
@@ -81,8 +80,8 @@ class SystemConfig:
     Attributes:
       language_model: answers for the LLM components.
       limits: of a program with its tests.
-      isolation: ``required`` refuses to run programs without a jail, ``preferred`` says that there is none.
-      code_chars: longest program, tests or report that a model is shown; longer ones lose their middle. 0 for no limit.
+      isolation: without a jail, ``required`` refuses to run programs and ``preferred`` prints a warning.
+      code_chars: longest program, tests or report in a prompt; longer ones are cut in their middle. 0 for no limit.
       max_demos: most demonstrations of a prompt.
       weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
     """
@@ -106,20 +105,20 @@ def load(config: DataConfig) -> Dataset:
         tasks than asked for.
     """
     examples, origin = read_tasks(config.path, config.source or SOURCES[0], sum(config.sizes.values()))
-    shown = [
-        dataclasses.replace(one, inputs={"question": cut_middle(one.inputs["question"], config.max_chars)})
-        for one in examples
+    examples = [
+        dataclasses.replace(task, inputs={"question": cut_middle(task.inputs["question"], config.max_chars)})
+        for task in examples
     ]
     try:
-        return Dataset(deal(shown, config), {METRIC: 0.0}, origin)
+        return Dataset(deal(examples, config), {METRIC: 0.0}, origin)
     except DataError as error:
         raise DataError(f"{error} ({origin})") from error
 
 
 def read_tasks(path: str, source: str, count: int = 0) -> tuple[list[Example], str]:
-    """The tasks of a file, or without a path of the hub, that ``source`` names; and where they are from, in words.
+    """The tasks that ``source`` selects from a file (without a path: from the hub), and a description of their origin.
 
-    Without a path ``synthetic`` makes ``count`` tasks up; with one it is as ``installed``.
+    Without a path ``synthetic`` generates ``count`` tasks; with a path it means ``installed``.
 
     Raises:
       DataError: as ``load``.
@@ -130,19 +129,19 @@ def read_tasks(path: str, source: str, count: int = 0) -> tuple[list[Example], s
         return [parse_row(made_up(number), f"task {number}")[0] for number in range(count)], "made-up tasks"
     rows = read_rows(Path(path), parse_row) if path else hub_rows(*HUB, parse_row)
     missing = collections.Counter(name for _, imports in rows for name in imports if not _is_installed(name))
-    kept = [example for example, imports in rows if _is_wanted(imports, source)]
-    left_out = len(rows) - len(kept)
+    examples = [example for example, imports in rows if _is_wanted(imports, source)]
+    left_out = len(rows) - len(examples)
     why = f"that import what is not installed: {', '.join(name for name, _ in missing.most_common(5))}, ..."
     if source == "stdlib":
         why = "that need more than the standard library"
-    return kept, (path or HUB[0]) + (f" without {left_out} tasks {why}" if left_out else "")
+    return examples, (path or HUB[0]) + (f" without {left_out} tasks {why}" if left_out else "")
 
 
 def parse_row(item: Any, where: str) -> tuple[Example, tuple[str, ...]]:
     """A task, and the top-level modules that its solution and tests import.
 
     Raises:
-      DataError: if a field is absent, the solution or the tests are no Python, or they lack function or test class.
+      DataError: if a field is absent, the solution or the tests are not Python, or they lack function or test class.
     """
     row = fields_of(item, where, dict.fromkeys(_FIELDS, TEXT))
     if row["entry_point"] != FUNCTION:
@@ -178,10 +177,10 @@ def made_up(number: int) -> dict[str, str]:
 
 
 def imported(source: str) -> tuple[str, ...]:
-    """Top-level modules that a program imports, wherever in it.
+    """Top-level modules that a program imports, at any depth.
 
     Raises:
-      SyntaxError: for text that is no Python.
+      SyntaxError: for text that is not Python.
     """
     names: list[str] = []
     for node in ast.walk(parse(source)):
@@ -209,8 +208,8 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
     """The four-component system of the paper.
 
     Raises:
-      SandboxError: if programs cannot be run here, or not as safely as ``settings.isolation`` asks for.
-      ValueError: if ``settings.weights`` names what is no LLM component.
+      SandboxError: if programs cannot be run here, or not with the isolation that ``settings`` require.
+      ValueError: if ``settings.weights`` names anything other than LLM components.
     """
     warning = check_walls(settings.isolation)
     if warning:
@@ -224,12 +223,8 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
         component = llm_component(name=name, language_model=model, stop=stop, space=space, **parts)
         return _reading(component, extract, settings)
 
-    async def execute(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        verdict = await tested(inputs["initial_code"], inputs["unit_tests"], settings.limits, "", context)
-        return {"execution_report": verdict.summary()}
-
     async def passes(outputs: Mapping[str, Any], gold: Mapping[str, Any], context: RunContext) -> float:
-        verdict = await tested(outputs["code"], gold["test"], settings.limits, CASE, context)
+        verdict = await execute_tests(outputs["code"], gold["test"], settings.limits, CASE, context)
         return float(verdict.status == "passed")
 
     components = (
@@ -250,13 +245,7 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
             instruction=f"Write a unittest.TestCase class with tests of {FUNCTION} as the task describes it, in one "
             f"code block. {FUNCTION} is defined already: do not write or import it.",
         ),
-        Component(
-            name="executor",
-            description="Run the code with the unit tests and report.",
-            inputs=("initial_code", "unit_tests"),
-            outputs=("execution_report",),
-            run=execute,
-        ),
+        _executor(settings.limits),
         llm(
             "final_coder",
             _program,
@@ -268,6 +257,22 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
         ),
     )
     return System(components=components, input_fields=("question",), output_fields=("code",), metric=passes)
+
+
+def _executor(limits: Limits) -> Component:
+    """The component that runs the generated program with the generated tests."""
+
+    async def execute(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+        verdict = await execute_tests(inputs["initial_code"], inputs["unit_tests"], limits, "", context)
+        return {"execution_report": verdict.summary()}
+
+    return Component(
+        name="executor",
+        description="Run the code with the unit tests and report.",
+        inputs=("initial_code", "unit_tests"),
+        outputs=("execution_report",),
+        run=execute,
+    )
 
 
 def _program_or_answer(answer: str, question: str) -> str:
@@ -282,7 +287,7 @@ def _program(answer: str, question: str) -> str:
 
 
 def _reading(component: Component, extract: Callable[[str, str], str], settings: SystemConfig) -> Component:
-    """The component with its inputs cut to what a model is shown, and what ``extract`` takes from its answer."""
+    """The component with its inputs cut to ``settings.code_chars``, and ``extract`` applied to its answer."""
     [output] = component.outputs
 
     def cut(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,19 +296,20 @@ def _reading(component: Component, extract: Callable[[str, str], str], settings:
         }
 
     async def run(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        shown = value
         if isinstance(value, Prompt):
-            shown = Prompt(value.instruction, tuple(Demo(cut(demo.inputs), cut(demo.outputs)) for demo in value.demos))
-        made = await component.run(cut(inputs), shown, context)
-        return {output: extract(made[output], inputs["question"])}
+            demos = tuple(Demo(cut(demo.inputs), cut(demo.outputs)) for demo in value.demos)
+            value = Prompt(value.instruction, demos)
+        answer = await component.run(cut(inputs), value, context)
+        return {output: extract(answer[output], inputs["question"])}
 
     return dataclasses.replace(component, run=run)
 
 
 def cut_middle(text: str, characters: int) -> str:
-    """The text, or if it is longer than ``characters`` its beginning and its end, where a task shows how to start."""
+    """The text, cut in the middle if it is longer than ``characters`` (0: never): a task's last lines are kept, which
+    give the function's signature."""
     mark = "\n[...]\n"
     if not characters or len(text) <= characters:
         return text
-    kept = max(0, characters - len(mark))
-    return text[: kept - kept // 2] + mark + text[len(text) - kept // 2 :]
+    rest = max(0, characters - len(mark))
+    return text[: rest - rest // 2] + mark + text[len(text) - rest // 2 :]

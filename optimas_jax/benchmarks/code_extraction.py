@@ -1,9 +1,9 @@
-"""Finds the program in a model's answer.
+"""Extracts the program from a model's answer.
 
-BigCodeBench takes the longest stretch of lines that parses and keeps imports and what the wanted function needs
-(bigcode-project/bigcodebench: sanitize.py). Here the answer's own marks come first: fenced blocks, the last one that
-defines the function, with the definitions of the blocks before it; then lines without a fence; then a bare body below
-the signature that the question ended with. Statements that would only try the function out are left out either way.
+BigCodeBench takes the longest sequence of lines that parses, and of it imports and the definitions that the wanted
+function needs (bigcode-project/bigcodebench: sanitize.py). Here fenced blocks come first: the last one that defines the
+function, with the definitions of the blocks before it; then lines without a fence; then a bare body below the signature
+at the end of the question. In all cases statements that only try the function are left out.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def extract_program(answer: str, name: str, question: str = "") -> str:
     """The program in an answer that defines function ``name``; empty if there is none.
 
     Args:
-      answer: code, alone or among prose, with fences or without, cut off or not.
-      question: what was asked; if it ends with the beginning of a program, the answer may be the rest of it.
+      answer: code with or without prose and fences; may be truncated.
+      question: the task; if it ends with the beginning of a program, the answer may be the rest of that program.
     """
     blocks = fenced_blocks(answer)
     parsed = [(block, tree) for block in blocks if (tree := _parse(block)) is not None]
@@ -49,7 +49,7 @@ def extract_program(answer: str, name: str, question: str = "") -> str:
 
 
 def extract_tests(answer: str, name: str) -> str:
-    """The tests in an answer: its definitions, but for a copy of function ``name``, which is what they test."""
+    """The tests in an answer: all definitions except a copy of the tested function ``name``."""
 
     def wanted(node: ast.stmt) -> bool:
         if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
@@ -82,7 +82,7 @@ def fenced_blocks(text: str) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines as Python counts them."""
+    """Lines, separated as in Python source."""
     return re.split(r"\r\n|\r|\n", text)
 
 
@@ -98,7 +98,7 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 def _stretches(text: str) -> Iterator[str]:
-    """Stretches of lines that parse: from each line that looks like the beginning of code, as far as they do."""
+    """Sequences of lines that parse: from each line that looks like the beginning of code, the longest one."""
     lines = _lines(text)
     starts = [index for index, line in enumerate(lines) if _STARTS.match(line)]
     for start in starts[:50]:
@@ -106,7 +106,7 @@ def _stretches(text: str) -> Iterator[str]:
         while end > start:
             try:
                 parse("\n".join(lines[start:end]))
-            except SyntaxError as error:  # what follows its line cannot mend it
+            except SyntaxError as error:  # lines after the error cannot resolve it
                 end = min(end - 1, start + (error.lineno or 1) - 1)
                 continue
             yield "\n".join(lines[start:end])
@@ -116,18 +116,18 @@ def _stretches(text: str) -> Iterator[str]:
 def _keep(text: str, tree: ast.Module, wanted: Callable[[ast.stmt], bool]) -> str:
     """The source lines of the statements that are wanted."""
     lines = _lines(text)
-    kept: list[str] = []
+    chosen: list[str] = []
     for node in tree.body:
         if wanted(node):
             decorators: Sequence[ast.expr] = getattr(node, "decorator_list", ())
             first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
-            kept += lines[first - 1 : node.end_lineno]
-    return "\n".join(kept)
+            chosen += lines[first - 1 : node.end_lineno]
+    return "\n".join(chosen)
 
 
 def _without_trials(text: str, tree: ast.Module, name: str) -> str:
-    """Without statements after the function that are neither definitions nor assignments of what it may need, and
-    without assignments that call it."""
+    """The program without assignments that call the function, and without statements after the function other than
+    definitions and assignments."""
     [position] = [i for i, node in enumerate(tree.body) if getattr(node, "name", "") == name][-1:]
     before = set(tree.body[:position])
 

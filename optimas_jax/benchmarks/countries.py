@@ -1,14 +1,14 @@
-"""The embedded stand-in for HotpotQA: articles about countries and questions on them, generated from ``countryinfo``.
+"""Embedded data in the form of HotpotQA: articles about countries and questions on them, from ``countryinfo``.
 
-Every country has an article with five facts, and its capital has an article of its own. Questions are of HotpotQA's
-two types and a simpler one:
+Every country has an article with five facts, and its capital has another article. Questions are of HotpotQA's two types
+and a simpler one:
 
     one-hop      one fact of a named country                     What is the currency of Chad?
     bridge       a fact of the country that another fact names   What is the area of the country whose capital is Lima?
     comparison   two countries against each other                Which country has the larger area, Chad or Peru?
 
-Countries are dealt to the splits, so that no country that a question is about, directly or by comparison, is asked
-about in two splits; the articles of all splits are in the corpus. Every question has exactly one answer.
+Countries are divided among the splits, so that no country occurs in questions of two splits; the articles of all splits
+are in the corpus. Every question has exactly one answer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import countryinfo
 from optimas_jax.core.types import Example
 
 KINDS = ("one-hop", "bridge", "comparison")
-_SPLIT_SHARES = {"train": 0.4, "val": 0.2, "test": 0.4}
+_SPLIT_SHARES = {"train": 0.35, "val": 0.16, "test": 0.35, "confirm": 0.14}
 _COMPARABLE = 1.5  # compared numbers differ at least by this factor
 
 
@@ -36,7 +36,7 @@ class Article:
 
 @dataclasses.dataclass(frozen=True)
 class Country:
-    """The facts that articles state. Population in people, area in square kilometres."""
+    """Facts about a country. Area in square kilometres."""
 
     name: str
     capital: str
@@ -48,8 +48,8 @@ class Country:
 
 
 def load_countries() -> tuple[Country, ...]:
-    """Countries with all facts, one currency and calling code, and a capital that is unique and not named like the
-    country."""
+    """Countries with all facts, exactly one currency and calling code, and a unique capital whose name differs from the
+    country's."""
     rows = [country.info() for country in countryinfo.all_countries()]
     countries = []
     for row in sorted(rows, key=lambda row: row.get("name", "")):
@@ -86,7 +86,7 @@ def articles(countries: Sequence[Country]) -> tuple[Article, ...]:
 
 
 def _rounded(number: int) -> str:
-    """Three digits in words that a small model can read: 66078000 -> 66.1 million."""
+    """A number with three digits, readable for small models: 66078000 -> 66.1 million."""
     for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
         if number >= size:
             return f"{number / size:.3g} {word}"
@@ -127,8 +127,12 @@ def questions(
             f"{split!r} and {dict(mix)}"
         )
     rng = random.Random(f"{seed}/{split}")
-    own = _deal(countries, split, seed)
-    pools = {"one-hop": _facts(own, _ONE_HOP), "bridge": _facts(own, _BRIDGE), "comparison": _comparisons(own, rng)}
+    members = _deal(countries, split, seed)
+    pools = {
+        "one-hop": _facts(members, _ONE_HOP),
+        "bridge": _facts(members, _BRIDGE),
+        "comparison": _comparisons(members, rng),
+    }
     counts = _counts(size, mix)
     examples: list[Example] = []
     for kind in ("bridge", "comparison", "one-hop"):
@@ -138,7 +142,7 @@ def questions(
 
 
 def _counts(size: int, mix: Mapping[str, float]) -> dict[str, int]:
-    """Questions per kind; they add up to ``size``: what rounding down leaves goes to the largest remainders."""
+    """Number of questions of each kind, with sum ``size``: rounded down, and up for the largest remainders."""
     exact = {kind: size * mix.get(kind, 0.0) / sum(mix.values()) for kind in KINDS}
     counts = {kind: int(number) for kind, number in exact.items()}
     by_remainder = sorted(KINDS, key=lambda kind: counts[kind] - exact[kind])

@@ -1,7 +1,7 @@
-"""What the benchmarks' data have in common: where rows come from, how they are read, and how they are dealt to splits.
+"""Data of the benchmarks: sources of rows, parsing and validation of rows, division into splits.
 
-Rows come from one named source, never silently from another: from the file that a path names, or without a path from
-the benchmark's own source. Every error names the file, the line and the field.
+Rows come from one named source, never silently from another: from the file at ``path``, or without a path from the
+benchmark's source. Every error names the file, the line and the field.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
-from optimas_jax.core.ranges import NonNegativeInt
+from optimas_jax.core.schema import NonNegativeInt
 from optimas_jax.core.types import Example, digest
 
 SPLITS = ("train", "val", "test")
@@ -22,7 +22,7 @@ Row = TypeVar("Row")
 
 
 class DataError(ValueError):
-    """Rows that cannot be used; says where and why."""
+    """Rows that cannot be used; the message names the file, the line and the field."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +30,17 @@ class DataConfig:
     """Where examples come from.
 
     Attributes:
-      source: one of the benchmark's ``SOURCES``, read without a ``path``; empty for a benchmark that has one only.
+      source: one of the benchmark's ``SOURCES``, for runs without a ``path``; empty for a benchmark with one source.
       path: file of rows, JSON (one array) or JSONL.
       train, val, test: number of examples per split.
-      splits: ``dealt`` puts all rows in one seeded shuffle; ``official`` deals the rows of the official test set to
-        ``test`` and all others to ``train`` and ``val``.
-      max_chars: longest text of a row that a system is shown whole (a title, an abstract, what is known of a
-        candidate); longer ones are cut (``shorten``), so that small models can read them; 0 for no limit.
-      max_items: longest list of a row that is shown whole (products of a session); of longer ones the end; 0 for no
-        limit.
+      confirm: examples for the one test at the end that decides whether the result is kept; 0 for no such test.
+      splits: ``dealt`` divides all rows by one seeded shuffle; ``official`` takes ``test`` from the official test set
+        and the other splits from all other rows.
+      max_chars: longest text of a row (a title, an abstract, facts about a candidate); longer ones are cut
+        (``shorten``), so that small models can read them; 0 for no limit.
+      max_items: longest list of a row (products of a session); of longer lists the end is used; 0 for no limit.
       mix: shares of the kinds of generated examples.
-      seed: deals examples to splits; apart from the run's seed, so that runs compare on the same data.
+      seed: of the division into splits; not the run's seed, so that runs can be compared on the same data.
     """
 
     source: str = ""
@@ -48,6 +48,7 @@ class DataConfig:
     train: NonNegativeInt = 64
     val: NonNegativeInt = 32
     test: NonNegativeInt = 100
+    confirm: NonNegativeInt = 0
     splits: Literal["dealt", "official"] = "dealt"
     max_chars: NonNegativeInt = 0
     max_items: NonNegativeInt = 0
@@ -57,18 +58,18 @@ class DataConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """Number of examples by split."""
-        return {"train": self.train, "val": self.val, "test": self.test}
+        return {"train": self.train, "val": self.val, "test": self.test, "confirm": self.confirm}
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What a benchmark reads.
+    """The data of a benchmark.
 
     Attributes:
-      splits: examples of ``train``, ``val`` and ``test``.
-      chance: by metric, what answers that know nothing of the input score; 0 for those it does not name.
-      origin: where the examples are from, in words.
-      corpus: what the system searches, if it searches anything.
+      splits: examples of ``train``, ``val`` and ``test``, and of ``confirm`` where there is one.
+      chance: by metric, the score of answers that do not depend on the input; 0 for metrics that are not named.
+      origin: description of the source.
+      corpus: documents that the system searches, if it searches any.
     """
 
     splits: Mapping[str, tuple[Example, ...]]
@@ -77,7 +78,7 @@ class Dataset:
     corpus: tuple[Any, ...] = ()
 
     def check(self) -> Dataset:
-        """Itself, if a run can use it.
+        """Returns the dataset itself if a run can use it.
 
         Raises:
           DataError: if a split is missing or empty, or an id stands for two examples.
@@ -88,12 +89,12 @@ class Dataset:
                 f"no examples to {', '.join(empty)}: train, val and test all need some; there are "
                 f"{ {split: len(examples) for split, examples in self.splits.items()} }"
             )
-        _check_ids([example for split in SPLITS for example in self.splits[split]])
+        _check_ids([example for examples in self.splits.values() for example in examples])
         return self
 
 
 def uniform_chance(sizes: Sequence[int]) -> float:
-    """Share of right answers when one of ``sizes[i]`` options is drawn for example i."""
+    """Expected accuracy when one of ``sizes[i]`` options is drawn uniformly for example i."""
     return sum(1 / size for size in sizes) / len(sizes)
 
 
@@ -104,10 +105,10 @@ def most_frequent(splits: Mapping[str, Sequence[Example]], field: str) -> Any:
 
 
 def deal(examples: Sequence[Example], config: DataConfig) -> dict[str, tuple[Example, ...]]:
-    """Deals examples to the splits by a seeded shuffle that does not depend on their order.
+    """Divides examples among the splits by a seeded shuffle that does not depend on their order.
 
-    Equal inputs count once, so that no split has an example of another. With ``splits="official"`` the examples' own
-    ``split`` says whether they are of the official test set.
+    Of examples with equal inputs one is used, so that no example is in two splits. With ``splits="official"`` the
+    examples' ``split`` field tells whether they are in the official test set.
 
     Raises:
       DataError: for fewer examples than asked for, or an id that stands for two.
@@ -126,7 +127,7 @@ def deal(examples: Sequence[Example], config: DataConfig) -> dict[str, tuple[Exa
 
 
 def official_split(row: Mapping[str, Any]) -> str:
-    """The split of a row with a field ``split``: ``test``, or ``train`` for any other; "" without one."""
+    """``test`` or, for any other value, ``train``, by the row's field ``split``; "" without that field."""
     return "test" if row.get("split") == "test" else "train" if row.get("split") else ""
 
 
@@ -137,15 +138,17 @@ def _check_ids(examples: Sequence[Example]) -> None:
 
 
 def _cut(examples: Sequence[Example], sizes: Mapping[str, int], what: str) -> dict[str, tuple[Example, ...]]:
-    asked = sum(sizes.values())
-    if len(examples) < asked:
+    needed = sum(sizes.values())
+    if len(examples) < needed:
         names = [f"config.data.{split}" for split in sizes]
         raise DataError(
-            f"{len(examples)} {what}, {asked} asked for ({dict(sizes)}): lower {', '.join(names)}, or set "
+            f"{len(examples)} {what}, {needed} asked for ({dict(sizes)}): lower {', '.join(names)}, or set "
             "config.data.splits (dealt or official)"
         )
     splits, start = {}, 0
     for split, size in sizes.items():
+        if not size and split not in SPLITS:
+            continue
         splits[split] = tuple(dataclasses.replace(example, split=split) for example in examples[start : start + size])
         start += size
     return splits
@@ -199,7 +202,7 @@ def hub_rows(name: str, subset: str | None, split: str, parse: Callable[[Any, st
       parse: as in ``read_rows``.
 
     Raises:
-      DataError: if they do not arrive; says how to use a file instead.
+      DataError: if they cannot be fetched; the message tells how to use a file instead.
     """
     import datasets
 
@@ -215,8 +218,8 @@ def hub_rows(name: str, subset: str | None, split: str, parse: Callable[[Any, st
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """The text in one line; if that is longer than ``max_chars`` (0: no limit), its beginning up to the last space
-    within the limit, and three dots."""
+    """The text in one line; if it is longer than ``max_chars`` (0: no limit), it is cut at the last space within the
+    limit, and three dots are appended."""
     line = " ".join(text.split())
     if not max_chars or len(line) <= max_chars:
         return line
@@ -225,15 +228,15 @@ def shorten(text: str, max_chars: int) -> str:
 
 
 def numbered(texts: Sequence[str], first: int, max_chars: int) -> str:
-    """One shortened text a line, each behind its number."""
+    """Shortened texts, one per line, each after its number."""
     return "\n".join(f"{number}. {shorten(text, max_chars)}" for number, text in enumerate(texts, start=first))
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a field may hold, with its words for errors."""
+    """A type of fields: its description in error messages, and its check."""
 
-    words: str
+    description: str
     holds: Callable[[Any], bool]
 
 
@@ -250,7 +253,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is one; true and false are none."""
+    """Whether a value is a number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -263,10 +266,10 @@ NUMBERS = Kind("a list of numbers", lambda value: _is_list(value, is_number))
 
 
 def fields_of(item: Any, where: str, kinds: Mapping[str, Kind]) -> Mapping[str, Any]:
-    """The row itself, if it is an object with all fields of ``kinds``; other fields are ignored.
+    """Returns the row itself if it is an object with all fields of ``kinds``; other fields are ignored.
 
     Raises:
-      DataError: names every field that is absent (or null, or an empty text), or the first of another kind.
+      DataError: names every field that is absent (or null, or an empty text), or the first field of another kind.
     """
     if not isinstance(item, Mapping):
         raise DataError(f"{where}: expected an object, got {type(item).__name__}")
@@ -275,10 +278,10 @@ def fields_of(item: Any, where: str, kinds: Mapping[str, Kind]) -> Mapping[str, 
         raise DataError(f"{where}: lacks {', '.join(missing)} (a row needs {', '.join(kinds)})")
     for name, kind in kinds.items():
         if not kind.holds(item[name]):
-            raise DataError(f"{where}: field {name} is {_shown(item[name])}, expected {kind.words}")
+            raise DataError(f"{where}: field {name} is {_short_repr(item[name])}, expected {kind.description}")
     return item
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

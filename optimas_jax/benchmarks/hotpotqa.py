@@ -2,8 +2,8 @@
 
     question -> question_rewriter -> keyword_extractor -> context_retriever(k) -> hint_generator -> answer_generator
 
-The metric is answer F1 as the official evaluation script defines it. As in the paper's system, components behind the
-rewriter see the rewritten question, not the question itself.
+The metric is answer F1 as the official evaluation script defines it. As in the paper's system, components after the
+rewriter read the rewritten question, not the original one.
 
 Data comes from one named source, never silently from another:
 
@@ -23,6 +23,7 @@ from optimas_jax.benchmarks import countries
 from optimas_jax.benchmarks.countries import Article
 from optimas_jax.benchmarks.data import (
     ANY,
+    SPLITS,
     TEXT,
     DataConfig,
     DataError,
@@ -35,7 +36,7 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.metrics import exact_match, token_f1
 from optimas_jax.benchmarks.parts import tuned_by_weights
-from optimas_jax.core.ranges import PositiveInt
+from optimas_jax.core.schema import PositiveInt
 from optimas_jax.core.system import Component, RunContext, System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, LoraSpace, Value
@@ -66,7 +67,7 @@ class SystemConfig:
 
 
 def load(config: DataConfig) -> Dataset:
-    """Reads or generates the data; no guess scores on free-text answers, so chance is 0.
+    """Reads or generates the data; the chance level of free-text answers is 0.
 
     Raises:
       DataError: for a missing file, a broken line, a row without a field, or fewer rows than asked for.
@@ -76,6 +77,7 @@ def load(config: DataConfig) -> Dataset:
         splits = {
             split: countries.questions(known, split, size, config.mix, config.seed)
             for split, size in config.sizes.items()
+            if size or split in SPLITS
         }
         return Dataset(splits, origin="embedded questions", corpus=countries.articles(known))
     rows = read_rows(Path(config.path), parse_row) if config.path else hub_rows(*HUB, parse_row)
@@ -83,8 +85,8 @@ def load(config: DataConfig) -> Dataset:
         article.title: Article(
             article.title, shorten(article.text, config.max_chars) if config.max_chars else article.text
         )
-        for _, own in rows
-        for article in own
+        for _, of_row in rows
+        for article in of_row
     }
     if not articles:
         raise DataError("no row has a paragraph in its context: there is nothing to retrieve from")
@@ -115,8 +117,8 @@ def parse_row(item: Any, where: str) -> tuple[Example, tuple[Article, ...]]:
 
 def build_search(articles: Sequence[Article]) -> Callable[[str, int], tuple[str, ...]]:
     """BM25 over titles and texts: ``search(query, k)`` gives the k best articles as ``Title: text``, best first.
-    Equal scores keep corpus order. A query without a single word of the corpus finds nothing."""
-    import bm25s  # both are slow to import, and a configuration needs neither
+    Equal scores keep corpus order. A query without a word of the corpus has no results."""
+    import bm25s  # both imports are slow, and a configuration needs neither
     import numpy as np
 
     texts = [f"{article.title}: {article.text}" for article in articles]
@@ -140,14 +142,8 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
     """The five-component system of the paper, searching the data set's articles.
 
     Raises:
-      ValueError: if ``settings.weights`` names what is no LLM component.
+      ValueError: if ``settings.weights`` names anything other than LLM components.
     """
-    search = build_search(dataset.corpus)
-
-    async def retrieve(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        assert isinstance(value, Hyperparameters)
-        return {"passages": search(inputs["keywords"], value["k"])}
-
     tuned = tuned_by_weights(settings.weights, _PROMPTED)
 
     def llm(name: str, **parts: Any) -> Component:
@@ -171,15 +167,7 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
             instruction="Extract the keywords of the question.",
             max_tokens=16,
         ),
-        Component(
-            name="context_retriever",
-            description="Retrieve the passages that match the keywords.",
-            inputs=("keywords",),
-            outputs=("passages",),
-            run=retrieve,
-            space=Grid({"k": settings.k_grid}),
-            default=Hyperparameters({"k": settings.k}),
-        ),
+        _retriever(dataset.corpus, settings),
         llm(
             name="hint_generator",
             description="Find the facts in the passages that help to answer the question.",
@@ -198,6 +186,25 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
         ),
     )
     return System(components=components, input_fields=("question",), output_fields=("answer",), metric=answer_f1)
+
+
+def _retriever(corpus: Sequence[Article], settings: SystemConfig) -> Component:
+    """The component that searches the corpus; the number k of passages is tuned."""
+    search = build_search(corpus)
+
+    async def retrieve(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+        assert isinstance(value, Hyperparameters)
+        return {"passages": search(inputs["keywords"], value["k"])}
+
+    return Component(
+        name="context_retriever",
+        description="Retrieve the passages that match the keywords.",
+        inputs=("keywords",),
+        outputs=("passages",),
+        run=retrieve,
+        space=Grid({"k": settings.k_grid}),
+        default=Hyperparameters({"k": settings.k}),
+    )
 
 
 def answer_f1(outputs: Mapping[str, Any], gold: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Metrics, equal to the benchmarks' own definitions."""
+"""Metrics, as the benchmarks define them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def token_f1(prediction: str, gold: str) -> float:
 
 
 def first_character(generation: str, gold: str) -> float:
-    """1 if the answer begins with the number of the right option, spaces before it aside
+    """1 if the answer, after leading spaces, begins with the number of the right option
     (KL4805/ShoppingMMLU: skill_wise_eval/metrics.py, ``accuracy``)."""
     return float(generation.strip(" ")[:1] == gold)
 
@@ -43,23 +43,24 @@ def first_character(generation: str, gold: str) -> float:
 def reciprocal_rank(scores: Sequence[float], relevant: Sequence[bool]) -> float:
     """1 / rank of the best-placed relevant item when items are ordered by score, highest first; equal scores keep
     their order. 0 if none is relevant (snap-stanford/stark: MRR; snap-stanford/optimas: examples/metrics/mrr.py)."""
-    ranks = [rank for rank, place in enumerate(_ranking(scores), start=1) if relevant[place]]
+    ranks = [rank for rank, index in enumerate(_ranking(scores), start=1) if relevant[index]]
     return 1 / ranks[0] if ranks else 0.0
 
 
 def hit_at(k: int, scores: Sequence[float], relevant: Sequence[bool]) -> float:
     """1 if one of the k items with the highest scores is relevant, else 0 (snap-stanford/stark: Hit@k)."""
-    return float(any(relevant[place] for place in _ranking(scores)[:k]))
+    return float(any(relevant[index] for index in _ranking(scores)[:k]))
 
 
 def _ranking(scores: Sequence[float]) -> list[int]:
-    return sorted(range(len(scores)), key=lambda place: -scores[place])
+    """Indices by score, highest first; equal scores keep their order."""
+    return sorted(range(len(scores)), key=lambda index: -scores[index])
 
 
 def macro_f1(predictions: Sequence[str], golds: Sequence[str]) -> float:
     """Mean over classes of their F1; classes are all labels that occur on either side, and one without a hit counts 0
     (pubmedqa/pubmedqa: evaluation.py, scikit-learn's ``f1_score`` with ``average="macro"``)."""
-    hits = collections.Counter(gold for made, gold in zip(predictions, golds, strict=True) if made == gold)
+    hits = collections.Counter(gold for label, gold in zip(predictions, golds, strict=True) if label == gold)
     sizes = collections.Counter(predictions) + collections.Counter(golds)
     return sum(2 * hits[label] / size for label, size in sizes.items()) / len(sizes)
 

@@ -1,4 +1,4 @@
-"""What a benchmark is, and where one is found by its name.
+"""The interface of a benchmark module, and the lookup of benchmarks by name.
 
 A benchmark is a module with
 
@@ -8,11 +8,11 @@ A benchmark is a module with
 
 and, where it needs them,
 
-    SystemConfig   frozen dataclass of the system's settings: its ``language_model`` answers for the components that
-                   name no other, its ``weights`` names those that are tuned by LoRA weights instead of prompts
-    SOURCES        values that ``config.data.source`` may have
+    SystemConfig   frozen dataclass of the system's settings: ``language_model`` answers for the components that name no
+                   other model, ``weights`` names the components that are tuned by LoRA weights instead of prompts
+    SOURCES        allowed values of ``config.data.source``
     OTHER_METRICS  name -> (outputs, gold) -> score, reported beside the metric
-    SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics that no single example has
+    SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics of a set of examples
 
 Your own system is such a module too: a file, named by its path. Where that file has a ``get_config``, it is also the
 configuration that ``launch/run.py`` is given (``configs/own_system.py``).
@@ -41,12 +41,12 @@ _NEEDED = ("METRIC", "load", "build")
 
 
 class BenchmarkError(ValueError):
-    """A benchmark that is not known, or a file that does not define one."""
+    """An unknown benchmark, or a file that does not define one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SystemConfig:
-    """Settings of a benchmark that has no class of its own.
+    """Settings of a benchmark without a ``SystemConfig``.
 
     Attributes:
       language_model: answers for the LLM components.
@@ -59,7 +59,7 @@ def find_benchmark(name: str) -> ModuleType:
     """The module of a benchmark: one of ``BENCHMARKS``, or a Python file.
 
     Raises:
-      BenchmarkError: for an unknown name, or a file that is not there or lacks a part.
+      BenchmarkError: for an unknown name, a missing file, or a file without one of the needed attributes.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
@@ -75,7 +75,7 @@ def find_benchmark(name: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    """Runs a Python file as a module, once. An error in it is the user's own and keeps its traceback."""
+    """Imports a Python file as a module, once. Exceptions of the file are not caught."""
     if not path.is_file():
         raise BenchmarkError(f"config.benchmark: no file {str(path)!r}")
     name = f"benchmark:{path.resolve()}"
@@ -99,5 +99,5 @@ def settings_class(benchmark: ModuleType) -> type:
 
 
 def title(name: str) -> str:
-    """A benchmark's name for banners and folders: a file's without its path."""
+    """A benchmark's name for banners and folders; of a file, its name without folder and suffix."""
     return Path(name).stem if name.endswith(".py") else name

@@ -1,4 +1,4 @@
-"""What the benchmarks' systems have in common."""
+"""Helpers for building the benchmarks' systems."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from optimas_jax.llm.component import LanguageModel
 
 
 def tuned_by_weights(weights: str, names: Sequence[str]) -> frozenset[str]:
-    """The names in ``weights``, which are separated by commas.
+    """The component names in ``weights``, which are separated by commas.
 
     Args:
-      names: LLM components that may be named.
+      names: allowed names.
 
     Raises:
       ValueError: for another name.
@@ -26,6 +26,6 @@ def tuned_by_weights(weights: str, names: Sequence[str]) -> frozenset[str]:
 
 
 def stops(language_model: LanguageModel, end: str) -> tuple[str, ...]:
-    """Where an answer ends besides the model's own end: ``end`` for a text to continue, which small models do not
-    end themselves; nowhere for a chat."""
+    """Stop texts besides the end-of-sequence token: ``end`` for plain texts, which small models do not end themselves;
+    none for chats."""
     return (end,) if language_model.style == "text" else ()

@@ -3,8 +3,8 @@
     context, question ─► context_model_selector ─► context_model ─► context_analyst ─► summary
     context, question, summary ─► solver_model_selector ─► solver_model ─► problem_solver ─► answer
 
-Each selector names the model that the component behind it asks: one of ``SystemConfig.models``, the same for all
-inputs before optimisation. The metric is accuracy over yes, no and maybe, graded on the final answer line; macro-F1,
+Each selector chooses the model of the next component: one of ``SystemConfig.models``, the same for all inputs before
+optimisation. The metric is accuracy over yes, no and maybe, graded on the final answer line; macro-F1,
 the official script's second metric, is reported beside it. Chance is the most frequent class.
 
 Without a path, data are the 1,000 labelled rows of ``qiaojin/PubMedQA`` on the hub. The hub does not carry the
@@ -13,11 +13,11 @@ which gives the 500 ids of their ``data/test_ground_truth.json``.
 
 Where this differs from the paper or its released code, and why:
 
-- Only the answer's last line counts, and it must be a label and nothing else (``final_answer``). The released code
-  took the first yes, no or maybe anywhere, also within a word: "The known evidence ... Answer: yes" was a no.
+- Only the answer's last line is graded, and it must contain a label and nothing else (``final_answer``). The released
+  code took the first yes, no or maybe anywhere, also within a word: "The known evidence ... Answer: yes" was a no.
 - All three classes are kept. The paper says that ambiguous rows are dropped; its released data have all 55 of them in
   both files.
-- Rows are shuffled before train and validation are parted; the released code cut the file's end off.
+- Rows are shuffled before they are split into train and validation; the released code took the end of the file.
 - Prompts are shorter, and in the variants for small models ``config.data.max_chars`` cuts long abstracts.
 """
 
@@ -64,8 +64,8 @@ class SystemConfig:
     """The system before optimisation.
 
     Attributes:
-      language_model: how models are asked; its ``model`` is not.
-      models: what the two selectors choose from, the one to begin with first.
+      language_model: settings of requests; its ``model`` is not used.
+      models: the models that the two selectors choose from, the initial one first.
     """
 
     language_model: LanguageModel
@@ -84,11 +84,11 @@ def load(config: DataConfig) -> Dataset:
         rows, origin = synthetic(sum(config.sizes.values()), config.seed), "made-up abstracts"
     else:
         rows, origin = with_official_split(hub_rows(*HUB, parse_row)), HUB[0]
-    shown = [
+    shortened = [
         dataclasses.replace(row, inputs={**row.inputs, "context": shorten(row.inputs["context"], config.max_chars)})
         for row in rows
     ]
-    splits = deal(shown, config)
+    splits = deal(shortened, config)
     golds = [example.gold["answer"] for example in splits["test"]]
     guesses = [most_frequent(splits, "answer")] * len(golds)
     hits = sum(map(operator.eq, guesses, golds))
@@ -191,10 +191,10 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
 
 
 def final_answer(text: str) -> str:
-    """The label that the last line gives, or "" if it gives none.
+    """The label in the last line, or "" if there is none.
 
-    The line is a label, or ``Answer:`` and a label; upper case, quotes, stars, brackets and a full stop are no matter.
-    A line with anything else, such as two labels or a reason, gives none.
+    The line is a label, or ``Answer:`` and a label; upper case, quotes, stars, brackets and a full stop are ignored. A
+    line with other text, such as two labels or a reason, has no label.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     bare = re.sub(r"[*_`\"'()\[\]$]", "", lines[-1]).strip().lower() if lines else ""
@@ -208,7 +208,7 @@ def accuracy(outputs: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
 
 
 def _macro_f1(outputs: Sequence[Mapping[str, Any]], golds: Sequence[Mapping[str, Any]]) -> float:
-    answers = [final_answer(made["answer"]) if made else "" for made in outputs]
+    answers = [final_answer(fields["answer"]) if fields else "" for fields in outputs]
     return macro_f1(answers, [gold["answer"] for gold in golds])
 
 

@@ -10,20 +10,20 @@ aggregator adds them up, weighted, to the similarity of question and entity: ``f
 are hyper-parameters. The metric is MRR (paper, Table 2); Hit@1 (appendix C) is reported beside it. Both have a high
 chance level, because there are five candidates and at least one is right: the mean over random orders is reported.
 
-Rows come from a file: candidates, similarities and texts are made from STaRK's knowledge base, which the hub has only
-as pickles, and those are not opened here.
+Rows come from a file: candidates, similarities and texts are computed from STaRK's knowledge base, which the hub has
+only as pickles, and pickles are not opened here.
 
 Where this differs from the paper or its released code, and why:
 
-- Candidates are taken as the rows have them. The released code puts a right entity into the five and leaves it the low
-  similarity for which it had not been found; where rows are made so, chance is above 0 and is what to compare with.
-- Scores are not rounded before ranking, which made ties.
-- The two scorers run concurrently and their order never matters. In the released code it depended on the hash seed,
-  and with it which of them was credited.
-- Scores are read from JSON, or else from as many plain numbers as there are candidates, and cut to 0 to 1. Scores that
-  cannot be read count 0, as in the released code: the other terms decide.
+- Candidates are as in the rows. The released code adds a right entity to the five and keeps its low similarity, for
+  which retrieval had missed it; for such rows chance is above 0, and scores are to be compared with it.
+- Scores are not rounded before ranking; rounding caused ties.
+- The two scorers run concurrently and their order has no effect. In the released code it depended on the hash seed, and
+  so did which of them was credited.
+- Scores are parsed as JSON, or else as plain numbers, one for each candidate, and clipped to [0, 1]. If that fails they
+  are 0, as in the released code, and the other terms decide.
 - Weights start at 0.1 each and are searched on {0.1, 1.0}, as in the paper, over all inputs.
-- ``config.data.max_chars`` cuts what is known of a candidate; the released code cuts at 1,024 characters.
+- ``config.data.max_chars`` cuts the texts of a candidate; the released code cuts at 1,024 characters.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.metrics import hit_at, reciprocal_rank
 from optimas_jax.benchmarks.parts import stops
-from optimas_jax.core.ranges import NonNegativeFloat
+from optimas_jax.core.schema import NonNegativeFloat
 from optimas_jax.core.system import Component, RunContext, System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, Value
@@ -72,7 +72,7 @@ class SystemConfig:
 
     Attributes:
       language_model: answers for the two scorers.
-      weight_grid: allowed values of each of the aggregator's weights, the one to begin with first.
+      weight_grid: allowed values of each of the aggregator's weights, the initial one first.
     """
 
     language_model: LanguageModel
@@ -166,7 +166,7 @@ def random_reciprocal_rank(candidates: int, relevant: int) -> float:
 
 
 def synthetic(count: int, seed: int) -> list[Question]:
-    """Made-up entities for checks without data; the right one has what the question asks for."""
+    """Made-up entities for tests without data; the right one has the target that the question names."""
     rng = random.Random(f"{seed}/synthetic")
     rows = []
     for number in range(count):
@@ -176,10 +176,10 @@ def synthetic(count: int, seed: int) -> list[Question]:
             Question(
                 id=f"made-{number:04d}",
                 question=f"Which drug {number} targets {genes[right]}?",
-                texts=tuple(f"name: D{place}, type: drug" for place in range(5)),
-                relations=tuple(f"name: D{place}, target: {gene}" for place, gene in enumerate(genes)),
+                texts=tuple(f"name: D{index}, type: drug" for index in range(5)),
+                relations=tuple(f"name: D{index}, target: {gene}" for index, gene in enumerate(genes)),
                 similarities=tuple(round(rng.random(), 2) for _ in genes),
-                relevant=tuple(place == right for place in range(5)),
+                relevant=tuple(index == right for index in range(5)),
             )
         )
     return rows
@@ -236,16 +236,17 @@ async def aggregate(inputs: Mapping[str, Any], value: Value | None, context: Run
 
 
 def read_scores(text: str, count: int) -> tuple[float, ...]:
-    """Scores that a model wrote, each cut to 0 to 1: a JSON list, a JSON object with keys "1" to ``count``, or a text
-    with ``count`` numbers. All 0 if it is none of these."""
+    """Scores in a model's answer, each clipped to [0, 1]: a JSON list, a JSON object with keys "1" to ``count``, or a
+    text with ``count`` numbers. All 0 if the answer is none of these."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):  # nesting of a thousand brackets
-        found = [float(number) for number in re.findall(r"(?<![\w.])\d*\.?\d+(?![\w.]*:)(?!\w)", text)]
-    if isinstance(found, Mapping):
-        found = [found.get(str(place)) for place in range(1, count + 1)]
-    made = found if isinstance(found, list) else []
-    numbers = [float(min(max(one, 0), 1)) for one in made if is_number(one)]  # cut first: some integers are no floats
+        parsed = [float(number) for number in re.findall(r"(?<![\w.])\d*\.?\d+(?![\w.]*:)(?!\w)", text)]
+    if isinstance(parsed, Mapping):
+        parsed = [parsed.get(str(number)) for number in range(1, count + 1)]
+    values = parsed if isinstance(parsed, list) else []
+    # Clipped before the conversion: some integers are too large for a float.
+    numbers = [float(min(max(value, 0), 1)) for value in values if is_number(value)]
     if len(numbers) != count or any(map(math.isnan, numbers)):
         return (0.0,) * count
     return tuple(numbers)

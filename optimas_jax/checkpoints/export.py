@@ -1,6 +1,6 @@
-"""A model as a Hugging Face folder, float32, with an adapter merged into it if one is given.
+"""Export of a model as a Hugging Face folder, float32, optionally with an adapter merged into it.
 
-Peers of a benchmark read the same weights from it, and any server or library a tuned model that knows no adapters.
+For peers of a benchmark, and for servers and libraries without adapters.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "
 
 
 def hf_folder(source: ModelSource) -> Path:
-    """The folder of a model: its own if it has one, else an export in the cache, written once."""
+    """A Hugging Face folder of a model: the model's folder if it has one, else an export in the cache, written once."""
     if source.kind == "hf" and source.path is not None:
         return source.path
     target = cache_dir() / "export" / re.sub(r"[^A-Za-z0-9.=-]+", "-", source.spec)
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            whole = Path(folder) / "model"
-            export(source, whole)
-            whole.rename(target)
+            partial = Path(folder) / "model"
+            export(source, partial)
+            partial.rename(target)
     return target
 
 
@@ -47,8 +47,8 @@ def export(source: ModelSource, folder: Path, adapter: Path | None = None) -> No
       adapter: a folder in PEFT's layout to merge into the weights.
 
     Raises:
-      AdapterError: for an adapter that cannot be read, or of another base.
-      WeightsError: for a model that the layout cannot describe.
+      AdapterError: for an adapter that cannot be read, or does not fit the model.
+      WeightsError: for a model that a Hugging Face config cannot describe.
     """
     config = load_config(source)
     params = load_params(source, config, Compute(jnp.dtype(jnp.float32), "tiled"))

@@ -31,9 +31,9 @@ class GgufTensor:
     """One stored tensor.
 
     Attributes:
-      name: as in the file, ``blk.0.attn_q.weight``.
-      kind: how it is stored, ``F32``, ``Q4_1`` and so on.
-      shape: outermost dimension first, as numpy has it (the file has it the other way round).
+      name: name in the file, ``blk.0.attn_q.weight``.
+      kind: type of storage, ``F32``, ``Q4_1`` and so on.
+      shape: outermost dimension first, as in numpy (the file has the reverse order).
       data: [rows, bytes of a row] uint8, mapped from the file.
     """
 
@@ -43,7 +43,7 @@ class GgufTensor:
     data: np.ndarray
 
     def read(self) -> np.ndarray:
-        """The tensor dequantised, float32 of ``shape``, in memory of its own."""
+        """The dequantised tensor, float32 of ``shape``, as a new array."""
         values = gguf.dequantize(self.data, gguf.GGMLQuantizationType[self.kind])
         return values.reshape(self.shape).astype(np.float32, copy=self.kind == "F32")
 
@@ -60,7 +60,7 @@ def read_gguf(path: Path) -> GgufFile:
     """Parses the header of a GGUF file and maps its tensors.
 
     Raises:
-      ValueError: if it is no GGUF file, its version or a tensor's type is not one that is read, or any part of it,
+      ValueError: if it is not a GGUF file, if its version or a tensor's type is not supported, or if any part of it,
         tensor data included, lies beyond the end of the file.
     """
     if path.stat().st_size == 0:
@@ -97,7 +97,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 class _Cursor:
-    """A place in the header that only moves over bytes which are there."""
+    """A position in the header; reading beyond the end of the file raises ``ValueError``."""
 
     def __init__(self, data: memoryview):
         self._data = data

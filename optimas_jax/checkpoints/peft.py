@@ -1,7 +1,7 @@
-"""Adapters as folders in PEFT's layout, which every server and trainer of adapters reads and writes.
+"""Adapters as folders in PEFT's layout, which servers and trainers of adapters read and write.
 
-``adapter_config.json`` says what is adapted, ``adapter_model.safetensors`` has the matrices: A is ``lora_A.weight``
-[R, in] and B ``lora_B.weight`` [out, R], float32. The name of a folder that we write is the digest of what is in it.
+``adapter_config.json`` is the configuration, ``adapter_model.safetensors`` has the matrices: A is ``lora_A.weight``
+[R, in] and B ``lora_B.weight`` [out, R], float32. The name of a folder that we write is the digest of its contents.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optimas_jax.models.lora import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# What the layout can say and this package does not compute; each with the values that mean "not used".
+# Settings of the layout that this package does not support, each with the values that mean "not used".
 _UNUSED: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "bias": ("none", None),
@@ -52,7 +52,7 @@ _MODULES = {_hf_module(name).rsplit(".", 1)[-1]: name for name in TARGETS}  # q_
 
 
 def write_adapter(folder: Path, base: BackboneConfig, base_name: str, config: LoraConfig, params: Params) -> str:
-    """Writes an adapter as ``folder/DIGEST``, in one step; an adapter that is there already is left as it is.
+    """Writes an adapter as ``folder/DIGEST``, in one step; an existing folder of that name is not changed.
 
     Args:
       base_name: the base's model spec, for ``base_model_name_or_path``.
@@ -66,10 +66,10 @@ def write_adapter(folder: Path, base: BackboneConfig, base_name: str, config: Lo
     """
     tensors = {}
     for index, layer in params["layers"].items():
-        for name, own in layer.items():
+        for name, matrices in layer.items():
             stem = _PREFIX + hf_name(("layers", index, name, "weight")).removesuffix(".weight")
-            tensors[f"{stem}.lora_A.weight"] = np.ascontiguousarray(np.asarray(own["lora_a"], np.float32).T)
-            tensors[f"{stem}.lora_B.weight"] = np.ascontiguousarray(np.asarray(own["lora_b"], np.float32).T)
+            tensors[f"{stem}.lora_A.weight"] = np.ascontiguousarray(np.asarray(matrices["lora_a"], np.float32).T)
+            tensors[f"{stem}.lora_B.weight"] = np.ascontiguousarray(np.asarray(matrices["lora_b"], np.float32).T)
     weights = save(tensors, metadata={"format": "pt"})
     described = json.dumps(_describe(base, base_name, config), indent=2, sort_keys=True).encode()
     name = hashlib.sha256(described + weights).hexdigest()[:20]
@@ -113,8 +113,8 @@ def read_adapter(folder: Path, base: BackboneConfig) -> tuple[LoraConfig, Params
     """Reads an adapter of ``base`` that PEFT or ``write_adapter`` wrote.
 
     Raises:
-      AdapterError: if there is none, if it is damaged, uses what is not computed here (DoRA, biases, other modules),
-        or was made for another base.
+      AdapterError: if the folder has none, if it is damaged, uses unsupported settings (DoRA, biases, other modules),
+        or does not fit the base.
     """
     described = _read_description(folder)
     for name, unused in _UNUSED.items():
@@ -127,7 +127,7 @@ def read_adapter(folder: Path, base: BackboneConfig) -> tuple[LoraConfig, Params
     rank = int(described["r"])
     layers: Params = {}
     for key, tensor in tensors.items():
-        index, name, side = _place(folder, key)
+        index, name, side = _parse_name(folder, key)
         part = layers.setdefault(index, {}).setdefault(name, {})
         part["lora_a" if side == "A" else "lora_b"] = jnp.asarray(np.asarray(tensor, np.float32).T)
     if not layers:
@@ -168,11 +168,11 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return described
 
 
-def _place(folder: Path, key: str) -> tuple[int, str, str]:
+def _parse_name(folder: Path, key: str) -> tuple[int, str, str]:
     """Layer, module and side (A or B) of a tensor's name."""
-    found = re.fullmatch(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight", key)
-    if found is None or found[2] not in _MODULES:
+    match = re.fullmatch(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight", key)
+    if match is None or match[2] not in _MODULES:
         raise AdapterError(
             f"{folder / WEIGHTS} has {key!r}; adapted can be the modules {', '.join(_MODULES)} of a layer only"
         )
-    return int(found[1]), _MODULES[found[2]], found[3]
+    return int(match[1]), _MODULES[match[2]], match[3]

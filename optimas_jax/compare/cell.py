@@ -1,21 +1,20 @@
 """One cell of a comparison: one optimiser with one seed, in a run folder of its own.
 
-    python -m optimas_jax.compare.cell FOLDER      what ``launch/compare.py`` runs for every cell
+    python -m optimas_jax.compare.cell FOLDER      the command of ``launch/compare.py`` for each cell
 
-A process for each, so that a cell that fails or is killed takes nothing with it, and the next one finds the memory
-free. The folder is that of an ordinary run: the same tape, the same stages, the same ``best/`` and ``results.json``.
+Each cell is a process: if it fails or is killed, the others continue, and its memory is free. The folder is an ordinary
+run folder with tape, stages, ``best/`` and ``results.json``. The state of the search at the budget (``compare.state``)
+is tested and, outside the budget, compared with the default on the ``confirm`` split.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,27 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
-# Or it reports that torch, which nothing here needs, is absent.
+# Otherwise transformers reports that torch, which is not needed here, is absent.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from optimas_jax.compare.optimizers import OPTIMIZERS, Optimizer, Ours
 from optimas_jax.compare.peer import run_peer
+from optimas_jax.compare.state import Point, SearchState, state_at
+from optimas_jax.compare.stopwatch import Meter, keeping_time, read_seconds
 from optimas_jax.core.types import StopRun
+from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig, parse_config
+from optimas_jax.loop.context import Run
+from optimas_jax.loop.evaluate import Evaluation, evaluate
 from optimas_jax.loop.journal import write_json
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.loop.stages import find_models, open_run, run_stage
+from optimas_jax.report.console import ConsoleProgress
 
-TASK, CELL, RUN = "task.json", "cell.json", "run"  # what to do, what came out, the run folder
-CLOCK = "seconds.json"  # of the search so far
+TASK, CELL, RUN = "task.json", "cell.json", "run"  # the optimiser and its configuration, the result, the run folder
+CLOCK = "seconds.json"  # ``stopwatch.Seconds`` so far
+CONFIRM = "confirm"  # the split that no search sees
 
 
 def run_cell(
@@ -47,62 +52,82 @@ def run_cell(
     progress: ConsoleProgress | None = None,
     completer: Completer | None = None,
 ) -> dict[str, Any]:
-    """Optimises and tests, and returns what ``cell.json`` holds; the same call on the same folder resumes.
+    """Optimises and tests; the same call on the same folder resumes.
 
     Args:
       config: of this run (``optimizer.config``).
       completer: see ``build_run``.
 
+    Returns:
+      The content of ``cell.json``: scores of every example of the test split under the default configuration
+      (``baseline``) and under the state at the budget (``scores``), which ``tested`` describes; the same for the
+      confirm split (``confirm``, None without such a split); ``curve``; wall-clock ``seconds`` of the search and
+      ``reward_seconds`` of local rewards in it; a ``note`` for the reader, or "".
+
     Raises:
-      ValueError: for a model that is nowhere.
+      ValueError: for a model that cannot be found.
       StopRun: with a message for the user; what was paid for is kept.
     """
-    workdir, note = folder / RUN, ""
+    workdir, meter = folder / RUN, Meter()
     with open_run(config, workdir, progress or ConsoleProgress(), completer) as run:
         if completer is None and isinstance(optimizer, Ours):  # a peer needs no local reward
             find_models(run)
-        with _clock(folder / CLOCK):
+        with (
+            keeping_time(folder / CLOCK, meter),
+            meter.watching(run.device.rewards.trainer, "train"),
+            meter.watching(run.device.rewards.scorer, "scores", "logliks"),
+        ):
             if isinstance(optimizer, Ours):
-                for stage in ("collect", "train", "optimize"):
-                    run_stage(run, stage)
-                curve = read_curve(workdir)
+                state, curve, note = _search(run, workdir)
             else:
-                curve, note = run_peer(optimizer, run)
-        seconds = _read_clock(folder / CLOCK)
+                state, curve, note = run_peer(optimizer, run)
+        seconds = read_seconds(folder / CLOCK)
         run_stage(run, "evaluate")
+        baseline, optimized = _evaluate(run, state.configuration, "test")
+        confirm = None
+        if run.host.splits.get(CONFIRM):
+            before, after = _evaluate(run, state.configuration, CONFIRM)
+            confirm = {"n": len(after.scores), "baseline": before.scores, "scores": after.scores}
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
     return {
-        **{name: results[name] for name in ("metric", "chance", "n", "split", "outcomes")},
-        "baseline": results["baseline"]["scores"],
-        "scores": results["optimized"]["scores"],
+        **{name: results[name] for name in ("metric", "chance")},
+        "split": "test",
+        "n": len(optimized.scores),
+        "outcomes": optimized.outcomes,
+        "tested": state.to_json(),
+        "baseline": baseline.scores,
+        "scores": optimized.scores,
+        "confirm": confirm,
         "curve": curve,
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds.search, 1),
+        "reward_seconds": round(seconds.rewards, 1),
         "note": note,
     }
 
 
-@contextlib.contextmanager
-def _clock(path: Path) -> Iterator[None]:
-    """Adds the seconds inside the block to those of earlier calls that were interrupted. A full disk costs them, and
-    hides nothing that the block raises."""
-    before, started = _read_clock(path), time.monotonic()
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            write_json(path, before + time.monotonic() - started)
-        raise
-    write_json(path, before + time.monotonic() - started)
+def _search(run: Run, workdir: Path) -> tuple[SearchState, Sequence[Point], str]:
+    """Runs our search; its state at the budget, its curve, and a note."""
+    for stage in ("collect", "train", "optimize"):
+        run_stage(run, stage)
+    curve = read_curve(workdir)
+    accepted = (run.host.folder.read("optimized.json") or {})["accepted"]
+    state = state_at(run.config.optimize.max_tokens, curve, accepted, run.host.system.default_configuration())
+    note = f"{state.later} accepted beyond the budget, left out" if state.later else ""
+    return state, curve, note
 
 
-def _read_clock(path: Path) -> float:
-    return float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0.0
+def _evaluate(run: Run, configuration: Configuration, split: str) -> tuple[Evaluation, Evaluation]:
+    """The default configuration and this one on all examples of a split, outside the search budget."""
+    with run.host.ledger.phase(f"compare {split}"):
+        configurations = [run.host.system.default_configuration(), configuration]
+        before, after = evaluate(run.host, configurations, run.host.splits[split], repeats=1)
+    return before, after
 
 
 def main(folder: Path) -> int:
-    """Runs the cell of a folder, whose ``task.json`` names the optimiser and holds the configuration."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a peer ends with it, as with an interrupt
-    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
+    """Runs the cell of a folder by its ``task.json`` (name of the optimiser, configuration); returns an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a peer ends with this process, as on an interrupt
+    logging.disable(logging.INFO)  # of libraries; progress has its own lines
     try:
         task = json.loads((folder / TASK).read_text(encoding="utf-8"))
         cell = run_cell(OPTIMIZERS[task["optimizer"]], parse_config(task["config"]), folder)
@@ -117,10 +142,10 @@ def main(folder: Path) -> int:
 
 
 def write_task(folder: Path, name: str, config: dict[str, Any]) -> None:
-    """What ``main`` reads. A folder that has another task is refused.
+    """Writes the file that ``main`` reads.
 
     Raises:
-      StopRun: if it does.
+      StopRun: if the folder belongs to another task.
     """
     task = {"optimizer": name, "config": json.loads(json.dumps(config))}
     path = folder / TASK

@@ -1,4 +1,4 @@
-"""Runs a peer: its program beside a desk (``compare.desk``), until it ends or the budget is used."""
+"""Runs a peer: its program against a server (``compare.peer_server``), until it ends or the budget is used."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.compare.books import Books
-from optimas_jax.compare.desk import Desk, open_desk
+from optimas_jax.compare.account import Account
 from optimas_jax.compare.optimizers import Peer
+from optimas_jax.compare.peer_server import PeerServer, serve
+from optimas_jax.compare.state import Point, SearchState
+from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.context import Run
-from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.loop.evaluate import NO_SEARCH, OPTIMIZED
+from optimas_jax.loop.journal import load_best
 
 _RESULT = "peer.json"  # in the run folder, once the peer has ended
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
@@ -24,58 +27,69 @@ _LINE_SECONDS = 60.0
 
 
 class PeerError(StopRun):
-    """A peer that ended on an error, with its last words."""
+    """A peer that ended on an error, with the end of its log."""
 
 
-def run_peer(peer: Peer, run: Run) -> tuple[list[dict[str, Any]], str]:
-    """Lets the peer search, and saves what it found as the run's ``best/``.
+def run_peer(peer: Peer, run: Run) -> tuple[SearchState, Sequence[Point], str]:
+    """Lets the peer search, and saves its best configuration as the run's ``best/``.
 
-    A peer that was interrupted begins again, and finds what it had paid for on the tape.
+    A peer that was interrupted begins again; what it had paid for is on the tape.
 
     Returns:
-      its curve, and a note about the configuration (``Books.result``).
+      Its best configuration, its curve, and a note (``Account.result``).
 
     Raises:
       PeerError: if it fails before its budget is used.
     """
-    done = run.folder.read(_RESULT)
-    if done is not None:
-        return done["curve"], done["note"]
-    config, validation = run.config, [example.id for example in run.splits["val"]]
-    books = Books(run.completer, config.optimize.max_tokens, run.system.default_configuration(), validation)
-    desk = Desk(run.system.using(books.completer), books, config.proposer, run.splits, config.seed)
-    with run.ledger.phase("optimize"), open_desk(desk) as address, (run.folder.path / "peer.log").open("wb") as log:
-        _search(peer, address, desk, log, run.progress)
-    configuration, note = books.result()
-    run.folder.save_best(configuration, {"accepted": []})
-    run.folder.write("optimized.json", {"reward": "", "alignment": {}, "accepted": []})
-    run.folder.write(_RESULT, {"curve": books.curve, "note": note, **dataclasses.asdict(books.cost)})
-    run.progress.line(f"  {books.cost.tokens:,} tokens of {books.budget:,}; {len(books.curve)} candidates {note}")
-    return books.curve, note
+    if run.host.folder.read(_RESULT) is None:
+        _run(peer, run)
+    result, configuration = run.host.folder.read(_RESULT) or {}, load_best(run.host.folder.path / "best")
+    curve = result["curve"]
+    if not curve:
+        return SearchState(configuration, None, None, tokens=0), curve, result["note"]
+    best = max(point["val_score"] for point in curve)
+    first = next(point for point in curve if point["val_score"] == best)
+    state = SearchState(configuration, curve[0]["val_score"], best, first["tokens"])
+    return state, curve, result["note"]
 
 
-def _search(peer: Peer, address: str, desk: Desk, log: Any, progress: ConsoleProgress) -> None:
-    """Waits for the peer's end, which is also the budget's."""
+def _run(peer: Peer, run: Run) -> None:
+    host, validation = run.host, [example.id for example in run.host.splits["val"]]
+    account = Account(host.completer, host.max_tokens, host.system.default_configuration(), validation)
+    server = PeerServer(host.system, account, run.config.proposer, host.splits, host.seed)
+    log_path = host.folder.path / "peer.log"
+    with host.ledger.phase("optimize"), serve(server) as address, log_path.open("wb") as log:
+        _search(peer, address, server, log, host.progress)
+    configuration, note = account.result()
+    host.folder.save_best(configuration, {"accepted": []})
+    host.folder.write(OPTIMIZED, dict(NO_SEARCH))
+    host.folder.write(_RESULT, {"curve": account.curve, "note": note, **dataclasses.asdict(account.cost)})
+    tokens = f"{account.cost.tokens:,} of {account.budget:,} tokens"
+    host.progress.line(f"  {tokens}; {len(account.curve)} candidates {note}")
+
+
+def _search(peer: Peer, address: str, server: PeerServer, log: Any, progress: Progress) -> None:
+    """Runs the program until it ends or the budget is used."""
     command = [*peer.command, address]
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(os.environ))  # noqa: S603 - our own scripts
     ended = threading.Event()
     threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
-    said = time.monotonic()
+    shown = time.monotonic()
     try:
-        while not ended.wait(0.2) and not desk.spent.is_set():
-            if time.monotonic() - said > _LINE_SECONDS:
-                said = time.monotonic()
-                progress.line(f"  {desk.books.cost.tokens:,} tokens of {desk.books.budget:,}")
+        while not ended.wait(0.2) and not server.spent.is_set():
+            if time.monotonic() - shown > _LINE_SECONDS:
+                shown = time.monotonic()
+                progress.line(f"  {server.account.cost.tokens:,} tokens of {server.account.budget:,}")
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
-    if process.returncode and not desk.spent.is_set():
+    if process.returncode and not server.spent.is_set():
         words = Path(log.name).read_text(encoding="utf-8", errors="replace").strip()[-1500:]
-        raise PeerError(f"the peer ended with exit code {process.returncode}; it said:\n{words or 'nothing'}")
+        raise PeerError(f"the peer ended with exit code {process.returncode}; the end of its log:\n{words or 'empty'}")
 
 
-def _environment(mine: Mapping[str, str]) -> dict[str, str]:
-    """Ours without keys, which a peer does not need: all it asks for comes from the desk."""
-    kept = {name: text for name, text in mine.items() if not any(word in name.upper() for word in _SECRETS)}
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Our environment without keys: a peer reaches models only through the server."""
+    kept = {name: text for name, text in variables.items() if not any(word in name.upper() for word in _SECRETS)}
     return {**kept, "PYTHONUNBUFFERED": "1"}

@@ -1,4 +1,4 @@
-"""All cells of a comparison: what is done is not done again, what failed is a row that says so."""
+"""All cells of a comparison. Finished cells are not run again; a failed one is a row with its error."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 
 from rich.markup import escape
 
-from optimas_jax.compare.cell import CELL, write_task
+from optimas_jax.compare.cell import CELL, RUN, write_task
 from optimas_jax.compare.optimizers import Optimizer
-from optimas_jax.core.plain import to_dict
+from optimas_jax.core.schema import to_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 _INTERRUPTED = 130
-Cells = dict[str, dict[int, dict[str, Any]]]  # optimiser -> seed -> cell.json, or {"error": words}
+Cells = dict[str, dict[int, dict[str, Any]]]  # optimiser -> seed -> cell.json, or {"error": message}
 Runner = Callable[[Path], Awaitable[tuple[int, str]]]
 
 
 class _Interrupted(Exception):
-    """A cell was; the rest are to end, too."""
+    """A cell was interrupted, which ends the comparison."""
 
 
 def run_cells(
@@ -42,7 +42,7 @@ def run_cells(
     early is a fair one at fewer seeds.
 
     Args:
-      runner: runs the cell of a folder, and returns an exit code and its last words; by default a process.
+      runner: runs the cell of a folder, and returns an exit code and its error message; by default ``run_process``.
       jobs: cells that run at the same time.
 
     Raises:
@@ -51,22 +51,30 @@ def run_cells(
     todo = [(name, seed) for seed in seeds for name in optimizers]
     cells: Cells = {name: {} for name in optimizers}
     queue = iter(enumerate(todo, start=1))
+    ended = {key: asyncio.Event() for key in todo}
 
     async def work() -> None:
-        for place, (name, seed) in queue:
-            cells[name][seed] = await run_one(f"{place}/{len(todo)} {name}, seed {seed}", name, seed)
+        for number, (name, seed) in queue:
+            leader = optimizers[name].order_of
+            if leader:
+                await ended[leader, seed].wait()
+            cells[name][seed] = await run_one(f"{number}/{len(todo)} {name}, seed {seed}", name, seed)
+            ended[name, seed].set()
 
     async def run_one(label: str, name: str, seed: int) -> dict[str, Any]:
+        """Figures of one cell, or ``{"error": message}``."""
         folder = workdir / "cells" / f"{name}-{seed}"
         try:
-            write_task(folder, name, to_dict(optimizers[name].config(config, seed, budget)))
+            leader = optimizers[name].order_of
+            order = read_order(workdir / "cells" / f"{leader}-{seed}" / RUN) if leader else ()
+            write_task(folder, name, to_dict(optimizers[name].config(config, seed, budget, order)))
             if not (folder / CELL).is_file():
                 line(f"{label}: {folder / 'log.txt'}")
-                code, words = await (runner or run_process)(folder)
+                code, message = await (runner or run_process)(folder)
                 if code == _INTERRUPTED:
                     raise _Interrupted
                 if not (folder / CELL).is_file():
-                    raise StopRun(words or f"exit code {code}")
+                    raise StopRun(message or f"exit code {code}")
             return json.loads((folder / CELL).read_text(encoding="utf-8"))
         except (StopRun, ValueError, OSError) as error:
             line(f"{label} failed: {escape(str(error))}")
@@ -82,8 +90,26 @@ def run_cells(
     return {name: {seed: cells[name][seed] for seed in seeds} for name in optimizers}
 
 
+def read_order(workdir: Path) -> list[str]:
+    """Components in the order in which a run visited them.
+
+    Raises:
+      StopRun: if there is no such run.
+    """
+    journal = workdir / "journal.jsonl"
+    if not journal.is_file():
+        raise StopRun(f"no {journal}: the run whose order of components is followed has failed")
+    events = map(json.loads, filter(None, journal.read_text(encoding="utf-8").split("\n")))
+    picks = {event["iteration"]: event["component"] for event in events if event["event"] == "pick"}
+    return [picks[number] for number in sorted(picks)]
+
+
 async def run_process(folder: Path) -> tuple[int, str]:
-    """A process of its own, which writes to the folder's ``log.txt``."""
+    """Runs the cell of a folder in a new process, which writes to the folder's ``log.txt``.
+
+    Returns:
+      Exit code, and the error message or the end of the log.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "optimas_jax.compare.cell", str(folder.resolve())]
@@ -96,11 +122,11 @@ async def run_process(folder: Path) -> tuple[int, str]:
         try:
             code = await process.wait()
         finally:
-            if process.returncode is None:  # we are stopped: it ends with what it has on disk
+            if process.returncode is None:  # this process is stopped: the cell ends with what it has on disk
                 process.terminate()
                 await process.wait()
     with log.open("rb") as source:
         source.seek(start)
-        said = source.read().decode(errors="replace")
-    _, error, words = said.rpartition("\nerror: ")
-    return code, words.strip() if error else said.strip()[-500:]
+        output = source.read().decode(errors="replace")
+    _, error, message = output.rpartition("\nerror: ")
+    return code, message.strip() if error else output.strip()[-500:]

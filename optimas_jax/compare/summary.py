@@ -1,55 +1,68 @@
-"""From cells to figures: scores with intervals, differences on the same examples, and what they cost."""
+"""From cells to figures: scores and paired differences with intervals over seeds and examples, and costs."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from optimas_jax.compare.optimizers import GLOBAL
 from optimas_jax.compare.plan import Cells
-from optimas_jax.core.stats import compare, mean_interval
+from optimas_jax.compare.state import Point, within
+from optimas_jax.core.stats import mean_interval, smallest_difference, two_level_interval
 
 _COSTS = ("calls", "tokens", "usd", "system_runs")
 OURS = "ours"
+Cell = Mapping[str, Any]
 
 
-def summarize(cells: Cells, config: Mapping[str, Any], budget: int, reference: str = OURS) -> dict[str, Any]:
-    """What ``compare.json`` holds.
+def summarize(cells: Cells, about: Mapping[str, Any], budget: int, reference: str = OURS) -> dict[str, Any]:
+    """The content of ``compare.json``.
 
     Args:
       cells: of the comparison.
-      config: which one, for the record.
+      about: benchmark and variant, for the record.
+      budget: tokens of each run.
       reference: the optimiser that others are compared with, if it takes part.
 
     Returns:
-      ``rows``: for every optimiser its mean test score over seeds and examples with a bootstrap interval over examples,
-      every seed's mean and their standard deviation, the paired difference to ``reference`` on the examples and seeds
-      that both have, mean costs, and the errors of seeds that failed. ``runs_to_reach``: see ``runs_to_reach``.
+      ``rows``: of every optimiser, see ``_row``. ``baseline``: the default configuration, None without any result.
+      ``runs_to_reach``: see ``runs_to_reach``. ``curves``: by optimiser and seed, up to the budget.
     """
     rows = {name: _row(by_seed, cells.get(reference, {}), name != reference) for name, by_seed in cells.items()}
+    curves = {
+        name: {seed: within(cell["curve"], budget) for seed, cell in _done(by_seed).items()}
+        for name, by_seed in cells.items()
+    }
     return {
-        **config,
+        **about,
         "budget": budget,
         "reference": reference,
         **_baseline(cells),
         "rows": rows,
         "runs_to_reach": {
-            name: runs_to_reach(cells[name], cells[name + GLOBAL]) for name in cells if name + GLOBAL in cells
+            name: runs_to_reach(curves[name], curves[name + GLOBAL]) for name in cells if name + GLOBAL in cells
         },
-        "curves": {
-            name: {seed: cell["curve"] for seed, cell in _done(by_seed).items()} for name, by_seed in cells.items()
-        },
+        "curves": curves,
     }
 
 
-def _done(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+def _done(by_seed: Mapping[int, Cell]) -> dict[int, Cell]:
     return {seed: cell for seed, cell in by_seed.items() if "error" not in cell}
 
 
-def _row(
-    by_seed: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]], compared: bool
-) -> dict[str, Any]:
+def _row(by_seed: Mapping[int, Cell], reference: Mapping[int, Cell], compared: bool) -> dict[str, Any]:
+    """Figures of one optimiser.
+
+    Returns:
+      ``seeds``, ``errors`` and ``notes`` by seed; and where a seed has a result: ``mean`` test score with ``ci95`` over
+      seeds and examples, ``seed_means``, their standard deviation ``spread``, ``below_start`` (share of runs that end
+      below the default configuration on test), ``val_minus_test`` (mean over runs), ``confirmed`` (gain on the confirm
+      split), mean costs, ``seconds`` and ``reward_seconds``, and the paired ``difference`` to the reference on the
+      examples and seeds that both have, with the ``smallest`` true difference that as many seeds would show.
+    """
     done = _done(by_seed)
     row: dict[str, Any] = {
         "seeds": [*done],
@@ -58,64 +71,100 @@ def _row(
     }
     if not done:
         return row
-    mean, ci95 = mean_interval(over_seeds([cell["scores"] for cell in done.values()]))
-    means = [statistics.fmean(cell["scores"]) for cell in done.values()]
-    row |= {"mean": mean, "ci95": ci95, "seed_means": means, "seconds": _mean(done, lambda cell: cell["seconds"])}
-    row["spread"] = statistics.stdev(means) if len(means) > 1 else None
+    runs = [*done.values()]
+    scores = [run["scores"] for run in runs]
+    mean, ci95 = interval(scores)
+    seed_means = [statistics.fmean(by_example) for by_example in scores]
+    row |= {"mean": mean, "ci95": ci95, "seed_means": seed_means}
+    row["spread"] = statistics.stdev(seed_means) if len(seed_means) > 1 else None
+    row["below_start"] = _mean(runs, lambda run: statistics.fmean(run["scores"]) < statistics.fmean(run["baseline"]))
+    row["val_minus_test"] = _val_minus_test(runs)
+    row["confirmed"] = _confirmed(runs)
     for name in _COSTS:
-        row[name] = _mean(done, lambda cell, name=name: cell["curve"][-1][name] if cell["curve"] else 0)
+        row[name] = _mean(runs, lambda run, name=name: run["curve"][-1][name] if run["curve"] else 0)
+    for name in ("seconds", "reward_seconds"):
+        row[name] = _mean(runs, lambda run, name=name: run[name])
     shared = [seed for seed in done if seed in _done(reference)]
     if compared and shared:
-        mine = over_seeds([done[seed]["scores"] for seed in shared])
-        theirs = over_seeds([reference[seed]["scores"] for seed in shared])
-        found = compare(mine, theirs)
-        row["difference"] = {"mean": found.mean, "ci95": found.ci95, "p_positive": found.p_positive, "seeds": shared}
+        row["difference"] = _difference([done[seed] for seed in shared], [reference[seed] for seed in shared], shared)
     return row
 
 
-def over_seeds(scores: Sequence[Sequence[float]]) -> list[float]:
-    """Mean score of each example over seeds."""
-    return [statistics.fmean(column) for column in zip(*scores, strict=True)]
+def interval(scores: Sequence[Sequence[float]]) -> tuple[float, tuple[float, float]]:
+    """Mean and 95 % interval of [seeds, examples]: over seeds and examples, or of a single seed over examples alone."""
+    return two_level_interval(scores) if len(scores) > 1 else mean_interval(scores[0])
 
 
-def _mean(cells: Mapping[int, Mapping[str, Any]], read: Any) -> float:
-    return statistics.fmean(read(cell) for cell in cells.values())
+def _difference(runs: Sequence[Cell], reference: Sequence[Cell], seeds: Sequence[int]) -> dict[str, Any]:
+    """Of two optimisers with the same seeds, example by example."""
+    differences = np.asarray([run["scores"] for run in runs]) - np.asarray([run["scores"] for run in reference])
+    mean, ci95 = interval(differences.tolist())
+    smallest = smallest_difference(differences) if len(seeds) > 1 else None
+    return {"mean": mean, "ci95": ci95, "smallest": smallest, "seeds": [*seeds]}
+
+
+def _confirmed(runs: Sequence[Cell]) -> dict[str, Any] | None:
+    """Gain over the default configuration on the confirm split, which no search has seen; None without the split."""
+    if not all(run["confirm"] for run in runs):
+        return None
+    gains = [np.subtract(run["confirm"]["scores"], run["confirm"]["baseline"]).tolist() for run in runs]
+    mean, ci95 = interval(gains)
+    return {"mean": mean, "ci95": ci95, "n": len(gains[0])}
+
+
+def _val_minus_test(runs: Sequence[Cell]) -> float | None:
+    """How much better the validation score was than the test score, of runs that have one."""
+    gaps = [
+        run["tested"]["val_score"] - statistics.fmean(run["scores"])
+        for run in runs
+        if run["tested"]["val_score"] is not None
+    ]
+    return statistics.fmean(gaps) if gaps else None
+
+
+def _mean(runs: Sequence[Cell], read: Callable[[Cell], float]) -> float:
+    return statistics.fmean(read(run) for run in runs)
 
 
 def _baseline(cells: Cells) -> dict[str, Any]:
-    """The system before optimisation: the same for all, so that of the first cell with each seed."""
-    first: dict[int, Mapping[str, Any]] = {}
+    """The system before optimisation: the same for all optimisers, read from the first cell with each seed."""
+    first: dict[int, Cell] = {}
     for by_seed in cells.values():
         for seed, cell in _done(by_seed).items():
             first.setdefault(seed, cell)
     if not first:
         return {"baseline": None}
-    one = next(iter(first.values()))
-    mean, ci95 = mean_interval(over_seeds([cell["baseline"] for cell in first.values()]))
-    known = {name: one[name] for name in ("metric", "chance", "split", "n")}
+    mean, ci95 = interval([cell["baseline"] for cell in first.values()])
+    example = next(iter(first.values()))
+    known = {name: example[name] for name in ("metric", "chance", "split", "n")}
     return {**known, "baseline": {"mean": mean, "ci95": ci95}}
 
 
-def reached(curve: Sequence[Mapping[str, Any]], score: float) -> int | None:
+def reached(curve: Sequence[Point], score: float) -> int | None:
     """Runs of the system after which a curve first has this validation score, or None."""
     runs = [point["system_runs"] for point in curve if point["val_score"] >= score - 1e-9]
     return runs[0] if runs else None
 
 
 def runs_to_reach(
-    local: Mapping[int, Mapping[str, Any]], by_metric: Mapping[int, Mapping[str, Any]]
+    local: Mapping[int, Sequence[Point]], by_metric: Mapping[int, Sequence[Point]]
 ) -> list[dict[str, Any]]:
-    """For each seed: the best validation score that an optimiser reaches on the global metric, and how many runs of
-    the system it takes, with local rewards and on the global metric, to reach it. Seeds in which the global metric
-    leads nowhere are left out: there is nothing to reach."""
+    """Runs of the system until a validation score, with local rewards and with the global metric.
+
+    For each seed the score is the best that the optimiser reaches with the global metric. Seeds in which that is not
+    above the start are left out.
+
+    Args:
+      local, by_metric: curves by seed.
+    """
     rows = []
-    for seed, cell in _done(by_metric).items():
-        if seed not in _done(local) or not cell["curve"]:
+    for seed, curve in by_metric.items():
+        if seed not in local or not curve:
             continue
-        score = max(point["val_score"] for point in cell["curve"])
-        if score <= cell["curve"][0]["val_score"]:
+        score = max(point["val_score"] for point in curve)
+        if score <= curve[0]["val_score"]:
             continue
-        runs = {"local": reached(local[seed]["curve"], score), "global": reached(cell["curve"], score)}
+        runs = {"local": reached(local[seed], score), "global": reached(curve, score)}
         ratio = runs["local"] / runs["global"] if runs["local"] is not None and runs["global"] else None
         rows.append({"seed": seed, "val_score": score, **runs, "ratio": ratio})
     return rows

@@ -1,4 +1,4 @@
-"""What long work tells about itself; ``loop.progress`` shows it on a console."""
+"""The interface for reporting the progress of long work; ``report.console`` shows it on a console."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ class Progress(Protocol):
         ...
 
     def bar(self, label: str, total: int) -> AbstractContextManager[Callable[[], None]]:
-        """Shows a bar over ``total`` steps; the block calls what it is given once per step."""
+        """Shows a bar over ``total`` steps; the block calls the function that it gets once per step."""
         ...

@@ -1,5 +1,5 @@
-"""The owner of templates: what a component's language model is shown, and what a local reward function reads. What
-proposers are shown is in ``render_search``."""
+"""Templates of the texts that a component's language model and a local reward read. Templates of proposers are in
+``search.optimisers.templates``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def field_label(name: str) -> str:
 
 
 def render_fields(fields: Mapping[str, Any], names: Sequence[str]) -> str:
-    """One ``Label: value`` line per field, in the order of ``names``; a field that a failed component did not make is
+    """One ``Label: value`` line per field, in the order of ``names``; missing fields of a failed component are
     empty."""
     return "\n".join(f"{field_label(name)}: {render_value(fields.get(name, ''))}" for name in names)
 
 
 def render_value(value: Any) -> str:
-    """Text of one field: lists one item a line, numbers as written, text as it is."""
+    """Text of one field: lists with one item per line, numbers as written, text unchanged."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, Sequence):
@@ -46,7 +46,7 @@ def render_chat(prompt: Prompt, inputs: Mapping[str, Any], input_names: Sequence
 
 def render_text(prompt: Prompt, inputs: Mapping[str, Any], input_names: Sequence[str], output: str) -> list[Turn]:
     """One plain text to continue, for small or base models: instruction, then demonstrations and the input as blocks
-    of ``Label: value`` lines, the last of which waits for its value."""
+    of ``Label: value`` lines; the last line ends before its value."""
     blocks = [prompt.instruction]
     for demo in prompt.demos:
         blocks.append(f"{render_fields(demo.inputs, input_names)}\n{render_fields(demo.outputs, [output])}")
@@ -54,11 +54,16 @@ def render_text(prompt: Prompt, inputs: Mapping[str, Any], input_names: Sequence
     return [("text", "\n\n".join(blocks))]
 
 
-def render_reward_prefix(description: str, inputs: Mapping[str, Any], input_names: Sequence[str]) -> str:
-    """What precedes a candidate output in the text that a local reward function reads: the task and its input."""
-    return f"Task: {description}\n{render_fields(inputs, input_names)}\n"
+def render_reward_task(description: str) -> str:
+    """The beginning of the text that a local reward reads: the component's task."""
+    return f"Task: {description}\n"
+
+
+def render_reward_inputs(inputs: Mapping[str, Any], input_names: Sequence[str]) -> str:
+    """The component's input in the text that a local reward reads, between the task and a candidate output."""
+    return f"{render_fields(inputs, input_names)}\n"
 
 
 def render_reward_candidate(outputs: Mapping[str, Any], output_names: Sequence[str]) -> str:
-    """A candidate output in the text that a local reward function reads."""
+    """A candidate output in the text that a local reward reads."""
     return render_fields(outputs, output_names)

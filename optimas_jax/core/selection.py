@@ -1,6 +1,6 @@
-"""Choosing among several outputs of a component for the input at hand, by local reward (paper, section 4.3).
+"""Selection of one of several outputs of a component for each input, by local reward (paper, section 4.3).
 
-A ``PerInstance`` value is run as its candidates; this says which runs those are and which output is kept.
+``candidates`` lists the runs of a ``PerInstance`` value, ``choose`` selects one of their outputs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from optimas_jax.core.types import derive_seed
 from optimas_jax.core.values import PerInstance, Value
 
-_DIGITS = 4  # of a score that count: the last ones of float32 depend on what shares a batch
+_DIGITS = 4  # compared digits of a score: the last digits of float32 can depend on the batch
 
 
 class Scorer(Protocol):
-    """What scores outputs while a system runs."""
+    """Scores outputs while a system runs."""
 
     async def scores(
         self, component: str, inputs: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]], reward: str
@@ -27,19 +27,20 @@ class Scorer(Protocol):
 
 
 def candidates(value: PerInstance, seed: int, temperature: float | None) -> list[tuple[Value, int, float | None]]:
-    """The runs of a component that ``value`` stands for, as (value, seed, temperature asked for).
+    """The runs of a component with value ``value``, as (value, seed, temperature).
 
-    The first sample of every value is what the value alone would give; the others are hotter, with seeds of their own.
+    The first sample of every candidate value is the run with that value alone; further samples have ``value``'s
+    temperature and derived seeds.
     """
     return [
-        (one, derive_seed(seed, "sample", index), value.temperature) if index else (one, seed, temperature)
-        for one in value.values
+        (candidate, derive_seed(seed, "sample", index), value.temperature) if index else (candidate, seed, temperature)
+        for candidate in value.values
         for index in range(value.samples)
     ]
 
 
 def choose(scores: Sequence[float], mode: str, seed: int) -> int:
-    """The place of the highest score, the first one of equals (``argmax``); or a place drawn with chances in
+    """Index of the highest score, the first of equal ones (``argmax``), or an index drawn with probability in
     proportion to exp(score) (``sample``)."""
     rounded = [round(score, _DIGITS) for score in scores]
     if mode == "argmax":

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from optimas_jax.core import graph
 from optimas_jax.core.graph import GraphError
@@ -16,11 +15,11 @@ from optimas_jax.core.selection import Scorer, candidates, choose
 from optimas_jax.core.types import Example, Outcome, Step, StopRun, Trace, derive_seed, freeze
 from optimas_jax.core.values import Configuration, PerInstance, Space, Value, check_value
 
-T = TypeVar("T")
+_LARGEST_SCORE = 1e100  # in size: sums of scores stay finite
 
 
 class ComponentFailure(Exception):
-    """Raised by a component whose model or tool did not deliver: becomes an outcome, not a crash."""
+    """Raised by a component whose model or tool gave no usable answer; becomes the outcome of the component's call."""
 
     def __init__(self, outcome: Outcome, detail: str = ""):
         super().__init__(f"{outcome}: {detail}")
@@ -28,18 +27,22 @@ class ComponentFailure(Exception):
 
 
 class ComponentBug(RuntimeError):
-    """A component, or the metric, raised something unforeseen: stops the run at once."""
+    """A component or the metric raised an exception other than ``ComponentFailure``: stops the run at once."""
+
+
+class NonFiniteScore(ComponentBug):
+    """A metric returned NaN, an infinity, or a number too large to be averaged."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-    """What a component knows besides its inputs and value.
+    """Arguments of a component's call besides inputs and value.
 
     Attributes:
       completer: answers completion requests (``llm.base.Completer``); opaque to ``core``.
-      seed: this component's own seed in this run.
-      component: its name, which it passes on as the role of its requests.
-      temperature: sampling temperature asked for instead of the component's own, or None.
+      seed: seed of this component in this run.
+      component: name of the component, the role of its requests.
+      temperature: sampling temperature instead of the component's default, or None.
     """
 
     completer: Any
@@ -50,7 +53,7 @@ class RunContext:
 
 @dataclasses.dataclass
 class Meter:
-    """What a system did: executions of components, and runs that had any, from the start or from given outputs."""
+    """Counts executions of components, and runs (from the start or from given outputs) with at least one execution."""
 
     runs: int = 0
     executions: int = 0
@@ -70,9 +73,9 @@ class Component:
 
     Attributes:
       name: unique in the system.
-      description: one sentence on what it is for; proposers and local reward functions read it.
+      description: one sentence on its purpose; proposers and local reward functions read it.
       inputs: names of the fields it reads: system inputs or other components' outputs.
-      outputs: names of the fields it makes.
+      outputs: names of the fields it writes.
       run: ``async (inputs, value, context) -> outputs``; raises ``ComponentFailure`` for a malformed answer.
       space: what may be tuned, or None.
       default: its value before optimisation; None if and only if there is no space.
@@ -104,12 +107,12 @@ class System:
       components: in any order; runs follow ``order``.
       input_fields: fields that an example provides.
       output_fields: fields that the metric reads.
-      metric: ``(outputs, gold) -> score``, higher is better. One that has to ask a model or run a program is a judge:
-        ``async (outputs, gold, context) -> score``, whose requests are completions like any other.
-      completer: what components' completion requests go to.
+      metric: ``(outputs, gold) -> score``, higher is better. A metric that asks a model or runs a program is a judge:
+        ``async (outputs, gold, context) -> score``.
+      completer: answers the components' completion requests.
       failure_score: score of a run without outputs.
-      scorer: scores outputs for ``PerInstance`` values; a system without one cannot run them.
-      meter: counts what is run, or None.
+      scorer: scores outputs for ``PerInstance`` values; None if no value needs it.
+      meter: counts executions, or None.
     """
 
     components: tuple[Component, ...]
@@ -126,6 +129,8 @@ class System:
         if problems:
             raise GraphError("the system's graph does not hold together:\n  " + "\n  ".join(problems))
         _ = self.order  # raises on a cycle
+        if not abs(self.failure_score) <= _LARGEST_SCORE:
+            raise GraphError(f"failure_score is {self.failure_score}, expected a finite number")
 
     @cached_property
     def by_name(self) -> Mapping[str, Component]:
@@ -138,7 +143,7 @@ class System:
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """Topological order; components that could swap keep the order of definition."""
+        """Topological order; components that are not ordered by the graph keep the order of definition."""
         return graph.order(self.parents)
 
     @cached_property
@@ -147,16 +152,16 @@ class System:
         return tuple(name for name in self.order if self.by_name[name].space is not None)
 
     def descendants(self, name: str) -> frozenset[str]:
-        """Components that read, directly or not, what ``name`` makes."""
-        found: set[str] = set()
+        """Components that read outputs of ``name``, directly or through other components."""
+        descendants: set[str] = set()
         for other in self.order:
-            if any(parent == name or parent in found for parent in self.parents[other]):
-                found.add(other)
-        return frozenset(found)
+            if any(parent == name or parent in descendants for parent in self.parents[other]):
+                descendants.add(other)
+        return frozenset(descendants)
 
     def scores_at_once(self, name: str) -> bool:
-        """Whether the global reward of a component's outputs is known without another call: nothing is behind it, and
-        the metric is no judge."""
+        """Whether the global reward of a component's outputs needs no further call: the component has no descendants,
+        and the metric is not a judge."""
         return not self.descendants(name) and not inspect.iscoroutinefunction(self.metric)
 
     def default_configuration(self) -> Configuration:
@@ -183,15 +188,11 @@ class System:
     def kept(
         self, trace: Trace, changed: str, outputs: Mapping[str, Any] | None = None
     ) -> dict[str, Mapping[str, Any]]:
-        """The ``given`` that re-runs a trace after a change at one component.
-
-        Args:
-          trace: a run before the change.
-          changed: the component whose value changes, or whose output is replaced.
-          outputs: the replacing output; None to run the component again.
+        """The argument ``given`` of ``run`` for running ``trace`` again after a change at one component.
 
         Returns:
-          outputs of everything that does not depend on the change.
+          Outputs of all components that do not depend on ``changed``, and ``outputs`` as its outputs (None: run it
+          again).
         """
         rerun = self.descendants(changed) | {changed}
         given = {name: step.outputs for name, step in trace.steps.items() if name not in rerun and step.outputs}
@@ -213,11 +214,11 @@ class System:
           example: provides the input fields; its gold fields go to the metric only.
           seed: names all randomness of the run. Each component draws from its own derived seed, so that a change of
             one value does not change the random numbers of another component.
-          given: outputs already known, by component; those components are not executed.
+          given: known outputs, by component; these components are not executed.
 
         Raises:
           GraphError: if the example lacks an input field.
-          ComponentBug: if a component or the metric raises anything but ``ComponentFailure``.
+          ComponentBug: if a component or the metric raises another exception than ``ComponentFailure``.
         """
         given = given or {}
         if self.meter is not None and any(name not in given for name in self.order):
@@ -230,18 +231,19 @@ class System:
         steps: dict[str, Step] = {}
         fields: dict[str, Any] = {field: example.inputs[field] for field in self.input_fields}
 
-        async def execute(name: str, after: Sequence[asyncio.Task[None]]) -> None:
-            for parent in after:
+        async def execute(name: str, parents: Sequence[asyncio.Task[None]]) -> None:
+            """Waits for the component's parents, runs it, and adds its step and fields."""
+            for parent in parents:
                 await parent
             component = self.by_name[name]
             if any(field not in fields for field in component.inputs):
-                return  # a component before this one failed
+                return  # an ancestor failed
             inputs = freeze({field: fields[field] for field in component.inputs})
             if name in given:
                 step = Step(inputs, freeze(given[name]))
             else:
-                own_seed = derive_seed(seed, example.id, name)
-                step = await self._execute(component, inputs, configuration.get(name), example.id, own_seed)
+                step_seed = derive_seed(seed, example.id, name)
+                step = await self._execute(component, inputs, configuration.get(name), example.id, step_seed)
             steps[name] = step
             fields.update(step.outputs)
 
@@ -260,13 +262,9 @@ class System:
         seed: int,
         temperature: float | None = None,
     ) -> Step:
-        """Runs one component on given inputs; with the same seed it draws the same numbers as within ``run``.
-
-        Args:
-          temperature: asked for instead of the component's own (candidate outputs are sampled hotter).
-        """
-        own_seed = derive_seed(seed, example.id, name)
-        return await self._execute(self.by_name[name], freeze(inputs), value, example.id, own_seed, temperature)
+        """Runs one component on given inputs; with the same seed it draws the same numbers as within ``run``."""
+        step_seed = derive_seed(seed, example.id, name)
+        return await self._execute(self.by_name[name], freeze(inputs), value, example.id, step_seed, temperature)
 
     async def _execute(
         self,
@@ -309,32 +307,39 @@ class System:
         seed: int,
         temperature: float | None,
     ) -> Step:
-        """Runs every candidate and keeps one. One that failed is kept only where all did."""
+        """Runs every candidate and selects one that succeeded; the first one if all failed."""
         if self.scorer is None:
             raise StopRun(
                 f"component {component.name!r} chooses its output by the local reward {value.reward!r}, and this "
-                "system has nothing that computes it: give it one (System.scorer)"
+                "system has no scorer that computes it: set System.scorer"
             )
         async with asyncio.TaskGroup() as group:
-            tries = [
-                group.create_task(self._execute(component, inputs, one, example_id, own_seed, asked))
-                for one, own_seed, asked in candidates(value, seed, temperature)
+            tasks = [
+                group.create_task(self._execute(component, inputs, candidate, example_id, sample_seed, hotter))
+                for candidate, sample_seed, hotter in candidates(value, seed, temperature)
             ]
-        steps = [step for step in (one.result() for one in tries) if step.outcome is Outcome.OK]
+        steps = [step for step in (task.result() for task in tasks) if step.outcome is Outcome.OK]
         if not steps:
-            return tries[0].result()
+            return tasks[0].result()
         outputs = [step.outputs for step in steps]
-        if all(made == outputs[0] for made in outputs):
+        if all(fields == outputs[0] for fields in outputs):
             return steps[0]
         scores = await self.scorer.scores(component.name, inputs, outputs, value.reward)
         return steps[choose(scores, value.mode, seed)]
 
     async def score(self, outputs: Mapping[str, Any], example: Example, seed: int) -> float:
-        """What the metric says of outputs; raises what it raises."""
-        if not inspect.iscoroutinefunction(self.metric):
-            return float(cast(Metric, self.metric)(outputs, example.gold))
-        context = RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric")
-        return float(await self.metric(outputs, example.gold, context))
+        """The metric's score of outputs.
+
+        Raises:
+          NonFiniteScore: if it is NaN, infinite or above 1e100 in size.
+          Exception: what the metric raises.
+        """
+        if inspect.iscoroutinefunction(self.metric):
+            context = RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric")
+            score = float(await self.metric(outputs, example.gold, context))
+        else:
+            score = float(cast(Metric, self.metric)(outputs, example.gold))
+        return finite_score(score, getattr(self.metric, "__name__", repr(self.metric)), outputs, example)
 
     async def _finish(self, example: Example, seed: int, steps: Mapping[str, Step], fields: Mapping[str, Any]) -> Trace:
         failed = [step.outcome for step in steps.values() if step.outcome is not Outcome.OK]
@@ -344,9 +349,9 @@ class System:
         outputs = freeze({field: fields[field] for field in self.output_fields})
         try:
             score = await self.score(outputs, example, seed)
-        except ComponentFailure as failure:  # a judge's model or tool did not deliver
+        except ComponentFailure as failure:  # a judge's model or tool gave no usable answer
             return Trace(example.id, seed, freeze(steps), freeze({}), failure.outcome, self.failure_score)
-        except StopRun:
+        except (StopRun, NonFiniteScore):
             raise
         except Exception as error:
             raise ComponentBug(
@@ -356,50 +361,15 @@ class System:
         return Trace(example.id, seed, freeze(steps), outputs, Outcome.OK, score)
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One run to do: arguments of ``System.run``."""
+def finite_score(score: float, metric: str, outputs: Mapping[str, Any], example: Example) -> float:
+    """The score itself.
 
-    configuration: Configuration
-    example: Example
-    seed: int
-    given: Mapping[str, Mapping[str, Any]] | None = None
-
-
-def run_many(
-    system: System, jobs: Sequence[Job], *, concurrency: int, on_done: Callable[[], None] | None = None
-) -> list[Trace]:
-    """Runs all jobs and returns their traces in the order of the jobs; see ``gather``."""
-    calls = [functools.partial(system.run, job.configuration, job.example, job.seed, job.given) for job in jobs]
-    return gather(calls, concurrency=concurrency, on_done=on_done)
-
-
-def gather(
-    calls: Sequence[Callable[[], Awaitable[T]]], *, concurrency: int, on_done: Callable[[], None] | None = None
-) -> list[T]:
-    """Awaits all calls, at most ``concurrency`` at once; results are in the order of the calls.
-
-    The first error cancels the rest and is raised. ``on_done`` is called once per finished call, for progress bars.
+    Raises:
+      NonFiniteScore: if it is NaN, infinite or above 1e100 in size; names the metric, the example and what it compared.
     """
-
-    async def run_all() -> list[T]:
-        slots = asyncio.Semaphore(concurrency)
-
-        async def run_one(call: Callable[[], Awaitable[T]]) -> T:
-            async with slots:
-                result = await call()
-            if on_done is not None:
-                on_done()
-            return result
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(run_one(call)) for call in calls]
-        return [task.result() for task in tasks]
-
-    try:
-        return asyncio.run(run_all())
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from error.__cause__
+    if abs(score) <= _LARGEST_SCORE:
+        return score
+    raise NonFiniteScore(
+        f"the metric {metric!r} returned {score} on example {example.id!r}, expected a finite number; outputs "
+        f"{dict(outputs)!r}, gold {dict(example.gold)!r}"
+    )

@@ -26,9 +26,9 @@ class Outcome(enum.StrEnum):
 
 
 class StopRun(Exception):
-    """An error that no outcome can stand for: a spent budget, a full disk, a dead engine, an impossible request.
+    """An error that ends the run: a spent budget, a full disk, a dead engine, an impossible request.
 
-    It ends the run at once with its message. Everything paid for stays on the tape, so that the same command resumes.
+    The user sees its message. All paid results stay on the tape, so that the same command resumes.
     """
 
 
@@ -51,13 +51,13 @@ def thaw(value: Any) -> Any:
 
 
 def digest(*parts: Any) -> str:
-    """20 hexadecimal digits that name JSON-like data by its content."""
+    """Content address of JSON-like data: 20 hexadecimal digits."""
     text = json.dumps([thaw(part) for part in parts], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def derive_seed(*parts: Any) -> int:
-    """A 32-bit seed that depends on all parts and on nothing else (not on the hash seed, not on order of work)."""
+    """A 32-bit seed that depends on the parts alone (not on the hash seed or the order of work)."""
     return int(digest(*parts)[:8], 16)
 
 
@@ -67,10 +67,10 @@ class Example:
 
     Attributes:
       id: unique within the benchmark.
-      inputs: what the system is given.
-      gold: what the metric compares with.
+      inputs: input fields of the system.
+      gold: fields that the metric compares with.
       split: ``train``, ``val`` or ``test``.
-      kind: a sub-population that scores are also shown by, or "".
+      kind: subset with scores of its own in results, or "".
     """
 
     id: str
@@ -82,7 +82,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one component did in one run."""
+    """Record of one component in one run."""
 
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
@@ -92,12 +92,12 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What one run of a system did.
+    """Record of one run of a system.
 
     Attributes:
-      example_id: which example.
-      seed: which run of it.
-      steps: by component, in the system's order; components behind a failed one are absent.
+      example_id: the example.
+      seed: seed of the run.
+      steps: by component, in the system's order; descendants of a failed component are absent.
       outputs: the system's final outputs; empty unless ``outcome`` is ok.
       outcome: ok, or the outcome of the first component that failed.
       score: the metric, or its failure score.
@@ -116,8 +116,9 @@ class Candidate:
     """One candidate output of a component on one input.
 
     Attributes:
-      outputs: what the component answered.
-      source: where it came from: ``current``, ``sampled`` or ``value:<digest>``.
+      outputs: outputs of the component; empty if it failed.
+      source: ``current`` for the value in use, ``sampled:<i>`` for hotter samples of it, ``value:<digest>`` for another
+        value, ``variable:<text>`` in imported data. Candidates have no order.
       rewards: global reward of each Monte Carlo rollout.
     """
 
@@ -133,12 +134,26 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """One (component, input) with its M candidate outputs."""
+    """One (component, input) with its M candidate outputs.
+
+    Attributes:
+      component: its name.
+      example_id: names the input of the system, alike for all components.
+      inputs: inputs of the component.
+      candidates: different outputs.
+      configuration: digest of the configuration under which rewards were measured; "" if unknown.
+    """
 
     component: str
     example_id: str
     inputs: Mapping[str, Any]
     candidates: tuple[Candidate, ...]
+    configuration: str = ""
+
+    @property
+    def current(self) -> Candidate | None:
+        """The output of the value in use, if it is among the candidates."""
+        return next((candidate for candidate in self.candidates if candidate.source == "current"), None)
 
     @property
     def rewards(self) -> tuple[float, ...]:

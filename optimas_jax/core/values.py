@@ -1,4 +1,4 @@
-"""Values (what a component is configured with), spaces (what is allowed), configurations (one value per component).
+"""Values (settings of a component), spaces (sets of allowed values), configurations (one value per component).
 
 All are immutable, round-trip through JSON, and are named by a digest of their content.
 """
@@ -18,10 +18,17 @@ from optimas_jax.core.types import digest, freeze, thaw
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """One demonstration: inputs of a component and the outputs it should give."""
+    """One demonstration: inputs of a component and the outputs it should give.
+
+    Attributes:
+      inputs, outputs: fields shown in a prompt.
+      example_id: the example that it was taken from, or "". It is saved with the prompt, but is not shown, compared or
+        part of ``value_digest``.
+    """
 
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
+    example_id: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", freeze(self.inputs))
@@ -58,7 +65,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """LoRA weights, named by the digest of what is in them; "" for the base itself."""
+    """LoRA weights, named by their digest; "" for the base model."""
 
     digest: str
 
@@ -78,10 +85,11 @@ class PerInstance:
     it is best-of-N.
 
     Attributes:
-      values: each makes candidates; none of them is a ``PerInstance``.
+      values: the values that give candidates; no ``PerInstance`` among them.
       reward: name of the local reward that scores them.
       samples: candidates of each value: its own output, and ``samples - 1`` sampled at ``temperature``.
-      mode: ``argmax`` keeps the one with the highest local reward r; ``sample`` draws one in proportion to exp(r).
+      mode: ``argmax`` keeps the candidate with the highest local reward r; ``sample`` draws one in proportion to
+        exp(r).
       temperature: of the samples.
     """
 
@@ -109,16 +117,27 @@ Value = Prompt | Hyperparameters | Choice | Adapter | PerInstance
 
 
 def plain_values(value: Value) -> tuple[Value, ...]:
-    """The value itself, or what a choice per instance chooses from."""
+    """The value itself, or the values of a ``PerInstance``."""
     return value.values if isinstance(value, PerInstance) else (value,)
 
 
+def shows(value: Value, example_id: str, inputs: Mapping[str, Any]) -> bool:
+    """Whether a demonstration of a value comes from an example, or has the same ``inputs`` of the component. Such a
+    value is not tried on this example, as it would repeat the demonstration."""
+    demos = [demo for plain in plain_values(value) if isinstance(plain, Prompt) for demo in plain.demos]
+    return any((demo.example_id and demo.example_id == example_id) or demo.inputs == freeze(inputs) for demo in demos)
+
+
+def _demo_to_json(demo: Demo) -> dict[str, Any]:
+    origin = {"example_id": demo.example_id} if demo.example_id else {}
+    return {"inputs": thaw(demo.inputs), "outputs": thaw(demo.outputs), **origin}
+
+
 def value_to_json(value: Value) -> dict[str, Any]:
-    """Plain data with a ``type`` field."""
+    """Plain data with a ``type`` field; demonstrations with the example that they were taken from."""
     match value:
         case Prompt(instruction, demos):
-            shown = [{"inputs": thaw(demo.inputs), "outputs": thaw(demo.outputs)} for demo in demos]
-            return {"type": "prompt", "instruction": instruction, "demos": shown}
+            return {"type": "prompt", "instruction": instruction, "demos": [_demo_to_json(demo) for demo in demos]}
         case Hyperparameters(settings):
             return {"type": "hyperparameters", "settings": thaw(settings)}
         case Choice(name):
@@ -145,7 +164,7 @@ def value_from_json(data: Mapping[str, Any]) -> Value:
     try:
         match data["type"]:
             case "prompt":
-                demos = tuple(Demo(demo["inputs"], demo["outputs"]) for demo in data["demos"])
+                demos = tuple(Demo(d["inputs"], d["outputs"], d.get("example_id", "")) for d in data["demos"])
                 return Prompt(data["instruction"], demos)
             case "hyperparameters":
                 return Hyperparameters(data["settings"])
@@ -165,7 +184,18 @@ def value_from_json(data: Mapping[str, Any]) -> Value:
 
 
 def value_digest(value: Value) -> str:
-    return digest(value_to_json(value))
+    """Digest of a value's content: equal values have one digest, whatever examples their demonstrations come from."""
+    return digest(value_to_json(_without_origins(value)))
+
+
+def _without_origins(value: Value) -> Value:
+    match value:
+        case Prompt(instruction, demos):
+            return Prompt(instruction, tuple(Demo(demo.inputs, demo.outputs) for demo in demos))
+        case PerInstance(values):
+            return dataclasses.replace(value, values=tuple(_without_origins(plain) for plain in values))
+        case _:
+            return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +229,12 @@ class Grid:
                 f"a grid needs at least one setting, each with a list of at least one value; got {thaw(self.settings)}"
             )
         for name, allowed in self.settings.items():
-            for place, setting in enumerate(allowed):
+            for index, setting in enumerate(allowed):
                 if not (isinstance(setting, str | int) or (isinstance(setting, float) and math.isfinite(setting))):
                     raise ValueError(
                         f"grid value {name} = {thaw(setting)!r}: allowed are numbers, words, true and false"
                     )
-                if any(type(setting) is type(other) and setting == other for other in allowed[:place]):
+                if any(type(setting) is type(other) and setting == other for other in allowed[:index]):
                     raise ValueError(f"grid value {name} = {setting!r} is listed twice")
 
     def __len__(self) -> int:
@@ -259,8 +289,7 @@ Space = PromptSpace | Grid | Models | LoraSpace
 
 
 def check_value(space: Space, value: Value | None) -> None:
-    """Raises ``ValueError`` for a value that the space does not allow; a choice per instance is allowed where all that
-    it chooses from is."""
+    """Raises ``ValueError`` for a value that the space does not allow; for a ``PerInstance`` checks all its values."""
     for one in (value,) if value is None else plain_values(value):
         space.check(one)
 
@@ -271,7 +300,7 @@ def nothing_to_tune(space: Space | None) -> bool:
 
 
 def other_values(space: Grid | Models, current: Value) -> list[Value]:
-    """Every value of the space but the current one, in the order of the space."""
+    """All values of the space except the current one, in the order of the space."""
     return [value for value in space.values() if value != current]
 
 
@@ -308,4 +337,5 @@ class Configuration(Mapping[str, Value]):
 
     @property
     def digest(self) -> str:
-        return digest(self.to_json())
+        """Digest of the configuration's content, see ``value_digest``."""
+        return digest({name: value_to_json(_without_origins(value)) for name, value in self.values_by_name.items()})

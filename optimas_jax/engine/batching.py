@@ -1,4 +1,4 @@
-"""Continuous batching: requests join the decode batches as rows become free, and leave as they are done."""
+"""Continuous batching: requests join the decode batches as rows become free, and leave when they are done."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from typing import Generic
 
 import numpy as np
 
-from optimas_jax.engine.decode_batch import ROWS, DecodeBatch, Joining, Key, RowRequest
-from optimas_jax.engine.prefill import Begin, Prefiller, Prompt, Writer
-from optimas_jax.models.attention import KeysValues, StoredKeysValues
+from optimas_jax.engine.decode_batch import Admission, DecodeBatch, Key, RowRequest
+from optimas_jax.engine.prefill import Prefiller
 from optimas_jax.parallel.lanes import Lanes
 
-_ALONE = 24  # requests: up to so many, one batch on all cores is faster than two side by side
-_BESIDE = 16  # rows of batches side by side, as long as there are not enough requests for the most rows of each
+_ALONE = 24  # requests: up to this many, one batch on all cores is faster than two side by side
+_BESIDE = 16  # rows of each of several batches, while there are too few requests to fill the largest size of each
 
 
 class ContinuousBatch(Generic[Key]):
-    """Requests in flight, in one decode batch a lane; ``Key`` is whatever the caller knows them by."""
+    """Requests in flight, in one decode batch per lane; ``Key`` is the caller's identifier of a request."""
 
-    def __init__(self, lanes: Lanes, prefiller: Prefiller, make: Callable[[], DecodeBatch[Key]]):
-        """``make`` makes an empty decode batch."""
+    def __init__(self, lanes: Lanes, prefiller: Prefiller, make_batch: Callable[[], DecodeBatch[Key]]):
+        """``make_batch`` returns an empty decode batch."""
         self._lanes, self._prefiller = lanes, prefiller
-        self._batches = [make() for _ in range(lanes.count)]
+        self._batches = [make_batch() for _ in range(lanes.count)]
 
     @property
     def active(self) -> list[Key]:
@@ -30,27 +29,39 @@ class ContinuousBatch(Generic[Key]):
         return [key for batch in self._batches for key in batch.active]
 
     def admit(self, waiting: Sequence[tuple[Key, RowRequest]]) -> list[Key]:
-        """Takes in as many waiting requests as there is room for, oldest first. Returns the keys of those admitted."""
-        most = _most_in_lane(len(self.active) + len(waiting), len(self._batches))
-        joining: list[Joining] = []
+        """Admits as many waiting requests as there is room for, oldest first, and prefills their prompts.
+
+        Returns:
+          The keys of the admitted requests.
+        """
+        largest = self._prefiller.network.compute.decode_rows[-1]
+        most = _most_in_lane(len(self.active) + len(waiting), len(self._batches), largest)
+        admissions: list[Admission] = []
         for batch in self._batches:
-            joining.append(batch.admit(waiting, most))
-            waiting = [one for one in waiting if one[0] not in joining[-1].keys]
-        self._prefiller.run(*_together(joining))  # the more prompts, the better the passes are filled
-        return [key for one in joining for key in one.keys]
+            admissions.append(batch.admit(waiting, most))
+            waiting = [(key, request) for key, request in waiting if key not in admissions[-1].keys]
+        # All prompts in one call: the more prompts, the better the passes are filled.
+        prompts = dict.fromkeys(prompt for admission in admissions for prompt in admission.rows)
+        for prefilled in self._prefiller.run(list(prompts)):
+            for batch, admission in zip(self._batches, admissions, strict=True):
+                batch.write(prefilled, admission)
+        return [key for admission in admissions for key in admission.keys]
 
     def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
-        """Decodes each batch until a quarter of its requests are done, or ``most`` tokens of each; returns the keys of
-        those that are done, their tokens and log-probs."""
+        """Decodes each batch until a quarter of its requests are done, or for at most ``most`` tokens.
+
+        Returns:
+          For each request that is done: key, tokens and log-probs.
+        """
         busy = [batch for batch in self._batches if batch.active]
         for batch in busy:
             batch.shrink()
-        decode = self._lanes.map(lambda batch: batch.step(most), busy, lambda batch: batch.shape)
-        return [one for done in decode for one in done]
+        finished = self._lanes.map(lambda batch: batch.step(most), busy, lambda batch: batch.shape)
+        return [answer for answers in finished for answer in answers]
 
     def partial(self) -> list[tuple[Key, np.ndarray]]:
-        """Requests in flight with their tokens so far."""
-        return [one for batch in self._batches for one in batch.partial()]
+        """Key and tokens so far of each request in flight."""
+        return [answer for batch in self._batches for answer in batch.partial()]
 
     def clear(self) -> None:
         """Forgets all requests in flight and the caches."""
@@ -58,37 +69,8 @@ class ContinuousBatch(Generic[Key]):
             batch.clear()
 
 
-def _together(joining: Sequence[Joining]) -> tuple[list[Prompt], Begin]:
-    """What joins several batches, as if it joined one: prompts, all different, and where they go."""
-    goes_to: dict[Prompt, list[tuple[int, int]]] = {}  # batches, and the prompt's place in what joins each
-    for number, one in enumerate(joining):
-        for place, prompt in enumerate(one.prompts):
-            goes_to.setdefault(prompt, []).append((number, place))
-    prompts = list(goes_to)
-
-    def begin(members: list[int], places: list[np.ndarray]) -> Writer:
-        writers = []
-        for number, one in enumerate(joining):
-            own = [
-                (place, at)
-                for member, at in zip(members, places, strict=True)
-                for batch, place in goes_to[prompts[member]]
-                if batch == number
-            ]
-            if own:
-                writers.append(one.begin([place for place, _ in own], [at for _, at in own]))
-
-        def write(layer: int, stored: StoredKeysValues, own: KeysValues) -> None:
-            for writer in writers:
-                writer(layer, stored, own)
-
-        return write
-
-    return prompts, begin
-
-
-def _most_in_lane(requests: int, lanes: int) -> int:
-    """Requests that a lane may have in flight, when there are so many in all."""
+def _most_in_lane(requests: int, lanes: int, largest: int) -> int:
+    """Most requests in flight in one lane, of ``requests`` in all; ``largest`` is the largest size of a batch."""
     if lanes == 1 or requests <= _ALONE:
         return requests
-    return ROWS[-1] if requests >= lanes * ROWS[-1] else _BESIDE
+    return largest if requests >= lanes * largest else _BESIDE

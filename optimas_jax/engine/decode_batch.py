@@ -1,15 +1,15 @@
-"""A batch of requests that is decoded together, and that requests join and leave.
+"""A batch of requests that are decoded together; requests join and leave it between two steps.
 
-The batch is a cache on the device and a few numbers per row on the host. Between two stretches of decoding, finished
-rows are handed out, waiting requests are prefilled into free ones, and the batch grows or shrinks to what is needed.
-What a request gets does not depend on any of this: its keys stand in its row by position, and the number of rows is one
-of ``ROWS``, between which XLA's CPU code gives every row the same bits (with 25 to 32 or more than 48 it orders
-products differently; tests hold this), for vocabularies of 1,024 tokens and more. Rows and slots come in buckets, which
-bound the number of compilations.
+The batch is a cache on the device and a few numbers per row on the host. Between two steps, finished rows are returned,
+waiting requests are prefilled into free rows, and the batch is resized. On CPU the answer to a request does not depend
+on any of this, to the bit: its keys stand in its row by position, and the number of rows is one of
+``Compute.decode_rows`` (tests hold this for vocabularies of at least 1,024 tokens). Rows and slots come in buckets,
+which bound the number of compilations.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -17,24 +17,24 @@ import jax
 import numpy as np
 
 from optimas_jax.engine.multi_lora import LoadedAdapter
-from optimas_jax.engine.prefill import Begin, Prefiller, Prompt, Writer
+from optimas_jax.engine.prefill import Prefilled, Prefiller, Prompt
 from optimas_jax.engine.prefix_cache import Ids
 from optimas_jax.engine.sampling import Rows, decode, empty_cache, insert, rearrange
-from optimas_jax.models.attention import KeysValues, StoredKeysValues
+from optimas_jax.engine.stop_texts import StopTexts
 from optimas_jax.models.backbone import Cache, Network
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.mesh import DATA
 from optimas_jax.parallel.sharding import place_rows
 
-ROWS = (4, 8, 16, 24, 40)
 _CACHE_TOKENS = 12 * 1024  # rows x slots: bounds the memory of the cache
+_STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
 
 Key = TypeVar("Key")
 
 
 class RowRequest(NamedTuple):
-    """What a row needs to know of a request.
+    """A request as a row of a batch needs it.
 
     Attributes:
       prompt: its tokens.
@@ -42,6 +42,7 @@ class RowRequest(NamedTuple):
       temperature, top_p, seed: see ``engine.sampler.SampleRequest``.
       stops: [V] int8, see ``engine.sampling.Rows``.
       adapter: None for the base.
+      stop_texts: that may cross tokens, looked for on the host; None without any.
     """
 
     prompt: Ids
@@ -51,34 +52,34 @@ class RowRequest(NamedTuple):
     seed: int
     stops: np.ndarray
     adapter: LoadedAdapter | None = None
+    stop_texts: StopTexts | None = None
 
     @property
     def slots(self) -> int:
-        """Cache slots that it may fill; the last sampled token needs none."""
+        """Most cache slots that the request can fill; the last sampled token needs none."""
         return len(self.prompt) + self.limit - 1
 
 
-class Joining(NamedTuple):
-    """Requests that have got rows, whose prompts must be run before the next step.
+@dataclasses.dataclass(frozen=True)
+class Admission:
+    """Requests that were assigned rows; their prompts must be prefilled and written before the next step.
 
     Attributes:
-      keys: of the requests.
-      prompts: all different; their last tokens, which decoding reads, are left out.
-      begin: for ``Prefiller.run`` on these prompts.
+      keys: keys of the requests.
+      rows: prompt -> the rows that its keys and values go to. A prompt is without its last token, which decoding reads.
     """
 
     keys: list[Any]
-    prompts: list[Prompt]
-    begin: Begin
+    rows: dict[Prompt, list[int]]
 
 
 class DecodeBatch(Generic[Key]):
-    """Requests in flight; ``Key`` is whatever the caller knows them by."""
+    """Requests in flight; ``Key`` is the caller's identifier of a request."""
 
     def __init__(self, network: Network, params: Params, prefiller: Prefiller, blank: np.ndarray):
         """``blank``: [V] bool, tokens of white space."""
         self._network, self._params, self._prefiller, self._blank = network, params, prefiller, blank
-        self._mesh = prefiller.mesh
+        self._mesh, self._row_sizes = prefiller.mesh, network.compute.decode_rows
         self._flights: list[tuple[Key, RowRequest] | None] = []  # by row
         self._rows: Rows | None = None
         self._cache: Cache | None = None
@@ -94,35 +95,68 @@ class DecodeBatch(Generic[Key]):
         """Rows and slots."""
         return len(self._flights), self._slots
 
-    def admit(self, waiting: Sequence[tuple[Key, RowRequest]], most: int) -> Joining:
-        """Gives rows to as many waiting requests as there is room for, oldest first, up to ``most`` in flight.
+    def admit(self, waiting: Sequence[tuple[Key, RowRequest]], most: int) -> Admission:
+        """Assigns rows to as many waiting requests as there is room for, oldest first, up to ``most`` in flight.
 
-        Requests that need more slots than the batch has wait until no other does.
+        A request that needs more slots than the batch has waits until no other request fits.
         """
         slots = self._slots if self.active else 0
-        fitting = [one for one in waiting if one[1].slots <= slots]
+        fitting = [(key, request) for key, request in waiting if request.slots <= slots]
         if waiting and not fitting:
-            # The size that most requests want; smaller ones fit as well.
+            # The size that most requests need; smaller requests fit as well.
             wanted = [_slot_bucket(request.slots) for _, request in waiting]
             slots = max(max(set(wanted), key=lambda size: (wanted.count(size), -size)), slots)
-            fitting = [one for one in waiting if one[1].slots <= slots]
-        room = min(_most_rows(slots), most) - len(self.active) if fitting else 0
+            fitting = [(key, request) for key, request in waiting if request.slots <= slots]
+        room = min(self._most_rows(slots), most) - len(self.active) if fitting else 0
         admitted = fitting[: max(room, 0)]
         if admitted:
             self._resize(len(self.active) + len(admitted), slots)
-        return self._join(admitted)
+        return self._assign_rows(admitted)
 
     def shrink(self) -> None:
-        """Gives up rows that are not needed, if they are many: every size of a batch is a program to compile."""
-        if self._rows_for(len(self.active), ROWS[::2]) < len(self._flights):
-            self._resize(len(self.active), self._slots, ROWS[::2])
+        """Drops rows that are not needed, if they are many: every size of a batch is a program to compile."""
+        sizes = self._row_sizes[::2]
+        if self._rows_for(len(self.active), sizes) < len(self._flights):
+            self._resize(len(self.active), self._slots, sizes)
+
+    def write(self, prefilled: Prefilled, admission: Admission) -> None:
+        """Writes the keys and values of a prefill pass into the rows of admitted requests."""
+        indices = np.full((len(self._flights), self._slots), np.iinfo(np.int32).max, np.int32)
+        rows, count = np.zeros(len(self._flights), np.int32), 0
+        for prompt, in_pass in zip(prefilled.prompts, prefilled.indices, strict=True):
+            for row in admission.rows.get(prompt, ()):
+                rows[count], indices[count, : len(in_pass)] = row, in_pass
+                count += 1
+        if not count:
+            return
+        assert self._cache is not None
+        cache = list(self._cache)
+        for layer, (stored, computed) in enumerate(zip(prefilled.stored, prefilled.computed, strict=True)):
+            cache[layer] = insert(cache[layer], stored, computed, indices, rows, np.int32(count))
+            self._cache = tuple(cache)
 
     def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
-        """Decodes until a quarter of the requests in flight are done, or ``most`` tokens of each; returns the keys of
-        those that are done, their tokens and log-probs."""
-        active = len(self.active)
+        """Decodes until a quarter of the requests in flight are done, or for at most ``most`` tokens.
+
+        Returns:
+          For each request that is done: key, tokens and log-probs.
+        """
+        enough = max(len(self.active) // 4, 1)
+        free = len(self._flights) - len(self.active) + enough
+        finished: list[tuple[Key, np.ndarray, np.ndarray]] = []
+        while self.active and len(finished) < enough and most > 0:
+            watched = any(flight is not None and flight[1].stop_texts is not None for flight in self._flights)
+            stretch = min(most, _STOP_TOKENS) if watched else most
+            assert self._rows is not None
+            checked = self._rows.count
+            self._decode(free, stretch)
+            finished += self._take_finished(checked)
+            most -= stretch
+        return finished
+
+    def _decode(self, free: int, most: int) -> None:
+        """Decodes until ``free`` rows are done or free, or ``most`` tokens of each."""
         assert self._rows is not None and self._cache is not None
-        free = len(self._flights) - active + max(active // 4, 1)
         placed = place_rows(self._rows._asdict(), self._mesh, Rows._fields)
         cache, self._cache = self._cache, None  # donated
         adapters = [None if flight is None else flight[1].adapter for flight in self._flights]
@@ -143,17 +177,29 @@ class DecodeBatch(Generic[Key]):
         constant = {name: getattr(self._rows, name) for name in ("limits", "seeds", "temperatures", "top_p", "stops")}
         changed = jax.device_get({name: getattr(rows, name) for name in Rows._fields if name not in constant})
         self._rows = Rows(**constant, **{name: np.array(value) for name, value in changed.items()})
+
+    def _take_finished(self, checked: np.ndarray) -> list[tuple[Key, np.ndarray, np.ndarray]]:
+        """Frees the rows that are done or hold a stop text among the tokens after the first ``checked`` [B]."""
+        assert self._rows is not None
         finished = []
         for row, flight in enumerate(self._flights):
-            if flight is not None and self._rows.done[row]:
-                count = self._rows.count[row]
+            if flight is None:
+                continue
+            key, request = flight
+            count, stopped = int(self._rows.count[row]), None
+            if request.stop_texts is not None:
+                ids = self._rows.tokens[row, :count].tolist()
+                stopped = request.stop_texts.stopped_at(ids, int(checked[row]))
+            if self._rows.done[row] or stopped is not None:
+                count = count if stopped is None else stopped
                 tokens, logprobs = self._rows.tokens[row, :count], self._rows.logprobs[row, :count]
-                finished.append((flight[0], tokens.copy(), logprobs.copy()))
+                finished.append((key, tokens.copy(), logprobs.copy()))
                 self._flights[row] = None
+                self._rows.done[row] = True
         return finished
 
     def partial(self) -> list[tuple[Key, np.ndarray]]:
-        """Requests in flight with their tokens so far."""
+        """Key and tokens so far of each request in flight."""
         rows = self._rows
         if rows is None:
             return []
@@ -164,23 +210,30 @@ class DecodeBatch(Generic[Key]):
         """Forgets all requests in flight and the cache."""
         self._flights, self._rows, self._cache, self._slots = [], None, None, 0
 
-    def _rows_for(self, count: int, sizes: Sequence[int] = ROWS) -> int:
+    def _rows_for(self, count: int, sizes: Sequence[int]) -> int:
+        """Rows of the smallest of ``sizes`` that holds ``count`` requests."""
         return next(size for size in sizes if size * self._row_factor >= count) * self._row_factor
 
-    def _resize(self, count: int, slots: int, sizes: Sequence[int] = ROWS) -> None:
-        """Makes room for ``count`` requests of up to ``slots`` slots, in as few rows of ``sizes`` as hold them."""
-        rows = self._rows_for(count, sizes)
+    def _most_rows(self, slots: int) -> int:
+        """Most requests that are decoded together, with ``slots`` slots each."""
+        least = self._row_sizes[0]
+        return max(rows for rows in self._row_sizes if rows == least or rows * slots <= _CACHE_TOKENS)
+
+    def _resize(self, count: int, slots: int, sizes: Sequence[int] = ()) -> None:
+        """Resizes the batch to ``slots`` slots and the smallest of ``sizes`` (default: all) that holds ``count``
+        requests."""
+        rows = self._rows_for(count, sizes or self._row_sizes)
         if rows == len(self._flights) and slots == self._slots:
             return
-        kept = [row for row, flight in enumerate(self._flights) if flight is not None]
-        order = np.asarray([*kept, *[len(self._flights)] * (rows - len(kept))], np.int32)
-        if kept:
+        occupied = [row for row, flight in enumerate(self._flights) if flight is not None]
+        order = np.asarray([*occupied, *[len(self._flights)] * (rows - len(occupied))], np.int32)
+        if occupied:
             assert self._cache is not None and self._rows is not None
             self._cache = tuple(rearrange(layer, order, slots) for layer in self._cache)
         else:
             self._cache = self._empty_cache(rows, slots)
         old, self._rows = self._rows, self._empty_rows(rows, slots)
-        for row, source in enumerate(kept):
+        for row, source in enumerate(occupied):
             assert old is not None
             for name in Rows._fields:
                 part = getattr(old, name)[source]
@@ -190,13 +243,13 @@ class DecodeBatch(Generic[Key]):
                     target[row, :size] = part[:size]
                 else:
                     target[row] = part
-        self._flights = [*(self._flights[row] for row in kept), *[None] * (rows - len(kept))]
+        self._flights = [*(self._flights[row] for row in occupied), *[None] * (rows - len(occupied))]
         self._slots = slots
 
     @property
     def _row_factor(self) -> int:
-        """Rows are multiplied by this on meshes too wide to divide the fewest rows."""
-        return 1 if self._mesh is None else -(-self._mesh.shape[DATA] // ROWS[0])
+        """Factor of all sizes, so that the smallest one has a row for each device along ``data``."""
+        return 1 if self._mesh is None else -(-self._mesh.shape[DATA] // self._row_sizes[0])
 
     def _empty_rows(self, rows: int, slots: int) -> Rows:
         vocab = len(self._blank)
@@ -222,7 +275,7 @@ class DecodeBatch(Generic[Key]):
         sharding = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec(DATA))
         return jax.device_put(cache, sharding)
 
-    def _join(self, admitted: Sequence[tuple[Key, RowRequest]]) -> Joining:
+    def _assign_rows(self, admitted: Sequence[tuple[Key, RowRequest]]) -> Admission:
         """Puts requests into free rows."""
         free = [row for row, flight in enumerate(self._flights) if flight is None]
         rows_of: dict[Prompt, list[int]] = {}
@@ -246,32 +299,8 @@ class DecodeBatch(Generic[Key]):
                 getattr(self._rows, name)[row] = value
             if len(ids) > 1:
                 rows_of.setdefault(Prompt(ids[:-1], request.adapter), []).append(row)
-        unique = list(rows_of)
-
-        def begin(members: list[int], places: list[np.ndarray]) -> Writer:
-            table = np.full((len(self._flights), self._slots), np.iinfo(np.int32).max, np.int32)
-            rows = np.zeros(len(self._flights), np.int32)
-            count = 0
-            for member, at in zip(members, places, strict=True):
-                for row in rows_of[unique[member]]:
-                    rows[count], table[count, : len(at)] = row, at
-                    count += 1
-
-            def write(layer: int, stored: StoredKeysValues, own: KeysValues) -> None:
-                assert self._cache is not None
-                cache = list(self._cache)
-                cache[layer] = insert(cache[layer], stored, own, table, rows, np.int32(count))
-                self._cache = tuple(cache)
-
-            return write
-
-        return Joining([key for key, _ in admitted], unique, begin)
+        return Admission([key for key, _ in admitted], rows_of)
 
 
 def _slot_bucket(slots: int) -> int:
     return bucket(slots, 128)
-
-
-def _most_rows(slots: int) -> int:
-    """Most requests that are decoded together."""
-    return max(rows for rows in ROWS if rows == ROWS[0] or rows * slots <= _CACHE_TOKENS)

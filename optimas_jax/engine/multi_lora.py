@@ -1,7 +1,7 @@
-"""Several adapters of one base in one pass: each request has its own, or none.
+"""Several adapters of one base in one pass: each request has an adapter, or none.
 
-The adapters of a pass stand side by side, A [in, n R] and B [n R, out], and between the two products every token keeps
-the columns of its own adapter. One pass over the base serves all of them, and the base is never copied.
+The adapters of a pass are stacked, A [in, n R] and B [n R, out], and between the two products every token keeps the
+columns of its adapter. One pass over the base serves all of them, and the base is never copied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from optimas_jax.models.config import TARGETS, BackboneConfig, LoraConfig
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params, module_shapes
 
-_STACKS = 4  # kept, so that batches with the same adapters do not put them together again
+_STACKS = 4  # stacks that are cached, so that batches with the same adapters do not build them again
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,9 +42,10 @@ class Stack:
 
     Attributes:
       adapters: in the order of their columns.
-      config: as if they were one, of scale 1.
-      params: LoRA tree, the columns of all.
-      gates: [n + 1, n R] float32: for each adapter its scale at its own columns, 0 elsewhere; zeros for the base, last.
+      config: configuration of the stack as one adapter of scale 1.
+      params: LoRA tree with the columns of all adapters.
+      gates: [n + 1, n R] float32: for each adapter its scale at its columns, 0 elsewhere; the last row, for the base,
+        is 0.
     """
 
     adapters: tuple[LoadedAdapter, ...]
@@ -54,12 +55,13 @@ class Stack:
 
     def gate(self, adapters: Sequence[LoadedAdapter | None]) -> np.ndarray:
         """Rows of ``gates`` [len(adapters), n R] for tokens or rows with these adapters."""
-        places = {adapter: place for place, adapter in enumerate(self.adapters)}
-        return self.gates[[len(self.gates) - 1 if one is None else places[one] for one in adapters]]
+        index_of = {adapter: index for index, adapter in enumerate(self.adapters)}
+        base = len(self.gates) - 1
+        return self.gates[[base if adapter is None else index_of[adapter] for adapter in adapters]]
 
 
 def make_stack(base: BackboneConfig, adapters: Sequence[LoadedAdapter]) -> Stack:
-    """Puts adapters side by side; the number of columns is rounded up to few sizes, which programs depend on."""
+    """Stacks adapters; the number of columns is rounded up to few sizes, because each size is compiled."""
     configs = [adapter.config for adapter in adapters]
     targets = tuple(name for name in TARGETS if any(name in config.targets for config in configs))
     lowest = min(config.first(base.num_layers) for config in configs)
@@ -74,9 +76,9 @@ def make_stack(base: BackboneConfig, adapters: Sequence[LoadedAdapter]) -> Stack
             begin = 0
             for adapter in adapters:
                 columns = slice(begin, begin := begin + adapter.config.rank)
-                own = adapter.params["layers"].get(index, {}).get(name)
-                if own is not None:
-                    a[:, columns], b[columns] = np.asarray(own["lora_a"]), np.asarray(own["lora_b"])
+                matrices = adapter.params["layers"].get(index, {}).get(name)
+                if matrices is not None:
+                    a[:, columns], b[columns] = np.asarray(matrices["lora_a"]), np.asarray(matrices["lora_b"])
             layers[index][name] = {"lora_a": jnp.asarray(a), "lora_b": jnp.asarray(b)}
     gates = np.zeros((len(adapters) + 1, rank), np.float32)
     begin = 0
@@ -101,7 +103,7 @@ class AdapterStore:
         return list(self._adapters)
 
     def load(self, name: str, config: LoraConfig, params: Params) -> None:
-        """Serves an adapter under a name, instead of an earlier one of that name.
+        """Loads an adapter under a name; replaces an earlier one of that name.
 
         Raises:
           ValueError: for an adapter that does not fit the base.
@@ -111,7 +113,7 @@ class AdapterStore:
             self._adapters[name] = LoadedAdapter(name, config, params)
 
     def unload(self, name: str) -> None:
-        """Serves it no more; requests in flight keep it. Raises ``ValueError`` if there is none of that name."""
+        """Unloads the adapter; requests in flight finish with it. Raises ``ValueError`` for an unknown name."""
         self.get(name)
         with self._lock:
             del self._adapters[name]
@@ -129,7 +131,7 @@ class AdapterStore:
         return self._adapters[name]
 
     def stack(self, adapters: Sequence[LoadedAdapter | None]) -> Stack | None:
-        """Those adapters side by side; None if it is the base alone."""
+        """The stack of these adapters; None if all are None (the base)."""
         wanted = frozenset(adapter for adapter in adapters if adapter is not None)
         if not wanted:
             return None
@@ -143,7 +145,7 @@ class AdapterStore:
 
 
 def check_fits(base: BackboneConfig, config: LoraConfig, params: Params, name: str) -> None:
-    """Raises ``ValueError`` if an adapter is not one of this base, or not of its own configuration."""
+    """Raises ``ValueError`` if an adapter does not fit this base, or does not match its configuration."""
     shapes = module_shapes(base)
     for index in range(base.num_layers):
         layer = params["layers"].get(index, {})
@@ -153,13 +155,14 @@ def check_fits(base: BackboneConfig, config: LoraConfig, params: Params, name: s
                 f"adapter {name!r} adapts {sorted(layer) or 'nothing'} in layer {index}, its configuration says "
                 f"{sorted(expected) or 'nothing'}"
             )
-        for module, own in layer.items():
+        for module, matrices in layer.items():
             fan_out, fan_in = shapes[module]
-            found, wanted = (own["lora_a"].shape, own["lora_b"].shape), ((fan_in, config.rank), (config.rank, fan_out))
-            if found != wanted:
+            actual = (matrices["lora_a"].shape, matrices["lora_b"].shape)
+            needed = ((fan_in, config.rank), (config.rank, fan_out))
+            if actual != needed:
                 raise ValueError(
-                    f"adapter {name!r} does not fit this base: layer {index}, {module} has A and B of shapes {found}, "
-                    f"{wanted} are needed; it was made for another base or rank"
+                    f"adapter {name!r} does not fit this base: layer {index}, {module} has A and B of shapes {actual}, "
+                    f"{needed} are needed; it was made for another base or rank"
                 )
     beyond = sorted(set(params["layers"]) - set(range(base.num_layers)))
     if beyond:

@@ -1,4 +1,4 @@
-"""Models loaded at most once each, when first needed, and shared by whoever names the same spec."""
+"""Models of a run: each spec is loaded once, on first use, and shared by all its users."""
 
 from __future__ import annotations
 
@@ -37,12 +37,15 @@ class LoadedModel:
     tokenizer: Tokenizer
 
     def for_training(self, batch: BatchShape) -> Network:
-        """The network with which batches of that shape are trained on."""
+        """The network for training on batches of this shape."""
         return dataclasses.replace(self.network, compute=dataclasses.replace(self.network.compute, remat=batch.remat))
 
     def check_memory(self, lora: LoraConfig, batch: BatchShape, setting: str) -> None:
-        """Raises ``StopRun`` if a training step would not fit into memory, with what would; ``setting`` names the
-        configuration that ``batch`` belongs to."""
+        """Raises ``StopRun`` if a training step does not fit into memory, with settings that do.
+
+        Args:
+          setting: name of the configuration of ``batch``, for the message.
+        """
         network = self.for_training(batch)
         free, lanes = free_memory(self.mesh.devices.flat[0]), Lanes.of(network.compute, self.mesh).count
         needed = step_bytes(network, lora, batch.tokens, lanes)
@@ -70,20 +73,20 @@ class Engines:
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """What models are placed on; raises ``StopRun`` if the devices do not allow it."""
+        """The mesh that models are placed on; raises ``StopRun`` if the devices do not allow the configured one."""
         try:
             return make_mesh(self._mesh_config)
         except ValueError as error:
             raise StopRun(f"config.mesh: {error}") from error
 
     def find(self, specs: Iterable[str]) -> None:
-        """Fetches models that are to be loaded later; raises ``WeightsError`` for one that is nowhere."""
+        """Fetches the files of models that will be loaded later; raises ``WeightsError`` for an unknown model."""
         for spec in specs:
             self._progress.line(f"looking for {spec}")
             self._source(spec)
 
     def _source(self, spec: str) -> ModelSource:
-        """Found once: a hub is asked, and the hash of a large file computed, every time that a spec is resolved."""
+        """The resolved spec, cached: resolving asks a hub, or computes the hash of a large file."""
         if spec not in self._sources:
             self._sources[spec] = resolve(spec)
         return self._sources[spec]

@@ -1,10 +1,10 @@
-"""Keys and values of what was prefilled, for prompts that begin alike.
+"""Prefix cache: stored keys and values of earlier prompts, for prompts with the same prefix.
 
 Requests of one component begin with the same instruction and demonstrations; candidates for one input are followed by
-prompts that differ in a few words at the end. Whatever a new prompt shares with an earlier one is not computed again.
-Tokens are kept in blocks, each known by its adapter and all the tokens up to its end, and the least recently used
-blocks go first.
-What a prompt gets does not depend on what is kept (``models.attention``).
+prompts that differ in a few words at the end. A prefix that a new prompt shares with an earlier one is not computed
+again. Tokens are stored in blocks; the key of a block is its adapter and all the tokens up to its end; the least
+recently used blocks are evicted first. The keys and values of a prompt do not depend on what is stored
+(``models.attention``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PrefixCache:
         self._free = list(range(tokens // BLOCK))
 
     def match(self, ids: Ids, adapter: LoadedAdapter | None = None) -> list[int]:
-        """Blocks of the longest kept prefix of a prompt under an adapter; at least one token is left over."""
+        """Blocks of the longest stored prefix of a prompt under an adapter; at least one token is left over."""
         blocks: list[int] = []
         while (end := (len(blocks) + 1) * BLOCK) < len(ids) and (adapter, ids[:end]) in self._blocks:
             blocks.append(self._blocks[adapter, ids[:end]])
@@ -47,14 +47,14 @@ class PrefixCache:
         return blocks
 
     def reserve(self, ids: Ids, matched: int, in_use: set[int], adapter: LoadedAdapter | None = None) -> list[int]:
-        """Makes blocks for the tokens of a prompt after the first ``matched`` blocks.
+        """Reserves blocks for the tokens of a prompt after the first ``matched`` blocks.
 
         Args:
-          in_use: blocks that must stay; the new ones are added.
+          in_use: blocks that must not be evicted; the new blocks are added to it.
 
         Returns:
-          The new blocks, in order; fewer than the prompt has if there is no room, or if another prompt makes the same
-          block.
+          The new blocks, in order; fewer than the prompt has if there is no room, or if another prompt has reserved the
+          same block.
         """
         blocks: list[int] = []
         for end in range((matched + 1) * BLOCK, len(ids) + 1, BLOCK):
@@ -66,10 +66,15 @@ class PrefixCache:
         self._touch(ids, matched + len(blocks), adapter)
         return blocks
 
-    def write(self, layer: int, own: KeysValues, places: np.ndarray, blocks: np.ndarray) -> None:
-        """Keeps keys and values of one layer: of ``own`` [T, K, H] each, what stands from ``places`` [n] int32 on goes
-        into ``blocks`` [n] int32 (beyond the last one: nowhere)."""
-        self.layers[layer] = _write(self.layers[layer], own, places, blocks)
+    def write(self, layer: int, computed: KeysValues, starts: np.ndarray, blocks: np.ndarray) -> None:
+        """Stores keys and values of one layer.
+
+        Args:
+          computed: [T, K, H] each.
+          starts: [n] int32 index of the first token of each block in ``computed``.
+          blocks: [n] int32 block that it is written to; a number beyond the last block writes nothing.
+        """
+        self.layers[layer] = _write(self.layers[layer], computed, starts, blocks)
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -77,12 +82,12 @@ class PrefixCache:
         self._free = list(range(self.tokens // BLOCK))
 
     def _touch(self, ids: Ids, blocks: int, adapter: LoadedAdapter | None) -> None:
-        """Marks a prefix as used, its first block last: no block outlives the one that it continues."""
+        """Marks a prefix as used, its first block last, so that no block outlives the block before it."""
         for count in range(blocks, 0, -1):
             self._blocks.move_to_end((adapter, ids[: count * BLOCK]))
 
     def _take(self, in_use: set[int]) -> int | None:
-        """A free block, or the one least recently used; None if that must stay."""
+        """A free block, or the least recently used one; None if that one is in use."""
         if self._free:
             return self._free.pop()
         oldest, block = next(iter(self._blocks.items()))
@@ -93,17 +98,17 @@ class PrefixCache:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _write(layer: StoredKeysValues, own: KeysValues, places: jax.Array, blocks: jax.Array) -> StoredKeysValues:
-    tokens = places[:, None] + jnp.arange(BLOCK)
+def _write(layer: StoredKeysValues, computed: KeysValues, starts: jax.Array, blocks: jax.Array) -> StoredKeysValues:
+    tokens = starts[:, None] + jnp.arange(BLOCK)
 
     def write(store: jax.Array, part: jax.Array) -> jax.Array:
         return store.at[blocks].set(gather(part, tokens).astype(store.dtype), mode="drop")
 
-    return write(layer[0], own[0]), write(layer[1], own[1])
+    return write(layer[0], computed[0]), write(layer[1], computed[1])
 
 
 def shares_block(ids: Ids, matched: int, others: Sequence[Ids], blocks: int = 2) -> bool:
-    """Whether a prompt shares ``blocks`` more blocks than the ``matched`` ones with one of the others: it had better
-    wait until that one is kept."""
+    """Whether a prompt shares ``blocks`` blocks beyond the ``matched`` ones with one of the others; it is better run
+    after that one."""
     end = (matched + blocks) * BLOCK
     return end < len(ids) and any(other[:end] == ids[:end] for other in others)

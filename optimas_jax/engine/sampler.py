@@ -20,6 +20,7 @@ from optimas_jax.engine.decode_batch import DecodeBatch, RowRequest
 from optimas_jax.engine.multi_lora import AdapterStore
 from optimas_jax.engine.prefill import Prefiller
 from optimas_jax.engine.prefix_cache import PrefixCache
+from optimas_jax.engine.stop_texts import StopTexts, answer_text, certain, crossing, cut
 from optimas_jax.models.backbone import Network
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
@@ -111,7 +112,7 @@ class Sampler:
         waiting = [(index, self.row_request(request)) for index, request in enumerate(requests)]
         while len(samples) < len(requests):
             admitted = set(batch.admit(waiting))
-            waiting = [one for one in waiting if one[0] not in admitted]
+            waiting = [entry for entry in waiting if entry[0] not in admitted]
             for index, tokens, logprobs in batch.step():
                 samples[index] = self.sample(requests[index], tokens, logprobs)
         return [samples[index] for index in range(len(requests))]
@@ -134,15 +135,16 @@ class Sampler:
 
     def row_request(self, request: SampleRequest) -> RowRequest:
         """What a batch needs to know of a request."""
-        stops = self._stop_ids(request.stop)
+        across = crossing(request.stop)
         return RowRequest(
             request.prompt_ids,
             request.max_tokens,
             request.temperature,
             request.top_p,
             request.seed,
-            stops,
+            self._stop_ids(request.stop),
             self.adapters.get(request.adapter),
+            StopTexts(across, self.tokenizer) if across else None,
         )
 
     @cached_property
@@ -192,17 +194,15 @@ class Sampler:
             self._stop_tables[stop] = ids
         return self._stop_tables[stop]
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of the tokens of an answer so far."""
-        return self.tokenizer.decode(ids).lstrip()
+    def text_so_far(self, request: SampleRequest, tokens: np.ndarray) -> str:
+        """The text of an unfinished answer that no later token can change."""
+        return certain(answer_text(self.tokenizer, tokens.tolist()), request.stop)
 
     def sample(self, request: SampleRequest, tokens: np.ndarray, logprobs: np.ndarray) -> Sample:
         """The answer to a request from what a batch sampled for it."""
         ids = [int(token) for token in tokens]
         ended = ids[-1] in self.tokenizer.eos_ids
-        text = self.text(ids[:-1] if ended else ids)
-        cuts = [text.find(stop) for stop in request.stop if stop in text]
-        if cuts:
-            text = text[: min(cuts)]
-        finish: Literal["stop", "length"] = "stop" if ended or cuts else "length"
+        whole = answer_text(self.tokenizer, ids[:-1] if ended else ids)
+        text = cut(whole, request.stop)
+        finish: Literal["stop", "length"] = "stop" if ended or text != whole else "length"
         return Sample(tuple(ids), tuple(float(p) for p in logprobs[: len(ids)]), text, finish)

@@ -2,7 +2,7 @@
 
 A group becomes one sequence ``[prefix | candidate 1 | ... | candidate M]``; each candidate sees the prefix and itself
 (``models.attention.Tiles.part``) at the positions that it would have alone. A batch holds as many groups as fit
-its tokens. On CPU, what a group gets does not depend on the groups that it shares a batch with.
+its tokens. On CPU, results of a group do not depend on the other groups of its batch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CHUNK = 64  # candidate tokens whose vocabulary is projected at a time; their nu
 
 
 class GroupBatch(NamedTuple):
-    """A batch of groups; numpy arrays. Places count in the flat batch.
+    """A batch of groups; numpy arrays. Indices count in the flat batch.
 
     Attributes:
       flat: tokens and sequences, see ``models.flat``; sequence g is group g.
-      ends: [G, M] int32, place of each candidate's last token.
+      ends: [G, M] int32, index of each candidate's last token.
       valid: [G, M] bool, False for padding.
       rewards: [G, M] float32.
       component: [G] int32.
@@ -39,17 +39,26 @@ class GroupBatch(NamedTuple):
 def plan_batches(
     groups: Sequence[TokenGroup], tokens: int, *, most: int = 0, rng: np.random.Generator | None = None
 ) -> list[list[int]]:
-    """Which groups share a batch.
+    """Plans which groups share a batch.
 
     Args:
       groups: none longer than ``tokens``.
-      tokens: T.
+      tokens: T, at most, of a batch.
       most: groups of a batch; 0 for as many as fit.
       rng: shuffles the groups (training); None puts groups of like length together (scoring).
 
     Returns:
       Indices of the groups of each batch.
+
+    Raises:
+      ValueError: for a group that is longer than a batch.
     """
+    longest = max((group.length for group in groups), default=0)
+    if longest > tokens:
+        raise ValueError(
+            f"a group of {longest} tokens does not fit a batch of {tokens} tokens: truncate or split it, or raise "
+            "batch.tokens"
+        )
     if rng is None:
         order = sorted(range(len(groups)), key=lambda index: -groups[index].length)
     else:
@@ -59,15 +68,13 @@ def plan_batches(
     for index in order:
         length = groups[index].length
         # First fit: what is left at the end of a batch is filled by a shorter group.
-        place = next(
-            (place for place, left in enumerate(room) if left >= length and not len(plan[place]) == most > 0), None
-        )
-        if place is None:
+        fits = (n for n, left in enumerate(room) if left >= length and not len(plan[n]) == most > 0)
+        number = next(fits, len(plan))
+        if number == len(plan):
             plan.append([])
             room.append(tokens)
-            place = len(plan) - 1
-        plan[place].append(index)
-        room[place] -= length
+        plan[number].append(index)
+        room[number] -= length
     return plan
 
 
@@ -75,7 +82,7 @@ def split(groups: Sequence[TokenGroup], parts: int) -> list[list[TokenGroup]]:
     """Deals the groups of a batch to at most ``parts`` smaller ones of about the same length."""
     dealt: list[list[TokenGroup]] = [[] for _ in range(min(parts, len(groups)))]
     for group in sorted(groups, key=lambda group: -group.length):
-        min(dealt, key=lambda part: sum(one.length for one in part)).append(group)
+        min(dealt, key=lambda part: sum(other.length for other in part)).append(group)
     return dealt
 
 
@@ -85,7 +92,7 @@ def lay_out(group: TokenGroup) -> FlatSequence:
     positions = [range(start), *(range(start, start + len(ids)) for ids in group.candidate_ids)]
     return FlatSequence(
         ids=[token for part in group.text for token in part],
-        positions=[place for part in positions for place in part],
+        positions=[position for part in positions for position in part],
         parts=[number for number, part in enumerate(group.text) for _ in part],
     )
 
@@ -106,15 +113,15 @@ def make_batch(
     ends, valid = np.zeros(size, np.int32), np.zeros(size, bool)
     rewards, component = np.zeros(size, np.float32), np.zeros(size[0], np.int32)
     start = 0
-    for place, group in enumerate(groups):
+    for row, group in enumerate(groups):
         count = len(group.candidate_ids)
         if count > candidates:
             raise ValueError(f"{count} candidates in a group, a batch has room for {candidates}")
         lengths = [len(part) for part in group.text]
-        ends[place, :count] = start + np.cumsum(lengths)[1:] - 1
-        valid[place, :count] = True
-        rewards[place, :count] = group.rewards
-        component[place] = group.component
+        ends[row, :count] = start + np.cumsum(lengths)[1:] - 1
+        valid[row, :count] = True
+        rewards[row, :count] = group.rewards
+        component[row] = group.component
         start += group.length
     return GroupBatch(flat, ends, valid, rewards, component)
 
@@ -123,9 +130,9 @@ class CandidateTokens(NamedTuple):
     """The tokens of a batch's candidates, end to end: C of them with padding.
 
     Attributes:
-      before: [C] int32 place of the token before (a candidate's first one follows its prefix).
+      before: [C] int32 index of the token before (a candidate's first one follows its prefix).
       ids: [C] int32.
-      owner: [C] int32 place of the candidate in the flattened [G * M]; G * M for padding.
+      owner: [C] int32 index of the candidate in the flattened [G * M]; G * M for padding.
       valid: [C] bool, False for padding.
     """
 
@@ -136,15 +143,15 @@ class CandidateTokens(NamedTuple):
 
 
 def candidate_tokens(groups: Sequence[TokenGroup], batch: GroupBatch, least: int = 0) -> CandidateTokens:
-    """Of the groups that ``batch`` was made from, with room for ``least`` tokens; numpy arrays."""
+    """The candidates' tokens of the groups that ``batch`` lays out, with room for ``least`` tokens; numpy arrays."""
     before, ids, owner, start = [], [], [], 0
-    for place, group in enumerate(groups):
+    for row, group in enumerate(groups):
         last_of_prefix = start + len(group.prefix_ids) - 1
         begin = last_of_prefix + 1
         for number, part in enumerate(group.candidate_ids):
             before += [last_of_prefix, *range(begin, begin + len(part) - 1)]
             ids += part
-            owner += [place * batch.ends.shape[1] + number] * len(part)
+            owner += [row * batch.ends.shape[1] + number] * len(part)
             begin += len(part)
         start += group.length
     count = len(ids)

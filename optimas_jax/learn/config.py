@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from optimas_jax.core.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from optimas_jax.core.schema import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BatchShape:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What counts as a pair, and how it is weighed.
+    """Settings of the ranking loss (paper, Eq. 4).
 
     Attributes:
       threshold: reward differences up to this are ties.
@@ -47,18 +47,24 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLoss:
-    """What an update minimises.
+    """Settings of the policy loss.
 
     Attributes:
-      algorithm: ``ppo`` (a critic; KL to the reference in the rewards) or ``grpo`` (advantages relative to the answers
-        of the same prompt; KL to the reference in the loss; no critic).
-      clip: how far from 1 an importance ratio counts.
-      kl_weight: of KL to the reference; for ``ppo`` where its adaptation starts.
-      value_clip, value_weight: of the critic's loss.
+      algorithm: source of the advantages, and unit of the mean in the loss.
+        ``ppo``: a critic, KL to the reference in the rewards, scores centred over the answers of a prompt; mean over
+        tokens (Schulman et al., arXiv 1707.06347).
+        ``grpo``: scores relative to the other answers of the prompt, KL to the reference in the loss, no critic; mean
+        over answers of the mean over their tokens (Shao et al., arXiv 2402.03300, Eq. 3).
+        ``reinforce``: scores above the mean of the other answers of the prompt, no KL, no critic; mean over answers of
+        the sum over their tokens (``policy.reinforce``).
+      clip: importance ratios are clipped to 1 +- ``clip``.
+      kl_weight: weight of KL(policy, reference); for ``ppo`` its initial value. Not used by ``reinforce``.
+      value_clip: largest change of the critic in one update, in standard deviations of the rollout's centred scores.
+      value_weight: weight of the critic's loss.
       discount, decay: gamma and lambda of the advantages.
     """
 
-    algorithm: Literal["ppo", "grpo"] = "grpo"
+    algorithm: Literal["ppo", "grpo", "reinforce"] = "grpo"
     clip: PositiveFloat = 0.2
     kl_weight: NonNegativeFloat = 0.04
     value_clip: PositiveFloat = 0.2

@@ -1,4 +1,4 @@
-"""What the frozen layers make of a group, kept on the host: later epochs, adaptation and re-scoring start from it."""
+"""Cache of features (the output of the frozen layers) on the host, for later epochs, adaptation and scoring again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_BYTES = 256 << 20
 
 
 class FeatureCache:
-    """Features [length, D] by a group's text; the least recently used go first."""
+    """Features [length, D] by a group's text; the least recently used are evicted first."""
 
     def __init__(self, max_bytes: int = _MAX_BYTES):
         self._max_bytes, self._bytes = max_bytes, 0
@@ -23,7 +23,7 @@ class FeatureCache:
         return group.text in self._entries
 
     def get(self, groups: Sequence[TokenGroup], tokens: int) -> np.ndarray | None:
-        """Features [tokens, D] of groups laid end to end, or None if those of any group are not here."""
+        """Features [tokens, D] of groups laid end to end, or None if any group is not in the cache."""
         if any(group not in self for group in groups):
             return None
         parts = [self._entries[group.text] for group in groups]
@@ -34,7 +34,7 @@ class FeatureCache:
         return out
 
     def put(self, groups: Sequence[TokenGroup], features: np.ndarray) -> None:
-        """Keeps the features [tokens, D] of groups laid end to end."""
+        """Stores the features [tokens, D] of groups laid end to end."""
         start = 0
         for group in groups:
             part = features[start : start + group.length].copy()

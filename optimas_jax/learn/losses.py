@@ -54,7 +54,7 @@ def pair_accuracy(
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of x where the mask is true; 0 where it is nowhere."""
+    """Mean of x where the mask is true; 0 if it is true nowhere."""
     return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
@@ -103,22 +103,57 @@ def gae(rewards: jax.Array, values: jax.Array, last: jax.Array, *, discount: flo
     return jax.lax.scan(back, jnp.float32(0.0), (errors, last), reverse=True)[1]
 
 
-def group_advantages(scores: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
-    """Scores of answers relative to those of the same prompt: ``(r - mean) / (std + 1e-4)`` (Shao et al., arXiv
-    2402.03300, section 4.1.2); 0 where all are equal.
+def _group_sizes(group: jax.Array, num_groups: int) -> jax.Array:
+    """Answers of each prompt, at least 1; [num_groups] float32."""
+    return jnp.maximum(jax.ops.segment_sum(jnp.ones(len(group), jnp.float32), group, num_groups), 1.0)
+
+
+def _group_means(x: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
+    """Mean of x [A] over the answers of the same prompt; [A]."""
+    return (jax.ops.segment_sum(x, group, num_groups) / _group_sizes(group, num_groups))[group]
+
+
+def centred_scores(scores: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
+    """Scores minus the mean score of the answers to the same prompt: a Bradley-Terry score has an offset for each
+    prompt that nothing determines.
 
     Args:
       scores: [A] float32, one per answer.
       group: [A] int32, which prompt.
       num_groups: prompts.
+
+    Returns:
+      [A] float32.
     """
+    return scores - _group_means(scores, group, num_groups)
 
-    def mean(x: jax.Array) -> jax.Array:
-        count = jax.ops.segment_sum(jnp.ones_like(x), group, num_groups)
-        return (jax.ops.segment_sum(x, group, num_groups) / jnp.maximum(count, 1.0))[group]
 
-    centred = scores - mean(scores)
-    return centred / (jnp.sqrt(mean(centred**2)) + 1e-4)
+def group_advantages(scores: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
+    """Scores of answers relative to the others of the same prompt: ``(r - mean) / (std + 1e-4)`` (Shao et al., arXiv
+    2402.03300, section 4.1.2); 0 where all are equal. Arguments and result as in ``centred_scores``."""
+    centred = centred_scores(scores, group, num_groups)
+    return centred / (jnp.sqrt(_group_means(centred**2, group, num_groups)) + 1e-4)
+
+
+def leave_one_out_advantages(scores: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
+    """Scores of answers minus the mean score of the *other* answers to the same prompt (REINFORCE with an unbiased
+    baseline: Kool et al. 2019; Ahmadian et al., arXiv 2402.14740, section 3.2): the centred score times
+    ``n / (n - 1)``, 0 for a single answer. Arguments and result as in ``centred_scores``."""
+    size = _group_sizes(group, num_groups)[group]
+    return centred_scores(scores, group, num_groups) * size / jnp.maximum(size - 1.0, 1.0)
+
+
+def answer_lengths(answer: jax.Array, num_answers: int) -> jax.Array:
+    """Tokens of the answer that each token belongs to; 1 for padding.
+
+    Args:
+      answer: [C] int32, ``num_answers`` for padding.
+
+    Returns:
+      [C] float32.
+    """
+    sizes = jax.ops.segment_sum(jnp.ones(len(answer), jnp.float32), answer, num_answers)
+    return jnp.where(answer < num_answers, sizes[answer], 1.0)
 
 
 def clipped_policy_loss(
@@ -129,9 +164,11 @@ def clipped_policy_loss(
     return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantages)
 
 
-def clipped_value_loss(values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: float) -> jax.Array:
-    """Half the squared error of a value that may move by ``clip`` at most, the worse of both [C] (the implementation of
-    arXiv 1707.06347)."""
+def clipped_value_loss(
+    values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: jax.Array | float
+) -> jax.Array:
+    """Half the squared error of a value that may move by ``clip`` (a number or [C]) at most, the worse of both [C] (the
+    implementation of arXiv 1707.06347)."""
     moved = old_values + jnp.clip(values - old_values, -clip, clip)
     return 0.5 * jnp.maximum((values - returns) ** 2, (moved - returns) ** 2)
 

@@ -1,4 +1,4 @@
-"""What a training step needs in memory, known before anything is compiled."""
+"""Estimate of the memory of a training step, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.lora import module_shapes
 
 _FLOAT32 = 4  # bytes
-_STATE = 4  # copies of what is trained: itself, two moments, a gradient
-_LOGITS = 3  # distributions of a chunk, their gradient, and one in between
+_STATE = 4  # arrays of the size of the trained parameters: themselves, two moments, a gradient
+_LOGITS = 3  # arrays of the size of a chunk's logits: distributions, their gradient, an intermediate result
 _TOKENS = 64  # an answer is a multiple of it
 
 
 def kept_bytes(network: Network, lora: LoraConfig) -> int:
-    """Bytes that an adapted layer keeps of each token for the backward pass, its input left out."""
+    """Bytes per token that an adapted layer keeps for the backward pass, without its input."""
     config, itemsize = network.config, np.dtype(network.compute.dtype).itemsize
     if network.compute.remat:
         return 0
@@ -26,14 +26,16 @@ def kept_bytes(network: Network, lora: LoraConfig) -> int:
     # Queries, keys, values; x after attention; gate and up; x A.
     kept = itemsize * (q_dim + 2 * kv_dim + config.embed_dim + 2 * config.mlp_dim)
     kept += _FLOAT32 * len(lora.targets) * lora.rank
-    # Attention's output and sums; platforms' own kernels compute them again.
+    # Attention's output and sums; fused kernels compute them again.
     return kept + (itemsize * q_dim + _FLOAT32 * config.num_heads if network.compute.tiled else 0)
 
 
 def step_bytes(network: Network, lora: LoraConfig, tokens: int, lanes: int = 1) -> int:
-    """Bytes of a step on a batch of ``tokens`` tokens, dealt to ``lanes``, beside the frozen weights: adapters with
-    their optimiser, what layers keep for the backward pass, the backward pass of one layer, and the vocabulary
-    projected for a chunk of tokens. An estimate: compilers have buffers of their own."""
+    """Bytes of a step on a batch of ``tokens`` tokens in ``lanes`` lanes, without the frozen weights.
+
+    Adapters with their optimiser state, residuals of the layers, the backward pass of one layer, and the logits of a
+    chunk of tokens. An estimate: compilers allocate further buffers.
+    """
     config, shapes = network.config, module_shapes(network.config)
     adapted = config.num_layers - lora.first(config.num_layers)
     trained = adapted * sum(lora.rank * sum(shapes[name]) for name in lora.targets)

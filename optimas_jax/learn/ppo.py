@@ -1,10 +1,8 @@
-"""PPO and GRPO for the adapter of a language model, as functions over batches of sampled answers.
+"""PPO, GRPO and REINFORCE for the adapter of a language model, as functions over batches of sampled answers.
 
-A group is a prompt and the answers that were sampled for it. Groups are laid out as candidates are (``learn.batches``):
-the answers of a prompt share its computation in the statistics and in the update. The policy is the base with the
-adapter, the reference is the same base without it, and the critic is a linear head on the policy's own hidden states:
-there is one copy of the base in memory. Whatever is per token is an array [C] over the sampled tokens of a batch,
-answers end to end (``CandidateTokens``).
+The answers of a prompt share its computation in the statistics and in the update (``learn.policy_batch``). The policy
+is the base with the adapter, the reference is the same base without it, and the critic is a linear head on the policy's
+hidden states: there is one copy of the base in memory.
 """
 
 from __future__ import annotations
@@ -12,25 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from optimas_jax.learn.batches import CandidateTokens, candidate_tokens, make_batch
+from optimas_jax.learn.batches import CandidateTokens
 from optimas_jax.learn.config import PolicyLoss
-from optimas_jax.learn.losses import (
-    clipped_policy_loss,
-    clipped_value_loss,
-    gae,
-    group_advantages,
-    kl_to_reference,
-    shaped_rewards,
-    whiten,
-)
-from optimas_jax.learn.token_group import TokenGroup
+from optimas_jax.learn.losses import clipped_policy_loss, clipped_value_loss, kl_to_reference
+from optimas_jax.learn.policy_batch import PolicyBatch, Statistics, Targets, policy_targets
 from optimas_jax.learn.token_logprobs import in_chunks, token_logprobs
 from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients, means
 from optimas_jax.models.backbone import Network, init_lora
@@ -41,43 +30,11 @@ from optimas_jax.models.heads import init_value_head, value_head
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
 
-
-class Statistics(NamedTuple):
-    """What is known of sampled tokens before an update; [C] float32 each.
-
-    Attributes:
-      logprobs: under the policy.
-      ref_logprobs: under the reference.
-      values: of the critic, before the token; 0 without one.
-      entropy: of the policy's distribution that the token came from.
-    """
-
-    logprobs: Any
-    ref_logprobs: Any
-    values: Any
-    entropy: Any
-
-
-class Targets(NamedTuple):
-    """What an update holds sampled tokens against; [C] float32 each."""
-
-    logprobs: Any
-    ref_logprobs: Any
-    values: Any
-    advantages: Any
-    returns: Any
-
-
-class PolicyBatch(NamedTuple):
-    """Groups of an update: their layout, the sampled tokens, and their targets."""
-
-    flat: Flat
-    tokens: CandidateTokens
-    targets: Targets
+Minibatch = Sequence[Sequence[PolicyBatch]]  # batches one after another, each in parts that are computed side by side
 
 
 def init_policy(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Params:
-    """A policy that is the base, and a critic that expects nothing."""
+    """Initial state: an adapter whose product is zero, and a critic whose values are zero."""
     return {"lora": init_lora(config, lora, key), "value": init_value_head(config.embed_dim)}
 
 
@@ -89,7 +46,7 @@ class PolicyFunctions:
       network: the base.
       lora: the policy's adapter.
       loss: what an update minimises.
-      tx: gives directions; the learning rate is an argument of the step.
+      tx: optimiser without a learning rate, which is an argument of the step.
     """
 
     network: Network
@@ -107,18 +64,11 @@ class PolicyFunctions:
     def targets(
         self, statistics: Statistics, answer: jax.Array, scores: jax.Array, group: jax.Array, kl_weight: jax.Array
     ) -> Targets:
-        """Of all tokens of a rollout, answers end to end.
-
-        Args:
-          answer: [C] int32, which answer a token belongs to, counting up; A for padding.
-          scores: [A] float32.
-          group: [A] int32, the prompt of each answer, less than A.
-          kl_weight: weight of KL in the rewards (``ppo`` only).
-        """
-        return _targets(self.loss, statistics, answer, scores, group, kl_weight)
+        """See ``learn.policy_batch.policy_targets``."""
+        return policy_targets(self.loss, statistics, answer, scores, group, kl_weight)
 
     def gradients(self, trainable: Params, params: Params, batch: PolicyBatch) -> tuple[Params, Metrics]:
-        """Gradients of the loss *summed* over the sampled tokens of a batch, and metrics; ``params`` are frozen."""
+        """Gradients of the loss *summed* over the weighted tokens of a batch, and metrics; ``params`` are frozen."""
         compute = _gradients if self.network.compute.layerwise else _compiled_gradients
         return compute(self, trainable, params, batch)
 
@@ -126,47 +76,52 @@ class PolicyFunctions:
         self,
         state: TrainState,
         params: Params,
-        steps: Sequence[Sequence[PolicyBatch]],
+        steps: Sequence[Minibatch],
         learning_rate: float,
         kl_step: float,
         lanes: Lanes | None = None,
     ) -> tuple[TrainState, list[dict[str, float]]]:
-        """All steps of an update, until one shows that the policy has moved by more than ``kl_step`` from the one that
-        sampled, or until numbers are none.
+        """Runs minibatch steps until KL(old policy, policy) > ``kl_step`` or a number is not finite.
 
         Args:
           state: donated.
-          steps: minibatches in parts (``train_step``); where gradients are computed in one program so is the whole
-            update, and all parts have the same shapes.
+          steps: their minibatches (``train_step``); where gradients are computed in one program so is the whole update,
+            and all parts have the same shapes.
 
         Returns:
           The state, and the means of every step that was taken.
         """
-        made: list[dict[str, float]] = []
         if not self.network.compute.layerwise:
-            stacked = _stack(steps)
-            state, metrics, taken = _all_steps(self, state, params, stacked, learning_rate, kl_step)
-            metrics, taken = jax.device_get((metrics, taken))
-            count = int(taken.sum())  # the first ones
-            steps_taken = ({name: (a[n], b[n]) for name, (a, b) in metrics.items()} for n in range(count))
-            return state, [means([one]) for one in steps_taken]
-        for parts in steps:
-            state, metrics = self.train_step(state, params, parts, learning_rate, lanes)
-            made.append(means([jax.device_get(metrics)]))
-            if not made[-1]["moved"] <= kl_step:
+            return self._update_in_one_program(state, params, steps, learning_rate, kl_step)
+        taken: list[dict[str, float]] = []
+        for minibatch in steps:
+            state, metrics = self.train_step(state, params, minibatch, learning_rate, lanes)
+            taken.append(means([jax.device_get(metrics)]))
+            if not taken[-1]["moved"] <= kl_step:
                 break
-        return state, made
+        return state, taken
+
+    def _update_in_one_program(
+        self, state: TrainState, params: Params, steps: Sequence[Minibatch], learning_rate: float, kl_step: float
+    ) -> tuple[TrainState, list[dict[str, float]]]:
+        stacked = _stack([[part for batch in minibatch for part in batch] for minibatch in steps])
+        state, metrics, taken = _all_steps(self, state, params, stacked, learning_rate, kl_step)
+        metrics, taken = jax.device_get((metrics, taken))
+        count = int(taken.sum())  # the first ones
+        per_step = [{name: (total[n], size[n]) for name, (total, size) in metrics.items()} for n in range(count)]
+        return state, [means([step]) for step in per_step]
 
     def train_step(
         self,
         state: TrainState,
         params: Params,
-        parts: Sequence[PolicyBatch],
+        minibatch: Minibatch,
         learning_rate: float,
         lanes: Lanes | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """One step on a minibatch in parts whose gradients are added up: side by side if there are ``lanes``, one after
-        another where there are more (gradient accumulation). ``state`` is donated."""
+        """One step on a minibatch whose gradients are added up part by part (gradient accumulation). Only the parts of
+        one batch are in memory together. ``state`` is donated."""
+        lanes = lanes or Lanes()
 
         def of_part(part: PolicyBatch) -> tuple[Params, Metrics]:
             return self.gradients(state.trainable, params, part)
@@ -174,8 +129,17 @@ class PolicyFunctions:
         def shape(part: PolicyBatch) -> tuple[str, int, int]:
             return "policy", len(part.flat.input_ids), len(part.tokens.ids)
 
-        added = list((lanes or Lanes()).map(of_part, parts, shape))
-        return apply_gradients(self.tx, state, added, learning_rate)
+        total = None
+        for batch in minibatch:
+            for gradients in lanes.map(of_part, batch, shape):
+                total = gradients if total is None else _add(total, gradients)
+        assert total is not None
+        return apply_gradients(self.tx, state, [total], learning_rate)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _add(total: Any, more: Any) -> Any:
+    return jax.tree.map(jnp.add, total, more)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -190,28 +154,8 @@ def _read(
         ref_logprobs, _, _ = token_logprobs(network, params, reference, ids)
         return Statistics(logprobs, ref_logprobs, value_head(value, hidden), entropy)
 
-    made = jax.lax.map(of_chunk, in_chunks((policy, reference, ids)))
-    return jax.tree.map(lambda part: part.reshape(-1), made)
-
-
-@partial(jax.jit, static_argnums=0)
-def _targets(
-    loss: PolicyLoss,
-    statistics: Statistics,
-    answer: jax.Array,
-    scores: jax.Array,
-    group: jax.Array,
-    kl_weight: jax.Array,
-) -> Targets:
-    logprobs, ref_logprobs, values, _ = statistics
-    valid = answer < len(scores)
-    if loss.algorithm == "grpo":
-        advantages = jnp.where(valid, group_advantages(scores, group, len(scores))[answer], 0.0)
-        return Targets(logprobs, ref_logprobs, values, advantages, jnp.zeros_like(advantages))
-    last = answer != jnp.append(answer[1:], -1)
-    rewards = shaped_rewards(scores[answer], logprobs, ref_logprobs, last, kl_weight)
-    advantages = gae(rewards, values, last, discount=loss.discount, decay=loss.decay)
-    return Targets(logprobs, ref_logprobs, values, whiten(advantages, valid), advantages + values)
+    statistics = jax.lax.map(of_chunk, in_chunks((policy, reference, ids)))
+    return jax.tree.map(lambda part: part.reshape(-1), statistics)
 
 
 def _gradients(
@@ -316,7 +260,7 @@ def _token_loss(
     valid: jax.Array,
     targets: Targets,
 ) -> tuple[jax.Array, Metrics]:
-    """The loss summed over the valid tokens of a chunk, and metrics as (sum, count)."""
+    """The loss summed over the weighted tokens of a chunk, and metrics as (sum, count)."""
     config = functions.loss
     logprobs, entropy, hidden = token_logprobs(functions.network, params, x, ids)
     kl = kl_to_reference(logprobs, targets.ref_logprobs)
@@ -327,51 +271,21 @@ def _token_loss(
         "moved": kl_to_reference(targets.logprobs, logprobs),
         "clipped": (jnp.abs(jnp.exp(logprobs - targets.logprobs) - 1.0) > config.clip).astype(jnp.float32),
     }
+    per_token["loss"] = per_token["policy_loss"]
     if config.algorithm == "ppo":
         values = value_head(value, hidden)
-        per_token["value_loss"] = clipped_value_loss(values, targets.values, targets.returns, clip=config.value_clip)
-        per_token["loss"] = per_token["policy_loss"] + config.value_weight * per_token["value_loss"]
-    else:
-        per_token["loss"] = per_token["policy_loss"] + config.kl_weight * kl
-    count = valid.sum().astype(jnp.float32)
-    metrics = {name: (jnp.where(valid, each, 0.0).sum(), count) for name, each in per_token.items()}
+        value_loss = clipped_value_loss(values, targets.values, targets.returns, clip=targets.value_clip)
+        per_token["value_loss"] = value_loss
+        per_token["loss"] += config.value_weight * value_loss
+    elif config.algorithm == "grpo":
+        per_token["loss"] += config.kl_weight * kl
+    weights = jnp.where(valid, targets.weights, 0.0)
+    metrics = {
+        name: _sum_and_count(each, weights if name.endswith("loss") else valid.astype(jnp.float32))
+        for name, each in per_token.items()
+    }
     return metrics["loss"][0], metrics
 
 
-def by_group(per_token: Targets, sizes: Sequence[int]) -> list[Targets]:
-    """Arrays [C] of a whole rollout, cut into those of its groups, which have ``sizes`` sampled tokens."""
-    ends = np.cumsum(sizes)
-    arrays = [np.asarray(part) for part in per_token]
-    return [Targets(*(part[end - size : end] for part in arrays)) for end, size in zip(ends, sizes, strict=True)]
-
-
-def make_policy_batch(
-    groups: Sequence[TokenGroup],
-    targets: Sequence[Targets],
-    *,
-    pad_id: int,
-    tiled: bool,
-    tokens: int = 0,
-    others: Sequence[Sequence[TokenGroup]] = (),
-) -> PolicyBatch:
-    """Lays out groups with their targets; numpy arrays.
-
-    Args:
-      tiled, tokens: as in ``models.flat.flatten``.
-      others: with the same ``tokens``, batches of any of these have the same shapes.
-    """
-    parts = (groups, *others)
-    longest = max((group for part in parts for group in part), key=lambda group: group.length)
-    batch = make_batch(
-        groups,
-        candidates=max(len(group.candidate_ids) for part in parts for group in part),
-        pad_id=pad_id,
-        tiled=tiled,
-        tokens=tokens,
-        like=[longest] * max(map(len, parts)),
-    )
-    most = max(sum(len(ids) for group in part for ids in group.candidate_ids) for part in parts)
-    sampled = candidate_tokens(groups, batch, most)
-    columns = [np.concatenate(column).astype(np.float32) for column in zip(*targets, strict=True)]
-    more = len(sampled.ids) - len(columns[0])
-    return PolicyBatch(batch.flat, sampled, Targets(*(np.pad(column, (0, more)) for column in columns)))
+def _sum_and_count(per_token: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.where(weights > 0.0, weights * per_token, 0.0).sum(), weights.sum()

@@ -1,9 +1,8 @@
 """The reward model: r_k(x, y) = h_k . phi([x, y]) (paper, Eq. 2), as functions over batches of groups.
 
-``RewardFunctions`` holds what is static about them; everything else comes in as arguments. With adapters in the upper
-layers only, the layers below are frozen: their output, the *features* of a batch, is an argument too, so that whoever
-keeps it never runs them twice. Frozen weights stay in the compute dtype; adapters, heads, scores, losses and the
-optimiser are float32.
+``RewardFunctions`` holds their static arguments. With adapters in the upper layers only, the layers below are frozen:
+their output, the *features* of a batch, is an argument as well, so that it can be cached. Frozen weights are in the
+compute dtype; adapters, heads, scores, losses and the optimiser state are float32.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from optimas_jax.learn.token_logprobs import in_chunks, token_logprobs
 from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients
 from optimas_jax.models.backbone import Network, rms_norm
 from optimas_jax.models.config import LoraConfig
+from optimas_jax.models.cpu import one_by_one
 from optimas_jax.models.flat import Flat
 from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import reward_head
@@ -37,8 +37,8 @@ class RewardFunctions:
     Attributes:
       network: the backbone.
       lora: its adapters.
-      loss: what is learned.
-      tx: gives directions; the learning rate is an argument of the step.
+      loss: configuration of the loss.
+      tx: optimiser without a learning rate, which is an argument of the step.
     """
 
     network: Network
@@ -48,7 +48,7 @@ class RewardFunctions:
 
     @property
     def first(self) -> int:
-        """The first adapted layer: features are what goes into it."""
+        """The first adapted layer; features are its input."""
         return self.lora.first(self.network.config.num_layers)
 
     def features(self, params: Params, flat: Flat) -> jax.Array:
@@ -58,18 +58,18 @@ class RewardFunctions:
     def score(self, params: Params, head: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
         """Scores of the candidates [G, M] float32, 0 for padding; ``params`` with merged adapters."""
         x = self._upper(params, batch, features, batch.ends.reshape(-1))
-        return _read(self.network, params["final_norm"], head, x, batch)
+        return _scores(self.network, params["final_norm"], head, x, batch)
 
     def loglik(self, params: Params, batch: GroupBatch, features: jax.Array, tokens: CandidateTokens) -> jax.Array:
-        """Log-probability of each candidate given its prefix under ``params`` [G, M] float32: a control that needs no
+        """Log-probability of each candidate given its prefix under ``params`` [G, M] float32: a baseline without
         training."""
         return _loglik(self.network, params, self._upper(params, batch, features), tokens, batch.ends.shape)
 
     def gradients(
         self, trainable: Params, params: Params, batch: GroupBatch, features: jax.Array
     ) -> tuple[Params, Metrics]:
-        """Gradients of adapters and heads for the *sum* of Eq. 4 over the groups of a batch, and metrics; ``params``
-        are the frozen weights."""
+        """Gradients of the *sum* of Eq. 4 over the groups of a batch with respect to adapters and heads, and metrics;
+        ``params`` are the frozen weights."""
         compute = _gradients if self.network.compute.layerwise else _compiled_gradients
         return compute(self, trainable, params, batch, features)
 
@@ -81,7 +81,8 @@ class RewardFunctions:
         learning_rate: float,
         lanes: Lanes | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """One step on batches whose gradients are added up, side by side if there are ``lanes``.
+        """One step on the sum of the gradients of several batches, which are computed in parallel if there are
+        ``lanes``.
 
         Args:
           state: donated.
@@ -92,32 +93,31 @@ class RewardFunctions:
         def of_part(part: tuple[GroupBatch, jax.Array]) -> tuple[Params, Metrics]:
             return self.gradients(state.trainable, params, *part)
 
-        added = (lanes or Lanes()).map(of_part, parts, lambda part: ("gradients", len(part[1])))
-        return apply_gradients(self.tx, state, list(added), learning_rate)
+        gradients = (lanes or Lanes()).map(of_part, parts, lambda part: ("gradients", len(part[1])))
+        return apply_gradients(self.tx, state, list(gradients), learning_rate)
 
-    def _upper(
-        self, params: Params, batch: GroupBatch, features: jax.Array, places: jax.Array | None = None
-    ) -> jax.Array:
+    def _upper(self, params: Params, batch: GroupBatch, features: jax.Array, at: jax.Array | None = None) -> jax.Array:
         layers = range(self.first, self.network.config.num_layers)
-        return run_layers(self.network, params, features, batch.flat.positions, batch.flat.layout, layers, places)
+        return run_layers(self.network, params, features, batch.flat.positions, batch.flat.layout, layers, at)
 
 
 def group_scores(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
     """Scores [G, M] float32 from the output of the last layer at the candidates' last tokens, x [G * M, D]."""
-    last = rms_norm(x.reshape(*batch.ends.shape, -1), norm["scale"], network.config.norm_eps)
+    last = rms_norm(x.reshape(*batch.ends.shape, -1), norm["scale"], network.config.norm_eps, network.compute.cpu_forms)
     return jnp.where(batch.valid, reward_head(head, last, batch.component), 0.0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _read(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
-    """``group_scores`` one group after another: XLA's CPU code orders sums by the shape of the whole."""
-    parts = (x.reshape(*batch.ends.shape, -1), batch.ends, batch.valid, batch.component)
+def _scores(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
+    """``group_scores``, on CPU with equal bits for a group whatever shares its batch."""
+    if not network.compute.cpu_forms:
+        return group_scores(network, norm, head, x, batch)
 
-    def read(part: tuple[jax.Array, ...]) -> jax.Array:
-        x, ends, valid, component = (one[None] for one in part)
-        return group_scores(network, norm, head, x, batch._replace(ends=ends, valid=valid, component=component))[0]
+    def of_groups(rows: tuple[jax.Array, ...]) -> jax.Array:
+        x, ends, valid, component = rows
+        return group_scores(network, norm, head, x, batch._replace(ends=ends, valid=valid, component=component))
 
-    return jax.lax.map(read, parts)
+    return one_by_one(of_groups, (x.reshape(*batch.ends.shape, -1), batch.ends, batch.valid, batch.component))
 
 
 def _gradients(

@@ -1,7 +1,7 @@
-"""Training calls kept on disk, named by the digest of everything that went in.
+"""Checkpoints of training calls, named by the digest of their inputs.
 
-A training call that was done is never done again: the same inputs have the same name. A checkpoint counts only once
-its metadata file is there, which is written last and in one step.
+A training call with the same inputs has the same name, so it is not repeated. A checkpoint is complete when it has its
+metadata file, which is written last and in one step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CheckpointStore:
         self.folder = folder.resolve()
 
     def metadata(self, name: str) -> dict[str, Any] | None:
-        """What was stored beside the arrays, or None if there is no whole checkpoint of that name."""
+        """The metadata of a checkpoint, or None if there is no complete checkpoint of that name."""
         path = self.folder / name / "metadata.json"
         if not path.is_file():
             return None
@@ -42,7 +42,7 @@ class CheckpointStore:
             ) from error
 
     def save(self, name: str, params: Params, metadata: dict[str, Any]) -> None:
-        """Writes a checkpoint; a half-written one of the same name is replaced."""
+        """Writes a checkpoint; an incomplete one of the same name is replaced."""
         path = self.folder / name
         try:
             if path.exists():
@@ -61,9 +61,10 @@ class CheckpointStore:
         """Reads arrays into the structure of ``like``.
 
         Args:
-          name: of a checkpoint that exists.
-          like: tree with the shapes that are expected.
-          sharding: where the arrays go, on whatever mesh they were saved from; None for the default device.
+          name: of an existing checkpoint.
+          like: tree with the expected shapes.
+          sharding: of the loaded arrays, independent of the mesh that they were saved from; None for the default
+            device.
         """
         path = self.folder / name / "arrays"
         placed = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -1,4 +1,4 @@
-"""What training changes: adapters, heads and the optimiser's state, float32."""
+"""State of training: adapters, heads and the optimiser's state, float32."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
 
 def init_trainable(config: BackboneConfig, lora: LoraConfig, num_components: int, key: jax.Array) -> Params:
-    """Fresh adapters (which change nothing yet) and heads."""
+    """Initial adapters (with B = 0) and heads."""
     lora_key, head_key = jax.random.split(key)
     return {
         "lora": init_lora(config, lora, lora_key),
@@ -43,7 +43,7 @@ def init_trainable(config: BackboneConfig, lora: LoraConfig, num_components: int
 
 
 def init_state(trainable: Params, tx: optax.GradientTransformation) -> TrainState:
-    """Training starts from ``trainable``, with a fresh optimiser."""
+    """The state at the start of training from ``trainable``."""
     return TrainState(jnp.int32(0), trainable, tx.init(trainable))
 
 
@@ -54,9 +54,14 @@ def apply_gradients(
     parts: Sequence[tuple[Params, Metrics]],
     learning_rate: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """One step on gradients and metrics of the parts of a batch, summed over what its loss is a mean of
-    (``metrics["loss"]`` says of how many); ``state`` is donated."""
-    grads, metrics = jax.tree.map(lambda *some: sum(some), *parts)
+    """One optimiser step on the mean gradient.
+
+    Args:
+      state: donated.
+      parts: gradients and metrics of the parts of a batch, as sums over groups or tokens; ``metrics["loss"][1]`` is
+        their number.
+    """
+    grads, metrics = jax.tree.map(lambda *of_parts: sum(of_parts), *parts)
     count = jnp.maximum(metrics["loss"][1], 1.0)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     directions, opt_state = tx.update(grads, state.opt_state, state.trainable)
@@ -66,7 +71,7 @@ def apply_gradients(
 
 
 def means(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Adds up (sum, count) pairs over steps and divides once."""
+    """Means of metrics over steps: the sums of (sum, count) pairs, divided once."""
     names = metrics[0]
     totals = {
         name: (sum(float(m[name][0]) for m in metrics), sum(float(m[name][1]) for m in metrics)) for name in names
@@ -75,8 +80,8 @@ def means(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
 
 
 def make_optimizer(max_grad_norm: float = 1.0) -> optax.GradientTransformation:
-    """Adam's direction for clipped gradients. The learning rate is an argument of the step, not part of the optimiser:
-    training calls of any length then share one compiled step."""
+    """Adam's direction for clipped gradients. The learning rate is an argument of the step, not part of the optimiser,
+    so that training calls of any length share one compiled step."""
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam())
 
 

@@ -1,7 +1,7 @@
-"""Anthropic's messages, and servers that speak them.
+"""Client of Anthropic's messages API, and of servers with this API.
 
-There is no seed: what is sampled again is sampled anew, and only the tape repeats it. There is no plain text to
-continue, and stop texts of white space alone are not taken: those are cut here, from the whole answer.
+The API has no seed: only the tape repeats an answer. It has no plain text to continue, and refuses stop texts of white
+space alone: they are applied here, to the whole answer.
 """
 
 from __future__ import annotations

@@ -1,12 +1,70 @@
-"""What a completion is, and what answers one."""
+"""Completions, and effects in general: requests that leave the process and are therefore recorded (``llm.tape``).
+
+An effect knows its key, its worst case and how its result is read back. There are two: completions of language models,
+here, and executions of programs (``llm.sandbox``).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from optimas_jax.core.types import Outcome, digest
+from optimas_jax.core.usage import Usage
+
+_TEMPLATE_TOKENS = 64  # of a chat template: its own words, and the marks around one turn
+
+
+class Result(Protocol):
+    """The result of an effect."""
+
+    @property
+    def usage(self) -> Usage:
+        """Cost of the effect."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with everything that ``Effect.read`` needs; costs under the names of ``Usage``."""
+        ...
+
+
+R_co = TypeVar("R_co", bound=Result, covariant=True)
+
+
+class Effect(Protocol[R_co]):
+    """A request whose result is recorded.
+
+    Attributes:
+      kind: ``completion`` or ``execution``.
+      key: content address; equal requests have equal keys.
+      role: component or proposer that asks, for the ledger; not part of the key.
+      model: the language model that answers, "" for none.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    def most(self) -> Usage:
+        """The worst case: no result uses more calls or tokens. Dollars are left to the ledger, which knows prices."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The part that affects the result, as plain data."""
+        ...
+
+    def read(self, data: Mapping[str, Any]) -> R_co:
+        """The result that ``Result.to_json`` wrote."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +77,7 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class CompletionRequest:
-    """Everything that affects an answer, and who asks.
+    """Everything that affects an answer, and the role that asks; an effect.
 
     Attributes:
       model: a model spec (``checkpoints.weights``) or a provider's model name.
@@ -29,9 +87,9 @@ class CompletionRequest:
       top_p: nucleus mass.
       stop: texts that end the answer once it has begun.
       seed: names the random stream; left out of the key at temperature 0, where it changes nothing.
-      role: who asks (a component's name, ``proposer``): for the ledger, not part of the key.
+      role: the component's name or ``proposer``; for the ledger, not part of the key.
       adapter: digest of the LoRA weights that answer, "" for the model itself.
-      tokens: whether the answer is wanted in tokens, too (``Completion.tokens``).
+      tokens: whether the answer shall also come as tokens (``Completion.tokens``).
     """
 
     model: str
@@ -44,6 +102,10 @@ class CompletionRequest:
     role: str = ""
     adapter: str = ""
     tokens: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "completion"
 
     @property
     def key(self) -> str:
@@ -63,6 +125,16 @@ class CompletionRequest:
             "stop": list(self.stop),
             "seed": self.seed if self.temperature > 0 else None,
         }
+
+    def most(self) -> Usage:
+        """Upper bound of calls and tokens. A token is at least one byte of UTF-8: the bound of a prompt is about four
+        times its tokens, which ``count_prompt`` may know."""
+        prompt = sum(len(message.content.encode()) + _TEMPLATE_TOKENS for message in self.messages)
+        return Usage(calls=1, prompt_tokens=prompt, completion_tokens=self.max_tokens)
+
+    def read(self, data: Mapping[str, Any]) -> Completion:
+        """Raises ``TypeError``, ``KeyError`` or ``ValueError`` for data that is no completion."""
+        return Completion.from_json(data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +157,7 @@ class Completion:
     """One answer of a language model.
 
     Attributes:
-      text: the answer; empty if ``outcome`` says that there is none.
+      text: the answer; empty if there is none.
       outcome: ok, truncated (the token limit came first), refused, timeout or rate_limited.
       prompt_tokens, completion_tokens: as the model counted them.
       seconds: from request to answer; for a batch, this request's share.
@@ -101,6 +173,10 @@ class Completion:
     usd: float = 0.0
     tokens: Tokens | None = None
 
+    @property
+    def usage(self) -> Usage:
+        return Usage(1, self.prompt_tokens, self.completion_tokens, self.usd, self.seconds)
+
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "outcome": str(self.outcome)}
 
@@ -112,8 +188,18 @@ class Completion:
 
 
 class Completer(Protocol):
-    """Anything that answers completion requests."""
+    """Answers completion requests.
+
+    A completer that can count the tokens of a prompt also has ``prompt_tokens(request) -> int | None``
+    (``count_prompt``).
+    """
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Answers one request. What the model does wrong is an outcome; what the caller does wrong raises."""
+        """Answers one request. Faults of the model are outcomes; faults of the caller raise."""
         ...
+
+
+def count_prompt(completer: Any, request: CompletionRequest) -> int | None:
+    """Exact number of tokens of a request's prompt; None where the completer does not know it."""
+    count = getattr(completer, "prompt_tokens", None)
+    return None if count is None else count(request)

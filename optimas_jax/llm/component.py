@@ -1,4 +1,4 @@
-"""Components that ask a language model (prompt in, one text field out), and the choice of the model that they ask."""
+"""Components that call a language model (prompt in, one text field out), and components that choose this model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from optimas_jax.core.plain import ConfigError, from_dict, to_dict
-from optimas_jax.core.ranges import NonNegativeFloat, PositiveInt, PositiveShare
 from optimas_jax.core.render import render_chat, render_text
+from optimas_jax.core.schema import ConfigError, NonNegativeFloat, PositiveInt, PositiveShare, from_dict, to_dict
 from optimas_jax.core.system import Component, ComponentFailure, RunContext
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import (
@@ -28,7 +27,7 @@ from optimas_jax.llm.base import Completion, CompletionRequest, Message
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """Which model answers, and how it samples.
+    """A language model and how it is sampled.
 
     Attributes:
       model: model spec or provider's name.
@@ -49,11 +48,73 @@ SETTINGS = ("model", "temperature", "top_p", "max_tokens")  # of a language mode
 
 
 def _check_settings(language_model: LanguageModel, settings: Mapping[str, Any]) -> None:
-    """Raises ``ConfigError`` for what is not among ``SETTINGS``, or a value that the language model cannot have."""
+    """Raises ``ConfigError`` for a setting that is not one of ``SETTINGS``, or a value outside its range."""
     for name in settings:
         if name not in SETTINGS:
             raise ConfigError(f"unknown setting {name!r} of a language model; known: {', '.join(SETTINGS)}")
     from_dict(LanguageModel, to_dict(language_model) | dict(settings), "grid")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCall:
+    """The call of a language model behind ``llm_component``.
+
+    Attributes:
+      inputs: fields that the model reads.
+      output: the field that its answer becomes.
+      prompt: shown to the model where the component's value is no prompt.
+      language_model: answers, unless the value or ``model_from`` says otherwise.
+      stop: texts that end the answer.
+      model_from: the field that names the model, or "".
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    prompt: Prompt
+    language_model: LanguageModel
+    stop: tuple[str, ...]
+    model_from: str
+
+    def default(self, space: PromptSpace | LoraSpace | Grid | None) -> Value:
+        """The value before optimisation; raises ``ValueError`` for a grid that does not fit the language model."""
+        if isinstance(space, LoraSpace):
+            return BASE
+        if not isinstance(space, Grid):
+            return self.prompt
+        for point in space.values():
+            _check_settings(self.language_model, point.settings)
+        default = Hyperparameters({setting: getattr(self.language_model, setting) for setting in space.settings})
+        space.check(default)
+        return default
+
+    def request(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> CompletionRequest:
+        """The request for one input under a value of the component."""
+        assert isinstance(value, Prompt | Adapter | Hyperparameters)
+        prompt = value if isinstance(value, Prompt) else self.prompt
+        settings = value.settings if isinstance(value, Hyperparameters) else {}
+        model = dataclasses.replace(self.language_model, **settings)
+        render = render_chat if model.style == "chat" else render_text
+        return CompletionRequest(
+            model=fields[self.model_from] if self.model_from else model.model,
+            messages=tuple(Message(role, text) for role, text in render(prompt, fields, self.inputs, self.output)),
+            max_tokens=model.max_tokens,
+            temperature=model.temperature if context.temperature is None else context.temperature,
+            top_p=model.top_p,
+            stop=self.stop,
+            seed=context.seed,
+            role=context.component,
+            adapter=value.digest if isinstance(value, Adapter) else "",
+        )
+
+    async def run(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+        """The stripped answer; raises ``ComponentFailure`` for an empty one, or without an answer."""
+        completion: Completion = await context.completer.complete(self.request(fields, value, context))
+        if completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
+            raise ComponentFailure(completion.outcome, completion.text)
+        text = completion.text.strip()
+        if not text:
+            raise ComponentFailure(Outcome.PARSE_ERROR, "empty answer")
+        return {self.output: text}
 
 
 def llm_component(
@@ -71,61 +132,29 @@ def llm_component(
 ) -> Component:
     """Builds a component whose output is the model's text, stripped.
 
-    Its value is a ``Prompt``; with a ``LoraSpace`` the ``Adapter`` that answers to ``instruction``; with a ``Grid``
-    over ``SETTINGS`` the ``Hyperparameters`` with which ``instruction`` is answered. An answer that was cut by the
-    token limit is used as it is; an empty answer is a parse error.
+    Its value is a ``Prompt``; with a ``LoraSpace`` an ``Adapter`` of the model, which gets ``instruction``; with a
+    ``Grid`` over ``SETTINGS`` the ``Hyperparameters`` of the model, which gets ``instruction``. An answer that was cut
+    by the token limit is used as it is; an empty answer is a parse error.
 
     Args:
-      model_from: the field that names the model to ask, such as a ``model_selector`` makes; it is not shown to the
-        model. Empty for the one of ``language_model``.
+      model_from: the field that names the model to call, such as the output of a ``model_selector``; the model does
+        not see it. Empty for the model of ``language_model``.
 
     Raises:
-      ValueError: for a grid with a setting or a value that no language model has, or without the default's.
+      ValueError: for a grid with an unknown setting, a value outside its range, or without the default's settings.
     """
-    asked = dataclasses.replace(language_model, max_tokens=max_tokens or language_model.max_tokens)
-    prompted = Prompt(instruction)
-    default: Value = prompted
-    if isinstance(space, LoraSpace):
-        default = BASE
-    elif isinstance(space, Grid):
-        try:
-            for point in space.values():
-                _check_settings(asked, point.settings)
-            default = Hyperparameters({setting: getattr(asked, setting) for setting in space.settings})
-            space.check(default)
-        except ValueError as error:
-            raise ValueError(f"component {name!r}: {error}") from error
-    render = render_chat if language_model.style == "chat" else render_text
-
-    async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        assert isinstance(value, Prompt | Adapter | Hyperparameters)
-        prompt = value if isinstance(value, Prompt) else prompted
-        model = dataclasses.replace(asked, **value.settings) if isinstance(value, Hyperparameters) else asked
-        request = CompletionRequest(
-            model=fields[model_from] if model_from else model.model,
-            messages=tuple(Message(role, text) for role, text in render(prompt, fields, inputs, output)),
-            max_tokens=model.max_tokens,
-            temperature=model.temperature if context.temperature is None else context.temperature,
-            top_p=model.top_p,
-            stop=stop,
-            seed=context.seed,
-            role=context.component,
-            adapter=value.digest if isinstance(value, Adapter) else "",
-        )
-        completion: Completion = await context.completer.complete(request)
-        if completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
-            raise ComponentFailure(completion.outcome, completion.text)
-        text = completion.text.strip()
-        if not text:
-            raise ComponentFailure(Outcome.PARSE_ERROR, "empty answer")
-        return {output: text}
-
+    language_model = dataclasses.replace(language_model, max_tokens=max_tokens or language_model.max_tokens)
+    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from)
+    try:
+        default = call.default(space)
+    except ValueError as error:
+        raise ValueError(f"component {name!r}: {error}") from error
     return Component(
         name=name,
         description=description,
         inputs=(*inputs, model_from) if model_from else inputs,
         outputs=(output,),
-        run=run,
+        run=call.run,
         space=space or PromptSpace(),
         default=default,
     )
@@ -134,8 +163,8 @@ def llm_component(
 def model_selector(*, name: str, description: str, inputs: tuple[str, ...], output: str, models: Models) -> Component:
     """Builds a component whose output is the name of one of ``models``, for ``model_from`` of another component.
 
-    It asks nobody: its ``Choice`` is the same for every input, the first of ``models`` by default, and a
-    ``PerInstance`` value lets its local reward choose by what it reads in ``inputs``.
+    It sends no request. A ``Choice`` is the same for every input, by default the first of ``models``; a
+    ``PerInstance`` value chooses by the local reward of each input.
     """
 
     async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:

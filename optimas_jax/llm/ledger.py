@@ -1,36 +1,40 @@
-"""Running totals of calls, tokens, dollars and seconds, per phase and role; and the budget, which is never overrun.
+"""Costs used and costs paid, per phase and role; and hard limits on both.
 
-Two things are counted, and they answer two questions.
+*Paid* is what ``Budget`` limits. A result that the tape holds costs nothing; what the tape holds when a command starts
+was paid by commands before it. Budget and spending therefore belong to the run folder: the same command again goes on
+with what is left, and a higher limit with more.
 
-*What was paid* is what the budget limits. A call that the tape answers costs nothing; what the tape holds when a
-command starts was paid for by commands before it. Budget and spending therefore belong to the run folder: the same
-command again goes on with what is left, and a higher limit with more. Before a call is made, the most that it can cost
-is reserved, calls in flight included, and given back when its true cost is known.
+*Used* is what the same work costs with an empty tape: a request that is repeated costs once, one that the tape answers
+costs what it cost when it was paid. It depends neither on what was on the tape before nor on the order in which calls
+in flight end. ``Ledger.limit`` limits it, for a search or a part of one.
 
-*What was used* (``Ledger.to_json``) is what a phase costs that starts with an empty tape: a request that is repeated
-within a phase costs once. It does not depend on what was on the tape before, nor on the order in which calls in flight
-end: between two decisions it is the same number in every repetition of a run. Searches stop by it (``loop.budget``).
+Neither limit is ever overrun. A request is admitted when its worst case fits beside the worst cases of those in flight:
+
+    limit  |#### used ####|== in flight, at most ==|-- this request, at most --|   free   |
+
+Otherwise it waits, as requests in flight mostly cost less than reserved. Requests are admitted strictly in the order in
+which they ask. If the first one still does not fit when nothing is in flight, it and all behind it are refused.
 """
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import dataclasses
-import threading
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.ranges import NonNegativeFloat, NonNegativeInt
+from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt
 from optimas_jax.core.types import StopRun
-from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.core.usage import Allowance, OutOfBudget, Usage, Used
+from optimas_jax.llm.base import Effect
 from optimas_jax.llm.prices import Price, price_of
-
-_TEMPLATE_TOKENS = 64  # of a chat template: its own words, and the marks around one turn
 
 
 class OverBudget(StopRun):
-    """The next call could cost more than is left."""
+    """The next call could cost more than is left of the run folder's budget."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Budget:
     Attributes:
       usd: US dollars.
       tokens: read and written, local models included.
-      calls: completions.
+      calls: completions and executions.
     """
 
     usd: NonNegativeFloat = 0.0
@@ -48,63 +52,48 @@ class Budget:
     calls: NonNegativeInt = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Charge:
-    """Of one call, or of many."""
-
-    usd: float = 0.0
-    tokens: int = 0
-    calls: int = 0
-
-    def __add__(self, other: Charge) -> Charge:
-        return Charge(self.usd + other.usd, self.tokens + other.tokens, self.calls + other.calls)
-
-    def __sub__(self, other: Charge) -> Charge:
-        return Charge(self.usd - other.usd, self.tokens - other.tokens, self.calls - other.calls)
-
-    def __str__(self) -> str:
-        return f"{self.usd:.4f} US dollars, {self.tokens:,} tokens, {self.calls:,} calls"
-
-
-def most_tokens(request: CompletionRequest) -> tuple[int, int]:
-    """No more tokens than these are read and written. A token is at least one byte of UTF-8."""
-    read = sum(len(message.content.encode()) + _TEMPLATE_TOKENS for message in request.messages)
-    return read, request.max_tokens
-
-
-@dataclasses.dataclass
-class Totals:
-    """What one role did in one phase.
+@dataclasses.dataclass(eq=False)
+class Ticket:
+    """A request on its way through the ledger.
 
     Attributes:
-      calls: completions asked for, those from the tape included.
-      paid_calls: completions that were not on the tape when this command started.
-      requests: different ones.
-      prompt_tokens, completion_tokens, usd, seconds: of all different requests, as recorded when they were paid for.
+      role, key: of the request.
+      used: tokens reserved of the allowance.
+      paid: costs reserved of the budget.
+      allowance: the limit it counts against, or None.
+      admitted: resolved when both are reserved.
     """
 
-    calls: int = 0
-    paid_calls: int = 0
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    usd: float = 0.0
-    seconds: float = 0.0
+    role: str
+    key: str
+    used: int
+    paid: Usage
+    allowance: Allowance | None
+    admitted: asyncio.Future[None]
 
 
 class Ledger:
-    """Counts completions. The phase is set by the stage that runs; the role comes with each request."""
+    """Counts, and admits requests. The phase is set by the stage that runs; the role comes with each request.
+
+    Requests come from one event loop at a time.
+    """
 
     def __init__(
-        self, budget: Budget | None = None, spent: Charge | None = None, prices: Mapping[str, Price] | None = None
+        self, budget: Budget | None = None, spent: Usage | None = None, prices: Mapping[str, Price] | None = None
     ) -> None:
-        """``spent``: what the tape's completions cost. ``prices``: those of ``config.prices``."""
-        self._totals: dict[tuple[str, str], Totals] = collections.defaultdict(Totals)
-        self._seen: dict[str, set[str]] = collections.defaultdict(set)  # keys of requests, by phase
+        """``spent``: what the tape's results cost (``Tape.usage``). ``prices``: of ``config.prices``."""
+        self._calls: collections.Counter[tuple[str, str]] = collections.Counter()  # by (phase, role)
+        self._paid_calls: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._used: dict[tuple[str, str], Usage] = {}
+        self._keys: dict[str, set[str]] = collections.defaultdict(set)  # of requests, by phase
         self._phase = "setup"
-        self._lock = threading.Lock()
         self._budget, self._prices = budget or Budget(), prices or {}
-        self._spent, self._reserved = spent or Charge(), Charge()
+        self._spent, self._reserved = spent or Usage(), Usage()
+        self._allowance: Allowance | None = None
+        self._queue: collections.deque[Ticket] = collections.deque()
+        self._in_flight = 0
+
+    # --- scopes
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -115,83 +104,189 @@ class Ledger:
         finally:
             self._phase = outer
 
-    def add(self, role: str, key: str, completion: Completion, *, paid: bool) -> None:
-        """Counts one call of a request with this key. ``paid``: it was not on the tape."""
-        with self._lock:
-            totals = self._totals[self._phase, role]
-            totals.calls += 1
-            totals.paid_calls += paid
-            seen = self._seen[self._phase]
-            if key in seen:
-                return
-            seen.add(key)
-            totals.requests += 1
-            totals.prompt_tokens += completion.prompt_tokens
-            totals.completion_tokens += completion.completion_tokens
-            totals.usd += completion.usd
-            totals.seconds += completion.seconds
+    @contextlib.contextmanager
+    def limit(self, tokens: int | None) -> Iterator[Allowance]:
+        """Inside the block at most ``tokens`` are used; None counts without a limit. Limits nest: an inner block also
+        stays within what is left of the outer ones. Begin and end it when nothing is in flight.
 
-    def most(self, request: CompletionRequest) -> Charge:
-        """The most that a request can cost."""
-        if not request.max_tokens:  # asks no model, but for a program to be run (``llm.sandbox``)
-            return Charge(calls=1)
-        price = price_of(request.model, self._prices)
+        Raises:
+          OutOfBudget: from every request that does not fit, and from all later ones in the same block.
+        """
+        outer, self._allowance = self._allowance, Allowance(tokens, self._allowance)
+        try:
+            yield self._allowance
+        finally:
+            self._allowance = outer
+
+    @property
+    def left(self) -> float:
+        """Tokens that may still be used under the limits that hold now; infinite without one."""
+        return self._allowance.left if self._allowance else math.inf
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the worst case of a request matters."""
+        return bool(self._budget.tokens or self._budget.usd) or self.left < math.inf
+
+    # --- admission
+
+    def most(self, effect: Effect[Any], prompt_tokens: int | None = None) -> Usage:
+        """The most that an effect can cost. ``prompt_tokens``: the exact number, where it is known.
+
+        Raises:
+          OverBudget: if dollars are limited and the price of its model is unknown.
+        """
+        most = effect.most()
+        if prompt_tokens is not None:
+            most = dataclasses.replace(most, prompt_tokens=prompt_tokens)
+        if not effect.model:
+            return most
+        price = price_of(effect.model, self._prices)
         if price is None and self._budget.usd:
             raise OverBudget(
-                f"no price of {request.model} is known, and config.budget.usd is {self._budget.usd}: set "
-                f"config.prices to {request.model}=PROMPT/COMPLETION, in US dollars per million tokens"
+                f"no price of {effect.model} is known, and config.budget.usd is {self._budget.usd}: set "
+                f"config.prices to {effect.model}=PROMPT/COMPLETION, in US dollars per million tokens"
             )
-        read, written = most_tokens(request)
-        return Charge(price.usd(read, written) if price else 0.0, read + written, 1)
+        usd = price.usd(most.prompt_tokens, most.completion_tokens) if price else 0.0
+        return dataclasses.replace(most, usd=usd)
 
-    def reserve(self, most: Charge) -> bool:
-        """Sets the cost of a call aside; False if that and what is in flight could cost more than is left."""
-        with self._lock:
-            total = self._spent + self._reserved + most
-            if any(0 < limit < amount for limit, amount in self._limits(total)):
-                return False
-            self._reserved += most
-            return True
+    async def admit(self, role: str, key: str, most: Usage, *, paid: bool) -> Ticket:
+        """Reserves the cost of a request, and waits until it fits; ``settle`` must follow.
 
-    def settle(self, most: Charge, completion: Completion | None) -> None:
-        """Replaces what was reserved by what a call cost: nothing if there is no completion."""
-        with self._lock:
-            self._reserved -= most
-            if completion is not None:
-                self._spent += Charge(completion.usd, completion.prompt_tokens + completion.completion_tokens, 1)
+        Args:
+          most: its worst case; for a result on the tape its true cost.
+          paid: whether it is not on the tape.
 
-    def refusal(self, most: Charge) -> OverBudget:
-        """Why a call is not made, and how to go on."""
-        with self._lock:
-            spent = self._spent
-        limits = self._limits(spent + most)
-        names = [f.name for f in dataclasses.fields(Budget)]
-        reached = ", ".join(
-            f"config.budget.{name} = {limit}"
-            for name, (limit, amount) in zip(names, limits, strict=True)
-            if 0 < limit < amount
+        Raises:
+          OutOfBudget, OverBudget: if it does not fit when everything in flight has ended.
+        """
+        allowance = self._allowance
+        used = 0 if allowance is None or allowance.has(key) else most.tokens
+        admitted = asyncio.get_running_loop().create_future()
+        ticket = Ticket(role, key, used, most if paid else Usage(), allowance, admitted)
+        if not paid and not used:
+            return ticket
+        if allowance is not None and allowance.closed and used:
+            raise self._refusal(ticket)
+        self._queue.append(ticket)
+        self._advance()
+        try:
+            await admitted
+        except asyncio.CancelledError:
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+                self._advance()
+            elif not admitted.cancelled() and not admitted.exception():
+                self.settle(ticket, None)
+            raise
+        return ticket
+
+    def settle(self, ticket: Ticket, usage: Usage | None) -> None:
+        """Replaces the reserved cost of a request by its true cost, which is zero without a result."""
+        if ticket.used or ticket.paid.calls:
+            self._in_flight -= 1
+            self._reserved -= ticket.paid
+            if ticket.allowance is not None:
+                ticket.allowance.reserve(-ticket.used)
+        if usage is not None:
+            self._spent += usage if ticket.paid.calls else Usage()
+            self._paid_calls[self._phase, ticket.role] += bool(ticket.paid.calls)
+            self._use(ticket.role, ticket.key, usage, ticket.allowance)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Admits requests from the front of the queue while they fit; refuses all if the first one cannot ever fit."""
+        while self._queue:
+            first = self._queue[0]
+            if first.admitted.done():  # cancelled
+                self._queue.popleft()
+            elif self._fits(first):
+                self._queue.popleft()
+                self._in_flight += 1
+                self._reserved += first.paid
+                if first.allowance is not None:
+                    first.allowance.reserve(first.used)
+                first.admitted.set_result(None)
+            elif self._in_flight:
+                return
+            else:
+                self._refuse_all()
+
+    def _fits(self, ticket: Ticket) -> bool:
+        within = ticket.allowance is None or ticket.used <= ticket.allowance.left
+        return within and not self._exceeded(self._spent + self._reserved + ticket.paid)
+
+    def _exceeded(self, total: Usage) -> list[str]:
+        """Names of the budget's limits that ``total`` exceeds."""
+        limits = {field.name: getattr(self._budget, field.name) for field in dataclasses.fields(Budget)}
+        return [name for name, limit in limits.items() if 0 < limit < getattr(total, name)]
+
+    def _refuse_all(self) -> None:
+        error = self._refusal(self._queue[0])
+        tickets, self._queue = self._queue, collections.deque()
+        for ticket in (ticket for ticket in tickets if not ticket.admitted.done()):
+            if ticket.allowance is not None and isinstance(error, OutOfBudget):
+                ticket.allowance.closed = True
+            ticket.admitted.set_exception(type(error)(*error.args))  # one each: callers add notes to it
+            ticket.admitted.exception()  # marked as retrieved: its caller may be cancelled first
+
+    def _refusal(self, ticket: Ticket) -> OutOfBudget | OverBudget:
+        """The reason for a refusal, and how to go on."""
+        exceeded = self._exceeded(self._spent + ticket.paid)
+        if exceeded:
+            reached = ", ".join(f"config.budget.{name} = {getattr(self._budget, name)}" for name in exceeded)
+            return OverBudget(
+                f"the budget is spent ({reached}): {self._spent} so far in this run folder, and the next call may cost "
+                f"{ticket.paid}. All of it is kept: raise the limit and run the same command again"
+            )
+        left = 0 if ticket.allowance is None else ticket.allowance.left
+        return OutOfBudget(
+            f"{left:,.0f} tokens are left (config.optimize.max_tokens), and the next request, of {ticket.role!r}, may "
+            f"use {ticket.used:,}: raise the limit in a new --workdir"
         )
-        return OverBudget(
-            f"the budget is spent ({reached}): {spent} so far in this run folder, and the next call may cost {most}. "
-            "All of it is kept: raise the limit and run the same command again"
-        )
 
-    def _limits(self, cost: Charge) -> list[tuple[float, float]]:
-        """(limit, amount), in the order of the fields."""
-        return [(getattr(self._budget, f.name), getattr(cost, f.name)) for f in dataclasses.fields(Budget)]
+    # --- counting
 
-    def to_json(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """{phase: {role: totals}}, in order of first use."""
-        table: dict[str, dict[str, dict[str, Any]]] = {}
-        for (phase, role), totals in self._totals.items():
-            row = dataclasses.asdict(totals)
-            table.setdefault(phase, {})[role] = {
-                **row,
-                "usd": round(row["usd"], 6),
-                "seconds": round(row["seconds"], 3),
-            }
-        return table
+    def count_call(self, role: str) -> None:
+        """Counts a request, whether the tape answered it or not."""
+        self._calls[self._phase, role] += 1
+
+    def replay(self, requests: Sequence[Used]) -> None:
+        """Counts requests of an earlier command as used again (``Allowance.requests``)."""
+        for role, key, usage in requests:
+            self._use(role, key, usage, self._allowance)
+
+    def _use(self, role: str, key: str, usage: Usage, allowance: Allowance | None) -> None:
+        if allowance is not None:
+            allowance.use(role, key, usage)
+        if key not in self._keys[self._phase]:
+            self._keys[self._phase].add(key)
+            self._used[self._phase, role] = self._used.get((self._phase, role), Usage()) + usage
+
+    def usage(self, phase: str) -> dict[str, Usage]:
+        """Used by each role in a phase; ``calls`` are different requests."""
+        return {role: usage for (name, role), usage in self._used.items() if name == phase}
+
+    @property
+    def used(self) -> Usage:
+        """Used under the outermost limit that holds now; nothing without one."""
+        return self._allowance.chain[-1].used if self._allowance else Usage()
 
     @property
     def paid_calls(self) -> int:
-        return sum(totals.paid_calls for totals in self._totals.values())
+        """Results that were not on the tape when this command started."""
+        return self._paid_calls.total()
+
+    def to_json(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """{phase: {role: row}}, in order of first use: ``calls`` in all, ``paid_calls`` of them not on the tape,
+        different ``requests``, and their costs."""
+        table: dict[str, dict[str, dict[str, Any]]] = {}
+        for (phase, role), usage in self._used.items():
+            fields = usage.to_json()
+            table.setdefault(phase, {})[role] = {
+                "calls": self._calls[phase, role],
+                "paid_calls": self._paid_calls[phase, role],
+                "requests": usage.calls,
+                **{name: fields[name] for name in ("prompt_tokens", "completion_tokens", "usd", "seconds")},
+            }
+        return table

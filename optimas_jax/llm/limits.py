@@ -1,4 +1,4 @@
-"""How fast and how often something is asked over a network: rate limits, and the one retry policy."""
+"""Rate limits and the one retry policy of calls over a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from optimas_jax.core.ranges import NonNegativeFloat, PositiveInt
+from optimas_jax.core.schema import NonNegativeFloat, PositiveInt
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ class Retries:
     """Exponential back-off with jitter.
 
     Attributes:
-      attempts: at most, the first one included; that many failures in a row stop a run.
+      attempts: at most, the first one included; as many failures in a row stop a run.
       first_wait: seconds before the second attempt, doubled before every further one.
       longest_wait: seconds, at most; a server that asks for more (Retry-After) gets it.
     """
@@ -28,16 +28,16 @@ class Retries:
     first_wait: NonNegativeFloat = 1.0
     longest_wait: NonNegativeFloat = 60.0
 
-    def wait(self, failures: int, asked: float | None, jitter: float) -> float:
+    def wait(self, failures: int, retry_after: float | None, jitter: float) -> float:
         """Seconds before the next attempt.
 
         Args:
           failures: attempts so far.
-          asked: what the server asked for (Retry-After), or None.
+          retry_after: what the server asked for (Retry-After), or None.
           jitter: from 0 to 1; many clients must not come back at the same moment.
         """
         backoff = min(self.first_wait * 2 ** (failures - 1), self.longest_wait)
-        return max(asked or 0.0, backoff * (0.5 + 0.5 * jitter))
+        return max(retry_after or 0.0, backoff * (0.5 + 0.5 * jitter))
 
 
 def retry(
@@ -49,24 +49,24 @@ def retry(
     """Calls until it succeeds, fails for good, or attempts run out; the last error is raised.
 
     Args:
-      transient: seconds that an error asks to wait (0 if it does not say), or None for one that will not pass.
+      transient: seconds to wait after an error (0 if the server names none), or None for an error that is final.
     """
     for failures in range(1, retries.attempts + 1):
         try:
             return call()
         except Exception as error:
-            asked = transient(error)
-            if asked is None or failures == retries.attempts:
+            retry_after = transient(error)
+            if retry_after is None or failures == retries.attempts:
                 raise
-            sleep(retries.wait(failures, asked, random.random()))
+            sleep(retries.wait(failures, retry_after, random.random()))
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 class Rate:
     """A bucket that fills steadily, by ``per_minute`` a minute and up to ``per_minute``; 0 for no limit.
 
-    More than there is may be taken: whoever does so waits until it has come in. Those who wait are served in turn, and
-    a single amount larger than the bucket waits longer, but not for ever.
+    Amounts may be borrowed: the caller waits until the bucket has refilled. Callers are served in the order of their
+    calls. An amount larger than the bucket waits longer, for a finite time.
     """
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic):

@@ -1,8 +1,8 @@
 """The bridge to the device wing: concurrent completion requests share the JAX engine's batch.
 
 Requests from any thread or event loop go into one queue; one worker thread lets them join the running batch as rows
-become free (``engine.batching``), and hands each answer back when it is done. What a request gets does not depend on
-what shares its batch, so concurrency changes speed and nothing else.
+become free (``engine.batching``), and hands each answer back when it is done. On CPU and in float32 an answer does not
+depend on the other requests of its batch: concurrency changes speed alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optimas_jax.engine.decode_batch import RowRequest
     from optimas_jax.engine.sampler import Sample, Sampler, SampleRequest
 
-_STREAM_TOKENS = 4  # tokens between two looks at the answers so far, while somebody listens
+_STREAM_TOKENS = 4  # tokens between two looks at the answers so far, while a request has a callback for them
 _ADAPTERS = 8  # loaded from the folder; the oldest goes first
 _GATHER_SECONDS = 0.01  # how long the worker waits for one more request before it goes on
 
@@ -38,14 +38,41 @@ class EngineError(StopRun):
 
 @dataclasses.dataclass(eq=False)
 class _Entry:
-    """A request on its way: what was asked, who waits for it, who listens to its text, and the engine's seconds that it
-    took so far."""
+    """A request that is queued or in the batch.
+
+    Attributes:
+      request, row: the request, for the sampler and for its batch.
+      future: gets the answer and its share of the engine's seconds.
+      on_text: callback for the answer so far.
+      seconds: of the engine, so far.
+    """
 
     request: SampleRequest
     row: RowRequest
     future: concurrent.futures.Future[tuple[Sample, float]]
     on_text: Callable[[str], None] | None = None
     seconds: float = 0.0
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the request with an error: an ``EngineError`` of its own, since callers add notes to it."""
+        if self.future.done() or not self.future.set_running_or_notify_cancel():
+            return
+        failure = EngineError(f"the local engine failed ({type(error).__name__}: {error})")
+        failure.__cause__ = error
+        self.future.set_exception(failure)
+
+    def finish(self, sample: Sample) -> None:
+        """Ends the request with its answer."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_result((sample, self.seconds))
+
+    def show(self, text: str) -> None:
+        """Hands the answer so far to ``on_text``; an error there ends this request and no other."""
+        try:
+            if self.on_text is not None and not self.future.done():
+                self.on_text(text)
+        except Exception as error:
+            self.fail(error)
 
 
 class LocalCompleter:
@@ -59,8 +86,11 @@ class LocalCompleter:
         folder whose adapters (``checkpoints.peft``) requests may name."""
         self._model, self._load, self._adapters = model, load, adapters
         self._sampler: Sampler | None = None
-        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()  # None: stop
-        self._lock = threading.Lock()
+        # None: stop. No SimpleQueue: in CPython 3.11 its get(timeout) waits without end if its thread is preempted past
+        # the deadline between two readings of the clock.
+        self._queue: queue.Queue[_Entry | None] = queue.Queue()
+        self._lock = threading.Lock()  # of the sampler
+        self._worker_lock = threading.Lock()  # of the worker, and of the queue's end
         self._worker: threading.Thread | None = None
 
     def sampler(self) -> Sampler:
@@ -74,8 +104,12 @@ class LocalCompleter:
         """Tokens of a prompt."""
         return len(_encode(self.sampler().tokenizer, messages))
 
+    def prompt_tokens(self, request: CompletionRequest) -> int | None:
+        """Tokens of a request's prompt; None while the model is not loaded."""
+        return None if self._sampler is None else len(_encode(self._sampler.tokenizer, request.messages))
+
     def _load_adapter(self, sampler: Sampler, name: str) -> None:
-        """Raises ``ValueError`` if there is none of that name, or none that can be read."""
+        """Loads an adapter from the folder; raises ``ValueError`` if it is missing or cannot be read."""
         from optimas_jax.checkpoints.peft import read_adapter
 
         if self._adapters is None:
@@ -92,7 +126,8 @@ class LocalCompleter:
         """Answers one request.
 
         Args:
-          on_text: is told the answer so far, again and again, from another thread.
+          on_text: streaming callback with the text so far; called from the engine's thread. An end that may begin a
+            stop text is held back.
 
         Raises:
           EngineError: for another model, an adapter that cannot be read, a prompt that does not fit the context, or a
@@ -119,8 +154,7 @@ class LocalCompleter:
         except ValueError as error:
             raise EngineError(str(error)) from error
         future: concurrent.futures.Future[tuple[Sample, float]] = concurrent.futures.Future()
-        self._queue.put(_Entry(sample_request, sampler.row_request(sample_request), future, on_text))
-        self._start_worker()
+        self._submit(_Entry(sample_request, sampler.row_request(sample_request), future, on_text))
         sample, seconds = await asyncio.wrap_future(future)
         return Completion(
             text=sample.text,
@@ -131,17 +165,19 @@ class LocalCompleter:
             tokens=Tokens(sample_request.prompt_ids, sample.ids, sample.logprobs) if request.tokens else None,
         )
 
-    def _start_worker(self) -> None:
-        with self._lock:
+    def _submit(self, entry: _Entry) -> None:
+        """Queues a request, for a new worker where none is alive."""
+        with self._worker_lock:
+            self._queue.put(entry)
             if self._worker is None or not self._worker.is_alive():
                 self._worker = threading.Thread(target=self._serve, name="local-engine", daemon=True)
                 self._worker.start()
                 atexit.register(self.close)
 
     def close(self) -> None:
-        """Ends the worker when the requests in flight are done; what still waits gets no answer.
+        """Ends the worker when the requests in flight are done; requests that still wait fail.
 
-        Called when the process exits, however it does: a thread inside XLA must not outlive the interpreter.
+        Registered with ``atexit``: a thread inside XLA must not outlive the interpreter.
         """
         worker = self._worker
         if worker is not None and worker.is_alive():
@@ -149,17 +185,35 @@ class LocalCompleter:
             worker.join()
 
     def _serve(self) -> None:
-        """Serves requests until it is told to stop; an idle worker sleeps in ``queue.get``."""
-        batch: ContinuousBatch[_Entry] = self.sampler().batch()
-        waiting: list[_Entry] = []
-        stopping = False
-        while not stopping or batch.active:
-            stopping = stopping or not self._gather(waiting, idle=not (waiting or batch.active))
-            waiting = [entry for entry in waiting if not entry.future.cancelled() and not stopping]
-            waiting = self._advance(batch, waiting)
+        """Serves requests until ``close``; an idle worker sleeps in ``queue.get``. Requests that are open when it ends
+        fail."""
+        pending: list[_Entry] = []  # waiting or in flight
+        error: BaseException = StopRun("it was closed")
+        try:
+            batch: ContinuousBatch[_Entry] = self.sampler().batch()
+            stopping = False
+            while not stopping or batch.active:
+                pending = _unanswered(pending)
+                stopping = stopping or not self._gather(pending, idle=not (pending or batch.active))
+                flying = set(batch.active)
+                waiting = [] if stopping else [entry for entry in _unanswered(pending) if entry not in flying]
+                self._advance(batch, waiting)
+        except BaseException as fault:
+            error = fault
+        finally:
+            self._give_up(pending, error)
 
-    def _gather(self, waiting: list[_Entry], *, idle: bool) -> bool:
-        """Adds what has come in, and waits for the first entry if ``idle``; False means stop."""
+    def _give_up(self, entries: list[_Entry], error: BaseException) -> None:
+        """Fails these requests and all that are queued; the next one gets a new worker."""
+        with self._worker_lock:
+            self._worker = None
+            while not self._queue.empty():
+                entries += [entry for entry in [self._queue.get()] if entry is not None]
+        for entry in entries:
+            entry.fail(error)
+
+    def _gather(self, pending: list[_Entry], *, idle: bool) -> bool:
+        """Moves queued entries to ``pending``, and waits for the first one if ``idle``; returns False to stop."""
         if idle:
             self.sampler().rest()
         while True:
@@ -169,39 +223,43 @@ class LocalCompleter:
                 return True
             if entry is None:
                 return False
-            waiting.append(entry)
+            pending.append(entry)
             idle = False
 
-    def _advance(self, batch: ContinuousBatch[_Entry], waiting: list[_Entry]) -> list[_Entry]:
-        """Lets requests in, decodes for a while, and answers what is done; returns what still waits."""
+    def _advance(self, batch: ContinuousBatch[_Entry], waiting: list[_Entry]) -> None:
+        """Admits requests to the batch, decodes for a while, and answers the finished ones."""
         started = time.perf_counter()
         flying = batch.active
         try:
             batch.admit([(entry, entry.row) for entry in waiting])
             flying = batch.active
             listening = any(entry.on_text for entry in flying)
-            made = batch.step(_STREAM_TOKENS) if listening else batch.step()
-            finished = [(entry, self.sampler().sample(entry.request, *one)) for entry, *one in made]
-            for entry, tokens in batch.partial() if listening else ():
-                if entry.on_text:
-                    entry.on_text(self.sampler().text(tokens.tolist()))
+            ended = batch.step(_STREAM_TOKENS) if listening else batch.step()
+            sampler = self.sampler()
+            samples = [(entry, sampler.sample(entry.request, tokens, logprobs)) for entry, tokens, logprobs in ended]
+            parts = [
+                (entry, sampler.text_so_far(entry.request, tokens))
+                for entry, tokens in (batch.partial() if listening else ())
+                if entry.on_text
+            ]
         except Exception as error:
-            # Whoever is in the batch or was a moment ago; if nobody could even be let in, whoever waits.
-            flying = list({*flying, *batch.active}) or waiting
-            for entry in flying:
-                if entry.future.set_running_or_notify_cancel():
-                    failure = EngineError(f"the local engine failed ({type(error).__name__}: {error})")
-                    failure.__cause__ = error
-                    entry.future.set_exception(failure)  # one each: callers add notes to it
+            # Requests in the batch now or before this step; all waiting ones if none was admitted.
+            for entry in {*flying, *batch.active} or waiting:
+                entry.fail(error)
             batch.clear()
         else:
             share = (time.perf_counter() - started) / max(len(flying), 1)
             for entry in flying:
                 entry.seconds += share
-            for entry, sample in finished:
-                if entry.future.set_running_or_notify_cancel():
-                    entry.future.set_result((sample, entry.seconds))
-        return [entry for entry in waiting if entry not in flying]
+            for entry, text in parts:
+                entry.show(text)
+            for entry, sample in samples:
+                entry.finish(sample)
+
+
+def _unanswered(entries: Sequence[_Entry]) -> list[_Entry]:
+    """The requests without an answer or an error."""
+    return [entry for entry in entries if not entry.future.done()]
 
 
 def _encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

@@ -1,11 +1,11 @@
 """OpenAI, and any OpenAI-compatible server: ``launch/serve.py``, vLLM, llama.cpp and others.
 
-Chat messages go to chat completions, which every such server has; a plain text goes to completions, which only own
-servers have for the models of today.
+Chat messages go to chat completions; a plain text goes to completions, which OpenAI no longer has for its current
+models.
 
-A request for an adapter names it by its digest, so that the server can never answer with an older one: an adapter that
-the server does not know yet is loaded under that name first (vLLM's ``load_lora_adapter``, which ``launch/serve.py``
-has, too). Server and client must see the same folder of adapters.
+A request names an adapter by its digest, so that the server never answers with an older one. An adapter that the server
+does not know is loaded first (``load_lora_adapter`` of vLLM and of ``launch/serve.py``). Server and client must see the
+same folder of adapters.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class OpenAICompleter:
         return self._remote.post(_sdk(), body, lambda sent: create(**sent), pause)
 
     def _load(self, adapter: str) -> None:
-        """Has the server load an adapter, once."""
+        """Makes the server load an adapter, once."""
         client = self._remote.client(_sdk().OpenAI, self._http_client)
         with self._lock:
             if adapter in self._served:
@@ -131,7 +131,7 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
 
 
 def _tokens(answer: Mapping[str, Any], choice: Mapping[str, Any]) -> Tokens:
-    """What was read and written, in tokens."""
+    """Tokens of the prompt and of the answer."""
     prompt_ids = choice.get("prompt_token_ids") or answer.get("prompt_token_ids")
     ids, logprobs = choice.get("token_ids"), choice.get("logprobs")
     if not prompt_ids or not ids or not logprobs:

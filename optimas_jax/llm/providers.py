@@ -1,4 +1,4 @@
-"""One completer for models of all kinds: each request goes to whoever serves its model."""
+"""One completer for models of all kinds: routes each request to the provider or local engine that serves its model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from optimas_jax.core.system import System
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
-from optimas_jax.llm.base import Completer, Completion, CompletionRequest
+from optimas_jax.llm.base import Completer, Completion, CompletionRequest, count_prompt
 from optimas_jax.llm.remote import SETTINGS, ServerConfig
 from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
 
@@ -25,7 +25,7 @@ class RoutedCompleter:
         self._lock = threading.Lock()
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Answers one request; raises ``StopRun`` for a model that nobody here serves."""
+        """Answers one request; raises ``StopRun`` for a model without a provider or engine."""
         try:
             name = provider(request.model)
         except ValueError as error:
@@ -37,16 +37,21 @@ class RoutedCompleter:
                 self._local[request.model] = self._make_local(request.model)
         return await self._local[request.model].complete(request)
 
+    def prompt_tokens(self, request: CompletionRequest) -> int | None:
+        """Tokens of a request's prompt, where a local model serves it and is loaded; else None."""
+        completer = self._local.get(request.model)
+        return None if completer is None else count_prompt(completer, request)
+
 
 def check_models(specs: Iterable[str], servers: Mapping[str, ServerConfig], *, keys: bool) -> None:
-    """Looks whether models can be asked at all, before anything is paid for. Loads nothing and asks nobody.
+    """Checks that every model can be served, before anything is paid for. Loads no model and sends no request.
 
     Args:
       servers: by provider.
-      keys: whether keys must be there; a tape may answer without.
+      keys: whether keys must be set; a run that replays its tape needs none.
 
     Raises:
-      ValueError: for an unknown provider, a path where nothing is, or a key that is not set; names every variable.
+      ValueError: for an unknown provider, a path that does not exist, or a key that is not set; names every variable.
     """
     specs = tuple(specs)
     for spec in specs:

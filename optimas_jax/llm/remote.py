@@ -1,7 +1,7 @@
-"""What the clients of paid and of own servers share: threads, pace, retries, the bill, errors that name the way out.
+"""The parts that all clients of model servers share: threads, rate limits, retries, prices, and error messages.
 
-Both SDKs are made by one generator: they raise errors of the same names, and answer with raw responses of the same
-shape. A client builds the body of a request and reads the body of an answer; everything between is here.
+Both SDKs come from one generator: they raise errors of the same names and return raw responses of the same shape. A
+client builds the body of a request and reads the body of an answer; everything between is here.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from optimas_jax.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt
+from optimas_jax.core.schema import NonNegativeInt, PositiveFloat, PositiveInt
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.llm.base import Completion, CompletionRequest
-from optimas_jax.llm.ledger import most_tokens
 from optimas_jax.llm.limits import Rate, Retries, retry
 from optimas_jax.llm.prices import Price, price_of
 from optimas_jax.llm.specs import KEYS
@@ -41,7 +40,7 @@ _OVERFLOW = re.compile(r"context.?length|context.?window|context limit|prompt is
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
-    """Who answers for a provider's models, and how fast it may be asked.
+    """The server of a provider's models, and its limits.
 
     Attributes:
       base_url: as the provider's client wants it, for example ``http://127.0.0.1:8000/v1`` for ``openai:NAME``; empty
@@ -49,7 +48,7 @@ class ServerConfig:
       timeout: seconds for one answer.
       connections: requests in flight, at most.
       requests_per_minute, tokens_per_minute: of each model, at most; 0 for no limit.
-      retries: of what may pass: 408, 409, 429, 5xx, no connection, an answer that is not JSON.
+      retries: of transient errors: 408, 409, 429, 5xx, no connection, an answer that is not JSON.
     """
 
     base_url: str = ""
@@ -71,7 +70,7 @@ class ServerConfig:
 
 
 class ServerError(StopRun):
-    """The server cannot answer, or does not understand."""
+    """The server does not answer, or refuses the request."""
 
 
 class Refused(ServerError):
@@ -87,10 +86,10 @@ class _NotJson(Exception):
 
 
 class Remote:
-    """Asks one provider, or the server that stands for it. Safe for use from several threads and event loops."""
+    """Client of one provider, or of a server with its API. Safe for use from several threads and event loops."""
 
     def __init__(self, provider: str, url: str, config: ServerConfig, prices: Mapping[str, Price], say: Callable):
-        """``url``: the provider's own. ``prices``: of ``config.prices``. ``say``: is told what the user should know."""
+        """``url``: of the provider. ``prices``: of ``config.prices``. ``say``: callback for messages to the user."""
         self.config, self.url = config, config.base_url or url
         self._provider, self._prices, self._say = provider, prices, say
         self._lock = threading.Lock()
@@ -102,14 +101,14 @@ class Remote:
 
     @property
     def key(self) -> str:
-        """From the environment; own servers may want none."""
+        """The key from the environment; a server at ``base_url`` may need none."""
         key = os.environ.get(KEYS[self._provider], "")
         if not key and not self.config.base_url:
             raise ServerError(f"set {KEYS[self._provider]} to your key for {self.url}: the tape lacks an answer")
         return key or "none"
 
     def client(self, make: Callable[..., Any], http_client: Any) -> Any:
-        """The SDK's client, made by ``make`` at the first call. Retries are ours; its connections end with ``self``."""
+        """The SDK's client, built by ``make`` at the first call. It does not retry; it is closed with ``self``."""
         with self._lock:
             if self._client is None:
                 self._client = make(
@@ -123,10 +122,10 @@ class Remote:
             return self._client
 
     async def complete(self, request: CompletionRequest, ask: Callable[[Pause], Completion]) -> Completion:
-        """Has a thread answer a request, no faster than the limits allow; adds seconds and dollars.
+        """Answers a request in a thread, within the rate limits; adds seconds and dollars.
 
-        A request that is cancelled before it was sent is not sent. One in flight will be paid for: it is waited for,
-        and its answer returned, so that whoever cancelled can keep it.
+        A request that is cancelled before it was sent is not sent. A request in flight is paid for in any case:
+        cancelling waits for its answer and returns it, so that the caller can record it.
         """
         cancelled = threading.Event()
 
@@ -134,36 +133,39 @@ class Remote:
             if cancelled.wait(seconds):
                 raise ServerError("the request was cancelled")
 
-        future = self._pool.submit(self._complete, request, ask, pause)
+        submitted = self._pool.submit(self._complete, request, ask, pause)
+        answer = asyncio.wrap_future(submitted)  # once: a second wrapper's exception would have no reader
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # marked as retrieved
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            await asyncio.wait([answer])
         except asyncio.CancelledError:
             cancelled.set()
-            if future.cancel():
+            if submitted.cancel():
                 raise
-            return await asyncio.wrap_future(future)
+            await asyncio.wait([answer])
+        return answer.result()
 
     def _complete(self, request: CompletionRequest, ask: Callable[[Pause], Completion], pause: Pause) -> Completion:
         with self._lock:
             if request.model not in self._rates:
                 self._rates[request.model] = Rate(self.config.requests_per_minute), Rate(self.config.tokens_per_minute)
             requests, tokens = self._rates[request.model]
-        most = sum(most_tokens(request))
+        most = request.most().tokens
         pause(max(requests.take(1), tokens.take(most)))
         started = time.perf_counter()
-        made = ask(pause)
-        tokens.take(made.prompt_tokens + made.completion_tokens - most)
+        completion = ask(pause)
+        tokens.take(completion.usage.tokens - most)
         price = price_of(request.model, self._prices)
         return dataclasses.replace(
-            _cut(made, request.stop),
+            _cut(completion, request.stop),
             seconds=time.perf_counter() - started,
-            usd=price.usd(made.prompt_tokens, made.completion_tokens) if price else 0.0,
+            usd=price.usd(completion.prompt_tokens, completion.completion_tokens) if price else 0.0,
         )
 
     def post(self, sdk: Any, body: Body, send: Callable[[Body], Any], pause: Pause) -> Mapping[str, Any]:
-        """Sends the body of a request and returns that of the answer.
+        """Sends the body of a request and returns the body of the answer.
 
-        A sampling setting that the model does not take is left out of this and of later requests, and said.
+        A sampling setting that the model refuses is left out of this and of later requests, with a message.
 
         Args:
           sdk: the package ``openai`` or ``anthropic``.
@@ -186,7 +188,7 @@ class Remote:
                     self._say(f"{model} does not take the setting {name}: it is left out, and the model's own holds")
 
     def call(self, sdk: Any, call: Callable[[], T], pause: Pause = time.sleep) -> T:
-        """With retries; errors of the SDK become ours."""
+        """Calls with retries; raises ``ServerError`` for errors of the SDK."""
         setting, attempts = SETTINGS[self._provider], self.config.retries.attempts
         again = "What it answered before is on the tape: run the same command again"
         try:
@@ -235,7 +237,7 @@ def _json(response: Any) -> Mapping[str, Any]:
 
 
 def _wait(sdk: Any, error: Any) -> float | None:
-    """How long to wait before asking again; None if that would not help."""
+    """Seconds to wait before the next attempt; None if the error is final."""
     if isinstance(error, _NotJson | sdk.APIConnectionError):
         return 0.0
     if not isinstance(error, sdk.APIStatusError):
@@ -244,21 +246,21 @@ def _wait(sdk: Any, error: Any) -> float | None:
         return None
     if error.status_code not in _TRANSIENT and error.status_code < 500:
         return None
-    return _asked(error.response.headers)
+    return _retry_after(error.response.headers)
 
 
-def _asked(headers: Mapping[str, str]) -> float:
+def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that a server asks to wait: Retry-After in seconds or as a date; 0 if it does not say."""
-    asked = headers.get("retry-after", "")
+    text = headers.get("retry-after", "")
     try:
-        return float(asked)
+        return float(text)
     except ValueError:
-        date = email.utils.parsedate_tz(asked)
+        date = email.utils.parsedate_tz(text)
         return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
 
 
 def _unsupported(error: Refused, body: Mapping[str, Any]) -> str | None:
-    """The setting that a server refuses for the model as such, not for its value."""
+    """The setting that a server refuses whatever its value, or None."""
     said = str(error)
     named = [name for name in _OPTIONAL if name in body and re.search(rf"\b{name}\b", said)]
     return named[0] if named and _UNSUPPORTED.search(said) else None

@@ -1,71 +1,122 @@
-"""The bridge to the sandbox: executions of programs are requests like those to a model.
+"""The bridge to the sandbox: the execution of a program is an effect, recorded on the tape like a completion.
 
-An execution leaves the process, so it belongs on the tape (``llm.tape``): a program that was run against its tests is
-not run again, whether it is deterministic or not, the same command says the same, and the ledger shows the seconds.
-What the key holds is all that the verdict depends on: program, tests, limits and the version of Python.
+A program that was run against its tests is not run again, even if it is not deterministic: the same command gives the
+same verdicts. The key holds everything that a verdict depends on: program, tests, limits and the version of Python.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from optimas_jax.core.system import RunContext
-from optimas_jax.core.types import Outcome, StopRun
-from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Message
+from optimas_jax.core.types import StopRun, digest
+from optimas_jax.core.usage import Usage
+from optimas_jax.llm.base import Completer, Completion, CompletionRequest, count_prompt
 from optimas_jax.sandbox.program import Limits, SandboxError
 from optimas_jax.sandbox.unittests import Verdict, run_tests
 
-PREFIX = "sandbox:"
-MODEL = f"{PREFIX}python{sys.version_info.major}.{sys.version_info.minor}"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 class SandboxStopped(StopRun):
     """The sandbox could not run a program."""
 
 
-async def tested(program: str, tests: str, limits: Limits, case: str, context: RunContext) -> Verdict:
-    """The verdict of tests on a program (``sandbox.unittests.run_tests``), as a component or a judge asks for it."""
-    parts = {"program": program, "tests": tests, "case": case, "limits": json.dumps(dataclasses.asdict(limits))}
-    request = CompletionRequest(
-        model=MODEL,
-        messages=tuple(Message(name, text) for name, text in parts.items()),
-        max_tokens=0,
-        role=context.component,
-    )
-    completion: Completion = await context.completer.complete(request)
-    data = json.loads(completion.text)
-    return Verdict(**{**data, "passed": tuple(data["passed"])}, seconds=completion.seconds)
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """The result of an ``ExecutionRequest``."""
+
+    verdict: Verdict
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(calls=1, seconds=self.verdict.seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.verdict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionRequest:
+    """Tests to run against a program (``sandbox.unittests.run_tests``); an effect (``llm.base``).
+
+    Attributes:
+      program, tests: Python source.
+      case: class of the tests; "" for all tests.
+      limits: of time, memory and output.
+      role: the component that asks; for the ledger, not part of the key.
+      python: version that runs them.
+    """
+
+    program: str
+    tests: str
+    case: str
+    limits: Limits
+    role: str = ""
+    python: str = PYTHON
+
+    @property
+    def kind(self) -> str:
+        return "execution"
+
+    @property
+    def model(self) -> str:
+        return ""
+
+    @property
+    def key(self) -> str:
+        """Content address: equal requests have equal keys."""
+        return digest(self.kind, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The part that affects the verdict, as plain data."""
+        data = dataclasses.asdict(self)
+        del data["role"]
+        return data
+
+    def most(self) -> Usage:
+        return Usage(calls=1)
+
+    def read(self, data: Mapping[str, Any]) -> Execution:
+        """Raises ``TypeError`` or ``KeyError`` for data that is no verdict."""
+        return Execution(Verdict(**{**data, "passed": tuple(data["passed"])}))
+
+
+async def execute_tests(program: str, tests: str, limits: Limits, case: str, context: RunContext) -> Verdict:
+    """Runs tests against a program on behalf of a component or a judge, and returns the verdict."""
+    request = ExecutionRequest(program, tests, case, limits, context.component)
+    execution: Execution = await context.completer.execute(request)
+    return execution.verdict
 
 
 class SandboxCompleter:
-    """Answers requests for executions, and passes all others on; as many programs at once as there are processors."""
+    """A completer that also executes programs, as many at once as there are processors."""
 
     def __init__(self, inner: Completer):
         self._inner = inner
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "sandbox")
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Raises ``SandboxStopped`` if the sandbox cannot run programs; what a program does wrong is in its verdict."""
-        if not request.model.startswith(PREFIX):
-            return await self._inner.complete(request)
+        return await self._inner.complete(request)
+
+    def prompt_tokens(self, request: CompletionRequest) -> int | None:
+        return count_prompt(self._inner, request)
+
+    async def execute(self, request: ExecutionRequest) -> Execution:
+        """Runs the tests; raises ``SandboxStopped`` if the sandbox cannot run programs. Faults of a program are in its
+        verdict."""
         stop = threading.Event()
+        arguments = (request.program, request.tests, request.limits, request.case, stop)
         try:
-            verdict = await asyncio.get_running_loop().run_in_executor(self._pool, _execute, request, stop)
+            return Execution(await asyncio.get_running_loop().run_in_executor(self._pool, run_tests, *arguments))
         except SandboxError as error:
             raise SandboxStopped(str(error)) from error
         finally:
             stop.set()  # a run that was cancelled does not wait for its programs
-        text = json.dumps({name: getattr(verdict, name) for name in ("status", "passed", "failed")})
-        return Completion(text, Outcome.OK, prompt_tokens=0, completion_tokens=0, seconds=verdict.seconds)
-
-
-def _execute(request: CompletionRequest, stop: threading.Event) -> Verdict:
-    parts = {message.role: message.content for message in request.messages}
-    limits = Limits(**json.loads(parts["limits"]))
-    return run_tests(parts["program"], parts["tests"], limits, parts["case"], stop)

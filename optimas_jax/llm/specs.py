@@ -1,4 +1,4 @@
-"""Model specs: a text that names a model, and who answers for it.
+"""Model specs: a text that names a provider and its model, or a local model.
 
 openai:NAME         OpenAI, or with config.server.base_url any OpenAI-compatible server
 anthropic:NAME      Anthropic
@@ -19,7 +19,7 @@ def provider(spec: str) -> str:
     """``openai`` or ``anthropic``; "" for a local model.
 
     Raises:
-      ValueError: for a provider that there is not, or a spec without a name.
+      ValueError: for an unknown provider, or a spec without a name.
     """
     kind, colon, name = spec.partition(":")
     if not colon or not re.fullmatch(r"[A-Za-z]\w+", kind) or Path(spec).exists():
@@ -40,5 +40,5 @@ def model_name(spec: str) -> str:
 
 
 def served(specs: Iterable[str]) -> tuple[str, ...]:
-    """The specs that an API answers for, sorted, each once."""
+    """The specs of models that an API serves, sorted, each once."""
     return tuple(sorted({spec for spec in specs if provider(spec)}))

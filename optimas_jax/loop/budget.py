@@ -1,95 +1,142 @@
-"""What a search has cost so far, and when it has cost enough.
+"""What a search has used, what its next step is expected to use, and its hard limit (``config.optimize.max_tokens``).
 
-Everything counts, whether it was paid for now or came from the tape: the same run stops at the same place however often
-it is resumed.
+Everything counts, whether it was paid now or came from the tape. Collecting and optimising share one limit
+(``search_limit``), which nothing overruns (``Ledger.limit``). A search is a sequence of named *blocks* (a gate, a
+race), each of which counts as a whole or not at all:
+
+    with search_limit(host, "optimize"):                         tokens of max_tokens that collecting left
+        if fits(host, expected_cost(host, name, runs)):           start only what is expected to fit
+            try:
+                with block(host, "3/gate-0", tokens=5_000):      at most 5,000, and at most what is left
+                    ...
+            except OutOfBudget: ...                             the block counts for nothing; its tokens are used
+
+The same command again does the same, although the tape now answers at the true cost what had to be admitted at its
+worst case, so that more would fit: a block that was cut is recorded with what it used (``budget_cuts.json``), and the
+next command counts that and cuts it before its first request.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.loop.context import Run
+from optimas_jax.core.usage import Allowance, OutOfBudget, Usage
+from optimas_jax.loop.context import Host
 
-COLLECTED = "collected.json"  # what collecting cost, in the run folder
+COLLECTED = "collected.json"  # what collecting used, in the run folder
+CUTS = "budget_cuts.json"  # blocks that the limit cut, in the run folder
 _PHASE = "optimize"  # of the ledger
 
 
-class OutOfTokens(Exception):
-    """The search has used its tokens: what it was about to do is left undone."""
+@contextlib.contextmanager
+def search_limit(host: Host, stage: str) -> Iterator[Allowance]:
+    """Limits the tokens of ``stage`` (``collect`` or ``optimize``) inside the block to its rest of
+    ``config.optimize.max_tokens``; only counts them without that setting."""
+    limit = host.max_tokens
+    collected = _collected(host) if stage == _PHASE else Usage()
+    with host.ledger.limit(max(0, limit - collected.tokens) if limit else None) as allowance:
+        yield allowance
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Of collecting and optimising.
+@contextlib.contextmanager
+def block(host: Host, name: str, tokens: int | None = None) -> Iterator[Allowance]:
+    """A part of the search that counts as a whole or not at all.
 
-    Attributes:
-      calls, tokens, usd, seconds: different completions, their prompt and completion tokens, price, the models' time.
-      system_runs: runs of the system, from the start or from where outputs were given, that executed a component.
-      component_calls: executions of components, in these runs or alone.
+    Args:
+      name: unique in the search, and the same in every repetition of it.
+      tokens: the most that it may use; None for all that is left.
+
+    Raises:
+      OutOfBudget: if the limit cuts it, now or in an earlier command, which recorded the cut. The caller must drop
+        state that was changed inside.
     """
-
-    calls: int = 0
-    tokens: int = 0
-    usd: float = 0.0
-    seconds: float = 0.0
-    system_runs: int = 0
-    component_calls: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        mine, its = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Cost(*(a + b for a, b in zip(mine, its, strict=True)))
-
-
-def stage_cost(run: Run, phase: str) -> Cost:
-    """Of a stage that this command has run."""
-    rows = run.ledger.to_json().get(phase, {}).values()
-    meter = run.system.meter
-    return Cost(
-        calls=sum(row["requests"] for row in rows),
-        tokens=sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows),
-        usd=round(sum(row["usd"] for row in rows), 6),
-        seconds=round(sum(row["seconds"] for row in rows), 3),
-        system_runs=meter.runs if meter else 0,
-        component_calls=meter.executions if meter else 0,
-    )
+    key = f"{host.max_tokens}:{name}"
+    cuts = host.folder.read(CUTS) or {}
+    if key in cuts:
+        _replay_cut(host, cuts[key])
+        raise OutOfBudget(f"block {name!r} was cut by the limit of {host.max_tokens:,} tokens before")
+    before = _meter_usage(host)
+    with host.ledger.limit(tokens) as allowance:
+        try:
+            yield allowance
+        except OutOfBudget:
+            executed = _meter_usage(host) - before
+            requests = [[role, request, *dataclasses.astuple(usage)] for role, request, usage in allowance.requests]
+            host.folder.write(CUTS, {**cuts, key: {"executed": executed.to_json(), "requests": requests}})
+            raise
 
 
-def cost_so_far(run: Run) -> Cost:
-    """Of collecting, whenever that was, and of what is optimised now."""
-    return Cost(**(run.folder.read(COLLECTED) or {})) + stage_cost(run, _PHASE)
+def _replay_cut(host: Host, cut: dict[str, Any]) -> None:
+    """Counts the costs of a block that an earlier command cut."""
+    host.ledger.replay([(role, request, Usage(*usage)) for role, request, *usage in cut["requests"]])
+    if host.system.meter is not None:
+        executed = Usage.from_json(cut["executed"])
+        host.system.meter.runs += executed.system_runs
+        host.system.meter.executions += executed.component_calls
 
 
-def costs_from(run: Run) -> dict[str, float]:
-    """By component, mean tokens of its requests so far and of those of everything behind it: what a run of the system
-    costs from there on."""
-    own = {
-        role: (row["prompt_tokens"] + row["completion_tokens"]) / row["requests"]
-        for role, row in run.ledger.to_json().get(_PHASE, {}).items()
-    }
+def stage_usage(host: Host) -> Usage:
+    """Costs of the running stage, inside its ``search_limit``."""
+    return host.ledger.used + _meter_usage(host)
+
+
+def cost_so_far(host: Host) -> Usage:
+    """Costs of collecting, in whichever command, and of the running search."""
+    return _collected(host) + stage_usage(host)
+
+
+def _collected(host: Host) -> Usage:
+    data = host.folder.read(COLLECTED)
+    return Usage() if data is None else Usage.from_json(data)
+
+
+def _meter_usage(host: Host) -> Usage:
+    meter = host.system.meter
+    return Usage(system_runs=meter.runs, component_calls=meter.executions) if meter else Usage()
+
+
+def costs_from(host: Host) -> dict[str, float]:
+    """Mean tokens per request of each component plus all its descendants: a run of the system from there on."""
+    means = _mean_tokens(host)
     return {
-        name: sum(own.get(other, 0.0) for other in (name, *sorted(run.system.descendants(name))))
-        for name in run.components
+        name: sum(means.get(other, 0.0) for other in (name, *sorted(host.system.descendants(name))))
+        for name in host.components
     }
 
 
-def is_spent(run: Run) -> bool:
-    """Whether the search has used the tokens that it was given."""
-    limit = run.config.optimize.max_tokens
-    return bool(limit) and cost_so_far(run).tokens >= limit
+def expected_cost(host: Host, name: str = "", runs: int = 1, calls: int = 0) -> int:
+    """Expected tokens of a gate or a block, from mean tokens per request in this search so far; 0 before its first run.
+
+    Args:
+      name: component from which on the system runs; "" for whole runs.
+      runs: runs of the system from there on, the component included, its metric's requests included.
+      calls: further calls of the component alone.
+    """
+    means = _mean_tokens(host)
+    names = [name, *sorted(host.system.descendants(name))] if name else list(host.system.order)
+    whole = sum(means.get(other, 0.0) for other in (*names, "metric"))
+    return math.ceil(runs * whole + calls * means.get(name, 0.0))
 
 
-def check_tokens(run: Run) -> None:
-    """Raises ``OutOfTokens`` where ``is_spent``."""
-    if is_spent(run):
-        raise OutOfTokens
+def fits(host: Host, expected: float) -> bool:
+    """Whether ``expected`` tokens are left under all limits in force."""
+    return expected <= host.ledger.left
 
 
-def emit_curve(run: Run, at: str, iteration: int, val_score: float) -> None:
+def _mean_tokens(host: Host) -> dict[str, float]:
+    """Mean tokens per request, by role."""
+    return {role: usage.tokens / usage.calls for role, usage in host.ledger.usage(_PHASE).items()}
+
+
+def emit_curve(host: Host, at: str, iteration: int, val_score: float) -> None:
     """A point of score against cost, for the journal. ``at``: ``start``, ``accept`` or ``iteration`` (its end)."""
-    run.folder.emit("curve", at=at, iteration=iteration, val_score=val_score, **dataclasses.asdict(cost_so_far(run)))
+    host.folder.emit("curve", at=at, iteration=iteration, val_score=val_score, **cost_so_far(host).to_json())
 
 
 def read_curve(workdir: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""Who answers the requests of a run. Imports no array library: what is missing is said at once."""
+"""Builds the completer of a run, and validates models, keys and prices before any request is sent.
+
+Imports no array library, so that an error comes at once."""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.plain import ConfigError
+from optimas_jax.core.schema import ConfigError
 from optimas_jax.llm.anthropic import AnthropicCompleter
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.component import LanguageModel
@@ -22,7 +24,7 @@ from optimas_jax.loop.journal import ADAPTERS, TAPE
 
 
 def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = ()) -> None:
-    """Checks that every model that may be asked can be: providers, keys, prices.
+    """Checks the provider, key and price of every model that a run may ask.
 
     Args:
       workdir: the run folder. Where it has a tape already, keys may be missing: the tape may hold every answer.
@@ -54,17 +56,21 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
 
 
 def _check_weights(config: RunConfig) -> None:
-    """Weights are trained here: a server that answers must load them, and what it serves must be said."""
+    """Checks that trained models are local, and that the server of a tuned model loads adapters.
+
+    Raises:
+      ConfigError: names the setting, and the way out.
+    """
     for setting, model in (("reward", config.reward.model), ("policy", config.policy.model)):
         if model and provider(model):
             raise ConfigError(
                 f"config.{setting}.model is {model!r}, which answers requests and cannot be trained here: give "
                 + " or ".join((*(f"{kind}:NAME" for kind in LOCAL), "a path"))
             )
-    own, weights = getattr(config.system, "language_model", None), getattr(config.system, "weights", "")
-    if own is None or not weights or not provider(own.model):
+    language_model, weights = getattr(config.system, "language_model", None), getattr(config.system, "weights", "")
+    if language_model is None or not weights or not provider(language_model.model):
         return
-    model = own.model
+    model = language_model.model
     if provider(model) == "anthropic" or not config.server.base_url:
         raise ConfigError(
             f"config.system.weights is {weights!r} and {model} answers, which loads no adapters: name a local model, "
@@ -85,7 +91,7 @@ def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
 
 
 def loaded_here(config: RunConfig, choices: Sequence[str] = ()) -> tuple[str, ...]:
-    """Local models that a run loads, each once: those that answer, local rewards, and weights that are tuned."""
+    """Local models that a run loads, each once: for answers, for local rewards, and for tuning."""
     specs = [spec for spec in answering(config, choices) if not provider(spec)]
     rewards = [] if config.optimize.score == "global" else [config.reward.model]
     tuned = [config.policy.model] if config.policy.model else []
@@ -93,7 +99,7 @@ def loaded_here(config: RunConfig, choices: Sequence[str] = ()) -> tuple[str, ..
 
 
 def without_price(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
-    """Models whose dollars cannot be counted."""
+    """Models without a known price, whose dollars are not counted."""
     specs = served(answering(config, choices))
     return [spec for spec in specs if price_of(spec, own_prices(config)) is None]
 
@@ -105,8 +111,8 @@ def make_completer(
 
     Args:
       workdir: the run folder; requests may name its adapters.
-      say: is told what the user should know.
-      load: gives the engine (``engine.sampler.Sampler``) of a local model.
+      say: callback for messages to the user.
+      load: returns the engine (``engine.sampler.Sampler``) of a local model.
     """
     prices, adapters = own_prices(config), workdir / ADAPTERS
     remote: dict[str, Completer] = {
@@ -130,7 +136,7 @@ def _language_models(config: RunConfig) -> list[LanguageModel]:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """A configuration and everything in it."""
+    """A configuration and all values in it, nested ones included."""
     yield value
     if dataclasses.is_dataclass(value):
         value = [getattr(value, field.name) for field in dataclasses.fields(value)]
@@ -142,5 +148,5 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _api_models(config: Any) -> list[str]:
-    """Texts that name a model of an API: those of language models, and of lists of choices."""
+    """Texts in a configuration that name a model of an API, in language models or lists of choices."""
     return [leaf for leaf in _leaves(config) if isinstance(leaf, str) and leaf.partition(":")[0] in KEYS]

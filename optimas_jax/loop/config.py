@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
-from optimas_jax.core.plain import ConfigError, from_dict
-from optimas_jax.core.ranges import NonNegativeInt, PositiveInt, Share
+from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveInt, Share, from_dict
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
 from optimas_jax.llm.remote import ServerConfig
@@ -21,96 +20,209 @@ from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.rewards.collect import CollectConfig
 from optimas_jax.rewards.config import RewardConfig
+from optimas_jax.rewards.split import Shares
 from optimas_jax.search.gate import GateConfig
-from optimas_jax.search.proposers import proposer_names
+from optimas_jax.search.optimisers.registry import proposer_names
+from optimas_jax.search.optimisers.task import Effort
 
-STAGES = ("collect", "train", "optimize", "evaluate")
+STAGES = ("collect", "train", "optimize", "evaluate")  # of a whole run
+ALIGN = "align"  # a stage of its own, after train or optimize
+
+
+MODES: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "pick": "uniform",
+        "adapt": "after_accept",
+        "pairs": "two",
+        "ranking": "mean",
+        "labels": 0,
+        "rounds": 1,
+        "gate": {"kind": "strict"},
+        "proposers": "opro",
+        "per_instance": "sample",
+    },
+    "improved": {
+        "pick": "gap",
+        "adapt": "on_drift",
+        "pairs": "all",
+        "ranking": "corrected",
+        "labels": 4,
+        "rounds": 3,
+        "gate": {"kind": "paired"},
+        "proposers": "demos,opro",
+        "per_instance": "argmax",
+    },
+}
+_WITHOUT_REWARDS = {"adapt": "never", "per_instance": "never"}  # switches where no local reward is trained
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizeConfig:
     """The host loop (paper, Algorithm 1) and its ablations.
 
-    ``mode`` fills in every switch that is left empty: ``paper`` or ``improved`` (see ``loop.iteration.MODES``).
+    ``OptimizeConfig.paper`` and ``OptimizeConfig.improved`` set the switches of a mode (``MODES``); every switch can
+    be changed on its own. In plain data ``mode`` does the same: ``with_mode`` fills in the switches that are None.
 
     Attributes:
-      mode: bundle of switches.
+      mode: the mode of all switches that were not changed.
       components: names to tune, separated by commas; ``all`` for every one.
       iterations: T.
-      inputs: training examples per iteration, for adaptation and for ranking proposals.
-      pick: which component next: ``uniform``, ``gap`` or ``bandit``.
-      adapt: when local rewards are trained further: ``after_accept`` of a proposal, in ``every`` iteration on what the
-        proposals make, ``on_drift`` (the same, where they do not order it well) or ``never``.
-      pairs: ``all`` ordered pairs of a group, or the ``two`` first candidates only.
-      score: what ranks proposals: ``local`` rewards, or the ``global`` metric on training inputs, for which nothing is
-        collected or trained.
+      inputs: training examples per iteration, on which proposals are ranked.
+      pick: rule that chooses the next component: ``uniform``, ``gap`` or ``bandit``.
+      adapt: when local rewards are trained further: ``after_accept`` of a proposal, in ``every`` iteration on its
+        labels, ``on_drift`` (in iterations whose labels they order badly) or ``never``.
+      adapt_inputs: training examples drawn anew for each adaptation ``after_accept``.
+      pairs: ``all`` ordered pairs of a group, or of ``two`` sampled candidates, the current output not among them.
+      order: components of the first iterations, names separated by commas; then ``pick`` chooses.
+      score: ranks proposals: ``local`` rewards corrected by labels; ``random`` numbers in their place (a control);
+        or the ``global`` metric on all training inputs that a proposal is tried on. Without local rewards nothing is
+        trained, ``adapt`` and ``per_instance`` are ``never``, and weights are tuned by ``policy.reinforce``.
+      labels: inputs of an iteration on which every proposal is followed to its global reward, for the correction.
+      trial_inputs: inputs on which an optimiser scores a value while it proposes; it scores at most ``trials`` values
+        (TPE, MIPRO) or ``depth`` times ``instructions`` (COPRO).
+      global_search: components with listed values whose values are ranked by the global metric on all training
+        examples, whatever ``score`` is; names separated by commas.
       ranking: of proposals: by the ``mean`` local reward, or by it ``corrected`` where global rewards are known
         (``search.evidence``).
-      rounds: in which proposals are tried, each on twice as many of the inputs as the one before; only the better half
-        goes on. 0 for the mode's.
-      proposers: optimisers of prompts (``search.proposers``), separated by commas, all in every iteration: ``demos``,
-        ``opro``, ``copro``, ``mipro``, ``reflect``, ``random``. ``random`` alone draws listed values blindly, too.
-      instructions: that an optimiser asks for in an iteration; the breadth of COPRO.
+      rounds: rounds of a race. Each doubles the inputs, and only the better half of the proposals enters the next one.
+        1 tries all proposals on all inputs.
+      proposers: optimisers (``search.optimisers``), separated by commas, all in every iteration: of prompts ``demos``,
+        ``opro``, ``copro``, ``mipro``, ``reflect``, ``random``; of models ``llmselector``, in place of trying each.
+        ``random`` alone also draws listed values at random.
+      instructions: instructions that an optimiser requests per step; the breadth of COPRO.
+      local_steps: steps of proposing prompts in an iteration, each from the best value of the steps before.
       depth: rounds of COPRO.
-      rewrites: of reflective rewriting in an iteration.
+      rewrites: requests of reflective rewriting per step.
       trials: points that TPE scores in an iteration, for MIPRO and for grids of more than 32 values.
-      per_instance: how a component that chooses a model may choose one for each input, by its local reward: ``argmax``,
+      per_instance: proposes that a component chooses its model for each input by its local reward: ``argmax``,
         ``sample`` (in proportion to exp(r)) or ``never``.
-      best_of: samples of which the local reward keeps one, proposed for every component; 0 for no such proposals.
-      demo_sets: bootstrapped demonstration sets per iteration, and a third as many of labelled examples; 0 for
+      best_of: proposes best-of-N for every component: N samples, of which the local reward keeps one; 0 for never.
+      demo_sets: bootstrapped demonstration sets per step, and a third as many of labelled examples; 0 for
         instructions only.
-      demo_size: demonstrations of a set.
-      demo_min_reward: least global reward of a trajectory that demonstrations are taken from.
-      gate_top: this many proposals, the best first, may pay for the gate in an iteration.
+      demo_size: demonstrations per set.
+      gate_top: proposals, best first, that the gate may test in an iteration.
       gate: the gate.
+      gate_examples: validation examples that the gate compares on, the first of the split; 0 for all of them.
       buffer: groups of earlier rounds mixed into an adaptation.
       drift_accuracy: ``on_drift`` trains when pair accuracy on fresh groups is below this.
-      max_tokens: prompt and completion tokens after which the search stops with the best so far, those of collecting
-        and those from the tape included; 0 for no limit.
+      max_tokens: prompt and completion tokens, of collecting and of answers from the tape too, after which the search
+        stops with the best configuration so far; 0 for no limit.
     """
 
     mode: Literal["paper", "improved"] = "improved"
     components: str = "all"
     iterations: NonNegativeInt = 8
     inputs: PositiveInt = 20
-    pick: Literal["", "uniform", "gap", "bandit"] = ""
-    adapt: Literal["", "after_accept", "every", "on_drift", "never"] = ""
-    pairs: Literal["", "two", "all"] = ""
-    score: Literal["local", "global"] = "local"
-    ranking: Literal["", "mean", "corrected"] = ""
-    rounds: NonNegativeInt = 0
-    proposers: str = ""
+    pick: Literal["uniform", "gap", "bandit"] = "gap"
+    adapt: Literal["after_accept", "every", "on_drift", "never"] = "on_drift"
+    adapt_inputs: PositiveInt = 20
+    pairs: Literal["two", "all"] = "all"
+    order: str = ""
+    score: Literal["local", "random", "global"] = "local"
+    labels: NonNegativeInt = 4
+    trial_inputs: PositiveInt = 4
+    global_search: str = ""
+    ranking: Literal["mean", "corrected"] = "corrected"
+    rounds: PositiveInt = 3
+    proposers: str = "demos,opro"
     instructions: NonNegativeInt = 3
+    local_steps: PositiveInt = 1
     depth: NonNegativeInt = 2
     rewrites: NonNegativeInt = 8
     trials: PositiveInt = 16
-    per_instance: Literal["", "never", "argmax", "sample"] = ""
+    per_instance: Literal["never", "argmax", "sample"] = "argmax"
     best_of: NonNegativeInt = 0
     demo_sets: NonNegativeInt = 3
     demo_size: NonNegativeInt = 3
-    demo_min_reward: float = 0.5
     gate_top: NonNegativeInt = 2
     gate: GateConfig = GateConfig()
+    gate_examples: NonNegativeInt = 0
     buffer: NonNegativeInt = 32
     drift_accuracy: Share = 0.75
     max_tokens: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        if self.proposers:
-            proposer_names(self.proposers)
-        if self.score == "global" and self.best_of:
-            raise ValueError("best_of needs local rewards, and score is 'global': set one of them otherwise")
+        proposer_names(self.proposers)
+        if self.score != "local" and self.best_of:
+            raise ValueError(f"best_of needs local rewards, and score is {self.score!r}: set one of them otherwise")
+        if self.score != "local":
+            for name, value in _WITHOUT_REWARDS.items():
+                object.__setattr__(self, name, value)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> OptimizeConfig:
+        """The switches of the paper's loop, with changes."""
+        return cls._of_mode("paper", changes)
+
+    @classmethod
+    def improved(cls, **changes: Any) -> OptimizeConfig:
+        """The switches of this project's loop, with changes."""
+        return cls._of_mode("improved", changes)
+
+    def for_component(self, name: str) -> OptimizeConfig:
+        """Settings of a component's search: by the global metric on all inputs if it is in ``global_search``."""
+        if name not in self.searched_globally:
+            return self
+        return dataclasses.replace(self, score="global", ranking="mean", rounds=1)
+
+    @property
+    def searched_globally(self) -> tuple[str, ...]:
+        """The names in ``global_search``."""
+        return tuple(name.strip() for name in self.global_search.split(",") if name.strip())
+
+    @property
+    def effort(self) -> Effort:
+        """Limits of an optimiser of prompts in one step."""
+        return Effort(
+            instructions=self.instructions,
+            depth=self.depth,
+            rewrites=self.rewrites,
+            demo_sets=self.demo_sets,
+            demo_size=self.demo_size,
+            trials=self.trials,
+        )
+
+    @classmethod
+    def _of_mode(cls, mode: str, changes: Mapping[str, Any]) -> OptimizeConfig:
+        gate = GateConfig(**MODES[mode]["gate"])
+        return cls(**{**MODES[mode], "gate": gate, **changes, "mode": mode})
+
+
+def with_mode(optimize: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of an ``OptimizeConfig``; switches that are None or absent get the values of its ``mode``."""
+    data = dict(optimize)
+    for name, value in MODES.get(data.get("mode", "improved"), {}).items():  # from_dict refuses an unknown mode
+        if isinstance(value, Mapping):
+            given = data.get(name)
+            if given is None or isinstance(given, Mapping):
+                data[name] = {**(given or {}), **{key: value[key] for key in value if (given or {}).get(key) is None}}
+        elif data.get(name) is None:
+            data[name] = value
+    return data
+
+
+def without_mode(optimize: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``with_mode``: switches with their mode's value become None, so that they follow another mode."""
+    data, bundle = dict(optimize), dict(MODES[optimize["mode"]])
+    if data["score"] != "local":
+        bundle |= _WITHOUT_REWARDS
+    for name, value in bundle.items():
+        if isinstance(value, Mapping):
+            data[name] = {key: None if item == value.get(key) else item for key, item in data[name].items()}
+        elif data[name] == value:
+            data[name] = None
+    return data
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """What the evaluate stage measures.
+    """Settings of the evaluate stage.
 
     Attributes:
       folder: a saved ``best/`` folder; empty for the run's own.
       split: ``val`` or ``test``.
       repeats: runs of every example, each with fresh sampling seeds.
-      changes: also runs the system after each accepted change, to say what each brought.
+      changes: also runs the system after each accepted change, to measure the gain of each.
     """
 
     folder: str = ""
@@ -121,37 +233,63 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OfflineConfig:
-    """Which training examples the offline groups come from.
+    """Collecting of groups before the search, and the split of inputs for local rewards.
 
     Attributes:
-      inputs: training examples, from the first on.
-      calls: most component calls that one candidate per example may cost, for each component; 0 for no limit. A
-        candidate costs a call of its component and of everything behind it, so components at the front are tried on
-        fewer examples, best base runs first.
-      held_out: share of inputs that no local reward is trained on.
+      inputs: training examples at most, in random order.
+      groups: informative groups (candidates with different rewards) per component; 0 collects none.
+      calls: component calls at most, per component: a candidate costs a call of its component and of each descendant;
+        0 for no limit.
+      share: share of ``optimize.max_tokens`` at most.
+      stop: share of the inputs that choose the epoch of a local reward.
+      report: share of the inputs for alignment.
     """
 
     inputs: PositiveInt = 50
+    groups: NonNegativeInt = 12
     calls: NonNegativeInt = 0
-    held_out: Share = 0.3
+    share: Share = 0.2
+    stop: Share = 0.15
+    report: Share = 0.25
+
+    def __post_init__(self) -> None:
+        _ = self.shares  # checks them
+
+    @property
+    def shares(self) -> Shares:
+        """Shares of the inputs without training."""
+        return Shares(self.stop, self.report)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignConfig:
+    """Settings of the align stage.
+
+    Attributes:
+      inputs: informative inputs per component, all without training of local rewards.
+      tokens: prompt and completion tokens at most; 0 for no limit.
+    """
+
+    inputs: PositiveInt = 16
+    tokens: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run depends on.
+    """All settings of a run.
 
     Attributes:
       benchmark: name of a benchmark, or path of a file that defines one (``benchmarks.modules``).
       variant: name, for the banner and results.
-      seed: names all randomness but that of the data.
+      seed: names all randomness except the data's.
       concurrency: examples in flight; changes speed only.
       mesh: devices; (0, 1) puts all of them along ``data``.
-      server: answers for models called ``openai:NAME``; OpenAI itself without an address.
-      anthropic: answers for models called ``anthropic:NAME``; Anthropic itself without an address.
-      prices: in place of those of ``llm.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
+      server: server of models called ``openai:NAME``; OpenAI itself without an address.
+      anthropic: server of models called ``anthropic:NAME``; Anthropic itself without an address.
+      prices: override ``llm.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
       budget: the most that all completions of the run folder may cost.
       system: settings of the benchmark's own class.
-      data, proposer, offline, collect, reward, policy, optimize, evaluate: see the classes.
+      data, proposer, offline, collect, reward, policy, optimize, align, evaluate: see the classes.
     """
 
     benchmark: str
@@ -171,15 +309,19 @@ class RunConfig:
     collect: CollectConfig = CollectConfig()
     policy: PolicyConfig = PolicyConfig()
     optimize: OptimizeConfig = OptimizeConfig()
+    align: AlignConfig = AlignConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run from nested plain data, its ``system`` by the benchmark's own class.
+    """The configuration of a run from nested plain data, its ``system`` by the benchmark's own class, its switches by
+    its mode (``with_mode``).
 
     Raises:
       ConfigError: as ``from_dict``; and for an unknown benchmark, or a data source that it does not have.
     """
+    if isinstance(data.get("optimize"), Mapping):
+        data = {**data, "optimize": with_mode(data["optimize"])}
     config = from_dict(RunConfig, data)
     try:
         benchmark = find_benchmark(config.benchmark)

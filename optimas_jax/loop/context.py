@@ -1,18 +1,24 @@
-"""What a run consists of: built once from its configuration, handed to every stage."""
+"""The parts of a run: built once from its configuration, passed to every stage."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+from rich.markup import escape
 
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.benchmarks.modules import find_benchmark
-from optimas_jax.core.plain import ConfigError
+from optimas_jax.core.execution import Job, gather, run_many
+from optimas_jax.core.progress import Progress
+from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.system import Meter, System
-from optimas_jax.core.types import Example
-from optimas_jax.core.values import Grid, LoraSpace, Models, nothing_to_tune
+from optimas_jax.core.types import Example, Outcome, Trace
+from optimas_jax.core.values import Grid, Models, PromptSpace, nothing_to_tune
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import Completer
@@ -23,66 +29,129 @@ from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.policy.engine import PolicyEngine
+from optimas_jax.policy.reinforce import reinforce_config
 from optimas_jax.rewards.engine import RewardEngine, reward_engine
 from optimas_jax.rewards.scorer import InstanceScorer
-from optimas_jax.search.choices import GRID_LIMIT, check_tpe
+from optimas_jax.search.optimisers.choices import GRID_LIMIT, check_tpe
+from optimas_jax.search.optimisers.registry import proposer_names, why_no_prompts
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """The parts that run the system and record its runs.
+
+    Attributes:
+      system: its requests go to the tape.
+      completer: the same completer, for proposers.
+      splits: examples by split.
+      components: names that may be tuned, in the system's order.
+      folder, ledger, progress: see their classes.
+      seed: names all randomness except the data's.
+      concurrency: calls in flight; changes speed only.
+      max_tokens: limit of collecting and the search together; 0 for no limit.
+    """
+
+    system: System
+    completer: TapedCompleter
+    splits: Mapping[str, tuple[Example, ...]]
+    components: tuple[str, ...]
+    folder: RunFolder
+    ledger: Ledger
+    progress: Progress
+    seed: int
+    concurrency: int
+    max_tokens: int = 0
+
+    def run(self, label: str, jobs: Sequence[Job]) -> list[Trace]:
+        """Runs the system; traces are in the order of the jobs. Shows a bar under ``label``."""
+        if not jobs:
+            return []
+        with self.progress.bar(label, len(jobs)) as advance:
+            return run_many(self.system, jobs, concurrency=self.concurrency, on_done=advance)
+
+    def gather(self, label: str, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+        """Awaits all calls; results are in the order of the calls. Shows a bar under ``label``."""
+        if not calls:
+            return []
+        with self.progress.bar(label, len(calls)) as advance:
+            return gather(calls, concurrency=self.concurrency, on_done=advance)
+
+
+def failures(traces: Sequence[Trace]) -> str:
+    """Number of failed runs with the most frequent component and outcome; "" if none failed."""
+    failed = [trace for trace in traces if trace.outcome is not Outcome.OK]
+    if not failed:
+        return ""
+    steps = [(name, step) for trace in failed for name, step in trace.steps.items() if step.outcome is not Outcome.OK]
+    words = f"{len(failed)} of {len(traces)} runs of the system failed"
+    if not steps:
+        return words
+    (name, outcome), _ = collections.Counter((name, step.outcome) for name, step in steps).most_common(1)[0]
+    detail = next(step.detail for key, step in steps if (key, step.outcome) == (name, outcome))
+    return f"{words}, most at {name}: {outcome}" + (f" ({detail[:300]})" if detail else "")
+
+
+def report_failures(host: Host, traces: Sequence[Trace]) -> None:
+    """Prints a line about failed runs; a warning if all failed, since nothing can be learned from them."""
+    words = escape(failures(traces))
+    if words:
+        every = all(trace.outcome is not Outcome.OK for trace in traces)
+        host.progress.line(f"[yellow]warning[/yellow]: {words}" if every else f"  {words}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """The parts that train and score on the devices.
+
+    Attributes:
+      rewards: trains local rewards and scores under them.
+      policies: updates weights.
+    """
+
+    rewards: RewardEngine
+    policies: PolicyEngine
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The parts of a run.
+    """The parts of a run, built once from its configuration.
 
     Attributes:
       config: its configuration.
-      folder: where it leaves its files.
-      system: with its requests going to the tape.
-      completer: the same completer, for proposers.
+      host, device: see their classes.
       data: examples by split, and their chance level.
       engines: local models.
-      engine: trains and evaluates local rewards.
-      policies: updates weights.
-      tape, ledger, progress: see their classes.
-      components: names that may be tuned, in the system's order.
+      tape: of all effects.
       started: ``time.monotonic()`` when it was built.
     """
 
     config: RunConfig
-    folder: RunFolder
-    system: System
-    completer: TapedCompleter
+    host: Host
+    device: Device
     data: Dataset
     engines: Engines
-    engine: RewardEngine
-    policies: PolicyEngine
     tape: Tape
-    ledger: Ledger
-    progress: ConsoleProgress
-    components: tuple[str, ...]
     started: float
 
-    @property
-    def splits(self) -> Mapping[str, tuple[Example, ...]]:
-        """Examples by split."""
-        return self.data.splits
 
-
-def build_run(config: RunConfig, workdir: Path, progress: ConsoleProgress, completer: Completer | None = None) -> Run:
+def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
     ``completer`` answers the requests of the system and of proposers; by default the
     servers and local engines of the models that they name.
 
     Raises:
-      ValueError: for an unknown benchmark or component, models that nothing here can serve, or unusable data, before
+      ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
         anything is spent.
       FolderError: for a folder of another configuration.
     """
     started = time.monotonic()
     benchmark = find_benchmark(config.benchmark)
     if config.evaluate.folder:
-        load_best(Path(config.evaluate.folder))  # one that is missing is said before anything is paid for
+        load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
     engines = Engines(config.mesh, progress)
     if completer is None:
         check_completers(config, workdir)
@@ -101,44 +170,40 @@ def build_run(config: RunConfig, workdir: Path, progress: ConsoleProgress, compl
     folder = RunFolder(workdir, config)
     checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
     tape = Tape(folder.path / TAPE)
-    ledger = Ledger(config.budget, tape.cost(), own_prices(config))
+    ledger = Ledger(config.budget, tape.usage(), own_prices(config))
     taped = TapedCompleter(tape, ledger, SandboxCompleter(completer))
-    engine = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
-    return Run(
-        config=config,
-        folder=folder,
-        system=dataclasses.replace(bare, completer=taped, scorer=InstanceScorer(engine.scorer, bare), meter=Meter()),
+    rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
+    model = config.policy.model or _tuned_model(config)
+    tuning = config.policy if config.optimize.score == "local" else reinforce_config(config.policy)
+    policies = PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
+    scorer = InstanceScorer(rewards.scorer, bare)
+    host = Host(
+        system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter()),
         completer=taped,
-        data=data,
-        engines=engines,
-        engine=engine,
-        policies=PolicyEngine(
-            config.policy,
-            config.policy.model or _tuned_model(config),
-            engines,
-            folder.path / ADAPTERS,
-            checkpoints,
-        ),
-        tape=tape,
+        splits=data.splits,
+        components=components,
+        folder=folder,
         ledger=ledger,
         progress=progress,
-        components=components,
-        started=started,
+        seed=config.seed,
+        concurrency=config.concurrency,
+        max_tokens=config.optimize.max_tokens,
     )
+    return Run(config, host, Device(rewards, policies), data, engines, tape, started)
 
 
 def _tuned_model(config: RunConfig) -> str:
-    """The model whose weights may be tuned: that of the components which name no other."""
-    own = getattr(config.system, "language_model", None)
-    return own.model if own is not None else ""
+    """The model whose weights may be tuned: the system's ``language_model``, or ""."""
+    language_model = getattr(config.system, "language_model", None)
+    return language_model.model if language_model is not None else ""
 
 
-def _chosen_components(system: System, config: OptimizeConfig, progress: ConsoleProgress) -> tuple[str, ...]:
-    """Names of the components to tune. One that has nothing to tune is an error where it is named, and left out of
+def _chosen_components(system: System, config: OptimizeConfig, progress: Progress) -> tuple[str, ...]:
+    """Names of the components to tune. A component with nothing to tune is an error if it is named, and is left out of
     ``all``.
 
     Raises:
-      ConfigError: if a name is not that of a tunable component, or none is left.
+      ConfigError: if a name is no tunable component, or none is left.
       StopRun: if a large space needs a library that is not installed.
     """
     every = config.components == "all"
@@ -150,7 +215,7 @@ def _chosen_components(system: System, config: OptimizeConfig, progress: Console
         )
     names = []
     for name in (name for name in system.tunable if name in chosen):
-        why = _not_tunable(system, name, config)
+        why = _not_tunable(system, name)
         if why and not every:
             raise ConfigError(f"config.optimize.components names {name!r}, {why}: leave it out")
         if why:
@@ -160,6 +225,8 @@ def _chosen_components(system: System, config: OptimizeConfig, progress: Console
         space = system.by_name[name].space
         if isinstance(space, Grid | Models) and len(space) > GRID_LIMIT:
             check_tpe(f"{name} has {len(space)} values; more than {GRID_LIMIT} are searched")
+    _check_prompts([name for name in names if isinstance(system.by_name[name].space, PromptSpace)], config)
+    _check_global_search(system, config)
     if not names:
         raise ConfigError("config.optimize.components is 'all', and no component has anything to tune")
     if "mipro" in config.proposers:
@@ -167,11 +234,31 @@ def _chosen_components(system: System, config: OptimizeConfig, progress: Console
     return tuple(names)
 
 
-def _not_tunable(system: System, name: str, config: OptimizeConfig) -> str:
+def _check_prompts(names: Sequence[str], config: OptimizeConfig) -> None:
+    """Raises ``ConfigError`` if there are prompts to tune and no optimiser that can write one."""
+    why = why_no_prompts(proposer_names(config.proposers), config.effort)
+    if names and why and config.best_of < 2:
+        raise ConfigError(
+            f"config.optimize.proposers is {config.proposers!r} and would write no prompt for {', '.join(names)}: "
+            f"{why}. Raise that in config.optimize, name another optimiser, or leave these out of "
+            "config.optimize.components"
+        )
+
+
+def _check_global_search(system: System, config: OptimizeConfig) -> None:
+    """Raises ``ConfigError`` if ``global_search`` names a component without listed values."""
+    listed = [name for name in system.tunable if isinstance(system.by_name[name].space, Grid | Models)]
+    unknown = [name for name in config.searched_globally if name not in listed]
+    if unknown:
+        raise ConfigError(
+            f"config.optimize.global_search names {', '.join(map(repr, unknown))}; components with listed values are "
+            f"{', '.join(listed) or 'none'}"
+        )
+
+
+def _not_tunable(system: System, name: str) -> str:
     """Why a component has nothing to tune, or ""."""
     component = system.by_name[name]
     if nothing_to_tune(component.space):
         return f"which has one value to choose from, {component.default!r}, and so nothing to tune"
-    if isinstance(component.space, LoraSpace) and config.score == "global":
-        return "whose weights are tuned against local rewards only (config.optimize.score is 'global')"
     return ""

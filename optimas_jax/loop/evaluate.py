@@ -5,41 +5,41 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rich.markup import escape
-
+from optimas_jax.benchmarks.modules import find_benchmark, title
+from optimas_jax.core.execution import Job
 from optimas_jax.core.stats import compare, mean_interval
-from optimas_jax.core.system import Job, Metric, run_many
-from optimas_jax.core.types import Example, Outcome, Trace, derive_seed
+from optimas_jax.core.system import Metric
+from optimas_jax.core.types import Example, Group, Trace, derive_seed
+from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Configuration, value_from_json
-from optimas_jax.loop.context import Run
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.context import Device, Host, Run
+from optimas_jax.loop.journal import load_best
+from optimas_jax.loop.local_rewards import collect_wave
+from optimas_jax.loop.state import State
+from optimas_jax.rewards.alignment import measure_alignment, report_groups
+from optimas_jax.rewards.pairs import is_informative
+from optimas_jax.rewards.split import part_of
 from optimas_jax.rewards.text import text_group
+from optimas_jax.search.confirm import Confirmation, confirm
 
-
-def failures(traces: Sequence[Trace]) -> str:
-    """How many of these runs failed, and how and where most of them did; "" where all gave an answer."""
-    failed = [trace for trace in traces if trace.outcome is not Outcome.OK]
-    if not failed:
-        return ""
-    steps = [(name, step) for trace in failed for name, step in trace.steps.items() if step.outcome is not Outcome.OK]
-    words = f"{len(failed)} of {len(traces)} runs of the system failed"
-    if not steps:
-        return words
-    (name, outcome), _ = collections.Counter((name, step.outcome) for name, step in steps).most_common(1)[0]
-    detail = next(step.detail for key, step in steps if (key, step.outcome) == (name, outcome))
-    return f"{words}, most at {name}: {outcome}" + (f" ({detail[:300]})" if detail else "")
-
-
-def report_failures(run: Run, traces: Sequence[Trace]) -> None:
-    """A line on runs that failed; a warning where none gave an answer, since nothing can be learned from them."""
-    words = escape(failures(traces))
-    if words:
-        every = all(trace.outcome is not Outcome.OK for trace in traces)
-        run.progress.line(f"[yellow]warning[/yellow]: {words}" if every else f"  {words}")
+_ALIGNED_AT_ONCE = 8  # inputs that every component takes at a time
+OPTIMIZED = "optimized.json"  # what the search found, in the run folder
+NO_SEARCH: Mapping[str, Any] = {
+    "reward": "",
+    "alignment": {},
+    "label_use": {},
+    "dropped": {},
+    "accepted": [],
+    "confirmed": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Evaluation:
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """How runs ended, all repeats together; failures are part of the scores."""
+        """Number of runs by outcome, over all repeats; failures are part of the scores."""
         return dict(collections.Counter(str(trace.outcome) for traces in self.traces for trace in traces))
 
     def to_json(self) -> dict[str, Any]:
@@ -76,13 +76,12 @@ class Evaluation:
 
 
 def evaluate(
-    run: Run, configurations: Sequence[Configuration], examples: Sequence[Example], repeats: int
+    host: Host, configurations: Sequence[Configuration], examples: Sequence[Example], repeats: int
 ) -> list[Evaluation]:
     """Runs configurations on all examples; repeat r has the same seeds for every configuration."""
-    seeds = [run.config.seed if r == 0 else derive_seed(run.config.seed, "repeat", r) for r in range(repeats)]
+    seeds = [host.seed if r == 0 else derive_seed(host.seed, "repeat", r) for r in range(repeats)]
     jobs = [Job(value, example, seed) for value in configurations for seed in seeds for example in examples]
-    with run.progress.bar("evaluation runs", len(jobs)) as advance:
-        traces = iter(run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance))
+    traces = iter(host.run("evaluation runs", jobs))
     return [Evaluation(tuple(tuple(itertools.islice(traces, len(examples))) for _ in seeds)) for _ in configurations]
 
 
@@ -113,6 +112,10 @@ def _of_set(metric: Callable[..., float], examples: Sequence[Example], evaluatio
     return statistics.fmean(metric([trace.outputs for trace in traces], golds) for traces in evaluation.traces)
 
 
+def _with_gain(evaluation: Evaluation, baseline: Evaluation) -> dict[str, Any]:
+    return {**evaluation.to_json(), "gain": gain(evaluation, baseline)}
+
+
 def gain(optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:
     """Paired difference of two configurations."""
     return _difference(optimized.scores, baseline.scores)
@@ -120,11 +123,11 @@ def gain(optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:
 
 def _difference(new: Sequence[float], old: Sequence[float]) -> dict[str, Any]:
     comparison = compare(new, old)
-    return {"mean": comparison.mean, "ci95": comparison.ci95, "p_positive": comparison.p_positive}
+    return {"mean": comparison.mean, "ci95": comparison.ci95, "p_value": comparison.p_value}
 
 
 def after_each(default: Configuration, accepted: Sequence[Mapping[str, Any]]) -> list[Configuration]:
-    """The default configuration, and what it became with every accepted change."""
+    """The default configuration, and the configuration after each accepted change."""
     changes = ((change["component"], value_from_json(change["value"])) for change in accepted)
     return list(itertools.accumulate(changes, lambda old, change: old.replace(*change), initial=default))
 
@@ -132,8 +135,8 @@ def after_each(default: Configuration, accepted: Sequence[Mapping[str, Any]]) ->
 def contributions(
     run: Run, reward: str, accepted: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]
 ) -> list[dict[str, Any]]:
-    """What each accepted change brought on the evaluated examples, given those accepted before it: the paired gain of
-    the score, and of the component's local reward.
+    """Gain of each accepted change over the configuration before it, on the evaluated examples: the paired gain of the
+    score, and of the component's local reward.
 
     Args:
       reward: name of the local reward; empty without one.
@@ -146,8 +149,8 @@ def contributions(
 
 
 def _local_gain(run: Run, reward: str, name: str, before: Evaluation, after: Evaluation) -> dict[str, Any] | None:
-    """Of a component whose value alone differs, so that it read the same inputs; None if it was never reached, or
-    without a local reward."""
+    """Gain of the local reward of the one component whose value differs, so that its inputs are the same; None if it
+    was never reached, or without a local reward."""
     steps = [
         (old.steps[name], new.steps[name])
         for old, new in zip(before.traces[0], after.traces[0], strict=True)
@@ -155,8 +158,8 @@ def _local_gain(run: Run, reward: str, name: str, before: Evaluation, after: Eva
     ]
     if not steps or not reward:
         return None
-    groups = [text_group(run.system, name, old.inputs, [old.outputs, new.outputs]) for old, new in steps]
-    old, new = zip(*run.engine.scorer.scores(reward, groups), strict=True)
+    groups = [text_group(run.host.system, name, old.inputs, [old.outputs, new.outputs]) for old, new in steps]
+    old, new = zip(*run.device.rewards.scorer.scores(reward, groups), strict=True)
     return _difference(new, old)
 
 
@@ -164,7 +167,130 @@ def by_kind(examples: Sequence[Example], evaluations: Mapping[str, Evaluation]) 
     """Mean scores per kind of example, where the benchmark has kinds."""
     table: dict[str, dict[str, Any]] = {}
     for kind in dict.fromkeys(example.kind for example in examples if example.kind):
-        places = [index for index, example in enumerate(examples) if example.kind == kind]
-        means = {name: statistics.fmean(e.scores[index] for index in places) for name, e in evaluations.items()}
-        table[kind] = {"n": len(places), **means}
+        indices = [index for index, example in enumerate(examples) if example.kind == kind]
+        means = {name: statistics.fmean(e.scores[index] for index in indices) for name, e in evaluations.items()}
+        table[kind] = {"n": len(indices), **means}
     return table
+
+
+def confirm_search(host: Host, steps: Sequence[Configuration]) -> Confirmation | None:
+    """Tests the accepted changes on ``confirm`` examples, which no gate has seen; None without examples.
+
+    Args:
+      steps: from ``after_each``. Steps between the first and the last are run only if the last is not confirmed.
+    """
+    examples = host.splits.get("confirm", ())
+    if not examples:
+        return None
+    default, *final = evaluate(host, [steps[0], *steps[1:][-1:]], examples, 1)
+    scores: list[Sequence[float] | None] = [*[None] * max(0, len(steps) - 2), *(one.scores for one in final)]
+    confirmation = confirm(default.scores, scores)
+    if confirmation.changes is None and len(scores) > 1 and confirmation.tests:
+        earlier = evaluate(host, steps[1:-1], examples, 1)
+        confirmation = confirm(default.scores, [*(one.scores for one in earlier), scores[-1]])
+    host.folder.emit("confirmation", **confirmation.to_json())
+    host.progress.line(f"on {len(examples)} examples that no gate has seen: {confirmation.verdict}")
+    return confirmation
+
+
+def alignment_of(host: Host, device: Device, config: RunConfig, state: State) -> dict[str, Any]:
+    """Alignment of the search's last local reward by component, under its last configuration, on inputs without
+    training."""
+    groups = report_groups(state.evidence, config.offline.shares, state.configuration.digest)
+    rows = measure_alignment(device.rewards.scorer, state.reward, host.system, groups)
+    return {name: row.to_json() for name, row in rows.items()}
+
+
+def align(host: Host, device: Device, config: RunConfig, configuration: Configuration, reward: str) -> dict[str, Any]:
+    """Alignment of a local reward by component, on fresh groups of inputs that it was not trained on. Each candidate
+    has two independent sets of Monte Carlo rewards; the second gives the noise ceiling.
+
+    Args:
+      configuration: configuration of all runs.
+      reward: name of the local reward.
+    """
+    inputs = [e for e in host.splits["train"] if part_of(e.id, config.offline.shares) == "report"]
+    random.Random(derive_seed(host.seed, "align")).shuffle(inputs)
+    collecting = dataclasses.replace(config.collect, rollouts=2 * config.collect.rollouts)
+    twice = dataclasses.replace(config, collect=collecting)
+    groups: list[Group] = []
+    with host.ledger.limit(config.align.tokens or None):
+        for begin in range(0, len(inputs), _ALIGNED_AT_ONCE):
+            names = [name for name in host.components if _informative(config, groups, name) < config.align.inputs]
+            examples = inputs[begin : begin + _ALIGNED_AT_ONCE]
+            try:
+                traces = host.run("base runs", [Job(configuration, e, host.seed) for e in examples] if names else [])
+                runs = list(zip(examples, traces, strict=False))
+                groups += collect_wave(host, twice, configuration, dict.fromkeys(names, runs), groups)
+            except OutOfBudget as reason:
+                host.progress.line(f"  stopped: {reason}")
+                break
+    first, second = (_half_of_rewards(groups, half) for half in (0, 1))
+    rows = measure_alignment(device.rewards.scorer, reward, host.system, first, second)
+    return {name: row.to_json() for name, row in rows.items()}
+
+
+def _informative(config: RunConfig, groups: Sequence[Group], name: str) -> int:
+    threshold = config.reward.loss.threshold
+    return sum(is_informative(group.rewards, threshold) for group in groups if group.component == name)
+
+
+def _half_of_rewards(groups: Sequence[Group], half: int) -> list[Group]:
+    """Groups with the even (0) or odd (1) Monte Carlo rewards of every candidate."""
+    return [
+        dataclasses.replace(
+            group, candidates=tuple(dataclasses.replace(c, rewards=c.rewards[half::2]) for c in group.candidates)
+        )
+        for group in groups
+    ]
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Measures the configuration in ``best/`` and the default one; returns the fields of ``results.json``."""
+    settings, host = run.config.evaluate, run.host
+    folder = Path(settings.folder) if settings.folder else host.folder.path / "best"
+    configuration = load_best(folder)
+    host.folder.take_parts(configuration, folder)
+    host.system.check(configuration)
+    examples = host.splits[settings.split]
+    search = (None if settings.folder else host.folder.read(OPTIMIZED)) or NO_SEARCH
+    states = after_each(host.system.default_configuration(), search["accepted"])
+    kept = max((i for i, state in enumerate(states) if state.to_json() == configuration.to_json()), default=None)
+    steps = states
+    if kept is None:  # it was saved elsewhere
+        steps, kept = [states[0], configuration], 1
+    elif not settings.changes:
+        steps, kept = [states[0], configuration, *states[kept + 1 :][-1:]], 1
+    evaluations = evaluate(host, steps, examples, settings.repeats)
+    baseline, optimized, accepted = evaluations[0], evaluations[kept], search["accepted"]
+    if steps == states:
+        brought = contributions(run, search["reward"], accepted, evaluations)
+        accepted = [{**change, settings.split: row} for change, row in zip(accepted, brought, strict=True)]
+    benchmark = find_benchmark(run.config.benchmark)
+    return {
+        "benchmark": title(run.config.benchmark),
+        "variant": run.config.variant,
+        "seed": run.config.seed,
+        "split": settings.split,
+        "n": len(examples),
+        "metric": benchmark.METRIC,
+        "chance": run.data.chance.get(benchmark.METRIC, 0.0),
+        "data": run.data.origin,
+        "baseline": baseline.to_json(),
+        "optimized": optimized.to_json(),
+        "gain": gain(optimized, baseline),
+        "confirmed": search["confirmed"],
+        "unconfirmed": None if kept == len(steps) - 1 else _with_gain(evaluations[-1], baseline),
+        "other_metrics": {
+            name: {"chance": run.data.chance.get(name, 0.0), **row}
+            for name, row in other_metrics(benchmark, examples, baseline, optimized).items()
+        },
+        "by_kind": by_kind(examples, {"baseline": baseline, "optimized": optimized}),
+        "outcomes": optimized.outcomes,
+        "alignment": search["alignment"],
+        "label_use": search["label_use"],
+        "dropped": search["dropped"],
+        "accepted": accepted,
+        "ledger": host.ledger.to_json(),
+        "paid_calls": host.ledger.paid_calls,
+    }

@@ -1,66 +1,139 @@
-"""Gate: whether the global score on validation examples confirms a proposal; everything upstream of it is kept."""
+"""Gate: tests proposals by the global score on validation examples; only the component and its descendants run."""
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import statistics
 from collections.abc import Sequence
 
+from optimas_jax.core.execution import Job
 from optimas_jax.core.stats import Comparison, compare
-from optimas_jax.core.system import Job, run_many
 from optimas_jax.core.types import Trace
-from optimas_jax.core.values import Configuration, value_digest
-from optimas_jax.loop.context import Run
-from optimas_jax.loop.rank import Proposal
-from optimas_jax.search.gate import GateConfig, accepts, is_futile, looks
+from optimas_jax.core.usage import OutOfBudget
+from optimas_jax.core.values import Value, value_digest, value_to_json
+from optimas_jax.loop.budget import block, emit_curve, expected_cost, fits
+from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.context import Host
+from optimas_jax.loop.state import Ranked, State
+from optimas_jax.search.gate import GateConfig, decide, looks
 
 
-def confirm(
-    run: Run, config: GateConfig, configuration: Configuration, old: Sequence[Trace], name: str, proposal: Proposal
-) -> tuple[bool, Comparison, list[Trace]]:
-    """The paired test, looked at on the way (``search.gate.looks``) to give up early.
+def gate(host: Host, config: OptimizeConfig, state: State, name: str, ranked: Sequence[Ranked], number: int) -> State:
+    """Tests the best proposals in turn until one passes.
+
+    As in the paper, the best proposal is tested even without an expected gain; further ones only with one. A test that
+    is not expected to fit the rest of the budget is not begun, and a test that the budget cuts has no result.
 
     Args:
-      old: validation runs under ``configuration``.
+      ranked: proposals, best first.
+      number: of the iteration, for the journal.
+    """
+    if not ranked:
+        host.progress.line("  nothing to test: no proposal answers differently from the value in use")
+    hopeful = [one for index, one in enumerate(ranked) if index == 0 or one.expected_gain > 0]
+    for one in hopeful[: config.gate_top]:
+        value = one.proposal.value
+        if not fits(host, expected_cost(host, name, runs=len(state.val_traces))):
+            host.progress.line(f"  {one.proposal.kind}: what is left of the budget is too little for its test")
+            return state
+        try:
+            with block(host, f"{number}/gate {value_digest(value)}"):
+                passed, comparison, traces = test(host, config.gate, state, name, value)
+        except OutOfBudget as reason:
+            host.progress.line(f"  {one.proposal.kind}: its test was cut, {reason}")
+            return state
+        _report(host, number, name, one, comparison, passed)
+        state = state.gated(name, comparison.mean if passed else 0.0)
+        if passed:
+            return accept(host, state, number, name, one, comparison, traces)
+        refused = state.configuration.replace(name, value).digest
+        state = dataclasses.replace(state, refused=state.refused | {refused})
+    return state
+
+
+def test(host: Host, config: GateConfig, state: State, name: str, value: Value) -> tuple[bool, Comparison, list[Trace]]:
+    """The paired test of a value on validation examples, with interim looks (``search.gate``).
 
     Returns:
-      Whether the proposal passes, the comparison, and the validation runs under it.
+      Whether the value passes; the comparison on the examples of the last look; the validation runs with the value, on
+      all examples if it passes.
     """
-    changed = configuration.replace(name, proposal.value)
-    val = run.splits["val"]
-    new: list[Trace] = []
-    for start, stop in itertools.pairwise((0, *looks(config, len(val)))):
-        jobs = [
-            Job(changed, example, run.config.seed, run.system.kept(trace, name))
-            for example, trace in zip(val[start:stop], old[start:stop], strict=True)
-        ]
-        with run.progress.bar(f"gate ({proposal.kind})", len(jobs)) as advance:
-            new += run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-        comparison = compare([t.score for t in new], [t.score for t in old[:stop]])
-        if stop < len(val) and is_futile(config, comparison, stop / len(val)):
-            return False, comparison, new
-    return accepts(config, comparison), comparison, new
+    before, total = state.val_traces, len(state.val_traces)
+    after: list[Trace] = []
+    for stop in looks(config, total):
+        after += _validate(host, state, name, value, len(after), stop)
+        scores = [trace.score for trace in after], [trace.score for trace in before[:stop]]
+        verdict = decide(config, [new - old for new, old in zip(*scores, strict=True)], total)
+        if verdict != "continue":
+            break
+    if verdict == "accept":
+        after += _validate(host, state, name, value, len(after), total)
+    return verdict == "accept", compare(*scores), after
 
 
-def report_gate(
-    run: Run, iteration: int, name: str, proposal: Proposal, comparison: Comparison, accepted: bool
-) -> None:
-    """The verdict, for the journal and on the console."""
-    run.folder.emit(
+def _validate(host: Host, state: State, name: str, value: Value, start: int, stop: int) -> list[Trace]:
+    """Runs on validation examples ``start`` to ``stop`` with a value; outputs that do not depend on it are kept."""
+    changed, examples = state.configuration.replace(name, value), host.splits["val"]
+    jobs = [
+        Job(changed, example, host.seed, host.system.kept(trace, name))
+        for example, trace in zip(examples[start:stop], state.val_traces[start:stop], strict=True)
+    ]
+    return host.run("gate", jobs)
+
+
+def accept(
+    host: Host, state: State, number: int, name: str, ranked: Ranked, comparison: Comparison, traces: Sequence[Trace]
+) -> State:
+    """The state with a new configuration, saved as ``best/``. Refused values may be tried again under it; runs,
+    instructions and weights of the old configuration are dropped."""
+    configuration = state.configuration.replace(name, ranked.proposal.value)
+    val_score = statistics.fmean(trace.score for trace in traces)
+    summary = {
+        "iteration": number,
+        "component": name,
+        "kind": ranked.proposal.kind,
+        "value": value_to_json(ranked.proposal.value),
+        "expected_gain": ranked.expected_gain,
+        "local_gain": ranked.local_gain,
+        "val_gain": comparison.mean,
+        "val_score": val_score,
+        "p_value": comparison.p_value,
+    }
+    accepted = (*state.accepted, summary)
+    host.folder.save_best(configuration, {"val_score": val_score, "accepted": list(accepted)})
+    state = dataclasses.replace(
+        state,
+        configuration=configuration,
+        val_traces=tuple(traces),
+        train_traces={},
+        accepted=accepted,
+        history={},
+        refused=frozenset(),
+        weights={},
+    )
+    emit_curve(host, "accept", number, val_score)
+    return state
+
+
+def _report(host: Host, number: int, name: str, ranked: Ranked, comparison: Comparison, passed: bool) -> None:
+    proposal = ranked.proposal
+    host.folder.emit(
         "gate",
-        iteration=iteration,
+        iteration=number,
         component=name,
-        value=value_digest(proposal.value),
+        value=proposal.digest,
         kind=proposal.kind,
-        expected_gain=proposal.expected_gain,
-        local_gain=proposal.local_gain,
+        expected_gain=ranked.expected_gain,
+        labelled_gain=ranked.labelled_gain,
+        local_gain=ranked.local_gain,
         val_gain=comparison.mean,
         ci95=comparison.ci95,
-        p_positive=comparison.p_positive,
+        p_value=comparison.p_value,
         n=comparison.n,
-        accepted=accepted,
+        accepted=passed,
     )
-    verdict = "[green]accepted[/green]" if accepted else "rejected"
-    run.progress.line(
-        f"  {verdict}: {proposal.kind}, expected gain {proposal.expected_gain:+.3f}, "
-        f"validation gain {comparison.mean:+.3f} (P(gain > 0) = {comparison.p_positive:.2f}, n = {comparison.n})"
+    verdict = "[green]accepted[/green]" if passed else "refused"
+    host.progress.line(
+        f"  {verdict}: {proposal.kind}, expected gain {ranked.expected_gain:+.3f}, validation gain "
+        f"{comparison.mean:+.3f} (p = {comparison.p_value:.3f}, n = {comparison.n})"
     )

@@ -1,258 +1,202 @@
-"""Optimise: improve one component at a time against its local reward, keep what the global score confirms (paper,
-Algorithm 1).
+"""Optimise: improve one component at a time against its local reward, keep changes that the global score confirms
+(paper, Algorithm 1).
 
-One iteration: pick a component; propose values (``loop.propose``); rank them by local reward on training inputs, in
-rounds, and adapt it on what they make, if that is due (``loop.rank``); let the best few that it has not refused yet pay
-for the gate on validation examples (``loop.gate``). As in the paper, the best proposal pays whether or not it beats the
-current value locally: a local reward that is wrong about what it has not seen costs one gate, and does not hide the
-proposal for good. Further ones pay only if a gain is expected of them.
-
-Deviations of ``improved`` mode from the paper: see ``MODES``; and in both modes a proposal whose outputs are those of
-another or of the current value is dropped, and everything is paired by example and seed.
+An iteration is a pipeline of steps from state to state: pick a component, run the system on training inputs, propose
+values (``loop.propose``), label some of their answers, race them (``loop.race``), test the best at the gate
+(``loop.gate``), adapt the local reward on the labels (``loop.local_rewards``).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import random
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from optimas_jax.core.stats import Comparison
-from optimas_jax.core.system import Job, run_many
-from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed
-from optimas_jax.core.values import Configuration, Prompt, plain_values, value_to_json
-from optimas_jax.loop.adapt import adapt
-from optimas_jax.loop.budget import OutOfTokens, check_tokens, cost_so_far, costs_from, emit_curve, is_spent
-from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.loop.context import Run
-from optimas_jax.loop.evaluate import report_failures
-from optimas_jax.loop.gate import confirm, report_gate
-from optimas_jax.loop.propose import propose
-from optimas_jax.loop.rank import Proposal, Runs, Screen, emit_proposals
+from optimas_jax.core.execution import Job
+from optimas_jax.core.types import Example, Group, derive_seed
+from optimas_jax.core.usage import OutOfBudget
+from optimas_jax.core.values import Demo, Grid, LoraSpace, Models, Prompt, other_values, plain_values, value_to_json
+from optimas_jax.loop.budget import block, cost_so_far, costs_from, emit_curve
+from optimas_jax.loop.config import OptimizeConfig, RunConfig
+from optimas_jax.loop.context import Device, Host, report_failures
+from optimas_jax.loop.gate import gate
+from optimas_jax.loop.local_rewards import adapt
+from optimas_jax.loop.propose import choice_of_model, count_drops, propose
+from optimas_jax.loop.race import Race, label, race
+from optimas_jax.loop.state import LabelUse, Runs, State, groups_of_runs, groups_of_trials
+from optimas_jax.search.evidence import WeightEvidence, weight_evidence
+from optimas_jax.search.optimisers.templates import ScoredInstruction
 from optimas_jax.search.pick import pick_component, reward_gaps
-from optimas_jax.search.templates import ScoredInstruction
-
-MODES: Mapping[str, Mapping[str, Any]] = {
-    "paper": {
-        "pick": "uniform",
-        "adapt": "after_accept",
-        "pairs": "two",
-        "ranking": "mean",
-        "rounds": 1,
-        "gate": "strict",
-        "proposers": "opro",
-        "per_instance": "sample",
-    },
-    "improved": {
-        "pick": "gap",
-        "adapt": "on_drift",
-        "pairs": "all",
-        "ranking": "corrected",
-        "rounds": 3,
-        "gate": "paired",
-        "proposers": "demos,opro",
-        "per_instance": "argmax",
-    },
-}
-_CIRCLES = 50  # iterations in a row without a new request, after which no other is expected
-_INSTRUCTIONS = ("instruction", "copro", "reflect")  # kinds that change the instruction alone
 
 
-def resolve_mode(config: OptimizeConfig) -> OptimizeConfig:
-    """Fills in the switches that were left to the mode. Without local rewards there are none to adapt."""
-    bundle = MODES[config.mode]
-    names = ("pick", "adapt", "pairs", "ranking", "rounds", "proposers", "per_instance")
-    switches = {name: getattr(config, name) or bundle[name] for name in names}
-    if config.score == "global":
-        switches |= {"adapt": "never", "per_instance": "never"}
-    gate = dataclasses.replace(config.gate, kind=config.gate.kind or bundle["gate"])
-    return dataclasses.replace(config, **switches, gate=gate)
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """What an iteration changes.
-
-    Attributes:
-      configuration: accepted so far.
-      reward: name of the local reward; empty without one.
-      groups: all groups so far.
-      val_traces: validation runs under ``configuration``.
-      accepted: a summary of each accepted proposal.
-      gains: of the validation score, by component, of every proposal that paid for the gate, 0 for a rejected one and
-        for an iteration without any.
-      history: scored instructions by component.
-      adaptations: of local rewards so far.
-      rejected: digests of the configurations that the gate refused in place of this one.
-      train_traces: training runs under ``configuration``, by id of the example.
-    """
-
-    configuration: Configuration
-    reward: str
-    groups: tuple[Group, ...]
-    val_traces: tuple[Trace, ...]
-    accepted: tuple[Mapping[str, Any], ...] = ()
-    gains: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    history: Mapping[str, tuple[ScoredInstruction, ...]] = dataclasses.field(default_factory=dict)
-    adaptations: int = 0
-    rejected: frozenset[str] = frozenset()
-    train_traces: Mapping[str, Trace] = dataclasses.field(default_factory=dict)
-
-    def tried(self, name: str, gain: float) -> State:
-        """With one more try of a component."""
-        return dataclasses.replace(self, gains={**self.gains, name: (*self.gains.get(name, ()), gain)})
-
-
-def optimize(run: Run, reward: str, groups: Sequence[Group]) -> State:
+def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups: Sequence[Group]) -> State:
     """Runs the host loop from the default configuration; the journal has one event per decision.
 
-    It ends after ``config.optimize.iterations``; with ``config.optimize.max_tokens`` as soon as it has used them, or
-    where it goes in circles and never would.
+    It ends after ``config.optimize.iterations``, when the budget does not allow the next step, or when every component
+    has tried all its values.
 
     Args:
-      reward, groups: the local reward and what it was trained on; empty where local rewards are off.
+      reward: name of the local reward; empty without local rewards.
+      groups: groups that it was trained on.
     """
-    config = resolve_mode(run.config.optimize)
-    configuration = run.system.default_configuration()
-    val = run.splits["val"]
-    with run.progress.bar("validation, default values", len(val)) as advance:
-        jobs = [Job(configuration, example, run.config.seed) for example in val]
-        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-    report_failures(run, traces)
-    run.progress.line(f"validation score of the default configuration: {_mean_score(traces):.3f}")
-    state = State(configuration, reward, tuple(groups), tuple(traces))
-    emit_curve(run, "start", 0, _mean_score(state.val_traces))
-    known, circles = cost_so_far(run).tokens, 0
-    for iteration in range(config.iterations):
-        if is_spent(run) or circles == _CIRCLES:
+    state = start(host, config.optimize, reward, groups)
+    for number in range(config.optimize.iterations):
+        if not open_components(host, config.optimize, state):
+            host.progress.line("stopped: every value of every component was refused")
             break
-        state = _iterate(run, config, state, iteration)
-        emit_curve(run, "iteration", iteration, _mean_score(state.val_traces))
-        known, before = cost_so_far(run).tokens, known
-        circles = circles + 1 if config.max_tokens and known == before else 0
-    if is_spent(run):
-        tokens = cost_so_far(run).tokens
-        run.folder.emit("out_of_tokens", tokens=tokens, max_tokens=config.max_tokens)
-        run.progress.line(f"stopped after {tokens:,} tokens of {config.max_tokens:,} (config.optimize.max_tokens)")
-    elif circles == _CIRCLES:
-        run.progress.line(f"stopped after {_CIRCLES} iterations that asked nothing new, {known:,} tokens in all")
+        try:
+            state = iterate(host, device, config, state, number)
+        except OutOfBudget as reason:
+            host.folder.emit("out_of_budget", **cost_so_far(host).to_json())
+            host.progress.line(f"stopped in iteration {number + 1}: {reason}")
+            break
+        emit_curve(host, "iteration", number, mean_score(state))
     return state
 
 
-def _iterate(run: Run, config: OptimizeConfig, state: State, iteration: int) -> State:
-    seed = derive_seed(run.config.seed, "iteration", iteration)
-    rng = random.Random(seed)
-    gaps = reward_gaps(state.groups, run.components)
-    name = pick_component(config.pick, run.components, gaps, state.gains, costs_from(run), rng)
-    run.folder.emit("pick", iteration=iteration, component=name)
-    run.progress.line(f"[bold]iteration {iteration + 1}/{config.iterations}: {name}[/bold]")
-    inputs = _inputs(run, config, iteration)
-    state, runs = _with_base_runs(run, state, inputs)
-    gates = 0
-    try:
-        screen = Screen(run, config, state, name, runs, seed)
-        proposals = screen.proposals(propose(run, config, state, name, runs, screen, rng, seed))
-        emit_proposals(run, name, proposals)
-        state = _remember_instructions(screen.state, name, proposals)
-        fresh = [p for p in proposals if state.configuration.replace(name, p.value).digest not in state.rejected]
-        hopeful = [p for place, p in enumerate(fresh) if place == 0 or p.expected_gain > 0]
-        for proposal in hopeful[: config.gate_top]:
-            check_tokens(run)
-            result = confirm(run, config.gate, state.configuration, state.val_traces, name, proposal)
-            accepted, comparison, val_traces = result
-            report_gate(run, iteration, name, proposal, comparison, accepted)
-            gates += 1
-            state = state.tried(name, comparison.mean if accepted else 0.0)
-            if accepted:
-                state = _accept(run, state, iteration, name, proposal, comparison, val_traces)
-                emit_curve(run, "accept", iteration, _mean_score(state.val_traces))
-                if config.adapt == "after_accept":
-                    state, runs = _with_base_runs(run, state, inputs)
-                    state = adapt(run, config, state, run.components, runs, seed)
-                break
-            rejected = state.configuration.replace(name, proposal.value).digest
-            state = dataclasses.replace(state, rejected=state.rejected | {rejected})
-    except OutOfTokens:
-        return state
-    # The gap rule takes turns by tries: a component without proposals has had its turn once.
-    if not gates and (config.pick == "bandit" or not state.gains.get(name)):
-        state = state.tried(name, 0.0)
+def iterate(host: Host, device: Device, config: RunConfig, state: State, number: int) -> State:
+    """One iteration; returns the new state.
+
+    Raises:
+      OutOfBudget: if the budget does not allow to make and race the proposals; the state is then unchanged.
+    """
+    seed, rollouts = derive_seed(host.seed, "iteration", number), config.collect.rollouts
+    name = pick(host, config.optimize, state, number, random.Random(seed))
+    search = config.optimize.for_component(name)
+    with block(host, f"{number}/race"):
+        inputs = training_inputs(host, search, state, name, number)
+        state, runs = with_base_runs(host, state.visited(name), name, inputs)
+        proposals, dropped = propose(host, device, config, search, state, name, runs, seed)
+        labels = label(host, search, state, name, proposals, runs, rollouts)
+        ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
+    dropped += collections.Counter({"same outputs": len(proposals) - len(ranking.ranked)})
+    state = count_drops(host, state, name, len(ranking.ranked), dropped)
+    fresh = groups_of_trials(state, name, ranking.trials, runs, config.reward.batch.candidates)
+    state = remember(host, search, state, name, ranking, runs, fresh)
+    state = gate(host, search, state, name, ranking.ranked, number)
+    return adapt(host, device, config, state, fresh, number)
+
+
+def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Group]) -> State:
+    """The default configuration with its validation runs."""
+    configuration = host.system.default_configuration()
+    examples = host.splits["val"][: config.gate_examples or None]
+    jobs = [Job(configuration, example, host.seed) for example in examples]
+    traces = host.run("validation, default values", jobs)
+    report_failures(host, traces)
+    state = State(configuration, reward, tuple(groups), tuple(traces))
+    host.progress.line(f"validation score of the default configuration: {mean_score(state):.3f}")
+    emit_curve(host, "start", 0, mean_score(state))
     return state
 
 
-def _inputs(run: Run, config: OptimizeConfig, iteration: int) -> list[Example]:
-    """Training inputs of an iteration. While components take turns (``gap``) a turn of all of them is on the same ones:
-    what was run on them is known, but for what an accepted change touches."""
-    turn = iteration // len(run.components) if config.pick == "gap" else iteration
-    train = run.splits["train"]
-    return random.Random(derive_seed(run.config.seed, "inputs", turn)).sample(train, min(config.inputs, len(train)))
+def open_components(host: Host, config: OptimizeConfig, state: State) -> tuple[str, ...]:
+    """Components with something new to try: a listed space may have been refused whole, and with it the choice of a
+    model for every input by the local reward in use."""
+
+    def is_open(name: str) -> bool:
+        space, value = host.system.by_name[name].space, state.configuration[name]
+        if not isinstance(space, Grid | Models):
+            return True
+        choice = choice_of_model(config.for_component(name), space, value, state.reward)
+        values = [*other_values(space, value), *([choice] if choice else [])]
+        return any(other != value and not state.is_refused(name, other) for other in values)
+
+    return tuple(name for name in host.components if is_open(name))
 
 
-def _with_base_runs(run: Run, state: State, inputs: Sequence[Example]) -> tuple[State, Runs]:
-    """What the system does now on training inputs; those that are new are demonstrations of it, too."""
+def pick(host: Host, config: OptimizeConfig, state: State, number: int, rng: random.Random) -> str:
+    """Chooses the component of an iteration, and writes it to the journal."""
+    components = open_components(host, config, state)
+    order = [name for name in config.order.split(",") if name]
+    if number < len(order) and order[number] in components:
+        name = order[number]
+    else:
+        gaps = reward_gaps(state.evidence, components, state.configuration.digest)
+        name = pick_component(config.pick, components, gaps, state.visits, state.gains, costs_from(host), rng)
+    host.folder.emit("pick", iteration=number, component=name)
+    host.progress.line(f"[bold]iteration {number + 1}/{config.iterations}: {name}[/bold]")
+    return name
+
+
+def training_inputs(host: Host, config: OptimizeConfig, state: State, name: str, number: int) -> list[Example]:
+    """Training inputs of an iteration, in random order; inputs that the component's local reward was not trained on
+    come first, so that their labels are unseen. Weights are tuned on all inputs.
+
+    With ``pick="gap"`` components take turns, and all components of a turn share their inputs: the system's runs on
+    them stay known until a change is accepted.
+    """
+    train = host.splits["train"]
+    turn = number // len(host.components) if config.pick == "gap" else number
+    rng = random.Random(derive_seed(host.seed, "inputs", turn))
+    everything = isinstance(host.system.by_name[name].space, LoraSpace) or name in config.searched_globally
+    count = len(train) if everything else config.inputs
+    inputs = rng.sample(train, min(count, len(train)))
+    learned = {group.example_id for group in state.evidence if group.component == name and len(group.candidates) > 1}
+    return sorted(inputs, key=lambda example: example.id in learned)
+
+
+def with_base_runs(host: Host, state: State, name: str, inputs: Sequence[Example]) -> tuple[State, Runs]:
+    """Runs of the current configuration on training inputs. New runs join the evidence, as groups of one candidate.
+    Inputs on which the component is not reached are left out of the runs."""
     new = [example for example in inputs if example.id not in state.train_traces]
-    if new:
-        with run.progress.bar("training inputs", len(new)) as advance:
-            jobs = [Job(state.configuration, example, run.config.seed) for example in new]
-            traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-        runs = list(zip(new, traces, strict=True))
-        known = {**state.train_traces, **{example.id: trace for example, trace in runs}}
-        state = dataclasses.replace(state, train_traces=known, groups=(*state.groups, *groups_of(runs)))
-    return state, [(example, state.train_traces[example.id]) for example in inputs]
+    traces = host.run("training inputs", [Job(state.configuration, example, host.seed) for example in new])
+    known = {**state.train_traces, **{e.id: trace for e, trace in zip(new, traces, strict=True)}}
+    groups = groups_of_runs(state, list(zip(new, traces, strict=True)))
+    state = dataclasses.replace(state, train_traces=known, evidence=(*state.evidence, *groups))
+    runs = [(example, known[example.id]) for example in inputs]
+    return state, [(example, trace) for example, trace in runs if name in trace.steps]
 
 
-def groups_of(runs: Runs) -> list[Group]:
-    """What every component did in the runs, as groups of one candidate: demonstrations of the system as it is."""
-    return [
-        Group(name, example.id, step.inputs, (Candidate(step.outputs, "current", (trace.score,)),))
-        for example, trace in runs
-        for name, step in trace.steps.items()
-    ]
-
-
-def _accept(
-    run: Run,
+def remember(
+    host: Host,
+    config: OptimizeConfig,
     state: State,
-    iteration: int,
     name: str,
-    proposal: Proposal,
-    comparison: Comparison,
-    val_traces: Sequence[Trace],
+    ranking: Race,
+    runs: Runs,
+    fresh: Sequence[Group],
 ) -> State:
-    configuration = state.configuration.replace(name, proposal.value)
-    summary = {
-        "iteration": iteration,
-        "component": name,
-        "kind": proposal.kind,
-        "value": value_to_json(proposal.value),
-        "local_gain": proposal.local_gain,
-        "val_gain": comparison.mean,
-        "val_score": _mean_score(val_traces),
-        "p_positive": comparison.p_positive,
-    }
-    run.folder.save_best(configuration, {"val_score": _mean_score(val_traces), "accepted": [*state.accepted, summary]})
-    return dataclasses.replace(
-        state,
-        configuration=configuration,
-        val_traces=tuple(val_traces),
-        accepted=(*state.accepted, summary),
-        rejected=frozenset(),
-        train_traces={},
-    )
-
-
-def _remember_instructions(state: State, name: str, proposals: Sequence[Proposal]) -> State:
+    """Adds the results of a race to the state: labelled groups, statistics of local scores against global rewards, and
+    instructions with their expected scores."""
+    by_metric = config.score == "global" or config.ranking == "corrected"
+    before = statistics.fmean([trace.score for _, trace in runs] or [0.0]) if by_metric else 0.0
+    for one in ranking.ranked:
+        host.folder.emit(
+            "proposal",
+            component=name,
+            kind=one.proposal.kind,
+            value=value_to_json(one.proposal.value),
+            expected_gain=one.expected_gain,
+            labelled_gain=one.labelled_gain,
+            local_gain=one.local_gain,
+            inputs=one.inputs,
+            labelled=one.labelled,
+        )
     scored = [
-        ScoredInstruction(value.instruction, proposal.local_gain)
-        for proposal in reversed(proposals)
-        if proposal.kind in _INSTRUCTIONS
-        for value in plain_values(proposal.value)
-        if isinstance(value, Prompt)
+        ScoredInstruction(value.instruction, before + one.expected_gain)
+        for one in reversed(ranking.ranked)
+        for value in plain_values(one.proposal.value)
+        if isinstance(value, Prompt) and value.demos == _demos(state, name)
     ]
-    return dataclasses.replace(state, history={**state.history, name: (*state.history.get(name, ()), *scored)})
+    history = {**state.history, name: (*state.history.get(name, ()), *scored)}
+    labelled = int(ranking.evidence.labelled.sum())
+    use = LabelUse(labelled, float(ranking.estimate.effective_runs), ranking.uses_local_reward)
+    host.folder.emit("race", component=name, **dataclasses.asdict(use), weight=float(ranking.estimate.weight))
+    label_use = {**state.label_use, name: state.label_use.get(name, LabelUse()) + use}
+    weights = {**state.weights, name: state.weights.get(name, WeightEvidence()) + weight_evidence(ranking.evidence)}
+    evidence = (*state.evidence, *fresh)
+    return dataclasses.replace(state, history=history, weights=weights, evidence=evidence, label_use=label_use)
 
 
-def _mean_score(traces: Sequence[Trace]) -> float:
-    return statistics.fmean(trace.score for trace in traces)
+def _demos(state: State, name: str) -> tuple[Demo, ...]:
+    """Demonstrations in use."""
+    value = plain_values(state.configuration[name])[0]
+    return value.demos if isinstance(value, Prompt) else ()
+
+
+def mean_score(state: State) -> float:
+    """Validation score of the configuration in use."""
+    return statistics.fmean(trace.score for trace in state.val_traces)

@@ -12,32 +12,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.plain import to_dict
+from optimas_jax.core.schema import to_dict
 from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.loop.config import RunConfig, differences
 
 TAPE, LOCK = "tape.sqlite", ".lock"
+BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
-CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and those that its best/ needs
+CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
-# Fields that may differ from run to run in one folder: how fast, where and for how much models answer, not which.
-_FREE = ("concurrency", "evaluate", "server", "anthropic", "prices", "budget")
+# Fields that may differ from run to run in one folder: speed, servers and prices, not models.
+_FREE = ("concurrency", "align", "evaluate", "server", "anthropic", "prices", "budget")
 
 
 class FolderError(StopRun):
-    """A run folder that cannot be used; says why and what to do."""
+    """A run folder that cannot be used; the message has the reason and the way out."""
 
 
 def write_json(path: Path, data: Any) -> None:
     """Writes JSON in one step: a reader sees the old file or the new one, never a part."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
 class RunFolder:
-    """Everything a run leaves on disk."""
+    """The folder of a run: its configuration, journal and results."""
 
     def __init__(self, workdir: Path, config: RunConfig):
         """Creates the folder, or checks that it belongs to the same configuration, and keeps other processes out until
@@ -68,10 +69,15 @@ class RunFolder:
         self._cursor = 0
 
     def close(self) -> None:
-        """Lets other processes use the folder, as does the end of this one, however it ends."""
+        """Releases the folder's lock, which the end of the process releases too."""
         os.close(self._lock)
 
     def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        if "align" not in old:
+            raise FolderError(
+                f"{self.path} was made by an earlier version, whose work cannot be resumed: use another --workdir (its "
+                "best/ can still be evaluated: --stage=evaluate --config.evaluate.folder=.../best)"
+            )
         for name in _FREE:
             old.pop(name, None)
             new.pop(name, None)
@@ -85,7 +91,7 @@ class RunFolder:
             )
 
     def write(self, name: str, data: Any) -> None:
-        """``write_json``, with a ``FolderError`` that says what to do."""
+        """Writes JSON in one step; raises ``FolderError`` if that fails."""
         path = self.path / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +103,7 @@ class RunFolder:
             ) from error
 
     def read(self, name: str) -> Any | None:
-        """JSON written before, or None."""
+        """JSON of a file in the folder, or None if there is none."""
         path = self.path / name
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -124,7 +130,7 @@ class RunFolder:
         return events
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Appends one event. A resumed run passes its old events again: those are recognised, not written twice."""
+        """Appends one event. A resumed run emits its old events again; they are not written twice."""
         entry = json.loads(json.dumps({"event": event, **thaw(fields)}, ensure_ascii=False))
         if self._cursor < len(self._events):
             if _without_clock(self._events[self._cursor]) == _without_clock(entry):
@@ -139,19 +145,18 @@ class RunFolder:
         except OSError as error:
             raise FolderError(f"cannot write the journal in {self.path} ({error})") from error
 
-    def save_best(self, configuration: Configuration, info: Mapping[str, Any]) -> None:
-        """Writes the portable result: ``best/configuration.json``, and beside it the adapters and local rewards that it
-        names."""
-        for made, carried, name in _parts(configuration):
-            self.copy_in(self.path / made / name, self.path / "best" / carried)
-        self.write("best/configuration.json", {"configuration": configuration.to_json(), **info})
+    def save_best(self, configuration: Configuration, info: Mapping[str, Any], folder: str = BEST) -> None:
+        """Writes a portable result: ``configuration.json`` and the adapters and local rewards that it names."""
+        for source, carried, name in _parts(configuration):
+            self.copy_in(self.path / source / name, self.path / folder / carried)
+        self.write(f"{folder}/configuration.json", {"configuration": configuration.to_json(), **info})
 
     def take_parts(self, configuration: Configuration, best: Path) -> None:
-        """Copies from a ``best/`` folder what its configuration names, so that this run can use it. A local reward that
-        is not there is left to whoever needs it."""
-        for made, carried, name in _parts(configuration):
-            if (best / carried / name).is_dir() or made == ADAPTERS:
-                self.copy_in(best / carried / name, self.path / made)
+        """Copies the adapters and local rewards that a configuration names from its ``best/`` folder. A missing local
+        reward is skipped; scoring under it raises."""
+        for target, carried, name in _parts(configuration):
+            if (best / carried / name).is_dir() or target == ADAPTERS:
+                self.copy_in(best / carried / name, self.path / target)
 
     def copy_in(self, part: Path, folder: Path) -> None:
         """Copies an adapter or a checkpoint into a folder, in one step; raises ``FolderError`` if that fails."""
@@ -186,7 +191,7 @@ def _lock(folder: Path) -> int:
 
 
 def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:
-    """What a configuration names beside itself, as (folder in a run folder, folder in ``best/``, name)."""
+    """Local rewards and adapters of a configuration, as (folder in a run folder, folder in ``best/``, name)."""
     parts = [(CHECKPOINTS, REWARDS, value.reward) for value in configuration.values() if isinstance(value, PerInstance)]
     for value in configuration.values():
         adapters = [one.digest for one in plain_values(value) if isinstance(one, Adapter)]

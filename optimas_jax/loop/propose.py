@@ -1,15 +1,21 @@
-"""Propose: new values for one component, by what its space allows."""
+"""Propose: new values for one component, by what its space allows.
+
+Values that an optimiser scores while it proposes (the points of TPE, COPRO's rounds) are tried here on
+``config.trial_inputs`` inputs each, under the local reward that the iteration began with.
+"""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+import statistics
+from collections.abc import Sequence
+from typing import cast
 
-from optimas_jax.core.system import Job, gather, run_many
-from optimas_jax.core.types import Outcome
+from optimas_jax.core.execution import Job
+from optimas_jax.core.types import Outcome, Trace, derive_seed
 from optimas_jax.core.values import (
     Adapter,
     Grid,
@@ -20,147 +26,272 @@ from optimas_jax.core.values import (
     PromptSpace,
     Value,
     other_values,
+    value_digest,
 )
 from optimas_jax.llm.base import CompletionRequest
-from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.loop.context import Run
-from optimas_jax.loop.rank import Runs, Screen
-from optimas_jax.policy.rollout import tune_weights
-from optimas_jax.search.choices import per_instance_value, propose_values
-from optimas_jax.search.demos import demo_pool, labelled_demos
-from optimas_jax.search.proposers import PROPOSERS, proposer_names
-from optimas_jax.search.random_search import draw_values
-from optimas_jax.search.task import Effort, PromptTask
+from optimas_jax.loop.config import OptimizeConfig, RunConfig
+from optimas_jax.loop.context import Device, Host
+from optimas_jax.loop.race import answer, follow, labels_all, local_scores
+from optimas_jax.loop.state import Proposal, Runs, State, current_trials
+from optimas_jax.policy.reinforce import GlobalScores
+from optimas_jax.policy.rollout import LocalScores
+from optimas_jax.policy.tune import TuningRun, tune_weights
+from optimas_jax.search.optimisers import llmselector
+from optimas_jax.search.optimisers.choices import model_values, per_instance_value, propose_values
+from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos
+from optimas_jax.search.optimisers.instructions import drop_summary
+from optimas_jax.search.optimisers.random_search import draw_values
+from optimas_jax.search.optimisers.registry import PROPOSERS, proposer_names
+from optimas_jax.search.optimisers.task import PromptTask
 
-if TYPE_CHECKING:
-    from optimas_jax.loop.iteration import State
+LOCAL_SCALE = "mean local reward minus that of the instruction in use"  # part of a prompt: a change voids tapes
+GLOBAL_SCALE = "mean of the system's metric"
+_USABLE = (Outcome.OK, Outcome.TRUNCATED)
 
-Proposed = list[tuple[str, Value]]  # (kind, value)
+
+@dataclasses.dataclass(frozen=True)
+class Proposer:
+    """Everything that proposing values for one component needs.
+
+    Attributes:
+      host, device, config: of the run.
+      search: settings of this component's search.
+      state: of the search.
+      name: the component.
+      runs: training inputs, and the system's runs on them under ``state.configuration``.
+      seed: names all randomness.
+      current: the value to improve; for a best-of-N component the value that it samples from.
+    """
+
+    host: Host
+    device: Device
+    config: RunConfig
+    search: OptimizeConfig
+    state: State
+    name: str
+    runs: Runs
+    seed: int
+    current: Value
+
+    def wrapped(self, value: Value) -> Value:
+        """``value``, as best-of-N where the component's value in use is best-of-N."""
+        whole = self.state.configuration[self.name]
+        if isinstance(whole, PerInstance) and len(whole.values) == 1:
+            return dataclasses.replace(whole, values=(value,))
+        return value
+
+    def gains(self, values: Sequence[Value]) -> list[float]:
+        """Mean difference of each value's score to the score of the value in use, on the first ``trial_inputs`` inputs;
+        0 for a value without a score."""
+        runs = self.runs[: self.search.trial_inputs]
+        wrapped = [self.wrapped(value) for value in values]
+        trials = current_trials(self.state, self.name, runs) | answer(self.host, self.name, wrapped, runs, {})
+        if labels_all(self.host, self.search, self.name):
+            trials = follow(self.host, self.state, self.name, trials, runs, 1)
+            scores = {key: trial.reward or 0.0 for key, trial in trials.items()}
+        else:
+            scores = local_scores(self.device, self.host, self.state.reward, self.name, trials, runs)
+        current = value_digest(self.state.configuration[self.name])
+        return [
+            statistics.fmean(
+                [scores[key, e.id] - scores[current, e.id] for e, _ in runs if (key, e.id) in scores] or [0.0]
+            )
+            for key in map(value_digest, wrapped)
+        ]
 
 
 def propose(
-    run: Run, config: OptimizeConfig, state: State, name: str, runs: Runs, screen: Screen, rng: random.Random, seed: int
-) -> Proposed:
-    """Values that are not the current one.
-
-    A component that runs as best-of-N keeps doing so: what is proposed is another value to sample from.
+    host: Host,
+    device: Device,
+    config: RunConfig,
+    search: OptimizeConfig,
+    state: State,
+    name: str,
+    runs: Runs,
+    seed: int,
+) -> tuple[tuple[Proposal, ...], collections.Counter[str]]:
+    """New values of a component, each once, without the value in use and values refused under this configuration.
 
     Args:
-      runs: training inputs and what the system does on them now.
-      screen: scores values, for optimisers that ask.
+      search: settings of this component's search.
+
+    Returns:
+      The proposals; and the numbers of rejected answers and values, by reason.
     """
-    current = state.configuration[name]
-    best_of = isinstance(current, PerInstance) and len(current.values) == 1
-    inner = current.values[0] if isinstance(current, PerInstance) and best_of else current
-
-    def sampled(value: Value) -> Value:
-        return dataclasses.replace(current, values=(value,)) if isinstance(current, PerInstance) and best_of else value
-
-    def gains(values: Sequence[Value]) -> list[float]:
-        return screen.gains([sampled(value) for value in values])
-
-    space = run.system.by_name[name].space
+    value, space = state.configuration[name], host.system.by_name[name].space
+    inner = value.values[0] if isinstance(value, PerInstance) and len(value.values) == 1 else value
+    proposer = Proposer(host, device, config, search, state, name, runs, seed, inner)
+    dropped: collections.Counter[str] = collections.Counter()
     if isinstance(space, LoraSpace):
-        made = _weights(run, state, screen, name, cast(Adapter, inner), seed)
+        candidates = _weights(proposer)
     elif isinstance(space, Grid | Models):
-        made = _listed(config, screen, space, inner, gains, seed)
+        candidates = _listed(proposer, space, dropped)
     else:
-        made = _prompts(run, config, state, name, cast(Prompt, inner), runs, gains, rng, seed)
-    made = [(kind, sampled(value)) for kind, value in made]
-    if config.best_of > 1 and config.score == "local" and not isinstance(current, PerInstance):
-        reward = screen.reward([value for _, value in made])
-        many = PerInstance((current,), reward, samples=config.best_of, temperature=run.config.collect.temperature)
-        made.append(("best_of", many))
-    return made
+        candidates = _prompts_in_steps(proposer, dropped)
+    wrapped = [Proposal(kind, proposer.wrapped(candidate)) for kind, candidate in candidates]
+    proposals: dict[str, Proposal] = {}
+    for proposal in [*wrapped, *_best_of(proposer)]:
+        if proposal.value == value:
+            dropped["in use"] += 1
+        elif state.is_refused(name, proposal.value):
+            dropped["refused before"] += 1
+        elif proposal.digest in proposals:
+            dropped["repeated"] += 1
+        else:
+            proposals[proposal.digest] = proposal
+    return tuple(proposals.values()), dropped
 
 
-def _weights(run: Run, state: State, screen: Screen, name: str, current: Adapter, seed: int) -> Proposed:
-    """The best adapter of a tuning call that starts from the current one; nothing if none is better."""
-    train = run.splits["train"]
-    with run.progress.bar("training inputs for weights", len(train)) as advance:
-        jobs = [Job(state.configuration, example, run.config.seed) for example in train]
-        traces = run_many(run.system, jobs, concurrency=run.config.concurrency, on_done=advance)
-    tuned = tune_weights(
-        run.system,
-        run.completer,
-        run.engine.scorer,
-        run.policies,
-        screen.reward(()),
-        name,
-        current,
-        list(zip(train, traces, strict=True)),
-        seed=seed,
-        run_seed=run.config.seed,
-        concurrency=run.config.concurrency,
-        progress=run.progress,
-        emit=run.folder.emit,
+def count_drops(host: Host, state: State, name: str, usable: int, dropped: collections.Counter[str]) -> State:
+    """Adds the dropped answers of an iteration to the state and the journal. ``usable``: number of proposals left."""
+    host.folder.emit("proposed", component=name, usable=usable, dropped=dict(sorted(dropped.items())))
+    if not usable:
+        host.progress.line(f"  no usable proposal: {drop_summary(dropped) if dropped else 'nothing was proposed'}")
+    if not dropped:
+        return state
+    counts = dict(collections.Counter(state.dropped.get(name, {})) + dropped)
+    return dataclasses.replace(state, dropped={**state.dropped, name: counts})
+
+
+def _best_of(proposer: Proposer) -> list[Proposal]:
+    """Best-of-N of the current value, if ``search.best_of`` is 2 or more."""
+    search, current = proposer.search, proposer.state.configuration[proposer.name]
+    if search.best_of < 2 or search.score == "global" or isinstance(current, PerInstance):
+        return []
+    temperature = proposer.config.collect.temperature
+    value = PerInstance((current,), proposer.state.reward, samples=search.best_of, temperature=temperature)
+    return [Proposal("best_of", value)]
+
+
+def _weights(proposer: Proposer) -> list[tuple[str, Value]]:
+    """The best adapter of a tuning run that starts from the current one: PPO or GRPO on the local reward, or without it
+    REINFORCE on the global reward; empty if none is better."""
+    host, device, state, current = proposer.host, proposer.device, proposer.state, cast(Adapter, proposer.current)
+    run = TuningRun(
+        host.system,
+        host.completer,
+        device.policies,
+        host.progress,
+        host.folder.emit,
+        seed=host.seed,
+        concurrency=host.concurrency,
     )
+    scores = (
+        LocalScores(host.system, device.rewards.scorer, state.reward, proposer.name)
+        if proposer.search.score == "local"
+        else GlobalScores(host.system, state.configuration, proposer.name, host.seed, host.concurrency)
+    )
+    tuned = tune_weights(run, proposer.name, current, proposer.runs, scores, seed=proposer.seed)
     return [] if tuned is None or tuned.adapter == current.digest else [("weights", Adapter(tuned.adapter))]
 
 
-def _listed(
-    config: OptimizeConfig,
-    screen: Screen,
-    space: Grid | Models,
-    current: Value,
-    gains: Callable[[Sequence[Value]], list[float]],
-    seed: int,
-) -> Proposed:
-    """Values of a grid or names of models, and the choice of a model for every input.
+def _listed(proposer: Proposer, space: Grid | Models, dropped: collections.Counter[str]) -> list[tuple[str, Value]]:
+    """Values of a grid or names of models, then the choice of a model for every input.
 
-    The single values come first: a choice per instance that makes the same outputs as one of them is the dearer one.
+    Single values come first: of two proposals with equal answers the race keeps the first, and a single value is
+    cheaper.
     """
-    if proposer_names(config.proposers) == ("random",):
-        drawn = draw_values(other_values(space, current), config.instructions + config.demo_sets, seed)
-        return [("random", value) for value in drawn]
-    values = propose_values(space, current, gains, trials=config.trials, seed=seed)
-    made: Proposed = [("grid", value) for value in values]
-    if config.per_instance != "never" and config.score == "local":
-        choice = per_instance_value(space, current, screen.reward(values), config.per_instance)
-        if choice is not None and choice != current:
-            made.append(("per_instance", choice))
-    return made
+    search, current = proposer.search, proposer.current
+    names = proposer_names(search.proposers)
+    if names == ("random",):
+        count = search.instructions + search.demo_sets
+        return [("random", value) for value in draw_values(other_values(space, current), count, proposer.seed)]
+    models = model_values(space, current)
+    if models and "llmselector" in names:
+        values = [current, *(value for value in models if value != current)]
+        return llmselector.propose(_selector_task(proposer, values, dropped))
+    values = propose_values(space, current, proposer.gains, trials=search.trials, seed=proposer.seed)
+    candidates: list[tuple[str, Value]] = [("grid", value) for value in values]
+    choice = choice_of_model(search, space, current, proposer.state.reward)
+    return candidates if choice is None else [*candidates, ("per_instance", choice)]
 
 
-def _prompts(
-    run: Run,
-    config: OptimizeConfig,
-    state: State,
-    name: str,
-    current: Prompt,
-    runs: Runs,
-    gains: Callable[[Sequence[Value]], list[float]],
-    rng: random.Random,
-    seed: int,
-) -> Proposed:
-    """What the optimisers of prompts come up with, each on its own."""
-    component = run.system.by_name[name]
+def choice_of_model(search: OptimizeConfig, space: Grid | Models, current: Value, reward: str) -> PerInstance | None:
+    """The choice of a model for every input, where the configuration asks for it and there are two models."""
+    if search.per_instance == "never" or search.score == "global":
+        return None
+    return per_instance_value(space, current, reward, search.per_instance)
+
+
+def _selector_task(
+    proposer: Proposer, values: Sequence[Value], dropped: collections.Counter[str]
+) -> llmselector.SelectorTask:
+    host, state, name = proposer.host, proposer.state, proposer.name
+
+    def run(tried: Sequence[Value]) -> list[list[Trace]]:
+        jobs = [
+            Job(state.configuration.replace(name, value), example, host.seed, host.system.kept(trace, name))
+            for value in tried
+            for example, trace in proposer.runs
+        ]
+        traces = iter(host.run("models on training inputs", jobs))
+        return [[next(traces) for _ in proposer.runs] for _ in tried]
+
+    module = llmselector.module_of(host.system, name)
+    return llmselector.SelectorTask(
+        module=host.system.by_name[module],
+        terminal=not host.system.descendants(module),
+        values=values,
+        examples=[example for example, _ in proposer.runs],
+        run=run,
+        diagnoser=proposer.config.proposer,
+        ask=functools.partial(_ask, host),
+        seed=proposer.seed,
+        dropped=functools.partial(_drop, proposer, dropped),
+    )
+
+
+def _ask(host: Host, requests: Sequence[CompletionRequest]) -> list[str]:
+    """Answers to requests; "" for a failed one."""
+    calls = [functools.partial(host.completer.complete, request) for request in requests]
+    answers = host.gather("answers about proposals", calls)
+    return [completion.text if completion.outcome in _USABLE else "" for completion in answers]
+
+
+def _drop(proposer: Proposer, dropped: collections.Counter[str], reason: str, text: str) -> None:
+    dropped[reason] += 1
+    proposer.host.folder.emit("dropped", component=proposer.name, reason=reason, text=text[:200])
+
+
+def _prompts_in_steps(proposer: Proposer, dropped: collections.Counter[str]) -> list[tuple[str, Value]]:
+    """Prompts of all optimisers in ``local_steps`` steps (paper, Table 6). Each step starts from the best value of the
+    steps before, by its score on the trial inputs."""
+    candidates: list[tuple[str, Value]] = []
+    for step in range(proposer.search.local_steps):
+        seed = derive_seed(proposer.seed, "step", step) if step else proposer.seed
+        current = proposer.current
+        if candidates:
+            gains = proposer.gains([value for _, value in candidates])
+            best = max(range(len(gains)), key=lambda index: gains[index])
+            current = candidates[best][1] if gains[best] > 0 else current
+        candidates += _prompts(dataclasses.replace(proposer, seed=seed, current=current), dropped)
+    return candidates
+
+
+def _prompts(proposer: Proposer, dropped: collections.Counter[str]) -> list[tuple[str, Value]]:
+    """Prompts of all optimisers in one step."""
+    host, state, name, search = proposer.host, proposer.state, proposer.name, proposer.search
+    component = host.system.by_name[name]
     assert isinstance(component.space, PromptSpace)
-
-    def ask(requests: Sequence[CompletionRequest]) -> list[str]:
-        calls = [functools.partial(run.completer.complete, request) for request in requests]
-        answers = gather(calls, concurrency=run.config.concurrency)
-        return [answer.text if answer.outcome in (Outcome.OK, Outcome.TRUNCATED) else "" for answer in answers]
-
-    def dropped(reason: str, text: str) -> None:
-        run.folder.emit("dropped", component=name, reason=reason, text=text[:200])
-
-    own = [group for group in state.groups if group.component == name]
+    evidence = [group for group in state.evidence if group.component == name]
+    by_metric = search.score == "global" or search.ranking == "corrected"
     task = PromptTask(
         component=component,
         space=component.space,
-        current=current,
-        runs=runs,
-        pool=demo_pool(own, min_reward=config.demo_min_reward),
-        labelled=labelled_demos(component, runs),
+        current=cast(Prompt, proposer.current),
+        runs=proposer.runs,
+        pool=demo_pool(evidence),
+        labelled=labelled_demos(component, proposer.runs),
         history=state.history.get(name, ()),
-        proposer=run.config.proposer,
-        effort=Effort(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Effort)}),
-        seed=seed,
-        rng=rng,
-        ask=ask,
-        gains=gains,
-        dropped=dropped,
+        current_score=statistics.fmean([t.score for _, t in proposer.runs] or [0.0]) if by_metric else 0.0,
+        scale=GLOBAL_SCALE if by_metric else LOCAL_SCALE,
+        proposer=proposer.config.proposer,
+        effort=search.effort,
+        seed=proposer.seed,
+        rng=random.Random(proposer.seed),
+        ask=functools.partial(_ask, host),
+        gains=proposer.gains,
+        dropped=functools.partial(_drop, proposer, dropped),
     )
-    made = [one for proposer in proposer_names(config.proposers) for one in PROPOSERS[proposer](task)]
-    return [(kind, prompt) for place, (kind, prompt) in enumerate(made) if prompt not in [p for _, p in made[:place]]]
+    writers = [PROPOSERS[name] for name in proposer_names(search.proposers) if name in PROPOSERS]
+    return [candidate for writer in writers for candidate in writer(task)]

@@ -1,6 +1,6 @@
-"""The stages of a run, in order, each of which can be run alone on the same folder: collect, train, optimize, evaluate.
+"""The stages of a run in their order: collect, train, optimize, evaluate. Each can be run alone on the same folder.
 
-Nothing is handed from stage to stage in memory: a stage reads what the one before left in the run folder.
+Stages share no state in memory: a stage reads the files of the stages before it in the run folder.
 """
 
 from __future__ import annotations
@@ -13,47 +13,45 @@ import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from optimas_jax.benchmarks.modules import find_benchmark, title
-from optimas_jax.core.types import StopRun
+from optimas_jax.benchmarks.modules import title
+from optimas_jax.core.progress import Progress
+from optimas_jax.core.types import Group, StopRun
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.providers import models_named
-from optimas_jax.loop.budget import COLLECTED, cost_so_far, is_spent, stage_cost
+from optimas_jax.loop.budget import COLLECTED, search_limit, stage_usage
 from optimas_jax.loop.completers import loaded_here
-from optimas_jax.loop.config import STAGES, RunConfig
+from optimas_jax.loop.config import ALIGN, STAGES, RunConfig
 from optimas_jax.loop.context import Run, build_run
-from optimas_jax.loop.evaluate import after_each, by_kind, contributions, evaluate, gain, other_metrics
-from optimas_jax.loop.iteration import State, optimize, resolve_mode
-from optimas_jax.loop.journal import load_best
-from optimas_jax.loop.offline import collect_offline, train_offline
-from optimas_jax.loop.progress import ConsoleProgress
-from optimas_jax.report.tables import tables, write_html, write_tensorboard
-from optimas_jax.rewards.alignment import measure_alignment
+from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of, confirm_search, measure
+from optimas_jax.loop.iteration import optimize
+from optimas_jax.loop.journal import BEST, UNCONFIRMED, load_best
+from optimas_jax.loop.local_rewards import Collected, collect_offline, train_first
+from optimas_jax.loop.race import RANDOM
 from optimas_jax.rewards.data import load_groups, save_groups
-from optimas_jax.rewards.split import is_held_out
+from optimas_jax.rewards.pairs import is_informative
 
 
 class MissingStage(StopRun):
-    """A stage was asked for whose input is not there yet."""
+    """The input of a stage is missing in the run folder."""
 
 
 def run_stages(
     config: RunConfig,
     workdir: Path,
-    stage: str = "all",
-    progress: ConsoleProgress | None = None,
+    stage: str,
+    progress: Progress,
     completer: Completer | None = None,
 ) -> None:
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``: see ``build_run``.
 
     Raises:
-      ValueError: for an unknown stage, a model that is nowhere, and what ``build_run`` raises.
-      StopRun: with a message for the user; what was paid for is kept.
+      ValueError: for an unknown stage, a model that cannot be found, and as ``build_run``.
+      StopRun: with a message for the user; results that were paid for are kept.
     """
-    if stage not in ("all", *STAGES):
-        raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join(STAGES)}")
-    with open_run(config, workdir, progress or ConsoleProgress(), completer) as run:
+    if stage not in ("all", ALIGN, *STAGES):
+        raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN))}")
+    with open_run(config, workdir, progress, completer) as run:
         if stage == "all" and completer is None:
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
@@ -61,32 +59,30 @@ def run_stages(
 
 
 @contextlib.contextmanager
-def open_run(
-    config: RunConfig, workdir: Path, progress: ConsoleProgress, completer: Completer | None = None
-) -> Iterator[Run]:
+def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end."""
     run = build_run(config, workdir, progress, completer)
-    sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.splits.items())
+    sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.host.splits.items())
     progress.line(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
-        f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.folder.path}"
+        f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.host.folder.path}"
     )
     try:
         yield run
     finally:
         run.tape.close()
-        run.folder.close()
+        run.host.folder.close()
 
 
 def find_models(run: Run) -> None:
-    """Makes sure that every local model of the stages can be loaded, so that none is missed after others were paid for.
-    A folder with completions is not asked: they may answer everything.
+    """Checks that all local models can be loaded before anything is paid for. Skipped for a folder with completions,
+    which may answer all requests.
 
     Raises:
-      ValueError: for a model that is nowhere.
+      ValueError: for a model that cannot be found.
       StopRun: if devices do not allow the mesh.
     """
-    specs = loaded_here(run.config, models_named(run.system))
+    specs = loaded_here(run.config, models_named(run.host.system))
     if specs and not len(run.tape):
         _ = run.engines.mesh
         run.engines.find(specs)
@@ -94,144 +90,123 @@ def find_models(run: Run) -> None:
 
 def run_stage(run: Run, name: str) -> None:
     """Runs the stage ``name`` (``STAGES``); raises ``StopRun`` with a message for the user."""
-    run.progress.line(f"[bold cyan]{name}[/bold cyan]")
-    if run.system.meter is not None:
-        run.system.meter.reset()
-    actions = {"collect": _collect, "train": _train, "optimize": _optimize, "evaluate": _evaluate}
-    with run.ledger.phase(name):
+    run.host.progress.line(f"[bold cyan]{name}[/bold cyan]")
+    if run.host.system.meter is not None:
+        run.host.system.meter.reset()
+    actions = {"collect": _collect, "train": _train, "optimize": _optimize, "align": _align, "evaluate": _evaluate}
+    with run.host.ledger.phase(name):
         actions[name](run)
 
 
 def _collect(run: Run) -> None:
-    if run.config.optimize.score == "global":
-        run.progress.line("  nothing to collect: proposals are ranked by the global metric (config.optimize.score)")
-        return
-    groups = collect_offline(run, resolve_mode(run.config.optimize))
-    save_groups(run.folder.path / "groups" / "offline", groups)
-    for name in run.system.tunable:
-        own = [group for group in groups if group.component == name]
-        informative = sum(max(group.rewards) > min(group.rewards) for group in own)
-        run.folder.emit("groups", component=name, groups=len(own), informative=informative)
-        run.progress.line(f"  {name}: {len(own)} groups, {informative} with different rewards")
-    run.folder.write(COLLECTED, dataclasses.asdict(stage_cost(run, "collect")))
-    if is_spent(run):
-        raise StopRun(
-            f"collecting took {cost_so_far(run).tokens:,} tokens, and config.optimize.max_tokens = "
-            f"{run.config.optimize.max_tokens:,} is for collecting and searching together: raise it, or lower "
-            "config.offline.calls or config.offline.inputs"
-        )
+    """Collects groups under the default configuration: for the first local reward, for gaps and for demonstrations."""
+    host, config = run.host, run.config
+    collected = Collected((), {})
+    if config.offline.groups:
+        with search_limit(host, "collect"):
+            collected = collect_offline(host, config)
+            host.folder.write(COLLECTED, stage_usage(host).to_json())
+    else:
+        host.progress.line("  nothing is collected (config.offline.groups is 0)")
+    save_groups(host.folder.path / "groups" / "offline", collected.groups)
+    for name, reason in collected.reasons.items():
+        rewards = [group.rewards for group in collected.groups if group.component == name]
+        informative = sum(is_informative(one, config.reward.loss.threshold) for one in rewards)
+        host.folder.emit("groups", component=name, groups=len(rewards), informative=informative, stopped=reason)
+        host.progress.line(f"  {name}: {len(rewards)} groups, {informative} with different rewards; stopped: {reason}")
 
 
-def _offline_groups(run: Run) -> list:
-    groups = load_groups(run.folder.path / "groups" / "offline")
+def _offline_groups(run: Run) -> list[Group]:
+    groups = load_groups(run.host.folder.path / "groups" / "offline")
     if groups is None:
-        raise MissingStage(f"no groups in {run.folder.path}: --stage=collect makes them")
+        raise MissingStage(f"no groups in {run.host.folder.path}: --stage=collect makes them")
     for group in groups:
-        node = run.system.by_name.get(group.component)
+        node = run.host.system.by_name.get(group.component)
         if node is None or node.space is None or set(group.inputs) != set(node.inputs):
             raise MissingStage(
-                f"{run.folder.path} has groups of component {group.component!r} with inputs {sorted(group.inputs)}, "
-                "which this system does not have: pull groups of the same system, or --stage=collect makes its own"
+                f"{run.host.folder.path} has groups of component {group.component!r} with inputs "
+                f"{sorted(group.inputs)}, which this system does not have: pull groups of the same system, or "
+                "--stage=collect makes its own"
             )
     return groups
 
 
 def _train(run: Run) -> None:
-    if run.config.optimize.score == "global":
-        run.progress.line("  nothing to train: proposals are ranked by the global metric (config.optimize.score)")
+    """Trains the first local reward."""
+    if run.config.optimize.score != "local":
+        run.host.progress.line(f"  nothing is trained (config.optimize.score is {run.config.optimize.score!r})")
         return
-    name, metadata = train_offline(run, _offline_groups(run))
-    run.folder.write("reward.json", {"name": name, "history": metadata["history"]})
+    name, metadata = train_first(run.host, run.device, run.config, _offline_groups(run))
+    run.host.folder.write("reward.json", {"name": name, "history": metadata["history"]})
     for epoch, row in enumerate(metadata["history"]):
-        run.folder.emit("epoch", epoch=epoch, **row)
-        run.progress.line(f"  epoch {epoch + 1}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
+        run.host.folder.emit("epoch", epoch=epoch, **row)
+        numbers = ", ".join(f"{key} {value:.3f}" for key, value in row.items())
+        run.host.progress.line(f"  epoch {epoch + 1}: {numbers}")
 
 
 def _optimize(run: Run) -> None:
-    if run.config.optimize.score == "global":
-        state, alignment = optimize(run, "", ()), {}
-    else:
-        reward = run.folder.read("reward.json")
-        if reward is None:
-            raise MissingStage(f"no local reward in {run.folder.path}: --stage=train makes it")
-        state = optimize(run, reward["name"], _offline_groups(run))
-        alignment = _alignment(run, state)
-    val_score = sum(trace.score for trace in state.val_traces) / len(state.val_traces)
-    run.folder.save_best(state.configuration, {"val_score": val_score, "accepted": list(state.accepted)})
-    run.folder.write(
-        "optimized.json", {"reward": state.reward, "alignment": alignment, "accepted": list(state.accepted)}
+    """Runs the search, and confirms the changes that it accepted."""
+    host, config = run.host, run.config
+    with search_limit(host, "optimize"):
+        state = optimize(host, run.device, config, _first_reward(run), _offline_groups(run))
+    steps = after_each(host.system.default_configuration(), state.accepted)
+    with host.ledger.phase("confirm"):
+        confirmation = confirm_search(host, steps)
+    confirmed = confirmation and confirmation.to_json()
+    kept = len(state.accepted) if confirmation is None else confirmation.changes or 0
+    host.folder.save_best(steps[kept], {"accepted": list(state.accepted[:kept]), "confirmed": confirmed})
+    if steps[kept] != steps[-1]:
+        info = {"accepted": list(state.accepted), "confirmed": confirmed}
+        host.folder.save_best(steps[-1], info, folder=UNCONFIRMED)
+    alignment = {} if config.optimize.score != "local" else alignment_of(host, run.device, config, state)
+    host.folder.emit("alignment", reward=state.reward, alignment=alignment)
+    host.folder.write(
+        OPTIMIZED,
+        {
+            "reward": state.reward,
+            "alignment": alignment,
+            "label_use": {name: dataclasses.asdict(use) for name, use in state.label_use.items()},
+            "dropped": {name: dict(reasons) for name, reasons in state.dropped.items()},
+            "accepted": list(state.accepted),
+            "confirmed": confirmed,
+        },
     )
 
 
-def _alignment(run: Run, state: State) -> dict[str, Any]:
-    """Of the last local reward with the global one, by component."""
-    share = run.config.offline.held_out
-    held_out = [group for group in state.groups if is_held_out(group.example_id, share)]
-    alignment = {
-        name: {**dataclasses.asdict(row), "controls": {"shorter": row.shorter, "loglik": row.loglik}}
-        for name, row in measure_alignment(run.engine.scorer, state.reward, run.system, held_out).items()
-    }
-    for row in alignment.values():
-        del row["shorter"], row["loglik"]
-    run.folder.emit("alignment", reward=state.reward, alignment=alignment)
-    return alignment
+def _first_reward(run: Run) -> str:
+    """The name of the local reward that the search starts with."""
+    score = run.config.optimize.score
+    if score != "local":
+        return RANDOM if score == "random" else ""
+    trained = run.host.folder.read("reward.json")
+    if trained is None:
+        raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
+    return trained["name"]
+
+
+def _align(run: Run) -> None:
+    """Measures the alignment of the search's last local reward, under the configuration in ``best/``."""
+    search, trained = run.host.folder.read(OPTIMIZED), run.host.folder.read("reward.json")
+    reward = (search or {}).get("reward") or (trained or {}).get("name")
+    if not reward or run.config.optimize.score != "local":
+        raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
+    best = run.host.folder.path / BEST
+    configuration = load_best(best) if best.is_dir() else run.host.system.default_configuration()
+    alignment = align(run.host, run.device, run.config, configuration, reward)
+    run.host.folder.write("alignment.json", {"reward": reward, "alignment": alignment})
+    run.host.folder.emit("alignment", reward=reward, alignment=alignment)
 
 
 def _evaluate(run: Run) -> None:
-    settings = run.config.evaluate
-    folder = Path(settings.folder) if settings.folder else run.folder.path / "best"
-    configuration = load_best(folder)
-    run.folder.take_parts(configuration, folder)
-    run.system.check(configuration)
-    examples = run.splits[settings.split]
-    optimization = run.folder.read("optimized.json") or {"alignment": {}, "accepted": []}
-    steps = after_each(run.system.default_configuration(), optimization["accepted"])
-    known = steps[-1].to_json() == configuration.to_json()  # not if it was saved elsewhere
-    one_by_one = known and settings.changes
-    if not one_by_one:
-        steps = [steps[0], configuration]
-    evaluations = evaluate(run, steps, examples, settings.repeats)
-    baseline, optimized, accepted = evaluations[0], evaluations[-1], optimization["accepted"]
-    if one_by_one and accepted:
-        brought = contributions(run, optimization["reward"], accepted, evaluations)
-        accepted = [{**change, settings.split: row} for change, row in zip(accepted, brought, strict=True)]
-    benchmark = find_benchmark(run.config.benchmark)
-    results: dict[str, Any] = {
-        "benchmark": title(run.config.benchmark),
-        "variant": run.config.variant,
-        "seed": run.config.seed,
-        "split": settings.split,
-        "n": len(examples),
-        "metric": benchmark.METRIC,
-        "chance": run.data.chance.get(benchmark.METRIC, 0.0),
-        "data": run.data.origin,
-        "baseline": baseline.to_json(),
-        "optimized": optimized.to_json(),
-        "gain": gain(optimized, baseline),
-        "other_metrics": {
-            name: {"chance": run.data.chance.get(name, 0.0), **row}
-            for name, row in other_metrics(benchmark, examples, baseline, optimized).items()
-        },
-        "by_kind": by_kind(examples, {"baseline": baseline, "optimized": optimized}),
-        "outcomes": optimized.outcomes,
-        "alignment": optimization["alignment"],
-        "accepted": accepted,
-        "ledger": run.ledger.to_json(),
+    """Measures the best configuration on examples that the search has not seen, and writes ``results.json``."""
+    results = measure(run)
+    results |= {
         "wall_seconds": round(time.monotonic() - run.started, 1),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "versions": _versions(),
     }
-    run.folder.emit("evaluation", split=settings.split, n=len(examples), gain=results["gain"])
-    history = (run.folder.read("reward.json") or {"history": []})["history"]
-    run.folder.write("results.json", results)
-    write_tensorboard(run.folder.path / "tensorboard", results, history)
-    write_html(run.folder.path / "report.html", results)
-    for table in tables(results):
-        run.progress.console.print(table)
-    run.progress.line(
-        f"{results['wall_seconds']:.0f} s, {results['peak_rss_mb']} MB at most, "
-        f"{run.ledger.paid_calls} completions paid for now; {run.folder.path / 'results.json'}"
-    )
+    run.host.folder.emit("evaluation", split=results["split"], n=results["n"], gain=results["gain"])
+    run.host.folder.write("results.json", results)
 
 
 def _versions() -> dict[str, str]:

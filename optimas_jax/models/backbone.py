@@ -3,11 +3,11 @@
 The network is *defined* with Flax NNX and *used* as a graph definition plus a plain nested dict of arrays::
 
     network = Network(config, compute)                # static and hashable
-    params = init_params(config, compute, key)        # or models.weights.load(...)
+    params = init_params(config, compute, key)        # or checkpoints.weights.load_params(...)
     hidden = models.forward.forward(network, params, input_ids, positions, layout)
 
-so that every step is a pure function of arrays. Layers are kept apart, not stacked: decoding reads each weight once
-per token and must not copy it out of a stack first.
+so that every step is a pure function of arrays. The weights of layers are separate arrays, not one stack: decoding
+reads each weight once per token and must not copy it out of a stack first.
 
 Parameter names: ``embed``, ``layers/<i>/{attn_norm,q,k,v,o,q_norm,k_norm,mlp_norm,gate,up,down}``, ``final_norm``,
 ``lm_head`` (absent when tied). Matrices (``weight``, ``embed``, ``lm_head``) are [out, in], as checkpoints have them.
@@ -27,8 +27,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from optimas_jax.models.attention import KeysValues, attention, decode_attention
 from optimas_jax.models.config import BackboneConfig, LoraConfig
+from optimas_jax.models.cpu import over_padded_rows, weight_first
 from optimas_jax.models.lora import Params, init_lora_a, low_rank
-from optimas_jax.models.numerics import KEPT, Product, matmul, weight_first, whatever_the_rows
+from optimas_jax.models.numerics import KEPT, Product, matmul
 from optimas_jax.models.rope import Rotation, rope_angles, rotate
 from optimas_jax.parallel.platform import Compute
 
@@ -38,9 +39,12 @@ Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: keys [B, K, H, S] 
 class Linear(nnx.Module):
     """``x W^T (+ b)``, with an optional low-rank adapter."""
 
-    def __init__(self, name: str, fan_in: int, fan_out: int, *, bias: bool, lora: LoraConfig | None):
+    def __init__(
+        self, name: str, fan_in: int, fan_out: int, *, bias: bool, lora: LoraConfig | None, cpu_forms: bool = False
+    ):
         self.weight = nnx.Param(jnp.zeros((fan_out, fan_in), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((fan_out,), jnp.float32)) if bias else None
+        self.cpu_forms = cpu_forms
         self.scale = 0.0  # without an adapter
         if lora is not None and name in lora.targets:
             self.scale = lora.scale
@@ -51,20 +55,27 @@ class Linear(nnx.Module):
 def linears(
     x: jax.Array, modules: Sequence[Linear], product: Product = matmul, gate: jax.Array | None = None
 ) -> list[jax.Array]:
-    """x [T, in] through several modules: [T, out] each. The frozen ``W`` gets no gradient where none is asked for.
+    """Outputs [T, out] of several modules with the same input x [T, in].
 
     Args:
+      product: computes ``x W^T``.
       gate: [T, R] in place of the adapters' scale, see ``engine.multi_lora``.
     """
-    out = [product(x, one.weight[...]) for one in modules]
-    out = [y if one.bias is None else y + one.bias[...] for y, one in zip(out, modules, strict=True)]
-    adapted = [(place, one) for place, one in enumerate(modules) if one.scale]
+    out = [product(x, module.weight[...]) for module in modules]
+    out = [y if module.bias is None else y + module.bias[...] for y, module in zip(out, modules, strict=True)]
+    adapted = [index for index, module in enumerate(modules) if module.scale]
     if adapted:
-        scale = adapted[0][1].scale if gate is None else gate
-        added = low_rank(x, [(one.lora_a[...], one.lora_b[...]) for _, one in adapted], scale)
-        for (place, _), y in zip(adapted, added, strict=True):
-            out[place] += y
+        first = modules[adapted[0]]
+        adapters = [(modules[index].lora_a[...], modules[index].lora_b[...]) for index in adapted]
+        deltas = low_rank(x, adapters, first.scale if gate is None else gate, cpu_forms=first.cpu_forms)
+        for index, delta in zip(adapted, deltas, strict=True):
+            out[index] += delta
     return out
+
+
+def decode_product(cpu_forms: bool) -> Product:
+    """The product for the few rows of a decode batch."""
+    return weight_first if cpu_forms else matmul
 
 
 Linears = Callable[[jax.Array, Sequence[Linear]], list[jax.Array]]
@@ -73,15 +84,15 @@ Linears = Callable[[jax.Array, Sequence[Linear]], list[jax.Array]]
 class RMSNorm(nnx.Module):
     """Root-mean-square norm."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float, cpu_forms: bool):
         self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
-        self.eps = eps
+        self.eps, self.cpu_forms = eps, cpu_forms
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.scale[...], self.eps)
+        return rms_norm(x, self.scale[...], self.eps, self.cpu_forms)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, cpu_forms: bool = False) -> jax.Array:
     """[..., D] -> [..., D]: float32 inside, result in the input's dtype."""
 
     def norm(x: jax.Array) -> jax.Array:
@@ -89,7 +100,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
         return (y * scale).astype(x.dtype)
 
-    return whatever_the_rows(norm, x)
+    return over_padded_rows(norm, x) if cpu_forms else norm(x)
 
 
 class Layer(nnx.Module):
@@ -97,29 +108,32 @@ class Layer(nnx.Module):
 
     def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None):
         def linear(name: str, fan_in: int, fan_out: int, bias: bool = False) -> Linear:
-            return Linear(name, fan_in, fan_out, bias=bias, lora=lora)
+            return Linear(name, fan_in, fan_out, bias=bias, lora=lora, cpu_forms=compute.cpu_forms)
+
+        def norm(size: int) -> RMSNorm:
+            return RMSNorm(size, config.norm_eps, compute.cpu_forms)
 
         dim, head = config.embed_dim, config.head_dim
         q_dim, kv_dim = config.num_heads * head, config.num_kv_heads * head
-        self.attn_norm = RMSNorm(dim, config.norm_eps)
+        self.attn_norm = norm(dim)
         self.q = linear("q", dim, q_dim, config.qkv_bias)
         self.k = linear("k", dim, kv_dim, config.qkv_bias)
         self.v = linear("v", dim, kv_dim, config.qkv_bias)
         self.o = linear("o", q_dim, dim)
-        self.q_norm = RMSNorm(head, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(head, config.norm_eps) if config.qk_norm else None
-        self.mlp_norm = RMSNorm(dim, config.norm_eps)
+        self.q_norm = norm(head) if config.qk_norm else None
+        self.k_norm = norm(head) if config.qk_norm else None
+        self.mlp_norm = norm(dim)
         self.gate = linear("gate", dim, config.mlp_dim)
         self.up = linear("up", dim, config.mlp_dim)
         self.down = linear("down", config.mlp_dim, dim)
         self.config = config
-        self.few = weight_first if compute.weight_first else matmul
+        self.cpu_forms = compute.cpu_forms
 
     def queries_keys_values(
         self, x: jax.Array, rotation: Rotation, apply: Linears = linears
     ) -> tuple[jax.Array, KeysValues]:
         """Rotated queries [T, N, H] and keys, and values [T, K, H], of normed x [T, D]."""
-        q, k, v = (one.reshape(len(x), -1, self.config.head_dim) for one in apply(x, (self.q, self.k, self.v)))
+        q, k, v = (y.reshape(len(x), -1, self.config.head_dim) for y in apply(x, (self.q, self.k, self.v)))
         q = rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
         return q, (rotate(k if self.k_norm is None else self.k_norm(k), *rotation), v)
 
@@ -130,30 +144,40 @@ class Layer(nnx.Module):
         gate, up = checkpoint_name(apply(self.mlp_norm(x), (self.gate, self.up)), KEPT)
         return x + apply(jax.nn.silu(gate) * up, (self.down,))[0]
 
-    def __call__(self, x, rotation, layout, stored=None, places=None, gate=None):
-        """x [T, D] -> x [T, D], or [n, D] at ``places`` [n] alone, and the tokens' own keys and values [T, K, H]; see
-        ``attention``, and ``linears`` for ``gate``, which goes without ``places``."""
+    def __call__(self, x, rotation, layout, stored=None, tokens=None, gate=None):
+        """Output of the layer, and the keys and values [T, K, H] of its tokens.
+
+        Args:
+          x: [T, D].
+          rotation: from ``rope_angles``.
+          layout, stored: see ``attention``.
+          tokens: [n] int32 indices, if the output is wanted at these tokens only; not together with ``gate``.
+          gate: see ``linears``.
+
+        Returns:
+          x [T, D] or [n, D], (keys, values).
+        """
         apply = partial(linears, gate=gate)
         q, (k, v) = checkpoint_name(self.queries_keys_values(self.attn_norm(x), rotation, apply), KEPT)
         mixed = attention(q, k, v, layout, stored).reshape(len(x), -1)
-        if places is not None:
-            x, mixed = x[places], mixed[places]
+        if tokens is not None:
+            x, mixed = x[tokens], mixed[tokens]
         return self._add_mlp(checkpoint_name(self._add_mixed(x, mixed, apply), KEPT), apply), (k, v)
 
     def step(self, x, rotation, k_cache, v_cache, positions, gate=None):
-        """x [B, D] -> x [B, D] and the caches (see ``Cache``) with these tokens written at ``positions`` [B]."""
-        apply = partial(linears, product=self.few, gate=gate)
+        """One token per row: x [B, D] -> x [B, D], and the caches with keys and values written at ``positions`` [B]."""
+        apply = partial(linears, product=decode_product(self.cpu_forms), gate=gate)
         q, (k, v) = self.queries_keys_values(self.attn_norm(x), rotation, apply)
         rows = jnp.arange(x.shape[0])
         k_cache = k_cache.at[rows, :, :, positions].set(k.astype(k_cache.dtype), unique_indices=True)
         v_cache = v_cache.at[rows, :, positions].set(v.astype(v_cache.dtype), unique_indices=True)
-        mixed = decode_attention(q, k_cache, v_cache, positions)
+        mixed = decode_attention(q, k_cache, v_cache, positions, self.cpu_forms)
         x = self._add_mixed(x, mixed.reshape(len(x), -1), apply)
         return self._add_mlp(x, apply), k_cache, v_cache
 
 
 class Backbone(nnx.Module):
-    """Embedding, layers, final norm, and the output matrix (the embedding again when tied)."""
+    """Embedding, layers, final norm, and the output matrix (the embedding matrix when tied)."""
 
     def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None = None):
         self.embed = nnx.Param(jnp.zeros((config.vocab_size, config.embed_dim), jnp.float32))
@@ -163,13 +187,13 @@ class Backbone(nnx.Module):
                 for index in range(config.num_layers)
             ]
         )
-        self.final_norm = RMSNorm(config.embed_dim, config.norm_eps)
+        self.final_norm = RMSNorm(config.embed_dim, config.norm_eps, compute.cpu_forms)
         self.lm_head = (
             None if config.tied_embeddings else nnx.Param(jnp.zeros((config.vocab_size, config.embed_dim), jnp.float32))
         )
         self.config = config
         self.dtype = compute.dtype
-        self.few = weight_first if compute.weight_first else matmul
+        self.decode_product = decode_product(compute.cpu_forms)
 
     def step(self, tokens, positions, cache: Cache, gate=None):
         """One token a row: tokens [B], positions [B] -> hidden [B, D] and the updated cache; ``gate`` as in
@@ -190,7 +214,7 @@ class Backbone(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The static part of a backbone: hashable, safe to close over or to pass as a static argument."""
+    """The static part of a backbone: hashable, so that it can be a static argument of jitted functions."""
 
     config: BackboneConfig
     compute: Compute
@@ -221,7 +245,7 @@ def abstract_params(config: BackboneConfig, compute: Compute) -> Params:
 
 
 def init_params(config: BackboneConfig, compute: Compute, key: jax.Array) -> Params:
-    """Random weights (normal, 0.02; norms 1; biases 0), each leaf from its own key named by its path."""
+    """Random weights (normal with sd 0.02; norms 1; biases 0), with a key for each leaf derived from its path."""
 
     def init(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = path[-1].key
@@ -238,7 +262,7 @@ def init_params(config: BackboneConfig, compute: Compute, key: jax.Array) -> Par
 
 
 def init_lora(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Params:
-    """A LoRA tree that changes nothing yet: A random, B zero, float32."""
+    """The LoRA tree at the start of training, float32: A random, B zero, so that outputs are equal to the base's."""
     abstract = abstract_params(config, Compute(jnp.dtype(jnp.float32), "tiled"))
     layers = {}
     for index, layer in abstract["layers"].items():
@@ -256,7 +280,7 @@ def init_lora(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Param
 
 
 def _path_hash(name: str) -> int:
-    """A stable 31-bit number for a name (Python's own hash changes from run to run)."""
+    """A 31-bit number for a name, equal in all processes; random models and adapters depend on it."""
     value = 0
     for char in name:
         value = (value * 131 + ord(char)) & 0x7FFFFFFF
@@ -271,12 +295,12 @@ def embed(table: jax.Array, input_ids: jax.Array, dtype: Any) -> jax.Array:
 def merge_model(
     network: Network, params: Params, lora: LoraConfig | None = None, lora_params: Params | None = None
 ) -> Backbone:
-    """The network with its weights and, if there are any, its adapters, for use inside a jitted function."""
+    """The network with its weights and adapters (if given), for use inside a jitted function."""
     return nnx.merge(network.graph(lora), merge_trees(params, lora_params or {}))
 
 
 def merge_layer(network: Network, lora: LoraConfig | None, layer_params: Params, lora_params: Params) -> Layer:
-    """One layer with its weights and, if there are any, its adapters."""
+    """One layer with its weights and adapters (if the tree is not empty)."""
     return nnx.merge(network.layer(lora if lora_params else None), merge_trees(layer_params, lora_params))
 
 

@@ -1,5 +1,4 @@
-"""What a backbone looks like: a frozen description read from a Hugging Face config or from GGUF metadata; and which of
-its matrices are adapted."""
+"""Configuration of a backbone, read from a Hugging Face config or from GGUF metadata, and of its LoRA adapters."""
 
 from __future__ import annotations
 
@@ -63,13 +62,13 @@ class BackboneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """What is adapted, and how strongly (paper: rank 32, alpha 16, every layer).
+    """Rank, scale and targets of LoRA adapters (paper: rank 32, alpha 16, every layer).
 
     Attributes:
       rank: R.
       alpha: the product is scaled by alpha / R.
       targets: which of a layer's seven matrices get an adapter.
-      last_layers: adapt only that many layers, counted from the top; no gradient is computed below them. 0 for all.
+      last_layers: number of layers that are adapted, counted from the top; no gradient is computed below them. 0: all.
     """
 
     rank: int = 8
@@ -186,10 +185,10 @@ def llama3_rope_divisors(
     high_freq_factor: float,
     original_max_positions: int,
 ) -> tuple[float, ...]:
-    """[H / 2] numbers that Llama 3.1 divides the RoPE frequencies by (transformers: ``rope_type="llama3"``).
+    """[H / 2] divisors of Llama 3.1's RoPE frequencies (transformers: ``rope_type="llama3"``).
 
-    With n = rotations within the original context: n below ``low_freq_factor`` is slowed down by ``factor``, n above
-    ``high_freq_factor`` is kept, between them the frequency is interpolated linearly in n.
+    With n = rotations within the original context: a frequency with n below ``low_freq_factor`` is divided by
+    ``factor``, one with n above ``high_freq_factor`` is not changed, between them it is interpolated linearly in n.
     """
     divisors = []
     for pair in range(head_dim // 2):
@@ -208,7 +207,7 @@ def config_from_gguf(
     Args:
       metadata: field name to Python value.
       tied_embeddings: whether the file has no ``output.weight``.
-      rope_divisors: contents of the file's ``rope_freqs.weight``, by which Llama 3.1's scaling is stored.
+      rope_divisors: contents of the file's ``rope_freqs.weight``, which stores Llama 3.1's scaling.
 
     Raises:
       ValueError: if the architecture or the RoPE scaling is not one that the backbone computes.

@@ -1,7 +1,7 @@
-"""Sequences of different lengths laid end to end: the batch that every pass over whole sequences computes on.
+"""Flat batches: sequences of different lengths laid end to end, for all passes over whole sequences.
 
-Sizes are rounded up to buckets, so that the number of compilations is bounded; what a sequence gets does not depend on
-them (``models.attention``).
+Sizes are rounded up to buckets, so that the number of compilations is bounded. The results of a sequence do not depend
+on them (``models.attention``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class FlatSequence:
     """One sequence to lay out.
 
     Attributes:
-      ids: its tokens, at least one.
-      blocks: the stored blocks of the keys that come before the first of ``ids``.
+      ids: tokens, at least one.
+      blocks: stored blocks of the keys before the first of ``ids``.
       positions: RoPE positions of ``ids``; default: counting from ``start``.
       parts: part of a group that each token belongs to (``Tiles.part``); default: a plain sequence.
     """
@@ -40,12 +40,12 @@ class FlatSequence:
 
     @property
     def length(self) -> int:
-        """Keys that its last token sees, at most."""
+        """Number of keys, stored ones included."""
         return self.start + len(self.ids)
 
 
 class Flat(NamedTuple):
-    """A flat batch: ids [T] and positions [T] int32, and where its sequences are."""
+    """A flat batch: ids [T] and positions [T] int32, and the layout of its sequences."""
 
     input_ids: Any
     positions: Any
@@ -73,30 +73,30 @@ def flatten(
 
     Args:
       sequences: at least one; all with ``parts`` or none.
-      pad_id: fills what is left.
-      tiled: ``Tiles`` or ``Spans``.
-      stored: P, positions that may have been stored.
-      slots: most positions that are stored of a sequence; 0 for as many as there are. A size of ``Tiles``.
-      tokens: T, rounded up to a bucket; default: what there is.
-      like: other sequences that this layout has room for (as many, each as long): with the same ``tokens``, layouts of
-        the same shapes.
+      pad_id: token of the padding at the end.
+      tiled: layout ``Tiles`` if true, else ``Spans``.
+      stored: P, number of positions of the prefix cache.
+      slots: room for stored positions of a sequence, a size of ``Tiles``; 0 for as many as ``sequences`` have.
+      tokens: T before rounding up to a bucket; default: all tokens of ``sequences``.
+      like: sequences that the layout has room for as well (as many, each as long), so that layouts of several batches
+        with the same ``tokens`` have the same shapes.
 
     Returns:
       numpy arrays.
     """
     # Padding tokens cost as much as real ones. A program costs about as much as 300 tokens.
-    tokens = bucket(tokens or sum(len(one.ids) for one in sequences), TILE, 4)
+    tokens = bucket(tokens or sum(len(sequence.ids) for sequence in sequences), TILE, 4)
     ids, positions = np.full(tokens, pad_id, np.int32), np.zeros(tokens, np.int32)
-    begins = np.cumsum([0, *(len(one.ids) for one in sequences)])
-    for begin, one in zip(begins, sequences, strict=False):
-        ids[begin : begin + len(one.ids)] = one.ids
-        positions[begin : begin + len(one.ids)] = (
-            np.arange(one.start, one.length) if one.positions is None else one.positions
-        )
+    begins = np.cumsum([0, *(len(sequence.ids) for sequence in sequences)])
+    for begin, sequence in zip(begins, sequences, strict=False):
+        span = slice(begin, begin + len(sequence.ids))
+        ids[span] = sequence.ids
+        given = sequence.positions
+        positions[span] = np.arange(sequence.start, sequence.length) if given is None else given
     sizes = _Sizes(
         max(len(sequences), len(like)),
-        max(len(one.ids) for one in (*sequences, *like)),
-        max(one.length for one in (*sequences, *like)),
+        max(len(sequence.ids) for sequence in (*sequences, *like)),
+        max(sequence.length for sequence in (*sequences, *like)),
     )
     if tiled:
         layout = _tiles(sequences, begins, tokens, slots, sizes)
@@ -106,7 +106,7 @@ def flatten(
 
 
 class _Sizes(NamedTuple):
-    """Sequences, and the most tokens and keys of one, that a layout has room for."""
+    """Room of a layout: number of sequences, tokens of a sequence, keys of a sequence."""
 
     rows: int
     queries: int
@@ -115,58 +115,57 @@ class _Sizes(NamedTuple):
 
 def _tiles(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, slots: int, sizes: _Sizes) -> Tiles:
     rows = bucket(sizes.rows, 32)
-    sequence, place, part = np.full(tokens, -1, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
+    row_of, key_index, part = np.full(tokens, -1, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
     starts = np.zeros(rows, np.int32)
-    width = -(-max(slots, *(one.start for one in sequences), 1) // TILE) * TILE // BLOCK
+    width = -(-max(slots, *(sequence.start for sequence in sequences), 1) // TILE) * TILE // BLOCK
     blocks = np.zeros((rows, width), np.int32)
-    for row, one in enumerate(sequences):
-        own = slice(begins[row], begins[row + 1])
-        sequence[own] = row
-        place[own] = np.arange(one.start, one.length)
-        part[own] = 0 if one.parts is None else one.parts
-        starts[row] = one.start
-        blocks[row, : len(one.blocks)] = one.blocks
+    for row, sequence in enumerate(sequences):
+        span = slice(begins[row], begins[row + 1])
+        row_of[span] = row
+        key_index[span] = np.arange(sequence.start, sequence.length)
+        part[span] = 0 if sequence.parts is None else sequence.parts
+        starts[row] = sequence.start
+        blocks[row, : len(sequence.blocks)] = sequence.blocks
     segments: list[tuple[int, int, int, int]] = []
     bounds = [0]
     for begin in range(0, tokens, TILE):
-        members = sorted({int(row) for row in sequence[begin : begin + TILE]} - {-1})
+        members = sorted({int(row) for row in row_of[begin : begin + TILE]} - {-1})
         shared = _shared_blocks([sequences[row] for row in members]) * BLOCK // TILE if len(members) > 1 else 0
         if shared:
             segments.append((members[0], 0, shared, 1))
         for row in members:
             inside = slice(max(begin, begins[row]), min(begin + TILE, begins[row + 1]))
-            segments += [
-                (row, *tiles, 0) for tiles in _seen_tiles(place[inside], part[begins[row] : inside.stop], shared)
-            ]
+            ranges = _seen_tiles(key_index[inside], part[begins[row] : inside.stop], shared)
+            segments += [(row, first, stop, 0) for first, stop in ranges]
         bounds.append(len(segments))
     table = np.zeros((2 * (tokens // TILE + rows), 4), np.int32)
     table[: len(segments)] = segments
     firsts = np.zeros(rows, np.int32)
     firsts[: len(sequences)] = begins[:-1]
-    return Tiles(sequence, place, part, firsts, starts, blocks, table, np.asarray(bounds, np.int32))
+    return Tiles(row_of, key_index, part, firsts, starts, blocks, table, np.asarray(bounds, np.int32))
 
 
-def _seen_tiles(places: np.ndarray, parts: np.ndarray, shared: int) -> list[tuple[int, int]]:
-    """Ranges of key tiles that some tokens of a sequence see.
+def _seen_tiles(key_index: np.ndarray, parts: np.ndarray, shared: int) -> list[tuple[int, int]]:
+    """Ranges (first, stop) of the key tiles that some neighbouring tokens of a sequence see.
 
     Args:
-      places: of the tokens, counting up.
-      parts: of all tokens of the batch's sequence up to the last of them.
-      shared: tiles at the start that are seen to already.
+      key_index: of these tokens, ascending.
+      parts: parts of all tokens of the sequence in the batch, up to the last of these tokens.
+      shared: number of key tiles at the start that another segment covers.
     """
-    stop = int(places[-1]) // TILE + 1
-    first_part = parts[-len(places)]
+    stop = int(key_index[-1]) // TILE + 1
+    first_part = parts[-len(key_index)]
     if not first_part:
         return [(shared, stop)]
     # Candidates see the prefix and themselves, not each other.
     prefix_stop = -(-int((parts == 0).sum()) // TILE)
-    own_first = int(np.argmax(parts == first_part)) // TILE
-    return [(0, prefix_stop), (own_first, stop)] if own_first > prefix_stop else [(0, stop)]
+    candidate_first = int(np.argmax(parts == first_part)) // TILE
+    return [(0, prefix_stop), (candidate_first, stop)] if candidate_first > prefix_stop else [(0, stop)]
 
 
 def _shared_blocks(sequences: Sequence[FlatSequence]) -> int:
-    """How many stored blocks all of them begin with."""
-    columns = list(zip(*(one.blocks for one in sequences), strict=False))
+    """Number of stored blocks that all sequences begin with."""
+    columns = list(zip(*(sequence.blocks for sequence in sequences), strict=False))
     return next((count for count, column in enumerate(columns) if len(set(column)) > 1), len(columns))
 
 
@@ -179,27 +178,27 @@ def _spans(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, s
     inverse, starts = np.zeros(tokens, np.int32), np.zeros(rows, np.int32)
     queries, keys = np.full((rows, width), tokens, np.int32), np.full((rows, slots), stored + tokens, np.int32)
     parts = np.full((rows, slots), -1, np.int32)
-    for row, one in enumerate(sequences):
-        count = len(one.ids)
-        places = np.arange(begins[row], begins[row] + count)
-        inverse[places] = row * width + np.arange(count)
-        queries[row, :count] = places
-        keys[row, : one.start] = stored_places(one.blocks)
-        keys[row, one.start : one.length] = stored + places
-        starts[row] = one.start
-        if one.parts is not None:
-            parts[row, :count] = one.parts
+    for row, sequence in enumerate(sequences):
+        count = len(sequence.ids)
+        indices = np.arange(begins[row], begins[row] + count)
+        inverse[indices] = row * width + np.arange(count)
+        queries[row, :count] = indices
+        keys[row, : sequence.start] = stored_indices(sequence.blocks)
+        keys[row, sequence.start : sequence.length] = stored + indices
+        starts[row] = sequence.start
+        if sequence.parts is not None:
+            parts[row, :count] = sequence.parts
     return Spans(queries, keys, inverse, starts, None if sequences[0].parts is None else parts)
 
 
-def stored_places(blocks: Sequence[int]) -> np.ndarray:
-    """Places [n * BLOCK] int32 of the positions of stored blocks [n]."""
+def stored_indices(blocks: Sequence[int]) -> np.ndarray:
+    """Indices [n * BLOCK] int32 of the positions of stored blocks [n]."""
     return (np.asarray(blocks, np.int32)[:, None] * BLOCK + np.arange(BLOCK, dtype=np.int32)).reshape(-1)
 
 
 def place_flat(flat: Flat, mesh: Mesh | None) -> Flat:
-    """Puts a flat batch on the mesh: tokens are cut along ``data``, where its sequences lie is copied."""
-    tokens = ("input_ids", "positions", "sequence", "place", "part", "inverse")
+    """Puts a flat batch on the mesh: arrays over tokens are cut along ``data``, the others are copied."""
+    tokens = ("input_ids", "positions", "sequence", "key_index", "part", "inverse")
     layout = {name: part for name, part in flat.layout._asdict().items() if part is not None}
     arrays = {"input_ids": flat.input_ids, "positions": flat.positions, **layout}
     placed = place_rows(arrays, mesh, tuple(name for name in tokens if name in arrays))

@@ -1,8 +1,7 @@
 """Whole sequences through the layers, one compiled layer after another, with and without a gradient.
 
 30 layers compile as fast as one. Inside another jitted function they become part of it. For the backward pass a layer
-keeps its products and attention's output, and the rest is computed again, or it keeps nothing but its input
-(``Compute.remat``).
+keeps its products and attention's output, and computes the rest again; with ``Compute.remat`` it keeps only its input.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from optimas_jax.models.lora import Params
 from optimas_jax.models.numerics import KEPT
 from optimas_jax.models.rope import Rotation, rope_angles
 
-# Adapters, input, weights, rotation, layout, and the places that are wanted.
+# Adapters, input, weights, rotation, layout, and the tokens whose output is wanted.
 LayerArgs = tuple[Params, jax.Array, Params, Rotation, Tiles | Spans, jax.Array | None]
 
 
@@ -36,13 +35,13 @@ def forward(
     lora: LoraConfig | None = None,
     lora_params: Params | None = None,
 ) -> jax.Array:
-    """Hidden states after the final norm, as one function, differentiable.
+    """Hidden states after the final norm, as one differentiable function.
 
     Args:
       params: the frozen tree.
       input_ids: [T] int32, a flat batch.
       positions: [T] int32 RoPE positions.
-      layout: its sequences.
+      layout: of the sequences of the batch.
       lora, lora_params: configuration and tree of adapters, or None.
 
     Returns:
@@ -50,7 +49,7 @@ def forward(
     """
     x = embed(params["embed"], input_ids, network.compute.dtype)
     x = run_layers(network, params, x, positions, layout, range(network.config.num_layers), None, lora, lora_params)
-    return rms_norm(x, params["final_norm"]["scale"], network.config.norm_eps)
+    return rms_norm(x, params["final_norm"]["scale"], network.config.norm_eps, network.compute.cpu_forms)
 
 
 def features(network: Network, params: Params, flat: Flat, lora: LoraConfig) -> jax.Array:
@@ -66,7 +65,7 @@ def run_layers(
     positions: jax.Array,
     layout: Tiles | Spans,
     layers: range,
-    places: jax.Array | None = None,
+    tokens: jax.Array | None = None,
     lora: LoraConfig | None = None,
     lora_params: Params | None = None,
 ) -> jax.Array:
@@ -74,7 +73,7 @@ def run_layers(
 
     Args:
       x: [T, D] output of the layer before the first.
-      places: [n] int32, if the output is wanted at these tokens only.
+      tokens: [n] int32 indices, if the output is wanted at these tokens only.
       lora, lora_params: configuration and tree of adapters, or None.
 
     Returns:
@@ -83,7 +82,7 @@ def run_layers(
     rotation = _rope_angles(positions, network.config)
     for index in layers:
         weights, adapters = params["layers"][index], _adapters(lora_params, index)
-        at = places if index == layers[-1] else None
+        at = tokens if index == layers[-1] else None
         x, _ = _run_layer(network, lora, weights, adapters, x, rotation, layout, None, at)
     return x
 
@@ -95,27 +94,27 @@ def run_layers_vjp(
     positions: jax.Array,
     layout: Tiles | Spans,
     layers: range,
-    places: jax.Array | None,
+    tokens: jax.Array | None,
     lora: LoraConfig,
     lora_params: Params,
 ) -> tuple[jax.Array, Callable[[jax.Array], Params]]:
-    """``run_layers``, and the function that takes the gradient of its output to that of ``lora_params``.
+    """Like ``run_layers``; also returns the VJP with respect to ``lora_params``.
 
-    That function can be called once: it lets go of what a layer kept as soon as it has been used. Nothing is computed
-    for ``x``. Written out, because ``jax.grad`` over compiled layers takes 5 ms a layer to find out what to run.
+    The VJP can be called once: it frees the residuals of a layer as soon as they are used. It computes no gradient for
+    ``x``. Not ``jax.grad``, which takes 5 ms of tracing for each compiled layer.
     """
     rotation = _rope_angles(positions, network.config)
-    done: list[tuple[int, LayerArgs, Pullback]] = []
+    passed: list[tuple[int, LayerArgs, Pullback]] = []
     for index in layers:
-        at = places if index == layers[-1] else None
+        at = tokens if index == layers[-1] else None
         args = (_adapters(lora_params, index), x, params["layers"][index], rotation, layout, at)
         x, pullback = _forward_layer(network, lora, args)
-        done.append((index, args, pullback))
+        passed.append((index, args, pullback))
 
     def pull_back(d_out: jax.Array) -> Params:
         grads = {}
-        while done:
-            index, args, pullback = done.pop()
+        while passed:
+            index, args, pullback = passed.pop()
             grads[index], d_out = _backward_layer(args, pullback, d_out, index == layers[0])
         return {"layers": grads}
 
@@ -133,33 +132,32 @@ def keys_values(
     lora_params: Params | None = None,
     gate: jax.Array | None = None,
 ) -> list[KeysValues]:
-    """Runs a flat batch for its keys and values alone, one compiled layer after another; the last layer makes nothing
-    else.
+    """Keys and values of a flat batch, one compiled layer after another; the last layer computes nothing else.
 
     Args:
       stored: keys and values of earlier batches, by layer.
       lora, lora_params: configuration and tree of adapters, or None.
-      gate: [T, R] which of their columns each token has, see ``engine.multi_lora``.
+      gate: [T, R] scale of each adapter column for each token, see ``engine.multi_lora``.
 
     Returns:
       By layer, [T, K, H] each, T padded to a multiple of ``prefill_tokens``.
     """
     x = embed(params["embed"], input_ids, network.compute.dtype)
     rotation = _rope_angles(positions, network.config)
-    last, made = network.config.num_layers - 1, []
+    last, computed = network.config.num_layers - 1, []
     for index in range(last):
         weights, adapters = params["layers"][index], _adapters(lora_params, index)
-        x, own = _run_layer(network, lora, weights, adapters, x, rotation, layout, stored[index], None, gate)
-        made.append(own)
+        x, of_layer = _run_layer(network, lora, weights, adapters, x, rotation, layout, stored[index], None, gate)
+        computed.append(of_layer)
     weights, adapters = params["layers"][last], _adapters(lora_params, last)
-    return [*made, _last_keys_values(network, lora, weights, adapters, x, rotation, gate)]
+    return [*computed, _last_keys_values(network, lora, weights, adapters, x, rotation, gate)]
 
 
 _rope_angles = jax.jit(rope_angles, static_argnums=1)  # once for all layers: XLA's CPU code takes 30 ns for a cosine
 
 
 def _adapters(lora_params: Params | None, index: int) -> Params:
-    """Those of a layer; none below the lowest adapted one."""
+    """The adapters of a layer; an empty tree for a layer without adapters."""
     return {} if lora_params is None else lora_params["layers"].get(index, {})
 
 
@@ -173,23 +171,23 @@ def _run_layer(
     rotation: Rotation,
     layout: Tiles | Spans,
     stored: StoredKeysValues | None,
-    places: jax.Array | None = None,
+    tokens: jax.Array | None = None,
     gate: jax.Array | None = None,
 ) -> tuple[jax.Array, KeysValues | None]:
     layer = merge_layer(network, lora, layer_params, lora_params)
-    x, own = layer(x, rotation, layout, stored, places, gate)
-    return x, None if stored is None else _few_sizes(network, own)
+    x, computed = layer(x, rotation, layout, stored, tokens, gate)
+    return x, None if stored is None else _pad_to_bucket(network, computed)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _forward_layer(network: Network, lora: LoraConfig, args: LayerArgs) -> tuple[jax.Array, Pullback]:
-    lora_params, x, layer_params, rotation, layout, places = args
+    lora_params, x, layer_params, rotation, layout, tokens = args
 
     def run(lora_params: Params, x: jax.Array) -> jax.Array:
-        return merge_layer(network, lora, layer_params, lora_params)(x, rotation, layout, None, places)[0]
+        return merge_layer(network, lora, layer_params, lora_params)(x, rotation, layout, None, tokens)[0]
 
     policy = None if network.compute.remat else jax.checkpoint_policies.save_only_these_names(KEPT)
-    # Where the backward pass is a program of its own, nothing has to keep the compiler from computing things once.
+    # Where the backward pass is a separate program, the compiler cannot merge it with the forward pass.
     run = jax.checkpoint(run, prevent_cse=not network.compute.layerwise, policy=policy)
     out, vjp = jax.vjp(run, lora_params, x)
     return out, Pullback.of(vjp, args)
@@ -206,31 +204,34 @@ def _backward_layer(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pullback:
-    """What a compiled forward pass keeps for its backward pass, without what went into it, of which every output of a
-    program would be a copy.
+    """A VJP function as the output of a compiled forward pass, without the arguments of that pass.
+
+    The arguments are left out because every output of a compiled program is a new array.
 
     Attributes:
-      kept: arrays of the function that ``jax.vjp`` returns.
-      tree: its structure.
-      places: for each of its leaves, which leaf of the arguments it is, or None for the next one of ``kept``.
+      residuals: leaves of the VJP function that are not arguments.
+      tree: structure of the VJP function.
+      argument_of: for each of its leaves, the index of the argument that it is, or None for the next residual.
     """
 
-    kept: list[jax.Array]
+    residuals: list[jax.Array]
     tree: Any = dataclasses.field(metadata={"static": True})
-    places: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})
+    argument_of: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def of(cls, vjp: Any, args: Any) -> Pullback:
-        """Takes apart what ``jax.vjp`` made of arguments, inside a jitted function."""
+        """Splits the function that ``jax.vjp`` returned for ``args``, inside a jitted function."""
         leaves, tree = jax.tree.flatten(vjp)
-        given = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(args))}
-        places = tuple(given.get(id(leaf)) for leaf in leaves)
-        return cls([leaf for leaf, place in zip(leaves, places, strict=True) if place is None], tree, places)
+        index_of = {id(leaf): index for index, leaf in enumerate(jax.tree.leaves(args))}
+        argument_of = tuple(index_of.get(id(leaf)) for leaf in leaves)
+        residuals = [leaf for leaf, argument in zip(leaves, argument_of, strict=True) if argument is None]
+        return cls(residuals, tree, argument_of)
 
     def restore(self, args: Any) -> Any:
-        """The function, given the same arguments again."""
-        kept, given = iter(self.kept), jax.tree.leaves(args)
-        return jax.tree.unflatten(self.tree, [next(kept) if place is None else given[place] for place in self.places])
+        """The VJP function; ``args`` are the same as in ``of``."""
+        residuals, arguments = iter(self.residuals), jax.tree.leaves(args)
+        leaves = [next(residuals) if index is None else arguments[index] for index in self.argument_of]
+        return jax.tree.unflatten(self.tree, leaves)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -244,12 +245,12 @@ def _last_keys_values(
     gate: jax.Array | None,
 ) -> KeysValues:
     layer = merge_layer(network, lora, layer_params, lora_params)
-    _, own = layer.queries_keys_values(layer.attn_norm(x), rotation, partial(linears, gate=gate))
-    return _few_sizes(network, own)
+    _, computed = layer.queries_keys_values(layer.attn_norm(x), rotation, partial(linears, gate=gate))
+    return _pad_to_bucket(network, computed)
 
 
-def _few_sizes(network: Network, own: KeysValues) -> KeysValues:
-    """Keys and values padded to few sizes: what reads them is not compiled again for each T."""
-    padding = -len(own[0]) % network.compute.prefill_tokens
-    keys, values = (jnp.pad(part, ((0, padding), (0, 0), (0, 0))) for part in own)
+def _pad_to_bucket(network: Network, computed: KeysValues) -> KeysValues:
+    """Keys and values padded to few sizes, so that their readers are not compiled for each T."""
+    padding = -len(computed[0]) % network.compute.prefill_tokens
+    keys, values = (jnp.pad(part, ((0, padding), (0, 0), (0, 0))) for part in computed)
     return keys, values

@@ -32,7 +32,7 @@ def reward_head(head: Params, hidden: jax.Array, component: jax.Array) -> jax.Ar
 
 
 def init_value_head(embed_dim: int) -> Params:
-    """A critic that expects nothing: ``kernel`` [D, 1] float32 zeros."""
+    """A critic that predicts 0: ``kernel`` [D, 1] float32 zeros."""
     return {"kernel": jnp.zeros((embed_dim, 1), jnp.float32)}
 
 

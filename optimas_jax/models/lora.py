@@ -1,6 +1,6 @@
-"""Low-rank adapters: what they add to a product, how they start, and how they are merged.
+"""Low-rank adapters (LoRA): their products, initial values, and merging into the weights.
 
-A LoRA tree mirrors the part of the parameter tree that it adapts: ``layers/<i>/<module>/{lora_a, lora_b}`` beside the
+A LoRA tree mirrors the part of the parameter tree that it adapts: ``layers/<i>/<module>/{lora_a, lora_b}`` for the
 frozen ``layers/<i>/<module>/weight``. Adapters are float32 whatever the dtype of the frozen weights.
 """
 
@@ -16,10 +16,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.cpu import materialised
 from optimas_jax.models.numerics import KEPT, matmul
 
 Params = dict[Any, Any]
-Adapter = tuple[jax.Array, jax.Array]  # A [in, R] and B [R, out]
+LowRank = tuple[jax.Array, jax.Array]  # A [in, R] and B [R, out]
 
 
 def module_shapes(base: BackboneConfig) -> dict[str, tuple[int, int]]:
@@ -43,30 +44,33 @@ def init_lora_a(key: jax.Array, fan_in: int, rank: int) -> jax.Array:
     return jax.random.uniform(key, (fan_in, rank), jnp.float32, -bound, bound)
 
 
-def low_rank(x: jax.Array, adapters: Sequence[Adapter], scale: float | jax.Array) -> list[jax.Array]:
+def low_rank(
+    x: jax.Array, adapters: Sequence[LowRank], scale: float | jax.Array, cpu_forms: bool = False
+) -> list[jax.Array]:
     """``s (x A) B`` for each of several adapters of the same input.
 
     Args:
       x: [T, in] activations.
       adapters: (A, B), [in, R] and [R, out] float32 each.
       scale: s, or [T, R] for each token and column (``engine.multi_lora``).
+      cpu_forms: see ``parallel.platform.Compute``.
 
     Returns:
-      [T, out] in the dtype of ``x`` each. What is between the two products is ``KEPT``.
+      For each adapter [T, out] in the dtype of ``x``. ``x A`` is kept for the backward pass (``KEPT``).
     """
-    # One product for all of them: thin ones are slow. With A turned round behind a barrier its gradient is taken as
-    # dy^T x; XLA's CPU code takes up to three times as long for x^T dy, which is what it would make of it.
-    stacked = jax.lax.optimization_barrier(jnp.concatenate([a.T for a, _ in adapters]))
+    # One product for all adapters: thin products are slow.
+    stacked = jnp.concatenate([a.T for a, _ in adapters])
+    stacked = materialised(stacked) if cpu_forms else stacked
     inner = checkpoint_name(matmul(x.astype(jnp.float32), stacked), KEPT)
     parts = jnp.split(inner, np.cumsum([len(b) for _, b in adapters])[:-1], axis=-1)
     return [((scale * part) @ b).astype(x.dtype) for part, (_, b) in zip(parts, adapters, strict=True)]
 
 
 def merge_lora(params: Params, lora_params: Params, scale: float) -> Params:
-    """A new parameter tree with ``W + s (A B)^T`` in place of every adapted ``W``; ``params`` is left as it is.
+    """A new parameter tree with ``W + s (A B)^T`` in place of every adapted ``W``.
 
-    Scoring and sampling use it once per update, so that a forward pass costs no more than the base model's. The sum
-    is taken in float32 and stored in the dtype of ``W``.
+    Scoring uses it once per update, so that a forward pass costs no more than with the base model. The sum is computed
+    in float32 and stored in the dtype of ``W``.
     """
 
     def merge(tree: Params, lora: Params) -> Params:

@@ -1,8 +1,8 @@
 """Independent pieces of work side by side on one device.
 
-XLA's CPU code computes large products on all cores, and what is small or comes in loops (attention's tiles, sums, the
-thin products of adapters) on one. A second program fills the others: two batches side by side take about five sixths of
-the time that they take one after the other. Accelerators get nothing from it, and have one lane.
+XLA's CPU code computes large products on all cores, but small operations and loops (attention's tiles, sums, the thin
+products of adapters) on one core. A second program uses the other cores: two batches side by side take about five
+sixths of the time that they take one after the other. Accelerators gain nothing from it, and have one lane.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Lanes:
-    """Runs calls in as many threads as there are lanes. What a call returns must not depend on the others."""
+    """Runs calls in as many threads as there are lanes. The result of a call must not depend on the other calls."""
 
     def __init__(self, count: int = 1):
         self.count = count
@@ -30,18 +30,18 @@ class Lanes:
 
     @classmethod
     def of(cls, compute: Compute, mesh: Mesh | None) -> Lanes:
-        """The lanes of a model. One on a mesh: programs of several devices that meet in another order on each of them
-        would wait for each other for ever."""
+        """The lanes of a model. One lane on a mesh: two programs that run on several devices at once can deadlock if
+        the devices start them in different orders."""
         return cls(compute.lanes if mesh is None or mesh.size == 1 else 1)
 
     def map(
         self, function: Callable[[Item], Result], items: Iterable[Item], shape: Callable[[Item], Hashable]
     ) -> Iterator[Result]:
-        """``function`` of every item, in their order; a few items are taken ahead of what is asked for.
+        """``function`` of every item, in their order; a few items are computed ahead.
 
         Args:
-          shape: names what ``function`` compiles for an item. The first item of a shape has the lanes for itself, so
-            that nothing is compiled twice.
+          shape: identifies the program that ``function`` compiles for an item. The first item of each shape runs
+            alone, so that nothing is compiled twice.
         """
         if self.count == 1:
             yield from map(function, items)

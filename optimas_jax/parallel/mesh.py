@@ -1,4 +1,4 @@
-"""The only maker of a mesh. Axes: ``data`` (rows, and slices of the weights), ``model`` (heads and MLP columns)."""
+"""Device meshes, with axes ``data`` (rows, and slices of the weights) and ``model`` (heads and MLP columns)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from optimas_jax.core.ranges import NonNegativeInt, PositiveInt
+from optimas_jax.core.schema import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:  # a configuration is read without jax
     from jax.sharding import Mesh
@@ -19,7 +19,7 @@ class MeshConfig:
     """Shape of the mesh.
 
     Attributes:
-      data: devices along ``data``; 0 for all that are left.
+      data: devices along ``data``; 0 for all devices divided by ``model``.
       model: devices along ``model``.
     """
 
@@ -28,13 +28,13 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with Auto axes: XLA propagates shardings from what the rules place.
+    """A mesh with Auto axes: XLA propagates the shardings of parameters and batches.
 
     Args:
-      devices: default: all of this process's platform. Sizes that need fewer take the first ones.
+      devices: default: all devices of the process's platform. If the mesh is smaller, the first ones are used.
 
     Raises:
-      ValueError: if the shape needs more devices than there are, or ``data=0`` leaves some over.
+      ValueError: if the shape needs more devices than there are, or if with ``data=0`` some would not be used.
     """
     import jax
     from jax.sharding import AxisType

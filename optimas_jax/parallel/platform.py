@@ -26,7 +26,10 @@ class Compute:
       remat: whether the backward pass computes a layer again from its input alone; else its products and attention's
         output are kept, and the rest is computed again.
       lanes: independent batches that are computed side by side, see ``parallel.lanes``.
-      weight_first: whether products of a few rows put the weights on the left, see ``models.numerics.weight_first``.
+      cpu_forms: whether products, sums and the arg max take the forms of ``models.cpu``, which XLA's CPU code computes
+        faster, or with equal bits for any number of rows. Elsewhere the plain operations are traced.
+      decode_rows: numbers of rows that a decode batch can have, ascending. On CPU: numbers with which a row gets the
+        same bits from XLA, which orders products differently with 25 to 32 and with more than 48 rows.
       prefill_tokens: prompts of about this many tokens together make up one pass.
       prefix_tokens: keys and values of this many tokens are kept for prompts that begin alike.
     """
@@ -36,7 +39,8 @@ class Compute:
     layerwise: bool = False
     remat: bool = False
     lanes: int = 1
-    weight_first: bool = False
+    cpu_forms: bool = False
+    decode_rows: tuple[int, ...] = (4, 8, 16, 32, 64)
     prefill_tokens: int = 512
     prefix_tokens: int = 8192
 
@@ -55,13 +59,14 @@ def default_compute(platform: str | None = None) -> Compute:
             attention="tiled",
             layerwise=True,
             lanes=2,
-            weight_first=True,
+            cpu_forms=True,
+            decode_rows=(4, 8, 16, 24, 40),
         )
     return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", prefill_tokens=4096, prefix_tokens=65536)
 
 
 def free_memory(device: Any) -> int | None:
-    """Bytes that can still be allocated on a ``jax.Device`` (on CPU: in main memory); None if nobody knows."""
+    """Bytes that can still be allocated on a ``jax.Device`` (on CPU: in main memory); None if unknown."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -75,8 +80,10 @@ def free_memory(device: Any) -> int | None:
 
 
 def return_free_memory() -> None:
-    """On CPU under glibc: gives back what was freed but kept. Compilers free a lot: of the 100 MB by which a decode
-    program makes the process grow, half is that. Takes milliseconds; elsewhere this does nothing."""
+    """Returns freed memory to the system, on CPU under glibc; does nothing elsewhere. Takes milliseconds.
+
+    Compilers free a lot: half of the 100 MB by which a decode program makes the process grow.
+    """
     if jax.default_backend() != "cpu":
         return
     with contextlib.suppress(OSError, AttributeError):

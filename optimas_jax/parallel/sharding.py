@@ -1,7 +1,7 @@
-"""Where parameters live: an ordered list of (regex, PartitionSpec). The first match wins; every parameter must match.
+"""Sharding of parameters, by an ordered list of (regex, PartitionSpec): the first match counts, and there must be one.
 
-Weights are cut along both axes: ``model`` cuts heads and MLP columns (each device computes its part), ``data`` cuts
-the other dimension (each device keeps its part, XLA gathers it when a layer needs it).
+Weights are sharded along both axes: ``model`` shards heads and MLP columns (each device computes its part), ``data``
+shards the other dimension (each device stores its part, XLA gathers it when a layer needs it).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """A tree of ``NamedSharding`` like ``tree`` (of arrays or shapes).
 
     Raises:
-      ValueError: naming every parameter that no rule matches, or that a rule cuts into unequal parts.
+      ValueError: naming every parameter that no rule matches, or that a rule would cut into unequal parts.
     """
     leaves = jax.tree.leaves(tree)
     problems, result = [], []
@@ -62,10 +62,10 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 
 def place_rows(arrays: dict[str, np.ndarray], mesh: Mesh | None, split: Sequence[str]) -> dict[str, Any]:
-    """Puts a batch on the mesh: the arrays named in ``split`` are cut along ``data``, the others are copied.
+    """Puts a batch on the mesh: the arrays named in ``split`` are sharded along ``data``, the others are replicated.
 
     Args:
-      mesh: None leaves the arrays to the default device.
+      mesh: None for the default device.
 
     Raises:
       ValueError: if the rows do not divide among the devices.
@@ -85,6 +85,10 @@ def place_rows(arrays: dict[str, np.ndarray], mesh: Mesh | None, split: Sequence
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
-    """A tree copied to every device of the mesh. Also where there is only one: what a jitted step returns is placed,
-    and the same step given unplaced arrays would compile once more."""
+    """A tree replicated on every device of the mesh.
+
+    Also for a mesh of one device: the outputs of a jitted step are committed to devices, and with uncommitted inputs
+      the
+    same step would be compiled again.
+    """
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))

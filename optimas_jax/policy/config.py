@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 
-from optimas_jax.core.ranges import PositiveFloat, PositiveInt, Share
+from optimas_jax.core.schema import PositiveFloat, PositiveInt, Share
 from optimas_jax.learn.config import BatchShape, PolicyLoss
 from optimas_jax.models.config import LoraConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """How a component's weights are tuned.
+    """Settings of tuning a component's weights.
 
     Attributes:
-      model: spec of the weights that are tuned; "" for those that answer. Needed where a server answers.
-      lora, loss, batch: see ``models.config``, ``learn.config``; a minibatch of more than
-        ``batch.tokens`` is computed in parts whose gradients are added up.
-      updates: at most, of one proposal; each on a fresh rollout.
-      prompts: of a rollout.
-      samples: answers of each prompt.
-      epochs: over a rollout.
-      minibatch: prompts of a step.
-      learning_rate: of every step.
-      kl_budget: most KL to the reference, in nats a token: where a rollout shows more, tuning ends.
-      kl_step: most KL of one update to the policy that sampled, in nats a token: where a step shows more, the update
-        ends.
+      model: spec of the tuned weights; "" for the component's model. Required if a server answers for that model.
+      lora, loss: see ``models.config``, ``learn.config``.
+      batch: ``tokens`` must hold a prompt and one answer. A minibatch of more tokens is computed in several batches
+        whose gradients are added up, and a prompt with more answers than a batch holds is repeated.
+      updates: updates per proposal at most, each on a fresh rollout.
+      prompts: prompts per rollout.
+      samples: answers of each prompt, at least 2: an answer is scored against the other answers of its prompt.
+      epochs: passes over a rollout.
+      minibatch: prompts per step.
+      learning_rate: learning rate of all steps.
+      kl_budget: tuning ends when KL(policy, reference) on a rollout exceeds it, in nats per token.
+      kl_step: an update ends when KL(old policy, policy) in a step exceeds it, in nats per token.
       kl_horizon: answers over which the weight of KL adapts to ``kl_budget`` (``ppo`` only).
-      validate_every: updates between two looks at the validation inputs.
-      validation: share of the training inputs that updates never see.
+      validate_every: updates between validations.
+      validation: share of the training inputs that are held out for validation.
     """
 
     model: str = ""
@@ -46,3 +46,10 @@ class PolicyConfig:
     kl_horizon: PositiveFloat = 1000.0
     validate_every: PositiveInt = 4
     validation: Share = 0.3
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise ValueError(
+                f"samples is {self.samples}: an answer is scored against the other answers of its prompt, and without "
+                "any there is nothing to learn: set samples to 2 or more"
+            )

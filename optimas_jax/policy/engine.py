@@ -1,14 +1,14 @@
-"""The weights of a component from the host's side: sampled answers in, an adapter in a folder out.
+"""Updates of a component's weights: sampled answers in, an adapter in a folder out.
 
-A ``PolicyEngine`` owns the device side. An update is a pure function of the policy before it, the sampled answers and
-their scores, and is named by the digest of these: a resumed run finds the updates that were done. What it makes is an
-``Adapter`` value: a folder in PEFT's layout (``checkpoints.peft``), named by its content, which the engine serves and
-any other server can load.
+An update is a pure function of the policy before it, the sampled answers and their scores, and is named by the digest
+of these: a resumed run repeats no update. Its result is an ``Adapter`` value: a folder in PEFT's layout
+(``checkpoints.peft``), named by its content, which our engine and other servers can load.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,43 +21,68 @@ import optax
 from optimas_jax.checkpoints.peft import read_adapter, write_adapter
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.engine.pool import Engines
-from optimas_jax.learn.config import PolicyLoss
 from optimas_jax.learn.losses import adapted_coefficient, kl_to_reference
-from optimas_jax.learn.ppo import Statistics
+from optimas_jax.learn.policy_batch import Statistics
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import TrainState
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import Params
 from optimas_jax.policy.config import PolicyConfig
+from optimas_jax.policy.served import check_served, served_limit
 from optimas_jax.policy.trainer import PolicyTrainer
-from optimas_jax.policy.tune import Update
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Sampled answers in tokens.
+    """Sampled answers as tokens.
 
     Attributes:
       groups: prompts with their answers; ``rewards`` are their scores.
-      logprobs: of each group, the sampler's log-probabilities of all tokens, answers end to end.
+      logprobs: by group, the sampler's log-probabilities of all tokens, answers concatenated.
     """
 
     groups: tuple[TokenGroup, ...]
     logprobs: tuple[tuple[float, ...], ...]
 
+    def check(self) -> None:
+        """Raises ``StopRun`` for a score that is not finite."""
+        for number, group in enumerate(self.groups):
+            for index, score in enumerate(group.rewards):
+                if not math.isfinite(score):
+                    raise StopRun(
+                        f"the score of answer {index} to prompt {number} of a rollout is {score}, expected a finite "
+                        "number: see the metric or the local reward. The adapter before it is kept"
+                    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """One update of a policy.
+
+    Attributes:
+      state: name of the policy after the update, for the next update.
+      adapter: digest of its adapter.
+      metrics: plain numbers. ``kl``: KL(rollout policy, reference) in nats per token. ``skipped``: 1 if all answers of
+        each prompt have one score, so that the update changes nothing.
+    """
+
+    state: str
+    adapter: str
+    metrics: dict[str, float]
+
 
 class PolicyDiverged(StopRun):
-    """An update made numbers that are none; the last good adapter is kept."""
+    """An update gave numbers that are not finite; the last good adapter is kept."""
 
 
 class PolicyEngine:
-    """Updates the weights of components that one local model serves."""
+    """Updates the weights of components on one local model."""
 
     def __init__(
         self, config: PolicyConfig, model: str, engines: Engines, adapters: Path, checkpoints: CheckpointStore
     ):
-        """``adapters``: the folder for what updates make."""
+        """``adapters``: the folder that updates write to."""
         self.config = config
         self.adapters = adapters
         self._spec, self._engines, self._checkpoints = model, engines, checkpoints
@@ -71,15 +96,18 @@ class PolicyEngine:
         return PolicyTrainer(self.config, self._engines.model(self._spec))
 
     def start(self, adapter: str) -> str:
-        """Names the state that tuning starts from: an adapter ("" for the base), with a fresh critic and optimiser."""
+        """Name of the initial state of tuning: an adapter ("" for the base) with a fresh critic and optimiser."""
         return f"adapter:{adapter}"
 
     def update(self, parent: str, rollout: Rollout, seed: int) -> Update:
-        """One update: ``epochs`` passes over a rollout of the policy that ``parent`` names.
+        """One update: ``epochs`` passes over a rollout of the policy named ``parent``.
 
         Raises:
           PolicyDiverged: if a loss or a gradient is not finite.
+          StopRun: for a score that is not finite, answers of the base instead of the tuned policy, and answers that
+            no batch can hold.
         """
+        rollout.check()
         name = digest("policy", dataclasses.asdict(self.config), self._spec, parent, dataclasses.asdict(rollout), seed)
         metadata = self._checkpoints.metadata(name)
         if metadata is None:
@@ -100,7 +128,7 @@ class PolicyEngine:
             ) from error
 
     def _load(self, name: str) -> tuple[TrainState, float]:
-        """The state of that name, and its weight of KL."""
+        """The state called ``name``, and its weight of KL."""
         if not name.startswith("adapter:"):
             fresh = self._trainer.start()
             return _from_dict(self._checkpoints.load(name, _to_dict(fresh, 0.0)), fresh)
@@ -118,16 +146,18 @@ class PolicyEngine:
     ) -> tuple[TrainState, float, dict[str, float]]:
         groups = rollout.groups
         statistics = self._trainer.statistics(state.trainable, groups)
-        sampled = np.concatenate(rollout.logprobs)
+        served = np.concatenate(rollout.logprobs)
+        dtype = self._engines.model(self._spec).network.compute.dtype
+        check_served(served, statistics, dtype)
         kl = _mean_kl(statistics)
         metrics = {
             "score": float(np.mean([score for group in groups for score in group.rewards])),
             "kl": kl,
             "entropy": float(np.mean(statistics.entropy)),
-            # The engine that served the rollout and the trainer must mean the same policy.
-            "served_difference": float(np.max(np.abs(statistics.logprobs - sampled))),
+            "served_difference": float(np.max(np.abs(statistics.logprobs - served))),
+            "served_limit": served_limit(dtype),
             "kl_weight": kl_weight,
-            "skipped": float(_nothing_to_learn(groups, self.config.loss)),
+            "skipped": float(_nothing_to_learn(groups)),
         }
         if metrics["skipped"]:
             return state, kl_weight, metrics
@@ -146,7 +176,7 @@ class PolicyEngine:
         return state, kl_weight, metrics
 
     def kl(self, state: str, rollout: Rollout) -> float:
-        """KL to the reference of the policy that ``state`` names, in nats a token of its rollout."""
+        """KL(policy, reference) of the policy named ``state``, in nats per token of its rollout."""
         return _mean_kl(self._trainer.statistics(self._load(state)[0].trainable, rollout.groups))
 
 
@@ -154,11 +184,9 @@ def _mean_kl(statistics: Statistics) -> float:
     return float(np.mean(kl_to_reference(statistics.logprobs, statistics.ref_logprobs)))
 
 
-def _nothing_to_learn(groups: Sequence[TokenGroup], loss: PolicyLoss) -> bool:
-    """Whether all advantages would be zero, or for PPO noise of the critic alone."""
-    if loss.algorithm == "grpo":
-        return all(len(set(group.rewards)) == 1 for group in groups)
-    return len({score for group in groups for score in group.rewards}) == 1
+def _nothing_to_learn(groups: Sequence[TokenGroup]) -> bool:
+    """Whether the answers of each prompt have one score, so that all advantages are zero or noise of the critic."""
+    return all(len(set(group.rewards)) == 1 for group in groups)
 
 
 def _to_dict(state: TrainState, kl_weight: float) -> Params:

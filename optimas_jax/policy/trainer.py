@@ -1,7 +1,7 @@
 """Statistics and updates of a component's policy on the devices of a loaded model; no names, no files.
 
-Sampled answers come as groups of a prompt and its answers (``learn.token_group``), their statistics go back as numpy
-arrays over all sampled tokens, answers end to end.
+Sampled answers are groups of a prompt and its answers (``learn.token_group``); their statistics are numpy arrays over
+all sampled tokens, answers concatenated.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import LoadedModel
-from optimas_jax.learn.batches import candidate_tokens, make_batch, plan_batches, split
-from optimas_jax.learn.ppo import (
+from optimas_jax.learn.batches import candidate_tokens, make_batch, plan_batches
+from optimas_jax.learn.policy_batch import (
     PolicyBatch,
-    PolicyFunctions,
     Statistics,
     Targets,
     by_group,
-    init_policy,
     make_policy_batch,
+    sampled_tokens,
+    split_group,
 )
+from optimas_jax.learn.ppo import Minibatch, PolicyFunctions, init_policy
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import TrainState, init_state, make_optimizer
 from optimas_jax.models.flat import bucket, place_flat
@@ -32,6 +34,8 @@ from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import DATA
 from optimas_jax.parallel.sharding import replicate
 from optimas_jax.policy.config import PolicyConfig
+
+Parts = list[list[int]]  # the sequences of a batch, dealt to lanes; indices
 
 
 class PolicyTrainer:
@@ -45,7 +49,7 @@ class PolicyTrainer:
         self._lanes = Lanes.of(model.network.compute, model.mesh)
 
     def start(self, lora_params: Params | None = None) -> TrainState:
-        """An adapter (None: one that does nothing yet), with a fresh critic and a fresh optimiser."""
+        """State with an adapter (None: a fresh one, whose product is zero), a fresh critic and a fresh optimiser."""
         trainable = init_policy(self._model.network.config, self.config.lora, jax.random.key(0))
         if lora_params is not None:
             trainable = {**trainable, "lora": lora_params}
@@ -62,25 +66,33 @@ class PolicyTrainer:
 
         Returns:
           The state and the metrics of every step that was taken (``learn.ppo.PolicyFunctions.update``).
+
+        Raises:
+          StopRun: for a prompt and an answer that no batch can hold.
         """
-        targets = by_group(self._targets(statistics, groups, kl_weight), [_size(group) for group in groups])
-        rng, minibatches = np.random.default_rng(seed), []
+        sequences, of_group = self._sequences(groups)
+        targets = by_group(self._targets(statistics, groups, kl_weight), [sampled_tokens(one) for one in sequences])
+        rng, size = np.random.default_rng(seed), self.config.minibatch
+        plans: list[list[Parts]] = []
         for _ in range(self.config.epochs):
-            order, size = rng.permutation(len(groups)).tolist(), self.config.minibatch
-            minibatches += [self._parts(groups, order[at : at + size]) for at in range(0, len(order), size)]
-        batches = self._batches(groups, targets, minibatches)
-        rate, kl_step = self.config.learning_rate, self.config.kl_step
+            order = rng.permutation(len(groups)).tolist()
+            for start in range(0, len(order), size):
+                members = [index for group in order[start : start + size] for index in of_group[group]]
+                plans.append(self._plan(sequences, members))
+        steps = self._minibatches(sequences, targets, plans)
         state = replicate(state, self._model.mesh)
-        return self._functions.update(state, self._model.params, batches, rate, kl_step, self._lanes)
+        rate, kl_step = self.config.learning_rate, self.config.kl_step
+        return self._functions.update(state, self._model.params, steps, rate, kl_step, self._lanes)
 
     def statistics(self, trainable: Params, groups: Sequence[TokenGroup]) -> Statistics:
-        """Of all sampled tokens, answers end to end; numpy arrays [C]."""
+        """Statistics of all C sampled tokens, answers concatenated; numpy arrays [C]. Raises as ``learn``."""
         trainable = replicate(trainable, self._model.mesh)
-        plan = self._parts(groups, range(len(groups)))
-        made: dict[int, list[np.ndarray]] = {}
+        sequences, _ = self._sequences(groups)
+        plan = [part for parts in self._plan(sequences, range(len(sequences))) for part in parts]
+        columns: dict[int, list[np.ndarray]] = {}
 
         def run(members: list[int]) -> Statistics:
-            chosen = [groups[index] for index in members]
+            chosen = [sequences[index] for index in members]
             batch = make_batch(
                 chosen,
                 candidates=max(len(group.candidate_ids) for group in chosen),
@@ -92,25 +104,24 @@ class PolicyTrainer:
             return jax.device_get(self._functions.statistics(self._model.params, trainable, flat, tokens))
 
         def shape(members: list[int]) -> tuple[str, int, int]:
-            return "statistics", sum(groups[index].length for index in members), sum(_size(groups[i]) for i in members)
+            chosen = [sequences[index] for index in members]
+            return "statistics", sum(group.length for group in chosen), sum(map(sampled_tokens, chosen))
 
         for members, part in zip(plan, self._lanes.map(run, plan, shape), strict=True):
-            at = 0
+            start = 0
             for index in members:
-                made[index] = [np.asarray(column[at : at + _size(groups[index])]) for column in part]
-                at += _size(groups[index])
-        columns = zip(*(made[index] for index in range(len(groups))), strict=True)
-        return Statistics(*(np.concatenate(column) for column in columns))
+                stop = start + sampled_tokens(sequences[index])
+                columns[index] = [np.asarray(column[start:stop]) for column in part]
+                start = stop
+        in_order = zip(*(columns[index] for index in range(len(sequences))), strict=True)
+        return Statistics(*(np.concatenate(column) for column in in_order))
 
     def _targets(self, statistics: Statistics, groups: Sequence[TokenGroup], kl_weight: float) -> Targets:
-        answers = [
-            (len(ids), score, g)
-            for g, group in enumerate(groups)
-            for ids, score in zip(group.candidate_ids, group.rewards, strict=True)
-        ]
-        sizes, scores, owners = zip(*answers, strict=True)
+        sizes = [len(ids) for group in groups for ids in group.candidate_ids]
+        scores = [score for group in groups for score in group.rewards]
+        owners = np.repeat(np.arange(len(groups)), [len(group.candidate_ids) for group in groups])
         answer = np.repeat(np.arange(len(sizes)), sizes)
-        # Rollouts have as many tokens as they have: few sizes, so that few programs are compiled.
+        # Rounded up to one of few sizes, so that few programs are compiled.
         padding = (0, bucket(len(answer), 256) - len(answer))
         answer = jnp.asarray(np.pad(answer, padding, constant_values=len(sizes)))
         statistics = Statistics(*(np.pad(part, padding) for part in statistics))
@@ -122,38 +133,49 @@ class PolicyTrainer:
     def _batch_tokens(self) -> int:
         return self.config.batch.tokens * self._model.mesh.shape[DATA]
 
-    def _parts(self, groups: Sequence[TokenGroup], members: Sequence[int]) -> list[list[int]]:
-        """A minibatch in parts that fit a batch, as many as there are lanes or more; indices of groups."""
-        place = {id(groups[index]): index for index in members}
-        chosen = [groups[index] for index in members]
-        return [
-            [place[id(group)] for group in part]
-            for batch in plan_batches(chosen, self._batch_tokens)
-            for part in split([chosen[index] for index in batch], self._lanes.count)
-        ]
+    def _sequences(self, groups: Sequence[TokenGroup]) -> tuple[list[TokenGroup], list[range]]:
+        """Groups as sequences that fit a batch, in their order, and the indices of each group's sequences."""
+        sequences: list[TokenGroup] = []
+        of_group = []
+        for group in groups:
+            start = len(sequences)
+            try:
+                sequences += split_group(group, self._batch_tokens)
+            except ValueError as error:
+                raise StopRun(
+                    f"{error} (config.policy.batch.tokens = {self.config.batch.tokens}): raise it, or lower max_tokens "
+                    "of the component's model"
+                ) from error
+            of_group.append(range(start, len(sequences)))
+        return sequences, of_group
 
-    def _batches(
-        self, groups: Sequence[TokenGroup], targets: Sequence[Targets], minibatches: Sequence[Sequence[list[int]]]
-    ) -> list[list[PolicyBatch]]:
-        """The parts of all minibatches on the devices. An update that is one program needs parts of one shape."""
+    def _plan(self, sequences: Sequence[TokenGroup], members: Sequence[int]) -> list[Parts]:
+        """Batches of sequences, each dealt to the lanes in parts of about the same length."""
+        plan = []
+        for batch in plan_batches([sequences[index] for index in members], self._batch_tokens):
+            parts: Parts = [[] for _ in range(min(self._lanes.count, len(batch)))]
+            for index in sorted((members[number] for number in batch), key=lambda index: -sequences[index].length):
+                min(parts, key=lambda part: sum(sequences[other].length for other in part)).append(index)
+            plan.append(parts)
+        return plan
+
+    def _minibatches(
+        self, sequences: Sequence[TokenGroup], targets: Sequence[Targets], plans: Sequence[list[Parts]]
+    ) -> list[Minibatch]:
+        """The minibatches of an update on the devices. An update that is one program needs parts of one shape."""
         layerwise = self._model.network.compute.layerwise
-        others = [] if layerwise else [[groups[i] for i in part] for parts in minibatches for part in parts]
+        every = [part for plan in plans for parts in plan for part in parts]
         make = partial(
             make_policy_batch,
             pad_id=self._model.tokenizer.pad_id,
             tiled=self._model.network.compute.tiled,
             tokens=0 if layerwise else self._batch_tokens,
-            others=others,
+            others=[] if layerwise else [[sequences[index] for index in part] for part in every],
         )
 
-        def placed(part: list[int]) -> PolicyBatch:
-            batch = make([groups[index] for index in part], [targets[index] for index in part])
+        def on_device(part: list[int]) -> PolicyBatch:
+            batch = make([sequences[index] for index in part], [targets[index] for index in part])
             rest = replicate(batch._replace(flat=None), self._model.mesh)
             return rest._replace(flat=place_flat(batch.flat, self._model.mesh))
 
-        return [[placed(part) for part in parts] for parts in minibatches]
-
-
-def _size(group: TokenGroup) -> int:
-    """Sampled tokens."""
-    return sum(map(len, group.candidate_ids))
+        return [[[on_device(part) for part in parts] for parts in plan] for plan in plans]

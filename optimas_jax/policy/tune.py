@@ -1,60 +1,55 @@
-"""Tuning the weights of a component: roll out, update, look at held-back inputs, keep the best adapter."""
+"""Tuning the weights of a component: roll out, update, validate on held-back inputs, keep the best adapter."""
 
 from __future__ import annotations
 
 import dataclasses
+import random
+import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
+
+from optimas_jax.core.progress import Progress
+from optimas_jax.core.system import System
+from optimas_jax.core.types import derive_seed
+from optimas_jax.core.values import Adapter
+from optimas_jax.llm.base import Completer
+from optimas_jax.policy.engine import PolicyEngine, Update
+from optimas_jax.policy.rollout import ComponentPolicy, Runs, Scores
 
 Rollout = TypeVar("Rollout")
 
 
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """What an update made.
-
-    Attributes:
-      state: names it, for the next update to go on from.
-      adapter: digest of its adapter.
-      metrics: what happened, as plain numbers; ``kl`` is that of the rollout's policy to the reference, ``skipped`` is
-        1 where there was nothing to learn.
-    """
-
-    state: str
-    adapter: str
-    metrics: dict[str, float]
-
-
 class Policy(Protocol[Rollout]):
-    """What tuning needs; ``policy.rollout`` has it for a component of a run."""
+    """The policy that ``tune`` trains; ``policy.rollout.ComponentPolicy`` implements it."""
 
     def rollout(self, adapter: str, number: int) -> Rollout:
         """Answers sampled with an adapter, with their scores."""
         ...
 
     def update(self, state: str, rollout: Rollout, number: int) -> Update:
-        """One update on a rollout of the policy that ``state`` names."""
+        """One update of the policy named ``state`` on its rollout."""
         ...
 
     def kl(self, state: str, rollout: Rollout) -> float:
-        """KL of that policy to the reference, in nats a token."""
+        """KL(policy, reference) of the policy named ``state``, in nats per token."""
         ...
 
     def validate(self, adapter: str) -> float:
-        """Mean local reward on the held-back inputs."""
+        """Mean score on the held-back inputs."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What tuning found.
+    """Result of tuning.
 
     Attributes:
-      adapter: the best one within the KL budget; the one that it started from, if none was better.
-      score: its mean local reward on the held-back inputs.
-      before: that of the adapter that it started from.
-      kl: of its policy to the reference, in nats a token.
-      updates: that were made.
+      adapter: the best adapter within the KL budget; the initial one if none is better.
+      score: its mean score on the held-back inputs.
+      before: mean score of the initial adapter on the held-back inputs.
+      kl: KL(policy, reference) of ``adapter``, in nats per token.
+      updates: number of updates.
+      learned: number of updates with different scores among the answers of a prompt; others change nothing.
     """
 
     adapter: str
@@ -62,6 +57,7 @@ class Tuned:
     before: float
     kl: float
     updates: int
+    learned: int
 
 
 def tune(
@@ -74,31 +70,139 @@ def tune(
     on_update: Callable[[int, Update], None] = lambda number, update: None,
     on_validation: Callable[[int, float], None] = lambda number, score: None,
 ) -> Tuned:
-    """Updates an adapter as long as its policy stays within ``kl_budget`` of the reference.
+    """Updates an adapter while KL(policy, reference) is at most ``kl_budget``.
 
     Args:
-      start: state and adapter to start from.
-      updates: at most.
-      validate_every: updates between two looks at the held-back inputs.
+      start: initial state and adapter.
+      updates: updates at most.
+      validate_every: updates between validations.
     """
     before = policy.validate(start.adapter)
-    best, best_score, best_kl, current = start.adapter, before, 0.0, start
+    best, best_score, best_kl, current, learned = start.adapter, before, 0.0, start, 0
     on_validation(0, before)
     for number in range(updates + 1):
         rollout = policy.rollout(current.adapter, number)
-        made = None if number == updates else policy.update(current.state, rollout, number)
-        kl = policy.kl(current.state, rollout) if made is None else made.metrics["kl"]
+        update = None if number == updates else policy.update(current.state, rollout, number)
+        kl = policy.kl(current.state, rollout) if update is None else update.metrics["kl"]
         if kl > kl_budget:
             break
         if number == 0:
             best_kl = kl
-        # The rollout has just shown that it is within the budget.
+        # Only validated here: the rollout above has measured that its KL is within the budget.
         elif number % validate_every == 0 or number == updates:
             score = policy.validate(current.adapter)
             on_validation(number, score)
             if score > best_score:
                 best, best_score, best_kl = current.adapter, score, kl
-        if made is not None:
-            on_update(number, made)
-            current = made
-    return Tuned(best, best_score, before, best_kl, number)
+        if update is not None:
+            on_update(number, update)
+            learned += not update.metrics["skipped"]
+            current = update
+    return Tuned(best, best_score, before, best_kl, number, learned)
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningRun:
+    """The parts of a run that tuning uses.
+
+    Attributes:
+      system, completer, policies, progress: see their classes.
+      emit: writes an event to the journal: ``emit(event, **fields)``.
+      seed: of the run.
+      concurrency: answers in flight.
+    """
+
+    system: System
+    completer: Completer
+    policies: PolicyEngine
+    progress: Progress
+    emit: Callable[..., None]
+    seed: int
+    concurrency: int
+
+
+def tune_weights(run: TuningRun, name: str, current: Adapter, runs: Runs, scores: Scores, *, seed: int) -> Tuned | None:
+    """Tunes a component's adapter, from the current one on.
+
+    Args:
+      runs: training inputs, and the system's runs on them under the current configuration.
+      scores: of the component's answers: ``policy.rollout.LocalScores``, or ``policy.reinforce.GlobalScores``.
+      seed: names the randomness of rollouts and updates.
+
+    Returns:
+      The result; None if there are too few inputs to learn from and to hold some back.
+
+    Raises:
+      StopRun: see ``PolicyEngine.update`` and ``ComponentPolicy.rollout``.
+    """
+    config, policy = run.policies.config, _component_policy(run, name, runs, scores, seed)
+    if policy is None:
+        return None
+    began = time.monotonic()
+    with run.progress.bar(f"updates ({config.loss.algorithm})", config.updates) as advance:
+
+        def on_update(number: int, update: Update) -> None:
+            run.emit("update", component=name, number=number, adapter=update.adapter, **update.metrics)
+            _warn_of_another_model(run.progress, update)
+            advance()
+
+        def on_validation(number: int, score: float) -> None:
+            run.emit("validation", component=name, number=number, score=score, score_is=scores.label)
+            run.progress.line(
+                f"  after {number} updates: mean {scores.label} {score:.3f} on {len(policy.held_back)} held-back inputs"
+            )
+
+        tuned = tune(
+            policy,
+            Update(run.policies.start(current.digest), current.digest, {}),
+            updates=config.updates,
+            validate_every=config.validate_every,
+            kl_budget=config.kl_budget,
+            on_update=on_update,
+            on_validation=on_validation,
+        )
+    run.emit("tuned", component=name, **dataclasses.asdict(tuned))
+    run.progress.line(
+        f"  {count_updates(tuned)} in {time.monotonic() - began:.0f} s: mean {scores.label} {tuned.before:.3f} -> "
+        f"{tuned.score:.3f}, KL {tuned.kl:.3f} of {config.kl_budget} nats a token"
+    )
+    return tuned
+
+
+def _component_policy(run: TuningRun, name: str, runs: Runs, scores: Scores, seed: int) -> ComponentPolicy | None:
+    """The policy of a component with some inputs held back; None if there are too few."""
+    reached = [(example, trace) for example, trace in runs if name in trace.steps]
+    held_back = int(len(reached) * run.policies.config.validation)
+    if not 0 < held_back < len(reached):
+        return None
+    random.Random(derive_seed(run.seed, "held back", name)).shuffle(reached)
+    return ComponentPolicy(
+        run.system,
+        run.completer,
+        run.policies,
+        scores,
+        name,
+        runs=reached[held_back:],
+        held_back=reached[:held_back],
+        seed=seed,
+        run_seed=run.seed,
+        concurrency=run.concurrency,
+    )
+
+
+def count_updates(tuned: Tuned) -> str:
+    """Text with the number of updates, and of updates that learned nothing."""
+    skipped = tuned.updates - tuned.learned
+    if not skipped:
+        return f"{tuned.updates} updates"
+    return f"{tuned.updates} updates, {skipped} of which learned nothing (all answers of a prompt scored alike),"
+
+
+def _warn_of_another_model(progress: Progress, update: Update) -> None:
+    difference, limit = update.metrics["served_difference"], update.metrics["served_limit"]
+    if difference > limit:
+        progress.line(
+            f"  warning: the model that answers and the one that is tuned differ by up to {difference:.2f} nats a "
+            f"token, and rounding explains {limit}: are they the same weights in the same precision "
+            "(config.policy.model)?"
+        )

@@ -47,7 +47,7 @@ BatchFunction = Callable[[DeviceBatch], T]
 
 
 class RewardBatches:
-    """The backbone of local rewards with everything that its batches need. The model is loaded on first use."""
+    """The backbone of local rewards, and the batches on it. The model is loaded on first use."""
 
     def __init__(self, config: RewardConfig, components: Sequence[str], engines: Engines, progress: Progress):
         """``components``: the tunable ones; their order numbers the heads."""
@@ -75,7 +75,7 @@ class RewardBatches:
 
     @property
     def backbone(self) -> dict[str, Any]:
-        """What the arrays of a checkpoint belong to, as JSON."""
+        """Identity of the arrays of a checkpoint, as JSON: backbone, LoRA settings and components."""
         lora = json.loads(json.dumps(dataclasses.asdict(self.config.lora)))
         return {"model": self.config.model, "lora": lora, "components": list(self.components)}
 
@@ -99,21 +99,28 @@ class RewardBatches:
         """The function that scores a batch: [G, M] float32."""
         return lambda item: np.asarray(self.functions.score(merged, head, item.batch, item.features))
 
-    def token_group(self, group: TextGroup, rewards: Sequence[float] | None = None) -> TokenGroup:
-        """Prefix and candidates in ids, each tokenised alone, so that packed and single layouts have the same ids."""
+    def token_group(self, group: TextGroup, rewards: Sequence[float] = ()) -> TokenGroup:
+        """Prefix and candidates in ids, of any length. Each is tokenised alone, so that packed and single layouts have
+        the same ids."""
         tokenizer = self.model.tokenizer
         ends = tuple(tokenizer.eos_ids[:1])
         candidates = tuple((*tokenizer.encode(text), *ends) for text in group.candidates)
-        tokens = TokenGroup(
+        return TokenGroup(
             prefix_ids=tuple(tokenizer.encode(group.prefix)),
             candidate_ids=candidates,
-            rewards=tuple(rewards) if rewards is not None else (0.0,) * len(candidates),
+            rewards=tuple(rewards) or (0.0,) * len(candidates),
             component=self.components.index(group.component),
         )
-        return truncate(tokens, self.config.batch.group_tokens)
+
+    def fit(self, text: TextGroup, group: TokenGroup) -> TokenGroup:
+        """The ``token_group`` of ``text`` within ``config.batch.group_tokens``."""
+        most = self.config.batch.group_tokens
+        if group.length <= most:
+            return group
+        return truncate(group, most, task=len(self.model.tokenizer.encode(text.task)))
 
     def map(self, kind: str, groups: Sequence[TokenGroup], function: BatchFunction[T]) -> Iterator[tuple[list[int], T]]:
-        """Applies ``function`` to groups of like length in batches, side by side; keeps their features.
+        """Applies ``function`` to groups of similar length in batches, concurrently on all lanes; keeps their features.
 
         Args:
           kind: names what ``function`` compiles.
@@ -122,7 +129,7 @@ class RewardBatches:
           Indices of the groups of a batch, and its result.
         """
         plan = self.plan(groups)
-        items = (self._place([groups[index] for index in members]) for members in plan)
+        items = (self._to_devices([groups[index] for index in members]) for members in plan)
         keep = self.functions.first > 0
 
         def run(item: DeviceBatch) -> tuple[T, np.ndarray | None]:
@@ -144,7 +151,7 @@ class RewardBatches:
         return plan_batches(groups, self.max_tokens)
 
     def keep_features(self, groups: Sequence[TokenGroup]) -> None:
-        """Computes the features of all groups, in batches that suit it better than those of training."""
+        """Computes the features of all groups in large batches of similar lengths, before training."""
         missing = [group for group in groups if group not in self._kept_features]
         if not missing or not self.functions.first:
             return
@@ -162,13 +169,13 @@ class RewardBatches:
         tokens = 0 if self.model.network.compute.layerwise else self.max_tokens
         parts = []
         for part in split(groups, self.lanes.count):
-            _, batch, features = self._place(part, tokens)
+            _, batch, features = self._to_devices(part, tokens)
             if features is None:
                 features = self.functions.features(self.model.params, batch.flat)
             parts.append((batch, features))
         return parts
 
-    def _place(self, groups: list[TokenGroup], tokens: int = 0) -> DeviceBatch:
+    def _to_devices(self, groups: list[TokenGroup], tokens: int = 0) -> DeviceBatch:
         """A batch on the devices, with features where they are kept."""
         batch = make_batch(
             groups,

@@ -1,10 +1,9 @@
-"""Collect: candidate outputs per component and input, each with its Monte Carlo global reward (paper, section 4.1).
+"""Collect: candidate outputs of a component, each with its Monte Carlo global reward (paper, section 4.1).
 
-The system has been run once per example under the current configuration. For every tunable component, candidates for
-its output on that example's own trajectory come from the current value, from hotter sampling, and from other values
-of its space (weights have none that could be listed: they are sampled more often instead); each is followed through
-the components that depend on it, with everything else kept, and scored by the global metric. Duplicates are run once.
-Groups whose candidates all score alike are kept (they are data too), but nothing is learned from them.
+The system has been run once per example under the current configuration. A *try* is one way to get another output of
+a component on that example's trajectory. Every different output is followed through the components that depend on it,
+with all other outputs kept, and scored by the global metric. Groups whose candidates all have one score are kept, but
+nothing is learned from them.
 """
 
 from __future__ import annotations
@@ -12,40 +11,43 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from optimas_jax.core.execution import gather
 from optimas_jax.core.progress import Progress
-from optimas_jax.core.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
-from optimas_jax.core.system import System, gather
+from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt, PositiveInt
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
 from optimas_jax.core.values import (
     Configuration,
     Grid,
     LoraSpace,
     Models,
-    Prompt,
     PromptSpace,
-    Space,
     Value,
     other_values,
+    shows,
     value_digest,
 )
+from optimas_jax.rewards.pairs import merge_groups
 
-ROLLOUT_TEMPERATURE = 1.0  # the policy that is updated is the one that samples
+ROLLOUT_TEMPERATURE = 1.0  # the sampling distribution is then the policy itself
+
+Runs = Sequence[tuple[Example, Trace]]
 
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """How groups are made.
+    """Numbers of candidates and rollouts.
 
     Attributes:
       samples: candidates sampled from the current value at ``temperature``.
-      temperature: of those samples.
-      rollouts: Monte Carlo runs of what follows, per candidate.
-      values: at most this many other values of a component's space, one candidate each. A component whose values are
-        listed has nothing to sample, and tries ``samples + values`` of them.
-      policy_samples: candidates of a component whose weights are tuned, sampled as its rollouts are: the policy will
-        look among these for what the local reward likes.
+      temperature: sampling temperature of these candidates.
+      rollouts: Monte Carlo runs of the component's descendants, per candidate.
+      values: other values of a component's space at most, one candidate each. A component with listed values is not
+        sampled, and tries ``samples + values`` of them.
+      policy_samples: candidates of a component whose weights are tuned, sampled as in its rollouts, so that local
+        rewards learn on the distribution that tuning samples from.
     """
 
     samples: NonNegativeInt = 3
@@ -55,152 +57,148 @@ class CollectConfig:
     policy_samples: PositiveInt = 6
 
 
-def collect(
-    system: System,
-    configuration: Configuration,
-    bases: Mapping[str, Sequence[tuple[Example, Trace]]],
-    config: CollectConfig,
-    *,
-    seed: int,
-    concurrency: int,
-    progress: Progress,
-    propose_values: Callable[[str, Sequence[Group]], Sequence[Value]] = lambda name, groups: (),
-    instead: Sequence[Value] = (),
-) -> list[Group]:
-    """Tries candidate outputs, in two rounds.
-
-    The first round tries the current value, hotter samples of it, and the values that grids and model choices list. In
-    the second round ``propose_values`` may name more values for a component, having seen what the first one found.
-
-    Args:
-      bases: by component, the examples to try it on and their runs under ``configuration``.
-      instead: values that are tried in place of all others and of samples.
-
-    Returns:
-      The groups with at least two different candidates, in the order of components and then of examples.
-    """
-    places = [(name, example, trace) for name, runs in bases.items() for example, trace in runs if name in trace.steps]
-    found: dict[_Place, dict[str, Candidate]] = {}
-    rounds = _Rounds(system, configuration, config, seed, concurrency, progress, found)
-    first: list[_Try] = []
-    for place in places:
-        name, value = place[0], configuration[place[0]]
-        first.append(_Try(*place, value, "current", None))
-        if instead:
-            first += _tries_of_values(place, instead, config.samples + config.values, seed)
-            continue
-        count, temperature = _sampling(system.by_name[name].space, config)
-        first += [_Try(*place, value, f"sampled:{i}", temperature) for i in range(count)]
-        first += _tries_of_values(place, _listed_values(system, name, value), config.samples + config.values, seed)
-    rounds.run("candidates", first)
-    if not instead:
-        proposed = {name: propose_values(name, _groups(found, places, name)) for name in bases}
-        more = [one for p in places for one in _tries_of_values(p, proposed[p[0]], config.values, seed)]
-        rounds.run("more candidates", more)
-    groups = [group for name in bases for group in _groups(found, places, name)]
-    return [group for group in groups if len(group.candidates) > 1]
-
-
-_Place = tuple[str, str]  # component, example id
-
-
 @dataclasses.dataclass(frozen=True)
-class _Try:
-    """One way to make a candidate output."""
+class Try:
+    """One way to get an output of a component on one input.
+
+    Attributes:
+      component: its name.
+      example: the input of the system.
+      trace: the system's run on it, which reached the component.
+      value: of the component.
+      source: see ``Candidate``.
+      temperature: in place of the component's own, or None.
+    """
 
     component: str
     example: Example
     trace: Trace
     value: Value
     source: str
-    temperature: float | None
+    temperature: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rounds:
-    """Makes candidates and scores them; ``found`` collects them by place and by digest of the outputs."""
-
-    system: System
-    configuration: Configuration
-    config: CollectConfig
-    seed: int
-    concurrency: int
-    progress: Progress
-    found: dict[_Place, dict[str, Candidate]]
-
-    def run(self, label: str, tries: Sequence[_Try]) -> None:
-        """Every candidate is followed to its reward as soon as it is made; nothing waits for the slowest."""
-        if not tries:
-            return
-        rewards: dict[tuple[_Place, str], tuple[float, ...]] = {}
-        followed: set[tuple[_Place, str]] = set()
-
-        async def follow(one: _Try) -> tuple[_Place, str, Mapping]:
-            made = await self._outputs(one)
-            place, name = (one.component, one.example.id), digest(made)
-            if name not in self.found.get(place, {}) and (place, name) not in followed:
-                followed.add((place, name))
-                rewards[place, name] = await self._rewards(one, made)
-            return place, name, made
-
-        with self.progress.bar(label, len(tries)) as advance:
-            calls = [functools.partial(follow, one) for one in tries]
-            ends = gather(calls, concurrency=self.concurrency, on_done=advance)
-        for one, (place, name, made) in zip(tries, ends, strict=True):
-            here = self.found.setdefault(place, {})
-            if name not in here:  # of equal candidates the first one tried gives its source
-                here[name] = Candidate(made, one.source, rewards[place, name])
-
-    async def _rewards(self, one: _Try, made: Mapping) -> tuple[float, ...]:
-        """Global reward of each rollout. Where the component failed nothing follows: the failure score."""
-        if not made:
-            return (self.system.failure_score,) * self.config.rollouts
-        seeds = [self.seed, *(derive_seed(self.seed, "rollout", index) for index in range(1, self.config.rollouts))]
-        given = self.system.kept(one.trace, one.component, made)
-        async with asyncio.TaskGroup() as group:
-            runs = [group.create_task(self.system.run(self.configuration, one.example, seed, given)) for seed in seeds]
-        return tuple(run.result().score for run in runs)
-
-    async def _outputs(self, one: _Try) -> Mapping:
-        """The candidate's outputs; empty if the component failed, which is a candidate like any other."""
-        step = one.trace.steps[one.component]
-        if one.source == "current":
-            return step.outputs
-        seed = derive_seed(self.seed, one.source)
-        made = await self.system.run_component(
-            one.component, step.inputs, one.value, one.example, seed, one.temperature
-        )
-        return made.outputs
+def current_tries(configuration: Configuration, component: str, runs: Runs) -> list[Try]:
+    """The value in use on every input that reached the component; its outputs are known from the runs."""
+    value = configuration[component]
+    return [Try(component, *run, value, "current") for run in runs if component in run[1].steps]
 
 
-def _groups(
-    found: Mapping[_Place, Mapping[str, Candidate]], places: Sequence[tuple[str, Example, Trace]], name: str
-) -> list[Group]:
-    """Groups of one component, in the order of the examples."""
-    return [
-        Group(name, example.id, trace.steps[name].inputs, tuple(found[name, example.id].values()))
-        for other, example, trace in places
-        if other == name and found.get((name, example.id))
-    ]
+def sample_tries(configuration: Configuration, component: str, runs: Runs, count: int, temperature: float) -> list[Try]:
+    """``count`` samples of the value in use at ``temperature``, on every input that reached the component."""
+    value = configuration[component]
+    reached = [run for run in runs if component in run[1].steps]
+    return [Try(component, *run, value, f"sampled:{i}", temperature) for run in reached for i in range(count)]
 
 
-def _sampling(space: Space | None, config: CollectConfig) -> tuple[int, float]:
-    """How many candidates are sampled from the current value, and at which temperature."""
+def value_tries(component: str, runs: Runs, values: Sequence[Value], *, count: int, seed: int) -> list[Try]:
+    """Up to ``count`` of the values on every input that reached the component, drawn anew for every input. A value is
+    not tried on an input that it shows as a demonstration."""
+    tries = []
+    for example, trace in runs:
+        if component in trace.steps:
+            inputs = trace.steps[component].inputs
+            fair = [value for value in values if not shows(value, example.id, inputs)]
+            fair.sort(key=lambda value: derive_seed(seed, "other", example.id, value_digest(value)))
+            tries += [Try(component, example, trace, v, f"value:{value_digest(v)}") for v in fair[:count]]
+    return tries
+
+
+def standard_tries(
+    system: System, configuration: Configuration, component: str, runs: Runs, config: CollectConfig, seed: int
+) -> list[Try]:
+    """The value in use, hotter samples of prompts and weights, and listed values of grids and models."""
+    space, current = system.by_name[component].space, configuration[component]
+    tries = current_tries(configuration, component, runs)
     if isinstance(space, PromptSpace):
-        return config.samples, config.temperature
-    return (config.policy_samples, ROLLOUT_TEMPERATURE) if isinstance(space, LoraSpace) else (0, 0.0)
+        return tries + sample_tries(configuration, component, runs, config.samples, config.temperature)
+    if isinstance(space, LoraSpace):
+        return tries + sample_tries(configuration, component, runs, config.policy_samples, ROLLOUT_TEMPERATURE)
+    listed = other_values(space, current) if isinstance(space, Grid | Models) else []
+    return tries + value_tries(component, runs, listed, count=config.samples + config.values, seed=seed)
 
 
-def _listed_values(system: System, name: str, current: Value) -> list[Value]:
-    space = system.by_name[name].space
-    return other_values(space, current) if isinstance(space, Grid | Models) else []
+def collect(
+    system: System,
+    configuration: Configuration,
+    tries: Sequence[Try],
+    known: Sequence[Group] = (),
+    *,
+    rollouts: int,
+    seed: int,
+    concurrency: int,
+    progress: Progress,
+    label: str = "candidates",
+) -> list[Group]:
+    """Runs tries and follows every new output to its global reward.
+
+    A try runs with ``seed``, as in a run of the system, so that a value gives the same output here as in the race; a
+    sample has a seed of its own. If the component fails, the candidate has no outputs and the failure score. Results
+    depend neither on ``concurrency`` nor on other tries.
+
+    Args:
+      configuration: values of all other components.
+      tries: of any components and inputs.
+      known: groups under ``configuration`` whose candidates are not followed again.
+      rollouts: Monte Carlo runs of the descendants, per candidate, under the same seeds for all.
+      seed: of the run.
+
+    Returns:
+      ``known`` with the new candidates, then new groups in the order of the tries: one for each component and input,
+      with different candidates. The first try of equal candidates gives the source.
+    """
+    if not tries:
+        return merge_groups(known)
+    have = {(g.component, g.example_id, digest(candidate.outputs)) for g in known for candidate in g.candidates}
+    seeds = [seed, *(derive_seed(seed, "rollout", index) for index in range(1, rollouts))]
+    rewards: dict[tuple[str, str, str], tuple[float, ...]] = {}
+
+    async def follow(one: Try) -> tuple[tuple[str, str, str], Mapping]:
+        outputs = await _outputs(system, one, seed)
+        key = (one.component, one.example.id, digest(outputs))
+        if key not in have:
+            have.add(key)
+            rewards[key] = await _rewards(system, configuration, one, outputs, seeds)
+        return key, outputs
+
+    with progress.bar(label, len(tries)) as advance:
+        ends = gather([functools.partial(follow, one) for one in tries], concurrency=concurrency, on_done=advance)
+    new = [
+        Group(
+            one.component,
+            one.example.id,
+            one.trace.steps[one.component].inputs,
+            (Candidate(outputs, one.source, rewards[key]),),
+            configuration.digest,
+        )
+        for one, (key, outputs) in zip(tries, ends, strict=True)
+        if key in rewards
+    ]
+    return merge_groups([*known, *new])
 
 
-def _tries_of_values(place: tuple[str, Example, Trace], values: Sequence[Value], count: int, seed: int) -> list[_Try]:
-    """Up to ``count`` values, another choice for every example when there are more. A prompt whose
-    demonstrations include this very input is left out."""
-    name, example, trace = place
-    inputs = trace.steps[name].inputs
-    fair = [v for v in values if not (isinstance(v, Prompt) and any(demo.inputs == inputs for demo in v.demos))]
-    fair.sort(key=lambda value: derive_seed(seed, "other", example.id, value_digest(value)))
-    return [_Try(*place, value, f"value:{value_digest(value)}", None) for value in fair[:count]]
+async def _outputs(system: System, one: Try, seed: int) -> Mapping:
+    """The candidate's outputs; empty if the component failed."""
+    step = one.trace.steps[one.component]
+    if one.source == "current":
+        return step.outputs
+    drawn = derive_seed(seed, one.source) if one.source.startswith("sampled:") else seed
+    step = await system.run_component(one.component, step.inputs, one.value, one.example, drawn, one.temperature)
+    return step.outputs
+
+
+async def _rewards(
+    system: System, configuration: Configuration, one: Try, outputs: Mapping, seeds: Sequence[int]
+) -> tuple[float, ...]:
+    """Global reward of each rollout (paper, Eq. 3): the failure score without outputs; for the current output the first
+    one is the score of its run, if the seed is the same."""
+    if not outputs:
+        return (system.failure_score,) * len(seeds)
+    given = system.kept(one.trace, one.component, outputs)
+    known = one.source == "current" and one.trace.seed == seeds[0]
+    async with asyncio.TaskGroup() as group:
+        runs = [
+            group.create_task(system.run(configuration, one.example, seed, given))
+            for seed in (seeds[1:] if known else seeds)
+        ]
+    return (*((one.trace.score,) if known else ()), *(run.result().score for run in runs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from optimas_jax.core.ranges import NonNegativeInt, PositiveFloat, PositiveInt
+from optimas_jax.core.schema import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare
 from optimas_jax.learn.config import BatchShape, LossConfig
 from optimas_jax.models.config import LoraConfig
 
@@ -16,8 +16,10 @@ class RewardConfig:
     Attributes:
       model: spec of the backbone.
       lora, loss, batch: see ``models.config``, ``learn.config``.
-      learning_rate: peak.
+      batch_groups: groups of a training step, at most; 0 for as many as fit.
+      learning_rate: peak, of training on the offline groups.
       epochs: at most, over the offline groups.
+      adapt_rate: learning rate of adaptation, as a share of the peak; constant after a short warm-up.
       adapt_epochs: over fresh groups and the replay buffer.
       patience: stop after this many epochs without a better held-out pair accuracy.
     """
@@ -26,7 +28,9 @@ class RewardConfig:
     lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
     batch: BatchShape = BatchShape()
+    batch_groups: NonNegativeInt = 0
     learning_rate: PositiveFloat = 3e-4
     epochs: PositiveInt = 4
+    adapt_rate: PositiveShare = 0.3
     adapt_epochs: NonNegativeInt = 1
     patience: PositiveInt = 2

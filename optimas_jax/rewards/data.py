@@ -1,4 +1,4 @@
-"""Groups on disk, and the pairs of the published preference data sets, out and in.
+"""Saves and loads groups, and converts them to and from the published preference data sets.
 
 A folder of groups is a Hugging Face dataset with one row per group. ``preferences`` beside it holds the same data as
 the original project publishes it, one dataset per component with the columns ``context``, ``response_chosen``,
@@ -9,6 +9,7 @@ the original project publishes it, one dataset per component with the columns ``
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import datasets
 
-from optimas_jax.core.types import Candidate, Group, StopRun, freeze, thaw
+from optimas_jax.core.types import Candidate, Group, StopRun, digest, freeze, thaw
 
 
 class GroupsError(StopRun):
@@ -24,10 +25,10 @@ class GroupsError(StopRun):
 
 
 def save_groups(path: Path, groups: Sequence[Group]) -> None:
-    """Writes ``path`` (one row per group) and ``path/preferences``; replaces what was there in one step.
+    """Writes ``path`` (one row per group) and ``path/preferences``; replaces an old folder in one step.
 
     Raises:
-      GroupsError: if the disk does not take it.
+      GroupsError: if it cannot be written.
     """
     datasets.disable_progress_bars()
     partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
@@ -73,7 +74,11 @@ def to_preferences(groups: Iterable[Group]) -> dict[str, list[dict[str, Any]]]:
     """All ordered pairs with different rewards, by component, in the published columns."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
-        context = json.dumps({group.component: {"input": thaw(group.inputs)}}, ensure_ascii=False)
+        trajectory = {
+            "example": {"input": {"example_id": group.example_id}},
+            group.component: {"input": thaw(group.inputs)},
+        }
+        context = json.dumps(trajectory, ensure_ascii=False)
         for better in group.candidates:
             for worse in group.candidates:
                 if better.reward > worse.reward:
@@ -94,36 +99,45 @@ def to_preferences(groups: Iterable[Group]) -> dict[str, list[dict[str, Any]]]:
 def from_preferences(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Group]:
     """Groups from published pairs: the responses to one context become candidates, one for each different response.
 
+    A context is a trajectory: the inputs (and outputs) of every component up to the one at hand. A digest of the first
+    component's input names the example, so that groups of all components on one example share their name.
+
     Raises:
       ValueError: for a row that lacks a column or whose context does not have the component's input.
     """
     groups = []
     for component, rows in pairs.items():
-        found: dict[str, dict[str, Candidate]] = {}
+        by_inputs: dict[str, dict[str, Candidate]] = {}
+        names: dict[str, str] = {}
         for number, row in enumerate(rows):
             try:
-                inputs = json.loads(row["context"])[component]["input"]
-                candidates = found.setdefault(json.dumps(inputs, sort_keys=True), {})
+                trajectory = json.loads(row["context"])
+                inputs = json.dumps(trajectory[component]["input"], sort_keys=True)
+                names.setdefault(inputs, digest(next(iter(trajectory.values()))["input"]))
                 for side in ("chosen", "rejected"):
-                    outputs = row[f"response_{side}"]
-                    source = f"variable:{row[f'variable_{side}']}"
-                    candidates.setdefault(
-                        outputs, Candidate(freeze(json.loads(outputs)), source, (float(row[f"score_{side}"]),))
-                    )
+                    by_inputs.setdefault(inputs, {}).setdefault(row[f"response_{side}"], _candidate(row, side))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"row {number} of {component!r} is not a preference pair ({type(error).__name__}: {error})"
                 ) from error
-        for number, (inputs, candidates) in enumerate(found.items()):
-            name = f"{component}-{number}"
-            groups.append(Group(component, name, freeze(json.loads(inputs)), tuple(candidates.values())))
+        for inputs, candidates in by_inputs.items():
+            groups.append(Group(component, names[inputs], freeze(json.loads(inputs)), tuple(candidates.values())))
     return groups
 
 
+def _candidate(row: Mapping[str, Any], side: str) -> Candidate:
+    """One side of a pair; keeps a source that ``to_preferences`` wrote."""
+    variable = row[f"variable_{side}"]
+    ours = re.fullmatch(r'"(current|sampled:\d+|value:\w+)"', str(variable))
+    source = ours[1] if ours else f"variable:{variable}"
+    return Candidate(freeze(json.loads(row[f"response_{side}"])), source, (float(row[f"score_{side}"]),))
+
+
 def group_to_row(group: Group) -> dict[str, Any]:
-    """Inputs and outputs are JSON texts, because components' fields differ."""
+    """A group as a row; inputs and outputs are JSON texts, because components' fields differ."""
     return {
         "component": group.component,
+        "configuration": group.configuration,
         "example_id": group.example_id,
         "inputs": json.dumps(thaw(group.inputs), ensure_ascii=False),
         "outputs": [json.dumps(thaw(c.outputs), ensure_ascii=False) for c in group.candidates],
@@ -138,4 +152,5 @@ def group_from_row(row: Mapping[str, Any]) -> Group:
         Candidate(freeze(json.loads(outputs)), source, tuple(rewards))
         for outputs, source, rewards in zip(row["outputs"], row["sources"], row["rewards"], strict=True)
     )
-    return Group(row["component"], row["example_id"], freeze(json.loads(row["inputs"])), candidates)
+    configuration = row.get("configuration", "")  # data sets pushed before groups had one lack the column
+    return Group(row["component"], row["example_id"], freeze(json.loads(row["inputs"])), candidates, configuration)

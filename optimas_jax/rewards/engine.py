@@ -17,7 +17,7 @@ from optimas_jax.rewards.trainer import RewardTrainer
 
 @dataclasses.dataclass(frozen=True)
 class RewardEngine:
-    """What trains local rewards and what scores with them."""
+    """Trainer and scorer of local rewards."""
 
     config: RewardConfig
     trainer: RewardTrainer

@@ -8,6 +8,7 @@ without ``groups``, as the original project's, are read from their pairs.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from optimas_jax.rewards.data import GroupsError, from_preferences, group_from_r
 
 
 def write_layout(groups: Sequence[Group], folder: Path) -> None:
-    """Writes what the hub is to hold: Parquet files, and a README.md that lists them.
+    """Writes the files of a data set: Parquet files, and a README.md that lists them.
 
     Raises:
       GroupsError: if no group has two candidates with different rewards.
@@ -28,13 +29,18 @@ def write_layout(groups: Sequence[Group], folder: Path) -> None:
     pairs = to_preferences(groups)
     if not pairs:
         raise GroupsError("no group has candidates with different rewards: there is nothing to share")
+    splits = {component: re.sub(r"\W", "_", component) for component in pairs}  # of other names there are no splits
+    if len(set(splits.values())) < len(splits):
+        raise GroupsError(
+            f"components {', '.join(map(repr, pairs))} differ only in signs that no split may have: rename"
+        )
     datasets.disable_progress_bars()
     for component, rows in pairs.items():
-        datasets.Dataset.from_list(rows).to_parquet(str(folder / "data" / f"{component}.parquet"))
+        datasets.Dataset.from_list(rows).to_parquet(str(folder / "data" / f"{splits[component]}.parquet"))
     datasets.Dataset.from_list([group_to_row(group) for group in groups]).to_parquet(
         str(folder / "groups" / "train.parquet")
     )
-    files = [{"split": component, "path": f"data/{component}.parquet"} for component in pairs]
+    files = [{"split": split, "path": f"data/{split}.parquet"} for split in splits.values()]
     subsets = [
         {"config_name": "default", "default": True, "data_files": files},
         {"config_name": "groups", "data_files": [{"split": "train", "path": "groups/train.parquet"}]},
@@ -48,11 +54,11 @@ def write_layout(groups: Sequence[Group], folder: Path) -> None:
 
 
 def push_groups(groups: Sequence[Group], name: str, *, public: bool = False) -> str:
-    """Uploads groups to the hub and returns the data set's address; private unless asked otherwise, because contexts
-    hold the user's data. The token is that of ``hf auth login`` or ``HF_TOKEN``.
+    """Uploads groups to the hub and returns the data set's address. Private by default, because contexts hold the
+    user's data. The token comes from ``hf auth login`` or ``HF_TOKEN``.
 
     Raises:
-      GroupsError: if there is nothing to share, or the hub does not take it.
+      GroupsError: if there is nothing to share, or the upload fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_layout(groups, Path(folder))
@@ -60,7 +66,7 @@ def push_groups(groups: Sequence[Group], name: str, *, public: bool = False) -> 
             api = huggingface_hub.HfApi()
             address = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
             api.upload_folder(repo_id=name, repo_type="dataset", folder_path=folder)
-        except Exception as error:  # the hub client raises many kinds; all mean that it was not taken
+        except Exception as error:  # the hub client raises many kinds; all mean that the upload failed
             raise GroupsError(
                 f"could not push to {name!r} on the hub ({type(error).__name__}: {error}): check the name and the "
                 "token (hf auth login, or HF_TOKEN)"
@@ -72,7 +78,7 @@ def pull_groups(name: str) -> list[Group]:
     """Groups of a data set on the hub, or of a folder with the same layout.
 
     Raises:
-      GroupsError: if it does not arrive, or is no preference data.
+      GroupsError: if the download fails, or it is no preference data.
     """
     datasets.disable_progress_bars()
     try:

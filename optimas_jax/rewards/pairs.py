@@ -1,18 +1,23 @@
-"""Ordered pairs of candidates: what a local reward learns from, and what it is measured on."""
+"""Merging of groups, and their ordered pairs, on which local rewards are trained and measured.
+
+Imports neither arrays nor data sets, so that a configuration is read and checked at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from optimas_jax.core.types import Candidate, Group, digest
 
 
 def count_pairs(scores: Sequence[float], rewards: Sequence[float], threshold: float) -> tuple[float, int]:
-    """Ordered pairs of one group, those whose rewards differ by more than ``threshold``.
+    """Counts the pairs of one group whose rewards differ by more than ``threshold``.
 
     Args:
       scores, rewards: [M] floats.
 
     Returns:
-      How many pairs the scores order as the rewards do (equal scores count half), and how many pairs there are.
+      Number of pairs that the scores order as the rewards do (equal scores count half), and number of pairs.
     """
     right, pairs = 0.0, 0
     for i, better in enumerate(rewards):
@@ -26,3 +31,16 @@ def count_pairs(scores: Sequence[float], rewards: Sequence[float], threshold: fl
 def is_informative(rewards: Sequence[float], threshold: float) -> bool:
     """Whether a group has a pair: its rewards spread by more than the noise ``threshold`` of the loss."""
     return max(rewards) - min(rewards) > threshold
+
+
+def merge_groups(groups: Iterable[Group]) -> list[Group]:
+    """One group for each component, input and configuration, in the order of the first ones; of equal candidates the
+    first one stays."""
+    merged: dict[tuple[str, str, str, str], dict[str, Candidate]] = {}
+    first: dict[tuple[str, str, str, str], Group] = {}
+    for group in groups:
+        key = (group.component, group.example_id, digest(group.inputs), group.configuration)
+        first.setdefault(key, group)
+        for candidate in group.candidates:
+            merged.setdefault(key, {}).setdefault(digest(candidate.outputs), candidate)
+    return [dataclasses.replace(group, candidates=tuple(merged[key].values())) for key, group in first.items()]

@@ -1,4 +1,4 @@
-"""Scores of given outputs under a named local reward. Scoring changes nothing but its own memo on the tape."""
+"""Scores of given outputs under a named local reward. Scoring never trains; scores are recorded on the tape."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RewardScorer:
         return self._memoised("loglik", self.config.model, groups)
 
     def check(self, reward: str) -> None:
-        """Raises ``StopRun`` if there is no local reward of that name here, or one of another backbone."""
+        """Raises ``StopRun`` if the run has no local reward of that name, or its backbone differs."""
         metadata = self._checkpoints.metadata(reward)
         if metadata is None:
             raise StopRun(
@@ -78,12 +78,12 @@ class RewardScorer:
         keys: Sequence[Sequence[str]],
         known: Mapping[str, float],
     ) -> dict[str, float]:
-        """Scores that are not ``known`` yet, by key; each batch is on the tape before the next one.
+        """Scores that are not ``known`` yet, by key; each batch is on the tape before the next one begins.
 
-        The same text in two groups differs in the last digits: the first group's score is the one that counts.
+        The scores of one text in two groups may differ in the last digits: the first group's score is kept.
         """
         first = {key: index for index, row in reversed(list(enumerate(keys))) for key in row}
-        tokens = [self._batches.token_group(group) for group in groups]
+        tokens = [self._batches.fit(group, self._batches.token_group(group)) for group in groups]
         count, computed = len(self._batches.plan(tokens)), dict[str, float]()
         bar = self._progress.bar(f"local {kind}s", count) if count > 1 else nullcontext(lambda: None)
         with bar as advance:
@@ -145,8 +145,8 @@ def score_outputs(
 class InstanceScorer:
     """``core.selection.Scorer``: scores the outputs among which a ``PerInstance`` value chooses, while a system runs.
 
-    Choices are scored one after the other in a thread of their own, so that requests in flight are not held up, and
-    every choice in a batch of its own, so that scores do not depend on what else was waiting.
+    Choices are scored one after the other in a separate thread, so that requests in flight continue, and each in a
+    separate batch, so that scores do not depend on other choices.
     """
 
     def __init__(self, scorer: RewardScorer, system: System):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.render import render_reward_candidate, render_reward_prefix
+from optimas_jax.core.render import render_reward_candidate, render_reward_inputs, render_reward_task
 from optimas_jax.core.system import System
 
 
@@ -16,13 +16,20 @@ class TextGroup:
 
     Attributes:
       component: its name; it numbers the reward head.
-      prefix: task and input, shared by the candidates.
+      task: what the component is for; it tells components apart.
+      inputs: rendered input.
       candidates: rendered outputs.
     """
 
     component: str
-    prefix: str
+    task: str
+    inputs: str
     candidates: tuple[str, ...]
+
+    @property
+    def prefix(self) -> str:
+        """Task and input, shared by the candidates."""
+        return self.task + self.inputs
 
 
 def text_group(
@@ -30,5 +37,9 @@ def text_group(
 ) -> TextGroup:
     """Renders an input of a component and candidate outputs; the outputs of a failed component are empty."""
     node = system.by_name[component]
-    prefix = render_reward_prefix(node.description, inputs, node.inputs)
-    return TextGroup(component, prefix, tuple(render_reward_candidate(fields, node.outputs) for fields in outputs))
+    return TextGroup(
+        component,
+        render_reward_task(node.description),
+        render_reward_inputs(inputs, node.inputs),
+        tuple(render_reward_candidate(fields, node.outputs) for fields in outputs),
+    )

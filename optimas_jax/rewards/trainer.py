@@ -1,13 +1,13 @@
-"""Training calls: groups in, the name of a local reward out.
+"""Training of local rewards: groups in, the name of a local reward out.
 
-A *local reward* is only a name, the digest of the training call that made it. Its arrays are a checkpoint of that name,
+A *local reward* is a name, the digest of the arguments of its training call. Its arrays are a checkpoint of that name,
 so a resumed run trains nothing twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.batches import plan_batches
 from optimas_jax.learn.store import CheckpointStore
-from optimas_jax.learn.token_group import TokenGroup
+from optimas_jax.learn.token_group import TokenGroup, are_alike
 from optimas_jax.learn.train_state import TrainState, init_state, learning_rate, make_optimizer, means
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.platform import return_free_memory
@@ -29,11 +29,9 @@ from optimas_jax.rewards.text import text_group
 
 _TRAINING_GROUP = 128  # tokens: a batch of T has at most T / 128 groups, so that its step has few shapes
 
-History = list[dict[str, float]]
-
 
 class NonFiniteLoss(StopRun):
-    """Training diverged; nothing of it was kept."""
+    """Training diverged; no checkpoint was saved."""
 
 
 class RewardTrainer:
@@ -53,33 +51,45 @@ class RewardTrainer:
         epochs: int,
         seed: int,
     ) -> tuple[str, dict[str, Any]]:
-        """One training call.
+        """Trains on the groups with a pair (``rewards.pairs``); other groups are left out.
+
+        From fresh weights the learning rate warms up to its peak and decays. From a parent it is a constant share of
+        the peak (``RewardConfig.adapt_rate``), so that a few fresh groups do not overwrite the parent.
 
         Args:
           system: renders the groups.
           parent: local reward to start from; None for fresh adapters and heads.
           train: groups to learn from.
-          stop: groups whose pair accuracy decides when to stop and which epoch is kept; without any, the last one is.
+          stop: groups whose pair accuracy decides when to stop and which epoch is kept; without any the last epoch.
           epochs: at most.
           seed: of initial weights and of the order of groups.
 
         Returns:
-          The name of the new local reward, and metadata: ``history`` has loss and pair accuracies by epoch.
+          The name of the new local reward, or ``parent`` if no group has a pair; and metadata: ``groups``, the number
+          with a pair; ``alike``, the number whose candidates became equal by truncation; ``history``, loss and pair
+          accuracies by epoch.
 
         Raises:
           NonFiniteLoss: if the loss is not finite.
           StopRun: if a step does not fit into memory, or the disk is full.
         """
+        learnable, evaluated = self._informative(train), self._informative(stop)
+        if parent is not None and not learnable:
+            return parent, {"parent": parent, "groups": 0, "alike": 0, "history": []}
         config = dataclasses.asdict(self._config)
-        data = [[_group_digest(group) for group in part] for part in (train, stop)]
+        data = [[_group_digest(group) for group in part] for part in (learnable, evaluated)]
         name = digest("train", config, self._batches.components, parent, data, epochs, seed)
         metadata = self._checkpoints.metadata(name)
         if metadata is None:
-            trainable, history = self._train(system, parent, train, stop, epochs, seed)
-            metadata = {"parent": parent, "seed": seed, "groups": len(train), "history": history}
-            metadata["backbone"] = self._batches.backbone
+            trainable, metadata = self._train(system, parent, learnable, evaluated, epochs, seed)
+            metadata |= {"parent": parent, "seed": seed, "backbone": self._batches.backbone}
             self._checkpoints.save(name, trainable, metadata)
             return_free_memory()
+        if metadata["alike"]:
+            self._progress.line(
+                f"  {metadata['alike']} of {metadata['groups']} groups have candidates that are alike within "
+                f"config.reward.batch.group_tokens = {self._config.batch.group_tokens}: raise it"
+            )
         return name, metadata
 
     def _train(
@@ -90,32 +100,60 @@ class RewardTrainer:
         stop: Sequence[Group],
         epochs: int,
         seed: int,
-    ) -> tuple[Params, History]:
+    ) -> tuple[Params, dict[str, Any]]:
         batches, config = self._batches, self._config
         trainable = batches.initial(seed) if parent is None else self._checkpoints.load(parent, batches.shapes)
-        learnable, evaluated = self._informative(system, train), self._informative(system, stop)
+        (learnable, alike), (evaluated, _) = self._tokens(system, train), self._tokens(system, stop)
+        metadata = {"groups": len(learnable), "alike": alike, "history": []}
         if not learnable:
-            return trainable, []
+            return trainable, metadata
         batches.model.check_memory(config.lora, config.batch, "config.reward")
         rng = np.random.default_rng(seed)
-        most = max(1, batches.max_tokens // _TRAINING_GROUP)
+        most = config.batch_groups or max(1, batches.max_tokens // _TRAINING_GROUP)
         plans = [plan_batches(learnable, batches.max_tokens, most=most, rng=rng) for _ in range(epochs)]
         batches.keep_features(learnable)
-        kept, best, since_best, history = jax.device_get(trainable), -1.0, 0, []
-        for state, row in self._epochs(trainable, learnable, plans):
+        rate = self._offline_rate if parent is None else self._adaptation_rate
+        kept, best, since_best = jax.device_get(trainable), -1.0, 0
+        for state, row in self._epochs(trainable, learnable, plans, rate):
             row["held_out_pair_accuracy"] = self._pair_accuracy(state.trainable, evaluated)
-            history.append(row)
+            metadata["history"].append(row)
             since_best += 1
-            if row["held_out_pair_accuracy"] > best or not evaluated:
+            if row["held_out_pair_accuracy"] >= best or not evaluated:  # of equal epochs the later one
                 kept, best, since_best = jax.device_get(state.trainable), row["held_out_pair_accuracy"], 0
             if since_best >= config.patience:
                 break
-        return kept, history
+        return kept, metadata
+
+    def _offline_rate(self, step: int, total: int) -> float:
+        return learning_rate(step, total, self._config.learning_rate)
+
+    def _adaptation_rate(self, step: int, total: int) -> float:
+        """A tenth of the steps to warm up, as the moments of Adam are fresh, then constant; ``step`` counts from 0."""
+        warmup = max(1, total // 10)
+        return self._config.learning_rate * self._config.adapt_rate * min(1.0, (step + 1) / warmup)
+
+    def _informative(self, groups: Sequence[Group]) -> list[Group]:
+        return [group for group in groups if is_informative(group.rewards, self._config.loss.threshold)]
+
+    def _tokens(self, system: System, groups: Sequence[Group]) -> tuple[list[TokenGroup], int]:
+        """Groups in ids, and the number of groups whose candidates became equal by truncation."""
+        tokens, alike = [], 0
+        for group in groups:
+            text = text_group(system, group.component, group.inputs, [c.outputs for c in group.candidates])
+            whole = self._batches.token_group(text, group.rewards)
+            tokens.append(self._batches.fit(text, whole))
+            alike += are_alike(whole, tokens[-1])
+        return tokens, alike
 
     def _epochs(
-        self, trainable: Params, groups: Sequence[TokenGroup], plans: Sequence[Sequence[Sequence[int]]]
+        self,
+        trainable: Params,
+        groups: Sequence[TokenGroup],
+        plans: Sequence[Sequence[Sequence[int]]],
+        rate: Callable[[int, int], float],
     ) -> Iterator[tuple[TrainState, dict[str, float]]]:
-        """The state after each epoch, and its mean metrics; ``plans`` has the batches of each epoch."""
+        """The state after each epoch, and its mean metrics; ``plans`` has the batches of each epoch,
+        ``rate`` the learning rate by step and number of steps."""
         batches = self._batches
         state = replicate(init_state(trainable, make_optimizer()), batches.model.mesh)
         total, step = sum(map(len, plans)), 0
@@ -123,10 +161,9 @@ class RewardTrainer:
             for epoch, plan in enumerate(plans):
                 metrics = []
                 for members in plan:
-                    rate = learning_rate(step, total, self._config.learning_rate)
                     parts = batches.training_parts([groups[index] for index in members])
                     state, step_metrics = batches.functions.train_step(
-                        state, batches.model.params, parts, rate, batches.lanes
+                        state, batches.model.params, parts, rate(step, total), batches.lanes
                     )
                     metrics.append(step_metrics)
                     step += 1
@@ -138,16 +175,6 @@ class RewardTrainer:
                         f"({self._config.learning_rate})"
                     )
                 yield state, row
-
-    def _informative(self, system: System, groups: Sequence[Group]) -> list[TokenGroup]:
-        """Groups that have a pair, in ids."""
-        informative = [group for group in groups if is_informative(group.rewards, self._config.loss.threshold)]
-        return [
-            self._batches.token_group(
-                text_group(system, group.component, group.inputs, [c.outputs for c in group.candidates]), group.rewards
-            )
-            for group in informative
-        ]
 
     def _pair_accuracy(self, trainable: Params, groups: Sequence[TokenGroup]) -> float:
         """Share of the pairs in the right order; 0.5 without any pair."""

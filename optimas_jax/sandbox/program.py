@@ -1,18 +1,18 @@
-"""Runs programs that a model wrote: a child process with limits, walls around it, and nothing left behind.
+"""Runs programs that a model wrote, in a child process with limits and isolation; removes all that they leave.
 
-What holds where, strongest first:
+Two kinds of isolation, the stronger one first:
 
-    jail     Linux whose kernel lets this user make namespaces (5.12 or newer). No network; of the files only the
-             interpreter and the system's libraries, read-only; nothing of the user's home; an own process tree; what it
-             writes is in memory, of limited size, and gone when it ends. See ``walls``.
-    limits   elsewhere, or where a container forbids namespaces: time, memory, file size and number of processes are
-             limited, the environment is empty and the working folder a scratch folder, but the program can reach the
-             network and whatever this user may read and write (started by root: what ``nobody`` may, and the
-             interpreter's folders, through which it is started where nobody may enter those above them; a program that
-             then starts Python itself does not find it).
+    jail     Linux (5.12 or newer) whose kernel lets this user create namespaces. No network. Visible files: the
+             interpreter and the system's libraries, read-only; nothing of the user's home. A separate process tree.
+             Files that the program writes are in memory, of limited size, and deleted at its end. See ``walls``.
+    limits   elsewhere, or where a container forbids namespaces. Time, memory, file size and number of processes are
+             limited, the environment is empty and the working folder is a scratch folder. But the program can reach the
+             network and all files that this user can read and write. Started by root it runs as user 65534, with access
+             to the interpreter's folders; if that user cannot enter the folders above them, the program cannot start
+             another Python.
 
-``wall_kind`` says which, ``check_walls`` refuses the weaker one where a configuration asks for it. Neither protects
-against errors of the kernel. Not for Windows.
+``wall_kind`` returns the kind; ``check_walls`` refuses the weaker one where a configuration asks for it. Neither
+protects against errors of the kernel. Not for Windows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _GRACE = 10.0  # seconds that a supervisor may take longer than its time before 
 
 
 class SandboxError(RuntimeError):
-    """Programs cannot be run here, or not as safely as asked for; says why and what to do."""
+    """Programs cannot be run here, or not with the isolation that the configuration asks for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Limits:
     """What a program may use.
 
     Attributes:
-      seconds: wall-clock time of all of it.
-      cpu_seconds: computing time of each process.
-      memory_mb: address space of each process, and memory of all together.
+      seconds: wall-clock time of the program.
+      cpu_seconds: CPU time of each process.
+      memory_mb: address space of each process, and memory of all processes together.
       file_mb: size of a file.
       disk_mb: size of all files (in a jail).
       processes: number of processes and threads.
-      output_bytes: of standard output and error, together, that are kept; the rest is read and dropped.
+      output_bytes: bytes of standard output and error, together, that are kept; the rest is read and dropped.
     """
 
     seconds: float = 240.0
@@ -75,14 +75,15 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a program ended.
+    """The end of a program.
 
     Attributes:
-      how: ``exited``; ``killed`` by a signal, its own or that of a limit; or over ``timeout`` or ``memory``.
+      how: ``exited``; ``killed`` by a signal (sent by itself or by a limit); ``timeout`` or ``memory`` for a limit that
+        was exceeded.
       code: exit status, or number of the signal.
-      output: beginning of what it printed, to standard output and error.
-      report: what it wrote to its report channel.
-      seconds: how long it took.
+      output: beginning of its standard output and error.
+      report: bytes that it wrote to its report channel.
+      seconds: wall-clock time.
     """
 
     how: Literal["exited", "killed", "timeout", "memory"]
@@ -100,18 +101,18 @@ def run_program(
     jail: bool | None = None,
     stop: threading.Event | None = None,
 ) -> Ended:
-    """Runs ``python ARGUMENTS`` in a folder of its own, on a stated environment, with nothing on standard input.
+    """Runs ``python ARGUMENTS`` in a new folder, with a fixed environment and empty standard input.
 
     Args:
-      arguments: of the interpreter. ``{program}`` in one stands for the folder with ``files``, ``{message}`` and
-        ``{report}`` for file descriptors.
-      files: text by name, which the program sees read-only.
-      message: bytes that the program can read from the descriptor ``{message}``, and nobody else once it has closed it.
-      jail: walls to use; the strongest that there are by default.
+      arguments: of the interpreter. ``{program}`` stands for the folder with ``files``, ``{message}`` and ``{report}``
+        for file descriptors.
+      files: text by name; read-only for the program.
+      message: bytes that the program can read from the descriptor ``{message}``; they are gone once it is closed.
+      jail: whether to use a jail; default: if one can be built.
       stop: ends the program when it is set.
 
     Raises:
-      SandboxError: if the walls cannot be built, or it was stopped.
+      SandboxError: if the walls cannot be built, or the program was stopped.
     """
     jail = wall_kind() == "jail" if jail is None else jail
     with tempfile.TemporaryDirectory(prefix="optimas-sandbox-", ignore_cleanup_errors=True) as folder:
@@ -124,10 +125,10 @@ def run_program(
                 os.chown(scratch / name, walls.NOBODY, walls.NOBODY)
         for name, text in files.items():
             (scratch / "program" / name).write_text(text, encoding="utf-8", errors="surrogatepass")
-        with tempfile.TemporaryFile() as letter:
-            letter.write(message)
-            letter.seek(0)
-            return _run(arguments, scratch, limits, letter.fileno(), jail, stop or threading.Event())
+        with tempfile.TemporaryFile() as message_file:
+            message_file.write(message)
+            message_file.seek(0)
+            return _run(arguments, scratch, limits, message_file.fileno(), jail, stop or threading.Event())
 
 
 def _run(
@@ -178,8 +179,8 @@ def _run(
 def _plan(
     arguments: Sequence[str], scratch: Path, limits: Limits, jail: bool, message: int, report: int, status: int
 ) -> dict[str, Any]:
-    """What ``walls`` is told, as plain data."""
-    own = walls.TMP if jail else str(scratch)
+    """The plan that ``walls`` reads, as plain data."""
+    writable = walls.TMP if jail else str(scratch)
     program = "/program" if jail else f"{scratch}/program"
     marks = {"{program}": program, "{message}": str(message), "{report}": str(report)}
     filled = list(arguments)
@@ -190,11 +191,11 @@ def _plan(
         "jail": jail,
         "command": [sys.executable, *filled],
         "python": [_home(), *filter(os.path.isdir, site.getsitepackages())],
-        "cwd": f"{own}/work",
+        "cwd": f"{writable}/work",
         "environment": {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
-            "HOME": f"{own}/home",
-            "TMPDIR": own if jail else str(scratch / "tmp"),
+            "HOME": f"{writable}/home",
+            "TMPDIR": writable if jail else str(scratch / "tmp"),
             "LANG": "C.UTF-8",
             "TZ": "UTC",
             "PYTHONHASHSEED": "0",
@@ -222,13 +223,13 @@ def _plan(
 
 
 def _home() -> str:
-    """Folder of the interpreter itself, which a virtual environment only points to."""
+    """Installation folder of the interpreter; a virtual environment only links to it."""
     return str(Path(sys.executable).resolve().parents[1])
 
 
 @functools.cache
 def _visible() -> list[str]:
-    """Paths that a program in a jail sees: the system's libraries, and the interpreter with its packages."""
+    """Paths that are visible in a jail: the system's libraries, and the interpreter with its packages."""
     interpreter = [sys.prefix, sys.base_prefix, _home(), *site.getsitepackages()]
     wanted = [*_SYSTEM, *interpreter, *map(os.path.realpath, interpreter)]
     paths: list[str] = []
@@ -242,8 +243,8 @@ def _visible() -> list[str]:
 def _drain(
     pipes: Mapping[str, int], caps: Mapping[str, int], deadline: float, stop: threading.Event
 ) -> dict[str, bytes]:
-    """Reads all pipes to their end, or until the deadline or ``stop``; keeps the beginning of each."""
-    kept = {name: bytearray() for name in pipes}
+    """Reads all pipes to their end, or until the deadline or ``stop``; returns the beginning of each (``caps``)."""
+    received = {name: bytearray() for name in pipes}
     with selectors.DefaultSelector() as selector:
         for name, pipe in pipes.items():
             selector.register(pipe, selectors.EVENT_READ, name)
@@ -252,12 +253,12 @@ def _drain(
                 data = os.read(key.fd, 65536)
                 if not data:
                     selector.unregister(key.fd)
-                kept[key.data] += data[: caps[key.data] - len(kept[key.data])]
-    return {name: bytes(data) for name, data in kept.items()}
+                received[key.data] += data[: caps[key.data] - len(received[key.data])]
+    return {name: bytes(data) for name, data in received.items()}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the walls' process, if it still runs, and with it everything inside (see ``walls``)."""
+    """Kills the process of ``walls`` if it still runs, and with it all processes inside."""
     if process.poll() is None:
         try:
             process.wait(0.5)
@@ -268,7 +269,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @functools.cache
 def _why_no_jail() -> str:
-    """Why no jail can be built here; empty if one can."""
+    """The reason that no jail can be built here; empty if one can."""
     if sys.platform != "linux":
         return f"it needs Linux, this is {sys.platform}"
     try:
@@ -279,12 +280,12 @@ def _why_no_jail() -> str:
 
 
 def wall_kind() -> Literal["jail", "limits"]:
-    """The strongest walls that can be built here; found out by building them once."""
+    """The strongest kind of isolation here, determined by trying it once."""
     return "limits" if _why_no_jail() else "jail"
 
 
 def check_walls(isolation: Literal["required", "preferred"]) -> str:
-    """A sentence on what holds here, "" if everything does.
+    """A warning if there is no isolation here, else "".
 
     Raises:
       SandboxError: if a jail is required and cannot be built, or no program can be run at all.

@@ -1,13 +1,13 @@
 """The program inside the sandbox that runs unit tests against a program; ``unittests`` is the other side.
 
-    python -s -P runner.py LETTER REPORT       descriptors: the work to do, and where outcomes go
+    python -s -P runner.py MESSAGE REPORT      file descriptors: the work to do, and the channel for outcomes
 
 The program and its tests are one module, as BigCodeBench runs them (bigcode-project/bigcodebench: eval/__init__.py).
-Every outcome is reported the moment it is known, under a secret that came with the work, so that a program cannot take
-back a failure, and cannot report without going through this file's memory. A test also fails if the program changed
-``unittest``, a built-in function or the test class itself.
+Every outcome is reported at once, with a secret that is part of the work, so that a program cannot take back a failure,
+and cannot report without reading this file's memory. A test also fails if the program changed ``unittest``, a built-in
+function or the test class.
 
-Standard library only, and nothing of this package: it runs where there is none.
+Standard library only, and nothing of this package, which is not visible in the sandbox.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Snapshot = list[tuple[Any, dict[str, Any]]]
 
 
 def reporter(descriptor: int, secret: str) -> Report:
-    """Writes one line: secret, JSON of (test, outcome, detail). Only for this process, not for its children."""
+    """A function that writes one line (secret, JSON of test, outcome, detail); in child processes it does nothing."""
     write, encode, process, getpid = os.write, json.dumps, os.getpid(), os.getpid
 
     def report(test: str, outcome: str, detail: str) -> None:
@@ -46,12 +46,12 @@ def reporter(descriptor: int, secret: str) -> Report:
 
 
 def functions(owner: Any) -> dict[str, Any]:
-    """What can be called in a class or module."""
+    """The callable attributes of a class or module."""
     return {name: value for name, value in vars(owner).items() if callable(value) or hasattr(value, "__func__")}
 
 
 def changed(snapshot: Snapshot) -> str:
-    """Name of something that is not what it was, or ""."""
+    """Name of a function that was replaced since the snapshot, or ""."""
     for owner, before in snapshot:
         now = functions(owner)
         for name in before.keys() | (now.keys() if isinstance(owner, type) else ()):
@@ -61,7 +61,7 @@ def changed(snapshot: Snapshot) -> str:
 
 
 class Outcomes(unittest.TestResult):
-    """Reports each outcome as it comes."""
+    """Reports each outcome at once."""
 
     def __init__(self, report: Report, snapshot: Snapshot):
         super().__init__()
@@ -91,12 +91,12 @@ class Outcomes(unittest.TestResult):
 
 
 def _name(test: Any) -> str:
-    """Method's or function's name, or ``setUpClass`` and the like."""
+    """Name of the method or function, or of a fixture such as ``setUpClass``."""
     return test.id().partition(" ")[0].rpartition(".")[2]
 
 
 def _text(err: Any) -> str:
-    """Traceback without this file's and unittest's own frames."""
+    """Traceback without frames of this file and of unittest."""
     error = traceback.TracebackException(*err)
     frames = [frame for frame in error.stack if frame.filename in (PROGRAM, TESTS)]
     error.stack = traceback.StackSummary.from_list(frames or error.stack)
@@ -110,7 +110,7 @@ def load(source: str, name: str, module: types.ModuleType) -> None:
 
 
 def run(work: dict[str, Any], report: Report) -> None:
-    """Runs the tests of class ``work["case"]``; without one, of all test classes and of functions named ``test...``."""
+    """Runs the tests of class ``work["case"]``; if that is empty, all test classes and functions named ``test...``."""
     module = types.ModuleType(MODULE)
     vars(module).update(__builtins__=builtins, __file__=f"{MODULE}.py", sys=sys, os=os, environ=os.environ)
     sys.modules[MODULE] = module
@@ -137,9 +137,10 @@ def _is_case(value: Any) -> bool:
 
 
 def main() -> None:
-    letter, descriptor = int(sys.argv[1]), int(sys.argv[2])
+    """Reads the work, runs its tests, reports ``done`` at the end, and exits without running exit handlers."""
+    message, descriptor = int(sys.argv[1]), int(sys.argv[2])
     leave = os._exit
-    with open(letter, "rb") as file:
+    with open(message, "rb") as file:
         work = json.loads(file.read())
     os.set_inheritable(descriptor, False)
     report = reporter(descriptor, work.pop("secret"))

@@ -6,14 +6,14 @@ import ast
 import threading
 import warnings
 
-_LOCK = threading.Lock()  # filters of warnings are one for all threads
+_LOCK = threading.Lock()  # warning filters are shared by all threads
 
 
 def parse(text: str) -> ast.Module:
-    """Its syntax tree; warnings about the text (an escape such as ``\\d``) are the program's own business.
+    """The syntax tree of a program; warnings about its text (an escape such as ``\\d``) are ignored.
 
     Raises:
-      SyntaxError: for text that is no Python, or that the parser cannot take.
+      SyntaxError: for text that is not Python, or too deeply nested for the parser.
     """
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,13 +1,13 @@
-"""Runs a program against unit tests in the sandbox, and says which tests passed.
+"""Runs a program against unit tests in the sandbox, and returns which tests passed.
 
-The verdict does not rest on what the program prints or on how it ends. The names of the tests are read from the tests'
-source beforehand, and each must be reported as passed, exactly once, under a secret that only this process and the
+The verdict does not depend on the program's output or exit status. The names of the tests are read from the tests'
+source beforehand, and each must be reported as passed, exactly once, with a secret that only this process and the
 ``runner`` know; then the runner must have reached its end. So no program passes by exiting early, printing ``OK``,
-replacing ``unittest`` or ``sys.exit``, patching assertions, skipping, or defining test classes of its own.
+replacing ``unittest`` or ``sys.exit``, patching assertions, skipping, or defining more test classes.
 
-Limits of this: program and tests share an interpreter, as in the official evaluation. A program that goes looking in
-the interpreter's memory (frames, ``gc``, ``ctypes``) for the runner's secret or the tests' expectations can cheat, and
-so can one whose results claim to be equal to everything. That takes intent; a model that merely errs has none.
+Limits: program and tests share an interpreter, as in the official evaluation. A program that searches the interpreter's
+memory (frames, ``gc``, ``ctypes``) for the runner's secret or the expected values can cheat, and so can one whose
+results claim to be equal to everything. That takes intent, which a wrong program does not have.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What tests said about a program.
+    """The result of running tests against a program.
 
     Attributes:
-      status: ``passed`` if every test passed; ``failed`` if one did not; ``timeout`` and ``memory`` if the program was
-        ended for that; ``crashed`` if it ended itself or did not load.
+      status: ``passed`` if every test passed; ``failed`` if one did not; ``timeout`` and ``memory`` if the program
+        exceeded that limit; ``crashed`` if it exited or did not load.
       passed: names of the tests that passed, in their order.
-      failed: what went wrong, by name of the test; under "" what is no test's.
-      seconds: how long it took.
+      failed: error text by name of the test; under "" an error outside of tests.
+      seconds: wall-clock time.
     """
 
     status: Status
@@ -55,24 +55,24 @@ class Verdict:
 
 
 def _cut(text: str, characters: int) -> str:
-    """The end, where the error stands."""
+    """The last ``characters`` of a text: the error message is at its end."""
     return text if len(text) <= characters else f"...{text[3 - characters :]}"
 
 
 def test_names(tests: str, case: str = "TestCases") -> tuple[str, ...]:
-    """Names of the test methods of class ``case``, those of its bases in the same source included, in their order.
+    """Names of the test methods of class ``case`` and of its base classes in the same source, in their order.
 
     Raises:
-      SyntaxError: for tests that are no Python.
+      SyntaxError: for tests that are not Python.
     """
     classes = {node.name: node for node in parse(tests).body if isinstance(node, ast.ClassDef)}
 
     def names(name: str, seen: frozenset[str]) -> list[str]:
         if name not in classes or name in seen:
             return []
-        inherited = [found for base in classes[name].bases for found in names(ast.unparse(base), seen | {name})]
-        own = [n.name for n in classes[name].body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-        return [*inherited, *(method for method in own if method.startswith("test"))]
+        inherited = [method for base in classes[name].bases for method in names(ast.unparse(base), seen | {name})]
+        functions = [n.name for n in classes[name].body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        return [*inherited, *(method for method in functions if method.startswith("test"))]
 
     return tuple(dict.fromkeys(names(case, frozenset())))
 
@@ -80,10 +80,10 @@ def test_names(tests: str, case: str = "TestCases") -> tuple[str, ...]:
 def run_tests(
     program: str, tests: str, limits: Limits, case: str = "TestCases", stop: threading.Event | None = None
 ) -> Verdict:
-    """Runs the tests of class ``case`` against the program; with ``case=""`` whatever tests there are.
+    """Runs the tests of class ``case`` against the program; with ``case=""`` all tests.
 
     Raises:
-      SandboxError: if the sandbox cannot be built. What program and tests do wrong is a verdict.
+      SandboxError: if the sandbox cannot be built. Errors of program and tests are part of the verdict.
     """
     try:
         expected = test_names(tests, case)
@@ -104,7 +104,7 @@ def run_tests(
 
 
 def _read(report: bytes, secret: str) -> list[tuple[str, str, str]]:
-    """Lines that bear the secret, as (test, outcome, detail)."""
+    """The lines that begin with the secret, as (test, outcome, detail)."""
     lines = report.decode(errors="replace").splitlines()
     return [tuple(json.loads(line[len(secret) :])) for line in lines if line.startswith(f"{secret} ")]
 

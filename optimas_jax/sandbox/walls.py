@@ -1,14 +1,14 @@
 """The inside of the sandbox: a process that builds walls around itself and then runs one command in them.
 
-    python -I -S walls.py PLAN          PLAN: JSON of what ``program._plan`` makes; nobody else starts this
+    python -I -S walls.py PLAN          PLAN: JSON of ``program._plan``; started by ``program`` only
 
-With ``jail`` the command runs in namespaces of its own: no network but an own loopback, its own process tree, and of
-the files the interpreter and the system's libraries, read-only, and an empty ``/tmp`` of limited size that goes when it
-ends. Users are mapped so that the command has an ordinary user's rights, no capability, and can get none. Without
-``jail`` it runs on the machine as it is, in a scratch folder, as an ordinary user.
+With ``jail`` the command runs in new namespaces: no network except a loopback, a separate process tree, only the files
+of the interpreter and the system's libraries, read-only, and an empty ``/tmp`` of limited size that is deleted at the
+end. Users are mapped so that the command has an ordinary user's rights and can get no capability. Without ``jail`` it
+runs outside namespaces, in a scratch folder, as an ordinary user.
 
-Either way limits of resources hold, and a supervisor, which the command cannot reach, watches time and memory of all
-its processes and leaves none behind.
+In both cases resource limits hold, and a supervisor, which the command cannot reach, watches time and memory of all its
+processes and ends those that are left.
 
 Standard library only, and nothing of this package: it runs before there are packages.
 """
@@ -29,7 +29,7 @@ import time
 from typing import Any, NoReturn
 
 INSIDE_USER = 1000  # the command's user and group in the jail
-NOBODY = 65534  # who that is outside, when root starts the sandbox
+NOBODY = 65534  # the same user outside the jail, when root starts the sandbox
 TMP = "/tmp"  # noqa: S108 (the jail's own)
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
@@ -43,7 +43,7 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
 
 def main(plan: dict[str, Any]) -> None:
-    """Runs the plan's command and writes how it ended to the plan's ``status`` descriptor: JSON, its first line."""
+    """Runs the plan's command and writes its status to the plan's ``status`` descriptor, as one line of JSON."""
     try:
         os.set_inheritable(plan["status"], False)
         _die_with_parent()
@@ -85,10 +85,10 @@ def _die_with_parent() -> None:
 
 
 def _enter_namespaces() -> None:
-    """Returns as process 1 of new namespaces, while the caller's process waits for it and ends as it does.
+    """Returns as process 1 of new namespaces, while the caller's process waits for it and then exits.
 
-    The command's user is an ordinary one: this user, or ``nobody`` if this is root, for whom the kernel's limit of
-    processes does not hold. Root stays mapped until the command starts, to reach an interpreter in its home folder.
+    The command runs as this user, or as user 65534 if this user is root, for whom the kernel's limit of processes does
+    not hold. Root stays mapped until the command starts, to reach an interpreter in its home folder.
     """
     if os.geteuid() == 0:
         os.setgroups([])
@@ -140,14 +140,14 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, option
 
 
 def _build_root(plan: dict[str, Any]) -> None:
-    """Replaces the file tree by one of the plan's ``visible`` paths and ``folder``, read-only, and an own ``/tmp``."""
+    """Replaces the file tree by the plan's ``visible`` paths and ``folder``, read-only, and a new ``/tmp``."""
     root = plan["root"]
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     for name in ("dev", "proc", "tmp"):
         os.mkdir(f"{root}/{name}")
     _mount("tmpfs", root + TMP, "tmpfs", MS_NOSUID | MS_NODEV, f"size={plan['disk_bytes']},mode=1777")
-    for path in plan["visible"]:  # an environment may lie in the outer /tmp, and then shows in the inner one
+    for path in plan["visible"]:  # an environment in the outer /tmp is visible in the inner one
         _show(path, root + path)
     _show(plan["folder"], f"{root}/program")
     _make_read_only(root)
@@ -182,7 +182,7 @@ def _show(source: str, target: str) -> None:
 
 
 def _make_read_only(path: str) -> None:
-    """With everything that is mounted below (mount_setattr, Linux 5.12)."""
+    """Makes a mount and all mounts below it read-only (mount_setattr, Linux 5.12)."""
     attributes = struct.pack("=QQQQ", MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)
     _libc("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE, attributes, len(attributes))
 
@@ -191,7 +191,7 @@ def _make_read_only(path: str) -> None:
 
 
 def _supervise(plan: dict[str, Any]) -> dict[str, Any]:
-    """Starts the command and ends it, with every process that it left, when it is done or over a limit."""
+    """Runs the command until it exits or exceeds a limit, then kills all processes that are left."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     command = os.fork()
     if command == 0:
@@ -215,7 +215,7 @@ def _supervise(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start(plan: dict[str, Any]) -> NoReturn:
-    """Becomes the command, as an ordinary user with limited resources."""
+    """Replaces this process by the command, as an ordinary user with limited resources."""
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         os.setsid()
@@ -246,10 +246,10 @@ def _start(plan: dict[str, Any]) -> NoReturn:
 
 
 def _through(folders: list[int], command: list[str], environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Command and environment for a user who may not enter the folders above the interpreter, as in root's home.
+    """Command and environment for a user without access to the folders above the interpreter, as in root's home.
 
-    What is open can be entered through /proc, whatever is above it. ``folders``: descriptors of ``plan["python"]``,
-    which the command inherits here and nowhere else.
+    An open folder can be entered through /proc without access to its parents. ``folders``: descriptors of
+    ``plan["python"]``, which only this command inherits.
     """
     for folder in folders:
         os.set_inheritable(folder, True)
@@ -259,7 +259,7 @@ def _through(folders: list[int], command: list[str], environment: dict[str, str]
 
 
 def _reap(command: int) -> int | None:
-    """Status of the command if it has ended. Also takes in orphans, which come to this process."""
+    """Status of the command if it has exited. Also reaps orphans, which become children of this process."""
     status = None
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -280,7 +280,7 @@ def _kill_all(command: int) -> None:
 
 
 def _stat(pid: str) -> list[str]:
-    """Fields of /proc/PID/stat from the third on; empty for a process that is gone."""
+    """Fields of /proc/PID/stat from the third on; empty for a process that has exited."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].decode().split()
@@ -293,17 +293,17 @@ def _all_processes() -> list[str]:
 
 
 def _descendants() -> set[int]:
-    """Living processes below this one, where there is a /proc."""
+    """Living descendants of this process; empty without /proc."""
     parents = {int(pid): int(stat[1]) for pid in _all_processes() if (stat := _stat(pid)) and stat[0] not in "ZX"}
-    found, seen = {os.getpid()}, 0
-    while seen < len(found):
-        seen = len(found)
-        found |= {pid for pid, parent in parents.items() if parent in found}
-    return found - {os.getpid()}
+    family, size = {os.getpid()}, 0
+    while size < len(family):
+        size = len(family)
+        family |= {pid for pid, parent in parents.items() if parent in family}
+    return family - {os.getpid()}
 
 
 def _resident_bytes() -> int:
-    """Memory of all processes below this one, without what belongs to files."""
+    """Resident memory of all descendants of this process, without pages of files."""
     pages = 0
     for pid in _descendants():
         with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as file:
@@ -313,7 +313,7 @@ def _resident_bytes() -> int:
 
 
 def _tasks_of_this_user() -> int:
-    """Threads of this user on the machine, which the kernel's limit of processes counts, too."""
+    """Threads of this user on the machine: the kernel's limit of processes counts them as well."""
     tasks = 0
     for pid in _all_processes():
         with contextlib.suppress(OSError):

@@ -1,67 +1,328 @@
-"""Screen: what values are worth, from local rewards on all inputs and global rewards on some.
+"""Gains of proposals from local scores on all inputs and global rewards on some (prediction-powered inference).
 
-Local rewards order outputs; they have no unit, and are right more or less often. Global rewards that are known of a few
-outputs say how much a local reward is worth here, and correct what it says of those very outputs: it is a control
-variate, as in prediction-powered inference (Angelopoulos et al., 2023), and one that is wrong gets little weight.
+The mean global reward over the labelled inputs is unbiased and noisy. A local reward is a control variate for it
+(Angelopoulos et al., 2023; PPI++: Angelopoulos, Duchi and Zrnic, 2023): with the local score difference L and the
+global reward difference R of a proposal,
+
+    gain = mean of R over labelled inputs + w * (mean of L over all inputs - mean of L over labelled inputs)    (1)
+
+has the same expectation for every fixed weight w, and the least variance where w is the slope of R on L. One weight is
+fitted for all proposals of a component and shrunk by its F value, so that a local reward that is wrong costs nothing.
+
+Three rules keep (1) unbiased. Labelled inputs are drawn at random. An input where a proposal's output
+equals the current one has a gain of exactly 0; it needs no label, and (1) is applied to the other inputs alone and
+multiplied by their share. An input with labels that the local reward was trained on counts in the labelled mean and
+nowhere else. Cross-fitted scores (each from a model that was not trained on its input; Zrnic and Candes, 2024) count as
+unseen.
+
+All arrays may have leading batch dimensions, written ``...``. P proposals, N inputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 
-_PRIOR = 0.25  # global reward that a sure local win is worth before anything is known
-_STRENGTH = 1.0  # sure wins that would say as much as the prior
-_SHRINK = 2.0  # known rewards that would say as much as the belief that there is nothing to correct
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+_POSITIVE = 2.0  # F values that a positive weight loses: it has to explain twice what chance explains
+_NEGATIVE = 4.0  # the same for a negative one, less plausible beforehand: two standard errors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of the proposals of one component under one named local reward.
+
+    Attributes:
+      local: float64[..., P, N], difference of local scores, new minus current, on any scale.
+      reward: float64[..., P, N], difference of global rewards; NaN where it is not labelled.
+      changed: bool[..., P, N], whether the output differs from the current one. Elsewhere both differences are 0,
+        whatever the arrays hold.
+      tried: bool[..., P, N], whether the proposal was tried on the input; default: all. An input that one of its
+        demonstrations comes from counts as not tried.
+      seen: bool[..., P, N], whether the local reward was trained on the label; default: none. One seen label marks the
+        input for all proposals: they share the current output and its reward.
+
+    Raises:
+      ValueError: if shapes differ, a local difference that counts is not finite, or a reward is infinite.
+    """
+
+    local: Floats
+    reward: Floats
+    changed: Bools
+    tried: Bools | None = None
+    seen: Bools | None = None
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.local)
+        defaults = {"tried": np.ones(shape, bool), "seen": np.zeros(shape, bool)}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            dtype = np.float64 if field.name in ("local", "reward") else np.bool_
+            array = np.asarray(defaults[field.name] if value is None else value, dtype)
+            if len(shape) < 2 or array.shape != shape:
+                raise ValueError(f"{field.name} has shape {array.shape}, local {shape}; all need one shape [..., P, N]")
+            object.__setattr__(self, field.name, array)
+        if not np.isfinite(self.local[self.counts]).all():
+            raise ValueError("local has a value that is not finite where a proposal was tried; mark it as not tried")
+        if np.isinf(self.reward[self.counts]).any():
+            raise ValueError("reward has an infinite value; use NaN where there is no label")
+
+    @property
+    def share(self) -> Floats:
+        """float64[..., P]: share of the inputs tried on which the output changed; 0 if it was tried on none."""
+        return self.counts.sum(-1) / np.maximum(np.asarray(self.tried).sum(-1), 1)
+
+    @property
+    def counts(self) -> Bools:
+        """bool[..., P, N]: tried, and another output than the current one."""
+        return np.asarray(self.tried) & self.changed
+
+    @property
+    def labelled(self) -> Bools:
+        """bool[..., P, N]: pairs whose global reward was paid for."""
+        return self.counts & ~np.isnan(self.reward)
+
+    @property
+    def unseen(self) -> Bools:
+        """bool[..., P, N]: pairs that count, on inputs that the local reward was not trained on."""
+        return self.counts & ~np.any(np.asarray(self.seen), axis=-2, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
-    """Another output of a component on one input.
+class WeightEvidence:
+    """Sufficient statistics of the weight; they add up over iterations (``+``). Each field is float64[...].
+
+    x is the local difference in units of its standard deviation over all inputs of its iteration, so that local rewards
+    on different scales can be added; y the reward difference; both centred by proposal. Sums are over labelled pairs.
 
     Attributes:
-      local: difference of local rewards, new minus old.
-      known: difference of global rewards, where it is known.
+      dof: degrees of freedom: labelled pairs less proposals with a label.
+      inputs: labelled inputs.
+      sxx, sxy, syy: sums of x x, x y and y y.
+      qxx, qxy, qyy: sums over inputs of a a, a b and b b, with a and b the shares of one input in sxx and sxy. Pairs of
+        one input share the current output, so they are not independent, and these say how much.
     """
 
-    local: float
-    known: float | None = None
+    dof: Floats | float = 0.0
+    inputs: Floats | float = 0.0
+    sxx: Floats | float = 0.0
+    sxy: Floats | float = 0.0
+    syy: Floats | float = 0.0
+    qxx: Floats | float = 0.0
+    qxy: Floats | float = 0.0
+    qyy: Floats | float = 0.0
+
+    def __add__(self, other: WeightEvidence) -> WeightEvidence:
+        return WeightEvidence(*(a + b for a, b in zip(self.arrays, other.arrays, strict=True)))
+
+    def __sub__(self, other: WeightEvidence) -> WeightEvidence:
+        return WeightEvidence(*(a - b for a, b in zip(self.arrays, other.arrays, strict=True)))
 
     @property
-    def win(self) -> float:
-        """Chance that the new output is better minus chance that it is worse (Bradley-Terry): 2 sigmoid(local) - 1."""
-        return math.tanh(self.local / 2)
+    def arrays(self) -> list[Floats]:
+        """The fields in their order."""
+        return [np.asarray(getattr(self, field.name), np.float64) for field in dataclasses.fields(self)]
+
+    def over_inputs(self) -> WeightEvidence:
+        """The same with a last dimension of 1, to be combined with statistics by input."""
+        return WeightEvidence(*(array[..., None] for array in self.arrays))
 
 
-def expected_gains(values: Sequence[Sequence[Change | None]]) -> list[float]:
-    """Mean gain of the global reward over the inputs of each value.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Estimate:
+    """Estimated mean gains of the proposals of one component, in units of the global reward.
+
+    Variances are over the draw of inputs, given the share of outputs that changed. The residual variance is pooled over
+    proposals, as few labels of one proposal cannot tell its own; it is infinite where no proposal has two labels.
+
+    Attributes:
+      gain, variance: float64[..., P], of the prediction-powered estimate, Eq. (1).
+      labelled_gain, labelled_variance: float64[..., P], of the labelled part alone: 0 and infinite without a label.
+      weight: float64[...], w of Eq. (1): reward per unit of the local score.
+      effective_runs: float64[...], see the function of that name.
+    """
+
+    gain: Floats
+    variance: Floats
+    labelled_gain: Floats
+    labelled_variance: Floats
+    weight: Floats
+    effective_runs: Floats
+
+
+def estimate_gains(evidence: Evidence, earlier: WeightEvidence | None = None) -> Estimate:
+    """Mean gain of each proposal over the inputs that it was tried on, Eq. (1).
+
+    A proposal without a label gets the weight times its mean local difference, with an infinite variance.
 
     Args:
-      values: by value and input; None where the output is the current one, and so is the reward.
+      evidence: of this iteration.
+      earlier: of the component's earlier iterations, to fit the weight on more labels: as far as the local reward of
+        today is believed to be as good as theirs.
     """
-    known = [change for changes in values for change in changes if change is not None and change.known is not None]
-    worth = (_STRENGTH * _PRIOR + sum(c.win * c.known for c in known if c.known is not None)) / (
-        _STRENGTH + sum(c.win**2 for c in known)
+    pairs = _pairs(evidence)
+    unseen, share = evidence.unseen, evidence.share
+    labels, checks, inputs = (mask.sum(-1) for mask in (evidence.labelled, pairs.fitted, unseen))
+    weight = shrunk_weight(pairs.statistics() + (earlier or WeightEvidence())) * _inverse(pairs.scale)
+
+    # Seen labels are in the mean of R and not in the correction, which therefore explains less of its error.
+    usable = checks / np.maximum(labels, 1)
+    predicted = weight[..., None] * _mean(evidence.local, unseen)
+    correction = usable * (predicted - weight[..., None] * _mean(evidence.local, evidence.labelled & unseen))
+    direct = _mean(evidence.reward, evidence.labelled)
+
+    # Variance in units of s^2 = Var(R): share^2 (1 / labels - usable^2 (1 / checks - 1 / inputs) (1 - unexplained)).
+    alone = share**2 * _inverse(labels)
+    reduction = np.maximum(_inverse(checks) - _inverse(inputs), 0.0) * (1.0 - _unexplained(pairs, earlier))[..., None]
+    both = alone - share**2 * usable**2 * reduction
+    total = labels.sum(-1)
+    return Estimate(
+        gain=share * np.where(labels > 0, direct + correction, predicted),
+        variance=_in_reward_units(both, evidence),
+        labelled_gain=share * direct,
+        labelled_variance=_in_reward_units(alone, evidence),
+        weight=weight,
+        effective_runs=total * _ratio(alone.sum(-1), both.sum(-1)),
     )
-    return [_expected_gain(changes, max(0.0, worth)) for changes in values]
 
 
-def _expected_gain(changes: Sequence[Change | None], worth: float) -> float:
-    made = [change for change in changes if change is not None]
-    if not made:
-        return 0.0
-    missed = [change.known - worth * change.win for change in made if change.known is not None]
-    correction = sum(missed) / (len(missed) + _SHRINK)
-    return sum(worth * change.win + correction for change in made) / len(changes)
+def effective_runs(evidence: Evidence, earlier: WeightEvidence | None = None) -> float:
+    """Labelled runs that would do as well without the local reward (of a batch: ``Estimate.effective_runs``).
+
+    This is labelled runs * Var(labelled part) / Var(estimate), variances averaged over the proposals with a label. What
+    the local reward explains is measured on labels that it has not seen, by weights fitted without the input in
+    question. It equals the labelled runs on average where the local reward knows nothing.
+    """
+    return float(estimate_gains(evidence, earlier).effective_runs)
 
 
-def rounds(inputs: int, count: int) -> list[int]:
-    """Of a race (successive halving; Jamieson and Talwalkar, 2016): the number of inputs that values are tried on after
-    each round, twice as many as after the one before, and all of them at last."""
-    return sorted({-(-inputs // 2**left) for left in range(count)})
+def mean_local(evidence: Evidence) -> Floats:
+    """Mean local difference over the inputs that each proposal was tried on, float64[..., P]: ranking of the paper."""
+    return evidence.share * _mean(evidence.local, evidence.counts)
 
 
-def survivors(values: int, least: int) -> int:
-    """How many values go on to the next round: the better half, but at least ``least`` of them."""
-    return min(values, max(-(-values // 2), least))
+def weight_evidence(evidence: Evidence) -> WeightEvidence:
+    """Statistics of the weight from the labels of ``evidence`` that the local reward has not seen."""
+    return _pairs(evidence).statistics()
+
+
+def shrunk_weight(stats: WeightEvidence) -> Floats:
+    """Slope of the reward difference on the standardised local difference, times (1 - c F0 / F)+; float64[...].
+
+    F is the squared slope over its squared standard error, the larger of two: for independent pairs, and for pairs that
+    depend on each other within an input (cluster-robust; Liang and Zeger, 1986). F0 = nu / (nu - 2) is its mean where
+    nothing is explained. c is 2 for a positive slope, 4 for a negative one. 0 with fewer than four degrees of freedom.
+    """
+    [dof, inputs, sxx, sxy, syy, qxx, qxy, qyy] = stats.arrays
+    nu = dof - 1.0
+    per_sxx = np.where((nu > 2) & (sxx > 1e-9 * dof), _inverse(sxx), 0.0)  # below: nothing but rounding
+    slope = sxy * per_sxx
+    independent = np.maximum(syy - slope * sxy, 0.0) * sxx * _inverse(nu)
+    clustered = np.maximum(qyy - 2 * slope * qxy + slope**2 * qxx, 0.0) * inputs * _inverse(inputs - 1.0)
+    error = np.maximum(independent, clustered) * per_sxx**2
+    chance = np.where(slope > 0, _POSITIVE, _NEGATIVE) * nu * _inverse(nu - 2.0) * error
+    return slope * np.divide(slope**2 - chance, slope**2, out=np.zeros_like(slope), where=slope**2 > chance)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Pairs that the weight is fitted on, with the K inputs that have any.
+
+    Attributes:
+      x, y: float64[..., P, K], as in ``WeightEvidence``; 0 elsewhere.
+      fitted: bool[..., P, K], which pairs they are.
+      scale: float64[...], one unit of x.
+    """
+
+    x: Floats
+    y: Floats
+    fitted: Bools
+    scale: Floats
+
+    def by_input(self, factor: Floats | float = 1.0) -> WeightEvidence:
+        """Share of each input in the statistics, float64[..., K]; sums of products are multiplied by ``factor``."""
+        xx, xy = (self.x * self.x).sum(-2), (self.x * self.y).sum(-2)
+        labels = self.fitted.sum(-1, keepdims=True)
+        return WeightEvidence(
+            dof=(self.fitted & (labels > 1)).sum(-2).astype(np.float64),
+            inputs=self.fitted.any(-2).astype(np.float64),
+            sxx=(factor * self.x * self.x).sum(-2),
+            sxy=(factor * self.x * self.y).sum(-2),
+            syy=(factor * self.y * self.y).sum(-2),
+            qxx=xx * xx,
+            qxy=xx * xy,
+            qyy=xy * xy,
+        )
+
+    def statistics(self) -> WeightEvidence:
+        """Statistics over all inputs, float64[...]."""
+        sums = WeightEvidence(*(array.sum(-1) for array in self.by_input().arrays))
+        return dataclasses.replace(sums, dof=np.maximum(self.fitted.sum(-1) - 1.0, 0.0).sum(-1))
+
+    def without_each_input(self) -> WeightEvidence:
+        """Statistics without the pairs of each input, float64[..., K].
+
+        The mean of a proposal with n labels moves as well, hence the factor n / (n - 1). The q sums leave that out.
+        """
+        labels = self.fitted.sum(-1, keepdims=True)
+        return self.statistics().over_inputs() - self.by_input(labels * _inverse(labels - 1.0))
+
+
+def _pairs(evidence: Evidence) -> _Pairs:
+    fitted, unseen = evidence.labelled & evidence.unseen, evidence.unseen
+    scale = np.sqrt(_within_variance(evidence.local, unseen))
+    largest = np.abs(np.where(unseen, evidence.local, 0.0)).max((-1, -2), initial=0.0)
+    scale = np.where(scale > 1e-9 * largest, scale, 0.0)  # below: a constant local difference, and rounding
+    columns = fitted.any(tuple(range(fitted.ndim - 1)))
+    fitted = fitted[..., columns]
+    x = _centred(evidence.local[..., columns], fitted) * _inverse(scale)[..., None, None]
+    return _Pairs(x, _centred(evidence.reward[..., columns], fitted), fitted, scale)
+
+
+def _unexplained(pairs: _Pairs, earlier: WeightEvidence | None) -> Floats:
+    """Var(R - w L) / Var(R), w fitted without the input in question; float64[...]. 1 without labels; may exceed 1."""
+    weight = shrunk_weight(pairs.without_each_input() + (earlier or WeightEvidence()).over_inputs())
+    total = (pairs.y**2).sum((-1, -2))
+    left = ((pairs.y - weight[..., None, :] * pairs.x) ** 2).sum((-1, -2))
+    return np.where(total > 0, _ratio(left, total), 1.0)
+
+
+def _in_reward_units(relative: Floats, evidence: Evidence) -> Floats:
+    """``relative`` times the variance of R within proposals; 0 where no output changed, infinite without labels."""
+    labelled = evidence.labelled
+    known = (labelled.sum(-1) > 0) & (labelled.sum(-1) > 1).any(-1, keepdims=True)
+    variance = relative * _within_variance(evidence.reward, labelled)[..., None]
+    same = np.asarray(evidence.tried).any(-1) & (evidence.share == 0)
+    return np.where(same, 0.0, np.where(known, variance, np.inf))
+
+
+def _within_variance(values: Floats, mask: Bools) -> Floats:
+    """Variance within proposals, pooled over them, float64[...]; 0 if no proposal has two values."""
+    dof = np.maximum(mask.sum(-1) - 1, 0).sum(-1)
+    return (_centred(values, mask) ** 2).sum((-1, -2)) / np.maximum(dof, 1)
+
+
+def _mean(values: Floats, mask: Bools) -> Floats:
+    """Mean over the inputs in ``mask``; 0 if there are none."""
+    return np.where(mask, values, 0.0).sum(-1) / np.maximum(mask.sum(-1), 1)
+
+
+def _centred(values: Floats, mask: Bools) -> Floats:
+    """Differences to the mean over ``mask``; 0 elsewhere."""
+    return np.where(mask, values - _mean(values, mask)[..., None], 0.0)
+
+
+def _inverse(values: Floats) -> Floats:
+    """1 / values, 0 where a value is not positive."""
+    return _ratio(1.0, values)
+
+
+def _ratio(numerator: Floats | float, denominator: Floats) -> Floats:
+    """numerator / denominator, 0 where the denominator is not positive."""
+    denominator = np.asarray(denominator, np.float64)
+    shape = np.broadcast_shapes(np.shape(numerator), denominator.shape)
+    return np.divide(numerator, denominator, out=np.zeros(shape), where=denominator > 0)

@@ -5,7 +5,7 @@
     POST /v1/load_lora_adapter    {"lora_name": NAME, "lora_path": FOLDER[, "load_inplace": true]}, as vLLM has it
     POST /v1/unload_lora_adapter  {"lora_name": NAME}
 
-Requests of all clients share the engine's batch, whatever adapter they name as their model.
+Requests of all clients share the engine's batch, also those for different adapters; an adapter is named as the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from optimas_jax.checkpoints.peft import read_adapter
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.local import EngineError, LocalCompleter
 from optimas_jax.server.protocol import (
-    Asked,
+    CompletionBody,
     RequestError,
     choice,
     chunk_choice,
@@ -38,7 +38,7 @@ from optimas_jax.server.protocol import (
     usage,
 )
 
-DEFAULT_TOKENS = 512  # of an answer whose request does not say
+DEFAULT_TOKENS = 512  # most tokens of an answer where the request gives no limit
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -48,7 +48,7 @@ def make_app(completer: LocalCompleter, model: str, name: str) -> Starlette:
     Args:
       completer: the engine; loads its model at the first request.
       model: the spec that the engine serves.
-      name: what clients call it.
+      name: the model's name for clients.
     """
     server = _Server(completer, model, name)
     return Starlette(
@@ -74,6 +74,8 @@ def _guarded(handler: Handler) -> Handler:
 
 
 class _Server:
+    """The handlers of the application's routes."""
+
     def __init__(self, completer: LocalCompleter, model: str, name: str):
         self._completer, self._model, self._name = completer, model, name
         self._started = int(time.time())
@@ -82,6 +84,7 @@ class _Server:
         return PlainTextResponse("")
 
     async def models(self, _: Request) -> Response:
+        """The base and the loaded adapters, as OpenAI lists models."""
         sampler = await asyncio.to_thread(self._completer.sampler)
         names = [self._name, *sampler.adapters.names]
         described = [
@@ -105,6 +108,7 @@ class _Server:
         return await self._answer(await _json(request), chat=False)
 
     async def load_adapter(self, request: Request) -> Response:
+        """Loads an adapter from a folder on the server's machine."""
         body = await _json(request)
         name, path = (_field(body, field) for field in ("lora_name", "lora_path"))
         sampler = await asyncio.to_thread(self._completer.sampler)
@@ -118,6 +122,7 @@ class _Server:
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload_adapter(self, request: Request) -> Response:
+        """Unloads an adapter; requests in flight finish with it."""
         name = _field(await _json(request), "lora_name")
         sampler = await asyncio.to_thread(self._completer.sampler)
         try:
@@ -126,38 +131,39 @@ class _Server:
             raise RequestError(404, str(error), "lora_name") from error
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
-    async def _answer(self, body: Any, *, chat: bool) -> Response:
-        asked = parse(body, chat=chat)
+    async def _answer(self, json_body: Any, *, chat: bool) -> Response:
+        body = parse(json_body, chat=chat)
         sampler = await asyncio.to_thread(self._completer.sampler)
-        adapter = "" if asked.model == self._name else asked.model
+        adapter = "" if body.model == self._name else body.model
         if adapter and adapter not in sampler.adapters.names:
             known = ", ".join([self._name, *sampler.adapters.names])
-            raise RequestError(404, f"no model {asked.model!r}; served are {known}", "model", "model_not_found")
-        limits = [self._limit(asked, tokens) for tokens in map(self._completer.count_tokens, asked.prompts)]
-        seed = secrets.randbits(32) if asked.seed is None else asked.seed
-        requests = asked.requests(self._model, adapter, limits, seed)
+            raise RequestError(404, f"no model {body.model!r}; served are {known}", "model", "model_not_found")
+        limits = [self._limit(body, tokens) for tokens in map(self._completer.count_tokens, body.prompts)]
+        seed = secrets.randbits(32) if body.seed is None else body.seed
+        requests = body.requests(self._model, adapter, limits, seed)
         frame = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
-            "model": asked.model,
+            "model": body.model,
         }
-        if asked.stream:
+        if body.stream:
             if chat:
                 frame["object"] = "chat.completion.chunk"
-            return StreamingResponse(self._stream(asked, requests, frame, chat=chat), media_type="text/event-stream")
-        async with _cancelled_together([self._complete(one) for one in requests]) as tasks:
+            return StreamingResponse(self._stream(body, requests, frame, chat=chat), media_type="text/event-stream")
+        async with _cancelled_together([self._complete(request) for request in requests]) as tasks:
             completions = await asyncio.gather(*tasks)
-        choices = [choice(one, index, self._pieces(asked, one), chat=chat) for index, one in enumerate(completions)]
-        if asked.token_ids:
-            choices = [{**one, **token_ids(made)} for one, made in zip(choices, completions, strict=True)]
+        choices = []
+        for index, completion in enumerate(completions):
+            ids = token_ids(completion) if body.token_ids else {}
+            choices.append({**choice(completion, index, self._pieces(body, completion), chat=chat), **ids})
         return JSONResponse({**frame, "choices": choices, "usage": usage(completions)})
 
-    def _limit(self, asked: Asked, prompt_tokens: int) -> int:
+    def _limit(self, body: CompletionBody, prompt_tokens: int) -> int:
         """Most tokens of an answer to a prompt of that many tokens."""
         context = self._completer.sampler().network.config.max_positions
         room = context - prompt_tokens
-        limit = min(DEFAULT_TOKENS, room) if asked.max_tokens is None else asked.max_tokens
+        limit = min(DEFAULT_TOKENS, room) if body.max_tokens is None else body.max_tokens
         if not 0 < limit <= room:
             raise RequestError(
                 400,
@@ -174,61 +180,61 @@ class _Server:
         except EngineError as error:
             raise RequestError(500, str(error)) from error
 
-    def _pieces(self, asked: Asked, completion: Completion) -> list[str] | None:
+    def _pieces(self, body: CompletionBody, completion: Completion) -> list[str] | None:
         """The texts of an answer's tokens, if log-probs are wanted."""
-        if not asked.logprobs or completion.tokens is None:
+        if not body.logprobs or completion.tokens is None:
             return None
         decode = self._completer.sampler().tokenizer.decode
         return [decode([token]) for token in completion.tokens.ids]
 
     async def _stream(
-        self, asked: Asked, requests: list[CompletionRequest], frame: dict[str, Any], *, chat: bool
+        self, body: CompletionBody, requests: list[CompletionRequest], frame: dict[str, Any], *, chat: bool
     ) -> AsyncIterator[str]:
-        """Server-sent events: each answer's text as it grows, then what ended it."""
+        """Server-sent events: the new text of each answer, then its finish reason."""
         loop = asyncio.get_running_loop()
-        news: asyncio.Queue[tuple[int, str | Completion | RequestError]] = asyncio.Queue()
+        updates: asyncio.Queue[tuple[int, str | Completion | RequestError]] = asyncio.Queue()
 
         async def run(index: int, request: CompletionRequest) -> None:
             def on_text(text: str) -> None:
-                loop.call_soon_threadsafe(news.put_nowait, (index, text))
+                loop.call_soon_threadsafe(updates.put_nowait, (index, text))
 
             try:
-                made: Completion | RequestError = await self._complete(request, on_text)
+                result: Completion | RequestError = await self._complete(request, on_text)
             except RequestError as error:
-                made = error
-            news.put_nowait((index, made))
+                result = error
+            updates.put_nowait((index, result))
 
         sent = [""] * len(requests)
         completions: list[Completion] = []
 
-        def event(*choices: dict[str, Any], **more: Any) -> str:
-            return f"data: {json.dumps({**frame, 'choices': choices, **more})}\n\n"
+        def event(*choices: dict[str, Any], **fields: Any) -> str:
+            return f"data: {json.dumps({**frame, 'choices': choices, **fields})}\n\n"
 
-        async with _cancelled_together([run(index, one) for index, one in enumerate(requests)]):
+        async with _cancelled_together([run(index, request) for index, request in enumerate(requests)]):
             for index in range(len(requests)):
                 if chat:
                     yield event(chunk_choice(index, "", chat=chat, first=True))
             while len(completions) < len(requests):
-                index, made = await news.get()
-                if isinstance(made, RequestError):
-                    yield f"data: {json.dumps(made.to_json())}\n\n"
+                index, update = await updates.get()
+                if isinstance(update, RequestError):
+                    yield f"data: {json.dumps(update.to_json())}\n\n"
                     return
-                text = made.text if isinstance(made, Completion) else made.removesuffix("\ufffd")
-                more = text.removeprefix(sent[index])
-                if more and text.startswith(sent[index]):
+                text = update.text if isinstance(update, Completion) else update.removesuffix("\ufffd")
+                new_text = text.removeprefix(sent[index])
+                if new_text and text.startswith(sent[index]):
                     sent[index] = text
-                    yield event(chunk_choice(index, more, chat=chat))
-                if isinstance(made, Completion):
-                    completions.append(made)
-                    yield event(last_choice(made, index, self._pieces(asked, made), chat=chat))
-        if asked.include_usage:
+                    yield event(chunk_choice(index, new_text, chat=chat))
+                if isinstance(update, Completion):
+                    completions.append(update)
+                    yield event(last_choice(update, index, self._pieces(body, update), chat=chat))
+        if body.include_usage:
             yield event(usage=usage(completions))
         yield "data: [DONE]\n\n"
 
 
 @contextlib.asynccontextmanager
 async def _cancelled_together(calls: list[Any]) -> AsyncIterator[list[asyncio.Task[Any]]]:
-    """Runs calls as tasks; whatever still runs at the end (a client that left, an error) is cancelled."""
+    """Runs calls as tasks; cancels those that still run at the end (the client has left, or another call failed)."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         yield tasks

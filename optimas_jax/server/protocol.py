@@ -1,4 +1,4 @@
-"""OpenAI's wire format for chat and text completions: what a body asks for, and what an answer looks like."""
+"""OpenAI's wire format for chat and text completions: parsing of request bodies, and the fields of answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from optimas_jax.core.types import Outcome, derive_seed
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
 
 _MOST_ANSWERS = 64
-# Settings that would change the answer and that the engine does not have, with what means "not used".
+# Settings that would change the answer and that the engine does not have, each with the values that mean "not used".
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
@@ -29,7 +29,7 @@ _FINISH = {Outcome.OK: "stop", Outcome.TRUNCATED: "length"}
 
 
 class RequestError(Exception):
-    """A request that is answered with an error: HTTP status, message, and the parameter and code that clients read."""
+    """A request that is refused: HTTP status, message, and the ``param`` and ``code`` fields of OpenAI's errors."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -41,19 +41,20 @@ class RequestError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """One body.
+class CompletionBody:
+    """The parsed body of a completion request.
 
     Attributes:
-      model: the base's name or an adapter's.
+      model: name of the base or of an adapter.
       prompts: conversations to answer, ``n`` times each; one for chat.
-      max_tokens: None for as many as fit, up to a limit of the server.
+      max_tokens: most tokens of an answer; None for as many as fit, up to a limit of the server.
       temperature, top_p, stop: of sampling.
-      seed: names the random numbers; None for others at every request.
-      n: answers of each prompt.
-      logprobs: whether they are wanted.
-      token_ids: whether prompt and answer are wanted in tokens, too (vLLM's ``return_token_ids``).
-      stream, include_usage: whether the answer comes in parts, and its size last.
+      seed: names the random numbers; None for a new seed at every request.
+      n: number of answers to each prompt.
+      logprobs: whether log-probs of the sampled tokens are wanted.
+      token_ids: whether prompt and answer are also wanted as tokens (vLLM's ``return_token_ids``).
+      stream: whether the answer is sent in parts.
+      include_usage: whether the last part tells the numbers of tokens.
     """
 
     model: str
@@ -88,7 +89,7 @@ class Asked:
         ]
 
 
-def parse(body: Any, *, chat: bool) -> Asked:
+def parse(body: Any, *, chat: bool) -> CompletionBody:
     """Reads a body.
 
     Raises:
@@ -105,7 +106,7 @@ def parse(body: Any, *, chat: bool) -> Asked:
         raise RequestError(400, f"stop must be a text or a list of texts, got {body['stop']!r}", "stop")
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     options = body.get("stream_options") or {}
-    return Asked(
+    return CompletionBody(
         model=_text(body, "model"),
         prompts=(_messages(body),) if chat else _prompts(body),
         max_tokens=_number(body, limit, None if chat else 16, int, 1),
@@ -122,7 +123,8 @@ def parse(body: Any, *, chat: bool) -> Asked:
 
 
 def _wants_logprobs(body: Mapping[str, Any], *, chat: bool) -> bool:
-    """Of the sampled tokens: there are none of others. Text completions ask for them with 0 (or 1) others."""
+    """Whether log-probs of the sampled tokens are wanted; log-probs of other tokens are not supported. In text
+    completions the field is a number of other tokens, 0 or 1."""
     value = body.get("logprobs")
     if chat or value is None or isinstance(value, bool):
         return bool(value)
@@ -154,7 +156,7 @@ def _messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
     turns = body.get("messages")
     if not isinstance(turns, list) or not turns:
         raise RequestError(400, "messages must be a list of at least one message", "messages")
-    made = []
+    messages = []
     for number, turn in enumerate(turns):
         where = f"messages[{number}]"
         role = turn.get("role") if isinstance(turn, Mapping) else None
@@ -167,8 +169,8 @@ def _messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
             content = "".join(str(part.get("text", "")) for part in content)
         if not isinstance(content, str):
             raise RequestError(400, f"{where}.content must be a text, got {content!r}", where)
-        made.append(Message("system" if role == "developer" else role, content))
-    return tuple(made)
+        messages.append(Message("system" if role == "developer" else role, content))
+    return tuple(messages)
 
 
 def _prompts(body: Mapping[str, Any]) -> tuple[tuple[Message, ...], ...]:
@@ -180,18 +182,19 @@ def _prompts(body: Mapping[str, Any]) -> tuple[tuple[Message, ...], ...]:
 
 
 def usage(completions: Sequence[Completion]) -> dict[str, int]:
-    prompt, made = (sum(getattr(one, name) for one in completions) for name in ("prompt_tokens", "completion_tokens"))
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    """Numbers of tokens of all completions of a request."""
+    prompt = sum(completion.prompt_tokens for completion in completions)
+    answer = sum(completion.completion_tokens for completion in completions)
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
 def choice(completion: Completion, index: int, pieces: Sequence[str] | None, *, chat: bool) -> dict[str, Any]:
     """One entry of ``choices``; ``pieces`` are the texts of the answer's tokens, where log-probs are wanted."""
-    made = {"index": index, "finish_reason": _FINISH[completion.outcome], "logprobs": None}
-    if pieces is not None:
-        made["logprobs"] = _logprobs(completion, pieces, chat=chat)
+    logprobs = None if pieces is None else _logprobs(completion, pieces, chat=chat)
+    entry = {"index": index, "finish_reason": _FINISH[completion.outcome], "logprobs": logprobs}
     if not chat:
-        return {**made, "text": completion.text}
-    return {**made, "message": {"role": "assistant", "content": completion.text, "refusal": None}}
+        return {**entry, "text": completion.text}
+    return {**entry, "message": {"role": "assistant", "content": completion.text, "refusal": None}}
 
 
 def token_ids(completion: Completion) -> dict[str, list[int]]:
@@ -201,19 +204,19 @@ def token_ids(completion: Completion) -> dict[str, list[int]]:
 
 
 def chunk_choice(index: int, text: str | None, *, chat: bool, first: bool = False) -> dict[str, Any]:
-    """One entry of ``choices`` of a part of an answer."""
-    made: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": None}
+    """One entry of ``choices`` of a part of a streamed answer."""
+    entry: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": None}
     if not chat:
-        return {**made, "text": text or ""}
+        return {**entry, "text": text or ""}
     role = {"role": "assistant"} if first else {}
-    return {**made, "delta": {**role, **({} if text is None else {"content": text})}}
+    return {**entry, "delta": {**role, **({} if text is None else {"content": text})}}
 
 
 def last_choice(completion: Completion, index: int, pieces: Sequence[str] | None, *, chat: bool) -> dict[str, Any]:
-    """The entry that ends an answer in parts."""
-    whole = choice(completion, index, pieces, chat=chat)
-    ended = {name: whole[name] for name in ("index", "finish_reason", "logprobs")}
-    return {**ended, "delta": {}} if chat else {**ended, "text": ""}
+    """The last entry of ``choices`` of a streamed answer."""
+    complete = choice(completion, index, pieces, chat=chat)
+    entry = {name: complete[name] for name in ("index", "finish_reason", "logprobs")}
+    return {**entry, "delta": {}} if chat else {**entry, "text": ""}
 
 
 def _logprobs(completion: Completion, pieces: Sequence[str], *, chat: bool) -> dict[str, Any]:
@@ -225,5 +228,5 @@ def _logprobs(completion: Completion, pieces: Sequence[str], *, chat: bool) -> d
             for piece, value in zip(pieces, values, strict=True)
         ]
         return {"content": content, "refusal": None}
-    offsets = [sum(map(len, pieces[:place])) for place in range(len(pieces))]
+    offsets = [sum(map(len, pieces[:index])) for index in range(len(pieces))]
     return {"tokens": list(pieces), "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}

@@ -275,7 +275,7 @@ def test_scores_are_read_or_count_nothing(text, scores):
 
 @pytest.mark.parametrize(("candidates", "relevant"), [(5, 1), (5, 2), (5, 5), (4, 3), (3, 0)])
 def test_chance_is_the_mean_over_all_orders(candidates, relevant):
-    row = [place < relevant for place in range(candidates)]
+    row = [rank < relevant for rank in range(candidates)]
     ranks = [order.index(True) + 1 if relevant else 0 for order in itertools.permutations(row)]
     mean = statistics.fmean(1 / rank if rank else 0.0 for rank in ranks)
     assert stark_prime.random_reciprocal_rank(candidates, relevant) == pytest.approx(mean)
@@ -290,10 +290,10 @@ def test_without_rows_stark_says_how_to_pass_them():
 
 
 def test_a_file_is_a_benchmark(tmp_path):
-    own = find_benchmark(str(ROOT / "configs" / "own_system.py"))
-    data = own.load(DataConfig(train=16, val=10, test=16)).check()
-    settings = parse_config(own.get_config().to_dict()).system
-    system = own.build(data, settings)
+    own_system = find_benchmark(str(ROOT / "configs" / "own_system.py"))
+    data = own_system.load(DataConfig(train=16, val=10, test=16)).check()
+    settings = parse_config(own_system.get_config().to_dict()).system
+    system = own_system.build(data, settings)
     assert system.order == ("describer", "sorter")
     trace, _ = run(system, {"thing": "fig"}, {"sort": "fruit"}, {"describer": "is eaten", "sorter": "Fruit."})
     assert trace.score == 1.0

@@ -89,8 +89,8 @@ def test_warnings_about_a_program_are_not_ours():
 
 @given(st.text(alphabet=st.sampled_from("`~\n\r \tdef task_func(x):return import\0é"), max_size=200))
 def test_no_answer_makes_it_fail_and_what_it_finds_is_a_program(answer):
-    found = extract(answer)
-    compile(found, "found", "exec")
+    code = extract(answer)
+    compile(code, "code", "exec")
     extract_tests(answer, "task_func")
     fenced_blocks(answer)
 

@@ -33,13 +33,13 @@ WORDS = [
 def phrases(seed):
     rng = random.Random(seed)
     for _ in range(TIMES):
-        made = " ".join(rng.choices(WORDS, k=rng.randrange(5)))
+        prediction = " ".join(rng.choices(WORDS, k=rng.randrange(5)))
         gold = (
             " ".join(rng.choices(WORDS, k=rng.randrange(4)))
             if rng.random() < 0.7
-            else made + rng.choice(["", ".", " a"])
+            else prediction + rng.choice(["", ".", " a"])
         )
-        yield made, gold
+        yield prediction, gold
 
 
 def official_normal(text):
@@ -48,23 +48,23 @@ def official_normal(text):
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def official_f1(made, gold):
-    made, gold = official_normal(made), official_normal(gold)
+def official_f1(prediction, gold):
+    prediction, gold = official_normal(prediction), official_normal(gold)
     for special in ("yes", "no", "noanswer"):
-        if special in (made, gold) and made != gold:
+        if special in (prediction, gold) and prediction != gold:
             return 0.0
-    common = collections.Counter(made.split()) & collections.Counter(gold.split())
+    common = collections.Counter(prediction.split()) & collections.Counter(gold.split())
     same = sum(common.values())
     if same == 0:
         return 0.0
-    precision, recall = same / len(made.split()), same / len(gold.split())
+    precision, recall = same / len(prediction.split()), same / len(gold.split())
     return 2 * precision * recall / (precision + recall)
 
 
 def test_hotpotqa():
-    for made, gold in phrases(0):
-        assert token_f1(made, gold) == pytest.approx(official_f1(made, gold))
-        assert exact_match(made, gold) == float(official_normal(made) == official_normal(gold))
+    for prediction, gold in phrases(0):
+        assert token_f1(prediction, gold) == pytest.approx(official_f1(prediction, gold))
+        assert exact_match(prediction, gold) == float(official_normal(prediction) == official_normal(gold))
 
 
 def official_choice(generation, truth):
@@ -79,8 +79,8 @@ def test_shopping_mmlu():
     rng = random.Random(1)
     parts = ["0", "1", "2", "3", "12", " ", "\n", "\t", ".", "(", "Answer: ", "option ", "", "３", "one"]
     for _ in range(TIMES):
-        made, gold = "".join(rng.choices(parts, k=rng.randrange(4))), rng.choice("0123")
-        assert first_character(made, gold) == official_choice(made, gold)
+        prediction, gold = "".join(rng.choices(parts, k=rng.randrange(4))), rng.choice("0123")
+        assert first_character(prediction, gold) == official_choice(prediction, gold)
 
 
 def rankings(seed):
@@ -93,11 +93,11 @@ def rankings(seed):
 
 def test_stark():
     for scores, relevant in rankings(2):
-        order = [place for _, place in sorted(zip(scores, range(len(scores)), strict=True), key=lambda pair: -pair[0])]
-        first = next((rank for rank, place in enumerate(order) if relevant[place]), None)
+        order = [index for _, index in sorted(zip(scores, range(len(scores)), strict=True), key=lambda pair: -pair[0])]
+        first = next((rank for rank, index in enumerate(order) if relevant[index]), None)
         assert reciprocal_rank(scores, relevant) == (0.0 if first is None else 1 / (first + 1))
         for k in (1, 5, 20):
-            assert hit_at(k, scores, relevant) == float(any(relevant[place] for place in order[:k]))
+            assert hit_at(k, scores, relevant) == float(any(relevant[index] for index in order[:k]))
 
 
 def test_pubmedqa_macro_f1():
@@ -105,12 +105,12 @@ def test_pubmedqa_macro_f1():
     rng = random.Random(3)
     for _ in range(TIMES):
         size = rng.randrange(1, 12)
-        made = rng.choices(["yes", "no", "maybe", ""], k=size)
+        predictions = rng.choices(["yes", "no", "maybe", ""], k=size)
         gold = rng.choices(["yes", "no", "maybe"], k=size)
         values = []
-        for label in sorted(set(made) | set(gold)):
-            right = sum(m == label == g for m, g in zip(made, gold, strict=True))
-            precision = right / made.count(label) if label in made else 0.0
+        for label in sorted(set(predictions) | set(gold)):
+            right = sum(m == label == g for m, g in zip(predictions, gold, strict=True))
+            precision = right / predictions.count(label) if label in predictions else 0.0
             recall = right / gold.count(label) if label in gold else 0.0
             values.append(2 * precision * recall / (precision + recall) if right else 0.0)
-        assert macro_f1(made, gold) == pytest.approx(sum(values) / len(values))
+        assert macro_f1(predictions, gold) == pytest.approx(sum(values) / len(values))

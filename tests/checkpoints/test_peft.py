@@ -22,19 +22,19 @@ LORAS = [
 ]
 
 
-def made(config=LORAS[0], seed=1):
+def random_adapter(config=LORAS[0], seed=1):
     return tiny.random_lora(init_lora(BASE, config, jax.random.key(0)), seed)
 
 
 def written(folder, config=LORAS[0], seed=1):
-    return folder / write_adapter(folder, BASE, "hf:org/base", config, made(config, seed))
+    return folder / write_adapter(folder, BASE, "hf:org/base", config, random_adapter(config, seed))
 
 
 @pytest.mark.parametrize("config", LORAS)
 def test_adapters_come_back_as_they_were_written(tmp_path, config):
     read, params = read_adapter(written(tmp_path, config), BASE)
     assert read == config
-    jax.tree.map(np.testing.assert_array_equal, params, made(config))
+    jax.tree.map(np.testing.assert_array_equal, params, random_adapter(config))
 
 
 def test_the_layout_is_that_of_peft(tmp_path):
@@ -126,5 +126,5 @@ def test_a_merged_export_gives_what_the_adapter_gives(tmp_path):
     network = Network(config, tiny.F32)
     flat = tiny.plain(range(5, 40))
     expected = forward(network, load_params(source, config, tiny.F32), *flat, lora, lora_params)
-    made = forward(network, load_params(merged, load_config(merged), tiny.F32), *flat)
-    np.testing.assert_allclose(made, expected, atol=1e-4)
+    outputs = forward(network, load_params(merged, load_config(merged), tiny.F32), *flat)
+    np.testing.assert_allclose(outputs, expected, atol=1e-4)

@@ -290,8 +290,8 @@ def test_gguf_tokenizers_that_cannot_be_read(changes, message):
 def test_ids_containing_a_text():
     tokenizer = small()
     assert len(tokenizer.token_texts) == len(TOKENS)
-    found = tokenizer.ids_containing("b")
-    assert [TOKENS[index] for index in found.nonzero()[0]] == ["b", "ab", "abc"]
+    ids = tokenizer.ids_containing("b")
+    assert [TOKENS[index] for index in ids.nonzero()[0]] == ["b", "ab", "abc"]
     assert not tokenizer.ids_containing("<|im_end|>").any()  # special tokens have no text
 
 

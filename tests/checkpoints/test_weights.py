@@ -224,16 +224,16 @@ def test_random_weights_depend_on_the_seed_alone():
 
 
 def test_hub_models_are_fetched_with_their_revision(tmp_path, monkeypatch):
-    asked = []
+    requests = []
 
     def snapshot_download(repo, *, revision, allow_patterns):
-        asked.append((repo, revision))
+        requests.append((repo, revision))
         assert "*.safetensors" in allow_patterns
         return str(folder(tmp_path))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert_equal(load_params(resolve("hf:org/name@v2"), load_config(resolve("hf:org/name")), F32), load(tmp_path))
-    assert asked == [("org/name", "v2"), ("org/name", None)]
+    assert requests == [("org/name", "v2"), ("org/name", None)]
 
 
 def test_an_unreachable_hub_says_what_to_do(monkeypatch):

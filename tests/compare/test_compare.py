@@ -16,10 +16,12 @@ from rich.console import Console
 from runs import run_config
 
 from optimas_jax.compare.cell import CELL, TASK
-from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer, find_optimizers
+from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer, find_optimizers, with_settings
 from optimas_jax.compare.plan import run_cells, run_process
-from optimas_jax.compare.report import check_plots, draw, markdown, mean_curve, table_rows, tables, title
-from optimas_jax.compare.summary import over_seeds, reached, runs_to_reach, summarize
+from optimas_jax.compare.plot import MOST_CURVES, check_plots, draw, mean_curve, save
+from optimas_jax.compare.summary import interval, reached, runs_to_reach, summarize
+from optimas_jax.compare.tables import COLUMNS, markdown, table_rows, tables, title
+from optimas_jax.core.stats import mean_interval
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, parse_config
 from optimas_jax.loop.journal import write_json
 
@@ -28,17 +30,20 @@ def point(tokens, runs, score, at="iteration"):
     return {"at": at, "tokens": tokens, "calls": tokens // 10, "usd": 0.5, "system_runs": runs, "val_score": score}
 
 
-def cell(scores, curve=None, note="", seconds=10.0):
+def cell(scores, curve=None, note="", val_score=0.5, confirm=None):
     return {
         "metric": "f1",
         "chance": 0.25,
         "n": len(scores),
         "split": "test",
         "outcomes": {"ok": len(scores)},
+        "tested": {"val_score": val_score},
         "baseline": [0.0] * len(scores),
         "scores": scores,
+        "confirm": confirm,
         "curve": [point(100, 4, 0.1), point(200, 8, max(scores))] if curve is None else curve,
-        "seconds": seconds,
+        "seconds": 10.0,
+        "reward_seconds": 4.0,
         "note": note,
     }
 
@@ -47,10 +52,10 @@ class Runner:
     """Writes what ``results`` says of a cell: its dictionary, or an exit code with last words."""
 
     def __init__(self, results):
-        self.results, self.asked = results, []
+        self.results, self.folders = results, []
 
     async def __call__(self, folder):
-        self.asked.append(folder.name)
+        self.folders.append(folder.name)
         result = self.results[folder.name]
         if isinstance(result, tuple):
             return result
@@ -66,19 +71,19 @@ def run(tmp_path, runner, seeds=(0, 1), budget=1000, jobs=1):
 
 
 def results(**changes):
-    made = {f"{name}-{seed}": cell([0.5, 1.0]) for name in CHOSEN for seed in (0, 1)}
-    return {**made, **{name.replace("__", "-"): value for name, value in changes.items()}}
+    every = {f"{name}-{seed}": cell([0.5, 1.0]) for name in CHOSEN for seed in (0, 1)}
+    return {**every, **{name.replace("__", "-"): value for name, value in changes.items()}}
 
 
 def test_all_optimisers_of_a_seed_come_before_the_next_seed_and_what_is_done_is_not_done_again(tmp_path):
     first = Runner(results(random__1=(1, "no room")))
     cells = run(tmp_path, first)
-    assert first.asked == ["ours-0", "ours-global-0", "random-0", "ours-1", "ours-global-1", "random-1"]
+    assert first.folders == ["ours-0", "ours-global-0", "random-0", "ours-1", "ours-global-1", "random-1"]
     assert cells["random"][1] == {"error": "no room"} and cells["ours"][1]["scores"] == [0.5, 1.0]
 
     again = Runner(results())
     cells = run(tmp_path, again)
-    assert again.asked == ["random-1"]  # what failed is tried again
+    assert again.folders == ["random-1"]  # what failed is tried again
     assert cells["random"][1]["scores"] == [0.5, 1.0]
 
 
@@ -87,7 +92,7 @@ def test_an_interrupted_cell_ends_the_comparison_and_keeps_what_was_done(tmp_pat
         run(tmp_path, Runner(results(random__0=(130, ""))))
     resumed = Runner(results())
     run(tmp_path, resumed)
-    assert resumed.asked[0] == "random-0"
+    assert resumed.folders[0] == "random-0"
 
 
 def test_as_many_cells_at_the_same_time_as_asked_for_and_an_interrupt_ends_them_all(tmp_path):
@@ -164,10 +169,21 @@ def test_every_cell_gets_its_seed_the_budget_and_its_switches(tmp_path):
 def test_each_of_ours_differs_from_its_twin_in_the_score_alone():
     base = run_config()
     for name in ("ours", "opro", "copro", "mipro", "reflect"):
-        local, by_metric = (OPTIMIZERS[one].config(base, 0, 9) for one in (name, f"{name}-global"))
+        local, by_metric = (OPTIMIZERS[arm].config(base, 0, 9) for arm in (name, f"{name}-global"))
         assert local.optimize.score == "local"
         assert dataclasses.replace(local.optimize, score="global") == by_metric.optimize
     assert isinstance(OPTIMIZERS["random"], Ours) and isinstance(OPTIMIZERS["dspy-gepa"], Peer)
+
+
+def test_an_arm_is_data_and_changes_what_it_names():
+    base = run_config()
+    arm = Ours({"offline.calls": 7})
+    config = arm.config(base, 3, 9)
+    assert config.offline == dataclasses.replace(base.offline, calls=7) and config.seed == 3
+    assert config.system == base.system and config.reward == base.reward and config.data == base.data
+    assert with_settings(base, {"optimize.gate": base.optimize.gate}) == base
+    with pytest.raises(CompareError, match=r"OptimizeConfig has no field 'scores' \(of 'scores'\); it has mode, "):
+        with_settings(base, {"optimize.scores": "local"})
 
 
 def test_what_a_peer_found_outlives_a_change_of_our_search():
@@ -189,13 +205,14 @@ def test_a_peer_without_its_environment_is_said_before_anything_runs(monkeypatch
 
 
 def summary():
+    confirm = {"n": 2, "baseline": [0.0, 0.5], "scores": [1.0, 0.5]}
     cells = {
         "ours": {
-            0: cell([1.0, 0.5, 1.0, 0.5], [point(100, 4, 0.1), point(300, 10, 0.6)]),
-            1: cell([0.5] * 4, note="odd"),
+            0: cell([1.0, 0.5, 1.0, 0.5], [point(100, 4, 0.1), point(300, 10, 0.6)], val_score=1.0, confirm=confirm),
+            1: cell([0.5] * 4, note="odd", confirm=confirm),
         },
         "ours-global": {
-            0: cell([0.5] * 4, [point(50, 20, 0.2), point(400, 60, 0.6)]),
+            0: cell([0.5] * 4, [point(50, 20, 0.2), point(400, 60, 0.6), point(501, 70, 0.9)], val_score=None),
             1: {"error": "a\nbad [/end] | here"},
         },
         "textgrad": {0: {"error": "gone"}, 1: {"error": "gone"}},
@@ -204,50 +221,88 @@ def summary():
 
 
 def test_scores_are_means_over_seeds_with_differences_on_the_same_examples_and_seeds():
-    found = summary()
-    ours, other = found["rows"]["ours"], found["rows"]["ours-global"]
+    result = summary()
+    ours, other = result["rows"]["ours"], result["rows"]["ours-global"]
     assert ours["mean"] == pytest.approx(0.625) and ours["seed_means"] == [0.75, 0.5]
     assert ours["spread"] == pytest.approx(0.125 * 2**0.5) and "difference" not in ours
     assert other["difference"]["mean"] == pytest.approx(-0.25) and other["difference"]["seeds"] == [0]
     assert other["errors"] == {1: "a\nbad [/end] | here"} and other["seeds"] == [0]
     assert ours["tokens"] == 250 and ours["system_runs"] == 9 and ours["calls"] == 25 and ours["usd"] == 0.5
-    assert found["baseline"]["mean"] == 0.0 and found["chance"] == 0.25
-    assert found["rows"]["textgrad"]["seeds"] == []
+    assert (ours["seconds"], ours["reward_seconds"]) == (10, 4)
+    assert result["baseline"]["mean"] == 0.0 and result["chance"] == 0.25
+    assert result["rows"]["textgrad"]["seeds"] == []
+
+
+def test_a_row_has_the_confirmed_gain_the_runs_below_start_and_validation_minus_test():
+    result = summary()
+    ours, other = result["rows"]["ours"], result["rows"]["ours-global"]
+    assert ours["confirmed"]["mean"] == pytest.approx(0.5) and ours["confirmed"]["n"] == 2
+    assert other["confirmed"] is None and other["val_minus_test"] is None
+    assert ours["val_minus_test"] == pytest.approx(((1.0 - 0.75) + (0.5 - 0.5)) / 2)
+    assert ours["below_start"] == 0.0
+    cells = {0: cell([0.0, 0.5]) | {"baseline": [1.0, 0.0]}, 1: cell([1.0, 0.5]), 2: cell([0.0, 0.0])}
+    assert summarize({"ours": cells}, {}, 500)["rows"]["ours"]["below_start"] == pytest.approx(1 / 3)
+
+
+def test_what_lies_beyond_the_budget_is_no_part_of_curves():
+    assert [row["tokens"] for row in summary()["curves"]["ours-global"][0]] == [50, 400]
+
+
+def test_intervals_are_over_seeds_and_examples():
+    """Equal examples: the interval over examples alone has no width, that over seeds is about the t interval."""
+    scores = [[0.3] * 50, [0.5] * 50, [0.4] * 50]
+    mean, (low, high) = interval(scores)
+    assert mean == pytest.approx(0.4) and low < 0.3 and high > 0.5
+    assert high - low == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=0.25)
+    assert interval([[0.0, 1.0]]) == mean_interval([0.0, 1.0])
+
+
+def test_the_smallest_difference_that_the_seeds_show_grows_with_their_spread():
+    def smallest(spread):
+        cells = {
+            "ours": {seed: cell([0.5] * 4) for seed in range(3)},
+            "random": {seed: cell([0.4 + spread * seed] * 4) for seed in range(3)},
+        }
+        return summarize(cells, {}, 500)["rows"]["random"]["difference"]["smallest"]
+
+    # (t_0.975 + t_0.8) s / sqrt(3) with two degrees of freedom
+    assert smallest(0.1) == pytest.approx((4.3027 + 1.0607) * 0.1 / 3**0.5, rel=1e-3)
+    assert smallest(0.2) == pytest.approx(2 * smallest(0.1))
 
 
 def test_runs_to_reach_what_the_global_metric_reaches():
     [row] = summary()["runs_to_reach"]["ours"]
     assert row == {"seed": 0, "val_score": 0.6, "local": 10, "global": 60, "ratio": pytest.approx(1 / 6)}
     assert reached([point(1, 3, 0.2)], 0.3) is None
-    [row] = runs_to_reach({0: cell([0.0])}, {0: cell([1.0])})
+    flat, rising = [point(1, 3, 0.2), point(9, 9, 0.2)], [point(1, 3, 0.2), point(9, 9, 0.4)]
+    [row] = runs_to_reach({0: flat}, {0: rising})
     assert row["local"] is None and row["ratio"] is None
-    assert runs_to_reach({0: cell([1.0])}, {0: cell([1.0], [point(1, 3, 0.2), point(9, 9, 0.2)])}) == []
-
-
-def test_over_seeds_keeps_examples_apart():
-    assert over_seeds([[1.0, 0.0], [0.0, 0.0]]) == [0.5, 0.0]
+    assert runs_to_reach({0: rising}, {0: flat}) == []
 
 
 def test_the_curve_of_several_seeds_is_the_mean_of_their_best_so_far():
     curves = [[point(10, 1, 0.2), point(30, 3, 0.6)], [point(20, 2, 0.4), point(40, 4, 0.3)]]
-    places, scores = mean_curve(curves, "tokens")
-    assert places == [20, 30, 40] and scores == pytest.approx([0.3, 0.5, 0.5])
-    assert mean_curve([[]], "tokens") == ([], [])
+    corners, scores = mean_curve(curves, 50)
+    assert corners == [20, 30, 40, 50] and scores == pytest.approx([0.3, 0.5, 0.5, 0.5])
+    assert mean_curve([[]], 50) == ([], [])
 
 
 def test_the_table_has_the_best_first_and_says_what_failed():
-    found = summary()
-    assert [row[0] for row in table_rows(found)] == ["before optimisation", "ours", "ours-global", "textgrad"]
-    text = markdown(found)
+    result = summary()
+    rows = table_rows(result)
+    assert [row[0] for row in rows] == ["before optimisation", "ours", "ours-global", "textgrad"]
+    assert {len(row) for row in rows} == {len(COLUMNS)}
+    text = markdown(result)
     assert (
-        "500 LM tokens each; best mean: ours." in text
+        "2 seeds (intervals over seeds and examples)" in text
+        and "500 LM tokens each; best mean: ours." in text
         and "seed 1: odd" in text
         and "seed 0 failed: gone" in text
         and "bad [/end] \\| here" in text
     )
     assert "| ours | 0 | 0.600 | 10 | 60 | 0.17 |" in text
     console = Console(record=True, width=200)
-    for table in tables(found):
+    for table in tables(result):
         console.print(table)
     assert "ours-global" in console.export_text()
 
@@ -258,8 +313,8 @@ def test_the_table_says_who_is_best_even_where_that_is_not_ours():
 
 
 def test_a_comparison_without_any_result_is_a_table_of_errors():
-    found = summarize({"textgrad": {0: {"error": "gone"}}}, {"benchmark": "b", "variant": "v"}, 500)
-    assert "no result" in markdown(found) and "gone" in markdown(found)
+    text = markdown(summarize({"textgrad": {0: {"error": "gone"}}}, {"benchmark": "b", "variant": "v"}, 500))
+    assert "no result" in text and "gone" in text
 
 
 def test_what_is_saved_is_json(tmp_path):
@@ -269,8 +324,29 @@ def test_what_is_saved_is_json(tmp_path):
 
 def test_curves_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    draw(summary(), tmp_path / "compare.png")
+    save(draw(summary()), tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_figure_shows_validation_score_against_tokens_up_to_the_budget():
+    pytest.importorskip("matplotlib")
+    [axes] = draw(summary()).axes
+    *curves, budget = axes.get_lines()
+    assert axes.get_title() == "Validation score against tokens: b:v"
+    assert [curve.get_label() for curve in curves] == ["ours", "ours-global"]
+    assert [max(curve.get_xdata()) for curve in curves] == [500, 500]  # of ours-global a point at 501 is left out
+    assert [max(curve.get_ydata()) for curve in curves] == pytest.approx([0.55, 0.6])
+    assert set(budget.get_xdata()) == {500} and budget.get_label() == "budget"
+
+
+def test_the_figure_has_at_most_ten_curves_each_with_a_colour():
+    pytest.importorskip("matplotlib")
+    cells = {f"arm{i:02}": {0: cell([i / 20] * 2)} for i in range(14)} | {"ours": {0: cell([0.0, 0.0])}}
+    [axes] = draw(summarize(cells, {"benchmark": "b", "variant": "v"}, 500)).axes
+    *curves, _ = axes.get_lines()
+    names = [curve.get_label() for curve in curves]
+    assert names == ["ours", *(f"arm{i:02}" for i in range(13, 4, -1))] and len(names) == MOST_CURVES
+    assert len({curve.get_color() for curve in curves}) == MOST_CURVES
 
 
 def test_without_matplotlib_it_says_how_to_get_it(monkeypatch):

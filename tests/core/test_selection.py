@@ -10,8 +10,9 @@ import pytest
 from fakes import ScriptedCompleter
 from systems import example, system, tool
 
+from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.selection import choose
-from optimas_jax.core.system import Job, Meter, run_many
+from optimas_jax.core.system import Meter
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, PerInstance, Prompt
 from optimas_jax.llm.component import LanguageModel, llm_component, model_selector
@@ -20,14 +21,14 @@ MODEL = LanguageModel("m", style="text", max_tokens=8)
 
 
 class TableScorer:
-    """Scores outputs by a function, and keeps what it was asked."""
+    """Scores outputs by a function, and records its calls."""
 
     def __init__(self, score):
-        self.score, self.asked = score, []
+        self.score, self.calls = score, []
 
     async def scores(self, component, inputs, outputs, reward):
-        self.asked.append((component, dict(inputs), [dict(made) for made in outputs], reward))
-        return [self.score(inputs, made) for made in outputs]
+        self.calls.append((component, dict(inputs), [dict(output) for output in outputs], reward))
+        return [self.score(inputs, output) for output in outputs]
 
 
 def run(some_system, value, name="a", **inputs):
@@ -59,17 +60,17 @@ def points(*xs):
 
 
 def test_every_value_makes_an_output_and_the_local_reward_keeps_one():
-    scorer, meter = TableScorer(lambda inputs, made: -abs(made["a_out"] - 5)), Meter()
+    scorer, meter = TableScorer(lambda inputs, output: -abs(output["a_out"] - 5)), Meter()
     trace = run(adder(scorer, meter=meter), PerInstance(points(1, 2, 3), "r"), q=2)
     assert trace.outputs["a_out"] == 4
-    assert scorer.asked == [("a", {"q": 2}, [{"a_out": 2}, {"a_out": 4}, {"a_out": 6}], "r")]
+    assert scorer.calls == [("a", {"q": 2}, [{"a_out": 2}, {"a_out": 4}, {"a_out": 6}], "r")]
     assert meter == Meter(runs=1, executions=3)
 
 
 def test_outputs_that_are_all_equal_need_no_score():
-    scorer = TableScorer(lambda inputs, made: 0.0)
+    scorer = TableScorer(lambda inputs, output: 0.0)
     assert run(adder(scorer), PerInstance(points(1, 2, 3), "r"), q=0).outputs["a_out"] == 0
-    assert not scorer.asked
+    assert not scorer.calls
 
 
 def test_a_system_without_a_scorer_says_so():
@@ -84,7 +85,7 @@ def writer(**changes):
 
 def test_best_of_n_asks_for_its_own_answer_and_hotter_ones():
     model = ScriptedCompleter(lambda request: f"hot {request.seed}" if request.temperature else "cold")
-    scorer = TableScorer(lambda inputs, made: float(made["a_out"] != "cold"))
+    scorer = TableScorer(lambda inputs, output: float(output["a_out"] != "cold"))
     one = dataclasses.replace(system(writer(), output="a_out", metric=lambda o, g: 0.0), completer=model, scorer=scorer)
     trace = run(one, PerInstance((Prompt("Say."),), "r", samples=3, temperature=0.7))
     assert [request.temperature for request in model.requests] == [0.0, 0.7, 0.7]
@@ -101,7 +102,7 @@ def test_a_candidate_that_failed_is_kept_only_where_all_did():
     one = dataclasses.replace(
         system(component, output="a_out", metric=lambda o, g: 1.0),
         completer=model,
-        scorer=TableScorer(lambda inputs, made: -100.0),
+        scorer=TableScorer(lambda inputs, output: -100.0),
     )
     both = PerInstance(tuple(grid.values()), "r")
     assert run(one, both).outputs["a_out"] == "yes"
@@ -150,7 +151,7 @@ def test_a_selector_names_the_model_that_another_component_asks():
     select = model_selector(
         name="router", description="", inputs=("q",), output="chosen", models=Models(("small", "large"))
     )
-    scorer = TableScorer(lambda inputs, made: float((made["chosen"] == "large") == (inputs["q"] > 5)))
+    scorer = TableScorer(lambda inputs, output: float((output["chosen"] == "large") == (inputs["q"] > 5)))
     one = dataclasses.replace(
         system(select, writer(model_from="chosen"), output="a_out", metric=lambda o, g: 0.0),
         completer=model,

@@ -6,15 +6,8 @@ import sys
 import pytest
 from systems import example, system, tool
 
-from optimas_jax.core.system import (
-    Component,
-    ComponentBug,
-    ComponentFailure,
-    GraphError,
-    Job,
-    gather,
-    run_many,
-)
+from optimas_jax.core.execution import Job, gather, run_many
+from optimas_jax.core.system import Component, ComponentBug, ComponentFailure, GraphError
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters
 
@@ -59,7 +52,7 @@ def test_order_is_topological_and_otherwise_the_order_of_definition():
 
 
 def test_order_does_not_depend_on_the_hash_seed():
-    code = "import sys; sys.path[:0] = ['tests']; from test_system import diamond; print(diamond().order)"
+    code = "import sys; sys.path[:0] = ['tests', 'tests/core']; from test_system import diamond; print(diamond().order)"
     orders = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": str(seed), "PATH": ""}, capture_output=True, check=True
@@ -145,9 +138,9 @@ def test_each_component_draws_from_its_own_seed():
     ("parts", "message"),
     [
         ([tool("a", ("b_out",), min), tool("b", ("a_out",), min)], "cycle: a -> b -> a|cycle: b -> a -> b"),
-        ([tool("a", ("nothing",), min)], "'a' reads 'nothing', which nobody provides"),
+        ([tool("a", ("nothing",), min)], "'a' reads 'nothing', which no component or input provides"),
         ([tool("a", ("q",), min), tool("a", ("q",), min)], "component 'a' is defined twice"),
-        ([tool("b", ("q",), min)], "output field 'a_out' is made by nobody"),
+        ([tool("b", ("q",), min)], "output field 'a_out' is provided by no component or input"),
     ],
 )
 def test_graphs_that_do_not_hold_together(parts, message):

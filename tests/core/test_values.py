@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimas_jax.core.types import digest
 from optimas_jax.core.values import (
     Adapter,
     Choice,
@@ -15,6 +16,8 @@ from optimas_jax.core.values import (
     Prompt,
     PromptSpace,
     check_value,
+    plain_values,
+    shows,
     value_digest,
     value_from_json,
     value_to_json,
@@ -159,3 +162,22 @@ def test_a_choice_per_instance_is_allowed_where_all_that_it_chooses_from_is():
 def test_an_impossible_choice_per_instance_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         PerInstance(**{"values": (Choice("a"),), "reward": "r", **changes})
+
+
+def test_where_a_demonstration_comes_from_is_saved_and_says_nothing():
+    here, there = (Prompt("p", (Demo({"q": 1}, {"a": 2}, name), Demo({"q": 2}, {"a": 3}))) for name in ("e1", "e2"))
+    for one, other in ((here, there), (PerInstance((here,), "r"), PerInstance((there,), "r"))):
+        assert one == other and value_digest(one) == value_digest(other)
+        assert Configuration({"c": one}).digest == Configuration({"c": other}).digest
+        [plain] = plain_values(value_from_json(value_to_json(one)))
+        assert [demo.example_id for demo in plain.demos] == ["e1", ""]
+    assert "example_id" not in value_to_json(here)["demos"][1]
+    assert value_digest(Prompt("p")) == digest({"type": "prompt", "instruction": "p", "demos": []})
+
+
+def test_a_value_shows_an_example_whatever_its_component_read_there():
+    value = PerInstance((Prompt("p", (Demo({"q": 1}, {"a": 2}, "e1"), Demo({"q": [2]}, {"a": 3}))),), "r")
+    assert shows(value, "e1", {"q": "changed upstream"})
+    assert shows(value, "e2", {"q": [2]}) and shows(value, "", {"q": 1})
+    assert not shows(value, "e2", {"q": 3}) and not shows(value, "", {"q": 3})
+    assert not shows(Choice("m"), "e1", {"q": 1})

@@ -48,11 +48,11 @@ def test_blocks_in_use_stay():
 def test_keys_and_values_come_back_from_where_they_were_put():
     kept = cache()
     heads, size = tiny.CONFIG.num_kv_heads, tiny.CONFIG.head_dim
-    own = tuple(np.random.default_rng(i).normal(size=(40, heads, size)).astype(np.float32) for i in range(2))
+    fresh = tuple(np.random.default_rng(i).normal(size=(40, heads, size)).astype(np.float32) for i in range(2))
     blocks = kept.reserve(ids(7), 0, set())
     beyond = kept.tokens // BLOCK
-    kept.write(1, own, np.asarray([20, 0], np.int32), np.asarray([*blocks, beyond], np.int32))
-    for stored, part in zip(kept.layers[1], own, strict=True):
+    kept.write(1, fresh, np.asarray([20, 0], np.int32), np.asarray([*blocks, beyond], np.int32))
+    for stored, part in zip(kept.layers[1], fresh, strict=True):
         np.testing.assert_array_equal(stored[kept.match(ids(7, -1))[0]], part[20 : 20 + BLOCK])
         assert np.count_nonzero(stored) == BLOCK * heads * size  # padding went nowhere
 
@@ -80,7 +80,7 @@ def test_a_prefix_is_never_found_without_its_beginning(prompts):
     for prompt in prompts:
         one = ids(*prompt, -1)
         matched = kept.match(one)
-        kept.reserve(one, len(matched), {int(place) // BLOCK for place in matched})
+        kept.reserve(one, len(matched), {int(position) // BLOCK for position in matched})
         assert len(set(kept._blocks.values())) == len(kept._blocks)
         assert len(kept._blocks) + len(kept._free) == 8
         for adapter, prefix in kept._blocks:

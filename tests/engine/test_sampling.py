@@ -7,15 +7,17 @@ import pytest
 import tiny
 
 from optimas_jax.engine.batching import ContinuousBatch
-from optimas_jax.engine.decode_batch import ROWS
+from optimas_jax.engine.decode_batch import DecodeBatch
 from optimas_jax.engine.prefill import Prefiller
 from optimas_jax.engine.sampler import ContextOverflow, SampleRequest
 from optimas_jax.engine.sampling import Rows, decode, empty_cache, sample_tokens
+from optimas_jax.engine.stop_texts import StopTexts, answer_text, certain, crossing
 from optimas_jax.models.attention import BLOCK
 from optimas_jax.models.backbone import merge_model
+from optimas_jax.models.cpu import weight_first
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.forward import _run_layer, forward
-from optimas_jax.models.numerics import matmul, weight_first
+from optimas_jax.models.numerics import matmul
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +67,11 @@ def test_a_request_gets_the_same_bits_whatever_shares_its_batch(sampler):
 
 @pytest.mark.parametrize("shape", [(192, 576), (1536, 576), (576, 1536)])
 def test_products_of_few_rows_have_the_same_bits_in_every_size_of_a_batch(shape):
-    rng, product = np.random.default_rng(0), jax.jit(weight_first)
-    weight, x = (rng.normal(size=size).astype(np.float32) for size in (shape, (ROWS[-1], shape[1])))
+    rng, product, sizes = np.random.default_rng(0), jax.jit(weight_first), tiny.F32.decode_rows
+    weight, x = (rng.normal(size=size).astype(np.float32) for size in (shape, (sizes[-1], shape[1])))
     whole = product(x, weight)
     np.testing.assert_allclose(whole, matmul(x, weight), atol=1e-3)
-    for rows in ROWS:
+    for rows in sizes:
         np.testing.assert_array_equal(product(x[:rows], weight), whole[:rows])
 
 
@@ -223,10 +225,81 @@ def test_stop_texts_end_the_answer_and_are_cut_off(sampler):
         if not (stop := next((char for char in free.text[2:] if char.isascii() and char.isalnum()), "")):
             continue
         [cut] = sampler.generate([SampleRequest(**{**vars(request), "stop": (stop,)})])
-        place = free.text.find(stop)
-        assert cut.text == free.text[:place]
+        assert cut.text == free.text[: free.text.find(stop)]
         assert cut.finish == "stop"
         assert len(cut.ids) <= len(free.ids)
+
+
+def stopping_requests(sampler, limit=40):
+    """Answers without a stop text, and requests for the same with stop texts from their middle."""
+    free = sampler.generate([SampleRequest((i + 1, i + 2), limit, temperature=1.5, seed=i) for i in range(8)])
+    wanted = []
+    for index, sample in enumerate(free):
+        for start, size in ((2, 2), (4, 3), (6, 8)):
+            stop = sample.text[start : start + size]
+            if len(stop) == size and "\ufffd" not in stop:
+                wanted.append((sample, SampleRequest((index + 1, index + 2), limit, 1.5, seed=index, stop=(stop,))))
+    return wanted
+
+
+def test_a_stop_text_that_crosses_tokens_ends_the_answer_at_once(sampler):
+    wanted = stopping_requests(sampler)
+    answers = sampler.generate([request for _, request in wanted])
+    across = 0
+    for (free, request), answer in zip(wanted, answers, strict=True):
+        [stop] = request.stop
+        held = next(n for n in range(len(free.ids) + 1) if stop in answer_text(sampler.tokenizer, free.ids[:n]))
+        assert answer.ids == free.ids[:held]  # what is billed, and trained on
+        assert answer.logprobs == free.logprobs[:held]
+        assert answer.text == free.text[: free.text.find(stop)]
+        assert answer.finish == "stop"
+        across += not sampler._stop_ids(request.stop)[answer.ids[-1]]
+    assert across > 2
+
+
+def test_decoding_ends_soon_after_a_stop_text(sampler, monkeypatch):
+    [(_, request), *_] = [pair for pair in stopping_requests(sampler) if len(pair[0].ids) == 40]
+    counts, run = [], DecodeBatch._decode
+
+    def counted(self, *arguments):
+        run(self, *arguments)
+        counts.append(int(self._rows.count.max()))
+
+    monkeypatch.setattr(DecodeBatch, "_decode", counted)
+    [answer] = sampler.generate([dataclasses.replace(request, max_tokens=300)])
+    assert max(counts) < len(answer.ids) + 16
+    counts.clear()
+    sampler.generate([dataclasses.replace(request, stop=("\n",))])
+    assert len(counts) == 1  # one byte is inside of one token: nothing to look for on the host
+
+
+def test_special_tokens_do_not_hide_a_stop_text(sampler):
+    tokenizer = sampler.tokenizer
+    silent = next(token for token, text in enumerate(tokenizer.token_texts) if not text)
+    ids = [*tokenizer.encode("so a"), *[silent] * 9, *tokenizer.encode("bc and")]
+    stops = StopTexts(("ab",), tokenizer)
+    held = next(n for n in range(len(ids)) if "ab" in tokenizer.decode(ids[:n]))
+    for checked in range(held):
+        assert stops.stopped_at(ids, checked) == held
+    assert StopTexts(("abd",), tokenizer).stopped_at(ids, 0) is None
+    assert crossing(("\n", "\n\n", "é")) == ("\n\n", "é")
+
+
+@pytest.mark.parametrize(
+    ("text", "sure"),
+    [
+        ("one", "one"),
+        ("one E", "one "),
+        ("one EN", "one "),
+        ("one END", "one "),
+        ("one END two", "one "),
+        ("one E two", "one E two"),
+        ("one \n", "one "),
+        ("caf\ufffd", "caf"),
+    ],
+)
+def test_what_may_begin_a_stop_text_is_not_certain(text, sure):
+    assert certain(text, ("END", "\n\n")) == sure
 
 
 def test_white_space_before_the_answer_does_not_end_it(sampler):
@@ -307,10 +380,12 @@ def test_top_p_keeps_the_smallest_sufficient_set(top_p, kept):
     assert set(np.asarray(tokens).tolist()) == set([1, 3, 2, 0][:kept])
 
 
+@pytest.mark.parametrize("cpu_forms", [False, True])
 @pytest.mark.parametrize("vocab", [1, 5, 128, 300, 1024])
-def test_temperature_zero_takes_the_first_of_the_largest(vocab):
+def test_temperature_zero_takes_the_first_of_the_largest(vocab, cpu_forms):
     logits = np.random.default_rng(vocab).integers(-3, 4, (5, vocab)).astype(np.float32)
-    tokens = sample_tokens(logits, np.zeros(5, np.float32), np.ones(5, np.float32), np.zeros(5, np.float32))
+    zeros, ones = np.zeros(5, np.float32), np.ones(5, np.float32)
+    tokens = sample_tokens(logits, zeros, ones, zeros, cpu_forms)
     np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
 
 

@@ -12,7 +12,6 @@ from optimas_jax.engine import pool as loaded
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.config import BatchShape
 from optimas_jax.learn.memory import kept_bytes, step_bytes, tokens_that_fit
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.models.backbone import Network, init_lora, init_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.forward import _forward_layer
@@ -21,6 +20,7 @@ from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.parallel.platform import Compute, default_compute
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.policy.trainer import PolicyTrainer
+from optimas_jax.report.console import ConsoleProgress
 
 SMALL = BackboneConfig("llama", 512, 96, 256, 6, 6, 2, 16, 4096, tied_embeddings=True)
 LORA = LoraConfig(rank=8, alpha=8.0)
@@ -42,7 +42,7 @@ def test_what_is_predicted_is_what_layers_keep(remat, attention):
         None,
     )
     _, pullback = _forward_layer(network, LORA, args)
-    kept = sum(part.nbytes for part in pullback.kept if len(part) >= tokens or part.ndim > 2)
+    kept = sum(part.nbytes for part in pullback.residuals if len(part) >= tokens or part.ndim > 2)
     assert kept == pytest.approx(tokens * kept_bytes(network, LORA), rel=0.02)
 
 

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 
 from optimas_jax.learn.losses import (
     adapted_coefficient,
+    answer_lengths,
+    centred_scores,
     clipped_policy_loss,
     clipped_value_loss,
     gae,
     group_advantages,
     kl_to_reference,
+    leave_one_out_advantages,
     masked_mean,
     shaped_rewards,
     whiten,
@@ -38,7 +41,7 @@ def test_advantages_of_answers_end_to_end_equal_those_of_each(sizes, seed):
     rewards, values = rng.standard_normal((2, total)).astype(np.float32)
     last = np.zeros(total, bool)
     last[np.cumsum(sizes) - 1] = True
-    made = gae(rewards, values, last, discount=0.9, decay=0.8)
+    computed = gae(rewards, values, last, discount=0.9, decay=0.8)
     start = 0
     for size in sizes:
         later, expected = 0.0, []
@@ -46,7 +49,7 @@ def test_advantages_of_answers_end_to_end_equal_those_of_each(sizes, seed):
             following = values[t + 1] if t + 1 < start + size else 0.0
             later = rewards[t] + 0.9 * following - values[t] + 0.72 * later
             expected.append(later)
-        np.testing.assert_allclose(made[start : start + size], expected[::-1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(computed[start : start + size], expected[::-1], rtol=1e-4, atol=1e-5)
         start += size
 
 
@@ -69,6 +72,21 @@ def test_group_advantages_by_hand():
     np.testing.assert_allclose(advantages, [-1, 0, 1, 0], atol=1e-3)
 
 
+def test_scores_are_centred_by_hand():
+    # Prompt 0 has scores 1 and 3, prompt 1 has 5, prompt 2 none.
+    np.testing.assert_allclose(centred_scores(array(1, 5, 3), jnp.asarray([0, 1, 0]), 3), [-1, 0, 1])
+
+
+def test_leave_one_out_advantages_by_hand():
+    # Prompt 0 has scores 1, 3 and 8: 1 - 5.5, 3 - 4.5, 8 - 2. Prompt 1 has one answer and so no baseline.
+    advantages = leave_one_out_advantages(array(1, 5, 3, 8), jnp.asarray([0, 1, 0, 0]), 4)
+    np.testing.assert_allclose(advantages, [-4.5, 0, -1.5, 6], rtol=1e-6)
+
+
+def test_lengths_of_answers_by_hand():
+    np.testing.assert_allclose(answer_lengths(jnp.asarray([0, 0, 1, 2, 2]), 2), [2, 2, 1, 1, 1])
+
+
 def test_whitening_by_hand_and_without_its_padding():
     mask = jnp.asarray([True, True, False])
     np.testing.assert_allclose(whiten(array(1, 3, 100), mask), [-1, 1, 0], atol=1e-4)
@@ -81,8 +99,8 @@ def test_whitening_by_hand_and_without_its_padding():
     [(1.0, 2.0, -2.0), (1.5, 2.0, -2.4), (0.5, 2.0, -1.0), (1.5, -2.0, 3.0), (0.5, -2.0, 1.6)],
 )
 def test_policy_loss_is_clipped_by_hand(ratio, advantage, loss):
-    made = clipped_policy_loss(jnp.log(array(ratio)), array(0), array(advantage), clip=0.2)
-    np.testing.assert_allclose(made, [loss], rtol=1e-5)
+    computed = clipped_policy_loss(jnp.log(array(ratio)), array(0), array(advantage), clip=0.2)
+    np.testing.assert_allclose(computed, [loss], rtol=1e-5)
 
 
 def test_clipped_ratios_get_no_gradient():
@@ -109,5 +127,5 @@ def test_kl_estimate_is_unbiased_and_never_negative():
 
 @pytest.mark.parametrize(("kl", "factor"), [(0.1, 1.0), (0.11, 1.01), (1.0, 1.02), (0.0, 0.98)])
 def test_kl_coefficient_follows_its_target(kl, factor):
-    made = adapted_coefficient(2.0, kl, target=0.1, answers=10, horizon=100)
-    np.testing.assert_allclose(made, 2.0 * factor)
+    computed = adapted_coefficient(2.0, kl, target=0.1, answers=10, horizon=100)
+    np.testing.assert_allclose(computed, 2.0 * factor)

@@ -24,8 +24,8 @@ def batches(groups, rng=None, tokens=TOKENS):
         yield make_batch([groups[i] for i in members], candidates=4, pad_id=0, tiled=True, tokens=tokens)
 
 
-def train_step(made, state, params, batch, rate):
-    return made.train_step(state, params, [(batch, made.features(params, batch.flat))], rate)
+def train_step(reward_functions, state, params, batch, rate):
+    return reward_functions.train_step(state, params, [(batch, reward_functions.features(params, batch.flat))], rate)
 
 
 def toy_groups(count=24, component=0):
@@ -47,11 +47,11 @@ def fresh_state(lora=tiny.LORA):
 
 def test_the_loss_falls_and_pairs_are_ordered():
     _, params = tiny.model(scale=1.0)
-    made, state = functions(), fresh_state()
+    reward_functions, state = functions(), fresh_state()
     [batch] = batches(toy_groups())
     losses = []
     for _ in range(40):
-        state, metrics = train_step(made, state, params, batch, 3e-3)
+        state, metrics = train_step(reward_functions, state, params, batch, 3e-3)
         losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
     assert losses[0] == pytest.approx(np.log(2), abs=0.05)
     assert losses[-1] < 0.3
@@ -85,7 +85,7 @@ def test_frozen_weights_stay_and_layers_below_get_no_gradient():
 def test_compilations_follow_the_buckets_used():
     """As many programs for one bucket as for another, whatever the number of layers, and none for one that is known."""
     _, params = tiny.model()
-    made, state, compiled = functions(), fresh_state(), []
+    reward_functions, state, compiled = functions(), fresh_state(), []
     jax.clear_caches()  # of what other tests compiled
     jax.monitoring.register_event_duration_secs_listener(count := lambda event, _, **__: compiled.append(event))
     programs: dict[int, list[int]] = {}
@@ -93,7 +93,7 @@ def test_compilations_follow_the_buckets_used():
         for number, rate in ((33, 1e-3), (45, 1e-4), (25, 1e-2), (26, 1e-2), (45, 1e-3)):
             for batch in batches(toy_groups(number), tokens=0):
                 compiled.clear()
-                state, _ = train_step(made, state, params, batch, rate)
+                state, _ = train_step(reward_functions, state, params, batch, rate)
                 made_now = sum(event.endswith("backend_compile_duration") for event in compiled)
                 programs.setdefault(len(batch.flat.input_ids), []).append(made_now)
     finally:
@@ -116,24 +116,24 @@ def test_a_batch_of_ties_changes_nothing():
 
 def test_training_repeats_exactly():
     _, params = tiny.model()
-    made = functions()
+    reward_functions = functions()
     results = []
     for _ in range(2):
         state = fresh_state()
         for batch in batches(toy_groups(), rng=np.random.default_rng(3)):
-            state, _ = train_step(made, state, params, batch, 1e-3)
+            state, _ = train_step(reward_functions, state, params, batch, 1e-3)
         results.append(jax.tree.map(np.array, state.trainable))
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 def test_a_step_in_parts_is_the_step_of_the_whole():
     _, params = tiny.model()
-    made, groups = functions(), [*toy_groups(6), *toy_groups(3, component=1)]
+    reward_functions, groups = functions(), [*toy_groups(6), *toy_groups(3, component=1)]
     results = []
     for parts, lanes in ((1, None), (2, Lanes(2)), (2, Lanes(2)), (3, None)):
         laid_out = [make_batch(part, candidates=4, pad_id=0, tiled=True) for part in split(groups, parts)]
-        features = [(batch, made.features(params, batch.flat)) for batch in laid_out]
-        state, metrics = made.train_step(fresh_state(), params, features, 1e-3, lanes)
+        features = [(batch, reward_functions.features(params, batch.flat)) for batch in laid_out]
+        state, metrics = reward_functions.train_step(fresh_state(), params, features, 1e-3, lanes)
         results.append((jax.tree.map(np.array, state.trainable), {n: np.array(v) for n, v in metrics.items()}))
     (whole, metrics), first, second, third = results
     jax.tree.map(np.testing.assert_array_equal, first, second)

@@ -32,9 +32,9 @@ def trainable(seed=0, heads=3):
     }
 
 
-def assert_equal(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+def assert_equal(arrays, expected):
+    assert jax.tree.structure(arrays) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, arrays, expected)
 
 
 def full(*args, **kwargs):
@@ -107,9 +107,9 @@ def test_a_checkpoint_moves_to_another_mesh(store, saved_on, loaded_on):
     expected = trainable(1)
     store.save("a", replicate(expected, make_mesh(MeshConfig(*saved_on))), {})
     mesh = make_mesh(MeshConfig(*loaded_on))
-    found = store.load("a", trainable(), NamedSharding(mesh, P()))
-    assert_equal(jax.device_get(found), jax.device_get(expected))
-    assert all(leaf.sharding.device_set == set(mesh.devices.flat) for leaf in jax.tree.leaves(found))
+    arrays = store.load("a", trainable(), NamedSharding(mesh, P()))
+    assert_equal(jax.device_get(arrays), jax.device_get(expected))
+    assert all(leaf.sharding.device_set == set(mesh.devices.flat) for leaf in jax.tree.leaves(arrays))
 
 
 def test_arrays_cut_over_devices_are_saved_and_loaded_whole(store):
@@ -123,9 +123,9 @@ def test_arrays_cut_over_devices_are_saved_and_loaded_whole(store):
     np.testing.assert_array_equal(again, values["w"])
 
 
-@pytest.mark.parametrize(("place", "operation"), [(ocp, "save"), (Path, "write_text"), (Path, "mkdir")])
-def test_a_full_disk_says_so_and_leaves_no_checkpoint(store, monkeypatch, place, operation):
-    monkeypatch.setattr(place, operation, full)
+@pytest.mark.parametrize(("target", "operation"), [(ocp, "save"), (Path, "write_text"), (Path, "mkdir")])
+def test_a_full_disk_says_so_and_leaves_no_checkpoint(store, monkeypatch, target, operation):
+    monkeypatch.setattr(target, operation, full)
     with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*No space left.*same command again"):
         store.save("a", trainable(), {"n": 1})
     monkeypatch.undo()

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import gc
+import logging
 
 import pytest
 from api_servers import ApiServers
@@ -53,7 +55,7 @@ def api(request, served):
     assert not servers.problems
 
 
-def asked(name, **changes):
+def request_to(name, **changes):
     model = {"openai": "openai:gpt-4o-mini", "anthropic": "anthropic:claude-3-haiku-20240307"}[name]
     return CompletionRequest(**{"model": model, "messages": CHAT, "max_tokens": 8, "temperature": 0.5, **changes})
 
@@ -67,13 +69,13 @@ def complete(completer, *requests):
 
 def test_an_answer_comes_with_its_tokens_and_its_price(api):
     name, servers, make = api
-    [made] = complete(make(), asked(name, seed=0, stop=("\n",)))
-    assert (made.text, made.outcome) == ("And where is the", Outcome.OK)
-    assert (made.prompt_tokens, made.completion_tokens) == (7, 4)
+    [completion] = complete(make(), request_to(name, seed=0, stop=("\n",)))
+    assert (completion.text, completion.outcome) == ("And where is the", Outcome.OK)
+    assert (completion.prompt_tokens, completion.completion_tokens) == (7, 4)
     dollars = {"openai": (7 * 0.15 + 4 * 0.6) / 1e6, "anthropic": (7 * 0.25 + 4 * 1.25) / 1e6}
-    assert made.usd == pytest.approx(dollars[name]) and made.seconds > 0
+    assert completion.usd == pytest.approx(dollars[name]) and completion.seconds > 0
     [body] = servers.bodies
-    assert body["model"] == asked(name).model.partition(":")[2] and body["temperature"] == 0.5
+    assert body["model"] == request_to(name).model.partition(":")[2] and body["temperature"] == 0.5
     if name == "anthropic":
         assert body["system"] == "Be short." and body["max_tokens"] == 8
         assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
@@ -85,8 +87,8 @@ def test_an_answer_comes_with_its_tokens_and_its_price(api):
 def test_a_fault_that_passes_is_asked_again(api, fault):
     name, servers, make = api
     servers.faults.extend([fault, fault])
-    [made] = complete(make(), asked(name))
-    assert made.outcome is Outcome.OK and len(servers.bodies) == 3
+    [completion] = complete(make(), request_to(name))
+    assert completion.outcome is Outcome.OK and len(servers.bodies) == 3
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_a_fault_that_stays_stops_the_run_with_the_way_out(api, fault, message):
     name, servers, make = api
     servers.faults.extend([fault] * 3)
     with pytest.raises(StopRun, match=message) as raised:
-        complete(make(), asked(name))
+        complete(make(), request_to(name))
     assert len(servers.bodies) == 3 and KEYS[name] not in str(raised.value)
 
 
@@ -114,7 +116,7 @@ def test_what_will_not_pass_is_asked_once(api, fault, message):
     name, servers, make = api
     servers.faults.append(fault)
     with pytest.raises(ServerError, match=message):
-        complete(make(), asked(name))
+        complete(make(), request_to(name))
     assert len(servers.bodies) == 1
 
 
@@ -125,15 +127,15 @@ def test_what_will_not_pass_is_asked_once(api, fault, message):
 def test_how_an_answer_ended_is_its_outcome(api, fault, outcome):
     name, servers, make = api
     servers.faults.append(fault)
-    [made] = complete(make(), asked(name))
-    assert made.outcome is outcome and bool(made.text) == (fault != "empty")
+    [completion] = complete(make(), request_to(name))
+    assert completion.outcome is outcome and bool(completion.text) == (fault != "empty")
 
 
 def test_a_slow_answer_is_asked_again(api):
     name, servers, make = api
     servers.faults.append("slow")
-    [made] = complete(make(timeout=0.5), asked(name))
-    assert made.outcome is Outcome.OK and len(servers.bodies) == 2
+    [completion] = complete(make(timeout=0.5), request_to(name))
+    assert completion.outcome is Outcome.OK and len(servers.bodies) == 2
 
 
 def test_a_setting_that_the_model_does_not_take_is_left_out_and_said_once(api):
@@ -141,24 +143,24 @@ def test_a_setting_that_the_model_does_not_take_is_left_out_and_said_once(api):
     servers.faults.append("no temperature")
     said = []
     completer = make(say=said.append)
-    complete(completer, asked(name))
-    complete(completer, asked(name, max_tokens=9))
+    complete(completer, request_to(name))
+    complete(completer, request_to(name, max_tokens=9))
     assert ["temperature" in body for body in servers.bodies] == [True, False, False]
     assert len(said) == 1 and "temperature" in said[0]
 
 
 def test_a_stop_text_that_the_server_did_not_mind_is_cut_here(api):
     name, _, make = api
-    [made] = complete(make(), asked(name, stop=(" the",)))
-    assert made.text == "And where is"
+    [completion] = complete(make(), request_to(name, stop=(" the",)))
+    assert completion.text == "And where is"
 
 
 def test_what_anthropic_cannot_be_asked_is_refused_at_once(served):
     completer = AnthropicCompleter(ServerConfig(served[1]))
     with pytest.raises(ServerError, match=r"style = chat"):
-        complete(completer, asked("anthropic", messages=(Message("text", "Once upon"),)))
+        complete(completer, request_to("anthropic", messages=(Message("text", "Once upon"),)))
     with pytest.raises(ServerError, match=r"weights of a local model"):
-        complete(completer, asked("anthropic", tokens=True))
+        complete(completer, request_to("anthropic", tokens=True))
 
 
 def test_a_request_in_flight_when_a_run_ends_is_kept(api, tmp_path):
@@ -169,7 +171,7 @@ def test_a_request_in_flight_when_a_run_ends_is_kept(api, tmp_path):
     completer = TapedCompleter(tape, Ledger(), make())
 
     async def interrupted():
-        task = asyncio.create_task(completer.complete(asked(name)))
+        task = asyncio.create_task(completer.complete(request_to(name)))
         while not servers.bodies:
             await asyncio.sleep(0.01)
         task.cancel()
@@ -177,20 +179,36 @@ def test_a_request_in_flight_when_a_run_ends_is_kept(api, tmp_path):
             await task
 
     asyncio.run(interrupted())
-    assert tape.get(asked(name).key) is not None and len(servers.bodies) == 1
+    assert tape.get(request_to(name)) is not None and len(servers.bodies) == 1
     tape.close()
+
+
+def test_nothing_is_said_of_other_requests_in_flight_when_a_server_refuses(api, caplog):
+    name, servers, make = api
+    servers.faults.extend(["503", "503", "401"])
+
+    async def all_in_a_group():
+        async with asyncio.TaskGroup() as group:
+            for seed in range(6):
+                group.create_task(completer.complete(request_to(name, seed=seed)))
+
+    completer = make(connections=3, retries=Retries(first_wait=1.0))  # two wait to be sent again, three to be sent
+    with pytest.raises(ExceptionGroup):
+        asyncio.run(all_in_a_group())
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio" and record.levelno > logging.DEBUG]
 
 
 def test_a_budget_is_never_overrun_and_a_higher_one_goes_on(api, tmp_path):
     name, servers, make = api
-    requests = [asked(name, max_tokens=4, seed=seed) for seed in range(12)]
+    requests = [request_to(name, max_tokens=4, seed=seed) for seed in range(12)]
 
     def run(budget):
         tape = Tape(tmp_path / "tape.sqlite")
         try:
-            complete(TapedCompleter(tape, Ledger(budget, tape.cost()), make()), *requests)
+            complete(TapedCompleter(tape, Ledger(budget, tape.usage()), make()), *requests)
         finally:
-            cost = tape.cost()
+            cost = tape.usage()
             tape.close()
         return cost
 
@@ -209,19 +227,19 @@ def test_budgets_of_tokens_and_dollars_hold(api, tmp_path, field):
     name, _, make = api
     tape = Tape(tmp_path / "tape.sqlite")
     ledger = Ledger()
-    one = ledger.most(asked(name))
+    one = ledger.most(request_to(name))
     budget = Budget(**{field: type(getattr(one, field))(getattr(one, field) * 2)})
     completer = TapedCompleter(tape, Ledger(budget), make())
     with pytest.raises(OverBudget, match=rf"config.budget.{field}"):
-        complete(completer, *[asked(name, seed=seed) for seed in range(50)])
-    spent = getattr(tape.cost(), field)
+        complete(completer, *[request_to(name, seed=seed) for seed in range(50)])
+    spent = getattr(tape.usage(), field)
     assert 0 < spent <= getattr(budget, field)
     tape.close()
 
 
 def test_used_tokens_are_the_same_in_every_repetition(api, tmp_path):
     name, servers, make = api
-    requests = [asked(name, seed=seed % 3) for seed in range(6)]
+    requests = [request_to(name, seed=seed % 3) for seed in range(6)]
     used = []
     for _ in range(2):
         tape, ledger = Tape(tmp_path / "tape.sqlite"), Ledger()
@@ -235,4 +253,4 @@ def test_used_tokens_are_the_same_in_every_repetition(api, tmp_path):
 def test_a_dollar_budget_needs_a_price(tmp_path):
     ledger = Ledger(Budget(usd=1.0))
     with pytest.raises(OverBudget, match=r"set config.prices to openai:unheard-of="):
-        ledger.most(dataclasses.replace(asked("openai"), model="openai:unheard-of"))
+        ledger.most(dataclasses.replace(request_to("openai"), model="openai:unheard-of"))

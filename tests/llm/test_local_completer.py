@@ -1,15 +1,19 @@
 import asyncio
+import queue
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
+import tiny
 from fakes import request
 
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.engine.sampler import ContextOverflow, Sample
-from optimas_jax.llm.base import Message
+from optimas_jax.llm.base import Message, count_prompt
 from optimas_jax.llm.local import EngineError, LocalCompleter
+from optimas_jax.llm.providers import RoutedCompleter
+from optimas_jax.llm.sandbox import SandboxCompleter
 
 
 class FakeSampler:
@@ -21,7 +25,7 @@ class FakeSampler:
         self.started, self.open = threading.Event(), threading.Event()
         if not held:
             self.open.set()
-        self.failure = self.closed = self.unreadable = None
+        self.failure = self.closed = self.unreadable = self.broken = None
         self.tokenizer = SimpleNamespace(
             encode=lambda text: list(text.encode()),
             encode_chat=lambda turns: list("|".join(f"{t['role']}:{t['content']}" for t in turns).encode()),
@@ -43,7 +47,12 @@ class FakeSampler:
             raise self.unreadable
         return Sample(tokens, logprobs, bytes(tokens).decode(), "stop" if one.max_tokens > 4 else "length")
 
+    def text_so_far(self, one, tokens):
+        return bytes(tokens).decode()
+
     def batch(self):
+        if self.broken:
+            raise self.broken
         return FakeBatch(self)
 
 
@@ -66,7 +75,10 @@ class FakeBatch:
             self.sampler.batches.append([bytes(one.prompt_ids).decode() for _, one in admitted])
         return [key for key, _ in admitted]
 
-    def step(self):
+    def partial(self):
+        return [(key, one.prompt_ids) for key, one in self.flying]
+
+    def step(self, most=None):
         self.sampler.started.set()
         assert self.sampler.open.wait(timeout=10)
         if self.sampler.failure:
@@ -111,8 +123,8 @@ def ask_behind(sampler, *requests, cancel=()):
         for number, one in enumerate(requests, start=2):  # one after another: what is waiting has an order
             tasks.append(asyncio.create_task(completer.complete(one)))
             await until(lambda number=number: sampler.checked == number)
-        for place in cancel:
-            tasks[place].cancel()
+        for index in cancel:
+            tasks[index].cancel()
         for _ in range(5):  # a cancelled task tells the engine in one of the next rounds of the loop
             await asyncio.sleep(0)
         sampler.open.set()
@@ -269,8 +281,126 @@ def test_closing_waits_for_the_batch_in_work_and_answers_nothing_more():
         sampler.open.set()
         await closing
         assert (await first).text == "first"
-        late.cancel()
+        with pytest.raises(EngineError, match="it was closed"):
+            await late
 
     asyncio.run(run())
     assert sampler.batches[0] == ["first"]
     completer.close()  # again, with nothing to end
+
+
+@pytest.mark.parametrize("step", ["batch", "rest", "active", "clear"])
+def test_an_error_anywhere_in_the_engine_thread_reaches_all_that_wait(step, monkeypatch):
+    """Not in decoding alone: while a batch is made, while the thread rests, and while it looks after a failure."""
+    sampler, fault, broken = FakeSampler(held=True), MemoryError("no room"), threading.Event()
+
+    def fail(*arguments):
+        if broken.is_set():
+            raise fault
+
+    completer = LocalCompleter("m", lambda: sampler)
+    if step == "batch":
+        sampler.broken = fault
+    elif step == "rest":
+        broken.set()
+        sampler.rest = fail
+    elif step == "active":
+        monkeypatch.setattr(FakeBatch, "active", property(lambda self: fail() or [key for key, _ in self.flying]))
+    else:
+        sampler.failure = RuntimeError("first")
+        monkeypatch.setattr(FakeBatch, "clear", fail)
+
+    async def run():
+        tasks = [asyncio.create_task(completer.complete(plain(text))) for text in "abc"]
+        if step in ("active", "clear"):
+            await until(lambda: sampler.started.is_set() and sampler.checked == 3)
+            broken.set()
+        sampler.open.set()
+        async with asyncio.timeout(10):
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = asyncio.run(run())
+    failed = [answer for answer in answers if isinstance(answer, EngineError)]
+    assert failed and all(answer.__cause__ in (fault, sampler.failure) for answer in failed)
+    assert step == "active" or len(failed) == 3
+    # A thread that died is noticed: the next request gets a new one.
+    monkeypatch.undo()
+    sampler.broken = sampler.failure = None
+    sampler.rest = lambda: None
+    assert ask_all(completer, plain("d"))[0].text == "d"
+
+
+@pytest.mark.parametrize("reading", range(4))
+def test_a_wait_ends_whenever_the_clock_jumps(reading, monkeypatch):
+    """A thread may lose its core for longer than it means to wait, between any two readings of the clock."""
+    readings = []
+
+    def clock():
+        readings.append(None)
+        return time.monotonic() + (1.0 if len(readings) > reading else 0.0)
+
+    completer, ended = LocalCompleter("m", FakeSampler), threading.Event()
+    monkeypatch.setattr(queue, "time", clock)
+
+    def gather():
+        completer._gather([], idle=False)
+        ended.set()
+
+    threading.Thread(target=gather, daemon=True).start()
+    assert ended.wait(timeout=10)
+    assert readings  # the clock that was replaced is the one that the wait reads
+
+
+def test_an_error_of_a_listener_ends_its_request_and_no_other():
+    sampler = FakeSampler(held=True)
+    completer = LocalCompleter("m", lambda: sampler)
+
+    def gone(text):
+        raise RuntimeError("Event loop is closed")
+
+    async def run():
+        first = asyncio.create_task(completer.complete(plain("first")))
+        await until(sampler.started.is_set)
+        tasks = [
+            asyncio.create_task(completer.complete(plain(text), listener))
+            for text, listener in (("b", None), ("long", gone))
+        ]
+        await until(lambda: sampler.checked == 3)
+        sampler.open.set()
+        async with asyncio.timeout(10):
+            return await asyncio.gather(first, *tasks, return_exceptions=True)
+
+    first, quick, slow = asyncio.run(run())
+    assert (first.text, quick.text) == ("first", "b")
+    assert isinstance(slow, EngineError) and "Event loop is closed" in str(slow)
+
+
+def test_a_stream_is_the_answer_and_holds_back_what_may_begin_a_stop_text():
+    completer = LocalCompleter("m", tiny.sampler)
+    settings = {"max_tokens": 40, "temperature": 1.5}
+    streamed = 0
+    for seed in range(6):
+        [free] = ask_all(completer, plain("The", seed=seed, **settings))
+        stop = free.text[len(free.text) // 2 :][:3]
+        if len(stop) < 3 or "\ufffd" in stop:
+            continue
+        parts: list[str] = []
+        request_of = plain("The", seed=seed, stop=(stop,), **settings)
+        answer = asyncio.run(completer.complete(request_of, parts.append))
+        assert answer.text == free.text[: free.text.find(stop)]
+        assert all(answer.text.startswith(part) for part in parts)
+        assert answer.completion_tokens < free.completion_tokens
+        streamed += bool(parts)
+    assert streamed > 2
+
+
+def test_the_length_of_a_prompt_is_known_once_the_model_is_loaded():
+    loads = []
+    completer = LocalCompleter("m", lambda: loads.append(1) or FakeSampler())
+    routed = RoutedCompleter({}, lambda spec: completer)
+    hello = request("hi")
+    assert completer.prompt_tokens(hello) is None is routed.prompt_tokens(hello) and not loads
+    completion = asyncio.run(routed.complete(hello))
+    assert completion.prompt_tokens == count_prompt(routed, hello) == completer.prompt_tokens(hello)
+    assert SandboxCompleter(routed).prompt_tokens(hello) == completion.prompt_tokens <= hello.most().prompt_tokens
+    completer.close()

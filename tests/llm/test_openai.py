@@ -16,7 +16,7 @@ from served import serving
 from weights_run import NAME, config, tune_on
 
 from optimas_jax.checkpoints.peft import write_adapter
-from optimas_jax.core.plain import ConfigError
+from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.base import CompletionRequest, Message
@@ -26,10 +26,10 @@ from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.openai import OpenAICompleter
 from optimas_jax.llm.remote import ServerConfig, ServerError
 from optimas_jax.loop.context import build_run
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.report.console import ConsoleProgress
 
 CHAT = (Message("system", "Be short."), Message("user", "Where is it?"))
 TEXT = (Message("text", "The first thing that"),)
@@ -77,13 +77,13 @@ def adapters(sampler, tmp_path_factory):
 
 @pytest.mark.parametrize("messages", [CHAT, TEXT], ids=["chat", "text"])
 def test_the_answer_is_that_of_the_engine_itself(url, sampler, messages):
-    asked = request(messages, tokens=True)
-    [made] = complete(OpenAICompleter(ServerConfig(url)), asked)
-    [expected] = complete(local(sampler), asked)
-    assert (made.text, made.outcome) == (expected.text, expected.outcome)
-    assert (made.prompt_tokens, made.completion_tokens) == (expected.prompt_tokens, expected.completion_tokens)
-    assert (made.tokens.prompt_ids, made.tokens.ids) == (expected.tokens.prompt_ids, expected.tokens.ids)
-    np.testing.assert_allclose(made.tokens.logprobs, expected.tokens.logprobs, atol=1e-5)
+    token_request = request(messages, tokens=True)
+    [answer] = complete(OpenAICompleter(ServerConfig(url)), token_request)
+    [expected] = complete(local(sampler), token_request)
+    assert (answer.text, answer.outcome) == (expected.text, expected.outcome)
+    assert (answer.prompt_tokens, answer.completion_tokens) == (expected.prompt_tokens, expected.completion_tokens)
+    assert (answer.tokens.prompt_ids, answer.tokens.ids) == (expected.tokens.prompt_ids, expected.tokens.ids)
+    np.testing.assert_allclose(answer.tokens.logprobs, expected.tokens.logprobs, atol=1e-5)
 
 
 def test_seeds_and_stops_arrive(url):
@@ -99,15 +99,15 @@ def test_seeds_and_stops_arrive(url):
 def test_adapters_are_loaded_by_their_digests_and_again_after_a_restart(url, sampler, adapters):
     completer = OpenAICompleter(ServerConfig(url), adapters)
     names = sorted(path.name for path in adapters.iterdir())
-    asked = [request(TEXT, adapter=name) for name in ("", *names)]
-    made = complete(completer, *asked)
-    expected = complete(local(sampler, adapters), *asked)
-    assert [one.text for one in made] == [one.text for one in expected]
-    assert len({one.text for one in made}) == 3
+    requests = [request(TEXT, adapter=name) for name in ("", *names)]
+    completions = complete(completer, *requests)
+    expected = complete(local(sampler, adapters), *requests)
+    assert [one.text for one in completions] == [one.text for one in expected]
+    assert len({one.text for one in completions}) == 3
     sampler.adapters.unload(names[0])  # as a server that was started anew
-    assert complete(completer, asked[1])[0].text == made[1].text
+    assert complete(completer, requests[1])[0].text == completions[1].text
     # Another client, to which the server says that it has them already.
-    assert complete(OpenAICompleter(ServerConfig(url), adapters), asked[2])[0].text == made[2].text
+    assert complete(OpenAICompleter(ServerConfig(url), adapters), requests[2])[0].text == completions[2].text
 
 
 def test_an_adapter_that_is_not_there_is_named(url, tmp_path):
@@ -138,10 +138,10 @@ def tuned_through(address, folder):
     )
     said = io.StringIO()
     run = build_run(remote, folder, ConsoleProgress(console=Console(file=said, width=200)))
-    reward, _ = run.engine.trainer.train(run.system, None, [], [], epochs=1, seed=0)
-    examples = run.splits["train"]
-    traces = [asyncio.run(run.system.run(run.system.default_configuration(), one, 0)) for one in examples]
-    value = run.system.default_configuration()[NAME]
+    reward, _ = run.device.rewards.trainer.train(run.host.system, None, [], [], epochs=1, seed=0)
+    examples = run.host.splits["train"]
+    traces = [asyncio.run(run.host.system.run(run.host.system.default_configuration(), one, 0)) for one in examples]
+    value = run.host.system.default_configuration()[NAME]
     assert tune_on(run, reward, value, list(zip(examples, traces, strict=True))).updates == 2
     run.tape.close()
     events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
@@ -208,8 +208,8 @@ def with_choice(**changes):
 def test_a_fault_that_passes_is_asked_again():
     fault = {"error": {"message": "busy"}}
     completer, seen = scripted((503, {}, fault), (429, {"retry-after": "0.01"}, fault), ANSWER)
-    [made] = complete(completer, request())
-    assert made.text == "Paris" and made.outcome is Outcome.OK and len(seen) == 3
+    [completion] = complete(completer, request())
+    assert completion.text == "Paris" and completion.outcome is Outcome.OK and len(seen) == 3
     assert seen[0]["max_completion_tokens"] == 8 and "seed" not in seen[0]  # greedy
 
 
@@ -238,21 +238,21 @@ def test_a_key_that_is_refused_is_not_shown(monkeypatch):
     ],
 )
 def test_how_an_answer_ended_is_its_outcome(answer, outcome, text):
-    [made] = complete(scripted(answer)[0], request())
-    assert (made.outcome, made.text) == (outcome, text)
+    [completion] = complete(scripted(answer)[0], request())
+    assert (completion.outcome, completion.text) == (outcome, text)
 
 
 @pytest.mark.parametrize(
-    ("answer", "asked", "message"),
+    ("answer", "changes", "message"),
     [
         ({"hello": 1}, {}, r"cannot be read \(KeyError: 'choices'\)"),
         ({**ANSWER, "choices": []}, {}, r"cannot be read \(ValueError"),
         (ANSWER, {"tokens": True}, "the server does not tell"),
     ],
 )
-def test_an_answer_that_cannot_be_used_is_shown(answer, asked, message):
+def test_an_answer_that_cannot_be_used_is_shown(answer, changes, message):
     with pytest.raises(ServerError, match=message):
-        complete(scripted(answer)[0], request(**asked))
+        complete(scripted(answer)[0], request(**changes))
 
 
 # --- waiting

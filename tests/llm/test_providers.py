@@ -21,13 +21,13 @@ from served import serving_app
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.compare.cell import run_cell
 from optimas_jax.compare.optimizers import Ours
-from optimas_jax.core.plain import ConfigError, from_dict
+from optimas_jax.core.schema import ConfigError, from_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.ledger import Budget, most_tokens
+from optimas_jax.llm.ledger import Budget
 from optimas_jax.llm.limits import Rate, Retries
-from optimas_jax.llm.prices import PRICES, Price, parse_prices, price_of
+from optimas_jax.llm.prices import FlatPrice, parse_prices, price_of
 from optimas_jax.llm.providers import RoutedCompleter, models_named
 from optimas_jax.llm.remote import ServerConfig
 from optimas_jax.llm.specs import model_name, provider, served
@@ -35,10 +35,10 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.completers import check_completers, loaded_here, without_price
 from optimas_jax.loop.config import EvaluateConfig, OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import TAPE
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.policy.config import PolicyConfig
+from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.config import RewardConfig
 
 
@@ -83,21 +83,29 @@ def test_names_and_lists():
 
 
 def test_prices_by_hand():
-    assert price_of("openai:gpt-4o-mini", {}).usd(1_000_000, 500_000) == pytest.approx(0.15 + 0.3)
-    assert price_of("openai:gpt-4o-mini-2024-07-18", {}) == PRICES["openai:gpt-4o-mini"]
-    assert price_of("openai:gpt-4o-2024-05-13", {}) == Price(5, 15)  # a version with a price of its own
-    assert price_of("anthropic:claude-3-5-haiku-20241022", {}) == Price(0.8, 4)
-    assert price_of("hf:ORG/NAME", {}).usd(10**9, 10**9) == 0
-    assert price_of("openai:unheard-of", {}) is None
-    assert price_of("openai:gpt-4o", {"openai:gpt-4o": Price(1, 1)}) == Price(1, 1)
-    long = Price(1, 2, 1000, 3, 4)
-    assert [long.usd(1000, 10), long.usd(1001, 10)] == pytest.approx([1020e-6, 3043e-6])
+    def usd(spec, prompt=1_000_000, completion=500_000, overrides=None):
+        return price_of(spec, overrides or {}).usd(prompt, completion)
+
+    assert usd("openai:gpt-4o-mini") == pytest.approx(0.15 + 0.3)
+    assert usd("openai:gpt-4o-mini-2024-07-18") == usd("openai:gpt-4o-mini")
+    assert usd("openai:gpt-4o-2024-05-13") == pytest.approx(5 + 7.5)  # a version with a price of its own
+    assert usd("anthropic:claude-3-5-haiku-20241022") == pytest.approx(0.8 + 2)
+    assert usd("hf:ORG/NAME", 10**9, 10**9) == 0
+    assert price_of("openai:unheard-of", {}) is None and price_of("anthropic:gpt-4o", {}) is None
+    assert price_of("openai:ft:gpt-4o-mini:me::1", {}) is None  # a tuned model costs more than its base
+    for version in ("", "-2024-05-13"):
+        assert usd(f"openai:gpt-4o{version}", overrides={"openai:gpt-4o": FlatPrice(1, 1)}) == 1.5
+    short, long = usd("openai:gpt-5.4", 272_000, 0), usd("openai:gpt-5.4", 272_001, 0)
+    assert (short, long) == pytest.approx((272_000 * 2.5e-6, 272_001 * 5e-6))
 
 
-@given(st.dictionaries(st.sampled_from(sorted(PRICES)), st.tuples(st.floats(0, 1e4), st.floats(0, 1e4))))
+SPECS = ["openai:gpt-4o", "openai:ft:a:b", "anthropic:claude-3-haiku", "openai:unheard-of"]
+
+
+@given(st.dictionaries(st.sampled_from(SPECS), st.tuples(st.floats(0, 1e4), st.floats(0, 1e4))))
 def test_own_prices_are_read_as_they_are_written(table):
     text = ", ".join(f"{spec}={prompt!r}/{completion!r}" for spec, (prompt, completion) in table.items())
-    assert parse_prices(text) == {spec: Price(*numbers) for spec, numbers in table.items()}
+    assert parse_prices(text) == {spec: FlatPrice(*numbers) for spec, numbers in table.items()}
 
 
 @pytest.mark.parametrize(
@@ -143,8 +151,8 @@ def test_no_minute_sees_more_than_a_burst_and_a_minutes_worth(calls):
 
 @given(st.text(max_size=50), st.integers(1, 100))
 def test_a_bound_on_tokens_is_at_least_every_byte(text, limit):
-    read, written = most_tokens(request(text, max_tokens=limit))
-    assert read >= len(text.encode()) and written == limit
+    most = request(text, max_tokens=limit).most()
+    assert most.prompt_tokens >= len(text.encode()) and most.completion_tokens == limit and most.calls == 1
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://host/", "http://me:secret@host/v1"])
@@ -159,10 +167,10 @@ def test_addresses_that_cannot_be_used_or_hold_a_secret_are_refused(url):
 
 def test_requests_go_to_whoever_serves_their_model():
     remote = {name: ScriptedCompleter(lambda _, name=name: name) for name in ("openai", "anthropic")}
-    made = []
+    loaded = []
 
     def local(spec):
-        made.append(spec)
+        loaded.append(spec)
         return ScriptedCompleter(lambda _: spec)
 
     completer = RoutedCompleter(remote, local)
@@ -172,7 +180,7 @@ def test_requests_go_to_whoever_serves_their_model():
         return [(await completer.complete(request(model=spec))).text for spec in specs]
 
     assert asyncio.run(ask()) == ["openai", "random:0", "anthropic", "random:1", "random:0", "openai"]
-    assert made == ["random:0", "random:1"]
+    assert loaded == ["random:0", "random:1"]
     with pytest.raises(StopRun, match="unknown provider 'opnai'"):
         asyncio.run(completer.complete(request(model="opnai:a")))
 
@@ -255,7 +263,7 @@ def test_models_that_components_may_choose_are_found():
 def test_a_model_that_is_nowhere_is_missed_before_anything_is_asked(tmp_path, changes, message):
     config, quiet = dataclasses.replace(run_config(), **changes), ConsoleProgress(quiet=True)
     with pytest.raises((ValueError, StopRun), match=message):
-        run_stages(config, tmp_path / "run", progress=quiet)
+        run_stages(config, tmp_path / "run", "all", quiet)
     with pytest.raises((ValueError, StopRun), match=message):
         run_cell(Ours("demos", "local"), config, tmp_path, progress=quiet)  # resumes the same run folder
     with closing(Tape(tmp_path / "run" / TAPE)) as tape:
@@ -272,7 +280,7 @@ def test_what_only_answers_cannot_be_trained(monkeypatch, tmp_path):
 def test_a_saved_result_that_is_missing_is_said_at_once(tmp_path):
     config = dataclasses.replace(run_config(), evaluate=EvaluateConfig(folder=str(tmp_path / "best")))
     with pytest.raises(StopRun, match=r"no .*best/configuration.json"):
-        run_stages(config, tmp_path / "run", progress=ConsoleProgress(quiet=True))
+        run_stages(config, tmp_path / "run", "all", ConsoleProgress(quiet=True))
     assert not (tmp_path / "run").exists()
 
 
@@ -311,7 +319,7 @@ def paid_config(address) -> RunConfig:
         system=SystemConfig(model, k_grid=(1, 2), k=1),
         proposer=LanguageModel("anthropic:claude-3-haiku-20240307", max_tokens=16),
         data=dataclasses.replace(base.data, train=6, val=4, test=4),
-        offline=dataclasses.replace(base.offline, inputs=6, calls=6),
+        offline=dataclasses.replace(base.offline, inputs=6, calls=24),
         optimize=dataclasses.replace(base.optimize, components="answer_generator", iterations=1, inputs=3, demo_sets=0),
         server=ServerConfig(f"{address}/v1", retries=Retries(first_wait=0.01)),
         anthropic=ServerConfig(address, retries=Retries(first_wait=0.01)),

@@ -1,13 +1,19 @@
 import asyncio
+import gc
+import logging
 import sqlite3
 
 import pytest
 from fakes import ScriptedCompleter, request
 
 from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.core.usage import Usage
 from optimas_jax.llm.base import Completion, Message
-from optimas_jax.llm.ledger import Ledger
+from optimas_jax.llm.ledger import Budget, Ledger
+from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.llm.tape import NotOnTape, Tape, TapedCompleter, TapeError
+from optimas_jax.sandbox.program import Limits
+from optimas_jax.sandbox.unittests import Verdict
 
 
 @pytest.fixture
@@ -96,9 +102,9 @@ def test_completions_survive_the_round_trip(path):
 
 def test_what_is_recorded_is_on_disk_at_once(path):
     tape = Tape(path)
-    tape.put(request(), Completion("x", Outcome.OK, 1, 1))
+    tape.put([(request(), Completion("x", Outcome.OK, 1, 1))])
     other = sqlite3.connect(path)  # another process would see it too
-    assert other.execute("SELECT COUNT(*) FROM completions").fetchone() == (1,)
+    assert other.execute("SELECT COUNT(*) FROM effects").fetchone() == (1,)
     other.close()
     tape.close()
 
@@ -106,9 +112,9 @@ def test_what_is_recorded_is_on_disk_at_once(path):
 def test_scores_are_kept(path):
     tape = Tape(path)
     tape.put_scores({f"k{i}": i / 7 for i in range(1200)})
-    found = tape.get_scores([f"k{i}" for i in range(1300)])
-    assert len(found) == 1200
-    assert found["k3"] == 3 / 7
+    scores = tape.get_scores([f"k{i}" for i in range(1300)])
+    assert len(scores) == 1200
+    assert scores["k3"] == 3 / 7
     tape.close()
 
 
@@ -120,22 +126,22 @@ def test_a_damaged_tape_says_so(path):
 
 def test_a_damaged_entry_says_so(path):
     tape = Tape(path)
-    tape.put(request(), Completion("x", Outcome.OK, 1, 1))
-    tape._db.execute("UPDATE completions SET completion = '{'")
+    tape.put([(request(), Completion("x", Outcome.OK, 1, 1))])
+    tape._db.execute("UPDATE effects SET result = '{'")
     with pytest.raises(TapeError, match="is damaged"):
-        tape.get(request().key)
+        tape.get(request())
     tape.close()
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_was_there(path):
     tape = Tape(path)
-    tape.put(request("a"), Completion("x", Outcome.OK, 1, 1))
+    tape.put([(request("a"), Completion("x", Outcome.OK, 1, 1))])
     tape._db.execute("PRAGMA max_page_count=1")  # SQLite then reports a full disk
     with pytest.raises(TapeError, match=r"full.*Everything recorded before is kept"):
         for index in range(100):
-            tape.put(request(f"b{index}"), Completion("x" * 10_000, Outcome.OK, 1, 1))
+            tape.put([(request(f"b{index}"), Completion("x" * 10_000, Outcome.OK, 1, 1))])
     assert issubclass(TapeError, StopRun)
-    assert tape.get(request("a").key) is not None
+    assert tape.get(request("a")) is not None
     tape.close()
 
 
@@ -159,3 +165,67 @@ def test_the_ledger_counts_by_phase_and_role(path):
     assert table["inner"]["rewriter"]["paid_calls"] == 0
     assert set(table["collect"]) == {"rewriter", "proposer"}
     assert ledger.paid_calls == 2
+
+
+def test_nothing_is_said_of_other_requests_in_flight_when_one_fails(path, caplog):
+    def answer(request):
+        return StopRun("gone") if request.messages[0].content == "3" else "fine"
+
+    class Failing(ScriptedCompleter):
+        async def complete(self, request):
+            try:
+                return await super().complete(request)
+            except asyncio.CancelledError:
+                raise StopRun("the request was cancelled") from None  # as clients do while they wait to send
+
+    async def all_in_a_group():
+        async with asyncio.TaskGroup() as group:
+            for i in range(10):
+                group.create_task(completer.complete(request(str(i))))
+
+    for ledger in (Ledger(), Ledger(Budget(tokens=300))):  # with and without requests that wait for others
+        tape = Tape(path)
+        completer = TapedCompleter(tape, ledger, Failing(answer, delay=0.01))
+        with caplog.at_level(logging.DEBUG), pytest.raises(ExceptionGroup):
+            asyncio.run(all_in_a_group())
+        tape.close()
+        gc.collect()
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+def test_executions_of_programs_are_effects_like_completions(path):
+    execution = ExecutionRequest("x = 1", "", "", Limits(seconds=5), "executor")
+    verdict = Verdict("failed", ("test_a",), {"": "no tests"}, 0.5)
+    tape = Tape(path)
+    tape.put([(execution, Execution(verdict)), (request(), Completion("x", Outcome.OK, 3, 2, 0.25, 0.5))])
+    assert tape.get(execution) == Execution(verdict)
+    assert tape.usage() == Usage(calls=2, prompt_tokens=3, completion_tokens=2, usd=0.5, seconds=0.75)
+    rows = tape._db.execute("SELECT kind, key FROM effects ORDER BY kind").fetchall()
+    assert rows == [("completion", request().key), ("execution", execution.key)]
+    tape.close()
+    same = ExecutionRequest("x = 1", "", "", Limits(seconds=5), "metric")
+    other = ExecutionRequest("x = 1", "", "", Limits(seconds=6), "executor")
+    assert same.key == execution.key != other.key and execution.most() == Usage(calls=1)
+
+
+def test_a_tape_of_before_is_refused_with_the_way_out(path):
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE completions (key TEXT PRIMARY KEY, request TEXT NOT NULL, completion TEXT NOT NULL)")
+    db.commit()
+    with pytest.raises(TapeError, match=r"^the tape .* has version 0, .*: use a new --workdir$"):
+        Tape(path)
+    assert db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (2,)  # the table and its key, as before
+    db.close()
+
+
+def test_a_commit_waits_for_the_disk_and_holds_all_that_arrive_together(path):
+    tape, commits = Tape(path), []
+    assert tape._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    tape._db.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
+    completer = TapedCompleter(tape, Ledger(), ScriptedCompleter(lambda r: "fine"))
+
+    async def all_at_once():
+        return await asyncio.gather(*(completer.complete(request(str(i))) for i in range(20)))
+
+    assert len(asyncio.run(all_at_once())) == 20 == len(tape) and len(commits) <= 2
+    tape.close()

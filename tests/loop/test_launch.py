@@ -25,7 +25,7 @@ def start(workdir: Path, *flags: str, variant: str = "smoke", hash_seed: int = 0
         *flags,
     ]
     keyless = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
-    environment = {**keyless, "PYTHONHASHSEED": str(hash_seed), "COLUMNS": "120"}
+    environment = {**keyless, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(hash_seed), "COLUMNS": "120"}
     # What a shell starts in the background ignores interrupts, and so would the run that these tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -42,8 +42,8 @@ def wait_for_completions(workdir: Path, count: int) -> None:
     for _ in range(2400):
         if (workdir / "tape.sqlite").is_file():
             with sqlite3.connect(workdir / "tape.sqlite", timeout=10) as db:
-                tables = db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'completions'").fetchone()[0]
-                if tables and db.execute("SELECT COUNT(*) FROM completions").fetchone()[0] >= count:
+                tables = db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'effects'").fetchone()[0]
+                if tables and db.execute("SELECT COUNT(*) FROM effects").fetchone()[0] >= count:
                     return
         time.sleep(0.05)
     raise TimeoutError(f"no {count} completions in {workdir}")

@@ -11,14 +11,14 @@ from runs import ROOT
 from optimas_jax.benchmarks.modules import find_benchmark
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, parse_config
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.models.config import LoraConfig
+from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.config import RewardConfig
 
 FILE = str(ROOT / "configs" / "own_system.py")
-OWN = find_benchmark(FILE)
-SORTS = {thing: sort for sort, things in OWN.THINGS.items() for thing in things.split()}
+OWN_SYSTEM = find_benchmark(FILE)
+SORTS = {thing: sort for sort, things in OWN_SYSTEM.THINGS.items() for thing in things.split()}
 
 
 def answer(request):
@@ -34,7 +34,7 @@ def answer(request):
 
 
 def config():
-    base = parse_config({**OWN.get_config().to_dict(), "benchmark": FILE})
+    base = parse_config({**OWN_SYSTEM.get_config().to_dict(), "benchmark": FILE})
     model = LanguageModel("scripted", style="text")
     return dataclasses.replace(
         base,
@@ -42,7 +42,7 @@ def config():
         proposer=model,
         reward=RewardConfig("random:0", lora=LoraConfig(rank=4, alpha=8.0), epochs=1),
         data=dataclasses.replace(base.data, train=8, val=6, test=6),
-        offline=OfflineConfig(inputs=8, calls=8),
+        offline=OfflineConfig(inputs=8, calls=32),
         optimize=OptimizeConfig(components="sorter", iterations=1, inputs=4, instructions=1, demo_sets=1, gate_top=2),
     )
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from runs import run_config
 
 from optimas_jax.benchmarks.data import Dataset
-from optimas_jax.core.system import Job, Meter, System, run_many
+from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, StopRun, derive_seed
 from optimas_jax.core.values import Choice, Configuration, Models, PerInstance
 from optimas_jax.engine.pool import Engines
@@ -25,13 +26,13 @@ from optimas_jax.llm.component import LanguageModel, llm_component, model_select
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig
-from optimas_jax.loop.context import Run
-from optimas_jax.loop.iteration import optimize, resolve_mode
+from optimas_jax.loop.context import Device, Host, Run
+from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import CHECKPOINTS, RunFolder, load_best
-from optimas_jax.loop.offline import collect_offline, train_offline
-from optimas_jax.loop.progress import ConsoleProgress
+from optimas_jax.loop.local_rewards import collect_offline, train_first
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.engine import reward_engine
@@ -40,15 +41,15 @@ from optimas_jax.rewards.scorer import InstanceScorer
 QUIET = ConsoleProgress(Console(file=io.StringIO()))
 KINDS = ("add", "rhyme")
 MODELS = ("counter", "poet")
-REWARD = RewardConfig("random:0", lora=LoraConfig(rank=8, alpha=16.0), learning_rate=1e-2, epochs=12, patience=12)
+REWARD = RewardConfig("random:0", lora=LoraConfig(rank=8, alpha=16.0), learning_rate=3e-3, epochs=8)
 
 
 def examples(split: str, count: int) -> tuple[Example, ...]:
-    made = []
-    for place in range(count):
-        kind, number = KINDS[place % 2], derive_seed(split, place) % 900
-        made.append(Example(f"{split}{place}", {"q": f"{kind} {number}"}, {"a": f"right {number}"}, split, kind))
-    return tuple(made)
+    rows = []
+    for index in range(count):
+        kind, number = KINDS[index % 2], derive_seed(split, index) % 900
+        rows.append(Example(f"{split}{index}", {"q": f"{kind} {number}"}, {"a": f"right {number}"}, split, kind))
+    return tuple(rows)
 
 
 def routed_system(*, depends: bool) -> System:
@@ -85,7 +86,7 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
     config = run_config(
         proposer=LanguageModel("unused", style="text", max_tokens=8),
         reward=REWARD,
-        offline=OfflineConfig(inputs=24, held_out=0.2),
+        offline=OfflineConfig(inputs=24, groups=24, stop=0.0, report=0.2),
         collect=CollectConfig(samples=0, values=2),
         optimize=OptimizeConfig(**{"components": "router", "iterations": 2, "inputs": 8, "demo_sets": 0, **settings}),
     )
@@ -95,38 +96,35 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
     engines = Engines(MeshConfig(data=1), QUIET)
     engine = reward_engine(REWARD, system.tunable, engines, tape, checkpoints, QUIET)
     completer = TapedCompleter(tape, ledger, system.completer)
-    return Run(
-        config=config,
-        folder=folder,
-        system=dataclasses.replace(
-            system, completer=completer, scorer=InstanceScorer(engine.scorer, system), meter=Meter()
-        ),
+    data = Dataset({"train": examples("train", 24), "val": examples("val", 12), "test": examples("test", 20)})
+    scorer = InstanceScorer(engine.scorer, system)
+    host = Host(
+        system=dataclasses.replace(system, completer=completer, scorer=scorer, meter=Meter()),
         completer=completer,
-        data=Dataset({"train": examples("train", 24), "val": examples("val", 12), "test": examples("test", 20)}),
-        engines=engines,
-        engine=engine,
-        policies=None,
-        tape=tape,
+        splits=data.splits,
+        components=("router",),
+        folder=folder,
         ledger=ledger,
         progress=QUIET,
-        components=("router",),
-        started=0.0,
+        seed=config.seed,
+        concurrency=config.concurrency,
     )
+    return Run(config, host, Device(engine, None), data, engines, tape, 0.0)
 
 
 def tuned(run: Run) -> Configuration:
-    groups = collect_offline(run, resolve_mode(run.config.optimize))
-    reward, _ = train_offline(run, groups)
-    return optimize(run, reward, groups).configuration
+    groups = collect_offline(run.host, run.config).groups
+    reward, _ = train_first(run.host, run.device, run.config, groups)
+    return optimize(run.host, run.device, run.config, reward, groups).configuration
 
 
 def mean_score(run: Run, configuration: Configuration) -> float:
-    jobs = [Job(configuration, example, 0) for example in run.splits["test"]]
-    return statistics.fmean(trace.score for trace in run_many(run.system, jobs, concurrency=8))
+    jobs = [Job(configuration, example, 0) for example in run.host.splits["test"]]
+    return statistics.fmean(trace.score for trace in run_many(run.host.system, jobs, concurrency=8))
 
 
 def best_single(run: Run) -> float:
-    default = run.system.default_configuration()
+    default = run.host.system.default_configuration()
     return max(mean_score(run, default.replace("router", Choice(name))) for name in MODELS)
 
 
@@ -146,34 +144,34 @@ def test_it_beats_the_best_single_model_where_that_depends_on_the_input(dependin
 def test_it_equals_the_best_single_model_where_it_does_not(tmp_path: Path) -> None:
     run = make_run(routed_system(depends=False), tmp_path)
     configuration = tuned(run)
-    assert mean_score(run, run.system.default_configuration()) == 0.0
+    assert mean_score(run, run.host.system.default_configuration()) == 0.0
     assert mean_score(run, configuration) == best_single(run) == 1.0
     assert configuration["router"] == Choice("poet")  # which makes the same outputs without asking a local reward
 
 
 def test_choices_do_not_depend_on_how_many_run_at_once(depending) -> None:
     run, configuration = depending
-    jobs = [Job(configuration, example, 0) for example in run.splits["test"]]
-    assert run_many(run.system, jobs, concurrency=1) == run_many(run.system, jobs, concurrency=20)
+    jobs = [Job(configuration, example, 0) for example in run.host.splits["test"]]
+    assert run_many(run.host.system, jobs, concurrency=1) == run_many(run.host.system, jobs, concurrency=20)
 
 
 def test_sampling_prefers_the_better_model_and_follows_the_seed(depending) -> None:
     run, configuration = depending
     sampled = configuration.replace("router", dataclasses.replace(configuration["router"], mode="sample"))
-    jobs = [Job(sampled, example, seed) for example in run.splits["test"] for seed in range(20)]
-    traces = run_many(run.system, jobs, concurrency=20)
+    jobs = [Job(sampled, example, seed) for example in run.host.splits["test"] for seed in range(20)]
+    traces = run_many(run.host.system, jobs, concurrency=20)
     assert best_single(run) < statistics.fmean(trace.score for trace in traces) < 1.0
-    assert run_many(run.system, jobs, concurrency=1) == traces
+    assert run_many(run.host.system, jobs, concurrency=1) == traces
 
 
 def test_the_saved_configuration_carries_its_local_reward(depending, tmp_path: Path) -> None:
     run, configuration = depending
-    best = run.folder.path / "best"
+    best = run.host.folder.path / "best"
     assert load_best(best) == configuration
     other = make_run(routed_system(depends=True), tmp_path / "other")
     with pytest.raises(StopRun, match=r"no local reward '[0-9a-f]+' in .*evaluate\.folder"):
         mean_score(other, configuration)
-    other.folder.take_parts(configuration, best)
+    other.host.folder.take_parts(configuration, best)
     assert mean_score(other, configuration) == 1.0
 
 
@@ -182,10 +180,10 @@ def test_a_local_reward_of_another_backbone_is_refused(depending) -> None:
     changed = dataclasses.replace(REWARD, lora=dataclasses.replace(REWARD.lora, rank=4))
     engine = reward_engine(
         changed,
-        run.system.tunable,
+        run.host.system.tunable,
         Engines(MeshConfig(data=1), QUIET),
         run.tape,
-        CheckpointStore(run.folder.path / CHECKPOINTS),
+        CheckpointStore(run.host.folder.path / CHECKPOINTS),
         QUIET,
     )
     with pytest.raises(StopRun, match=r"was trained as .*'rank': 8.*make it .*'rank': 4"):
@@ -194,20 +192,20 @@ def test_a_local_reward_of_another_backbone_is_refused(depending) -> None:
 
 def test_every_candidate_of_best_of_n_is_paid_for_and_counted(tmp_path: Path) -> None:
     run = make_run(routed_system(depends=True), tmp_path)
-    config = resolve_mode(run.config.optimize)
-    reward, _ = train_offline(run, collect_offline(run, config))
-    many = PerInstance((run.system.by_name["writer"].default,), reward, samples=4)
-    before = run.ledger.to_json()["setup"]["writer"]["calls"]
-    run.system.meter.reset()
-    configuration = run.system.default_configuration().replace("writer", many)
-    run_many(run.system, [Job(configuration, run.splits["test"][0], 0)], concurrency=1)
-    assert run.ledger.to_json()["setup"]["writer"]["calls"] == before + 4
-    assert run.system.meter == Meter(runs=1, executions=5)
+    groups = collect_offline(run.host, run.config).groups
+    reward, _ = train_first(run.host, run.device, run.config, groups)
+    many = PerInstance((run.host.system.by_name["writer"].default,), reward, samples=4)
+    before = run.host.ledger.to_json()["setup"]["writer"]["calls"]
+    run.host.system.meter.reset()
+    configuration = run.host.system.default_configuration().replace("writer", many)
+    run_many(run.host.system, [Job(configuration, run.host.splits["test"][0], 0)], concurrency=1)
+    assert run.host.ledger.to_json()["setup"]["writer"]["calls"] == before + 4
+    assert run.host.system.meter == Meter(runs=1, executions=5)
 
 
 def test_the_journal_has_a_curve_of_score_against_cost(depending) -> None:
     run, _ = depending
-    events = [json.loads(line) for line in (run.folder.path / "journal.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (run.host.folder.path / "journal.jsonl").read_text().splitlines()]
     curve = [event for event in events if event["event"] == "curve"]
     assert [point["at"] for point in curve] == ["start", "accept", "iteration", "iteration"]
     for name in ("tokens", "calls", "system_runs", "component_calls", "seconds"):

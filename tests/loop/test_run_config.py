@@ -10,8 +10,8 @@ from runs import get_config, run_config
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
-from optimas_jax.core.plain import ConfigError, from_dict, to_dict
-from optimas_jax.loop.config import RunConfig, differences, parse_config
+from optimas_jax.core.schema import ConfigError, from_dict, to_dict
+from optimas_jax.loop.config import MODES, RunConfig, differences, parse_config
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.search.gate import GateConfig
 
@@ -22,13 +22,13 @@ def changed(path, value):
     """Plain data of a whole configuration with one field changed, or left out."""
     data = to_dict(run_config())
     *parents, last = path.split(".")
-    place = data
+    section = data
     for name in parents:
-        place = place[name]
+        section = section[name]
     if value is MISSING:
-        del place[last]
+        del section[last]
     else:
-        place[last] = value
+        section[last] = value
     return data
 
 
@@ -74,7 +74,7 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
     ("path", "value", "message"),
     [
         ("colour", 1, r"config has no field colour; it has benchmark, variant"),
-        ("optimize.gate.colour", 1, r"config\.optimize\.gate has no field colour; it has kind, confidence, futility"),
+        ("optimize.gate.colour", 1, r"config\.optimize\.gate has no field colour; it has kind, level"),
         ("benchmark", "quiz", r"unknown benchmark 'quiz'; known: amazon, .*or the path of a \.py file"),
         ("benchmark", "nowhere/quiz.py", r"config\.benchmark: no file 'nowhere/quiz\.py'"),
         ("system", 3, r"config\.system is 3, expected the fields of SystemConfig"),
@@ -83,7 +83,10 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
         ("benchmark", MISSING, r"config\.benchmark is missing"),
         ("reward.model", MISSING, r"config\.reward\.model is missing"),
         ("data.source", "moon", r"config\.data\.source is 'moon'; allowed: 'embedded', 'hotpotqa'"),
-        ("optimize.gate.kind", None, r"config\.optimize\.gate\.kind is None; allowed: '', 'strict', 'paired'"),
+        ("optimize.gate.kind", "", r"config\.optimize\.gate\.kind is ''; allowed: 'strict', 'paired'"),
+        ("optimize.pick", "", r"config\.optimize\.pick is ''; allowed: 'uniform', 'gap', 'bandit'"),
+        ("optimize.rounds", 0, r"config\.optimize\.rounds is 0, expected at least 1"),
+        ("optimize.proposers", "", r"config\.optimize: proposers is ''"),
         ("seed", "1", r"config\.seed is '1', expected int"),
         ("seed", 1.0, r"config\.seed is 1\.0, expected int"),
         ("reward.learning_rate", True, r"config\.reward\.learning_rate is True, expected float"),
@@ -97,7 +100,7 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
         ("data.mix", {"bridge": "x"}, r"config\.data\.mix\.bridge is 'x', expected float"),
         ("optimize.iterations", -1, r"config\.optimize\.iterations is -1, expected at least 0"),
         ("optimize.inputs", 0, r"config\.optimize\.inputs is 0, expected at least 1"),
-        ("offline.held_out", 1.5, r"config\.offline\.held_out is 1\.5, expected at least 0 and at most 1"),
+        ("offline.stop", 1.5, r"config\.offline\.stop is 1\.5, expected at least 0 and at most 1"),
         ("reward.learning_rate", 0, r"config\.reward\.learning_rate is 0\.0, expected above 0"),
         ("budget.usd", -1.0, r"config\.budget\.usd is -1\.0, expected at least 0"),
         ("system.k_grid", (1, 0), r"config\.system\.k_grid\[1\] is 0, expected at least 1"),
@@ -115,10 +118,14 @@ def test_what_cannot_be_used_is_named_with_its_path(path, value, message):
         parse_config(changed(path, value))
 
 
+SWITCHES = {f"optimize.{name}{'.kind' * (name == 'gate')}" for name in MODES["paper"]}
+
+
 @pytest.mark.parametrize("path", [*scalar_fields(RunConfig), *scalar_fields(SystemConfig, "system.")])
 def test_every_field_refuses_a_value_of_another_type(path):
-    with pytest.raises(ConfigError, match=rf"^config\.{path} is None[,;] "):
-        parse_config(changed(path, None))
+    wrong, shown = ([], r"\[\]") if path in SWITCHES else (None, "None")  # a switch that is None is the mode's
+    with pytest.raises(ConfigError, match=rf"^config\.{path} is {shown}[,;] "):
+        parse_config(changed(path, wrong))
 
 
 @pytest.mark.parametrize(("path", "allowed"), [*ranges(RunConfig), *ranges(SystemConfig, "system.")])

@@ -62,7 +62,7 @@ def test_the_same_configuration_opens_its_folder_again(tmp_path):
 def test_a_folder_is_one_processs_at_a_time(tmp_path):
     opened = folder(tmp_path)
     code = (
-        "import pathlib, sys; sys.path.insert(0, 'tests')\n"
+        "import pathlib, sys; sys.path[:0] = ['tests', 'tests/loop']\n"
         "from test_run_folder import folder\n"
         f"try: folder(pathlib.Path({str(tmp_path)!r}))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
@@ -95,6 +95,16 @@ def test_another_configuration_is_refused_with_every_field_that_differs(tmp_path
 def test_what_does_not_change_results_may_differ(tmp_path):
     folder(tmp_path)
     folder(tmp_path, concurrency=1, evaluate=EvaluateConfig(split="val", repeats=3))
+
+
+def test_a_folder_of_an_earlier_version_is_refused_and_stays_as_it_was(tmp_path):
+    file = folder(tmp_path).path / "config.json"
+    earlier = json.loads(file.read_text())
+    del earlier["align"]
+    file.write_text(json.dumps(earlier))
+    with pytest.raises(FolderError, match=r"was made by an earlier version, .* use another --workdir"):
+        folder(tmp_path)
+    assert json.loads(file.read_text()) == earlier
 
 
 def test_a_damaged_configuration_says_so(tmp_path):

@@ -15,14 +15,16 @@ from fakes import ScriptedCompleter
 from rich.console import Console
 from scripted import answer, scripted_config
 
-from optimas_jax.core.types import StopRun
+from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Hyperparameters, value_to_json
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import EngineError
 from optimas_jax.loop.config import STAGES, EvaluateConfig, RunConfig
 from optimas_jax.loop.journal import FolderError
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.loop.stages import MissingStage, run_stages
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.run import report_run
+from optimas_jax.rewards.data import load_groups
 
 
 def run(
@@ -33,14 +35,17 @@ def run(
 ) -> tuple[ScriptedCompleter, dict[str, Any]]:
     model = ScriptedCompleter(respond)
     with (workdir.parent / f"{workdir.name}.log").open("a") as log:
-        run_stages(config or scripted_config(), workdir, stage, ConsoleProgress(Console(file=log)), model)
+        progress = ConsoleProgress(Console(file=log))
+        run_stages(config or scripted_config(), workdir, stage, progress, model)
+        report_run(workdir, progress)
     path = workdir / "results.json"
     return model, json.loads(path.read_text()) if path.is_file() else {}
 
 
 def comparable(results: dict[str, Any]) -> dict[str, Any]:
     """What must be the same in every repetition: all but the bill, the clock and memory."""
-    return {key: value for key, value in results.items() if key not in ("ledger", "wall_seconds", "peak_rss_mb")}
+    free = ("ledger", "paid_calls", "wall_seconds", "peak_rss_mb")
+    return {key: value for key, value in results.items() if key not in free}
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +63,12 @@ def test_a_run_improves_the_system_and_leaves_everything(straight) -> None:
     assert all(step["test"]["local_gain"]["ci95"] for step in results["accepted"])
     assert results["n"] == len(results["baseline"]["scores"]) == 12
     assert sum(row["n"] for row in results["by_kind"].values()) == 12
-    assert set(results["alignment"]["answer_generator"]["controls"]) == {"shorter", "loglik"}
+    # Measured under the final configuration alone, which has few groups after an accepted change.
+    assert all(set(row["controls"]) == {"shorter", "loglik"} for row in results["alignment"].values())
+    assert set(results["label_use"]) == {"context_retriever", "answer_generator"}
+    assert set(results["dropped"]) <= set(results["label_use"])
     paid = sum(row["paid_calls"] for roles in results["ledger"].values() for row in roles.values())
-    assert paid == len(model.requests) == len({request.key for request in model.requests})
+    assert paid == results["paid_calls"] == len(model.requests) == len({request.key for request in model.requests})
     for name in (
         "config.json",
         "journal.jsonl",
@@ -102,11 +110,23 @@ def test_changes_need_not_be_evaluated_one_by_one(straight, tmp_path: Path) -> N
     assert calls[0] == 2 * calls[1]
 
 
-def test_collecting_that_leaves_nothing_to_search_with_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_tokens", [100, 100_000])
+def test_collecting_uses_its_share_of_the_budget_and_says_so(tmp_path: Path, max_tokens: int) -> None:
+    config = scripted_config()
+    config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, max_tokens=max_tokens))
+    run(tmp_path / "run", config, stage="collect")
+    collected = json.loads((tmp_path / "run" / "collected.json").read_text())
+    assert collected["tokens"] <= 0.2 * max_tokens
+    events = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    reasons = {event["component"]: event["stopped"] for event in events if event["event"] == "groups"}
+    assert reasons == dict.fromkeys(("context_retriever", "answer_generator"), "its share of the budget is used")
+
+
+def test_a_budget_for_less_than_the_first_validation_says_so(tmp_path: Path) -> None:
     config = scripted_config()
     config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, max_tokens=100))
-    with pytest.raises(StopRun, match=r"collecting took .*max_tokens = 100 .* or lower config.offline.calls"):
-        run(tmp_path / "run", config, stage="collect")
+    with pytest.raises(OutOfBudget, match=r"100 tokens are left \(config.optimize.max_tokens\), and the next request"):
+        run(tmp_path / "run", config)
 
 
 @pytest.mark.parametrize("concurrency", [1, 4, 16])
@@ -160,13 +180,19 @@ def test_a_folder_of_another_run_is_refused(straight) -> None:
         run(straight[0], scripted_config(seed=7))
 
 
-def test_without_local_rewards_nothing_is_collected_or_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("groups", [0, 12])
+def test_without_local_rewards_nothing_is_trained_and_offline_groups_alone_says_what_is_collected(
+    tmp_path: Path, groups: int
+) -> None:
     base = scripted_config()
     settings = dataclasses.replace(base.optimize, score="global", gate_top=2)
-    _, results = run(tmp_path / "run", dataclasses.replace(base, optimize=settings))
+    offline = dataclasses.replace(base.offline, groups=groups)
+    config = dataclasses.replace(base, optimize=settings, offline=offline)
+    _, results = run(tmp_path / "run", config)
     assert results["gain"]["mean"] >= 0 and results["alignment"] == {}
-    assert "collect" not in results["ledger"] and "optimize" in results["ledger"]
-    assert not (tmp_path / "run" / "groups").exists() and not (tmp_path / "run" / "reward.json").exists()
+    assert ("collect" in results["ledger"]) == bool(groups) and "optimize" in results["ledger"]
+    assert bool(load_groups(tmp_path / "run" / "groups" / "offline")) == bool(groups)
+    assert not (tmp_path / "run" / "reward.json").exists()
     assert all(change["test"]["local_gain"] is None for change in results["accepted"])
-    again, same = run(tmp_path / "run", dataclasses.replace(base, optimize=settings))
+    again, same = run(tmp_path / "run", config)
     assert not again.requests and comparable(same) == comparable(results)

@@ -15,13 +15,13 @@ HEADS, KV_HEADS, SIZE, STORED, TOKENS = 4, 2, 8, 512, 768
 
 def arrays(seed):
     keys = jax.random.split(jax.random.key(seed), 5)
-    own = [jax.random.normal(keys[i], (TOKENS, heads, SIZE)) for i, heads in enumerate((HEADS, KV_HEADS, KV_HEADS))]
+    fresh = [jax.random.normal(keys[i], (TOKENS, heads, SIZE)) for i, heads in enumerate((HEADS, KV_HEADS, KV_HEADS))]
     shape = (STORED // BLOCK, BLOCK, KV_HEADS, SIZE)
-    return own, (jax.random.normal(keys[3], shape), jax.random.normal(keys[4], shape))
+    return fresh, (jax.random.normal(keys[3], shape), jax.random.normal(keys[4], shape))
 
 
 def seen_keys(sequences):
-    """[TOKENS, STORED + TOKENS] bool: what each token sees of [stored | own]."""
+    """[TOKENS, STORED + TOKENS] bool: what each token sees of [stored | fresh]."""
     seen, begin = np.zeros((TOKENS, STORED + TOKENS), bool), 0
     for one in sequences:
         count = len(one.ids)
@@ -36,20 +36,20 @@ def seen_keys(sequences):
 
 
 @jax.jit
-def dense(own, stored, seen):
+def dense(fresh, stored, seen):
     """[TOKENS, N, H]: softmax over exactly the keys that each token sees; NaN for padding."""
     keys, values = (
         jnp.repeat(jnp.concatenate([old.reshape(-1, KV_HEADS, SIZE), new]), HEADS // KV_HEADS, axis=1)
-        for old, new in zip(stored, own[1:], strict=True)
+        for old, new in zip(stored, fresh[1:], strict=True)
     )
-    scores = jnp.einsum("qnh,snh->nqs", own[0], keys) / np.sqrt(SIZE)
+    scores = jnp.einsum("qnh,snh->nqs", fresh[0], keys) / np.sqrt(SIZE)
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
     return jnp.einsum("nqs,snh->qnh", weights, values)
 
 
-tried = jax.jit(lambda own, layout, stored: attention(*own, layout, stored))
-grad_of_tiles = jax.jit(jax.grad(lambda own, layout, weights: jnp.sum(attention(*own, layout, None) * weights)))
-grad_of_dense = jax.jit(jax.grad(lambda own, stored, seen, weights: jnp.sum(dense(own, stored, seen) * weights)))
+tried = jax.jit(lambda fresh, layout, stored: attention(*fresh, layout, stored))
+grad_of_tiles = jax.jit(jax.grad(lambda fresh, layout, weights: jnp.sum(attention(*fresh, layout, None) * weights)))
+grad_of_dense = jax.jit(jax.grad(lambda fresh, stored, seen, weights: jnp.sum(dense(fresh, stored, seen) * weights)))
 
 
 def random_sequences(rng, *, grouped):
@@ -75,10 +75,10 @@ def test_every_token_sees_what_it_should(tiled, grouped, seed):
     sequences = random_sequences(np.random.default_rng(seed), grouped=grouped)
     places = 0 if grouped else STORED
     flat = flatten(sequences, pad_id=0, tiled=tiled, stored=places, slots=places, tokens=TOKENS)
-    own, stored = arrays(seed)
-    out = tried(own, flat.layout, None if grouped else stored)
+    fresh, stored = arrays(seed)
+    out = tried(fresh, flat.layout, None if grouped else stored)
     count = sum(len(one.ids) for one in sequences)
-    np.testing.assert_allclose(out[:count], dense(own, stored, seen_keys(sequences))[:count], atol=1e-5)
+    np.testing.assert_allclose(out[:count], dense(fresh, stored, seen_keys(sequences))[:count], atol=1e-5)
     assert np.isfinite(out).all()
 
 
@@ -89,13 +89,13 @@ def test_gradients_of_tiles(grouped, seed):
     rng = np.random.default_rng(seed)
     sequences = [FlatSequence(one.ids, parts=one.parts) for one in random_sequences(rng, grouped=grouped)]
     flat = flatten(sequences, pad_id=0, tiled=True, tokens=TOKENS)
-    own, stored = arrays(seed)
+    fresh, stored = arrays(seed)
     count = sum(len(one.ids) for one in sequences)
     weights = np.where(np.arange(TOKENS)[:, None, None] < count, rng.normal(size=(TOKENS, HEADS, SIZE)), 0.0)
     seen = seen_keys(sequences)
     seen[count:, -1] = True
-    exact = grad_of_dense(own, stored, seen, weights)
-    for mine, theirs in zip(grad_of_tiles(own, flat.layout, weights), exact, strict=True):
+    exact = grad_of_dense(fresh, stored, seen, weights)
+    for mine, theirs in zip(grad_of_tiles(fresh, flat.layout, weights), exact, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 

@@ -29,7 +29,7 @@ def load(name: str, attention: str):
     """Network, parameters and config as the package reads them, and the stored arrays."""
     golden = np.load(GOLDEN / f"backbone_{name}.npz")
     config = config_from_hf(json.loads(str(golden["config"])))
-    compute = Compute(jnp.dtype(jnp.float32), attention, weight_first=attention == "tiled")
+    compute = Compute(jnp.dtype(jnp.float32), attention, cpu_forms=attention == "tiled")
     tensors = {
         key.removeprefix("weights/"): functools.partial(golden.__getitem__, key)
         for key in golden.files

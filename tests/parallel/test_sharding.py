@@ -25,7 +25,7 @@ def groups(count=20):
     return [tiny.random_group(rng, component=i % 2) for i in range(count)]
 
 
-def place(batch, mesh):
+def place_batch(batch, mesh):
     return replicate(batch._replace(flat=None), mesh)._replace(flat=place_flat(batch.flat, mesh))
 
 
@@ -40,7 +40,8 @@ def train_and_score(shape, layerwise):
     trainable["lora"] = tiny.random_lora(trainable["lora"])
     state = replicate(init_state(trainable, make_optimizer()), mesh)
     batch, tiles = (
-        place(make_batch(groups(), candidates=4, pad_id=0, tiled=tiled, tokens=1024), mesh) for tiled in (False, True)
+        place_batch(make_batch(groups(), candidates=4, pad_id=0, tiled=tiled, tokens=1024), mesh)
+        for tiled in (False, True)
     )
     features = functions.features(params, tiles.flat)
     merged = merge_lora(params, state.trainable["lora"], tiny.LORA.scale)

@@ -5,14 +5,14 @@ import json
 import pytest
 from weights_run import NAME, config, tuned
 
-from optimas_jax.core.plain import ConfigError
-from optimas_jax.core.system import Job, run_many
-from optimas_jax.core.types import Outcome, Step
+from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.schema import ConfigError
+from optimas_jax.core.types import Outcome, Step, StopRun
 from optimas_jax.core.values import BASE, Adapter
 from optimas_jax.loop.context import build_run
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.policy.engine import PolicyEngine
-from optimas_jax.policy.rollout import without_failures
+from optimas_jax.policy.rollout import ComponentPolicy, without_failures
+from optimas_jax.report.console import ConsoleProgress
 
 
 def events(folder):
@@ -27,14 +27,15 @@ def straight(tmp_path_factory):
 
 def test_updates_are_made_and_looked_at(straight):
     folder, result = straight
-    made = [event for event in events(folder) if event["event"] == "update"]
-    assert [event["number"] for event in made] == [0, 1, 2]
+    updates = [event for event in events(folder) if event["event"] == "update"]
+    assert [event["number"] for event in updates] == [0, 1, 2]
     assert [e["number"] for e in events(folder) if e["event"] == "validation"] == [0, 2, 3]
     assert result.updates == 3
+    assert result.learned == sum(1.0 - event["skipped"] for event in updates)
     assert result.score >= result.before
-    assert all(event["served_difference"] < 1e-4 for event in made)
+    assert all(event["served_difference"] < 1e-4 for event in updates)
     folders = {path.name for path in (folder / "adapters").iterdir()}
-    assert {event["adapter"] for event in made} == folders
+    assert {event["adapter"] for event in updates} == folders
     assert len(folders) == 3
 
 
@@ -62,14 +63,14 @@ def test_a_component_with_weights_answers_with_its_adapter(straight):
     folder, _ = straight
     run = build_run(config(), folder, ConsoleProgress(quiet=True))
     adapter = next(event["adapter"] for event in events(folder) if event["event"] == "update" and event["number"] == 2)
-    example = run.splits["val"][0]
-    configuration = run.system.default_configuration()
+    example = run.host.splits["val"][0]
+    configuration = run.host.system.default_configuration()
     assert configuration[NAME] == BASE
     jobs = [Job(one, example, 0) for one in (configuration, configuration.replace(NAME, Adapter(adapter)))]
-    before, after = run_many(run.system, jobs, concurrency=2)
+    before, after = run_many(run.host.system, jobs, concurrency=2)
     assert before.steps[NAME].inputs == after.steps[NAME].inputs
     assert before.steps[NAME].outputs != after.steps[NAME].outputs
-    run.folder.save_best(jobs[1].configuration, {})
+    run.host.folder.save_best(jobs[1].configuration, {})
     assert (folder / "best" / "adapters" / adapter / "adapter_model.safetensors").is_file()
     run.tape.close()
 
@@ -78,10 +79,12 @@ def test_requests_that_come_together_load_one_adapter(straight):
     folder, _ = straight
     run = build_run(config(), folder, ConsoleProgress(quiet=True))
     adapters = [Adapter(event["adapter"]) for event in events(folder) if event["event"] == "update"]
-    default = run.system.default_configuration()
-    jobs = [Job(default.replace(NAME, adapter), example, 7) for adapter in adapters for example in run.splits["train"]]
-    run_many(run.system, jobs, concurrency=32)
-    [local] = run.completer._inner._inner._local.values()  # behind the sandbox and the routing
+    default = run.host.system.default_configuration()
+    jobs = [
+        Job(default.replace(NAME, adapter), example, 7) for adapter in adapters for example in run.host.splits["train"]
+    ]
+    run_many(run.host.system, jobs, concurrency=32)
+    [local] = run.host.completer._inner._inner._local.values()  # behind the sandbox and the routing
     store = local.sampler().adapters
     assert sorted(store.names) == sorted(adapter.digest for adapter in adapters)
     assert all(len(stack.adapters) <= len(adapters) for stack in store._stacks.values())
@@ -97,3 +100,42 @@ def test_an_answer_that_failed_is_worth_no_more_than_the_worst_other():
     ok, failed = Step({}, {"answer": "a"}), Step({}, {}, Outcome.PARSE_ERROR)
     assert without_failures([ok, failed, ok, failed], [1.0, 5.0, 2.0, -3.0]) == [1.0, 1.0, 2.0, -3.0]
     assert without_failures([failed, failed], [1.0, 5.0]) == [1.0, 1.0]  # nothing to choose between
+
+
+class ScoreOf:
+    """Scores of answers by a function of their text."""
+
+    label = "score of a test"
+
+    def __init__(self, score):
+        self.score = score
+
+    def __call__(self, runs, answers):
+        return [[self.score(step) for step in steps] for steps in answers]
+
+
+def test_a_score_that_is_not_finite_stops_with_its_answer(tmp_path):
+    run = build_run(config(), tmp_path, ConsoleProgress(quiet=True))
+    examples = run.host.splits["train"][:3]
+    jobs = [Job(run.host.system.default_configuration(), example, 0) for example in examples]
+    runs = list(zip(examples, run_many(run.host.system, jobs, concurrency=4), strict=True))
+    policy = ComponentPolicy(
+        run.host.system,
+        run.host.completer,
+        run.device.policies,
+        ScoreOf(lambda step: float("nan")),
+        NAME,
+        runs,
+        runs,
+        0,
+        0,
+        4,
+    )
+    expected = (
+        rf"the score of a test of an answer of component '{NAME}' on example '.*' is nan.*the answer is {{'answer'"
+    )
+    with pytest.raises(StopRun, match=expected):
+        policy.rollout("", 0)
+    with pytest.raises(StopRun, match=expected):
+        policy.validate("")
+    run.tape.close()

@@ -1,13 +1,18 @@
 """When tuning of weights goes on, what it keeps, and when it ends: with a policy of numbers."""
 
-from optimas_jax.policy.tune import Update, tune
+import pytest
+
+from optimas_jax.core.schema import ConfigError, from_dict
+from optimas_jax.policy.config import PolicyConfig
+from optimas_jax.policy.engine import Update
+from optimas_jax.policy.tune import count_updates, tune
 
 
 class Numbers:
     """Adapters are numbers: an update adds one, ``kl`` and ``scores`` are looked up by them."""
 
-    def __init__(self, scores, kl=None):
-        self.scores, self.kls, self.validated = scores, kl or {}, []
+    def __init__(self, scores, kl=None, skipped=()):
+        self.scores, self.kls, self.skipped, self.validated = scores, kl or {}, skipped, []
 
     def rollout(self, adapter, number):
         assert int(adapter) == number  # a rollout never runs on a stale adapter
@@ -16,7 +21,8 @@ class Numbers:
     def update(self, state, rollout, number):
         assert state == f"state {rollout}"
         adapter = str(int(rollout) + 1)
-        return Update(f"state {adapter}", adapter, {"kl": self.kl(state, rollout)})
+        metrics = {"kl": self.kl(state, rollout), "skipped": float(number in self.skipped)}
+        return Update(f"state {adapter}", adapter, metrics)
 
     def kl(self, state, rollout):
         return self.kls.get(int(rollout), 0.0)
@@ -59,3 +65,16 @@ def test_tuning_ends_where_the_budget_ends():
 
 def test_the_last_adapter_must_be_within_the_budget():
     assert run(Numbers({6: 0.9}, kl={6: 1.5})).adapter == "0"
+
+
+def test_updates_that_learned_nothing_are_counted_and_told():
+    tuned = run(Numbers({}, skipped=(1, 4)))
+    assert (tuned.updates, tuned.learned) == (6, 4)
+    assert count_updates(tuned) == "6 updates, 2 of which learned nothing (all answers of a prompt scored alike),"
+    assert count_updates(run(Numbers({}))) == "6 updates"
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "reinforce"])
+def test_one_answer_a_prompt_is_refused_where_it_enters(algorithm):
+    with pytest.raises(ConfigError, match=r"samples is 1: an answer is scored against the other.*2 or more"):
+        from_dict(PolicyConfig, {"samples": 1, "loss": {"algorithm": algorithm}}, "config.policy")

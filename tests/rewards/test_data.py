@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import shutil
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 from systems import group
 
 from optimas_jax.core.types import Candidate, Group, StopRun, digest, freeze
-from optimas_jax.rewards.data import GroupsError, from_preferences, load_groups, save_groups, to_preferences
+from optimas_jax.rewards.data import (
+    GroupsError,
+    from_preferences,
+    load_groups,
+    save_groups,
+    to_preferences,
+)
+from optimas_jax.rewards.pairs import merge_groups
 
 COLUMNS = {
     "context",
@@ -31,10 +39,21 @@ GROUPS = [
             Candidate(freeze({}), "sampled:0", (0.0, 0.0)),  # the component failed
             Candidate(freeze({"hint": 'a "quote"\n'}), "value:abc", (0.25, 0.25)),
         ),
+        "0123456789abcdef0123",
     ),
     group(({"k": [1]}, 0.0), ({"k": [2, 3]}, 1.0), component="retriever"),
     group(({"k": [1]}, 0.5), ({"k": [4]}, 0.5), component="retriever", name="tied"),
 ]
+
+GOOD = {
+    "context": '{"a": {"input": {"q": 1}}}',
+    "response_chosen": '{"out": "x"}',
+    "response_rejected": '{"out": "y"}',
+    "score_chosen": 1,
+    "score_rejected": "0.5",
+    "variable_chosen": "v",
+    "variable_rejected": "w",
+}
 
 
 def content(groups):
@@ -133,7 +152,7 @@ def test_preferences_are_all_ordered_pairs_with_different_rewards():
         (0.25, 0.0),
     ]
     [row] = rows["retriever"]
-    assert json.loads(row["context"]) == {"retriever": {"input": {"q": "e"}}}
+    assert json.loads(row["context"]) == {"example": {"input": {"example_id": "e"}}, "retriever": {"input": {"q": "e"}}}
     assert json.loads(row["response_chosen"]) == {"k": [2, 3]}
     assert json.loads(row["response_rejected"]) == {"k": [1]}
     assert [json.loads(row[f"variable_{side}"]) for side in ("chosen", "rejected")] == ["sampled:1", "current"]
@@ -146,10 +165,39 @@ def test_preferences_lie_beside_the_groups(tmp_path):
 
 
 def test_groups_come_back_from_their_preferences():
-    found = from_preferences(to_preferences(GROUPS))
-    assert content(found) == content(GROUPS[:2])
-    assert [(g.component, g.example_id) for g in found] == [("hint", "hint-0"), ("retriever", "retriever-0")]
-    assert [g.inputs for g in found] == [g.inputs for g in GROUPS[:2]]
+    groups = from_preferences(to_preferences(GROUPS))
+    assert content(groups) == content(GROUPS[:2])
+    assert [g.component for g in groups] == ["hint", "retriever"]
+    assert [g.inputs for g in groups] == [g.inputs for g in GROUPS[:2]]
+    assert [[c.source for c in g.candidates] for g in groups] == [
+        ["current", "sampled:0", "value:abc"],
+        ["sampled:1", "current"],
+    ]
+    assert all(g.configuration == "" for g in groups)
+
+
+def test_an_example_has_one_name_for_all_components_after_import():
+    groups = [
+        group(({"o": 1}, 0.0), ({"o": 2}, 1.0), component=component, name=name, inputs={component: name})
+        for component in ("a", "b")
+        for name in ("e1", "e2")
+    ]
+    names = [g.example_id for g in from_preferences(to_preferences(groups))]
+    assert names[:2] == names[2:] and len(set(names)) == 2
+    first = {**GOOD, "context": '{"a": {"input": {"q": 1}}}'}
+    second = {**GOOD, "context": '{"a": {"input": {"q": 1}, "output": {"out": "x"}}, "b": {"input": {"out": "x"}}}'}
+    [one, two] = from_preferences({"a": [first], "b": [second]})
+    assert one.example_id == two.example_id and two.inputs == {"out": "x"}
+    assert from_preferences({"a": [first]})[0].example_id == one.example_id
+
+
+def test_merged_groups_hold_every_candidate_once():
+    one = group(({"o": 1}, 0.0), ({"o": 2}, 1.0))
+    two = group(({"o": 1}, 0.5), ({"o": 3}, 1.0))
+    other = dataclasses.replace(two, configuration="other")
+    merged = merge_groups([one, other, two])
+    assert [[c.outputs["o"] for c in g.candidates] for g in merged] == [[1, 2, 3], [1, 3]]
+    assert merged[0].rewards == (0.0, 1.0, 1.0) and merged[1] == other
 
 
 REWARDS = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=1, max_size=5)
@@ -158,29 +206,18 @@ REWARDS = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=1, max_size=5)
 @given(st.lists(REWARDS, max_size=4))
 def test_only_groups_with_a_pair_come_back_and_they_come_back_whole(rewards):
     groups = [
-        group(*[({"out": place}, reward) for place, reward in enumerate(row)], name=f"e{number}")
+        group(*[({"out": index}, reward) for index, reward in enumerate(row)], name=f"e{number}")
         for number, row in enumerate(rewards)
     ]
-    found = from_preferences(to_preferences(groups))
-    assert content(found) == content([g for g in groups if len(set(g.rewards)) > 1])
-
-
-GOOD = {
-    "context": '{"a": {"input": {"q": 1}}}',
-    "response_chosen": '{"out": "x"}',
-    "response_rejected": '{"out": "y"}',
-    "score_chosen": 1,
-    "score_rejected": "0.5",
-    "variable_chosen": "v",
-    "variable_rejected": "w",
-}
+    read = from_preferences(to_preferences(groups))
+    assert content(read) == content([g for g in groups if len(set(g.rewards)) > 1])
 
 
 def test_published_rows_become_candidates_once_each():
     third = {**GOOD, "response_rejected": '{"out": "z"}', "score_rejected": 0.0}
-    [found] = from_preferences({"a": [GOOD, third]})
-    assert found.inputs == {"q": 1}
-    assert [(c.outputs["out"], c.reward, c.source) for c in found.candidates] == [
+    [read] = from_preferences({"a": [GOOD, third]})
+    assert read.inputs == {"q": 1}
+    assert [(c.outputs["out"], c.reward, c.source) for c in read.candidates] == [
         ("x", 1.0, "variable:v"),
         ("y", 0.5, "variable:w"),
         ("z", 0.0, "variable:w"),

@@ -1,5 +1,6 @@
 """Groups in the layout of the hub, in folders; nothing is uploaded."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_groups_come_back_whole_and_their_pairs_are_what_load_dataset_gives(tmp_
     assert {name: pairs[name].to_list() for name in pairs} == to_preferences(GROUPS)
 
 
+def test_components_of_any_name_are_shared(tmp_path):
+    groups = [dataclasses.replace(GROUPS[0], component="answer-generator", configuration="abc")]
+    write_layout(groups, tmp_path / "set")
+    assert pull_groups(str(tmp_path / "set")) == groups
+    assert list(datasets.load_dataset(str(tmp_path / "set"))) == ["answer_generator"]
+    with pytest.raises(GroupsError, match="differ only in signs"):
+        write_layout([*groups, dataclasses.replace(GROUPS[0], component="answer generator")], tmp_path / "two")
+
+
 def published(folder, **changes):
     """As ``DatasetDict.push_to_hub`` lays a published set out: a Parquet file per component, named by its split."""
     row = {
@@ -51,9 +61,9 @@ def published(folder, **changes):
 
 
 def test_a_published_preference_set_loads_as_it_is(tmp_path):
-    [found] = pull_groups(published(tmp_path / "theirs"))
-    assert (found.component, found.inputs) == ("hint", {"passages": "p"})
-    assert [(one.outputs["hint"], one.reward) for one in found.candidates] == [("good", 1.0), ("bad", 0.5)]
+    [group] = pull_groups(published(tmp_path / "theirs"))
+    assert (group.component, group.inputs) == ("hint", {"passages": "p"})
+    assert [(one.outputs["hint"], one.reward) for one in group.candidates] == [("good", 1.0), ("bad", 0.5)]
 
 
 def test_what_is_no_preference_data_says_so(tmp_path):

@@ -3,17 +3,20 @@
 import asyncio
 import dataclasses
 import hashlib
+import io
 
 import pytest
+from rich.console import Console
 from systems import group, system, tool
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import Engines
+from optimas_jax.learn.config import BatchShape, LossConfig
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.tape import Tape
-from optimas_jax.loop.progress import ConsoleProgress
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.engine import reward_engine
 from optimas_jax.rewards.scorer import InstanceScorer, score_outputs
@@ -55,10 +58,10 @@ def contents(folder):
 
 def test_scoring_leaves_all_but_its_memo_as_it_was(trained):
     folder, rewards, tape, name, _ = trained
-    before, completions, cost = contents(folder), len(tape), tape.cost()
+    before, completions, cost = contents(folder), len(tape), tape.usage()
     first = rewards.scorer.scores(name, texts(GROUPS))
     logliks = rewards.scorer.logliks(texts(GROUPS))
-    assert (contents(folder), len(tape), tape.cost()) == (before, completions, cost)
+    assert (contents(folder), len(tape), tape.usage()) == (before, completions, cost)
     again, other_tape = engine(folder)  # nothing is loaded: every answer is on the tape
     again.scorer._batches._engines = None
     assert again.scorer.scores(name, texts(GROUPS)) == first
@@ -101,6 +104,41 @@ def test_a_training_call_is_named_by_what_goes_in(trained):
     assert [set(row) >= {"loss", "held_out_pair_accuracy"} for row in metadata["history"]] == [True, True]
     other, _ = rewards.trainer.train(SYSTEM, None, GROUPS, GROUPS[:1], epochs=2, seed=1)
     assert other != name
+
+
+def test_groups_without_a_pair_teach_nothing_and_name_nothing(trained):
+    folder, rewards, _, name, metadata = trained
+    before = contents(folder)
+    noise = dataclasses.replace(CONFIG, loss=LossConfig(threshold=0.5))
+    tied = [group(({"a_out": 1}, 0.5), ({"a_out": 2}, 0.5))]
+    close = [group(({"a_out": 1}, 0.5), ({"a_out": 2}, 1.0))]
+    assert rewards.trainer.train(SYSTEM, name, tied, (), epochs=1, seed=0)[0] == name
+    quiet, tape = engine(folder, noise)
+    assert quiet.trainer.train(SYSTEM, name, close, (), epochs=1, seed=0)[0] == name
+    tape.close()
+    assert rewards.trainer.train(SYSTEM, None, [*GROUPS, *tied], GROUPS[:1], epochs=2, seed=0) == (name, metadata)
+    assert contents(folder) == before
+
+
+def test_adaptation_goes_on_at_a_constant_rate_below_the_peak(trained):
+    _, rewards, _, _, _ = trained
+    rates = [rewards.trainer._adaptation_rate(step, 40) for step in range(40)]
+    assert rates[:4] == pytest.approx([0.00075, 0.0015, 0.00225, 0.003])
+    assert rates[3:] == pytest.approx([0.3 * CONFIG.learning_rate] * 37)
+    assert rewards.trainer._adaptation_rate(0, 3) == pytest.approx(0.003)
+
+
+def test_candidates_that_truncation_made_alike_are_counted(tmp_path):
+    said = io.StringIO()
+    small = dataclasses.replace(CONFIG, batch=BatchShape(tokens=64, group_tokens=12, candidates=8), epochs=1)
+    rewards, tape = engine(tmp_path, small, ConsoleProgress(Console(file=said, width=200)))
+    many = group(*(({"a_out": "x" * 40 + str(n) + "x" * n}, float(n > 2)) for n in range(4)), component="a")
+    _, metadata = rewards.trainer.train(SYSTEM, None, [*GROUPS[:1], many], (), epochs=1, seed=0)
+    tape.close()
+    assert (metadata["groups"], metadata["alike"]) == (2, 1)
+    assert (
+        "1 of 2 groups have candidates that are alike within config.reward.batch.group_tokens = 12" in said.getvalue()
+    )
 
 
 def test_a_local_reward_of_another_backbone_is_refused(trained):

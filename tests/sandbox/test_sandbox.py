@@ -29,8 +29,13 @@ def run(source, limits=QUICK, **options):
     return run_program(("-s", "-P", "-c", textwrap.dedent(source)), {}, limits, **options)
 
 
-def scratch_folders():
-    return set(Path(tempfile.gettempdir()).glob("optimas-sandbox-*"))
+@pytest.fixture
+def temporary(monkeypatch):
+    """A folder for temporary files that no other test uses, and that other users may pass through."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 @both
@@ -102,37 +107,38 @@ def test_endless_output_neither_blocks_nor_fills_memory(jail):
 @both
 def test_no_process_outlives_its_program(jail, tmp_path):
     # a grandchild in a session of its own, which holds the output open
-    source = """
+    seconds = f"61.{os.getpid()}"  # other tests may run the same at the same time
+    source = f"""
         import os, time
         if os.fork() == 0:
             os.setsid()
             if os.fork() == 0:
-                os.execv("/bin/sleep", ["sleep", "61.25"])
+                os.execv("/bin/sleep", ["sleep", "{seconds}"])
             os._exit(0)
         print("left", flush=True)
         time.sleep(0.3)
     """
     ended = run(source, jail=jail)
     assert (ended.how, ended.output) == ("exited", "left\n")
-    assert "sleep 61.25" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=False).stdout
+    assert f"sleep {seconds}" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=False).stdout
 
 
 @both
 def test_a_fork_bomb_runs_into_the_limit(jail):
     source = """
         import os, time
-        made = 0
+        started = 0
         try:
             while True:
                 if os.fork() == 0:
                     time.sleep(60)
-                made += 1
+                started += 1
         except OSError as error:
-            print(made, type(error).__name__)
+            print(started, type(error).__name__)
     """
     ended = run(source, jail=jail)
-    made, error = ended.output.split()
-    assert int(made) < 2 * QUICK.processes
+    started, error = ended.output.split()
+    assert int(started) < 2 * QUICK.processes
     assert error == "BlockingIOError"
 
 
@@ -188,13 +194,12 @@ def test_the_environment_is_stated_and_has_no_secrets(jail, monkeypatch):
 
 
 @both
-def test_home_temporary_files_and_the_working_folder_are_scratch(jail):
-    before = scratch_folders()
+def test_home_temporary_files_and_the_working_folder_are_scratch(jail, temporary):
     source = """
         import os, pathlib, tempfile
-        for place in (pathlib.Path.home(), tempfile.gettempdir(), os.getcwd()):
-            pathlib.Path(place, "mine").write_text("x")
-            print(place)
+        for folder in (pathlib.Path.home(), tempfile.gettempdir(), os.getcwd()):
+            pathlib.Path(folder, "mine").write_text("x")
+            print(folder)
         print(os.listdir("."))
     """
     ended = run(source, jail=jail)
@@ -202,8 +207,8 @@ def test_home_temporary_files_and_the_working_folder_are_scratch(jail):
     *places, listing = ended.output.splitlines()
     assert listing == "['mine']"
     assert len(set(places)) == 3
-    assert not any(os.path.exists(os.path.join(place, "mine")) for place in places)
-    assert scratch_folders() <= before
+    assert not any(os.path.exists(os.path.join(folder, "mine")) for folder in places)
+    assert not [*temporary.iterdir()]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start programs as somebody else")
@@ -259,12 +264,12 @@ for path in ("venv/mine", "venv/bin/mine"):
 
 @needs_jail
 def test_a_jail_shows_no_file_but_the_interpreters_and_the_systems(tmp_path):
-    own = tmp_path / "secret"
-    own.write_text("secret")
-    os.chmod(own, 0o666)
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    os.chmod(secret, 0o666)
     source = f"""
         import os
-        for path in ({str(own)!r}, {os.path.expanduser("~/.bashrc")!r}, {__file__!r}, "/var", "/sys", "/etc/shadow"):
+        for path in ({str(secret)!r}, {os.path.expanduser("~/.bashrc")!r}, {__file__!r}, "/var", "/sys", "/etc/shadow"):
             try:
                 open(path).close() if os.path.isfile(path) else os.listdir(path)
                 print("reached", path)

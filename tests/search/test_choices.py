@@ -20,7 +20,7 @@ from optimas_jax.core.values import (
     nothing_to_tune,
     other_values,
 )
-from optimas_jax.search.choices import GRID_LIMIT, check_tpe, maximise, per_instance_value, propose_values
+from optimas_jax.search.optimisers.choices import GRID_LIMIT, check_tpe, maximise, per_instance_value, propose_values
 
 OPTIONS = {"x": tuple(range(10)), "y": tuple(range(10)), "z": ("far", "near")}
 
@@ -85,7 +85,7 @@ def test_beyond_it_tpe_decides():
     values = propose_values(grid, current, gains, trials=30, seed=0)
     assert len(values) <= 30 and current not in values and len(set(map(str, values))) == len(values)
     assert max(gains(values)) >= 8.0
-    names = Models(tuple(f"m{place}" for place in range(GRID_LIMIT + 1)))
+    names = Models(tuple(f"m{index}" for index in range(GRID_LIMIT + 1)))
     assert set(propose_values(names, Choice("m0"), lambda some: [0.0] * len(some), trials=6, seed=0)) <= {
         *names.values()
     }

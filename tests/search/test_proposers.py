@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from systems import example, tool
 
-from optimas_jax.core.plain import ConfigError, from_dict
+from optimas_jax.core.schema import ConfigError, from_dict
 from optimas_jax.core.types import Example, Outcome, Step, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.search import copro, demos, mipro, opro, random_search, reflect
-from optimas_jax.search.demos import ScoredDemo, labelled_demos
-from optimas_jax.search.instructions import propose_instructions
-from optimas_jax.search.proposers import PROPOSERS, proposer_names
-from optimas_jax.search.task import Effort, PromptTask
-from optimas_jax.search.templates import ScoredInstruction, shorten
+from optimas_jax.search.optimisers import copro, demos, mipro, opro, random_search, reflect
+from optimas_jax.search.optimisers.demos import labelled_demos
+from optimas_jax.search.optimisers.instructions import propose_instructions
+from optimas_jax.search.optimisers.registry import PROPOSERS, proposer_names
+from optimas_jax.search.optimisers.task import Effort, PromptTask, ScoredDemo
+from optimas_jax.search.optimisers.templates import ScoredInstruction, shorten
 
 CURRENT = Prompt("Say it.", ())
 COMPONENT = dataclasses.replace(tool("speaker", ("q",), str), description="Says something.", outputs=("said",))
@@ -37,18 +37,20 @@ class Scripted:
     """A task whose proposer answers by ``answer(text, seed)``, and whose prompts gain ``gain(prompt)``."""
 
     def __init__(self, answer, gain=lambda prompt: 0.0, style="chat", **changes):
-        self.asked, self.scored, self.dropped = [], [], []
+        self.received, self.scored, self.dropped = [], [], []
         effort = {"instructions": 3, "depth": 2, "rewrites": 5, "demo_sets": 2, "demo_size": 2, "trials": 9}
         fields = {
             "component": COMPONENT,
             "space": PromptSpace(max_demos=3, max_instruction_chars=60),
             "current": CURRENT,
-            "runs": [one_run(f"e{place}", place / 10) for place in range(8)],
+            "runs": [one_run(f"e{rank}", rank / 10) for rank in range(8)],
             "pool": [
-                ScoredDemo(Demo({"q": f"p{place}"}, {"said": "x"}), 1.0 - place / 10, f"p{place}") for place in range(5)
+                ScoredDemo(Demo({"q": f"p{rank}"}, {"said": "x"}), 1.0 - rank / 10, f"p{rank}") for rank in range(5)
             ],
-            "labelled": [Demo({"q": f"l{place}"}, {"said": "y"}) for place in range(4)],
+            "labelled": [Demo({"q": f"l{rank}"}, {"said": "y"}) for rank in range(4)],
             "history": (),
+            "current_score": 0.0,
+            "scale": "mean reward",
             "proposer": LanguageModel("m", max_tokens=48, style=style),
             "seed": 0,
         }
@@ -63,7 +65,7 @@ class Scripted:
         self.answer, self.gain = answer, gain
 
     def ask(self, requests):
-        self.asked += requests
+        self.received += requests
         return [self.answer(request.messages[0].content, request.seed) for request in requests]
 
     def gains(self, prompts):
@@ -82,17 +84,17 @@ NAMES = list(PROPOSERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_proposals_are_allowed_new_and_the_same_again(name, style):
     first, again = Scripted(numbered, style=style), Scripted(numbered, style=style)
-    made = PROPOSERS[name](first.task)
-    assert made and made == PROPOSERS[name](again.task)
-    prompts = [prompt for _, prompt in made]
+    proposals = PROPOSERS[name](first.task)
+    assert proposals and proposals == PROPOSERS[name](again.task)
+    prompts = [prompt for _, prompt in proposals]
     assert CURRENT not in prompts and all(prompts.count(prompt) == 1 for prompt in prompts)
     for prompt in prompts:
         first.task.space.check(prompt)
-    assert {message.role for request in first.asked for message in request.messages} <= {
+    assert {message.role for request in first.received for message in request.messages} <= {
         "user" if style == "chat" else "text"
     }
-    assert {request.role for request in first.asked} <= {"proposer"}
-    assert all("Says something." in request.messages[0].content for request in first.asked)
+    assert {request.role for request in first.received} <= {"proposer"}
+    assert all("Says something." in request.messages[0].content for request in first.received)
 
 
 NONSENSE = [
@@ -133,44 +135,44 @@ def test_what_is_no_instruction_is_dropped_with_its_reason():
     prompts = propose_instructions(answers, CURRENT, space, lambda reason, text: dropped.append(reason))
     assert prompts == [Prompt("New.")]
     assert dropped == [
-        "empty", "21 characters, allowed are 20", "placeholder", "placeholder", "repeated", "repeated"
+        "empty", "longer than 20 characters", "placeholder", "placeholder", "repeated", "repeated"
     ]  # fmt: skip
     assert propose_instructions(["Read the instruction [1] first."], CURRENT, PromptSpace()) != []
 
 
 def test_opro_shows_the_worst_runs_and_what_was_tried():
     script = Scripted(numbered, history=[ScoredInstruction("Older.", -0.25)])
-    assert [kind for kind, _ in opro.propose(script.task)] == ["instruction"] * 3
-    text = script.asked[0].messages[0].content
+    assert [kind for kind, _ in opro.propose(script.task)] == ["opro"] * 3
+    text = script.received[0].messages[0].content
     assert "Score -0.25: Older." in text and text.index("question e0") < text.index("question e1")
     assert "question e3" not in text and not script.scored
 
 
 def test_copro_climbs_from_round_to_round():
     def longer(text, seed):
-        shown = [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("Score ")]
+        shown = [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("Gain ")]
         return f"<instruction>{shown[-1]}{seed % 10}</instruction>"
 
     script = Scripted(longer, gain=lambda prompt: float(len(prompt.instruction)), instructions=4, depth=3)
     prompts = [prompt for _, prompt in copro.propose(script.task)]
     assert prompts == script.scored  # each once
     assert max(len(prompt.instruction) for prompt in prompts) == len(CURRENT.instruction) + 3
-    assert len(script.asked) == 12
-    last = script.asked[-1].messages[0].content
-    shown = [float(line.split()[1][:-1]) for line in last.splitlines() if line.startswith("Score ")]
+    assert len(script.received) == 12
+    last = script.received[-1].messages[0].content
+    shown = [float(line.split()[1][:-1]) for line in last.splitlines() if line.startswith("Gain ")]
     assert shown == sorted(shown) and 2 <= len(shown) <= 6
 
 
 def test_reflection_reads_failures_with_what_was_expected():
     script = Scripted(numbered)
     assert [kind for kind, _ in reflect.propose(script.task)] == ["reflect"] * 5
-    texts = [request.messages[0].content for request in script.asked]
+    texts = [request.messages[0].content for request in script.received]
     assert len(set(texts)) > 1  # each reads other failures
     for text in texts:
-        shown = [place for place in range(8) if f"question e{place}" in text]
+        shown = [number for number in range(8) if f"question e{number}" in text]
         assert len(shown) == 3 and max(shown) < 4  # of the worse half
-        for place in shown:
-            assert all(f"{word} e{place}" in text for word in ("output", "final", "gold"))
+        for number in shown:
+            assert all(f"{word} e{number}" in text for word in ("output", "final", "gold"))
         assert "Say it." in text
     assert not script.scored  # screening is the ranking's
 
@@ -180,10 +182,10 @@ def test_mipro_searches_pairs_of_instructions_and_demonstrations():
         return float(prompt.instruction.startswith("Way")) + float(any(d.inputs["q"][0] == "l" for d in prompt.demos))
 
     script = Scripted(numbered, gain=gain, trials=12)
-    made = [prompt for _, prompt in mipro.propose(script.task)]
-    assert max(map(gain, made)) == 2.0
-    assert len(script.scored) <= 12 and set(map(str, made)) == set(map(str, script.scored)) - {str(CURRENT)}
-    summary, *proposals = script.asked
+    prompts = [prompt for _, prompt in mipro.propose(script.task)]
+    assert max(map(gain, prompts)) == 2.0
+    assert len(script.scored) <= 12 and set(map(str, prompts)) == set(map(str, script.scored)) - {str(CURRENT)}
+    summary, *proposals = script.received
     assert summary.temperature == 0.0 and "question e0" in summary.messages[0].content
     assert all(summary_answer in request.messages[0].content for request in proposals
                for summary_answer in [numbered("", summary.seed)])  # fmt: skip
@@ -209,18 +211,22 @@ def test_every_three_sets_of_good_runs_come_with_one_of_labelled_examples():
 
 def test_random_search_sees_no_score():
     script = Scripted(numbered)
-    made = random_search.propose(script.task)
-    assert not script.scored and {kind for kind, _ in made} == {"random"}
+    random_pairs = random_search.propose(script.task)
+    assert not script.scored and {kind for kind, _ in random_pairs} == {"random"}
     assert all(
         "Score" not in request.messages[0].content and "question" not in request.messages[0].content
-        for request in script.asked
+        for request in script.received
     )
-    assert len({prompt.instruction for _, prompt in made}) > 1 or len({prompt.demos for _, prompt in made}) > 1
+    assert (
+        len({prompt.instruction for _, prompt in random_pairs}) > 1
+        or len({prompt.demos for _, prompt in random_pairs}) > 1
+    )
 
 
 def test_labelled_demonstrations_need_gold_for_every_output():
     runs = [one_run("a", 0.0), (example("b"), one_run("b", 1.0)[1])]
-    assert labelled_demos(COMPONENT, runs) == [Demo({"q": "question a"}, {"said": "gold a"})]
+    [demo] = labelled_demos(COMPONENT, runs)
+    assert demo == Demo({"q": "question a"}, {"said": "gold a"}) and demo.example_id == runs[0][0].id
     assert labelled_demos(dataclasses.replace(COMPONENT, outputs=("said", "more")), runs) == []
     assert labelled_demos(COMPONENT, runs, max_chars=10) == []
 
@@ -239,7 +245,7 @@ def test_names_are_read_in_their_order():
 
 @pytest.mark.parametrize("text", ["opro,gepa", ",", "opro,opro"])
 def test_a_wrong_name_is_refused_where_it_enters(text):
-    with pytest.raises(ConfigError, match="known: demos, opro, copro, mipro, reflect, random"):
+    with pytest.raises(ConfigError, match="known: demos, opro, copro, mipro, reflect, random, llmselector"):
         from_dict(OptimizeConfig, {"proposers": text})
 
 

@@ -26,10 +26,10 @@ def adapter(base, seed):
 
 @pytest.fixture(scope="module")
 def sampler():
-    made = tiny.sampler()
+    engine = tiny.sampler()
     for seed, name in enumerate(NAMES):
-        made.adapters.load(name, LORA, adapter(made.network.config, seed))
-    return made
+        engine.adapters.load(name, LORA, adapter(engine.network.config, seed))
+    return engine
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def url(sampler):
 
 @pytest.fixture(scope="module")
 def client(url):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
-        yield made
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as openai_client:
+        yield openai_client
 
 
 def ask(client, **changes):
@@ -64,13 +64,13 @@ def test_models_are_listed(client):
 
 @pytest.mark.parametrize("name", ["", "two"])
 def test_chat(client, sampler, name):
-    made = ask(client, model=name or "base")
+    completion = ask(client, model=name or "base")
     sample = expected(sampler, name=name)
-    assert made.choices[0].message.content == sample.text
-    assert made.choices[0].finish_reason == sample.finish
-    assert made.usage.prompt_tokens == len(sampler.tokenizer.encode_chat(MESSAGES))
-    assert made.usage.completion_tokens == len(sample.ids)
-    assert made.model == (name or "base")
+    assert completion.choices[0].message.content == sample.text
+    assert completion.choices[0].finish_reason == sample.finish
+    assert completion.usage.prompt_tokens == len(sampler.tokenizer.encode_chat(MESSAGES))
+    assert completion.usage.completion_tokens == len(sample.ids)
+    assert completion.model == (name or "base")
 
 
 def test_log_probabilities(client, sampler):
@@ -81,11 +81,11 @@ def test_log_probabilities(client, sampler):
 
 
 def test_text_completions(client, sampler):
-    made = client.completions.create(
+    completion = client.completions.create(
         model="base", prompt=["The first", "Another"], max_tokens=6, temperature=0.0, logprobs=0
     )
-    assert [choice.index for choice in made.choices] == [0, 1]
-    for choice, text in zip(made.choices, ["The first", "Another"], strict=True):
+    assert [choice.index for choice in completion.choices] == [0, 1]
+    for choice, text in zip(completion.choices, ["The first", "Another"], strict=True):
         [sample] = sampler.generate([SampleRequest(tuple(sampler.tokenizer.encode(text)), 6)])
         assert choice.text == sample.text
         np.testing.assert_allclose(choice.logprobs.token_logprobs, sample.logprobs, atol=1e-4)
@@ -132,11 +132,11 @@ def test_many_clients_with_different_adapters(client, sampler):
         return ask(client, model=name, messages=messages).choices[0].message.content
 
     with concurrent.futures.ThreadPoolExecutor(64) as pool:
-        made = list(pool.map(one, range(64)))
-    for number, text in enumerate(made):
+        answers = list(pool.map(one, range(64)))
+    for number, text in enumerate(answers):
         messages = [{"role": "user", "content": f"Question {number % 16}"}]
         assert text == expected(sampler, messages, NAMES[number // 16]).text
-    assert len(set(made)) > 32
+    assert len(set(answers)) > 32
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_a_prompt_beyond_the_context(client):
 
 
 def test_what_is_no_json(url):
-    made = httpx2.post(f"{url}/v1/chat/completions", content=b"{")
-    assert made.status_code == 400
-    assert "not JSON" in made.json()["error"]["message"]
+    response = httpx2.post(f"{url}/v1/chat/completions", content=b"{")
+    assert response.status_code == 400
+    assert "not JSON" in response.json()["error"]["message"]
     assert httpx2.post(f"{url}/v1/chat/completions", content=b"[]").status_code == 400
     assert httpx2.get(f"{url}/health").status_code == 200
 

@@ -1,7 +1,7 @@
 """DSPy's MIPROv2, COPRO and GEPA on a system of ours: ``dspy_peer.py miprov2|copro|gepa ADDRESS``.
 
-The program has one predictor for every component with a prompt; what a predictor does is a component call at the desk,
-so that DSPy decides on instructions and demonstrations and on nothing else. Its own prompts (proposals, reflection) go
+The program has one predictor for every component with a prompt; a predictor makes a component call on the server, so
+that DSPy decides on instructions and demonstrations and on nothing else. Its own prompts (proposals, reflection) go
 to the same model, in its own words.
 """
 
@@ -14,7 +14,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from desk import Desk, Refused, as_value, feedback, key_of, tuned
+from peer_client import Client, Refused, as_value, feedback, key_of, tuned
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or a library of it asks for prices over the network
 
@@ -27,32 +27,32 @@ THREADS = 32
 OPTIMIZERS = ("miprov2", "copro", "gepa")
 
 
-class DeskLM(dspy.BaseLM):
-    """The model behind the desk, for DSPy's own prompts."""
+class ServerLM(dspy.BaseLM):
+    """The model behind the server, for DSPy's own prompts."""
 
-    def __init__(self, desk: Desk, max_tokens: int, temperature: float = 1.0, **kwargs: Any):
-        super().__init__(model="desk", model_type="chat", temperature=temperature, max_tokens=max_tokens, **kwargs)
-        self.desk = desk
+    def __init__(self, client: Client, max_tokens: int, temperature: float = 1.0, **kwargs: Any):
+        super().__init__(model="server", model_type="chat", temperature=temperature, max_tokens=max_tokens, **kwargs)
+        self.client = client
 
     def forward(self, prompt: str | None = None, messages: list[dict[str, Any]] | None = None, **kwargs: Any) -> Any:
         settings = {**self.kwargs, **kwargs}
         messages = messages or [{"role": "user", "content": prompt or ""}]
         answers, used = [], {"prompt_tokens": 0, "completion_tokens": 0}
         for number in range(settings.get("n") or 1):
-            made = self._complete(
+            answer = self._complete(
                 [{"role": turn["role"], "content": _text(turn["content"])} for turn in messages],
                 max_tokens=settings.get("max_tokens") or self.kwargs["max_tokens"],
                 temperature=settings.get("temperature") or 0.0,
             )
-            message = SimpleNamespace(content=made["text"], role="assistant", tool_calls=None)
+            message = SimpleNamespace(content=answer["text"], role="assistant", tool_calls=None)
             answers.append(SimpleNamespace(message=message, finish_reason="stop", index=number))
-            used = {name: used[name] + made[name] for name in used}
+            used = {name: used[name] + answer[name] for name in used}
         used["total_tokens"] = sum(used.values())
         return SimpleNamespace(choices=answers, usage=used, model=self.model)
 
     def _complete(self, turns: list[dict[str, str]], **settings: Any) -> dict[str, Any]:
         try:
-            return self.desk.complete(turns, **settings)
+            return self.client.complete(turns, **settings)
         except Refused as error:  # a prompt that does not fit the model: no answer
             print(error, flush=True)
             return {"text": "", "prompt_tokens": 0, "completion_tokens": 0}
@@ -83,11 +83,11 @@ class PatientAdapter(dspy.ChatAdapter):
 class Part(dspy.Predict):
     """One component with a prompt: what DSPy tunes is its instruction and its demonstrations."""
 
-    def __init__(self, desk: Desk, component: dict[str, Any]):
+    def __init__(self, client: Client, component: dict[str, Any]):
         fields = {name: (str, dspy.InputField()) for name in component["inputs"]}
         fields |= {name: (str, dspy.OutputField()) for name in component["outputs"]}
         super().__init__(dspy.Signature(fields, component["instruction"]))
-        self.desk, self.component = desk, component
+        self.client, self.component = client, component
 
     def value(self) -> dict[str, Any]:
         return as_value(self.component, self.signature.instructions, [dict(demo) for demo in self.demos])
@@ -99,17 +99,17 @@ class Part(dspy.Predict):
         attempt = lm.kwargs.get("rollout_id")  # DSPy asks for another answer to the same prompt
         sampling = {} if attempt is None else {"temperature": lm.kwargs.get("temperature") or 1.0, "attempt": attempt}
         try:
-            outputs = self.desk.component(self.component["name"], fields, self.value(), example, **sampling)
+            outputs = self.client.component(self.component["name"], fields, self.value(), example, **sampling)
         except Refused as error:  # a prompt that does not fit the model: this candidate's failure
             print(error, flush=True)
             outputs = None
         if outputs is None:
             raise Failed(self.component["name"])
-        made = dspy.Prediction(**outputs)
+        prediction = dspy.Prediction(**outputs)
         trace = dspy.settings.trace
         if trace is not None:
-            trace.append((self, fields, made))
-        return made
+            trace.append((self, fields, prediction))
+        return prediction
 
     def __call__(self, **fields: Any) -> Any:
         return self.forward(**fields)
@@ -122,13 +122,13 @@ class Failed(Exception):
 class Program(dspy.Module):
     """The system: components in their order, those without a prompt at their defaults."""
 
-    def __init__(self, desk: Desk, task: dict[str, Any]):
+    def __init__(self, client: Client, task: dict[str, Any]):
         super().__init__()
-        self.desk, self.task = desk, task
+        self.client, self.task = client, task
         names = task["input_fields"]
         self.ids = {key_of(one["inputs"], names): one["id"] for split in task["splits"].values() for one in split}
         for component in tuned(task):
-            setattr(self, component["name"], Part(desk, component))
+            setattr(self, component["name"], Part(client, component))
 
     def values(self) -> dict[str, Any]:
         return {component["name"]: getattr(self, component["name"]).value() for component in tuned(self.task)}
@@ -144,18 +144,18 @@ class Program(dspy.Module):
                 except Failed:
                     break
             else:
-                outputs = self.desk.component(component["name"], given, None, example)
+                outputs = self.client.component(component["name"], given, None, example)
                 if outputs is None:
                     break
                 fields |= outputs
         outputs = {name: fields[name] for name in self.task["output_fields"] if name in fields}
         # The score is noted here, where program and example are both known; the metric below reads it.
-        return dspy.Prediction(**outputs, desk_score=self.desk.score(self.values(), example, outputs))
+        return dspy.Prediction(**outputs, system_score=self.client.score(self.values(), example, outputs))
 
 
 def metric(gold: Any, pred: Any, trace: Any = None) -> float:
     """The system's own metric."""
-    return getattr(pred, "desk_score", 0.0)
+    return getattr(pred, "system_score", 0.0)
 
 
 def gepa_metric(task: dict[str, Any]) -> Any:
@@ -171,11 +171,11 @@ def gepa_metric(task: dict[str, Any]) -> Any:
 
 
 def examples(task: dict[str, Any], split: str) -> list[Any]:
-    made = [dspy.Example(**one["inputs"], **one["gold"]) for one in task["splits"][split]]
-    return [one.with_inputs(*task["input_fields"]) for one in made]
+    rows = [dspy.Example(**one["inputs"], **one["gold"]) for one in task["splits"][split]]
+    return [one.with_inputs(*task["input_fields"]) for one in rows]
 
 
-def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM, seed: int) -> Any:
+def compile_with(name: str, program: Program, task: dict[str, Any], lm: ServerLM, seed: int) -> Any:
     """Each at its defaults, of a size that the budget pays for."""
     train, val = examples(task, "train"), examples(task, "val")
     if name == "miprov2":
@@ -206,7 +206,7 @@ def compile_with(name: str, program: Program, task: dict[str, Any], lm: DeskLM, 
 def auto_setting(program: Program, task: dict[str, Any], evaluated: int) -> str:
     """The largest of MIPROv2's three sizes whose trials the budget pays for, at the tokens that a run of the system has
     taken so far; the smallest if none."""
-    tokens = program.desk.task()["tokens"] / evaluated
+    tokens = program.client.task()["tokens"] / evaluated
     choices = 2 * len(program.predictors())  # an instruction and a set of demonstrations of each
     for name in ("heavy", "medium", "light"):
         candidates = AUTO_RUN_SETTINGS[name]["n"]
@@ -219,20 +219,20 @@ def auto_setting(program: Program, task: dict[str, Any], evaluated: int) -> str:
 def main(name: str, address: str) -> None:
     if name not in OPTIMIZERS:
         raise SystemExit(f"{name!r} is not one of {', '.join(OPTIMIZERS)}")
-    desk = Desk(address)
-    task = desk.task()
-    lm = DeskLM(desk, task["max_tokens"])
+    client = Client(address)
+    task = client.task()
+    lm = ServerLM(client, task["max_tokens"])
     dspy.configure(lm=lm, adapter=PatientAdapter())
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)  # the tape keeps every answer
-    program = Program(desk, task)
+    program = Program(client, task)
     dspy.Evaluate(devset=examples(task, "val"), metric=metric, num_threads=THREADS)(program)  # a first candidate
-    for number in itertools.count():  # until the budget ends the process; the desk knows the best of all rounds
-        found = compile_with(name, program, task, lm, task["seed"] + number)
-        program = found if name == "copro" else program  # which goes on from an instruction; MIPROv2 begins anew
+    for number in itertools.count():  # until the budget ends the process; the server knows the best of all rounds
+        compiled = compile_with(name, program, task, lm, task["seed"] + number)
+        program = compiled if name == "copro" else program  # which goes on from an instruction; MIPROv2 begins anew
 
 
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except Refused as error:
-        raise SystemExit(f"the desk refused: {error}") from None
+        raise SystemExit(f"the server refused: {error}") from None

@@ -1,6 +1,6 @@
 """TextGrad on a system of ours: ``textgrad_peer.py ADDRESS``.
 
-The instructions of the components are its variables; a component call is a call at the desk, recorded in TextGrad's
+The instructions of the components are its variables; a component call is a call on the server, recorded in TextGrad's
 graph with the fields that went into it, and the words about a run's score are the loss. As in its own prompt
 optimisation, a batch is a step, and a step that lowers the validation score is taken back. Settings of the Optimas
 paper (appendix E): batches of 4, validation every second step, one component's instruction at a time.
@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from desk import Desk, Refused, as_value, feedback, plain, tuned
+from peer_client import Client, Refused, as_value, feedback, plain, tuned
 
 os.environ.setdefault("TEXTGRAD_LOG_DIR", tempfile.mkdtemp())  # it writes every prompt there
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or a library of it asks for prices over the network
@@ -30,19 +30,19 @@ from textgrad.engine import EngineLM
 BATCH, VALIDATE_EVERY, THREADS = 4, 2, 32
 
 
-class DeskEngine(EngineLM):
-    """The model behind the desk, for TextGrad's own prompts: feedback, and new values of variables."""
+class ServerEngine(EngineLM):
+    """The model behind the server, for TextGrad's own prompts: feedback, and new values of variables."""
 
-    model_string = "desk"
+    model_string = "server"
 
-    def __init__(self, desk: Desk, max_tokens: int):
-        self.desk, self.max_tokens = desk, max_tokens
+    def __init__(self, client: Client, max_tokens: int):
+        self.client, self.max_tokens = client, max_tokens
 
     def generate(self, prompt: str, system_prompt: str | None = None, **_: Any) -> str:
         turns = [{"role": "system", "content": system_prompt or self.system_prompt}]
         turns.append({"role": "user", "content": prompt})
         # Its engines ask at temperature 0, where a step on the same batch would never differ.
-        return self.desk.complete(turns, max_tokens=self.max_tokens, temperature=1.0)["text"]
+        return self.client.complete(turns, max_tokens=self.max_tokens, temperature=1.0)["text"]
 
     def __call__(self, prompt: str, system_prompt: str | None = None, **settings: Any) -> str:
         return self.generate(prompt, system_prompt, **settings)
@@ -60,7 +60,7 @@ class ComponentEngine(EngineLM):
     def generate(self, prompt: str, system_prompt: str | None = None, **_: Any) -> str:
         system, component, fields, example = self.call
         value = as_value(component, system_prompt or "")
-        self.outputs = system.desk.component(component["name"], fields, value, example)
+        self.outputs = system.client.component(component["name"], fields, value, example)
         return _words(self.outputs)
 
     def __call__(self, prompt: str, system_prompt: str | None = None, **settings: Any) -> str:
@@ -74,8 +74,8 @@ def _words(outputs: Mapping[str, Any] | None) -> str:
 class System:
     """The components in their order, and the variables that they answer to."""
 
-    def __init__(self, desk: Desk, task: Mapping[str, Any]):
-        self.desk, self.task = desk, task
+    def __init__(self, client: Client, task: Mapping[str, Any]):
+        self.client, self.task = client, task
         self.variables = {
             component["name"]: tg.Variable(
                 component["instruction"],
@@ -94,14 +94,14 @@ class System:
         for component in self.task["components"]:
             given = {name: fields[name] for name in component["inputs"]}
             try:
-                made = self.desk.component(component["name"], given, values.get(component["name"]), example["id"])
+                answer = self.client.component(component["name"], given, values.get(component["name"]), example["id"])
             except Refused as error:
                 print(error, flush=True)
-                made = None
-            if made is None:
+                answer = None
+            if answer is None:
                 break
-            fields |= made
-        return self.desk.score(values, example["id"], self._outputs(fields))
+            fields |= answer
+        return self.client.score(values, example["id"], self._outputs(fields))
 
     def loss(self, example: Mapping[str, Any]) -> tuple[Any, float]:
         """The words about a run as a variable whose graph leads back to the instructions, and the score."""
@@ -120,17 +120,17 @@ class System:
                 shown = "\n".join(f"{name}: {{{name}}}" for name in read)
                 prompt = self.variables[component["name"]]
                 last = FormattedLLMCall(engine, shown, dict.fromkeys(read, ""), prompt)(read, role)
-                made = engine.outputs
+                answer = engine.outputs
             else:
-                made = self.desk.component(component["name"], given, None, example["id"])
-                words = _words(made)
+                answer = self.client.component(component["name"], given, None, example["id"])
+                words = _words(answer)
                 last = StringBasedFunction(lambda words=words, **_: words, component["description"])(read, role)
-            if made is None:
+            if answer is None:
                 break
-            fields |= made
-            nodes |= dict.fromkeys(made, last)
+            fields |= answer
+            nodes |= dict.fromkeys(answer, last)
         outputs = self._outputs(fields)
-        score = self.desk.score(self.values(), example["id"], outputs)
+        score = self.client.score(self.values(), example["id"], outputs)
         words = feedback(outputs, example["gold"], score)
         judged = StringBasedFunction(lambda **_: words, "The metric that compares the answer with what is expected.")
         return judged({"prediction": last}, "evaluation of the answer"), score
@@ -144,7 +144,7 @@ def validate(system: System) -> float:
         return statistics.fmean(pool.map(system.score, system.task["splits"]["val"]))
 
 
-def step(system: System, variable: Any, engine: DeskEngine, batch: list[Mapping[str, Any]]) -> None:
+def step(system: System, variable: Any, engine: ServerEngine, batch: list[Mapping[str, Any]]) -> None:
     """One step of gradient descent on one instruction. A batch that cannot be stepped on (the model's answer has no
     marks around the new value, or the prompt does not fit) leaves it as it is."""
     for other in system.variables.values():
@@ -163,11 +163,11 @@ def step(system: System, variable: Any, engine: DeskEngine, batch: list[Mapping[
 
 
 def main(address: str) -> None:
-    desk = Desk(address)
-    task = desk.task()
-    engine = DeskEngine(desk, task["max_tokens"])
+    client = Client(address)
+    task = client.task()
+    engine = ServerEngine(client, task["max_tokens"])
     tg.set_backward_engine(engine, override=True)
-    system, rng = System(desk, task), random.Random(task["seed"])
+    system, rng = System(client, task), random.Random(task["seed"])
     best, train = validate(system), list(task["splits"]["train"])
     while True:  # epochs, until the budget ends the process
         for variable in system.variables.values():
@@ -188,4 +188,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except Refused as error:
-        raise SystemExit(f"the desk refused: {error}") from None
+        raise SystemExit(f"the server refused: {error}") from None

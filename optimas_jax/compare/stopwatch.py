@@ -1,0 +1,87 @@
+"""Seconds of a search, and of the local rewards in it, over all attempts at a cell."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.loop.journal import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds.
+
+    Attributes:
+      search: of the search, everything before the test.
+      rewards: of these, training and scoring with local rewards.
+    """
+
+    search: float = 0.0
+    rewards: float = 0.0
+
+
+class Meter:
+    """Adds up the seconds inside methods of objects; a call inside another counts once. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = threading.local()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def watching(self, target: Any, *names: str) -> Iterator[None]:
+        """Times the methods ``names`` of ``target`` inside the block."""
+        for name in names:
+            setattr(target, name, self._timed(getattr(target, name)))
+        try:
+            yield
+        finally:
+            for name in names:
+                delattr(target, name)
+
+    def _timed(self, method: Any) -> Any:
+        @functools.wraps(method)
+        def call(*args: Any, **options: Any) -> Any:
+            depth, started = getattr(self._depth, "value", 0), time.monotonic()
+            self._depth.value = depth + 1
+            try:
+                return method(*args, **options)
+            finally:
+                self._depth.value = depth
+                if not depth:
+                    with self._lock:
+                        self.seconds += time.monotonic() - started
+
+        return call
+
+
+@contextlib.contextmanager
+def keeping_time(path: Path, meter: Meter) -> Iterator[None]:
+    """Adds the seconds of the block and of ``meter`` to the seconds in the file, which earlier, interrupted attempts
+    wrote. If the block raises, an error of writing the file is suppressed."""
+    before, started = read_seconds(path), time.monotonic()
+
+    def write() -> None:
+        search = before.search + time.monotonic() - started
+        write_json(path, dataclasses.asdict(Seconds(search, before.rewards + meter.seconds)))
+
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            write()
+        raise
+    write()
+
+
+def read_seconds(path: Path) -> Seconds:
+    """What ``keeping_time`` wrote; zeros without a file."""
+    return Seconds(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Seconds()

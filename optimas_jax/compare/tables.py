@@ -1,0 +1,155 @@
+"""A comparison as tables: for the screen, and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from optimas_jax.report.format import format_interval
+
+COLUMNS = (
+    "optimiser",
+    "test score",
+    "95 % interval",
+    "seeds",
+    "difference to ours",
+    "smallest that these seeds show",
+    "gain on confirm",
+    "runs below start",
+    "validation - test",
+    "calls",
+    "LM tokens",
+    "system runs",
+    "USD",
+    "seconds",
+    "of these local rewards",
+)
+_REACH = ("optimiser", "seed", "score", "local rewards", "global metric", "ratio")
+_REACH_TITLE = (
+    "Runs of the system until the validation score is reached that the same optimiser reaches with the global metric"
+)
+
+
+def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of the table as text, best mean first; optimisers without a result last, with their errors."""
+    rows = []
+    baseline = summary["baseline"]
+    if baseline is not None:
+        cells = ["before optimisation", f"{baseline['mean']:.3f}", format_interval(baseline["ci95"])]
+        rows.append(_padded(cells))
+    ranked = sorted(summary["rows"].items(), key=lambda item: -item[1].get("mean", float("-inf")))
+    return rows + [_result(name, row) if "mean" in row else _padded([name, "-", _remarks(row)]) for name, row in ranked]
+
+
+def _padded(cells: Sequence[str]) -> list[str]:
+    return [*cells, *[""] * (len(COLUMNS) - len(cells))]
+
+
+def _result(name: str, row: Mapping[str, Any]) -> list[str]:
+    """The row of an optimiser with at least one seed."""
+    remarks = _remarks(row)
+    seed_means = ", ".join(f"{mean:.3f}" for mean in row["seed_means"]) + (f" ({remarks})" if remarks else "")
+    difference = row.get("difference")
+    smallest = difference and difference["smallest"]
+    return [
+        name,
+        f"{row['mean']:.3f}",
+        format_interval(row["ci95"]),
+        seed_means,
+        _gain(difference),
+        "" if smallest is None else f"{smallest:.3f}",
+        _gain(row["confirmed"]),
+        f"{row['below_start']:.0%}",
+        "" if row["val_minus_test"] is None else f"{row['val_minus_test']:+.3f}",
+        f"{row['calls']:,.0f}",
+        f"{row['tokens']:,.0f}",
+        f"{row['system_runs']:,.0f}",
+        f"{row['usd']:.2f}",
+        f"{row['seconds']:,.0f}",
+        f"{row['reward_seconds']:,.0f}",
+    ]
+
+
+def _gain(gain: Mapping[str, Any] | None) -> str:
+    return "" if gain is None else f"{gain['mean']:+.3f} {format_interval(gain['ci95'])}"
+
+
+def _remarks(row: Mapping[str, Any]) -> str:
+    """Errors and notes by seed."""
+    errors = [f"seed {seed} failed: {_last_line(error)}" for seed, error in row["errors"].items()]
+    return "; ".join(errors + [f"seed {seed}: {note}" for seed, note in row["notes"].items()])
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """What was compared, in one line."""
+    task = f"{summary['benchmark']}:{summary['variant']}"
+    if summary["baseline"] is None:
+        return f"{task}: no result"
+    means = {name: row["mean"] for name, row in summary["rows"].items() if "mean" in row}
+    best = [name for name, mean in means.items() if mean == max(means.values())]
+    return (
+        f"{task}, {summary['split']} split, n = {summary['n']}, {_seeds(summary)}, {summary['metric']}, chance "
+        f"{summary['chance']:.2f}; {summary['budget']:,} LM tokens each; best mean: {', '.join(best)}"
+    )
+
+
+def _seeds(summary: Mapping[str, Any]) -> str:
+    """How many seeds, and what intervals are over."""
+    most = max(len(row["seeds"]) for row in summary["rows"].values())
+    if most == 1:
+        return "1 seed (intervals over examples alone)"
+    return f"{most} seeds (intervals over seeds and examples)"
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The comparison as a section of a Markdown document."""
+    lines = [f"{title(summary)}.", "", *_grid(COLUMNS, table_rows(summary))]
+    runs = _runs(summary)
+    if runs:
+        lines += ["", f"{_REACH_TITLE}:", "", *_grid(_REACH, runs)]
+    return "\n".join(lines) + "\n"
+
+
+def tables(summary: Mapping[str, Any]) -> list[Table]:
+    """The comparison as tables for the screen."""
+    results = _table(title(summary), COLUMNS, table_rows(summary))
+    runs = _runs(summary)
+    return [results, _table(_REACH_TITLE, _REACH, runs)] if runs else [results]
+
+
+def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=heading)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "optimiser" else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _runs(summary: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            name,
+            str(row["seed"]),
+            f"{row['val_score']:.3f}",
+            "not reached" if row["local"] is None else f"{row['local']:,}",
+            "" if row["global"] is None else f"{row['global']:,}",
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        ]
+        for name, rows in summary["runs_to_reach"].items()
+        for row in rows
+    ]
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    shown = [columns, ["---"] * len(columns), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in shown]
+
+
+def _last_line(error: str) -> str:
+    """The last line of an error, which has its message."""
+    lines = error.strip().splitlines() or ["unknown"]
+    return lines[-1][:160]

@@ -1,0 +1,89 @@
+"""Many runs of a system: concurrent calls in the order of their arguments, and Monte Carlo global rewards."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from optimas_jax.core.system import System
+from optimas_jax.core.types import Example, Trace, derive_seed
+from optimas_jax.core.values import Configuration
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Arguments of one ``System.run``."""
+
+    configuration: Configuration
+    example: Example
+    seed: int
+    given: Mapping[str, Mapping[str, Any]] | None = None
+
+
+def run_many(
+    system: System, jobs: Sequence[Job], *, concurrency: int, on_done: Callable[[], None] | None = None
+) -> list[Trace]:
+    """Runs all jobs and returns their traces in the order of the jobs; see ``gather``."""
+    calls = [functools.partial(system.run, job.configuration, job.example, job.seed, job.given) for job in jobs]
+    return gather(calls, concurrency=concurrency, on_done=on_done)
+
+
+def gather(
+    calls: Sequence[Callable[[], Awaitable[T]]], *, concurrency: int, on_done: Callable[[], None] | None = None
+) -> list[T]:
+    """Awaits all calls, at most ``concurrency`` at once; results are in the order of the calls.
+
+    The first error cancels the rest and is raised. ``on_done`` is called once per finished call, for progress bars.
+    """
+
+    async def run_all() -> list[T]:
+        """Results of all calls; raises an exception group if one fails."""
+        slots = asyncio.Semaphore(concurrency)
+
+        async def run_one(call: Callable[[], Awaitable[T]]) -> T:
+            async with slots:
+                result = await call()
+            if on_done is not None:
+                on_done()
+            return result
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(run_one(call)) for call in calls]
+        return [task.result() for task in tasks]
+
+    try:
+        return asyncio.run(run_all())
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__
+
+
+async def global_rewards(
+    system: System,
+    configuration: Configuration,
+    example: Example,
+    trace: Trace,
+    name: str,
+    outputs: Mapping[str, Any],
+    seed: int,
+    runs: int,
+) -> tuple[float, ...]:
+    """Global rewards of an output of component ``name`` (paper, Eq. 3): what depends on it is run ``runs`` times with
+    everything else of ``trace`` kept. The first run has the seed of the run itself.
+
+    A component that failed has no ``outputs``, and nothing follows: the failure score.
+    """
+    if not outputs:
+        return (system.failure_score,) * runs
+    seeds = [seed, *(derive_seed(seed, "rollout", index) for index in range(1, runs))]
+    given = system.kept(trace, name, outputs)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(system.run(configuration, example, one, given)) for one in seeds]
+    return tuple(task.result().score for task in tasks)

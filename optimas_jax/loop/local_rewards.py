@@ -1,0 +1,259 @@
+"""Local rewards of a run: collecting groups, the first training, and further training as the system changes (paper,
+sections 4.1 and 4.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.execution import Job
+from optimas_jax.core.types import Group, Trace, derive_seed
+from optimas_jax.core.usage import OutOfBudget
+from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prompt, PromptSpace, Value, other_values
+from optimas_jax.loop.budget import block
+from optimas_jax.loop.config import OptimizeConfig, RunConfig
+from optimas_jax.loop.context import Device, Host, report_failures
+from optimas_jax.loop.state import Runs, State
+from optimas_jax.rewards.collect import (
+    ROLLOUT_TEMPERATURE,
+    Try,
+    collect,
+    current_tries,
+    sample_tries,
+    standard_tries,
+    value_tries,
+)
+from optimas_jax.rewards.data import save_groups
+from optimas_jax.rewards.pairs import count_pairs, is_informative, merge_groups
+from optimas_jax.rewards.split import part_of
+from optimas_jax.rewards.text import text_group
+from optimas_jax.search.optimisers.demos import demo_pool, propose_demos
+
+_WAVE = 4  # inputs that every component takes at a time
+_PATIENCE = 16  # inputs without two different candidates after which none is expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """Groups, and by component the reason why collecting ended."""
+
+    groups: tuple[Group, ...]
+    reasons: Mapping[str, str]
+
+
+def collect_offline(host: Host, config: RunConfig) -> Collected:
+    """Groups of the components under the default configuration, on training inputs in random order.
+
+    A component is done when it has ``config.offline.groups`` informative groups, when the inputs or its calls
+    (``config.offline.calls``) are used up, or when its candidates do not differ. Collecting uses at most
+    ``config.offline.share`` of the search's budget.
+    """
+    configuration = host.system.default_configuration()
+    inputs = list(host.splits["train"])
+    random.Random(derive_seed(host.seed, "collect")).shuffle(inputs)
+    inputs = inputs[: config.offline.inputs]
+    groups: list[Group] = []
+    traces: list[Trace] = []
+    reasons: dict[str, str] = {}
+    with host.ledger.limit(int(host.max_tokens * config.offline.share) if host.max_tokens else None):
+        for wave, begin in enumerate(range(0, len(inputs), _WAVE)):
+            names = [name for name in host.components if name not in reasons]
+            if not names:
+                break
+            try:
+                with block(host, f"collect/{wave}"):
+                    examples = inputs[begin : begin + _WAVE]
+                    jobs = [Job(configuration, example, host.seed) for example in examples]
+                    runs = list(zip(examples, host.run("base runs", jobs), strict=True))
+                    fresh = collect_wave(host, config, configuration, dict.fromkeys(names, runs), groups)
+            except OutOfBudget:
+                reasons |= dict.fromkeys(names, "its share of the budget is used")
+                break
+            traces += [trace for _, trace in runs]
+            groups = merge_groups([*groups, *fresh])
+            reasons |= {name: reason for name in names if (reason := _why_done(host, config, name, groups))}
+    report_failures(host, traces)
+    kept = tuple(group for group in groups if len(group.candidates) > 1)
+    return Collected(kept, {name: reasons.get(name, "no more inputs") for name in host.components})
+
+
+def collect_again(host: Host, config: RunConfig, state: State, number: int) -> list[Group]:
+    """Groups of all components under the configuration in use, on fresh training inputs (paper, section 4.2)."""
+    train = host.splits["train"]
+    count = min(config.optimize.adapt_inputs, len(train))
+    inputs = random.Random(derive_seed(host.seed, "adapt", number)).sample(train, count)
+    traces = host.run("training inputs", [Job(state.configuration, example, host.seed) for example in inputs])
+    runs = list(zip(inputs, traces, strict=True))
+    groups = collect_wave(host, config, state.configuration, dict.fromkeys(host.components, runs), state.evidence)
+    return [group for group in groups if len(group.candidates) > 1]
+
+
+def collect_wave(
+    host: Host,
+    config: RunConfig,
+    configuration: Configuration,
+    runs: Mapping[str, Runs],
+    known: Sequence[Group],
+) -> list[Group]:
+    """Groups of components, each on its runs: first the tries of ``_tries``, then prompts with demonstrations taken
+    from the best candidates so far.
+
+    Args:
+      known: groups from before, for demonstrations.
+    """
+    search, settings = config.optimize, config.collect
+
+    def follow(tries: Sequence[Try], groups: Sequence[Group]) -> list[Group]:
+        return collect(
+            host.system,
+            configuration,
+            tries,
+            groups,
+            rollouts=settings.rollouts,
+            seed=host.seed,
+            concurrency=host.concurrency,
+            progress=host.progress,
+        )
+
+    first = [one for name, pairs in runs.items() for one in _tries(host, config, configuration, name, pairs)]
+    groups = follow(first, ())
+    if search.pairs == "two":
+        return groups
+    shown: list[Try] = []
+    for name, pairs in runs.items():
+        values = _with_demos(host, search, configuration, name, [*known, *groups])
+        shown += value_tries(name, pairs, values, count=settings.values, seed=host.seed)
+    return follow(shown, groups)
+
+
+def _tries(host: Host, config: RunConfig, configuration: Configuration, name: str, runs: Runs) -> list[Try]:
+    """Tries of a component: ``standard_tries``; for ``pairs="two"`` (paper) two samples of the value in use, or for
+    listed values the value in use and another one."""
+    if config.optimize.pairs == "all":
+        return standard_tries(host.system, configuration, name, runs, config.collect, host.seed)
+    space = host.system.by_name[name].space
+    if isinstance(space, Grid | Models):
+        others = other_values(space, configuration[name])
+        return [
+            *current_tries(configuration, name, runs),
+            *value_tries(name, runs, others, count=1, seed=host.seed),
+        ]
+    temperature = ROLLOUT_TEMPERATURE if isinstance(space, LoraSpace) else config.collect.temperature
+    return sample_tries(configuration, name, runs, 2, temperature)
+
+
+def _with_demos(
+    host: Host, config: OptimizeConfig, configuration: Configuration, name: str, groups: Sequence[Group]
+) -> list[Value]:
+    """The current prompt of a component with demonstrations bootstrapped from its candidates so far."""
+    space, current = host.system.by_name[name].space, configuration[name]
+    if not isinstance(space, PromptSpace) or not isinstance(current, Prompt) or not config.demo_sets:
+        return []
+    pool = demo_pool([group for group in groups if group.component == name])
+    rng = random.Random(derive_seed(host.seed, "collect", name, configuration.digest))
+    size = min(config.demo_size, space.max_demos)
+    return list(propose_demos(pool, current, size=size, count=config.demo_sets, rng=rng))
+
+
+def _why_done(host: Host, config: RunConfig, name: str, groups: Sequence[Group]) -> str:
+    """Why a component needs no more groups, or ""."""
+    of_component = [group for group in groups if group.component == name]
+    informative = sum(is_informative(group.rewards, config.reward.loss.threshold) for group in of_component)
+    candidates = sum(len(group.candidates) for group in of_component)
+    if informative >= config.offline.groups:
+        return "enough groups with different rewards"
+    if config.offline.calls and candidates * (1 + len(host.system.descendants(name))) >= config.offline.calls:
+        return f"its calls are used (config.offline.calls = {config.offline.calls})"
+    if len(of_component) >= _PATIENCE and candidates == len(of_component):
+        return "all its candidates are alike"
+    return ""
+
+
+def train_first(host: Host, device: Device, config: RunConfig, groups: Sequence[Group]) -> tuple[str, dict[str, Any]]:
+    """Trains the first local reward; returns its name and metadata (``history``: metrics by epoch)."""
+    train, stop = (_part(config, groups, part) for part in ("train", "stop"))
+    return device.rewards.trainer.train(host.system, None, train, stop, epochs=config.reward.epochs, seed=host.seed)
+
+
+def adapt(host: Host, device: Device, config: RunConfig, state: State, fresh: Sequence[Group], number: int) -> State:
+    """Trains the local reward further, if ``config.optimize.adapt`` asks for it, on fresh groups and a replay buffer.
+
+    ``every`` and ``on_drift`` learn from the labels of this iteration's race; ``on_drift`` only if the local reward
+    ordered them badly. ``after_accept`` (paper) collects new groups of all components after an accepted proposal; if
+    the budget does not allow that, the local reward is kept.
+
+    Args:
+      fresh: groups that the race labelled, already part of ``state.evidence``.
+      number: of the iteration.
+    """
+    search = config.optimize
+    if search.score != "local" or search.adapt == "never":
+        return state
+    if search.adapt == "after_accept":
+        if not state.accepted or state.accepted[-1]["iteration"] != number:
+            return state
+        try:
+            with block(host, f"{number}/adapt"):
+                fresh = collect_again(host, config, state, number)
+        except OutOfBudget as reason:
+            host.progress.line(f"  local rewards are not adapted: {reason}")
+            return state
+        state = dataclasses.replace(state, evidence=(*state.evidence, *fresh))
+    save_groups(host.folder.path / "groups" / f"iteration-{number:04d}", fresh)
+    accuracy, pairs = pair_accuracy(host, device, config, state.reward, fresh)
+    due = search.adapt != "on_drift" or (pairs > 0 and accuracy < search.drift_accuracy)
+    reward = _train_further(host, device, config, state, fresh, number) if due else state.reward
+    _report(host, fresh, accuracy, pairs, reward, changed=reward != state.reward)
+    if reward == state.reward:
+        return state
+    return dataclasses.replace(state, reward=reward, adaptations=state.adaptations + 1, weights={})
+
+
+def _train_further(
+    host: Host, device: Device, config: RunConfig, state: State, fresh: Sequence[Group], number: int
+) -> str:
+    """Trains on ``fresh`` and a replay buffer; returns the name of the new local reward, or of the old one without
+    informative groups."""
+    train = _part(config, fresh, "train")
+    if not train:
+        return state.reward
+    earlier = _part(config, state.evidence[: len(state.evidence) - len(fresh)], "train")
+    rng = random.Random(derive_seed(host.seed, "replay", number))
+    replay = rng.sample(earlier, min(config.optimize.buffer, len(earlier)))
+    epochs, seed = config.reward.adapt_epochs, derive_seed(host.seed, "adapt", number)
+    reward, _ = device.rewards.trainer.train(host.system, state.reward, [*train, *replay], (), epochs=epochs, seed=seed)
+    return reward
+
+
+def _part(config: RunConfig, groups: Sequence[Group], part: str) -> list[Group]:
+    """Informative groups on the inputs of one part (``rewards.split``)."""
+    shares, threshold = config.offline.shares, config.reward.loss.threshold
+    return [g for g in groups if is_informative(g.rewards, threshold) and part_of(g.example_id, shares) == part]
+
+
+def pair_accuracy(
+    host: Host, device: Device, config: RunConfig, reward: str, groups: Sequence[Group]
+) -> tuple[float, int]:
+    """Pooled pair accuracy of a local reward on groups, and the number of pairs; 0.5 without any."""
+    threshold = config.reward.loss.threshold
+    groups = [group for group in groups if is_informative(group.rewards, threshold)]
+    texts = [text_group(host.system, g.component, g.inputs, [c.outputs for c in g.candidates]) for g in groups]
+    scores = device.rewards.scorer.scores(reward, texts)
+    counts = [count_pairs(s, g.rewards, threshold) for s, g in zip(scores, groups, strict=True)]
+    right, pairs = sum(count[0] for count in counts), sum(count[1] for count in counts)
+    return (right / pairs if pairs else 0.5), int(pairs)
+
+
+def _report(host: Host, fresh: Sequence[Group], accuracy: float, pairs: int, reward: str, *, changed: bool) -> None:
+    host.folder.emit(
+        "adaptation",
+        fresh_groups=len(fresh),
+        fresh_pairs=pairs,
+        pair_accuracy_before=accuracy if pairs else None,
+        trained=changed,
+        reward=reward,
+    )
+    summary = f"pair accuracy {accuracy:.2f} on {pairs} fresh pairs" if pairs else "no fresh pairs"
+    host.progress.line(f"  local reward {'adapted' if changed else 'kept'}: {summary}")

@@ -1,0 +1,251 @@
+"""Race: gains of the proposals of one component on training inputs.
+
+Every proposal is *labelled* on a few inputs: its answer there is followed to the global reward. On other inputs it
+costs one call of the component, and its local score stands in for the global reward, corrected by the labels
+(``search.evidence``). All proposals are tried on a few inputs, the better half on more. Scoring changes nothing except
+the record of scores on the tape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from optimas_jax.core.execution import global_rewards
+from optimas_jax.core.types import derive_seed, digest
+from optimas_jax.core.values import Value, shows, value_digest
+from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.context import Device, Host
+from optimas_jax.loop.state import Proposal, Ranked, Runs, State, Trial, Trials, current_trials, examples_seen
+from optimas_jax.rewards.scorer import score_outputs
+from optimas_jax.search.evidence import Estimate, Evidence, estimate_gains, mean_local
+from optimas_jax.search.race import rounds, survivors
+
+RANDOM = "random"  # name of a control: random numbers instead of a local reward
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """Results of a race.
+
+    Attributes:
+      ranked: proposals, by the number of inputs that they were tried on, then by gain, best first.
+      evidence: differences to the current value, from which gains are estimated.
+      estimate: from ``evidence``.
+      trials: all trials, with their global rewards where they are known.
+      uses_local_reward: whether some trials are judged by their local score.
+    """
+
+    ranked: tuple[Ranked, ...]
+    evidence: Evidence
+    estimate: Estimate
+    trials: Trials
+    uses_local_reward: bool
+
+
+def label(
+    host: Host,
+    config: OptimizeConfig,
+    state: State,
+    name: str,
+    proposals: Sequence[Proposal],
+    runs: Runs,
+    rollouts: int,
+) -> Trials:
+    """Tries all proposals on the first ``config.labels`` inputs and follows the answers to the global reward.
+
+    Args:
+      runs: training inputs in random order, and the system's runs on them under ``state.configuration``.
+      rollouts: Monte Carlo runs of the component's descendants, per answer (paper, Eq. 3).
+    """
+    labelled = runs[: config.labels]
+    answers = answer(host, name, [proposal.value for proposal in proposals], labelled, {})
+    return follow(host, state, name, current_trials(state, name, labelled) | answers, labelled, rollouts)
+
+
+def race(
+    host: Host,
+    device: Device,
+    config: OptimizeConfig,
+    state: State,
+    name: str,
+    proposals: Sequence[Proposal],
+    labels: Trials,
+    runs: Runs,
+    rollouts: int,
+) -> Race:
+    """Ranks proposals. A proposal with the same answers as the current value or an earlier proposal is left out.
+
+    Args:
+      labels: from ``label``, with the same runs.
+    """
+    trials, alive = {**current_trials(state, name, runs), **labels}, list(proposals)
+    for inputs in rounds(len(runs), config.rounds):
+        answers = answer(host, name, [proposal.value for proposal in alive], runs[:inputs], trials)
+        if labels_all(host, config, name):
+            answers = follow(host, state, name, answers, runs, rollouts)
+        trials |= answers
+        evidence = differences(host, device, config, state, name, proposals, trials, runs)
+        estimate = estimate_gains(evidence, state.weights.get(name))
+        gains = mean_local(evidence) if config.ranking == "mean" and config.score != "global" else estimate.gain
+        order = sorted(range(len(proposals)), key=lambda row: -gains[row])
+        alive = [proposals[row] for row in order if proposals[row] in alive]
+        alive = alive[: survivors(len(alive), config.gate_top)]
+    ranked = _ranked(state, name, proposals, trials, runs, evidence, estimate, gains)
+    return Race(tuple(ranked), evidence, estimate, trials, not labels_all(host, config, name))
+
+
+def answer(host: Host, name: str, values: Sequence[Value], runs: Runs, known: Trials) -> dict[tuple[str, str], Trial]:
+    """Runs the component alone with every value on every input.
+
+    Trials that are ``known``, and inputs from which a demonstration of the value comes, are left out.
+    """
+    unique = {value_digest(value): value for value in values}
+    tries = [
+        (value, example, trace)
+        for example, trace in runs
+        for key, value in unique.items()
+        if (key, example.id) not in known and not shows(value, example.id, trace.steps[name].inputs)
+    ]
+    calls = [
+        functools.partial(host.system.run_component, name, trace.steps[name].inputs, value, example, host.seed)
+        for value, example, trace in tries
+    ]
+    steps = host.gather("proposals on training inputs", calls)
+    return {
+        (value_digest(value), example.id): Trial(step.outputs)
+        for (value, example, _), step in zip(tries, steps, strict=True)
+    }
+
+
+def follow(
+    host: Host, state: State, name: str, trials: Trials, runs: Runs, rollouts: int
+) -> dict[tuple[str, str], Trial]:
+    """The same trials with their global rewards; equal answers on one input are followed once.
+
+    Args:
+      rollouts: Monte Carlo runs of the component's descendants, per answer (paper, Eq. 3).
+    """
+    pairs = {example.id: (example, trace) for example, trace in runs}
+    rewards = {
+        (example_id, digest(trial.outputs)): trial.rewards
+        for (_, example_id), trial in trials.items()
+        if len(trial.rewards) >= rollouts
+    }
+    answers = {(example_id, digest(trial.outputs)): trial.outputs for (_, example_id), trial in trials.items()}
+    answers = {key: outputs for key, outputs in answers.items() if key not in rewards}
+    calls = []
+    for (example_id, _), outputs in answers.items():
+        example, trace = pairs[example_id]
+        calls.append(
+            functools.partial(
+                global_rewards, host.system, state.configuration, example, trace, name, outputs, host.seed, rollouts
+            )
+        )
+    rewards |= dict(zip(answers, host.gather("answers followed to their global reward", calls), strict=True))
+    return {key: Trial(trial.outputs, rewards[key[1], digest(trial.outputs)]) for key, trial in trials.items()}
+
+
+def local_scores(
+    device: Device, host: Host, reward: str, name: str, trials: Trials, runs: Runs
+) -> dict[tuple[str, str], float]:
+    """Local scores of all answers under the local reward named ``reward``, by digest of the value and id of the
+    example. Under ``RANDOM`` they are random numbers, one for each answer."""
+    if reward == RANDOM:
+        return {
+            (value, example_id): random.Random(derive_seed(RANDOM, host.seed, name, example_id, trial.outputs)).gauss()
+            for (value, example_id), trial in trials.items()
+        }
+    rows = []
+    for example, trace in runs:
+        here = {key: trial.outputs for key, trial in trials.items() if key[1] == example.id}
+        if here:
+            rows.append((trace.steps[name].inputs, here))
+    scores = score_outputs(
+        device.rewards.scorer, host.system, reward, name, [(inputs, list(here.values())) for inputs, here in rows]
+    )
+    return {
+        key: score for (_, here), row in zip(rows, scores, strict=True) for key, score in zip(here, row, strict=True)
+    }
+
+
+def labels_all(host: Host, config: OptimizeConfig, name: str) -> bool:
+    """Whether every trial is followed to its global reward: without local rewards, and for a terminal component, whose
+    outputs the metric scores for free unless it asks a model."""
+    return config.score == "global" or (config.ranking == "corrected" and host.system.scores_at_once(name))
+
+
+def differences(
+    host: Host,
+    device: Device,
+    config: OptimizeConfig,
+    state: State,
+    name: str,
+    proposals: Sequence[Proposal],
+    trials: Trials,
+    runs: Runs,
+) -> Evidence:
+    """Differences of every proposal to the current value, by input.
+
+    Labels are ``seen`` if the local reward may have been trained on one of the two answers.
+    """
+    current = value_digest(state.configuration[name])
+    values = [proposal.digest for proposal in proposals]
+    rewards = {key: trial.reward for key, trial in trials.items() if trial.reward is not None}
+    uses_local = not labels_all(host, config, name)
+    scores = local_scores(device, host, state.reward, name, trials, runs) if uses_local else dict.fromkeys(trials, 0.0)
+    learned = examples_seen(state, name) if uses_local else set()
+
+    shape = (len(values), len(runs))
+    local, reward = np.zeros(shape), np.full(shape, np.nan)
+    changed, tried, seen = np.zeros((3, *shape), bool)
+    for column, (example, _) in enumerate(runs):
+        before = trials[current, example.id]
+        for row, value in enumerate(values):
+            after = trials.get((value, example.id))
+            tried[row, column] = after is not None
+            changed[row, column] = after is not None and after.outputs != before.outputs
+            if after is None or after.outputs == before.outputs:
+                continue
+            local[row, column] = scores[value, example.id] - scores[current, example.id]
+            reward[row, column] = rewards.get((value, example.id), np.nan) - rewards.get((current, example.id), np.nan)
+            answers = {(example.id, digest(trial.outputs)) for trial in (before, after)}
+            seen[row, column] = bool(answers & learned)
+    return Evidence(local=local, reward=reward, changed=changed, tried=tried, seen=seen)
+
+
+def _ranked(
+    state: State,
+    name: str,
+    proposals: Sequence[Proposal],
+    trials: Trials,
+    runs: Runs,
+    evidence: Evidence,
+    estimate: Estimate,
+    gains: np.ndarray,
+) -> list[Ranked]:
+    """Proposals whose answers differ from the current value's and from each other; see ``Race.ranked``."""
+    ranked: list[Ranked] = []
+    known: list[dict[str, Mapping[str, Any]]] = []
+    for row, proposal in enumerate(proposals):
+        answers = {e.id: trials[proposal.digest, e.id].outputs for e, _ in runs if (proposal.digest, e.id) in trials}
+        if not evidence.changed[row].any() or answers in known:
+            continue
+        known.append(answers)
+        labels = int(evidence.labelled[row].sum())
+        ranked.append(
+            Ranked(
+                proposal=proposal,
+                expected_gain=float(gains[row]),
+                labelled_gain=float(estimate.labelled_gain[row]) if labels else None,
+                local_gain=float(np.asarray(evidence.local)[row][np.asarray(evidence.tried)[row]].mean()),
+                inputs=len(answers),
+                labelled=labels,
+            )
+        )
+    return sorted(ranked, key=lambda one: (-one.inputs, -one.expected_gain))

@@ -1,0 +1,199 @@
+"""State of the search and data of an iteration: frozen, passed from step to step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
+from optimas_jax.core.values import Configuration, Value, value_digest
+from optimas_jax.search.evidence import WeightEvidence
+from optimas_jax.search.optimisers.templates import ScoredInstruction
+
+Runs = Sequence[tuple[Example, Trace]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """A candidate value of one component.
+
+    Attributes:
+      kind: the optimiser that wrote it.
+      value: in place of the component's current one.
+    """
+
+    kind: str
+    value: Value
+
+    @property
+    def digest(self) -> str:
+        return value_digest(self.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A component's answer with one value on one input.
+
+    Attributes:
+      outputs: the answer; empty if the component failed.
+      rewards: global reward of each Monte Carlo run of the descendants; empty without runs.
+    """
+
+    outputs: Mapping[str, Any]
+    rewards: tuple[float, ...] = ()
+
+    @property
+    def reward(self) -> float | None:
+        """Mean global reward (paper, Eq. 3), or None where it is not known."""
+        return sum(self.rewards) / len(self.rewards) if self.rewards else None
+
+
+Trials = Mapping[tuple[str, str], Trial]  # by digest of the value and id of the example
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """A proposal with its evidence on training inputs.
+
+    Attributes:
+      proposal: the proposal.
+      expected_gain: estimated gain of the global reward, which ranks proposals (``search.evidence``).
+      labelled_gain: mean difference of the known global rewards alone; None without any.
+      local_gain: mean difference of local scores; None without a local reward.
+      inputs: number of inputs that it was tried on.
+      labelled: number of inputs with a known global reward.
+    """
+
+    proposal: Proposal
+    expected_gain: float
+    labelled_gain: float | None
+    local_gain: float | None
+    inputs: int
+    labelled: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelUse:
+    """Worth of the labels of a component's races, over all iterations.
+
+    Attributes:
+      labelled_runs: answers followed to their global reward.
+      effective_runs: labelled runs that give the same precision without the local reward (``search.evidence``).
+      local_reward: whether a local reward was used; False if every trial is labelled.
+    """
+
+    labelled_runs: int = 0
+    effective_runs: float = 0.0
+    local_reward: bool = False
+
+    def __add__(self, other: LabelUse) -> LabelUse:
+        return LabelUse(
+            self.labelled_runs + other.labelled_runs,
+            self.effective_runs + other.effective_runs,
+            self.local_reward or other.local_reward,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """State of the search.
+
+    Attributes:
+      configuration: the accepted one.
+      reward: name of the local reward; empty without one.
+      evidence: all groups, each with the digest of its configuration.
+      val_traces: validation runs under ``configuration``.
+      train_traces: training runs under ``configuration``, by id of the example.
+      accepted: a summary of each accepted proposal.
+      visits: iterations spent on each component.
+      gains: gain of the validation score of every tested proposal, by component; 0 for a refused one.
+      history: instructions tried under ``configuration`` with their estimated global reward, by component.
+      refused: digests of the configurations that the gate refused in place of this one.
+      weights: statistics of local scores against global rewards under ``configuration`` and ``reward``, by component.
+      label_use: worth of the labels, by component.
+      dropped: numbers of rejected answers and values, by component and reason.
+      adaptations: of local rewards so far.
+    """
+
+    configuration: Configuration
+    reward: str
+    evidence: tuple[Group, ...]
+    val_traces: tuple[Trace, ...]
+    train_traces: Mapping[str, Trace] = dataclasses.field(default_factory=dict)
+    accepted: tuple[Mapping[str, Any], ...] = ()
+    visits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    gains: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    history: Mapping[str, tuple[ScoredInstruction, ...]] = dataclasses.field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
+    weights: Mapping[str, WeightEvidence] = dataclasses.field(default_factory=dict)
+    label_use: Mapping[str, LabelUse] = dataclasses.field(default_factory=dict)
+    dropped: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    adaptations: int = 0
+
+    def visited(self, name: str) -> State:
+        """The state after one more iteration on a component."""
+        return dataclasses.replace(self, visits={**self.visits, name: self.visits.get(name, 0) + 1})
+
+    def gated(self, name: str, gain: float) -> State:
+        """The state after the gate tested one more proposal of a component."""
+        return dataclasses.replace(self, gains={**self.gains, name: (*self.gains.get(name, ()), gain)})
+
+    def is_refused(self, name: str, value: Value) -> bool:
+        """Whether the gate has refused this value under the current configuration."""
+        return self.configuration.replace(name, value).digest in self.refused
+
+
+def current_trials(state: State, name: str, runs: Runs) -> dict[tuple[str, str], Trial]:
+    """The current value's trials, from the runs of the system; one Monte Carlo run of each is known."""
+    value = value_digest(state.configuration[name])
+    return {(value, example.id): Trial(trace.steps[name].outputs, (trace.score,)) for example, trace in runs}
+
+
+def groups_of_trials(state: State, name: str, trials: Trials, runs: Runs, most: int) -> list[Group]:
+    """Labelled trials as groups, one per input, for training local rewards. The current value's answer comes first; of
+    more than ``most`` different answers a random part is taken.
+
+    Args:
+      runs: inputs of the groups, in their order.
+    """
+    current = value_digest(state.configuration[name])
+    groups = []
+    for example, trace in runs:
+        labelled = {value: trial for (value, example_id), trial in trials.items() if example_id == example.id}
+        labelled = {value: trial for value, trial in labelled.items() if trial.rewards}
+        candidates: dict[str, Candidate] = {}
+        order = sorted(labelled, key=lambda value: (value != current, derive_seed("candidate", example.id, value)))
+        for value in order:
+            source = "current" if value == current else f"value:{value}"
+            trial = labelled[value]
+            candidates.setdefault(digest(trial.outputs), Candidate(trial.outputs, source, trial.rewards))
+        if len(candidates) > 1:
+            chosen = tuple(candidates.values())[:most]
+            groups.append(Group(name, example.id, trace.steps[name].inputs, chosen, state.configuration.digest))
+    return groups
+
+
+def groups_of_runs(state: State, runs: Runs) -> list[Group]:
+    """Steps of all components in runs of the system, as groups of one candidate, which may become demonstrations."""
+    return [
+        Group(
+            name,
+            example.id,
+            step.inputs,
+            (Candidate(step.outputs, "current", (trace.score,)),),
+            state.configuration.digest,
+        )
+        for example, trace in runs
+        for name, step in trace.steps.items()
+    ]
+
+
+def examples_seen(state: State, name: str) -> set[tuple[str, str]]:
+    """(id of the example, digest of the answer) that a local reward may have been trained on."""
+    return {
+        (group.example_id, digest(candidate.outputs))
+        for group in state.evidence
+        if group.component == name and len(group.candidates) > 1  # nothing is learned from a single candidate
+        for candidate in group.candidates
+    }

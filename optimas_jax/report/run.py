@@ -1,0 +1,36 @@
+"""The report of a run, read from its folder: tables on the console, ``report.html``, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.page import write_html
+from optimas_jax.report.tables import alignment_table, tables
+from optimas_jax.report.tensorboard import write_tensorboard
+
+
+def report_run(workdir: Path, progress: ConsoleProgress) -> None:
+    """Shows the results of a run folder; nothing without ``results.json``."""
+    path = workdir / "results.json"
+    if not path.is_file():
+        return
+    results = json.loads(path.read_text(encoding="utf-8"))
+    reward = workdir / "reward.json"
+    history = json.loads(reward.read_text(encoding="utf-8"))["history"] if reward.is_file() else []
+    write_tensorboard(workdir / "tensorboard", results, history)
+    write_html(workdir / "report.html", results)
+    for table in tables(results):
+        progress.console.print(table)
+    progress.line(
+        f"{results['wall_seconds']:.0f} s, {results['peak_rss_mb']} MB at most, "
+        f"{results['paid_calls']} completions paid for now; {path}"
+    )
+
+
+def report_alignment(workdir: Path, progress: ConsoleProgress) -> None:
+    """Shows the results of the align stage."""
+    data = json.loads((workdir / "alignment.json").read_text(encoding="utf-8"))
+    progress.console.print(alignment_table(data["alignment"]))
+    progress.line(f"{workdir / 'alignment.json'}")

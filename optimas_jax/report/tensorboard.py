@@ -1,0 +1,27 @@
+"""Scalars of a run for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_tensorboard(folder: Path, results: Mapping[str, Any], history: list[Mapping[str, float]]) -> None:
+    """Training curves, validation score by accepted step, final scores; one event file per run, replaced on resume."""
+    from tensorboard.summary import Writer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    writer = Writer(str(folder))
+    for epoch, row in enumerate(history):
+        for name, value in row.items():
+            writer.add_scalar(f"reward/{name}", value, step=epoch)
+    for step in results["accepted"]:
+        writer.add_scalar("search/val_score", step["val_score"], step=step["iteration"])
+    for name in ("baseline", "optimized"):
+        writer.add_scalar(f"test/{name}", results[name]["mean"], step=0)
+    for name, row in results["alignment"].items():
+        writer.add_scalar(f"alignment/{name}", row["pair_accuracy"], step=0)
+    writer.close()

@@ -1,0 +1,97 @@
+"""Bootstrapped and labelled demonstrations.
+
+Bootstrapped demonstrations are a component's best candidates by Monte Carlo reward (DSPy's few-shot bootstrapping does
+this for whole programs). Labelled demonstrations are for components whose outputs are gold fields of the examples."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+
+from optimas_jax.core.system import Component
+from optimas_jax.core.types import Example, Group, Trace, derive_seed, digest
+from optimas_jax.core.values import Demo, Prompt
+from optimas_jax.search.optimisers.task import PromptTask, Proposals, ScoredDemo
+
+
+def demo_pool(groups: Sequence[Group], *, max_chars: int = 1500) -> list[ScoredDemo]:
+    """The best candidate of every group if its reward is above the mean over all candidates: best first, then latest.
+
+    Among equally rewarded candidates of a group the shortest is taken; groups whose demonstration would be longer than
+    ``max_chars`` are left out.
+    """
+    pool: dict[str, ScoredDemo] = {}
+    rewards = [reward for group in groups for reward in group.rewards]
+    mean = statistics.fmean(rewards) if rewards else 0.0
+    for group in reversed(groups):
+        answered = [candidate for candidate in group.candidates if candidate.outputs]
+        if not answered:
+            continue
+        best = min(answered, key=lambda c: (-c.reward, len(str(dict(c.outputs)))))
+        length = len(str(dict(group.inputs))) + len(str(dict(best.outputs)))
+        if best.reward > mean and not math.isclose(best.reward, mean) and length <= max_chars:
+            demo = ScoredDemo(Demo(group.inputs, best.outputs, group.example_id), best.reward, group.example_id)
+            pool.setdefault(digest(group.example_id, group.inputs, best.outputs, best.reward), demo)
+    return sorted(pool.values(), key=lambda scored: -scored.reward)
+
+
+def propose_demos(
+    pool: Sequence[ScoredDemo], current: Prompt, *, size: int, count: int, rng: random.Random
+) -> list[Prompt]:
+    """Up to ``count`` prompts with the current instruction and ``size`` demonstrations each.
+
+    The first takes the best of the pool; the others draw without replacement, with chances in proportion to the
+    square of the reward above the lowest of the pool, whatever the metric's range. No two demonstrations of a prompt
+    come from the same example.
+    """
+    prompts: list[Prompt] = []
+    rewards = [scored.reward for scored in pool]
+    low, high = min(rewards, default=0.0), max(rewards, default=0.0)
+    weights = [((reward - low) / (high - low)) ** 2 + 1e-6 if high > low else 1.0 for reward in rewards]
+    for index in range(4 * count):
+        if len(prompts) == count:
+            break
+        drawn = list(pool) if index == 0 else _weighted_order(pool, weights, rng)
+        chosen: list[ScoredDemo] = []
+        for scored in drawn:
+            if len(chosen) < size and scored.example_id not in {other.example_id for other in chosen}:
+                chosen.append(scored)
+        prompt = Prompt(current.instruction, tuple(scored.demo for scored in chosen))
+        if chosen and prompt != current and prompt not in prompts:
+            prompts.append(prompt)
+    return prompts
+
+
+def propose(task: PromptTask) -> Proposals:
+    """The current instruction with bootstrapped demonstrations, and for every three such sets one labelled set."""
+    size, count = min(task.effort.demo_size, task.space.max_demos), task.effort.demo_sets
+    bootstrapped = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng)
+    labelled = [Prompt(task.current.instruction, demos) for demos in labelled_sets(task, -(-count // 3))]
+    return [("demos", prompt) for prompt in bootstrapped] + [("labelled", prompt) for prompt in labelled]
+
+
+def labelled_sets(task: PromptTask, count: int) -> list[tuple[Demo, ...]]:
+    """Random sets of labelled demonstrations; empty without labels."""
+    size = min(task.effort.demo_size, task.space.max_demos, len(task.labelled))
+    rng = random.Random(derive_seed(task.seed, "labelled"))
+    return [tuple(rng.sample(list(task.labelled), size)) for _ in range(count)] if size else []
+
+
+def labelled_demos(component: Component, runs: Sequence[tuple[Example, Trace]], max_chars: int = 1500) -> list[Demo]:
+    """Demonstrations of a component whose outputs the examples have as gold fields; empty for other components."""
+    demos = []
+    for example, trace in runs:
+        if component.name in trace.steps and all(isinstance(example.gold.get(o), str) for o in component.outputs):
+            outputs = {name: example.gold[name] for name in component.outputs}
+            demo = Demo(trace.steps[component.name].inputs, outputs, example.id)
+            if len(str(dict(demo.inputs))) + len(str(dict(demo.outputs))) <= max_chars:
+                demos.append(demo)
+    return demos
+
+
+def _weighted_order(pool: Sequence[ScoredDemo], weights: Sequence[float], rng: random.Random) -> list[ScoredDemo]:
+    """A random order in which heavy items tend to come first (Efraimidis and Spirakis, 2006)."""
+    keys = [rng.random() ** (1.0 / weight) for weight in weights]
+    return [scored for _, scored in sorted(zip(keys, pool, strict=True), key=lambda item: -item[0])]

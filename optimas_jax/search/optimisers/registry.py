@@ -1,0 +1,55 @@
+"""The optimisers by their names in ``config.optimize.proposers``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from optimas_jax.search.optimisers import copro, demos, mipro, opro, random_search, reflect
+from optimas_jax.search.optimisers.task import Effort, Proposer
+
+PROPOSERS: Mapping[str, Proposer] = {
+    "demos": demos.propose,
+    "opro": opro.propose,
+    "copro": copro.propose,
+    "mipro": mipro.propose,
+    "reflect": reflect.propose,
+    "random": random_search.propose,
+}
+SELECTORS = ("llmselector",)  # of models, which ``search.optimisers.llmselector`` chooses; they write no prompts
+# Settings of which an optimiser needs all, or one, to write any prompt.
+_NEEDS_ALL = {
+    "demos": ("demo_sets", "demo_size"),
+    "opro": ("instructions",),
+    "copro": ("instructions", "depth"),
+    "reflect": ("rewrites",),
+}
+_NEEDS_ONE = {"mipro": ("instructions", "demo_size"), "random": ("instructions", "demo_sets")}
+
+
+def proposer_names(text: str) -> tuple[str, ...]:
+    """Names separated by commas.
+
+    Raises:
+      ValueError: for an unknown name, a repeated one, or none.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    known = (*PROPOSERS, *SELECTORS)
+    if not set(names) <= set(known) or not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"proposers is {text!r}: name one or more, separated by commas, each once; known: {', '.join(known)}"
+        )
+    return names
+
+
+def why_no_prompts(names: Sequence[str], effort: Effort) -> str:
+    """Why none of the named optimisers can write a prompt, such as "opro needs instructions > 0"; "" if one can."""
+    reasons = []
+    for name in names:
+        if name in SELECTORS:
+            reasons.append(f"{name} chooses models only")
+            continue
+        needed, enough = (_NEEDS_ALL[name], all) if name in _NEEDS_ALL else (_NEEDS_ONE[name], any)
+        if enough(getattr(effort, setting) for setting in needed):
+            return ""
+        reasons.append(f"{name} needs {(' and ' if enough is all else ' or ').join(f'{s} > 0' for s in needed)}")
+    return ", ".join(reasons)

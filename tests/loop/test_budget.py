@@ -1,0 +1,132 @@
+"""Blocks of a search under a hard limit: what is cut, what is recorded of it, and the same command again."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from enumerable import ExactRewards, enumerable_system, make_run
+from fakes import ScriptedCompleter, request
+
+from optimas_jax.core.execution import Job, gather, run_many
+from optimas_jax.core.types import Outcome
+from optimas_jax.core.usage import OutOfBudget, Usage
+from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.loop.budget import COLLECTED, CUTS, block, cost_so_far, costs_from, expected_cost, fits, search_limit
+from optimas_jax.loop.context import Run
+
+COST = 20  # tokens of every answer; at most 77 are reserved
+
+
+def ask(run: Run, texts: Sequence[str]) -> list[Completion]:
+    calls = [functools.partial(run.host.completer.complete, request(text, role="writer")) for text in texts]
+    return gather(calls, concurrency=4)
+
+
+def a_run(workdir: Path, limit: int) -> tuple[Run, list[CompletionRequest]]:
+    system = enumerable_system(0)
+    fake = ScriptedCompleter(lambda request: Completion("ape", Outcome.OK, COST - 8, 8))
+    engine = ExactRewards(system, workdir)
+    return make_run(
+        system.using(fake), workdir, seed=0, mode="paper", engine=engine, iterations=1, max_tokens=limit
+    ), fake.requests
+
+
+def search(run: Run) -> list[Any]:
+    """Blocks of growing size, until one is cut twice; what each one did."""
+    log: list[Any] = []
+    with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
+        for number in range(12):
+            try:
+                with block(run.host, f"{number}/answers", tokens=None if number % 3 else 200):
+                    ask(run, [f"{number}-{i}" for i in range(number + 1)])
+                    log.append(number)
+            except OutOfBudget:
+                log.append("cut")
+            log.append((cost_so_far(run.host), fits(run.host, 100), run.host.ledger.usage("optimize")))
+    return log
+
+
+@pytest.mark.parametrize("limit", [300, 500, 1000, 5000])
+def test_the_same_command_again_is_cut_at_the_same_places_although_the_tape_answers_for_less(
+    tmp_path: Path, limit: int
+) -> None:
+    run, requests = a_run(tmp_path, limit)
+    first = search(run)
+    run.tape.close()
+    run.host.folder.close()
+    used = first[-1][0].tokens
+    assert "cut" in first and used <= limit and (limit > 2000 or used > limit - 77)
+    answered = len(requests)
+    run, again = a_run(tmp_path, limit)
+    assert search(run) == first and not again and answered * COST == used
+    run.tape.close()
+    cuts = json.loads((tmp_path / CUTS).read_text())
+    assert len(cuts) == first.count("cut") and all(name.startswith(f"{limit}:") for name in cuts)
+
+
+def test_what_a_block_ran_before_it_was_cut_counts_again(tmp_path: Path) -> None:
+    used = []
+    for _ in range(2):
+        run, requests = a_run(tmp_path, 300)
+        jobs = [Job(run.host.system.default_configuration(), example, 0) for example in run.host.splits["train"]]
+        with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
+            with pytest.raises(OutOfBudget), block(run.host, "runs", tokens=100):
+                run_many(run.host.system, jobs, concurrency=1)
+            used.append(cost_so_far(run.host))
+        run.tape.close()
+        run.host.folder.close()
+    assert used[0] == used[1] and used[0].system_runs >= 2 and used[0].component_calls >= 4 and not requests
+
+
+def test_an_inner_block_that_is_cut_leaves_the_rest_to_the_outer_one(tmp_path: Path) -> None:
+    for _ in range(2):
+        run, _ = a_run(tmp_path, 1000)
+        with search_limit(run.host, "optimize"):
+            with block(run.host, "outer", tokens=500):
+                with pytest.raises(OutOfBudget), block(run.host, "inner", tokens=100):
+                    ask(run, "abcdefgh")
+                assert run.host.ledger.left == 500 - 40
+                ask(run, "ijkl")
+            assert run.host.ledger.left == 1000 - 120 and cost_so_far(run.host).calls == 6
+        run.tape.close()
+        run.host.folder.close()
+    assert [*json.loads((tmp_path / CUTS).read_text())] == ["1000:inner"]
+
+
+def test_collecting_and_optimising_share_one_limit(tmp_path: Path) -> None:
+    run, _ = a_run(tmp_path, 200)
+    with run.host.ledger.phase("collect"), search_limit(run.host, "collect"):
+        ask(run, "abc")
+        run.host.folder.write(COLLECTED, cost_so_far(run.host).to_json())
+    with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
+        assert run.host.ledger.left == 140 and cost_so_far(run.host) == Usage(3, 3 * (COST - 8), 24)
+        ask(run, "abc")  # each stage counts what it asks
+        assert run.host.ledger.left == 80
+    run.tape.close()
+    unlimited, _ = a_run(tmp_path / "unlimited", 0)
+    with search_limit(unlimited.host, "optimize"), block(unlimited.host, "all"):
+        ask(unlimited, "abcdefgh")
+        assert fits(unlimited.host, 10**12) and cost_so_far(unlimited.host).tokens == 8 * COST
+    unlimited.tape.close()
+
+
+def test_an_expected_cost_is_that_of_runs_so_far(tmp_path: Path) -> None:
+    run, _ = a_run(tmp_path, 1000)
+    jobs = [Job(run.host.system.default_configuration(), example, 0) for example in run.host.splits["train"]]
+    with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
+        assert expected_cost(run.host, runs=100) == 0
+        run_many(run.host.system, jobs, concurrency=4)
+        assert costs_from(run.host) == {"writer": COST, "router": 0, "tuner": 0}
+        assert expected_cost(run.host, runs=10) == expected_cost(run.host, "writer", runs=10) == 10 * COST
+        assert (
+            expected_cost(run.host, "writer", runs=0, calls=7) == 7 * COST
+            and expected_cost(run.host, "router", runs=9) == 0
+        )
+        run.host.ledger.replay([("metric", "a judge's request", Usage(calls=1, prompt_tokens=5))])
+        assert expected_cost(run.host, "router", runs=2) == 10 and expected_cost(run.host, runs=2) == 2 * COST + 10
+    run.tape.close()
