@@ -49,6 +49,15 @@ class Usage:
         fields = {**dataclasses.asdict(self), "usd": round(self.usd, 6), "seconds": round(self.seconds, 3)}
         return {**fields, "tokens": self.tokens}
 
+    def times(self, factor: float) -> Usage:
+        """All costs multiplied by a number; counts are rounded up."""
+        values = {field.name: getattr(self, field.name) * factor for field in _FIELDS}
+        return Usage(**{name: x if name in ("usd", "seconds") else math.ceil(x) for name, x in values.items()})
+
+    def most(self, other: Usage) -> Usage:
+        """The larger of two, cost by cost."""
+        return Usage(**{field.name: max(getattr(self, field.name), getattr(other, field.name)) for field in _FIELDS})
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Usage:
         return cls(**{field.name: data[field.name] for field in _FIELDS})
@@ -56,6 +65,53 @@ class Usage:
 
 _FIELDS = dataclasses.fields(Usage)
 
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The most that may be used; infinite for no limit.
+
+    Attributes:
+      usd: US dollars.
+      tokens: read and written.
+      calls: completions, and executions of programs.
+    """
+
+    usd: float = math.inf
+    tokens: float = math.inf
+    calls: float = math.inf
+
+    def exceeded(self, usage: Usage) -> list[str]:
+        """Names of the limits that ``usage`` exceeds."""
+        return [name for name, limit in dataclasses.asdict(self).items() if getattr(usage, name) > limit]
+
+    def rest(self, usage: Usage) -> Limit:
+        """What is left after ``usage``; never below 0."""
+        return Limit(**{name: max(0, limit - getattr(usage, name)) for name, limit in dataclasses.asdict(self).items()})
+
+    def share(self, part: float) -> Limit:
+        """A part of the limits that there are; counts are rounded down."""
+
+        def of(name: str, limit: float) -> float:
+            return limit if limit == math.inf else limit * part if name == "usd" else math.floor(limit * part)
+
+        return Limit(**{name: of(name, limit) for name, limit in dataclasses.asdict(self).items()})
+
+    def within(self, other: Limit) -> Limit:
+        """The smaller of two, limit by limit."""
+        return Limit(min(self.usd, other.usd), min(self.tokens, other.tokens), min(self.calls, other.calls))
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is limited."""
+        return self != Limit()
+
+    def __str__(self) -> str:
+        words = {"usd": "US dollars", "tokens": "tokens", "calls": "calls"}
+        limits = {words[name]: limit for name, limit in dataclasses.asdict(self).items() if limit < math.inf}
+        return ", ".join(f"{x:,.4f} {w}" if w == "US dollars" else f"{x:,.0f} {w}" for w, x in limits.items()) or "all"
+
+
+UNLIMITED = Limit()
 Used = tuple[str, str, Usage]  # (role, key, usage) of one answered request
 
 
@@ -64,38 +120,47 @@ class OutOfBudget(StopRun):
 
 
 class Allowance:
-    """Tokens that a search, or a part of one, may use (``llm.ledger.Ledger.limit``); a nested one is a share of the one
-    around it. It only counts; the ledger admits requests by it.
+    """What a run, or a part of one, may use (``llm.ledger.Ledger.limit``); a nested one is a share of the one around
+    it. It only counts; the ledger admits requests by it.
 
     Attributes:
-      tokens: at most, from its beginning on; infinite for no limit.
+      limit: the most, from its beginning on.
       used: since its beginning, by requests that were new to the outermost allowance.
+      held: set aside for what comes after it.
       requests: answered since its beginning, repeated ones included.
-      closed: whether a request was refused under it; nothing that costs tokens is admitted then, however small.
+      closed: whether a request was refused under it; nothing that costs anything is admitted then, however small.
       chain: this allowance and those around it, the outermost last.
     """
 
-    def __init__(self, tokens: int | None, outer: Allowance | None):
-        self.tokens = math.inf if tokens is None else tokens
-        self.used, self.requests = Usage(), list[Used]()
+    def __init__(self, limit: Limit, outer: Allowance | None):
+        self.limit = limit
+        self.used, self.held, self.requests = Usage(), Usage(), list[Used]()
         self.closed = outer is not None and outer.closed
         self.chain: tuple[Allowance, ...] = (self, *(outer.chain if outer else ()))
         self._keys: set[str] = outer._keys if outer else set()
-        self._reserved = 0
+        self._reserved = Usage()
 
     def has(self, key: str) -> bool:
         """Whether a request was used already, so that it costs nothing more."""
         return key in self._keys
 
     @property
-    def left(self) -> float:
-        """Tokens that are neither used nor reserved, here and in every allowance around this one."""
-        return min(one.tokens - one.used.tokens - one._reserved for one in self.chain)
+    def left(self) -> Limit:
+        """What is neither used, held nor reserved, here and in every allowance around this one."""
+        left = UNLIMITED
+        for one in self.chain:
+            left = left.within(one.limit.rest(one.used + one.held + one._reserved))
+        return left
 
-    def reserve(self, tokens: int) -> None:
-        """Sets tokens of requests in flight aside; gives them back if negative."""
+    def reserve(self, usage: Usage) -> None:
+        """Sets costs of a request in flight aside."""
         for allowance in self.chain:
-            allowance._reserved += tokens
+            allowance._reserved += usage
+
+    def release(self, usage: Usage) -> None:
+        """Gives them back."""
+        for allowance in self.chain:
+            allowance._reserved -= usage
 
     def use(self, role: str, key: str, usage: Usage) -> None:
         """Counts an answered request."""

@@ -28,7 +28,7 @@ from typing import Any
 
 from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt
 from optimas_jax.core.types import StopRun
-from optimas_jax.core.usage import Allowance, OutOfBudget, Usage, Used
+from optimas_jax.core.usage import UNLIMITED, Allowance, Limit, OutOfBudget, Usage, Used
 from optimas_jax.llm.base import Effect
 from optimas_jax.llm.prices import Price, price_of
 
@@ -51,6 +51,11 @@ class Budget:
     tokens: NonNegativeInt = 0
     calls: NonNegativeInt = 0
 
+    @property
+    def limit(self) -> Limit:
+        """The same with infinity for no limit."""
+        return Limit(self.usd or math.inf, self.tokens or math.inf, self.calls or math.inf)
+
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
@@ -58,7 +63,7 @@ class Ticket:
 
     Attributes:
       role, key: of the request.
-      used: tokens reserved of the allowance.
+      used: costs reserved of the allowance.
       paid: costs reserved of the budget.
       allowance: the limit it counts against, or None.
       admitted: resolved when both are reserved.
@@ -66,7 +71,7 @@ class Ticket:
 
     role: str
     key: str
-    used: int
+    used: Usage
     paid: Usage
     allowance: Allowance | None
     admitted: asyncio.Future[None]
@@ -76,6 +81,9 @@ class Ledger:
     """Counts, and admits requests. The phase is set by the stage that runs; the role comes with each request.
 
     Requests come from one event loop at a time.
+
+    Attributes:
+      budget: the most that may be paid.
     """
 
     def __init__(
@@ -87,7 +95,7 @@ class Ledger:
         self._used: dict[tuple[str, str], Usage] = {}
         self._keys: dict[str, set[str]] = collections.defaultdict(set)  # of requests, by phase
         self._phase = "setup"
-        self._budget, self._prices = budget or Budget(), prices or {}
+        self.budget, self._prices = (budget or Budget()).limit, prices or {}
         self._spent, self._reserved = spent or Usage(), Usage()
         self._allowance: Allowance | None = None
         self._queue: collections.deque[Ticket] = collections.deque()
@@ -105,28 +113,40 @@ class Ledger:
             self._phase = outer
 
     @contextlib.contextmanager
-    def limit(self, tokens: int | None) -> Iterator[Allowance]:
-        """Inside the block at most ``tokens`` are used; None counts without a limit. Limits nest: an inner block also
+    def limit(self, limit: Limit = UNLIMITED) -> Iterator[Allowance]:
+        """Inside the block at most ``limit`` is used; without one it only counts. Limits nest: an inner block also
         stays within what is left of the outer ones. Begin and end it when nothing is in flight.
 
         Raises:
           OutOfBudget: from every request that does not fit, and from all later ones in the same block.
         """
-        outer, self._allowance = self._allowance, Allowance(tokens, self._allowance)
+        outer, self._allowance = self._allowance, Allowance(limit, self._allowance)
         try:
             yield self._allowance
         finally:
             self._allowance = outer
 
+    def hold(self, usage: Usage) -> None:
+        """Sets ``usage`` aside of the outermost limit that holds now, in place of what was set aside before.
+
+        Raises:
+          OutOfBudget: if more is used already; nothing changes then.
+        """
+        outer = self._allowance.chain[-1] if self._allowance else None
+        if outer is not None and outer.limit.exceeded(outer.used + usage):
+            raise OutOfBudget(f"{outer.limit.rest(outer.used)} are left, and what comes after needs {usage}")
+        if outer is not None:
+            outer.held = usage
+
     @property
-    def left(self) -> float:
-        """Tokens that may still be used under the limits that hold now; infinite without one."""
-        return self._allowance.left if self._allowance else math.inf
+    def left(self) -> Limit:
+        """What may still be used under the limits that hold now."""
+        return self._allowance.left if self._allowance else UNLIMITED
 
     @property
     def is_limited(self) -> bool:
         """Whether the worst case of a request matters."""
-        return bool(self._budget.tokens or self._budget.usd) or self.left < math.inf
+        return self.budget.is_set or self.left.is_set
 
     # --- admission
 
@@ -142,9 +162,9 @@ class Ledger:
         if not effect.model:
             return most
         price = price_of(effect.model, self._prices)
-        if price is None and self._budget.usd:
+        if price is None and self.budget.usd < math.inf:
             raise OverBudget(
-                f"no price of {effect.model} is known, and config.budget.usd is {self._budget.usd}: set "
+                f"no price of {effect.model} is known, and config.budget.usd is {self.budget.usd}: set "
                 f"config.prices to {effect.model}=PROMPT/COMPLETION, in US dollars per million tokens"
             )
         usd = price.usd(most.prompt_tokens, most.completion_tokens) if price else 0.0
@@ -161,12 +181,12 @@ class Ledger:
           OutOfBudget, OverBudget: if it does not fit when everything in flight has ended.
         """
         allowance = self._allowance
-        used = 0 if allowance is None or allowance.has(key) else most.tokens
+        used = Usage() if allowance is None or allowance.has(key) else most
         admitted = asyncio.get_running_loop().create_future()
         ticket = Ticket(role, key, used, most if paid else Usage(), allowance, admitted)
-        if not paid and not used:
+        if not paid and not used.calls:
             return ticket
-        if allowance is not None and allowance.closed and used:
+        if allowance is not None and allowance.closed and used.calls:
             raise self._refusal(ticket)
         self._queue.append(ticket)
         self._advance()
@@ -183,11 +203,11 @@ class Ledger:
 
     def settle(self, ticket: Ticket, usage: Usage | None) -> None:
         """Replaces the reserved cost of a request by its true cost, which is zero without a result."""
-        if ticket.used or ticket.paid.calls:
+        if ticket.used.calls or ticket.paid.calls:
             self._in_flight -= 1
             self._reserved -= ticket.paid
             if ticket.allowance is not None:
-                ticket.allowance.reserve(-ticket.used)
+                ticket.allowance.release(ticket.used)
         if usage is not None:
             self._spent += usage if ticket.paid.calls else Usage()
             self._paid_calls[self._phase, ticket.role] += bool(ticket.paid.calls)
@@ -213,13 +233,8 @@ class Ledger:
                 self._refuse_all()
 
     def _fits(self, ticket: Ticket) -> bool:
-        within = ticket.allowance is None or ticket.used <= ticket.allowance.left
-        return within and not self._exceeded(self._spent + self._reserved + ticket.paid)
-
-    def _exceeded(self, total: Usage) -> list[str]:
-        """Names of the budget's limits that ``total`` exceeds."""
-        limits = {field.name: getattr(self._budget, field.name) for field in dataclasses.fields(Budget)}
-        return [name for name, limit in limits.items() if 0 < limit < getattr(total, name)]
+        within = ticket.allowance is None or not ticket.allowance.left.exceeded(ticket.used)
+        return within and not self.budget.exceeded(self._spent + self._reserved + ticket.paid)
 
     def _refuse_all(self) -> None:
         error = self._refusal(self._queue[0])
@@ -232,17 +247,17 @@ class Ledger:
 
     def _refusal(self, ticket: Ticket) -> OutOfBudget | OverBudget:
         """The reason for a refusal, and how to go on."""
-        exceeded = self._exceeded(self._spent + ticket.paid)
-        if exceeded:
-            reached = ", ".join(f"config.budget.{name} = {getattr(self._budget, name)}" for name in exceeded)
-            return OverBudget(
-                f"the budget is spent ({reached}): {self._spent} so far in this run folder, and the next call may cost "
-                f"{ticket.paid}. All of it is kept: raise the limit and run the same command again"
+        left = UNLIMITED if ticket.allowance is None else ticket.allowance.left
+        if left.exceeded(ticket.used) or (ticket.allowance is not None and ticket.allowance.closed):
+            return OutOfBudget(
+                f"{left} are left for this, and the next request, of {ticket.role!r}, may use "
+                f"{ticket.used.tokens:,} tokens: raise config.budget, or config.optimize.max_tokens in a new --workdir"
             )
-        left = 0 if ticket.allowance is None else ticket.allowance.left
-        return OutOfBudget(
-            f"{left:,.0f} tokens are left (config.optimize.max_tokens), and the next request, of {ticket.role!r}, may "
-            f"use {ticket.used:,}: raise the limit in a new --workdir"
+        exceeded = self.budget.exceeded(self._spent + ticket.paid)
+        reached = ", ".join(f"config.budget.{name} = {getattr(self.budget, name)}" for name in exceeded)
+        return OverBudget(
+            f"the budget is spent ({reached}): {self._spent} so far in this run folder, and the next call may cost "
+            f"{ticket.paid}. All of it is kept: raise the limit and run the same command again"
         )
 
     # --- counting

@@ -225,7 +225,7 @@ class TapedCompleter:
             return result
         if self._inner is None:
             raise NotOnTape(f"the tape {self._tape.path} has no result for {json.dumps(effect.to_json())[:500]}")
-        ticket = await self._ledger.admit(effect.role, key, self._most(effect), paid=True)
+        ticket = await self._ledger.admit(effect.role, key, self.most(effect), paid=True)
         usage = None
         try:
             result = await perform(self._inner)
@@ -259,7 +259,8 @@ class TapedCompleter:
                 recorded.set_exception(error)
                 recorded.exception()  # marked as retrieved: its caller may be cancelled first
 
-    def _most(self, effect: Effect[Any]) -> Usage:
+    def most(self, effect: Effect[Any]) -> Usage:
+        """The worst case of a request; with limits from the exact length of its prompt, where ``inner`` knows it."""
         exact = None
         if isinstance(effect, CompletionRequest) and self._ledger.is_limited:
             exact = count_prompt(self._inner, effect)

@@ -1,15 +1,22 @@
-"""What a search has used, what its next step is expected to use, and its hard limit (``config.optimize.max_tokens``).
+"""What a run has used, what its next step is expected to use, and its hard limits.
 
-Everything counts, whether it was paid now or came from the tape. Collecting and optimising share one limit
-(``search_limit``), which nothing overruns (``Ledger.limit``). A search is a sequence of named *blocks* (a gate, a
-race), each of which counts as a whole or not at all:
+``config.budget`` limits the whole run; ``config.optimize.max_tokens`` limits collecting and optimising together.
+Nothing overruns them (``Ledger.limit``). Everything counts, whether it was paid now or came from the tape.
 
-    with search_limit(host, "optimize"):                         tokens of max_tokens that collecting left
-        if fits(host, expected_cost(host, name, runs)):           start only what is expected to fit
-            try:
-                with block(host, "3/gate-0", tokens=5_000):      at most 5,000, and at most what is left
-                    ...
-            except OutOfBudget: ...                             the block counts for nothing; its tokens are used
+    config.budget    |## collect ##|## optimize: search ... |== held: confirmation, final test ==|
+                                    |-- what the search may use --|
+
+What confirmation and final test need is priced before the first request (``loop.price``), and set aside from then on;
+after the first validation runs it is what runs cost so far. A search is a sequence of named *blocks* (a gate, a race),
+each of which counts as a whole or not at all:
+
+    with run_limit(host, "optimize"):                             what earlier stages left of config.budget
+        with search_limit(host):                                  and of max_tokens
+            if fits(host, expected_cost(host, name, runs)):       start only what is expected to fit
+                try:
+                    with block(host, "3/gate-0"):                 at most what is left
+                        ...
+                except OutOfBudget: ...                           the block counts for nothing; its costs are used
 
 The same command again does the same, although the tape now answers at the true cost what had to be admitted at its
 worst case, so that more would fit: a block that was cut is recorded with what it used (``budget_cuts.json``), and the
@@ -22,47 +29,56 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.usage import Allowance, OutOfBudget, Usage
+from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
 from optimas_jax.loop.context import Host
 
-COLLECTED = "collected.json"  # what collecting used, in the run folder
-CUTS = "budget_cuts.json"  # blocks that the limit cut, in the run folder
+USED = "used.json"  # what each stage used, in the run folder
+CUTS = "budget_cuts.json"  # blocks that a limit cut, in the run folder
+_STAGES = ("collect", "optimize", "evaluate")  # that use anything
 _PHASE = "optimize"  # of the ledger
+_MARGIN = 1.1  # answers of the final test may be longer than those of the validation
 
 
 @contextlib.contextmanager
-def search_limit(host: Host, stage: str) -> Iterator[Allowance]:
-    """Limits the tokens of ``stage`` (``collect`` or ``optimize``) inside the block to its rest of
-    ``config.optimize.max_tokens``; only counts them without that setting."""
-    limit = host.max_tokens
-    collected = _collected(host) if stage == _PHASE else Usage()
-    with host.ledger.limit(max(0, limit - collected.tokens) if limit else None) as allowance:
+def run_limit(host: Host, stage: str) -> Iterator[Allowance]:
+    """Limits a stage to what the stages before it left of ``config.budget``, and records what it used at its end."""
+    with host.ledger.limit(host.ledger.budget.rest(_used_before(host, stage))) as allowance:
+        yield allowance
+        used = host.folder.read(USED) or {}
+        host.folder.write(USED, {**used, stage: stage_usage(host).to_json()})
+
+
+@contextlib.contextmanager
+def search_limit(host: Host, stage: str = _PHASE) -> Iterator[Allowance]:
+    """Limits collecting and optimising together to ``config.optimize.max_tokens``, inside ``run_limit``."""
+    limit = Limit(tokens=host.max_tokens or math.inf)
+    with host.ledger.limit(limit.rest(_used_before(host, stage))) as allowance:
         yield allowance
 
 
 @contextlib.contextmanager
-def block(host: Host, name: str, tokens: int | None = None) -> Iterator[Allowance]:
-    """A part of the search that counts as a whole or not at all.
+def block(host: Host, name: str, tokens: float = math.inf) -> Iterator[Allowance]:
+    """A part of a stage that counts as a whole or not at all.
 
     Args:
-      name: unique in the search, and the same in every repetition of it.
-      tokens: the most that it may use; None for all that is left.
+      name: unique in the run, and the same in every repetition of it.
+      tokens: the most that it may use, besides what is left.
 
     Raises:
-      OutOfBudget: if the limit cuts it, now or in an earlier command, which recorded the cut. The caller must drop
+      OutOfBudget: if a limit cuts it, now or in an earlier command, which recorded the cut. The caller must drop
         state that was changed inside.
     """
-    key = f"{host.max_tokens}:{name}"
+    key = f"{host.max_tokens} of {host.ledger.budget}:{name}"
     cuts = host.folder.read(CUTS) or {}
     if key in cuts:
         _replay_cut(host, cuts[key])
-        raise OutOfBudget(f"block {name!r} was cut by the limit of {host.max_tokens:,} tokens before")
+        raise OutOfBudget(f"{name} was cut by the same limit before")
     before = _meter_usage(host)
-    with host.ledger.limit(tokens) as allowance:
+    with host.ledger.limit(Limit(tokens=tokens)) as allowance:
         try:
             yield allowance
         except OutOfBudget:
@@ -82,18 +98,20 @@ def _replay_cut(host: Host, cut: dict[str, Any]) -> None:
 
 
 def stage_usage(host: Host) -> Usage:
-    """Costs of the running stage, inside its ``search_limit``."""
+    """Costs of the running stage, inside its ``run_limit``."""
     return host.ledger.used + _meter_usage(host)
 
 
 def cost_so_far(host: Host) -> Usage:
     """Costs of collecting, in whichever command, and of the running search."""
-    return _collected(host) + stage_usage(host)
+    return _used_before(host, _PHASE) + stage_usage(host)
 
 
-def _collected(host: Host) -> Usage:
-    data = host.folder.read(COLLECTED)
-    return Usage() if data is None else Usage.from_json(data)
+def _used_before(host: Host, stage: str) -> Usage:
+    """Costs of the stages before ``stage``, in whichever command; of all for a stage that is not one of them."""
+    used = host.folder.read(USED) or {}
+    names = _STAGES[: _STAGES.index(stage)] if stage in _STAGES else _STAGES
+    return sum((Usage.from_json(used[name]) for name in names if name in used), Usage())
 
 
 def _meter_usage(host: Host) -> Usage:
@@ -110,23 +128,54 @@ def costs_from(host: Host) -> dict[str, float]:
     }
 
 
-def expected_cost(host: Host, name: str = "", runs: int = 1, calls: int = 0) -> int:
-    """Expected tokens of a gate or a block, from mean tokens per request in this search so far; 0 before its first run.
+def expected_cost(host: Host, name: str = "", runs: int = 1, calls: int = 0) -> Usage:
+    """Expected costs of a gate or a block, from the mean request in this search so far; none before its first run.
 
     Args:
       name: component from which on the system runs; "" for whole runs.
       runs: runs of the system from there on, the component included, its metric's requests included.
       calls: further calls of the component alone.
     """
-    means = _mean_tokens(host)
     names = [name, *sorted(host.system.descendants(name))] if name else list(host.system.order)
-    whole = sum(means.get(other, 0.0) for other in (*names, "metric"))
-    return math.ceil(runs * whole + calls * means.get(name, 0.0))
+    requests = dict.fromkeys((*names, "metric"), runs) | ({name: runs + calls} if name else {})
+    usage = host.ledger.usage(_PHASE)
+    return total(usage[role].times(n / usage[role].calls) for role, n in requests.items() if role in usage)
 
 
-def fits(host: Host, expected: float) -> bool:
-    """Whether ``expected`` tokens are left under all limits in force."""
-    return expected <= host.ledger.left
+def fits(host: Host, expected: Usage) -> bool:
+    """Whether expected costs are left under all limits in force."""
+    return not host.ledger.left.exceeded(expected)
+
+
+def total(usages: Iterable[Usage]) -> Usage:
+    """The sum."""
+    return sum(usages, Usage())
+
+
+def costs_by_role(allowance: Allowance) -> dict[str, Usage]:
+    """Costs of all requests answered under an allowance, by the role that asked."""
+    costs: dict[str, Usage] = {}
+    for role, _, usage in allowance.requests:
+        costs[role] = costs.get(role, Usage()) + usage
+    return costs
+
+
+def hold_final(host: Host, costs: Sequence[Mapping[str, Usage]], runs: int, final_runs: int) -> None:
+    """Sets aside what measurements of the first and the last configuration are expected to cost. Requests that both
+    have in common cost once.
+
+    Args:
+      costs: of ``runs`` validation runs, by role, under each configuration of the search (``State.costs``).
+      final_runs: of each of the two.
+
+    Raises:
+      OutOfBudget: if that is not left.
+    """
+    if host.ledger.budget.is_set:
+        first, last = costs[0], costs[-1]
+        changed = [usage for role, usage in last.items() if usage != first.get(role)]
+        expected = total([*first.values(), *changed]).times(_MARGIN * final_runs / runs)
+        host.ledger.hold(expected + host.price.largest)
 
 
 def _mean_tokens(host: Host) -> dict[str, float]:

@@ -29,6 +29,7 @@ from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
+from optimas_jax.loop.price import Price, price_of
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
 from optimas_jax.rewards.engine import RewardEngine, reward_engine
@@ -36,6 +37,7 @@ from optimas_jax.rewards.scorer import InstanceScorer
 from optimas_jax.search.optimisers.choices import GRID_LIMIT, check_tpe
 from optimas_jax.search.optimisers.registry import proposer_names, why_no_prompts
 
+PRICE = "price.json"  # of the run's measurements, in the run folder
 T = TypeVar("T")
 
 
@@ -52,6 +54,7 @@ class Host:
       seed: names all randomness except the data's.
       concurrency: calls in flight; changes speed only.
       max_tokens: limit of collecting and the search together; 0 for no limit.
+      price: of the run's measurements, where ``config.budget`` limits them.
     """
 
     system: System
@@ -64,6 +67,7 @@ class Host:
     seed: int
     concurrency: int
     max_tokens: int = 0
+    price: Price = Price()
 
     def run(self, label: str, jobs: Sequence[Job]) -> list[Trace]:
         """Runs the system; traces are in the order of the jobs. Shows a bar under ``label``."""
@@ -189,7 +193,30 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         concurrency=config.concurrency,
         max_tokens=config.optimize.max_tokens,
     )
+    if ledger.budget.is_set:
+        host = dataclasses.replace(host, price=_price(host, config))
     return Run(config, host, Device(rewards, policies), data, engines, tape, started)
+
+
+def _price(host: Host, config: RunConfig) -> Price:
+    """The price of the run's measurements, which the folder keeps: a later command may lack the local models, whose
+    tokenizers give the exact length of prompts."""
+    settings, splits = config.evaluate, host.splits
+    sizes = {"gate_examples": config.optimize.gate_examples, "split": settings.split, "repeats": settings.repeats}
+    known = host.folder.read(PRICE)
+    if known is not None and known["of"] == sizes:
+        return Price.from_json(known)
+    price = price_of(
+        host.system,
+        host.completer.most,
+        val=splits["val"][: config.optimize.gate_examples or None],
+        confirm=splits.get("confirm", ()),
+        test=splits[settings.split],
+        repeats=settings.repeats,
+        seed=host.seed,
+    )
+    host.folder.write(PRICE, {"of": sizes, **price.to_json()})
+    return price
 
 
 def _tuned_model(config: RunConfig) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
+import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +19,9 @@ from optimas_jax.core.execution import Job
 from optimas_jax.core.stats import compare, mean_interval
 from optimas_jax.core.system import Metric
 from optimas_jax.core.types import Example, Group, Trace, derive_seed
-from optimas_jax.core.usage import OutOfBudget
+from optimas_jax.core.usage import Limit, OutOfBudget
 from optimas_jax.core.values import Configuration, value_from_json
+from optimas_jax.loop.budget import block
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Host, Run
 from optimas_jax.loop.journal import load_best
@@ -31,6 +34,7 @@ from optimas_jax.rewards.text import text_group
 from optimas_jax.search.confirm import Confirmation, confirm
 
 _ALIGNED_AT_ONCE = 8  # inputs that every component takes at a time
+_PARTS, _FEWEST_AT_ONCE = 8, 4  # of an evaluation within a budget, and examples of one
 OPTIMIZED = "optimized.json"  # what the search found, in the run folder
 NO_SEARCH: Mapping[str, Any] = {
     "reward": "",
@@ -83,6 +87,46 @@ def evaluate(
     jobs = [Job(value, example, seed) for value in configurations for seed in seeds for example in examples]
     traces = iter(host.run("evaluation runs", jobs))
     return [Evaluation(tuple(tuple(itertools.islice(traces, len(examples))) for _ in seeds)) for _ in configurations]
+
+
+def evaluate_within(
+    host: Host, name: str, configurations: Sequence[Configuration], examples: Sequence[Example], repeats: int
+) -> tuple[Sequence[Example], list[Evaluation]]:
+    """``evaluate`` within ``config.budget``, part by part: on all examples, unless runs cost more than those before;
+    then on the first ones.
+
+    Args:
+      name: of the blocks.
+
+    Returns:
+      The examples that were run, and their evaluations.
+
+    Raises:
+      OutOfBudget: if not even the first part fits.
+    """
+    if not host.ledger.budget.is_set:
+        return examples, evaluate(host, configurations, examples, repeats)
+    parts: list[list[Evaluation]] = []
+    size, done = max(_FEWEST_AT_ONCE, len(examples) // _PARTS), 0
+    while done < len(examples):
+        part = examples[done : done + size]
+        try:
+            with block(host, f"{name} from {done}"):
+                parts.append(evaluate(host, configurations, part, repeats))
+        except OutOfBudget as reason:
+            if not done:
+                raise
+            host.progress.line(f"[yellow]warning[/yellow]: {name} on {done} of {len(examples)} examples: {reason}")
+            break
+        done += len(part)
+    return examples[:done], [_joined(evaluations) for evaluations in zip(*parts, strict=True)]
+
+
+def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation of one configuration on all examples, from those on each of them."""
+    return Evaluation(
+        tuple(tuple(itertools.chain(*parts)) for parts in zip(*(e.traces for e in evaluations), strict=True))
+    )
 
 
 def other_metrics(
@@ -182,14 +226,15 @@ def confirm_search(host: Host, steps: Sequence[Configuration]) -> Confirmation |
     examples = host.splits.get("confirm", ())
     if not examples:
         return None
-    default, *final = evaluate(host, [steps[0], *steps[1:][-1:]], examples, 1)
+    done, (default, *final) = evaluate_within(host, "confirmation", [steps[0], *steps[1:][-1:]], examples, 1)
     scores: list[Sequence[float] | None] = [*[None] * max(0, len(steps) - 2), *(one.scores for one in final)]
     confirmation = confirm(default.scores, scores)
-    if confirmation.changes is None and len(scores) > 1 and confirmation.tests:
-        earlier = evaluate(host, steps[1:-1], examples, 1)
-        confirmation = confirm(default.scores, [*(one.scores for one in earlier), scores[-1]])
+    if confirmation.changes is None and len(scores) > 1 and confirmation.tests and len(done) == len(examples):
+        with contextlib.suppress(OutOfBudget), block(host, "confirmation, earlier states"):
+            earlier = evaluate(host, steps[1:-1], examples, 1)
+            confirmation = confirm(default.scores, [*(one.scores for one in earlier), scores[-1]])
     host.folder.emit("confirmation", **confirmation.to_json())
-    host.progress.line(f"on {len(examples)} examples that no gate has seen: {confirmation.verdict}")
+    host.progress.line(f"on {len(done)} examples that no gate has seen: {confirmation.verdict}")
     return confirmation
 
 
@@ -214,7 +259,7 @@ def align(host: Host, device: Device, config: RunConfig, configuration: Configur
     collecting = dataclasses.replace(config.collect, rollouts=2 * config.collect.rollouts)
     twice = dataclasses.replace(config, collect=collecting)
     groups: list[Group] = []
-    with host.ledger.limit(config.align.tokens or None):
+    with host.ledger.limit(Limit(tokens=config.align.tokens or math.inf)):
         for begin in range(0, len(inputs), _ALIGNED_AT_ONCE):
             names = [name for name in host.components if _informative(config, groups, name) < config.align.inputs]
             examples = inputs[begin : begin + _ALIGNED_AT_ONCE]
@@ -261,7 +306,13 @@ def measure(run: Run) -> dict[str, Any]:
         steps, kept = [states[0], configuration], 1
     elif not settings.changes:
         steps, kept = [states[0], configuration, *states[kept + 1 :][-1:]], 1
-    evaluations = evaluate(host, steps, examples, settings.repeats)
+    examples, pair = evaluate_within(host, "final test", [steps[0], steps[kept]], examples, settings.repeats)
+    try:
+        with block(host, "final test, other states"):
+            evaluations = evaluate(host, steps, examples, settings.repeats)
+    except OutOfBudget as reason:
+        host.progress.line(f"  other states are left out: {reason}")
+        steps, kept, evaluations = [steps[0], steps[kept]], 1, pair
     baseline, optimized, accepted = evaluations[0], evaluations[kept], search["accepted"]
     if steps == states:
         brought = contributions(run, search["reward"], accepted, evaluations)

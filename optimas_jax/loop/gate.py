@@ -11,7 +11,7 @@ from optimas_jax.core.stats import Comparison, compare
 from optimas_jax.core.types import Trace
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Value, value_digest, value_to_json
-from optimas_jax.loop.budget import block, emit_curve, expected_cost, fits
+from optimas_jax.loop.budget import block, costs_by_role, emit_curve, expected_cost, fits, hold_final
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Host
 from optimas_jax.loop.state import Ranked, State
@@ -22,7 +22,8 @@ def gate(host: Host, config: OptimizeConfig, state: State, name: str, ranked: Se
     """Tests the best proposals in turn until one passes.
 
     As in the paper, the best proposal is tested even without an expected gain; further ones only with one. A test that
-    is not expected to fit the rest of the budget is not begun, and a test that the budget cuts has no result.
+    is not expected to fit the rest of the budget is not begun, and a test that the budget cuts has no result; nor has
+    one of a value under which confirmation and final test would no longer fit.
 
     Args:
       ranked: proposals, best first.
@@ -33,19 +34,23 @@ def gate(host: Host, config: OptimizeConfig, state: State, name: str, ranked: Se
     hopeful = [one for index, one in enumerate(ranked) if index == 0 or one.expected_gain > 0]
     for one in hopeful[: config.gate_top]:
         value = one.proposal.value
-        if not fits(host, expected_cost(host, name, runs=len(state.val_traces))):
+        final_runs = host.price.final_runs  # of a new configuration, which an accepted proposal needs in the end
+        if not fits(host, expected_cost(host, name, runs=len(state.val_traces) + final_runs)):
             host.progress.line(f"  {one.proposal.kind}: what is left of the budget is too little for its test")
             return state
         try:
-            with block(host, f"{number}/gate {value_digest(value)}"):
+            with block(host, f"{number}/gate {value_digest(value)}") as allowance:
                 passed, comparison, traces = test(host, config.gate, state, name, value)
+                costs = (*state.costs, {**state.costs[-1], **costs_by_role(allowance)})
+                if passed:
+                    hold_final(host, costs, len(traces), final_runs)
         except OutOfBudget as reason:
             host.progress.line(f"  {one.proposal.kind}: its test was cut, {reason}")
             return state
         _report(host, number, name, one, comparison, passed)
         state = state.gated(name, comparison.mean if passed else 0.0)
         if passed:
-            return accept(host, state, number, name, one, comparison, traces)
+            return accept(host, dataclasses.replace(state, costs=costs), number, name, one, comparison, traces)
         refused = state.configuration.replace(name, value).digest
         state = dataclasses.replace(state, refused=state.refused | {refused})
     return state

@@ -9,6 +9,7 @@ values (``loop.propose``), label some of their answers, race them (``loop.race``
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import random
 import statistics
@@ -18,7 +19,7 @@ from optimas_jax.core.execution import Job
 from optimas_jax.core.types import Example, Group, derive_seed
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Demo, Grid, LoraSpace, Models, Prompt, other_values, plain_values, value_to_json
-from optimas_jax.loop.budget import block, cost_so_far, costs_from, emit_curve
+from optimas_jax.loop.budget import block, cost_so_far, costs_by_role, costs_from, emit_curve, hold_final
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
 from optimas_jax.loop.gate import gate
@@ -84,9 +85,14 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
     configuration = host.system.default_configuration()
     examples = host.splits["val"][: config.gate_examples or None]
     jobs = [Job(configuration, example, host.seed) for example in examples]
-    traces = host.run("validation, default values", jobs)
+    host.ledger.hold(host.price.final)
+    with host.ledger.limit() as allowance:
+        traces = host.run("validation, default values", jobs)
     report_failures(host, traces)
-    state = State(configuration, reward, tuple(groups), tuple(traces))
+    costs = (costs_by_role(allowance),)
+    with contextlib.suppress(OutOfBudget):  # what is held already is enough
+        hold_final(host, costs, len(traces), host.price.final_runs)
+    state = State(configuration, reward, tuple(groups), tuple(traces), costs=costs)
     host.progress.line(f"validation score of the default configuration: {mean_score(state):.3f}")
     emit_curve(host, "start", 0, mean_score(state))
     return state

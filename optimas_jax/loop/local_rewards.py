@@ -57,7 +57,7 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
     groups: list[Group] = []
     traces: list[Trace] = []
     reasons: dict[str, str] = {}
-    with host.ledger.limit(int(host.max_tokens * config.offline.share) if host.max_tokens else None):
+    with host.ledger.limit(host.ledger.left.share(config.offline.share)):
         for wave, begin in enumerate(range(0, len(inputs), _WAVE)):
             names = [name for name in host.components if name not in reasons]
             if not names:

@@ -18,8 +18,9 @@ from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import Group, StopRun
 from optimas_jax.llm.base import Completer
+from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
-from optimas_jax.loop.budget import COLLECTED, search_limit, stage_usage
+from optimas_jax.loop.budget import hold_final, run_limit, search_limit
 from optimas_jax.loop.completers import loaded_here
 from optimas_jax.loop.config import ALIGN, STAGES, RunConfig
 from optimas_jax.loop.context import Run, build_run
@@ -52,6 +53,7 @@ def run_stages(
     if stage not in ("all", ALIGN, *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN))}")
     with open_run(config, workdir, progress, completer) as run:
+        check_budget(run)
         if stage == "all" and completer is None:
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
@@ -72,6 +74,22 @@ def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Co
     finally:
         run.tape.close()
         run.host.folder.close()
+
+
+def check_budget(run: Run) -> None:
+    """Checks that ``config.budget`` allows for the run's measurements, before anything is paid for.
+
+    Raises:
+      OverBudget: with their price.
+    """
+    host = run.host
+    if len(run.tape) or not host.ledger.budget.exceeded(host.price.least):
+        return
+    raise OverBudget(
+        f"config.budget allows {host.ledger.budget}, and the measurements alone may cost {host.price.least}: the "
+        f"validation of the default ({host.price.baseline}), confirmation and final test ({host.price.final}). Set it "
+        "at least to that, and higher for a search, or lower config.data.val, confirm or test"
+    )
 
 
 def find_models(run: Run) -> None:
@@ -103,9 +121,9 @@ def _collect(run: Run) -> None:
     host, config = run.host, run.config
     collected = Collected((), {})
     if config.offline.groups:
-        with search_limit(host, "collect"):
+        with run_limit(host, "collect"), search_limit(host, "collect"):
+            host.ledger.hold(host.price.least)
             collected = collect_offline(host, config)
-            host.folder.write(COLLECTED, stage_usage(host).to_json())
     else:
         host.progress.line("  nothing is collected (config.offline.groups is 0)")
     save_groups(host.folder.path / "groups" / "offline", collected.groups)
@@ -147,11 +165,18 @@ def _train(run: Run) -> None:
 def _optimize(run: Run) -> None:
     """Runs the search, and confirms the changes that it accepted."""
     host, config = run.host, run.config
-    with search_limit(host, "optimize"):
-        state = optimize(host, run.device, config, _first_reward(run), _offline_groups(run))
-    steps = after_each(host.system.default_configuration(), state.accepted)
-    with host.ledger.phase("confirm"):
-        confirmation = confirm_search(host, steps)
+    with run_limit(host, "optimize"):
+        with search_limit(host):
+            state = optimize(host, run.device, config, _first_reward(run), _offline_groups(run))
+        steps = after_each(host.system.default_configuration(), state.accepted)
+        with host.ledger.phase("confirm"):
+            hold_final(
+                host,
+                state.costs,
+                len(state.val_traces),
+                config.evaluate.repeats * len(host.splits[config.evaluate.split]),
+            )
+            confirmation = confirm_search(host, steps)
     confirmed = confirmation and confirmation.to_json()
     kept = len(state.accepted) if confirmation is None else confirmation.changes or 0
     host.folder.save_best(steps[kept], {"accepted": list(state.accepted[:kept]), "confirmed": confirmed})
@@ -192,14 +217,16 @@ def _align(run: Run) -> None:
         raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
     best = run.host.folder.path / BEST
     configuration = load_best(best) if best.is_dir() else run.host.system.default_configuration()
-    alignment = align(run.host, run.device, run.config, configuration, reward)
+    with run_limit(run.host, "align"):
+        alignment = align(run.host, run.device, run.config, configuration, reward)
     run.host.folder.write("alignment.json", {"reward": reward, "alignment": alignment})
     run.host.folder.emit("alignment", reward=reward, alignment=alignment)
 
 
 def _evaluate(run: Run) -> None:
     """Measures the best configuration on examples that the search has not seen, and writes ``results.json``."""
-    results = measure(run)
+    with run_limit(run.host, "evaluate"):
+        results = measure(run)
     results |= {
         "wall_seconds": round(time.monotonic() - run.started, 1),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
+from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration, Value, value_digest
 from optimas_jax.search.evidence import WeightEvidence
 from optimas_jax.search.optimisers.templates import ScoredInstruction
@@ -114,6 +115,7 @@ class State:
       label_use: worth of the labels, by component.
       dropped: numbers of rejected answers and values, by component and reason.
       adaptations: of local rewards so far.
+      costs: of the validation runs, by role, under the default configuration and after each accepted proposal.
     """
 
     configuration: Configuration
@@ -130,6 +132,7 @@ class State:
     label_use: Mapping[str, LabelUse] = dataclasses.field(default_factory=dict)
     dropped: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     adaptations: int = 0
+    costs: tuple[Mapping[str, Usage], ...] = ()
 
     def visited(self, name: str) -> State:
         """The state after one more iteration on a component."""

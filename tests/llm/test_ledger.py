@@ -9,7 +9,7 @@ import pytest
 from fakes import ScriptedCompleter, request
 
 from optimas_jax.core.types import Outcome, StopRun
-from optimas_jax.core.usage import OutOfBudget, Usage
+from optimas_jax.core.usage import Limit, OutOfBudget, Usage
 from optimas_jax.llm.base import Completion
 from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
 from optimas_jax.llm.tape import Tape, TapedCompleter
@@ -59,7 +59,7 @@ def test_no_random_budget_is_overrun_and_most_of_it_is_used():
         completer = taped(Varying(rng), ledger)
         requests = [request("x" * rng.randrange(200), seed=i, temperature=1.0) for i in range(rng.randrange(40, 120))]
         limit = rng.randrange(3000, 9000)
-        with ledger.limit(limit) as allowance:
+        with ledger.limit(Limit(tokens=limit)) as allowance:
             answers = ask(completer, requests + rng.choices(requests, k=10), concurrency=rng.randrange(1, 17))
         assert allowance.used.tokens <= limit
         refused = [one for one in answers if isinstance(one, OutOfBudget)]
@@ -76,7 +76,7 @@ def test_an_allowance_of_a_search_that_is_answered_by_the_tape_is_hard_too():
     requests = [request("x" * 100, seed=i, temperature=1.0) for i in range(60)]
     ask(taped(Varying(rng), tape=tape), requests)
     ledger = Ledger()
-    with ledger.limit(2000) as allowance:
+    with ledger.limit(Limit(tokens=2000)) as allowance:
         answers = ask(taped(None, ledger, tape), requests)
     costs = [one.usage.tokens for one in answers if isinstance(one, Completion)]
     assert sum(costs) == allowance.used.tokens <= 2000 < allowance.used.tokens + 172  # at its true cost, one more
@@ -94,7 +94,9 @@ def test_requests_wait_for_those_in_flight_and_are_admitted_in_the_order_of_aski
     ledger = Ledger()
     inner = ScriptedCompleter(answer, delay=0.001)
     requests = [request(f"{i}{'x' * (300 if i == 2 else 30)}") for i in range(8)]
-    with ledger.limit(450):  # the third does not fit beside the first two; smaller ones do not overtake it
+    with ledger.limit(
+        Limit(tokens=450)
+    ):  # the third does not fit beside the first two; smaller ones do not overtake it
         answers = ask(taped(inner, ledger), requests)
     assert order == [str(i) for i in range(8)] and not [one for one in answers if isinstance(one, Exception)]
 
@@ -102,7 +104,7 @@ def test_requests_wait_for_those_in_flight_and_are_admitted_in_the_order_of_aski
 def test_what_cannot_fit_is_refused_with_everything_behind_it():
     ledger, inner = Ledger(), ScriptedCompleter(lambda r: Completion("x", Outcome.OK, 10, 1), delay=0.001)
     requests = [request("a"), request("x" * 1000), request("b"), request("c")]
-    with ledger.limit(400) as allowance:
+    with ledger.limit(Limit(tokens=400)) as allowance:
         first, *others = ask(taped(inner, ledger), requests)
         assert isinstance(first, Completion) and all(isinstance(one, OutOfBudget) for one in others)
         assert len({id(one) for one in others}) == 3  # callers add notes to them
@@ -116,15 +118,15 @@ def test_what_cannot_fit_is_refused_with_everything_behind_it():
 def test_limits_nest_and_a_repeated_request_costs_nothing_inside():
     ledger, inner = Ledger(), ScriptedCompleter(lambda r: Completion("x", Outcome.OK, 50, 4))
     completer = taped(inner, ledger)
-    with ledger.limit(1000) as outer:
+    with ledger.limit(Limit(tokens=1000)) as outer:
         ask(completer, [request("a")])
-        with ledger.limit(100) as inner_limit:
+        with ledger.limit(Limit(tokens=100)) as inner_limit:
             answers = ask(completer, [request("a"), request("b"), request("c")])
             assert [type(one) for one in answers] == [Completion, Completion, OutOfBudget]
-            assert inner_limit.used.tokens == 54 and ledger.left == 46 and ledger.used.tokens == 108
-        assert ledger.left == 1000 - 108 and inner_limit.closed and not outer.closed
-        with ledger.limit(None), ledger.limit(10_000):
-            assert ledger.left == 1000 - 108
+            assert inner_limit.used.tokens == 54 and ledger.left.tokens == 46 and ledger.used.tokens == 108
+        assert ledger.left.tokens == 1000 - 108 and inner_limit.closed and not outer.closed
+        with ledger.limit(), ledger.limit(Limit(tokens=10_000)):
+            assert ledger.left.tokens == 1000 - 108
             assert isinstance(ask(completer, [request("c")])[0], Completion)
         assert outer.used == Usage(calls=3, prompt_tokens=150, completion_tokens=12)
     assert not ledger.is_limited and ledger.used == Usage()
@@ -133,7 +135,7 @@ def test_limits_nest_and_a_repeated_request_costs_nothing_inside():
 def test_a_failed_request_uses_nothing_and_gives_its_reservation_back():
     ledger = Ledger(Budget(tokens=100))
     inner = ScriptedCompleter(lambda r: ConnectionError("gone") if "a" in r.messages[0].content else "fine")
-    with ledger.limit(100) as allowance:
+    with ledger.limit(Limit(tokens=100)) as allowance:
         answers = ask(taped(inner, ledger), [request("a"), request("b")])
     assert [type(one) for one in answers] == [ConnectionError, Completion]
     assert allowance.used.calls == 1
@@ -151,9 +153,9 @@ def test_a_cancelled_request_gives_its_reservation_back():
         return [task.cancelled() for task in tasks]
 
     completer = taped(inner, ledger)
-    with ledger.limit(80):  # one in flight, two wait
+    with ledger.limit(Limit(tokens=80)):  # one in flight, two wait
         assert asyncio.run(cancel_all()) == [True] * 3
-        assert ledger.left == 80 and not ledger._queue and len(inner.requests) == 1
+        assert ledger.left.tokens == 80 and not ledger._queue and len(inner.requests) == 1
 
 
 def test_the_exact_length_of_a_prompt_is_reserved_where_it_is_known():
@@ -166,14 +168,14 @@ def test_the_exact_length_of_a_prompt_is_reserved_where_it_is_known():
 
     for inner, answered in ((Counting(answer), 7), (ScriptedCompleter(answer), 3)):
         ledger = Ledger()
-        with ledger.limit(100):  # 13 tokens each; the bound of a prompt is 65
+        with ledger.limit(Limit(tokens=100)):  # 13 tokens each; the bound of a prompt is 65
             answers = ask(taped(inner, ledger), [request(str(i)) for i in range(10)])
         assert sum(isinstance(one, Completion) for one in answers) == answered
 
 
 def test_the_budget_of_a_folder_holds_under_a_limit():
     ledger, inner = Ledger(Budget(calls=2)), ScriptedCompleter(lambda r: "fine", delay=0.001)
-    with ledger.limit(10_000):
+    with ledger.limit(Limit(tokens=10_000)):
         answers = ask(taped(inner, ledger), [request(str(i)) for i in range(5)])
     assert [type(one) for one in answers] == [Completion] * 2 + [OverBudget] * 3
 
@@ -196,6 +198,6 @@ def test_a_caller_that_leaves_does_not_take_a_shared_request_with_it(late):
 
 def test_a_limit_that_counts_only_never_refuses():
     ledger = Ledger()
-    with ledger.limit(None) as allowance:
+    with ledger.limit() as allowance:
         answers = ask(taped(Varying(random.Random(0)), ledger), [request(str(i)) for i in range(50)])
     assert all(isinstance(one, Completion) for one in answers) and allowance.used.calls == 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from optimas_jax.core.execution import Job, gather, run_many
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.usage import OutOfBudget, Usage
 from optimas_jax.llm.base import Completion, CompletionRequest
-from optimas_jax.loop.budget import COLLECTED, CUTS, block, cost_so_far, costs_from, expected_cost, fits, search_limit
+from optimas_jax.loop.budget import CUTS, block, cost_so_far, costs_from, expected_cost, fits, run_limit, search_limit
 from optimas_jax.loop.context import Run
 
 COST = 20  # tokens of every answer; at most 77 are reserved
@@ -42,12 +43,14 @@ def search(run: Run) -> list[Any]:
     with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
         for number in range(12):
             try:
-                with block(run.host, f"{number}/answers", tokens=None if number % 3 else 200):
+                with block(run.host, f"{number}/answers", tokens=math.inf if number % 3 else 200):
                     ask(run, [f"{number}-{i}" for i in range(number + 1)])
                     log.append(number)
             except OutOfBudget:
                 log.append("cut")
-            log.append((cost_so_far(run.host), fits(run.host, 100), run.host.ledger.usage("optimize")))
+            log.append(
+                (cost_so_far(run.host), fits(run.host, Usage(prompt_tokens=100)), run.host.ledger.usage("optimize"))
+            )
     return log
 
 
@@ -66,7 +69,7 @@ def test_the_same_command_again_is_cut_at_the_same_places_although_the_tape_answ
     assert search(run) == first and not again and answered * COST == used
     run.tape.close()
     cuts = json.loads((tmp_path / CUTS).read_text())
-    assert len(cuts) == first.count("cut") and all(name.startswith(f"{limit}:") for name in cuts)
+    assert len(cuts) == first.count("cut") and all(name.startswith(f"{limit} of all:") for name in cuts)
 
 
 def test_what_a_block_ran_before_it_was_cut_counts_again(tmp_path: Path) -> None:
@@ -90,28 +93,27 @@ def test_an_inner_block_that_is_cut_leaves_the_rest_to_the_outer_one(tmp_path: P
             with block(run.host, "outer", tokens=500):
                 with pytest.raises(OutOfBudget), block(run.host, "inner", tokens=100):
                     ask(run, "abcdefgh")
-                assert run.host.ledger.left == 500 - 40
+                assert run.host.ledger.left.tokens == 500 - 40
                 ask(run, "ijkl")
-            assert run.host.ledger.left == 1000 - 120 and cost_so_far(run.host).calls == 6
+            assert run.host.ledger.left.tokens == 1000 - 120 and cost_so_far(run.host).calls == 6
         run.tape.close()
         run.host.folder.close()
-    assert [*json.loads((tmp_path / CUTS).read_text())] == ["1000:inner"]
+    assert [*json.loads((tmp_path / CUTS).read_text())] == ["1000 of all:inner"]
 
 
 def test_collecting_and_optimising_share_one_limit(tmp_path: Path) -> None:
     run, _ = a_run(tmp_path, 200)
-    with run.host.ledger.phase("collect"), search_limit(run.host, "collect"):
+    with run.host.ledger.phase("collect"), run_limit(run.host, "collect"), search_limit(run.host, "collect"):
         ask(run, "abc")
-        run.host.folder.write(COLLECTED, cost_so_far(run.host).to_json())
-    with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
-        assert run.host.ledger.left == 140 and cost_so_far(run.host) == Usage(3, 3 * (COST - 8), 24)
+    with run.host.ledger.phase("optimize"), search_limit(run.host):
+        assert run.host.ledger.left.tokens == 140 and cost_so_far(run.host) == Usage(3, 3 * (COST - 8), 24)
         ask(run, "abc")  # each stage counts what it asks
-        assert run.host.ledger.left == 80
+        assert run.host.ledger.left.tokens == 80
     run.tape.close()
     unlimited, _ = a_run(tmp_path / "unlimited", 0)
     with search_limit(unlimited.host, "optimize"), block(unlimited.host, "all"):
         ask(unlimited, "abcdefgh")
-        assert fits(unlimited.host, 10**12) and cost_so_far(unlimited.host).tokens == 8 * COST
+        assert fits(unlimited.host, Usage(prompt_tokens=10**12)) and cost_so_far(unlimited.host).tokens == 8 * COST
     unlimited.tape.close()
 
 
@@ -119,14 +121,16 @@ def test_an_expected_cost_is_that_of_runs_so_far(tmp_path: Path) -> None:
     run, _ = a_run(tmp_path, 1000)
     jobs = [Job(run.host.system.default_configuration(), example, 0) for example in run.host.splits["train"]]
     with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
-        assert expected_cost(run.host, runs=100) == 0
+        assert expected_cost(run.host, runs=100) == Usage()
         run_many(run.host.system, jobs, concurrency=4)
         assert costs_from(run.host) == {"writer": COST, "router": 0, "tuner": 0}
-        assert expected_cost(run.host, runs=10) == expected_cost(run.host, "writer", runs=10) == 10 * COST
+        assert expected_cost(run.host, runs=10) == expected_cost(run.host, "writer", runs=10)
+        assert expected_cost(run.host, runs=10) == Usage(10, 10 * (COST - 8), 80)
         assert (
-            expected_cost(run.host, "writer", runs=0, calls=7) == 7 * COST
-            and expected_cost(run.host, "router", runs=9) == 0
+            expected_cost(run.host, "writer", runs=0, calls=7).tokens == 7 * COST
+            and expected_cost(run.host, "router", runs=9) == Usage()
         )
         run.host.ledger.replay([("metric", "a judge's request", Usage(calls=1, prompt_tokens=5))])
-        assert expected_cost(run.host, "router", runs=2) == 10 and expected_cost(run.host, runs=2) == 2 * COST + 10
+        assert expected_cost(run.host, "router", runs=2).tokens == 10
+        assert expected_cost(run.host, runs=2).tokens == 2 * COST + 10
     run.tape.close()

@@ -84,7 +84,7 @@ def test_proposing_and_scoring_change_nothing_but_the_memo(tmp_path: Path) -> No
     system = enumerable_system(4)
     run = improved(system, tmp_path, WrongRewards(system, tmp_path), proposers="mipro,copro", trials=6)
     host, config = run.host, run.config
-    with host.ledger.limit(None):
+    with host.ledger.limit():
         state = start(host, config.optimize, "exact", ())
         state, runs = with_base_runs(host, state, "writer", EXAMPLES)
         proposals, _ = propose(host, run.device, config, config.optimize, state, "writer", runs, seed=0)

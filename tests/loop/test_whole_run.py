@@ -115,7 +115,7 @@ def test_collecting_uses_its_share_of_the_budget_and_says_so(tmp_path: Path, max
     config = scripted_config()
     config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, max_tokens=max_tokens))
     run(tmp_path / "run", config, stage="collect")
-    collected = json.loads((tmp_path / "run" / "collected.json").read_text())
+    collected = json.loads((tmp_path / "run" / "used.json").read_text())["collect"]
     assert collected["tokens"] <= 0.2 * max_tokens
     events = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
     reasons = {event["component"]: event["stopped"] for event in events if event["event"] == "groups"}
@@ -125,7 +125,7 @@ def test_collecting_uses_its_share_of_the_budget_and_says_so(tmp_path: Path, max
 def test_a_budget_for_less_than_the_first_validation_says_so(tmp_path: Path) -> None:
     config = scripted_config()
     config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, max_tokens=100))
-    with pytest.raises(OutOfBudget, match=r"100 tokens are left \(config.optimize.max_tokens\), and the next request"):
+    with pytest.raises(OutOfBudget, match=r"100 tokens are left for this, and the next request"):
         run(tmp_path / "run", config)
 
 
