@@ -287,8 +287,8 @@ class RunConfig:
       server: server of models called ``openai:NAME``; OpenAI itself without an address.
       anthropic: server of models called ``anthropic:NAME``; Anthropic itself without an address.
       prices: override ``llm.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
-      budget: the most that all completions of the run folder may cost. What the baseline, the confirmation and the final
-        test need is set aside from the start.
+      budget: the most that all completions of the run folder may cost. What baseline, confirmation and final test need
+        is set aside from the start.
       system: settings of the benchmark's own class.
       data, proposer, offline, collect, reward, policy, optimize, align, evaluate: see the classes.
     """

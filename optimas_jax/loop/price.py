@@ -1,8 +1,8 @@
 """Price of a run's measurements before the first request: validation of the default, confirmation and final test.
 
-The system runs on every example with a completer that asks nobody: it adds up the worst case of each request, and
-answers with a text of the longest length. What a component makes of such an answer is its own affair: a run that fails
-ends there, and its price is too low. That is the price of a plan; the ledger keeps the limit in any case.
+The system runs on every example with a completer that sends no request: it adds up the worst case of each, and answers
+with a text of the greatest length. A run that fails on such an answer ends there, and its price is too low. The price
+is a plan; the ledger keeps the limit in any case.
 """
 
 from __future__ import annotations
@@ -29,17 +29,23 @@ class Price:
     """The most that measurements are expected to cost.
 
     Attributes:
-      final_runs: runs of the system that confirmation and final test take under each of two configurations, the
-        default and the last one.
+      confirm_runs, test_runs: runs of the system that confirmation and final test take under each of two
+        configurations, the default and the last one.
       baseline: of the validation of the default.
       final: of confirmation and final test under both.
       largest: of one request, cost by cost.
     """
 
-    final_runs: int = 0
+    confirm_runs: int = 0
+    test_runs: int = 0
     baseline: Usage = Usage()
     final: Usage = Usage()
     largest: Usage = Usage()
+
+    @property
+    def final_runs(self) -> int:
+        """Runs of confirmation and final test together, under each configuration."""
+        return self.confirm_runs + self.test_runs
 
     @property
     def least(self) -> Usage:
@@ -48,16 +54,16 @@ class Price:
 
     def to_json(self) -> dict[str, Any]:
         costs = {name: getattr(self, name).to_json() for name in ("baseline", "final", "largest")}
-        return {"final_runs": self.final_runs, **costs}
+        return {"confirm_runs": self.confirm_runs, "test_runs": self.test_runs, **costs}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Price:
         costs = {name: Usage.from_json(data[name]) for name in ("baseline", "final", "largest")}
-        return cls(data["final_runs"], **costs)
+        return cls(data["confirm_runs"], data["test_runs"], **costs)
 
 
 class _Pricing:
-    """Answers requests without asking anybody, and adds up their worst case."""
+    """Answers requests by itself, and adds up their worst case."""
 
     def __init__(self, most: Callable[[Effect[Any]], Usage]):
         self.total, self.largest, self._most = Usage(), Usage(), most
@@ -94,7 +100,8 @@ def price_of(
     """
     baseline, confirmed, tested = (_price(system, most, examples, seed) for examples in (val, confirm, test))
     return Price(
-        final_runs=len(confirm) + repeats * len(test),
+        confirm_runs=len(confirm),
+        test_runs=repeats * len(test),
         baseline=baseline.total,
         final=(confirmed.total + tested.total.times(repeats)).times(2),
         largest=baseline.largest.most(confirmed.largest).most(tested.largest),

@@ -170,12 +170,7 @@ def _optimize(run: Run) -> None:
             state = optimize(host, run.device, config, _first_reward(run), _offline_groups(run))
         steps = after_each(host.system.default_configuration(), state.accepted)
         with host.ledger.phase("confirm"):
-            hold_final(
-                host,
-                state.costs,
-                len(state.val_traces),
-                config.evaluate.repeats * len(host.splits[config.evaluate.split]),
-            )
+            hold_final(host, state.costs, len(state.val_traces), host.price.test_runs)
             confirmation = confirm_search(host, steps)
     confirmed = confirmation and confirmation.to_json()
     kept = len(state.accepted) if confirmation is None else confirmation.changes or 0
