@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from optimas_jax.core.stats import RESAMPLES
+from optimas_jax.core.stats import RESAMPLES, two_level_interval
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, digest
 from optimas_jax.rewards.pairs import count_pairs, is_informative, merge_groups
@@ -35,6 +35,8 @@ class Alignment:
         wins.
       ceiling: pair accuracy of a second, independent set of Monte Carlo rewards on the pairs that it covers, an
         estimate of what a perfect predictor reaches; None without a second set.
+      by_input: by id of the example the number of ``pairs``, and how many of them each of ``local``, ``shorter`` and
+        ``loglik`` orders as the rewards do; of ``ceiling_pairs`` that the second set covers it orders ``ceiling`` so.
     """
 
     pair_accuracy: float
@@ -45,6 +47,7 @@ class Alignment:
     shorter: float
     loglik: float
     ceiling: float | None = None
+    by_input: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """All fields; the two controls together under ``controls``."""
@@ -84,15 +87,27 @@ def measure_alignment(
         scores = scorer.scores(reward, texts)
         inputs = [g.example_id for g in informative]
         accuracy, pairs = pair_accuracy(scores, rewards, threshold)
+        shorter = [[-len(c) for c in t.candidates] for t in texts]
+        logliks = scorer.logliks(texts)
+        covered = _covered(informative, second)
         result[name] = Alignment(
             pair_accuracy=accuracy,
             ci95=pair_accuracy_interval(scores, rewards, inputs, threshold),
             n_pairs=pairs,
             n_inputs=len(set(inputs)),
             spearman=float(np.mean([_spearman(s, r) for s, r in zip(scores, rewards, strict=True)])),
-            shorter=pair_accuracy([[-len(c) for c in t.candidates] for t in texts], rewards, threshold)[0],
-            loglik=pair_accuracy(scorer.logliks(texts), rewards, threshold)[0],
+            shorter=pair_accuracy(shorter, rewards, threshold)[0],
+            loglik=pair_accuracy(logliks, rewards, threshold)[0],
             ceiling=noise_ceiling(informative, second, threshold),
+            by_input=_by_input(
+                inputs,
+                {
+                    "local": _counts(scores, rewards, threshold),
+                    "shorter": _counts(shorter, rewards, threshold),
+                    "loglik": _counts(logliks, rewards, threshold),
+                    "ceiling": _counts(*covered, threshold),
+                },
+            ),
         )
     return result
 
@@ -123,6 +138,12 @@ def pair_accuracy_interval(
 def noise_ceiling(groups: Sequence[Group], second: Sequence[Group], threshold: float) -> float | None:
     """Pair accuracy of the rewards of ``second`` on the pairs of ``groups``, matched by component, input and outputs;
     None where they share no pair."""
+    accuracy, pairs = pair_accuracy(*_covered(groups, second), threshold)
+    return accuracy if pairs else None
+
+
+def _covered(groups: Sequence[Group], second: Sequence[Group]) -> tuple[Rows, Rows]:
+    """Rewards of ``second`` and of ``groups`` for the candidates that both have."""
     again = _rewards_by_candidate(second)
     scores, rewards = [], []
     for group in groups:
@@ -130,8 +151,44 @@ def noise_ceiling(groups: Sequence[Group], second: Sequence[Group], threshold: f
         known = [index for index, key in enumerate(keys) if key in again]
         scores.append([again[keys[index]] for index in known])
         rewards.append([group.rewards[index] for index in known])
-    accuracy, pairs = pair_accuracy(scores, rewards, threshold)
-    return accuracy if pairs else None
+    return scores, rewards
+
+
+def _by_input(inputs: Sequence[str], counts: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """``Alignment.by_input``. ``counts``: [groups, 2] right and pairs, by predictor; ``inputs``: of each group."""
+    table: dict[str, dict[str, float]] = {}
+    for index, name in enumerate(inputs):
+        row = table.setdefault(name, dict.fromkeys(("pairs", "ceiling_pairs", *counts), 0.0))
+        row["pairs"] += counts["local"][index, 1]
+        row["ceiling_pairs"] += counts["ceiling"][index, 1]
+        for predictor, pairs in counts.items():
+            row[predictor] += pairs[index, 0]
+    return table
+
+
+def pooled_pair_accuracy(
+    runs: Sequence[Mapping[str, Mapping[str, float]]], predictor: str
+) -> tuple[float, tuple[float, float]]:
+    """Pair accuracy pooled over the runs of several seeds, and its 95 % interval over seeds and inputs
+    (``two_level_interval`` of the linearised ratio: Woodruff, 1971).
+
+    Args:
+      runs: ``Alignment.by_input`` of one component, of at least two runs on the same data.
+      predictor: ``local``, ``shorter``, ``loglik`` or ``ceiling``.
+
+    Raises:
+      ValueError: fewer than two runs, or no pairs.
+    """
+    names = sorted({name for run in runs for name in run})
+    of = "ceiling_pairs" if predictor == "ceiling" else "pairs"
+    right, pairs = (
+        np.array([[run.get(name, {}).get(field, 0.0) for name in names] for run in runs]) for field in (predictor, of)
+    )
+    if not pairs.sum():
+        raise ValueError("no pairs with different rewards in these runs")
+    accuracy = float(right.sum() / pairs.sum())
+    _, (low, high) = two_level_interval((right - accuracy * pairs) / pairs.mean())
+    return accuracy, (accuracy + low, accuracy + high)
 
 
 def _rewards_by_candidate(groups: Sequence[Group]) -> Mapping[str, float]:

@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from systems import group, system, tool
 
@@ -13,6 +14,7 @@ from optimas_jax.rewards.alignment import (
     noise_ceiling,
     pair_accuracy,
     pair_accuracy_interval,
+    pooled_pair_accuracy,
     report_groups,
 )
 from optimas_jax.rewards.split import Shares, part_of
@@ -147,3 +149,49 @@ def test_only_report_inputs_under_the_final_configuration_count_and_candidates_o
     later = dataclasses.replace(reported[0], candidates=(Candidate({"a_out": 3}, "value:x", (0.5,)),))
     sizes = [len(one.candidates) for one in report_groups([*reported, later], shares, "final")]
     assert sizes == [3] + [2] * (len(names) - 1)
+
+
+# Pooled over runs
+
+
+def counted(**inputs):
+    """{input: (right, pairs)} as a run's ``by_input``."""
+    return {
+        name: {"pairs": pairs, "local": right, "ceiling_pairs": pairs, "ceiling": pairs}
+        for name, (right, pairs) in inputs.items()
+    }
+
+
+def test_counts_by_input_add_up_to_the_pair_accuracy():
+    groups = [
+        group(({"a_out": "xx"}, 1.0), ({"a_out": "xxxx"}, 0.0), ({"a_out": "x"}, 0.5), name="e1"),
+        group(({"a_out": "xx"}, 0.0), ({"a_out": "x"}, 1.0), name="e2"),
+    ]
+    row = measure_alignment(Scorer(), "name", SYSTEM, groups, groups)["a"]
+    assert row.by_input["e1"] == {"pairs": 3, "local": 2, "shorter": 2, "loglik": 1, "ceiling": 3, "ceiling_pairs": 3}
+    assert row.by_input["e2"] == {"pairs": 1, "local": 1, "shorter": 1, "loglik": 0, "ceiling": 1, "ceiling_pairs": 1}
+    assert sum(counts["local"] for counts in row.by_input.values()) / row.n_pairs == row.pair_accuracy
+
+
+def test_runs_are_pooled_by_pairs_with_an_interval_over_seeds_and_inputs():
+    first, second = counted(a=(3, 4), b=(1, 1)), counted(a=(0, 1), c=(2, 2))
+    accuracy, (low, high) = pooled_pair_accuracy([first, second], "local")
+    assert accuracy == pytest.approx(6 / 8) and low < accuracy < high
+    assert pooled_pair_accuracy([first, second], "ceiling") == (1.0, (1.0, 1.0))
+    with pytest.raises(ValueError, match="no pairs"):
+        pooled_pair_accuracy([{}, {}], "local")
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.15])
+def test_the_interval_over_five_seeds_covers_the_truth(spread):
+    """Coins: seeds differ in how good they are, inputs have 1 to 6 pairs that agree with each other."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        runs = []
+        for quality in np.clip(0.6 + spread * rng.standard_normal(5), 0, 1):
+            pairs = rng.integers(1, 7, 17)
+            right = np.where(rng.random(17) < quality, pairs, 0)
+            runs.append(counted(**{f"e{i}": (r, n) for i, (r, n) in enumerate(zip(right, pairs, strict=True))}))
+        _, (low, high) = pooled_pair_accuracy(runs, "local")
+        covered += low <= 0.6 <= high
+    assert covered >= 180
