@@ -10,6 +10,7 @@ from runs import run_config
 
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.core.types import derive_seed
+from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig
@@ -50,7 +51,13 @@ def scripted_config(**changes: Any) -> RunConfig:
         base,
         system=SystemConfig(model, k_grid=(1, 2), k=1),
         proposer=model,
-        reward=RewardConfig("random:0", lora=LoraConfig(rank=4, alpha=8.0), learning_rate=3e-3, epochs=1),
+        reward=RewardConfig(
+            "random:0",
+            lora=LoraConfig(rank=4, alpha=8.0),
+            batch=BatchShape(tokens=256, group_tokens=256),  # of few sizes: few programs are compiled
+            learning_rate=3e-3,
+            epochs=1,
+        ),
         data=dataclasses.replace(base.data, train=16, val=8, test=12),
         offline=OfflineConfig(inputs=16, calls=64),
         collect=CollectConfig(samples=2, values=1),

@@ -13,6 +13,7 @@ from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import RANDOM_CONFIG, resolve
 from optimas_jax.engine.sampler import Sampler
 from optimas_jax.learn.token_group import TokenGroup
+from optimas_jax.learn.train_state import make_optimizer
 from optimas_jax.models.backbone import Network, init_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.flat import Flat, FlatSequence, flatten
@@ -21,7 +22,9 @@ from optimas_jax.parallel.platform import Compute, default_compute
 
 F32 = dataclasses.replace(default_compute("cpu"), lanes=1)
 CONFIG = dataclasses.replace(RANDOM_CONFIG, num_layers=3, qk_norm=True, qkv_bias=True, tied_embeddings=False)
+SHALLOW = dataclasses.replace(CONFIG, num_layers=2)  # compiles faster where one program has all layers
 LORA = LoraConfig(rank=4, alpha=8.0)
+OPTIMIZER = make_optimizer()  # one for all: what is compiled for an optimiser is kept by its identity
 
 
 def model(config: BackboneConfig = CONFIG, compute: Compute = F32, scale: float = 10.0):

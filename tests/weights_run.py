@@ -19,6 +19,7 @@ from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.config import RewardConfig
 
 NAME = "answer_generator"
+CONCURRENCY = 4  # as many rows as the smallest batch of the engine has: few programs are compiled
 
 
 def config(weights=NAME, **changes):
@@ -52,7 +53,7 @@ def tuned(folder, current=BASE):
         reward, _ = run.device.rewards.trainer.train(run.host.system, None, [], [], epochs=1, seed=0)
         examples = run.host.splits["train"]
         jobs = [Job(run.host.system.default_configuration(), example, 0) for example in examples]
-        traces = run_many(run.host.system, jobs, concurrency=8)
+        traces = run_many(run.host.system, jobs, concurrency=CONCURRENCY)
         return tune_on(run, reward, current, list(zip(examples, traces, strict=True)))
     finally:
         run.tape.close()
@@ -67,11 +68,11 @@ def tune_on(run, reward, current, runs):
         run.host.progress,
         run.host.folder.emit,
         seed=run.config.seed,
-        concurrency=8,
+        concurrency=CONCURRENCY,
     )
     scores = (
         LocalScores(run.host.system, run.device.rewards.scorer, reward, NAME)
         if reward
-        else GlobalScores(run.host.system, run.host.system.default_configuration(), NAME, run.config.seed, 8)
+        else GlobalScores(run.host.system, run.host.system.default_configuration(), NAME, run.config.seed, CONCURRENCY)
     )
     return tune_weights(host, NAME, current, runs, scores, seed=0)

@@ -269,13 +269,13 @@ def test_spread_is_range_over_median() -> None:
 
 
 def test_the_command_measures_and_writes_json(tmp_path: Path) -> None:
-    command = [sys.executable, "launch/bench.py", "--suite=generate", f"--model={SPEC}", "--repeats=1"]
-    command += [f"--json={tmp_path / 'rows.json'}"]
+    command = [sys.executable, "launch/bench.py", "--suite=curves", "--case=generate, batch 1", f"--model={SPEC}"]
+    command += ["--repeats=1", f"--json={tmp_path / 'rows.json'}"]  # batches of 1 and of 16
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     saved = json.loads((tmp_path / "rows.json").read_text())
     assert [row["unit"] for row in saved] == ["requests/s", "sampled tokens/s"] * 2
-    assert "one at a time" in done.stdout and "GFLOP/s" in done.stdout
+    assert "generate, batch 16" in done.stdout and "GFLOP/s" in done.stdout
 
 
 @pytest.mark.parametrize("flags", [["--peer=nobody"], ["--suite=lrf_score", "--peer=trl"], ["--case=M=3"]])

@@ -14,7 +14,7 @@ from optimas_jax.learn.features import FeatureCache
 from optimas_jax.learn.losses import bradley_terry
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, are_alike, truncate
-from optimas_jax.learn.train_state import init_trainable, make_optimizer
+from optimas_jax.learn.train_state import init_trainable
 from optimas_jax.models.backbone import merge_model
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.forward import forward
@@ -40,7 +40,7 @@ def batches(groups, tokens=TOKENS, rng=None, tiled=True):
 
 
 def functions(network, lora=tiny.LORA):
-    return RewardFunctions(network, lora, LossConfig(), make_optimizer())
+    return RewardFunctions(network, lora, LossConfig(), tiny.OPTIMIZER)
 
 
 def score(reward_functions, params, head, batch):
@@ -76,15 +76,16 @@ def test_packed_scores_equal_single_ones(implementation, lora):
             np.testing.assert_array_equal(scores[row, count:], 0.0)
 
 
-@pytest.mark.parametrize("layerwise", [True, False])
-@pytest.mark.parametrize("tiled", [True, False])
-def test_packed_gradients_equal_single_ones(tiled, layerwise):
-    compute = tiny.Compute(tiny.F32.dtype, "tiled", layerwise=layerwise)
-    network, params = tiny.model(compute=compute)
-    trainable = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))
-    trainable["lora"] = tiny.random_lora(trainable["lora"])
-    groups = random_groups(3)
-    [(members, batch)] = batches(groups, tiled=tiled)
+@pytest.fixture(scope="module")
+def trainable():
+    tree = init_trainable(tiny.SHALLOW, tiny.LORA, 5, jax.random.key(0))
+    return {**tree, "lora": tiny.random_lora(tree["lora"])}
+
+
+@pytest.fixture(scope="module")
+def single_ones(trainable):
+    """Loss of three groups, and its gradients, from candidates alone."""
+    network, params = tiny.model(tiny.SHALLOW, tiny.Compute(tiny.F32.dtype, "tiled"))
 
     @jax.jit
     @jax.value_and_grad
@@ -98,18 +99,24 @@ def test_packed_gradients_equal_single_ones(tiled, layerwise):
 
     # The gradient by the chain rule: of a group's loss by its scores, times that of each score by the weights.
     expected_loss, terms = 0.0, []
-    for index in members:
-        rewards = np.asarray(groups[index].rewards, np.float32)
-        scores, score_grads = zip(
-            *(single(trainable, params, *arguments) for arguments in alone(groups[index])), strict=True
-        )
+    for group in random_groups(3):
+        rewards = np.asarray(group.rewards, np.float32)
+        scores, score_grads = zip(*(single(trainable, params, *arguments) for arguments in alone(group)), strict=True)
         loss, weights = jax.device_get(single_loss(jax.numpy.stack(scores), rewards))
         expected_loss += loss
         terms += [
             jax.tree.map(lambda leaf, weight=weight: weight * np.asarray(leaf), tree)
             for weight, tree in zip(weights, score_grads, strict=True)
         ]
-    expected_grads = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *terms)
+    return expected_loss, jax.tree.map(lambda *parts: np.sum(parts, axis=0), *terms)
+
+
+@pytest.mark.parametrize("layerwise", [True, False])
+@pytest.mark.parametrize("tiled", [True, False])
+def test_packed_gradients_equal_single_ones(tiled, layerwise, trainable, single_ones):
+    expected_loss, expected_grads = single_ones
+    network, params = tiny.model(tiny.SHALLOW, tiny.Compute(tiny.F32.dtype, "tiled", layerwise=layerwise))
+    [(_, batch)] = batches(random_groups(3), tiled=tiled)
     reward_functions = functions(network)
     grads, metrics = reward_functions.gradients(trainable, params, batch, reward_functions.features(params, batch.flat))
     np.testing.assert_allclose(metrics["loss"][0], expected_loss, rtol=1e-5)

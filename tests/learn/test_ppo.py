@@ -20,17 +20,18 @@ from optimas_jax.learn.policy_batch import (
     split_group,
 )
 from optimas_jax.learn.ppo import PolicyFunctions, init_policy
-from optimas_jax.learn.train_state import init_state, make_optimizer
+from optimas_jax.learn.train_state import init_state
 from optimas_jax.models.backbone import merge_model
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.forward import forward
 from optimas_jax.models.lora import merge_lora
 
 PPO, GRPO, REINFORCE = (PolicyLoss(name) for name in ("ppo", "grpo", "reinforce"))
+TOKENS = 256  # of most batches, so that few programs are compiled
 
 
 def functions(network, loss=GRPO, lora=tiny.LORA):
-    return PolicyFunctions(network, lora, loss, make_optimizer())
+    return PolicyFunctions(network, lora, loss, tiny.OPTIMIZER)
 
 
 def random_policy(config=tiny.CONFIG, lora=tiny.LORA):
@@ -67,7 +68,7 @@ def plain_logprobs(network, params, flat, positions, answer):
 
 
 def statistics_of(policy, params, trainable, some, **layout):
-    batch = make_batch(some, candidates=4, pad_id=0, **({"tiled": True} | layout))
+    batch = make_batch(some, candidates=4, pad_id=0, **({"tiled": True, "tokens": TOKENS} | layout))
     return policy.statistics(params, trainable, batch.flat, candidate_tokens(some, batch))
 
 
@@ -109,17 +110,43 @@ def test_the_sampler_and_the_trainer_agree():
     np.testing.assert_allclose(statistics.logprobs[: len(sampled)], sampled, atol=1e-4)
 
 
-def targets_of(policy, params, trainable, some, kl_weight=0.1):
-    statistics = jax.tree.map(lambda part: part[: sum(sizes(some))], statistics_of(policy, params, trainable, some))
+def targets_of(policy, params, trainable, some, tokens=TOKENS):
+    statistics = statistics_of(policy, params, trainable, some, tokens=tokens)
+    statistics = jax.tree.map(lambda part: part[: sum(sizes(some))], statistics)
     answers = [answer for group in some for answer in group.candidate_ids]
     answer = np.repeat(np.arange(len(answers)), [len(one) for one in answers])
     scores = np.asarray([reward for group in some for reward in group.rewards], np.float32)
     group = np.repeat(np.arange(len(some)), [len(one.candidate_ids) for one in some])
-    return by_group(policy.targets(statistics, answer, scores, group, kl_weight), sizes(some))
+    return by_group(policy.targets(statistics, answer, scores, group, 0.1), sizes(some))
 
 
-def policy_batch(policy, params, trainable, some, **layout):
-    return make_policy_batch(some, targets_of(policy, params, trainable, some), pad_id=0, **({"tiled": True} | layout))
+def policy_batch(policy, params, trainable, some, tiled=True, tokens=TOKENS):
+    targets = targets_of(policy, params, trainable, some, tokens)
+    return make_policy_batch(some, targets, pad_id=0, tiled=tiled, tokens=tokens)
+
+
+@functools.cache
+def plain_gradients(loss):
+    """Loss of one answer, padded, and its gradients, computed the long way."""
+    network, _ = tiny.model(tiny.SHALLOW)
+
+    def plain(trainable, params, sequence, valid, targets, clip):
+        merged = merge_lora(params, trainable["lora"], tiny.LORA.scale)
+        logprobs, _, hidden = plain_logprobs(network, merged, *sequence)
+        ratio = jnp.exp(logprobs - targets.logprobs)
+        clipped = jnp.clip(ratio, 0.8, 1.2)
+        per_token = -jnp.minimum(ratio * targets.advantages, clipped * targets.advantages)
+        if loss is GRPO:
+            difference = targets.ref_logprobs - logprobs
+            per_token += 0.04 * (jnp.exp(difference) - difference - 1)
+        if loss is PPO:
+            values = (hidden @ trainable["value"]["kernel"])[:, 0]
+            near = targets.values + jnp.clip(values - targets.values, -clip, clip)
+            per_token += 0.1 * 0.5 * jnp.maximum((values - targets.returns) ** 2, (near - targets.returns) ** 2)
+        total = jnp.where(valid, per_token, 0.0).sum()
+        return total if loss is PPO else total / valid.sum()
+
+    return jax.jit(jax.value_and_grad(plain))
 
 
 @pytest.mark.parametrize("loss", [PPO, GRPO, REINFORCE])
@@ -141,39 +168,21 @@ def test_the_ratio_is_one_before_anything_changed(loss):
     [*itertools.product([PPO, GRPO], [True, False], [True, False]), (REINFORCE, True, True)],
 )
 def test_gradients_equal_automatic_ones_of_single_answers(loss, tiled, layerwise):
-    network, params = tiny.model(compute=dataclasses.replace(tiny.F32, layerwise=layerwise))
-    old, some = random_policy(), groups()
+    network, params = tiny.model(tiny.SHALLOW, dataclasses.replace(tiny.F32, layerwise=layerwise))
+    old, some = random_policy(tiny.SHALLOW), groups()
     policy = functions(network, loss)
     batch = policy_batch(policy, params, old, some, tiled=tiled)
     trainable = jax.tree.map(lambda leaf: leaf * 1.02, old)  # so that ratios are not 1
     targets = jax.tree.map(lambda part: np.asarray(part[batch.tokens.valid]), batch.targets)
     clip = 0.2 * np.std([score - np.mean(g.rewards) for g in some for score in g.rewards])
-
-    def plain(trainable, params, sequence, valid, targets):
-        """Loss of one answer, padded."""
-        merged = merge_lora(params, trainable["lora"], tiny.LORA.scale)
-        logprobs, _, hidden = plain_logprobs(network, merged, *sequence)
-        ratio = jnp.exp(logprobs - targets.logprobs)
-        clipped = jnp.clip(ratio, 0.8, 1.2)
-        per_token = -jnp.minimum(ratio * targets.advantages, clipped * targets.advantages)
-        if loss is GRPO:
-            difference = targets.ref_logprobs - logprobs
-            per_token += 0.04 * (jnp.exp(difference) - difference - 1)
-        if loss is PPO:
-            values = (hidden @ trainable["value"]["kernel"])[:, 0]
-            near = targets.values + jnp.clip(values - targets.values, -clip, clip)
-            per_token += 0.1 * 0.5 * jnp.maximum((values - targets.returns) ** 2, (near - targets.returns) ** 2)
-        total = jnp.where(valid, per_token, 0.0).sum()
-        return total if loss is PPO else total / valid.sum()
-
-    compute = jax.jit(jax.value_and_grad(plain))
-    losses, begin = [], 0
+    compute, losses, begin = plain_gradients(loss), [], 0
     for group in some:
         for answer in group.candidate_ids:
             inside, padding = slice(begin, begin := begin + len(answer)), (0, LONGEST - len(answer))
             padded = jax.tree.map(lambda part, inside=inside, padding=padding: np.pad(part[inside], padding), targets)
             valid = np.arange(LONGEST) < len(answer)
-            losses.append(jax.device_get(compute(trainable, params, alone(group.prefix_ids, answer), valid, padded)))
+            sequence = alone(group.prefix_ids, answer)
+            losses.append(jax.device_get(compute(trainable, params, sequence, valid, padded, clip)))
     expected, expected_grads = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *losses)
     grads, metrics = policy.gradients(trainable, params, batch)
     np.testing.assert_allclose(metrics["loss"][0], expected, rtol=1e-3, atol=1e-3)
@@ -189,11 +198,9 @@ def test_a_minibatch_in_parts_is_the_same_minibatch():
     targets = targets_of(policy, params, trainable, some)
 
     def step(parts):
-        state = init_state(jax.tree.map(jnp.copy, trainable), make_optimizer())
-        batches = [
-            make_policy_batch([some[i] for i in part], [targets[i] for i in part], pad_id=0, tiled=True)
-            for part in parts
-        ]
+        state = init_state(jax.tree.map(jnp.copy, trainable), tiny.OPTIMIZER)
+        layout = {"pad_id": 0, "tiled": True, "tokens": TOKENS, "others": [some]}
+        batches = [make_policy_batch([some[i] for i in part], [targets[i] for i in part], **layout) for part in parts]
         return policy.train_step(state, params, [batches[:1], batches[1:]] if len(batches) > 1 else [batches], 1e-3)
 
     whole, metrics = step([[0, 1, 2, 3]])
@@ -206,11 +213,11 @@ def test_a_minibatch_in_parts_is_the_same_minibatch():
 @pytest.mark.parametrize("kl_step", [100.0, 1e-4])
 def test_an_update_in_one_program_is_the_update_step_by_step(kl_step):
     """As accelerators run it, and as CPUs do; with parts of one shape, an empty one, and an end before its time."""
-    trainable, some = random_policy(), groups(4)
+    trainable, some = random_policy(tiny.SHALLOW), groups(4)
     minibatches = [[[0, 1], [2]], [[3]], [[1], [0, 3]], [[2]]]
     results = []
     for layerwise in (True, False):
-        network, params = tiny.model(compute=dataclasses.replace(tiny.F32, layerwise=layerwise))
+        network, params = tiny.model(tiny.SHALLOW, dataclasses.replace(tiny.F32, layerwise=layerwise))
         policy = functions(network, PPO)
         targets = targets_of(policy, params, trainable, some)
         others = [[some[i] for i in part] for parts in minibatches for part in parts]
@@ -221,14 +228,14 @@ def test_an_update_in_one_program_is_the_update_step_by_step(kl_step):
                     [targets[i] for i in part],
                     pad_id=0,
                     tiled=True,
-                    tokens=256,
+                    tokens=TOKENS,
                     others=others,
                 )
                 for part in parts
             ]
             for parts in minibatches
         ]
-        state = init_state(jax.tree.map(jnp.copy, trainable), make_optimizer())
+        state = init_state(jax.tree.map(jnp.copy, trainable), tiny.OPTIMIZER)
         minibatches_of_one_batch = [[parts] for parts in steps]
         results.append(policy.update(state, params, minibatches_of_one_batch, 1e-3, kl_step))
     (state, metrics), (other, other_metrics) = results
@@ -257,9 +264,9 @@ def test_padding_changes_nothing():
     network, params = tiny.model()
     trainable, some = random_policy(), groups(2)
     policy = functions(network, PPO)
-    grads, metrics = policy.gradients(trainable, params, policy_batch(policy, params, trainable, some))
-    padded = policy_batch(policy, params, trainable, some, tokens=512)
-    more = 128
+    targets, more = targets_of(policy, params, trainable, some), 128
+    batch, padded = (make_policy_batch(some, targets, pad_id=0, tiled=True, tokens=tokens) for tokens in (0, TOKENS))
+    grads, metrics = policy.gradients(trainable, params, batch)
     padded = padded._replace(
         tokens=type(padded.tokens)(*(np.pad(part, (0, more)) for part in padded.tokens)),
         targets=Targets(*(np.pad(part, (0, more), constant_values=9.0) for part in padded.targets)),
@@ -292,16 +299,17 @@ def test_a_bandit_finds_its_best_arm(loss):
     """One prompt, answers of one token, reward 1 for one token of four: the policy must come to prefer it."""
     sampler = tiny.sampler(scale=4.0)
     network, params = sampler.network, sampler.params
-    policy = PolicyFunctions(network, tiny.LORA, loss, make_optimizer())
+    policy = functions(network, loss)
     prompt, arms, best = tuple(range(5, 15)), (40, 41, 42, 43), 42
-    state = init_state(init_policy(network.config, tiny.LORA, jax.random.key(0)), make_optimizer())
+    state = init_state(init_policy(network.config, tiny.LORA, jax.random.key(0)), tiny.OPTIMIZER)
     rng = np.random.default_rng(0)
 
     def probabilities():
         group = dataclasses.replace(
             tiny.random_group(rng), prefix_ids=prompt, candidate_ids=tuple((arm,) for arm in arms), rewards=(0.0,) * 4
         )
-        logprobs = np.asarray(statistics_of(policy, params, state.trainable, [group]).logprobs[:4], np.float64)
+        statistics = statistics_of(policy, params, state.trainable, [group], tokens=0)
+        logprobs = np.asarray(statistics.logprobs[:4], np.float64)
         return np.exp(logprobs - np.logaddexp.reduce(logprobs))
 
     assert probabilities()[2] < 0.5
@@ -313,7 +321,7 @@ def test_a_bandit_finds_its_best_arm(loss):
             candidate_ids=tuple((int(arm),) for arm in chosen),
             rewards=tuple(float(arm == best) for arm in chosen),
         )
-        batch = policy_batch(policy, params, state.trainable, [group])
+        batch = policy_batch(policy, params, state.trainable, [group], tokens=0)
         for _ in range(2):
             state, _ = policy.train_step(state, params, [[batch]], 3e-3)
     assert probabilities()[2] > 0.9
@@ -391,8 +399,8 @@ def test_a_split_group_has_the_losses_of_the_whole(loss):
     assert all(part.length <= len(group.prefix_ids) + room and part.prefix_ids == group.prefix_ids for part in parts)
     policy = functions(network, loss)
     [targets] = targets_of(policy, params, trainable, [group])
-    whole = make_policy_batch([group], [targets], pad_id=0, tiled=True)
-    cut = make_policy_batch(parts, by_group(targets, sizes(parts)), pad_id=0, tiled=True)
+    whole = make_policy_batch([group], [targets], pad_id=0, tiled=True, tokens=TOKENS)
+    cut = make_policy_batch(parts, by_group(targets, sizes(parts)), pad_id=0, tiled=True, tokens=TOKENS)
     moved = jax.tree.map(lambda leaf: leaf * 1.02, trainable)
     (grads, metrics), (cut_grads, cut_metrics) = (policy.gradients(moved, params, batch) for batch in (whole, cut))
     for name, (total, count) in metrics.items():

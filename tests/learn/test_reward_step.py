@@ -9,14 +9,14 @@ from optimas_jax.learn.batches import make_batch, plan_batches, split
 from optimas_jax.learn.config import LossConfig
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
-from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate, make_optimizer
+from optimas_jax.learn.train_state import init_state, init_trainable, learning_rate
 from optimas_jax.parallel.lanes import Lanes
 
 TOKENS = 256
 
 
 def functions(lora=tiny.LORA):
-    return RewardFunctions(tiny.model()[0], lora, LossConfig(), make_optimizer())
+    return RewardFunctions(tiny.model()[0], lora, LossConfig(), tiny.OPTIMIZER)
 
 
 def batches(groups, rng=None, tokens=TOKENS):
@@ -42,7 +42,7 @@ def toy_groups(count=24, component=0):
 
 def fresh_state(lora=tiny.LORA):
     trainable = init_trainable(tiny.CONFIG, lora, 2, jax.random.key(0))
-    return init_state(trainable, make_optimizer())
+    return init_state(trainable, tiny.OPTIMIZER)
 
 
 def test_the_loss_falls_and_pairs_are_ordered():

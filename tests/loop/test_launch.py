@@ -54,25 +54,53 @@ def scores(workdir: Path) -> dict[str, Any]:
     return {name: results[name] for name in ("baseline", "optimized", "gain", "by_kind", "alignment", "accepted")}
 
 
-def test_interrupted_and_killed_at_other_hash_seeds_and_concurrency_it_ends_as_the_straight_run(tmp_path: Path) -> None:
-    code, output = finish(start(tmp_path / "straight", "--config.concurrency=1"))
+def completions(workdir: Path) -> dict[str, str]:
+    with sqlite3.connect(workdir / "tape.sqlite") as db:
+        return {key: json.loads(result)["text"] for key, result in db.execute("SELECT key, result FROM effects")}
+
+
+LITTLE = (
+    "--config.optimize.components=answer_generator",
+    "--config.optimize.iterations=1",
+    "--config.offline.inputs=8",
+    "--config.data.train=8",
+    "--config.data.val=4",
+    "--config.data.test=8",
+    "--config.data.confirm=4",
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "concurrency", "interrupted", "killed"),
+    [
+        pytest.param(LITTLE, (4, 2, 3), 20, 60, id="little data"),
+        pytest.param((), (16, 4, 16), 40, 200, id="all data", marks=pytest.mark.long),
+    ],
+)
+def test_interrupted_and_killed_at_other_hash_seeds_and_concurrency_it_ends_as_the_straight_run(
+    tmp_path: Path, flags: tuple[str, ...], concurrency: tuple[int, int, int], interrupted: int, killed: int
+) -> None:
+    """``interrupted`` and ``killed`` count the completions that the run has by then."""
+    code, output = finish(start(tmp_path / "straight", *flags, "--config.concurrency=1"))
     assert code == 0 and "baseline" in output, output
 
+    first, second, third = (f"--config.concurrency={number}" for number in concurrency)
     workdir = tmp_path / "broken"
-    process = start(workdir, "--config.concurrency=16", hash_seed=1)
-    wait_for_completions(workdir, 40)
+    process = start(workdir, *flags, first, hash_seed=1)
+    wait_for_completions(workdir, interrupted)
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
     assert code == 130 and "the same command resumes" in output and "Traceback" not in output, output
 
-    process = start(workdir, "--config.concurrency=4", hash_seed=2)
-    wait_for_completions(workdir, 200)
+    process = start(workdir, *flags, second, hash_seed=2)
+    wait_for_completions(workdir, killed)
     process.kill()
     finish(process)
 
-    code, output = finish(start(workdir, "--config.concurrency=16", hash_seed=3))
+    code, output = finish(start(workdir, *flags, third, hash_seed=3))
     assert code == 0, output
     assert scores(workdir) == scores(tmp_path / "straight")
+    assert completions(workdir) == completions(tmp_path / "straight")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from optimas_jax.engine.sampler import SampleRequest
 from optimas_jax.learn.batches import make_batch
 from optimas_jax.learn.config import LossConfig
 from optimas_jax.learn.reward_model import RewardFunctions
-from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
+from optimas_jax.learn.train_state import init_state, init_trainable
 from optimas_jax.models.backbone import abstract_params, init_lora
 from optimas_jax.models.flat import place_flat
 from optimas_jax.models.lora import merge_lora
@@ -32,13 +32,12 @@ def place_batch(batch, mesh):
 def train_and_score(shape, layerwise):
     """Loss, updated adapters and scores on a mesh of this shape, from the same start and the same rows."""
     mesh = make_mesh(MeshConfig(*shape))
-    _, params = tiny.model()
+    network, params = tiny.model(tiny.SHALLOW, dataclasses.replace(tiny.F32, layerwise=layerwise))
     params = jax.device_put(params, shardings(params, mesh))
-    network = tiny.model(compute=dataclasses.replace(tiny.F32, layerwise=layerwise))[0]
-    functions = RewardFunctions(network, tiny.LORA, LossConfig(), make_optimizer())
-    trainable = init_trainable(tiny.CONFIG, tiny.LORA, 2, jax.random.key(0))
+    functions = RewardFunctions(network, tiny.LORA, LossConfig(), tiny.OPTIMIZER)
+    trainable = init_trainable(tiny.SHALLOW, tiny.LORA, 2, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])
-    state = replicate(init_state(trainable, make_optimizer()), mesh)
+    state = replicate(init_state(trainable, tiny.OPTIMIZER), mesh)
     batch, tiles = (
         place_batch(make_batch(groups(), candidates=4, pad_id=0, tiled=tiled, tokens=1024), mesh)
         for tiled in (False, True)

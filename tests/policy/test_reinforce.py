@@ -7,7 +7,7 @@ import json
 
 from rich.console import Console
 from systems import example, system, tool
-from weights_run import config, tune_on
+from weights_run import CONCURRENCY, config, tune_on
 
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.system import Meter
@@ -55,7 +55,7 @@ def test_weights_are_tuned_against_global_scores(tmp_path):
     run = dataclasses.replace(run, host=dataclasses.replace(run.host, system=system))
     examples = run.host.splits["train"]
     jobs = [Job(run.host.system.default_configuration(), one, 0) for one in examples]
-    runs = list(zip(examples, run_many(run.host.system, jobs, concurrency=8), strict=True))
+    runs = list(zip(examples, run_many(run.host.system, jobs, concurrency=CONCURRENCY), strict=True))
     tuned = tune_on(run, "", BASE, runs)
     run.tape.close()
     assert tuned.updates == 3 and tuned.learned > 0
