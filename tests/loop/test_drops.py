@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,24 @@ def test_a_metric_that_is_not_finite_stops_at_the_first_example(
     with pytest.raises(ComponentBug, match=r"the metric 'ratio' returned .* on example '\w+'.*'thing'.*gold") as caught:
         run_stages(own_config(), tmp_path, "all", ConsoleProgress(quiet=True), model)
     assert isinstance(caught.value, NonFiniteScore)
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e308])
+@pytest.mark.parametrize(
+    ("metrics", "where"),
+    [("OTHER_METRICS", r"on example '\w+', .*'thing'.*gold"), ("SET_METRICS", "on a set of 4 examples, ")],
+)
+def test_another_metric_that_is_not_finite_gives_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metrics: str, where: str, bad: float
+) -> None:
+    module = find_benchmark(OWN_FILE)
+    monkeypatch.setattr(
+        module, metrics, {"good": lambda outputs, golds: 0.5, "ratio": lambda outputs, golds: bad}, False
+    )
+    model = ScriptedCompleter(lambda request: "thing")
+    with pytest.raises(NonFiniteScore, match=rf"^the metric 'ratio' returned {re.escape(str(bad))} {where}"):
+        run_stages(own_config(), tmp_path, "all", ConsoleProgress(quiet=True), model)
     assert not (tmp_path / "results.json").exists()
 
 
