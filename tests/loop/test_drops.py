@@ -27,6 +27,7 @@ from optimas_jax.loop.context import Run, build_run
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.loop.state import State
 from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.run import report_run
 from optimas_jax.rewards.data import load_groups
 
 OWN_FILE = str(ROOT / "configs" / "own_system.py")
@@ -114,7 +115,7 @@ def own_config(**optimize: Any) -> RunConfig:
     )
 
 
-def test_results_count_what_was_dropped(tmp_path: Path) -> None:
+def test_results_and_page_count_what_was_dropped(tmp_path: Path) -> None:
     config = own_config(proposers="opro", instructions=2)
     log = io.StringIO()
     model = ScriptedCompleter(lambda request: "" if request.role == "proposer" else "fruit")
@@ -122,6 +123,8 @@ def test_results_count_what_was_dropped(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert sum(results["dropped"][name]["empty"] for name in results["dropped"]) == 4
     assert "no usable proposal: 2 answers dropped (2 empty)" in log.getvalue()
+    report_run(tmp_path, ConsoleProgress(quiet=True))
+    assert "Proposals that came to nothing" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
