@@ -41,5 +41,5 @@ def build(dataset, settings):
 
 def get_config(variant=""):
     return config_dict.ConfigDict(
-        command_line(own_system(__file__, train=16, val=10, test=16), config_dict.placeholder)
+        command_line(own_system(__file__, train=12, val=8, confirm=8, test=14), config_dict.placeholder)
     )

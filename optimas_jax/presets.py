@@ -158,12 +158,13 @@ def paper(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunC
     return dataclasses.replace(base, **changes)
 
 
-def own_system(file: str, *, train: int, val: int, test: int, **changes: Any) -> RunConfig:
+def own_system(file: str, *, train: int, val: int, confirm: int, test: int, **changes: Any) -> RunConfig:
     """A system of your own on the embedded model: the file that defines it is its benchmark.
 
     Args:
       file: ``__file__`` of the configuration.
-      train, val, test: number of examples per split.
+      train, val, confirm, test: number of examples per split. The gate lets most changes pass that look better on
+        ``val``; the ``confirm`` examples, five at least, decide whether what was found is kept.
     """
-    data = DataConfig(train=train, val=val, test=test)
+    data = DataConfig(train=train, val=val, confirm=confirm, test=test)
     return dataclasses.replace(local(file, SystemConfig(EMBEDDED_MODEL), data), variant="own", **changes)

@@ -129,7 +129,7 @@ class System:
         if problems:
             raise GraphError("the system's graph does not hold together:\n  " + "\n  ".join(problems))
         _ = self.order  # raises on a cycle
-        if not abs(self.failure_score) <= _LARGEST_SCORE:
+        if not is_finite_score(self.failure_score):
             raise GraphError(f"failure_score is {self.failure_score}, expected a finite number")
 
     @cached_property
@@ -367,9 +367,14 @@ def finite_score(score: float, metric: str, outputs: Mapping[str, Any], example:
     Raises:
       NonFiniteScore: if it is NaN, infinite or above 1e100 in size; names the metric, the example and what it compared.
     """
-    if abs(score) <= _LARGEST_SCORE:
+    if is_finite_score(score):
         return score
     raise NonFiniteScore(
         f"the metric {metric!r} returned {score} on example {example.id!r}, expected a finite number; outputs "
         f"{dict(outputs)!r}, gold {dict(example.gold)!r}"
     )
+
+
+def is_finite_score(score: float) -> bool:
+    """Whether scores can be averaged with it: neither NaN nor infinite, and at most 1e100 in size."""
+    return abs(score) <= _LARGEST_SCORE

@@ -17,7 +17,7 @@ from typing import Any
 from optimas_jax.benchmarks.modules import find_benchmark, title
 from optimas_jax.core.execution import Job
 from optimas_jax.core.stats import compare, mean_interval
-from optimas_jax.core.system import Metric
+from optimas_jax.core.system import Metric, NonFiniteScore, finite_score, is_finite_score
 from optimas_jax.core.types import Example, Group, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget
 from optimas_jax.core.values import Configuration, value_from_json
@@ -133,27 +133,38 @@ def other_metrics(
     benchmark: ModuleType, examples: Sequence[Example], baseline: Evaluation, optimized: Evaluation
 ) -> dict[str, dict[str, Any]]:
     """The same runs by the benchmark's other metrics; a run without outputs scores 0. Metrics of a whole set have
-    means only."""
+    means only.
+
+    Raises:
+      NonFiniteScore: if a metric returns no finite number.
+    """
     table: dict[str, dict[str, Any]] = {}
     for name, metric in getattr(benchmark, "OTHER_METRICS", {}).items():
-        old, new = (_rescored(metric, examples, evaluation) for evaluation in (baseline, optimized))
+        old, new = (_rescored(name, metric, examples, evaluation) for evaluation in (baseline, optimized))
         table[name] = {"baseline": old.to_json(), "optimized": new.to_json(), "gain": gain(new, old)}
     for name, metric in getattr(benchmark, "SET_METRICS", {}).items():
-        old, new = (_of_set(metric, examples, evaluation) for evaluation in (baseline, optimized))
+        old, new = (_of_set(name, metric, examples, evaluation) for evaluation in (baseline, optimized))
         table[name] = {"baseline": {"mean": old}, "optimized": {"mean": new}, "gain": {"mean": new - old}}
     return table
 
 
-def _rescored(metric: Metric, examples: Sequence[Example], evaluation: Evaluation) -> Evaluation:
-    def score(trace: Trace, example: Example) -> Trace:
-        return dataclasses.replace(trace, score=metric(trace.outputs, example.gold) if trace.outputs else 0.0)
+def _rescored(name: str, metric: Metric, examples: Sequence[Example], evaluation: Evaluation) -> Evaluation:
+    def rescored(trace: Trace, example: Example) -> Trace:
+        score = metric(trace.outputs, example.gold) if trace.outputs else 0.0
+        return dataclasses.replace(trace, score=finite_score(score, name, trace.outputs, example))
 
-    return Evaluation(tuple(tuple(map(score, traces, examples)) for traces in evaluation.traces))
+    return Evaluation(tuple(tuple(map(rescored, traces, examples)) for traces in evaluation.traces))
 
 
-def _of_set(metric: Callable[..., float], examples: Sequence[Example], evaluation: Evaluation) -> float:
+def _of_set(name: str, metric: Callable[..., float], examples: Sequence[Example], evaluation: Evaluation) -> float:
     golds = [example.gold for example in examples]
-    return statistics.fmean(metric([trace.outputs for trace in traces], golds) for traces in evaluation.traces)
+    scores = [metric([trace.outputs for trace in traces], golds) for traces in evaluation.traces]
+    for score in scores:
+        if not is_finite_score(score):
+            raise NonFiniteScore(
+                f"the metric {name!r} returned {score} on a set of {len(golds)} examples, expected a finite number"
+            )
+    return statistics.fmean(scores)
 
 
 def _with_gain(evaluation: Evaluation, baseline: Evaluation) -> dict[str, Any]:

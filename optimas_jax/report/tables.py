@@ -17,6 +17,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         *([alignment_table(results["alignment"])] if results["alignment"] else []),
         ledger_table(results["ledger"]),
         *([label_table(results["label_use"])] if results.get("label_use") else []),
+        *([dropped_table(results["dropped"])] if results.get("dropped") else []),
         *([accepted_table(accepted, results["split"])] if accepted else []),
         result_table(results),
     ]
@@ -87,6 +88,17 @@ def label_table(label_use: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, row in label_use.items():
         used = "used" if row["local_reward"] else "not needed: every trial is labelled"
         table.add_row(name, str(row["labelled_runs"]), f"{row['effective_runs']:.1f}", used)
+    return table
+
+
+def dropped_table(dropped: Mapping[str, Mapping[str, int]]) -> Table:
+    """Proposals of each component that came to nothing, by reason, the most frequent one first."""
+    table = Table(title="Proposals that came to nothing")
+    for column in ("component", "reason", "proposals"):
+        table.add_column(column, justify="right" if column == "proposals" else "left")
+    for name, reasons in dropped.items():
+        for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+            table.add_row(name, reason, str(count))
     return table
 
 

@@ -291,9 +291,15 @@ def test_without_rows_stark_says_how_to_pass_them():
 
 def test_a_file_is_a_benchmark(tmp_path):
     own_system = find_benchmark(str(ROOT / "configs" / "own_system.py"))
-    data = own_system.load(DataConfig(train=16, val=10, test=16)).check()
-    settings = parse_config(own_system.get_config().to_dict()).system
-    system = own_system.build(data, settings)
+    config = parse_config(own_system.get_config().to_dict())
+    data = own_system.load(config.data).check()
+    assert {split: len(rows) for split, rows in data.splits.items()} == {
+        "train": 12,
+        "val": 8,
+        "confirm": 8,
+        "test": 14,
+    }
+    system = own_system.build(data, config.system)
     assert system.order == ("describer", "sorter")
     trace, _ = run(system, {"thing": "fig"}, {"sort": "fruit"}, {"describer": "is eaten", "sorter": "Fruit."})
     assert trace.score == 1.0

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from rich.console import Console
 from runs import run_config
@@ -21,7 +22,7 @@ from optimas_jax.compare.plan import run_cells, run_process
 from optimas_jax.compare.plot import MOST_CURVES, check_plots, draw, mean_curve, save
 from optimas_jax.compare.summary import interval, reached, runs_to_reach, summarize
 from optimas_jax.compare.tables import COLUMNS, markdown, table_rows, tables, title
-from optimas_jax.core.stats import mean_interval
+from optimas_jax.core.stats import mean_interval, two_level_interval
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, parse_config
 from optimas_jax.loop.journal import write_json
 
@@ -255,6 +256,23 @@ def test_intervals_are_over_seeds_and_examples():
     assert mean == pytest.approx(0.4) and low < 0.3 and high > 0.5
     assert high - low == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=0.25)
     assert interval([[0.0, 1.0]]) == mean_interval([0.0, 1.0])
+
+
+def test_the_intervals_of_a_row_hold_what_other_seeds_would_give():
+    """Three seeds whose means are 0.2, 0.5 and 0.8, compared with a reference that is the same for every seed; examples
+    alone, averaged over the seeds, hardly differ."""
+    noise = np.tile([-0.1, 0.1], 20)
+    ours = {seed: cell((0.2 + 0.3 * seed + noise).tolist()) for seed in range(3)}
+    reference = {seed: cell([0.1] * 40) for seed in range(3)}
+    row = summarize({"ours": reference, "random": ours}, {}, 500)["rows"]["random"]
+    for known, shift in ((row, 0.0), (row["difference"], 0.1)):
+        scores = np.array([one["scores"] for one in ours.values()]) - shift
+        over_examples = mean_interval(scores.mean(0))[1]
+        assert known["mean"] == pytest.approx(0.5 - shift)
+        assert (known["mean"], known["ci95"]) == two_level_interval(scores)
+        low, high = known["ci95"]
+        assert low < 0.2 - shift and high > 0.8 - shift
+        assert over_examples[1] - over_examples[0] < 0.1 < high - low
 
 
 def test_the_smallest_difference_that_the_seeds_show_grows_with_their_spread():

@@ -229,3 +229,23 @@ def test_a_commit_waits_for_the_disk_and_holds_all_that_arrive_together(path):
 
     assert len(asyncio.run(all_at_once())) == 20 == len(tape) and len(commits) <= 2
     tape.close()
+
+
+def test_no_statement_needs_a_sqlite_newer_than_3_37(path, monkeypatch):
+    """The operators -> and ->> came with 3.38; systems in use have 3.37."""
+    statements, connect = [], sqlite3.connect
+
+    def traced(*arguments, **settings):
+        db = connect(*arguments, **settings)
+        db.set_trace_callback(statements.append)
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    tape = Tape(path)
+    tape.put([(request(), Completion("x", Outcome.OK, 3, 2, 0.25, 0.5))])
+    tape.put_scores({"k": 0.5})
+    assert tape.get(request()) is not None and tape.get_scores(["k"]) == {"k": 0.5} and len(tape) == 1
+    assert tape.usage() == Usage(calls=1, prompt_tokens=3, completion_tokens=2, usd=0.5, seconds=0.25)
+    tape.close()
+    assert sum("prompt_tokens" in statement for statement in statements) >= 2  # the record, and the sums
+    assert not [statement for statement in statements if "->" in statement]

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from optimas_jax.loop.context import Run, build_run
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.loop.state import State
 from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.run import report_run
 from optimas_jax.rewards.data import load_groups
 
 OWN_FILE = str(ROOT / "configs" / "own_system.py")
@@ -113,7 +115,7 @@ def own_config(**optimize: Any) -> RunConfig:
     )
 
 
-def test_results_count_what_was_dropped(tmp_path: Path) -> None:
+def test_results_and_page_count_what_was_dropped(tmp_path: Path) -> None:
     config = own_config(proposers="opro", instructions=2)
     log = io.StringIO()
     model = ScriptedCompleter(lambda request: "" if request.role == "proposer" else "fruit")
@@ -121,6 +123,8 @@ def test_results_count_what_was_dropped(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert sum(results["dropped"][name]["empty"] for name in results["dropped"]) == 4
     assert "no usable proposal: 2 answers dropped (2 empty)" in log.getvalue()
+    report_run(tmp_path, ConsoleProgress(quiet=True))
+    assert "Proposals that came to nothing" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +169,24 @@ def test_a_metric_that_is_not_finite_stops_at_the_first_example(
     with pytest.raises(ComponentBug, match=r"the metric 'ratio' returned .* on example '\w+'.*'thing'.*gold") as caught:
         run_stages(own_config(), tmp_path, "all", ConsoleProgress(quiet=True), model)
     assert isinstance(caught.value, NonFiniteScore)
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e308])
+@pytest.mark.parametrize(
+    ("metrics", "where"),
+    [("OTHER_METRICS", r"on example '\w+', .*'thing'.*gold"), ("SET_METRICS", "on a set of 4 examples, ")],
+)
+def test_another_metric_that_is_not_finite_gives_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metrics: str, where: str, bad: float
+) -> None:
+    module = find_benchmark(OWN_FILE)
+    monkeypatch.setattr(
+        module, metrics, {"good": lambda outputs, golds: 0.5, "ratio": lambda outputs, golds: bad}, False
+    )
+    model = ScriptedCompleter(lambda request: "thing")
+    with pytest.raises(NonFiniteScore, match=rf"^the metric 'ratio' returned {re.escape(str(bad))} {where}"):
+        run_stages(own_config(), tmp_path, "all", ConsoleProgress(quiet=True), model)
     assert not (tmp_path / "results.json").exists()
 
 

@@ -14,7 +14,7 @@ from optimas_jax.loop.context import build_run, failures, report_failures
 from optimas_jax.loop.evaluate import Evaluation, by_kind, evaluate, gain
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.page import write_html
-from optimas_jax.report.tables import accepted_table, alignment_table, ledger_table, result_table
+from optimas_jax.report.tables import accepted_table, alignment_table, dropped_table, ledger_table, result_table, tables
 from optimas_jax.report.tensorboard import write_tensorboard
 
 
@@ -169,6 +169,7 @@ RESULTS = {
             "test": {"gain": {"mean": 0.375, "ci95": (0.125, 0.5)}, "local_gain": {"mean": 1.25, "ci95": (0.75, 2.0)}},
         }
     ],
+    "dropped": {"speaker": {"repeated": 3, "same outputs": 17}},
     "ledger": {
         "collect": {
             "speaker": collections.Counter(calls=1200, paid_calls=7, prompt_tokens=10, completion_tokens=2, usd=0.5),
@@ -211,6 +212,16 @@ def test_what_accepted_changes_brought_stands_in_a_table():
     assert rows["3"] == ["speaker", "demos", "+0.062"]
 
 
+def test_proposals_that_came_to_nothing_stand_in_a_table_by_component_and_reason():
+    _, text = cells(dropped_table({"speaker": {"repeated": 3, "same outputs": 17}, "router": {"in use": 1}}))
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if "│" in line]
+    assert lines == [["speaker", "same outputs", "17"], ["speaker", "repeated", "3"], ["router", "in use", "1"]]
+    assert "Proposals that came to nothing" in text
+    for dropped in ({"dropped": {}}, {"dropped": {"speaker": {"repeated": 3}}}):
+        titles = [str(table.title) for table in tables({**RESULTS, **dropped})]
+        assert ("Proposals that came to nothing" in titles) == bool(dropped["dropped"])
+
+
 def test_the_ledger_table_adds_up_roles():
     rows, _ = cells(ledger_table(RESULTS["ledger"]))
     assert rows["collect"] == ["1,234", "8", "15", "4", "0.7500"]
@@ -225,7 +236,17 @@ def test_the_page_holds_everything_and_nothing_else_stays(tmp_path):
     for _ in range(2):  # written again on resume
         write_html(tmp_path / "report.html", RESULTS)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for text in ("hotpotqa:embedded", "one-hop", "0.012", "1,234", "0.43", "speaker", "+0.062", "+1.250"):
+    for text in (
+        "hotpotqa:embedded",
+        "one-hop",
+        "0.012",
+        "1,234",
+        "0.43",
+        "speaker",
+        "+0.062",
+        "+1.250",
+        "same outputs",
+    ):
         assert text in page
     assert "<html" in page.lower()
     assert "http" not in page.replace("http-equiv", "")  # no other file is needed

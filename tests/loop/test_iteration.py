@@ -21,7 +21,7 @@ from runs import run_config
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.types import Group
-from optimas_jax.core.values import Choice, PerInstance, Value
+from optimas_jax.core.values import Choice, PerInstance, Prompt, Value
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.tape import Tape
@@ -198,6 +198,43 @@ def test_every_optimiser_works_with_local_rewards_and_with_the_global_metric(
     assert {event["component"] for event in events if event["event"] == "proposal"} >= {"writer"}
     reasons = {event["reason"] for event in events if event["event"] == "dropped"}
     assert reasons <= {"repeated", "refused before", "same outputs"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"score": "local", "ranking": "corrected", "labels": 3},
+        {"score": "global", "ranking": "mean"},
+        {"score": "local", "ranking": "mean"},
+    ],
+)
+def test_instructions_are_remembered_with_what_they_score_where_the_metric_ranks_them(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """By the metric it is the expected score itself; by the mean local reward, which has no scale, the gain."""
+    system = enumerable_system(11)
+    engine = ExactRewards(system, tmp_path)
+    settings = {**settings, "iterations": 1, "gate_top": 0, "components": ("writer",)}
+    state = search(make_run(system, tmp_path, seed=11, mode="improved", engine=engine, **settings))
+    default, tried = system.default_configuration(), state.history["writer"]
+    before = 0.0 if settings["score"] == "global" or settings["ranking"] == "corrected" else mean_score(system, default)
+    assert tried and mean_score(system, default) > 0
+    for one in tried:
+        after = mean_score(system, default.replace("writer", Prompt(one.instruction)))
+        assert one.score == pytest.approx(after - before)
+
+
+def test_an_accepted_proposal_starts_the_history_of_instructions_anew(tmp_path: Path) -> None:
+    """Scores of before were those of another configuration."""
+    states = []
+    for gate_top in (0, 1):
+        system, workdir = enumerable_system(11), tmp_path / str(gate_top)
+        engine = ExactRewards(system, workdir)
+        settings = {"iterations": 1, "gate_top": gate_top, "components": ("writer",)}
+        states.append(search(make_run(system, workdir, seed=11, mode="paper", engine=engine, **settings)))
+    tested, accepted = states
+    assert tested.history["writer"] and not tested.accepted
+    assert len(accepted.accepted) == 1 and not accepted.history
 
 
 def test_a_component_with_one_value_says_so(tmp_path: Path) -> None:

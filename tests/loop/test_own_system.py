@@ -15,6 +15,7 @@ from optimas_jax.loop.stages import run_stages
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.config import RewardConfig
+from optimas_jax.search.confirm import confirm
 
 FILE = str(ROOT / "configs" / "own_system.py")
 OWN_SYSTEM = find_benchmark(FILE)
@@ -54,12 +55,21 @@ def run(folder):
     return model.requests, json.loads((folder / "results.json").read_text())
 
 
+def test_what_its_gate_let_pass_is_confirmed_on_examples_of_its_own():
+    shipped = parse_config({**OWN_SYSTEM.get_config().to_dict(), "benchmark": FILE})
+    splits = OWN_SYSTEM.load(shipped.data).splits
+    assert sum(map(len, splits.values())) == len(SORTS) == 42
+    before = [0.0] * len(splits["confirm"])
+    assert confirm(before, [[*before[:3], *[1.0] * len(before[3:])]]).verdict == "confirmed"  # a gain on all but three
+
+
 def test_it_is_improved_and_resumes_like_any_other(tmp_path):
     requests, results = run(tmp_path / "run")
     assert (results["benchmark"], results["metric"], results["data"]) == ("own_system", "exact match", "42 words")
     assert results["chance"] == pytest.approx(1 / 3)
     assert results["baseline"]["mean"] == 0.0
     assert results["optimized"]["mean"] == 1.0
+    assert (results["confirmed"]["verdict"], results["confirmed"]["n"]) == ("confirmed", 8)
     assert requests
     again, same = run(tmp_path / "run")
     assert not again

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from enumerable import EXAMPLES, ExactRewards, enumerable_system, make_run, mean_score, search
+from enumerable import EXAMPLES, MODEL, ExactRewards, enumerable_system, make_run, mean_score, search
+from fakes import ScriptedCompleter
 
-from optimas_jax.core.values import value_digest, value_from_json
+from optimas_jax.core.execution import Job
+from optimas_jax.core.system import System
+from optimas_jax.core.values import Demo, Prompt, value_digest, value_from_json
+from optimas_jax.llm.base import CompletionRequest
+from optimas_jax.llm.component import llm_component
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.iteration import start, with_base_runs
 from optimas_jax.loop.propose import propose
-from optimas_jax.loop.race import label, race
+from optimas_jax.loop.race import answer, label, race
 from optimas_jax.rewards.text import TextGroup
 
 
@@ -203,3 +208,40 @@ def test_the_best_proposal_is_gated_and_another_only_if_it_promises_a_gain(tmp_p
                 assert event["expected_gain"] > 0 or before != "gate"
             before = event["event"]
     assert gates > 4
+
+
+def answering(answer: Callable[[CompletionRequest], str]) -> System:
+    """One component, whose model answers by ``answer`` at a temperature above 0."""
+    model = dataclasses.replace(MODEL, temperature=0.7)
+    speaker = llm_component(
+        name="writer", description="Say.", inputs=("q",), output="a", instruction="red", language_model=model
+    )
+    return System((speaker,), ("q",), ("a",), lambda outputs, gold: 0.0, completer=ScriptedCompleter(answer))
+
+
+def test_a_value_answers_in_a_race_as_in_a_run_of_the_system_whatever_the_temperature(tmp_path: Path) -> None:
+    """The model answers with the seed of the request."""
+    run = improved(answering(lambda request: str(request.seed)), tmp_path, engine=object(), seed=7)
+    host, other = run.host, Prompt("green")
+    before = host.system.default_configuration()
+    with host.ledger.limit():
+        runs = list(zip(EXAMPLES, host.run("before", [Job(before, e, host.seed) for e in EXAMPLES]), strict=True))
+        raced = answer(host, "writer", [other], runs, {})
+        after = host.run("after", [Job(before.replace("writer", other), e, host.seed) for e in EXAMPLES])
+    run.tape.close()
+    in_race = [raced[value_digest(other), example.id].outputs["a"] for example in EXAMPLES]
+    assert in_race == [trace.outputs["a"] for trace in after] and len(set(in_race)) == 3
+
+
+def test_a_value_is_not_raced_on_an_example_that_it_shows(tmp_path: Path) -> None:
+    """Even if the component's input there has changed since the demonstration was taken."""
+    run = improved(answering(lambda request: "ape"), tmp_path, engine=object())
+    host = run.host
+    shown = Prompt("green", (Demo({"q": "as it was before"}, {"a": "ape"}, "two"),))
+    with host.ledger.limit():
+        jobs = [Job(host.system.default_configuration(), example, host.seed) for example in EXAMPLES]
+        runs = list(zip(EXAMPLES, host.run("before", jobs), strict=True))
+        raced = answer(host, "writer", [shown, Prompt("green")], runs, {})
+    run.tape.close()
+    assert [key for value, key in raced if value == value_digest(shown)] == ["one", "three"]
+    assert [key for value, key in raced if value == value_digest(Prompt("green"))] == ["one", "two", "three"]

@@ -12,7 +12,9 @@ from systems import group, system, tool
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.config import BatchShape, LossConfig
+from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.store import CheckpointStore
+from optimas_jax.learn.train_state import learning_rate
 from optimas_jax.llm.tape import Tape
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
@@ -126,6 +128,45 @@ def test_adaptation_goes_on_at_a_constant_rate_below_the_peak(trained):
     assert rates[:4] == pytest.approx([0.00075, 0.0015, 0.00225, 0.003])
     assert rates[3:] == pytest.approx([0.3 * CONFIG.learning_rate] * 37)
     assert rewards.trainer._adaptation_rate(0, 3) == pytest.approx(0.003)
+
+
+def test_only_the_first_training_follows_the_schedule(trained, monkeypatch):
+    """Warm-up to the peak and decay; a further training stays at its lower rate."""
+    _, rewards, _, name, _ = trained
+    rates, step = [], RewardFunctions.train_step
+
+    def noting(self, state, params, parts, rate, lanes=None):
+        rates.append(rate)
+        return step(self, state, params, parts, rate, lanes)
+
+    monkeypatch.setattr(RewardFunctions, "train_step", noting)
+    monkeypatch.setattr(
+        "optimas_jax.rewards.trainer._TRAINING_GROUP", rewards.trainer._batches.max_tokens
+    )  # one a step
+    rewards.trainer.train(SYSTEM, None, GROUPS, (), epochs=5, seed=5)
+    first, peak, total = rates.copy(), CONFIG.learning_rate, 5 * len(GROUPS)
+    assert first == pytest.approx([learning_rate(index, total, peak) for index in range(total)])
+    assert max(first) == pytest.approx(peak) and first[-1] < 0.2 * peak
+    rates.clear()
+    rewards.trainer.train(SYSTEM, name, GROUPS, (), epochs=5, seed=5)
+    lower = CONFIG.adapt_rate * peak
+    assert len(rates) == total and lower < peak
+    assert rates == pytest.approx([lower / 2, *[lower] * (total - 1)])
+
+
+def test_a_group_that_is_too_long_keeps_the_task(tmp_path):
+    """Of the prefix the inputs are cut, not the line that tells components apart."""
+    described = dataclasses.replace(SYSTEM.by_name["a"], description="Says " + "very, " * 20 + "much.")
+    some_system = dataclasses.replace(SYSTEM, components=(described, SYSTEM.by_name["b"]))
+    small = dataclasses.replace(CONFIG, batch=BatchShape(tokens=256, group_tokens=256, candidates=2))
+    rewards, tape = engine(tmp_path, small)
+    batches = rewards.trainer._batches
+    text = text_group(some_system, "a", {"q": "long " * 200}, [{"a_out": "yes"}, {"a_out": "no"}])
+    task = batches.model.tokenizer.encode(text.task)
+    short = batches.fit(text, batches.token_group(text))
+    tape.close()
+    assert 128 < len(task) < 192 and short.length == 256
+    assert list(short.prefix_ids[: len(task)]) == list(task)
 
 
 def test_candidates_that_truncation_made_alike_are_counted(tmp_path):

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from systems import example, group, tool
 
 from optimas_jax.core.types import Outcome, Step, Trace
-from optimas_jax.core.values import Choice, Demo, Grid, Hyperparameters, Models, Prompt, PromptSpace, other_values
+from optimas_jax.core.values import (
+    Choice,
+    Demo,
+    Grid,
+    Hyperparameters,
+    Models,
+    Prompt,
+    PromptSpace,
+    other_values,
+    shows,
+)
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.search.optimisers.demos import demo_pool, propose_demos
 from optimas_jax.search.optimisers.instructions import parse_instruction, propose_instructions
@@ -86,6 +96,16 @@ def test_long_demonstrations_are_left_out():
 
 
 # Demonstrations: the proposals
+
+
+def test_proposed_demonstrations_name_the_example_that_they_come_from():
+    """So that a prompt is not tried on the examples that it shows, whatever the component's inputs have become."""
+    pool = demo_pool([group((said(name), reward), name=name) for name, reward in (("e1", 0.9), ("e2", 0.8), ("e3", 0))])
+    prompts = propose(pool)
+    shown = [(demo.example_id, demo.outputs["said"]) for prompt in prompts for demo in prompt.demos]
+    assert len(shown) >= 2 and all(name == text for name, text in shown)
+    assert all(shows(prompt, "e1", {"q": "rewritten since"}) for prompt in prompts)
+    assert not any(shows(prompt, "e3", {"q": "rewritten since"}) for prompt in prompts)
 
 
 def test_the_first_proposal_is_the_best_of_the_pool():
