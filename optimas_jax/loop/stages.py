@@ -29,6 +29,7 @@ from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import BEST, UNCONFIRMED, load_best
 from optimas_jax.loop.local_rewards import Collected, collect_offline, train_first
 from optimas_jax.loop.race import RANDOM
+from optimas_jax.parallel.platform import forget_programs
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
 
@@ -58,6 +59,8 @@ def run_stages(
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
             run_stage(run, name)
+            if completer is None:
+                forget_programs()  # of prompts as the stage had them, of which the next one needs few
 
 
 @contextlib.contextmanager
