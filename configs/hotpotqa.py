@@ -32,10 +32,10 @@ def _embedded() -> RunConfig:
         SystemConfig(LanguageModel(EMBEDDED, style="text"), k_grid=(1, 2, 4), k=1),
         DataConfig(
             "embedded",
-            train=72,
+            train=240,
             val=32,
             test=100,
-            confirm=32,
+            confirm=64,
             mix={"one-hop": 0.7, "bridge": 0.15, "comparison": 0.15},
         ),
         variant="embedded",
@@ -62,6 +62,7 @@ def _weights() -> RunConfig:
     return dataclasses.replace(
         base,
         variant="weights",
+        data=dataclasses.replace(base.data, train=72),  # all of it is run before each tuning
         system=dataclasses.replace(base.system, weights="answer_generator"),
         reward=dataclasses.replace(base.reward, adapt_epochs=1),
         offline=OfflineConfig(inputs=72, groups=24, calls=720),  # a policy finds what a local reward has not learned
