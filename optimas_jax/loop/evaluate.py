@@ -116,7 +116,7 @@ def evaluate_within(
         except OutOfBudget as reason:
             if not done:
                 raise
-            host.progress.line(f"[yellow]warning[/yellow]: {name} on {done} of {len(examples)} examples: {reason}")
+            host.progress.line(f"[yellow]warning[/yellow]: {name}: {done} of {len(examples)} examples ({reason})")
             break
         done += len(part)
     return examples[:done], [_joined(evaluations) for evaluations in zip(*parts, strict=True)]
@@ -317,10 +317,15 @@ def measure(run: Run) -> dict[str, Any]:
         steps, kept = [states[0], configuration], 1
     elif not settings.changes:
         steps, kept = [states[0], configuration, *states[kept + 1 :][-1:]], 1
-    examples, pair = evaluate_within(host, "final test", [steps[0], steps[kept]], examples, settings.repeats)
+    name = f"final test on {settings.split}, {settings.repeats} runs each"
+    examples, pair = evaluate_within(host, name, [steps[0], steps[kept]], examples, settings.repeats)
+    measured = {0: pair[0], kept: pair[1]}
+    others = [index for index in range(len(steps)) if index not in measured]
     try:
-        with block(host, "final test, other states"):
-            evaluations = evaluate(host, steps, examples, settings.repeats)
+        with block(host, f"{name}, other states"):
+            more = evaluate(host, [steps[index] for index in others], examples, settings.repeats)
+        measured |= dict(zip(others, more, strict=True))
+        evaluations = [measured[index] for index in range(len(steps))]
     except OutOfBudget as reason:
         host.progress.line(f"  other states are left out: {reason}")
         steps, kept, evaluations = [steps[0], steps[kept]], 1, pair

@@ -161,7 +161,7 @@ def test_a_final_test_that_costs_more_than_expected_is_measured_on_the_examples_
             searching = searching and stage != "optimize"
         results = json.loads((tmp_path / "results.json").read_text())
         assert 0 < results["n"] < 12 and len(results["baseline"]["scores"]) == results["n"]
-        assert f"final test on {results['n']} of 12 examples" in said.getvalue()
+        assert f"final test on test, 1 runs each: {results['n']} of 12 examples" in said.getvalue()
         assert paid(results)["tokens"] <= budget.tokens
         asked = len(model.requests)
     assert asked == len(model.requests)
