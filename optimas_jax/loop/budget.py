@@ -6,7 +6,7 @@ Nothing overruns them (``Ledger.limit``). Everything counts, whether it was paid
     config.budget    |## collect ##|## optimize: search ... |== held: confirmation, final test ==|
                                     |-- what the search may use --|
 
-What confirmation and final test need is priced before the first request (``loop.price``), and set aside from then on;
+What confirmation and final test need is priced before the first request (``price``), and set aside from then on;
 after the first validation runs it is what runs cost so far. A search is a sequence of named *blocks* (a gate, a race),
 each of which counts as a whole or not at all:
 
@@ -27,20 +27,88 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.execution import gather
+from optimas_jax.core.system import ComponentBug
+from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
-from optimas_jax.loop.context import Host
+from optimas_jax.llm.base import Completion, CompletionRequest, Effect
+from optimas_jax.llm.sandbox import Execution, ExecutionRequest
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.context import Host, Price
+from optimas_jax.sandbox.unittests import Verdict
 
 USED = "used.json"  # what each stage used, in the run folder
 CUTS = "budget_cuts.json"  # blocks that a limit cut, in the run folder
 _STAGES = ("collect", "optimize", "evaluate")  # that use anything
+PRICE = "price.json"  # of the run's measurements, in the run folder
 _PHASE = "optimize"  # of the ledger
+_WORD = " word"  # a token of most vocabularies
 _MARGIN = 1.1  # answers of the final test may be longer than those of the validation
+
+
+def price(host: Host, config: RunConfig) -> Price:
+    """The price of a run's measurements. The folder keeps it: a later command may lack the local models, whose
+    tokenizers give the exact length of prompts.
+
+    The system runs on every example with a completer that sends no request: it adds up the worst case of each, and
+    answers with a text of the greatest length. A run that fails on such an answer ends there, and its price is too low.
+    The price is a plan; the ledger keeps the limit in any case.
+    """
+    settings, splits = config.evaluate, host.splits
+    sizes = {"gate_examples": config.optimize.gate_examples, "split": settings.split, "repeats": settings.repeats}
+    known = host.folder.read(PRICE)
+    if known is not None and known["of"] == sizes:
+        return Price.from_json(known)
+    val, confirm = splits["val"][: config.optimize.gate_examples or None], splits.get("confirm", ())
+    baseline, confirmed, tested = (_dry_runs(host, examples) for examples in (val, confirm, splits[settings.split]))
+    result = Price(
+        confirm_runs=len(confirm),
+        test_runs=settings.repeats * len(splits[settings.split]),
+        baseline=baseline.total,
+        final=(confirmed.total + tested.total.times(settings.repeats)).times(2),
+        largest=baseline.largest.most(confirmed.largest).most(tested.largest),
+    )
+    host.folder.write(PRICE, {"of": sizes, **result.to_json()})
+    return result
+
+
+class _Pricing:
+    """Answers requests by itself, and adds up their worst case."""
+
+    def __init__(self, most: Callable[[Effect[Any]], Usage]):
+        self.total, self.largest, self._most = Usage(), Usage(), most
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        self._add(request)
+        return Completion(_WORD * request.max_tokens, Outcome.OK, 0, 0)
+
+    async def execute(self, request: ExecutionRequest) -> Execution:
+        self._add(request)
+        return Execution(Verdict("failed", (), {}))
+
+    def _add(self, effect: Effect[Any]) -> None:
+        usage = self._most(effect)
+        self.total, self.largest = self.total + usage, self.largest.most(usage)
+
+
+def _dry_runs(host: Host, examples: Sequence[Example]) -> _Pricing:
+    """Requests of runs under the default configuration."""
+    pricing, default = _Pricing(host.completer.most), host.system.default_configuration()
+    system = dataclasses.replace(host.system.using(pricing), meter=None)
+
+    async def run(example: Example) -> None:
+        with contextlib.suppress(ComponentBug):
+            await system.run(default, example, host.seed)
+
+    gather([functools.partial(run, example) for example in examples], concurrency=len(examples) or 1)
+    return pricing
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.markup import escape
 
@@ -18,6 +18,7 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, Outcome, Trace
+from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Grid, Models, PromptSpace, nothing_to_tune
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
@@ -29,7 +30,6 @@ from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
-from optimas_jax.loop.price import Price, price_of
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
 from optimas_jax.rewards.engine import RewardEngine, reward_engine
@@ -37,8 +37,45 @@ from optimas_jax.rewards.scorer import InstanceScorer
 from optimas_jax.search.optimisers.choices import GRID_LIMIT, check_tpe
 from optimas_jax.search.optimisers.registry import proposer_names, why_no_prompts
 
-PRICE = "price.json"  # of the run's measurements, in the run folder
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """The most that measurements are expected to cost.
+
+    Attributes:
+      confirm_runs, test_runs: runs of the system that confirmation and final test take under each of two
+        configurations, the default and the last one.
+      baseline: of the validation of the default.
+      final: of confirmation and final test under both.
+      largest: of one request, cost by cost.
+    """
+
+    confirm_runs: int = 0
+    test_runs: int = 0
+    baseline: Usage = Usage()
+    final: Usage = Usage()
+    largest: Usage = Usage()
+
+    @property
+    def final_runs(self) -> int:
+        """Runs of confirmation and final test together, under each configuration."""
+        return self.confirm_runs + self.test_runs
+
+    @property
+    def least(self) -> Usage:
+        """The least that ``config.budget`` must allow."""
+        return self.baseline + self.final
+
+    def to_json(self) -> dict[str, Any]:
+        costs = {name: getattr(self, name).to_json() for name in ("baseline", "final", "largest")}
+        return {"confirm_runs": self.confirm_runs, "test_runs": self.test_runs, **costs}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Price:
+        costs = {name: Usage.from_json(data[name]) for name in ("baseline", "final", "largest")}
+        return cls(data["confirm_runs"], data["test_runs"], **costs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,30 +230,7 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         concurrency=config.concurrency,
         max_tokens=config.optimize.max_tokens,
     )
-    if ledger.budget.is_set:
-        host = dataclasses.replace(host, price=_price(host, config))
     return Run(config, host, Device(rewards, policies), data, engines, tape, started)
-
-
-def _price(host: Host, config: RunConfig) -> Price:
-    """The price of the run's measurements, which the folder keeps: a later command may lack the local models, whose
-    tokenizers give the exact length of prompts."""
-    settings, splits = config.evaluate, host.splits
-    sizes = {"gate_examples": config.optimize.gate_examples, "split": settings.split, "repeats": settings.repeats}
-    known = host.folder.read(PRICE)
-    if known is not None and known["of"] == sizes:
-        return Price.from_json(known)
-    price = price_of(
-        host.system,
-        host.completer.most,
-        val=splits["val"][: config.optimize.gate_examples or None],
-        confirm=splits.get("confirm", ()),
-        test=splits[settings.split],
-        repeats=settings.repeats,
-        seed=host.seed,
-    )
-    host.folder.write(PRICE, {"of": sizes, **price.to_json()})
-    return price
 
 
 def _tuned_model(config: RunConfig) -> str:

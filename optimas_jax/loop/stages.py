@@ -20,7 +20,7 @@ from optimas_jax.core.types import Group, StopRun
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
-from optimas_jax.loop.budget import hold_final, run_limit, search_limit
+from optimas_jax.loop.budget import hold_final, price, run_limit, search_limit
 from optimas_jax.loop.completers import loaded_here
 from optimas_jax.loop.config import ALIGN, STAGES, RunConfig
 from optimas_jax.loop.context import Run, build_run
@@ -54,7 +54,6 @@ def run_stages(
     if stage not in ("all", ALIGN, *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN))}")
     with open_run(config, workdir, progress, completer) as run:
-        check_budget(run)
         if stage == "all" and completer is None:
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
@@ -65,7 +64,11 @@ def run_stages(
 
 @contextlib.contextmanager
 def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Iterator[Run]:
-    """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end."""
+    """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
+
+    Raises:
+      OverBudget: as ``with_price``.
+    """
     run = build_run(config, workdir, progress, completer)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.host.splits.items())
     progress.line(
@@ -73,21 +76,23 @@ def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Co
         f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.host.folder.path}"
     )
     try:
-        yield run
+        yield with_price(run)
     finally:
         run.tape.close()
         run.host.folder.close()
 
 
-def check_budget(run: Run) -> None:
-    """Checks that ``config.budget`` allows for the run's measurements, before anything is paid for.
+def with_price(run: Run) -> Run:
+    """The run with the price of its measurements, if ``config.budget`` limits them.
 
     Raises:
-      OverBudget: with their price.
+      OverBudget: with that price, if the budget does not allow for them and nothing is paid for yet.
     """
-    host = run.host
+    if not run.host.ledger.budget.is_set:
+        return run
+    host = dataclasses.replace(run.host, price=price(run.host, run.config))
     if len(run.tape) or not host.ledger.budget.exceeded(host.price.least):
-        return
+        return dataclasses.replace(run, host=host)
     raise OverBudget(
         f"config.budget allows {host.ledger.budget}, and the measurements alone may cost {host.price.least}: the "
         f"validation of the default ({host.price.baseline}), confirmation and final test ({host.price.final}). Set it "
