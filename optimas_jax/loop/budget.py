@@ -6,9 +6,9 @@ Nothing overruns them (``Ledger.limit``). Everything counts, whether it was paid
     config.budget    |## collect ##|## optimize: search ... |== held: confirmation, final test ==|
                                     |-- what the search may use --|
 
-What confirmation and final test need is priced before the first request (``price``), and set aside from then on;
-after the first validation runs it is what runs cost so far. A search is a sequence of named *blocks* (a gate, a race),
-each of which counts as a whole or not at all:
+What baseline, confirmation and final test need is priced before the first request (``price``), at its worst case.
+After a few runs, and again after the baseline, what they cost is known, and what is still needed is set aside. A search
+is a sequence of named *blocks* (a gate, a race), each of which counts as a whole or not at all:
 
     with run_limit(host, "optimize"):                             what earlier stages left of config.budget
         with search_limit(host):                                  and of max_tokens
@@ -49,7 +49,8 @@ CUTS = "budget_cuts.json"  # blocks that a limit cut, in the run folder
 _STAGES = ("collect", "optimize", "evaluate")  # that use anything
 PRICE = "price.json"  # of the run's measurements, in the run folder
 _PHASE = "optimize"  # of the ledger
-_WORD = " word"  # a token of most vocabularies
+_WORD = " a"  # a token of most vocabularies
+FIRST_RUNS = 4  # on training inputs, which tell what a run costs
 _MARGIN = 1.1  # answers of the final test may be longer than those of the validation
 
 
@@ -69,8 +70,10 @@ def price(host: Host, config: RunConfig) -> Price:
     val, confirm = splits["val"][: config.optimize.gate_examples or None], splits.get("confirm", ())
     baseline, confirmed, tested = (_dry_runs(host, examples) for examples in (val, confirm, splits[settings.split]))
     result = Price(
+        baseline_runs=len(val),
         confirm_runs=len(confirm),
         test_runs=settings.repeats * len(splits[settings.split]),
+        first=baseline.total.times(FIRST_RUNS / len(val)),
         baseline=baseline.total,
         final=(confirmed.total + tested.total.times(settings.repeats)).times(2),
         largest=baseline.largest.most(confirmed.largest).most(tested.largest),

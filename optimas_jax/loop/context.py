@@ -37,6 +37,7 @@ from optimas_jax.rewards.scorer import InstanceScorer
 from optimas_jax.search.optimisers.choices import GRID_LIMIT, check_tpe
 from optimas_jax.search.optimisers.registry import proposer_names, why_no_prompts
 
+_PRICES = ("first", "baseline", "final", "largest")
 T = TypeVar("T")
 
 
@@ -45,15 +46,19 @@ class Price:
     """The most that measurements are expected to cost.
 
     Attributes:
-      confirm_runs, test_runs: runs of the system that confirmation and final test take under each of two
-        configurations, the default and the last one.
+      baseline_runs: runs of the system for the validation of the default.
+      confirm_runs, test_runs: runs that confirmation and final test take under each of two configurations, the default
+        and the last one.
+      first: of the first runs on training inputs, which tell what a run costs.
       baseline: of the validation of the default.
       final: of confirmation and final test under both.
       largest: of one request, cost by cost.
     """
 
+    baseline_runs: int = 0
     confirm_runs: int = 0
     test_runs: int = 0
+    first: Usage = Usage()
     baseline: Usage = Usage()
     final: Usage = Usage()
     largest: Usage = Usage()
@@ -66,16 +71,16 @@ class Price:
     @property
     def least(self) -> Usage:
         """The least that ``config.budget`` must allow."""
-        return self.baseline + self.final
+        return self.first + self.baseline + self.final
 
     def to_json(self) -> dict[str, Any]:
-        costs = {name: getattr(self, name).to_json() for name in ("baseline", "final", "largest")}
-        return {"confirm_runs": self.confirm_runs, "test_runs": self.test_runs, **costs}
+        runs = {name: getattr(self, name) for name in ("baseline_runs", "confirm_runs", "test_runs")}
+        return {**runs, **{name: getattr(self, name).to_json() for name in _PRICES}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Price:
-        costs = {name: Usage.from_json(data[name]) for name in ("baseline", "final", "largest")}
-        return cls(data["confirm_runs"], data["test_runs"], **costs)
+        usages = [Usage.from_json(data[name]) for name in _PRICES]
+        return cls(data["baseline_runs"], data["confirm_runs"], data["test_runs"], *usages)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ values (``loop.propose``), label some of their answers, race them (``loop.race``
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import random
 import statistics
@@ -43,6 +42,10 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
       groups: groups that it was trained on.
     """
     state = start(host, config.optimize, reward, groups)
+    try:
+        hold_final(host, state.costs, len(state.val_traces), host.price.final_runs)
+    except OutOfBudget as reason:
+        return stopped(host, state, 0, reason)
     for number in range(config.optimize.iterations):
         if not open_components(host, config.optimize, state):
             host.progress.line("stopped: every value of every component was refused")
@@ -50,10 +53,15 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
         try:
             state = iterate(host, device, config, state, number)
         except OutOfBudget as reason:
-            host.folder.emit("out_of_budget", **cost_so_far(host).to_json())
-            host.progress.line(f"stopped in iteration {number + 1}: {reason}")
-            break
+            return stopped(host, state, number, reason)
         emit_curve(host, "iteration", number, mean_score(state))
+    return state
+
+
+def stopped(host: Host, state: State, number: int, reason: OutOfBudget) -> State:
+    """The state with which the budget ends the search; tells of it."""
+    host.folder.emit("out_of_budget", **cost_so_far(host).to_json())
+    host.progress.line(f"stopped in iteration {number + 1}: {reason}")
     return state
 
 
@@ -85,14 +93,10 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
     configuration = host.system.default_configuration()
     examples = host.splits["val"][: config.gate_examples or None]
     jobs = [Job(configuration, example, host.seed) for example in examples]
-    host.ledger.hold(host.price.final)
     with host.ledger.limit() as allowance:
         traces = host.run("validation, default values", jobs)
     report_failures(host, traces)
-    costs = (costs_by_role(allowance),)
-    with contextlib.suppress(OutOfBudget):  # what is held already is enough
-        hold_final(host, costs, len(traces), host.price.final_runs)
-    state = State(configuration, reward, tuple(groups), tuple(traces), costs=costs)
+    state = State(configuration, reward, tuple(groups), tuple(traces), costs=(costs_by_role(allowance),))
     host.progress.line(f"validation score of the default configuration: {mean_score(state):.3f}")
     emit_curve(host, "start", 0, mean_score(state))
     return state

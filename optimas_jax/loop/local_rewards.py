@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.execution import Job
-from optimas_jax.core.types import Group, Trace, derive_seed
+from optimas_jax.core.types import Example, Group, Trace, derive_seed
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prompt, PromptSpace, Value, other_values
-from optimas_jax.loop.budget import block
+from optimas_jax.loop.budget import FIRST_RUNS, block, costs_by_role, hold_final
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
 from optimas_jax.loop.state import Runs, State
@@ -57,6 +57,7 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
     groups: list[Group] = []
     traces: list[Trace] = []
     reasons: dict[str, str] = {}
+    _hold_measurements(host, inputs[:FIRST_RUNS])
     with host.ledger.limit(host.ledger.left.share(config.offline.share)):
         for wave, begin in enumerate(range(0, len(inputs), _WAVE)):
             names = [name for name in host.components if name not in reasons]
@@ -77,6 +78,16 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
     report_failures(host, traces)
     kept = tuple(group for group in groups if len(group.candidates) > 1)
     return Collected(kept, {name: reasons.get(name, "no more inputs") for name in host.components})
+
+
+def _hold_measurements(host: Host, inputs: Sequence[Example]) -> None:
+    """Sets aside what baseline, confirmation and final test are expected to cost, as runs on ``inputs`` cost."""
+    if host.ledger.budget.is_set:
+        configuration = host.system.default_configuration()
+        with host.ledger.limit() as allowance:
+            host.run("first runs", [Job(configuration, example, host.seed) for example in inputs])
+        costs = (costs_by_role(allowance),)
+        hold_final(host, costs, len(inputs), host.price.baseline_runs + host.price.final_runs)
 
 
 def collect_again(host: Host, config: RunConfig, state: State, number: int) -> list[Group]:

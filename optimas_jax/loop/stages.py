@@ -17,6 +17,7 @@ from pathlib import Path
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import Group, StopRun
+from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
@@ -94,9 +95,10 @@ def with_price(run: Run) -> Run:
     if len(run.tape) or not host.ledger.budget.exceeded(host.price.least):
         return dataclasses.replace(run, host=host)
     raise OverBudget(
-        f"config.budget allows {host.ledger.budget}, and the measurements alone may cost {host.price.least}: the "
-        f"validation of the default ({host.price.baseline}), confirmation and final test ({host.price.final}). Set it "
-        "at least to that, and higher for a search, or lower config.data.val, confirm or test"
+        f"config.budget allows {host.ledger.budget}, and what has to be measured may cost {host.price.least}: a few "
+        f"first runs, the validation of the default ({host.price.baseline}), confirmation and final test "
+        f"({host.price.final}). Set it at least to that, and higher for a search, or lower config.data.val, confirm or "
+        "test"
     )
 
 
@@ -130,7 +132,6 @@ def _collect(run: Run) -> None:
     collected = Collected((), {})
     if config.offline.groups:
         with run_limit(host, "collect"), search_limit(host, "collect"):
-            host.ledger.hold(host.price.least)
             collected = collect_offline(host, config)
     else:
         host.progress.line("  nothing is collected (config.offline.groups is 0)")
@@ -178,7 +179,8 @@ def _optimize(run: Run) -> None:
             state = optimize(host, run.device, config, _first_reward(run), _offline_groups(run))
         steps = after_each(host.system.default_configuration(), state.accepted)
         with host.ledger.phase("confirm"):
-            hold_final(host, state.costs, len(state.val_traces), host.price.test_runs)
+            with contextlib.suppress(OutOfBudget):  # then everything goes into the confirmation
+                hold_final(host, state.costs, len(state.val_traces), host.price.test_runs)
             confirmation = confirm_search(host, steps)
     confirmed = confirmation and confirmation.to_json()
     kept = len(state.accepted) if confirmation is None else confirmation.changes or 0
