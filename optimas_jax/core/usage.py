@@ -45,8 +45,8 @@ class Usage:
         return f"{self.usd:.4f} US dollars, {self.tokens:,} tokens, {self.calls:,} calls"
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, and ``tokens``; dollars and seconds rounded for display."""
-        fields = {**dataclasses.asdict(self), "usd": round(self.usd, 6), "seconds": round(self.seconds, 3)}
+        """All fields, and ``tokens``; dollars and seconds without the noise of their sums."""
+        fields = {**dataclasses.asdict(self), "usd": round(self.usd, 12), "seconds": round(self.seconds, 3)}
         return {**fields, "tokens": self.tokens}
 
     def times(self, factor: float) -> Usage:

@@ -233,8 +233,15 @@ class Ledger:
                 self._refuse_all()
 
     def _fits(self, ticket: Ticket) -> bool:
-        within = ticket.allowance is None or not ticket.allowance.left.exceeded(ticket.used)
-        return within and not self.budget.exceeded(self._spent + self._reserved + ticket.paid)
+        if ticket.allowance is not None and ticket.allowance.left.exceeded(ticket.used):
+            return False
+        return not ticket.paid.calls or not self.budget.exceeded(self._to_be_spent(ticket))
+
+    def _to_be_spent(self, ticket: Ticket) -> Usage:
+        """Everything paid for after this request, with what is set aside. An earlier command with another budget may
+        have paid for requests that this one does not make."""
+        held = Usage() if ticket.allowance is None else ticket.allowance.chain[-1].held
+        return self._spent + self._reserved + held + ticket.paid
 
     def _refuse_all(self) -> None:
         error = self._refusal(self._queue[0])
@@ -253,9 +260,10 @@ class Ledger:
                 f"{left} are left for this, and the next request, of {ticket.role!r}, may use "
                 f"{ticket.used.tokens:,} tokens: raise config.budget, or config.optimize.max_tokens in a new --workdir"
             )
-        exceeded = self.budget.exceeded(self._spent + ticket.paid)
+        exceeded = self.budget.exceeded(self._to_be_spent(ticket))
         reached = ", ".join(f"config.budget.{name} = {getattr(self.budget, name)}" for name in exceeded)
-        return OverBudget(
+        error = OverBudget if ticket.allowance is None else OutOfBudget
+        return error(
             f"the budget is spent ({reached}): {self._spent} so far in this run folder, and the next call may cost "
             f"{ticket.paid}. All of it is kept: raise the limit and run the same command again"
         )

@@ -36,7 +36,7 @@ from typing import Any
 
 from optimas_jax.core.execution import gather
 from optimas_jax.core.system import ComponentBug
-from optimas_jax.core.types import Example, Outcome
+from optimas_jax.core.types import Example, Outcome, StopRun
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
 from optimas_jax.llm.base import Completion, CompletionRequest, Effect
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
@@ -50,6 +50,7 @@ _STAGES = ("collect", "optimize", "evaluate")  # that use anything
 PRICE = "price.json"  # of the run's measurements, in the run folder
 _PHASE = "optimize"  # of the ledger
 _WORD = " a"  # a token of most vocabularies
+_PLACEHOLDER = 64 * _WORD
 FIRST_RUNS = 4  # on training inputs, which tell what a run costs
 _MARGIN = 1.1  # answers of the final test may be longer than those of the validation
 
@@ -58,14 +59,14 @@ def price(host: Host, config: RunConfig) -> Price:
     """The price of a run's measurements. The folder keeps it: a later command may lack the local models, whose
     tokenizers give the exact length of prompts.
 
-    The system runs on every example with a completer that sends no request: it adds up the worst case of each, and
-    answers with a text of the greatest length. A run that fails on such an answer ends there, and its price is too low.
-    The price is a plan; the ledger keeps the limit in any case.
+    The components run on every example with a completer that sends no request: it adds up the worst case of each, and
+    answers with a text of the greatest length. Where a component fails on such an answer, those behind it read a
+    placeholder. The price is a plan; the ledger keeps the limit in any case. Other settings of the evaluation, which a
+    folder allows, leave the price and so the search as they were.
     """
     settings, splits = config.evaluate, host.splits
-    sizes = {"gate_examples": config.optimize.gate_examples, "split": settings.split, "repeats": settings.repeats}
     known = host.folder.read(PRICE)
-    if known is not None and known["of"] == sizes:
+    if known is not None and known["prices"] == config.prices:
         return Price.from_json(known)
     val, confirm = splits["val"][: config.optimize.gate_examples or None], splits.get("confirm", ())
     baseline, confirmed, tested = (_dry_runs(host, examples) for examples in (val, confirm, splits[settings.split]))
@@ -78,7 +79,7 @@ def price(host: Host, config: RunConfig) -> Price:
         final=(confirmed.total + tested.total.times(settings.repeats)).times(2),
         largest=baseline.largest.most(confirmed.largest).most(tested.largest),
     )
-    host.folder.write(PRICE, {"of": sizes, **result.to_json()})
+    host.folder.write(PRICE, {"prices": config.prices, **result.to_json()})
     return result
 
 
@@ -102,13 +103,24 @@ class _Pricing:
 
 
 def _dry_runs(host: Host, examples: Sequence[Example]) -> _Pricing:
-    """Requests of runs under the default configuration."""
+    """Requests of all components, and of the metric, under the default configuration."""
     pricing, default = _Pricing(host.completer.most), host.system.default_configuration()
     system = dataclasses.replace(host.system.using(pricing), meter=None)
 
     async def run(example: Example) -> None:
-        with contextlib.suppress(ComponentBug):
-            await system.run(default, example, host.seed)
+        fields = dict(example.inputs)
+        for name in system.order:
+            component, outputs = system.by_name[name], {}
+            inputs = {field: fields.get(field, _PLACEHOLDER) for field in component.inputs}
+            with contextlib.suppress(ComponentBug):
+                outputs = (await system.run_component(name, inputs, default.get(name), example, host.seed)).outputs
+            fields |= {field: outputs.get(field, _PLACEHOLDER) for field in component.outputs}
+        try:
+            await system.score({field: fields[field] for field in system.output_fields}, example, host.seed)
+        except StopRun:
+            raise
+        except Exception:  # of a metric, on an answer that no model gave
+            return
 
     gather([functools.partial(run, example) for example in examples], concurrency=len(examples) or 1)
     return pricing
@@ -224,9 +236,9 @@ def total(usages: Iterable[Usage]) -> Usage:
 
 
 def costs_by_role(allowance: Allowance) -> dict[str, Usage]:
-    """Costs of all requests answered under an allowance, by the role that asked."""
+    """Costs of all different requests answered under an allowance, by the role that asked."""
     costs: dict[str, Usage] = {}
-    for role, _, usage in allowance.requests:
+    for role, usage in {(role, key): (role, usage) for role, key, usage in allowance.requests}.values():
         costs[role] = costs.get(role, Usage()) + usage
     return costs
 

@@ -240,7 +240,7 @@ class OfflineConfig:
       groups: informative groups (candidates with different rewards) per component; 0 collects none.
       calls: component calls at most, per component: a candidate costs a call of its component and of each descendant;
         0 for no limit.
-      share: share of ``optimize.max_tokens`` at most.
+      share: share at most of ``optimize.max_tokens``, and of what ``budget`` leaves beside the measurements.
       stop: share of the inputs that choose the epoch of a local reward.
       report: share of the inputs for alignment.
     """
@@ -282,7 +282,7 @@ class RunConfig:
       benchmark: name of a benchmark, or path of a file that defines one (``benchmarks.modules``).
       variant: name, for the banner and results.
       seed: names all randomness except the data's.
-      concurrency: examples in flight; changes speed only.
+      concurrency: examples in flight; changes speed, and the request at which a budget cuts a block.
       mesh: devices; (0, 1) puts all of them along ``data``.
       server: server of models called ``openai:NAME``; OpenAI itself without an address.
       anthropic: server of models called ``anthropic:NAME``; Anthropic itself without an address.

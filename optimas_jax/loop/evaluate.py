@@ -111,7 +111,7 @@ def evaluate_within(
     while done < len(examples):
         part = examples[done : done + size]
         try:
-            with block(host, f"{name} from {done}"):
+            with block(host, f"{name} from {done} of {' '.join(one.digest for one in configurations)}"):
                 parts.append(evaluate(host, configurations, part, repeats))
         except OutOfBudget as reason:
             if not done:
@@ -237,7 +237,10 @@ def confirm_search(host: Host, steps: Sequence[Configuration]) -> Confirmation |
     examples = host.splits.get("confirm", ())
     if not examples:
         return None
-    done, (default, *final) = evaluate_within(host, "confirmation", [steps[0], *steps[1:][-1:]], examples, 1)
+    try:
+        done, (default, *final) = evaluate_within(host, "confirmation", [steps[0], *steps[1:][-1:]], examples, 1)
+    except OutOfBudget as reason:
+        return Confirmation(0, None, f"not confirmed: {reason}")
     scores: list[Sequence[float] | None] = [*[None] * max(0, len(steps) - 2), *(one.scores for one in final)]
     confirmation = confirm(default.scores, scores)
     if confirmation.changes is None and len(scores) > 1 and confirmation.tests and len(done) == len(examples):
@@ -275,9 +278,10 @@ def align(host: Host, device: Device, config: RunConfig, configuration: Configur
             names = [name for name in host.components if _informative(config, groups, name) < config.align.inputs]
             examples = inputs[begin : begin + _ALIGNED_AT_ONCE]
             try:
-                traces = host.run("base runs", [Job(configuration, e, host.seed) for e in examples] if names else [])
-                runs = list(zip(examples, traces, strict=False))
-                groups += collect_wave(host, twice, configuration, dict.fromkeys(names, runs), groups)
+                with block(host, f"align {config.align.tokens} from {begin}"):
+                    jobs = [Job(configuration, example, host.seed) for example in examples] if names else []
+                    runs = list(zip(examples, host.run("base runs", jobs), strict=False))
+                    groups += collect_wave(host, twice, configuration, dict.fromkeys(names, runs), groups)
             except OutOfBudget as reason:
                 host.progress.line(f"  stopped: {reason}")
                 break
@@ -317,12 +321,12 @@ def measure(run: Run) -> dict[str, Any]:
         steps, kept = [states[0], configuration], 1
     elif not settings.changes:
         steps, kept = [states[0], configuration, *states[kept + 1 :][-1:]], 1
-    name = f"final test on {settings.split}, {settings.repeats} runs each"
+    name = f"{settings.split} examples, {settings.repeats} run{'s' * (settings.repeats > 1)} each"
     examples, pair = evaluate_within(host, name, [steps[0], steps[kept]], examples, settings.repeats)
     measured = {0: pair[0], kept: pair[1]}
     others = [index for index in range(len(steps)) if index not in measured]
     try:
-        with block(host, f"{name}, other states"):
+        with block(host, f"{name}, states {' '.join(steps[index].digest for index in others)}"):
             more = evaluate(host, [steps[index] for index in others], examples, settings.repeats)
         measured |= dict(zip(others, more, strict=True))
         evaluations = [measured[index] for index in range(len(steps))]

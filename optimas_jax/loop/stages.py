@@ -21,7 +21,7 @@ from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
-from optimas_jax.loop.budget import hold_final, price, run_limit, search_limit
+from optimas_jax.loop.budget import USED, hold_final, price, run_limit, search_limit
 from optimas_jax.loop.completers import loaded_here
 from optimas_jax.loop.config import ALIGN, STAGES, RunConfig
 from optimas_jax.loop.context import Run, build_run
@@ -87,12 +87,12 @@ def with_price(run: Run) -> Run:
     """The run with the price of its measurements, if ``config.budget`` limits them.
 
     Raises:
-      OverBudget: with that price, if the budget does not allow for them and nothing is paid for yet.
+      OverBudget: with that price, if the budget does not allow for them.
     """
     if not run.host.ledger.budget.is_set:
         return run
     host = dataclasses.replace(run.host, price=price(run.host, run.config))
-    if len(run.tape) or not host.ledger.budget.exceeded(host.price.least):
+    if not host.ledger.budget.exceeded(host.price.least):
         return dataclasses.replace(run, host=host)
     raise OverBudget(
         f"config.budget allows {host.ledger.budget}, and what has to be measured may cost {host.price.least}: a few "
@@ -223,6 +223,9 @@ def _align(run: Run) -> None:
     best = run.host.folder.path / BEST
     configuration = load_best(best) if best.is_dir() else run.host.system.default_configuration()
     with run_limit(run.host, "align"):
+        used = run.host.folder.read(USED) or {}
+        if "evaluate" not in used:
+            run.host.ledger.hold(run.host.price.final if "optimize" in used else run.host.price.least)
         alignment = align(run.host, run.device, run.config, configuration, reward)
     run.host.folder.write("alignment.json", {"reward": reward, "alignment": alignment})
     run.host.folder.emit("alignment", reward=reward, alignment=alignment)

@@ -11,7 +11,7 @@ from fakes import ScriptedCompleter, request
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.usage import Limit, OutOfBudget, Usage
 from optimas_jax.llm.base import Completion
-from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
+from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
 
 
@@ -177,7 +177,8 @@ def test_the_budget_of_a_folder_holds_under_a_limit():
     ledger, inner = Ledger(Budget(calls=2)), ScriptedCompleter(lambda r: "fine", delay=0.001)
     with ledger.limit(Limit(tokens=10_000)):
         answers = ask(taped(inner, ledger), [request(str(i)) for i in range(5)])
-    assert [type(one) for one in answers] == [Completion] * 2 + [OverBudget] * 3
+    assert [type(one) for one in answers] == [Completion] * 2 + [OutOfBudget] * 3
+    assert "config.budget.calls = 2" in str(answers[2])
 
 
 @pytest.mark.parametrize("late", [False, True])

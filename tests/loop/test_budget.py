@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -17,7 +18,17 @@ from optimas_jax.core.execution import Job, gather, run_many
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.usage import OutOfBudget, Usage
 from optimas_jax.llm.base import Completion, CompletionRequest
-from optimas_jax.loop.budget import CUTS, block, cost_so_far, costs_from, expected_cost, fits, run_limit, search_limit
+from optimas_jax.loop.budget import (
+    CUTS,
+    block,
+    cost_so_far,
+    costs_from,
+    expected_cost,
+    fits,
+    price,
+    run_limit,
+    search_limit,
+)
 from optimas_jax.loop.context import Run
 
 COST = 20  # tokens of every answer; at most 77 are reserved
@@ -133,4 +144,21 @@ def test_an_expected_cost_is_that_of_runs_so_far(tmp_path: Path) -> None:
         run.host.ledger.replay([("metric", "a judge's request", Usage(calls=1, prompt_tokens=5))])
         assert expected_cost(run.host, "router", runs=2).tokens == 10
         assert expected_cost(run.host, runs=2).tokens == 2 * COST + 10
+    run.tape.close()
+
+
+def test_components_behind_one_that_fails_on_a_made_up_answer_are_priced(tmp_path: Path) -> None:
+    async def ask_again(fields: Any, value: Any, context: Any) -> dict[str, str]:
+        await context.completer.complete(request("x" * 200, role="tuner"))
+        return {"c": "ape"}
+
+    system = enumerable_system(0)  # its router knows four words alone
+    last = dataclasses.replace(system.by_name["tuner"], run=ask_again)
+    system = dataclasses.replace(system, components=(*system.components[:2], last))
+    run = make_run(system, tmp_path, seed=0, mode="paper", engine=ExactRewards(system, tmp_path), iterations=1)
+    found = price(run.host, run.config)
+    assert found.baseline.calls == 2 * 3 and found.baseline.tokens > 3 * 200
+    assert (found.baseline_runs, found.confirm_runs, found.test_runs) == (3, 0, 3)
+    assert found.final == found.baseline.times(2) and found.largest.calls == 1
+    assert found == price(run.host, run.config)  # as the folder keeps it
     run.tape.close()

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from scripted import answer, scripted_config
 
 from optimas_jax.benchmarks import hotpotqa
 from optimas_jax.core.types import Outcome
+from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.ledger import Budget, OverBudget
+from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.evaluate import after_each
 from optimas_jax.loop.journal import load_best
@@ -30,10 +33,11 @@ from optimas_jax.report.run import report_run
 UNLIMITED = Budget()
 
 
-def config_with(budget: Budget, **search: Any) -> RunConfig:
+def config_with(budget: Budget, evaluate: Mapping[str, Any] | None = None, **search: Any) -> RunConfig:
     """A whole run without training, which accepts changes."""
     base = scripted_config(budget=budget)
-    settings = dataclasses.replace(base.optimize, score="global", gate_top=2, iterations=6, **search)
+    base = dataclasses.replace(base, evaluate=dataclasses.replace(base.evaluate, **(evaluate or {})))
+    settings = dataclasses.replace(base.optimize, **{"score": "global", "gate_top": 2, "iterations": 6, **search})
     data = dataclasses.replace(base.data, confirm=8)
     return dataclasses.replace(base, optimize=settings, data=data)
 
@@ -49,6 +53,14 @@ def run(
     report_run(workdir, progress)
     events = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
     return model.requests, json.loads((workdir / "results.json").read_text()), events
+
+
+def spent(workdir: Path) -> Usage:
+    """What all commands in a folder paid."""
+    tape = Tape(workdir / "tape.sqlite")
+    usage = tape.usage()
+    tape.close()
+    return usage
 
 
 def default() -> Configuration:
@@ -134,6 +146,74 @@ def test_a_higher_budget_goes_on_where_the_lower_one_ended(tmp_path: Path, whole
     assert requests and comparable(high) == comparable(straight)
 
 
+@pytest.mark.parametrize("raised", [1.02, 1.1, 1.3])
+@pytest.mark.parametrize("share", [0.2, 0.45, 0.9])
+def test_a_slightly_higher_budget_has_a_result_too(tmp_path: Path, whole, share: float, raised: float) -> None:
+    """What the first command paid for and the second does not use is spent all the same."""
+    _, most, least = whole
+    low = round(least + share * (most - least))
+    run(tmp_path / "run", Budget(tokens=low))
+    for _ in range(2):
+        requests, results, _ = run(tmp_path / "run", Budget(tokens=round(raised * low)))
+        assert results["n"] == 12 and results["confirmed"]["verdict"]
+        assert spent(tmp_path / "run").tokens <= raised * low
+    assert not requests
+
+
+def test_a_lower_budget_than_was_spent_pays_nothing(tmp_path: Path, whole) -> None:
+    _, most, least = whole
+    run(tmp_path / "run", Budget(tokens=2 * most))
+    requests, results, _ = run(tmp_path / "run", Budget(tokens=(most + least) // 2))
+    assert not requests and results["n"] == 12
+    with pytest.raises(OverBudget, match="what has to be measured may cost"):
+        run(tmp_path / "run", Budget(tokens=1))
+
+
+def test_other_settings_of_the_evaluation_leave_the_search_as_it_was(tmp_path: Path, whole) -> None:
+    _, most, least = whole
+    budget = Budget(tokens=(most + least) // 2)
+    _, first, _ = run(tmp_path / "run", budget)
+    _, repeated, _ = run(tmp_path / "run", budget, evaluate={"repeats": 3})
+    assert repeated["confirmed"] == first["confirmed"] and len(repeated["optimized"]["repeats"]) == 3
+    requests, again, _ = run(tmp_path / "run", budget)
+    assert not requests and comparable(again) == comparable(first)
+
+
+def test_the_align_stage_leaves_what_the_measurements_need(tmp_path: Path) -> None:
+    def config() -> RunConfig:
+        base = config_with(Budget(tokens=100_000), score="local", iterations=2, gate_top=1)
+        return dataclasses.replace(base, data=dataclasses.replace(base.data, train=40))
+
+    model, progress = ScriptedCompleter(answer), ConsoleProgress(Console(file=io.StringIO()))
+    for stage in ("collect", "train", "align", "align", "optimize", "align", "evaluate"):
+        run_stages(config(), tmp_path, stage, progress, model)
+    assert json.loads((tmp_path / "results.json").read_text())["n"] == 12
+    assert spent(tmp_path).tokens <= 100_000
+
+
+def test_dollars_are_limited_as_tokens_are(tmp_path: Path) -> None:
+    def config(usd: float, model: str = "openai:x") -> RunConfig:
+        base = config_with(Budget(usd=usd))
+        language_model = dataclasses.replace(base.proposer, model=model)
+        system = dataclasses.replace(base.system, language_model=language_model)
+        return dataclasses.replace(base, proposer=language_model, system=system, prices="openai:x=1/2")
+
+    progress = ConsoleProgress(Console(file=io.StringIO()))
+    with pytest.raises(OverBudget, match=r"may cost 0\.0\d+ US dollars"):
+        run_stages(config(1e-6), tmp_path / "refused", "all", progress, ScriptedCompleter(answer))
+    for usd in (0.08, 0.12):
+        run_stages(config(usd), tmp_path / str(usd), "all", progress, ScriptedCompleter(answer))
+        assert json.loads((tmp_path / str(usd) / "results.json").read_text())["n"] == 12
+    with pytest.raises(OverBudget, match=r"may cost 0\.0\d+ US dollars"):  # a price that was not known before
+        folder, model = tmp_path / "other", ScriptedCompleter(answer)
+        with pytest.raises(OverBudget, match="tokens"):
+            run_stages(
+                dataclasses.replace(config(0), budget=Budget(tokens=1), prices=""), folder, "all", progress, model
+            )
+        run_stages(config(1e-6), folder, "all", progress, model)
+    assert not model.requests
+
+
 def test_calls_are_limited_as_tokens_are(tmp_path: Path, whole) -> None:
     straight, *_ = whole
     calls = paid(straight)["calls"]
@@ -161,7 +241,7 @@ def test_a_final_test_that_costs_more_than_expected_is_measured_on_the_examples_
             searching = searching and stage != "optimize"
         results = json.loads((tmp_path / "results.json").read_text())
         assert 0 < results["n"] < 12 and len(results["baseline"]["scores"]) == results["n"]
-        assert f"final test on test, 1 runs each: {results['n']} of 12 examples" in said.getvalue()
+        assert f"test examples, 1 run each: {results['n']} of 12 examples" in said.getvalue()
         assert paid(results)["tokens"] <= budget.tokens
         asked = len(model.requests)
     assert asked == len(model.requests)
