@@ -23,7 +23,7 @@ from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
-from optimas_jax.parallel.platform import default_compute, free_memory
+from optimas_jax.parallel.platform import default_compute, forget_programs, free_memory
 from optimas_jax.parallel.sharding import shardings
 
 
@@ -69,6 +69,7 @@ class Engines:
         self._mesh_config, self._progress = mesh, progress
         self._sources: dict[str, ModelSource] = {}
         self._models: dict[str, LoadedModel] = {}
+        self._samples = False
         self._lock = threading.Lock()
 
     @functools.cached_property
@@ -106,8 +107,14 @@ class Engines:
 
     def sampler(self, spec: str) -> Sampler:
         """A sampling engine over ``spec``."""
-        model = self.model(spec)
+        model, self._samples = self.model(spec), True
         return Sampler(model.network, model.params, model.tokenizer, model.mesh)
+
+    def forget_programs(self) -> None:
+        """Drops compiled programs of samplers, which have one for every size of batch, at the end of a phase whose
+        prompts the next one does not have; see ``parallel.platform``."""
+        if self._samples:
+            forget_programs()
 
 
 def use_compilation_cache(folder: Path) -> None:

@@ -30,7 +30,6 @@ from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import BEST, UNCONFIRMED, load_best
 from optimas_jax.loop.local_rewards import Collected, collect_offline, train_first
 from optimas_jax.loop.race import RANDOM
-from optimas_jax.parallel.platform import forget_programs
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
 
@@ -59,8 +58,7 @@ def run_stages(
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
             run_stage(run, name)
-            if completer is None:
-                forget_programs()  # of prompts as the stage had them, of which the next one needs few
+            run.engines.forget_programs()
 
 
 @contextlib.contextmanager
@@ -178,6 +176,7 @@ def _optimize(run: Run) -> None:
         with search_limit(host):
             state = optimize(host, run.device, config, _first_reward(run), _offline_groups(run))
         steps = after_each(host.system.default_configuration(), state.accepted)
+        run.engines.forget_programs()
         with host.ledger.phase("confirm"):
             with contextlib.suppress(OutOfBudget):  # then everything goes into the confirmation
                 hold_final(host, state.costs, len(state.val_traces), host.price.test_runs)
