@@ -19,6 +19,7 @@ from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.system import Component, Meter, RunContext, System
 from optimas_jax.core.types import Example, Group
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
+from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.config import LossConfig
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
@@ -30,6 +31,7 @@ from optimas_jax.loop.context import Device, Host, Run
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import RunFolder, load_best
 from optimas_jax.loop.state import State
+from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig
 from optimas_jax.rewards.config import RewardConfig
@@ -157,7 +159,7 @@ def make_run(
         concurrency=config.concurrency,
         max_tokens=config.optimize.max_tokens,
     )
-    return Run(config, host, Device(engine, None), Dataset(splits), None, tape, 0.0)
+    return Run(config, host, Device(engine, None), Dataset(splits), Engines(MeshConfig(), QUIET), tape, 0.0)
 
 
 def search(run: Run, reward: str = "exact", groups: Sequence[Group] = ()) -> State:

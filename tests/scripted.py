@@ -58,7 +58,7 @@ def scripted_config(**changes: Any) -> RunConfig:
             learning_rate=3e-3,
             epochs=1,
         ),
-        data=dataclasses.replace(base.data, train=16, val=8, test=12),
+        data=dataclasses.replace(base.data, train=16, val=8, test=12, confirm=8),
         offline=OfflineConfig(inputs=16, calls=64),
         collect=CollectConfig(samples=2, values=1),
         optimize=OptimizeConfig(

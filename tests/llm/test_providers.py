@@ -318,7 +318,7 @@ def paid_config(address) -> RunConfig:
         base,
         system=SystemConfig(model, k_grid=(1, 2), k=1),
         proposer=LanguageModel("anthropic:claude-3-haiku-20240307", max_tokens=16),
-        data=dataclasses.replace(base.data, train=6, val=4, test=4),
+        data=dataclasses.replace(base.data, train=6, val=4, test=4, confirm=4),
         offline=dataclasses.replace(base.offline, inputs=6, calls=24),
         optimize=dataclasses.replace(base.optimize, components="answer_generator", iterations=1, inputs=3, demo_sets=0),
         server=ServerConfig(f"{address}/v1", retries=Retries(first_wait=0.01)),
@@ -340,7 +340,7 @@ def test_a_run_is_recorded_billed_and_replayed_without_keys(tmp_path, monkeypatc
 
     with serving_app(servers.app, log_level="critical") as address:
         config = paid_config(address)
-        with pytest.raises(StopRun, match=r"config.budget.calls = 20"):
+        with pytest.raises(StopRun, match=r"config.budget allows 20 calls"):
             config = dataclasses.replace(config, budget=Budget(calls=20))
             run()
         config = dataclasses.replace(config, budget=Budget(usd=0.5))
