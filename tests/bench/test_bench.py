@@ -268,6 +268,7 @@ def test_spread_is_range_over_median() -> None:
     assert report.spread([2.0, 3.0, 2.0, 2.0, 1.0]) == 1.0
 
 
+@pytest.mark.long
 def test_the_command_measures_and_writes_json(tmp_path: Path) -> None:
     command = [sys.executable, "launch/bench.py", "--suite=curves", "--case=generate, batch 1", f"--model={SPEC}"]
     command += ["--repeats=1", f"--json={tmp_path / 'rows.json'}"]  # batches of 1 and of 16

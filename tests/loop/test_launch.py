@@ -74,9 +74,10 @@ LITTLE = (
     ("flags", "concurrency", "interrupted", "killed"),
     [
         pytest.param(LITTLE, (4, 2, 3), 20, 60, id="little data"),
-        pytest.param((), (16, 4, 16), 40, 200, id="all data", marks=pytest.mark.long),
+        pytest.param((), (16, 4, 16), 40, 200, id="all data"),
     ],
 )
+@pytest.mark.long
 def test_interrupted_and_killed_at_other_hash_seeds_and_concurrency_it_ends_as_the_straight_run(
     tmp_path: Path, flags: tuple[str, ...], concurrency: tuple[int, int, int], interrupted: int, killed: int
 ) -> None:
