@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 def run(workdir, tokens):
     """Results, events and tokens used of a run."""
     smoke = parse_config(get_config("smoke").to_dict())
-    search = dataclasses.replace(smoke.optimize, iterations=30)  # as many as the budget allows
+    search = dataclasses.replace(smoke.optimize, iterations=100)  # more than the budget allows
     config = dataclasses.replace(smoke, optimize=search, budget=Budget(tokens=tokens))
     progress = ConsoleProgress(Console(file=io.StringIO()))
     run_stages(config, workdir, "all", progress)
