@@ -46,8 +46,8 @@ from optimas_jax.sandbox.unittests import Verdict
 
 USED = "used.json"  # what each stage used, in the run folder
 CUTS = "budget_cuts.json"  # blocks that a limit cut, in the run folder
-_STAGES = ("collect", "optimize", "evaluate")  # that use anything
 PRICE = "price.json"  # of the run's measurements, in the run folder
+_STAGES = ("collect", "optimize", "evaluate")  # that use anything
 _PHASE = "optimize"  # of the ledger
 _WORD = " a"  # a token of most vocabularies
 _PLACEHOLDER = 64 * _WORD
@@ -108,6 +108,7 @@ def _dry_runs(host: Host, examples: Sequence[Example]) -> _Pricing:
     system = dataclasses.replace(host.system.using(pricing), meter=None)
 
     async def run(example: Example) -> None:
+        """Runs all components on an example, one after the other, and the metric."""
         fields = dict(example.inputs)
         for name in system.order:
             component, outputs = system.by_name[name], {}
@@ -144,12 +145,11 @@ def search_limit(host: Host, stage: str = _PHASE) -> Iterator[Allowance]:
 
 
 @contextlib.contextmanager
-def block(host: Host, name: str, tokens: float = math.inf) -> Iterator[Allowance]:
+def block(host: Host, name: str) -> Iterator[Allowance]:
     """A part of a stage that counts as a whole or not at all.
 
     Args:
       name: unique in the run, and the same in every repetition of it.
-      tokens: the most that it may use, besides what is left.
 
     Raises:
       OutOfBudget: if a limit cuts it, now or in an earlier command, which recorded the cut. The caller must drop
@@ -161,7 +161,7 @@ def block(host: Host, name: str, tokens: float = math.inf) -> Iterator[Allowance
         _replay_cut(host, cuts[key])
         raise OutOfBudget(f"{name} was cut by the same limit before")
     before = _meter_usage(host)
-    with host.ledger.limit(Limit(tokens=tokens)) as allowance:
+    with host.ledger.limit() as allowance:
         try:
             yield allowance
         except OutOfBudget:

@@ -238,18 +238,26 @@ def confirm_search(host: Host, steps: Sequence[Configuration]) -> Confirmation |
     if not examples:
         return None
     try:
-        done, (default, *final) = evaluate_within(host, "confirmation", [steps[0], *steps[1:][-1:]], examples, 1)
+        done, confirmation = _confirmation(host, steps, examples)
     except OutOfBudget as reason:
-        return Confirmation(0, None, f"not confirmed: {reason}")
+        done, confirmation = (), Confirmation(0, None, f"not confirmed: {reason}")
+    host.folder.emit("confirmation", **confirmation.to_json())
+    host.progress.line(f"on {len(done)} examples that no gate has seen: {confirmation.verdict}")
+    return confirmation
+
+
+def _confirmation(
+    host: Host, steps: Sequence[Configuration], examples: Sequence[Example]
+) -> tuple[Sequence[Example], Confirmation]:
+    """The examples that the budget allowed for, and the tests on them."""
+    done, (default, *final) = evaluate_within(host, "confirmation", [steps[0], *steps[1:][-1:]], examples, 1)
     scores: list[Sequence[float] | None] = [*[None] * max(0, len(steps) - 2), *(one.scores for one in final)]
     confirmation = confirm(default.scores, scores)
     if confirmation.changes is None and len(scores) > 1 and confirmation.tests and len(done) == len(examples):
         with contextlib.suppress(OutOfBudget), block(host, "confirmation, earlier states"):
             earlier = evaluate(host, steps[1:-1], examples, 1)
             confirmation = confirm(default.scores, [*(one.scores for one in earlier), scores[-1]])
-    host.folder.emit("confirmation", **confirmation.to_json())
-    host.progress.line(f"on {len(done)} examples that no gate has seen: {confirmation.verdict}")
-    return confirmation
+    return done, confirmation
 
 
 def alignment_of(host: Host, device: Device, config: RunConfig, state: State) -> dict[str, Any]:
@@ -276,11 +284,13 @@ def align(host: Host, device: Device, config: RunConfig, configuration: Configur
     with host.ledger.limit(Limit(tokens=config.align.tokens or math.inf)):
         for begin in range(0, len(inputs), _ALIGNED_AT_ONCE):
             names = [name for name in host.components if _informative(config, groups, name) < config.align.inputs]
+            if not names:
+                break
             examples = inputs[begin : begin + _ALIGNED_AT_ONCE]
             try:
                 with block(host, f"align {config.align.tokens} from {begin}"):
-                    jobs = [Job(configuration, example, host.seed) for example in examples] if names else []
-                    runs = list(zip(examples, host.run("base runs", jobs), strict=False))
+                    jobs = [Job(configuration, example, host.seed) for example in examples]
+                    runs = list(zip(examples, host.run("base runs", jobs), strict=True))
                     groups += collect_wave(host, twice, configuration, dict.fromkeys(names, runs), groups)
             except OutOfBudget as reason:
                 host.progress.line(f"  stopped: {reason}")

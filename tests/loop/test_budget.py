@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fakes import ScriptedCompleter, request
 
 from optimas_jax.core.execution import Job, gather, run_many
 from optimas_jax.core.types import Outcome
-from optimas_jax.core.usage import OutOfBudget, Usage
+from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.loop.budget import (
     CUTS,
@@ -48,13 +49,17 @@ def a_run(workdir: Path, limit: int) -> tuple[Run, list[CompletionRequest]]:
     ), fake.requests
 
 
+def at_most(run: Run, tokens: float) -> AbstractContextManager[Allowance]:
+    return run.host.ledger.limit(Limit(tokens=tokens))
+
+
 def search(run: Run) -> list[Any]:
     """Blocks of growing size, until one is cut twice; what each one did."""
     log: list[Any] = []
     with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
         for number in range(12):
             try:
-                with block(run.host, f"{number}/answers", tokens=math.inf if number % 3 else 200):
+                with block(run.host, f"{number}/answers"), at_most(run, math.inf if number % 3 else 200):
                     ask(run, [f"{number}-{i}" for i in range(number + 1)])
                     log.append(number)
             except OutOfBudget:
@@ -89,7 +94,7 @@ def test_what_a_block_ran_before_it_was_cut_counts_again(tmp_path: Path) -> None
         run, requests = a_run(tmp_path, 300)
         jobs = [Job(run.host.system.default_configuration(), example, 0) for example in run.host.splits["train"]]
         with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
-            with pytest.raises(OutOfBudget), block(run.host, "runs", tokens=100):
+            with pytest.raises(OutOfBudget), block(run.host, "runs"), at_most(run, 100):
                 run_many(run.host.system, jobs, concurrency=1)
             used.append(cost_so_far(run.host))
         run.tape.close()
@@ -101,8 +106,8 @@ def test_an_inner_block_that_is_cut_leaves_the_rest_to_the_outer_one(tmp_path: P
     for _ in range(2):
         run, _ = a_run(tmp_path, 1000)
         with search_limit(run.host, "optimize"):
-            with block(run.host, "outer", tokens=500):
-                with pytest.raises(OutOfBudget), block(run.host, "inner", tokens=100):
+            with block(run.host, "outer"), at_most(run, 500):
+                with pytest.raises(OutOfBudget), block(run.host, "inner"), at_most(run, 100):
                     ask(run, "abcdefgh")
                 assert run.host.ledger.left.tokens == 500 - 40
                 ask(run, "ijkl")

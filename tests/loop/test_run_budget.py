@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fakes import ScriptedCompleter
 from rich.console import Console
+from runs import comparable
 from scripted import answer, scripted_config
 
 from optimas_jax.benchmarks import hotpotqa
@@ -74,11 +75,6 @@ def paid(results: dict[str, Any]) -> dict[str, float]:
         "tokens": sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows),
         "calls": sum(row["paid_calls"] for row in rows),
     }
-
-
-def comparable(results: dict[str, Any]) -> dict[str, Any]:
-    free = ("ledger", "paid_calls", "wall_seconds", "peak_rss_mb")
-    return {key: value for key, value in results.items() if key not in free}
 
 
 @pytest.fixture(scope="module")

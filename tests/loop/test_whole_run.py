@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fakes import ScriptedCompleter
 from rich.console import Console
+from runs import comparable
 from scripted import answer, scripted_config
 
 from optimas_jax.core.usage import OutOfBudget
@@ -40,12 +41,6 @@ def run(
         report_run(workdir, progress)
     path = workdir / "results.json"
     return model, json.loads(path.read_text()) if path.is_file() else {}
-
-
-def comparable(results: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in every repetition: all but the bill, the clock and memory."""
-    free = ("ledger", "paid_calls", "wall_seconds", "peak_rss_mb")
-    return {key: value for key, value in results.items() if key not in free}
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,13 @@
 """The split of inputs, and what is measured on its report part."""
 
 import dataclasses
+import json
+import runpy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from runs import ROOT
 from systems import group, system, tool
 
 from optimas_jax.core.types import Candidate
@@ -195,3 +198,16 @@ def test_the_interval_over_five_seeds_covers_the_truth(spread):
         _, (low, high) = pooled_pair_accuracy(runs, "local")
         covered += low <= 0.6 <= high
     assert covered >= 180
+
+
+def test_the_table_of_several_runs_names_every_component(tmp_path, capsys):
+    for number, inputs in enumerate(({"a": (3, 4), "b": (1, 1)}, {"a": (0, 1), "c": (2, 2)})):
+        rows = {name: {**row, "shorter": 0.0, "loglik": row["pairs"]} for name, row in counted(**inputs).items()}
+        (tmp_path / str(number)).mkdir()
+        data = {"alignment": {"writer": {"by_input": rows}}}
+        (tmp_path / str(number) / "alignment.json").write_text(json.dumps(data))
+    main = runpy.run_path(str(ROOT / "launch" / "pool_alignment.py"))["main"]
+    assert main([str(tmp_path / "0"), str(tmp_path / "1")]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| writer | 2, 2 | 8 | 0.750 [") and row.endswith("| 1.000 [1.000, 1.000] |")
+    assert main([str(tmp_path / "0")]) == 2
