@@ -1,4 +1,4 @@
-"""Reads GGUF files, versions 2 and 3: all metadata at once, tensors one at a time.
+"""Reads GGUF files, versions 2 and 3, whole or split: all metadata at once, tensors one at a time.
 
 ``gguf.GGUFReader`` makes several numpy arrays of every vocabulary entry (seconds for a small model), and slices past
 the end of a truncated file just come back shorter. Here every length is checked against the size of the file before
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ from typing import Any
 import gguf
 import numpy as np
 
-GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+# All that ``gguf.dequantize`` knows.
+GGUF_TYPES = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+    *("IQ4_NL", "IQ4_XS"),
+)
 
 _VERSIONS = (2, 3)
 _KINDS = {int(kind): kind.name for kind in gguf.GGMLQuantizationType}
@@ -57,12 +63,49 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Parses the header of a GGUF file and maps its tensors.
+    """Parses the header of a GGUF file, or of the files of a split one, and maps the tensors.
+
+    Args:
+      path: the file; of a split one the first, ``NAME-00001-of-0000N.gguf``, with the others beside it. They are those
+        that llama.cpp's ``gguf-split`` writes: the first has the metadata, and says how many files and tensors
+        there are.
 
     Raises:
-      ValueError: if it is not a GGUF file, if its version or a tensor's type is not supported, or if any part of it,
-        tensor data included, lies beyond the end of the file.
+      ValueError: if a file is not a GGUF file, if its version or a tensor's type is not supported, if any part of it,
+        tensor data included, lies beyond the end of the file, or if the files of a split one do not belong together.
     """
+    file = _read_file(path)
+    count, number = (file.metadata.get(key, 0) for key in ("split.count", "split.no"))
+    if type(count) is not int or type(number) is not int:
+        raise ValueError(f"its split.count is {count!r} and its split.no {number!r}: expected whole numbers")
+    if count <= 1:
+        return file
+    if number:
+        raise ValueError(f"it is number {number} of {count}, counted from 0: give the first, {_name(path, 0, count)}")
+    tensors = dict(file.tensors)
+    for number in range(1, count):
+        other = path.parent / _name(path, number, count)
+        if not other.is_file():
+            raise ValueError(f"it is the first of {count} files, of which {other.name} is missing")
+        part = _read_file(other)
+        if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
+            raise ValueError(f"{other.name} is not number {number} of {count}, counted from 0")
+        tensors |= part.tensors
+    expected = file.metadata.get("split.tensors.count")
+    if len(tensors) != expected:
+        raise ValueError(f"its {count} files have {len(tensors)} tensors, but the first says {expected}")
+    return GgufFile(file.metadata, tensors)
+
+
+def _name(path: Path, number: int, count: int) -> str:
+    """Name of file ``number`` (from 0) of those that ``path`` belongs to."""
+    name, cut = re.subn(r"-\d{5}-of-\d{5}$", "", path.stem)
+    if not cut:
+        raise ValueError(f"it is one of {count} files, which must be called NAME-00001-of-{count:05}.gguf and so on")
+    return f"{name}-{number + 1:05}-of-{count:05}.gguf"
+
+
+def _read_file(path: Path) -> GgufFile:
     if path.stat().st_size == 0:
         raise ValueError("the file is empty")
     data = np.memmap(path, mode="r", dtype=np.uint8)

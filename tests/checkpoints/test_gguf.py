@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gguf_files import WIDE, WIDE_SHAPES, wide, write
 
 from optimas_jax.checkpoints.gguf import GGUF_TYPES, read_gguf
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
@@ -20,71 +21,6 @@ from optimas_jax.parallel.platform import Compute
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 F32 = Compute(jnp.dtype(jnp.float32), "tiled")
-# One layer wide enough for the blocks of 256 values of the K types.
-WIDE = {
-    "model_type": "llama",
-    "vocab_size": 8,
-    "hidden_size": 256,
-    "intermediate_size": 256,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "tie_word_embeddings": True,
-}
-WIDE_SHAPES = {
-    "model.embed_tokens.weight": (8, 256),
-    "model.norm.weight": (256,),
-    "model.layers.0.input_layernorm.weight": (256,),
-    "model.layers.0.post_attention_layernorm.weight": (256,),
-    "model.layers.0.self_attn.q_proj.weight": (256, 256),
-    "model.layers.0.self_attn.k_proj.weight": (128, 256),
-    "model.layers.0.self_attn.v_proj.weight": (128, 256),
-    "model.layers.0.self_attn.o_proj.weight": (256, 256),
-    "model.layers.0.mlp.gate_proj.weight": (256, 256),
-    "model.layers.0.mlp.up_proj.weight": (256, 256),
-    "model.layers.0.mlp.down_proj.weight": (256, 256),
-}
-
-
-def write(path: Path, hf: dict, stored: dict[str, np.ndarray], kinds: dict[str, str] | None = None) -> Path:
-    """Writes a GGUF file as llama.cpp's converter does, under the names of gguf's own table.
-
-    Args:
-      hf: config.json of the model.
-      stored: Hugging Face name to float32 values, or to bytes [rows, bytes of a row] where ``kinds`` names a type.
-      kinds: Hugging Face name to GGUF type, F32 where it has none.
-    """
-    config = config_from_hf(hf)
-    writer = gguf.GGUFWriter(path, config.architecture)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_positions)
-    writer.add_embedding_length(config.embed_dim)
-    writer.add_feed_forward_length(config.mlp_dim)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == config.architecture)
-    names = gguf.get_tensor_name_map(architecture, config.num_layers)
-    for name, values in stored.items():
-        rows = values
-        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-        if config.architecture == "llama" and heads is not None:  # pairs of rows, as in LlamaModel.permute
-            rows = values.reshape(heads, 2, len(values) // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert target is not None, name
-        kind = (kinds or {}).get(name)
-        writer.add_tensor(target, np.ascontiguousarray(rows), raw_dtype=kind and gguf.GGMLQuantizationType[kind])
-    if config.rope_divisors is not None:
-        writer.add_tensor("rope_freqs.weight", np.asarray(config.rope_divisors, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def load(path: Path):
@@ -101,37 +37,20 @@ def assert_equal(left, right) -> None:
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def block_bytes(kind: str, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``values`` as stored in ``kind``; for the K types, which gguf cannot quantise, random blocks of that size."""
-    number = gguf.GGMLQuantizationType[kind]
-    if kind not in ("Q4_K", "Q6_K"):
-        return gguf.quantize(values, number)
-    block, size = gguf.GGML_QUANT_SIZES[number]
-    blocks = rng.integers(0, 256, (values.size // block, size), np.uint8)
-    scales = rng.uniform(0.001, 0.01, (len(blocks), 2)).astype(np.float16).view(np.uint8)
-    if kind == "Q4_K":
-        blocks[:, :4] = scales  # of values and of minima, at the front
-    else:
-        blocks[:, -2:] = scales[:, :2]  # at the end
-    return blocks.reshape(values.shape[0], -1)
-
-
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_every_type_is_dequantised_in_place(tmp_path, kind):
-    rng = np.random.default_rng(0)
-    stored, kinds, expected = {}, {}, {}
-    for name, shape in WIDE_SHAPES.items():
-        values = rng.standard_normal(shape).astype(np.float32)
-        stored[name] = expected[name] = values
-        if len(shape) == 2:
-            stored[name], kinds[name] = block_bytes(kind, values, rng), kind
-            expected[name] = gguf.dequantize(stored[name], gguf.GGMLQuantizationType[kind]).astype(np.float32)
-            assert np.isfinite(expected[name]).all()
-            if kind not in ("Q4_K", "Q6_K"):
-                assert np.abs(expected[name] - values).max() < 0.5
+    stored, kinds, expected = wide(kind)
+    for values in expected.values():
+        assert np.isfinite(values).all()
+        assert 0.01 < values.std() < 2
     path = write(tmp_path / "model.gguf", WIDE, stored, kinds)
     assert {tensor.kind for tensor in read_gguf(path).tensors.values()} == {kind, "F32"}
     assert_equal(load(path), params_of(WIDE, expected))
+
+
+def test_every_type_that_gguf_can_dequantise_is_read():
+    known = {kind.name for kind in gguf.quants._type_traits}
+    assert set(GGUF_TYPES) == {"F32", "F16", *known}
 
 
 @pytest.mark.parametrize("name", ["llama", "llama31", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied"])
@@ -147,6 +66,54 @@ def test_every_architecture_loads_as_from_its_folder(tmp_path, name):
     for field in ("architecture", "vocab_size", "num_layers", "head_dim", "rope_theta", "tied_embeddings", "qk_norm"):
         assert getattr(config, field) == getattr(expected, field)
     assert_equal(load(path), params_of(hf, stored))
+
+
+@pytest.fixture
+def split(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+    """The first of four files of a model of eleven tensors, and the tensors."""
+    stored, _, _ = wide("F32")
+    path = write(tmp_path / "model.gguf", WIDE, stored, split_max_tensors=3)
+    assert path.name == "model-00001-of-00004.gguf"
+    return path, stored
+
+
+def test_a_split_file_loads_like_a_whole_one(split):
+    path, stored = split
+    assert_equal(load(path), params_of(WIDE, stored))
+
+
+def test_split_files_that_do_not_belong_together_are_refused(split):
+    path, _ = split
+    second, third, fourth = (path.with_name(f"model-0000{number}-of-00004.gguf") for number in (2, 3, 4))
+    with pytest.raises(WeightsError, match=r"number 1 of 4, counted from 0: give the first, model-00001-of-00004"):
+        load(second)
+    content = third.read_bytes()
+    third.unlink()
+    with pytest.raises(WeightsError, match=r"first of 4 files, of which model-00003-of-00004\.gguf is missing"):
+        load(path)
+    third.write_bytes(fourth.read_bytes())
+    with pytest.raises(WeightsError, match=r"model-00003-of-00004\.gguf is not number 2 of 4, counted from 0"):
+        load(path)
+    third.write_bytes(content[:-1])
+    with pytest.raises(WeightsError, match=r"ends at byte \d+, but the file at byte"):
+        load(path)
+    third.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"must be called NAME-00001-of-00004\.gguf"):
+        load(path.rename(path.with_name("model.gguf")))
+
+
+@pytest.mark.parametrize(("count", "number"), [("2", 0), (2, "0"), (True, 0)])
+def test_numbers_of_files_that_are_none_are_refused(tmp_path, count, number):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    for key, value in {"split.count": count, "split.no": number}.items():
+        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+    writer.add_tensor("t", np.zeros(2, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(WeightsError, match=r"its split\.count is .* and its split\.no .*: expected whole numbers"):
+        load(tmp_path / "model.gguf")
 
 
 def test_a_tensor_under_an_unknown_name_is_reported(tmp_path):
@@ -237,8 +204,8 @@ def header(tmp_path: Path, *tensors: tuple[str, list[int], int]) -> Path:
     ("tensors", "message"),
     [
         (
-            [("a", [256], 13), ("b", [256], 13), ("c", [32], 6)],
-            r"tensors of type Q5_0, Q5_K; read are F32, F16, .*Q6_K",
+            [("a", [256], 15), ("b", [256], 15), ("c", [32], 24)],
+            r"tensors of type I8, Q8_K; read are F32, F16, .*Q6_K",
         ),
         ([("a", [32], 999)], r"tensors of type number 999; read are"),
         ([("a", [33], 8)], r"tensor a has rows of 33 values, not a multiple of Q8_0's block of 32"),
