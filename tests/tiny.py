@@ -23,6 +23,17 @@ from optimas_jax.parallel.platform import Compute, default_compute
 F32 = dataclasses.replace(default_compute("cpu"), lanes=1)
 CONFIG = dataclasses.replace(RANDOM_CONFIG, num_layers=3, qk_norm=True, qkv_bias=True, tied_embeddings=False)
 SHALLOW = dataclasses.replace(CONFIG, num_layers=2)  # compiles faster where one program has all layers
+# With everything of Gemma 3's that other models have not; prefixes and candidates are longer than its window.
+GEMMA = dataclasses.replace(
+    CONFIG,
+    qkv_bias=False,
+    post_norms=True,
+    activation="gelu_tanh",
+    embed_scale=8.0,
+    query_scale=0.2,
+    layer_kinds=("sliding", "full", "unrotated"),
+    window=7,
+)
 LORA = LoraConfig(rank=4, alpha=8.0)
 OPTIMIZER = make_optimizer()  # one for all: what is compiled for an optimiser is kept by its identity
 

@@ -39,6 +39,7 @@ _TINY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
+_FEW_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}  # within the tiny vocabulary
 _LLAMA31_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500_000.0,
@@ -47,15 +48,52 @@ _LLAMA31_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_LLAMA32_ROPE = {**_LLAMA31_ROPE, "factor": 32.0}
 # name -> (config class, its settings beyond _TINY, rows, tokens). Rows are longer than one attention block (64); the
 # rows of llama31 are longer than the context that its RoPE was scaled from.
 BACKBONES: dict[str, tuple[type, dict[str, Any], int, int]] = {
     "llama": (transformers.LlamaConfig, {"rms_norm_eps": 1e-5}, 2, 72),
     "llama31": (transformers.LlamaConfig, {"head_dim": 16, "rope_parameters": _LLAMA31_ROPE}, 1, 160),
+    "llama32": (
+        transformers.LlamaConfig,
+        {"head_dim": 16, "rope_parameters": _LLAMA32_ROPE, "tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+        1,
+        160,
+    ),
     "qwen2": (transformers.Qwen2Config, {}, 2, 72),
     "qwen2_tied": (transformers.Qwen2Config, {"tie_word_embeddings": True, "num_key_value_heads": 1}, 2, 72),
     "qwen3": (transformers.Qwen3Config, {"head_dim": 16}, 2, 72),
     "qwen3_tied": (transformers.Qwen3Config, {"head_dim": 24, "tie_word_embeddings": True}, 1, 72),
+    "smollm3": (transformers.SmolLM3Config, {**_FEW_IDS, "no_rope_layers": [1, 0, 1]}, 2, 72),
+    # Windows that end within a tile and (below) with one; RoPE of its own for each kind of layer.
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        {
+            **_FEW_IDS,
+            "head_dim": 16,
+            "sliding_window": 20,
+            "query_pre_attn_scalar": 24,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        2,
+        150,
+    ),
+    "gemma3_linear": (
+        transformers.Gemma3TextConfig,
+        {
+            **_FEW_IDS,
+            "head_dim": 24,
+            "num_key_value_heads": 1,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20_000.0},
+            },
+        },
+        1,
+        150,
+    ),
 }
 
 
@@ -68,7 +106,8 @@ def make_backbones() -> None:
         with torch.no_grad():
             for key, value in model.named_parameters():
                 spread = 0.3 if value.ndim == 1 else 1.0 / value.shape[1] ** 0.5
-                random = spread * torch.randn(value.shape, generator=generator) + float(key.endswith("norm.weight"))
+                centre = float(key.endswith("norm.weight") and not name.startswith("gemma3"))
+                random = spread * torch.randn(value.shape, generator=generator) + centre
                 value.copy_(random.half().float())
         input_ids = torch.randint(0, config.vocab_size, (rows, tokens), generator=generator)
         arrays: dict[str, np.ndarray] = {"input_ids": input_ids.numpy().astype(np.int32)}

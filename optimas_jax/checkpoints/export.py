@@ -23,7 +23,12 @@ from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import merge_lora
 from optimas_jax.parallel.platform import Compute
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
 
 
 def hf_folder(source: ModelSource) -> Path:
@@ -58,15 +63,22 @@ def export(source: ModelSource, folder: Path, adapter: Path | None = None) -> No
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = tuple(part.key for part in path)
-        tensors[hf_name(keys)] = np.asarray(leaf)
+        tensors[hf_name(keys, config)] = np.asarray(leaf) - (config.norms_less_one and keys[-1] == "scale")
     folder.mkdir(parents=True)
     load_tokenizer(source).backend.save_pretrained(str(folder))
-    (folder / "config.json").write_text(json.dumps(hf_config(config), indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(_config_json(source, config), indent=2), encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def _config_json(source: ModelSource, config: BackboneConfig) -> dict[str, Any]:
+    if source.kind != "hf" or source.path is None:
+        return hf_config(config)
+    settings = json.loads((source.path / "config.json").read_text("utf-8"))
+    return {key: value for key, value in settings.items() if key != "torch_dtype"} | {"dtype": "float32"}
+
+
 def hf_config(config: BackboneConfig) -> dict[str, Any]:
-    """The ``config.json`` that ``models.config.config_from_hf`` reads back."""
+    """The ``config.json`` that ``models.config.config_from_hf`` reads back, of a model from a GGUF file."""
     if config.rope_divisors is not None:
         raise WeightsError("a GGUF file with scaled RoPE cannot be exported: name the model's Hugging Face folder")
     return {
@@ -85,4 +97,5 @@ def hf_config(config: BackboneConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_embeddings,
         "hidden_act": "silu",
         "dtype": "float32",
+        **({"no_rope_layers": [int(kind != "unrotated") for kind in config.kinds]} if config.layer_kinds else {}),
     }

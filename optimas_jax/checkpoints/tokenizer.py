@@ -32,6 +32,8 @@ _QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF vocabularies
 
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>")  # of an answer
+
 _RANDOM_WORDS = (
     "yes no region country people capital currency question answer EUR USD XOF XAF Europe Asia Africa America "
     "million thousand square kilometres area code 1 2 3"
@@ -233,7 +235,7 @@ def _finish(backend: PreTrainedTokenizerFast, eos_ids: Sequence[int | None] = ()
         raise WeightsError(f"{where} names no end-of-sequence token")
     fast = backend.backend_tokenizer
     fast.encode_special_tokens = True  # as characters
-    named = [fast.token_to_id(name) for name in ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>")]
+    named = [fast.token_to_id(name) for name in _ENDS]
     ends = [index for index in [backend.eos_token_id, *eos_ids, *named] if index is not None]
     pad = backend.pad_token_id
     return Tokenizer(backend, tuple(dict.fromkeys(ends)), pad if isinstance(pad, int) else ends[0])

@@ -225,12 +225,12 @@ def params_from_tensors(
     """Fills the backbone from tensors under their Hugging Face names, after auditing names and shapes both ways."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(abstract_params(config, compute))
     flat_shardings = [None] * len(flat) if shardings is None else jax.tree.leaves(shardings)
-    wanted = [hf_name(tuple(part.key for part in path)) for path, _ in flat]
+    wanted = [hf_name(tuple(part.key for part in path), config) for path, _ in flat]
     tied = {"lm_head.weight"} if config.tied_embeddings else set()
     problems = [f"missing: {name}" for name in wanted if name not in tensors]
     problems += [f"not used: {name}" for name in tensors if name not in {*wanted, *tied}]
     leaves = []
-    for name, (_, leaf), sharding in zip(wanted, flat, flat_shardings, strict=True):
+    for name, (path, leaf), sharding in zip(wanted, flat, flat_shardings, strict=True):
         if name not in tensors:
             continue
         value = tensors[name]()
@@ -239,6 +239,8 @@ def params_from_tensors(
         if value.shape != leaf.shape:
             problems.append(f"shape of {name}: {value.shape}, expected {leaf.shape}")
         if not problems:  # after the first problem only the audit continues
+            if config.norms_less_one and path[-1].key == "scale":
+                value = value.astype(np.float32) + 1
             value = np.ascontiguousarray(value, dtype=leaf.dtype)
             leaves.append(jnp.asarray(value) if sharding is None else jax.device_put(value, sharding))
     if problems:
@@ -262,11 +264,23 @@ _HF_LAYER_NAMES = {
 }
 
 
-def hf_name(path: tuple[Any, ...]) -> str:
-    """("layers", 3, "q", "weight") -> "model.layers.3.self_attn.q_proj.weight", as Hugging Face checkpoints have it."""
+_HF_POST_NORM_NAMES = {
+    "post_attn_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
+
+
+def hf_name(path: tuple[Any, ...], config: BackboneConfig | None = None) -> str:
+    """("layers", 3, "q", "weight") -> "model.layers.3.self_attn.q_proj.weight", as Hugging Face checkpoints have it.
+
+    Args:
+      config: of the model; names of norms depend on it.
+    """
     if path[0] == "layers":
         suffix = "bias" if path[3] == "bias" else "weight"
-        return f"model.layers.{path[1]}.{_HF_LAYER_NAMES[path[2]]}.{suffix}"
+        names = _HF_LAYER_NAMES | (_HF_POST_NORM_NAMES if config is not None and config.post_norms else {})
+        return f"model.layers.{path[1]}.{names[path[2]]}.{suffix}"
     return {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}[
         path[0]
     ]
@@ -355,7 +369,7 @@ def _gguf_to_hf(name: str) -> str:
 
 def _gguf_read(tensor: GgufTensor, config: BackboneConfig) -> np.ndarray:
     value = tensor.read()
-    if config.architecture == "llama" and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+    if config.architecture in ("llama", "smollm3") and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
         return _undo_interleaved_rope(value, config.head_dim)
     return value
 

@@ -54,6 +54,7 @@ class Tiles(NamedTuple):
       blocks: [B, S / BLOCK] the stored blocks of these keys.
       segments: [n, 4] sequence, first, stop, and 1 if all tokens of the query tile see the segment.
       bounds: [T / TILE + 1] segments of query tile t: from bounds[t] to bounds[t + 1].
+      window, positions: see ``within``; None for attention to all that is before.
     """
 
     sequence: Any
@@ -64,6 +65,8 @@ class Tiles(NamedTuple):
     blocks: Any
     segments: Any
     bounds: Any
+    window: Any = None
+    positions: Any = None
 
 
 class Spans(NamedTuple):
@@ -76,6 +79,7 @@ class Spans(NamedTuple):
       starts: [B] int32 number of keys before the first query, which were stored earlier.
       parts: for groups of candidates (None for plain sequences), [B, S] int32: a number for each part (prefix or
         candidate), -1 for padding. A token sees, causally, its part and the prefix, which is part 0.
+      window, positions: see ``within``; None for attention to all that is before.
     """
 
     queries: Any
@@ -83,15 +87,32 @@ class Spans(NamedTuple):
     inverse: Any
     starts: Any
     parts: Any = None
+    window: Any = None
+    positions: Any = None
 
-    def visible(self, queries: int, keys: int) -> jax.Array:
-        """[B, queries, keys] bool. Padding is only seen by padding."""
-        query_index = self.starts[:, None] + jnp.arange(queries)
-        causal = jnp.arange(keys) <= query_index[..., None]
-        if self.parts is None:
-            return causal
-        parts = self.parts[:, None, :]
-        return causal & ((parts == self.parts[..., None]) | (parts == 0))
+    def visible(self, stored: int) -> jax.Array:
+        """[B, Q, S] bool, where ``stored`` (P) positions are. Padding is only seen by padding."""
+        key_index = jnp.arange(self.keys.shape[1])
+        query_index = self.starts[:, None] + jnp.arange(self.queries.shape[1])
+        seen = key_index <= query_index[..., None]
+        if self.parts is not None:
+            parts = self.parts[:, None, :]
+            seen &= (parts == self.parts[..., None]) | (parts == 0)
+        if self.window is not None:
+            computed = gather(self.positions, self.keys - stored)
+            key_positions = jnp.where(key_index < self.starts[:, None], key_index, computed)
+            seen &= within(self.window, gather(self.positions, self.queries)[..., None], key_positions[:, None, :])
+        return seen
+
+
+def windowed(layout: Tiles | Spans, window: int, positions: jax.Array) -> Tiles | Spans:
+    """The layout for a layer in which a token sees ``window`` positions, its own included; ``positions`` [T] int32."""
+    return layout._replace(window=jnp.int32(window), positions=positions)
+
+
+def within(window: jax.Array | int, query: jax.Array, key: jax.Array) -> jax.Array:
+    """Whether a key's position is within the window of a query's. Stored keys are at positions from 0 on."""
+    return query - key < window
 
 
 def attention(
@@ -118,7 +139,7 @@ def attention(
         return _to_tokens(_attend(queries, keys, values, layout, stored)[0])
     q_rows = gather(q, layout.queries)
     k_rows, v_rows = (gather(new, layout.keys, old) for new, old in zip((k, v), stored or (None, None), strict=True))
-    mask = layout.visible(q_rows.shape[1], k_rows.shape[1])[:, None]
+    mask = layout.visible(0 if stored is None else stored[0].shape[0] * BLOCK)[:, None]
     out = jax.nn.dot_product_attention(q_rows, k_rows, v_rows, mask=mask)
     return out.reshape(-1, *out.shape[2:])[layout.inverse]
 
@@ -166,10 +187,13 @@ def _over_key_tiles(tiles: Tiles, query_tile: jax.Array, body: Callable[..., Sta
     """Folds ``body(sequence, tile, bias, state)`` over the key tiles of a query tile, in the order of positions;
     ``bias`` [TILE, TILE] is 0 for the keys that a query sees and _MASKED for others."""
     padded_part = jnp.pad(tiles.part, TILE)
+    padded_positions = None if tiles.positions is None else jnp.pad(tiles.positions, TILE)
     q_sequence, q_index, q_part = (
         jax.lax.dynamic_slice(x, (query_tile * TILE,), (TILE,))[:, None]
         for x in (tiles.sequence, tiles.key_index, tiles.part)
     )
+    if tiles.positions is not None:
+        q_position = jax.lax.dynamic_slice(tiles.positions, (query_tile * TILE,), (TILE,))[:, None]
 
     def over_segment(number: jax.Array, state: State) -> State:
         sequence, first, stop, shared = tiles.segments[number]
@@ -180,6 +204,10 @@ def _over_key_tiles(tiles: Tiles, query_tile: jax.Array, body: Callable[..., Sta
             part = jax.lax.dynamic_slice(padded_part, (_tile_start(tiles, sequence, tile),), (TILE,))
             part = jnp.where(key_index < tiles.starts[sequence], 0, part)
             visible = of_sequence & (key_index <= q_index) & ((part == q_part) | (part == 0))
+            if padded_positions is not None:
+                at = jax.lax.dynamic_slice(padded_positions, (_tile_start(tiles, sequence, tile),), (TILE,))
+                at = jnp.where(key_index < tiles.starts[sequence], key_index, at)
+                visible &= within(tiles.window, q_position, at)
             return body(sequence, tile, jnp.where(visible, 0.0, _MASKED), state)
 
         return jax.lax.fori_loop(first, stop, over_tile, state)
@@ -291,7 +319,12 @@ _tiled_attention.defvjp(_tiled_forward, _tiled_backward)
 
 
 def decode_attention(
-    q: jax.Array, k_cache: jax.Array, v_cache: jax.Array, positions: jax.Array, cpu_forms: bool = False
+    q: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    positions: jax.Array,
+    cpu_forms: bool = False,
+    window: int | None = None,
 ) -> jax.Array:
     """Attention of one new token over a cache that already holds the token's key and value.
 
@@ -301,6 +334,7 @@ def decode_attention(
       v_cache: [B, K, S, H] values.
       positions: [B] int32 position of the token: slots up to it are filled.
       cpu_forms: see ``parallel.platform.Compute``.
+      window: number of positions that the token sees, its own included; None for all.
 
     Returns:
       [B, N, H] in the dtype of ``q``.
@@ -310,6 +344,8 @@ def decode_attention(
     queries = q.reshape(batch, num_kv_heads, num_heads // num_kv_heads, head_dim) * (head_dim**-0.5)
     scores = jnp.einsum("bkgh,bkhs->bkgs", queries, k_cache, preferred_element_type=jnp.float32)
     visible = jnp.arange(slots) <= positions[:, None]
+    if window is not None:
+        visible &= within(window, positions[:, None], jnp.arange(slots))
     scores = jnp.where(visible[:, None, None, :], scores, _MASKED)
     weights = over_padded_rows(jax.nn.softmax, scores) if cpu_forms else jax.nn.softmax(scores)
     out = jnp.einsum("bkgs,bksh->bkgh", weights.astype(v_cache.dtype), v_cache, preferred_element_type=jnp.float32)

@@ -1,4 +1,5 @@
-"""Decoder-only transformer: Llama (with 3.1's RoPE scaling), Qwen2 / 2.5 (q/k/v bias) and Qwen3 (q/k norm).
+"""Decoder-only transformer: Llama (with 3.1's RoPE scaling), Qwen2 / 2.5 (q/k/v bias), Qwen3 (q/k norm), SmolLM3
+(layers without RoPE) and Gemma 3 (layers with a window, norms of outputs, scaled embeddings).
 
 The network is *defined* with Flax NNX and *used* as a graph definition plus a plain nested dict of arrays::
 
@@ -9,8 +10,9 @@ The network is *defined* with Flax NNX and *used* as a graph definition plus a p
 so that every step is a pure function of arrays. The weights of layers are separate arrays, not one stack: decoding
 reads each weight once per token and must not copy it out of a stack first.
 
-Parameter names: ``embed``, ``layers/<i>/{attn_norm,q,k,v,o,q_norm,k_norm,mlp_norm,gate,up,down}``, ``final_norm``,
-``lm_head`` (absent when tied). Matrices (``weight``, ``embed``, ``lm_head``) are [out, in], as checkpoints have them.
+Parameter names: ``embed``, ``layers/<i>/{attn_norm,q,k,v,o,q_norm,k_norm,post_attn_norm,mlp_norm,gate,up,down,
+post_mlp_norm}``, ``final_norm``, ``lm_head`` (absent when tied). Matrices (``weight``, ``embed``, ``lm_head``) are
+[out, in], as checkpoints have them.
 """
 
 from __future__ import annotations
@@ -103,6 +105,10 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, cpu_forms: bool = False
     return over_padded_rows(norm, x) if cpu_forms else norm(x)
 
 
+def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
+
+
 class Layer(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
@@ -122,10 +128,12 @@ class Layer(nnx.Module):
         self.o = linear("o", q_dim, dim)
         self.q_norm = norm(head) if config.qk_norm else None
         self.k_norm = norm(head) if config.qk_norm else None
+        self.post_attn_norm = norm(dim) if config.post_norms else None
         self.mlp_norm = norm(dim)
         self.gate = linear("gate", dim, config.mlp_dim)
         self.up = linear("up", dim, config.mlp_dim)
         self.down = linear("down", config.mlp_dim, dim)
+        self.post_mlp_norm = norm(dim) if config.post_norms else None
         self.config = config
         self.cpu_forms = compute.cpu_forms
 
@@ -135,14 +143,17 @@ class Layer(nnx.Module):
         """Rotated queries [T, N, H] and keys, and values [T, K, H], of normed x [T, D]."""
         q, k, v = (y.reshape(len(x), -1, self.config.head_dim) for y in apply(x, (self.q, self.k, self.v)))
         q = rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
+        if self.config.query_scale is not None:  # attention itself scales by H ** -0.5
+            q = q * (self.config.query_scale * self.config.head_dim**0.5)
         return q, (rotate(k if self.k_norm is None else self.k_norm(k), *rotation), v)
 
     def _add_mixed(self, x: jax.Array, mixed: jax.Array, apply: Linears) -> jax.Array:
-        return x + apply(mixed, (self.o,))[0]
+        return x + _normed(self.post_attn_norm, apply(mixed, (self.o,))[0])
 
     def _add_mlp(self, x: jax.Array, apply: Linears) -> jax.Array:
         gate, up = checkpoint_name(apply(self.mlp_norm(x), (self.gate, self.up)), KEPT)
-        return x + apply(jax.nn.silu(gate) * up, (self.down,))[0]
+        gate = jax.nn.silu(gate) if self.config.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        return x + _normed(self.post_mlp_norm, apply(gate * up, (self.down,))[0])
 
     def __call__(self, x, rotation, layout, stored=None, tokens=None, gate=None):
         """Output of the layer, and the keys and values [T, K, H] of its tokens.
@@ -164,14 +175,15 @@ class Layer(nnx.Module):
             x, mixed = x[tokens], mixed[tokens]
         return self._add_mlp(checkpoint_name(self._add_mixed(x, mixed, apply), KEPT), apply), (k, v)
 
-    def step(self, x, rotation, k_cache, v_cache, positions, gate=None):
-        """One token per row: x [B, D] -> x [B, D], and the caches with keys and values written at ``positions`` [B]."""
+    def step(self, x, rotation, k_cache, v_cache, positions, gate=None, window=None):
+        """One token per row: x [B, D] -> x [B, D], and the caches with keys and values written at ``positions`` [B];
+        ``window`` as in ``decode_attention``."""
         apply = partial(linears, product=decode_product(self.cpu_forms), gate=gate)
         q, (k, v) = self.queries_keys_values(self.attn_norm(x), rotation, apply)
         rows = jnp.arange(x.shape[0])
         k_cache = k_cache.at[rows, :, :, positions].set(k.astype(k_cache.dtype), unique_indices=True)
         v_cache = v_cache.at[rows, :, positions].set(v.astype(v_cache.dtype), unique_indices=True)
-        mixed = decode_attention(q, k_cache, v_cache, positions, self.cpu_forms)
+        mixed = decode_attention(q, k_cache, v_cache, positions, self.cpu_forms, window)
         x = self._add_mixed(x, mixed.reshape(len(x), -1), apply)
         return self._add_mlp(x, apply), k_cache, v_cache
 
@@ -198,11 +210,12 @@ class Backbone(nnx.Module):
     def step(self, tokens, positions, cache: Cache, gate=None):
         """One token a row: tokens [B], positions [B] -> hidden [B, D] and the updated cache; ``gate`` as in
         ``linears``."""
-        x = embed(self.embed[...], tokens, self.dtype)
-        rotation = rope_angles(positions, self.config)
+        x = embed(self.embed[...], tokens, self.config, self.dtype)
+        rotations = {kind: rope_angles(positions, self.config, kind) for kind in self.config.kinds}
         new_cache = []
-        for layer, (k_cache, v_cache) in zip(self.layers, cache, strict=True):
-            x, new_k, new_v = layer.step(x, rotation, k_cache, v_cache, positions, gate)
+        for layer, kind, (k_cache, v_cache) in zip(self.layers, self.config.kinds, cache, strict=True):
+            window = self.config.window if kind == "sliding" else None
+            x, new_k, new_v = layer.step(x, rotations[kind], k_cache, v_cache, positions, gate, window)
             new_cache.append((new_k, new_v))
         return self.final_norm(x), tuple(new_cache)
 
@@ -287,9 +300,10 @@ def _path_hash(name: str) -> int:
     return value
 
 
-def embed(table: jax.Array, input_ids: jax.Array, dtype: Any) -> jax.Array:
-    """Rows of the embedding: [...] ids -> [..., D] in the compute dtype."""
-    return table[input_ids].astype(dtype)
+def embed(table: jax.Array, input_ids: jax.Array, config: BackboneConfig, dtype: Any) -> jax.Array:
+    """Rows of the embedding, scaled: [...] ids -> [..., D] in the compute dtype, which the scale is rounded to."""
+    rows = table[input_ids].astype(dtype)
+    return rows if config.embed_scale == 1.0 else rows * jnp.asarray(config.embed_scale, dtype)
 
 
 def merge_model(

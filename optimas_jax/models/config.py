@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "gemma3_text")
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
+KINDS = ("full", "sliding", "unrotated")  # of layers: causal attention, within a window, without RoPE
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
 
 
@@ -30,6 +32,14 @@ class BackboneConfig:
     tied_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    norms_less_one: bool = False  # checkpoints store norm weights less 1
+    post_norms: bool = False  # attention's and the MLP's outputs are normed, too, before they are added
+    activation: str = "silu"  # or "gelu_tanh"
+    embed_scale: float = 1.0
+    query_scale: float | None = None  # of scores; None: H ** -0.5
+    layer_kinds: tuple[str, ...] = ()  # [L] of KINDS; empty: all "full"
+    window: int = 0  # positions that a token of a "sliding" layer sees, its own included
+    window_rope_theta: float = 10_000.0  # of "sliding" layers, which have no divisors
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -47,14 +57,24 @@ class BackboneConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even for RoPE")
+        if len(self.kinds) != self.num_layers or not set(self.kinds) <= set(KINDS):
+            raise ValueError(f"layer_kinds must be {self.num_layers} of {', '.join(KINDS)}; got {self.layer_kinds}")
+        if ("sliding" in self.layer_kinds) != (self.window > 0):
+            raise ValueError(f"a window of {self.window} tokens for layers of the kinds {set(self.layer_kinds)}")
         if self.rope_divisors is not None and len(self.rope_divisors) != self.head_dim // 2:
             raise ValueError(f"{len(self.rope_divisors)} RoPE divisors for a head_dim of {self.head_dim}")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each layer."""
+        return self.layer_kinds or ("full",) * self.num_layers
 
     @property
     def num_params(self) -> int:
         """Number of parameters, tied embeddings once."""
         q_dim, kv_dim = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        layer = 2 * self.embed_dim * (q_dim + kv_dim) + 3 * self.embed_dim * self.mlp_dim + 2 * self.embed_dim
+        layer = 2 * self.embed_dim * (q_dim + kv_dim) + 3 * self.embed_dim * self.mlp_dim
+        layer += (4 if self.post_norms else 2) * self.embed_dim
         layer += (q_dim + 2 * kv_dim) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
         embeddings = self.vocab_size * self.embed_dim * (1 if self.tied_embeddings else 2)
         return self.num_layers * layer + embeddings + self.embed_dim
@@ -108,7 +128,7 @@ def config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"config.json has model_type {architecture!r}; this backbone implements {', '.join(ARCHITECTURES)}. "
-            "Choose a Llama, Qwen2/2.5 or Qwen3 model"
+            "Choose a Llama, Qwen2/2.5, Qwen3 or SmolLM3 model, or a Gemma 3 model of texts alone"
         )
     missing = [
         key
@@ -117,25 +137,12 @@ def config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
     ]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
-    if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"config.json has hidden_act {config['hidden_act']!r}; the backbone computes 'silu'")
-    if config.get("use_sliding_window") or set(config.get("layer_types") or ()) - {"full_attention"}:
-        raise ValueError("config.json asks for sliding-window attention; the backbone computes full causal attention")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method")
-        raise ValueError(f"config.json has weights quantised with {method!r}; load the original ones or a GGUF file")
-    if config.get("mlp_bias") or (config.get("attention_bias") and architecture in ("llama", "qwen3")):
-        raise ValueError(
-            "config.json asks for mlp_bias or attention_bias, which the backbone has only as Qwen2's q/k/v"
-        )
+    _refuse_what_is_not_computed(config, architecture)
     num_heads = config["num_attention_heads"]
     # transformers' own defaults where a hand-written config leaves a key out
-    head_dim = config.get("head_dim") or (128 if architecture == "qwen3" else config["hidden_size"] // num_heads)
-    # transformers 5 writes rope_parameters; transformers 4 wrote rope_theta and rope_scaling side by side.
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ValueError("config.json has a partial_rotary_factor; the backbone rotates whole heads")
+    head_dims = {"qwen3": 128, "gemma3_text": 256}
+    head_dim = config.get("head_dim") or head_dims.get(str(architecture)) or config["hidden_size"] // num_heads
+    rope = _rope_settings(config, architecture)
     return BackboneConfig(
         architecture=architecture,
         vocab_size=config["vocab_size"],
@@ -149,22 +156,90 @@ def config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
         rope_theta=float(rope["rope_theta"]),
         rope_divisors=_rope_divisors(rope, head_dim),
         norm_eps=config.get("rms_norm_eps", 1e-6),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tied_embeddings=bool(config.get("tie_word_embeddings", architecture in ("smollm3", "gemma3_text"))),
         qkv_bias=architecture == "qwen2",
-        qk_norm=architecture == "qwen3",
+        qk_norm=architecture in ("qwen3", "gemma3_text"),
+        **(_gemma3_settings(config) if architecture == "gemma3_text" else {}),
+        **(_smollm3_settings(config) if architecture == "smollm3" else {}),
     )
+
+
+def _refuse_what_is_not_computed(config: Mapping[str, Any], architecture: str) -> None:
+    gemma = architecture == "gemma3_text"
+    key, expected = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
+    if config.get(key, expected) != expected:
+        raise ValueError(f"config.json has {key} {config[key]!r}; the backbone computes {expected!r}")
+    kinds = set(config.get("layer_types") or ()) - {"full_attention", *(["sliding_attention"] if gemma else [])}
+    if config.get("use_sliding_window") or kinds:
+        raise ValueError(
+            f"config.json asks for {', '.join(kinds) or 'sliding_attention'} layers; of this architecture the backbone "
+            f"computes {'full and sliding-window' if gemma else 'full'} causal attention"
+        )
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method")
+        raise ValueError(f"config.json has weights quantised with {method!r}; load the original ones or a GGUF file")
+    if config.get("mlp_bias") or (config.get("attention_bias") and architecture != "qwen2"):
+        raise ValueError(
+            "config.json asks for mlp_bias or attention_bias, which the backbone has only as Qwen2's q/k/v"
+        )
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if config.get(key):
+            raise ValueError(f"config.json has {key} {config[key]!r}, which the backbone does not compute")
+
+
+def _gemma3_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Gemma 3 has beyond Llama; by default, every sixth layer is full and the others are sliding."""
+    every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+    types = config.get("layer_types") or [
+        "sliding_attention" if (index + 1) % every else "full_attention" for index in range(config["num_hidden_layers"])
+    ]
+    kinds = tuple("sliding" if kind == "sliding_attention" else "full" for kind in types)
+    local = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    if local.get("rope_type", "default") != "default":
+        raise ValueError(f"config.json has RoPE type {local['rope_type']!r} for sliding layers; computed is 'default'")
+    return {
+        "norms_less_one": True,
+        "post_norms": True,
+        "activation": "gelu_tanh",
+        "embed_scale": config["hidden_size"] ** 0.5,
+        "query_scale": config.get("query_pre_attn_scalar", 256) ** -0.5,
+        "layer_kinds": kinds,
+        "window": (config.get("sliding_window") or 4096) if "sliding" in kinds else 0,
+        "window_rope_theta": float(local.get("rope_theta") or config.get("rope_local_base_freq") or 10_000.0),
+    }
+
+
+def _smollm3_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Which layers of SmolLM3 have no RoPE: those with a 0 in ``no_rope_layers``, by default every fourth."""
+    every = config.get("no_rope_layer_interval") or 4
+    rotated = config.get("no_rope_layers")
+    if rotated is None:
+        rotated = [(index + 1) % every for index in range(config["num_hidden_layers"])]
+    return {"layer_kinds": tuple("full" if rotates else "unrotated" for rotates in rotated)}
+
+
+def _rope_settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """RoPE of (full) layers. transformers 5 writes ``rope_parameters``, for Gemma 3 by kind of layer; transformers 4
+    wrote ``rope_theta`` and ``rope_scaling`` side by side."""
+    parameters = config.get("rope_parameters") or {}
+    rope = {**(config.get("rope_scaling") or {}), **parameters.get("full_attention", parameters)}
+    default = {"gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0}.get(architecture, 10_000.0)
+    rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or default
+    if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ValueError("config.json has a partial_rotary_factor; the backbone rotates whole heads")
+    return rope
 
 
 def _rope_divisors(rope: Mapping[str, Any], head_dim: int) -> tuple[float, ...] | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ValueError(f"config.json has RoPE type {kind!r}; the backbone computes 'default' and 'llama3'")
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    keys = {"default": (), "linear": ("factor",), "llama3": _LLAMA3_KEYS}.get(kind)
+    if keys is None:
+        raise ValueError(f"config.json has RoPE type {kind!r}; the backbone computes 'default', 'linear' and 'llama3'")
     missing = [key for key in keys if not isinstance(rope.get(key), int | float)]
     if missing:
-        raise ValueError(f"config.json has RoPE type 'llama3' without a number for {', '.join(missing)}")
+        raise ValueError(f"config.json has RoPE type {kind!r} without a number for {', '.join(missing)}")
+    if kind != "llama3":
+        return (float(rope["factor"]),) * (head_dim // 2) if kind == "linear" else None
     factor, low, high, original = (float(rope[key]) for key in keys)
     return llama3_rope_divisors(
         head_dim=head_dim,
@@ -174,6 +249,9 @@ def _rope_divisors(rope: Mapping[str, Any], head_dim: int) -> tuple[float, ...] 
         high_freq_factor=high,
         original_max_positions=int(original),
     )
+
+
+_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def llama3_rope_divisors(
@@ -213,9 +291,10 @@ def config_from_gguf(
       ValueError: if the architecture or the RoPE scaling is not one that the backbone computes.
     """
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if architecture not in GGUF_ARCHITECTURES:
         raise ValueError(
-            f"GGUF file has general.architecture {architecture!r}; this backbone implements {', '.join(ARCHITECTURES)}"
+            f"GGUF file has general.architecture {architecture!r}; read are {', '.join(GGUF_ARCHITECTURES)}. Gemma 3 "
+            "is read from a Hugging Face folder"
         )
 
     def field(name: str, default: Any = None) -> Any:
@@ -252,4 +331,6 @@ def config_from_gguf(
         tied_embeddings=tied_embeddings,
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture == "qwen3",
+        # llama.cpp has the interval in its code, not in the file
+        **(_smollm3_settings({"num_hidden_layers": field("block_count")}) if architecture == "smollm3" else {}),
     )

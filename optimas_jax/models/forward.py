@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles
+from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles, windowed
 from optimas_jax.models.backbone import Network, embed, linears, merge_layer, rms_norm
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.flat import Flat
@@ -47,14 +47,14 @@ def forward(
     Returns:
       [T, D] in the compute dtype.
     """
-    x = embed(params["embed"], input_ids, network.compute.dtype)
+    x = embed(params["embed"], input_ids, network.config, network.compute.dtype)
     x = run_layers(network, params, x, positions, layout, range(network.config.num_layers), None, lora, lora_params)
     return rms_norm(x, params["final_norm"]["scale"], network.config.norm_eps, network.compute.cpu_forms)
 
 
 def features(network: Network, params: Params, flat: Flat, lora: LoraConfig) -> jax.Array:
     """Output of the frozen layers below the adapters (of the embedding, if all layers are adapted), [T, D]."""
-    x = embed(params["embed"], flat.input_ids, network.compute.dtype)
+    x = embed(params["embed"], flat.input_ids, network.config, network.compute.dtype)
     return run_layers(network, params, x, flat.positions, flat.layout, range(lora.first(network.config.num_layers)))
 
 
@@ -79,9 +79,9 @@ def run_layers(
     Returns:
       [T, D] output of the last layer, or [n, D].
     """
-    rotation = _rope_angles(positions, network.config)
+    inputs = _layer_inputs(network, positions, layout)
     for index in layers:
-        weights, adapters = params["layers"][index], _adapters(lora_params, index)
+        weights, adapters, (rotation, layout) = params["layers"][index], _adapters(lora_params, index), inputs[index]
         at = tokens if index == layers[-1] else None
         x, _ = _run_layer(network, lora, weights, adapters, x, rotation, layout, None, at)
     return x
@@ -103,11 +103,11 @@ def run_layers_vjp(
     The VJP can be called once: it frees the residuals of a layer as soon as they are used. It computes no gradient for
     ``x``. Not ``jax.grad``, which takes 5 ms of tracing for each compiled layer.
     """
-    rotation = _rope_angles(positions, network.config)
+    inputs = _layer_inputs(network, positions, layout)
     passed: list[tuple[int, LayerArgs, Pullback]] = []
     for index in layers:
         at = tokens if index == layers[-1] else None
-        args = (_adapters(lora_params, index), x, params["layers"][index], rotation, layout, at)
+        args = (_adapters(lora_params, index), x, params["layers"][index], *inputs[index], at)
         x, pullback = _forward_layer(network, lora, args)
         passed.append((index, args, pullback))
 
@@ -142,18 +142,33 @@ def keys_values(
     Returns:
       By layer, [T, K, H] each, T padded to a multiple of ``prefill_tokens``.
     """
-    x = embed(params["embed"], input_ids, network.compute.dtype)
-    rotation = _rope_angles(positions, network.config)
+    x = embed(params["embed"], input_ids, network.config, network.compute.dtype)
+    inputs = _layer_inputs(network, positions, layout)
     last, computed = network.config.num_layers - 1, []
     for index in range(last):
-        weights, adapters = params["layers"][index], _adapters(lora_params, index)
+        weights, adapters, (rotation, layout) = params["layers"][index], _adapters(lora_params, index), inputs[index]
         x, of_layer = _run_layer(network, lora, weights, adapters, x, rotation, layout, stored[index], None, gate)
         computed.append(of_layer)
-    weights, adapters = params["layers"][last], _adapters(lora_params, last)
+    weights, adapters, (rotation, _) = params["layers"][last], _adapters(lora_params, last), inputs[last]
     return [*computed, _last_keys_values(network, lora, weights, adapters, x, rotation, gate)]
 
 
-_rope_angles = jax.jit(rope_angles, static_argnums=1)  # once for all layers: XLA's CPU code takes 30 ns for a cosine
+# Once for all layers of a kind: XLA's CPU code takes 30 ns for a cosine.
+_rope_angles = jax.jit(rope_angles, static_argnums=(1, 2))
+
+
+def _layer_inputs(
+    network: Network, positions: jax.Array, layout: Tiles | Spans
+) -> list[tuple[Rotation, Tiles | Spans]]:
+    """Rotation and layout of each layer. Where some layers have a window all have one, so that one program fits all."""
+    config = network.config
+    of_kind = {}
+    for kind in set(config.kinds):
+        within = layout
+        if config.window:
+            within = windowed(layout, config.window if kind == "sliding" else config.max_positions, positions)
+        of_kind[kind] = (_rope_angles(positions, config, kind), within)
+    return [of_kind[kind] for kind in config.kinds]
 
 
 def _adapters(lora_params: Params | None, index: int) -> Params:

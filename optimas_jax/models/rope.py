@@ -10,11 +10,14 @@ from optimas_jax.models.config import BackboneConfig
 Rotation = tuple[jax.Array, jax.Array]  # see ``rope_angles``
 
 
-def rope_angles(positions: jax.Array, config: BackboneConfig) -> Rotation:
-    """Cosines and sines [..., H / 2] float32 of the rotation at each position."""
+def rope_angles(positions: jax.Array, config: BackboneConfig, kind: str = "full") -> Rotation:
+    """Cosines and sines [..., H / 2] float32 of the rotation at each position, in layers of ``kind``."""
     half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_divisors is not None:
+    theta = config.window_rope_theta if kind == "sliding" else config.rope_theta
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if kind == "unrotated":
+        frequencies = jnp.zeros_like(frequencies)
+    elif kind == "full" and config.rope_divisors is not None:
         frequencies = frequencies / jnp.asarray(config.rope_divisors, jnp.float32)
     angles = positions.astype(jnp.float32)[..., None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)

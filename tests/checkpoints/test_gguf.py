@@ -212,7 +212,7 @@ def header(tmp_path: Path, *tensors: tuple[str, list[int], int]) -> Path:
         ([("a", [2] * 5, 0)], r"tensor a has 5 dimensions; the format allows 4"),
         ([("a", [2**62, 2**62], 0)], r"tensor a ends at byte \d+, but the file at byte"),
         ([("a", [2], 0), ("a", [2], 0)], r"tensor a is in it twice"),
-        ([("a", [2], 0)], r"has general\.architecture None; this backbone implements llama"),
+        ([("a", [2], 0)], r"has general\.architecture None; read are llama"),
     ],
 )
 def test_headers_that_do_not_fit_are_refused(tmp_path, tensors, message):

@@ -60,11 +60,11 @@ def alone(group):
         yield tiny.plain(sequence), np.int32(len(sequence) - 1), np.int32(group.component)
 
 
-@pytest.mark.parametrize("lora", [tiny.LORA, TOP])
+@pytest.mark.parametrize(("config", "lora"), [(tiny.CONFIG, tiny.LORA), (tiny.CONFIG, TOP), (tiny.GEMMA, TOP)])
 @pytest.mark.parametrize("implementation", ["tiled", "fused"])
-def test_packed_scores_equal_single_ones(implementation, lora):
+def test_packed_scores_equal_single_ones(implementation, config, lora):
     compute = tiny.Compute(tiny.F32.dtype, implementation)
-    network, params = tiny.model(compute=compute)
+    network, params = tiny.model(config, compute)
     head = init_trainable(tiny.CONFIG, tiny.LORA, 5, jax.random.key(0))["head"]
     groups, single = random_groups(6), jax.jit(partial(single_score, network))
     for members, batch in batches(groups, tiled=implementation == "tiled"):

@@ -1,5 +1,7 @@
 """Attention in both layouts against one sequence at a time, written out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimas_jax.models.attention import BLOCK, TILE, Tiles, attention
+from optimas_jax.models.attention import BLOCK, TILE, Tiles, attention, windowed
 from optimas_jax.models.flat import FlatSequence, flatten
 
 HEADS, KV_HEADS, SIZE, STORED, TOKENS = 4, 2, 8, 512, 768
@@ -20,7 +22,7 @@ def arrays(seed):
     return fresh, (jax.random.normal(keys[3], shape), jax.random.normal(keys[4], shape))
 
 
-def seen_keys(sequences):
+def seen_keys(sequences, window=10**6):
     """[TOKENS, STORED + TOKENS] bool: what each token sees of [stored | fresh]."""
     seen, begin = np.zeros((TOKENS, STORED + TOKENS), bool), 0
     for one in sequences:
@@ -30,7 +32,8 @@ def seen_keys(sequences):
         parts = np.asarray([0] * one.start + list(one.parts or [0] * count))
         causal = np.arange(one.length) <= np.arange(one.start, one.length)[:, None]
         own_part = (parts == parts[one.start :, None]) | (parts == 0)
-        seen[begin : begin + count, places] = causal & own_part
+        at = np.asarray([*range(one.start), *(one.positions or range(one.start, one.length))])
+        seen[begin : begin + count, places] = causal & own_part & (at[one.start :, None] - at < window)
         begin += count
     return seen
 
@@ -60,42 +63,53 @@ def random_sequences(rng, *, grouped):
         if grouped:
             cuts = np.sort(rng.integers(0, count + 1, 3))  # parts may be empty, the prefix too
             parts = np.repeat(range(4), np.diff([0, *cuts, count])).tolist()
-            sequences.append(FlatSequence([1] * count, parts=parts))
+            # Every candidate continues the prefix, so that its positions begin where the prefix ends.
+            positions = [
+                index - parts.index(part) + (parts.count(0) if part else 0) for index, part in enumerate(parts)
+            ]
+            sequences.append(FlatSequence([1] * count, parts=parts, positions=positions))
         else:
             blocks = [*common[: rng.integers(0, 7)], *rng.permutation(others)[: rng.integers(0, 4)]]
             sequences.append(FlatSequence([1] * count, blocks=blocks))
     return sorted(sequences, key=lambda one: list(one.blocks))
 
 
+WINDOWS = st.sampled_from([None, 1, 20, TILE, 150])
+
+
+def with_window(flat, window):
+    return flat.layout if window is None else windowed(flat.layout, window, flat.positions)
+
+
 @pytest.mark.parametrize("tiled", [True, False])
 @pytest.mark.parametrize("grouped", [True, False])
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_every_token_sees_what_it_should(tiled, grouped, seed):
+@given(seed=st.integers(0, 10**6), window=WINDOWS)
+def test_every_token_sees_what_it_should(tiled, grouped, seed, window):
     sequences = random_sequences(np.random.default_rng(seed), grouped=grouped)
     places = 0 if grouped else STORED
     flat = flatten(sequences, pad_id=0, tiled=tiled, stored=places, slots=places, tokens=TOKENS)
     fresh, stored = arrays(seed)
-    out = tried(fresh, flat.layout, None if grouped else stored)
-    count = sum(len(one.ids) for one in sequences)
-    np.testing.assert_allclose(out[:count], dense(fresh, stored, seen_keys(sequences))[:count], atol=1e-5)
+    out = tried(fresh, with_window(flat, window), None if grouped else stored)
+    count, seen = sum(len(one.ids) for one in sequences), seen_keys(sequences, window or 10**6)
+    np.testing.assert_allclose(out[:count], dense(fresh, stored, seen)[:count], atol=1e-5)
     assert np.isfinite(out).all()
 
 
 @pytest.mark.parametrize("grouped", [True, False])
 @settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_gradients_of_tiles(grouped, seed):
+@given(seed=st.integers(0, 10**6), window=WINDOWS)
+def test_gradients_of_tiles(grouped, seed, window):
     rng = np.random.default_rng(seed)
-    sequences = [FlatSequence(one.ids, parts=one.parts) for one in random_sequences(rng, grouped=grouped)]
+    sequences = [dataclasses.replace(one, blocks=()) for one in random_sequences(rng, grouped=grouped)]
     flat = flatten(sequences, pad_id=0, tiled=True, tokens=TOKENS)
     fresh, stored = arrays(seed)
     count = sum(len(one.ids) for one in sequences)
     weights = np.where(np.arange(TOKENS)[:, None, None] < count, rng.normal(size=(TOKENS, HEADS, SIZE)), 0.0)
-    seen = seen_keys(sequences)
+    seen = seen_keys(sequences, window or 10**6)
     seen[count:, -1] = True
     exact = grad_of_dense(fresh, stored, seen, weights)
-    for mine, theirs in zip(grad_of_tiles(fresh, flat.layout, weights), exact, strict=True):
+    for mine, theirs in zip(grad_of_tiles(fresh, with_window(flat, window), weights), exact, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 

@@ -14,7 +14,7 @@ from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import load_config, load_params, params_from_tensors, resolve
 from optimas_jax.engine.sampler import Sampler, SampleRequest
 from optimas_jax.engine.sampling import empty_cache
-from optimas_jax.models.backbone import Network, merge_model
+from optimas_jax.models.backbone import Network, embed, merge_model
 from optimas_jax.models.config import config_from_hf
 from optimas_jax.models.forward import forward, run_layers
 from optimas_jax.parallel.platform import Compute, default_compute
@@ -44,7 +44,8 @@ def check(what: str, actual: jax.Array, expected: np.ndarray) -> None:
 
 
 def test_every_architecture_is_stored():
-    assert NAMES == ["llama", "llama31", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied"]
+    families = ("gemma3", "gemma3_linear", "llama", "llama31", "llama32", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied")
+    assert (*families, "smollm3") == tuple(NAMES)
 
 
 @pytest.mark.parametrize("attention", ["tiled", "fused"])
@@ -58,7 +59,7 @@ def test_layers_and_logits(name, attention):
         return flat_array[: rows * length].reshape(rows, length, -1)
 
     model = merge_model(network, params)
-    x = model.embed[...][flat.input_ids]
+    x = embed(model.embed[...], flat.input_ids, config, jnp.float32)
     for index in range(config.num_layers):
         x = run_layers(network, params, x, flat.positions, flat.layout, range(index, index + 1))
         check(f"{name}, layer {index}", per_row(x), golden[f"hidden/{index}"])
