@@ -138,6 +138,7 @@ def make_run(
     **settings: Any,
 ) -> Run:
     effort = {"inputs": len(EXAMPLES), "instructions": 8, "demo_sets": 0, "gate_top": 1, "per_instance": "never"}
+    effort |= {"fewest_groups": 0}  # the exact local reward needs no groups
     config = run_config(
         seed=seed,
         proposer=MODEL,

@@ -144,6 +144,11 @@ class Ledger:
         return self._allowance.left if self._allowance else UNLIMITED
 
     @property
+    def left_of_run(self) -> Limit:
+        """What may still be used under the outermost limit that holds now, beside what is set aside."""
+        return self._allowance.chain[-1].left if self._allowance else UNLIMITED
+
+    @property
     def is_limited(self) -> bool:
         """Whether the worst case of a request matters."""
         return self.budget.is_set or self.left.is_set

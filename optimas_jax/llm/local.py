@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import dataclasses
+import functools
 import queue
 import threading
 import time
@@ -78,7 +79,8 @@ class _Entry:
 class LocalCompleter:
     """Answers completion requests with a local model.
 
-    The model is loaded at the first request, not before: a run that finds everything on its tape never loads it.
+    The model is loaded at the first request, not before: a run that finds everything on its tape never loads it. Its
+    tokenizer alone is loaded where a budget asks for the length of a prompt.
     """
 
     def __init__(self, model: str, load: Callable[[], Sampler], adapters: Path | None = None):
@@ -105,8 +107,20 @@ class LocalCompleter:
         return len(_encode(self.sampler().tokenizer, messages))
 
     def prompt_tokens(self, request: CompletionRequest) -> int | None:
-        """Tokens of a request's prompt; None while the model is not loaded."""
-        return None if self._sampler is None else len(_encode(self._sampler.tokenizer, request.messages))
+        """Tokens of a request's prompt; None for a model that is not loaded and cannot be found: a run whose requests
+        are all on its tape needs none."""
+        tokenizer = self._tokenizer if self._sampler is None else self._sampler.tokenizer
+        return None if tokenizer is None else len(_encode(tokenizer, request.messages))
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        from optimas_jax.checkpoints.tokenizer import load_tokenizer
+        from optimas_jax.checkpoints.weights import WeightsError, resolve
+
+        try:
+            return load_tokenizer(resolve(self._model))
+        except WeightsError:
+            return None
 
     def _load_adapter(self, sampler: Sampler, name: str) -> None:
         """Loads an adapter from the folder; raises ``ValueError`` if it is missing or cannot be read."""

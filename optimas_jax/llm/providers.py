@@ -32,15 +32,21 @@ class RoutedCompleter:
             raise StopRun(str(error)) from None
         if name:
             return await self._remote[name].complete(request)
-        with self._lock:
-            if request.model not in self._local:
-                self._local[request.model] = self._make_local(request.model)
-        return await self._local[request.model].complete(request)
+        return await self._local_completer(request.model).complete(request)
 
     def prompt_tokens(self, request: CompletionRequest) -> int | None:
-        """Tokens of a request's prompt, where a local model serves it and is loaded; else None."""
-        completer = self._local.get(request.model)
-        return None if completer is None else count_prompt(completer, request)
+        """Tokens of a request's prompt, where a local model serves it; else None."""
+        try:
+            served_here = not provider(request.model)
+        except ValueError:
+            return None
+        return count_prompt(self._local_completer(request.model), request) if served_here else None
+
+    def _local_completer(self, model: str) -> Completer:
+        with self._lock:
+            if model not in self._local:
+                self._local[model] = self._make_local(model)
+            return self._local[model]
 
 
 def check_models(specs: Iterable[str], servers: Mapping[str, ServerConfig], *, keys: bool) -> None:

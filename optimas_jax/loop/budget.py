@@ -12,11 +12,11 @@ is a sequence of named *blocks* (a gate, a race), each of which counts as a whol
 
     with run_limit(host, "optimize"):                             what earlier stages left of config.budget
         with search_limit(host):                                  and of max_tokens
-            if fits(host, expected_cost(host, name, runs)):       start only what is expected to fit
-                try:
-                    with block(host, "3/gate-0"):                 at most what is left
-                        ...
-                except OutOfBudget: ...                           the block counts for nothing; its costs are used
+            try:
+                with block(host, "3/gate-0"):                     at most what is left
+                    require(host, expected_cost(host, name, runs, calls))     start only what is expected to fit
+                    ...
+            except OutOfBudget: ...                               the block counts for nothing; its costs are used
 
 The same command again does the same, although the tape now answers at the true cost what had to be admitted at its
 worst case, so that more would fit: a block that was cut is recorded with what it used (``budget_cuts.json``), and the
@@ -52,6 +52,7 @@ _PHASE = "optimize"  # of the ledger
 _WORD = " a"  # a token of most vocabularies
 _PLACEHOLDER = 64 * _WORD
 FIRST_RUNS = 4  # on training inputs, which tell what a run costs
+_NOTHING = Usage()
 _MARGIN = 1.1  # answers of the final test may be longer than those of the validation
 
 
@@ -211,23 +212,30 @@ def costs_from(host: Host) -> dict[str, float]:
     }
 
 
-def expected_cost(host: Host, name: str = "", runs: int = 1, calls: int = 0) -> Usage:
-    """Expected costs of a gate or a block, from the mean request in this search so far; none before its first run.
+def expected_cost(host: Host, name: str, *, runs: int, calls: int = 0) -> Usage:
+    """Expected costs of a step, from the mean request in this search so far; none before its first run.
 
     Args:
-      name: component from which on the system runs; "" for whole runs.
-      runs: runs of the system from there on, the component included, its metric's requests included.
-      calls: further calls of the component alone.
+      name: of a component; "" for whole runs of the system.
+      runs: runs of what depends on the component, the metric included.
+      calls: calls of the component itself.
     """
-    names = [name, *sorted(host.system.descendants(name))] if name else list(host.system.order)
-    requests = dict.fromkeys((*names, "metric"), runs) | ({name: runs + calls} if name else {})
+    names = sorted(host.system.descendants(name)) if name else host.system.order
+    requests = dict.fromkeys((*names, "metric"), runs) | ({name: calls} if name else {})
     usage = host.ledger.usage(_PHASE)
     return total(usage[role].times(n / usage[role].calls) for role, n in requests.items() if role in usage)
 
 
-def fits(host: Host, expected: Usage) -> bool:
-    """Whether expected costs are left under all limits in force."""
-    return not host.ledger.left.exceeded(expected)
+def fits(host: Host, expected: Usage, later: Usage = _NOTHING) -> bool:
+    """Whether expected costs are left under all limits in force, and with those of what comes ``later``, outside the
+    search, under ``config.budget``."""
+    return not host.ledger.left.exceeded(expected) and not host.ledger.left_of_run.exceeded(expected + later)
+
+
+def require(host: Host, expected: Usage) -> None:
+    """Raises ``OutOfBudget`` if a step is not expected to fit, so that nothing is spent on what would be cut."""
+    if not fits(host, expected):
+        raise OutOfBudget(f"{host.ledger.left} are left, and the next step is expected to use {expected}")
 
 
 def total(usages: Iterable[Usage]) -> Usage:

@@ -84,6 +84,8 @@ class OptimizeConfig:
         examples, whatever ``score`` is; names separated by commas.
       ranking: of proposals: by the ``mean`` local reward, or by it ``corrected`` where global rewards are known
         (``search.evidence``).
+      fewest_groups: groups with different rewards below which a component's local reward may know nothing, and its
+        proposals are ranked by their labels alone (``corrected``).
       rounds: rounds of a race. Each doubles the inputs, and only the better half of the proposals enters the next one.
         1 tries all proposals on all inputs.
       proposers: optimisers (``search.optimisers``), separated by commas, all in every iteration: of prompts ``demos``,
@@ -123,6 +125,7 @@ class OptimizeConfig:
     trial_inputs: PositiveInt = 4
     global_search: str = ""
     ranking: Literal["mean", "corrected"] = "corrected"
+    fewest_groups: NonNegativeInt = 4
     rounds: PositiveInt = 3
     proposers: str = "demos,opro"
     instructions: NonNegativeInt = 3
@@ -163,7 +166,7 @@ class OptimizeConfig:
         """Settings of a component's search: by the global metric on all inputs if it is in ``global_search``."""
         if name not in self.searched_globally:
             return self
-        return dataclasses.replace(self, score="global", ranking="mean", rounds=1)
+        return dataclasses.replace(self, score="global", ranking="mean", rounds=1, best_of=0)
 
     @property
     def searched_globally(self) -> tuple[str, ...]:
@@ -238,8 +241,8 @@ class OfflineConfig:
     Attributes:
       inputs: training examples at most, in random order.
       groups: informative groups (candidates with different rewards) per component; 0 collects none.
-      calls: component calls at most, per component: a candidate costs a call of its component and of each descendant;
-        0 for no limit.
+      calls: component calls after which a component takes no more inputs: a candidate costs a call of its component
+        and of each descendant; 0 for no limit.
       share: share at most of ``optimize.max_tokens``, and of what ``budget`` leaves beside the measurements.
       stop: share of the inputs that choose the epoch of a local reward.
       report: share of the inputs for alignment.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
 from optimas_jax.rewards.engine import RewardEngine, reward_engine
 from optimas_jax.rewards.scorer import InstanceScorer
+from optimas_jax.search.gate import looks
 from optimas_jax.search.optimisers.choices import GRID_LIMIT, check_tpe
 from optimas_jax.search.optimisers.registry import proposer_names, why_no_prompts
 
@@ -94,7 +96,7 @@ class Host:
       components: names that may be tuned, in the system's order.
       folder, ledger, progress: see their classes.
       seed: names all randomness except the data's.
-      concurrency: calls in flight; changes speed only.
+      concurrency: calls in flight; changes speed, and under a budget the request at which it ends (``RunConfig``).
       max_tokens: limit of collecting and the search together; 0 for no limit.
       price: of the run's measurements, where ``config.budget`` limits them.
     """
@@ -213,29 +215,36 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
             )
         completer = make_completer(config, workdir, progress.line, engines.sampler)
     components = _chosen_components(bare, config.optimize, progress)
-    folder = RunFolder(workdir, config)
-    checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
-    tape = Tape(folder.path / TAPE)
-    ledger = Ledger(config.budget, tape.usage(), own_prices(config))
-    taped = TapedCompleter(tape, ledger, SandboxCompleter(completer))
-    rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
-    model = config.policy.model or _tuned_model(config)
-    tuning = config.policy if config.optimize.score == "local" else reinforce_config(config.policy)
-    policies = PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
-    scorer = InstanceScorer(rewards.scorer, bare)
-    host = Host(
-        system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter()),
-        completer=taped,
-        splits=data.splits,
-        components=components,
-        folder=folder,
-        ledger=ledger,
-        progress=progress,
-        seed=config.seed,
-        concurrency=config.concurrency,
-        max_tokens=config.optimize.max_tokens,
-    )
-    return Run(config, host, Device(rewards, policies), data, engines, tape, started)
+    if config.optimize.iterations:
+        looks(config.optimize.gate, len(data.splits["val"][: config.optimize.gate_examples or None]))  # or refuses
+    with contextlib.ExitStack() as opened:
+        folder = RunFolder(workdir, config)
+        opened.callback(folder.close)
+        checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
+        tape = Tape(folder.path / TAPE)
+        opened.callback(tape.close)
+        ledger = Ledger(config.budget, tape.usage(), own_prices(config))
+        taped = TapedCompleter(tape, ledger, SandboxCompleter(completer))
+        rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
+        model = config.policy.model or _tuned_model(config)
+        tuning = config.policy if config.optimize.score == "local" else reinforce_config(config.policy)
+        policies = PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
+        scorer = InstanceScorer(rewards.scorer, bare)
+        host = Host(
+            system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter()),
+            completer=taped,
+            splits=data.splits,
+            components=components,
+            folder=folder,
+            ledger=ledger,
+            progress=progress,
+            seed=config.seed,
+            concurrency=config.concurrency,
+            max_tokens=config.optimize.max_tokens,
+        )
+        run = Run(config, host, Device(rewards, policies), data, engines, tape, started)
+        opened.pop_all()  # the run's user closes them
+    return run
 
 
 def _tuned_model(config: RunConfig) -> str:

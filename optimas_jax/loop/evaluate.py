@@ -242,7 +242,8 @@ def confirm_search(host: Host, steps: Sequence[Configuration]) -> Confirmation |
     except OutOfBudget as reason:
         done, confirmation = (), Confirmation(0, None, f"not confirmed: {reason}")
     host.folder.emit("confirmation", **confirmation.to_json())
-    host.progress.line(f"on {len(done)} examples that no gate has seen: {confirmation.verdict}")
+    where = f"on {len(done)} examples that no gate has seen: " if done else ""
+    host.progress.line(f"{where}{confirmation.verdict}")
     return confirmation
 
 
@@ -250,6 +251,8 @@ def _confirmation(
     host: Host, steps: Sequence[Configuration], examples: Sequence[Example]
 ) -> tuple[Sequence[Example], Confirmation]:
     """The examples that the budget allowed for, and the tests on them."""
+    if len(steps) == 1:
+        return (), confirm((), ())
     done, (default, *final) = evaluate_within(host, "confirmation", [steps[0], *steps[1:][-1:]], examples, 1)
     scores: list[Sequence[float] | None] = [*[None] * max(0, len(steps) - 2), *(one.scores for one in final)]
     confirmation = confirm(default.scores, scores)

@@ -35,7 +35,8 @@ def gate(host: Host, config: OptimizeConfig, state: State, name: str, ranked: Se
     for one in hopeful[: config.gate_top]:
         value = one.proposal.value
         final_runs = host.price.final_runs  # of a new configuration, which an accepted proposal needs in the end
-        if not fits(host, expected_cost(host, name, runs=len(state.val_traces) + final_runs)):
+        cost, later = (expected_cost(host, name, runs=n, calls=n) for n in (len(state.val_traces), final_runs))
+        if not fits(host, cost, later):
             host.progress.line(f"  {one.proposal.kind}: what is left of the budget is too little for its test")
             return state
         try:

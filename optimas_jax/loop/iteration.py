@@ -8,7 +8,6 @@ values (``loop.propose``), label some of their answers, race them (``loop.race``
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import random
 import statistics
@@ -17,13 +16,23 @@ from collections.abc import Sequence
 from optimas_jax.core.execution import Job
 from optimas_jax.core.types import Example, Group, derive_seed
 from optimas_jax.core.usage import OutOfBudget
-from optimas_jax.core.values import Demo, Grid, LoraSpace, Models, Prompt, other_values, plain_values, value_to_json
+from optimas_jax.core.values import (
+    Demo,
+    Grid,
+    LoraSpace,
+    Models,
+    Prompt,
+    other_values,
+    plain_values,
+    value_digest,
+    value_to_json,
+)
 from optimas_jax.loop.budget import block, cost_so_far, costs_by_role, costs_from, emit_curve, hold_final
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
 from optimas_jax.loop.gate import gate
 from optimas_jax.loop.local_rewards import adapt
-from optimas_jax.loop.propose import choice_of_model, count_drops, propose
+from optimas_jax.loop.propose import Drop, choice_of_model, count_drops, propose
 from optimas_jax.loop.race import Race, label, race
 from optimas_jax.loop.state import LabelUse, Runs, State, groups_of_runs, groups_of_trials
 from optimas_jax.search.evidence import WeightEvidence, weight_evidence
@@ -39,7 +48,7 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
 
     Args:
       reward: name of the local reward; empty without local rewards.
-      groups: groups that it was trained on.
+      groups: groups that were collected for it, those of a single candidate included.
     """
     state = start(host, config.optimize, reward, groups)
     try:
@@ -77,11 +86,11 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
     with block(host, f"{number}/race"):
         inputs = training_inputs(host, search, state, name, number)
         state, runs = with_base_runs(host, state.visited(name), name, inputs)
-        proposals, dropped = propose(host, device, config, search, state, name, runs, seed)
+        proposals, rejected = propose(host, device, config, search, state, name, runs, seed)
         labels = label(host, search, state, name, proposals, runs, rollouts)
         ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
-    dropped += collections.Counter({"same outputs": len(proposals) - len(ranking.ranked)})
-    state = count_drops(host, state, name, len(ranking.ranked), dropped)
+    rejected += [Drop("same outputs")] * (len(proposals) - len(ranking.ranked))
+    state = count_drops(host, state, name, len(ranking.ranked), rejected)
     fresh = groups_of_trials(state, name, ranking.trials, runs, config.reward.batch.candidates)
     state = remember(host, search, state, name, ranking, runs, fresh)
     state = gate(host, search, state, name, ranking.ranked, number)
@@ -96,7 +105,11 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
     with host.ledger.limit() as allowance:
         traces = host.run("validation, default values", jobs)
     report_failures(host, traces)
-    state = State(configuration, reward, tuple(groups), tuple(traces), costs=(costs_by_role(allowance),))
+    evidence = tuple(group for group in groups if len(group.candidates) > 1)
+    state = State(configuration, reward, evidence, tuple(traces), costs=(costs_by_role(allowance),))
+    state = state.having_learned(
+        {name: [group.example_id for group in groups if group.component == name] for name in host.components}
+    )
     host.progress.line(f"validation score of the default configuration: {mean_score(state):.3f}")
     emit_curve(host, "start", 0, mean_score(state))
     return state
@@ -133,7 +146,8 @@ def pick(host: Host, config: OptimizeConfig, state: State, number: int, rng: ran
 
 def training_inputs(host: Host, config: OptimizeConfig, state: State, name: str, number: int) -> list[Example]:
     """Training inputs of an iteration, in random order; inputs that the component's local reward was not trained on
-    come first, so that their labels are unseen. Weights are tuned on all inputs.
+    come first, so that their labels are unseen, whatever its answers there were: labelled inputs are a random draw of
+    these. Weights are tuned on all inputs.
 
     With ``pick="gap"`` components take turns, and all components of a turn share their inputs: the system's runs on
     them stay known until a change is accepted.
@@ -144,8 +158,7 @@ def training_inputs(host: Host, config: OptimizeConfig, state: State, name: str,
     everything = isinstance(host.system.by_name[name].space, LoraSpace) or name in config.searched_globally
     count = len(train) if everything else config.inputs
     inputs = rng.sample(train, min(count, len(train)))
-    learned = {group.example_id for group in state.evidence if group.component == name and len(group.candidates) > 1}
-    return sorted(inputs, key=lambda example: example.id in learned)
+    return sorted(inputs, key=lambda example: example.id in state.learned.get(name, ()))
 
 
 def with_base_runs(host: Host, state: State, name: str, inputs: Sequence[Example]) -> tuple[State, Runs]:
@@ -198,6 +211,9 @@ def remember(
     label_use = {**state.label_use, name: state.label_use.get(name, LabelUse()) + use}
     weights = {**state.weights, name: state.weights.get(name, WeightEvidence()) + weight_evidence(ranking.evidence)}
     evidence = (*state.evidence, *fresh)
+    current = value_digest(state.configuration[name])
+    followed = {example for (value, example), trial in ranking.trials.items() if value != current and trial.rewards}
+    state = state.having_learned({name: followed})
     return dataclasses.replace(state, history=history, weights=weights, evidence=evidence, label_use=label_use)
 
 

@@ -49,7 +49,16 @@ class RunFolder:
             cannot be written.
         """
         self.path = workdir.resolve()
-        plain = json.loads(json.dumps(to_dict(config)))
+        self._lock: int | None = None
+        self._cursor = 0
+        try:
+            self._events = self._open(json.loads(json.dumps(to_dict(config))))
+        except Exception:
+            self.close()
+            raise
+
+    def _open(self, plain: dict[str, Any]) -> list[dict[str, Any]]:
+        """Locks and checks the folder; returns the events of earlier commands."""
         file = self.path / "config.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -61,16 +70,17 @@ class RunFolder:
                 self._check(old, plain)
             else:
                 self.write("config.json", plain)
-            self._events = self._read_events()
+            return self._read_events()
         except ValueError as error:  # not UTF-8, not JSON, not an object
             raise FolderError(f"{file} is damaged ({error}): use another --workdir") from error
         except OSError as error:
             raise FolderError(f"cannot write to {self.path} ({error})") from error
-        self._cursor = 0
 
     def close(self) -> None:
         """Releases the folder's lock, which the end of the process releases too."""
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         if "align" not in old:

@@ -3,6 +3,7 @@ sections 4.1 and 4.2)."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,9 @@ from typing import Any
 
 from optimas_jax.core.execution import Job
 from optimas_jax.core.types import Example, Group, Trace, derive_seed
-from optimas_jax.core.usage import OutOfBudget
+from optimas_jax.core.usage import OutOfBudget, Usage
 from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prompt, PromptSpace, Value, other_values
-from optimas_jax.loop.budget import FIRST_RUNS, block, costs_by_role, hold_final
+from optimas_jax.loop.budget import FIRST_RUNS, block, costs_by_role, hold_final, require
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
 from optimas_jax.loop.state import Runs, State
@@ -37,7 +38,7 @@ _PATIENCE = 16  # inputs without two different candidates after which none is ex
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """Groups, and by component the reason why collecting ended."""
+    """Groups, those of a single candidate included, and by component the reason why collecting ended."""
 
     groups: tuple[Group, ...]
     reasons: Mapping[str, str]
@@ -57,14 +58,17 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
     groups: list[Group] = []
     traces: list[Trace] = []
     reasons: dict[str, str] = {}
+    expected = Usage()  # of the next wave: what the last one cost
     _hold_measurements(host, inputs[:FIRST_RUNS])
-    with host.ledger.limit(host.ledger.left.share(config.offline.share)):
+    left = host.ledger.left
+    with host.ledger.limit(left.share(config.offline.share).within(left.rest(_baseline_to_come(host)))):
         for wave, begin in enumerate(range(0, len(inputs), _WAVE)):
             names = [name for name in host.components if name not in reasons]
             if not names:
                 break
             try:
-                with block(host, f"collect/{wave}"):
+                with block(host, f"collect/{wave}") as allowance:
+                    require(host, expected)
                     examples = inputs[begin : begin + _WAVE]
                     jobs = [Job(configuration, example, host.seed) for example in examples]
                     runs = list(zip(examples, host.run("base runs", jobs), strict=True))
@@ -72,22 +76,30 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
             except OutOfBudget:
                 reasons |= dict.fromkeys(names, "its share of the budget is used")
                 break
+            expected = allowance.used
             traces += [trace for _, trace in runs]
             groups = merge_groups([*groups, *fresh])
             reasons |= {name: reason for name in names if (reason := _why_done(host, config, name, groups))}
     report_failures(host, traces)
-    kept = tuple(group for group in groups if len(group.candidates) > 1)
-    return Collected(kept, {name: reasons.get(name, "no more inputs") for name in host.components})
+    return Collected(tuple(groups), {name: reasons.get(name, "no more inputs") for name in host.components})
 
 
 def _hold_measurements(host: Host, inputs: Sequence[Example]) -> None:
-    """Sets aside what baseline, confirmation and final test are expected to cost, as runs on ``inputs`` cost."""
-    if host.ledger.budget.is_set:
-        configuration = host.system.default_configuration()
-        with host.ledger.limit() as allowance:
+    """Sets aside what baseline, confirmation and final test are expected to cost, as runs on ``inputs`` cost; where
+    that is not left, as much as their price, which the budget allows for."""
+    if not host.ledger.budget.is_set:
+        return
+    configuration, price = host.system.default_configuration(), host.price
+    host.ledger.hold(price.baseline + price.final)
+    with contextlib.suppress(OutOfBudget):
+        with block(host, "first runs") as allowance:
             host.run("first runs", [Job(configuration, example, host.seed) for example in inputs])
-        costs = (costs_by_role(allowance),)
-        hold_final(host, costs, len(inputs), host.price.baseline_runs + host.price.final_runs)
+        hold_final(host, (costs_by_role(allowance),), len(inputs), price.baseline_runs + price.final_runs)
+
+
+def _baseline_to_come(host: Host) -> Usage:
+    """What the search needs for its first validation; with ``config.budget`` that is set aside already."""
+    return Usage() if host.ledger.budget.is_set else host.price.baseline
 
 
 def collect_again(host: Host, config: RunConfig, state: State, number: int) -> list[Group]:
@@ -97,8 +109,7 @@ def collect_again(host: Host, config: RunConfig, state: State, number: int) -> l
     inputs = random.Random(derive_seed(host.seed, "adapt", number)).sample(train, count)
     traces = host.run("training inputs", [Job(state.configuration, example, host.seed) for example in inputs])
     runs = list(zip(inputs, traces, strict=True))
-    groups = collect_wave(host, config, state.configuration, dict.fromkeys(host.components, runs), state.evidence)
-    return [group for group in groups if len(group.candidates) > 1]
+    return collect_wave(host, config, state.configuration, dict.fromkeys(host.components, runs), state.evidence)
 
 
 def collect_wave(
@@ -211,7 +222,10 @@ def adapt(host: Host, device: Device, config: RunConfig, state: State, fresh: Se
         except OutOfBudget as reason:
             host.progress.line(f"  local rewards are not adapted: {reason}")
             return state
-        state = dataclasses.replace(state, evidence=(*state.evidence, *fresh))
+        several = tuple(group for group in fresh if len(group.candidates) > 1)
+        examples = {name: [g.example_id for g in fresh if g.component == name] for name in host.components}
+        state = dataclasses.replace(state.having_learned(examples), evidence=(*state.evidence, *several))
+        fresh = several
     save_groups(host.folder.path / "groups" / f"iteration-{number:04d}", fresh)
     accuracy, pairs = pair_accuracy(host, device, config, state.reward, fresh)
     due = search.adapt != "on_drift" or (pairs > 0 and accuracy < search.drift_accuracy)

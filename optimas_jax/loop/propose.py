@@ -12,7 +12,7 @@ import functools
 import random
 import statistics
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 from optimas_jax.core.execution import Job
 from optimas_jax.core.types import Outcome, Trace, derive_seed
@@ -47,6 +47,13 @@ from optimas_jax.search.optimisers.task import PromptTask
 LOCAL_SCALE = "mean local reward minus that of the instruction in use"  # part of a prompt: a change voids tapes
 GLOBAL_SCALE = "mean of the system's metric"
 _USABLE = (Outcome.OK, Outcome.TRUNCATED)
+
+
+class Drop(NamedTuple):
+    """A rejected answer or value: the reason, and the answer where one model gave it."""
+
+    reason: str
+    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,41 +116,45 @@ def propose(
     name: str,
     runs: Runs,
     seed: int,
-) -> tuple[tuple[Proposal, ...], collections.Counter[str]]:
+) -> tuple[tuple[Proposal, ...], list[Drop]]:
     """New values of a component, each once, without the value in use and values refused under this configuration.
 
     Args:
       search: settings of this component's search.
 
     Returns:
-      The proposals; and the numbers of rejected answers and values, by reason.
+      The proposals; and the rejected answers and values.
     """
     value, space = state.configuration[name], host.system.by_name[name].space
     inner = value.values[0] if isinstance(value, PerInstance) and len(value.values) == 1 else value
     proposer = Proposer(host, device, config, search, state, name, runs, seed, inner)
-    dropped: collections.Counter[str] = collections.Counter()
+    rejected: list[Drop] = []
     if isinstance(space, LoraSpace):
         candidates = _weights(proposer)
     elif isinstance(space, Grid | Models):
-        candidates = _listed(proposer, space, dropped)
+        candidates = _listed(proposer, space, rejected)
     else:
-        candidates = _prompts_in_steps(proposer, dropped)
+        candidates = _prompts_in_steps(proposer, rejected)
     wrapped = [Proposal(kind, proposer.wrapped(candidate)) for kind, candidate in candidates]
     proposals: dict[str, Proposal] = {}
     for proposal in [*wrapped, *_best_of(proposer)]:
         if proposal.value == value:
-            dropped["in use"] += 1
+            rejected.append(Drop("in use"))
         elif state.is_refused(name, proposal.value):
-            dropped["refused before"] += 1
+            rejected.append(Drop("refused before"))
         elif proposal.digest in proposals:
-            dropped["repeated"] += 1
+            rejected.append(Drop("repeated"))
         else:
             proposals[proposal.digest] = proposal
-    return tuple(proposals.values()), dropped
+    return tuple(proposals.values()), rejected
 
 
-def count_drops(host: Host, state: State, name: str, usable: int, dropped: collections.Counter[str]) -> State:
-    """Adds the dropped answers of an iteration to the state and the journal. ``usable``: number of proposals left."""
+def count_drops(host: Host, state: State, name: str, usable: int, rejected: Sequence[Drop]) -> State:
+    """Adds the rejected answers of an iteration to the state and the journal. ``usable``: number of proposals left."""
+    for reason, text in rejected:
+        if text:
+            host.folder.emit("dropped", component=name, reason=reason, text=text[:200])
+    dropped = collections.Counter(reason for reason, _ in rejected)
     host.folder.emit("proposed", component=name, usable=usable, dropped=dict(sorted(dropped.items())))
     if not usable:
         host.progress.line(f"  no usable proposal: {drop_summary(dropped) if dropped else 'nothing was proposed'}")
@@ -185,7 +196,7 @@ def _weights(proposer: Proposer) -> list[tuple[str, Value]]:
     return [] if tuned is None or tuned.adapter == current.digest else [("weights", Adapter(tuned.adapter))]
 
 
-def _listed(proposer: Proposer, space: Grid | Models, dropped: collections.Counter[str]) -> list[tuple[str, Value]]:
+def _listed(proposer: Proposer, space: Grid | Models, rejected: list[Drop]) -> list[tuple[str, Value]]:
     """Values of a grid or names of models, then the choice of a model for every input.
 
     Single values come first: of two proposals with equal answers the race keeps the first, and a single value is
@@ -199,7 +210,7 @@ def _listed(proposer: Proposer, space: Grid | Models, dropped: collections.Count
     models = model_values(space, current)
     if models and "llmselector" in names:
         values = [current, *(value for value in models if value != current)]
-        return llmselector.propose(_selector_task(proposer, values, dropped))
+        return llmselector.propose(_selector_task(proposer, values, rejected))
     values = propose_values(space, current, proposer.gains, trials=search.trials, seed=proposer.seed)
     candidates: list[tuple[str, Value]] = [("grid", value) for value in values]
     choice = choice_of_model(search, space, current, proposer.state.reward)
@@ -213,9 +224,7 @@ def choice_of_model(search: OptimizeConfig, space: Grid | Models, current: Value
     return per_instance_value(space, current, reward, search.per_instance)
 
 
-def _selector_task(
-    proposer: Proposer, values: Sequence[Value], dropped: collections.Counter[str]
-) -> llmselector.SelectorTask:
+def _selector_task(proposer: Proposer, values: Sequence[Value], rejected: list[Drop]) -> llmselector.SelectorTask:
     host, state, name = proposer.host, proposer.state, proposer.name
 
     def run(tried: Sequence[Value]) -> list[list[Trace]]:
@@ -237,7 +246,7 @@ def _selector_task(
         diagnoser=proposer.config.proposer,
         ask=functools.partial(_ask, host),
         seed=proposer.seed,
-        dropped=functools.partial(_drop, proposer, dropped),
+        dropped=functools.partial(_drop, rejected),
     )
 
 
@@ -248,12 +257,11 @@ def _ask(host: Host, requests: Sequence[CompletionRequest]) -> list[str]:
     return [completion.text if completion.outcome in _USABLE else "" for completion in answers]
 
 
-def _drop(proposer: Proposer, dropped: collections.Counter[str], reason: str, text: str) -> None:
-    dropped[reason] += 1
-    proposer.host.folder.emit("dropped", component=proposer.name, reason=reason, text=text[:200])
+def _drop(rejected: list[Drop], reason: str, text: str) -> None:
+    rejected.append(Drop(reason, text))
 
 
-def _prompts_in_steps(proposer: Proposer, dropped: collections.Counter[str]) -> list[tuple[str, Value]]:
+def _prompts_in_steps(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]]:
     """Prompts of all optimisers in ``local_steps`` steps (paper, Table 6). Each step starts from the best value of the
     steps before, by its score on the trial inputs."""
     candidates: list[tuple[str, Value]] = []
@@ -264,11 +272,11 @@ def _prompts_in_steps(proposer: Proposer, dropped: collections.Counter[str]) -> 
             gains = proposer.gains([value for _, value in candidates])
             best = max(range(len(gains)), key=lambda index: gains[index])
             current = candidates[best][1] if gains[best] > 0 else current
-        candidates += _prompts(dataclasses.replace(proposer, seed=seed, current=current), dropped)
+        candidates += _prompts(dataclasses.replace(proposer, seed=seed, current=current), rejected)
     return candidates
 
 
-def _prompts(proposer: Proposer, dropped: collections.Counter[str]) -> list[tuple[str, Value]]:
+def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]]:
     """Prompts of all optimisers in one step."""
     host, state, name, search = proposer.host, proposer.state, proposer.name, proposer.search
     component = host.system.by_name[name]
@@ -291,7 +299,7 @@ def _prompts(proposer: Proposer, dropped: collections.Counter[str]) -> list[tupl
         rng=random.Random(proposer.seed),
         ask=functools.partial(_ask, host),
         gains=proposer.gains,
-        dropped=functools.partial(_drop, proposer, dropped),
+        dropped=functools.partial(_drop, rejected),
     )
     writers = [PROPOSERS[name] for name in proposer_names(search.proposers) if name in PROPOSERS]
     return [candidate for writer in writers for candidate in writer(task)]

@@ -19,9 +19,11 @@ import numpy as np
 from optimas_jax.core.execution import global_rewards
 from optimas_jax.core.types import derive_seed, digest
 from optimas_jax.core.values import Value, shows, value_digest
+from optimas_jax.loop.budget import expected_cost, require
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.state import Proposal, Ranked, Runs, State, Trial, Trials, current_trials, examples_seen
+from optimas_jax.rewards.pairs import is_informative
 from optimas_jax.rewards.scorer import score_outputs
 from optimas_jax.search.evidence import Estimate, Evidence, estimate_gains, mean_local
 from optimas_jax.search.race import rounds, survivors
@@ -34,7 +36,7 @@ class Race:
     """Results of a race.
 
     Attributes:
-      ranked: proposals, by the number of inputs that they were tried on, then by gain, best first.
+      ranked: proposals, by the last round that they entered, then by gain, best first.
       evidence: differences to the current value, from which gains are estimated.
       estimate: from ``evidence``.
       trials: all trials, with their global rewards where they are known.
@@ -85,7 +87,9 @@ def race(
       labels: from ``label``, with the same runs.
     """
     trials, alive = {**current_trials(state, name, runs), **labels}, list(proposals)
-    for inputs in rounds(len(runs), config.rounds):
+    entered: dict[str, int] = {}  # the last round of each proposal
+    for number, inputs in enumerate(rounds(len(runs), config.rounds)):
+        entered |= dict.fromkeys((proposal.digest for proposal in alive), number)
         answers = answer(host, name, [proposal.value for proposal in alive], runs[:inputs], trials)
         if labels_all(host, config, name):
             answers = follow(host, state, name, answers, runs, rollouts)
@@ -96,8 +100,16 @@ def race(
         order = sorted(range(len(proposals)), key=lambda row: -gains[row])
         alive = [proposals[row] for row in order if proposals[row] in alive]
         alive = alive[: survivors(len(alive), config.gate_top)]
-    ranked = _ranked(state, name, proposals, trials, runs, evidence, estimate, gains)
-    return Race(tuple(ranked), evidence, estimate, trials, not labels_all(host, config, name))
+    uses_local = uses_local_reward(host, device, config, state, name)
+    if not uses_local and not labels_all(host, config, name):
+        host.progress.line(
+            f"  {name} is ranked by labels alone: it has fewer than {config.fewest_groups} groups with different "
+            "rewards"
+        )
+    ranked = _ranked(state, name, proposals, trials, runs, evidence, estimate, gains, uses_local)
+    # Not by the number of inputs: those that a value shows as demonstrations are left out.
+    ranked.sort(key=lambda one: (-entered[one.proposal.digest], -one.expected_gain))
+    return Race(tuple(ranked), evidence, estimate, trials, uses_local)
 
 
 def answer(host: Host, name: str, values: Sequence[Value], runs: Runs, known: Trials) -> dict[tuple[str, str], Trial]:
@@ -147,6 +159,7 @@ def follow(
                 global_rewards, host.system, state.configuration, example, trace, name, outputs, host.seed, rollouts
             )
         )
+    require(host, expected_cost(host, name, runs=rollouts * len(calls)))
     rewards |= dict(zip(answers, host.gather("answers followed to their global reward", calls), strict=True))
     return {key: Trial(trial.outputs, rewards[key[1], digest(trial.outputs)]) for key, trial in trials.items()}
 
@@ -180,6 +193,17 @@ def labels_all(host: Host, config: OptimizeConfig, name: str) -> bool:
     return config.score == "global" or (config.ranking == "corrected" and host.system.scores_at_once(name))
 
 
+def uses_local_reward(host: Host, device: Device, config: OptimizeConfig, state: State, name: str) -> bool:
+    """Whether trials without labels are judged by their local score: not where every trial is labelled, nor where the
+    local reward had next to nothing to learn from."""
+    if labels_all(host, config, name):
+        return False
+    threshold = device.rewards.scorer.config.loss.threshold
+    groups = [group for group in state.evidence if group.component == name]
+    informative = sum(is_informative(group.rewards, threshold) for group in groups)
+    return config.ranking == "mean" or informative >= config.fewest_groups
+
+
 def differences(
     host: Host,
     device: Device,
@@ -197,7 +221,7 @@ def differences(
     current = value_digest(state.configuration[name])
     values = [proposal.digest for proposal in proposals]
     rewards = {key: trial.reward for key, trial in trials.items() if trial.reward is not None}
-    uses_local = not labels_all(host, config, name)
+    uses_local = uses_local_reward(host, device, config, state, name)
     scores = local_scores(device, host, state.reward, name, trials, runs) if uses_local else dict.fromkeys(trials, 0.0)
     learned = examples_seen(state, name) if uses_local else set()
 
@@ -228,8 +252,9 @@ def _ranked(
     evidence: Evidence,
     estimate: Estimate,
     gains: np.ndarray,
+    uses_local: bool,
 ) -> list[Ranked]:
-    """Proposals whose answers differ from the current value's and from each other; see ``Race.ranked``."""
+    """Proposals whose answers differ from the current value's and from each other's, in the order of proposing."""
     ranked: list[Ranked] = []
     known: list[dict[str, Mapping[str, Any]]] = []
     for row, proposal in enumerate(proposals):
@@ -243,9 +268,11 @@ def _ranked(
                 proposal=proposal,
                 expected_gain=float(gains[row]),
                 labelled_gain=float(estimate.labelled_gain[row]) if labels else None,
-                local_gain=float(np.asarray(evidence.local)[row][np.asarray(evidence.tried)[row]].mean()),
+                local_gain=float(np.asarray(evidence.local)[row][np.asarray(evidence.tried)[row]].mean())
+                if uses_local
+                else None,
                 inputs=len(answers),
                 labelled=labels,
             )
         )
-    return sorted(ranked, key=lambda one: (-one.inputs, -one.expected_gain))
+    return ranked

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,22 +83,28 @@ def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Co
 
 
 def with_price(run: Run) -> Run:
-    """The run with the price of its measurements, if ``config.budget`` limits them.
+    """The run with the price of its measurements, if ``config.budget`` or ``config.optimize.max_tokens`` limits them.
 
     Raises:
-      OverBudget: with that price, if the budget does not allow for them.
+      OverBudget: with that price, if a limit does not allow for them.
     """
-    if not run.host.ledger.budget.is_set:
+    most = run.host.max_tokens
+    if not run.host.ledger.budget.is_set and not most:
         return run
     host = dataclasses.replace(run.host, price=price(run.host, run.config))
-    if not host.ledger.budget.exceeded(host.price.least):
-        return dataclasses.replace(run, host=host)
-    raise OverBudget(
-        f"config.budget allows {host.ledger.budget}, and what has to be measured may cost {host.price.least}: a few "
-        f"first runs, the validation of the default ({host.price.baseline}), confirmation and final test "
-        f"({host.price.final}). Set it at least to that, and higher for a search, or lower config.data.val, confirm or "
-        "test"
-    )
+    if host.ledger.budget.exceeded(host.price.least):
+        raise OverBudget(
+            f"config.budget allows {host.ledger.budget}, and what has to be measured may cost {host.price.least}: a "
+            f"few first runs, the validation of the default ({host.price.baseline}), confirmation and final test "
+            f"({host.price.final}). Set it at least to that, and higher for a search; or lower config.data.val, "
+            "confirm or test in a new --workdir"
+        )
+    if most and host.price.baseline.tokens > most:
+        raise OverBudget(
+            f"config.optimize.max_tokens is {most:,}, and the validation of the default alone may use "
+            f"{host.price.baseline.tokens:,}: set it higher, or config.data.val lower, in a new --workdir"
+        )
+    return dataclasses.replace(run, host=host)
 
 
 def find_models(run: Run) -> None:
@@ -135,7 +142,8 @@ def _collect(run: Run) -> None:
         host.progress.line("  nothing is collected (config.offline.groups is 0)")
     save_groups(host.folder.path / "groups" / "offline", collected.groups)
     for name, reason in collected.reasons.items():
-        rewards = [group.rewards for group in collected.groups if group.component == name]
+        groups = [group for group in collected.groups if group.component == name]
+        rewards = [group.rewards for group in groups if len(group.candidates) > 1]
         informative = sum(is_informative(one, config.reward.loss.threshold) for one in rewards)
         host.folder.emit("groups", component=name, groups=len(rewards), informative=informative, stopped=reason)
         host.progress.line(f"  {name}: {len(rewards)} groups, {informative} with different rewards; stopped: {reason}")
@@ -184,6 +192,7 @@ def _optimize(run: Run) -> None:
     confirmed = confirmation and confirmation.to_json()
     kept = len(state.accepted) if confirmation is None else confirmation.changes or 0
     host.folder.save_best(steps[kept], {"accepted": list(state.accepted[:kept]), "confirmed": confirmed})
+    shutil.rmtree(host.folder.path / UNCONFIRMED, ignore_errors=True)  # of an earlier command with another budget
     if steps[kept] != steps[-1]:
         info = {"accepted": list(state.accepted), "confirmed": confirmed}
         host.folder.save_best(steps[-1], info, folder=UNCONFIRMED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
@@ -61,7 +61,7 @@ class Ranked:
       proposal: the proposal.
       expected_gain: estimated gain of the global reward, which ranks proposals (``search.evidence``).
       labelled_gain: mean difference of the known global rewards alone; None without any.
-      local_gain: mean difference of local scores; None without a local reward.
+      local_gain: mean difference of local scores; None where no local reward is used.
       inputs: number of inputs that it was tried on.
       labelled: number of inputs with a known global reward.
     """
@@ -114,6 +114,8 @@ class State:
       weights: statistics of local scores against global rewards under ``configuration`` and ``reward``, by component.
       label_use: worth of the labels, by component.
       dropped: numbers of rejected answers and values, by component and reason.
+      learned: ids of the examples whose answers local rewards may have been trained on, by component; those on which
+        all answers were alike are among them.
       adaptations: of local rewards so far.
       costs: of the validation runs, by role, under the default configuration and after each accepted proposal.
     """
@@ -131,12 +133,18 @@ class State:
     weights: Mapping[str, WeightEvidence] = dataclasses.field(default_factory=dict)
     label_use: Mapping[str, LabelUse] = dataclasses.field(default_factory=dict)
     dropped: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    learned: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     adaptations: int = 0
     costs: tuple[Mapping[str, Usage], ...] = ()
 
     def visited(self, name: str) -> State:
         """The state after one more iteration on a component."""
         return dataclasses.replace(self, visits={**self.visits, name: self.visits.get(name, 0) + 1})
+
+    def having_learned(self, examples: Mapping[str, Iterable[str]]) -> State:
+        """The state after local rewards of components may have been trained on answers to these examples."""
+        more = {name: self.learned.get(name, frozenset()) | set(ids) for name, ids in examples.items()}
+        return dataclasses.replace(self, learned={**self.learned, **more})
 
     def gated(self, name: str, gain: float) -> State:
         """The state after the gate tested one more proposal of a component."""

@@ -1,9 +1,13 @@
-"""Scores of given outputs under a named local reward. Scoring never trains; scores are recorded on the tape."""
+"""Scores of given outputs under a named local reward. Scoring never trains; scores are recorded on the tape.
+
+Groups of more candidates than a batch holds are scored in parts.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -63,12 +67,22 @@ class RewardScorer:
             )
 
     def _memoised(self, kind: Kind, name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
+        whole, most = groups, self.config.batch.candidates
+        parts = [
+            (index, dataclasses.replace(group, candidates=group.candidates[start : start + most]))
+            for index, group in enumerate(whole)
+            for start in range(0, len(group.candidates), most)
+        ]
+        groups = [part for _, part in parts]
         keys = [[digest(kind, name, g.component, g.prefix, text) for text in g.candidates] for g in groups]
         known = self._tape.get_scores([key for row in keys for key in row])
         missing = [index for index, row in enumerate(keys) if any(key not in known for key in row)]
         if missing:
             known |= self._compute(kind, name, [groups[index] for index in missing], [keys[i] for i in missing], known)
-        return [[known[key] for key in row] for row in keys]
+        scores: list[list[float]] = [[] for _ in whole]
+        for (index, _), row in zip(parts, keys, strict=True):
+            scores[index] += [known[key] for key in row]
+        return scores
 
     def _compute(
         self,
@@ -122,7 +136,7 @@ class RewardScorer:
 def score_outputs(
     scorer: RewardScorer, system: System, reward: str, component: str, rows: Sequence[tuple[Fields, Sequence[Fields]]]
 ) -> list[list[float]]:
-    """Local rewards of several outputs on each of several inputs, in groups of as many as a batch allows.
+    """Local rewards of several outputs on each of several inputs.
 
     Args:
       rows: (inputs, outputs to score) of each input.
@@ -130,16 +144,7 @@ def score_outputs(
     Returns:
       Scores by input and output.
     """
-    most = scorer.config.batch.candidates
-    parts = [
-        (index, text_group(system, component, inputs, outputs[start : start + most]))
-        for index, (inputs, outputs) in enumerate(rows)
-        for start in range(0, len(outputs), most)
-    ]
-    scores: list[list[float]] = [[] for _ in rows]
-    for (index, _), part in zip(parts, scorer.scores(reward, [group for _, group in parts]), strict=True):
-        scores[index] += part
-    return scores
+    return scorer.scores(reward, [text_group(system, component, inputs, outputs) for inputs, outputs in rows])
 
 
 class InstanceScorer:

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import queue
 import threading
 import time
@@ -404,3 +405,13 @@ def test_the_length_of_a_prompt_is_known_once_the_model_is_loaded():
     assert completion.prompt_tokens == count_prompt(routed, hello) == completer.prompt_tokens(hello)
     assert SandboxCompleter(routed).prompt_tokens(hello) == completion.prompt_tokens <= hello.most().prompt_tokens
     completer.close()
+
+
+def test_the_length_of_a_prompt_needs_the_tokenizer_alone():
+    """So that a budget is priced, and kept, by true lengths before the model is loaded."""
+    routed = RoutedCompleter({}, lambda spec: LocalCompleter(spec, lambda: pytest.fail("the model was loaded")))
+    hello = dataclasses.replace(request("Hello, how are you?"), model="random:0")
+    tokens = routed.prompt_tokens(hello)
+    assert tokens is not None and 0 < tokens < hello.most().prompt_tokens
+    assert routed.prompt_tokens(dataclasses.replace(hello, model="no/such/folder")) is None
+    assert routed.prompt_tokens(dataclasses.replace(hello, model="openai:gpt-4o-mini")) is None

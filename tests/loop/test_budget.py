@@ -137,18 +137,18 @@ def test_an_expected_cost_is_that_of_runs_so_far(tmp_path: Path) -> None:
     run, _ = a_run(tmp_path, 1000)
     jobs = [Job(run.host.system.default_configuration(), example, 0) for example in run.host.splits["train"]]
     with run.host.ledger.phase("optimize"), search_limit(run.host, "optimize"):
-        assert expected_cost(run.host, runs=100) == Usage()
+        assert expected_cost(run.host, "", runs=100) == Usage()
         run_many(run.host.system, jobs, concurrency=4)
         assert costs_from(run.host) == {"writer": COST, "router": 0, "tuner": 0}
-        assert expected_cost(run.host, runs=10) == expected_cost(run.host, "writer", runs=10)
-        assert expected_cost(run.host, runs=10) == Usage(10, 10 * (COST - 8), 80)
+        assert expected_cost(run.host, "", runs=10) == expected_cost(run.host, "writer", runs=10, calls=10)
+        assert expected_cost(run.host, "", runs=10) == Usage(10, 10 * (COST - 8), 80)
         assert (
             expected_cost(run.host, "writer", runs=0, calls=7).tokens == 7 * COST
-            and expected_cost(run.host, "router", runs=9) == Usage()
+            and expected_cost(run.host, "router", runs=9, calls=9) == Usage()
         )
         run.host.ledger.replay([("metric", "a judge's request", Usage(calls=1, prompt_tokens=5))])
-        assert expected_cost(run.host, "router", runs=2).tokens == 10
-        assert expected_cost(run.host, runs=2).tokens == 2 * COST + 10
+        assert expected_cost(run.host, "router", runs=2, calls=2).tokens == 10
+        assert expected_cost(run.host, "", runs=2).tokens == 2 * COST + 10
     run.tape.close()
 
 

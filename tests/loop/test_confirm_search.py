@@ -140,6 +140,8 @@ def test_a_search_that_accepts_nothing_has_nothing_to_confirm(tmp_path: Path, mo
     outcome = confirmed(run)
     assert outcome is not None and outcome["verdict"] == "nothing to confirm: no change was accepted"
     assert saved(run, "best") == DEFAULT and saved(run, "unconfirmed") is None
+    assert run.host.system.meter is not None
+    assert run.host.system.meter.runs == 3  # of the validation
 
 
 def test_without_a_confirm_split_best_is_the_last_accepted_state(tmp_path: Path, monkeypatch) -> None:

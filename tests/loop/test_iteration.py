@@ -20,7 +20,7 @@ from runs import run_config
 
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.schema import ConfigError
-from optimas_jax.core.types import Group
+from optimas_jax.core.types import Candidate, Group
 from optimas_jax.core.values import Choice, PerInstance, Prompt, Value
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
@@ -28,7 +28,7 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import build_run
-from optimas_jax.loop.iteration import open_components
+from optimas_jax.loop.iteration import iterate, open_components, start, training_inputs
 from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.state import State
 from optimas_jax.models.config import LoraConfig
@@ -282,3 +282,19 @@ def test_trained_local_rewards_rank_as_the_exact_ones(tmp_path: Path) -> None:
         for i, j in itertools.permutations(range(len(local)), 2):
             if group.rewards[i] > group.rewards[j]:
                 assert local[i] > local[j]
+
+
+def test_inputs_come_last_once_they_were_collected_whatever_their_answers_were(tmp_path: Path) -> None:
+    """Otherwise inputs on which all answers were alike would take the labels, and labels would be no random draw."""
+    system = enumerable_system(2)
+    run = make_run(system, tmp_path, seed=2, mode="improved", engine=ExactRewards(system, tmp_path), iterations=1)
+    alike = Group("writer", EXAMPLES[0].id, EXAMPLES[0].inputs, (Candidate({"word": "ape"}, "current", (0.5,)),), "")
+    with run.host.ledger.limit():
+        state = start(run.host, run.config.optimize, "exact", (alike,))
+        assert not state.evidence  # nothing to learn, or to show
+        for number in range(4):
+            inputs = training_inputs(run.host, run.config.optimize, state, "writer", number)
+            assert inputs[-1] == EXAMPLES[0] and len(inputs) == 3
+        raced = iterate(run.host, run.device, run.config, state, 0)
+    run.tape.close()
+    assert any(len(ids) == 3 for ids in raced.learned.values())

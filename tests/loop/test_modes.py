@@ -105,3 +105,8 @@ def test_an_unknown_mode_is_named_with_the_known_ones() -> None:
 def test_configurations_are_config_dicts_of_one_level_each() -> None:
     assert isinstance(get_config("smoke"), ml_collections.ConfigDict)
     assert get_config("smoke").optimize.get_type("rounds") is int
+
+
+def test_a_component_that_is_searched_globally_has_no_best_of() -> None:
+    settings = OptimizeConfig(best_of=4, global_search="retriever")
+    assert settings.for_component("retriever").best_of == 0 and settings.for_component("writer").best_of == 4

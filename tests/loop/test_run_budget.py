@@ -30,6 +30,7 @@ from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.stages import STAGES, run_stages
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.run import report_run
+from optimas_jax.search.gate import GateConfig
 
 UNLIMITED = Budget()
 
@@ -230,7 +231,7 @@ def test_a_final_test_that_costs_more_than_expected_is_measured_on_the_examples_
 
     model, said = ScriptedCompleter(priced), io.StringIO()
     progress = ConsoleProgress(Console(file=said, width=300))
-    budget = Budget(tokens=60_000)
+    budget = Budget(tokens=55_000)
     for _ in range(2):
         for stage in STAGES:
             run_stages(config_with(budget, inputs=12), tmp_path, stage, progress, model)
@@ -241,3 +242,61 @@ def test_a_final_test_that_costs_more_than_expected_is_measured_on_the_examples_
         assert paid(results)["tokens"] <= budget.tokens
         asked = len(model.requests)
     assert asked == len(model.requests)
+
+
+def test_requests_at_their_worst_case_leave_a_result_within_the_least_budget(tmp_path: Path, whole) -> None:
+    """The runs that tell what a run costs leave less than that many cost."""
+
+    def dear(request: CompletionRequest) -> Completion:
+        most = request.most()
+        return Completion(answer(request), Outcome.OK, most.prompt_tokens, most.completion_tokens)
+
+    _, _, least = whole
+    for more in (0, 2_000, 20_000):
+        workdir = tmp_path / str(more)
+        _, results, _ = run(workdir, Budget(tokens=least + more), dear)
+        assert results["n"] and results["confirmed"]["verdict"] and (workdir / "best").is_dir()
+        assert paid(results)["tokens"] <= least + more
+
+
+def test_a_limit_of_the_search_below_the_first_validation_is_refused_before_the_first_request(tmp_path: Path) -> None:
+    model, progress = ScriptedCompleter(answer), ConsoleProgress(Console(file=io.StringIO()))
+    with pytest.raises(OverBudget, match=r"max_tokens is 500, and the validation of the default alone may use \d,\d+"):
+        run_stages(config_with(UNLIMITED, max_tokens=500), tmp_path, "all", progress, model)
+    assert not model.requests
+
+
+def test_a_limit_of_the_search_leaves_room_for_the_first_validation(tmp_path: Path) -> None:
+    _, results, events = run(tmp_path, max_tokens=10_000)
+    assert results["n"] == 12 and next(event["at"] for event in events if event["event"] == "curve") == "start"
+
+
+def test_confirmation_and_final_test_are_no_part_of_the_searchs_own_limit(tmp_path: Path) -> None:
+    _, free, _ = run(tmp_path / "free", max_tokens=60_000)
+    _, limited, _ = run(tmp_path / "limited", Budget(tokens=10**7), max_tokens=60_000)
+    assert free["accepted"] and limited["accepted"] == free["accepted"]
+
+
+def test_a_search_that_was_cut_writes_nothing_more_when_it_is_repeated(tmp_path: Path, whole) -> None:
+    """Although a proposer's answers were rejected in the part that was cut."""
+    _, most, least = whole
+
+    def useless(request: CompletionRequest) -> str:
+        return "" if request.role == "proposer" else answer(request)
+
+    cut = 0
+    for share in (0.3, 0.5, 0.7, 0.9):
+        budget, workdir = Budget(tokens=round(least + share * (most - least))), tmp_path / str(share)
+        _, _, first = run(workdir, budget, useless, iterations=12)
+        _, _, again = run(workdir, budget, useless, iterations=12)
+        assert again == first
+        cut += any(event["event"] == "out_of_budget" for event in first)
+    assert cut
+
+
+def test_a_gate_that_nothing_can_pass_is_refused_before_the_first_request(tmp_path: Path) -> None:
+    config = config_with(UNLIMITED, gate=GateConfig(level=0.05), gate_examples=4)
+    model, progress = ScriptedCompleter(answer), ConsoleProgress(Console(file=io.StringIO()))
+    with pytest.raises(ValueError, match="needs at least 5 validation examples, got 4"):
+        run_stages(config, tmp_path, "all", progress, model)
+    assert not model.requests and not tmp_path.joinpath("config.json").exists()

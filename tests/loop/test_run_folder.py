@@ -76,6 +76,9 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path):
 
     assert other_process().startswith("FolderError another process runs in ")
     opened.close()
+    opened.close()
+    with pytest.raises(FolderError, match="belongs to another configuration"):
+        folder(tmp_path, seed=77)
     assert other_process() == "opened\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from enumerable import EXAMPLES, MODEL, ExactRewards, enumerable_system, make_run, mean_score, search
 from fakes import ScriptedCompleter
+from rich.console import Console
 
 from optimas_jax.core.execution import Job
 from optimas_jax.core.system import System
@@ -20,6 +22,8 @@ from optimas_jax.loop.context import Run
 from optimas_jax.loop.iteration import start, with_base_runs
 from optimas_jax.loop.propose import propose
 from optimas_jax.loop.race import answer, label, race
+from optimas_jax.loop.state import Proposal
+from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.text import TextGroup
 
 
@@ -141,6 +145,43 @@ def test_a_race_says_whether_a_local_reward_was_used(tmp_path: Path, score: str)
         "router": score != "global",
         "tuner": False,  # nothing is behind it, and the metric is free
     }
+
+
+def test_a_component_with_too_few_groups_is_ranked_by_its_labels_alone_and_named(tmp_path: Path) -> None:
+    system, console = enumerable_system(3), io.StringIO()
+    run = improved(
+        system, tmp_path, WrongRewards(system, tmp_path), iterations=6, labels=1, seed=3, fewest_groups=4, adapt="never"
+    )
+    progress = ConsoleProgress(Console(file=console, width=200))
+    search(dataclasses.replace(run, host=dataclasses.replace(run.host, progress=progress)))
+    races = [event for event in events_of(tmp_path) if event["event"] == "race"]
+    assert races and not any(event["local_reward"] for event in races)
+    proposals = [event for event in events_of(tmp_path) if event["event"] == "proposal"]
+    assert proposals and all(event["local_gain"] is None for event in proposals)
+    assert all(event["expected_gain"] == pytest.approx(event["labelled_gain"] or 0.0) for event in proposals)
+    assert "writer is ranked by labels alone: it has fewer than 4 groups with different rewards" in console.getvalue()
+
+
+def test_a_demonstration_costs_a_proposal_an_input_and_not_its_place(tmp_path: Path) -> None:
+    """It is tried on one input less than its rivals, and enters as many rounds."""
+    speaker = answering(lambda request: request.messages[0].content.split()[0])
+    worth = {"good": 1.0, "fair": 0.3}
+    run = improved(
+        dataclasses.replace(speaker, metric=lambda outputs, gold: worth.get(outputs["a"], 0.0)),
+        tmp_path,
+        engine=object(),
+        rounds=2,
+    )
+    host, config = run.host, run.config.optimize
+    shown = Prompt("good", (Demo({"q": "as it was"}, {"a": "good"}, EXAMPLES[1].id),))
+    proposals = [Proposal("opro", Prompt("fair")), Proposal("demos", shown)]
+    with host.ledger.limit():
+        state = start(host, config, "exact", ())
+        state, runs = with_base_runs(host, state, "writer", EXAMPLES)
+        labels = label(host, config, state, "writer", proposals, runs, 1)
+        ranked = race(host, run.device, config, state, "writer", proposals, labels, runs, 1).ranked
+    run.tape.close()
+    assert [(one.proposal.kind, one.inputs) for one in ranked] == [("demos", 2), ("opro", 3)]
 
 
 def test_proposals_that_change_no_output_are_dropped(tmp_path: Path) -> None:

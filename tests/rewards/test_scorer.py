@@ -86,6 +86,9 @@ def test_outputs_are_scored_in_groups_of_as_many_as_a_batch_allows(trained):
     rows = score_outputs(rewards.scorer, SYSTEM, name, "a", [({"q": 1}, outputs), ({"q": 2}, []), ({"q": 3}, outputs)])
     assert [len(row) for row in rows] == [11, 0, 11]
     assert len({*rows[0], *rows[2]}) == 22
+    whole = [text_group(SYSTEM, "a", {"q": 3}, outputs)]
+    assert rewards.scorer.scores(name, whole) == rows[2:]
+    assert len(rewards.scorer.logliks(whole)[0]) == 11
 
 
 def test_a_choice_per_instance_gets_the_scores_of_the_search(trained):
