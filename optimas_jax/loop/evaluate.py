@@ -348,7 +348,8 @@ def measure(run: Run) -> dict[str, Any]:
         steps, kept, evaluations = [steps[0], steps[kept]], 1, pair
     baseline, optimized, accepted = evaluations[0], evaluations[kept], search["accepted"]
     if steps == states:
-        brought = contributions(run, search["reward"], accepted, evaluations)
+        reward = search["reward"] if run.config.optimize.score == "local" else ""
+        brought = contributions(run, reward, accepted, evaluations)
         accepted = [{**change, settings.split: row} for change, row in zip(accepted, brought, strict=True)]
     benchmark = find_benchmark(run.config.benchmark)
     return {
