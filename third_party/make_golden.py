@@ -4,9 +4,10 @@ Neither is a requirement of this package or of its tests. To make the files agai
 from the root of the repository::
 
     pip install -e . torch==2.13.0 accelerate llama-cpp-python==0.3.36
-    python third_party/make_golden.py backbones tokens greedy
+    python third_party/make_golden.py backbones continuations tokens greedy
 
-``backbones``: for tiny random configs of each architecture, hidden states after every layer and logits. ``tokens``:
+``backbones``: for tiny random configs of each architecture, hidden states after every layer and logits.
+``continuations``: what these models continue a row with. ``tokens``:
 ids of 1,000 strings and of chats under the embedded model's tokenizer. ``greedy``: what the embedded model continues
 20 prompts with. What each part checks on the way is printed.
 """
@@ -130,6 +131,32 @@ def make_backbones() -> None:
         print(f"{path.name}: {path.stat().st_size} bytes, largest |logit| {np.abs(arrays['logits']).max():.2f}")
 
 
+def make_continuations() -> None:
+    """Writes ``tiny_greedy.json``: how each model of ``backbone_NAME.npz`` continues the first half of its first row.
+
+    Windows end within what is read and within what is written.
+    """
+    table = {}
+    for name, (config_class, settings, _, tokens) in BACKBONES.items():
+        stored = np.load(GOLDEN / f"backbone_{name}.npz")
+        config = config_class(**{**_TINY, **settings}, attn_implementation="eager", dtype="float32")
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        weights_of = {
+            key[8:]: torch.from_numpy(stored[key].astype(np.float32)) for key in stored if key[:8] == "weights/"
+        }
+        model.load_state_dict(weights_of, strict=False)
+        ids, margin = stored["input_ids"][0, : tokens // 2].tolist(), np.inf
+        for _ in range(tokens // 2):
+            with torch.no_grad():
+                top = torch.topk(model(torch.tensor([ids])).logits[0, -1], 2)
+            ids.append(int(top.indices[0]))
+            margin = min(margin, float(top.values[0] - top.values[1]))
+        table[name] = {"prompt_ids": ids[: tokens // 2], "ids": ids[tokens // 2 :]}
+        print(f"{name}: {tokens // 2} tokens, least top-2 margin {margin:.4f}")
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in table.items())
+    (GOLDEN / "tiny_greedy.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
 def _llama_cpp(path: Path) -> llama_cpp.Llama:
     return llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
 
@@ -207,7 +234,12 @@ def make_greedy() -> None:
 
 
 def main() -> None:
-    parts = {"backbones": make_backbones, "tokens": make_tokens, "greedy": make_greedy}
+    parts = {
+        "backbones": make_backbones,
+        "continuations": make_continuations,
+        "tokens": make_tokens,
+        "greedy": make_greedy,
+    }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=parts)
     chosen = parser.parse_args().parts
