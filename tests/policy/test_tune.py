@@ -13,6 +13,7 @@ class Numbers:
 
     def __init__(self, scores, kl=None, skipped=()):
         self.scores, self.kls, self.skipped, self.validated = scores, kl or {}, skipped, []
+        self.updated = []
 
     def rollout(self, adapter, number):
         assert int(adapter) == number  # a rollout never runs on a stale adapter
@@ -20,6 +21,7 @@ class Numbers:
 
     def update(self, state, rollout, number):
         assert state == f"state {rollout}"
+        self.updated.append(int(rollout))
         adapter = str(int(rollout) + 1)
         metrics = {"kl": self.kl(state, rollout), "skipped": float(number in self.skipped)}
         return Update(f"state {adapter}", adapter, metrics)
@@ -61,6 +63,16 @@ def test_tuning_ends_where_the_budget_ends():
     assert tuned.adapter == "2"  # 4 would be better, and is too far away
     assert policy.validated == [0, 2]
     assert tuned.updates == 4
+
+
+def test_nothing_is_scored_or_trained_only_to_be_dropped():
+    """An update scores its rollout. The last rollout, and one whose KL is too large, serve KL alone."""
+    policy = Numbers({})
+    run(policy, updates=4)
+    assert policy.updated == [0, 1, 2, 3]
+    policy = Numbers({}, kl={3: 1.5})
+    run(policy)
+    assert policy.updated == [0, 1, 2]
 
 
 def test_the_last_adapter_must_be_within_the_budget():
