@@ -90,3 +90,10 @@ def test_updates_that_learned_nothing_are_counted_and_told():
 def test_one_answer_a_prompt_is_refused_where_it_enters(algorithm):
     with pytest.raises(ConfigError, match=r"samples is 1: an answer is scored against the other.*2 or more"):
         from_dict(PolicyConfig, {"samples": 1, "loss": {"algorithm": algorithm}}, "config.policy")
+
+
+def test_a_batch_of_a_policy_has_no_setting_that_only_local_rewards_read():
+    assert from_dict(PolicyConfig, {"batch": {"tokens": 768}}, "config.policy").batch.tokens == 768
+    for name in ("group_tokens", "candidates"):
+        with pytest.raises(ConfigError, match=name):
+            from_dict(PolicyConfig, {"batch": {name: 8}}, "config.policy")
