@@ -23,6 +23,12 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def confirmation_line(results: Mapping[str, Any]) -> str:
+    """What the confirmation said; empty for a run without one."""
+    confirmed = results.get("confirmed")
+    return f"on {confirmed['n']} examples that no gate has seen: {confirmed['verdict']}" if confirmed else ""
+
+
 def result_table(results: Mapping[str, Any]) -> Table:
     """Scores before and after, with intervals."""
     title = f"{results['benchmark']}:{results['variant']}, {results['split']} split, n = {results['n']}"
@@ -43,10 +49,7 @@ def result_table(results: Mapping[str, Any]) -> Table:
             format_interval(change["ci95"]),
             f"{change['p_value']:.3f}",
         )
-    if results.get("confirmed"):
-        table.caption = (
-            f"on {results['confirmed']['n']} examples that no gate has seen: {results['confirmed']['verdict']}"
-        )
+    table.caption = confirmation_line(results) or None
     for name, row in results.get("other_metrics", {}).items():
         before, after = (row[side]["mean"] for side in ("baseline", "optimized"))
         tested = "ci95" in row["gain"]
