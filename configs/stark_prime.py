@@ -27,7 +27,7 @@ def _local() -> RunConfig:
 
 def _smoke() -> RunConfig:
     base = _local()
-    data = dataclasses.replace(base.data, source="synthetic", train=12, val=6, test=12, max_chars=30)
+    data = dataclasses.replace(base.data, source="synthetic", train=12, val=6, test=12, confirm=6, max_chars=30)
     return smoke(base, SystemConfig(RANDOM_MODEL), data=data)
 
 

@@ -107,7 +107,6 @@ def smoke(config: RunConfig, system: Any, **changes: Any) -> RunConfig:
         ),
         policy=PolicyConfig(
             lora=LoraConfig(rank=4, alpha=8.0),
-            batch=BatchShape(tokens=2048, group_tokens=2048),
             updates=1,
             prompts=2,
             samples=2,

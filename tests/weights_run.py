@@ -7,7 +7,7 @@ from runs import run_config
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.values import BASE
-from optimas_jax.learn.config import BatchShape
+from optimas_jax.learn.config import TokenBatch
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.context import build_run
 from optimas_jax.models.config import LoraConfig
@@ -32,7 +32,7 @@ def config(weights=NAME, **changes):
         reward=RewardConfig("random:0", lora=LoraConfig(rank=4, alpha=8.0, last_layers=1)),
         policy=PolicyConfig(
             lora=LoraConfig(rank=4, alpha=8.0),
-            batch=BatchShape(tokens=1024, group_tokens=1024),
+            batch=TokenBatch(tokens=1024),
             updates=3,
             prompts=2,
             samples=3,

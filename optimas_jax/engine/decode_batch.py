@@ -30,6 +30,7 @@ from optimas_jax.parallel.sharding import place_rows
 
 _CACHE_TOKENS = 10 * 1024  # rows x slots: bounds the cache; SmolLM2-135M in float32 takes 0.47 GB of it in each lane
 _STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
+_MOST_PASSES = 16  # times that the oldest waiting request is passed over before the others wait for it
 
 Key = TypeVar("Key")
 
@@ -85,6 +86,8 @@ class DecodeBatch(Generic[Key]):
         self._rows: Rows | None = None
         self._cache: Cache | None = None
         self._slots = 0
+        self._oldest: Key | None = None  # the waiting request that was passed over last, and how often
+        self._passes = 0
 
     @property
     def active(self) -> list[Key]:
@@ -99,19 +102,24 @@ class DecodeBatch(Generic[Key]):
     def admit(self, waiting: Sequence[tuple[Key, RowRequest]], most: int) -> Admission:
         """Assigns rows to as many waiting requests as there is room for, oldest first, up to ``most`` in flight.
 
-        A request that needs more slots than the batch has waits until no other request fits.
+        A request that needs more slots than the batch has waits until no other request fits, or until it has been
+        passed over ``_MOST_PASSES`` times: under steady load some other request always fits.
         """
         slots = self._slots if self.active else 0
         fitting = [(key, request) for key, request in waiting if request.slots <= slots]
-        if waiting and not fitting:
-            # The size that most requests need; smaller requests fit as well.
-            wanted = [_slot_bucket(request.slots) for _, request in waiting]
+        due = bool(waiting) and self._oldest == waiting[0][0] and self._passes >= _MOST_PASSES
+        if waiting and (due or not fitting):
+            # The size that most requests need, or the one whose turn it is; smaller requests fit as well.
+            wanted = [_slot_bucket(request.slots) for _, request in (waiting[:1] if due else waiting)]
             slots = max(max(set(wanted), key=lambda size: (wanted.count(size), -size)), slots)
             fitting = [(key, request) for key, request in waiting if request.slots <= slots]
         room = min(self._most_rows(slots), most) - len(self.active) if fitting else 0
         admitted = fitting[: max(room, 0)]
         if admitted:
             self._resize(len(self.active) + len(admitted), slots)
+            if admitted[0][0] != waiting[0][0]:
+                self._passes = self._passes + 1 if self._oldest == waiting[0][0] else 1
+                self._oldest = waiting[0][0]
         return self._assign_rows(admitted)
 
     def shrink(self) -> None:

@@ -16,7 +16,7 @@ from optimas_jax.checkpoints.weights import ModelSource, cache_dir, load_config,
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.sampler import Sampler
-from optimas_jax.learn.config import BatchShape
+from optimas_jax.learn.config import TokenBatch
 from optimas_jax.learn.memory import step_bytes, tokens_that_fit
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import LoraConfig
@@ -36,11 +36,11 @@ class LoadedModel:
     params: Params
     tokenizer: Tokenizer
 
-    def for_training(self, batch: BatchShape) -> Network:
+    def for_training(self, batch: TokenBatch) -> Network:
         """The network for training on batches of this shape."""
         return dataclasses.replace(self.network, compute=dataclasses.replace(self.network.compute, remat=batch.remat))
 
-    def check_memory(self, lora: LoraConfig, batch: BatchShape, setting: str) -> None:
+    def check_memory(self, lora: LoraConfig, batch: TokenBatch, setting: str) -> None:
         """Raises ``StopRun`` if a training step does not fit into memory, with settings that do.
 
         Args:

@@ -9,21 +9,30 @@ from optimas_jax.core.schema import NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchShape:
-    """Sizes of a batch.
+class TokenBatch:
+    """Size of a batch, and how training computes it.
 
     Attributes:
       tokens: T; on a mesh, per device along ``data``.
-      group_tokens: longer groups are truncated to it.
-      candidates: M, at most, of a group.
       remat: whether training computes every layer again in the backward pass: a third more work, and memory for one
         layer instead of all.
     """
 
     tokens: PositiveInt = 1024
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape(TokenBatch):
+    """Sizes of a batch of groups whose candidates are ranked.
+
+    Attributes:
+      group_tokens: longer groups are truncated to it.
+      candidates: M, at most, of a group.
+    """
+
     group_tokens: PositiveInt = 512
     candidates: PositiveInt = 8
-    remat: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.group_tokens <= self.tokens:

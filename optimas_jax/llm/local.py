@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _STREAM_TOKENS = 4  # tokens between two looks at the answers so far, while a request has a callback for them
 _ADAPTERS = 8  # loaded from the folder; the oldest goes first
 _GATHER_SECONDS = 0.01  # how long the worker waits for one more request before it goes on
+_GATHER_MOST_SECONDS = 10 * _GATHER_SECONDS  # how long for all of them: a steady trickle must not hold up the batch
 
 
 class EngineError(StopRun):
@@ -230,15 +231,18 @@ class LocalCompleter:
         """Moves queued entries to ``pending``, and waits for the first one if ``idle``; returns False to stop."""
         if idle:
             self.sampler().rest()
+        deadline = time.monotonic() + _GATHER_MOST_SECONDS
         while True:
+            left = deadline - time.monotonic()  # once it is over, only what is queued already is taken
             try:
-                entry = self._queue.get(timeout=None if idle else _GATHER_SECONDS)
+                entry = self._queue.get(timeout=None if idle else min(_GATHER_SECONDS, max(left, 0.0)))
             except queue.Empty:
                 return True
             if entry is None:
                 return False
             pending.append(entry)
-            idle = False
+            if idle:
+                idle, deadline = False, time.monotonic() + _GATHER_MOST_SECONDS
 
     def _advance(self, batch: ContinuousBatch[_Entry], waiting: list[_Entry]) -> None:
         """Admits requests to the batch, decodes for a while, and answers the finished ones."""

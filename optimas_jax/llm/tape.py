@@ -57,8 +57,8 @@ class Tape:
             self._check_version()
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut, too
-            self._db.executescript(f"{_SCHEMA} PRAGMA user_version={VERSION};")
-            self._db.commit()
+            # One transaction: tables without their version would be refused for ever if the process died in between.
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
         except (sqlite3.Error, OSError) as error:
             raise TapeError(
                 f"cannot open the tape {path} ({error}). If the disk is full, make room; if it is a network file "

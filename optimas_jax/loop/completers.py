@@ -91,9 +91,10 @@ def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
 
 
 def loaded_here(config: RunConfig, choices: Sequence[str] = ()) -> tuple[str, ...]:
-    """Local models that a run loads, each once: for answers, for local rewards, and for tuning."""
+    """Local models that a run loads, each once: for answers, for local rewards, and for tuning. Neither the global
+    metric nor random numbers in place of local rewards need a reward model."""
     specs = [spec for spec in answering(config, choices) if not provider(spec)]
-    rewards = [] if config.optimize.score == "global" else [config.reward.model]
+    rewards = [config.reward.model] if config.optimize.score == "local" else []
     tuned = [config.policy.model] if config.policy.model else []
     return tuple(dict.fromkeys((*specs, *rewards, *tuned)))
 

@@ -374,6 +374,7 @@ def measure(run: Run) -> dict[str, Any]:
         "outcomes": optimized.outcomes,
         "alignment": search["alignment"],
         "label_use": search["label_use"],
+        "score": run.config.optimize.score,
         "dropped": search["dropped"],
         "accepted": accepted,
         "ledger": host.ledger.to_json(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from optimas_jax.core.schema import PositiveFloat, PositiveInt, Share
-from optimas_jax.learn.config import BatchShape, PolicyLoss
+from optimas_jax.learn.config import PolicyLoss, TokenBatch
 from optimas_jax.models.config import LoraConfig
 
 
@@ -34,7 +34,7 @@ class PolicyConfig:
     model: str = ""
     lora: LoraConfig = LoraConfig(rank=8, alpha=16.0)
     loss: PolicyLoss = PolicyLoss()
-    batch: BatchShape = BatchShape(tokens=2048, group_tokens=1024)
+    batch: TokenBatch = TokenBatch(tokens=2048)
     updates: PositiveInt = 16
     prompts: PositiveInt = 8
     samples: PositiveInt = 8

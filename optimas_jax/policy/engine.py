@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,10 +87,15 @@ class PolicyEngine:
         self.config = config
         self.adapters = adapters
         self._spec, self._engines, self._checkpoints = model, engines, checkpoints
+        self._measured: tuple[Any, Statistics] | None = None  # of the last policy and answers
 
     @property
     def _backbone(self) -> BackboneConfig:
         return self._engines.model(self._spec).network.config
+
+    @property
+    def _dtype(self) -> Any:
+        return self._engines.model(self._spec).network.compute.dtype
 
     @cached_property
     def _trainer(self) -> PolicyTrainer:
@@ -112,7 +118,8 @@ class PolicyEngine:
         metadata = self._checkpoints.metadata(name)
         if metadata is None:
             state, kl_weight = self._load(parent)
-            state, kl_weight, metrics = self._update(state, kl_weight, rollout, seed)
+            measured = self._statistics(parent, state, rollout)
+            state, kl_weight, metrics = self._update(state, kl_weight, rollout, measured, seed)
             arrays = jax.device_get(_to_dict(state, kl_weight))
             adapter = self._write(arrays["trainable"]["lora"])
             metadata = {"parent": parent, "adapter": adapter, "metrics": metrics}
@@ -142,20 +149,17 @@ class PolicyEngine:
         return self._trainer.start(lora_params), self.config.loss.kl_weight
 
     def _update(
-        self, state: TrainState, kl_weight: float, rollout: Rollout, seed: int
+        self, state: TrainState, kl_weight: float, rollout: Rollout, statistics: Statistics, seed: int
     ) -> tuple[TrainState, float, dict[str, float]]:
         groups = rollout.groups
-        statistics = self._trainer.statistics(state.trainable, groups)
         served = np.concatenate(rollout.logprobs)
-        dtype = self._engines.model(self._spec).network.compute.dtype
-        check_served(served, statistics, dtype)
         kl = _mean_kl(statistics)
         metrics = {
             "score": float(np.mean([score for group in groups for score in group.rewards])),
             "kl": kl,
             "entropy": float(np.mean(statistics.entropy)),
             "served_difference": float(np.max(np.abs(statistics.logprobs - served))),
-            "served_limit": served_limit(dtype),
+            "served_limit": served_limit(self._dtype),
             "kl_weight": kl_weight,
             "skipped": float(_nothing_to_learn(groups)),
         }
@@ -176,8 +180,21 @@ class PolicyEngine:
         return state, kl_weight, metrics
 
     def kl(self, state: str, rollout: Rollout) -> float:
-        """KL(policy, reference) of the policy named ``state``, in nats per token of its rollout."""
-        return _mean_kl(self._trainer.statistics(self._load(state)[0].trainable, rollout.groups))
+        """KL(policy, reference) of the policy named ``state``, in nats per token of its rollout; reads no scores.
+
+        Raises:
+          StopRun: for answers of the base instead of the tuned policy, and answers that no batch can hold.
+        """
+        return _mean_kl(self._statistics(state, self._load(state)[0], rollout))
+
+    def _statistics(self, name: str, state: TrainState, rollout: Rollout) -> Statistics:
+        """Statistics of a rollout under the policy called ``name``. The last ones are kept: an update needs those that
+        its KL was measured by."""
+        key = name, [group.text for group in rollout.groups]
+        if self._measured is None or self._measured[0] != key:
+            self._measured = key, self._trainer.statistics(state.trainable, rollout.groups)
+        check_served(np.concatenate(rollout.logprobs), self._measured[1], self._dtype)
+        return self._measured[1]
 
 
 def _mean_kl(statistics: Statistics) -> float:

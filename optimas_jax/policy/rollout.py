@@ -1,4 +1,4 @@
-"""Rollouts of one component's policy: sampled answers as tokens, with their scores.
+"""Rollouts of one component's policy: sampled answers as tokens, which an update scores.
 
 The policy answers the component's prompt exactly as in a run of the system, and the component's outputs are scored. All
 requests go through the tape.
@@ -90,6 +90,21 @@ class _Recording:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sampled:
+    """Answers to some training inputs.
+
+    Attributes:
+      runs: the inputs, with their runs.
+      steps: the component's answers on each.
+      rollout: the same as tokens; all scores are 0.
+    """
+
+    runs: Runs
+    steps: Sequence[Sequence[Step]]
+    rollout: Rollout
+
+
+@dataclasses.dataclass(frozen=True)
 class ComponentPolicy:
     """``policy.tune.Policy`` for a component.
 
@@ -117,11 +132,11 @@ class ComponentPolicy:
     run_seed: int
     concurrency: int
 
-    def rollout(self, adapter: str, number: int) -> Rollout:
-        """Answers to some of the training inputs, sampled at ``ROLLOUT_TEMPERATURE``, with their scores.
+    def rollout(self, adapter: str, number: int) -> Sampled:
+        """Answers to some of the training inputs, sampled at ``ROLLOUT_TEMPERATURE``.
 
         Raises:
-          StopRun: for a component that does not call a local model exactly once, and for a score that is not finite.
+          StopRun: for a component that does not call a local model exactly once.
         """
         config, seed = self.policies.config, derive_seed(self.seed, "rollout", number)
         chosen = random.Random(seed).sample(list(self.runs), min(config.prompts, len(self.runs)))
@@ -141,14 +156,12 @@ class ComponentPolicy:
         ]
         steps = iter(gather(calls, concurrency=self.concurrency))
         answers = [list(itertools.islice(steps, config.samples)) for _ in chosen]
-        scores = self._finite_scores(chosen, answers)
         tokens = [[self._tokens(recording) for recording in row] for row in recordings]
         groups = [
-            TokenGroup(row[0].prompt_ids, tuple(answer.ids for answer in row), tuple(of_row), 0)
-            for row, of_row in zip(tokens, scores, strict=True)
+            TokenGroup(row[0].prompt_ids, tuple(answer.ids for answer in row), (0.0,) * len(row), 0) for row in tokens
         ]
         logprobs = [tuple(p for answer in row for p in answer.logprobs) for row in tokens]
-        return Rollout(tuple(groups), tuple(logprobs))
+        return Sampled(chosen, answers, Rollout(tuple(groups), tuple(logprobs)))
 
     def _tokens(self, recording: _Recording) -> Tokens:
         if len(recording.tokens) != 1:
@@ -170,13 +183,23 @@ class ComponentPolicy:
                     )
         return scores
 
-    def update(self, state: str, rollout: Rollout, number: int) -> Update:
-        """See ``PolicyEngine.update``."""
-        return self.policies.update(state, rollout, derive_seed(self.seed, "update", number))
+    def update(self, state: str, rollout: Sampled, number: int) -> Update:
+        """Scores the answers, and updates the policy on them; see ``PolicyEngine.update``.
 
-    def kl(self, state: str, rollout: Rollout) -> float:
+        Raises:
+          StopRun: for a score that is not finite, too.
+        """
+        scores = self._finite_scores(rollout.runs, rollout.steps)
+        groups = [
+            dataclasses.replace(group, rewards=tuple(row))
+            for group, row in zip(rollout.rollout.groups, scores, strict=True)
+        ]
+        scored = dataclasses.replace(rollout.rollout, groups=tuple(groups))
+        return self.policies.update(state, scored, derive_seed(self.seed, "update", number))
+
+    def kl(self, state: str, rollout: Sampled) -> float:
         """See ``PolicyEngine.kl``."""
-        return self.policies.kl(state, rollout)
+        return self.policies.kl(state, rollout.rollout)
 
     def validate(self, adapter: str) -> float:
         """Mean score of one answer to each held-back input, at the component's temperature."""

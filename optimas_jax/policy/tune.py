@@ -23,11 +23,11 @@ class Policy(Protocol[Rollout]):
     """The policy that ``tune`` trains; ``policy.rollout.ComponentPolicy`` implements it."""
 
     def rollout(self, adapter: str, number: int) -> Rollout:
-        """Answers sampled with an adapter, with their scores."""
+        """Answers sampled with an adapter. They are not scored: KL needs no scores, and scores may be paid for."""
         ...
 
     def update(self, state: str, rollout: Rollout, number: int) -> Update:
-        """One update of the policy named ``state`` on its rollout."""
+        """One update of the policy named ``state`` on its rollout, which is scored for it."""
         ...
 
     def kl(self, state: str, rollout: Rollout) -> float:
@@ -82,22 +82,21 @@ def tune(
     on_validation(0, before)
     for number in range(updates + 1):
         rollout = policy.rollout(current.adapter, number)
-        update = None if number == updates else policy.update(current.state, rollout, number)
-        kl = policy.kl(current.state, rollout) if update is None else update.metrics["kl"]
+        kl = policy.kl(current.state, rollout)
         if kl > kl_budget:
             break
         if number == 0:
             best_kl = kl
-        # Only validated here: the rollout above has measured that its KL is within the budget.
+        # Only validated here: its KL on the rollout above is within the budget.
         elif number % validate_every == 0 or number == updates:
             score = policy.validate(current.adapter)
             on_validation(number, score)
             if score > best_score:
                 best, best_score, best_kl = current.adapter, score, kl
-        if update is not None:
-            on_update(number, update)
-            learned += not update.metrics["skipped"]
-            current = update
+        if number < updates:
+            current = policy.update(current.state, rollout, number)
+            on_update(number, current)
+            learned += not current.metrics["skipped"]
     return Tuned(best, best_score, before, best_kl, number, learned)
 
 
@@ -133,7 +132,7 @@ def tune_weights(run: TuningRun, name: str, current: Adapter, runs: Runs, scores
       The result; None if there are too few inputs to learn from and to hold some back.
 
     Raises:
-      StopRun: see ``PolicyEngine.update`` and ``ComponentPolicy.rollout``.
+      StopRun: see ``ComponentPolicy``.
     """
     config, policy = run.policies.config, _component_policy(run, name, runs, scores, seed)
     if policy is None:

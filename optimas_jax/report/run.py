@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.page import write_html
-from optimas_jax.report.tables import alignment_table, tables
+from optimas_jax.report.tables import alignment_table, confirmation_line, tables
 from optimas_jax.report.tensorboard import write_tensorboard
 
 
@@ -23,9 +25,15 @@ def report_run(workdir: Path, progress: ConsoleProgress) -> None:
     write_html(workdir / "report.html", results)
     for table in tables(results):
         progress.console.print(table)
-    progress.line(
-        f"{results['wall_seconds']:.0f} s, {results['peak_rss_mb']} MB at most, "
-        f"{results['paid_calls']} completions paid for now; {path}"
+    progress.line(last_line(results, path))
+
+
+def last_line(results: Mapping[str, Any], path: Path) -> str:
+    """The gain with its confirmation, what the run took, and where its results are."""
+    confirmation = confirmation_line(results) or "no confirmation"
+    return (
+        f"gain {results['gain']['mean']:+.3f} ({confirmation}); {results['wall_seconds']:.0f} s, "
+        f"{results['peak_rss_mb']} MB at most, {results['paid_calls']} completions paid for now; {path}"
     )
 
 

@@ -16,11 +16,17 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     return [
         *([alignment_table(results["alignment"])] if results["alignment"] else []),
         ledger_table(results["ledger"]),
-        *([label_table(results["label_use"])] if results.get("label_use") else []),
+        *([label_table(results["label_use"], results.get("score", "local"))] if results.get("label_use") else []),
         *([dropped_table(results["dropped"])] if results.get("dropped") else []),
         *([accepted_table(accepted, results["split"])] if accepted else []),
         result_table(results),
     ]
+
+
+def confirmation_line(results: Mapping[str, Any]) -> str:
+    """What the confirmation said; empty for a run without one."""
+    confirmed = results.get("confirmed")
+    return f"on {confirmed['n']} examples that no gate has seen: {confirmed['verdict']}" if confirmed else ""
 
 
 def result_table(results: Mapping[str, Any]) -> Table:
@@ -43,10 +49,7 @@ def result_table(results: Mapping[str, Any]) -> Table:
             format_interval(change["ci95"]),
             f"{change['p_value']:.3f}",
         )
-    if results.get("confirmed"):
-        table.caption = (
-            f"on {results['confirmed']['n']} examples that no gate has seen: {results['confirmed']['verdict']}"
-        )
+    table.caption = confirmation_line(results) or None
     for name, row in results.get("other_metrics", {}).items():
         before, after = (row[side]["mean"] for side in ("baseline", "optimized"))
         tested = "ci95" in row["gain"]
@@ -80,13 +83,15 @@ def alignment_table(alignment: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def label_table(label_use: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Labelled runs of each component's races, and effective runs with its local reward."""
+def label_table(label_use: Mapping[str, Mapping[str, Any]], score: str = "local") -> Table:
+    """Labelled runs of each component's races, and effective runs with its local reward, or with what stands in its
+    place (``score``, see ``loop.config.OptimizeConfig``)."""
     table = Table(title="Labelled runs, and runs of equal precision without the local reward")
     for column in ("component", "labelled runs", "effective runs", "local reward"):
         table.add_column(column, justify="left" if column == "component" else "right")
     for name, row in label_use.items():
-        used = "used" if row["local_reward"] else "not needed: every trial is labelled"
+        source = "random numbers in its place" if score == "random" else "used"
+        used = source if row["local_reward"] else "not needed: every trial is labelled"
         table.add_row(name, str(row["labelled_runs"]), f"{row['effective_runs']:.1f}", used)
     return table
 

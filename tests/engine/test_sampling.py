@@ -200,6 +200,32 @@ def test_requests_too_large_for_the_batch_wait_for_room():
     assert finished["large"] == list(sampler.generate([SampleRequest((3,) * 200, 20)])[0].ids)
 
 
+def test_requests_that_keep_coming_do_not_pass_a_large_one_for_ever(monkeypatch):
+    """Under steady load some small request always fits. The batch has no room for the large one beside others."""
+    monkeypatch.setattr("optimas_jax.engine.decode_batch._MOST_PASSES", 3)
+    monkeypatch.setattr("optimas_jax.engine.decode_batch._CACHE_TOKENS", 1024)
+    sampler = tiny.sampler()
+    batch: ContinuousBatch = sampler.batch()
+    wanted = {i: SampleRequest((i + 1, 2), 12 + i % 5) for i in range(60)} | {"large": SampleRequest((3,) * 300, 20)}
+    rows = {key: sampler.row_request(one) for key, one in wanted.items()}
+    coming, waiting, finished, passes = iter(range(60)), [], {}, 0
+    batch.admit([(key, rows[key]) for key in (next(coming) for _ in range(6))])
+    waiting.append(("large", rows["large"]))
+    while "large" in dict(waiting):
+        waiting += [(key, rows[key]) for key in (next(coming), next(coming))]
+        admitted = batch.admit(waiting)
+        waiting = [one for one in waiting if one[0] not in admitted]
+        passes += bool(admitted) and admitted[0] != "large"
+        finished |= {key: tokens.tolist() for key, tokens, _ in batch.step()}
+    assert passes == 3
+    while batch.active:
+        admitted = batch.admit(waiting)
+        waiting = [one for one in waiting if one[0] not in admitted]
+        finished |= {key: tokens.tolist() for key, tokens, _ in batch.step()}
+    alone = sampler.generate([wanted[key] for key in finished])
+    assert list(finished.values()) == [list(sample.ids) for sample in alone]
+
+
 def test_seeds_name_the_stream(sampler):
     prompt = (5, 6, 7)
     first, again, other = sampler.generate(

@@ -10,7 +10,7 @@ import tiny
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine import pool as loaded
 from optimas_jax.engine.pool import Engines
-from optimas_jax.learn.config import BatchShape
+from optimas_jax.learn.config import TokenBatch
 from optimas_jax.learn.memory import kept_bytes, step_bytes, tokens_that_fit
 from optimas_jax.models.backbone import Network, init_lora, init_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
@@ -63,7 +63,7 @@ def test_the_largest_batch_that_fits():
 
 def test_a_step_that_does_not_fit_is_refused_before_anything_is_compiled(monkeypatch):
     model = Engines(MeshConfig(data=1), ConsoleProgress(quiet=True)).model("random:0")
-    config = PolicyConfig(lora=LORA, batch=BatchShape(tokens=4096))
+    config = PolicyConfig(lora=LORA, batch=TokenBatch(tokens=4096))
     lanes = model.network.compute.lanes
     monkeypatch.setattr(loaded, "free_memory", lambda device: step_bytes(model.network, LORA, 1024, lanes))
     with pytest.raises(StopRun, match=r"set config.policy.batch.tokens = 1024 or less, or config.policy.batch.remat"):

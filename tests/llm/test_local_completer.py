@@ -11,6 +11,7 @@ from fakes import request
 
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.engine.sampler import ContextOverflow, Sample
+from optimas_jax.llm import local
 from optimas_jax.llm.base import Message, count_prompt
 from optimas_jax.llm.local import EngineError, LocalCompleter
 from optimas_jax.llm.providers import RoutedCompleter
@@ -350,6 +351,24 @@ def test_a_wait_ends_whenever_the_clock_jumps(reading, monkeypatch):
     threading.Thread(target=gather, daemon=True).start()
     assert ended.wait(timeout=10)
     assert readings  # the clock that was replaced is the one that the wait reads
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_steady_trickle_of_requests_does_not_hold_up_decoding(idle, monkeypatch):
+    """Each arrives before the wait for it ends; the clock is the test's own."""
+    now, completer, pending = [0.0], LocalCompleter("m", FakeSampler), []
+
+    def get(timeout):
+        if timeout is not None and timeout < 0.009:
+            raise queue.Empty
+        now[0] += 60.0 if timeout is None else 0.009
+        assert len(pending) < 1000
+        return object()
+
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(completer, "_queue", SimpleNamespace(get=get))
+    assert completer._gather(pending, idle=idle)
+    assert 5 < len(pending) < 20
 
 
 def test_an_error_of_a_listener_ends_its_request_and_no_other():

@@ -288,8 +288,9 @@ def test_only_models_that_a_run_loads_are_looked_for():
     config = config_of("openai:gpt-4o", "random:1")
     assert loaded_here(config, ["random:2", "anthropic:a"]) == ("random:1", "random:2", config.reward.model)
     tuned = dataclasses.replace(config.policy, model="random:3")
-    alone = dataclasses.replace(config, optimize=OptimizeConfig(score="global"), policy=tuned)
-    assert loaded_here(alone) == ("random:1", "random:3")
+    for score in ("global", "random"):
+        alone = dataclasses.replace(config, optimize=OptimizeConfig(score=score), policy=tuned)
+        assert loaded_here(alone) == ("random:1", "random:3")
 
 
 def test_without_a_key_the_paper_configuration_stops_before_anything_slow_is_imported(tmp_path):

@@ -218,6 +218,23 @@ def test_a_tape_of_before_is_refused_with_the_way_out(path):
     db.close()
 
 
+@pytest.mark.parametrize("done", range(6))
+def test_a_process_that_dies_while_it_makes_a_tape_leaves_one_that_opens(path, done, monkeypatch):
+    class Killed(sqlite3.Connection):
+        def executescript(self, script):
+            for statement in script.split(";")[:done]:
+                self.execute(statement)
+            self.close()
+            raise KeyboardInterrupt
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **settings: connect(*args, factory=Killed, **settings))
+    with pytest.raises(KeyboardInterrupt):
+        Tape(path)
+    monkeypatch.undo()
+    assert ask(path, ScriptedCompleter(lambda r: "fine"), request())[0].text == "fine"
+
+
 def test_a_commit_waits_for_the_disk_and_holds_all_that_arrive_together(path):
     tape, commits = Tape(path), []
     assert tape._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL

@@ -1,4 +1,4 @@
-"""The ``:paper`` variants against the paper, value by value."""
+"""The ``:paper`` variants against the paper, value by value; sizes of the ``:smoke`` variants."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ ONE_SYSTEM = [
 
 
 @functools.cache
-def preset(name: str) -> RunConfig:
-    return parse_config(runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]("paper").to_dict())
+def preset(name: str, variant: str = "paper") -> RunConfig:
+    return parse_config(runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](variant).to_dict())
 
 
 def value(config: RunConfig, path: str) -> Any:
@@ -132,6 +132,11 @@ def test_sizes_and_switches_of_every_system(name: str, path: str, expected: Any,
 @pytest.mark.parametrize(("name", "path", "expected", "source"), ONE_SYSTEM)
 def test_what_is_a_systems_own(name: str, path: str, expected: Any, source: str) -> None:
     assert value(preset(name), path) == expected, source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_smoke_run_confirms_on_few_examples(name: str) -> None:
+    assert 4 <= preset(name, "smoke").data.confirm <= 8
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,7 @@ from optimas_jax.checkpoints.peft import read_adapter
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import Engines
 from optimas_jax.engine.sampler import SampleRequest
-from optimas_jax.learn.config import BatchShape, PolicyLoss
+from optimas_jax.learn.config import PolicyLoss, TokenBatch
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.config import LoraConfig
@@ -19,7 +19,7 @@ from optimas_jax.report.console import ConsoleProgress
 
 CONFIG = PolicyConfig(
     lora=LoraConfig(rank=4, alpha=8.0),
-    batch=BatchShape(tokens=256, group_tokens=256),
+    batch=TokenBatch(tokens=256),
     epochs=2,
     minibatch=2,
     learning_rate=1e-2,
@@ -166,10 +166,7 @@ def test_answers_of_the_base_instead_of_the_adapter_are_refused(engines, tmp_pat
 def test_groups_longer_than_a_batch_are_split(engines, tmp_path, batch, parts):
     """The prompt and its answers have up to 72 tokens; each batch holds some of the answers."""
     answers = rollout(engines)
-    whole, cut = (
-        engine(engines, tmp_path, minibatch=3, batch=BatchShape(tokens=tokens, group_tokens=64))
-        for tokens in (512, batch)
-    )
+    whole, cut = (engine(engines, tmp_path, minibatch=3, batch=TokenBatch(tokens=tokens)) for tokens in (512, batch))
     plan = cut._trainer._plan(cut._trainer._sequences(answers.groups)[0], range(parts))
     assert all(sum(len(part) for part in batch) for batch in plan)
     first, second = (policies.update("adapter:", answers, seed=0) for policies in (whole, cut))
@@ -178,7 +175,7 @@ def test_groups_longer_than_a_batch_are_split(engines, tmp_path, batch, parts):
 
 
 def test_no_batch_is_larger_than_memory_was_checked_for(engines, tmp_path):
-    trainer = engine(engines, tmp_path, batch=BatchShape(tokens=64, group_tokens=64))._trainer
+    trainer = engine(engines, tmp_path, batch=TokenBatch(tokens=64))._trainer
     sequences, of_group = trainer._sequences(rollout(engines).groups)
     assert [index for indices in of_group for index in indices] == list(range(len(sequences)))
     for batch in trainer._plan(sequences, range(len(sequences))):
@@ -186,7 +183,7 @@ def test_no_batch_is_larger_than_memory_was_checked_for(engines, tmp_path):
 
 
 def test_an_answer_that_no_batch_holds_is_named(engines, tmp_path):
-    policies = engine(engines, tmp_path, batch=BatchShape(tokens=40, group_tokens=40))
+    policies = engine(engines, tmp_path, batch=TokenBatch(tokens=40))
     with pytest.raises(
         StopRun, match=r"prompt of 33 tokens and an answer of \d are longer than a batch of 40.*max_tokens"
     ):
@@ -195,8 +192,8 @@ def test_an_answer_that_no_batch_holds_is_named(engines, tmp_path):
 
 def test_a_large_minibatch_is_computed_in_parts(engines, tmp_path):
     answers = rollout(engines)
-    whole = engine(engines, tmp_path, minibatch=3, batch=BatchShape(tokens=512, group_tokens=256))
-    parts = engine(engines, tmp_path, minibatch=3, batch=BatchShape(tokens=80, group_tokens=80))
+    whole = engine(engines, tmp_path, minibatch=3, batch=TokenBatch(tokens=512))
+    parts = engine(engines, tmp_path, minibatch=3, batch=TokenBatch(tokens=80))
     first, second = whole.update("adapter:", answers, seed=0), parts.update("adapter:", answers, seed=0)
     for name, value in first.metrics.items():
         assert second.metrics[name] == pytest.approx(value, rel=1e-2, abs=1e-3), name

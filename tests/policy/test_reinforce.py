@@ -39,7 +39,7 @@ def test_returns_are_scores_of_whole_runs_by_hand():
     assert graph.meter.executions == 3 * 2  # b and c; neither ``before`` nor ``a`` runs again
 
 
-def test_weights_are_tuned_against_global_scores(tmp_path):
+def test_weights_are_tuned_against_global_scores(tmp_path, monkeypatch):
     """The setting that ranks by the global metric tunes weights by it too, without any local reward."""
     settings = config(optimize=OptimizeConfig(score="global", components="answer_generator"))
     said = io.StringIO()
@@ -56,9 +56,17 @@ def test_weights_are_tuned_against_global_scores(tmp_path):
     examples = run.host.splits["train"]
     jobs = [Job(run.host.system.default_configuration(), one, 0) for one in examples]
     runs = list(zip(examples, run_many(run.host.system, jobs, concurrency=CONCURRENCY), strict=True))
+    scored, score = [], GlobalScores.__call__
+
+    def counted(self, runs, answers):
+        scored.append(sum(map(len, answers)))
+        return score(self, runs, answers)
+
+    monkeypatch.setattr(GlobalScores, "__call__", counted)
     tuned = tune_on(run, "", BASE, runs)
     run.tape.close()
     assert tuned.updates == 3 and tuned.learned > 0
+    assert scored.count(2 * 3) == 3  # the answers of three updates; those of the last rollout cost no run of the system
     assert tuned.score >= tuned.before
     events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     updates = [event for event in events if event["event"] == "update"]

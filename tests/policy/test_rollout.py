@@ -134,7 +134,7 @@ def test_a_score_that_is_not_finite_stops_with_its_answer(tmp_path):
         rf"the score of a test of an answer of component '{NAME}' on example '.*' is nan.*the answer is {{'answer'"
     )
     with pytest.raises(StopRun, match=expected):
-        policy.rollout("", 0)
+        policy.update("adapter:", policy.rollout("", 0), 0)
     with pytest.raises(StopRun, match=expected):
         policy.validate("")
     run.tape.close()

@@ -13,6 +13,7 @@ class Numbers:
 
     def __init__(self, scores, kl=None, skipped=()):
         self.scores, self.kls, self.skipped, self.validated = scores, kl or {}, skipped, []
+        self.updated = []
 
     def rollout(self, adapter, number):
         assert int(adapter) == number  # a rollout never runs on a stale adapter
@@ -20,6 +21,7 @@ class Numbers:
 
     def update(self, state, rollout, number):
         assert state == f"state {rollout}"
+        self.updated.append(int(rollout))
         adapter = str(int(rollout) + 1)
         metrics = {"kl": self.kl(state, rollout), "skipped": float(number in self.skipped)}
         return Update(f"state {adapter}", adapter, metrics)
@@ -63,6 +65,16 @@ def test_tuning_ends_where_the_budget_ends():
     assert tuned.updates == 4
 
 
+def test_nothing_is_scored_or_trained_only_to_be_dropped():
+    """An update scores its rollout. The last rollout, and one whose KL is too large, serve KL alone."""
+    policy = Numbers({})
+    run(policy, updates=4)
+    assert policy.updated == [0, 1, 2, 3]
+    policy = Numbers({}, kl={3: 1.5})
+    run(policy)
+    assert policy.updated == [0, 1, 2]
+
+
 def test_the_last_adapter_must_be_within_the_budget():
     assert run(Numbers({6: 0.9}, kl={6: 1.5})).adapter == "0"
 
@@ -78,3 +90,10 @@ def test_updates_that_learned_nothing_are_counted_and_told():
 def test_one_answer_a_prompt_is_refused_where_it_enters(algorithm):
     with pytest.raises(ConfigError, match=r"samples is 1: an answer is scored against the other.*2 or more"):
         from_dict(PolicyConfig, {"samples": 1, "loss": {"algorithm": algorithm}}, "config.policy")
+
+
+def test_a_batch_of_a_policy_has_no_setting_that_only_local_rewards_read():
+    assert from_dict(PolicyConfig, {"batch": {"tokens": 768}}, "config.policy").batch.tokens == 768
+    for name in ("group_tokens", "candidates"):
+        with pytest.raises(ConfigError, match=name):
+            from_dict(PolicyConfig, {"batch": {name: 8}}, "config.policy")
