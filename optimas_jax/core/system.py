@@ -324,7 +324,7 @@ class System:
         outputs = [step.outputs for step in steps]
         if all(fields == outputs[0] for fields in outputs):
             return steps[0]
-        scores = await self.scorer.scores(component.name, inputs, outputs, value.reward)
+        scores = await self.scorer.scores(component.name, example_id, inputs, outputs, value.reward)
         return steps[choose(scores, value.mode, seed)]
 
     async def score(self, outputs: Mapping[str, Any], example: Example, seed: int) -> float:

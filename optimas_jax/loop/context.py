@@ -220,9 +220,9 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
     taped = TapedCompleter(tape, ledger, SandboxCompleter(completer))
     rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
     model = config.policy.model or _tuned_model(config)
-    tuning = config.policy if config.optimize.score == "local" else reinforce_config(config.policy)
+    tuning = reinforce_config(config.policy) if config.optimize.score == "global" else config.policy
     policies = PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
-    scorer = InstanceScorer(rewards.scorer, bare)
+    scorer = InstanceScorer(rewards.scorer, bare, config.seed)
     host = Host(
         system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter()),
         completer=taped,
