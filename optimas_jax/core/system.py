@@ -291,6 +291,11 @@ class System:
             raise ComponentBug(
                 f"component {component.name!r} raised {type(error).__name__} on example {example_id!r}: {error}"
             ) from error
+        if not isinstance(outputs, Mapping):  # without a ``return`` it is None
+            raise ComponentBug(
+                f"component {component.name!r} returned {type(outputs).__name__} on example {example_id!r}, expected a "
+                f"mapping with the fields {sorted(component.outputs)}"
+            )
         if set(outputs) != set(component.outputs):
             raise ComponentBug(
                 f"component {component.name!r} returned fields {sorted(outputs)} on example {example_id!r}, "
