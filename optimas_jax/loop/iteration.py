@@ -59,7 +59,8 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
 
 
 def stopped(host: Host, state: State, number: int, reason: OutOfBudget) -> State:
-    """The state with which the budget ends the search; tells of it."""
+    """The state with which the budget ends the search; tells of it, and of the costs of the iteration that it cut."""
+    emit_curve(host, "end", number, mean_score(state))
     host.folder.emit("out_of_budget", **cost_so_far(host).to_json())
     host.progress.line(f"stopped in iteration {number + 1}: {reason}")
     return state

@@ -123,11 +123,15 @@ def test_every_budget_is_kept_and_nearly_used(tmp_path: Path, budgets: range) ->
 
 
 def test_a_search_that_its_budget_ended_does_the_same_again(tmp_path: Path) -> None:
-    first, events = budgeted(tmp_path, 2_000)
+    first, events = budgeted(tmp_path, 2_500)
     assert load_best(tmp_path / "best") == first.configuration
     shutil.rmtree(tmp_path / "best")  # exact rewards are those of the configuration in it
-    again, same = budgeted(tmp_path, 2_000)
+    again, same = budgeted(tmp_path, 2_500)
     assert events == same and events[-1]["event"] == "out_of_budget"
+    curve = read_curve(tmp_path)
+    assert [point["at"] for point in curve].count("end") == 1 and curve[-1]["at"] == "end"
+    assert curve[-1]["tokens"] == events[-1]["tokens"] > curve[-2]["tokens"]  # the iteration that was cut counts
+    assert curve[-1]["val_score"] == curve[-2]["val_score"]
     assert (first.configuration, first.accepted) == (again.configuration, again.accepted)
 
 
