@@ -249,7 +249,7 @@ def _chosen_components(system: System, config: OptimizeConfig, progress: Progres
     ``all``.
 
     Raises:
-      ConfigError: if a name is no tunable component, or none is left.
+      ConfigError: if a name is no tunable component, none is left, or ``order`` names another one.
       StopRun: if a large space needs a library that is not installed.
     """
     every = config.components == "all"
@@ -273,6 +273,7 @@ def _chosen_components(system: System, config: OptimizeConfig, progress: Progres
             check_tpe(f"{name} has {len(space)} values; more than {GRID_LIMIT} are searched")
     _check_prompts([name for name in names if isinstance(system.by_name[name].space, PromptSpace)], config)
     _check_global_search(system, config)
+    _check_order(names, config)
     if not names:
         raise ConfigError("config.optimize.components is 'all', and no component has anything to tune")
     if "mipro" in config.proposers:
@@ -299,6 +300,15 @@ def _check_global_search(system: System, config: OptimizeConfig) -> None:
         raise ConfigError(
             f"config.optimize.global_search names {', '.join(map(repr, unknown))}; components with listed values are "
             f"{', '.join(listed) or 'none'}"
+        )
+
+
+def _check_order(names: Sequence[str], config: OptimizeConfig) -> None:
+    """Raises ``ConfigError`` if ``order`` names a component that is not tuned."""
+    unknown = [name for name in map(str.strip, config.order.split(",")) if name and name not in names]
+    if unknown:
+        raise ConfigError(
+            f"config.optimize.order names {', '.join(map(repr, unknown))}; tuned are {', '.join(names) or 'none'}"
         )
 
 
