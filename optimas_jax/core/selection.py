@@ -20,9 +20,15 @@ class Scorer(Protocol):
     """Scores outputs while a system runs."""
 
     async def scores(
-        self, component: str, inputs: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]], reward: str
+        self,
+        component: str,
+        example_id: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[Mapping[str, Any]],
+        reward: str,
     ) -> Sequence[float]:
-        """Local reward of each output of a component on one input, under the local reward named ``reward``."""
+        """Local reward of each output of a component on one input of an example, under the local reward named
+        ``reward``."""
         ...
 
 

@@ -291,6 +291,11 @@ class System:
             raise ComponentBug(
                 f"component {component.name!r} raised {type(error).__name__} on example {example_id!r}: {error}"
             ) from error
+        if not isinstance(outputs, Mapping):  # without a ``return`` it is None
+            raise ComponentBug(
+                f"component {component.name!r} returned {type(outputs).__name__} on example {example_id!r}, expected a "
+                f"mapping with the fields {sorted(component.outputs)}"
+            )
         if set(outputs) != set(component.outputs):
             raise ComponentBug(
                 f"component {component.name!r} returned fields {sorted(outputs)} on example {example_id!r}, "
@@ -324,7 +329,7 @@ class System:
         outputs = [step.outputs for step in steps]
         if all(fields == outputs[0] for fields in outputs):
             return steps[0]
-        scores = await self.scorer.scores(component.name, inputs, outputs, value.reward)
+        scores = await self.scorer.scores(component.name, example_id, inputs, outputs, value.reward)
         return steps[choose(scores, value.mode, seed)]
 
     async def score(self, outputs: Mapping[str, Any], example: Example, seed: int) -> float:

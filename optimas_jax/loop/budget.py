@@ -275,7 +275,8 @@ def _mean_tokens(host: Host) -> dict[str, float]:
 
 
 def emit_curve(host: Host, at: str, iteration: int, val_score: float) -> None:
-    """A point of score against cost, for the journal. ``at``: ``start``, ``accept`` or ``iteration`` (its end)."""
+    """A point of score against cost, for the journal. ``at``: ``start``, ``accept``, ``iteration`` (its end) or ``end``
+    (by the budget)."""
     host.folder.emit("curve", at=at, iteration=iteration, val_score=val_score, **cost_so_far(host).to_json())
 
 

@@ -53,7 +53,12 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "per_instance": "argmax",
     },
 }
-_WITHOUT_REWARDS = {"adapt": "never", "per_instance": "never"}  # switches where no local reward is trained
+# Switches where no local reward is trained. Random numbers can choose in its place; there is nothing to adapt.
+_WITHOUT_REWARDS: Mapping[str, Mapping[str, str]] = {
+    "local": {},
+    "random": {"adapt": "never"},
+    "global": {"adapt": "never", "per_instance": "never"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +80,9 @@ class OptimizeConfig:
       pairs: ``all`` ordered pairs of a group, or of ``two`` sampled candidates, the current output not among them.
       order: components of the first iterations, names separated by commas; then ``pick`` chooses.
       score: ranks proposals: ``local`` rewards corrected by labels; ``random`` numbers in their place (a control);
-        or the ``global`` metric on all training inputs that a proposal is tried on. Without local rewards nothing is
-        trained, ``adapt`` and ``per_instance`` are ``never``, and weights are tuned by ``policy.reinforce``.
+        or the ``global`` metric on all training inputs that a proposal is tried on. Random numbers also choose and tune
+        weights as local rewards do, but ``adapt`` is ``never``. With the global metric ``adapt`` and ``per_instance``
+        are ``never``, and weights are tuned by ``policy.reinforce``.
       labels: inputs of an iteration on which every proposal is followed to its global reward, for the correction.
       trial_inputs: inputs on which an optimiser scores a value while it proposes; it scores at most ``trials`` values
         (TPE, MIPRO) or ``depth`` times ``instructions`` (COPRO).
@@ -146,11 +152,10 @@ class OptimizeConfig:
 
     def __post_init__(self) -> None:
         proposer_names(self.proposers)
-        if self.score != "local" and self.best_of:
+        if self.score == "global" and self.best_of:
             raise ValueError(f"best_of needs local rewards, and score is {self.score!r}: set one of them otherwise")
-        if self.score != "local":
-            for name, value in _WITHOUT_REWARDS.items():
-                object.__setattr__(self, name, value)
+        for name, value in _WITHOUT_REWARDS.get(self.score, {}).items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def paper(cls, **changes: Any) -> OptimizeConfig:
@@ -206,9 +211,7 @@ def with_mode(optimize: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_mode(optimize: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of ``with_mode``: switches with their mode's value become None, so that they follow another mode."""
-    data, bundle = dict(optimize), dict(MODES[optimize["mode"]])
-    if data["score"] != "local":
-        bundle |= _WITHOUT_REWARDS
+    data, bundle = dict(optimize), {**MODES[optimize["mode"]], **_WITHOUT_REWARDS[optimize["score"]]}
     for name, value in bundle.items():
         if isinstance(value, Mapping):
             data[name] = {key: None if item == value.get(key) else item for key, item in data[name].items()}

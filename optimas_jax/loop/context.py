@@ -227,9 +227,9 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         taped = TapedCompleter(tape, ledger, SandboxCompleter(completer))
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         model = config.policy.model or _tuned_model(config)
-        tuning = config.policy if config.optimize.score == "local" else reinforce_config(config.policy)
+        tuning = reinforce_config(config.policy) if config.optimize.score == "global" else config.policy
         policies = PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
-        scorer = InstanceScorer(rewards.scorer, bare)
+        scorer = InstanceScorer(rewards.scorer, bare, config.seed)
         host = Host(
             system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter()),
             completer=taped,
@@ -258,7 +258,7 @@ def _chosen_components(system: System, config: OptimizeConfig, progress: Progres
     ``all``.
 
     Raises:
-      ConfigError: if a name is no tunable component, or none is left.
+      ConfigError: if a name is no tunable component, none is left, or ``order`` names another one.
       StopRun: if a large space needs a library that is not installed.
     """
     every = config.components == "all"
@@ -282,6 +282,7 @@ def _chosen_components(system: System, config: OptimizeConfig, progress: Progres
             check_tpe(f"{name} has {len(space)} values; more than {GRID_LIMIT} are searched")
     _check_prompts([name for name in names if isinstance(system.by_name[name].space, PromptSpace)], config)
     _check_global_search(system, config)
+    _check_order(names, config)
     if not names:
         raise ConfigError("config.optimize.components is 'all', and no component has anything to tune")
     if "mipro" in config.proposers:
@@ -308,6 +309,15 @@ def _check_global_search(system: System, config: OptimizeConfig) -> None:
         raise ConfigError(
             f"config.optimize.global_search names {', '.join(map(repr, unknown))}; components with listed values are "
             f"{', '.join(listed) or 'none'}"
+        )
+
+
+def _check_order(names: Sequence[str], config: OptimizeConfig) -> None:
+    """Raises ``ConfigError`` if ``order`` names a component that is not tuned."""
+    unknown = [name for name in map(str.strip, config.order.split(",")) if name and name not in names]
+    if unknown:
+        raise ConfigError(
+            f"config.optimize.order names {', '.join(map(repr, unknown))}; tuned are {', '.join(names) or 'none'}"
         )
 
 

@@ -68,7 +68,8 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
 
 
 def stopped(host: Host, state: State, number: int, reason: OutOfBudget) -> State:
-    """The state with which the budget ends the search; tells of it."""
+    """The state with which the budget ends the search; tells of it, and of the costs of the iteration that it cut."""
+    emit_curve(host, "end", number, mean_score(state))
     host.folder.emit("out_of_budget", **cost_so_far(host).to_json())
     host.progress.line(f"stopped in iteration {number + 1}: {reason}")
     return state
@@ -133,7 +134,7 @@ def open_components(host: Host, config: OptimizeConfig, state: State) -> tuple[s
 def pick(host: Host, config: OptimizeConfig, state: State, number: int, rng: random.Random) -> str:
     """Chooses the component of an iteration, and writes it to the journal."""
     components = open_components(host, config, state)
-    order = [name for name in config.order.split(",") if name]
+    order = [name.strip() for name in config.order.split(",") if name.strip()]
     if number < len(order) and order[number] in components:
         name = order[number]
     else:

@@ -16,6 +16,7 @@ from optimas_jax.core.schema import to_dict
 from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.loop.config import RunConfig, differences
+from optimas_jax.rewards.control import RANDOM
 
 TAPE, LOCK = "tape.sqlite", ".lock"
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
@@ -202,7 +203,8 @@ def _lock(folder: Path) -> int:
 
 def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:
     """Local rewards and adapters of a configuration, as (folder in a run folder, folder in ``best/``, name)."""
-    parts = [(CHECKPOINTS, REWARDS, value.reward) for value in configuration.values() if isinstance(value, PerInstance)]
+    choices = [value for value in configuration.values() if isinstance(value, PerInstance)]
+    parts = [(CHECKPOINTS, REWARDS, value.reward) for value in choices if value.reward != RANDOM]
     for value in configuration.values():
         adapters = [one.digest for one in plain_values(value) if isinstance(one, Adapter)]
         parts += [(ADAPTERS, ADAPTERS, name) for name in adapters if name]

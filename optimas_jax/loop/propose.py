@@ -34,7 +34,7 @@ from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.race import answer, follow, labels_all, local_scores
 from optimas_jax.loop.state import Proposal, Runs, State, current_trials
 from optimas_jax.policy.reinforce import GlobalScores
-from optimas_jax.policy.rollout import LocalScores
+from optimas_jax.policy.rollout import LocalScores, RandomScores, Scores
 from optimas_jax.policy.tune import TuningRun, tune_weights
 from optimas_jax.search.optimisers import llmselector
 from optimas_jax.search.optimisers.choices import model_values, per_instance_value, propose_values
@@ -175,8 +175,8 @@ def _best_of(proposer: Proposer) -> list[Proposal]:
 
 
 def _weights(proposer: Proposer) -> list[tuple[str, Value]]:
-    """The best adapter of a tuning run that starts from the current one: PPO or GRPO on the local reward, or without it
-    REINFORCE on the global reward; empty if none is better."""
+    """The best adapter of a tuning run that starts from the current one: PPO or GRPO on the local reward, or on random
+    numbers in its place; REINFORCE on the global reward; empty if none is better."""
     host, device, state, current = proposer.host, proposer.device, proposer.state, cast(Adapter, proposer.current)
     run = TuningRun(
         host.system,
@@ -187,11 +187,14 @@ def _weights(proposer: Proposer) -> list[tuple[str, Value]]:
         seed=host.seed,
         concurrency=host.concurrency,
     )
-    scores = (
-        LocalScores(host.system, device.rewards.scorer, state.reward, proposer.name)
-        if proposer.search.score == "local"
-        else GlobalScores(host.system, state.configuration, proposer.name, host.seed, host.concurrency)
-    )
+    scores: Scores
+    match proposer.search.score:
+        case "local":
+            scores = LocalScores(host.system, device.rewards.scorer, state.reward, proposer.name)
+        case "random":
+            scores = RandomScores(proposer.name, host.seed)
+        case "global":
+            scores = GlobalScores(host.system, state.configuration, proposer.name, host.seed, host.concurrency)
     tuned = tune_weights(run, proposer.name, current, proposer.runs, scores, seed=proposer.seed)
     return [] if tuned is None or tuned.adapter == current.digest else [("weights", Adapter(tuned.adapter))]
 

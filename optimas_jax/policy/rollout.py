@@ -23,6 +23,7 @@ from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Tokens
 from optimas_jax.policy.engine import PolicyEngine, Rollout, Update
 from optimas_jax.rewards.collect import ROLLOUT_TEMPERATURE
+from optimas_jax.rewards.control import random_score
 from optimas_jax.rewards.scorer import RewardScorer
 from optimas_jax.rewards.text import text_group
 
@@ -66,6 +67,26 @@ class LocalScores:
         ]
         scores = self.rewards.scores(self.reward, groups)
         return [without_failures(steps, row) for steps, row in zip(answers, scores, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomScores:
+    """Random numbers in place of ``LocalScores`` (``rewards.control``).
+
+    Attributes:
+      name: the component.
+      seed: of the run.
+    """
+
+    name: str
+    seed: int
+    label: str = "random number"
+
+    def __call__(self, runs: Runs, answers: Sequence[Sequence[Step]]) -> list[list[float]]:
+        return [
+            without_failures(steps, [random_score(self.seed, self.name, example.id, step.outputs) for step in steps])
+            for (example, _), steps in zip(runs, answers, strict=True)
+        ]
 
 
 def without_failures(steps: Sequence[Step], rewards: Sequence[float]) -> list[float]:

@@ -125,7 +125,8 @@ def tune_weights(run: TuningRun, name: str, current: Adapter, runs: Runs, scores
 
     Args:
       runs: training inputs, and the system's runs on them under the current configuration.
-      scores: of the component's answers: ``policy.rollout.LocalScores``, or ``policy.reinforce.GlobalScores``.
+      scores: of the component's answers: ``policy.rollout.LocalScores`` or ``RandomScores``, or
+        ``policy.reinforce.GlobalScores``.
       seed: names the randomness of rollouts and updates.
 
     Returns:

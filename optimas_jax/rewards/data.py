@@ -99,30 +99,41 @@ def to_preferences(groups: Iterable[Group]) -> dict[str, list[dict[str, Any]]]:
 def from_preferences(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Group]:
     """Groups from published pairs: the responses to one context become candidates, one for each different response.
 
-    A context is a trajectory: the inputs (and outputs) of every component up to the one at hand. A digest of the first
-    component's input names the example, so that groups of all components on one example share their name.
+    A context is a trajectory: the inputs (and outputs) of every component up to the one at hand. Where
+    ``to_preferences`` wrote it, it holds the example's id, so that the example stays in its part (``rewards.split``);
+    elsewhere a digest of the first component's input names the example. Groups of all components on one example share
+    their name.
 
     Raises:
       ValueError: for a row that lacks a column or whose context does not have the component's input.
     """
     groups = []
     for component, rows in pairs.items():
-        by_inputs: dict[str, dict[str, Candidate]] = {}
-        names: dict[str, str] = {}
+        known: dict[tuple[str, str], dict[str, Candidate]] = {}  # (example, inputs) -> response -> candidate
         for number, row in enumerate(rows):
             try:
                 trajectory = json.loads(row["context"])
                 inputs = json.dumps(trajectory[component]["input"], sort_keys=True)
-                names.setdefault(inputs, digest(next(iter(trajectory.values()))["input"]))
+                key = _example_id(trajectory), inputs
                 for side in ("chosen", "rejected"):
-                    by_inputs.setdefault(inputs, {}).setdefault(row[f"response_{side}"], _candidate(row, side))
+                    known.setdefault(key, {}).setdefault(row[f"response_{side}"], _candidate(row, side))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"row {number} of {component!r} is not a preference pair ({type(error).__name__}: {error})"
                 ) from error
-        for inputs, candidates in by_inputs.items():
-            groups.append(Group(component, names[inputs], freeze(json.loads(inputs)), tuple(candidates.values())))
+        for (example_id, inputs), candidates in known.items():
+            groups.append(Group(component, example_id, freeze(json.loads(inputs)), tuple(candidates.values())))
     return groups
+
+
+def _example_id(trajectory: Mapping[str, Any]) -> str:
+    """The id that ``to_preferences`` wrote, or a digest of the first component's input."""
+    first, step = next(iter(trajectory.items()))
+    match first, step["input"]:
+        case "example", {"example_id": str(example_id), **others} if not others:
+            return example_id
+        case _, inputs:
+            return digest(inputs)
 
 
 def _candidate(row: Mapping[str, Any], side: str) -> Candidate:

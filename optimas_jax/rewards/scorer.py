@@ -24,6 +24,7 @@ from optimas_jax.models.lora import Params
 from optimas_jax.parallel.sharding import replicate
 from optimas_jax.rewards.batches import BatchFunction, DeviceBatch, RewardBatches
 from optimas_jax.rewards.config import RewardConfig
+from optimas_jax.rewards.control import RANDOM, random_score
 from optimas_jax.rewards.text import TextGroup, text_group
 
 Fields = Mapping[str, Any]
@@ -154,12 +155,17 @@ class InstanceScorer:
     separate batch, so that scores do not depend on other choices.
     """
 
-    def __init__(self, scorer: RewardScorer, system: System):
-        self._scorer, self._system = scorer, system
+    def __init__(self, scorer: RewardScorer, system: System, seed: int):
+        """``seed``: of the run, for random numbers in place of local rewards."""
+        self._scorer, self._system, self._seed = scorer, system, seed
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="local-rewards")
 
-    async def scores(self, component: str, inputs: Fields, outputs: Sequence[Fields], reward: str) -> Sequence[float]:
+    async def scores(
+        self, component: str, example_id: str, inputs: Fields, outputs: Sequence[Fields], reward: str
+    ) -> Sequence[float]:
         """Raises ``StopRun`` if the run has no such local reward."""
+        if reward == RANDOM:
+            return [random_score(self._seed, component, example_id, one) for one in outputs]
 
         def score() -> list[float]:
             self._scorer.check(reward)

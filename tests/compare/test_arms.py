@@ -7,11 +7,27 @@ import json
 from pathlib import Path
 
 import pytest
+from enumerable import enumerable_system, make_run
 from runs import run_config
+from weights_run import NAME
+from weights_run import config as weights_config
 
 from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, find_optimizers
 from optimas_jax.compare.plan import read_order, run_cells
-from optimas_jax.core.types import StopRun
+from optimas_jax.core.types import Example, Outcome, Step, StopRun
+from optimas_jax.core.values import value_digest
+from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.context import build_run
+from optimas_jax.loop.iteration import start, with_base_runs
+from optimas_jax.loop.journal import BEST, load_best
+from optimas_jax.loop.propose import propose
+from optimas_jax.loop.race import answer, local_scores
+from optimas_jax.loop.state import State
+from optimas_jax.policy.reinforce import GlobalScores
+from optimas_jax.policy.rollout import LocalScores, RandomScores
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.rewards.control import RANDOM, random_score
+from optimas_jax.rewards.scorer import InstanceScorer
 
 
 def config_of(arm: str, order: tuple[str, ...] = ()):
@@ -22,7 +38,58 @@ def test_random_numbers_replace_local_rewards_and_nothing_else() -> None:
     ours, random = config_of("ours"), config_of("random")
     assert random.optimize.score == "random"
     assert dataclasses.replace(random, optimize=ours.optimize) == ours
-    assert changed(ours, random) == {"score", "adapt", "per_instance"}  # there is nothing to adapt or to choose by
+    assert changed(ours, random) == {"score", "adapt"}  # there is nothing to adapt
+
+
+def test_random_numbers_choose_a_model_for_every_input_as_local_rewards_do(tmp_path: Path) -> None:
+    kinds = {}
+    for score, reward in (("local", "exact"), ("random", RANDOM)):
+        system, folder = enumerable_system(2), tmp_path / score
+        run = make_run(
+            system, folder, seed=3, mode="improved", engine=None, iterations=1, score=score, per_instance="argmax"
+        )
+        host = dataclasses.replace(
+            run.host, system=dataclasses.replace(run.host.system, scorer=InstanceScorer(None, system, 3))
+        )
+        state = start(host, run.config.optimize, reward, ())
+        state, runs = with_base_runs(host, state, "router", host.splits["train"])
+        proposals, _ = propose(host, run.device, run.config, run.config.optimize, state, "router", runs, 0)
+        kinds[score] = [proposal.kind for proposal in proposals]
+    assert kinds["random"] == kinds["local"] == ["grid", "per_instance"]
+
+    choice = proposals[1].value
+    trials = answer(host, "router", [*choice.values, choice], runs, {})
+    scores = local_scores(run.device, host, RANDOM, "router", trials, runs)
+    small, large, chosen = ([scores[value_digest(v), e.id] for e, _ in runs] for v in (*choice.values, choice))
+    assert chosen == [max(pair) for pair in zip(small, large, strict=True)]  # the race sees the numbers chosen by
+    assert small != chosen != large
+    configuration = state.configuration.replace("router", choice)
+    host.folder.save_best(configuration, {})  # no checkpoint goes with it
+    assert load_best(host.folder.path / BEST) == configuration
+
+
+def test_random_numbers_tune_weights_as_local_rewards_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same algorithm, sizes and optimiser: no global reward tells it anything."""
+    tuned = []
+    monkeypatch.setattr("optimas_jax.loop.propose.tune_weights", lambda *args, **_: tuned.append(args))
+    policies = {}
+    for score in ("local", "random", "global"):
+        config = weights_config(optimize=OptimizeConfig(score=score, components=NAME))
+        run = build_run(config, tmp_path / score, ConsoleProgress(quiet=True))
+        state = State(run.host.system.default_configuration(), RANDOM, (), ())
+        propose(run.host, run.device, config, config.optimize, state, NAME, (), 0)
+        policies[score] = run.device.policies.config
+        run.tape.close()
+    assert policies["random"] == policies["local"] != policies["global"]
+    assert [type(args[-1]) for args in tuned] == [LocalScores, RandomScores, GlobalScores]
+
+
+def test_random_numbers_for_weights_are_those_of_a_race_and_no_failure_is_above_the_rest() -> None:
+    steps = [Step({}, {"out": "x"}), Step({}, {"out": "y"}), Step({}, {}, Outcome.PARSE_ERROR)]
+    example = Example("e", {}, {}, "train")
+    [[x, y, failed]] = RandomScores(NAME, 3)([(example, None)], [steps])
+    assert (x, y) == tuple(random_score(3, NAME, "e", step.outputs) for step in steps[:2])
+    assert x != y and failed <= min(x, y)
 
 
 def changed(one, other) -> set[str]:

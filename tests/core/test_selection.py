@@ -26,7 +26,7 @@ class TableScorer:
     def __init__(self, score):
         self.score, self.calls = score, []
 
-    async def scores(self, component, inputs, outputs, reward):
+    async def scores(self, component, example_id, inputs, outputs, reward):
         self.calls.append((component, dict(inputs), [dict(output) for output in outputs], reward))
         return [self.score(inputs, output) for output in outputs]
 

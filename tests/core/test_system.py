@@ -211,6 +211,17 @@ def test_wrong_output_fields_are_a_bug():
         )
 
 
+@pytest.mark.parametrize("returned", [None, "text", ["a_out"], 3])
+def test_what_is_no_mapping_is_a_bug_that_says_where(returned):
+    async def call(fields, value, context):
+        return returned
+
+    kind = type(returned).__name__
+    with pytest.raises(ComponentBug, match=rf"component 'a' returned {kind} on example 'e', .*fields \['a_out'\]"):
+        some_system = system(Component("a", "", ("q",), ("a_out",), call), output="a_out")
+        run_many(some_system, [Job(Configuration({}), example(), 0)], concurrency=1)
+
+
 def test_a_metric_that_raises_names_the_example():
     def metric(outputs, gold):
         raise ZeroDivisionError("division by zero")

@@ -28,7 +28,7 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import build_run
-from optimas_jax.loop.iteration import iterate, open_components, start, training_inputs
+from optimas_jax.loop.iteration import iterate, open_components, pick, start, training_inputs
 from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.state import State
 from optimas_jax.models.config import LoraConfig
@@ -123,11 +123,15 @@ def test_every_budget_is_kept_and_nearly_used(tmp_path: Path, budgets: range) ->
 
 
 def test_a_search_that_its_budget_ended_does_the_same_again(tmp_path: Path) -> None:
-    first, events = budgeted(tmp_path, 2_000)
+    first, events = budgeted(tmp_path, 2_500)
     assert load_best(tmp_path / "best") == first.configuration
     shutil.rmtree(tmp_path / "best")  # exact rewards are those of the configuration in it
-    again, same = budgeted(tmp_path, 2_000)
+    again, same = budgeted(tmp_path, 2_500)
     assert events == same and events[-1]["event"] == "out_of_budget"
+    curve = read_curve(tmp_path)
+    assert [point["at"] for point in curve].count("end") == 1 and curve[-1]["at"] == "end"
+    assert curve[-1]["tokens"] == events[-1]["tokens"] > curve[-2]["tokens"]  # the iteration that was cut counts
+    assert curve[-1]["val_score"] == curve[-2]["val_score"]
     assert (first.configuration, first.accepted) == (again.configuration, again.accepted)
 
 
@@ -246,6 +250,27 @@ def test_a_component_with_one_value_says_so(tmp_path: Path) -> None:
     run = build_run(run_config(system=one), tmp_path / "all", ConsoleProgress(Console(file=said, width=300)))
     assert "context_retriever" not in run.host.components and len(run.host.components) == 4
     assert "context_retriever stays as it is, which has one value" in said.getvalue()
+
+
+def test_an_order_of_components_is_checked_and_read_with_spaces(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"order names 'hints'; tuned are .*context_retriever, .*hint_generator"):
+        build_run(run_config(optimize=OptimizeConfig(order="hint_generator, hints")), tmp_path / "unknown", QUIET)
+    left_out = OptimizeConfig(components="context_retriever", order="hint_generator")
+    with pytest.raises(ConfigError, match="order names 'hint_generator'; tuned are context_retriever"):
+        build_run(run_config(optimize=left_out), tmp_path / "left-out", QUIET)
+    system, order = enumerable_system(2), ["tuner", "router", "tuner"]
+    run = make_run(
+        system,
+        tmp_path / "spaces",
+        seed=2,
+        mode="improved",
+        engine=ExactRewards(system, tmp_path / "spaces"),
+        iterations=3,
+        order=" tuner, router ,tuner,",
+    )
+    state = start(run.host, run.config.optimize, "exact", ())
+    rng = random.Random(0)
+    assert [pick(run.host, run.config.optimize, state, number, rng) for number in range(3)] == order
 
 
 def test_trained_local_rewards_rank_as_the_exact_ones(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_the_run_folder_stores_what_was_resolved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "changes", [{}, {"pick": "bandit"}, {"gate": GateConfig("strict", level=0.2)}, {"score": "global"}]
+    "changes",
+    [{}, {"pick": "bandit"}, {"gate": GateConfig("strict", level=0.2)}, {"score": "global"}, {"score": "random"}],
 )
 def test_leaving_switches_open_and_filling_them_in_are_inverses(mode: str, changes: dict[str, Any]) -> None:
     data = to_dict(getattr(OptimizeConfig, mode)(**changes))
@@ -86,15 +87,19 @@ def test_leaving_switches_open_and_filling_them_in_are_inverses(mode: str, chang
     assert with_mode({}) | {"mode": "x"} == {**MODES["improved"], "mode": "x"}
 
 
-@pytest.mark.parametrize("score", ["global", "random"])
-def test_without_local_rewards_nothing_adapts_or_chooses_by_them(score: str) -> None:
+@pytest.mark.parametrize(("score", "per_instance"), [("global", "never"), ("random", "sample")])
+def test_without_local_rewards_nothing_adapts_and_at_most_random_numbers_choose(score: str, per_instance: str) -> None:
     config = dataclasses.replace(OptimizeConfig.paper(), score=score)
-    assert (config.adapt, config.per_instance) == ("never", "never")
-    with pytest.raises(ValueError, match=f"best_of needs local rewards, and score is '{score}'"):
-        OptimizeConfig(score=score, best_of=2)
+    assert (config.adapt, config.per_instance) == ("never", per_instance)
     local = dataclasses.replace(run_config(), optimize=config)
     assert switches(from_flags(f"--config.optimize.score={score}"))["adapt"] == "never"
     assert parse_config(to_dict(local)).optimize == config
+
+
+def test_best_of_n_needs_something_to_choose_by() -> None:
+    with pytest.raises(ValueError, match="best_of needs local rewards, and score is 'global'"):
+        OptimizeConfig(score="global", best_of=2)
+    assert OptimizeConfig(score="random", best_of=2).best_of == 2
 
 
 def test_an_unknown_mode_is_named_with_the_known_ones() -> None:

@@ -97,7 +97,7 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
     engine = reward_engine(REWARD, system.tunable, engines, tape, checkpoints, QUIET)
     completer = TapedCompleter(tape, ledger, system.completer)
     data = Dataset({"train": examples("train", 24), "val": examples("val", 12), "test": examples("test", 20)})
-    scorer = InstanceScorer(engine.scorer, system)
+    scorer = InstanceScorer(engine.scorer, system, config.seed)
     host = Host(
         system=dataclasses.replace(system, completer=completer, scorer=scorer, meter=Meter()),
         completer=completer,

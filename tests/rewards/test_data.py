@@ -19,6 +19,7 @@ from optimas_jax.rewards.data import (
     to_preferences,
 )
 from optimas_jax.rewards.pairs import merge_groups
+from optimas_jax.rewards.split import Shares, part_of
 
 COLUMNS = {
     "context",
@@ -174,6 +175,25 @@ def test_groups_come_back_from_their_preferences():
         ["sampled:1", "current"],
     ]
     assert all(g.configuration == "" for g in groups)
+
+
+def test_an_example_keeps_its_name_and_so_its_part():
+    """Two examples whose inputs to a component are equal stay two groups: they may lie in different parts."""
+    alike = [group(({"o": 1}, 0.0), ({"o": 2}, 1.0), name=f"train-{number}", inputs={"q": 1}) for number in range(40)]
+    read = from_preferences(to_preferences([*GROUPS[:2], *alike]))
+    names = [g.example_id for g in [*GROUPS[:2], *alike]]
+    assert [g.example_id for g in read] == names
+    parts = [part_of(name, Shares(0.2, 0.3)) for name in names]
+    assert [part_of(g.example_id, Shares(0.2, 0.3)) for g in read] == parts and len(set(parts)) == 3
+    assert to_preferences(read)["a"] == to_preferences(alike)["a"]
+
+
+@pytest.mark.parametrize(
+    "first", [{"example": {"input": {"q": 1}}}, {"a": {"input": {"example_id": "x"}}}, {"a": {"input": {"q": 1}}}]
+)
+def test_a_context_of_another_writer_is_named_by_its_first_input(first):
+    [read] = from_preferences({"b": [{**GOOD, "context": json.dumps({**first, "b": {"input": {"q": 2}}})}]})
+    assert read.example_id == digest(next(iter(first.values()))["input"])
 
 
 def test_an_example_has_one_name_for_all_components_after_import():

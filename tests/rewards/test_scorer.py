@@ -94,11 +94,11 @@ def test_outputs_are_scored_in_groups_of_as_many_as_a_batch_allows(trained):
 def test_a_choice_per_instance_gets_the_scores_of_the_search(trained):
     _, rewards, _, name, _ = trained
     outputs = [c.outputs for c in GROUPS[0].candidates]
-    one_by_one = InstanceScorer(rewards.scorer, SYSTEM)
-    scores = asyncio.run(one_by_one.scores("a", GROUPS[0].inputs, outputs, name))
+    one_by_one = InstanceScorer(rewards.scorer, SYSTEM, seed=0)
+    scores = asyncio.run(one_by_one.scores("a", "e", GROUPS[0].inputs, outputs, name))
     assert scores == rewards.scorer.scores(name, texts(GROUPS[:1]))[0]
     with pytest.raises(StopRun, match="no local reward 'other'"):
-        asyncio.run(one_by_one.scores("a", GROUPS[0].inputs, outputs, "other"))
+        asyncio.run(one_by_one.scores("a", "e", GROUPS[0].inputs, outputs, "other"))
 
 
 def test_a_training_call_is_named_by_what_goes_in(trained):
