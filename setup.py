@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="optimas_jax",
-    version="0.1.0",
+    version="0.2.0",
     description="Optimise compound AI systems end to end with globally aligned local rewards, in JAX",
     license="Apache-2.0",
     python_requires=">=3.11",

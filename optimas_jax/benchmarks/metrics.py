@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import math
 import re
 import string
 from collections.abc import Sequence
@@ -63,16 +62,3 @@ def macro_f1(predictions: Sequence[str], golds: Sequence[str]) -> float:
     hits = collections.Counter(gold for label, gold in zip(predictions, golds, strict=True) if label == gold)
     sizes = collections.Counter(predictions) + collections.Counter(golds)
     return sum(2 * hits[label] / size for label, size in sizes.items()) / len(sizes)
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that one of k answers is right, drawn without replacement from ``samples`` of which ``correct`` are right:
-
-        1 - C(n - c, k) / C(n, k)          (Chen et al., 2021, Eq. 1: unbiased; pass@1 is c / n)
-
-    Raises:
-      ValueError: unless 0 <= correct <= samples and 1 <= k <= samples.
-    """
-    if not (0 <= correct <= samples and 1 <= k <= samples):
-        raise ValueError(f"no pass@{k} for {samples} answers, {correct} of them right: k can be 1 to {samples}")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)

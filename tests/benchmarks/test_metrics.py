@@ -1,11 +1,8 @@
-import itertools
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimas_jax.benchmarks.metrics import exact_match, normalize_answer, pass_at_k, token_f1
+from optimas_jax.benchmarks.metrics import exact_match, normalize_answer, token_f1
 
 
 @pytest.mark.parametrize(
@@ -42,33 +39,3 @@ def test_f1_is_symmetric_and_bounded(first, second):
 def test_normalisation_is_idempotent_on_its_own_output(text):
     once = normalize_answer(text)
     assert normalize_answer(once) == once
-
-
-def test_pass_at_k_by_hand():
-    assert [pass_at_k(4, c, 1) for c in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert pass_at_k(4, 1, 2) == 0.5
-    assert pass_at_k(5, 4, 2) == pass_at_k(3, 3, 3) == 1.0
-    for wrong in ((4, 5, 1), (4, -1, 1), (4, 1, 0), (4, 1, 5)):
-        with pytest.raises(ValueError, match=r"no pass@-?\d+ for 4 answers"):
-            pass_at_k(*wrong)
-
-
-def test_pass_at_k_is_the_official_estimate_on_random_cases():
-    def official(n, c, k):  # openai/human-eval: a running product instead of binomials
-        estimate = 1.0
-        for i in range(n - c + 1, n + 1):
-            estimate *= 1.0 - k / i
-        return 1.0 if n - c < k else 1.0 - estimate
-
-    rng = random.Random(0)
-    for _ in range(1000):
-        n = rng.randint(1, 200)
-        c, k = rng.randint(0, n), rng.randint(1, n)
-        assert pass_at_k(n, c, k) == pytest.approx(official(n, c, k), abs=1e-12)
-
-
-@given(st.integers(1, 7), st.data())
-def test_pass_at_k_is_the_share_of_draws_with_a_right_answer(n, data):
-    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
-    draws = list(itertools.combinations(range(n), k))
-    assert pass_at_k(n, c, k) == pytest.approx(sum(min(draw) < c for draw in draws) / len(draws))
