@@ -28,7 +28,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from optimas_jax.compare.optimizers import OPTIMIZERS, Optimizer, Ours
 from optimas_jax.compare.peer import run_peer
 from optimas_jax.compare.state import Point, SearchState, state_at
-from optimas_jax.compare.stopwatch import Meter, keeping_time, read_seconds
+from optimas_jax.compare.stopwatch import Meter, before_phase, keeping_time, read_seconds
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
@@ -42,7 +42,7 @@ from optimas_jax.report.console import ConsoleProgress
 
 TASK, CELL, RUN = "task.json", "cell.json", "run"  # the optimiser and its configuration, the result, the run folder
 CLOCK = "seconds.json"  # ``stopwatch.Seconds`` so far
-CONFIRM = "confirm"  # the split that no search sees
+CONFIRM = "confirm"  # the split that no search sees, and the ledger's phase of the measurement on it
 
 
 def run_cell(
@@ -73,9 +73,10 @@ def run_cell(
         if completer is None and isinstance(optimizer, Ours):  # a peer needs no local reward
             find_models(run)
         with (
-            keeping_time(folder / CLOCK, meter),
+            keeping_time(folder / CLOCK, meter) as stop,
+            before_phase(run.host.ledger, CONFIRM, stop),  # neither it nor alignment behind it is part of the search
             meter.watching(run.device.rewards.trainer, "train"),
-            meter.watching(run.device.rewards.scorer, "scores", "logliks"),
+            meter.watching(run.device.rewards.scorer, "scores"),
         ):
             if isinstance(optimizer, Ours):
                 state, curve, note = _search(run, workdir)

@@ -8,10 +8,11 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.llm.ledger import Ledger
 from optimas_jax.loop.journal import write_json
 
 
@@ -20,7 +21,7 @@ class Seconds:
     """Wall-clock seconds.
 
     Attributes:
-      search: of the search, everything before the test.
+      search: of the search, everything before the confirmation and the test.
       rewards: of these, training and scoring with local rewards.
     """
 
@@ -64,22 +65,45 @@ class Meter:
 
 
 @contextlib.contextmanager
-def keeping_time(path: Path, meter: Meter) -> Iterator[None]:
+def keeping_time(path: Path, meter: Meter) -> Iterator[Callable[[], None]]:
     """Adds the seconds of the block and of ``meter`` to the seconds in the file, which earlier, interrupted attempts
-    wrote. If the block raises, an error of writing the file is suppressed."""
-    before, started = read_seconds(path), time.monotonic()
+    wrote. If the block raises, an error of writing the file is suppressed.
+
+    Yields:
+      A function that stops the clock: what follows in the block does not count.
+    """
+    before, started, stopped = read_seconds(path), time.monotonic(), list[Seconds]()
+
+    def now() -> Seconds:
+        return Seconds(before.search + time.monotonic() - started, before.rewards + meter.seconds)
 
     def write() -> None:
-        search = before.search + time.monotonic() - started
-        write_json(path, dataclasses.asdict(Seconds(search, before.rewards + meter.seconds)))
+        write_json(path, dataclasses.asdict(stopped[0] if stopped else now()))
 
     try:
-        yield
+        yield lambda: stopped.append(now())
     except BaseException:
         with contextlib.suppress(OSError):
             write()
         raise
     write()
+
+
+@contextlib.contextmanager
+def before_phase(ledger: Ledger, name: str, action: Callable[[], None]) -> Iterator[None]:
+    """Inside the block, calls ``action`` whenever the ledger's phase ``name`` begins."""
+    begin = ledger.phase
+
+    def watched(phase: str) -> contextlib.AbstractContextManager[None]:
+        if phase == name:
+            action()
+        return begin(phase)
+
+    setattr(ledger, "phase", watched)  # noqa: B010 - a method of this one object
+    try:
+        yield
+    finally:
+        delattr(ledger, "phase")
 
 
 def read_seconds(path: Path) -> Seconds:

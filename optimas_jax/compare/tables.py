@@ -10,13 +10,14 @@ from rich.text import Text
 
 from optimas_jax.report.format import format_interval
 
+# ``detectable``: the smallest true difference that as many seeds would show.
 COLUMNS = (
     "optimiser",
     "test score",
     "95 % interval",
     "seeds",
     "difference to ours",
-    "smallest that these seeds show",
+    "detectable",
     "gain on confirm",
     "runs below start",
     "validation - test",
@@ -27,6 +28,10 @@ COLUMNS = (
     "seconds",
     "of these local rewards",
 )
+# On the screen the table is two, so that the first one fits 120 columns.
+_SCORES = ("optimiser", "test score", "95 % interval", "difference to ours", "detectable", "gain on confirm")
+_COSTS = ("optimiser", *(column for column in COLUMNS if column not in _SCORES))
+_COSTS_TITLE = "Seeds and costs, means over seeds"
 _REACH = ("optimiser", "seed", "score", "local rewards", "global metric", "ratio")
 _REACH_TITLE = (
     "Runs of the system until the validation score is reached that the same optimiser reaches with the global metric"
@@ -41,7 +46,9 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         cells = ["before optimisation", f"{baseline['mean']:.3f}", format_interval(baseline["ci95"])]
         rows.append(_padded(cells))
     ranked = sorted(summary["rows"].items(), key=lambda item: -item[1].get("mean", float("-inf")))
-    return rows + [_result(name, row) if "mean" in row else _padded([name, "-", _remarks(row)]) for name, row in ranked]
+    return rows + [
+        _result(name, row) if "mean" in row else _padded([name, "-", "", _remarks(row)]) for name, row in ranked
+    ]
 
 
 def _padded(cells: Sequence[str]) -> list[str]:
@@ -115,9 +122,12 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
     """The comparison as tables for the screen."""
-    results = _table(title(summary), COLUMNS, table_rows(summary))
+    rows: list[dict[str, str]] = [dict(zip(COLUMNS, row, strict=True)) for row in table_rows(summary)]
+    scores, costs = ([[row[column] for column in columns] for row in rows] for columns in (_SCORES, _COSTS))
+    costs = [row for row in costs if any(row[1:])]
+    results = [_table(title(summary), _SCORES, scores), _table(_COSTS_TITLE, _COSTS, costs)]
     runs = _runs(summary)
-    return [results, _table(_REACH_TITLE, _REACH, runs)] if runs else [results]
+    return [*results, _table(_REACH_TITLE, _REACH, runs)] if runs else results
 
 
 def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from optimas_jax.core.execution import global_rewards
-from optimas_jax.core.types import derive_seed, digest
+from optimas_jax.core.types import digest
 from optimas_jax.core.values import Value, shows, value_digest
 from optimas_jax.loop.budget import expected_cost, require
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.state import Proposal, Ranked, Runs, State, Trial, Trials, current_trials, examples_seen
+from optimas_jax.rewards.control import RANDOM, random_score
 from optimas_jax.rewards.pairs import is_informative
 from optimas_jax.rewards.scorer import score_outputs
 from optimas_jax.search.evidence import Estimate, Evidence, estimate_gains, mean_local
 from optimas_jax.search.race import rounds, survivors
-
-RANDOM = "random"  # name of a control: random numbers instead of a local reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +169,7 @@ def local_scores(
     example. Under ``RANDOM`` they are random numbers, one for each answer."""
     if reward == RANDOM:
         return {
-            (value, example_id): random.Random(derive_seed(RANDOM, host.seed, name, example_id, trial.outputs)).gauss()
+            (value, example_id): random_score(host.seed, name, example_id, trial.outputs)
             for (value, example_id), trial in trials.items()
         }
     rows = []

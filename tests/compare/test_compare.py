@@ -325,6 +325,23 @@ def test_the_table_has_the_best_first_and_says_what_failed():
     assert "ours-global" in console.export_text()
 
 
+def test_the_first_table_on_the_screen_fits_120_columns_and_no_figure_is_lost():
+    confirm = {"n": 2, "baseline": [0.9, 0.1], "scores": [0.1, 0.9]}
+    arms = {"ours": 0.9, "random-search": 0.1, "dspy-miprov2": 0.7}
+    cells = {
+        name: {seed: cell([0.1, score - 0.1 * seed], confirm=confirm) for seed in range(5)}
+        for name, score in arms.items()
+    }
+    result = summarize({**cells, "textgrad": {0: {"error": "gone " * 50}}}, {"benchmark": "b", "variant": "v"}, 500)
+    scores, costs = tables(result)
+    wide = Console(width=1_000, record=True)
+    assert wide.measure(scores).maximum <= 120
+    assert {str(column.header) for column in [*scores.columns, *costs.columns]} == set(COLUMNS)
+    wide.print(scores, costs)
+    text = wide.export_text()
+    assert all(figure in text for row in table_rows(result) for figure in row)
+
+
 def test_the_table_says_who_is_best_even_where_that_is_not_ours():
     cells = {"ours": {0: cell([0.5, 0.0])}, "random": {0: cell([1.0, 1.0])}, "textgrad": {0: cell([1.0, 1.0])}}
     assert "best mean: random, textgrad" in title(summarize(cells, {"benchmark": "b", "variant": "v"}, 500))

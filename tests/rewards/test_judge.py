@@ -8,13 +8,19 @@ import pytest
 from fakes import ScriptedCompleter
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import answer, scripted_config
 
 from optimas_jax.core.types import Outcome
 from optimas_jax.llm.base import Completion
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.loop.stages import open_run, run_stage
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.rewards.alignment import pair_accuracy
+from optimas_jax.rewards.data import load_groups
 from optimas_jax.rewards.judge import JudgedExample, judge_examples, judge_scores, parse_scores, render_judge
-from optimas_jax.rewards.pairs import count_pairs
-from optimas_jax.rewards.text import TextGroup
+from optimas_jax.rewards.pairs import count_pairs, is_informative
+from optimas_jax.rewards.split import part_of
+from optimas_jax.rewards.text import TextGroup, text_group
 
 JUDGE = LanguageModel("judge", max_tokens=64)
 GROUPS = [
@@ -92,3 +98,25 @@ def test_the_judge_sees_examples_with_rewards_then_the_outputs(style):
     assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
     [(_, without)] = render_judge("Q: 2\n", ["Said: y"], [], style)
     assert "<example>" not in without
+
+
+def test_a_judge_is_measured_on_the_groups_of_a_run_as_a_local_reward_is(tmp_path):
+    """The scripted system answers rightly where it answers shortly, and so does a judge that prefers short outputs."""
+    config = scripted_config()
+    with open_run(config, tmp_path, ConsoleProgress(quiet=True), ScriptedCompleter(answer)) as run:
+        run_stage(run, "collect")
+        groups = load_groups(tmp_path / "groups" / "offline")
+        system, threshold = run.host.system, config.reward.loss.threshold
+    groups = [g for g in groups if g.component == "answer_generator" and is_informative(g.rewards, threshold)]
+    texts = [text_group(system, g.component, g.inputs, [c.outputs for c in g.candidates]) for g in groups]
+    rewards = [g.rewards for g in groups]
+    shown = [part_of(g.example_id, config.offline.shares) == "train" for g in groups]
+    known, report = ([index for index, train in enumerate(shown) if train is part] for part in (True, False))
+    assert known and report
+    examples = judge_examples([texts[i] for i in known], [rewards[i] for i in known], seed=0)
+    judgement, requests = judged(
+        lambda r: json.dumps([-len(text) for text in outputs_of(r)]), [texts[i] for i in report], examples
+    )
+    accuracy, pairs = pair_accuracy(judgement.scores, [rewards[i] for i in report], threshold)
+    assert judgement.malformed == 0 and pairs > 0 and accuracy == 1.0
+    assert all("Reward: 1.000" in request.messages[0].content for request in requests)
