@@ -79,8 +79,8 @@ def test_llama31_divisors():
         ({"model_type": "mamba"}, "model_type 'mamba'; this backbone implements llama, qwen2, qwen3"),
         ({"model_type": None}, "model_type None"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"use_sliding_window": True}, "sliding-window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"use_sliding_window": True}, "sliding_attention layers; of this architecture"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention layers; of this architecture"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq'"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
@@ -123,7 +123,7 @@ def test_gguf_vocabulary_is_counted_where_its_size_is_not_given():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"general.architecture": "gpt2"}, "architecture 'gpt2'; this backbone implements llama, qwen2, qwen3"),
+        ({"general.architecture": "gpt2"}, "architecture 'gpt2'; read are llama, qwen2, qwen3, smollm3"),
         ({"llama.block_count": None}, r"lacks llama\.block_count"),
         ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling 'yarn'"),
         ({"llama.rope.dimension_count": 4}, r"rope\.dimension_count 4; the backbone needs the head's 8"),

@@ -16,9 +16,9 @@ from rich.console import Console
 from runs import comparable
 from scripted import answer, scripted_config
 
-from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Hyperparameters, value_to_json
 from optimas_jax.llm.base import CompletionRequest
+from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.local import EngineError
 from optimas_jax.loop.config import STAGES, EvaluateConfig, RunConfig
 from optimas_jax.loop.journal import FolderError
@@ -105,7 +105,7 @@ def test_changes_need_not_be_evaluated_one_by_one(straight, tmp_path: Path) -> N
     assert calls[0] == 2 * calls[1]
 
 
-@pytest.mark.parametrize("max_tokens", [100, 100_000])
+@pytest.mark.parametrize("max_tokens", [8_000, 100_000])
 def test_collecting_uses_its_share_of_the_budget_and_says_so(tmp_path: Path, max_tokens: int) -> None:
     config = scripted_config()
     config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, max_tokens=max_tokens))
@@ -120,7 +120,7 @@ def test_collecting_uses_its_share_of_the_budget_and_says_so(tmp_path: Path, max
 def test_a_budget_for_less_than_the_first_validation_says_so(tmp_path: Path) -> None:
     config = scripted_config()
     config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, max_tokens=100))
-    with pytest.raises(OutOfBudget, match=r"100 tokens are left for this, and the next request"):
+    with pytest.raises(OverBudget, match=r"max_tokens is 100, and the validation of the default alone may use 7,251"):
         run(tmp_path / "run", config)
 
 
