@@ -1,6 +1,7 @@
 """Selection of one of several outputs of a component for each input, by local reward (paper, section 4.3).
 
-``candidates`` lists the runs of a ``PerInstance`` value, ``choose`` selects one of their outputs.
+``candidates`` lists the runs of a ``PerInstance`` value, ``choose`` selects one of their outputs. Random numbers in
+place of local rewards are the control that shows what a search owes to them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from optimas_jax.core.types import derive_seed
 from optimas_jax.core.values import PerInstance, Value
 
+RANDOM = "random"  # where the name of a local reward stands otherwise
 _DIGITS = 4  # compared digits of a score: the last digits of float32 can depend on the batch
 
 
@@ -30,6 +32,11 @@ class Scorer(Protocol):
         """Local reward of each output of a component on one input of an example, under the local reward named
         ``reward``."""
         ...
+
+
+def random_score(seed: int, component: str, example_id: str, outputs: Mapping[str, Any]) -> float:
+    """A normal random number, the same wherever a run with this ``seed`` scores these outputs on this example."""
+    return random.Random(derive_seed(RANDOM, seed, component, example_id, outputs)).gauss()
 
 
 def candidates(value: PerInstance, seed: int, temperature: float | None) -> list[tuple[Value, int, float | None]]:

@@ -227,8 +227,8 @@ def expected_cost(host: Host, name: str, *, runs: int, calls: int = 0) -> Usage:
 
 
 def fits(host: Host, expected: Usage, later: Usage = _NOTHING) -> bool:
-    """Whether expected costs are left under all limits in force, and with those of what comes ``later``, outside the
-    search, under ``config.budget``."""
+    """Whether expected costs are left under all limits in force. ``later``: further costs, outside the search, which
+    ``config.budget`` alone limits."""
     return not host.ledger.left.exceeded(expected) and not host.ledger.left_of_run.exceeded(expected + later)
 
 

@@ -188,18 +188,26 @@ def after_each(default: Configuration, accepted: Sequence[Mapping[str, Any]]) ->
 
 
 def contributions(
-    run: Run, reward: str, accepted: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]
+    run: Run, search: Mapping[str, Any], split: str, evaluations: Sequence[Evaluation]
 ) -> list[dict[str, Any]]:
-    """Gain of each accepted change over the configuration before it, on the evaluated examples: the paired gain of the
-    score, and of the component's local reward.
+    """The accepted changes, each with its gain over the configuration before it on the evaluated examples: the paired
+    gain of the score, and of the component's local reward.
 
     Args:
-      reward: name of the local reward; empty without one.
+      search: what ``OPTIMIZED`` holds.
+      split: key of the gains.
       evaluations: of ``after_each``.
     """
+    reward = search["reward"] if run.config.optimize.score == "local" else ""
     return [
-        {"gain": gain(after, before), "local_gain": _local_gain(run, reward, change["component"], before, after)}
-        for change, (before, after) in zip(accepted, itertools.pairwise(evaluations), strict=True)
+        {
+            **change,
+            split: {
+                "gain": gain(after, before),
+                "local_gain": _local_gain(run, reward, change["component"], before, after),
+            },
+        }
+        for change, (before, after) in zip(search["accepted"], itertools.pairwise(evaluations), strict=True)
     ]
 
 
@@ -348,9 +356,7 @@ def measure(run: Run) -> dict[str, Any]:
         steps, kept, evaluations = [steps[0], steps[kept]], 1, pair
     baseline, optimized, accepted = evaluations[0], evaluations[kept], search["accepted"]
     if steps == states:
-        reward = search["reward"] if run.config.optimize.score == "local" else ""
-        brought = contributions(run, reward, accepted, evaluations)
-        accepted = [{**change, settings.split: row} for change, row in zip(accepted, brought, strict=True)]
+        accepted = contributions(run, search, settings.split, evaluations)
     benchmark = find_benchmark(run.config.benchmark)
     return {
         "benchmark": title(run.config.benchmark),

@@ -48,7 +48,7 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
 
     Args:
       reward: name of the local reward; empty without local rewards.
-      groups: groups that were collected for it, those of a single candidate included.
+      groups: groups that were collected for it, also with a single candidate.
     """
     state = start(host, config.optimize, reward, groups)
     try:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.schema import to_dict
+from optimas_jax.core.selection import RANDOM
 from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.loop.config import RunConfig, differences
-from optimas_jax.rewards.control import RANDOM
 
 TAPE, LOCK = "tape.sqlite", ".lock"
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed

@@ -38,7 +38,7 @@ _PATIENCE = 16  # inputs without two different candidates after which none is ex
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """Groups, those of a single candidate included, and by component the reason why collecting ended."""
+    """Groups, also with a single candidate, and by component the reason why collecting ended."""
 
     groups: tuple[Group, ...]
     reasons: Mapping[str, str]

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from optimas_jax.core.execution import global_rewards
+from optimas_jax.core.selection import RANDOM, random_score
 from optimas_jax.core.types import digest
 from optimas_jax.core.values import Value, shows, value_digest
 from optimas_jax.loop.budget import expected_cost, require
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.state import Proposal, Ranked, Runs, State, Trial, Trials, current_trials, examples_seen
-from optimas_jax.rewards.control import RANDOM, random_score
 from optimas_jax.rewards.pairs import is_informative
 from optimas_jax.rewards.scorer import score_outputs
 from optimas_jax.search.evidence import Estimate, Evidence, estimate_gains, mean_local

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.progress import Progress
+from optimas_jax.core.selection import RANDOM
 from optimas_jax.core.types import Group, StopRun
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.llm.base import Completer
@@ -30,7 +31,6 @@ from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import BEST, UNCONFIRMED, load_best
 from optimas_jax.loop.local_rewards import Collected, collect_offline, train_first
-from optimas_jax.rewards.control import RANDOM
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
 

@@ -196,6 +196,7 @@ def _over_key_tiles(tiles: Tiles, query_tile: jax.Array, body: Callable[..., Sta
         q_position = jax.lax.dynamic_slice(tiles.positions, (query_tile * TILE,), (TILE,))[:, None]
 
     def over_segment(number: jax.Array, state: State) -> State:
+        """Folds over the key tiles of a segment."""
         sequence, first, stop, shared = tiles.segments[number]
         of_sequence = (shared == 1) | (q_sequence == sequence)
 

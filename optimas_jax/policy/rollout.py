@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from optimas_jax.core.execution import gather
+from optimas_jax.core.selection import random_score
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome, Step, StopRun, Trace, derive_seed
 from optimas_jax.core.values import Adapter
@@ -23,7 +24,6 @@ from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Tokens
 from optimas_jax.policy.engine import PolicyEngine, Rollout, Update
 from optimas_jax.rewards.collect import ROLLOUT_TEMPERATURE
-from optimas_jax.rewards.control import random_score
 from optimas_jax.rewards.scorer import RewardScorer
 from optimas_jax.rewards.text import text_group
 
@@ -71,7 +71,7 @@ class LocalScores:
 
 @dataclasses.dataclass(frozen=True)
 class RandomScores:
-    """Random numbers in place of ``LocalScores`` (``rewards.control``).
+    """Random numbers in place of ``LocalScores`` (``core.selection``).
 
     Attributes:
       name: the component.

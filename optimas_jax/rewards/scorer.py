@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optimas_jax.core.progress import Progress
+from optimas_jax.core.selection import RANDOM, random_score
 from optimas_jax.core.system import System
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.learn.batches import candidate_tokens
@@ -24,7 +25,6 @@ from optimas_jax.models.lora import Params
 from optimas_jax.parallel.sharding import replicate
 from optimas_jax.rewards.batches import BatchFunction, DeviceBatch, RewardBatches
 from optimas_jax.rewards.config import RewardConfig
-from optimas_jax.rewards.control import RANDOM, random_score
 from optimas_jax.rewards.text import TextGroup, text_group
 
 Fields = Mapping[str, Any]

@@ -14,6 +14,7 @@ from weights_run import config as weights_config
 
 from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, find_optimizers
 from optimas_jax.compare.plan import read_order, run_cells
+from optimas_jax.core.selection import RANDOM, random_score
 from optimas_jax.core.types import Example, Outcome, Step, StopRun
 from optimas_jax.core.values import value_digest
 from optimas_jax.loop.config import OptimizeConfig
@@ -26,7 +27,6 @@ from optimas_jax.loop.state import State
 from optimas_jax.policy.reinforce import GlobalScores
 from optimas_jax.policy.rollout import LocalScores, RandomScores
 from optimas_jax.report.console import ConsoleProgress
-from optimas_jax.rewards.control import RANDOM, random_score
 from optimas_jax.rewards.scorer import InstanceScorer
 
 
