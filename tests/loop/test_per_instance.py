@@ -141,6 +141,7 @@ def test_it_beats_the_best_single_model_where_that_depends_on_the_input(dependin
     assert mean_score(run, configuration) == 1.0
 
 
+@pytest.mark.long
 def test_it_equals_the_best_single_model_where_it_does_not(tmp_path: Path) -> None:
     run = make_run(routed_system(depends=False), tmp_path)
     configuration = tuned(run)

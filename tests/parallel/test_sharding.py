@@ -55,7 +55,13 @@ def reference():
     return train_and_score((1, 1), layerwise=True)
 
 
-@pytest.mark.parametrize(("shape", "layerwise"), [*((shape, False) for shape in MESHES), (MESHES[1], True)])
+@pytest.mark.parametrize(
+    ("shape", "layerwise"),
+    [
+        *(pytest.param(shape, False, marks=[pytest.mark.long] * (shape in ((8, 1), (2, 2)))) for shape in MESHES),
+        (MESHES[1], True),
+    ],
+)
 def test_every_mesh_gives_the_same_step(shape, layerwise, reference):
     loss, trainable, scores = train_and_score(shape, layerwise)
     np.testing.assert_allclose(loss, reference[0], rtol=1e-5)

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 
+import pytest
 from rich.console import Console
 from systems import example, system, tool
 from weights_run import CONCURRENCY, config, tune_on
@@ -39,6 +40,7 @@ def test_returns_are_scores_of_whole_runs_by_hand():
     assert graph.meter.executions == 3 * 2  # b and c; neither ``before`` nor ``a`` runs again
 
 
+@pytest.mark.long
 def test_weights_are_tuned_against_global_scores(tmp_path, monkeypatch):
     """The setting that ranks by the global metric tunes weights by it too, without any local reward."""
     settings = config(optimize=OptimizeConfig(score="global", components="answer_generator"))
