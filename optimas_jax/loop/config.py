@@ -176,7 +176,12 @@ class OptimizeConfig:
     @property
     def searched_globally(self) -> tuple[str, ...]:
         """The names in ``global_search``."""
-        return tuple(name.strip() for name in self.global_search.split(",") if name.strip())
+        return _names(self.global_search)
+
+    @property
+    def first_components(self) -> tuple[str, ...]:
+        """The names in ``order``."""
+        return _names(self.order)
 
     @property
     def effort(self) -> Effort:
@@ -194,6 +199,11 @@ class OptimizeConfig:
     def _of_mode(cls, mode: str, changes: Mapping[str, Any]) -> OptimizeConfig:
         gate = GateConfig(**MODES[mode]["gate"])
         return cls(**{**MODES[mode], "gate": gate, **changes, "mode": mode})
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def with_mode(optimize: Mapping[str, Any]) -> dict[str, Any]:

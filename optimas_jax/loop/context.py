@@ -314,7 +314,7 @@ def _check_global_search(system: System, config: OptimizeConfig) -> None:
 
 def _check_order(names: Sequence[str], config: OptimizeConfig) -> None:
     """Raises ``ConfigError`` if ``order`` names a component that is not tuned."""
-    unknown = [name for name in map(str.strip, config.order.split(",")) if name and name not in names]
+    unknown = [name for name in config.first_components if name not in names]
     if unknown:
         raise ConfigError(
             f"config.optimize.order names {', '.join(map(repr, unknown))}; tuned are {', '.join(names) or 'none'}"

@@ -28,7 +28,7 @@ from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.local_rewards import collect_wave
 from optimas_jax.loop.state import State
 from optimas_jax.rewards.alignment import measure_alignment, report_groups
-from optimas_jax.rewards.pairs import is_informative
+from optimas_jax.rewards.pairs import count_informative
 from optimas_jax.rewards.split import part_of
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.confirm import Confirmation, confirm
@@ -292,9 +292,10 @@ def align(host: Host, device: Device, config: RunConfig, configuration: Configur
     collecting = dataclasses.replace(config.collect, rollouts=2 * config.collect.rollouts)
     twice = dataclasses.replace(config, collect=collecting)
     groups: list[Group] = []
+    threshold = config.reward.loss.threshold
     with host.ledger.limit(Limit(tokens=config.align.tokens or math.inf)):
         for begin in range(0, len(inputs), _ALIGNED_AT_ONCE):
-            names = [name for name in host.components if _informative(config, groups, name) < config.align.inputs]
+            names = [n for n in host.components if count_informative(groups, n, threshold) < config.align.inputs]
             if not names:
                 break
             examples = inputs[begin : begin + _ALIGNED_AT_ONCE]
@@ -309,11 +310,6 @@ def align(host: Host, device: Device, config: RunConfig, configuration: Configur
     first, second = (_half_of_rewards(groups, half) for half in (0, 1))
     rows = measure_alignment(device.rewards.scorer, reward, host.system, first, second)
     return {name: row.to_json() for name, row in rows.items()}
-
-
-def _informative(config: RunConfig, groups: Sequence[Group], name: str) -> int:
-    threshold = config.reward.loss.threshold
-    return sum(is_informative(group.rewards, threshold) for group in groups if group.component == name)
 
 
 def _half_of_rewards(groups: Sequence[Group], half: int) -> list[Group]:

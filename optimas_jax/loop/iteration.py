@@ -134,7 +134,7 @@ def open_components(host: Host, config: OptimizeConfig, state: State) -> tuple[s
 def pick(host: Host, config: OptimizeConfig, state: State, number: int, rng: random.Random) -> str:
     """Chooses the component of an iteration, and writes it to the journal."""
     components = open_components(host, config, state)
-    order = [name.strip() for name in config.order.split(",") if name.strip()]
+    order = config.first_components
     if number < len(order) and order[number] in components:
         name = order[number]
     else:

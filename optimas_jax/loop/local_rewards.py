@@ -27,7 +27,7 @@ from optimas_jax.rewards.collect import (
     value_tries,
 )
 from optimas_jax.rewards.data import save_groups
-from optimas_jax.rewards.pairs import count_pairs, is_informative, merge_groups
+from optimas_jax.rewards.pairs import count_informative, count_pairs, is_informative, merge_groups
 from optimas_jax.rewards.split import part_of
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.optimisers.demos import demo_pool, propose_demos
@@ -182,9 +182,8 @@ def _with_demos(
 def _why_done(host: Host, config: RunConfig, name: str, groups: Sequence[Group]) -> str:
     """Why a component needs no more groups, or ""."""
     of_component = [group for group in groups if group.component == name]
-    informative = sum(is_informative(group.rewards, config.reward.loss.threshold) for group in of_component)
     candidates = sum(len(group.candidates) for group in of_component)
-    if informative >= config.offline.groups:
+    if count_informative(groups, name, config.reward.loss.threshold) >= config.offline.groups:
         return "enough groups with different rewards"
     if config.offline.calls and candidates * (1 + len(host.system.descendants(name))) >= config.offline.calls:
         return f"its calls are used (config.offline.calls = {config.offline.calls})"

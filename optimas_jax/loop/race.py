@@ -23,7 +23,7 @@ from optimas_jax.loop.budget import expected_cost, require
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.state import Proposal, Ranked, Runs, State, Trial, Trials, current_trials, examples_seen
-from optimas_jax.rewards.pairs import is_informative
+from optimas_jax.rewards.pairs import count_informative
 from optimas_jax.rewards.scorer import score_outputs
 from optimas_jax.search.evidence import Estimate, Evidence, estimate_gains, mean_local
 from optimas_jax.search.race import rounds, survivors
@@ -197,9 +197,7 @@ def uses_local_reward(host: Host, device: Device, config: OptimizeConfig, state:
     if labels_all(host, config, name):
         return False
     threshold = device.rewards.scorer.config.loss.threshold
-    groups = [group for group in state.evidence if group.component == name]
-    informative = sum(is_informative(group.rewards, threshold) for group in groups)
-    return config.ranking == "mean" or informative >= config.fewest_groups
+    return config.ranking == "mean" or count_informative(state.evidence, name, threshold) >= config.fewest_groups
 
 
 def differences(

@@ -33,6 +33,11 @@ def is_informative(rewards: Sequence[float], threshold: float) -> bool:
     return max(rewards) - min(rewards) > threshold
 
 
+def count_informative(groups: Iterable[Group], component: str, threshold: float) -> int:
+    """Number of groups of a component that have a pair."""
+    return sum(is_informative(group.rewards, threshold) for group in groups if group.component == component)
+
+
 def merge_groups(groups: Iterable[Group]) -> list[Group]:
     """One group for each component, input and configuration, in the order of the first ones; of equal candidates the
     first one stays."""
