@@ -4,6 +4,7 @@
                                                                    but the model's
     python launch/run.py --config=configs/hotpotqa.py:smoke        the same pipeline on a tiny random model, in under a
                                                                    minute
+    python launch/run.py --config=configs/hotpotqa.py:tiny         SmolLM2 on few questions, to sweep on, in two minutes
     python launch/run.py --config=configs/hotpotqa.py:weights      as the default, but the answer generator is tuned by
                                                                    LoRA weights instead of a prompt
     python launch/run.py --config=configs/hotpotqa.py:local        HotpotQA from the hub or --config.data.path=FILE
@@ -57,6 +58,27 @@ def _smoke() -> RunConfig:
     )
 
 
+def _tiny() -> RunConfig:
+    base = _embedded()
+    return dataclasses.replace(
+        base,
+        variant="tiny",
+        data=dataclasses.replace(base.data, train=48, val=12, test=32, confirm=16),
+        reward=dataclasses.replace(base.reward, epochs=1, adapt_epochs=1),
+        offline=OfflineConfig(inputs=16, groups=4, calls=24),
+        optimize=dataclasses.replace(
+            base.optimize,
+            components="answer_generator,hint_generator",
+            order="answer_generator",
+            iterations=2,
+            inputs=8,
+            adapt_inputs=8,
+            proposers="demos",
+            demo_sets=4,
+        ),
+    )
+
+
 def _weights() -> RunConfig:
     base = _embedded()
     return dataclasses.replace(
@@ -93,5 +115,12 @@ def _paper() -> RunConfig:
 
 def get_config(variant: str = "embedded") -> config_dict.ConfigDict:
     """The configuration of one variant."""
-    variants = {"embedded": _embedded, "smoke": _smoke, "weights": _weights, "local": _local, "paper": _paper}
+    variants = {
+        "embedded": _embedded,
+        "tiny": _tiny,
+        "smoke": _smoke,
+        "weights": _weights,
+        "local": _local,
+        "paper": _paper,
+    }
     return config_dict.ConfigDict(variant_of(__file__, variants, variant, config_dict.placeholder))

@@ -16,7 +16,6 @@ every run in cells/.
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -26,12 +25,14 @@ from ml_collections import config_flags
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.compare.optimizers import CompareError, find_optimizers
 from optimas_jax.compare.plan import run_cells
-from optimas_jax.compare.plot import check_plots, draw, save
+from optimas_jax.compare.plot import draw
 from optimas_jax.compare.summary import summarize
 from optimas_jax.compare.tables import markdown, tables
+from optimas_jax.core.process import INTERRUPTED, interrupt_on_terminate
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.journal import write_json
 from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.figures import check_matplotlib, save
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "random", "twin", "bare"], "Names, separated by commas.")
@@ -44,14 +45,12 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/compare-BENC
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # cells and peers end with this process, as on an interrupt
+    interrupt_on_terminate()  # cells and peers end with this process
     progress = ConsoleProgress()
     try:
         config = parse_config(_CONFIG.value.to_dict())
         optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
-        check_plots()
+        check_matplotlib()
         workdir = Path(_WORKDIR.value or f"runs/compare-{title(config.benchmark)}-{config.variant}")
         cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line, jobs=_JOBS.value)
         about = {"benchmark": title(config.benchmark), "variant": config.variant}
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> int:
         save(draw(summary), workdir / "compare.png")
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except ValueError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "presets.py": {*HOST, *DEVICE, "rewards", "policy", "search", "loop"},
     "report": {"core", "report"},
     "compare": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "report", "compare"},
+    "sweep": {"core", "parallel", "loop", "report", "sweep"},
     "bench": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "report", "bench"},
 }
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from optimas_jax.compare.optimizers import OPTIMIZERS, Optimizer, Ours
 from optimas_jax.compare.peer import run_peer
 from optimas_jax.compare.state import Point, SearchState, state_at
 from optimas_jax.compare.stopwatch import Meter, before_phase, keeping_time, read_seconds
+from optimas_jax.core.process import INTERRUPTED, end_with_parent, interrupt_on_terminate
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
@@ -127,13 +127,14 @@ def _evaluate(run: Run, configuration: Configuration, split: str) -> tuple[Evalu
 
 def main(folder: Path) -> int:
     """Runs the cell of a folder by its ``task.json`` (name of the optimiser, configuration); returns an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a peer ends with this process, as on an interrupt
+    interrupt_on_terminate()  # a peer ends with this process
+    end_with_parent()
     logging.disable(logging.INFO)  # of libraries; progress has its own lines
     try:
         task = json.loads((folder / TASK).read_text(encoding="utf-8"))
         cell = run_cell(OPTIMIZERS[task["optimizer"]], parse_config(task["config"]), folder)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except (StopRun, ValueError) as error:
         notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
         print(f"\nerror: {error}{notes}", file=sys.stderr)

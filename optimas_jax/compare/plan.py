@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,11 @@ from rich.markup import escape
 
 from optimas_jax.compare.cell import CELL, RUN, write_task
 from optimas_jax.compare.optimizers import Optimizer
+from optimas_jax.core.process import INTERRUPTED, run_module
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.config import RunConfig
 
-ROOT = Path(__file__).parents[2]
-_INTERRUPTED = 130
 Cells = dict[str, dict[int, dict[str, Any]]]  # optimiser -> seed -> cell.json, or {"error": message}
 Runner = Callable[[Path], Awaitable[tuple[int, str]]]
 
@@ -71,7 +68,7 @@ def run_cells(
             if not (folder / CELL).is_file():
                 line(f"{label}: {folder / 'log.txt'}")
                 code, message = await (runner or run_process)(folder)
-                if code == _INTERRUPTED:
+                if code == INTERRUPTED:
                     raise _Interrupted
                 if not (folder / CELL).is_file():
                     raise StopRun(message or f"exit code {code}")
@@ -105,28 +102,5 @@ def read_order(workdir: Path) -> list[str]:
 
 
 async def run_process(folder: Path) -> tuple[int, str]:
-    """Runs the cell of a folder in a new process, which writes to the folder's ``log.txt``.
-
-    Returns:
-      Exit code, and the error message or the end of the log.
-    """
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "optimas_jax.compare.cell", str(folder.resolve())]
-    log = folder / "log.txt"
-    with log.open("ab") as sink:
-        start = sink.tell()
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=sink, stderr=asyncio.subprocess.STDOUT, env=environment
-        )
-        try:
-            code = await process.wait()
-        finally:
-            if process.returncode is None:  # this process is stopped: the cell ends with what it has on disk
-                process.terminate()
-                await process.wait()
-    with log.open("rb") as source:
-        source.seek(start)
-        output = source.read().decode(errors="replace")
-    _, error, message = output.rpartition("\nerror: ")
-    return code, message.strip() if error else output.strip()[-500:]
+    """Runs the cell of a folder in a process of its own, which writes to the folder's ``log.txt`` (``run_module``)."""
+    return await run_module("optimas_jax.compare.cell", [str(folder.resolve())], folder / "log.txt")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimas_jax.compare.optimizers import CompareError
 from optimas_jax.compare.state import Point
 
 if TYPE_CHECKING:
@@ -15,14 +13,6 @@ if TYPE_CHECKING:
 
 MOST_CURVES = 10  # as many as there are colours
 _DASHES = ("-", "--", ":", "-.")
-
-
-def check_plots() -> None:
-    """Raises ``CompareError`` without matplotlib: before anything is spent, not after."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise CompareError(f"curves are drawn by matplotlib ({error}): pip install -e '.[compare]'") from error
 
 
 def mean_curve(curves: Sequence[Sequence[Point]], budget: int) -> tuple[Sequence[float], Sequence[float]]:
@@ -53,7 +43,6 @@ def shown(summary: Mapping[str, Any]) -> list[str]:
 
 def draw(summary: Mapping[str, Any]) -> Figure:
     """Best validation score so far against LM tokens, means over seeds, at most ten optimisers; the budget marked."""
-    check_plots()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -72,10 +61,3 @@ def draw(summary: Mapping[str, Any]) -> Figure:
     axes.legend(fontsize="small", title=f"{len(names)} of {every} optimisers" if len(names) < every else None)
     axes.set_title(f"Validation score against tokens: {summary['benchmark']}:{summary['variant']}")
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG in one step."""
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png", dpi=150)
-    partial.replace(path)

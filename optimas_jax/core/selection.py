@@ -14,7 +14,10 @@ from typing import Any, Protocol
 from optimas_jax.core.types import derive_seed
 from optimas_jax.core.values import PerInstance, Value
 
-RANDOM = "random"  # where the name of a local reward stands otherwise
+# What can stand where the name of a local reward stands otherwise: random numbers, the log-likelihood of an output
+# under the untrained reward model, the global reward itself, a language model as judge.
+RANDOM, LIKELIHOOD, ORACLE, JUDGE = "random", "likelihood", "oracle", "judge"
+UNTRAINED = (RANDOM, LIKELIHOOD, ORACLE, JUDGE)
 _DIGITS = 4  # compared digits of a score: the last digits of float32 can depend on the batch
 
 

@@ -126,6 +126,17 @@ class Ledger:
         finally:
             self._allowance = outer
 
+    @contextlib.contextmanager
+    def uncharged(self, phase: str) -> Iterator[None]:
+        """Books everything inside the block under ``phase`` and outside the limits on use; ``budget`` still holds. For
+        controls that may know what a search has to pay for. Begin and end it when nothing is in flight."""
+        outer, self._allowance = self._allowance, None
+        try:
+            with self.phase(phase):
+                yield
+        finally:
+            self._allowance = outer
+
     def hold(self, usage: Usage) -> None:
         """Sets ``usage`` aside of the outermost limit that holds now, in place of what was set aside before.
 

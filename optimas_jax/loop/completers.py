@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.schema import ConfigError
+from optimas_jax.core.selection import LIKELIHOOD
 from optimas_jax.llm.anthropic import AnthropicCompleter
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.component import LanguageModel
@@ -91,10 +92,10 @@ def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
 
 
 def loaded_here(config: RunConfig, choices: Sequence[str] = ()) -> tuple[str, ...]:
-    """Local models that a run loads, each once: for answers, for local rewards, and for tuning. Neither the global
-    metric nor random numbers in place of local rewards need a reward model."""
+    """Local models that a run loads, each once: for answers, for local rewards, and for tuning. A reward model
+    scores by local rewards and by likelihood alone."""
     specs = [spec for spec in answering(config, choices) if not provider(spec)]
-    rewards = [config.reward.model] if config.optimize.score == "local" else []
+    rewards = [config.reward.model] if config.optimize.score in ("local", LIKELIHOOD) else []
     tuned = [config.policy.model] if config.policy.model else []
     return tuple(dict.fromkeys((*specs, *rewards, *tuned)))
 

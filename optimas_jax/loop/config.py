@@ -53,12 +53,15 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "per_instance": "argmax",
     },
 }
-# Switches where no local reward is trained. Random numbers can choose in its place; there is nothing to adapt.
+# Switches where no local reward is trained: there is nothing to adapt. Random numbers and likelihood can choose among
+# outputs in its place.
 _WITHOUT_REWARDS: Mapping[str, Mapping[str, str]] = {
     "local": {},
     "random": {"adapt": "never"},
-    "global": {"adapt": "never", "per_instance": "never"},
+    "likelihood": {"adapt": "never"},
+    **{score: {"adapt": "never", "per_instance": "never"} for score in ("oracle", "judge", "off", "global")},
 }
+_CHOOSES = ("local", "random", "likelihood")  # scores that need neither a run of the system nor a request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +82,13 @@ class OptimizeConfig:
       adapt_inputs: training examples drawn anew for each adaptation ``after_accept``.
       pairs: ``all`` ordered pairs of a group, or of ``two`` sampled candidates, the current output not among them.
       order: components of the first iterations, names separated by commas; then ``pick`` chooses.
-      score: ranks proposals: ``local`` rewards corrected by labels; ``random`` numbers in their place (a control);
-        or the ``global`` metric on all training inputs that a proposal is tried on. Random numbers also choose and tune
-        weights as local rewards do, but ``adapt`` is ``never``. With the global metric ``adapt`` and ``per_instance``
-        are ``never``, and weights are tuned by ``policy.reinforce``.
+      score: ranks proposals: ``local`` rewards corrected by labels, or what stands in their place: ``random`` numbers
+        (a control); the ``likelihood`` of an output under the untrained reward model; the ``oracle``, the global reward
+        itself, whose runs of the system are not charged (the most that local rewards can bring); a language model as
+        ``judge``, the proposer's; ``off`` for the labels alone; or the ``global`` metric on all training inputs that a
+        proposal is tried on. Without ``local``, ``adapt`` is ``never``. Random numbers and likelihood also choose
+        outputs and tune weights as local rewards do; with the others ``per_instance`` is ``never``, and weights are
+        tuned by ``policy.reinforce``.
       labels: inputs of an iteration on which every proposal is followed to its global reward, for the correction.
       trial_inputs: inputs on which an optimiser scores a value while it proposes; it scores at most ``trials`` values
         (TPE, MIPRO) or ``depth`` times ``instructions`` (COPRO).
@@ -126,7 +132,7 @@ class OptimizeConfig:
     adapt_inputs: PositiveInt = 20
     pairs: Literal["two", "all"] = "all"
     order: str = ""
-    score: Literal["local", "random", "global"] = "local"
+    score: Literal["local", "random", "likelihood", "oracle", "judge", "off", "global"] = "local"
     labels: NonNegativeInt = 4
     trial_inputs: PositiveInt = 4
     global_search: str = ""
@@ -152,8 +158,12 @@ class OptimizeConfig:
 
     def __post_init__(self) -> None:
         proposer_names(self.proposers)
-        if self.score == "global" and self.best_of:
+        if not self.chooses and self.best_of:
             raise ValueError(f"best_of needs local rewards, and score is {self.score!r}: set one of them otherwise")
+        if self.score == "off" and self.ranking == "mean":
+            raise ValueError(
+                "score is 'off', and ranking 'mean' ranks by local rewards alone: set ranking to 'corrected'"
+            )
         for name, value in _WITHOUT_REWARDS.get(self.score, {}).items():
             object.__setattr__(self, name, value)
 
@@ -172,6 +182,11 @@ class OptimizeConfig:
         if name not in self.searched_globally:
             return self
         return dataclasses.replace(self, score="global", ranking="mean", rounds=1, best_of=0)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether outputs can be chosen, and weights tuned, by ``score`` while a system runs."""
+        return self.score in _CHOOSES
 
     @property
     def searched_globally(self) -> tuple[str, ...]:

@@ -24,9 +24,11 @@ from optimas_jax.core.values import Grid, Models, PromptSpace, nothing_to_tune
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import Completer
+from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.providers import models_named
 from optimas_jax.llm.sandbox import SandboxCompleter
+from optimas_jax.llm.shared import SharedCompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
@@ -99,6 +101,7 @@ class Host:
       concurrency: calls in flight; changes speed, and under a budget the request at which it ends (``RunConfig``).
       max_tokens: limit of collecting and the search together; 0 for no limit.
       price: of the run's measurements, where ``config.budget`` limits them.
+      judge: the language model that scores outputs where ``config.optimize.score`` is ``judge``.
     """
 
     system: System
@@ -112,6 +115,7 @@ class Host:
     concurrency: int
     max_tokens: int = 0
     price: Price = Price()
+    judge: LanguageModel | None = None
 
     def run(self, label: str, jobs: Sequence[Job]) -> list[Trace]:
         """Runs the system; traces are in the order of the jobs. Shows a bar under ``label``."""
@@ -174,6 +178,7 @@ class Run:
       engines: local models.
       tape: of all effects.
       started: ``time.monotonic()`` when it was built.
+      opened: the run's files; its user closes them.
     """
 
     config: RunConfig
@@ -183,13 +188,22 @@ class Run:
     engines: Engines
     tape: Tape
     started: float
+    opened: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
 
-def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Run:
+def build_run(
+    config: RunConfig,
+    workdir: Path,
+    progress: Progress,
+    completer: Completer | None = None,
+    shared: Path | None = None,
+) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
-    ``completer`` answers the requests of the system and of proposers; by default the
-    servers and local engines of the models that they name.
+    Args:
+      completer: answers the requests of the system and of proposers; by default the servers and local engines of the
+        models that they name.
+      shared: folder of results that several processes share (``llm.shared``).
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -224,10 +238,14 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
         tape = Tape(folder.path / TAPE)
         opened.callback(tape.close)
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
-        taped = TapedCompleter(tape, ledger, SandboxCompleter(completer))
+        answering = SandboxCompleter(completer)
+        if shared is not None:
+            answering = SharedCompleter(shared, answering)
+            opened.callback(answering.close)
+        taped = TapedCompleter(tape, ledger, answering)
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         model = config.policy.model or _tuned_model(config)
-        tuning = reinforce_config(config.policy) if config.optimize.score == "global" else config.policy
+        tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
         policies = PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
         host = Host(
@@ -241,10 +259,9 @@ def build_run(config: RunConfig, workdir: Path, progress: Progress, completer: C
             seed=config.seed,
             concurrency=config.concurrency,
             max_tokens=config.optimize.max_tokens,
+            judge=config.proposer,
         )
-        run = Run(config, host, Device(rewards, policies), data, engines, tape, started)
-        opened.pop_all()  # the run's user closes them
-    return run
+        return Run(config, host, Device(rewards, policies), data, engines, tape, started, opened.pop_all())
 
 
 def _tuned_model(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.schema import to_dict
-from optimas_jax.core.selection import RANDOM
+from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.loop.config import RunConfig, differences
@@ -204,7 +204,7 @@ def _lock(folder: Path) -> int:
 def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:
     """Local rewards and adapters of a configuration, as (folder in a run folder, folder in ``best/``, name)."""
     choices = [value for value in configuration.values() if isinstance(value, PerInstance)]
-    parts = [(CHECKPOINTS, REWARDS, value.reward) for value in choices if value.reward != RANDOM]
+    parts = [(CHECKPOINTS, REWARDS, value.reward) for value in choices if value.reward not in UNTRAINED]
     for value in configuration.values():
         adapters = [one.digest for one in plain_values(value) if isinstance(one, Adapter)]
         parts += [(ADAPTERS, ADAPTERS, name) for name in adapters if name]

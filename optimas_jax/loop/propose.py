@@ -31,8 +31,9 @@ from optimas_jax.core.values import (
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host
-from optimas_jax.loop.race import answer, follow, labels_all, local_scores
+from optimas_jax.loop.race import labels_all
 from optimas_jax.loop.state import Proposal, Runs, State, current_trials
+from optimas_jax.loop.trials import answer, follow, local_scores
 from optimas_jax.policy.reinforce import GlobalScores
 from optimas_jax.policy.rollout import LocalScores, RandomScores, Scores
 from optimas_jax.policy.tune import TuningRun, tune_weights
@@ -97,7 +98,7 @@ class Proposer:
             trials = follow(self.host, self.state, self.name, trials, runs, 1)
             scores = {key: trial.reward or 0.0 for key, trial in trials.items()}
         else:
-            scores = local_scores(self.device, self.host, self.state.reward, self.name, trials, runs)
+            scores = local_scores(self.host, self.device, self.state, self.name, trials, runs)
         current = value_digest(self.state.configuration[self.name])
         return [
             statistics.fmean(
@@ -167,7 +168,7 @@ def count_drops(host: Host, state: State, name: str, usable: int, rejected: Sequ
 def _best_of(proposer: Proposer) -> list[Proposal]:
     """Best-of-N of the current value, if ``search.best_of`` is 2 or more."""
     search, current = proposer.search, proposer.state.configuration[proposer.name]
-    if search.best_of < 2 or search.score == "global" or isinstance(current, PerInstance):
+    if search.best_of < 2 or not search.chooses or isinstance(current, PerInstance):
         return []
     temperature = proposer.config.collect.temperature
     value = PerInstance((current,), proposer.state.reward, samples=search.best_of, temperature=temperature)
@@ -175,8 +176,8 @@ def _best_of(proposer: Proposer) -> list[Proposal]:
 
 
 def _weights(proposer: Proposer) -> list[tuple[str, Value]]:
-    """The best adapter of a tuning run that starts from the current one: PPO or GRPO on the local reward, or on random
-    numbers in its place; REINFORCE on the global reward; empty if none is better."""
+    """The best adapter of a tuning run that starts from the current one: PPO or GRPO on the local reward, or on what
+    chooses in its place; REINFORCE on the global reward; empty if none is better."""
     host, device, state, current = proposer.host, proposer.device, proposer.state, cast(Adapter, proposer.current)
     run = TuningRun(
         host.system,
@@ -189,11 +190,11 @@ def _weights(proposer: Proposer) -> list[tuple[str, Value]]:
     )
     scores: Scores
     match proposer.search.score:
-        case "local":
+        case "local" | "likelihood":
             scores = LocalScores(host.system, device.rewards.scorer, state.reward, proposer.name)
         case "random":
             scores = RandomScores(proposer.name, host.seed)
-        case "global":
+        case _:
             scores = GlobalScores(host.system, state.configuration, proposer.name, host.seed, host.concurrency)
     tuned = tune_weights(run, proposer.name, current, proposer.runs, scores, seed=proposer.seed)
     return [] if tuned is None or tuned.adapter == current.digest else [("weights", Adapter(tuned.adapter))]
@@ -222,7 +223,7 @@ def _listed(proposer: Proposer, space: Grid | Models, rejected: list[Drop]) -> l
 
 def choice_of_model(search: OptimizeConfig, space: Grid | Models, current: Value, reward: str) -> PerInstance | None:
     """The choice of a model for every input, where the configuration asks for it and there are two models."""
-    if search.per_instance == "never" or search.score == "global":
+    if search.per_instance == "never" or not search.chooses:
         return None
     return per_instance_value(space, current, reward, search.per_instance)
 

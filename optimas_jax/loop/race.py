@@ -9,24 +9,23 @@ the record of scores on the tape.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from optimas_jax.core.execution import global_rewards
-from optimas_jax.core.selection import RANDOM, random_score
+from optimas_jax.core.selection import RANDOM, UNTRAINED
 from optimas_jax.core.types import digest
-from optimas_jax.core.values import Value, shows, value_digest
-from optimas_jax.loop.budget import expected_cost, require
+from optimas_jax.core.values import value_digest
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Device, Host
-from optimas_jax.loop.state import Proposal, Ranked, Runs, State, Trial, Trials, current_trials, examples_seen
+from optimas_jax.loop.state import Proposal, Ranked, Runs, State, Trials, current_trials, examples_seen
+from optimas_jax.loop.trials import answer, follow, local_scores
 from optimas_jax.rewards.pairs import count_informative
-from optimas_jax.rewards.scorer import score_outputs
 from optimas_jax.search.evidence import Estimate, Evidence, estimate_gains, mean_local
 from optimas_jax.search.race import rounds, survivors
+
+_UNTAUGHT = [score for score in UNTRAINED if score != RANDOM]  # they know what they know without any label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,7 @@ def race(
         alive = [proposals[row] for row in order if proposals[row] in alive]
         alive = alive[: survivors(len(alive), config.gate_top)]
     uses_local = uses_local_reward(host, device, config, state, name)
-    if not uses_local and not labels_all(host, config, name):
+    if not uses_local and not labels_all(host, config, name) and config.score != "off":
         host.progress.line(
             f"  {name} is ranked by labels alone: it has fewer than {config.fewest_groups} groups with different "
             "rewards"
@@ -110,81 +109,6 @@ def race(
     return Race(tuple(ranked), evidence, estimate, trials, uses_local)
 
 
-def answer(host: Host, name: str, values: Sequence[Value], runs: Runs, known: Trials) -> dict[tuple[str, str], Trial]:
-    """Runs the component alone with every value on every input.
-
-    Trials that are ``known``, and inputs from which a demonstration of the value comes, are left out.
-    """
-    unique = {value_digest(value): value for value in values}
-    tries = [
-        (value, example, trace)
-        for example, trace in runs
-        for key, value in unique.items()
-        if (key, example.id) not in known and not shows(value, example.id, trace.steps[name].inputs)
-    ]
-    calls = [
-        functools.partial(host.system.run_component, name, trace.steps[name].inputs, value, example, host.seed)
-        for value, example, trace in tries
-    ]
-    steps = host.gather("proposals on training inputs", calls)
-    return {
-        (value_digest(value), example.id): Trial(step.outputs)
-        for (value, example, _), step in zip(tries, steps, strict=True)
-    }
-
-
-def follow(
-    host: Host, state: State, name: str, trials: Trials, runs: Runs, rollouts: int
-) -> dict[tuple[str, str], Trial]:
-    """The same trials with their global rewards; equal answers on one input are followed once.
-
-    Args:
-      rollouts: Monte Carlo runs of the component's descendants, per answer (paper, Eq. 3).
-    """
-    pairs = {example.id: (example, trace) for example, trace in runs}
-    rewards = {
-        (example_id, digest(trial.outputs)): trial.rewards
-        for (_, example_id), trial in trials.items()
-        if len(trial.rewards) >= rollouts
-    }
-    answers = {(example_id, digest(trial.outputs)): trial.outputs for (_, example_id), trial in trials.items()}
-    answers = {key: outputs for key, outputs in answers.items() if key not in rewards}
-    calls = []
-    for (example_id, _), outputs in answers.items():
-        example, trace = pairs[example_id]
-        calls.append(
-            functools.partial(
-                global_rewards, host.system, state.configuration, example, trace, name, outputs, host.seed, rollouts
-            )
-        )
-    require(host, expected_cost(host, name, runs=rollouts * len(calls)))
-    rewards |= dict(zip(answers, host.gather("answers followed to their global reward", calls), strict=True))
-    return {key: Trial(trial.outputs, rewards[key[1], digest(trial.outputs)]) for key, trial in trials.items()}
-
-
-def local_scores(
-    device: Device, host: Host, reward: str, name: str, trials: Trials, runs: Runs
-) -> dict[tuple[str, str], float]:
-    """Local scores of all answers under the local reward named ``reward``, by digest of the value and id of the
-    example. Under ``RANDOM`` they are random numbers, one for each answer."""
-    if reward == RANDOM:
-        return {
-            (value, example_id): random_score(host.seed, name, example_id, trial.outputs)
-            for (value, example_id), trial in trials.items()
-        }
-    rows = []
-    for example, trace in runs:
-        here = {key: trial.outputs for key, trial in trials.items() if key[1] == example.id}
-        if here:
-            rows.append((trace.steps[name].inputs, here))
-    scores = score_outputs(
-        device.rewards.scorer, host.system, reward, name, [(inputs, list(here.values())) for inputs, here in rows]
-    )
-    return {
-        key: score for (_, here), row in zip(rows, scores, strict=True) for key, score in zip(here, row, strict=True)
-    }
-
-
 def labels_all(host: Host, config: OptimizeConfig, name: str) -> bool:
     """Whether every trial is followed to its global reward: without local rewards, and for a terminal component, whose
     outputs the metric scores for free unless it asks a model."""
@@ -193,9 +117,11 @@ def labels_all(host: Host, config: OptimizeConfig, name: str) -> bool:
 
 def uses_local_reward(host: Host, device: Device, config: OptimizeConfig, state: State, name: str) -> bool:
     """Whether trials without labels are judged by their local score: not where every trial is labelled, nor where the
-    local reward had next to nothing to learn from."""
-    if labels_all(host, config, name):
+    local reward had next to nothing to learn from (random numbers stand for it there, too)."""
+    if labels_all(host, config, name) or config.score == "off":
         return False
+    if config.score in _UNTAUGHT:
+        return True
     threshold = device.rewards.scorer.config.loss.threshold
     return config.ranking == "mean" or count_informative(state.evidence, name, threshold) >= config.fewest_groups
 
@@ -218,8 +144,8 @@ def differences(
     values = [proposal.digest for proposal in proposals]
     rewards = {key: trial.reward for key, trial in trials.items() if trial.reward is not None}
     uses_local = uses_local_reward(host, device, config, state, name)
-    scores = local_scores(device, host, state.reward, name, trials, runs) if uses_local else dict.fromkeys(trials, 0.0)
-    learned = examples_seen(state, name) if uses_local else set()
+    scores = local_scores(host, device, state, name, trials, runs) if uses_local else dict.fromkeys(trials, 0.0)
+    learned = examples_seen(state, name) if uses_local and config.score not in _UNTAUGHT else set()
 
     shape = (len(values), len(runs))
     local, reward = np.zeros(shape), np.full(shape, np.nan)

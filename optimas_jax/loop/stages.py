@@ -17,7 +17,7 @@ from pathlib import Path
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.progress import Progress
-from optimas_jax.core.selection import RANDOM
+from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import Group, StopRun
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.llm.base import Completer
@@ -45,8 +45,10 @@ def run_stages(
     stage: str,
     progress: Progress,
     completer: Completer | None = None,
+    shared: Path | None = None,
 ) -> None:
-    """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``: see ``build_run``.
+    """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``: see
+    ``build_run``.
 
     Raises:
       ValueError: for an unknown stage, a model that cannot be found, and as ``build_run``.
@@ -54,7 +56,7 @@ def run_stages(
     """
     if stage not in ("all", ALIGN, *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN))}")
-    with open_run(config, workdir, progress, completer) as run:
+    with open_run(config, workdir, progress, completer, shared) as run:
         if stage == "all" and completer is None:
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
@@ -63,13 +65,19 @@ def run_stages(
 
 
 @contextlib.contextmanager
-def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Completer | None = None) -> Iterator[Run]:
+def open_run(
+    config: RunConfig,
+    workdir: Path,
+    progress: Progress,
+    completer: Completer | None = None,
+    shared: Path | None = None,
+) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
 
     Raises:
       OverBudget: as ``with_price``.
     """
-    run = build_run(config, workdir, progress, completer)
+    run = build_run(config, workdir, progress, completer, shared)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.host.splits.items())
     progress.line(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
@@ -78,8 +86,7 @@ def open_run(config: RunConfig, workdir: Path, progress: Progress, completer: Co
     try:
         yield with_price(run)
     finally:
-        run.tape.close()
-        run.host.folder.close()
+        run.opened.close()
 
 
 def with_price(run: Run) -> Run:
@@ -215,7 +222,7 @@ def _first_reward(run: Run) -> str:
     """The name of the local reward that the search starts with."""
     score = run.config.optimize.score
     if score != "local":
-        return RANDOM if score == "random" else ""
+        return score if score in UNTRAINED else ""
     trained = run.host.folder.read("reward.json")
     if trained is None:
         raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")

@@ -90,8 +90,8 @@ def label_table(label_use: Mapping[str, Mapping[str, Any]], score: str = "local"
     for column in ("component", "labelled runs", "effective runs", "local reward"):
         table.add_column(column, justify="left" if column == "component" else "right")
     for name, row in label_use.items():
-        source = "random numbers in its place" if score == "random" else "used"
-        used = source if row["local_reward"] else "not needed: every trial is labelled"
+        source = "used" if score == "local" else f"{score} in its place"
+        used = source if row["local_reward"] else "not used: ranked by labels alone"
         table.add_row(name, str(row["labelled_runs"]), f"{row['effective_runs']:.1f}", used)
     return table
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optimas_jax.core.progress import Progress
-from optimas_jax.core.selection import RANDOM, random_score
+from optimas_jax.core.selection import LIKELIHOOD, RANDOM, random_score
 from optimas_jax.core.system import System
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.learn.batches import candidate_tokens
@@ -43,7 +43,10 @@ class RewardScorer:
         return self._batches.config
 
     def scores(self, reward: str, groups: Sequence[TextGroup]) -> list[list[float]]:
-        """Scores of every candidate of every group under the local reward named ``reward``."""
+        """Scores of every candidate of every group under the local reward named ``reward``; ``LIKELIHOOD`` names the
+        log-likelihood."""
+        if reward == LIKELIHOOD:
+            return self.logliks(groups)
         return self._memoised("score", reward, groups)
 
     def logliks(self, groups: Sequence[TextGroup]) -> list[list[float]]:
@@ -52,6 +55,8 @@ class RewardScorer:
 
     def check(self, reward: str) -> None:
         """Raises ``StopRun`` if the run has no local reward of that name, or its backbone differs."""
+        if reward == LIKELIHOOD:
+            return
         metadata = self._checkpoints.metadata(reward)
         if metadata is None:
             raise StopRun(

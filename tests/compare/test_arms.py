@@ -22,8 +22,8 @@ from optimas_jax.loop.context import build_run
 from optimas_jax.loop.iteration import start, with_base_runs
 from optimas_jax.loop.journal import BEST, load_best
 from optimas_jax.loop.propose import propose
-from optimas_jax.loop.race import answer, local_scores
 from optimas_jax.loop.state import State
+from optimas_jax.loop.trials import answer, local_scores
 from optimas_jax.policy.reinforce import GlobalScores
 from optimas_jax.policy.rollout import LocalScores, RandomScores
 from optimas_jax.report.console import ConsoleProgress
@@ -59,7 +59,7 @@ def test_random_numbers_choose_a_model_for_every_input_as_local_rewards_do(tmp_p
 
     choice = proposals[1].value
     trials = answer(host, "router", [*choice.values, choice], runs, {})
-    scores = local_scores(run.device, host, RANDOM, "router", trials, runs)
+    scores = local_scores(host, run.device, state, "router", trials, runs)
     small, large, chosen = ([scores[value_digest(v), e.id] for e, _ in runs] for v in (*choice.values, choice))
     assert chosen == [max(pair) for pair in zip(small, large, strict=True)]  # the race sees the numbers chosen by
     assert small != chosen != large

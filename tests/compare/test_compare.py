@@ -19,12 +19,13 @@ from runs import run_config
 from optimas_jax.compare.cell import CELL, TASK
 from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer, find_optimizers, with_settings
 from optimas_jax.compare.plan import run_cells, run_process
-from optimas_jax.compare.plot import MOST_CURVES, check_plots, draw, mean_curve, save
+from optimas_jax.compare.plot import MOST_CURVES, draw, mean_curve
 from optimas_jax.compare.summary import interval, reached, runs_to_reach, summarize
 from optimas_jax.compare.tables import COLUMNS, markdown, table_rows, tables, title
 from optimas_jax.core.stats import mean_interval, two_level_interval
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, parse_config
 from optimas_jax.loop.journal import write_json
+from optimas_jax.report.figures import check_matplotlib, save
 
 
 def point(tokens, runs, score, at="iteration"):
@@ -386,5 +387,5 @@ def test_the_figure_has_at_most_ten_curves_each_with_a_colour():
 
 def test_without_matplotlib_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(CompareError, match=r"pip install -e '\.\[compare\]'"):
-        check_plots()
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[compare\]'"):
+        check_matplotlib()

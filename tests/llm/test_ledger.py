@@ -11,7 +11,7 @@ from fakes import ScriptedCompleter, request
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.usage import Limit, OutOfBudget, Usage
 from optimas_jax.llm.base import Completion
-from optimas_jax.llm.ledger import Budget, Ledger
+from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
 from optimas_jax.llm.tape import Tape, TapedCompleter
 
 
@@ -202,3 +202,22 @@ def test_a_limit_that_counts_only_never_refuses():
     with ledger.limit() as allowance:
         answers = ask(taped(Varying(random.Random(0)), ledger), [request(str(i)) for i in range(50)])
     assert all(isinstance(one, Completion) for one in answers) and allowance.used.calls == 50
+
+
+def test_what_is_uncharged_is_booked_apart_and_outside_all_limits_but_the_budget():
+    ledger = Ledger(Budget(calls=3))
+    completer = taped(ScriptedCompleter(lambda asked: "x"), ledger)
+    with ledger.phase("search"), ledger.limit(Limit(calls=1)) as allowance:
+        ask(completer, [request("a")])
+        with ledger.uncharged("oracle"):
+            ask(completer, [request("b")])
+        assert allowance.used.calls == 1
+        [refused] = ask(completer, [request("b")])  # on the tape, and charged all the same where it is charged
+        assert isinstance(refused, OutOfBudget)
+    assert {phase: sum(usage.calls for usage in ledger.usage(phase).values()) for phase in ("search", "oracle")} == {
+        "search": 1,
+        "oracle": 1,
+    }
+    with ledger.uncharged("oracle"):
+        answers = ask(completer, [request(text) for text in "cdef"])
+    assert sum(isinstance(answer, OverBudget) for answer in answers) == 3

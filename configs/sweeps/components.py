@@ -1,0 +1,16 @@
+"""Which component is worth tuning? Each one alone, with a reward model of its own, against all with one that they
+share.
+
+    python launch/sweep.py --config=configs/hotpotqa.py --sweep=configs/sweeps/components.py --jobs=2
+
+30 points of 6 minutes each on two cores, 2 at a time; on
+``--config=configs/hotpotqa.py:tiny`` a minute and a half.
+"""
+
+from optimas_jax.sweep.points import combinations
+
+
+def points():
+    """Overrides of every point."""
+    names = ("question_rewriter", "keyword_extractor", "context_retriever", "hint_generator", "answer_generator")
+    return combinations({"optimize.components": ["all", *names], "seed": range(5)})

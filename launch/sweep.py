@@ -1,0 +1,149 @@
+"""Runs a configuration with every combination of other values, each in a folder of its own. The same command resumes.
+
+python launch/sweep.py --config=configs/hotpotqa.py:tiny --sweep='optimize.gate.kind=strict,paired seed=0:3'
+    [--jobs=1] [--workdir=DIR]
+python launch/sweep.py --config=configs/hotpotqa.py --sweep=configs/sweeps/local_rewards.py [--jobs=1] [--workdir=DIR]
+
+Any field of the configuration is an axis: ``config.`` in front of it may be left out. Values are separated by commas,
+or by ``|`` where a value has commas itself; ``0:3`` are the whole numbers from 0 to 2. Seeds are the unit of intervals.
+A sweep may grow: with further values or seeds the same folder goes on.
+
+Results: a table on the screen while it runs; sweep.md, sweep.csv and a PNG for each axis in the workdir; a run folder
+for every point. Equal requests of all points are paid once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Or it reports that torch, which nothing here needs, is absent.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from absl import app, flags
+from ml_collections import config_flags
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from optimas_jax.benchmarks.modules import title
+from optimas_jax.core.process import INTERRUPTED, interrupt_on_terminate
+from optimas_jax.core.types import StopRun
+from optimas_jax.llm.tape import Tape
+from optimas_jax.loop.context import build_run
+from optimas_jax.loop.journal import TAPE
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.figures import check_matplotlib, save
+from optimas_jax.sweep.folder import SHARED, open_sweep, read_progress
+from optimas_jax.sweep.plot import axes_of, draw
+from optimas_jax.sweep.points import Point, SweepError, read_points
+from optimas_jax.sweep.run import Results, process_of, run_points
+from optimas_jax.sweep.summary import csv_text, figures_of, summarize
+from optimas_jax.sweep.tables import markdown, table
+
+Show = Callable[[Mapping[str, Any], Sequence[str]], None]
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
+_SWEEP = flags.DEFINE_string("sweep", "", "Axes ('optimize.rounds=1,3 seed=0:3'), or a file of configs/sweeps.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Points that run at the same time.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/sweep-BENCHMARK-VARIANT.")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    interrupt_on_terminate()  # points end with this process
+    logging.disable(logging.INFO)  # libraries narrate
+    progress = ConsoleProgress()
+    try:
+        points = read_points(_CONFIG.value.to_dict(), _SWEEP.value)
+        check_matplotlib()
+        first = points[0].config
+        name = f"{title(first.benchmark)}:{first.variant}"
+        workdir = Path(_WORKDIR.value or f"runs/sweep-{title(first.benchmark)}-{first.variant}")
+        with open_sweep(workdir, points, check_points) as lock:
+            progress.line(f"[bold]{name}[/bold], {len(points)} points, {_JOBS.value} at a time; {workdir}")
+            with live_table(progress, name, points, workdir) as show:
+                results = run_points(points, workdir, _JOBS.value, show, process_of(workdir, lock))
+            report(progress, name, points, results, workdir)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command resumes", file=sys.stderr)
+        return INTERRUPTED
+    except (StopRun, ValueError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    return 0 if any("error" not in result for result in results.values()) else 1
+
+
+def check_points(points: Sequence[Point]) -> None:
+    """Builds the run of every point without running anything, so that what cannot work ends the sweep before its first
+    point.
+
+    Raises:
+      SweepError: names the point.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for index, point in enumerate(points):
+            try:
+                build_run(point.config, Path(folder) / str(index), ConsoleProgress(quiet=True)).opened.close()
+            except (StopRun, ValueError) as error:
+                raise SweepError(f"the point {point.name}: {error}") from None
+
+
+@contextmanager
+def live_table(progress: ConsoleProgress, name: str, points: Sequence[Point], workdir: Path) -> Iterator[Show]:
+    """A table that moves in place on a terminal; elsewhere a line for each point that has ended."""
+    seeds = {point.name: point.config.seed for point in points}
+    said: set[str] = set()
+
+    def rendered(results: Mapping[str, Any], running: Sequence[str]) -> Table:
+        doing = {one: f"seed {seeds[one]}: {read_progress(workdir, one) or 'begins'}" for one in running}
+        return table(name, summarize(points, results), doing)
+
+    if not progress.console.is_terminal:
+
+        def lines(results: Mapping[str, Any], running: Sequence[str]) -> None:
+            for one in [one for one in results if one not in said]:
+                said.add(one)
+                figures = figures_of(results[one])
+                words = f"failed: {figures['error']}" if figures["error"] else f"gain {figures['gain']:+.3f}"
+                progress.line(escape(f"{len(said)}/{len(points)} {one}: {words}"))
+
+        yield lines
+        return
+    with Live(rendered({}, ()), console=progress.console, transient=True, refresh_per_second=2) as live:
+        yield lambda results, running: live.update(rendered(results, running))
+
+
+def report(progress: ConsoleProgress, name: str, points: Sequence[Point], results: Results, workdir: Path) -> None:
+    """Prints the table, and writes sweep.md, sweep.csv and the pictures."""
+    rows = summarize(points, results)
+    paid, used = len_of(workdir / SHARED / TAPE), sum(len_of(workdir / point.name / TAPE) for point in points)
+    shared = f"The points used {used:,} results of models and programs, of which {paid:,} were paid for."
+    (workdir / "sweep.md").write_text(markdown(name, rows, shared), encoding="utf-8")
+    (workdir / "sweep.csv").write_text(csv_text(points, results), encoding="utf-8")
+    for axis in axes_of(rows):
+        save(draw(rows, axis), workdir / f"{axis}.png")
+    progress.console.print(table(name, rows))
+    progress.line(f"{shared} {workdir / 'sweep.md'}")
+
+
+def len_of(tape: Path) -> int:
+    """Number of results on a tape; 0 without one."""
+    if not tape.is_file():
+        return 0
+    opened = Tape(tape)
+    try:
+        return len(opened)
+    finally:
+        opened.close()
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,75 @@
+"""Modules of this package that run in a process of their own, which ends with the process that started it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+INTERRUPTED = 130  # exit code of a process that was interrupted
+_ROOT = Path(__file__).parents[2]
+_PARENT = "OPTIMAS_JAX_PARENT"  # variable that names the process of ``run_module``
+_LOOK_SECONDS = 0.5  # between two looks at whether the parent lives
+_END_SECONDS = 15.0  # that a process without parent has to end in order
+
+
+async def run_module(module: str, arguments: Sequence[str], log: Path, inherit: Sequence[int] = ()) -> tuple[int, str]:
+    """Runs ``python -m module arguments`` and appends its output to ``log``.
+
+    If the caller is cancelled, the process is terminated, and its end is awaited.
+
+    Args:
+      inherit: descriptors that stay open in the process, such as that of a lock.
+
+    Returns:
+      Exit code, and the error message (behind ``error: ``) or the end of its output.
+    """
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), _PARENT: str(os.getpid())}
+    with log.open("ab") as sink:
+        start = sink.tell()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", module, *arguments),
+            stdout=sink,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment,
+            pass_fds=tuple(inherit),
+        )
+        try:
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
+    with log.open("rb") as source:
+        source.seek(start)
+        output = source.read().decode(errors="replace")
+    _, error, message = output.rpartition("\nerror: ")
+    return code, message.strip() if error else output.strip()[-500:]
+
+
+def end_with_parent() -> None:
+    """Ends this process, as an interrupt does, once the one that started it by ``run_module`` is gone: killed, that one
+    cannot tell. Does nothing in a process that was started otherwise."""
+    parent = int(os.environ.get(_PARENT, "0"))
+    if not parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_END_SECONDS)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def interrupt_on_terminate() -> None:
+    """Makes SIGTERM, which is how a scheduler stops a process, the same as an interrupt (``KeyboardInterrupt``)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,0 +1,103 @@
+"""The folder of a sweep: what it consists of, a lock, and what its points have left in their own folders."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.core.schema import to_dict
+from optimas_jax.loop.config import differences
+from optimas_jax.loop.journal import write_json
+from optimas_jax.sweep.points import Point, SweepError
+
+SWEEP, SHARED = "sweep.json", "shared"  # the points with their configurations, and the results that they share
+_LOCK_SECONDS = 20.0  # that points of a killed sweep may take to end
+
+
+@contextlib.contextmanager
+def open_sweep(folder: Path, points: Sequence[Point], check: Callable[[Sequence[Point]], None]) -> Iterator[int]:
+    """Makes the folder of a sweep, or checks that it is the same sweep, and keeps other sweeps out.
+
+    Args:
+      check: raises ``ValueError`` for points that cannot run; called with those that are new to the folder.
+
+    Yields:
+      The descriptor of the lock. Points inherit it: while one of them lives, the folder is locked.
+
+    Raises:
+      SweepError: if it belongs to another sweep, or another one runs in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise SweepError(f"cannot write to {folder} ({error}): use another --workdir") from error
+    try:
+        _lock(descriptor, folder)
+        configs = {point.name: json.loads(json.dumps(to_dict(point.config))) for point in points}
+        old = _read_points(folder / SWEEP, configs)
+        check([point for point in points if point.name not in old])
+        write_json(folder / SWEEP, {"points": configs})
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise SweepError(
+                    f"another sweep runs in {folder}: wait for its end, or use another --workdir"
+                ) from None
+            time.sleep(0.1)
+
+
+def _read_points(path: Path, configs: dict[str, Any]) -> dict[str, Any]:
+    """Configurations of the points that the file holds, by name.
+
+    A sweep may grow: further seeds, further values.
+
+    Raises:
+      SweepError: for points that are not among ``configs``, or have other configurations there.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))["points"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SweepError(f"{path} is damaged ({error}): use another --workdir") from error
+    missing = [f"it has the point {name}" for name in old if name not in configs]
+    changed = [line for name in configs if name in old for line in differences(old[name], configs[name])]
+    words = [*missing[:3], *list(dict.fromkeys(changed))[:5]]
+    if not words:
+        return old
+    raise SweepError(
+        f"{path.parent} belongs to another sweep:\n  " + "\n  ".join(words) + "\nUse another --workdir, or the same "
+        "sweep to resume"
+    )
+
+
+def read_result(folder: Path, name: str) -> dict[str, Any] | None:
+    """``results.json`` of a point, or None if it has not ended."""
+    path = folder / name / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_progress(folder: Path, name: str) -> str:
+    """The last event of a point's journal in words, or ""."""
+    path = folder / name / "journal.jsonl"
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        event = json.loads(path.read_text(encoding="utf-8").rstrip("\n").rsplit("\n", 1)[-1])
+        number = event.get("iteration")
+        return f"{event['event']}{f' {number + 1}' if isinstance(number, int) else ''}"
+    return ""

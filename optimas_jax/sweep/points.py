@@ -1,0 +1,176 @@
+"""The points of a sweep: which fields differ, with what values, and the configurations that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.core.schema import ConfigError, to_dict
+from optimas_jax.core.types import digest
+from optimas_jax.loop.config import RunConfig, parse_config
+
+SEED = "seed"  # the axis over which means and intervals are taken
+_LONGEST_NAME = 120  # of a folder
+_RANGE = re.compile(r"(-?\d+):(-?\d+)")
+Overrides = Mapping[str, Any]  # path of a field below ``RunConfig`` ("optimize.score") -> value
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be run, with the reason and the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+      overrides: fields that differ from the sweep's configuration.
+      config: the configuration with them.
+    """
+
+    overrides: Overrides
+    config: RunConfig
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """All overrides but the seed."""
+        return {path: value for path, value in self.overrides.items() if path != SEED}
+
+    @property
+    def name(self) -> str:
+        """All overrides, as the name of a folder."""
+        name = re.sub(r"[^\w.,=+-]+", "_", _text(self.overrides)) or "as-it-is"
+        return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 21]}-{digest(dict(self.overrides))}"
+
+
+def read_points(base: Mapping[str, Any], sweep: str) -> tuple[Point, ...]:
+    """The points of a sweep, in its order.
+
+    Args:
+      base: the configuration, as plain data that may be incomplete (``presets.command_line``).
+      sweep: axes (``parse_axes``), or the path of a file with a function ``points()`` that returns overrides.
+
+    Raises:
+      SweepError: for a field that does not exist, a value that it does not take, or a point that is there twice.
+    """
+    if not sweep.strip():
+        raise SweepError(
+            "name what differs: --sweep='optimize.gate.kind=strict,paired seed=0:3', or a file of configs/sweeps"
+        )
+    plain = to_dict(parse_config(base))
+    if sweep.strip().endswith(".py"):
+        rows = _points_of_file(Path(sweep.strip()))
+        for path in {path for row in rows for path in row}:
+            _field(plain, path)
+    else:
+        rows = combinations(parse_axes(sweep, plain))
+    points = [Point(row, _configured(base, row)) for row in rows]
+    names = [point.name for point in points]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not points or twice:
+        raise SweepError(f"the sweep {sweep!r} has {f'{twice[0]} twice' if twice else 'no points'}")
+    return tuple(points)
+
+
+def parse_axes(text: str, plain: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Axes of a sweep from text: ``optimize.gate.kind=strict,paired seed=0:5``.
+
+    Values are separated by commas, or by ``|`` where a value has commas itself
+    (``optimize.proposers=demos|demos,opro``). ``0:5`` are the whole numbers from 0 to 4.
+
+    Args:
+      plain: the whole configuration, whose values give the types.
+
+    Raises:
+      SweepError: for an axis without values, one that is there twice, or a field that does not exist or is a list.
+    """
+    axes: dict[str, list[Any]] = {}
+    for axis in text.split():
+        path, _, values = axis.partition("=")
+        path = path.removeprefix("config.")
+        if not values or path in axes:
+            raise SweepError(
+                f"{axis!r} is {'named twice' if path in axes else 'no axis'}: write fields with their values, such as "
+                "--sweep='optimize.gate.kind=strict,paired seed=0:5'"
+            )
+        current = _field(plain, path)
+        if isinstance(current, Mapping | list | tuple):
+            kind = f"has fields of its own: {', '.join(current)}" if isinstance(current, Mapping) else "is a list"
+            raise SweepError(f"{path!r} {kind}. A file in configs/sweeps can set it")
+        whole = _RANGE.fullmatch(values)
+        if whole and isinstance(current, int):
+            axes[path] = list(range(int(whole[1]), int(whole[2])))
+        else:
+            axes[path] = [_value(path, part, current) for part in values.split("|" if "|" in values else ",")]
+        if not axes[path]:
+            raise SweepError(f"{axis!r} is an empty range: write FIRST:END, without the END")
+    return axes
+
+
+def combinations(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of values; the last axis changes fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def with_overrides(base: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """A copy of nested plain data with other values at some paths."""
+    data = dict(base)
+    for path, value in overrides.items():
+        name, _, rest = path.partition(".")
+        data[name] = with_overrides(data[name], {rest: value}) if rest else value
+    return data
+
+
+def _configured(base: Mapping[str, Any], overrides: Overrides) -> RunConfig:
+    try:
+        return parse_config(with_overrides(base, overrides))
+    except ConfigError as error:
+        raise SweepError(f"the point {_text(overrides)}: {error}") from None
+
+
+def _points_of_file(path: Path) -> list[Overrides]:
+    """Raises ``SweepError`` for a file that is not there or has no points."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise SweepError(f"there is no file {str(path)!r}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "points"):
+        raise SweepError(f"{path} has no function points(), which returns overrides: [{{'optimize.rounds': 1}}, ...]")
+    return [dict(row) for row in module.points()]
+
+
+def _field(plain: Mapping[str, Any], path: str) -> Any:
+    """The value of a field; raises ``SweepError`` where there is none."""
+    value: Any = plain
+    for depth, name in enumerate(path.split(".")):
+        if not isinstance(value, Mapping) or name not in value:
+            where = ".".join(path.split(".")[:depth]) or "a configuration"
+            known = ", ".join(value) if isinstance(value, Mapping) else "no fields"
+            raise SweepError(f"there is no field {path!r}: {where} has {known}")
+        value = value[name]
+    return value
+
+
+def _value(path: str, text: str, current: Any) -> Any:
+    """A value of the type of ``current``."""
+    if isinstance(current, bool):
+        if text.lower() not in ("true", "false"):
+            raise SweepError(f"{path} is {text!r}; allowed: true, false")
+        return text.lower() == "true"
+    if isinstance(current, int | float):
+        try:
+            return type(current)(text)
+        except ValueError:
+            kind = "a whole number" if isinstance(current, int) else "a number"
+            raise SweepError(f"{path} is {text!r}, expected {kind}") from None
+    return text
+
+
+def _text(overrides: Overrides) -> str:
+    return ",".join(f"{path}={value}" for path, value in overrides.items())

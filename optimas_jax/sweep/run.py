@@ -1,0 +1,101 @@
+"""Runs the points of a sweep, several at a time. Finished points are not run again; a failed one is a row with its
+error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.core.process import INTERRUPTED, run_module
+from optimas_jax.sweep.folder import read_result
+from optimas_jax.sweep.points import Point
+
+Results = dict[str, dict[str, Any]]  # name of a point -> results.json, or {"error": message}
+Runner = Callable[[str], Awaitable[tuple[int, str]]]  # name of a point -> exit code and error message
+_LOOK_SECONDS = 1.0  # between two looks at the journals of running points
+
+
+class _Interrupted(Exception):
+    """A point was interrupted, which ends the sweep."""
+
+
+def run_points(
+    points: Sequence[Point],
+    folder: Path,
+    jobs: int,
+    show: Callable[[Mapping[str, Any], Sequence[str]], None],
+    runner: Runner,
+) -> Results:
+    """Runs every point that has no result yet.
+
+    Args:
+      folder: of the sweep (``folder.open_sweep``).
+      jobs: points that run at the same time.
+      show: callback with the results so far and the names of the running points, every second and after each point.
+      runner: runs a point (``process_of``).
+
+    Returns:
+      Results by name, in the order of the points.
+
+    Raises:
+      KeyboardInterrupt: if a point was interrupted.
+    """
+    results: Results = {}
+    running: list[str] = []
+    queue: list[str] = []
+    for point in points:
+        done = read_result(folder, point.name)
+        if done is None:
+            queue.append(point.name)
+        else:
+            results[point.name] = done
+    queue.reverse()
+
+    async def work() -> None:
+        while queue:
+            name = queue.pop()
+            running.append(name)
+            try:
+                results[name] = await run_one(name)
+            finally:
+                running.remove(name)
+                show(results, running)
+
+    async def run_one(name: str) -> dict[str, Any]:
+        code, message = await runner(name)
+        if code == INTERRUPTED:
+            raise _Interrupted
+        return read_result(folder, name) or {"error": message or f"exit code {code}"}
+
+    async def look() -> None:
+        while True:
+            show(results, running)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def run_all() -> None:
+        looking = asyncio.ensure_future(look())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(jobs):
+                    group.create_task(work())
+        finally:
+            looking.cancel()
+
+    try:
+        asyncio.run(run_all())
+    except* _Interrupted:
+        raise KeyboardInterrupt from None
+    return {point.name: results[point.name] for point in points}
+
+
+def process_of(folder: Path, lock: int) -> Runner:
+    """Runs a point in a process of its own, which writes to ``log.txt`` in its folder and inherits the sweep's lock."""
+
+    async def run(name: str) -> tuple[int, str]:
+        (folder / name).mkdir(exist_ok=True)
+        arguments = [str(folder.resolve()), name]
+        return await run_module("optimas_jax.sweep.point", arguments, folder / name / "log.txt", inherit=[lock])
+
+    return run

@@ -1,0 +1,100 @@
+"""What stands in the place of local rewards: the oracle, likelihood, a judge, and nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from enumerable import ExactRewards, enumerable_system, make_run, search
+
+from optimas_jax.core.selection import LIKELIHOOD, ORACLE
+from optimas_jax.llm.component import LanguageModel
+from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.rewards.judge import Judgement
+
+
+class NoRewards(ExactRewards):
+    """Fails where a local reward is asked for; knows likelihoods."""
+
+    def scores(self, name, groups):
+        assert name == LIKELIHOOD, "no local reward is there"
+        return [[-float(len(text)) for text in group.candidates] for group in groups]
+
+
+def searched(workdir: Path, score: str, reward: str = "", **settings):
+    """The final state, the events and the ledger of a search."""
+    system = enumerable_system(3)
+    run = make_run(
+        system,
+        workdir,
+        mode="improved",
+        engine=NoRewards(system, workdir),
+        seed=3,
+        score=score,
+        **{"iterations": 3, "labels": 1, **settings},
+    )
+    host = dataclasses.replace(run.host, judge=LanguageModel("judge", style="text"))
+    state = search(dataclasses.replace(run, host=host), reward)
+    events = [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+    return state, events, run.host.ledger.to_json()
+
+
+def test_the_oracle_knows_the_global_reward_and_what_it_runs_is_not_charged(tmp_path: Path) -> None:
+    _, events, _ = searched(tmp_path / "oracle", ORACLE, ORACLE, components=("writer",), iterations=1)
+    _, without, _ = searched(tmp_path / "off", "off", components=("writer",), iterations=1)
+    proposals = [event for event in events if event["event"] == "proposal"]
+    assert proposals and any(event["labelled"] < event["inputs"] for event in proposals)
+    by_metric = searched(tmp_path / "metric", "global", components=("writer",), iterations=1)[1]
+    gains = {str(event["value"]): event["expected_gain"] for event in by_metric if event["event"] == "proposal"}
+    local = {str(event["value"]): event["local_gain"] for event in proposals}
+    shared = set(gains) & set(local)
+    assert shared and all(local[value] == pytest.approx(gains[value]) for value in shared)
+    spent = [event["tokens"] for event in events if event["event"] == "curve"]
+    free = [event["tokens"] for event in without if event["event"] == "curve"]
+    assert spent[0] == free[0]
+
+
+def test_off_is_ranked_by_the_labels_alone(tmp_path: Path) -> None:
+    _, events, _ = searched(tmp_path, "off")
+    races = [event for event in events if event["event"] == "race"]
+    assert races and not any(event["local_reward"] for event in races)
+    proposals = [event for event in events if event["event"] == "proposal"]
+    assert all(event["expected_gain"] == pytest.approx(event["labelled_gain"] or 0.0) for event in proposals)
+
+
+def test_likelihood_is_used_without_any_training(tmp_path: Path) -> None:
+    _, events, _ = searched(tmp_path, LIKELIHOOD, LIKELIHOOD, fewest_groups=100)
+    races = {event["component"]: event["local_reward"] for event in events if event["event"] == "race"}
+    assert races.pop("tuner", False) is False and races and all(races.values())
+    assert not [event for event in events if event["event"] == "adaptation"]
+
+
+def test_a_judge_sees_labelled_answers_to_other_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def judge(completer, model, groups, examples, *, seed, concurrency):
+        asked.append((groups, examples))
+        return Judgement([[float(len(text)) for text in group.candidates] for group in groups], 1)
+
+    monkeypatch.setattr("optimas_jax.loop.trials.judge_scores", judge)
+    _, events, _ = searched(tmp_path, "judge", "judge", components=("writer",), iterations=4, inputs=2)
+    assert [event["local_reward"] for event in events if event["event"] == "race"] == [True] * 4
+    for groups, examples in asked:
+        judged = {group.prefix for group in groups}
+        assert all(example.prefix not in judged for rows in examples.values() for example in rows)
+    assert any(examples.get("writer") for _, examples in asked)
+
+
+@pytest.mark.parametrize("score", ["oracle", "judge", "off", "global"])
+def test_what_cannot_choose_outputs_is_said(score: str) -> None:
+    with pytest.raises(ValueError, match="best_of needs local rewards"):
+        OptimizeConfig.improved(score=score, best_of=4)
+    config = OptimizeConfig.improved(score=score)
+    assert (config.adapt, config.per_instance) == ("never", "never")
+
+
+def test_labels_alone_cannot_be_a_mean_of_local_rewards() -> None:
+    with pytest.raises(ValueError, match="set ranking to 'corrected'"):
+        OptimizeConfig.paper(score="off")

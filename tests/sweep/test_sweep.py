@@ -1,0 +1,174 @@
+"""A sweep: points that resume and grow, figures worked out by hand, and the folder's lock."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+from runs import get_config
+
+from optimas_jax.core.stats import two_level_interval
+from optimas_jax.sweep.folder import open_sweep
+from optimas_jax.sweep.plot import axes_of, draw, lines_of
+from optimas_jax.sweep.points import SweepError, read_points
+from optimas_jax.sweep.run import run_points
+from optimas_jax.sweep.summary import csv_text, short_names, summarize
+from optimas_jax.sweep.tables import markdown, table
+
+BASE = get_config("smoke").to_dict()
+POINTS = read_points(BASE, "optimize.gate.kind=strict,paired seed=0:2")
+NAMES = [point.name for point in POINTS]
+GAINS = dict(zip(NAMES, ([0.1, 0.3], [0.3, 0.5], [0.0, 0.0], [0.2, 0.0]), strict=True))
+
+
+def result(gains):
+    cost = {"prompt_tokens": 90, "completion_tokens": 10}
+    return {
+        "baseline": {"mean": 0.5, "scores": [0.5, 0.5]},
+        "optimized": {"mean": 0.5 + float(np.mean(gains)), "scores": [0.5 + gain for gain in gains]},
+        "gain": {"mean": float(np.mean(gains)), "ci95": [min(gains), max(gains)], "p_value": 0.5},
+        "confirmed": {"verdict": "confirmed" if sum(gains) > 0.5 else "not confirmed"},
+        "ledger": {"collect": {"a": cost}, "optimize": {"a": cost, "b": cost}, "evaluate": {"a": cost}},
+        "wall_seconds": 10.0,
+        "peak_rss_mb": 100,
+    }
+
+
+class Runner:
+    """Leaves results, or ends with what ``failing`` says of a point."""
+
+    def __init__(self, folder, failing=()):
+        self.folder, self.failing, self.ran, self.together = folder, dict(failing), [], []
+        self.running = 0
+
+    async def __call__(self, name):
+        self.ran.append(name)
+        self.running += 1
+        self.together.append(self.running)
+        await asyncio.sleep(0.01)
+        self.running -= 1
+        if name in self.failing:
+            return self.failing[name]
+        (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / name / "results.json").write_text(json.dumps(result(GAINS[name])))
+        return 0, ""
+
+
+def run(folder, runner, points=POINTS, jobs=1, show=lambda results, running: None):
+    return run_points(points, folder, jobs, show, runner)
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path):
+    first = Runner(tmp_path, {NAMES[1]: (1, "no room")})
+    results = run(tmp_path, first)
+    assert first.ran == NAMES and results[NAMES[1]] == {"error": "no room"} and list(results) == NAMES
+    again = Runner(tmp_path)
+    assert "error" not in run(tmp_path, again)[NAMES[1]] and again.ran == [NAMES[1]]
+
+
+def test_an_interrupted_point_ends_the_sweep_and_others_go_on_beside_it(tmp_path):
+    runner = Runner(tmp_path, {NAMES[2]: (130, "")})
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, runner)
+    assert runner.ran == NAMES[:3]
+    both = Runner(tmp_path)
+    run(tmp_path, both, jobs=2)
+    assert both.ran == NAMES[2:] and max(both.together) == 2
+
+
+def test_the_table_moves_with_what_runs(tmp_path):
+    seen = []
+    run(tmp_path, Runner(tmp_path), show=lambda results, running: seen.append((len(results), tuple(running))))
+    assert seen[-1] == (4, ()) and seen == sorted(seen, key=lambda one: one[0])
+    doing = {NAMES[0]: "seed 0: gate 2"}
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table("hotpotqa", summarize(POINTS, {}), doing))
+    assert "seed 0: gate 2" in console.file.getvalue() and "0/2" in console.file.getvalue()
+
+
+def test_figures_are_means_over_seeds_with_intervals_over_seeds_and_questions(tmp_path):
+    results = {name: result(gains) for name, gains in GAINS.items()}
+    [strict, paired] = summarize(POINTS, results)
+    assert strict["setting"] == "kind=strict" and strict["overrides"] == {"optimize.gate.kind": "strict"}
+    assert strict["gain"] == pytest.approx(0.3) and paired["gain"] == pytest.approx(0.05)
+    assert strict["ci95"] == pytest.approx(two_level_interval([GAINS[NAMES[0]], GAINS[NAMES[1]]])[1])
+    assert strict["gains"] == pytest.approx([0.2, 0.4]) and strict["confirmed"] == 1
+    assert strict["search_tokens"] == 300 and strict["baseline"] == 0.5 and strict["seconds"] == 10
+    [row, _] = summarize(POINTS, {NAMES[0]: {"error": "a\nno room"}})
+    assert row["seeds"] == [] and "gain" not in row
+    assert "seed 0 failed: no room" in markdown("t", [row], "Shared.")
+
+
+def test_the_file_has_a_row_for_each_point(tmp_path):
+    results = {name: result(gains) for name, gains in GAINS.items()} | {NAMES[3]: {"error": "no room"}}
+    rows = list(csv.DictReader(io.StringIO(csv_text(POINTS, results))))
+    assert [row["point"] for row in rows] == NAMES
+    assert rows[1]["optimize.gate.kind"] == "strict" and rows[1]["seed"] == "1" and float(rows[1]["gain"]) == 0.4
+    assert rows[1]["confirmed"] == "True" and rows[3]["error"] == "no room" and rows[3]["gain"] == ""
+
+
+def test_each_axis_has_a_picture_with_a_line_for_each_other_setting():
+    points = read_points(BASE, "optimize.gate.kind=strict,paired reward.lora.rank=4,8,16 seed=0:2")
+    rows = summarize(points, {point.name: result([0.1, 0.2]) for point in points})
+    assert axes_of(rows) == ["optimize.gate.kind", "reward.lora.rank"]
+    assert len(lines_of(rows, "reward.lora.rank")) == 2 and len(lines_of(rows, "optimize.gate.kind")) == 3
+    [plot] = draw(rows, "reward.lora.rank").axes
+    assert [container.get_label() for container in plot.containers] == [
+        "optimize.gate.kind=strict",
+        "optimize.gate.kind=paired",
+    ]
+    assert plot.containers[0].lines[0].get_xdata().tolist() == [4, 8, 16]
+    assert plot.containers[0].lines[0].get_ydata() == pytest.approx([0.15] * 3)
+    seeds_alone = read_points(BASE, "seed=0:2")
+    draw(summarize(seeds_alone, {point.name: result([0.1, 0.2]) for point in seeds_alone}), "setting")
+
+
+def test_names_are_as_short_as_they_can_be():
+    assert short_names(["optimize.gate.kind", "reward.lora.rank", "policy.lora.rank", "rounds"]) == {
+        "optimize.gate.kind": "kind",
+        "reward.lora.rank": "reward.lora.rank",
+        "policy.lora.rank": "policy.lora.rank",
+        "rounds": "rounds",
+    }
+
+
+def test_a_sweep_may_grow_and_another_one_is_refused(tmp_path):
+    new = []
+    with open_sweep(tmp_path, POINTS[:2], new.extend):
+        pass
+    with open_sweep(tmp_path, POINTS, new.extend):
+        pass
+    assert [point.name for point in new] == NAMES  # each is checked once
+    with (
+        pytest.raises(SweepError, match=r"belongs to another sweep:\n  it has the point optimize.gate.kind=strict"),
+        open_sweep(tmp_path, read_points(BASE, "seed=0:2"), new.extend),
+    ):
+        pass
+    other = read_points({**BASE, "concurrency": 7}, "optimize.gate.kind=strict,paired seed=0:2")
+    with pytest.raises(SweepError, match=r"config\.concurrency: 128 -> 7"), open_sweep(tmp_path, other, new.extend):
+        pass
+
+
+def test_points_that_cannot_run_leave_the_folder_as_it_was(tmp_path):
+    def refuse(points):
+        raise SweepError("no")
+
+    with pytest.raises(SweepError, match="no"), open_sweep(tmp_path, POINTS, refuse):
+        pass
+    with open_sweep(tmp_path, read_points(BASE, "seed=0:2"), lambda points: None):
+        pass
+
+
+def test_two_sweeps_at_a_time_in_one_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("optimas_jax.sweep.folder._LOCK_SECONDS", 0.2)
+    with (
+        open_sweep(tmp_path, POINTS, lambda points: None),
+        pytest.raises(SweepError, match="another sweep runs in"),
+        open_sweep(tmp_path, POINTS, lambda points: None),
+    ):
+        pass
