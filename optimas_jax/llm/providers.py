@@ -11,7 +11,7 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, count_prompt
-from optimas_jax.llm.remote import SETTINGS, ServerConfig
+from optimas_jax.llm.clients.remote import SETTINGS, ServerConfig
 from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
 from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveInt, Share, from_dict
+from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
-from optimas_jax.llm.remote import ServerConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.rewards.collect import CollectConfig

@@ -220,14 +220,7 @@ def build_run(
     data = benchmark.load(config.data).check()
     bare = benchmark.build(data, config.system)
     if completer is None:
-        choices = models_named(bare)
-        check_completers(config, workdir, choices)
-        for spec in without_price(config, choices):
-            progress.line(
-                f"[yellow]warning[/yellow]: no price of {spec} is known, and its dollars are not counted: set "
-                f"config.prices to {spec}=PROMPT/COMPLETION"
-            )
-        completer = make_completer(config, workdir, progress.line, engines.sampler)
+        completer = _checked_completer(config, workdir, bare, progress, engines)
     components = _chosen_components(bare, config.optimize, progress)
     if config.optimize.iterations:
         looks(config.optimize.gate, len(data.splits["val"][: config.optimize.gate_examples or None]))  # or refuses
@@ -262,6 +255,20 @@ def build_run(
             judge=config.proposer,
         )
         return Run(config, host, Device(rewards, policies), data, engines, tape, started, opened.pop_all())
+
+
+def _checked_completer(
+    config: RunConfig, workdir: Path, system: System, progress: Progress, engines: Engines
+) -> Completer:
+    """The servers and local engines of all models that a run may ask; warns of unknown prices."""
+    choices = models_named(system)
+    check_completers(config, workdir, choices)
+    for spec in without_price(config, choices):
+        progress.line(
+            f"[yellow]warning[/yellow]: no price of {spec} is known, and its dollars are not counted: set "
+            f"config.prices to {spec}=PROMPT/COMPLETION"
+        )
+    return make_completer(config, workdir, progress.line, engines.sampler)
 
 
 def _tuned_model(config: RunConfig) -> str:

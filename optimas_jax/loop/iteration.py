@@ -2,8 +2,8 @@
 (paper, Algorithm 1).
 
 An iteration is a pipeline of steps from state to state: pick a component, run the system on training inputs, propose
-values (``loop.propose``), label some of their answers, race them (``loop.race``), test the best at the gate
-(``loop.gate``), adapt the local reward on the labels (``loop.local_rewards``).
+values (``loop.steps.propose``), label some of their answers, race them (``loop.steps.race``), test the best at the gate
+(``loop.steps.gate``), adapt the local reward on the labels (``loop.local_rewards``).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from optimas_jax.core.values import (
 from optimas_jax.loop.budget import block, cost_so_far, costs_by_role, costs_from, emit_curve, hold_final
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
-from optimas_jax.loop.gate import gate
 from optimas_jax.loop.local_rewards import adapt
-from optimas_jax.loop.propose import Drop, choice_of_model, count_drops, propose
-from optimas_jax.loop.race import Race, label, race
 from optimas_jax.loop.state import LabelUse, Runs, State, groups_of_runs, groups_of_trials
+from optimas_jax.loop.steps.gate import gate
+from optimas_jax.loop.steps.propose import Drop, choice_of_model, count_drops, propose
+from optimas_jax.loop.steps.race import Race, label, race
 from optimas_jax.search.evidence import WeightEvidence, weight_evidence
 from optimas_jax.search.optimisers.templates import ScoredInstruction
 from optimas_jax.search.pick import pick_component, reward_gaps

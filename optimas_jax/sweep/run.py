@@ -42,20 +42,13 @@ def run_points(
     Raises:
       KeyboardInterrupt: if a point was interrupted.
     """
-    results: Results = {}
+    ended = {point.name: read_result(folder, point.name) for point in points}
+    results: Results = {name: result for name, result in ended.items() if result is not None}
+    queue = iter([name for name in ended if name not in results])
     running: list[str] = []
-    queue: list[str] = []
-    for point in points:
-        done = read_result(folder, point.name)
-        if done is None:
-            queue.append(point.name)
-        else:
-            results[point.name] = done
-    queue.reverse()
 
     async def work() -> None:
-        while queue:
-            name = queue.pop()
+        for name in queue:
             running.append(name)
             try:
                 results[name] = await run_one(name)
@@ -76,12 +69,10 @@ def run_points(
 
     async def run_all() -> None:
         looking = asyncio.ensure_future(look())
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(jobs):
-                    group.create_task(work())
-        finally:
-            looking.cancel()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(jobs):
+                group.create_task(work())
+        looking.cancel()
 
     try:
         asyncio.run(run_all())

@@ -21,9 +21,9 @@ from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import build_run
 from optimas_jax.loop.iteration import start, with_base_runs
 from optimas_jax.loop.journal import BEST, load_best
-from optimas_jax.loop.propose import propose
 from optimas_jax.loop.state import State
-from optimas_jax.loop.trials import answer, local_scores
+from optimas_jax.loop.steps.propose import propose
+from optimas_jax.loop.steps.trials import answer, local_scores
 from optimas_jax.policy.reinforce import GlobalScores
 from optimas_jax.policy.rollout import LocalScores, RandomScores
 from optimas_jax.report.console import ConsoleProgress
@@ -71,7 +71,7 @@ def test_random_numbers_choose_a_model_for_every_input_as_local_rewards_do(tmp_p
 def test_random_numbers_tune_weights_as_local_rewards_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same algorithm, sizes and optimiser: no global reward tells it anything."""
     tuned = []
-    monkeypatch.setattr("optimas_jax.loop.propose.tune_weights", lambda *args, **_: tuned.append(args))
+    monkeypatch.setattr("optimas_jax.loop.steps.propose.tune_weights", lambda *args, **_: tuned.append(args))
     policies = {}
     for score in ("local", "random", "global"):
         config = weights_config(optimize=OptimizeConfig(score=score, components=NAME))

@@ -10,12 +10,12 @@ from api_servers import ApiServers
 from served import serving_app
 
 from optimas_jax.core.types import Outcome, StopRun
-from optimas_jax.llm.anthropic import AnthropicCompleter
 from optimas_jax.llm.base import CompletionRequest, Message
+from optimas_jax.llm.clients.anthropic import AnthropicCompleter
+from optimas_jax.llm.clients.limits import Retries
+from optimas_jax.llm.clients.openai import OpenAICompleter
+from optimas_jax.llm.clients.remote import ServerConfig, ServerError
 from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
-from optimas_jax.llm.limits import Retries
-from optimas_jax.llm.openai import OpenAICompleter
-from optimas_jax.llm.remote import ServerConfig, ServerError
 from optimas_jax.llm.tape import Tape, TapedCompleter
 
 CHAT = (Message("system", "Be short."), Message("user", "Where is it?"), Message("assistant", "Here."))

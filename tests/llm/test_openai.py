@@ -20,11 +20,11 @@ from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.base import CompletionRequest, Message
+from optimas_jax.llm.clients.limits import Retries, retry
+from optimas_jax.llm.clients.openai import OpenAICompleter
+from optimas_jax.llm.clients.remote import ServerConfig, ServerError
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.limits import Retries, retry
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.llm.openai import OpenAICompleter
-from optimas_jax.llm.remote import ServerConfig, ServerError
 from optimas_jax.loop.context import build_run
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.config import LoraConfig

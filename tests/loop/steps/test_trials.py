@@ -20,10 +20,10 @@ from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import llm_component
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.iteration import start, with_base_runs
-from optimas_jax.loop.propose import propose
-from optimas_jax.loop.race import label, race
 from optimas_jax.loop.state import Proposal
-from optimas_jax.loop.trials import answer
+from optimas_jax.loop.steps.propose import propose
+from optimas_jax.loop.steps.race import label, race
+from optimas_jax.loop.steps.trials import answer
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.text import TextGroup
 

@@ -20,7 +20,7 @@ from optimas_jax.core.values import value_digest
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.state import Proposal, Ranked, Runs, State, Trials, current_trials, examples_seen
-from optimas_jax.loop.trials import answer, follow, local_scores
+from optimas_jax.loop.steps.trials import answer, follow, local_scores
 from optimas_jax.rewards.pairs import count_informative
 from optimas_jax.search.evidence import Estimate, Evidence, estimate_gains, mean_local
 from optimas_jax.search.race import rounds, survivors

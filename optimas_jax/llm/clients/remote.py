@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from optimas_jax.core.schema import NonNegativeInt, PositiveFloat, PositiveInt
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.llm.base import Completion, CompletionRequest
-from optimas_jax.llm.limits import Rate, Retries, retry
+from optimas_jax.llm.clients.limits import Rate, Retries, retry
 from optimas_jax.llm.prices import Price, price_of
 from optimas_jax.llm.specs import KEYS
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from optimas_jax.core.types import Outcome
 from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.llm.clients.remote import Body, Pause, Remote, ServerConfig, ServerError, Unknown
 from optimas_jax.llm.prices import Price
-from optimas_jax.llm.remote import Body, Pause, Remote, ServerConfig, ServerError, Unknown
 from optimas_jax.llm.specs import model_name
 
 URL = "https://api.anthropic.com"

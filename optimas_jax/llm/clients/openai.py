@@ -17,8 +17,8 @@ from typing import Any
 
 from optimas_jax.core.types import Outcome
 from optimas_jax.llm.base import Completion, CompletionRequest, Tokens
+from optimas_jax.llm.clients.remote import Body, Pause, Refused, Remote, ServerConfig, ServerError, Unknown
 from optimas_jax.llm.prices import Price
-from optimas_jax.llm.remote import Body, Pause, Refused, Remote, ServerConfig, ServerError, Unknown
 from optimas_jax.llm.specs import model_name
 
 URL = "https://api.openai.com/v1"

@@ -31,9 +31,9 @@ from optimas_jax.core.values import (
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host
-from optimas_jax.loop.race import labels_all
 from optimas_jax.loop.state import Proposal, Runs, State, current_trials
-from optimas_jax.loop.trials import answer, follow, local_scores
+from optimas_jax.loop.steps.race import labels_all
+from optimas_jax.loop.steps.trials import answer, follow, local_scores
 from optimas_jax.policy.reinforce import GlobalScores
 from optimas_jax.policy.rollout import LocalScores, RandomScores, Scores
 from optimas_jax.policy.tune import TuningRun, tune_weights

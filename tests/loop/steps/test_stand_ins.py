@@ -78,7 +78,7 @@ def test_a_judge_sees_labelled_answers_to_other_inputs(tmp_path: Path, monkeypat
         asked.append((groups, examples))
         return Judgement([[float(len(text)) for text in group.candidates] for group in groups], 1)
 
-    monkeypatch.setattr("optimas_jax.loop.trials.judge_scores", judge)
+    monkeypatch.setattr("optimas_jax.loop.steps.trials.judge_scores", judge)
     _, events, _ = searched(tmp_path, "judge", "judge", components=("writer",), iterations=4, inputs=2)
     assert [event["local_reward"] for event in events if event["event"] == "race"] == [True] * 4
     for groups, examples in asked:

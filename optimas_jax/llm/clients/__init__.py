@@ -1,0 +1,1 @@
+"""Clients of servers: OpenAI, Anthropic, and whatever speaks as they do."""

@@ -1,0 +1,278 @@
+"""The probe: whether a search can gain anything, and where, before it is paid for.
+
+Every component gets a few random values. They are *screened* on few inputs; the best values of the two most promising
+components are *tested* on fresh inputs, so that what chose them does not flatter them:
+
+    random values -> screen (all components, few inputs) -> test (two finalists, fresh inputs) -> findings
+
+Pure decisions: runs of the system come by a callback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from optimas_jax.core.stats import sign_flip_test
+from optimas_jax.core.usage import OutOfBudget
+
+Floats = NDArray[np.float64]
+Changes = Mapping[str, int]  # component -> index of its random value; others keep their current one
+Measure = Callable[[Changes, Sequence[int], int], Floats]  # (changes, indices of inputs, repeat) -> their scores
+
+_WAVE = 4  # inputs of the test that are measured at a time
+_FEWEST = 6  # inputs that a test needs
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Size of a probe.
+
+    Attributes:
+      values: random values of each component.
+      screen: inputs on which all of them are tried.
+      test: further inputs on which the finalists are, at most.
+      finalists: components that are tested.
+      level: probability that the probe finds a gain where there is none.
+    """
+
+    values: int = 2
+    screen: int = 4
+    test: int = 12
+    finalists: int = 2
+    level: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Headroom:
+    """What the probe knows of one component.
+
+    Attributes:
+      name: the component.
+      value: index of its best value on the screening inputs; None if no value changed anything for the better there.
+      screened: mean gain of that value on the screening inputs, which flatter it; 0 without one.
+      gain: its mean gain on the test inputs; None if it was not tested.
+      ci95: t interval of ``gain``.
+      p_value: one-sided, of the sign-flip test of ``gain``.
+      inputs: test inputs.
+      shown: whether a gain is shown at the level of the probe, all finalists together.
+      ceiling: share of the pairs of outputs of an input that a second run of the system orders as the first run did, an
+        estimate of what a perfect local reward could reach; None without pairs.
+    """
+
+    name: str
+    value: int | None
+    screened: float
+    gain: float | None = None
+    ci95: tuple[float, float] | None = None
+    p_value: float | None = None
+    inputs: int = 0
+    shown: bool = False
+    ceiling: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupling:
+    """Whether the gains of two components add up (two-way layout: with and without the best value of each).
+
+    Attributes:
+      components: the two.
+      interaction: mean of s11 - s10 - s01 + s00 over inputs: positive where they help each other.
+      f: F of the interaction, inputs as blocks.
+      p_value: of ``f``.
+    """
+
+    components: tuple[str, str]
+    interaction: float
+    f: float
+    p_value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """Result of a probe.
+
+    Attributes:
+      first: component to tune first; None where no gain is shown.
+      components: headroom of each, in the system's order.
+      coupling: of the two finalists, where both were tested.
+      smallest: gain that the test would have shown with a power of 0.8, from the spread that it met; None without.
+      advice: sentences for the user.
+    """
+
+    first: str | None
+    components: tuple[Headroom, ...]
+    coupling: Coupling | None
+    smallest: float | None
+    advice: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def probe(names: Sequence[str], upstream: Sequence[str], counts: Changes, measure: Measure, plan: Plan) -> Findings:
+    """Screens all components and tests the finalists.
+
+    Args:
+      names: components, in the system's order.
+      upstream: those of them behind which other components come.
+      counts: number of random values of each.
+      measure: scores of configurations on inputs; inputs from ``plan.screen`` on are fresh for the test. NaN where an
+        input must not count, such as one that a demonstration was taken from. May raise ``OutOfBudget``, which ends
+        the test with the inputs so far.
+    """
+    inputs = range(plan.screen)
+    base = [measure({}, inputs, repeat) for repeat in (0, 1)]
+    screened = [_screen(name, counts[name], base, measure, inputs) for name in names]
+    ranked = sorted((one for one in screened if one.value is not None), key=lambda one: -one.screened)
+    finalists = ranked[: plan.finalists]
+    tested, coupling, smallest = _test(finalists, measure, plan)
+    components = tuple(tested.get(one.name, one) for one in screened)
+    shown = [one for one in components if one.shown]
+    first = max(shown, key=lambda one: one.gain or 0.0).name if shown else None
+    findings = Findings(first, components, coupling, smallest, ())
+    return dataclasses.replace(findings, advice=advice(findings, upstream))
+
+
+def _screen(name: str, count: int, base: Sequence[Floats], measure: Measure, inputs: Sequence[int]) -> Headroom:
+    """The best of a component's values on the screening inputs, by the mean of two runs."""
+    runs = [np.array([measure({name: index}, inputs, repeat) for index in range(count)]) for repeat in (0, 1)]
+    if not count:
+        return Headroom(name, None, 0.0)
+    gains = np.mean([scores - before for scores, before in zip(runs, base, strict=True)], axis=0)
+    known = (~np.isnan(gains)).sum(-1)
+    means = np.nansum(gains, -1) / np.maximum(known, 1)
+    ceiling = noise_ceiling(*(np.vstack([before, scores]) for scores, before in zip(runs, base, strict=True)))
+    best = int(means.argmax())
+    if means[best] <= 0:
+        return Headroom(name, None, 0.0, ceiling=ceiling)
+    return Headroom(name, best, float(means[best]), ceiling=ceiling)
+
+
+def _test(
+    finalists: Sequence[Headroom], measure: Measure, plan: Plan
+) -> tuple[dict[str, Headroom], Coupling | None, float | None]:
+    """Tests the finalists on fresh inputs as far as the budget goes; their gains, coupling, and detectable gain."""
+    gains: dict[str, list[float]] = {one.name: [] for one in finalists}
+    joint: list[float] = []
+    best = {one.name: one.value for one in finalists if one.value is not None}
+    try:
+        for begin in range(plan.screen, plan.screen + plan.test, _WAVE):
+            inputs = range(begin, min(begin + _WAVE, plan.screen + plan.test))
+            base = measure({}, inputs, 0)
+            wave = {name: measure({name: value}, inputs, 0) - base for name, value in best.items()}
+            both = measure(best, inputs, 0) - base if len(best) == 2 else np.zeros(0)
+            for name, row in wave.items():
+                gains[name] += row.tolist()
+            joint += both.tolist()
+    except OutOfBudget:
+        pass
+    rows = {name: np.array([gain for gain in row if not math.isnan(gain)]) for name, row in gains.items()}
+    usable = {name: row for name, row in rows.items() if len(row) >= _FEWEST}
+    level = plan.level / max(1, len(usable))
+    tested = {one.name: _tested(one, rows[one.name], level) for one in finalists if one.name in usable}
+    smallest = max((_detectable(row, level) for row in usable.values()), default=None)
+    coupling = None
+    if len(usable) == 2:
+        one, other = usable
+        coupling = _coupling((one, other), np.array(joint), *(np.array(gains[name]) for name in usable))
+    return tested, coupling, smallest
+
+
+def _tested(headroom: Headroom, gains: Floats, level: float) -> Headroom:
+    p_value = float(sign_flip_test(gains))
+    mean, error = float(gains.mean()), float(gains.std(ddof=1)) / math.sqrt(len(gains))
+    wide = float(special.stdtrit(len(gains) - 1, 0.975)) * error
+    return dataclasses.replace(
+        headroom,
+        gain=mean,
+        ci95=(mean - wide, mean + wide),
+        p_value=p_value,
+        inputs=len(gains),
+        shown=p_value <= level,
+    )
+
+
+def _detectable(gains: Floats, level: float) -> float:
+    """Gain that a one-sided t test at ``level`` on as many inputs shows with a power of about 0.8."""
+    dof = len(gains) - 1
+    quantiles = special.stdtrit(dof, 1 - level) + special.stdtrit(dof, 0.8)
+    return float(quantiles * gains.std(ddof=1) / math.sqrt(len(gains)))
+
+
+def _coupling(names: tuple[str, str], both: Floats, one: Floats, other: Floats) -> Coupling:
+    """From gains over the current configuration: with both values, and with each alone."""
+    known = ~np.isnan(both + one + other)
+    cells = np.zeros((2, 2, int(known.sum())))
+    cells[1, 0], cells[0, 1], cells[1, 1] = one[known], other[known], both[known]
+    f, p_value = interaction_test(cells)
+    mean = float((cells[1, 1] - cells[1, 0] - cells[0, 1]).mean()) if known.any() else 0.0
+    return Coupling(names, mean, f, p_value)
+
+
+def interaction_test(scores: Floats) -> tuple[float, float]:
+    """F test of the interaction in a two-way layout with inputs as blocks.
+
+    The interaction of each input is what is left of its scores without row and column means; their mean over inputs is
+    held against their spread between inputs, with (A - 1)(B - 1) and (A - 1)(B - 1)(N - 1) degrees of freedom.
+
+    Args:
+      scores: float64[A, B, N].
+
+    Returns:
+      F and its p-value; 0 and 1 where nothing varies.
+    """
+    rows, columns, inputs = scores.shape
+    left = scores - scores.mean(0, keepdims=True) - scores.mean(1, keepdims=True) + scores.mean((0, 1), keepdims=True)
+    mean = left.mean(-1, keepdims=True)
+    dof = (rows - 1) * (columns - 1)
+    between = float(inputs * (mean**2).sum()) / max(dof, 1)
+    within = float(((left - mean) ** 2).sum()) / max(dof * (inputs - 1), 1)
+    if between <= 1e-12 or inputs < 2:
+        return 0.0, 1.0
+    if within <= 1e-12:
+        return math.inf, 0.0
+    return between / within, float(stats.f.sf(between / within, dof, dof * (inputs - 1)))
+
+
+def noise_ceiling(first: Floats, second: Floats) -> float | None:
+    """Share of the pairs of values, input by input, that ``second`` orders as ``first`` does; equal scores count half.
+
+    Args:
+      first, second: float64[values, N], independent runs of the same; NaN where an input does not count.
+    """
+    known = ~np.isnan(first) & ~np.isnan(second)
+    differs = (first[:, None] > first[None]) & known[:, None] & known[None]
+    alike = np.sign(second[:, None] - second[None])[differs]
+    return float((alike > 0).mean() + (alike == 0).mean() / 2) if alike.size else None
+
+
+def advice(findings: Findings, upstream: Sequence[str]) -> tuple[str, ...]:
+    """What to do, in sentences that say no more than the findings carry."""
+    tested = [one for one in findings.components if one.gain is not None]
+    if findings.first is None:
+        if not tested:
+            return ("stop here: no random value of any component gained anything on the screening inputs",)
+        named = ", ".join(one.name for one in tested)
+        return (
+            f"stop here: expected gain below noise. {named} would have shown a gain of {findings.smallest:.2f}; for a "
+            "smaller one raise config.probe.test",
+        )
+    best = next(one for one in findings.components if one.name == findings.first)
+    assert best.ci95 is not None
+    low, high = best.ci95
+    lines = [f"tune {best.name} first: a random value of it gains {best.gain:+.2f} [{low:.2f}, {high:.2f}]"]
+    others = [one for one in findings.components if one.name in upstream and one.name != best.name]
+    if best.name not in upstream and others and not any(one.shown for one in others):
+        lines.append(f"upstream components do not matter here, as far as {len(others)} of them with random values tell")
+    coupling = findings.coupling
+    if coupling is not None and coupling.p_value <= 0.05:
+        word = "help" if coupling.interaction > 0 else "stand in for"
+        lines.append(f"{' and '.join(coupling.components)} {word} each other (F = {coupling.f:.1f})")
+    return tuple(lines)
