@@ -1,7 +1,7 @@
 """Runs an experiment, or one stage of it, in a run folder; the same command resumes.
 
 python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
-    [--stage=all|collect|train|optimize|align|evaluate]
+    [--stage=all|probe|collect|train|optimize|align|evaluate]
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ml_collections import config_flags
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.completers import check_completers
-from optimas_jax.loop.config import ALIGN, STAGES, parse_config
+from optimas_jax.loop.config import ALIGN, PROBE, STAGES, parse_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
-_STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES, ALIGN], "Which stage to run.")
+_STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, ALIGN], "Which stage to run.")
 
 
 def main(argv: list[str]) -> int:
@@ -41,12 +41,14 @@ def main(argv: list[str]) -> int:
         check_completers(config, workdir)  # an error about a missing key comes before slow imports
         from optimas_jax.loop.stages import run_stages
         from optimas_jax.report.console import ConsoleProgress
-        from optimas_jax.report.run import report_alignment, report_run
+        from optimas_jax.report.run import report_alignment, report_probe, report_run
 
         progress = ConsoleProgress()
         run_stages(config, workdir, _STAGE.value, progress)
         if _STAGE.value == ALIGN:
             report_alignment(workdir, progress)
+        elif _STAGE.value == PROBE:
+            report_probe(workdir, progress)
         elif _STAGE.value in ("all", "evaluate"):
             report_run(workdir, progress)
     except KeyboardInterrupt:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
-from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveInt, Share, from_dict
+from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveInt, Range, Share, from_dict
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
@@ -27,6 +27,7 @@ from optimas_jax.search.optimisers.task import Effort
 
 STAGES = ("collect", "train", "optimize", "evaluate")  # of a whole run
 ALIGN = "align"  # a stage of its own, after train or optimize
+PROBE = "probe"  # a stage of its own, before everything
 
 
 MODES: Mapping[str, Mapping[str, Any]] = {
@@ -306,6 +307,24 @@ class AlignConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """Settings of the probe stage.
+
+    Attributes:
+      values: random values of each component, at most.
+      screen: training inputs on which all of them are tried, at most.
+      test: further inputs on which the best values of two components are tested, at most: as many as tokens and
+        training examples allow.
+      tokens: prompt and completion tokens at most. Values and screening inputs are fewer where a run is dear.
+    """
+
+    values: PositiveInt = 2
+    screen: Annotated[int, Range(2)] = 4
+    test: Annotated[int, Range(6)] = 32
+    tokens: PositiveInt = 30_000
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """All settings of a run.
 
@@ -321,7 +340,7 @@ class RunConfig:
       budget: the most that all completions of the run folder may cost. What baseline, confirmation and final test need
         is set aside from the start.
       system: settings of the benchmark's own class.
-      data, proposer, offline, collect, reward, policy, optimize, align, evaluate: see the classes.
+      data, proposer, offline, collect, reward, policy, optimize, align, probe, evaluate: see the classes.
     """
 
     benchmark: str
@@ -342,6 +361,7 @@ class RunConfig:
     policy: PolicyConfig = PolicyConfig()
     optimize: OptimizeConfig = OptimizeConfig()
     align: AlignConfig = AlignConfig()
+    probe: ProbeConfig = ProbeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
 

@@ -25,12 +25,13 @@ from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
 from optimas_jax.loop.budget import USED, hold_final, price, run_limit, search_limit
 from optimas_jax.loop.completers import loaded_here
-from optimas_jax.loop.config import ALIGN, STAGES, RunConfig
+from optimas_jax.loop.config import ALIGN, PROBE, STAGES, RunConfig
 from optimas_jax.loop.context import Run, build_run
 from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of, confirm_search, measure
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import BEST, UNCONFIRMED, load_best
 from optimas_jax.loop.local_rewards import Collected, collect_offline, train_first
+from optimas_jax.loop.probe import run_probe
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
 
@@ -54,8 +55,8 @@ def run_stages(
       ValueError: for an unknown stage, a model that cannot be found, and as ``build_run``.
       StopRun: with a message for the user; results that were paid for are kept.
     """
-    if stage not in ("all", ALIGN, *STAGES):
-        raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN))}")
+    if stage not in ("all", ALIGN, PROBE, *STAGES):
+        raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN, PROBE))}")
     with open_run(config, workdir, progress, completer, shared) as run:
         if stage == "all" and completer is None:
             find_models(run)
@@ -133,15 +134,33 @@ def run_stage(run: Run, name: str) -> None:
     run.host.progress.line(f"[bold cyan]{name}[/bold cyan]")
     if run.host.system.meter is not None:
         run.host.system.meter.reset()
-    actions = {"collect": _collect, "train": _train, "optimize": _optimize, "align": _align, "evaluate": _evaluate}
+    actions = {
+        "probe": _probe,
+        "collect": _collect,
+        "train": _train,
+        "optimize": _optimize,
+        "align": _align,
+        "evaluate": _evaluate,
+    }
     with run.host.ledger.phase(name):
         actions[name](run)
+
+
+def _probe(run: Run) -> None:
+    """Tells whether a search can gain anything, and where."""
+    with run_limit(run.host, PROBE):
+        findings, costs = run_probe(run.host, run.config)
+    run.host.folder.write("probe.json", {**findings.to_json(), **costs})
 
 
 def _collect(run: Run) -> None:
     """Collects groups under the default configuration: for the first local reward, for gaps and for demonstrations."""
     host, config = run.host, run.config
     collected = Collected((), {})
+    if host.folder.read("probe.json") is None:
+        host.progress.line(
+            f"  (--stage=probe tells beforehand, for at most {config.probe.tokens:,} tokens, whether a search can gain)"
+        )
     if config.offline.groups:
         with run_limit(host, "collect"), search_limit(host, "collect"):
             collected = collect_offline(host, config)

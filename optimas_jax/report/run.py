@@ -9,7 +9,7 @@ from typing import Any
 
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.page import write_html
-from optimas_jax.report.tables import alignment_table, confirmation_line, tables
+from optimas_jax.report.tables import alignment_table, confirmation_line, probe_table, tables
 from optimas_jax.report.tensorboard import write_tensorboard
 
 
@@ -34,6 +34,18 @@ def last_line(results: Mapping[str, Any], path: Path) -> str:
     return (
         f"gain {results['gain']['mean']:+.3f} ({confirmation}); {results['wall_seconds']:.0f} s, "
         f"{results['peak_rss_mb']} MB at most, {results['paid_calls']} completions paid for now; {path}"
+    )
+
+
+def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
+    """Shows the results of the probe stage."""
+    data = json.loads((workdir / "probe.json").read_text(encoding="utf-8"))
+    progress.console.print(probe_table(data))
+    for line in data["advice"]:
+        progress.line(f"[bold]{line}[/bold]")
+    progress.line(
+        f"the probe used {data['spent']:,} tokens; an iteration of a search is expected to use "
+        f"{data['iteration_tokens']:,}; {workdir / 'probe.json'}"
     )
 
 

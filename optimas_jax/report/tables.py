@@ -83,6 +83,21 @@ def alignment_table(alignment: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def probe_table(probe: Mapping[str, Any]) -> Table:
+    """Headroom of each component: gain of a random value, and what a perfect local reward could order."""
+    table = Table(title="Headroom by random values")
+    for column in ("component", "gain, screening", "gain, fresh inputs", "95 % interval", "p", "inputs", "ceiling"):
+        table.add_column(column, justify="left" if column == "component" else "right")
+    for row in probe["components"]:
+        screened = "none" if row["value"] is None else f"{row['screened']:+.3f}"
+        tested = ["", "", "", ""]
+        if row["gain"] is not None:
+            tested = [f"{row['gain']:+.3f}", format_interval(row["ci95"]), f"{row['p_value']:.3f}", str(row["inputs"])]
+        ceiling = "" if row["ceiling"] is None else f"{row['ceiling']:.2f}"
+        table.add_row(row["name"], screened, *tested, ceiling)
+    return table
+
+
 def label_table(label_use: Mapping[str, Mapping[str, Any]], score: str = "local") -> Table:
     """Labelled runs of each component's races, and effective runs with its local reward, or with what stands in its
     place (``score``, see ``loop.config.OptimizeConfig``)."""

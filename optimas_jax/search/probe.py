@@ -27,7 +27,7 @@ Changes = Mapping[str, int]  # component -> index of its random value; others ke
 Measure = Callable[[Changes, Sequence[int], int], Floats]  # (changes, indices of inputs, repeat) -> their scores
 
 _WAVE = 4  # inputs of the test that are measured at a time
-_FEWEST = 6  # inputs that a test needs
+FEWEST = 6  # inputs that a test needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plan:
 
     values: int = 2
     screen: int = 4
-    test: int = 12
+    test: int = 32
     finalists: int = 2
     level: float = 0.05
 
@@ -174,7 +174,7 @@ def _test(
     except OutOfBudget:
         pass
     rows = {name: np.array([gain for gain in row if not math.isnan(gain)]) for name, row in gains.items()}
-    usable = {name: row for name, row in rows.items() if len(row) >= _FEWEST}
+    usable = {name: row for name, row in rows.items() if len(row) >= FEWEST}
     level = plan.level / max(1, len(usable))
     tested = {one.name: _tested(one, rows[one.name], level) for one in finalists if one.name in usable}
     smallest = max((_detectable(row, level) for row in usable.values()), default=None)
@@ -257,17 +257,17 @@ def advice(findings: Findings, upstream: Sequence[str]) -> tuple[str, ...]:
     """What to do, in sentences that say no more than the findings carry."""
     tested = [one for one in findings.components if one.gain is not None]
     if findings.first is None:
+        if not tested and any(one.value is not None for one in findings.components):
+            return ("cannot tell: the tokens ended before a gain could be tested; raise config.probe.tokens",)
         if not tested:
             return ("stop here: no random value of any component gained anything on the screening inputs",)
-        named = ", ".join(one.name for one in tested)
+        named = ", ".join(f"{one.name} {one.gain:+.2f} {_interval(one)}" for one in tested)
         return (
-            f"stop here: expected gain below noise. {named} would have shown a gain of {findings.smallest:.2f}; for a "
-            "smaller one raise config.probe.test",
+            f"stop here: expected gain below noise ({named}). A gain of {findings.smallest:.2f} would have been shown; "
+            "for a smaller one raise config.probe.tokens",
         )
     best = next(one for one in findings.components if one.name == findings.first)
-    assert best.ci95 is not None
-    low, high = best.ci95
-    lines = [f"tune {best.name} first: a random value of it gains {best.gain:+.2f} [{low:.2f}, {high:.2f}]"]
+    lines = [f"tune {best.name} first: a random value of it gains {best.gain:+.2f} {_interval(best)}"]
     others = [one for one in findings.components if one.name in upstream and one.name != best.name]
     if best.name not in upstream and others and not any(one.shown for one in others):
         lines.append(f"upstream components do not matter here, as far as {len(others)} of them with random values tell")
@@ -276,3 +276,8 @@ def advice(findings: Findings, upstream: Sequence[str]) -> tuple[str, ...]:
         word = "help" if coupling.interaction > 0 else "stand in for"
         lines.append(f"{' and '.join(coupling.components)} {word} each other (F = {coupling.f:.1f})")
     return tuple(lines)
+
+
+def _interval(headroom: Headroom) -> str:
+    low, high = headroom.ci95 or (math.nan, math.nan)
+    return f"[{low:.2f}, {high:.2f}]"

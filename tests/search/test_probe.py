@@ -10,7 +10,7 @@ from optimas_jax.search.probe import Findings, Headroom, Plan, advice, interacti
 
 NAMES = ("rewriter", "keywords", "retriever", "hints", "answers")
 UPSTREAM = NAMES[:-1]
-PLAN = Plan()
+PLAN = Plan(test=12)
 
 
 class Simulated:
@@ -105,6 +105,7 @@ def test_the_budget_ends_the_test_and_too_few_inputs_are_no_test():
 
     assert until(12).first == best and max(one.inputs for one in until(12).components) == 8
     assert until(8).first is None and all(one.gain is None for one in until(8).components)
+    assert until(8).advice[0].startswith("cannot tell")
 
 
 def test_interaction_by_hand():
@@ -140,4 +141,6 @@ def test_it_says_no_more_than_it_found():
     assert lines[0].startswith("tune answers first: a random value of it gains +0.30 [0.10, 0.50]")
     assert lines[1].startswith("upstream components do not matter here")
     below = Findings(None, (beside,), None, 0.25, ())
-    assert "expected gain below noise. hints would have shown a gain of 0.25" in advice(below, ("hints",))[0]
+    assert (
+        "below noise (hints +0.00 [-0.20, 0.20]). A gain of 0.25 would have been shown" in advice(below, ("hints",))[0]
+    )

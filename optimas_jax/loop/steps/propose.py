@@ -248,13 +248,13 @@ def _selector_task(proposer: Proposer, values: Sequence[Value], rejected: list[D
         examples=[example for example, _ in proposer.runs],
         run=run,
         diagnoser=proposer.config.proposer,
-        ask=functools.partial(_ask, host),
+        ask=functools.partial(ask, host),
         seed=proposer.seed,
         dropped=functools.partial(_drop, rejected),
     )
 
 
-def _ask(host: Host, requests: Sequence[CompletionRequest]) -> list[str]:
+def ask(host: Host, requests: Sequence[CompletionRequest]) -> list[str]:
     """Answers to requests; "" for a failed one."""
     calls = [functools.partial(host.completer.complete, request) for request in requests]
     answers = host.gather("answers about proposals", calls)
@@ -301,7 +301,7 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
         effort=search.effort,
         seed=proposer.seed,
         rng=random.Random(proposer.seed),
-        ask=functools.partial(_ask, host),
+        ask=functools.partial(ask, host),
         gains=proposer.gains,
         dropped=functools.partial(_drop, rejected),
     )

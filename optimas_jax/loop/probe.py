@@ -1,0 +1,204 @@
+"""The probe stage: a few hundred requests tell whether a search can gain anything, and where (``search.probe``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from optimas_jax.core.execution import Job
+from optimas_jax.core.types import Candidate, Example, Group, StopRun, Trace, derive_seed
+from optimas_jax.core.usage import Limit, OutOfBudget
+from optimas_jax.core.values import Configuration, Grid, Models, Prompt, PromptSpace, Value, other_values
+from optimas_jax.loop.budget import costs_by_role
+from optimas_jax.loop.config import ProbeConfig, RunConfig
+from optimas_jax.loop.context import Host
+from optimas_jax.loop.state import Runs
+from optimas_jax.loop.steps.propose import GLOBAL_SCALE, ask
+from optimas_jax.search.optimisers import random_search
+from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos
+from optimas_jax.search.optimisers.random_search import draw_values
+from optimas_jax.search.optimisers.task import PromptTask
+from optimas_jax.search.probe import FEWEST, Findings, Floats, Plan, probe
+
+_POOL = 4  # inputs from which demonstrations are taken; nothing is measured on them
+_MOST_VALUES = 6  # of one component
+_TESTED = 8  # inputs of the test that should be affordable beside the screening
+
+
+def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
+    """Probes the default configuration within ``config.probe.tokens``.
+
+    Returns:
+      The findings; and ``spent`` tokens, ``iteration_tokens`` that an iteration of a search on the first component is
+      expected to use, and the ``plan``.
+
+    Raises:
+      StopRun: if there are too few training examples, or tokens for the base runs.
+    """
+    settings, train = config.probe, list(host.splits["train"])
+    needed = _POOL + settings.screen + FEWEST
+    if len(train) < needed:
+        raise StopRun(
+            f"the probe needs {needed} training examples ({_POOL} for demonstrations, config.probe.screen = "
+            f"{settings.screen}, {FEWEST} to test), and there are {len(train)}: lower config.probe.screen, or raise "
+            "config.data.train"
+        )
+    settings = dataclasses.replace(settings, test=min(settings.test, len(train) - _POOL - settings.screen))
+    random.Random(derive_seed(host.seed, "probe")).shuffle(train)
+    configuration = host.system.default_configuration()
+    with host.ledger.limit(Limit(tokens=settings.tokens)) as allowance:
+        try:
+            pool = host.run("first runs", [Job(configuration, one, host.seed) for one in train[:_POOL]])
+            costs = {role: usage.tokens / _POOL for role, usage in costs_by_role(allowance).items()}
+            from_here = _costs_from_here(host, costs)
+            plan = fitting_plan(settings, sum(costs.values()), from_here, allowance.left.tokens)
+            counts = values_by_cost(plan.values, from_here)
+            values = {
+                name: random_values(host, config, name, list(zip(train, pool, strict=False)), counts[name])
+                for name in host.components
+            }
+            cells = _Cells(host, configuration, values, train[_POOL:])
+            upstream = [name for name in host.components if host.system.descendants(name)]
+            found = {name: len(drawn) for name, drawn in values.items()}
+            findings = probe(host.components, upstream, found, cells.measure, plan)
+        except OutOfBudget as reason:
+            raise StopRun(f"config.probe.tokens = {settings.tokens:,} ends the probe too early: {reason}") from None
+    return findings, {
+        "spent": allowance.used.tokens,
+        "iteration_tokens": round(_iteration_tokens(host, config, findings.first, costs, from_here)),
+        "plan": dataclasses.asdict(plan),
+    }
+
+
+def _costs_from_here(host: Host, costs: Mapping[str, float]) -> dict[str, float]:
+    """Tokens of a run of the system from each component on."""
+    return {
+        name: sum(costs.get(other, 0.0) for other in (name, *host.system.descendants(name))) for name in host.components
+    }
+
+
+def fitting_plan(settings: ProbeConfig, run: float, from_here: Mapping[str, float], left: float) -> Plan:
+    """The largest plan that leaves enough for a test; the smallest one where none does.
+
+    Args:
+      run: tokens of a run of the system.
+      from_here: tokens of a run from each component on.
+      left: tokens.
+    """
+    plan = Plan(settings.values, settings.screen, settings.test)
+    for values in range(settings.values, 0, -1):
+        for screen in range(settings.screen, 1, -1):
+            plan = Plan(values, screen, settings.test)
+            counts = values_by_cost(values, from_here)
+            screening = screen * (run + sum(counts[name] * cost for name, cost in from_here.items()))
+            finalists = sorted(from_here.values())[-plan.finalists :]
+            testing = _TESTED * (run + sum(finalists) + max(finalists, default=0.0))
+            if screening + testing <= left:
+                return plan
+    return plan
+
+
+def values_by_cost(count: int, from_here: Mapping[str, float]) -> dict[str, int]:
+    """Numbers of random values, ``count`` on average and more where a run from the component on costs little."""
+    mean = sum(from_here.values()) / max(1, len(from_here))
+    shares = {name: round(count * mean / max(1.0, cost)) for name, cost in from_here.items()}
+    return {name: min(max(count, share), max(count, _MOST_VALUES)) for name, share in shares.items()}
+
+
+def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: int) -> list[Value]:
+    """Up to ``count`` random values of a component: listed values, or prompts of random instructions and demonstrations
+    (``search.optimisers.random_search``). None for weights."""
+    component = host.system.by_name[name]
+    space, current = component.space, component.default
+    assert current is not None  # of a tunable component
+    seed = derive_seed(host.seed, "probe", name)
+    if isinstance(space, Grid | Models):
+        return draw_values(other_values(space, current), count, seed)
+    if not isinstance(space, PromptSpace):
+        return []
+    reached = [(example, trace) for example, trace in runs if name in trace.steps]
+    groups = [
+        Group(name, e.id, t.steps[name].inputs, (Candidate(t.steps[name].outputs, "current", (t.score,)),), "")
+        for e, t in reached
+    ]
+    effort = dataclasses.replace(config.optimize.effort, instructions=count, demo_sets=count)
+    task = PromptTask(
+        component=component,
+        space=space,
+        current=cast(Prompt, current),
+        runs=reached,
+        pool=demo_pool(groups),
+        labelled=labelled_demos(component, reached),
+        history=(),
+        current_score=0.0,
+        scale=GLOBAL_SCALE,
+        proposer=config.proposer,
+        effort=effort,
+        seed=seed,
+        rng=random.Random(seed),
+        ask=functools.partial(ask, host),
+        gains=lambda prompts: [0.0] * len(prompts),
+    )
+    prompts: list[Value] = [prompt for _, prompt in random_search.propose(task)]
+    with_demos_first = sorted(prompts, key=lambda value: not cast(Prompt, value).demos)  # they change more than words
+    return with_demos_first[:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cells:
+    """Scores of changed configurations on training inputs.
+
+    Attributes:
+      values: random values of each component.
+      examples: the inputs, by index.
+      bases: runs of the configuration itself, by input and repeat.
+    """
+
+    host: Host
+    configuration: Configuration
+    values: Mapping[str, Sequence[Value]]
+    examples: Sequence[Example]
+    bases: dict[tuple[int, int], Trace] = dataclasses.field(default_factory=dict)
+
+    def measure(self, changes: Mapping[str, int], inputs: Sequence[int], repeat: int) -> Floats:
+        """``search.probe.Measure``: each repeat has sampling seeds of its own."""
+        host, seed = self.host, derive_seed(self.host.seed, "probe", repeat) if repeat else self.host.seed
+        new = [index for index in inputs if (index, repeat) not in self.bases]
+        jobs = [Job(self.configuration, self.examples[index], seed) for index in new]
+        traces = host.run("base runs", jobs)
+        self.bases.update({(index, repeat): trace for index, trace in zip(new, traces, strict=True)})
+        bases = [self.bases[index, repeat] for index in inputs]
+        if not changes:
+            return np.array([trace.score for trace in bases])
+        configuration = self.configuration
+        for name, value in changes.items():
+            configuration = configuration.replace(name, self.values[name][value])
+        jobs = [
+            Job(configuration, self.examples[index], seed, self._kept(trace, changes))
+            for index, trace in zip(inputs, bases, strict=True)
+        ]
+        return np.array([trace.score for trace in host.run(f"random {', '.join(changes)}", jobs)])
+
+    def _kept(self, trace: Trace, changes: Mapping[str, int]) -> dict[str, Mapping[str, Any]]:
+        """Outputs that no change affects."""
+        kept = [self.host.system.kept(trace, name) for name in changes]
+        return {name: outputs for name, outputs in kept[0].items() if all(name in others for others in kept)}
+
+
+def _iteration_tokens(
+    host: Host, config: RunConfig, first: str | None, costs: Mapping[str, float], from_here: Mapping[str, float]
+) -> float:
+    """Tokens that an iteration of a search is expected to use, on ``first`` or on a mean component: base runs,
+    proposals on half of the inputs, labels, and a gate."""
+    search = config.optimize
+    names = [first] if first else list(host.components)
+    own = sum(costs.get(name, 0.0) for name in names) / len(names)
+    behind = sum(from_here[name] for name in names) / len(names)
+    proposals = search.demo_sets * 4 / 3 + search.instructions
+    races = search.inputs * sum(costs.values()) / len(host.components) + proposals * search.inputs / 2 * own
+    return races + proposals * search.labels * behind + search.gate_top * len(host.splits["val"]) * behind

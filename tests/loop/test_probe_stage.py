@@ -1,0 +1,83 @@
+"""The probe stage: what it spends, what it says, and what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from fakes import ScriptedCompleter
+from rich.console import Console
+from scripted import answer, scripted_config
+
+from optimas_jax.core.types import StopRun
+from optimas_jax.loop.config import ProbeConfig
+from optimas_jax.loop.probe import fitting_plan, values_by_cost
+from optimas_jax.loop.stages import run_stages
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.run import report_probe
+
+
+def config(**changes):
+    base = scripted_config(**changes)
+    return dataclasses.replace(base, data=dataclasses.replace(base.data, train=40))
+
+
+def probed(folder: Path, **changes) -> tuple[dict, str, int]:
+    model, console = ScriptedCompleter(answer), io.StringIO()
+    progress = ConsoleProgress(Console(file=console, width=200))
+    run_stages(config(**changes), folder, "probe", progress, model)
+    report_probe(folder, progress)
+    return json.loads((folder / "probe.json").read_text()), console.getvalue(), len(model.requests)
+
+
+def test_it_names_what_to_tune_first_and_what_it_cost(tmp_path: Path) -> None:
+    findings, said, requests = probed(tmp_path)
+    assert findings["first"] == "answer_generator"  # which answers shortly once it is shown how
+    assert "tune answer_generator first: a random value of it gains" in said
+    assert 0 < findings["spent"] <= ProbeConfig().tokens and f"used {findings['spent']:,} tokens" in said
+    tested = {row["name"]: row for row in findings["components"] if row["gain"] is not None}
+    assert tested["answer_generator"]["ceiling"] == 1.0 and tested["answer_generator"]["inputs"] >= 12
+    again, _, paid = probed(tmp_path)
+    assert again == findings and requests > 0 == paid
+
+
+def test_its_tokens_are_a_hard_limit(tmp_path: Path) -> None:
+    whole, _, _ = probed(tmp_path / "whole")
+    less = whole["spent"] * 2 // 3
+    findings, _, _ = probed(tmp_path / "less", probe=ProbeConfig(tokens=less))
+    assert findings["spent"] <= less
+    with pytest.raises(StopRun, match=r"config\.probe\.tokens = 50 ends the probe too early"):
+        probed(tmp_path / "none", probe=ProbeConfig(tokens=50))
+
+
+def test_too_few_examples_are_refused_by_number(tmp_path: Path) -> None:
+    small = scripted_config()
+    small = dataclasses.replace(small, data=dataclasses.replace(small.data, train=8))
+    with pytest.raises(StopRun, match=r"the probe needs 14 training examples .* and there are 8"):
+        run_stages(small, tmp_path, "probe", ConsoleProgress(quiet=True), ScriptedCompleter(answer))
+
+
+def test_a_dear_system_is_screened_with_less() -> None:
+    costs = {"a": 300.0, "b": 200.0}
+    roomy = fitting_plan(ProbeConfig(), 300.0, costs, 1e6)
+    assert (roomy.values, roomy.screen) == (2, 4)
+    tight = fitting_plan(ProbeConfig(), 300.0, costs, 12_000.0)
+    assert tight.values * tight.screen < 8
+    least = fitting_plan(ProbeConfig(), 300.0, costs, 0.0)
+    assert (least.values, least.screen) == (1, 2)
+
+
+def test_cheap_components_get_more_values() -> None:
+    assert values_by_cost(2, {"first": 400.0, "last": 100.0}) == {"first": 2, "last": 5}
+    assert values_by_cost(2, {"first": 400.0, "last": 1.0})["last"] == 6
+
+
+def test_a_run_says_what_a_probe_would_cost(tmp_path: Path) -> None:
+    console = io.StringIO()
+    run_stages(
+        config(), tmp_path, "collect", ConsoleProgress(Console(file=console, width=200)), ScriptedCompleter(answer)
+    )
+    assert "--stage=probe tells beforehand, for at most 30,000 tokens" in console.getvalue()
