@@ -19,9 +19,11 @@ from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.run import report_probe
 
+LARGE = ProbeConfig(tokens=200_000)  # a token of the scripted model is a character
+
 
 def config(**changes):
-    base = scripted_config(**changes)
+    base = scripted_config(**{"probe": LARGE, **changes})
     return dataclasses.replace(base, data=dataclasses.replace(base.data, train=40))
 
 
@@ -37,7 +39,7 @@ def test_it_names_what_to_tune_first_and_what_it_cost(tmp_path: Path) -> None:
     findings, said, requests = probed(tmp_path)
     assert findings["first"] == "answer_generator"  # which answers shortly once it is shown how
     assert "tune answer_generator first: a random value of it gains" in said
-    assert 0 < findings["spent"] <= ProbeConfig().tokens and f"used {findings['spent']:,} tokens" in said
+    assert 0 < findings["spent"] <= LARGE.tokens and f"used {findings['spent']:,} tokens" in said
     tested = {row["name"]: row for row in findings["components"] if row["gain"] is not None}
     assert tested["answer_generator"]["ceiling"] == 1.0 and tested["answer_generator"]["inputs"] >= 12
     again, _, paid = probed(tmp_path)
@@ -80,4 +82,4 @@ def test_a_run_says_what_a_probe_would_cost(tmp_path: Path) -> None:
     run_stages(
         config(), tmp_path, "collect", ConsoleProgress(Console(file=console, width=200)), ScriptedCompleter(answer)
     )
-    assert "--stage=probe tells beforehand, for at most 30,000 tokens" in console.getvalue()
+    assert "--stage=probe tells beforehand, for at most 200,000 tokens" in console.getvalue()
