@@ -60,6 +60,11 @@ class RewardFunctions:
         x = self._upper(params, batch, features, batch.ends.reshape(-1))
         return _scores(self.network, params["final_norm"], head, x, batch)
 
+    def hidden(self, params: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
+        """phi of the candidates, [G, M, D] float32: the normalised hidden state at their last tokens."""
+        x = self._upper(params, batch, features, batch.ends.reshape(-1))
+        return _normalised(self.network, params["final_norm"], x, batch.ends.shape)
+
     def loglik(self, params: Params, batch: GroupBatch, features: jax.Array, tokens: CandidateTokens) -> jax.Array:
         """Log-probability of each candidate given its prefix under ``params`` [G, M] float32: a baseline without
         training."""
@@ -105,6 +110,12 @@ def group_scores(network: Network, norm: Params, head: Params, x: jax.Array, bat
     """Scores [G, M] float32 from the output of the last layer at the candidates' last tokens, x [G * M, D]."""
     last = rms_norm(x.reshape(*batch.ends.shape, -1), norm["scale"], network.config.norm_eps, network.compute.cpu_forms)
     return jnp.where(batch.valid, reward_head(head, last, batch.component), 0.0)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _normalised(network: Network, norm: Params, x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    x = x.reshape(*shape, -1).astype(jnp.float32)
+    return rms_norm(x, norm["scale"], network.config.norm_eps, network.compute.cpu_forms)
 
 
 @partial(jax.jit, static_argnums=0)

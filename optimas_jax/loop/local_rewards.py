@@ -238,16 +238,19 @@ def adapt(host: Host, device: Device, config: RunConfig, state: State, fresh: Se
 def _train_further(
     host: Host, device: Device, config: RunConfig, state: State, fresh: Sequence[Group], number: int
 ) -> str:
-    """Trains on ``fresh`` and a replay buffer; returns the name of the new local reward, or of the old one without
-    informative groups."""
+    """Trains on ``fresh`` and a replay buffer, and fits heads on everything; returns the name of the new local reward,
+    or of the old one without informative groups."""
     train = _part(config, fresh, "train")
     if not train:
         return state.reward
     earlier = _part(config, state.evidence[: len(state.evidence) - len(fresh)], "train")
     rng = random.Random(derive_seed(host.seed, "replay", number))
-    replay = rng.sample(earlier, min(config.optimize.buffer, len(earlier)))
+    if config.reward.heads == "trained":
+        earlier = rng.sample(earlier, min(config.optimize.buffer, len(earlier)))
     epochs, seed = config.reward.adapt_epochs, derive_seed(host.seed, "adapt", number)
-    reward, _ = device.rewards.trainer.train(host.system, state.reward, [*train, *replay], (), epochs=epochs, seed=seed)
+    reward, _ = device.rewards.trainer.train(
+        host.system, state.reward, [*train, *earlier], (), epochs=epochs, seed=seed
+    )
     return reward
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from optimas_jax.core.progress import Progress
 from optimas_jax.engine.pool import Engines, LoadedModel
-from optimas_jax.learn.batches import GroupBatch, make_batch, plan_batches, split
+from optimas_jax.learn.batches import GroupBatch, candidate_tokens, make_batch, plan_batches, split
 from optimas_jax.learn.features import FeatureCache
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, truncate
@@ -98,6 +98,15 @@ class RewardBatches:
     def scoring(self, merged: Params, head: Params) -> BatchFunction[np.ndarray]:
         """The function that scores a batch: [G, M] float32."""
         return lambda item: np.asarray(self.functions.score(merged, head, item.batch, item.features))
+
+    def hidden(self, item: DeviceBatch) -> np.ndarray:
+        """phi of the candidates of a batch: [G, M, D] float32."""
+        return np.asarray(self.functions.hidden(self.model.params, item.batch, item.features))
+
+    def logliks(self, item: DeviceBatch) -> np.ndarray:
+        """Log-likelihood of the candidates of a batch under the untrained backbone: [G, M] float32."""
+        tokens = replicate(candidate_tokens(item.groups, item.batch), self.model.mesh)
+        return np.asarray(self.functions.loglik(self.model.params, item.batch, item.features, tokens))
 
     def token_group(self, group: TextGroup, rewards: Sequence[float] = ()) -> TokenGroup:
         """Prefix and candidates in ids, of any length. Each is tokenised alone, so that packed and single layouts have

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from optimas_jax.core.schema import NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare
 from optimas_jax.learn.config import BatchShape, LossConfig
@@ -15,6 +16,8 @@ class RewardConfig:
 
     Attributes:
       model: spec of the backbone.
+      heads: ``trained`` with adapters by gradient steps (paper), or ``fitted`` in closed form beside the likelihood of
+        an output, which few labels suffice for (``rewards.fit``); adapters, rates and epochs are not used then.
       lora, loss, batch: see ``models.config``, ``learn.config``.
       batch_groups: groups of a training step, at most; 0 for as many as fit.
       learning_rate: peak, of training on the offline groups.
@@ -25,6 +28,7 @@ class RewardConfig:
     """
 
     model: str
+    heads: Literal["trained", "fitted"] = "trained"
     lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
     batch: BatchShape = BatchShape()

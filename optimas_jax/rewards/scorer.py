@@ -18,12 +18,11 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.core.selection import LIKELIHOOD, RANDOM, random_score
 from optimas_jax.core.system import System
 from optimas_jax.core.types import StopRun, digest
-from optimas_jax.learn.batches import candidate_tokens
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.tape import Tape
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.sharding import replicate
-from optimas_jax.rewards.batches import BatchFunction, DeviceBatch, RewardBatches
+from optimas_jax.rewards.batches import BatchFunction, RewardBatches
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.text import TextGroup, text_group
 
@@ -47,7 +46,15 @@ class RewardScorer:
         log-likelihood."""
         if reward == LIKELIHOOD:
             return self.logliks(groups)
-        return self._memoised("score", reward, groups)
+        scores = self._memoised("score", reward, groups)
+        base = (self._checkpoints.metadata(reward) or {}).get("base")
+        if base is None:
+            return scores
+        weights = dict(zip(self._batches.components, base, strict=True))
+        return [
+            [score + weights[group.component] * likely for score, likely in zip(row, logliks, strict=True)]
+            for group, row, logliks in zip(groups, scores, self.logliks(groups), strict=True)
+        ]
 
     def logliks(self, groups: Sequence[TextGroup]) -> list[list[float]]:
         """Log-probability of every candidate given its prefix under the untrained backbone, in nats."""
@@ -123,13 +130,7 @@ class RewardScorer:
         """The function of a batch that gives its scores, or log-likelihoods, [G, M] float32."""
         if kind == "score":
             return self._batches.scoring(*self._load(name))
-        model, functions = self._batches.model, self._batches.functions
-
-        def loglik(item: DeviceBatch) -> np.ndarray:
-            tokens = replicate(candidate_tokens(item.groups, item.batch), model.mesh)
-            return np.asarray(functions.loglik(model.params, item.batch, item.features, tokens))
-
-        return loglik
+        return self._batches.logliks
 
     def _load(self, reward: str) -> tuple[Params, Params]:
         """Merged weights and head of a local reward; the last one used stays loaded."""

@@ -24,6 +24,7 @@ from optimas_jax.models.lora import Params
 from optimas_jax.parallel.platform import return_free_memory
 from optimas_jax.parallel.sharding import replicate
 from optimas_jax.rewards.batches import RewardBatches
+from optimas_jax.rewards.fit import fit_head
 from optimas_jax.rewards.pairs import count_pairs, is_informative
 from optimas_jax.rewards.text import text_group
 
@@ -54,7 +55,8 @@ class RewardTrainer:
         """Trains on the groups with a pair (``rewards.pairs``); other groups are left out.
 
         From fresh weights the learning rate warms up to its peak and decays. From a parent it is a constant share of
-        the peak (``RewardConfig.adapt_rate``), so that a few fresh groups do not overwrite the parent.
+        the peak (``RewardConfig.adapt_rate``), so that a few fresh groups do not overwrite the parent. Fitted heads
+        need no parent, epochs or seed: the caller gives all groups.
 
         Args:
           system: renders the groups.
@@ -78,10 +80,15 @@ class RewardTrainer:
             return parent, {"parent": parent, "groups": 0, "alike": 0, "history": []}
         config = dataclasses.asdict(self._config)
         data = [[_group_digest(group) for group in part] for part in (learnable, evaluated)]
-        name = digest("train", config, self._batches.components, parent, data, epochs, seed)
+        fitted = self._config.heads == "fitted"
+        how = ("fit",) if fitted else (parent, epochs, seed)
+        name = digest("train", config, self._batches.components, data, *how)
         metadata = self._checkpoints.metadata(name)
         if metadata is None:
-            trainable, metadata = self._train(system, parent, learnable, evaluated, epochs, seed)
+            if fitted:
+                trainable, metadata = self._fit(system, learnable, evaluated)
+            else:
+                trainable, metadata = self._train(system, parent, learnable, evaluated, epochs, seed)
             metadata |= {"parent": parent, "seed": seed, "backbone": self._batches.backbone}
             self._checkpoints.save(name, trainable, metadata)
             return_free_memory()
@@ -123,6 +130,39 @@ class RewardTrainer:
             if since_best >= config.patience:
                 break
         return kept, metadata
+
+    def _fit(self, system: System, train: Sequence[Group], stop: Sequence[Group]) -> tuple[Params, dict[str, Any]]:
+        """Heads in closed form (``rewards.fit``), and adapters that change nothing; ``base`` in the metadata has the
+        weight of the log-likelihood by component."""
+        batches, threshold = self._batches, self._config.loss.threshold
+        (learnable, alike), (evaluated, _) = self._tokens(system, train), self._tokens(system, stop)
+        hidden, logliks = (self._by_group(kind, [*learnable, *evaluated]) for kind in ("hidden", "logliks"))
+        kernel = np.zeros(batches.shapes["head"]["kernel"].shape, np.float32)
+        base = []
+        for index in range(len(batches.components)):
+            rows = [row for row, group in enumerate(learnable) if group.component == index]
+            rewards = [learnable[row].rewards for row in rows]
+            head, weight = fit_head([hidden[row] for row in rows], [logliks[row] for row in rows], rewards, threshold)
+            if len(head):
+                kernel[:, index] = head
+            base.append(weight)
+        counts = np.zeros((2, 2))  # (training, held out) x (right, pairs)
+        for row, group in enumerate([*learnable, *evaluated]):
+            scores = hidden[row] @ kernel[:, group.component] + base[group.component] * logliks[row]
+            counts[int(row >= len(learnable))] += count_pairs(scores, group.rewards, threshold)
+        right, pairs = counts.T
+        accuracy = np.divide(right, pairs, out=np.full(2, 0.5), where=pairs > 0).tolist()
+        history = [{"pair_accuracy": accuracy[0], "held_out_pair_accuracy": accuracy[1]}] if learnable else []
+        trainable = {**jax.device_get(batches.initial(0)), "head": {"kernel": kernel}}
+        return trainable, {"groups": len(learnable), "alike": alike, "history": history, "base": base}
+
+    def _by_group(self, kind: str, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
+        """``RewardBatches.hidden`` or ``logliks`` of each group's candidates."""
+        rows: list[np.ndarray] = [np.zeros(0)] * len(groups)
+        for members, values in self._batches.map(kind, groups, getattr(self._batches, kind)):
+            for row, index in enumerate(members):
+                rows[index] = values[row][: len(groups[index].candidate_ids)]
+        return rows
 
     def _offline_rate(self, step: int, total: int) -> float:
         return learning_rate(step, total, self._config.learning_rate)

@@ -5,10 +5,12 @@ import dataclasses
 import hashlib
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 from systems import group, system, tool
 
+from optimas_jax.core.selection import LIKELIHOOD
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.config import BatchShape, LossConfig
@@ -190,4 +192,23 @@ def test_a_local_reward_of_another_backbone_is_refused(trained):
     other, tape = engine(folder, dataclasses.replace(CONFIG, lora=LoraConfig(rank=8, alpha=8.0)))
     with pytest.raises(StopRun, match=r"was trained as .*'rank': 4.*make it .*'rank': 8"):
         other.scorer.check(name)
+    tape.close()
+
+
+def test_fitted_heads_are_scored_beside_the_likelihood(tmp_path):
+    """Their name depends on the groups alone, and without a pair they order by likelihood."""
+    rewards, tape = engine(tmp_path, dataclasses.replace(CONFIG, heads="fitted"))
+    name, metadata = rewards.trainer.train(SYSTEM, None, GROUPS, GROUPS[:1], epochs=2, seed=0)
+    again = rewards.trainer.train(SYSTEM, name, GROUPS, GROUPS[:1], epochs=9, seed=1)
+    assert again == (name, metadata) and metadata["history"][0]["pair_accuracy"] == 1.0
+    [scores, logliks] = rewards.scorer.scores(name, texts(GROUPS)), rewards.scorer.logliks(texts(GROUPS))
+    head = np.asarray(rewards.trainer._checkpoints.load(name, rewards.trainer._batches.shapes)["head"]["kernel"])
+    states = rewards.trainer._by_group("hidden", rewards.trainer._tokens(SYSTEM, GROUPS)[0])
+    for row, likely, hidden in zip(scores, logliks, states, strict=True):
+        assert row == pytest.approx(hidden @ head[:, 0] + metadata["base"][0] * np.array(likely), rel=1e-4, abs=1e-4)
+    nothing, empty = rewards.trainer.train(SYSTEM, None, [], (), epochs=1, seed=0)
+    [row] = rewards.scorer.scores(nothing, texts(GROUPS[:1]))
+    assert empty["history"] == [] and row == pytest.approx(empty["base"][0] * np.array(logliks[0]))
+    assert rewards.scorer.scores(LIKELIHOOD, texts(GROUPS)) == logliks
+    rewards.scorer.check(LIKELIHOOD)
     tape.close()
