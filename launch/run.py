@@ -1,7 +1,7 @@
 """Runs an experiment, or one stage of it, in a run folder; the same command resumes.
 
 python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
-    [--stage=all|probe|collect|train|optimize|align|evaluate]
+    [--stage=all|probe|collect|train|optimize|refresh|align|evaluate]
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ml_collections import config_flags
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.completers import check_completers
-from optimas_jax.loop.config import ALIGN, PROBE, STAGES, parse_config
+from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, parse_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
-_STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, ALIGN], "Which stage to run.")
+_STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, REFRESH, ALIGN], "Which stage to run.")
 
 
 def main(argv: list[str]) -> int:

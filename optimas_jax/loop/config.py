@@ -28,6 +28,7 @@ from optimas_jax.search.optimisers.task import Effort
 STAGES = ("collect", "train", "optimize", "evaluate")  # of a whole run
 ALIGN = "align"  # a stage of its own, after train or optimize
 PROBE = "probe"  # a stage of its own, before everything
+REFRESH = "refresh"  # a stage of its own, after optimize
 
 
 MODES: Mapping[str, Mapping[str, Any]] = {
@@ -307,6 +308,17 @@ class AlignConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RefreshConfig:
+    """Settings of the refresh stage.
+
+    Attributes:
+      tokens: prompt and completion tokens at most.
+    """
+
+    tokens: PositiveInt = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
 class ProbeConfig:
     """Settings of the probe stage.
 
@@ -340,7 +352,8 @@ class RunConfig:
       budget: the most that all completions of the run folder may cost. What baseline, confirmation and final test need
         is set aside from the start.
       system: settings of the benchmark's own class.
-      data, proposer, offline, collect, reward, policy, optimize, align, probe, evaluate: see the classes.
+      data, proposer, offline, collect, reward, policy, optimize, align, probe, refresh, evaluate: see
+        the classes.
     """
 
     benchmark: str
@@ -362,6 +375,7 @@ class RunConfig:
     optimize: OptimizeConfig = OptimizeConfig()
     align: AlignConfig = AlignConfig()
     probe: ProbeConfig = ProbeConfig()
+    refresh: RefreshConfig = RefreshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
 

@@ -24,7 +24,7 @@ ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
 # Fields that may differ from run to run in one folder: speed, servers and prices, not models.
-_FREE = ("concurrency", "align", "probe", "evaluate", "server", "anthropic", "prices", "budget")
+_FREE = ("concurrency", "align", "probe", "refresh", "evaluate", "server", "anthropic", "prices", "budget")
 
 
 class FolderError(StopRun):

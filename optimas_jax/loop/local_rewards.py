@@ -11,7 +11,7 @@ from typing import Any
 
 from optimas_jax.core.execution import Job
 from optimas_jax.core.types import Example, Group, Trace, derive_seed
-from optimas_jax.core.usage import OutOfBudget, Usage
+from optimas_jax.core.usage import Limit, OutOfBudget, Usage
 from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prompt, PromptSpace, Value, other_values
 from optimas_jax.loop.budget import FIRST_RUNS, block, costs_by_role, hold_final, require
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
@@ -32,6 +32,7 @@ from optimas_jax.rewards.split import part_of
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.optimisers.demos import demo_pool, propose_demos
 
+REFRESHED = "refreshed"  # folder of ``refresh`` among a run's groups
 _WAVE = 4  # inputs that every component takes at a time
 _PATIENCE = 16  # inputs without two different candidates after which none is expected
 
@@ -194,8 +195,47 @@ def _why_done(host: Host, config: RunConfig, name: str, groups: Sequence[Group])
 
 def train_first(host: Host, device: Device, config: RunConfig, groups: Sequence[Group]) -> tuple[str, dict[str, Any]]:
     """Trains the first local reward; returns its name and metadata (``history``: metrics by epoch)."""
-    train, stop = (_part(config, groups, part) for part in ("train", "stop"))
+    train, stop = _learnable(config, groups), _part(config, groups, "stop")
+    stop = [] if config.reward.heads == "fitted" else stop
     return device.rewards.trainer.train(host.system, None, train, stop, epochs=config.reward.epochs, seed=host.seed)
+
+
+def refresh(
+    host: Host, device: Device, config: RunConfig, configuration: Configuration, reward: str, known: Sequence[Group]
+) -> str:
+    """Collects groups of all components under a configuration, such as the one that a search ended with, within
+    ``config.refresh.tokens``, and trains further on them; returns the name of the new local reward.
+
+    Args:
+      configuration: of all runs.
+      reward: the local reward so far.
+      known: groups from before, which fitted heads learn from, too.
+    """
+    shares = config.offline.shares
+    inputs = [example for example in host.splits["train"] if part_of(example.id, shares) != "report"]
+    random.Random(derive_seed(host.seed, "refresh")).shuffle(inputs)
+    fresh: list[Group] = []
+    with host.ledger.limit(Limit(tokens=config.refresh.tokens)):
+        for begin in range(0, len(inputs), _WAVE):
+            examples = inputs[begin : begin + _WAVE]
+            try:
+                with block(host, f"refresh {config.refresh.tokens} from {begin}"):
+                    jobs = [Job(configuration, example, host.seed) for example in examples]
+                    runs = list(zip(examples, host.run("base runs", jobs), strict=True))
+                    fresh += collect_wave(host, config, configuration, dict.fromkeys(host.components, runs), fresh)
+            except OutOfBudget:
+                break
+    save_groups(host.folder.path / "groups" / REFRESHED, fresh)
+    host.folder.emit("refresh", groups={name: _informative(config, fresh, name) for name in host.components})
+    learn, earlier = _learnable(config, fresh), _learnable(config, known)
+    groups = [*learn, *earlier] if config.reward.heads == "fitted" else learn
+    epochs, seed = config.reward.epochs, derive_seed(host.seed, "refresh")
+    name, _ = device.rewards.trainer.train(host.system, reward, groups, (), epochs=epochs, seed=seed)
+    return name
+
+
+def _informative(config: RunConfig, groups: Sequence[Group], name: str) -> int:
+    return count_informative(groups, name, config.reward.loss.threshold)
 
 
 def adapt(host: Host, device: Device, config: RunConfig, state: State, fresh: Sequence[Group], number: int) -> State:
@@ -240,10 +280,10 @@ def _train_further(
 ) -> str:
     """Trains on ``fresh`` and a replay buffer, and fits heads on everything; returns the name of the new local reward,
     or of the old one without informative groups."""
-    train = _part(config, fresh, "train")
+    train = _learnable(config, fresh)
     if not train:
         return state.reward
-    earlier = _part(config, state.evidence[: len(state.evidence) - len(fresh)], "train")
+    earlier = _learnable(config, state.evidence[: len(state.evidence) - len(fresh)])
     rng = random.Random(derive_seed(host.seed, "replay", number))
     if config.reward.heads == "trained":
         earlier = rng.sample(earlier, min(config.optimize.buffer, len(earlier)))
@@ -252,6 +292,12 @@ def _train_further(
         host.system, state.reward, [*train, *earlier], (), epochs=epochs, seed=seed
     )
     return reward
+
+
+def _learnable(config: RunConfig, groups: Sequence[Group]) -> list[Group]:
+    """Informative groups to train on: fitted heads have no epoch to choose, and learn from those inputs, too."""
+    parts = ("train", "stop") if config.reward.heads == "fitted" else ("train",)
+    return [group for part in parts for group in _part(config, groups, part)]
 
 
 def _part(config: RunConfig, groups: Sequence[Group], part: str) -> list[Group]:

@@ -25,15 +25,17 @@ from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
 from optimas_jax.loop.budget import USED, hold_final, price, run_limit, search_limit
 from optimas_jax.loop.completers import loaded_here
-from optimas_jax.loop.config import ALIGN, PROBE, STAGES, RunConfig
+from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig
 from optimas_jax.loop.context import Run, build_run
 from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of, confirm_search, measure
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import BEST, UNCONFIRMED, load_best
-from optimas_jax.loop.local_rewards import Collected, collect_offline, train_first
+from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
+
+REFRESHED_REWARD = "refreshed.json"
 
 
 class MissingStage(StopRun):
@@ -55,8 +57,8 @@ def run_stages(
       ValueError: for an unknown stage, a model that cannot be found, and as ``build_run``.
       StopRun: with a message for the user; results that were paid for are kept.
     """
-    if stage not in ("all", ALIGN, PROBE, *STAGES):
-        raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN, PROBE))}")
+    if stage not in ("all", ALIGN, PROBE, REFRESH, *STAGES):
+        raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN, PROBE, REFRESH))}")
     with open_run(config, workdir, progress, completer, shared) as run:
         if stage == "all" and completer is None:
             find_models(run)
@@ -139,6 +141,7 @@ def run_stage(run: Run, name: str) -> None:
         "collect": _collect,
         "train": _train,
         "optimize": _optimize,
+        "refresh": _refresh,
         "align": _align,
         "evaluate": _evaluate,
     }
@@ -248,10 +251,25 @@ def _first_reward(run: Run) -> str:
     return trained["name"]
 
 
+def _refresh(run: Run) -> None:
+    """Trains local rewards further under the configuration that the search ended with; ``--stage=align`` measures
+    them then."""
+    best, search = run.host.folder.path / BEST, run.host.folder.read(OPTIMIZED)
+    if search is None or run.config.optimize.score != "local":
+        raise MissingStage(f"no search with local rewards in {run.host.folder.path}: --stage=optimize makes it")
+    configuration = load_best(best)
+    folders = sorted((run.host.folder.path / "groups").glob("iteration-*"))
+    known = [*_offline_groups(run), *(group for folder in folders for group in load_groups(folder) or ())]
+    with run_limit(run.host, REFRESH):
+        name = refresh(run.host, run.device, run.config, configuration, search["reward"], known)
+    run.host.folder.write(REFRESHED_REWARD, {"name": name, "configuration": configuration.to_json()})
+
+
 def _align(run: Run) -> None:
-    """Measures the alignment of the search's last local reward, under the configuration in ``best/``."""
+    """Measures the alignment of the last local reward, under the configuration in ``best/``."""
     search, trained = run.host.folder.read(OPTIMIZED), run.host.folder.read("reward.json")
-    reward = (search or {}).get("reward") or (trained or {}).get("name")
+    refreshed = run.host.folder.read(REFRESHED_REWARD) or {}
+    reward = refreshed.get("name") or (search or {}).get("reward") or (trained or {}).get("name")
     if not reward or run.config.optimize.score != "local":
         raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
     best = run.host.folder.path / BEST
