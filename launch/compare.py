@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
+from flag_errors import parse_flags
 from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
@@ -77,4 +78,4 @@ def _read_seeds(texts: list[str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -14,6 +14,7 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
+from flag_errors import parse_flags
 
 from optimas_jax.checkpoints.export import export
 from optimas_jax.checkpoints.weights import resolve
@@ -42,4 +43,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

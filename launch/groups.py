@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
+from flag_errors import parse_flags
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.rewards.data import load_groups, save_groups
@@ -48,4 +49,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

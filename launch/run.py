@@ -19,6 +19,7 @@ if __name__ == "__main__":
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
+from flag_errors import parse_flags
 from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
@@ -62,4 +63,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -27,6 +27,7 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
+from flag_errors import parse_flags
 from ml_collections import config_flags
 from rich.live import Live
 from rich.markup import escape
@@ -146,4 +147,4 @@ def len_of(tape: Path) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -45,10 +45,12 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
     if len(train) < needed:
         raise StopRun(
             f"the probe needs {needed} training examples ({_POOL} for demonstrations, config.probe.screen = "
-            f"{settings.screen}, {FEWEST} to test), and there are {len(train)}: lower config.probe.screen, or raise "
-            "config.data.train"
+            f"{settings.screen}, {FEWEST} to test), and there are {len(train)}: lower config.probe.screen, to 2 at "
+            "least, or raise config.data.train and lower another split"
         )
-    settings = dataclasses.replace(settings, test=min(settings.test, len(train) - _POOL - settings.screen))
+    fresh = len(train) - _POOL - settings.screen
+    more = "Raise config.data.train" if fresh < settings.test else "Raise config.probe.tokens and config.probe.test"
+    settings = dataclasses.replace(settings, test=min(settings.test, fresh))
     random.Random(derive_seed(host.seed, "probe")).shuffle(train)
     configuration = host.system.default_configuration()
     with host.ledger.limit(Limit(tokens=settings.tokens)) as allowance:
@@ -65,7 +67,7 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
             cells = _Cells(host, configuration, values, train[_POOL:])
             upstream = [name for name in host.components if host.system.descendants(name)]
             found = {name: len(drawn) for name, drawn in values.items()}
-            findings = probe(host.components, upstream, found, cells.measure, plan)
+            findings = probe(host.components, upstream, found, cells.measure, plan, more)
         except OutOfBudget as reason:
             raise StopRun(f"config.probe.tokens = {settings.tokens:,} ends the probe too early: {reason}") from None
     return findings, {

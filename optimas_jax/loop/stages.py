@@ -24,7 +24,7 @@ from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
 from optimas_jax.loop.budget import USED, hold_final, price, run_limit, search_limit
-from optimas_jax.loop.completers import loaded_here
+from optimas_jax.loop.completers import answering, loaded_here
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig
 from optimas_jax.loop.context import Run, build_run
 from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of, confirm_search, measure
@@ -86,6 +86,8 @@ def open_run(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
         f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.host.folder.path}"
     )
+    if any(spec.startswith("random:") for spec in answering(config)):
+        progress.line("the language model has random weights: this shows that everything works, scores mean nothing")
     try:
         yield with_price(run)
     finally:

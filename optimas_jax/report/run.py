@@ -53,4 +53,6 @@ def report_alignment(workdir: Path, progress: ConsoleProgress) -> None:
     """Shows the results of the align stage."""
     data = json.loads((workdir / "alignment.json").read_text(encoding="utf-8"))
     progress.console.print(alignment_table(data["alignment"]))
+    if not data["alignment"]:
+        progress.line("nothing to align: on no input had the outputs of a component different global rewards")
     progress.line(f"{workdir / 'alignment.json'}")

@@ -27,7 +27,8 @@ Changes = Mapping[str, int]  # component -> index of its random value; others ke
 Measure = Callable[[Changes, Sequence[int], int], Floats]  # (changes, indices of inputs, repeat) -> their scores
 
 _WAVE = 4  # inputs of the test that are measured at a time
-FEWEST = 6  # inputs that a test needs
+FEWEST = 6  # inputs that a test needs to be made
+_TELLING = 8  # inputs below which no gain shown is no reason to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,9 @@ class Findings:
         return dataclasses.asdict(self)
 
 
-def probe(names: Sequence[str], upstream: Sequence[str], counts: Changes, measure: Measure, plan: Plan) -> Findings:
+def probe(
+    names: Sequence[str], upstream: Sequence[str], counts: Changes, measure: Measure, plan: Plan, more: str = ""
+) -> Findings:
     """Screens all components and tests the finalists.
 
     Args:
@@ -126,6 +129,7 @@ def probe(names: Sequence[str], upstream: Sequence[str], counts: Changes, measur
       measure: scores of configurations on inputs; inputs from ``plan.screen`` on are fresh for the test. NaN where an
         input must not count, such as one that a demonstration was taken from. May raise ``OutOfBudget``, which ends
         the test with the inputs so far.
+      more: how more inputs can be tested, for the advice.
     """
     inputs = range(plan.screen)
     base = [measure({}, inputs, repeat) for repeat in (0, 1)]
@@ -137,7 +141,7 @@ def probe(names: Sequence[str], upstream: Sequence[str], counts: Changes, measur
     shown = [one for one in components if one.shown]
     first = max(shown, key=lambda one: one.gain or 0.0).name if shown else None
     findings = Findings(first, components, coupling, smallest, ())
-    return dataclasses.replace(findings, advice=advice(findings, upstream))
+    return dataclasses.replace(findings, advice=advice(findings, upstream, more))
 
 
 def _screen(name: str, count: int, base: Sequence[Floats], measure: Measure, inputs: Sequence[int]) -> Headroom:
@@ -253,18 +257,19 @@ def noise_ceiling(first: Floats, second: Floats) -> float | None:
     return float((alike > 0).mean() + (alike == 0).mean() / 2) if alike.size else None
 
 
-def advice(findings: Findings, upstream: Sequence[str]) -> tuple[str, ...]:
-    """What to do, in sentences that say no more than the findings carry."""
+def advice(findings: Findings, upstream: Sequence[str], more: str = "") -> tuple[str, ...]:
+    """What to do, in sentences that say no more than the findings carry. ``more``: how more inputs can be tested."""
     tested = [one for one in findings.components if one.gain is not None]
     if findings.first is None:
-        if not tested and any(one.value is not None for one in findings.components):
-            return ("cannot tell: the tokens ended before a gain could be tested; raise config.probe.tokens",)
+        inputs = min((one.inputs for one in tested), default=0)
+        if inputs < _TELLING and any(one.value is not None for one in findings.components):
+            return (f"cannot tell: {inputs} inputs were left to test a gain on, and {_TELLING} are needed. {more}",)
         if not tested:
             return ("stop here: no random value of any component gained anything on the screening inputs",)
         named = ", ".join(f"{one.name} {one.gain:+.2f} {_interval(one)}" for one in tested)
         return (
             f"stop here: expected gain below noise ({named}). A gain of {findings.smallest:.2f} would have been shown; "
-            "for a smaller one raise config.probe.tokens",
+            f"for a smaller one test on more than {inputs} inputs. {more}",
         )
     best = next(one for one in findings.components if one.name == findings.first)
     lines = [f"tune {best.name} first: a random value of it gains {best.gain:+.2f} {_interval(best)}"]

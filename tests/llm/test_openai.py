@@ -148,6 +148,7 @@ def tuned_through(address, folder):
     return [event for event in events if event["event"] == "update"], said.getvalue()
 
 
+@pytest.mark.long
 def test_weights_are_tuned_through_a_server(tmp_path):
     """Rollouts are answered over the network by what updates have just written."""
     with serving(Engines(MeshConfig(data=1), ConsoleProgress(quiet=True)).sampler("random:0"), "base") as address:

@@ -111,6 +111,11 @@ def test_interrupted_and_killed_at_other_hash_seeds_and_concurrency_it_ends_as_t
         (("--config.optimize.components=nobody",), "smoke", "tunable are question_rewriter"),
         (("--config.data.path=/nowhere.jsonl",), "local", "no file '/nowhere.jsonl'"),
         (("--config.optimize.mode=fast",), "smoke", "'paper', 'improved'"),
+        ((), "smok", "unknown variant 'smok' of configs/hotpotqa.py; known: embedded, tiny, smoke"),
+        (("--config.seeed=1",), "smoke", "the configuration has no field 'seeed'. Did you mean \"seed\""),
+        (("--config.seed=abc",), "smoke", "--config.seed=abc: invalid literal"),
+        (("--stage=aling",), "smoke", "all|probe|collect|train|optimize|evaluate|refresh|align"),
+        (("--config=configs/nope.py",), "smoke", "Give a configuration of your own, or one of configs/amazon.py"),
     ],
 )
 def test_what_cannot_work_ends_at_once_and_says_why(

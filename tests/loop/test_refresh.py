@@ -23,7 +23,7 @@ from optimas_jax.rewards.split import part_of
 QUIET = ConsoleProgress(Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize("heads", ["trained", "fitted"])
+@pytest.mark.parametrize("heads", [pytest.param("trained", marks=pytest.mark.long), "fitted"])
 def test_labels_under_the_final_configuration_make_another_local_reward(tmp_path: Path, heads: str) -> None:
     base = scripted_config(align=AlignConfig(inputs=2), refresh=RefreshConfig(tokens=400_000))
     config = dataclasses.replace(

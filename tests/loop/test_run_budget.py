@@ -104,7 +104,8 @@ def test_a_run_with_any_budget_above_the_least_has_a_result_within_it(tmp_path: 
     shares = []
     for index in budgets:
         limit = random.Random(index).randint(least, max(most, 2 * least))
-        requests, results, events = run(tmp_path / str(index), Budget(tokens=limit))
+        # More iterations than any of these budgets allows: what ends the search is the budget.
+        requests, results, events = run(tmp_path / str(index), Budget(tokens=limit), iterations=50)
         used = paid(results)["tokens"]
         assert used <= limit and len(requests) == paid(results)["calls"]
         accepted = [event for event in events if event["event"] == "curve" and event["at"] == "accept"]
@@ -113,7 +114,7 @@ def test_a_run_with_any_budget_above_the_least_has_a_result_within_it(tmp_path: 
         assert results["n"] == 12 and results["confirmed"]["verdict"]
         steps = after_each(default(), results["accepted"])
         assert load_best(tmp_path / str(index) / "best") in steps and len(steps) == 1 + len(accepted)
-        shares.append(used / min(limit, most))
+        shares.append(used / limit)
     assert statistics.fmean(shares) >= 0.9
 
 

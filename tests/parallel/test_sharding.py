@@ -59,7 +59,7 @@ def reference():
     ("shape", "layerwise"),
     [
         *(pytest.param(shape, False, marks=[pytest.mark.long] * (shape in ((8, 1), (2, 2)))) for shape in MESHES),
-        (MESHES[1], True),
+        pytest.param(MESHES[1], True, marks=pytest.mark.long),
     ],
 )
 def test_every_mesh_gives_the_same_step(shape, layerwise, reference):

@@ -1,0 +1,42 @@
+"""Flags of the commands in this folder: what cannot be parsed is one line with a way out, and no traceback."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from absl import flags
+
+_ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)
+_CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """For ``absl.app.run(main, flags_parser=parse_flags)``; ends the process with exit code 1 after an error."""
+    try:
+        left = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            _ = flags.FLAGS.config.to_dict  # where a file that cannot be loaded is told of
+        return left
+    except flags.Error as error:
+        inner = _ERROR.findall(str(error))  # the traceback of a configuration's own error is part of its text
+        message = inner[-1] if inner else f"{error}. --help lists the flags"
+    except OSError as error:
+        known = ", ".join(sorted(f"configs/{path.name}" for path in _CONFIGS.glob("*.py")))
+        message = f"{_last_line(error)}. Give a configuration of your own, or one of {known}"
+    except AttributeError as error:
+        words = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+        message = f"the configuration has no field {words}"
+    except ValueError as error:
+        message = str(error)
+    except Exception as error:  # of the configuration's own file
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{where.filename}, line {where.lineno}: {type(error).__name__}: {error}"
+    print(f"\nerror: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()
