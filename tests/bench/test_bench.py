@@ -223,7 +223,10 @@ class InProcess:
         return {**answer, "output": [value + self._shift for value in answer["output"]], "peak_mb": 1.0}
 
 
-@pytest.mark.parametrize("suite", [pytest.param(one, marks=[pytest.mark.long] * (one in ("ppo", "grpo"))) for one in SMALL])
+_LONG = ("ppo", "grpo")
+
+
+@pytest.mark.parametrize("suite", [pytest.param(one, marks=[pytest.mark.long] * (one in _LONG)) for one in SMALL])
 def test_every_suite_reports_well_formed_rows(suite: str, tmp_path: Path) -> None:
     case = SMALL[suite]
     drawn = measure.make_work(case, SPEC, for_peers=False)
