@@ -24,7 +24,7 @@ async def run_module(module: str, arguments: Sequence[str], log: Path, inherit: 
     If the caller is cancelled, the process is terminated, and its end is awaited.
 
     Args:
-      inherit: descriptors that stay open in the process, such as that of a lock.
+      inherit: descriptors that stay open in the process, such as a lock's.
 
     Returns:
       Exit code, and the error message (behind ``error: ``) or the end of its output.

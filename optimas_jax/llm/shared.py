@@ -29,7 +29,7 @@ from optimas_jax.llm.tape import Tape
 R = TypeVar("R", bound=Result)
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.02, 0.5  # seconds between two looks for another process's result
-_PLACES = 2**62  # bytes of the file of claims, which stays empty
+_BYTES = 2**62  # bytes of the file of claims, which stays empty
 
 
 class SharedCompleter:
@@ -75,9 +75,9 @@ class SharedCompleter:
     def _claim(self, key: str) -> Iterator[bool]:
         """Whether this process may ask for the result of ``key``, until the end of the block. Within a process equal
         requests are one already (``llm.tape``), and a lock does not tell them apart."""
-        place = int(key[:16], 16) % _PLACES
+        offset = int(key[:16], 16) % _BYTES
         try:
-            fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
@@ -86,4 +86,4 @@ class SharedCompleter:
         try:
             yield True
         finally:
-            fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, place)
+            fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, offset)

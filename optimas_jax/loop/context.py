@@ -231,11 +231,7 @@ def build_run(
         tape = Tape(folder.path / TAPE)
         opened.callback(tape.close)
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
-        answering = SandboxCompleter(completer)
-        if shared is not None:
-            answering = SharedCompleter(shared, answering)
-            opened.callback(answering.close)
-        taped = TapedCompleter(tape, ledger, answering)
+        taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         model = config.policy.model or _tuned_model(config)
         tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
@@ -255,6 +251,18 @@ def build_run(
             judge=config.proposer,
         )
         return Run(config, host, Device(rewards, policies), data, engines, tape, started, opened.pop_all())
+
+
+def _executing(
+    completer: Completer, shared: Path | None, opened: contextlib.ExitStack
+) -> SandboxCompleter | SharedCompleter:
+    """A completer that also executes programs, with the results that processes share, if they do."""
+    executing = SandboxCompleter(completer)
+    if shared is None:
+        return executing
+    sharing = SharedCompleter(shared, executing)
+    opened.callback(sharing.close)
+    return sharing
 
 
 def _checked_completer(

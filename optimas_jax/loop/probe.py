@@ -66,8 +66,8 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
             }
             cells = _Cells(host, configuration, values, train[_POOL:])
             upstream = [name for name in host.components if host.system.descendants(name)]
-            found = {name: len(drawn) for name, drawn in values.items()}
-            findings = probe(host.components, upstream, found, cells.measure, plan, more)
+            drawn = {name: len(of_component) for name, of_component in values.items()}
+            findings = probe(host.components, upstream, drawn, cells.measure, plan, more)
         except OutOfBudget as reason:
             raise StopRun(f"config.probe.tokens = {settings.tokens:,} ends the probe too early: {reason}") from None
     return findings, {
@@ -199,8 +199,8 @@ def _iteration_tokens(
     proposals on half of the inputs, labels, and a gate."""
     search = config.optimize
     names = [first] if first else list(host.components)
-    own = sum(costs.get(name, 0.0) for name in names) / len(names)
+    call = sum(costs.get(name, 0.0) for name in names) / len(names)
     behind = sum(from_here[name] for name in names) / len(names)
     proposals = search.demo_sets * 4 / 3 + search.instructions
-    races = search.inputs * sum(costs.values()) / len(host.components) + proposals * search.inputs / 2 * own
+    races = search.inputs * sum(costs.values()) / len(host.components) + proposals * search.inputs / 2 * call
     return races + proposals * search.labels * behind + search.gate_top * len(host.splits["val"]) * behind

@@ -17,6 +17,7 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.batches import plan_batches
+from optimas_jax.learn.fit import fit_head
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.learn.token_group import TokenGroup, are_alike
 from optimas_jax.learn.train_state import TrainState, init_state, learning_rate, make_optimizer, means
@@ -24,7 +25,6 @@ from optimas_jax.models.lora import Params
 from optimas_jax.parallel.platform import return_free_memory
 from optimas_jax.parallel.sharding import replicate
 from optimas_jax.rewards.batches import RewardBatches
-from optimas_jax.rewards.fit import fit_head
 from optimas_jax.rewards.pairs import count_pairs, is_informative
 from optimas_jax.rewards.text import text_group
 
@@ -132,7 +132,7 @@ class RewardTrainer:
         return kept, metadata
 
     def _fit(self, system: System, train: Sequence[Group], stop: Sequence[Group]) -> tuple[Params, dict[str, Any]]:
-        """Heads in closed form (``rewards.fit``), and adapters that change nothing; ``base`` in the metadata has the
+        """Heads in closed form (``learn.fit``), and adapters that change nothing; ``base`` in the metadata has the
         weight of the log-likelihood by component."""
         batches, threshold = self._batches, self._config.loss.threshold
         (learnable, alike), (evaluated, _) = self._tokens(system, train), self._tokens(system, stop)

@@ -124,7 +124,7 @@ def probe(
 
     Args:
       names: components, in the system's order.
-      upstream: those of them behind which other components come.
+      upstream: the ones behind which other components come.
       counts: number of random values of each.
       measure: scores of configurations on inputs; inputs from ``plan.screen`` on are fresh for the test. NaN where an
         input must not count, such as one that a demonstration was taken from. May raise ``OutOfBudget``, which ends

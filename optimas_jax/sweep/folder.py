@@ -94,7 +94,7 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def read_progress(folder: Path, name: str) -> str:
-    """The last event of a point's journal in words, or ""."""
+    """The last event of a point's journal, as text, or ""."""
     path = folder / name / "journal.jsonl"
     with contextlib.suppress(OSError, ValueError, IndexError):
         event = json.loads(path.read_text(encoding="utf-8").rstrip("\n").rsplit("\n", 1)[-1])

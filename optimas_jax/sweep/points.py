@@ -87,7 +87,7 @@ def parse_axes(text: str, plain: Mapping[str, Any]) -> dict[str, list[Any]]:
       plain: the whole configuration, whose values give the types.
 
     Raises:
-      SweepError: for an axis without values, one that is there twice, or a field that does not exist or is a list.
+      SweepError: for an axis without values, a repeated one, or a field that does not exist or is a list.
     """
     axes: dict[str, list[Any]] = {}
     for axis in text.split():

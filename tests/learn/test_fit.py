@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimas_jax.rewards.fit import fit_head
+from optimas_jax.learn.fit import fit_head
 from optimas_jax.rewards.pairs import count_pairs
 
 
