@@ -23,7 +23,6 @@ if __name__ == "__main__":
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
-from flag_errors import parse_flags
 
 from optimas_jax.bench.endtoend import run_end_to_end
 from optimas_jax.bench.measure import NotTheSameWork, run_case
@@ -89,4 +88,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main)

@@ -10,7 +10,6 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 from absl import app, flags
-from flag_errors import parse_flags
 
 from optimas_jax.benchmarks.bigcodebench import CASE, SOURCES, SystemConfig, read_tasks
 from optimas_jax.core.types import Example
@@ -52,4 +51,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main)

@@ -17,10 +17,10 @@ every run in cells/.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags
-from flag_errors import parse_flags
 from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
@@ -34,6 +34,7 @@ from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.journal import write_json
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
+from optimas_jax.report.flag_errors import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "random", "twin", "bare"], "Names, separated by commas.")
@@ -78,4 +79,4 @@ def _read_seeds(texts: list[str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=partial(parse_flags, flags))

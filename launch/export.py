@@ -14,7 +14,6 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
-from flag_errors import parse_flags
 
 from optimas_jax.checkpoints.export import export
 from optimas_jax.checkpoints.weights import resolve
@@ -43,4 +42,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 
 from absl import app, flags
-from flag_errors import parse_flags
 
 from optimas_jax.checkpoints.weights import WeightsError, resolve
 
@@ -28,4 +27,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main)

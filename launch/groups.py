@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
-from flag_errors import parse_flags
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.rewards.data import load_groups, save_groups
@@ -49,4 +48,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main)

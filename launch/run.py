@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from optimas_jax.parallel.large_pages import use_large_pages
@@ -19,13 +20,13 @@ if __name__ == "__main__":
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
-from flag_errors import parse_flags
 from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.completers import check_completers
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, parse_config
+from optimas_jax.report.flag_errors import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
@@ -63,4 +64,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=partial(parse_flags, flags))

@@ -20,7 +20,6 @@ if __name__ == "__main__":
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
-from flag_errors import parse_flags
 
 from optimas_jax.checkpoints.peft import read_adapter
 from optimas_jax.engine.pool import Engines
@@ -64,4 +63,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import app, flags
-from flag_errors import parse_flags
 
 from optimas_jax.core.stats import bootstrap_means, sign_flip_test
 from optimas_jax.search.confirm import FINAL_LEVEL
@@ -205,4 +204,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main)

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
-from flag_errors import parse_flags
 from ml_collections import config_flags
 from rich.live import Live
 from rich.markup import escape
@@ -41,6 +41,7 @@ from optimas_jax.loop.context import build_run
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
+from optimas_jax.report.flag_errors import parse_flags
 from optimas_jax.sweep.folder import SHARED, open_sweep, read_progress
 from optimas_jax.sweep.plot import axes_of, draw
 from optimas_jax.sweep.points import Point, SweepError, read_points
@@ -147,4 +148,4 @@ def len_of(tape: Path) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=partial(parse_flags, flags))

@@ -223,7 +223,7 @@ class InProcess:
         return {**answer, "output": [value + self._shift for value in answer["output"]], "peak_mb": 1.0}
 
 
-_LONG = ("ppo", "grpo")
+_LONG = ("ppo", "grpo", "lrf_train")
 
 
 @pytest.mark.parametrize("suite", [pytest.param(one, marks=[pytest.mark.long] * (one in _LONG)) for one in SMALL])

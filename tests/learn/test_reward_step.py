@@ -82,6 +82,7 @@ def test_frozen_weights_stay_and_layers_below_get_no_gradient():
     assert list(state.trainable["lora"]["layers"]) == [2]
 
 
+@pytest.mark.long
 def test_compilations_follow_the_buckets_used():
     """As many programs for one bucket as for another, whatever the number of layers, and none for one that is known."""
     _, params = tiny.model()

@@ -156,6 +156,7 @@ def test_weights_are_tuned_through_a_server(tmp_path):
     assert all(update["served_difference"] < 1e-4 for update in updates) and "warning" not in said
 
 
+@pytest.mark.long
 def test_a_server_of_another_model_is_noticed(url, tmp_path):
     updates, said = tuned_through(url, tmp_path)
     assert updates[0]["served_difference"] > 0.5

@@ -39,6 +39,7 @@ def test_alignment_is_measured_on_report_inputs_with_a_ceiling(tmp_path: Path) -
     report_alignment(tmp_path / "run", QUIET)
 
 
+@pytest.mark.long
 def test_the_same_command_again_pays_nothing(tmp_path: Path) -> None:
     config = scripted_config(align=AlignConfig(inputs=2))
     counts = []

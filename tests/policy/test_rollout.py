@@ -39,6 +39,7 @@ def test_updates_are_made_and_looked_at(straight):
     assert len(folders) == 3
 
 
+@pytest.mark.long
 def test_a_killed_tuning_goes_on_where_it_was(straight, tmp_path, monkeypatch):
     update, calls = PolicyEngine._update, []
 

@@ -123,6 +123,7 @@ def test_text_streams(client):
     assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
 
 
+@pytest.mark.long
 def test_many_clients_with_different_adapters(client, sampler):
     """64 at once, 4 adapters: everybody gets what the adapter alone gives."""
 

@@ -1,4 +1,4 @@
-"""Flags of the commands in this folder: what cannot be parsed is one line with a way out, and no traceback."""
+"""Flags of commands: what cannot be parsed is one line with a way out, and no traceback."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import re
 import sys
 import traceback
 from pathlib import Path
-
-from absl import flags
+from typing import Any
 
 _ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)
-_CONFIGS = Path(__file__).parents[1] / "configs"
+_CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """For ``absl.app.run(main, flags_parser=parse_flags)``; ends the process with exit code 1 after an error."""
+def parse_flags(flags: Any, argv: list[str]) -> list[str]:
+    """Parses flags for ``absl.app.run(main, flags_parser=...)``; ends the process with exit code 1 after an error.
+
+    Args:
+      flags: the module ``absl.flags``, which this package does not import.
+      argv: of the command.
+
+    Returns:
+      What is not a flag.
+    """
     try:
         left = flags.FLAGS(argv)
-        if "config" in flags.FLAGS:
-            _ = flags.FLAGS.config.to_dict  # where a file that cannot be loaded is told of
+        config = flags.FLAGS.config if "config" in flags.FLAGS else ""
+        if not isinstance(config, str):
+            _ = config.to_dict  # where a file that cannot be loaded is told of
         return left
     except flags.Error as error:
         inner = _ERROR.findall(str(error))  # the traceback of a configuration's own error is part of its text
