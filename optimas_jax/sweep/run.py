@@ -76,7 +76,9 @@ def run_points(
 
     try:
         asyncio.run(run_all())
-    except* _Interrupted:
+    except BaseExceptionGroup as group:
+        if group.subgroup(_Interrupted) is None:
+            raise
         raise KeyboardInterrupt from None
     return {point.name: results[point.name] for point in points}
 
