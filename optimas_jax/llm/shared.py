@@ -38,8 +38,13 @@ class SharedCompleter:
     def __init__(self, folder: Path, inner: Any):
         """``inner`` answers completions and executes programs (``llm.sandbox.SandboxCompleter``). The folder is made,
         and must be on a local disk, as for every tape."""
-        self._tape = Tape(folder / "tape.sqlite")
+        folder.mkdir(parents=True, exist_ok=True)
         self._claims = os.open(folder / "claims", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.lockf(self._claims, fcntl.LOCK_EX, 1, _BYTES)  # SQLite does not wait where two make one file at once
+        try:
+            self._tape = Tape(folder / "tape.sqlite")
+        finally:
+            fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, _BYTES)
         self._inner = inner
 
     async def complete(self, request: CompletionRequest) -> Completion:
