@@ -10,7 +10,6 @@ is tested and, outside the budget, compared with the default on the ``confirm`` 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from optimas_jax.compare.optimizers import OPTIMIZERS, Optimizer, Ours
 from optimas_jax.compare.peer import run_peer
 from optimas_jax.compare.state import Point, SearchState, state_at
 from optimas_jax.compare.stopwatch import Meter, before_phase, keeping_time, read_seconds
-from optimas_jax.core.process import INTERRUPTED, end_with_parent, interrupt_on_terminate
+from optimas_jax.core.process import run_alone
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
@@ -127,20 +126,12 @@ def _evaluate(run: Run, configuration: Configuration, split: str) -> tuple[Evalu
 
 def main(folder: Path) -> int:
     """Runs the cell of a folder by its ``task.json`` (name of the optimiser, configuration); returns an exit code."""
-    interrupt_on_terminate()  # a peer ends with this process
-    end_with_parent()
-    logging.disable(logging.INFO)  # of libraries; progress has its own lines
-    try:
+
+    def run() -> None:
         task = json.loads((folder / TASK).read_text(encoding="utf-8"))
-        cell = run_cell(OPTIMIZERS[task["optimizer"]], parse_config(task["config"]), folder)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (StopRun, ValueError) as error:
-        notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
-        print(f"\nerror: {error}{notes}", file=sys.stderr)
-        return 1
-    write_json(folder / CELL, cell)
-    return 0
+        write_json(folder / CELL, run_cell(OPTIMIZERS[task["optimizer"]], parse_config(task["config"]), folder))
+
+    return run_alone(run)
 
 
 def write_task(folder: Path, name: str, config: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from optimas_jax.compare.optimizers import GLOBAL
 from optimas_jax.compare.plan import Cells
 from optimas_jax.compare.state import Point, within
-from optimas_jax.core.stats import mean_interval, smallest_difference, two_level_interval
+from optimas_jax.core.stats import interval, smallest_difference
 
 _COSTS = ("calls", "tokens", "usd", "system_runs")
 OURS = "ours"
@@ -88,11 +88,6 @@ def _row(by_seed: Mapping[int, Cell], reference: Mapping[int, Cell], compared: b
     if compared and shared:
         row["difference"] = _difference([done[seed] for seed in shared], [reference[seed] for seed in shared], shared)
     return row
-
-
-def interval(scores: Sequence[Sequence[float]]) -> tuple[float, tuple[float, float]]:
-    """Mean and 95 % interval of [seeds, examples]: over seeds and examples, or of a single seed over examples alone."""
-    return two_level_interval(scores) if len(scores) > 1 else mean_interval(scores[0])
 
 
 def _difference(runs: Sequence[Cell], reference: Sequence[Cell], seeds: Sequence[int]) -> dict[str, Any]:

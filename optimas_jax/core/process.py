@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from optimas_jax.core.types import StopRun
 
 INTERRUPTED = 130  # exit code of a process that was interrupted
 _ROOT = Path(__file__).parents[2]
@@ -56,7 +59,7 @@ async def run_module(module: str, arguments: Sequence[str], log: Path, inherit: 
 def end_with_parent() -> None:
     """Ends this process, as an interrupt does, once the one that started it by ``run_module`` is gone: killed, that one
     cannot tell. Does nothing in a process that was started otherwise."""
-    parent = int(os.environ.get(_PARENT, "0"))
+    parent = int(os.environ.pop(_PARENT, "0"))  # processes that this one starts are none of its business
     if not parent:
         return
 
@@ -68,6 +71,23 @@ def end_with_parent() -> None:
         os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def run_alone(action: Callable[[], None]) -> int:
+    """Runs the work of a process that ``run_module`` started; returns its exit code. An error for the user is the last
+    thing that it prints."""
+    interrupt_on_terminate()
+    end_with_parent()
+    logging.disable(logging.INFO)  # of libraries; progress has its own lines
+    try:
+        action()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (StopRun, ValueError) as error:
+        notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"\nerror: {error}{notes}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def interrupt_on_terminate() -> None:

@@ -143,6 +143,13 @@ def two_level_interval(scores: ArrayLike) -> tuple[float, tuple[float, float]]:
     return mean, (float(low), float(high))
 
 
+def interval(scores: ArrayLike) -> tuple[float, tuple[float, float]]:
+    """Mean and 95 % interval of ``scores`` [seeds, examples]: over seeds and examples (``two_level_interval``), or of a
+    single seed over examples alone."""
+    values = np.asarray(scores, np.float64)
+    return two_level_interval(values) if len(values) > 1 else mean_interval(values[0])
+
+
 def smallest_difference(scores: ArrayLike) -> float:
     """Smallest true difference that as many seeds would show, two-sided at 5 % with 80 % power.
 

@@ -203,9 +203,13 @@ def _meter_usage(host: Host) -> Usage:
     return Usage(system_runs=meter.runs, component_calls=meter.executions) if meter else Usage()
 
 
-def costs_from(host: Host) -> dict[str, float]:
-    """Mean tokens per request of each component plus all its descendants: a run of the system from there on."""
-    means = _mean_tokens(host)
+def costs_from(host: Host, means: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Mean tokens of each component plus all its descendants: a run of the system from there on.
+
+    Args:
+      means: tokens of a request, by role; by default those of the search so far.
+    """
+    means = _mean_tokens(host) if means is None else means
     return {
         name: sum(means.get(other, 0.0) for other in (name, *sorted(host.system.descendants(name))))
         for name in host.components

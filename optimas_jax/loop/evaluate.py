@@ -25,7 +25,7 @@ from optimas_jax.loop.budget import block
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Host, Run
 from optimas_jax.loop.journal import load_best
-from optimas_jax.loop.local_rewards import collect_wave
+from optimas_jax.loop.local_rewards import collect_on
 from optimas_jax.loop.state import State
 from optimas_jax.rewards.alignment import measure_alignment, report_groups
 from optimas_jax.rewards.pairs import count_informative
@@ -301,9 +301,7 @@ def align(host: Host, device: Device, config: RunConfig, configuration: Configur
             examples = inputs[begin : begin + _ALIGNED_AT_ONCE]
             try:
                 with block(host, f"align {config.align.tokens} from {begin}"):
-                    jobs = [Job(configuration, example, host.seed) for example in examples]
-                    runs = list(zip(examples, host.run("base runs", jobs), strict=True))
-                    groups += collect_wave(host, twice, configuration, dict.fromkeys(names, runs), groups)
+                    groups += collect_on(host, twice, configuration, names, examples, groups)
             except OutOfBudget as reason:
                 host.progress.line(f"  stopped: {reason}")
                 break

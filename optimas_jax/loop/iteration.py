@@ -168,7 +168,7 @@ def with_base_runs(host: Host, state: State, name: str, inputs: Sequence[Example
     new = [example for example in inputs if example.id not in state.train_traces]
     traces = host.run("training inputs", [Job(state.configuration, example, host.seed) for example in new])
     known = {**state.train_traces, **{e.id: trace for e, trace in zip(new, traces, strict=True)}}
-    groups = groups_of_runs(state, list(zip(new, traces, strict=True)))
+    groups = groups_of_runs(state.configuration, list(zip(new, traces, strict=True)))
     state = dataclasses.replace(state, train_traces=known, evidence=(*state.evidence, *groups))
     runs = [(example, known[example.id]) for example in inputs]
     return state, [(example, trace) for example, trace in runs if name in trace.steps]

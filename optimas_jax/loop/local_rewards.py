@@ -108,9 +108,21 @@ def collect_again(host: Host, config: RunConfig, state: State, number: int) -> l
     train = host.splits["train"]
     count = min(config.optimize.adapt_inputs, len(train))
     inputs = random.Random(derive_seed(host.seed, "adapt", number)).sample(train, count)
-    traces = host.run("training inputs", [Job(state.configuration, example, host.seed) for example in inputs])
-    runs = list(zip(inputs, traces, strict=True))
-    return collect_wave(host, config, state.configuration, dict.fromkeys(host.components, runs), state.evidence)
+    return collect_on(host, config, state.configuration, host.components, inputs, state.evidence)
+
+
+def collect_on(
+    host: Host,
+    config: RunConfig,
+    configuration: Configuration,
+    names: Sequence[str],
+    examples: Sequence[Example],
+    known: Sequence[Group],
+) -> list[Group]:
+    """Groups of components (``names``) on examples: runs of the system there, and ``collect_wave`` from them."""
+    traces = host.run("base runs", [Job(configuration, example, host.seed) for example in examples])
+    runs = list(zip(examples, traces, strict=True))
+    return collect_wave(host, config, configuration, dict.fromkeys(names, runs), known)
 
 
 def collect_wave(
@@ -195,8 +207,8 @@ def _why_done(host: Host, config: RunConfig, name: str, groups: Sequence[Group])
 
 def train_first(host: Host, device: Device, config: RunConfig, groups: Sequence[Group]) -> tuple[str, dict[str, Any]]:
     """Trains the first local reward; returns its name and metadata (``history``: metrics by epoch)."""
-    train, stop = _learnable(config, groups), _part(config, groups, "stop")
-    stop = [] if config.reward.heads == "fitted" else stop
+    train = _learnable(config, groups)
+    stop = _part(config, groups, "stop") if config.reward.heads == "trained" else []
     return device.rewards.trainer.train(host.system, None, train, stop, epochs=config.reward.epochs, seed=host.seed)
 
 
@@ -220,22 +232,17 @@ def refresh(
             examples = inputs[begin : begin + _WAVE]
             try:
                 with block(host, f"refresh {config.refresh.tokens} from {begin}"):
-                    jobs = [Job(configuration, example, host.seed) for example in examples]
-                    runs = list(zip(examples, host.run("base runs", jobs), strict=True))
-                    fresh += collect_wave(host, config, configuration, dict.fromkeys(host.components, runs), fresh)
+                    fresh += collect_on(host, config, configuration, host.components, examples, fresh)
             except OutOfBudget:
                 break
+    threshold = config.reward.loss.threshold
     save_groups(host.folder.path / "groups" / REFRESHED, fresh)
-    host.folder.emit("refresh", groups={name: _informative(config, fresh, name) for name in host.components})
+    host.folder.emit("refresh", groups={name: count_informative(fresh, name, threshold) for name in host.components})
     learn, earlier = _learnable(config, fresh), _learnable(config, known)
     groups = [*learn, *earlier] if config.reward.heads == "fitted" else learn
     epochs, seed = config.reward.epochs, derive_seed(host.seed, "refresh")
     name, _ = device.rewards.trainer.train(host.system, reward, groups, (), epochs=epochs, seed=seed)
     return name
-
-
-def _informative(config: RunConfig, groups: Sequence[Group], name: str) -> int:
-    return count_informative(groups, name, config.reward.loss.threshold)
 
 
 def adapt(host: Host, device: Device, config: RunConfig, state: State, fresh: Sequence[Group], number: int) -> State:
@@ -284,8 +291,8 @@ def _train_further(
     if not train:
         return state.reward
     earlier = _learnable(config, state.evidence[: len(state.evidence) - len(fresh)])
-    rng = random.Random(derive_seed(host.seed, "replay", number))
     if config.reward.heads == "trained":
+        rng = random.Random(derive_seed(host.seed, "replay", number))
         earlier = rng.sample(earlier, min(config.optimize.buffer, len(earlier)))
     epochs, seed = config.reward.adapt_epochs, derive_seed(host.seed, "adapt", number)
     reward, _ = device.rewards.trainer.train(

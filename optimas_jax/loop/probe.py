@@ -11,23 +11,22 @@ from typing import Any, cast
 import numpy as np
 
 from optimas_jax.core.execution import Job
-from optimas_jax.core.types import Candidate, Example, Group, StopRun, Trace, derive_seed
+from optimas_jax.core.types import Example, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget
 from optimas_jax.core.values import Configuration, Grid, Models, Prompt, PromptSpace, Value, other_values
-from optimas_jax.loop.budget import costs_by_role
+from optimas_jax.loop.budget import costs_by_role, costs_from
 from optimas_jax.loop.config import ProbeConfig, RunConfig
 from optimas_jax.loop.context import Host
-from optimas_jax.loop.state import Runs
+from optimas_jax.loop.state import Runs, groups_of_runs
 from optimas_jax.loop.steps.propose import GLOBAL_SCALE, ask
 from optimas_jax.search.optimisers import random_search
 from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos
 from optimas_jax.search.optimisers.random_search import draw_values
 from optimas_jax.search.optimisers.task import PromptTask
-from optimas_jax.search.probe import FEWEST, Findings, Floats, Plan, probe
+from optimas_jax.search.probe import FEWEST, TELLING, Findings, Floats, Plan, probe
 
 _POOL = 4  # inputs from which demonstrations are taken; nothing is measured on them
 _MOST_VALUES = 6  # of one component
-_TESTED = 8  # inputs of the test that should be affordable beside the screening
 
 
 def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
@@ -57,11 +56,11 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
         try:
             pool = host.run("first runs", [Job(configuration, one, host.seed) for one in train[:_POOL]])
             costs = {role: usage.tokens / _POOL for role, usage in costs_by_role(allowance).items()}
-            from_here = _costs_from_here(host, costs)
+            from_here = costs_from(host, costs)
             plan = fitting_plan(settings, sum(costs.values()), from_here, allowance.left.tokens)
             counts = values_by_cost(plan.values, from_here)
             values = {
-                name: random_values(host, config, name, list(zip(train, pool, strict=False)), counts[name])
+                name: random_values(host, config, name, list(zip(train[:_POOL], pool, strict=True)), counts[name])
                 for name in host.components
             }
             cells = _Cells(host, configuration, values, train[_POOL:])
@@ -74,13 +73,6 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
         "spent": allowance.used.tokens,
         "iteration_tokens": round(_iteration_tokens(host, config, findings.first, costs, from_here)),
         "plan": dataclasses.asdict(plan),
-    }
-
-
-def _costs_from_here(host: Host, costs: Mapping[str, float]) -> dict[str, float]:
-    """Tokens of a run of the system from each component on."""
-    return {
-        name: sum(costs.get(other, 0.0) for other in (name, *host.system.descendants(name))) for name in host.components
     }
 
 
@@ -99,14 +91,14 @@ def fitting_plan(settings: ProbeConfig, run: float, from_here: Mapping[str, floa
             counts = values_by_cost(values, from_here)
             screening = screen * (run + sum(counts[name] * cost for name, cost in from_here.items()))
             finalists = sorted(from_here.values())[-plan.finalists :]
-            testing = _TESTED * (run + sum(finalists) + max(finalists, default=0.0))
+            testing = TELLING * (run + sum(finalists) + max(finalists, default=0.0))
             if screening + testing <= left:
                 return plan
     return plan
 
 
 def values_by_cost(count: int, from_here: Mapping[str, float]) -> dict[str, int]:
-    """Numbers of random values, ``count`` on average and more where a run from the component on costs little."""
+    """Numbers of random values: ``count``, and more where a run from the component on costs little."""
     mean = sum(from_here.values()) / max(1, len(from_here))
     shares = {name: round(count * mean / max(1.0, cost)) for name, cost in from_here.items()}
     return {name: min(max(count, share), max(count, _MOST_VALUES)) for name, share in shares.items()}
@@ -124,17 +116,14 @@ def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: i
     if not isinstance(space, PromptSpace):
         return []
     reached = [(example, trace) for example, trace in runs if name in trace.steps]
-    groups = [
-        Group(name, e.id, t.steps[name].inputs, (Candidate(t.steps[name].outputs, "current", (t.score,)),), "")
-        for e, t in reached
-    ]
+    groups = groups_of_runs(host.system.default_configuration(), reached)
     effort = dataclasses.replace(config.optimize.effort, instructions=count, demo_sets=count)
     task = PromptTask(
         component=component,
         space=space,
         current=cast(Prompt, current),
         runs=reached,
-        pool=demo_pool(groups),
+        pool=demo_pool([group for group in groups if group.component == name]),
         labelled=labelled_demos(component, reached),
         history=(),
         current_score=0.0,

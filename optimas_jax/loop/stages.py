@@ -26,7 +26,7 @@ from optimas_jax.llm.providers import models_named
 from optimas_jax.loop.budget import USED, hold_final, price, run_limit, search_limit
 from optimas_jax.loop.completers import answering, loaded_here
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig
-from optimas_jax.loop.context import Run, build_run
+from optimas_jax.loop.context import Host, Run, build_run
 from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of, confirm_search, measure
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import BEST, UNCONFIRMED, load_best
@@ -154,6 +154,7 @@ def run_stage(run: Run, name: str) -> None:
 def _probe(run: Run) -> None:
     """Tells whether a search can gain anything, and where."""
     with run_limit(run.host, PROBE):
+        _hold_measurements(run.host)
         findings, costs = run_probe(run.host, run.config)
     run.host.folder.write("probe.json", {**findings.to_json(), **costs})
 
@@ -263,23 +264,31 @@ def _refresh(run: Run) -> None:
     folders = sorted((run.host.folder.path / "groups").glob("iteration-*"))
     known = [*_offline_groups(run), *(group for folder in folders for group in load_groups(folder) or ())]
     with run_limit(run.host, REFRESH):
+        _hold_measurements(run.host)
         name = refresh(run.host, run.device, run.config, configuration, search["reward"], known)
     run.host.folder.write(REFRESHED_REWARD, {"name": name, "configuration": configuration.to_json()})
+
+
+def _hold_measurements(host: Host) -> None:
+    """Sets aside what measurements to come may cost, where ``config.budget`` limits the run."""
+    used = host.folder.read(USED) or {}
+    if "evaluate" not in used:
+        host.ledger.hold(host.price.final if "optimize" in used else host.price.least)
 
 
 def _align(run: Run) -> None:
     """Measures the alignment of the last local reward, under the configuration in ``best/``."""
     search, trained = run.host.folder.read(OPTIMIZED), run.host.folder.read("reward.json")
-    refreshed = run.host.folder.read(REFRESHED_REWARD) or {}
-    reward = refreshed.get("name") or (search or {}).get("reward") or (trained or {}).get("name")
+    reward = (search or {}).get("reward") or (trained or {}).get("name")
     if not reward or run.config.optimize.score != "local":
         raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
     best = run.host.folder.path / BEST
     configuration = load_best(best) if best.is_dir() else run.host.system.default_configuration()
+    refreshed = run.host.folder.read(REFRESHED_REWARD)
+    if refreshed and refreshed["configuration"] == configuration.to_json():  # of a longer search it may be another one
+        reward = refreshed["name"]
     with run_limit(run.host, "align"):
-        used = run.host.folder.read(USED) or {}
-        if "evaluate" not in used:
-            run.host.ledger.hold(run.host.price.final if "optimize" in used else run.host.price.least)
+        _hold_measurements(run.host)
         alignment = align(run.host, run.device, run.config, configuration, reward)
     run.host.folder.write("alignment.json", {"reward": reward, "alignment": alignment})
     run.host.folder.emit("alignment", reward=reward, alignment=alignment)

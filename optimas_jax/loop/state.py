@@ -185,7 +185,7 @@ def groups_of_trials(state: State, name: str, trials: Trials, runs: Runs, most: 
     return groups
 
 
-def groups_of_runs(state: State, runs: Runs) -> list[Group]:
+def groups_of_runs(configuration: Configuration, runs: Runs) -> list[Group]:
     """Steps of all components in runs of the system, as groups of one candidate, which may become demonstrations."""
     return [
         Group(
@@ -193,7 +193,7 @@ def groups_of_runs(state: State, runs: Runs) -> list[Group]:
             example.id,
             step.inputs,
             (Candidate(step.outputs, "current", (trace.score,)),),
-            state.configuration.digest,
+            configuration.digest,
         )
         for example, trace in runs
         for name, step in trace.steps.items()

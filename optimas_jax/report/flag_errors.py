@@ -34,14 +34,15 @@ def parse_flags(flags: Any, argv: list[str]) -> list[str]:
     except OSError as error:
         known = ", ".join(sorted(f"configs/{path.name}" for path in _CONFIGS.glob("*.py")))
         message = f"{_last_line(error)}. Give a configuration of your own, or one of {known}"
-    except AttributeError as error:
-        words = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
-        message = f"the configuration has no field {words}"
     except ValueError as error:
         message = str(error)
-    except Exception as error:  # of the configuration's own file
+    except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"{where.filename}, line {where.lineno}: {type(error).__name__}: {error}"
+        if isinstance(error, AttributeError) and "ml_collections" in where.filename:
+            words = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+            message = f"the configuration has no field {words}"
+        else:  # of the configuration's own file
+            message = f"{where.filename}, line {where.lineno}: {type(error).__name__}: {error}"
     print(f"\nerror: {message}", file=sys.stderr)
     sys.exit(1)
 

@@ -36,6 +36,7 @@ class RewardScorer:
     def __init__(self, batches: RewardBatches, checkpoints: CheckpointStore, tape: Tape, progress: Progress):
         self._batches, self._checkpoints, self._tape, self._progress = batches, checkpoints, tape, progress
         self._loaded: tuple[str, Params, Params] | None = None  # name, merged weights, head
+        self._bases: dict[str, list[float] | None] = {}  # by name, weights of the log-likelihood by component, if any
 
     @property
     def config(self) -> RewardConfig:
@@ -47,7 +48,9 @@ class RewardScorer:
         if reward == LIKELIHOOD:
             return self.logliks(groups)
         scores = self._memoised("score", reward, groups)
-        base = (self._checkpoints.metadata(reward) or {}).get("base")
+        if reward not in self._bases:
+            self._bases[reward] = (self._checkpoints.metadata(reward) or {}).get("base")
+        base = self._bases[reward]
         if base is None:
             return scores
         weights = dict(zip(self._batches.components, base, strict=True))

@@ -24,7 +24,8 @@ from optimas_jax.learn.train_state import TrainState, init_state, learning_rate,
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.platform import return_free_memory
 from optimas_jax.parallel.sharding import replicate
-from optimas_jax.rewards.batches import RewardBatches
+from optimas_jax.rewards.alignment import pair_accuracy
+from optimas_jax.rewards.batches import BatchFunction, RewardBatches
 from optimas_jax.rewards.pairs import count_pairs, is_informative
 from optimas_jax.rewards.text import text_group
 
@@ -136,7 +137,9 @@ class RewardTrainer:
         weight of the log-likelihood by component."""
         batches, threshold = self._batches, self._config.loss.threshold
         (learnable, alike), (evaluated, _) = self._tokens(system, train), self._tokens(system, stop)
-        hidden, logliks = (self._by_group(kind, [*learnable, *evaluated]) for kind in ("hidden", "logliks"))
+        every = [*learnable, *evaluated]
+        hidden = self._by_group("hidden", every, batches.hidden)
+        logliks = self._by_group("logliks", every, batches.logliks)
         kernel = np.zeros(batches.shapes["head"]["kernel"].shape, np.float32)
         base = []
         for index in range(len(batches.components)):
@@ -146,20 +149,23 @@ class RewardTrainer:
             if len(head):
                 kernel[:, index] = head
             base.append(weight)
-        counts = np.zeros((2, 2))  # (training, held out) x (right, pairs)
-        for row, group in enumerate([*learnable, *evaluated]):
-            scores = hidden[row] @ kernel[:, group.component] + base[group.component] * logliks[row]
-            counts[int(row >= len(learnable))] += count_pairs(scores, group.rewards, threshold)
-        right, pairs = counts.T
-        accuracy = np.divide(right, pairs, out=np.full(2, 0.5), where=pairs > 0).tolist()
+        scores = [
+            states @ kernel[:, group.component] + base[group.component] * likely
+            for group, states, likely in zip(every, hidden, logliks, strict=True)
+        ]
+        count = len(learnable)
+        parts = ((scores[:count], learnable), (scores[count:], evaluated))
+        accuracy = [pair_accuracy(of_part, [group.rewards for group in part], threshold)[0] for of_part, part in parts]
         history = [{"pair_accuracy": accuracy[0], "held_out_pair_accuracy": accuracy[1]}] if learnable else []
         trainable = {**jax.device_get(batches.initial(0)), "head": {"kernel": kernel}}
         return trainable, {"groups": len(learnable), "alike": alike, "history": history, "base": base}
 
-    def _by_group(self, kind: str, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
-        """``RewardBatches.hidden`` or ``logliks`` of each group's candidates."""
+    def _by_group(
+        self, kind: str, groups: Sequence[TokenGroup], function: BatchFunction[np.ndarray]
+    ) -> list[np.ndarray]:
+        """The result of a function of batches for the candidates of each group; ``kind`` names what it compiles."""
         rows: list[np.ndarray] = [np.zeros(0)] * len(groups)
-        for members, values in self._batches.map(kind, groups, getattr(self._batches, kind)):
+        for members, values in self._batches.map(kind, groups, function):
             for row, index in enumerate(members):
                 rows[index] = values[row][: len(groups[index].candidate_ids)]
         return rows

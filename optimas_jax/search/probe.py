@@ -28,7 +28,7 @@ Measure = Callable[[Changes, Sequence[int], int], Floats]  # (changes, indices o
 
 _WAVE = 4  # inputs of the test that are measured at a time
 FEWEST = 6  # inputs that a test needs to be made
-_TELLING = 8  # inputs below which no gain shown is no reason to stop
+TELLING = 8  # inputs below which no gain shown is no reason to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Plan:
       level: probability that the probe finds a gain where there is none.
     """
 
-    values: int = 2
-    screen: int = 4
-    test: int = 32
+    values: int
+    screen: int
+    test: int
     finalists: int = 2
     level: float = 0.05
 
@@ -262,8 +262,8 @@ def advice(findings: Findings, upstream: Sequence[str], more: str = "") -> tuple
     tested = [one for one in findings.components if one.gain is not None]
     if findings.first is None:
         inputs = min((one.inputs for one in tested), default=0)
-        if inputs < _TELLING and any(one.value is not None for one in findings.components):
-            return (f"cannot tell: {inputs} inputs were left to test a gain on, and {_TELLING} are needed. {more}",)
+        if inputs < TELLING and any(one.value is not None for one in findings.components):
+            return (f"cannot tell: {inputs} inputs were left to test a gain on, and {TELLING} are needed. {more}",)
         if not tested:
             return ("stop here: no random value of any component gained anything on the screening inputs",)
         named = ", ".join(f"{one.name} {one.gain:+.2f} {_interval(one)}" for one in tested)

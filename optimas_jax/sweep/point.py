@@ -9,7 +9,6 @@ folder like any other. Completions go through the sweep's shared tape (``llm.sha
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -21,8 +20,7 @@ if __name__ == "__main__":
 # Otherwise transformers reports that torch, which is not needed here, is absent.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from optimas_jax.core.process import INTERRUPTED, end_with_parent, interrupt_on_terminate
-from optimas_jax.core.types import StopRun
+from optimas_jax.core.process import run_alone
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.console import ConsoleProgress
@@ -31,19 +29,12 @@ from optimas_jax.sweep.folder import SHARED, SWEEP
 
 def main(folder: Path, name: str) -> int:
     """Runs the point ``name`` of a sweep's folder; returns an exit code."""
-    interrupt_on_terminate()
-    end_with_parent()
-    logging.disable(logging.INFO)  # of libraries; progress has its own lines
-    try:
+
+    def run() -> None:
         config = parse_config(json.loads((folder / SWEEP).read_text(encoding="utf-8"))["points"][name])
         run_stages(config, folder / name, "all", ConsoleProgress(), shared=folder / SHARED)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (StopRun, ValueError) as error:
-        notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
-        print(f"\nerror: {error}{notes}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_alone(run)
 
 
 if __name__ == "__main__":

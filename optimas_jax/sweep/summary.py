@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from optimas_jax.core.stats import mean_interval, two_level_interval
+from optimas_jax.core.stats import interval
 from optimas_jax.sweep.points import Point
 
 _FIGURES = ("baseline", "optimized", "gain", "low", "high", "confirmed", "search_tokens", "seconds", "peak_mb", "error")
@@ -60,7 +60,7 @@ def _row(setting: str, points: Sequence[Point], results: Mapping[str, Mapping[st
     if not done:
         return row
     gains = [np.subtract(one["optimized"]["scores"], one["baseline"]["scores"]) for one in done.values()]
-    mean, ci95 = two_level_interval(gains) if len(gains) > 1 else mean_interval(gains[0])
+    mean, ci95 = interval(gains)
     figures = [figures_of(result) for result in done.values()]
     means = {name: statistics.fmean(f[name] for f in figures) for name in ("baseline", "optimized", "seconds")}
     return {

@@ -20,9 +20,9 @@ from optimas_jax.compare.cell import CELL, TASK
 from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer, find_optimizers, with_settings
 from optimas_jax.compare.plan import run_cells, run_process
 from optimas_jax.compare.plot import MOST_CURVES, draw, mean_curve
-from optimas_jax.compare.summary import interval, reached, runs_to_reach, summarize
+from optimas_jax.compare.summary import reached, runs_to_reach, summarize
 from optimas_jax.compare.tables import COLUMNS, markdown, table_rows, tables, title
-from optimas_jax.core.stats import mean_interval, two_level_interval
+from optimas_jax.core.stats import interval, mean_interval, two_level_interval
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, parse_config
 from optimas_jax.loop.journal import write_json
 from optimas_jax.report.figures import check_matplotlib, save

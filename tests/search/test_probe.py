@@ -10,7 +10,7 @@ from optimas_jax.search.probe import Findings, Headroom, Plan, advice, interacti
 
 NAMES = ("rewriter", "keywords", "retriever", "hints", "answers")
 UPSTREAM = NAMES[:-1]
-PLAN = Plan(test=12)
+PLAN = Plan(values=2, screen=4, test=12)
 
 
 class Simulated:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections.abc import Sequence
@@ -86,8 +87,9 @@ def local_scores(
             for (value, example_id), trial in trials.items()
         }
     if state.reward == ORACLE:
+        apart = dataclasses.replace(host, system=dataclasses.replace(host.system, meter=None))
         with host.ledger.uncharged(ORACLE):
-            known = follow(host, state, name, trials, runs, rollouts=1)
+            known = follow(apart, state, name, trials, runs, rollouts=1)
         return {key: trial.reward or 0.0 for key, trial in known.items()}
     rows = []
     for example, trace in runs:

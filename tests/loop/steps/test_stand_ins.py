@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
-from enumerable import ExactRewards, enumerable_system, make_run, search
+from enumerable import ExactRewards, enumerable_system, make_run, search, values_of
 
 from optimas_jax.core.selection import LIKELIHOOD, ORACLE
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.iteration import start, with_base_runs
+from optimas_jax.loop.steps.trials import answer, follow, local_scores
 from optimas_jax.rewards.judge import Judgement
 
 
@@ -43,7 +45,6 @@ def searched(workdir: Path, score: str, reward: str = "", **settings):
 
 def test_the_oracle_knows_the_global_reward_and_what_it_runs_is_not_charged(tmp_path: Path) -> None:
     _, events, _ = searched(tmp_path / "oracle", ORACLE, ORACLE, components=("writer",), iterations=1)
-    _, without, _ = searched(tmp_path / "off", "off", components=("writer",), iterations=1)
     proposals = [event for event in events if event["event"] == "proposal"]
     assert proposals and any(event["labelled"] < event["inputs"] for event in proposals)
     by_metric = searched(tmp_path / "metric", "global", components=("writer",), iterations=1)[1]
@@ -51,9 +52,25 @@ def test_the_oracle_knows_the_global_reward_and_what_it_runs_is_not_charged(tmp_
     local = {str(event["value"]): event["local_gain"] for event in proposals}
     shared = set(gains) & set(local)
     assert shared and all(local[value] == pytest.approx(gains[value]) for value in shared)
-    spent = [event["tokens"] for event in events if event["event"] == "curve"]
-    free = [event["tokens"] for event in without if event["event"] == "curve"]
-    assert spent[0] == free[0]
+
+
+def test_what_the_oracle_runs_is_outside_all_accounts_of_the_search(tmp_path: Path) -> None:
+    system = enumerable_system(3)
+    run = make_run(system, tmp_path, seed=3, mode="improved", engine=NoRewards(system, tmp_path), iterations=1)
+    host = run.host
+    with host.ledger.limit() as allowance:
+        state = start(host, run.config.optimize, ORACLE, ())
+        state, runs = with_base_runs(host, state, "writer", host.splits["train"])
+        values = [value for value in values_of(system, "writer") if value != state.configuration["writer"]]
+        trials = answer(host, "writer", values, runs, {})
+        before = (allowance.used, host.system.meter.runs, host.system.meter.executions)
+        scores = local_scores(host, run.device, state, "writer", trials, runs)
+        assert (allowance.used, host.system.meter.runs, host.system.meter.executions) == before
+        followed = follow(host, state, "writer", trials, runs, 1)
+        assert host.system.meter.runs > before[1]  # the same by the search itself is counted
+    assert scores == {key: trial.reward for key, trial in followed.items()} and len(set(scores.values())) > 1
+    run.tape.close()
+    host.folder.close()
 
 
 def test_off_is_ranked_by_the_labels_alone(tmp_path: Path) -> None:
