@@ -4,7 +4,7 @@
                                                                    but the model's
     python launch/run.py --config=configs/hotpotqa.py:smoke        the same pipeline on a tiny random model, in under a
                                                                    minute
-    python launch/run.py --config=configs/hotpotqa.py:tiny         SmolLM2 on few questions, to sweep on, in two minutes
+    python launch/run.py --config=configs/hotpotqa.py:tiny         SmolLM2 on few questions, to sweep on
     python launch/run.py --config=configs/hotpotqa.py:weights      as the default, but the answer generator is tuned by
                                                                    LoRA weights instead of a prompt
     python launch/run.py --config=configs/hotpotqa.py:local        HotpotQA from the hub or --config.data.path=FILE

@@ -3,8 +3,7 @@ model of your own behind them.
 
     python launch/sweep.py --config=configs/hotpotqa.py --sweep=configs/sweeps/backbone.py --jobs=2
 
-10 points of 6 minutes each on two cores, 2 at a time; on
-``--config=configs/hotpotqa.py:tiny`` a minute and a half.
+10 points of 6 minutes each on two cores, 2 at a time. ``--config=configs/hotpotqa.py:tiny`` takes less.
 """
 
 from optimas_jax.sweep.points import combinations

@@ -126,9 +126,8 @@ def probe(
       names: components, in the system's order.
       upstream: the ones behind which other components come.
       counts: number of random values of each.
-      measure: scores of configurations on inputs; inputs from ``plan.screen`` on are fresh for the test. NaN where an
-        input must not count, such as one that a demonstration was taken from. May raise ``OutOfBudget``, which ends
-        the test with the inputs so far.
+      measure: scores of configurations on inputs; inputs from ``plan.screen`` on are fresh for the test. May raise
+        ``OutOfBudget``, which ends the test with the inputs so far.
       more: how more inputs can be tested, for the advice.
     """
     inputs = range(plan.screen)
@@ -150,8 +149,7 @@ def _screen(name: str, count: int, base: Sequence[Floats], measure: Measure, inp
     if not count:
         return Headroom(name, None, 0.0)
     gains = np.mean([scores - before for scores, before in zip(runs, base, strict=True)], axis=0)
-    known = (~np.isnan(gains)).sum(-1)
-    means = np.nansum(gains, -1) / np.maximum(known, 1)
+    means = gains.mean(-1)
     ceiling = noise_ceiling(*(np.vstack([before, scores]) for scores, before in zip(runs, base, strict=True)))
     best = int(means.argmax())
     if means[best] <= 0:
@@ -177,15 +175,14 @@ def _test(
             joint += both.tolist()
     except OutOfBudget:
         pass
-    rows = {name: np.array([gain for gain in row if not math.isnan(gain)]) for name, row in gains.items()}
-    usable = {name: row for name, row in rows.items() if len(row) >= FEWEST}
+    usable = {name: np.array(row) for name, row in gains.items() if len(row) >= FEWEST}
     level = plan.level / max(1, len(usable))
-    tested = {one.name: _tested(one, rows[one.name], level) for one in finalists if one.name in usable}
+    tested = {one.name: _tested(one, usable[one.name], level) for one in finalists if one.name in usable}
     smallest = max((_detectable(row, level) for row in usable.values()), default=None)
     coupling = None
     if len(usable) == 2:
         one, other = usable
-        coupling = _coupling((one, other), np.array(joint), *(np.array(gains[name]) for name in usable))
+        coupling = _coupling((one, other), np.array(joint), usable[one], usable[other])
     return tested, coupling, smallest
 
 
@@ -212,12 +209,8 @@ def _detectable(gains: Floats, level: float) -> float:
 
 def _coupling(names: tuple[str, str], both: Floats, one: Floats, other: Floats) -> Coupling:
     """From gains over the current configuration: with both values, and with each alone."""
-    known = ~np.isnan(both + one + other)
-    cells = np.zeros((2, 2, int(known.sum())))
-    cells[1, 0], cells[0, 1], cells[1, 1] = one[known], other[known], both[known]
-    f, p_value = interaction_test(cells)
-    mean = float((cells[1, 1] - cells[1, 0] - cells[0, 1]).mean()) if known.any() else 0.0
-    return Coupling(names, mean, f, p_value)
+    f, p_value = interaction_test(np.array([[np.zeros(len(both)), other], [one, both]]))
+    return Coupling(names, float((both - one - other).mean()), f, p_value)
 
 
 def interaction_test(scores: Floats) -> tuple[float, float]:
@@ -249,10 +242,9 @@ def noise_ceiling(first: Floats, second: Floats) -> float | None:
     """Share of the pairs of values, input by input, that ``second`` orders as ``first`` does; equal scores count half.
 
     Args:
-      first, second: float64[values, N], independent runs of the same; NaN where an input does not count.
+      first, second: float64[values, N], independent runs of the same.
     """
-    known = ~np.isnan(first) & ~np.isnan(second)
-    differs = (first[:, None] > first[None]) & known[:, None] & known[None]
+    differs = first[:, None] > first[None]
     alike = np.sign(second[:, None] - second[None])[differs]
     return float((alike > 0).mean() + (alike == 0).mean() / 2) if alike.size else None
 

@@ -126,9 +126,9 @@ def test_the_interaction_test_is_valid_at_its_level():
 
 
 def test_the_noise_ceiling_by_hand():
-    first = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, np.nan]])
+    first = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])  # on the second input all are equal
     second = np.array([[0.0, 1.0], [0.0, 0.0], [1.0, 5.0]])
-    assert noise_ceiling(first, second) == pytest.approx((0.5 + 1 + 1) / 3)  # pairs of the first input alone
+    assert noise_ceiling(first, second) == pytest.approx((0.5 + 1 + 1) / 3)
     assert noise_ceiling(np.zeros((2, 2)), second[:2]) is None
 
 
