@@ -26,7 +26,8 @@ from optimas_jax.presets import EMBEDDED_MODEL, RANDOM_MODEL, local, paper, smok
 def _local() -> RunConfig:
     data = DataConfig("amazon", train=48, val=24, test=60, confirm=32, max_chars=80, max_items=6)
     decider = dataclasses.replace(EMBEDDED_MODEL, max_tokens=4)
-    return local("amazon", SystemConfig(EMBEDDED_MODEL, decider), data)
+    config = local("amazon", SystemConfig(EMBEDDED_MODEL, decider), data)
+    return dataclasses.replace(config, reward=dataclasses.replace(config.reward, heads="trained"))  # weights are tuned
 
 
 def _smoke() -> RunConfig:

@@ -64,7 +64,6 @@ def _tiny() -> RunConfig:
         base,
         variant="tiny",
         data=dataclasses.replace(base.data, train=48, val=12, test=32, confirm=16),
-        reward=dataclasses.replace(base.reward, epochs=1, adapt_epochs=1),
         offline=OfflineConfig(inputs=16, groups=4, calls=24),
         optimize=dataclasses.replace(
             base.optimize,
@@ -86,7 +85,7 @@ def _weights() -> RunConfig:
         variant="weights",
         data=dataclasses.replace(base.data, train=72),  # all of it is run before each tuning
         system=dataclasses.replace(base.system, weights="answer_generator"),
-        reward=dataclasses.replace(base.reward, adapt_epochs=1),
+        reward=dataclasses.replace(base.reward, heads="trained", adapt_epochs=1),  # weights are tuned
         offline=OfflineConfig(inputs=72, groups=24, calls=720),  # a policy finds what a local reward has not learned
         policy=PolicyConfig(learning_rate=1e-3, updates=8, validate_every=1),
         optimize=dataclasses.replace(

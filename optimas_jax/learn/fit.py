@@ -23,6 +23,7 @@ Floats = NDArray[np.floating[Any]]
 _PRIOR_MEAN = 0.7
 _PRECISION_OF_W = 2.0
 _PRECISION_OF_H = 100.0
+_FOLDS = 5
 _USUAL_SPREAD = 20.0  # nats between the log-likelihoods of two outputs, where no label tells it
 
 
@@ -57,6 +58,38 @@ def fit_head(
     precision = np.array([_PRECISION_OF_W, *[_PRECISION_OF_H] * size])
     solution = _most_probable(pairs / scale, np.concatenate(weights), mean, precision) / scale
     return solution[1:].astype(np.float32), float(solution[0])
+
+
+def held_out_scores(
+    hidden: Sequence[Floats],
+    logliks: Sequence[Floats],
+    rewards: Sequence[Sequence[float]],
+    inputs: Sequence[str],
+    threshold: float,
+) -> list[Floats]:
+    """[M] scores of each group's candidates under heads fitted without its input (cross-fitting, in five folds).
+
+    Args:
+      hidden, logliks, rewards, threshold: as in ``fit_head``.
+      inputs: the input of each group; groups of one input are left out together.
+    """
+    order = {name: index % _FOLDS for index, name in enumerate(dict.fromkeys(inputs))}
+    folds = [order[name] for name in inputs]
+    scores: list[Floats] = [np.zeros(0)] * len(folds)
+    for fold in range(_FOLDS):
+        kept = [row for row, other in enumerate(folds) if other != fold]
+        head, weight = fit_head(
+            [hidden[row] for row in kept], [logliks[row] for row in kept], [rewards[row] for row in kept], threshold
+        )
+        for row, other in enumerate(folds):
+            if other == fold:
+                scores[row] = score_outputs(head, weight, hidden[row], logliks[row])
+    return scores
+
+
+def score_outputs(head: Floats, weight: float, hidden: Floats, logliks: Floats) -> Floats:
+    """r(x, y), float[M], of one group's candidates."""
+    return (hidden @ head if len(head) else 0.0) + weight * logliks
 
 
 def _most_probable(pairs: Floats, weights: Floats, mean: Floats, precision: Floats) -> Floats:

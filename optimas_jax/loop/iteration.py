@@ -30,10 +30,10 @@ from optimas_jax.core.values import (
 from optimas_jax.loop.budget import block, cost_so_far, costs_by_role, costs_from, emit_curve, hold_final
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
-from optimas_jax.loop.local_rewards import adapt
+from optimas_jax.loop.local_rewards import adapt, known_weights
 from optimas_jax.loop.state import LabelUse, Runs, State, groups_of_runs, groups_of_trials
 from optimas_jax.loop.steps.gate import gate
-from optimas_jax.loop.steps.propose import Drop, choice_of_model, count_drops, propose
+from optimas_jax.loop.steps.propose import Drop, choice_of_model, count_drops, propose, refuse_choices
 from optimas_jax.loop.steps.race import Race, label, race
 from optimas_jax.search.evidence import WeightEvidence, weight_evidence
 from optimas_jax.search.optimisers.templates import ScoredInstruction
@@ -51,6 +51,7 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
       groups: groups that were collected for it, also with a single candidate.
     """
     state = start(host, config.optimize, reward, groups)
+    state = dataclasses.replace(state, known=known_weights(device, reward))
     try:
         hold_final(host, state.costs, len(state.val_traces), host.price.final_runs)
     except OutOfBudget as reason:
@@ -87,6 +88,7 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
     with block(host, f"{number}/race"):
         inputs = training_inputs(host, search, state, name, number)
         state, runs = with_base_runs(host, state.visited(name), name, inputs)
+        state = refuse_choices(host, device, config, search, state, name)
         proposals, rejected = propose(host, device, config, search, state, name, runs, seed)
         labels = label(host, search, state, name, proposals, runs, rollouts)
         ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.execution import Job
+from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import Example, Group, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget, Usage
 from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prompt, PromptSpace, Value, other_values
@@ -30,6 +31,7 @@ from optimas_jax.rewards.data import save_groups
 from optimas_jax.rewards.pairs import count_informative, count_pairs, is_informative, merge_groups
 from optimas_jax.rewards.split import part_of
 from optimas_jax.rewards.text import text_group
+from optimas_jax.search.evidence import WeightEvidence, weight_of_groups
 from optimas_jax.search.optimisers.demos import demo_pool, propose_demos
 
 REFRESHED = "refreshed"  # folder of ``refresh`` among a run's groups
@@ -279,7 +281,8 @@ def adapt(host: Host, device: Device, config: RunConfig, state: State, fresh: Se
     _report(host, fresh, accuracy, pairs, reward, changed=reward != state.reward)
     if reward == state.reward:
         return state
-    return dataclasses.replace(state, reward=reward, adaptations=state.adaptations + 1, weights={})
+    known = known_weights(device, reward)
+    return dataclasses.replace(state, reward=reward, adaptations=state.adaptations + 1, known=known, weights={})
 
 
 def _train_further(
@@ -302,15 +305,26 @@ def _train_further(
 
 
 def _learnable(config: RunConfig, groups: Sequence[Group]) -> list[Group]:
-    """Informative groups to train on: fitted heads have no epoch to choose, and learn from those inputs, too."""
-    parts = ("train", "stop") if config.reward.heads == "fitted" else ("train",)
-    return [group for part in parts for group in _part(config, groups, part)]
+    """Groups to train on: informative ones of the inputs for training. Fitted heads have no epoch to choose, and learn
+    from the inputs for that, too; groups without a pair tell how far scores differ where rewards do not."""
+    if config.reward.heads == "trained":
+        return _part(config, groups, "train")
+    shares = config.offline.shares
+    return [g for g in groups if len(g.candidates) > 1 and part_of(g.example_id, shares) != "report"]
 
 
 def _part(config: RunConfig, groups: Sequence[Group], part: str) -> list[Group]:
     """Informative groups on the inputs of one part (``rewards.split``)."""
     shares, threshold = config.offline.shares, config.reward.loss.threshold
     return [g for g in groups if is_informative(g.rewards, threshold) and part_of(g.example_id, shares) == part]
+
+
+def known_weights(device: Device, reward: str) -> dict[str, WeightEvidence]:
+    """What the groups that a local reward was fitted on tell of its weight beside labels (``search.evidence``), by
+    component; nothing for trained heads, which have no scores of groups that they have not seen."""
+    if not reward or reward in UNTRAINED:
+        return {}
+    return {name: weight_of_groups(rows) for name, rows in device.rewards.scorer.held_out(reward).items() if rows}
 
 
 def pair_accuracy(

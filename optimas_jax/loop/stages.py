@@ -20,6 +20,7 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import Group, StopRun
 from optimas_jax.core.usage import OutOfBudget
+from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
@@ -87,7 +88,10 @@ def open_run(
         f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.host.folder.path}"
     )
     if any(spec.startswith("random:") for spec in answering(config)):
-        progress.line("the language model has random weights: this shows that everything works, scores mean nothing")
+        passes = ", and every best proposal is accepted" * (config.optimize.gate.kind == "none")
+        progress.line(
+            f"the language model has random weights: this shows that everything works, scores mean nothing{passes}"
+        )
     try:
         yield with_price(run)
     finally:
@@ -196,6 +200,12 @@ def _offline_groups(run: Run) -> list[Group]:
     return groups
 
 
+def groups_so_far(run: Run) -> list[Group]:
+    """Groups of the first collecting and of every iteration."""
+    folders = sorted((run.host.folder.path / "groups").glob("iteration-*"))
+    return [*_offline_groups(run), *(group for folder in folders for group in load_groups(folder) or ())]
+
+
 def _train(run: Run) -> None:
     """Trains the first local reward."""
     if run.config.optimize.score != "local":
@@ -261,11 +271,9 @@ def _refresh(run: Run) -> None:
     if search is None or run.config.optimize.score != "local":
         raise MissingStage(f"no search with local rewards in {run.host.folder.path}: --stage=optimize makes it")
     configuration = load_best(best)
-    folders = sorted((run.host.folder.path / "groups").glob("iteration-*"))
-    known = [*_offline_groups(run), *(group for folder in folders for group in load_groups(folder) or ())]
     with run_limit(run.host, REFRESH):
         _hold_measurements(run.host)
-        name = refresh(run.host, run.device, run.config, configuration, search["reward"], known)
+        name = refresh(run.host, run.device, run.config, configuration, search["reward"], groups_so_far(run))
     run.host.folder.write(REFRESHED_REWARD, {"name": name, "configuration": configuration.to_json()})
 
 
@@ -278,20 +286,27 @@ def _hold_measurements(host: Host) -> None:
 
 def _align(run: Run) -> None:
     """Measures the alignment of the last local reward, under the configuration in ``best/``."""
-    search, trained = run.host.folder.read(OPTIMIZED), run.host.folder.read("reward.json")
-    reward = (search or {}).get("reward") or (trained or {}).get("name")
-    if not reward or run.config.optimize.score != "local":
-        raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
     best = run.host.folder.path / BEST
     configuration = load_best(best) if best.is_dir() else run.host.system.default_configuration()
-    refreshed = run.host.folder.read(REFRESHED_REWARD)
-    if refreshed and refreshed["configuration"] == configuration.to_json():  # of a longer search it may be another one
-        reward = refreshed["name"]
+    reward = last_reward(run, configuration)
     with run_limit(run.host, "align"):
         _hold_measurements(run.host)
         alignment = align(run.host, run.device, run.config, configuration, reward)
     run.host.folder.write("alignment.json", {"reward": reward, "alignment": alignment})
     run.host.folder.emit("alignment", reward=reward, alignment=alignment)
+
+
+def last_reward(run: Run, configuration: Configuration) -> str:
+    """The name of the last local reward: the refreshed one, if it is of this configuration, or the search's, or the
+    first."""
+    search, trained = run.host.folder.read(OPTIMIZED), run.host.folder.read("reward.json")
+    reward = (search or {}).get("reward") or (trained or {}).get("name")
+    if not reward or run.config.optimize.score != "local":
+        raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
+    refreshed = run.host.folder.read(REFRESHED_REWARD)
+    if refreshed and refreshed["configuration"] == configuration.to_json():  # of a longer search it may be another one
+        return refreshed["name"]
+    return reward
 
 
 def _evaluate(run: Run) -> None:

@@ -111,7 +111,9 @@ class State:
       gains: gain of the validation score of every tested proposal, by component; 0 for a refused one.
       history: instructions tried under ``configuration`` with their estimated global reward, by component.
       refused: digests of the configurations that the gate refused in place of this one.
-      weights: statistics of local scores against global rewards under ``configuration`` and ``reward``, by component.
+      known: statistics of local scores against global rewards on the groups that ``reward`` was fitted on, by component
+        (``loop.local_rewards.known_weights``).
+      weights: the same on the labels of races since, under ``configuration`` and ``reward``.
       label_use: worth of the labels, by component.
       dropped: numbers of rejected answers and values, by component and reason.
       learned: ids of the examples whose answers local rewards may have been trained on, by component; those on which
@@ -130,6 +132,7 @@ class State:
     gains: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     history: Mapping[str, tuple[ScoredInstruction, ...]] = dataclasses.field(default_factory=dict)
     refused: frozenset[str] = frozenset()
+    known: Mapping[str, WeightEvidence] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, WeightEvidence] = dataclasses.field(default_factory=dict)
     label_use: Mapping[str, LabelUse] = dataclasses.field(default_factory=dict)
     dropped: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
@@ -145,6 +148,10 @@ class State:
         """The state after local rewards of components may have been trained on answers to these examples."""
         more = {name: self.learned.get(name, frozenset()) | set(ids) for name, ids in examples.items()}
         return dataclasses.replace(self, learned={**self.learned, **more})
+
+    def weight_evidence(self, name: str) -> WeightEvidence:
+        """What is known of the weight of a component's local reward beside labels (``search.evidence``)."""
+        return self.known.get(name, WeightEvidence()) + self.weights.get(name, WeightEvidence())
 
     def gated(self, name: str, gain: float) -> State:
         """The state after the gate tested one more proposal of a component."""

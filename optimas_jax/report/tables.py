@@ -65,8 +65,8 @@ def result_table(results: Mapping[str, Any]) -> Table:
 def alignment_table(alignment: Mapping[str, Mapping[str, Any]]) -> Table:
     """Alignment of local rewards with the global reward, on report inputs under the final configuration."""
     table = Table(title="Alignment on inputs not trained on (pair accuracy; chance 0.5)")
-    measured = ("local reward", "95 % interval", "pairs", "inputs", "Spearman", "shorter", "likelier", "ceiling")
-    for column in ("component", *measured):
+    measured = ("local reward", "95 % interval", "pairs", "inputs", "Spearman")
+    for column in ("component", *measured, "shorter", "likelier", "majority", "ceiling"):
         table.add_column(column, justify="left" if column == "component" else "right")
     for name, row in alignment.items():
         table.add_row(
@@ -78,6 +78,7 @@ def alignment_table(alignment: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{row['spearman']:.2f}",
             f"{row['controls']['shorter']:.3f}",
             f"{row['controls']['loglik']:.3f}",
+            f"{row['controls']['majority']:.3f}",
             "" if row.get("ceiling") is None else f"{row['ceiling']:.3f}",
         )
     return table

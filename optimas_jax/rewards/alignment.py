@@ -1,4 +1,4 @@
-"""Alignment of local rewards with the global reward, on inputs without training, beside two trivial controls."""
+"""Alignment of local rewards with the global reward, on inputs without training, beside controls that learn nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from optimas_jax.core.selection import agreement
 from optimas_jax.core.stats import RESAMPLES, two_level_interval
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, digest
@@ -31,12 +32,13 @@ class Alignment:
       ci95: bootstrap interval over inputs, since pairs of one input are not independent; None below five inputs.
       n_pairs, n_inputs: numbers of pairs and inputs.
       spearman: mean rank correlation within groups.
-      shorter, loglik: pair accuracy of two controls: the shorter output wins; the likelier output under the base model
-        wins.
+      shorter, loglik, majority: pair accuracy of three controls: the shorter output wins; the likelier one under the
+        base model; the one that agrees most with the others of its group (``core.selection.agreement``).
       ceiling: pair accuracy of a second, independent set of Monte Carlo rewards on the pairs that it covers, an
         estimate of what a perfect predictor reaches; None without a second set.
-      by_input: by id of the example the number of ``pairs``, and how many of them each of ``local``, ``shorter`` and
-        ``loglik`` orders as the rewards do; of ``ceiling_pairs`` that the second set covers it orders ``ceiling`` so.
+      by_input: by id of the example the number of ``pairs``, and how many of them each of ``local``, ``shorter``,
+        ``loglik`` and ``majority`` orders as the rewards do; of ``ceiling_pairs`` that the second set covers it orders
+        ``ceiling`` so.
     """
 
     pair_accuracy: float
@@ -46,14 +48,20 @@ class Alignment:
     spearman: float
     shorter: float
     loglik: float
+    majority: float
     ceiling: float | None = None
     by_input: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields; the two controls together under ``controls``."""
+        """All fields; the controls together under ``controls``."""
         data = dataclasses.asdict(self)
-        controls = {name: data.pop(name) for name in ("shorter", "loglik")}
+        controls = {name: data.pop(name) for name in ("shorter", "loglik", "majority")}
         return {**data, "controls": controls}
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it may choose among outputs: ahead of chance, likelihood and majority, on five inputs or more."""
+        return self.n_inputs >= _FEWEST and self.pair_accuracy > max(0.5, self.loglik, self.majority)
 
 
 def report_groups(groups: Sequence[Group], shares: Shares, configuration: str) -> list[Group]:
@@ -89,6 +97,7 @@ def measure_alignment(
         accuracy, pairs = pair_accuracy(scores, rewards, threshold)
         shorter = [[-len(c) for c in t.candidates] for t in texts]
         logliks = scorer.logliks(texts)
+        majority = [agreement(t.candidates) for t in texts]
         covered = _covered(informative, second)
         result[name] = Alignment(
             pair_accuracy=accuracy,
@@ -98,6 +107,7 @@ def measure_alignment(
             spearman=float(np.mean([_spearman(s, r) for s, r in zip(scores, rewards, strict=True)])),
             shorter=pair_accuracy(shorter, rewards, threshold)[0],
             loglik=pair_accuracy(logliks, rewards, threshold)[0],
+            majority=pair_accuracy(majority, rewards, threshold)[0],
             ceiling=noise_ceiling(informative, second, threshold),
             by_input=_by_input(
                 inputs,
@@ -105,6 +115,7 @@ def measure_alignment(
                     "local": _counts(scores, rewards, threshold),
                     "shorter": _counts(shorter, rewards, threshold),
                     "loglik": _counts(logliks, rewards, threshold),
+                    "majority": _counts(majority, rewards, threshold),
                     "ceiling": _counts(*covered, threshold),
                 },
             ),
@@ -174,7 +185,7 @@ def pooled_pair_accuracy(
 
     Args:
       runs: ``Alignment.by_input`` of one component, of at least two runs on the same data.
-      predictor: ``local``, ``shorter``, ``loglik`` or ``ceiling``.
+      predictor: ``local``, ``shorter``, ``loglik``, ``majority`` or ``ceiling``.
 
     Raises:
       ValueError: fewer than two runs, or no pairs.

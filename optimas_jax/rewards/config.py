@@ -17,7 +17,8 @@ class RewardConfig:
     Attributes:
       model: spec of the backbone.
       heads: ``trained`` with adapters by gradient steps (paper), or ``fitted`` in closed form beside the likelihood of
-        an output, which few labels suffice for (``learn.fit``); adapters, rates and epochs are not used then.
+        an output, which few labels suffice for (``learn.fit``); adapters, rates and epochs are not used then. Choose
+        ``trained`` to tune weights: with ``fitted`` a policy would be paid for likelier outputs.
       lora, loss, batch: see ``models.config``, ``learn.config``.
       batch_groups: groups of a training step, at most; 0 for as many as fit.
       learning_rate: peak, of training on the offline groups.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optimas_jax.core.progress import Progress
-from optimas_jax.core.selection import LIKELIHOOD, RANDOM, random_score
+from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM, agreement, random_score
 from optimas_jax.core.system import System
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.learn.store import CheckpointStore
@@ -36,7 +36,7 @@ class RewardScorer:
     def __init__(self, batches: RewardBatches, checkpoints: CheckpointStore, tape: Tape, progress: Progress):
         self._batches, self._checkpoints, self._tape, self._progress = batches, checkpoints, tape, progress
         self._loaded: tuple[str, Params, Params] | None = None  # name, merged weights, head
-        self._bases: dict[str, list[float] | None] = {}  # by name, weights of the log-likelihood by component, if any
+        self._fitted: dict[str, Mapping[str, Any]] = {}  # by name, what the metadata of fitted heads add
 
     @property
     def config(self) -> RewardConfig:
@@ -48,9 +48,7 @@ class RewardScorer:
         if reward == LIKELIHOOD:
             return self.logliks(groups)
         scores = self._memoised("score", reward, groups)
-        if reward not in self._bases:
-            self._bases[reward] = (self._checkpoints.metadata(reward) or {}).get("base")
-        base = self._bases[reward]
+        base = self._of_fitted(reward).get("base")
         if base is None:
             return scores
         weights = dict(zip(self._batches.components, base, strict=True))
@@ -63,9 +61,20 @@ class RewardScorer:
         """Log-probability of every candidate given its prefix under the untrained backbone, in nats."""
         return self._memoised("loglik", self.config.model, groups)
 
+    def held_out(self, reward: str) -> Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]:
+        """By component, rewards of each group that heads were fitted on, and scores from heads fitted without its
+        input; empty for trained heads."""
+        return self._of_fitted(reward).get("held_out", {})
+
+    def _of_fitted(self, reward: str) -> Mapping[str, Any]:
+        if reward not in self._fitted:
+            metadata = self._checkpoints.metadata(reward) or {}
+            self._fitted[reward] = {key: metadata[key] for key in ("base", "held_out") if key in metadata}
+        return self._fitted[reward]
+
     def check(self, reward: str) -> None:
         """Raises ``StopRun`` if the run has no local reward of that name, or its backbone differs."""
-        if reward == LIKELIHOOD:
+        if reward in (LIKELIHOOD, MAJORITY):
             return
         metadata = self._checkpoints.metadata(reward)
         if metadata is None:
@@ -173,6 +182,8 @@ class InstanceScorer:
         self, component: str, example_id: str, inputs: Fields, outputs: Sequence[Fields], reward: str
     ) -> Sequence[float]:
         """Raises ``StopRun`` if the run has no such local reward."""
+        if reward == MAJORITY:
+            return agreement(text_group(self._system, component, inputs, outputs).candidates)
         if reward == RANDOM:
             return [random_score(self._seed, component, example_id, one) for one in outputs]
 

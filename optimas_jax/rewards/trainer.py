@@ -17,7 +17,7 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.batches import plan_batches
-from optimas_jax.learn.fit import fit_head
+from optimas_jax.learn.fit import fit_head, held_out_scores, score_outputs
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.learn.token_group import TokenGroup, are_alike
 from optimas_jax.learn.train_state import TrainState, init_state, learning_rate, make_optimizer, means
@@ -42,6 +42,7 @@ class RewardTrainer:
     def __init__(self, batches: RewardBatches, checkpoints: CheckpointStore, progress: Progress):
         self._batches, self._checkpoints, self._progress = batches, checkpoints, progress
         self._config = batches.config
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by group, see _states
 
     def train(
         self,
@@ -53,11 +54,11 @@ class RewardTrainer:
         epochs: int,
         seed: int,
     ) -> tuple[str, dict[str, Any]]:
-        """Trains on the groups with a pair (``rewards.pairs``); other groups are left out.
+        """Trains on the groups with a pair (``rewards.pairs``); of other groups fitted heads take the held-out scores.
 
         From fresh weights the learning rate warms up to its peak and decays. From a parent it is a constant share of
         the peak (``RewardConfig.adapt_rate``), so that a few fresh groups do not overwrite the parent. Fitted heads
-        need no parent, epochs or seed: the caller gives all groups.
+        need no parent, epochs or seed: the caller gives all groups, those without a pair, too.
 
         Args:
           system: renders the groups.
@@ -70,7 +71,9 @@ class RewardTrainer:
         Returns:
           The name of the new local reward, or ``parent`` if no group has a pair; and metadata: ``groups``, the number
           with a pair; ``alike``, the number whose candidates became equal by truncation; ``history``, loss and pair
-          accuracies by epoch.
+          accuracies by epoch. Of fitted heads also ``base``, the weight of the log-likelihood by component, and
+          ``held_out``: by component, rewards and scores of each group of ``train``, from heads fitted without its
+          input.
 
         Raises:
           NonFiniteLoss: if the loss is not finite.
@@ -80,8 +83,10 @@ class RewardTrainer:
         if parent is not None and not learnable:
             return parent, {"parent": parent, "groups": 0, "alike": 0, "history": []}
         config = dataclasses.asdict(self._config)
-        data = [[_group_digest(group) for group in part] for part in (learnable, evaluated)]
         fitted = self._config.heads == "fitted"
+        if fitted:
+            learnable = [group for group in train if len(group.candidates) > 1]
+        data = [[_group_digest(group) for group in part] for part in (learnable, evaluated)]
         how = ("fit",) if fitted else (parent, epochs, seed)
         name = digest("train", config, self._batches.components, data, *how)
         metadata = self._checkpoints.metadata(name)
@@ -133,32 +138,46 @@ class RewardTrainer:
         return kept, metadata
 
     def _fit(self, system: System, train: Sequence[Group], stop: Sequence[Group]) -> tuple[Params, dict[str, Any]]:
-        """Heads in closed form (``learn.fit``), and adapters that change nothing; ``base`` in the metadata has the
-        weight of the log-likelihood by component."""
+        """Heads in closed form (``learn.fit``), and adapters that change nothing; metadata as in ``train``."""
         batches, threshold = self._batches, self._config.loss.threshold
-        (learnable, alike), (evaluated, _) = self._tokens(system, train), self._tokens(system, stop)
-        every = [*learnable, *evaluated]
-        hidden = self._by_group("hidden", every, batches.hidden)
-        logliks = self._by_group("logliks", every, batches.logliks)
+        (known, alike), (evaluated, _) = self._tokens(system, train), self._tokens(system, stop)
+        hidden, logliks = self._states([*known, *evaluated])
         kernel = np.zeros(batches.shapes["head"]["kernel"].shape, np.float32)
-        base = []
-        for index in range(len(batches.components)):
-            rows = [row for row, group in enumerate(learnable) if group.component == index]
-            rewards = [learnable[row].rewards for row in rows]
-            head, weight = fit_head([hidden[row] for row in rows], [logliks[row] for row in rows], rewards, threshold)
+        scores: list[np.ndarray] = [np.zeros(0)] * len(hidden)
+        base, held_out = [], {}
+        for index, name in enumerate(batches.components):
+            rows = [row for row, group in enumerate(known) if group.component == index]
+            rewards = [known[row].rewards for row in rows]
+            parts = [hidden[row] for row in rows], [logliks[row] for row in rows], rewards
+            head, weight = fit_head(*parts, threshold)
             if len(head):
                 kernel[:, index] = head
             base.append(weight)
-        scores = [
-            states @ kernel[:, group.component] + base[group.component] * likely
-            for group, states, likely in zip(every, hidden, logliks, strict=True)
+            unseen = held_out_scores(*parts, [train[row].example_id for row in rows], threshold)
+            held_out[name] = [[list(given), one.tolist()] for given, one in zip(rewards, unseen, strict=True)]
+            for row, group in enumerate([*known, *evaluated]):
+                if group.component == index:
+                    scores[row] = score_outputs(kernel[:, index], weight, hidden[row], logliks[row])
+        count = len(known)
+        accuracies = [
+            pair_accuracy([one.tolist() for one in of_part], [group.rewards for group in part], threshold)
+            for of_part, part in ((scores[:count], known), (scores[count:], evaluated))
         ]
-        count = len(learnable)
-        parts = ((scores[:count], learnable), (scores[count:], evaluated))
-        accuracy = [pair_accuracy(of_part, [group.rewards for group in part], threshold)[0] for of_part, part in parts]
-        history = [{"pair_accuracy": accuracy[0], "held_out_pair_accuracy": accuracy[1]}] if learnable else []
+        names = ("pair_accuracy", "held_out_pair_accuracy")
+        row = {name: accuracy for name, (accuracy, pairs) in zip(names, accuracies, strict=True) if pairs}
         trainable = {**jax.device_get(batches.initial(0)), "head": {"kernel": kernel}}
-        return trainable, {"groups": len(learnable), "alike": alike, "history": history, "base": base}
+        metadata = {"groups": len(self._informative(train)), "alike": alike, "history": [row] if row else []}
+        return trainable, {**metadata, "base": base, "held_out": held_out}
+
+    def _states(self, groups: Sequence[TokenGroup]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Hidden state [M, D] and log-likelihood [M] of the candidates of each group. They are of the frozen backbone,
+        so those of an earlier fit are still known."""
+        keys = [digest(group.text) for group in groups]
+        new = {key: group for key, group in zip(keys, groups, strict=True) if key not in self._known}
+        hidden = self._by_group("hidden", list(new.values()), self._batches.hidden)
+        logliks = self._by_group("logliks", list(new.values()), self._batches.logliks)
+        self._known |= dict(zip(new, zip(hidden, logliks, strict=True), strict=True))
+        return [self._known[key][0] for key in keys], [self._known[key][1] for key in keys]
 
     def _by_group(
         self, kind: str, groups: Sequence[TokenGroup], function: BatchFunction[np.ndarray]

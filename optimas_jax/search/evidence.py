@@ -21,6 +21,7 @@ All arrays may have leading batch dimensions, written ``...``. P proposals, N in
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,6 +209,23 @@ def mean_local(evidence: Evidence) -> Floats:
 def weight_evidence(evidence: Evidence) -> WeightEvidence:
     """Statistics of the weight from the labels of ``evidence`` that the local reward has not seen."""
     return _pairs(evidence).statistics()
+
+
+def weight_of_groups(groups: Sequence[tuple[Sequence[float], Sequence[float]]]) -> WeightEvidence:
+    """Statistics of the weight from groups of outputs with known rewards, which the local reward has not seen.
+
+    Args:
+      groups: rewards and local scores of each group's outputs, the output in use first; at least one group.
+    """
+    most = max(len(rewards) for rewards, _ in groups)
+    local, reward = np.zeros((2, most, len(groups)))
+    tried = np.zeros((most, len(groups)), bool)
+    for column, (rewards, scores) in enumerate(groups):
+        rows = slice(1, len(rewards))
+        local[rows, column] = np.subtract(scores, scores[0])[1:]
+        reward[rows, column] = np.subtract(rewards, rewards[0])[1:]
+        tried[rows, column] = True
+    return weight_evidence(Evidence(local=local, reward=reward, changed=tried, tried=tried))
 
 
 def shrunk_weight(stats: WeightEvidence) -> Floats:

@@ -24,11 +24,12 @@ class GateConfig:
     """When a proposal passes.
 
     Attributes:
-      kind: ``strict`` (paper: a higher sum of scores) or ``paired`` (sign-flip test).
+      kind: ``strict`` (paper: a higher sum of scores), ``paired`` (sign-flip test) or ``none``: the best proposal
+        always passes (an ablation: local rewards alone decide).
       level: of the ``paired`` gate: probability of passing without a gain, all looks together.
     """
 
-    kind: Literal["strict", "paired"] = "paired"
+    kind: Literal["strict", "paired", "none"] = "paired"
     level: Annotated[float, Range(0, 0.5, closed=False)] = 0.5
 
 
@@ -46,7 +47,7 @@ def looks(config: GateConfig, n: int) -> tuple[int, ...]:
             f"a {config.kind} gate at level {config.level} needs at least {needed} validation examples, got {n}: "
             "give it more examples, raise the level of the gate or choose gate.kind=strict"
         )
-    if config.kind == "strict" or n == 1:
+    if config.kind != "paired" or n == 1:
         return (n,)
     return (*[n // 4] * (n // 4 >= _FEWEST), n // 2, n)
 
@@ -79,6 +80,8 @@ def passes(config: GateConfig, differences: np.ndarray, n: int) -> np.ndarray:
     spends nothing.
     """
     seen = differences.shape[-1]
+    if config.kind == "none":
+        return np.ones(differences.shape[:-1], bool)
     if config.kind == "strict":
         return differences.sum(-1) > 0
     level = np.full(differences.shape[:-1], config.level)

@@ -1,6 +1,7 @@
 """GGUF files: every stored type, every architecture, and what is said of files that are not whole."""
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -11,16 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from gguf_files import WIDE, WIDE_SHAPES, wide, write
 
 from optimas_jax.checkpoints.gguf import GGUF_TYPES, read_gguf
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import WeightsError, load_config, load_params, params_from_tensors, resolve
+from optimas_jax.models.backbone import Network, merge_model
 from optimas_jax.models.config import config_from_hf
+from optimas_jax.models.forward import forward
 from optimas_jax.parallel.platform import Compute
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 F32 = Compute(jnp.dtype(jnp.float32), "tiled")
+LLAMA_CPP = np.load(GOLDEN / "gguf_types.npz")
+TYPES_OF_LLAMA_CPP = [name.removeprefix("logits/") for name in LLAMA_CPP.files if name.startswith("logits/")]
 
 
 def load(path: Path):
@@ -46,6 +52,19 @@ def test_every_type_is_dequantised_in_place(tmp_path, kind):
     path = write(tmp_path / "model.gguf", WIDE, stored, kinds)
     assert {tensor.kind for tensor in read_gguf(path).tensors.values()} == {kind, "F32"}
     assert_equal(load(path), params_of(WIDE, expected))
+
+
+@pytest.mark.parametrize("kind", TYPES_OF_LLAMA_CPP)
+def test_logits_of_every_type_are_llama_cpps(tmp_path, kind):
+    """llama.cpp rounds activations to 8 bits before most products, hence the tolerance; its file had these bytes."""
+    stored, kinds, _ = wide(kind)
+    path = write(tmp_path / "model.gguf", WIDE, stored, kinds)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == str(LLAMA_CPP[f"sha256/{kind}"])
+    network = Network(load_config(resolve(str(path))), F32)
+    params, expected = load(path), LLAMA_CPP[f"logits/{kind}"]
+    hidden = forward(network, params, *tiny.plain(LLAMA_CPP["input_ids"].tolist(), tiled=True))
+    logits = merge_model(network, params).logits(hidden[: len(expected)])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=0.15)
 
 
 def test_every_type_that_gguf_can_dequantise_is_read():

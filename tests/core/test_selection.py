@@ -11,7 +11,7 @@ from fakes import ScriptedCompleter
 from systems import example, system, tool
 
 from optimas_jax.core.execution import Job, run_many
-from optimas_jax.core.selection import choose
+from optimas_jax.core.selection import agreement, choose
 from optimas_jax.core.system import Meter
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, PerInstance, Prompt
@@ -163,3 +163,10 @@ def test_a_selector_names_the_model_that_another_component_asks():
     assert [run(one, both, "router", q=q).outputs["a_out"] for q in (3, 8)] == ["I am small", "I am large"]
     assert "large" not in model.requests[-1].messages[0].content  # the name is for the engine, not for the model
     assert len(model.requests) == 3  # choosing a model asks nobody
+
+
+def test_agreement_is_the_mean_overlap_with_the_other_outputs():
+    assert agreement(["Rome", "rome", "Paris"]) == pytest.approx([0.5, 0.5, 0.0])
+    assert agreement(["a b", "a"]) == pytest.approx([2 / 3, 2 / 3])
+    assert agreement(["alone"]) == [0.0] and agreement([]) == []
+    assert agreement(["", ""]) == [1.0, 1.0]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimas_jax.learn.fit import fit_head
+from optimas_jax.learn.fit import fit_head, held_out_scores
 from optimas_jax.rewards.pairs import count_pairs
 
 
@@ -72,3 +72,27 @@ def test_units_do_not_matter(seed, nats, hidden_unit):
     scores = [h @ head + weight * ll for h, ll in zip(hidden, logliks, strict=True)]
     others = [hidden_unit * h @ scaled[0] + nats * scaled[1] * ll for h, ll in zip(hidden, logliks, strict=True)]
     assert np.concatenate(scores) == pytest.approx(np.concatenate(others), rel=2e-2, abs=2e-2)
+
+
+def test_held_out_scores_are_of_heads_that_have_not_seen_the_input():
+    """Labels that follow nothing are fitted well, and no better than by chance where they were left out."""
+    rng = np.random.default_rng(5)
+    hidden, logliks, rewards = groups(rng, 60, 0.0, size=200)
+    logliks = [0.0 * ll for ll in logliks]
+    rewards = [list(rng.permutation(4.0 * np.arange(4))) for _ in rewards]
+    inputs = [f"e{index // 2}" for index in range(60)]
+    scores = held_out_scores(hidden, logliks, rewards, inputs, 0.0)
+    right, pairs = np.sum([count_pairs(s, r, 0.0) for s, r in zip(scores, rewards, strict=True)], 0)
+    seen = accuracy(*fit_head(hidden, logliks, rewards, 0.0), hidden, logliks, rewards)
+    assert seen > 0.7 and 0.4 < right / pairs < 0.6
+
+
+def test_held_out_scores_of_one_fold_by_hand():
+    hidden, logliks, rewards = groups(np.random.default_rng(6), 6, 1.0)
+    scores = held_out_scores(hidden, logliks, rewards, list("abcdef"), 0.0)
+    others = [1, 2, 3, 4]  # "a" and "f" are in the first of five folds
+    head, weight = fit_head(*([part[i] for i in others] for part in (hidden, logliks, rewards)), 0.0)
+    np.testing.assert_allclose(scores[5], hidden[5] @ head + weight * logliks[5], rtol=1e-5)
+    assert [len(one) for one in held_out_scores([], [], [], [], 0.0)] == []
+    [alone] = held_out_scores(hidden[:1], logliks[:1], rewards[:1], ["a"], 0.0)  # nothing is left to learn from
+    assert alone.argmax() == logliks[0].argmax()

@@ -32,7 +32,7 @@ def test_alignment_is_measured_on_report_inputs_with_a_ceiling(tmp_path: Path) -
     assert saved["reward"] and set(rows) <= {"context_retriever", "answer_generator"} and "answer_generator" in rows
     for row in rows.values():
         assert 0 <= row["pair_accuracy"] <= 1 and row["n_pairs"] >= row["n_inputs"] >= 1
-        assert set(row["controls"]) == {"shorter", "loglik"}
+        assert set(row["controls"]) == {"shorter", "loglik", "majority"}
         assert row["ceiling"] == 1.0  # the scripted model answers the same every time
     report = sum(part_of(f"train-{index:04d}", config.offline.shares) == "report" for index in range(32))
     assert all(row["n_inputs"] <= report for row in rows.values())

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from enumerable import ExactRewards, make_run
 from systems import example, group, system, tool
@@ -36,11 +36,20 @@ class Trainer(ExactRewards):
         return f"trained-{len(self.calls)}", {"history": []}
 
 
-def a_run(some_system: System, workdir: Path, *, seed: int = 0, offline: OfflineConfig | None = None, **search) -> Run:
+def a_run(
+    some_system: System,
+    workdir: Path,
+    *,
+    seed: int = 0,
+    offline: OfflineConfig | None = None,
+    heads: Literal["trained", "fitted"] = "trained",
+    **search,
+) -> Run:
     """A run with ``INPUTS`` to train on."""
     settings = {"mode": "improved", "engine": Trainer(some_system, workdir), "iterations": 1, **search}
     run = make_run(some_system, workdir, seed=seed, **settings)
-    config = dataclasses.replace(run.config, offline=offline or run.config.offline)
+    reward = dataclasses.replace(run.config.reward, heads=heads)
+    config = dataclasses.replace(run.config, offline=offline or run.config.offline, reward=reward)
     return dataclasses.replace(run, host=dataclasses.replace(run.host, splits={"train": INPUTS}), config=config)
 
 
@@ -145,6 +154,17 @@ def test_a_local_reward_learns_from_inputs_for_training_and_stops_by_inputs_for_
     shares = run.config.offline.shares
     for part, taken in (("train", learned), ("stop", stopping)):
         assert taken == [one for one in groups if part_of(one.example_id, shares) == part]
+
+
+def test_fitted_heads_learn_from_all_but_report_inputs_and_see_ties(tmp_path: Path) -> None:
+    run = a_run(CHAIN, tmp_path, heads="fitted")
+    groups = [*labelled(INPUTS[:40]), *labelled(INPUTS[40:], rewards=(0.5, 0.5))]
+    single = [dataclasses.replace(one, candidates=one.candidates[:1]) for one in labelled(INPUTS, step="one")]
+    train_first(run.host, run.device, run.config, [*groups, *single])
+    close(run)
+    [(learned, stopping)] = run.device.rewards.trainer.calls
+    assert learned == [one for one in groups if part_of(one.example_id, run.config.offline.shares) != "report"]
+    assert not stopping
 
 
 def adapted(workdir: Path, earlier: Sequence[Group], fresh: Sequence[Group], **search: Any) -> tuple[Run, list[Group]]:

@@ -59,7 +59,7 @@ def test_a_run_improves_the_system_and_leaves_everything(straight) -> None:
     assert results["n"] == len(results["baseline"]["scores"]) == 12
     assert sum(row["n"] for row in results["by_kind"].values()) == 12
     # Measured under the final configuration alone, which has few groups after an accepted change.
-    assert all(set(row["controls"]) == {"shorter", "loglik"} for row in results["alignment"].values())
+    assert all(set(row["controls"]) == {"shorter", "loglik", "majority"} for row in results["alignment"].values())
     assert set(results["label_use"]) == {"context_retriever", "answer_generator"}
     assert set(results["dropped"]) <= set(results["label_use"])
     paid = sum(row["paid_calls"] for roles in results["ledger"].values() for row in roles.values())

@@ -134,6 +134,9 @@ def test_alignment_stands_beside_its_controls():
     assert (row.n_pairs, row.n_inputs, row.ci95, row.ceiling) == (4, 2, None, None)
     assert row.pair_accuracy == row.shorter == 0.75
     assert row.loglik == 0.25
+    assert row.majority == 0.5 and not row.is_ahead  # no output shares a word with another; two inputs are too few
+    ahead = dataclasses.replace(row, n_inputs=5)
+    assert ahead.is_ahead and not dataclasses.replace(ahead, majority=0.75).is_ahead
     assert row.spearman == pytest.approx((0.5 + 1.0) / 2)
     assert measure_alignment(Scorer(), "name", SYSTEM, groups, groups)["a"].ceiling == 1.0
 
@@ -171,8 +174,10 @@ def test_counts_by_input_add_up_to_the_pair_accuracy():
         group(({"a_out": "xx"}, 0.0), ({"a_out": "x"}, 1.0), name="e2"),
     ]
     row = measure_alignment(Scorer(), "name", SYSTEM, groups, groups)["a"]
-    assert row.by_input["e1"] == {"pairs": 3, "local": 2, "shorter": 2, "loglik": 1, "ceiling": 3, "ceiling_pairs": 3}
-    assert row.by_input["e2"] == {"pairs": 1, "local": 1, "shorter": 1, "loglik": 0, "ceiling": 1, "ceiling_pairs": 1}
+    counts = {"pairs": 3, "local": 2, "shorter": 2, "loglik": 1, "majority": 1.5, "ceiling": 3, "ceiling_pairs": 3}
+    assert row.by_input["e1"] == counts
+    counts = {"pairs": 1, "local": 1, "shorter": 1, "loglik": 0, "majority": 0.5, "ceiling": 1, "ceiling_pairs": 1}
+    assert row.by_input["e2"] == counts
     assert sum(counts["local"] for counts in row.by_input.values()) / row.n_pairs == row.pair_accuracy
 
 

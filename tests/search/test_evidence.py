@@ -17,6 +17,7 @@ from optimas_jax.search.evidence import (
     mean_local,
     shrunk_weight,
     weight_evidence,
+    weight_of_groups,
 )
 
 NAN = np.nan
@@ -279,3 +280,31 @@ def test_variances_are_the_squared_errors(correlation):
     estimate = estimate_gains(evidence)
     assert estimate.variance.mean() == pytest.approx(((estimate.gain - truth) ** 2).mean(), rel=0.07)
     assert estimate.labelled_variance.mean() == pytest.approx(((estimate.labelled_gain - truth) ** 2).mean(), rel=0.07)
+
+
+# Groups that a local reward was fitted on
+
+
+def test_groups_are_proposals_against_their_first_output():
+    groups = [([0.0, 1.0, 0.0], [3.0, 5.0, 3.0]), ([1.0, 0.0], [0.0, -1.0]), ([0.5, 0.5, 1.0], [1.0, 1.5, 4.0])]
+    local = [[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]]
+    reward = [[1.0, -1.0, 0.0], [0.0, NAN, 0.5]]
+    there = np.array([[True, True, True], [True, False, True]])
+    expected = weight_evidence(Evidence(local, reward, there, there))
+    for one, other in zip(weight_of_groups(groups).arrays, expected.arrays, strict=True):
+        np.testing.assert_allclose(one, other)
+
+
+def test_groups_where_nothing_differs_tell_nothing():
+    assert shrunk_weight(weight_of_groups([([0.5, 0.5], [1.0, 1.0])] * 9)) == 0.0
+
+
+def test_known_groups_are_worth_labels():
+    """What is known beforehand lets few labels be corrected by local scores at once."""
+    rng = np.random.default_rng(0)
+    groups = []
+    for _ in range(40):
+        scores = rng.standard_normal(4)
+        groups.append((list(0.7 * scores + 0.3 * rng.standard_normal(4)), list(scores)))
+    evidence = random_evidence(1, labelled=4)
+    assert effective_runs(evidence, weight_of_groups(groups)) > 1.2 * evidence.labelled.sum()

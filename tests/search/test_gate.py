@@ -183,3 +183,11 @@ def test_futility_costs_little_power_and_saves_a_third_where_there_is_no_gain():
     at_the_end = passes(paired(), 0.1 + noise, N).mean()
     assert replay(paired(), 0.1 + noise)[0].mean() >= at_the_end - 0.05
     assert replay(paired(), noise)[1].mean() <= 22
+
+
+def test_without_a_gate_everything_passes_after_all_runs():
+    gate = GateConfig("none")
+    assert looks(gate, 32) == (32,)
+    assert decide(gate, [-1.0, 0.0], 2) == "accept"
+    accepted, used = replay(gate, [[-1.0, 0.0], [1.0, 1.0]])
+    assert accepted.all() and used.tolist() == [2, 2]

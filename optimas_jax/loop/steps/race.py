@@ -92,7 +92,7 @@ def race(
             answers = follow(host, state, name, answers, runs, rollouts)
         trials |= answers
         evidence = differences(host, device, config, state, name, proposals, trials, runs)
-        estimate = estimate_gains(evidence, state.weights.get(name))
+        estimate = estimate_gains(evidence, state.weight_evidence(name))
         gains = mean_local(evidence) if config.ranking == "mean" and config.score != "global" else estimate.gain
         order = sorted(range(len(proposals)), key=lambda row: -gains[row])
         alive = [proposals[row] for row in order if proposals[row] in alive]
@@ -117,13 +117,16 @@ def labels_all(host: Host, config: OptimizeConfig, name: str) -> bool:
 
 def uses_local_reward(host: Host, device: Device, config: OptimizeConfig, state: State, name: str) -> bool:
     """Whether trials without labels are judged by their local score: not where every trial is labelled, nor where the
-    local reward had next to nothing to learn from (random numbers stand for it there, too)."""
+    local reward had next to nothing to learn from (random numbers stand for it there, too). Fitted heads then know
+    likelihood."""
     if labels_all(host, config, name) or config.score == "off":
         return False
     if config.score in _UNTAUGHT:
         return True
-    threshold = device.rewards.scorer.config.loss.threshold
-    return config.ranking == "mean" or count_informative(state.evidence, name, threshold) >= config.fewest_groups
+    settings = device.rewards.scorer.config
+    if config.ranking == "mean" or settings.heads == "fitted":
+        return True
+    return count_informative(state.evidence, name, settings.loss.threshold) >= config.fewest_groups
 
 
 def differences(

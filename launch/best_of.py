@@ -1,0 +1,106 @@
+"""Best-of-N on examples that no search has seen: what choosing among N outputs of a component brings, by local reward,
+by random numbers, by likelihood, and by majority (the output that agrees most with the others).
+
+python launch/best_of.py FOLDER [FOLDER ...] [--components=hint_generator,answer_generator] [--samples=8]
+
+Each run folder has a finished search with local rewards; the last of them is used, under the configuration that the
+search ended with (after --stage=refresh the refreshed one). Prints mean scores by folder, and the difference of the
+local reward to every other rule with its interval: over folders, which are runs of several seeds, and examples, or over
+the examples of a single folder. The scores are in best_of.json of each folder. The same command again pays nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+from optimas_jax.parallel.large_pages import use_large_pages
+
+if __name__ == "__main__":
+    use_large_pages()
+
+import numpy as np
+from absl import app, flags
+
+from optimas_jax.core.stats import interval
+from optimas_jax.core.types import StopRun
+from optimas_jax.core.values import PromptSpace
+from optimas_jax.loop.choices import LOCAL, RULES, measure_choices
+from optimas_jax.loop.config import parse_config
+from optimas_jax.loop.journal import BEST, load_best
+from optimas_jax.loop.stages import last_reward, open_run
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.flag_errors import parse_flags
+
+_COMPONENTS = flags.DEFINE_list("components", [], "Names, separated by commas; default: every component with a prompt.")
+_SAMPLES = flags.DEFINE_integer("samples", 8, "N: outputs to choose among.", lower_bound=2)
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "confirm", "val", "train"], "Examples to measure on.")
+
+Scores = dict[str, dict[str, list[float]]]  # by component and rule
+
+
+def measure(folder: Path, progress: ConsoleProgress) -> Scores:
+    """Scores of one run folder's components by rule, example by example."""
+    config = parse_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    with open_run(config, folder, progress) as run, run.host.ledger.phase("best_of"):
+        configuration = load_best(folder / BEST)
+        reward = last_reward(run, configuration)
+        prompts = [n for n in run.host.components if isinstance(run.host.system.by_name[n].space, PromptSpace)]
+        unknown = set(_COMPONENTS.value) - set(prompts)
+        if unknown:
+            raise StopRun(f"no component with a prompt is named {', '.join(sorted(unknown))}: {', '.join(prompts)}")
+        scores = {
+            name: measure_choices(
+                run.host,
+                configuration,
+                name,
+                reward,
+                run.host.splits[_SPLIT.value],
+                samples=_SAMPLES.value,
+                temperature=config.collect.temperature,
+            )
+            for name in _COMPONENTS.value or prompts
+        }
+        run.host.folder.write("best_of.json", {"reward": reward, "samples": _SAMPLES.value, "scores": scores})
+    return scores
+
+
+def table(name: str, folders: list[Scores]) -> str:
+    """Markdown of one component: mean score of each folder by rule, and how far the local reward is ahead of it."""
+    means = {rule: [statistics.fmean(scores[name][rule]) for scores in folders] for rule in RULES}
+    lines = [
+        f"{name}:",
+        "",
+        "| rule | mean score by run | mean | local reward ahead by |",
+        "| --- | --- | ---: | --- |",
+    ]
+    for rule, row in means.items():
+        ahead = ""
+        if rule != LOCAL:
+            ours, theirs = (np.array([scores[name][which] for scores in folders]) for which in (LOCAL, rule))
+            mean, (low, high) = interval(ours - theirs)
+            ahead = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append(f"| {rule} | {', '.join(f'{one:.3f}' for one in row)} | {statistics.fmean(row):.3f} | {ahead} |")
+    return "\n".join([*lines, ""])
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) < 2:
+        raise app.UsageError("name at least one run folder")
+    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
+    try:
+        measured = [measure(Path(folder), ConsoleProgress()) for folder in argv[1:]]
+    except (StopRun, ValueError, OSError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    for name in measured[0]:
+        print(table(name, [scores for scores in measured if name in scores]))
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=partial(parse_flags, flags))

@@ -1,0 +1,114 @@
+"""How well few labels tell the gains of proposals: labels alone, and with random numbers, likelihood or the local
+reward on the other inputs.
+
+python launch/ranking.py FOLDER [FOLDER ...] [--components=hint_generator,...] [--inputs=32] [--labels=4]
+    [--proposals=8]
+
+Each run folder has a finished search with local rewards; the last of them is used, under the configuration that the
+search ended with (after --stage=refresh the refreshed one), on inputs that it was not trained on. Prints the mean
+squared error of the estimated gains relative to that of labels alone, and the regret of taking the proposal with the
+highest estimate, with intervals over the folders, which are runs of several seeds. Everything is in ranking.json of
+each folder. The same command again pays nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import random
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.parallel.large_pages import use_large_pages
+
+if __name__ == "__main__":
+    use_large_pages()
+
+import numpy as np
+from absl import app, flags
+
+from optimas_jax.core.stats import two_level_interval
+from optimas_jax.core.types import StopRun, derive_seed
+from optimas_jax.loop.config import parse_config
+from optimas_jax.loop.journal import BEST, load_best
+from optimas_jax.loop.ranking import LABELS, RULES, measure_ranking
+from optimas_jax.loop.stages import groups_so_far, last_reward, open_run
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.flag_errors import parse_flags
+from optimas_jax.rewards.split import part_of
+
+_COMPONENTS = flags.DEFINE_list("components", [], "Names, separated by commas; default: all but the last component.")
+_INPUTS = flags.DEFINE_integer("inputs", 32, "Inputs that proposals are tried on.", lower_bound=4)
+_LABELS = flags.DEFINE_integer("labels", 4, "Inputs whose global rewards are known.", lower_bound=1)
+_PROPOSALS = flags.DEFINE_integer("proposals", 8, "Proposals asked for, most of them by demonstrations.", lower_bound=2)
+
+
+def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
+    """Rankings of one run folder by component."""
+    config = parse_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    more = dataclasses.replace(config.optimize, demo_sets=_PROPOSALS.value * 3 // 4, instructions=2, best_of=0)
+    asking = dataclasses.replace(config, optimize=more)
+    with open_run(config, folder, progress) as run, run.host.ledger.phase("ranking"):
+        host, shares = run.host, config.offline.shares
+        configuration = load_best(folder / BEST)
+        reward = last_reward(run, configuration)
+        names = _COMPONENTS.value or [name for name in host.components if not host.system.scores_at_once(name)]
+        unknown = set(names) - set(host.components)
+        if unknown:
+            raise StopRun(f"no component is named {', '.join(sorted(unknown))}: {', '.join(host.components)}")
+        examples = [example for example in host.splits["train"] if part_of(example.id, shares) == "report"]
+        random.Random(derive_seed(host.seed, "ranking")).shuffle(examples)
+        rows = {}
+        for name in names:
+            known, inputs = groups_so_far(run), examples[: _INPUTS.value]
+            row = measure_ranking(host, run.device, asking, configuration, reward, known, inputs, name, _LABELS.value)
+            if row is not None:
+                rows[name] = dataclasses.asdict(row)
+        host.folder.write("ranking.json", {"reward": reward, "labels": _LABELS.value, "components": rows})
+    return rows
+
+
+def report(runs: list[dict[str, Any]]) -> None:
+    """Markdown: by component and over all of them, error relative to labels alone, and regret, by rule."""
+    names = [name for name in runs[0] if all(name in rows for rows in runs)]
+    print("| component | rule | error / error of labels alone | regret | regret of labels alone minus this |")
+    print("| --- | --- | --- | ---: | --- |")
+    for label, members in [*((name, [name]) for name in names), ("all", names)]:
+        for rule in RULES:
+            error, regret = (
+                {
+                    which: np.array([np.mean([rows[n][field][which] for n in members]) for rows in runs])
+                    for which in RULES
+                }
+                for field in ("error", "regret")
+            )
+            ratio = error[rule] / np.maximum(error[LABELS], 1e-12)
+            less = _mean(regret[LABELS] - regret[rule])
+            print(f"| {label} | {rule} | {_mean(ratio)} | {regret[rule].mean():.3f} | {less} |")
+
+
+def _mean(values: np.ndarray) -> str:
+    """Mean, and its interval over several runs."""
+    if len(values) < 2:
+        return f"{values.mean():.3f}"
+    mean, (low, high) = two_level_interval(values[:, None])
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) < 2:
+        raise app.UsageError("name at least one run folder")
+    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
+    try:
+        report([measure(Path(folder), ConsoleProgress()) for folder in argv[1:]])
+    except (StopRun, ValueError, OSError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=partial(parse_flags, flags))
