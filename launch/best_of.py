@@ -11,7 +11,6 @@ the examples of a single folder. The scores are in best_of.json of each folder. 
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import sys
@@ -30,8 +29,7 @@ from optimas_jax.core.stats import interval
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import PromptSpace
 from optimas_jax.loop.choices import LOCAL, RULES, measure_choices
-from optimas_jax.loop.config import parse_config
-from optimas_jax.loop.journal import BEST, load_best
+from optimas_jax.loop.journal import BEST, config_of, load_best
 from optimas_jax.loop.stages import last_reward, open_run
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.flag_errors import parse_flags
@@ -45,7 +43,7 @@ Scores = dict[str, dict[str, list[float]]]  # by component and rule
 
 def measure(folder: Path, progress: ConsoleProgress) -> Scores:
     """Scores of one run folder's components by rule, example by example."""
-    config = parse_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config = config_of(folder)
     with open_run(config, folder, progress) as run, run.host.ledger.phase("best_of"):
         configuration = load_best(folder / BEST)
         reward = last_reward(run, configuration)
@@ -94,7 +92,7 @@ def main(argv: list[str]) -> int:
     logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
     try:
         measured = [measure(Path(folder), ConsoleProgress()) for folder in argv[1:]]
-    except (StopRun, ValueError, OSError) as error:
+    except (StopRun, ValueError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     for name in measured[0]:

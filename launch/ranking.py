@@ -14,7 +14,6 @@ each folder. The same command again pays nothing.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import random
 import sys
@@ -32,8 +31,7 @@ from absl import app, flags
 
 from optimas_jax.core.stats import two_level_interval
 from optimas_jax.core.types import StopRun, derive_seed
-from optimas_jax.loop.config import parse_config
-from optimas_jax.loop.journal import BEST, load_best
+from optimas_jax.loop.journal import BEST, config_of, load_best
 from optimas_jax.loop.ranking import LABELS, RULES, measure_ranking
 from optimas_jax.loop.stages import groups_so_far, last_reward, open_run
 from optimas_jax.report.console import ConsoleProgress
@@ -48,7 +46,7 @@ _PROPOSALS = flags.DEFINE_integer("proposals", 8, "Proposals asked for, most of 
 
 def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
     """Rankings of one run folder by component."""
-    config = parse_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config = config_of(folder)
     more = dataclasses.replace(config.optimize, demo_sets=_PROPOSALS.value * 3 // 4, instructions=2, best_of=0)
     asking = dataclasses.replace(config, optimize=more)
     with open_run(config, folder, progress) as run, run.host.ledger.phase("ranking"):
@@ -104,7 +102,7 @@ def main(argv: list[str]) -> int:
     logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
     try:
         report([measure(Path(folder), ConsoleProgress()) for folder in argv[1:]])
-    except (StopRun, ValueError, OSError) as error:
+    except (StopRun, ValueError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     return 0

@@ -16,7 +16,7 @@ from optimas_jax.core.schema import to_dict
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
-from optimas_jax.loop.config import RunConfig, differences
+from optimas_jax.loop.config import RunConfig, differences, parse_config
 
 TAPE, LOCK = "tape.sqlite", ".lock"
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
@@ -199,6 +199,19 @@ def _lock(folder: Path) -> int:
             ) from error
         # else a file system without locks, where nothing can be known
     return descriptor
+
+
+def config_of(folder: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+      FolderError: the folder has none.
+      ConfigError: it is not of this version.
+    """
+    try:
+        return parse_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except OSError:
+        raise FolderError(f"{folder} is no run folder: it has no config.json") from None
 
 
 def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:

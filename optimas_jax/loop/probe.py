@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -13,14 +14,14 @@ import numpy as np
 from optimas_jax.core.execution import Job
 from optimas_jax.core.types import Example, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget
-from optimas_jax.core.values import Configuration, Grid, Models, Prompt, PromptSpace, Value, other_values
+from optimas_jax.core.values import Configuration, Grid, Models, Prompt, PromptSpace, Value, other_values, value_digest
 from optimas_jax.loop.budget import costs_by_role, costs_from
 from optimas_jax.loop.config import ProbeConfig, RunConfig
 from optimas_jax.loop.context import Host
 from optimas_jax.loop.state import Runs, groups_of_runs
 from optimas_jax.loop.steps.propose import GLOBAL_SCALE, ask
 from optimas_jax.search.optimisers import random_search
-from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos
+from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos, labelled_sets, propose_demos
 from optimas_jax.search.optimisers.random_search import draw_values
 from optimas_jax.search.optimisers.task import PromptTask
 from optimas_jax.search.probe import FEWEST, TELLING, Findings, Floats, Plan, probe
@@ -105,8 +106,9 @@ def values_by_cost(count: int, from_here: Mapping[str, float]) -> dict[str, int]
 
 
 def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: int) -> list[Value]:
-    """Up to ``count`` random values of a component: listed values, or prompts of random instructions and demonstrations
-    (``search.optimisers.random_search``). None for weights."""
+    """Up to ``count`` random values of a component: listed values, or prompts with random demonstrations, labelled and
+    bootstrapped in turn, and then with random instructions (``search.optimisers.random_search``): most prompts change
+    less by words than by demonstrations. None for weights."""
     component = host.system.by_name[name]
     space, current = component.space, component.default
     assert current is not None  # of a tunable component
@@ -135,9 +137,14 @@ def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: i
         ask=functools.partial(ask, host),
         gains=lambda prompts: [0.0] * len(prompts),
     )
-    prompts: list[Value] = [prompt for _, prompt in random_search.propose(task)]
-    with_demos_first = sorted(prompts, key=lambda value: not cast(Prompt, value).demos)  # they change more than words
-    return with_demos_first[:count]
+    size = min(effort.demo_size, space.max_demos)
+    labelled = [Prompt(task.current.instruction, demos) for demos in labelled_sets(task, count)]
+    bootstrapped = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng)
+    in_turn = [one for pair in itertools.zip_longest(labelled, bootstrapped) for one in pair if one is not None]
+    prompts = {value_digest(prompt): prompt for prompt in in_turn}
+    if len(prompts) < count:
+        prompts |= {value_digest(prompt): prompt for _, prompt in random_search.propose(task)}
+    return list(prompts.values())[:count]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,7 +198,7 @@ def test_the_result_table_shows_intervals_and_kinds():
 
 def test_the_alignment_table_shows_the_controls():
     rows, _ = cells(alignment_table(RESULTS["alignment"]))
-    assert rows["speaker"] == ["0.700", "[0.600, 0.800]", "98", "24", "0.43", "0.650", "0.550", "0.450", ""]
+    assert rows["speaker"] == ["0.700", "[0.600, 0.800]", "98", "24", "0.43", "0.650", "0.550", "0.450"]
     few = {"speaker": {**RESULTS["alignment"]["speaker"], "ci95": None, "n_inputs": 4, "ceiling": 0.875}}
     assert cells(alignment_table(few))[0]["speaker"][1] == "too few to say"
     assert cells(alignment_table(few))[0]["speaker"][-1] == "0.875"

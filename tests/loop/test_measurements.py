@@ -1,0 +1,123 @@
+"""What choosing among outputs brings, and how well few labels tell proposals apart: measurements after a search."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import app
+from fakes import ScriptedCompleter
+from rich.console import Console
+from runs import ROOT
+from scripted import answer, scripted_config
+
+from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM
+from optimas_jax.core.types import StopRun
+from optimas_jax.core.values import Configuration, PerInstance
+from optimas_jax.loop.choices import LOCAL, ONE, RULES, measure_choices
+from optimas_jax.loop.ranking import measure_ranking, simulate
+from optimas_jax.loop.stages import groups_so_far, last_reward, open_run, run_stages
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.search.evidence import Evidence, WeightEvidence
+
+QUIET = ConsoleProgress(Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has trained a local reward."""
+    folder = tmp_path_factory.mktemp("choices")
+    for stage in ("collect", "train"):
+        run_stages(scripted_config(), folder, stage, QUIET, ScriptedCompleter(answer))
+    return folder
+
+
+def test_every_rule_keeps_one_of_the_same_outputs(folder: Path) -> None:
+    with open_run(scripted_config(), folder, QUIET, ScriptedCompleter(answer)) as run:
+        host, configuration, name = run.host, run.host.system.default_configuration(), "answer_generator"
+        reward, examples = last_reward(run, configuration), host.splits["test"]
+
+        def measure(changed: Configuration) -> dict[str, list[float]]:
+            return measure_choices(host, changed, name, reward, examples, samples=4, temperature=1.0)
+
+        scores = measure(configuration)
+        assert tuple(scores) == RULES == (ONE, RANDOM, MAJORITY, LIKELIHOOD, LOCAL)
+        assert {len(row) for row in scores.values()} == {len(examples)}
+        assert sum(scores[RANDOM]) > sum(scores[ONE])  # hot answers are short now and then
+        paid = host.ledger.paid_calls
+        assert measure(configuration) == scores and host.ledger.paid_calls == paid
+        chosen = PerInstance((configuration[name],), reward, samples=4)  # type: ignore[arg-type]
+        with pytest.raises(StopRun, match="answer_generator chooses among outputs already"):
+            measure(configuration.replace(name, chosen))
+
+
+def test_the_ranking_of_proposals_from_few_labels(folder: Path) -> None:
+    with open_run(scripted_config(), folder, QUIET, ScriptedCompleter(answer)) as run:
+        configuration = run.host.system.default_configuration()
+        row = measure_ranking(
+            run.host,
+            run.device,
+            run.config,
+            configuration,
+            last_reward(run, configuration),
+            groups_so_far(run),
+            run.host.splits["train"],
+            "hint_generator",
+            labels=2,
+        )
+    assert row is None or (
+        row.proposals > 1 and set(row.error) == set(row.regret) == {"labels alone", RANDOM, LIKELIHOOD, LOCAL}
+    )
+
+
+# Hidden labels
+
+
+def evidence(correlation: float, seed: int = 0) -> Evidence:
+    rng = np.random.default_rng(seed)
+    local, noise = rng.standard_normal((2, 6, 32))
+    reward = correlation * local + np.sqrt(1 - correlation**2) * noise
+    return Evidence(local, reward, np.ones(local.shape, bool))
+
+
+KNOWN = WeightEvidence(dof=99, inputs=20, sxx=99.0, sxy=89.0, syy=99.0, qxx=500.0, qxy=450.0, qyy=500.0)
+
+
+def test_a_local_reward_that_knows_halves_the_error_and_one_that_does_not_costs_little() -> None:
+    alone = [
+        simulate(dataclasses.replace(evidence(0.9, seed), local=np.zeros((6, 32))), WeightEvidence(), 4, 0)
+        for seed in range(5)
+    ]
+    helped = [simulate(evidence(0.9, seed), KNOWN, 4, 0) for seed in range(5)]
+    useless = [simulate(evidence(0.0, seed), WeightEvidence(), 4, 0) for seed in range(5)]
+    errors = [np.mean([error for error, _ in rows]) for rows in (alone, helped, useless)]
+    assert errors[1] < 0.5 * errors[0] and errors[2] < 1.15 * errors[0]
+    assert np.mean([regret for _, regret in helped]) < np.mean([regret for _, regret in alone])
+
+
+def test_with_all_labels_nothing_is_left_to_estimate() -> None:
+    error, regret = simulate(evidence(0.5), WeightEvidence(), 32, 0)
+    assert error == pytest.approx(0.0, abs=1e-20) and regret == 0.0
+
+
+# The commands
+
+
+@pytest.mark.parametrize("command", ["best_of", "ranking"])
+def test_a_command_without_a_folder_or_with_none_says_so(tmp_path: Path, command: str, capsys) -> None:
+    main = runpy.run_path(str(ROOT / "launch" / f"{command}.py"))["main"]
+    with pytest.raises(app.UsageError, match="name at least one run folder"):
+        main([command])
+    assert main([command, str(tmp_path)]) == 1
+    assert "is no run folder: it has no config.json" in capsys.readouterr().err
+
+
+def test_a_table_of_several_runs_has_intervals() -> None:
+    table = runpy.run_path(str(ROOT / "launch" / "best_of.py"))["table"]
+    rows = [{"a": {rule: [0.0, 1.0] if rule == LOCAL else [0.0, 0.5] for rule in RULES}} for _ in range(2)]
+    assert "| random | 0.250, 0.250 | 0.250 | +0.250 [" in table("a", rows)
+    assert "| local reward | 0.500, 0.500 | 0.500 |  |" in table("a", rows)
