@@ -6,7 +6,8 @@ python launch/best_of.py FOLDER [FOLDER ...] [--components=hint_generator,answer
 Each run folder has a finished search with local rewards; the last of them is used, under the configuration that the
 search ended with (after --stage=refresh the refreshed one). Prints mean scores by folder, and the difference of the
 local reward to every other rule with its interval: over folders, which are runs of several seeds, and examples, or over
-the examples of a single folder. The scores are in best_of.json of each folder. The same command again pays nothing.
+the examples of a single folder. The scores are in best_of-SPLIT-N.json of each folder. The same command again pays
+nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import PromptSpace
 from optimas_jax.loop.choices import LOCAL, RULES, measure_choices
 from optimas_jax.loop.journal import BEST, config_of, load_best
-from optimas_jax.loop.stages import last_reward, open_run
+from optimas_jax.loop.stages import last_reward, measuring, open_run
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.flag_errors import parse_flags
 
 _COMPONENTS = flags.DEFINE_list("components", [], "Names, separated by commas; default: every component with a prompt.")
 _SAMPLES = flags.DEFINE_integer("samples", 8, "N: outputs to choose among.", lower_bound=2)
-_SPLIT = flags.DEFINE_enum("split", "test", ["test", "confirm", "val", "train"], "Examples to measure on.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "confirm", "val", "train"], "What a search has not seen, or has.")
 
 Scores = dict[str, dict[str, list[float]]]  # by component and rule
 
@@ -44,7 +45,7 @@ Scores = dict[str, dict[str, list[float]]]  # by component and rule
 def measure(folder: Path, progress: ConsoleProgress) -> Scores:
     """Scores of one run folder's components by rule, example by example."""
     config = config_of(folder)
-    with open_run(config, folder, progress) as run, run.host.ledger.phase("best_of"):
+    with open_run(config, folder, progress) as run, measuring(run, "best_of"):
         configuration = load_best(folder / BEST)
         reward = last_reward(run, configuration)
         prompts = [n for n in run.host.components if isinstance(run.host.system.by_name[n].space, PromptSpace)]
@@ -63,7 +64,8 @@ def measure(folder: Path, progress: ConsoleProgress) -> Scores:
             )
             for name in _COMPONENTS.value or prompts
         }
-        run.host.folder.write("best_of.json", {"reward": reward, "samples": _SAMPLES.value, "scores": scores})
+        measured = {"reward": reward, "split": _SPLIT.value, "samples": _SAMPLES.value, "scores": scores}
+        run.host.folder.write(f"best_of-{_SPLIT.value}-{_SAMPLES.value}.json", measured)
     return scores
 
 

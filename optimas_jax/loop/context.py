@@ -20,7 +20,7 @@ from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, Outcome, Trace
 from optimas_jax.core.usage import Usage
-from optimas_jax.core.values import Grid, Models, PromptSpace, nothing_to_tune
+from optimas_jax.core.values import Grid, LoraSpace, Models, PromptSpace, nothing_to_tune
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import Completer
@@ -222,6 +222,13 @@ def build_run(
     if completer is None:
         completer = _checked_completer(config, workdir, bare, progress, engines)
     components = _chosen_components(bare, config.optimize, progress)
+    paid = [name for name in components if isinstance(bare.by_name[name].space, LoraSpace)]
+    if paid and config.reward.heads == "fitted" and config.optimize.score == "local":
+        raise ConfigError(
+            f"the weights of {', '.join(paid)} are tuned by local rewards, and config.reward.heads is 'fitted': "
+            "likelihood is part of them, and a policy would be paid for likelier outputs. Set "
+            "config.reward.heads=trained"
+        )
     if config.optimize.iterations:
         looks(config.optimize.gate, len(data.splits["val"][: config.optimize.gate_examples or None]))  # or refuses
     with contextlib.ExitStack() as opened:

@@ -32,8 +32,9 @@ from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
 from optimas_jax.loop.local_rewards import adapt, known_weights
 from optimas_jax.loop.state import LabelUse, Runs, State, groups_of_runs, groups_of_trials
+from optimas_jax.loop.steps.choosing import choice_of_model, with_choosers
 from optimas_jax.loop.steps.gate import gate
-from optimas_jax.loop.steps.propose import Drop, choice_of_model, count_drops, propose, refuse_choices
+from optimas_jax.loop.steps.propose import Drop, count_drops, propose
 from optimas_jax.loop.steps.race import Race, label, race
 from optimas_jax.search.evidence import WeightEvidence, weight_evidence
 from optimas_jax.search.optimisers.templates import ScoredInstruction
@@ -51,12 +52,13 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
       groups: groups that were collected for it, also with a single candidate.
     """
     state = start(host, config.optimize, reward, groups)
-    state = dataclasses.replace(state, known=known_weights(device, reward))
+    state = dataclasses.replace(state, known=known_weights(device, reward, state.configuration))
     try:
         hold_final(host, state.costs, len(state.val_traces), host.price.final_runs)
     except OutOfBudget as reason:
         return stopped(host, state, 0, reason)
     for number in range(config.optimize.iterations):
+        state = with_choosers(host, device, config, state)
         if not open_components(host, config.optimize, state):
             host.progress.line("stopped: every value of every component was refused")
             break
@@ -88,7 +90,6 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
     with block(host, f"{number}/race"):
         inputs = training_inputs(host, search, state, name, number)
         state, runs = with_base_runs(host, state.visited(name), name, inputs)
-        state = refuse_choices(host, device, config, search, state, name)
         proposals, rejected = propose(host, device, config, search, state, name, runs, seed)
         labels = label(host, search, state, name, proposals, runs, rollouts)
         ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
@@ -127,6 +128,8 @@ def open_components(host: Host, config: OptimizeConfig, state: State) -> tuple[s
         if not isinstance(space, Grid | Models):
             return True
         choice = choice_of_model(config.for_component(name), space, value, state.reward)
+        if name in state.no_choice:
+            choice = None
         values = [*other_values(space, value), *([choice] if choice else [])]
         return any(other != value and not state.is_refused(name, other) for other in values)
 

@@ -29,6 +29,7 @@ from optimas_jax.rewards.collect import (
 )
 from optimas_jax.rewards.data import save_groups
 from optimas_jax.rewards.pairs import count_informative, count_pairs, is_informative, merge_groups
+from optimas_jax.rewards.scorer import ScoredGroup
 from optimas_jax.rewards.split import part_of
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.evidence import WeightEvidence, weight_of_groups
@@ -281,15 +282,15 @@ def adapt(host: Host, device: Device, config: RunConfig, state: State, fresh: Se
     _report(host, fresh, accuracy, pairs, reward, changed=reward != state.reward)
     if reward == state.reward:
         return state
-    known = known_weights(device, reward)
+    known = known_weights(device, reward, state.configuration)
     return dataclasses.replace(state, reward=reward, adaptations=state.adaptations + 1, known=known, weights={})
 
 
 def _train_further(
     host: Host, device: Device, config: RunConfig, state: State, fresh: Sequence[Group], number: int
 ) -> str:
-    """Trains on ``fresh`` and a replay buffer, and fits heads on everything; returns the name of the new local reward,
-    or of the old one without informative groups."""
+    """Trains on ``fresh`` and a replay buffer, or fits heads on everything; returns the name of the new local reward,
+    or of the old one if there is nothing to learn."""
     train = _learnable(config, fresh)
     if not train:
         return state.reward
@@ -319,12 +320,26 @@ def _part(config: RunConfig, groups: Sequence[Group], part: str) -> list[Group]:
     return [g for g in groups if is_informative(g.rewards, threshold) and part_of(g.example_id, shares) == part]
 
 
-def known_weights(device: Device, reward: str) -> dict[str, WeightEvidence]:
-    """What the groups that a local reward was fitted on tell of its weight beside labels (``search.evidence``), by
-    component; nothing for trained heads, which have no scores of groups that they have not seen."""
+def known_weights(device: Device, reward: str, configuration: Configuration) -> dict[str, WeightEvidence]:
+    """What the groups of a configuration that a local reward was fitted on tell of its weight beside labels
+    (``search.evidence``), by component; nothing for trained heads, which have no scores of groups that they have not
+    seen."""
+    return {
+        name: weight_of_groups([(group.example_id, group.rewards, group.scores) for group in groups])
+        for name, groups in groups_not_seen(device, reward, configuration).items()
+    }
+
+
+def groups_not_seen(device: Device, reward: str, configuration: Configuration) -> dict[str, list[ScoredGroup]]:
+    """Groups of a configuration with scores of heads that were fitted without their input, by component that has
+    any."""
     if not reward or reward in UNTRAINED:
         return {}
-    return {name: weight_of_groups(rows) for name, rows in device.rewards.scorer.held_out(reward).items() if rows}
+    held_out = {
+        name: [group for group in groups if group.configuration == configuration.digest]
+        for name, groups in device.rewards.scorer.held_out(reward).items()
+    }
+    return {name: groups for name, groups in held_out.items() if groups}
 
 
 def pair_accuracy(

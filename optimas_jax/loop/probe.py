@@ -106,9 +106,10 @@ def values_by_cost(count: int, from_here: Mapping[str, float]) -> dict[str, int]
 
 
 def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: int) -> list[Value]:
-    """Up to ``count`` random values of a component: listed values, or prompts with random demonstrations, labelled and
-    bootstrapped in turn, and then with random instructions (``search.optimisers.random_search``): most prompts change
-    less by words than by demonstrations. None for weights."""
+    """Up to ``count`` values of a component: listed values drawn at random, or prompts with demonstrations, labelled
+    and bootstrapped in turn, as most prompts change more by them than by words. Of three prompts or more the last has
+    a random instruction (``search.optimisers.random_search``), as have those without demonstrations to take. None for
+    weights."""
     component = host.system.by_name[name]
     space, current = component.space, component.default
     assert current is not None  # of a tunable component
@@ -141,10 +142,11 @@ def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: i
     labelled = [Prompt(task.current.instruction, demos) for demos in labelled_sets(task, count)]
     bootstrapped = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng)
     in_turn = [one for pair in itertools.zip_longest(labelled, bootstrapped) for one in pair if one is not None]
-    prompts = {value_digest(prompt): prompt for prompt in in_turn}
+    unique = {value_digest(prompt): prompt for prompt in in_turn}
+    prompts = list(unique.values())[: count - (count > 2)]
     if len(prompts) < count:
-        prompts |= {value_digest(prompt): prompt for _, prompt in random_search.propose(task)}
-    return list(prompts.values())[:count]
+        prompts += [prompt for _, prompt in random_search.propose(task) if prompt not in prompts]
+    return [*prompts[:count]]
 
 
 @dataclasses.dataclass(frozen=True)

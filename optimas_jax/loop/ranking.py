@@ -17,11 +17,12 @@ from optimas_jax.core.types import Example, Group, derive_seed
 from optimas_jax.core.values import Configuration, value_digest
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Host
-from optimas_jax.loop.local_rewards import known_weights
+from optimas_jax.loop.local_rewards import groups_not_seen
 from optimas_jax.loop.state import State, Trials
 from optimas_jax.loop.steps.propose import propose
 from optimas_jax.loop.steps.trials import answer, follow, local_scores
-from optimas_jax.search.evidence import Evidence, Floats, WeightEvidence, estimate_gains
+from optimas_jax.rewards.scorer import ScoredGroup
+from optimas_jax.search.evidence import Evidence, Floats, WeightEvidence, estimate_gains, weight_of_groups
 
 LABELS, LOCAL = "labels alone", "local reward"
 RULES = (LABELS, RANDOM, LIKELIHOOD, LOCAL)
@@ -67,48 +68,51 @@ def measure_ranking(
     state = State(configuration, reward, tuple(evidence), ())
     seed = derive_seed(host.seed, "ranking", name)
     proposals, _ = propose(host, device, config, config.optimize, state, name, runs, seed)
-    values = [proposal.value for proposal in proposals]
-    current = configuration[name]
+    values, current = [proposal.value for proposal in proposals], configuration[name]
     trials = follow(host, state, name, answer(host, name, [current, *values], runs, {}), runs, 1)
-    ids, keys = [example.id for example, _ in runs], [value_digest(value) for value in values]
-    truth = _evidence(
-        trials, {key: trial.reward or 0.0 for key, trial in trials.items()}, value_digest(current), keys, ids
-    )
-    tried, several = np.asarray(truth.tried), np.flatnonzero(truth.counts.any(-1))
+    ids, keys = [example.id for example, _ in runs], [value_digest(value) for value in (current, *values)]
+    rewards = {key: trial.reward or 0.0 for key, trial in trials.items()}
+    changed, reward_gains = _differences(trials, rewards, keys, ids)
+    several = np.flatnonzero(changed.any(-1))
     if len(several) < 2:
         return None
-    known = {rule: WeightEvidence() for rule in RULES} | {
-        LOCAL: known_weights(device, reward).get(name, WeightEvidence())
-    }
+    tried = np.array([[(key, example) in trials for example in ids] for key in keys[1:]])
+    unseen = groups_not_seen(device, reward, configuration).get(name, [])
     error, regret = {}, {}
     for rule in RULES:
         by = {LABELS: None, LOCAL: reward}.get(rule, rule)
         scores = dict.fromkeys(trials, 0.0)
         if by is not None:
             scores = local_scores(host, device, dataclasses.replace(state, reward=by), name, trials, runs)
-        local = _evidence(trials, scores, value_digest(current), keys, ids).local
-        whole = Evidence(local[several], truth.reward[several], truth.changed[several], tried[several])
-        error[rule], regret[rule] = simulate(whole, known[rule], labels, host.seed)
+        _, local = _differences(trials, scores, keys, ids)
+        whole = Evidence(local[several], reward_gains[several], changed[several], tried[several])
+        error[rule], regret[rule] = simulate(whole, _known(rule, unseen), labels, host.seed)
     return Ranking(len(several), error, regret)
 
 
-def _evidence(
-    trials: Trials, scores: Mapping[tuple[str, str], float], current: str, keys: Sequence[str], ids: Sequence[str]
-) -> Evidence:
-    """Differences to the current value: of the scores as ``local``, of the global rewards as ``reward``, everywhere."""
-    shape = (len(keys), len(ids))
-    local, reward = np.zeros((2, *shape))
-    changed, tried = np.zeros((2, *shape), bool)
+def _known(rule: str, groups: Sequence[ScoredGroup]) -> WeightEvidence:
+    """What groups that the local reward has not seen tell of the weight of the local reward, or of likelihood."""
+    if not groups or rule not in (LOCAL, LIKELIHOOD):
+        return WeightEvidence()
+    return weight_of_groups(
+        [(one.example_id, one.rewards, one.scores if rule == LOCAL else one.logliks) for one in groups]
+    )
+
+
+def _differences(
+    trials: Trials, scores: Mapping[tuple[str, str], float], keys: Sequence[str], ids: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """[P, N] whether an answer differs from the current value's, whose key comes first, and difference of the scores; 0
+    where a value was not tried, because a demonstration of it comes from the input."""
+    current, *others = keys
+    changed, gains = np.zeros((len(others), len(ids)), bool), np.zeros((len(others), len(ids)))
     for column, example in enumerate(ids):
-        before = trials.get((current, example))
-        for row, key in enumerate(keys):
-            after = trials.get((key, example))
-            if before is None or after is None:  # a demonstration of the value comes from this input
-                continue
-            tried[row, column], changed[row, column] = True, after.outputs != before.outputs
-            local[row, column] = scores[key, example] - scores[current, example]
-            reward[row, column] = (after.reward or 0.0) - (before.reward or 0.0)
-    return Evidence(local=local, reward=reward, changed=changed, tried=tried)
+        for row, key in enumerate(others):
+            if (key, example) in trials and (current, example) in trials:
+                after, before = trials[key, example], trials[current, example]
+                changed[row, column] = after.outputs != before.outputs
+                gains[row, column] = scores[key, example] - scores[current, example]
+    return changed, gains
 
 
 def simulate(evidence: Evidence, known: WeightEvidence, labels: int, seed: int) -> tuple[float, float]:

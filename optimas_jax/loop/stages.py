@@ -277,6 +277,14 @@ def _refresh(run: Run) -> None:
     run.host.folder.write(REFRESHED_REWARD, {"name": name, "configuration": configuration.to_json()})
 
 
+@contextlib.contextmanager
+def measuring(run: Run, name: str) -> Iterator[None]:
+    """A measurement after a search, booked under ``name``: it leaves what the run's own measurements may cost."""
+    with run.host.ledger.phase(name), run_limit(run.host, name):
+        _hold_measurements(run.host)
+        yield
+
+
 def _hold_measurements(host: Host) -> None:
     """Sets aside what measurements to come may cost, where ``config.budget`` limits the run."""
     used = host.folder.read(USED) or {}

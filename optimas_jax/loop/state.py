@@ -114,6 +114,7 @@ class State:
       known: statistics of local scores against global rewards on the groups that ``reward`` was fitted on, by component
         (``loop.local_rewards.known_weights``).
       weights: the same on the labels of races since, under ``configuration`` and ``reward``.
+      no_choice: why components do not choose outputs by their local reward, by component (``loop.steps.choosing``).
       label_use: worth of the labels, by component.
       dropped: numbers of rejected answers and values, by component and reason.
       learned: ids of the examples whose answers local rewards may have been trained on, by component; those on which
@@ -134,6 +135,7 @@ class State:
     refused: frozenset[str] = frozenset()
     known: Mapping[str, WeightEvidence] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, WeightEvidence] = dataclasses.field(default_factory=dict)
+    no_choice: Mapping[str, str] = dataclasses.field(default_factory=dict)
     label_use: Mapping[str, LabelUse] = dataclasses.field(default_factory=dict)
     dropped: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     learned: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)

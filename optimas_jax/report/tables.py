@@ -78,7 +78,7 @@ def alignment_table(alignment: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{row['spearman']:.2f}",
             f"{row['controls']['shorter']:.3f}",
             f"{row['controls']['loglik']:.3f}",
-            f"{row['controls']['majority']:.3f}",
+            f"{row['controls']['majority']:.3f}" if "majority" in row["controls"] else "",
             "" if row.get("ceiling") is None else f"{row['ceiling']:.3f}",
         )
     return table

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from optimas_jax.core.selection import agreement
 from optimas_jax.core.stats import RESAMPLES, two_level_interval
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, digest
 from optimas_jax.rewards.pairs import count_pairs, is_informative, merge_groups
-from optimas_jax.rewards.scorer import RewardScorer
+from optimas_jax.rewards.scorer import RewardScorer, ScoredGroup, score_groups
 from optimas_jax.rewards.split import Shares, part_of
 from optimas_jax.rewards.text import text_group
 
@@ -58,11 +57,6 @@ class Alignment:
         controls = {name: data.pop(name) for name in ("shorter", "loglik", "majority")}
         return {**data, "controls": controls}
 
-    @property
-    def is_ahead(self) -> bool:
-        """Whether it may choose among outputs: ahead of chance, likelihood and majority, on five inputs or more."""
-        return self.n_inputs >= _FEWEST and self.pair_accuracy > max(0.5, self.loglik, self.majority)
-
 
 def report_groups(groups: Sequence[Group], shares: Shares, configuration: str) -> list[Group]:
     """Groups of report inputs under the configuration with digest ``configuration``, each candidate once."""
@@ -91,13 +85,12 @@ def measure_alignment(
         if not informative:
             continue
         texts = [text_group(system, name, g.inputs, [c.outputs for c in g.candidates]) for g in informative]
-        rewards = [g.rewards for g in informative]
-        scores = scorer.scores(reward, texts)
-        inputs = [g.example_id for g in informative]
-        accuracy, pairs = pair_accuracy(scores, rewards, threshold)
         shorter = [[-len(c) for c in t.candidates] for t in texts]
-        logliks = scorer.logliks(texts)
-        majority = [agreement(t.candidates) for t in texts]
+        scored = score_groups(scorer, system, reward, informative)
+        inputs, rewards = [one.example_id for one in scored], [one.rewards for one in scored]
+        scores, logliks = [one.scores for one in scored], [one.logliks for one in scored]
+        majority = [one.agreement for one in scored]
+        accuracy, pairs = pair_accuracy(scores, rewards, threshold)
         covered = _covered(informative, second)
         result[name] = Alignment(
             pair_accuracy=accuracy,
@@ -121,6 +114,28 @@ def measure_alignment(
             ),
         )
     return result
+
+
+def why_not_to_choose(groups: Sequence[ScoredGroup], threshold: float) -> str:
+    """Why a local reward should not choose among outputs, from groups that it was not trained on: it is not shown to be
+    above chance, or not ahead of likelihood and majority. "" where it may."""
+    groups = [group for group in groups if is_informative(group.rewards, threshold)]
+    rewards, inputs = [group.rewards for group in groups], [group.example_id for group in groups]
+    count = len(set(inputs))
+    if count < _FEWEST:
+        return f"{count} inputs have different rewards, and {_FEWEST} are needed"
+    scores = [group.scores for group in groups]
+    accuracy, _ = pair_accuracy(scores, rewards, threshold)
+    interval = pair_accuracy_interval(scores, rewards, inputs, threshold)
+    likelier, _ = pair_accuracy([group.logliks for group in groups], rewards, threshold)
+    majority, _ = pair_accuracy([group.agreement for group in groups], rewards, threshold)
+    if interval is not None and interval[0] > 0.5 and accuracy > max(likelier, majority):
+        return ""
+    low, high = interval or (0.0, 1.0)
+    return (
+        f"pair accuracy {accuracy:.2f} [{low:.2f}, {high:.2f}] on {count} inputs, likelihood {likelier:.2f}, majority "
+        f"{majority:.2f}"
+    )
 
 
 def pair_accuracy(scores: Rows, rewards: Rows, threshold: float) -> tuple[float, int]:
@@ -195,6 +210,8 @@ def pooled_pair_accuracy(
     right, pairs = (
         np.array([[run.get(name, {}).get(field, 0.0) for name in names] for run in runs]) for field in (predictor, of)
     )
+    if any(predictor not in row for run in runs for row in run.values()):
+        raise ValueError(f"a run was measured without {predictor}: --stage=align again")
     if not pairs.sum():
         raise ValueError("no pairs with different rewards in these runs")
     accuracy = float(right.sum() / pairs.sum())

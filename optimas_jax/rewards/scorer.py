@@ -10,23 +10,37 @@ import concurrent.futures
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM, agreement, random_score
 from optimas_jax.core.system import System
-from optimas_jax.core.types import StopRun, digest
+from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.tape import Tape
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.sharding import replicate
 from optimas_jax.rewards.batches import BatchFunction, RewardBatches
 from optimas_jax.rewards.config import RewardConfig
-from optimas_jax.rewards.text import TextGroup, text_group
+from optimas_jax.rewards.text import TextGroup, output_texts, text_group
 
 Fields = Mapping[str, Any]
+
+
+class ScoredGroup(NamedTuple):
+    """One group, as a local reward and the controls order it. By candidate, the output in use first: ``rewards``,
+    local ``scores``, log-likelihoods, and agreement with the other candidates (``core.selection.agreement``)."""
+
+    configuration: str
+    example_id: str
+    rewards: Sequence[float]
+    scores: Sequence[float]
+    logliks: Sequence[float]
+    agreement: Sequence[float]
+
+
 Kind = Literal["score", "loglik"]
 
 
@@ -61,10 +75,11 @@ class RewardScorer:
         """Log-probability of every candidate given its prefix under the untrained backbone, in nats."""
         return self._memoised("loglik", self.config.model, groups)
 
-    def held_out(self, reward: str) -> Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]:
-        """By component, rewards of each group that heads were fitted on, and scores from heads fitted without its
-        input; empty for trained heads."""
-        return self._of_fitted(reward).get("held_out", {})
+    def held_out(self, reward: str) -> dict[str, list[ScoredGroup]]:
+        """By component, the groups that heads were fitted on, with scores from heads fitted without their input; empty
+        for trained heads."""
+        rows = self._of_fitted(reward).get("held_out", {})
+        return {name: [ScoredGroup(*row) for row in of_component] for name, of_component in rows.items()}
 
     def _of_fitted(self, reward: str) -> Mapping[str, Any]:
         if reward not in self._fitted:
@@ -74,7 +89,7 @@ class RewardScorer:
 
     def check(self, reward: str) -> None:
         """Raises ``StopRun`` if the run has no local reward of that name, or its backbone differs."""
-        if reward in (LIKELIHOOD, MAJORITY):
+        if reward == LIKELIHOOD:
             return
         metadata = self._checkpoints.metadata(reward)
         if metadata is None:
@@ -166,6 +181,23 @@ def score_outputs(
     return scorer.scores(reward, [text_group(system, component, inputs, outputs) for inputs, outputs in rows])
 
 
+def score_groups(scorer: RewardScorer, system: System, reward: str, groups: Sequence[Group]) -> list[ScoredGroup]:
+    """Groups as the local reward named ``reward`` and the controls order them."""
+    texts = [text_group(system, g.component, g.inputs, [c.outputs for c in g.candidates]) for g in groups]
+    scores, logliks = scorer.scores(reward, texts), scorer.logliks(texts)
+    return [
+        ScoredGroup(
+            group.configuration,
+            group.example_id,
+            group.rewards,
+            scores[row],
+            logliks[row],
+            agreement(output_texts(system, group.component, [c.outputs for c in group.candidates])),
+        )
+        for row, group in enumerate(groups)
+    ]
+
+
 class InstanceScorer:
     """``core.selection.Scorer``: scores the outputs among which a ``PerInstance`` value chooses, while a system runs.
 
@@ -183,7 +215,7 @@ class InstanceScorer:
     ) -> Sequence[float]:
         """Raises ``StopRun`` if the run has no such local reward."""
         if reward == MAJORITY:
-            return agreement(text_group(self._system, component, inputs, outputs).candidates)
+            return agreement(output_texts(self._system, component, outputs))
         if reward == RANDOM:
             return [random_score(self._seed, component, example_id, one) for one in outputs]
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.render import render_reward_candidate, render_reward_inputs, render_reward_task
+from optimas_jax.core.render import render_reward_candidate, render_reward_inputs, render_reward_task, render_value
 from optimas_jax.core.system import System
 
 
@@ -43,3 +43,9 @@ def text_group(
         render_reward_inputs(inputs, node.inputs),
         tuple(render_reward_candidate(fields, node.outputs) for fields in outputs),
     )
+
+
+def output_texts(system: System, component: str, outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The values of outputs of a component as text, without the names of their fields."""
+    names = system.by_name[component].outputs
+    return ["\n".join(render_value(fields.get(name, "")) for name in names) for fields in outputs]

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from optimas_jax.core.progress import Progress
+from optimas_jax.core.selection import agreement
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.batches import plan_batches
@@ -27,7 +28,7 @@ from optimas_jax.parallel.sharding import replicate
 from optimas_jax.rewards.alignment import pair_accuracy
 from optimas_jax.rewards.batches import BatchFunction, RewardBatches
 from optimas_jax.rewards.pairs import count_pairs, is_informative
-from optimas_jax.rewards.text import text_group
+from optimas_jax.rewards.text import output_texts, text_group
 
 _TRAINING_GROUP = 128  # tokens: a batch of T has at most T / 128 groups, so that its step has few shapes
 
@@ -65,6 +66,7 @@ class RewardTrainer:
           parent: local reward to start from; None for fresh adapters and heads.
           train: groups to learn from.
           stop: groups whose pair accuracy decides when to stop and which epoch is kept; without any the last epoch.
+            Fitted heads have no epochs.
           epochs: at most.
           seed: of initial weights and of the order of groups.
 
@@ -72,8 +74,7 @@ class RewardTrainer:
           The name of the new local reward, or ``parent`` if no group has a pair; and metadata: ``groups``, the number
           with a pair; ``alike``, the number whose candidates became equal by truncation; ``history``, loss and pair
           accuracies by epoch. Of fitted heads also ``base``, the weight of the log-likelihood by component, and
-          ``held_out``: by component, rewards and scores of each group of ``train``, from heads fitted without its
-          input.
+          ``held_out``: by component, the fields of a ``ScoredGroup`` for each group of ``train``.
 
         Raises:
           NonFiniteLoss: if the loss is not finite.
@@ -92,7 +93,7 @@ class RewardTrainer:
         metadata = self._checkpoints.metadata(name)
         if metadata is None:
             if fitted:
-                trainable, metadata = self._fit(system, learnable, evaluated)
+                trainable, metadata = self._fit(system, learnable)
             else:
                 trainable, metadata = self._train(system, parent, learnable, evaluated, epochs, seed)
             metadata |= {"parent": parent, "seed": seed, "backbone": self._batches.backbone}
@@ -137,37 +138,43 @@ class RewardTrainer:
                 break
         return kept, metadata
 
-    def _fit(self, system: System, train: Sequence[Group], stop: Sequence[Group]) -> tuple[Params, dict[str, Any]]:
+    def _fit(self, system: System, train: Sequence[Group]) -> tuple[Params, dict[str, Any]]:
         """Heads in closed form (``learn.fit``), and adapters that change nothing; metadata as in ``train``."""
         batches, threshold = self._batches, self._config.loss.threshold
-        (known, alike), (evaluated, _) = self._tokens(system, train), self._tokens(system, stop)
-        hidden, logliks = self._states([*known, *evaluated])
+        tokens, _ = self._tokens(system, train)
+        hidden, logliks = self._states(tokens)
         kernel = np.zeros(batches.shapes["head"]["kernel"].shape, np.float32)
-        scores: list[np.ndarray] = [np.zeros(0)] * len(hidden)
         base, held_out = [], {}
+        fitted, unseen, labels = [], [], []
         for index, name in enumerate(batches.components):
-            rows = [row for row, group in enumerate(known) if group.component == index]
-            rewards = [known[row].rewards for row in rows]
-            parts = [hidden[row] for row in rows], [logliks[row] for row in rows], rewards
-            head, weight = fit_head(*parts, threshold)
+            groups = [row for row, group in enumerate(train) if group.component == name]
+            rewards = [train[row].rewards for row in groups]
+            known = [hidden[row] for row in groups], [logliks[row] for row in groups], rewards
+            head, weight = fit_head(*known, threshold)
             if len(head):
                 kernel[:, index] = head
             base.append(weight)
-            unseen = held_out_scores(*parts, [train[row].example_id for row in rows], threshold)
-            held_out[name] = [[list(given), one.tolist()] for given, one in zip(rewards, unseen, strict=True)]
-            for row, group in enumerate([*known, *evaluated]):
-                if group.component == index:
-                    scores[row] = score_outputs(kernel[:, index], weight, hidden[row], logliks[row])
-        count = len(known)
-        accuracies = [
-            pair_accuracy([one.tolist() for one in of_part], [group.rewards for group in part], threshold)
-            for of_part, part in ((scores[:count], known), (scores[count:], evaluated))
-        ]
-        names = ("pair_accuracy", "held_out_pair_accuracy")
-        row = {name: accuracy for name, (accuracy, pairs) in zip(names, accuracies, strict=True) if pairs}
+            scores = held_out_scores(*known, [train[row].example_id for row in groups], threshold)
+            held_out[name] = [
+                _held_out(system, train[row], logliks[row], of_group)
+                for row, of_group in zip(groups, scores, strict=True)
+            ]
+            fitted += [score_outputs(kernel[:, index], weight, hidden[row], logliks[row]).tolist() for row in groups]
+            unseen += [of_group.tolist() for of_group in scores]
+            labels += rewards
+        informative = self._informative(train)
+        row = {
+            "pair_accuracy": pair_accuracy(fitted, labels, threshold)[0],
+            "held_out_pair_accuracy": pair_accuracy(unseen, labels, threshold)[0],
+        }
+        metadata = {"groups": len(informative), "alike": self._tokens(system, informative)[1]}
         trainable = {**jax.device_get(batches.initial(0)), "head": {"kernel": kernel}}
-        metadata = {"groups": len(self._informative(train)), "alike": alike, "history": [row] if row else []}
-        return trainable, {**metadata, "base": base, "held_out": held_out}
+        return trainable, {
+            **metadata,
+            "history": [row] if informative else [],
+            "base": base,
+            "held_out": held_out,
+        }
 
     def _states(self, groups: Sequence[TokenGroup]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Hidden state [M, D] and log-likelihood [M] of the candidates of each group. They are of the frozen backbone,
@@ -252,6 +259,13 @@ class RewardTrainer:
         return right / total if total else 0.5
 
 
+def _held_out(system: System, group: Group, logliks: np.ndarray, scores: np.ndarray) -> list[Any]:
+    """The fields of a ``ScoredGroup``."""
+    agreed = agreement(output_texts(system, group.component, [c.outputs for c in group.candidates]))
+    by_candidate = [list(group.rewards), scores.tolist(), logliks.tolist(), agreed]
+    return [group.configuration, group.example_id, *by_candidate]
+
+
 def _group_digest(group: Group) -> str:
     candidates = [[candidate.outputs, candidate.rewards] for candidate in group.candidates]
-    return digest(group.component, group.example_id, group.inputs, candidates)
+    return digest(group.component, group.example_id, group.configuration, group.inputs, candidates)

@@ -211,20 +211,23 @@ def weight_evidence(evidence: Evidence) -> WeightEvidence:
     return _pairs(evidence).statistics()
 
 
-def weight_of_groups(groups: Sequence[tuple[Sequence[float], Sequence[float]]]) -> WeightEvidence:
+def weight_of_groups(groups: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> WeightEvidence:
     """Statistics of the weight from groups of outputs with known rewards, which the local reward has not seen.
 
     Args:
-      groups: rewards and local scores of each group's outputs, the output in use first; at least one group.
+      groups: input, rewards and local scores of each group's outputs, the output in use first; at least one group.
+        Pairs of one input depend on each other, in whichever group they are.
     """
-    most = max(len(rewards) for rewards, _ in groups)
-    local, reward = np.zeros((2, most, len(groups)))
-    tried = np.zeros((most, len(groups)), bool)
-    for column, (rewards, scores) in enumerate(groups):
-        rows = slice(1, len(rewards))
-        local[rows, column] = np.subtract(scores, scores[0])[1:]
-        reward[rows, column] = np.subtract(rewards, rewards[0])[1:]
-        tried[rows, column] = True
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for name, rewards, scores in groups:
+        of_group = zip(np.subtract(scores, scores[0])[1:], np.subtract(rewards, rewards[0])[1:], strict=True)
+        pairs.setdefault(name, []).extend(of_group)
+    shape = (max(map(len, pairs.values())), len(pairs))
+    local, reward = np.zeros((2, *shape))
+    tried = np.zeros(shape, bool)
+    for column, of_input in enumerate(pairs.values()):
+        for row, (local[row, column], reward[row, column]) in enumerate(of_input):
+            tried[row, column] = True
     return weight_evidence(Evidence(local=local, reward=reward, changed=tried, tried=tried))
 
 

@@ -17,7 +17,7 @@ from scripted import answer, scripted_config
 
 from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM
 from optimas_jax.core.types import StopRun
-from optimas_jax.core.values import Configuration, PerInstance
+from optimas_jax.core.values import Configuration, PerInstance, Prompt
 from optimas_jax.loop.choices import LOCAL, ONE, RULES, measure_choices
 from optimas_jax.loop.ranking import measure_ranking, simulate
 from optimas_jax.loop.stages import groups_so_far, last_reward, open_run, run_stages
@@ -50,9 +50,13 @@ def test_every_rule_keeps_one_of_the_same_outputs(folder: Path) -> None:
         assert sum(scores[RANDOM]) > sum(scores[ONE])  # hot answers are short now and then
         paid = host.ledger.paid_calls
         assert measure(configuration) == scores and host.ledger.paid_calls == paid
-        chosen = PerInstance((configuration[name],), reward, samples=4)  # type: ignore[arg-type]
-        with pytest.raises(StopRun, match="answer_generator chooses among outputs already"):
-            measure(configuration.replace(name, chosen))
+        value = configuration[name]
+        assert isinstance(value, Prompt)
+        chosen = PerInstance((value,), reward, samples=2)  # what it samples is measured
+        assert measure(configuration.replace(name, chosen)) == scores
+        several = PerInstance((value, Prompt("Answer.")), reward)
+        with pytest.raises(StopRun, match="answer_generator chooses among values for every input"):
+            measure(configuration.replace(name, several))
 
 
 def test_the_ranking_of_proposals_from_few_labels(folder: Path) -> None:

@@ -19,7 +19,9 @@ from optimas_jax.rewards.alignment import (
     pair_accuracy_interval,
     pooled_pair_accuracy,
     report_groups,
+    why_not_to_choose,
 )
+from optimas_jax.rewards.scorer import ScoredGroup
 from optimas_jax.rewards.split import Shares, part_of
 
 NAMES = [f"train-{i:04d}" for i in range(1000)]
@@ -134,9 +136,7 @@ def test_alignment_stands_beside_its_controls():
     assert (row.n_pairs, row.n_inputs, row.ci95, row.ceiling) == (4, 2, None, None)
     assert row.pair_accuracy == row.shorter == 0.75
     assert row.loglik == 0.25
-    assert row.majority == 0.5 and not row.is_ahead  # no output shares a word with another; two inputs are too few
-    ahead = dataclasses.replace(row, n_inputs=5)
-    assert ahead.is_ahead and not dataclasses.replace(ahead, majority=0.75).is_ahead
+    assert row.majority == 0.5  # no output shares a word with another
     assert row.spearman == pytest.approx((0.5 + 1.0) / 2)
     assert measure_alignment(Scorer(), "name", SYSTEM, groups, groups)["a"].ceiling == 1.0
 
@@ -207,7 +207,10 @@ def test_the_interval_over_five_seeds_covers_the_truth(spread):
 
 def test_the_table_of_several_runs_names_every_component(tmp_path, capsys):
     for number, inputs in enumerate(({"a": (3, 4), "b": (1, 1)}, {"a": (0, 1), "c": (2, 2)})):
-        rows = {name: {**row, "shorter": 0.0, "loglik": row["pairs"]} for name, row in counted(**inputs).items()}
+        rows = {
+            name: {**row, "shorter": 0.0, "loglik": row["pairs"], "majority": 1.0}
+            for name, row in counted(**inputs).items()
+        }
         (tmp_path / str(number)).mkdir()
         data = {"alignment": {"writer": {"by_input": rows}}}
         (tmp_path / str(number) / "alignment.json").write_text(json.dumps(data))
@@ -216,3 +219,18 @@ def test_the_table_of_several_runs_names_every_component(tmp_path, capsys):
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith("| writer | 2, 2 | 8 | 0.750 [") and row.endswith("| 1.000 [1.000, 1.000] |")
     assert main([str(tmp_path / "0")]) == 2
+
+
+def scored(count, local=(0.0, 1.0, 2.0), loglik=(0.0, 0.0, 0.0), agreed=(0.0, 0.0, 0.0)):
+    return [ScoredGroup("now", f"e{index}", (0.0, 0.5, 1.0), local, loglik, agreed) for index in range(count)]
+
+
+def test_a_local_reward_may_choose_where_it_is_ahead_of_chance_likelihood_and_majority():
+    assert why_not_to_choose(scored(5), 0.0) == ""
+    assert "4 inputs have different rewards, and 5" in why_not_to_choose(scored(4), 0.0)
+    assert "likelihood 1.00" in why_not_to_choose(scored(5, loglik=(0.0, 1.0, 2.0)), 0.0)
+    assert "majority 1.00" in why_not_to_choose(scored(5, agreed=(0.0, 1.0, 2.0)), 0.0)
+    mixed = [*scored(3), *(one._replace(scores=(2.0, 1.0, 0.0), example_id=f"o{one.example_id}") for one in scored(2))]
+    assert "pair accuracy 0.60 [" in why_not_to_choose(mixed, 0.0)  # above chance, but not shown to be
+    ties = [one._replace(rewards=(0.5, 0.5, 0.5), example_id=f"t{one.example_id}") for one in scored(9)]
+    assert "4 inputs" in why_not_to_choose([*scored(4), *ties], 0.0)

@@ -209,8 +209,10 @@ def test_fitted_heads_are_scored_beside_the_likelihood(tmp_path):
     for row, likely, hidden in zip(scores, logliks, states, strict=True):
         assert row == pytest.approx(hidden @ head[:, 0] + metadata["base"][0] * np.array(likely), rel=1e-4, abs=1e-4)
     held_out = rewards.scorer.held_out(name)[GROUPS[0].component]
-    assert [given for given, _ in held_out] == [list(group.rewards) for group in GROUPS]
-    assert all(len(given) == len(one) for given, one in held_out)
+    assert [one.rewards for one in held_out] == [list(group.rewards) for group in GROUPS]
+    assert [one.example_id for one in held_out] == [group.example_id for group in GROUPS]
+    assert [one.logliks for one in held_out] == [pytest.approx(row, rel=1e-4) for row in logliks]
+    assert {len(one.scores) - len(one.agreement) for one in held_out} == {0}
     assert rewards.scorer.held_out("none of that name") == {}
     nothing, empty = rewards.trainer.train(SYSTEM, None, [], (), epochs=1, seed=0)
     [row] = rewards.scorer.scores(nothing, texts(GROUPS[:1]))

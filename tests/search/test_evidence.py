@@ -286,7 +286,11 @@ def test_variances_are_the_squared_errors(correlation):
 
 
 def test_groups_are_proposals_against_their_first_output():
-    groups = [([0.0, 1.0, 0.0], [3.0, 5.0, 3.0]), ([1.0, 0.0], [0.0, -1.0]), ([0.5, 0.5, 1.0], [1.0, 1.5, 4.0])]
+    groups = [
+        ("a", [0.0, 1.0, 0.0], [3.0, 5.0, 3.0]),
+        ("b", [1.0, 0.0], [0.0, -1.0]),
+        ("c", [0.5, 0.5, 1.0], [1.0, 1.5, 4.0]),
+    ]
     local = [[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]]
     reward = [[1.0, -1.0, 0.0], [0.0, NAN, 0.5]]
     there = np.array([[True, True, True], [True, False, True]])
@@ -296,15 +300,29 @@ def test_groups_are_proposals_against_their_first_output():
 
 
 def test_groups_where_nothing_differs_tell_nothing():
-    assert shrunk_weight(weight_of_groups([([0.5, 0.5], [1.0, 1.0])] * 9)) == 0.0
+    assert shrunk_weight(weight_of_groups([(str(i), [0.5, 0.5], [1.0, 1.0]) for i in range(9)])) == 0.0
+
+
+def test_groups_of_one_input_are_not_independent() -> None:
+    """The same groups a second time do not make noise a weight twice as often."""
+    rng = np.random.default_rng(3)
+    groups = [(str(i), rng.standard_normal(3).tolist(), rng.standard_normal(3).tolist()) for i in range(8)]
+    once, twice = weight_of_groups(groups), weight_of_groups(groups * 2)
+    assert once.inputs == twice.inputs and twice.sxx == pytest.approx(2 * once.sxx, rel=0.3)
+    false = {1: 0, 2: 0}
+    for _ in range(300):
+        groups = [(str(i), rng.standard_normal(3).tolist(), rng.standard_normal(3).tolist()) for i in range(8)]
+        for times in false:
+            false[times] += bool(shrunk_weight(weight_of_groups(groups * times)))
+    assert 0 < false[2] < 2 * false[1]
 
 
 def test_known_groups_are_worth_labels():
     """What is known beforehand lets few labels be corrected by local scores at once."""
     rng = np.random.default_rng(0)
     groups = []
-    for _ in range(40):
+    for index in range(40):
         scores = rng.standard_normal(4)
-        groups.append((list(0.7 * scores + 0.3 * rng.standard_normal(4)), list(scores)))
+        groups.append((str(index), list(0.7 * scores + 0.3 * rng.standard_normal(4)), list(scores)))
     evidence = random_evidence(1, labelled=4)
     assert effective_runs(evidence, weight_of_groups(groups)) > 1.2 * evidence.labelled.sum()

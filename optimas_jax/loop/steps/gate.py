@@ -115,6 +115,7 @@ def accept(
         accepted=accepted,
         history={},
         refused=frozenset(),
+        known={},
         weights={},
     )
     emit_curve(host, "accept", number, val_score)

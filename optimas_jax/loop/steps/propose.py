@@ -32,16 +32,14 @@ from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.state import Proposal, Runs, State, current_trials
+from optimas_jax.loop.steps.choosing import best_of, choice_of_model
 from optimas_jax.loop.steps.race import labels_all
 from optimas_jax.loop.steps.trials import answer, follow, local_scores
 from optimas_jax.policy.reinforce import GlobalScores
 from optimas_jax.policy.rollout import LocalScores, RandomScores, Scores
 from optimas_jax.policy.tune import TuningRun, tune_weights
-from optimas_jax.rewards.alignment import measure_alignment
-from optimas_jax.rewards.pairs import merge_groups
-from optimas_jax.rewards.split import part_of
 from optimas_jax.search.optimisers import llmselector
-from optimas_jax.search.optimisers.choices import model_values, per_instance_value, propose_values
+from optimas_jax.search.optimisers.choices import model_values, propose_values
 from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos
 from optimas_jax.search.optimisers.instructions import drop_summary
 from optimas_jax.search.optimisers.random_search import draw_values
@@ -141,7 +139,10 @@ def propose(
         candidates = _prompts_in_steps(proposer, rejected)
     wrapped = [Proposal(kind, proposer.wrapped(candidate)) for kind, candidate in candidates]
     proposals: dict[str, Proposal] = {}
-    several = best_of(config, search, value, state.reward)
+    if name in state.no_choice:
+        host.progress.line(f"  {name} does not choose outputs by its local reward: {state.no_choice[name]}")
+        rejected.append(Drop("local reward not ahead"))
+    several = None if name in state.no_choice else best_of(config, search, value, state.reward)
     for proposal in [*wrapped, *([Proposal("best_of", several)] if several else [])]:
         if proposal.value == value:
             rejected.append(Drop("in use"))
@@ -167,41 +168,6 @@ def count_drops(host: Host, state: State, name: str, usable: int, rejected: Sequ
         return state
     counts = dict(collections.Counter(state.dropped.get(name, {})) + dropped)
     return dataclasses.replace(state, dropped={**state.dropped, name: counts})
-
-
-def best_of(config: RunConfig, search: OptimizeConfig, current: Value, reward: str) -> PerInstance | None:
-    """Best-of-N of the current value, if ``search.best_of`` is 2 or more."""
-    if search.best_of < 2 or not search.chooses or isinstance(current, PerInstance):
-        return None
-    return PerInstance((current,), reward, samples=search.best_of, temperature=config.collect.temperature)
-
-
-def refuse_choices(
-    host: Host, device: Device, config: RunConfig, search: OptimizeConfig, state: State, name: str
-) -> State:
-    """The state in which choosing outputs of a component by its local reward counts as refused, where that is not ahead
-    of chance, likelihood and majority on report inputs. The paper's mode does not ask."""
-    space, current = host.system.by_name[name].space, state.configuration[name]
-    choices = [best_of(config, search, current, state.reward)]
-    if isinstance(space, Grid | Models):
-        choices.append(choice_of_model(search, space, current, state.reward))
-    values = [value for value in choices if value is not None and not state.is_refused(name, value)]
-    if not values or search.score != "local" or search.ranking == "mean":
-        return state
-    groups = [group for group in state.evidence if group.component == name]
-    reported = [group for group in groups if part_of(group.example_id, config.offline.shares) == "report"]
-    row = measure_alignment(device.rewards.scorer, state.reward, host.system, merge_groups(reported)).get(name)
-    if row is not None and row.is_ahead:
-        return state
-    known = "no report input has different rewards"
-    if row is not None:
-        known = (
-            f"pair accuracy {row.pair_accuracy:.2f} on {row.n_inputs} report inputs, likelihood {row.loglik:.2f}, "
-            f"majority {row.majority:.2f}"
-        )
-    host.progress.line(f"  {name} does not choose outputs by its local reward: {known}")
-    refused = {state.configuration.replace(name, value).digest for value in values}
-    return dataclasses.replace(state, refused=state.refused | refused)
 
 
 def _weights(proposer: Proposer) -> list[tuple[str, Value]]:
@@ -247,14 +213,9 @@ def _listed(proposer: Proposer, space: Grid | Models, rejected: list[Drop]) -> l
     values = propose_values(space, current, proposer.gains, trials=search.trials, seed=proposer.seed)
     candidates: list[tuple[str, Value]] = [("grid", value) for value in values]
     choice = choice_of_model(search, space, current, proposer.state.reward)
+    if proposer.name in proposer.state.no_choice:
+        choice = None
     return candidates if choice is None else [*candidates, ("per_instance", choice)]
-
-
-def choice_of_model(search: OptimizeConfig, space: Grid | Models, current: Value, reward: str) -> PerInstance | None:
-    """The choice of a model for every input, where the configuration asks for it and there are two models."""
-    if search.per_instance == "never" or not search.chooses:
-        return None
-    return per_instance_value(space, current, reward, search.per_instance)
 
 
 def _selector_task(proposer: Proposer, values: Sequence[Value], rejected: list[Drop]) -> llmselector.SelectorTask:

@@ -37,7 +37,7 @@ class Race:
       evidence: differences to the current value, from which gains are estimated.
       estimate: from ``evidence``.
       trials: all trials, with their global rewards where they are known.
-      uses_local_reward: whether some trials are judged by their local score.
+      uses_local_reward: whether some trials are judged by their local score, as far as its weight goes.
     """
 
     ranked: tuple[Ranked, ...]
@@ -98,11 +98,12 @@ def race(
         alive = [proposals[row] for row in order if proposals[row] in alive]
         alive = alive[: survivors(len(alive), config.gate_top)]
     uses_local = uses_local_reward(host, device, config, state, name)
-    if not uses_local and not labels_all(host, config, name) and config.score != "off":
-        host.progress.line(
-            f"  {name} is ranked by labels alone: it has fewer than {config.fewest_groups} groups with different "
-            "rewards"
-        )
+    counts = uses_local and (config.ranking == "mean" or bool(estimate.weight))
+    if not counts and not labels_all(host, config, name) and config.score != "off":
+        why = f"it has fewer than {config.fewest_groups} groups with different rewards"
+        if uses_local:
+            why = "local scores are not shown to know anything"
+        host.progress.line(f"  {name} is ranked by labels alone: {why}")
     ranked = _ranked(state, name, proposals, trials, runs, evidence, estimate, gains, uses_local)
     # Not by the number of inputs: those that a value shows as demonstrations are left out.
     ranked.sort(key=lambda one: (-entered[one.proposal.digest], -one.expected_gain))

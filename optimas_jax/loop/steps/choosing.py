@@ -1,0 +1,55 @@
+"""Choosing one of several outputs for every input: what is proposed, and where a local reward may choose."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from optimas_jax.core.values import Grid, Models, PerInstance, Value
+from optimas_jax.loop.config import OptimizeConfig, RunConfig
+from optimas_jax.loop.context import Device, Host
+from optimas_jax.loop.local_rewards import groups_not_seen
+from optimas_jax.loop.state import State
+from optimas_jax.rewards.alignment import report_groups, why_not_to_choose
+from optimas_jax.rewards.scorer import score_groups
+from optimas_jax.search.optimisers.choices import per_instance_value
+
+
+def best_of(config: RunConfig, search: OptimizeConfig, current: Value, reward: str) -> PerInstance | None:
+    """Best-of-N of the current value, if ``search.best_of`` is 2 or more."""
+    if search.best_of < 2 or not search.chooses or isinstance(current, PerInstance):
+        return None
+    return PerInstance((current,), reward, samples=search.best_of, temperature=config.collect.temperature)
+
+
+def choice_of_model(search: OptimizeConfig, space: Grid | Models, current: Value, reward: str) -> PerInstance | None:
+    """The choice of a model for every input, where the configuration asks for it and there are two models."""
+    if search.per_instance == "never" or not search.chooses:
+        return None
+    return per_instance_value(space, current, reward, search.per_instance)
+
+
+def with_choosers(host: Host, device: Device, config: RunConfig, state: State) -> State:
+    """The state that says which components do not choose outputs by their local reward (``State.no_choice``): where it
+    is not shown to be ahead of what needs no label (``rewards.alignment.why_not_to_choose``) on groups of the
+    configuration in use that it was not trained on. Asks where a choice would be proposed, by local rewards that labels
+    correct; the paper's ranking by their mean trusts them."""
+    search = config.optimize
+    if search.score != "local" or search.ranking == "mean":
+        return state
+    names = [name for name in host.components if _would_choose(host, config, state, name)]
+    reported = report_groups(state.evidence, config.offline.shares, state.configuration.digest) if names else []
+    held_out = groups_not_seen(device, state.reward, state.configuration) if names else {}
+    threshold = config.reward.loss.threshold
+    no_choice = {}
+    for name in names:
+        own = [group for group in reported if group.component == name and len(group.candidates) > 1]
+        scored = score_groups(device.rewards.scorer, host.system, state.reward, own)
+        no_choice[name] = why_not_to_choose([*held_out.get(name, ()), *scored], threshold)
+    return dataclasses.replace(state, no_choice={name: why for name, why in no_choice.items() if why})
+
+
+def _would_choose(host: Host, config: RunConfig, state: State, name: str) -> bool:
+    search, current = config.optimize.for_component(name), state.configuration[name]
+    space = host.system.by_name[name].space
+    models = isinstance(space, Grid | Models) and choice_of_model(search, space, current, state.reward) is not None
+    return models or best_of(config, search, current, state.reward) is not None
