@@ -37,6 +37,7 @@ from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig, collect, standard_tries
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.engine import reward_engine
+from optimas_jax.rewards.scorer import ScoredGroup
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.gate import GateConfig
 
@@ -323,3 +324,30 @@ def test_inputs_come_last_once_they_were_collected_whatever_their_answers_were(t
         raced = iterate(run.host, run.device, run.config, state, 0)
     run.tape.close()
     assert any(len(ids) == 3 for ids in raced.learned.values())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_groups_that_a_local_reward_has_not_seen_give_its_weight_from_the_first_race_on(
+    tmp_path: Path, known: bool
+) -> None:
+    """Those of another configuration do not; a change that is accepted ends what was known."""
+    system = enumerable_system(5)
+    configuration = system.default_configuration().digest if known else "another"
+    rng = random.Random(0)
+    rows = [[rng.random() for _ in range(3)] for _ in range(20)]
+    flat = (0.0, 0.0, 0.0)
+    groups = [ScoredGroup(configuration, f"g{index}", row, row, flat, flat) for index, row in enumerate(rows)]
+
+    class Knowing(ExactRewards):
+        def held_out(self, name: str) -> dict[str, Any]:
+            return dict.fromkeys(system.tunable, groups)
+
+    engine = Knowing(system, tmp_path)
+    run = make_run(
+        system, tmp_path, seed=5, mode="improved", engine=engine, iterations=1, labels=1, order="writer", rounds=1
+    )
+    state = search(run)
+    events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    [race] = [event for event in events if event["event"] == "race"]
+    assert (race["weight"] > 0) == known
+    assert set(state.known) == (set(system.tunable) if known and not state.accepted else set())

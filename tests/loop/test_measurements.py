@@ -19,10 +19,12 @@ from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration, PerInstance, Prompt
 from optimas_jax.loop.choices import LOCAL, ONE, RULES, measure_choices
-from optimas_jax.loop.ranking import measure_ranking, simulate
+from optimas_jax.loop.ranking import LABELS, Ranking, _differences, _known, measure_ranking, simulate
 from optimas_jax.loop.stages import groups_so_far, last_reward, open_run, run_stages
+from optimas_jax.loop.state import Trial
 from optimas_jax.report.console import ConsoleProgress
-from optimas_jax.search.evidence import Evidence, WeightEvidence
+from optimas_jax.rewards.scorer import ScoredGroup
+from optimas_jax.search.evidence import Evidence, WeightEvidence, shrunk_weight
 
 QUIET = ConsoleProgress(Console(file=io.StringIO()))
 
@@ -60,22 +62,63 @@ def test_every_rule_keeps_one_of_the_same_outputs(folder: Path) -> None:
 
 
 def test_the_ranking_of_proposals_from_few_labels(folder: Path) -> None:
+    """Demonstrations make the answer generator answer shortly; its instruction changes nothing."""
     with open_run(scripted_config(), folder, QUIET, ScriptedCompleter(answer)) as run:
         configuration = run.host.system.default_configuration()
+
+        def measure(labels: int) -> Ranking | None:
+            return measure_ranking(
+                run.host,
+                run.device,
+                run.config,
+                configuration,
+                last_reward(run, configuration),
+                groups_so_far(run),
+                run.host.splits["train"],
+                "answer_generator",
+                labels=labels,
+            )
+
+        row, every, paid = measure(2), measure(1000), run.host.ledger.paid_calls
+        assert measure(2) == row and run.host.ledger.paid_calls == paid
+    assert row is not None and every is not None and row.proposals > 1
+    assert set(row.error) == set(row.regret) == {LABELS, RANDOM, LIKELIHOOD, LOCAL}
+    assert row.error[LABELS] > 0 and all(error == pytest.approx(0.0, abs=1e-12) for error in every.error.values())
+    assert set(every.regret.values()) == {0.0}
+
+
+def test_a_component_that_no_proposal_changes_has_no_ranking(folder: Path) -> None:
+    with open_run(scripted_config(), folder, QUIET, ScriptedCompleter(answer)) as run:
+        configuration, known = run.host.system.default_configuration(), groups_so_far(run)
+        examples = run.host.splits["train"][:4]
+        reward = last_reward(run, configuration)
         row = measure_ranking(
-            run.host,
-            run.device,
-            run.config,
-            configuration,
-            last_reward(run, configuration),
-            groups_so_far(run),
-            run.host.splits["train"],
-            "hint_generator",
-            labels=2,
+            run.host, run.device, run.config, configuration, reward, known, examples, "question_rewriter", labels=2
         )
-    assert row is None or (
-        row.proposals > 1 and set(row.error) == set(row.regret) == {"labels alone", RANDOM, LIKELIHOOD, LOCAL}
-    )
+    assert row is None
+
+
+def test_differences_are_to_the_current_value_by_hand() -> None:
+    trials = {
+        ("now", "a"): Trial({"o": 1}, (0.5,)),
+        ("new", "a"): Trial({"o": 2}, (1.0,)),
+        ("now", "b"): Trial({"o": 1}, (0.0,)),
+        ("new", "b"): Trial({"o": 1}, (0.0,)),
+        ("now", "c"): Trial({"o": 1}, (1.0,)),  # a demonstration of the new value comes from here
+    }
+    scores = {key: trial.reward or 0.0 for key, trial in trials.items()}
+    changed, gains = _differences(trials, scores, ["now", "new"], ["a", "b", "c"])
+    assert changed.tolist() == [[True, False, False]] and gains.tolist() == [[0.5, 0.0, 0.0]]
+
+
+def test_likelihood_has_its_own_evidence_of_its_weight() -> None:
+    rng = np.random.default_rng(0)
+    groups = [
+        ScoredGroup("c", str(i), row.tolist(), row.tolist(), (-row).tolist(), [0.0] * 3)
+        for i, row in enumerate(rng.standard_normal((9, 3)))
+    ]
+    assert shrunk_weight(_known(LOCAL, groups)) > 0 > shrunk_weight(_known(LIKELIHOOD, groups))
+    assert _known(RANDOM, groups) == _known(LABELS, groups) == _known(LOCAL, []) == WeightEvidence()
 
 
 # Hidden labels
@@ -97,7 +140,7 @@ def test_a_local_reward_that_knows_halves_the_error_and_one_that_does_not_costs_
         for seed in range(5)
     ]
     helped = [simulate(evidence(0.9, seed), KNOWN, 4, 0) for seed in range(5)]
-    useless = [simulate(evidence(0.0, seed), WeightEvidence(), 4, 0) for seed in range(5)]
+    useless = [simulate(evidence(0.0, seed), WeightEvidence(), 4, 0) for seed in range(5)]  # nothing is known of it
     errors = [np.mean([error for error, _ in rows]) for rows in (alone, helped, useless)]
     assert errors[1] < 0.5 * errors[0] and errors[2] < 1.15 * errors[0]
     assert np.mean([regret for _, regret in helped]) < np.mean([regret for _, regret in alone])

@@ -1,5 +1,6 @@
 """Weights of a component of a real system, with a tiny random model: rollouts, updates, kill and resume."""
 
+import dataclasses
 import json
 
 import pytest
@@ -94,6 +95,15 @@ def test_requests_that_come_together_load_one_adapter(straight):
 def test_weights_of_what_is_no_language_model_are_refused(tmp_path):
     with pytest.raises((ConfigError, ValueError), match="weights of context_retriever: there is no such LLM"):
         build_run(config("context_retriever"), tmp_path, ConsoleProgress(quiet=True))
+
+
+def test_weights_are_not_tuned_by_rewards_that_hold_likelihood(tmp_path):
+    fitted = config()
+    fitted = dataclasses.replace(fitted, reward=dataclasses.replace(fitted.reward, heads="fitted"))
+    with pytest.raises(ConfigError, match=rf"weights of {NAME} are tuned .* Set config.reward.heads=trained"):
+        build_run(fitted, tmp_path / "local", ConsoleProgress(quiet=True))
+    likely = dataclasses.replace(fitted, optimize=dataclasses.replace(fitted.optimize, score="off"))
+    build_run(likely, tmp_path / "off", ConsoleProgress(quiet=True)).opened.close()
 
 
 def test_an_answer_that_failed_is_worth_no_more_than_the_worst_other():
