@@ -2,11 +2,12 @@
 by random numbers, by likelihood, and by majority (the output that agrees most with the others).
 
 python launch/best_of.py FOLDER [FOLDER ...] [--components=hint_generator,answer_generator] [--samples=8]
+    [--split=test [--split=confirm]]
 
 Each run folder has a finished search with local rewards; the last of them is used, under the configuration that the
 search ended with (after --stage=refresh the refreshed one). Prints mean scores by folder, and the difference of the
 local reward to every other rule with its interval: over folders, which are runs of several seeds, and examples, or over
-the examples of a single folder. The scores are in best_of-SPLIT-N.json of each folder. The same command again pays
+the examples of a single folder. The scores are in best_of-SPLITS-N.json of each folder. The same command again pays
 nothing.
 """
 
@@ -37,7 +38,9 @@ from optimas_jax.report.flag_errors import parse_flags
 
 _COMPONENTS = flags.DEFINE_list("components", [], "Names, separated by commas; default: every component with a prompt.")
 _SAMPLES = flags.DEFINE_integer("samples", 8, "N: outputs to choose among.", lower_bound=2)
-_SPLIT = flags.DEFINE_enum("split", "test", ["test", "confirm", "val", "train"], "What a search has not seen, or has.")
+_SPLITS = flags.DEFINE_multi_enum(
+    "split", ["test"], ["test", "confirm", "val", "train"], "Examples to measure on; several add up."
+)
 
 Scores = dict[str, dict[str, list[float]]]  # by component and rule
 
@@ -58,14 +61,14 @@ def measure(folder: Path, progress: ConsoleProgress) -> Scores:
                 configuration,
                 name,
                 reward,
-                run.host.splits[_SPLIT.value],
+                [example for split in _SPLITS.value for example in run.host.splits[split]],
                 samples=_SAMPLES.value,
                 temperature=config.collect.temperature,
             )
             for name in _COMPONENTS.value or prompts
         }
-        measured = {"reward": reward, "split": _SPLIT.value, "samples": _SAMPLES.value, "scores": scores}
-        run.host.folder.write(f"best_of-{_SPLIT.value}-{_SAMPLES.value}.json", measured)
+        measured = {"reward": reward, "splits": _SPLITS.value, "samples": _SAMPLES.value, "scores": scores}
+        run.host.folder.write(f"best_of-{'-'.join(_SPLITS.value)}-{_SAMPLES.value}.json", measured)
     return scores
 
 

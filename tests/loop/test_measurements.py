@@ -137,10 +137,10 @@ KNOWN = WeightEvidence(dof=99, inputs=20, sxx=99.0, sxy=89.0, syy=99.0, qxx=500.
 def test_a_local_reward_that_knows_halves_the_error_and_one_that_does_not_costs_little() -> None:
     alone = [
         simulate(dataclasses.replace(evidence(0.9, seed), local=np.zeros((6, 32))), WeightEvidence(), 4, 0)
-        for seed in range(5)
+        for seed in range(2)
     ]
-    helped = [simulate(evidence(0.9, seed), KNOWN, 4, 0) for seed in range(5)]
-    useless = [simulate(evidence(0.0, seed), WeightEvidence(), 4, 0) for seed in range(5)]  # nothing is known of it
+    helped = [simulate(evidence(0.9, seed), KNOWN, 4, 0) for seed in range(2)]
+    useless = [simulate(evidence(0.0, seed), WeightEvidence(), 4, 0) for seed in range(2)]  # nothing is known of it
     errors = [np.mean([error for error, _ in rows]) for rows in (alone, helped, useless)]
     assert errors[1] < 0.5 * errors[0] and errors[2] < 1.15 * errors[0]
     assert np.mean([regret for _, regret in helped]) < np.mean([regret for _, regret in alone])

@@ -55,7 +55,7 @@ def rollout(engines, policies=None, adapter="", score=None, seed=0):
     return Rollout(tuple(groups), tuple(logprobs))
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "reinforce"])
+@pytest.mark.parametrize("algorithm", [pytest.param("ppo", marks=pytest.mark.long), "grpo", "reinforce"])
 def test_an_update_raises_what_scored_above_the_others(engines, tmp_path, algorithm):
     policies = engine(engines, tmp_path, loss=PolicyLoss(algorithm))
     answers = rollout(engines)

@@ -256,7 +256,14 @@ def test_a_batch_is_its_races():
 # Simulated races: 12 proposals, 8 of 64 inputs labelled; other kinds are in tests/long/test_ranking.py
 
 
-@pytest.mark.parametrize(("correlation", "most"), [(0.0, 1.02), (0.3, 0.99), (0.6, 0.86), (0.9, 0.6), (-0.5, 1.02)])
+@pytest.mark.parametrize(
+    ("correlation", "most"),
+    [
+        (0.0, 1.02),
+        (0.6, 0.86),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((0.3, 0.99), (0.9, 0.6), (-0.5, 1.02))),
+    ],
+)
 def test_error_and_regret_relative_to_the_labelled_part_alone(correlation, most):
     result = figures(Setting(), correlation, repetitions=10_000, seed=0)
     assert result.labelled_error == pytest.approx(8**-0.5, rel=0.02)
