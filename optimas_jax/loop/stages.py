@@ -87,7 +87,7 @@ def open_run(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
         f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.host.folder.path}"
     )
-    if any(spec.startswith("random:") for spec in answering(config)):
+    if all(spec.startswith("random:") for spec in answering(config)):
         passes = ", and every best proposal is accepted" * (config.optimize.gate.kind == "none")
         progress.line(
             f"the language model has random weights: this shows that everything works, scores mean nothing{passes}"
