@@ -30,8 +30,8 @@ from absl import app, flags
 from optimas_jax.core.stats import interval
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import PromptSpace
-from optimas_jax.loop.choices import LOCAL, RULES, measure_choices
 from optimas_jax.loop.journal import BEST, config_of, load_best
+from optimas_jax.loop.measurements import CHOICE_RULES, LOCAL, measure_choices
 from optimas_jax.loop.stages import last_reward, measuring, open_run
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.flag_errors import parse_flags
@@ -74,7 +74,7 @@ def measure(folder: Path, progress: ConsoleProgress) -> Scores:
 
 def table(name: str, folders: list[Scores]) -> str:
     """Markdown of one component: mean score of each folder by rule, and how far the local reward is ahead of it."""
-    means = {rule: [statistics.fmean(scores[name][rule]) for scores in folders] for rule in RULES}
+    means = {rule: [statistics.fmean(scores[name][rule]) for scores in folders] for rule in CHOICE_RULES}
     lines = [
         f"{name}:",
         "",

@@ -32,7 +32,7 @@ from absl import app, flags
 from optimas_jax.core.stats import two_level_interval
 from optimas_jax.core.types import StopRun, derive_seed
 from optimas_jax.loop.journal import BEST, config_of, load_best
-from optimas_jax.loop.ranking import LABELS, RULES, measure_ranking
+from optimas_jax.loop.measurements import LABELS, RANKING_RULES, measure_ranking
 from optimas_jax.loop.stages import groups_so_far, last_reward, measuring, open_run
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.flag_errors import parse_flags
@@ -48,9 +48,9 @@ def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
     """Rankings of one run folder by component."""
     config = config_of(folder)
     more = dataclasses.replace(config.optimize, demo_sets=_PROPOSALS.value * 3 // 4, instructions=2, best_of=0)
-    asking = dataclasses.replace(config, optimize=more)
     with open_run(config, folder, progress) as run, measuring(run, "ranking"):
         host, shares = run.host, config.offline.shares
+        asking = dataclasses.replace(run, config=dataclasses.replace(config, optimize=more))
         configuration = load_best(folder / BEST)
         reward = last_reward(run, configuration)
         names = _COMPONENTS.value or [name for name in host.components if not host.system.scores_at_once(name)]
@@ -67,7 +67,7 @@ def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
         rows = {}
         for name in names:
             known, inputs = groups_so_far(run), examples[: _INPUTS.value]
-            row = measure_ranking(host, run.device, asking, configuration, reward, known, inputs, name, _LABELS.value)
+            row = measure_ranking(asking, configuration, reward, known, inputs, name, _LABELS.value)
             if row is not None:
                 rows[name] = dataclasses.asdict(row)
             else:
@@ -87,11 +87,11 @@ def report(runs: list[dict[str, Any]]) -> None:
     print("| component | rule | error / error of labels alone | regret | regret of labels alone minus this |")
     print("| --- | --- | --- | ---: | --- |")
     for label, members in [*((name, [name]) for name in names), ("all", names)]:
-        for rule in RULES:
+        for rule in RANKING_RULES:
             error, regret = (
                 {
                     which: np.array([np.mean([rows[n][field][which] for n in members]) for rows in runs])
-                    for which in RULES
+                    for which in RANKING_RULES
                 }
                 for field in ("error", "regret")
             )

@@ -207,7 +207,7 @@ def costs_from(host: Host, means: Mapping[str, float] | None = None) -> dict[str
     """Mean tokens of each component plus all its descendants: a run of the system from there on.
 
     Args:
-      means: tokens of a request, by role; by default those of the search so far.
+      means: tokens of a request, by role; by default as in the search so far.
     """
     means = _mean_tokens(host) if means is None else means
     return {

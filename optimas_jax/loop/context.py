@@ -222,15 +222,7 @@ def build_run(
     if completer is None:
         completer = _checked_completer(config, workdir, bare, progress, engines)
     components = _chosen_components(bare, config.optimize, progress)
-    paid = [name for name in components if isinstance(bare.by_name[name].space, LoraSpace)]
-    if paid and config.reward.heads == "fitted" and config.optimize.score == "local":
-        raise ConfigError(
-            f"the weights of {', '.join(paid)} are tuned by local rewards, and config.reward.heads is 'fitted': "
-            "likelihood is part of them, and a policy would be paid for likelier outputs. Set "
-            "config.reward.heads=trained"
-        )
-    if config.optimize.iterations:
-        looks(config.optimize.gate, len(data.splits["val"][: config.optimize.gate_examples or None]))  # or refuses
+    _check_search(config, bare, components, len(data.splits["val"][: config.optimize.gate_examples or None]))
     with contextlib.ExitStack() as opened:
         folder = RunFolder(workdir, config)
         opened.callback(folder.close)
@@ -284,6 +276,24 @@ def _checked_completer(
             f"config.prices to {spec}=PROMPT/COMPLETION"
         )
     return make_completer(config, workdir, progress.line, engines.sampler)
+
+
+def _check_search(config: RunConfig, system: System, components: Sequence[str], examples: int) -> None:
+    """Checks the local rewards and the gate of a search before anything is paid.
+
+    Raises:
+      ConfigError: weights would be tuned by local rewards that hold likelihood.
+      ValueError: no proposal could pass the gate on so few validation ``examples``.
+    """
+    if config.optimize.iterations:
+        looks(config.optimize.gate, examples)
+    paid = [name for name in components if isinstance(system.by_name[name].space, LoraSpace)]
+    if paid and config.reward.heads == "fitted" and config.optimize.score == "local":
+        raise ConfigError(
+            f"the weights of {', '.join(paid)} are tuned by local rewards, and config.reward.heads is 'fitted': "
+            "likelihood is part of them, and a policy would be paid for likelier outputs. Set "
+            "config.reward.heads=trained"
+        )
 
 
 def _tuned_model(config: RunConfig) -> str:

@@ -177,8 +177,8 @@ class RewardTrainer:
         }
 
     def _states(self, groups: Sequence[TokenGroup]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Hidden state [M, D] and log-likelihood [M] of the candidates of each group. They are of the frozen backbone,
-        so those of an earlier fit are still known."""
+        """Hidden state [M, D] and log-likelihood [M] of the candidates of each group. The backbone is frozen, so
+        what an earlier fit computed is still known."""
         keys = [digest(group.text) for group in groups]
         new = {key: group for key, group in zip(keys, groups, strict=True) if key not in self._known}
         hidden = self._by_group("hidden", list(new.values()), self._batches.hidden)

@@ -18,8 +18,18 @@ from scripted import answer, scripted_config
 from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration, PerInstance, Prompt
-from optimas_jax.loop.choices import LOCAL, ONE, RULES, measure_choices
-from optimas_jax.loop.ranking import LABELS, Ranking, _differences, _known, measure_ranking, simulate
+from optimas_jax.loop.measurements import (
+    CHOICE_RULES,
+    LABELS,
+    LOCAL,
+    ONE,
+    Ranking,
+    _differences,
+    _known,
+    measure_choices,
+    measure_ranking,
+    simulate,
+)
 from optimas_jax.loop.stages import groups_so_far, last_reward, open_run, run_stages
 from optimas_jax.loop.state import Trial
 from optimas_jax.report.console import ConsoleProgress
@@ -47,7 +57,7 @@ def test_every_rule_keeps_one_of_the_same_outputs(folder: Path) -> None:
             return measure_choices(host, changed, name, reward, examples, samples=4, temperature=1.0)
 
         scores = measure(configuration)
-        assert tuple(scores) == RULES == (ONE, RANDOM, MAJORITY, LIKELIHOOD, LOCAL)
+        assert tuple(scores) == CHOICE_RULES == (ONE, RANDOM, MAJORITY, LIKELIHOOD, LOCAL)
         assert {len(row) for row in scores.values()} == {len(examples)}
         assert sum(scores[RANDOM]) > sum(scores[ONE])  # hot answers are short now and then
         paid = host.ledger.paid_calls
@@ -68,9 +78,7 @@ def test_the_ranking_of_proposals_from_few_labels(folder: Path) -> None:
 
         def measure(labels: int) -> Ranking | None:
             return measure_ranking(
-                run.host,
-                run.device,
-                run.config,
+                run,
                 configuration,
                 last_reward(run, configuration),
                 groups_so_far(run),
@@ -92,9 +100,7 @@ def test_a_component_that_no_proposal_changes_has_no_ranking(folder: Path) -> No
         configuration, known = run.host.system.default_configuration(), groups_so_far(run)
         examples = run.host.splits["train"][:4]
         reward = last_reward(run, configuration)
-        row = measure_ranking(
-            run.host, run.device, run.config, configuration, reward, known, examples, "question_rewriter", labels=2
-        )
+        row = measure_ranking(run, configuration, reward, known, examples, "question_rewriter", labels=2)
     assert row is None
 
 
@@ -165,6 +171,6 @@ def test_a_command_without_a_folder_or_with_none_says_so(tmp_path: Path, command
 
 def test_a_table_of_several_runs_has_intervals() -> None:
     table = runpy.run_path(str(ROOT / "launch" / "best_of.py"))["table"]
-    rows = [{"a": {rule: [0.0, 1.0] if rule == LOCAL else [0.0, 0.5] for rule in RULES}} for _ in range(2)]
+    rows = [{"a": {rule: [0.0, 1.0] if rule == LOCAL else [0.0, 0.5] for rule in CHOICE_RULES}} for _ in range(2)]
     assert "| random | 0.250, 0.250 | 0.250 | +0.250 [" in table("a", rows)
     assert "| local reward | 0.500, 0.500 | 0.500 |  |" in table("a", rows)

@@ -1,6 +1,7 @@
-"""How well the gains of proposals are known from few labels, with and without local rewards (``search.evidence``).
+"""What local rewards are good for after a search, beside what needs none: choosing among several outputs of a
+component, and telling proposals apart from few labels (``search.evidence``).
 
-Proposals of a component are tried on inputs that no local reward was trained on, and every answer is followed to its
+For the second, proposals are tried on inputs that no local reward was trained on, and every answer is followed to its
 global reward. Then most labels are hidden, again and again, and gains are estimated from what is left.
 """
 
@@ -12,11 +13,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from optimas_jax.core.execution import Job
-from optimas_jax.core.selection import LIKELIHOOD, RANDOM
-from optimas_jax.core.types import Example, Group, derive_seed
-from optimas_jax.core.values import Configuration, value_digest
-from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.context import Device, Host
+from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM
+from optimas_jax.core.types import Example, Group, StopRun, derive_seed
+from optimas_jax.core.values import Configuration, PerInstance, value_digest
+from optimas_jax.loop.context import Host, Run
 from optimas_jax.loop.local_rewards import groups_not_seen
 from optimas_jax.loop.state import State, Trials
 from optimas_jax.loop.steps.propose import propose
@@ -24,14 +24,58 @@ from optimas_jax.loop.steps.trials import answer, follow, local_scores
 from optimas_jax.rewards.scorer import ScoredGroup
 from optimas_jax.search.evidence import Evidence, Floats, WeightEvidence, estimate_gains, weight_of_groups
 
-LABELS, LOCAL = "labels alone", "local reward"
-RULES = (LABELS, RANDOM, LIKELIHOOD, LOCAL)
+ONE, LABELS, LOCAL = "one output", "labels alone", "local reward"
+CHOICE_RULES = (ONE, RANDOM, MAJORITY, LIKELIHOOD, LOCAL)
+RANKING_RULES = (LABELS, RANDOM, LIKELIHOOD, LOCAL)
 _DRAWS = 400  # of the labelled inputs
+
+
+def measure_choices(
+    host: Host,
+    configuration: Configuration,
+    name: str,
+    reward: str,
+    examples: Sequence[Example],
+    *,
+    samples: int,
+    temperature: float,
+) -> dict[str, list[float]]:
+    """Global scores by rule (``CHOICE_RULES``): of the component's own output, and of the output that a rule keeps
+    of it and ``samples - 1`` samples more. All rules choose among the same outputs, and the rest of the system runs on
+    the chosen output.
+
+    Args:
+      configuration: of all components. Where the component chooses among samples already, its value is what it samples.
+      reward: name of the local reward.
+      temperature: of the samples.
+
+    Raises:
+      StopRun: the component chooses among several values, not samples of one.
+    """
+    value = configuration[name]
+    if isinstance(value, PerInstance):
+        value, *others = value.values
+        if others:
+            raise StopRun(f"{name} chooses among values for every input: best-of-N is of a single one")
+        configuration = configuration.replace(name, value)
+    chosen = {RANDOM: RANDOM, MAJORITY: MAJORITY, LIKELIHOOD: LIKELIHOOD, LOCAL: reward}
+    tried = {rule: PerInstance((value,), by, samples, "argmax", temperature) for rule, by in chosen.items()}
+    kept = host.run(ONE, [Job(configuration, example, host.seed) for example in examples])
+    scores = {ONE: [trace.score for trace in kept]}
+    for rule, choice in tried.items():
+        changed = configuration.replace(name, choice)
+        jobs = [
+            Job(changed, example, host.seed, host.system.kept(trace, name))
+            for example, trace in zip(examples, kept, strict=True)
+        ]
+        scores[rule] = [trace.score for trace in host.run(f"{name}: {rule}", jobs)]
+    return scores
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """How well the proposals of one component are known, by rule (``RULES``), a mean over draws of the labelled inputs.
+    """How well the proposals of one component are known, by rule (``RANKING_RULES``): means over draws of the labelled
+    inputs.
 
     Attributes:
       proposals: whose answers differ from the current value's somewhere.
@@ -45,9 +89,7 @@ class Ranking:
 
 
 def measure_ranking(
-    host: Host,
-    device: Device,
-    config: RunConfig,
+    run: Run,
     configuration: Configuration,
     reward: str,
     evidence: Sequence[Group],
@@ -58,11 +100,13 @@ def measure_ranking(
     """The ranking of one component's proposals under a configuration; None if fewer than two proposals change anything.
 
     Args:
+      run: its ``config.optimize`` says what is proposed.
       reward: name of the local reward.
       evidence: groups from before, for demonstrations.
       examples: inputs that the local reward was not trained on.
       labels: inputs of a draw on which global rewards are known.
     """
+    host, device, config = run.host, run.device, run.config
     traces = host.run("base runs", [Job(configuration, example, host.seed) for example in examples])
     runs = [(e, trace) for e, trace in zip(examples, traces, strict=True) if name in trace.steps]
     state = State(configuration, reward, tuple(evidence), ())
@@ -79,7 +123,7 @@ def measure_ranking(
     tried = np.array([[(key, example) in trials for example in ids] for key in keys[1:]])
     unseen = groups_not_seen(device, reward, configuration).get(name, [])
     error, regret = {}, {}
-    for rule in RULES:
+    for rule in RANKING_RULES:
         by = {LABELS: None, LOCAL: reward}.get(rule, rule)
         scores = dict.fromkeys(trials, 0.0)
         if by is not None:
