@@ -7,15 +7,14 @@ python launch/best_of.py FOLDER [FOLDER ...] [--components=hint_generator,answer
 Each run folder has a finished search with local rewards; the last of them is used, under the configuration that the
 search ended with (after --stage=refresh the refreshed one). Prints mean scores by folder, and the difference of the
 local reward to every other rule with its interval: over folders, which are runs of several seeds, and examples, or over
-the examples of a single folder. The scores are in best_of-SPLITS-N.json of each folder. The same command again pays
-nothing.
+the examples of a single folder. The scores are in a best_of-*.json of each folder. The same command again pays nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import statistics
-import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,21 +27,27 @@ import numpy as np
 from absl import app, flags
 
 from optimas_jax.core.stats import interval
-from optimas_jax.core.types import StopRun
+from optimas_jax.core.types import StopRun, digest
 from optimas_jax.core.values import PromptSpace
 from optimas_jax.loop.journal import BEST, config_of, load_best
 from optimas_jax.loop.measurements import CHOICE_RULES, LOCAL, measure_choices
 from optimas_jax.loop.stages import last_reward, measuring, open_run
+from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
-from optimas_jax.report.flag_errors import parse_flags
 
 _COMPONENTS = flags.DEFINE_list("components", [], "Names, separated by commas; default: every component with a prompt.")
 _SAMPLES = flags.DEFINE_integer("samples", 8, "N: outputs to choose among.", lower_bound=2)
-_SPLITS = flags.DEFINE_multi_enum(
-    "split", ["test"], ["test", "confirm", "val", "train"], "Examples to measure on; several add up."
-)
+_SPLITS = flags.DEFINE_multi_enum("split", ["test"], ["test", "confirm"], "Examples to measure on; several add up.")
 
 Scores = dict[str, dict[str, list[float]]]  # by component and rule
+
+
+def check_splits(folder: Path) -> None:
+    """Raises ``StopRun`` where a split has no examples."""
+    data = config_of(folder).data
+    empty = [split for split in _SPLITS.value if not getattr(data, split)]
+    if empty:
+        raise StopRun(f"{folder} has no examples in the split {empty[0]} (config.data.{empty[0]} is 0): leave it out")
 
 
 def measure(folder: Path, progress: ConsoleProgress) -> Scores:
@@ -67,8 +72,8 @@ def measure(folder: Path, progress: ConsoleProgress) -> Scores:
             )
             for name in _COMPONENTS.value or prompts
         }
-        measured = {"reward": reward, "splits": _SPLITS.value, "samples": _SAMPLES.value, "scores": scores}
-        run.host.folder.write(f"best_of-{'-'.join(_SPLITS.value)}-{_SAMPLES.value}.json", measured)
+        what = {"reward": reward, "components": [*scores], "splits": _SPLITS.value, "samples": _SAMPLES.value}
+        run.host.folder.write(f"best_of-{digest(what)}.json", {**what, "scores": scores})
     return scores
 
 
@@ -84,8 +89,7 @@ def table(name: str, folders: list[Scores]) -> str:
     for rule, row in means.items():
         ahead = ""
         if rule != LOCAL:
-            ours, theirs = (np.array([scores[name][which] for scores in folders]) for which in (LOCAL, rule))
-            mean, (low, high) = interval(ours - theirs)
+            mean, (low, high) = interval([np.subtract(scores[name][LOCAL], scores[name][rule]) for scores in folders])
             ahead = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
         lines.append(f"| {rule} | {', '.join(f'{one:.3f}' for one in row)} | {statistics.fmean(row):.3f} | {ahead} |")
     return "\n".join([*lines, ""])
@@ -95,14 +99,16 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2:
         raise app.UsageError("name at least one run folder")
     logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
-    try:
-        measured = [measure(Path(folder), ConsoleProgress()) for folder in argv[1:]]
-    except (StopRun, ValueError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    for name in measured[0]:
+    return exit_code(partial(compare, [Path(folder) for folder in argv[1:]]))
+
+
+def compare(folders: Sequence[Path]) -> None:
+    """Measures every folder, and prints a table for each component."""
+    for folder in folders:
+        check_splits(folder)
+    measured = [measure(folder, ConsoleProgress()) for folder in folders]
+    for name in dict.fromkeys(name for scores in measured for name in scores):
         print(table(name, [scores for scores in measured if name in scores]))
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ every run in cells/.
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -29,12 +28,12 @@ from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.plot import draw
 from optimas_jax.compare.summary import summarize
 from optimas_jax.compare.tables import markdown, tables
-from optimas_jax.core.process import INTERRUPTED, interrupt_on_terminate
+from optimas_jax.core.process import interrupt_on_terminate
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.journal import write_json
+from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
-from optimas_jax.report.flag_errors import parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "random", "twin", "bare"], "Names, separated by commas.")
@@ -48,24 +47,22 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     interrupt_on_terminate()  # cells and peers end with this process
+    return exit_code(compare)
+
+
+def compare() -> int:
+    """Runs the cells, and shows what they say; 1 if none has a result."""
     progress = ConsoleProgress()
-    try:
-        config = parse_config(_CONFIG.value.to_dict())
-        optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
-        check_matplotlib()
-        workdir = Path(_WORKDIR.value or f"runs/compare-{title(config.benchmark)}-{config.variant}")
-        cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line, jobs=_JOBS.value)
-        about = {"benchmark": title(config.benchmark), "variant": config.variant}
-        summary = summarize(cells, about, _BUDGET.value)
-        write_json(workdir / "compare.json", summary)
-        (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
-        save(draw(summary), workdir / "compare.png")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command resumes", file=sys.stderr)
-        return INTERRUPTED
-    except ValueError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
+    config = parse_config(_CONFIG.value.to_dict())
+    optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
+    check_matplotlib()
+    workdir = Path(_WORKDIR.value or f"runs/compare-{title(config.benchmark)}-{config.variant}")
+    cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line, jobs=_JOBS.value)
+    about = {"benchmark": title(config.benchmark), "variant": config.variant}
+    summary = summarize(cells, about, _BUDGET.value)
+    write_json(workdir / "compare.json", summary)
+    (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
+    save(draw(summary), workdir / "compare.png")
     for table in tables(summary):
         progress.console.print(table)
     progress.line(f"{workdir / 'compare.md'}")

@@ -8,7 +8,7 @@ Each run folder has a finished search with local rewards; the last of them is us
 search ended with (after --stage=refresh the refreshed one), on inputs that it was not trained on. Prints the mean
 squared error of the estimated gains relative to that of labels alone, and the regret of taking the proposal with the
 highest estimate, with intervals over the folders, which are runs of several seeds. Everything is in
-ranking-INPUTS-LABELS-PROPOSALS.json of each folder. The same command again pays nothing.
+a ranking-*.json of each folder. The same command again pays nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,13 @@ import numpy as np
 from absl import app, flags
 
 from optimas_jax.core.stats import two_level_interval
-from optimas_jax.core.types import StopRun, derive_seed
+from optimas_jax.core.types import StopRun, derive_seed, digest
+from optimas_jax.core.values import LoraSpace
 from optimas_jax.loop.journal import BEST, config_of, load_best
 from optimas_jax.loop.measurements import LABELS, RANKING_RULES, measure_ranking
 from optimas_jax.loop.stages import groups_so_far, last_reward, measuring, open_run
+from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
-from optimas_jax.report.flag_errors import parse_flags
 from optimas_jax.rewards.split import part_of
 
 _COMPONENTS = flags.DEFINE_list("components", [], "Names, separated by commas; default: all but those scored at once.")
@@ -53,10 +53,11 @@ def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
         asking = dataclasses.replace(run, config=dataclasses.replace(config, optimize=more))
         configuration = load_best(folder / BEST)
         reward = last_reward(run, configuration)
-        names = _COMPONENTS.value or [name for name in host.components if not host.system.scores_at_once(name)]
-        unknown = set(names) - set(host.components)
+        listed = [name for name in host.components if not isinstance(host.system.by_name[name].space, LoraSpace)]
+        names = _COMPONENTS.value or [name for name in listed if not host.system.scores_at_once(name)]
+        unknown = set(names) - set(listed)
         if unknown:
-            raise StopRun(f"no component is named {', '.join(sorted(unknown))}: {', '.join(host.components)}")
+            raise StopRun(f"no component without weights is named {', '.join(sorted(unknown))}: {', '.join(listed)}")
         examples = [example for example in host.splits["train"] if part_of(example.id, shares) == "report"]
         random.Random(derive_seed(host.seed, "ranking")).shuffle(examples)
         if min(len(examples), _INPUTS.value) <= _LABELS.value:
@@ -74,8 +75,9 @@ def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
                 progress.line(f"  {name} is left out: fewer than two proposals change its outputs")
         if not rows:
             raise StopRun(f"no component of {folder} has two proposals that change its outputs")
-        sizes = f"{_INPUTS.value}-{_LABELS.value}-{_PROPOSALS.value}"
-        host.folder.write(f"ranking-{sizes}.json", {"reward": reward, "components": rows})
+        sizes = {"inputs": _INPUTS.value, "labels": _LABELS.value, "proposals": _PROPOSALS.value}
+        what = {"reward": reward, "asked": [*names], **sizes}
+        host.folder.write(f"ranking-{digest(what)}.json", {**what, "components": rows})
     return rows
 
 
@@ -112,12 +114,7 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2:
         raise app.UsageError("name at least one run folder")
     logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
-    try:
-        report([measure(Path(folder), ConsoleProgress()) for folder in argv[1:]])
-    except (StopRun, ValueError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: report([measure(Path(folder), ConsoleProgress()) for folder in argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -23,10 +22,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
-from optimas_jax.core.types import StopRun
 from optimas_jax.loop.completers import check_completers
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, parse_config
-from optimas_jax.report.flag_errors import parse_flags
+from optimas_jax.report.commands import exit_code, parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
@@ -37,30 +35,26 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
-    try:
-        config = parse_config(_CONFIG.value.to_dict())
-        workdir = Path(_WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}")
-        check_completers(config, workdir)  # an error about a missing key comes before slow imports
-        from optimas_jax.loop.stages import run_stages
-        from optimas_jax.report.console import ConsoleProgress
-        from optimas_jax.report.run import report_alignment, report_probe, report_run
+    return exit_code(run)
 
-        progress = ConsoleProgress()
-        run_stages(config, workdir, _STAGE.value, progress)
-        if _STAGE.value == ALIGN:
-            report_alignment(workdir, progress)
-        elif _STAGE.value == PROBE:
-            report_probe(workdir, progress)
-        elif _STAGE.value in ("all", "evaluate"):
-            report_run(workdir, progress)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command resumes", file=sys.stderr)
-        return 130
-    except (StopRun, ValueError) as error:
-        notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
-        print(f"\nerror: {error}{notes}", file=sys.stderr)
-        return 1
-    return 0
+
+def run() -> None:
+    """Runs the stage, and shows its results."""
+    config = parse_config(_CONFIG.value.to_dict())
+    workdir = Path(_WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}")
+    check_completers(config, workdir)  # an error about a missing key comes before slow imports
+    from optimas_jax.loop.stages import run_stages
+    from optimas_jax.report.console import ConsoleProgress
+    from optimas_jax.report.run import report_alignment, report_probe, report_run
+
+    progress = ConsoleProgress()
+    run_stages(config, workdir, _STAGE.value, progress)
+    if _STAGE.value == ALIGN:
+        report_alignment(workdir, progress)
+    elif _STAGE.value == PROBE:
+        report_probe(workdir, progress)
+    elif _STAGE.value in ("all", "evaluate"):
+        report_run(workdir, progress)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,14 +33,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from optimas_jax.benchmarks.modules import title
-from optimas_jax.core.process import INTERRUPTED, interrupt_on_terminate
+from optimas_jax.core.process import interrupt_on_terminate
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.context import build_run
 from optimas_jax.loop.journal import TAPE
+from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
-from optimas_jax.report.flag_errors import parse_flags
 from optimas_jax.sweep.folder import SHARED, open_sweep, read_progress
 from optimas_jax.sweep.plot import axes_of, draw
 from optimas_jax.sweep.points import Point, SweepError, read_points
@@ -54,7 +53,9 @@ Show = Callable[[Mapping[str, Any], Sequence[str]], None]
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _SWEEP = flags.DEFINE_string("sweep", "", "Axes ('optimize.rounds=1,3 seed=0:3'), or a file of configs/sweeps.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Points that run at the same time.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/sweep-BENCHMARK-VARIANT.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder; default runs/sweep-BENCHMARK-VARIANT, with the name of a sweep's file."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -62,24 +63,23 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     interrupt_on_terminate()  # points end with this process
     logging.disable(logging.INFO)  # libraries narrate
+    return exit_code(sweep)
+
+
+def sweep() -> int:
+    """Runs the points, and shows what they say; 1 if none has a result."""
     progress = ConsoleProgress()
-    try:
-        points = read_points(_CONFIG.value.to_dict(), _SWEEP.value)
-        check_matplotlib()
-        first = points[0].config
-        name = f"{title(first.benchmark)}:{first.variant}"
-        workdir = Path(_WORKDIR.value or f"runs/sweep-{title(first.benchmark)}-{first.variant}")
-        with open_sweep(workdir, points, check_points) as lock:
-            progress.line(f"[bold]{name}[/bold], {len(points)} points, {_JOBS.value} at a time; {workdir}")
-            with live_table(progress, name, points, workdir) as show:
-                results = run_points(points, workdir, _JOBS.value, show, process_of(workdir, lock))
-            report(progress, name, points, results, workdir)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command resumes", file=sys.stderr)
-        return INTERRUPTED
-    except (StopRun, ValueError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
+    points = read_points(_CONFIG.value.to_dict(), _SWEEP.value)
+    check_matplotlib()
+    first = points[0].config
+    name = f"{title(first.benchmark)}:{first.variant}"
+    of_file = f"-{Path(_SWEEP.value.strip()).stem}" if _SWEEP.value.strip().endswith(".py") else ""
+    workdir = Path(_WORKDIR.value or f"runs/sweep-{title(first.benchmark)}-{first.variant}{of_file}")
+    with open_sweep(workdir, points, check_points) as lock:
+        progress.line(f"[bold]{name}[/bold], {len(points)} points, {_JOBS.value} at a time; {workdir}")
+        with live_table(progress, name, points, workdir) as show:
+            results = run_points(points, workdir, _JOBS.value, show, process_of(workdir, lock))
+        report(progress, name, points, results, workdir)
     return 0 if any("error" not in result for result in results.values()) else 1
 
 

@@ -1,5 +1,5 @@
-"""Which component is worth tuning? Each one alone, with a reward model of its own, against all with one that they
-share.
+"""Which component is worth tuning? Each one alone against all of them; with ``reward.heads=trained`` also a reward
+model of its own against one that they share.
 
     python launch/sweep.py --config=configs/hotpotqa.py --sweep=configs/sweeps/components.py --jobs=2
 
@@ -12,4 +12,4 @@ from optimas_jax.sweep.points import combinations
 def points():
     """Overrides of every point."""
     names = ("question_rewriter", "keyword_extractor", "context_retriever", "hint_generator", "answer_generator")
-    return combinations({"optimize.components": ["all", *names], "seed": range(5)})
+    return combinations({"optimize.components": ["all", *names], "optimize.order": [""], "seed": range(5)})

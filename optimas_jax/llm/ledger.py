@@ -128,9 +128,13 @@ class Ledger:
 
     @contextlib.contextmanager
     def uncharged(self, phase: str) -> Iterator[None]:
-        """Books everything inside the block under ``phase`` and outside the limits on use; ``budget`` still holds. For
-        controls that may know what a search has to pay for. Begin and end it when nothing is in flight."""
-        outer, self._allowance = self._allowance, None
+        """Books everything inside the block under ``phase`` and outside the limits on use; ``budget`` still holds, and
+        what is set aside of it. For controls that may know what a search has to pay for. Begin and end it when nothing is
+        in flight."""
+        outer = self._allowance
+        if outer is not None:
+            self._allowance = Allowance(UNLIMITED, None)
+            self._allowance.held = outer.chain[-1].held  # what comes after is paid for by the same budget
         try:
             with self.phase(phase):
                 yield

@@ -204,14 +204,14 @@ def _meter_usage(host: Host) -> Usage:
 
 
 def costs_from(host: Host, means: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Mean tokens of each component plus all its descendants: a run of the system from there on.
+    """Mean tokens of each component plus all its descendants and the metric: a run of the system from there on.
 
     Args:
       means: tokens of a request, by role; by default as in the search so far.
     """
     means = _mean_tokens(host) if means is None else means
     return {
-        name: sum(means.get(other, 0.0) for other in (name, *sorted(host.system.descendants(name))))
+        name: sum(means.get(role, 0.0) for role in (name, *sorted(host.system.descendants(name)), "metric"))
         for name in host.components
     }
 

@@ -89,8 +89,8 @@ class OptimizeConfig:
         itself, whose runs of the system are not charged (the most that local rewards can bring); a language model as
         ``judge``, the proposer's; ``off`` for the labels alone; or the ``global`` metric on all training inputs that a
         proposal is tried on. Without ``local``, ``adapt`` is ``never``. Random numbers and likelihood also choose
-        outputs and tune weights as local rewards do; with the others ``per_instance`` is ``never``, and weights are
-        tuned by ``policy.reinforce``.
+        outputs and tune weights as local rewards do (controls: by likelihood a policy is paid for likelier answers);
+        with the others ``per_instance`` is ``never``, and weights are tuned by ``policy.reinforce``.
       labels: inputs of an iteration on which every proposal is followed to its global reward, for the correction.
       trial_inputs: inputs on which an optimiser scores a value while it proposes; it scores at most ``trials`` values
         (TPE, MIPRO) or ``depth`` times ``instructions`` (COPRO).
@@ -119,7 +119,7 @@ class OptimizeConfig:
       gate_top: proposals, best first, that the gate may test in an iteration.
       gate: the gate.
       gate_examples: validation examples that the gate compares on, the first of the split; 0 for all of them.
-      buffer: groups of earlier rounds mixed into an adaptation.
+      buffer: groups of earlier rounds mixed into an adaptation of trained heads; fitted ones learn from all groups.
       drift_accuracy: ``on_drift`` trains when pair accuracy on fresh groups is below this.
       max_tokens: prompt and completion tokens, of collecting and of answers from the tape too, after which the search
         stops with the best configuration so far; 0 for no limit.

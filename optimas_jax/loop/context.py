@@ -285,8 +285,9 @@ def _check_search(config: RunConfig, system: System, components: Sequence[str], 
       ConfigError: weights would be tuned by local rewards that hold likelihood.
       ValueError: no proposal could pass the gate on so few validation ``examples``.
     """
-    if config.optimize.iterations:
-        looks(config.optimize.gate, examples)
+    if not config.optimize.iterations:
+        return
+    looks(config.optimize.gate, examples)
     paid = [name for name in components if isinstance(system.by_name[name].space, LoraSpace)]
     if paid and config.reward.heads == "fitted" and config.optimize.score == "local":
         raise ConfigError(

@@ -63,7 +63,7 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
     traces: list[Trace] = []
     reasons: dict[str, str] = {}
     expected = Usage()  # of the next wave: what the last one cost
-    _hold_measurements(host, inputs[:FIRST_RUNS])
+    _hold_expected(host, inputs[:FIRST_RUNS])
     left = host.ledger.left
     with host.ledger.limit(left.share(config.offline.share).within(left.rest(_baseline_to_come(host)))):
         for wave, begin in enumerate(range(0, len(inputs), _WAVE)):
@@ -88,7 +88,7 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
     return Collected(tuple(groups), {name: reasons.get(name, "no more inputs") for name in host.components})
 
 
-def _hold_measurements(host: Host, inputs: Sequence[Example]) -> None:
+def _hold_expected(host: Host, inputs: Sequence[Example]) -> None:
     """Sets aside what baseline, confirmation and final test are expected to cost, as runs on ``inputs`` cost; where
     that is not left, as much as their price, which the budget allows for."""
     if not host.ledger.budget.is_set:
@@ -225,6 +225,9 @@ def refresh(
       configuration: of all runs.
       reward: the local reward so far.
       known: groups from before, which fitted heads learn from, too.
+
+    Raises:
+      StopRun: if no group can be collected or learned from.
     """
     shares = config.offline.shares
     inputs = [example for example in host.splits["train"] if part_of(example.id, shares) != "report"]

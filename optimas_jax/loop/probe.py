@@ -13,8 +13,18 @@ import numpy as np
 
 from optimas_jax.core.execution import Job
 from optimas_jax.core.types import Example, StopRun, Trace, derive_seed
-from optimas_jax.core.usage import Limit, OutOfBudget
-from optimas_jax.core.values import Configuration, Grid, Models, Prompt, PromptSpace, Value, other_values, value_digest
+from optimas_jax.core.usage import Allowance, Limit, OutOfBudget
+from optimas_jax.core.values import (
+    Configuration,
+    Grid,
+    LoraSpace,
+    Models,
+    Prompt,
+    PromptSpace,
+    Value,
+    other_values,
+    value_digest,
+)
 from optimas_jax.loop.budget import costs_by_role, costs_from
 from optimas_jax.loop.config import ProbeConfig, RunConfig
 from optimas_jax.loop.context import Host
@@ -24,7 +34,7 @@ from optimas_jax.search.optimisers import random_search
 from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos, labelled_sets, propose_demos
 from optimas_jax.search.optimisers.random_search import draw_values
 from optimas_jax.search.optimisers.task import PromptTask
-from optimas_jax.search.probe import FEWEST, TELLING, Findings, Floats, Plan, probe
+from optimas_jax.search.probe import FEWEST, FINALISTS, TELLING, Findings, Floats, Plan, probe
 
 _POOL = 4  # inputs from which demonstrations are taken; nothing is measured on them
 _MOST_VALUES = 6  # of one component
@@ -38,8 +48,14 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
       expected to use, and the ``plan``.
 
     Raises:
-      StopRun: if there are too few training examples, or tokens for the base runs.
+      StopRun: if there are too few training examples, tokens for screening, or no component has random values.
     """
+    probed = [name for name in host.components if not isinstance(host.system.by_name[name].space, LoraSpace)]
+    if not probed:
+        raise StopRun(
+            f"the probe tries random values, and {', '.join(host.components)} are tuned by weights, which have none: "
+            "name others in config.optimize.components in a new --workdir"
+        )
     settings, train = config.probe, list(host.splits["train"])
     needed = _POOL + settings.screen + FEWEST
     if len(train) < needed:
@@ -55,21 +71,26 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
     configuration = host.system.default_configuration()
     with host.ledger.limit(Limit(tokens=settings.tokens)) as allowance:
         try:
-            pool = host.run("first runs", [Job(configuration, one, host.seed) for one in train[:_POOL]])
-            costs = {role: usage.tokens / _POOL for role, usage in costs_by_role(allowance).items()}
-            from_here = costs_from(host, costs)
-            plan = fitting_plan(settings, sum(costs.values()), from_here, allowance.left.tokens)
+            pool, costs, repeat = _first_runs(host, configuration, train[:_POOL], allowance)
+            from_here = {name: cost for name, cost in costs_from(host, costs).items() if name in probed}
+            plan = fitting_plan(settings, sum(costs.values()), from_here, allowance.left.tokens, repeat)
             counts = values_by_cost(plan.values, from_here)
             values = {
                 name: random_values(host, config, name, list(zip(train[:_POOL], pool, strict=True)), counts[name])
-                for name in host.components
+                for name in probed
             }
+            drawn = {name: len(of_component) for name, of_component in values.items() if of_component}
+            if not drawn:
+                raise StopRun(f"no random value of {', '.join(probed)} could be made: nothing can be probed")
             cells = _Cells(host, configuration, values, train[_POOL:])
-            upstream = [name for name in host.components if host.system.descendants(name)]
-            drawn = {name: len(of_component) for name, of_component in values.items()}
-            findings = probe(host.components, upstream, drawn, cells.measure, plan, more)
+            upstream = [name for name in drawn if host.system.descendants(name)]
+            findings = probe([*drawn], upstream, drawn, cells.measure, plan, more)
         except OutOfBudget as reason:
             raise StopRun(f"config.probe.tokens = {settings.tokens:,} ends the probe too early: {reason}") from None
+    untried = [name for name in host.components if name not in drawn]
+    if untried:
+        line = f"{', '.join(untried)}: not tried, without random values"
+        findings = dataclasses.replace(findings, advice=(*findings.advice, line))
     return findings, {
         "spent": allowance.used.tokens,
         "iteration_tokens": round(_iteration_tokens(host, config, findings.first, costs, from_here)),
@@ -77,21 +98,40 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
     }
 
 
-def fitting_plan(settings: ProbeConfig, run: float, from_here: Mapping[str, float], left: float) -> Plan:
+def _first_runs(
+    host: Host, configuration: Configuration, examples: Sequence[Example], allowance: Allowance
+) -> tuple[list[Trace], dict[str, float], float]:
+    """Runs on a few inputs, mean tokens of a run by role, and the share of them that a second run costs."""
+    traces = host.run("first runs", [Job(configuration, example, host.seed) for example in examples])
+    costs = {role: usage.tokens / len(examples) for role, usage in costs_by_role(allowance).items()}
+    spent = allowance.used.tokens
+    host.run("first runs", [Job(configuration, examples[0], _seed(host, 1))])
+    return traces, costs, min(1.0, (allowance.used.tokens - spent) / max(1.0, sum(costs.values())))
+
+
+def _seed(host: Host, repeat: int) -> int:
+    """Each repeat has sampling seeds of its own; the first has the run's."""
+    return derive_seed(host.seed, "probe", repeat) if repeat else host.seed
+
+
+def fitting_plan(
+    settings: ProbeConfig, run: float, from_here: Mapping[str, float], left: float, repeat: float = 0.0
+) -> Plan:
     """The largest plan that leaves enough for a test; the smallest one where none does.
 
     Args:
       run: tokens of a run of the system.
       from_here: tokens of a run from each component on.
       left: tokens.
+      repeat: share of the tokens of a run that its second run costs; 0 where all answers are greedy.
     """
     plan = Plan(settings.values, settings.screen, settings.test)
     for values in range(settings.values, 0, -1):
         for screen in range(settings.screen, 1, -1):
             plan = Plan(values, screen, settings.test)
             counts = values_by_cost(values, from_here)
-            screening = screen * (run + sum(counts[name] * cost for name, cost in from_here.items()))
-            finalists = sorted(from_here.values())[-plan.finalists :]
+            screening = (1 + repeat) * screen * (run + sum(counts[name] * cost for name, cost in from_here.items()))
+            finalists = sorted(from_here.values())[-FINALISTS:]
             testing = TELLING * (run + sum(finalists) + max(finalists, default=0.0))
             if screening + testing <= left:
                 return plan
@@ -107,9 +147,9 @@ def values_by_cost(count: int, from_here: Mapping[str, float]) -> dict[str, int]
 
 def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: int) -> list[Value]:
     """Up to ``count`` values of a component: listed values drawn at random, or prompts with demonstrations, labelled
-    and bootstrapped in turn, as most prompts change more by them than by words. Of three prompts or more the last has
-    a random instruction (``search.optimisers.random_search``), as have those without demonstrations to take. None for
-    weights."""
+    and bootstrapped in turn, as most prompts change more by them than by words. The last of three prompts or more,
+    and those for which there are no demonstrations, are drawn by ``search.optimisers.random_search``, with an
+    instruction that the proposer wrote, where it wrote a usable one. None for weights."""
     component = host.system.by_name[name]
     space, current = component.space, component.default
     assert current is not None  # of a tunable component
@@ -145,7 +185,7 @@ def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: i
     unique = {value_digest(prompt): prompt for prompt in in_turn}
     prompts = list(unique.values())[: count - (count > 2)]
     if len(prompts) < count:
-        prompts += [prompt for _, prompt in random_search.propose(task) if prompt not in prompts]
+        prompts += [prompt for _, prompt in random_search.propose(task) if prompt not in (*prompts, task.current)]
     return [*prompts[:count]]
 
 
@@ -166,8 +206,8 @@ class _Cells:
     bases: dict[tuple[int, int], Trace] = dataclasses.field(default_factory=dict)
 
     def measure(self, changes: Mapping[str, int], inputs: Sequence[int], repeat: int) -> Floats:
-        """``search.probe.Measure``: each repeat has sampling seeds of its own."""
-        host, seed = self.host, derive_seed(self.host.seed, "probe", repeat) if repeat else self.host.seed
+        """``search.probe.Measure``."""
+        host, seed = self.host, _seed(self.host, repeat)
         new = [index for index in inputs if (index, repeat) not in self.bases]
         jobs = [Job(self.configuration, self.examples[index], seed) for index in new]
         traces = host.run("base runs", jobs)
@@ -196,7 +236,7 @@ def _iteration_tokens(
     """Tokens that an iteration of a search is expected to use, on ``first`` or on a mean component: base runs,
     proposals on half of the inputs, labels, and a gate."""
     search = config.optimize
-    names = [first] if first else list(host.components)
+    names = [first] if first else list(from_here)
     call = sum(costs.get(name, 0.0) for name in names) / len(names)
     behind = sum(from_here[name] for name in names) / len(names)
     proposals = search.demo_sets * 4 / 3 + search.instructions

@@ -201,7 +201,11 @@ def _offline_groups(run: Run) -> list[Group]:
 
 
 def groups_so_far(run: Run) -> list[Group]:
-    """Groups of the first collecting and of every iteration."""
+    """Groups of the first collecting and of every iteration.
+
+    Raises:
+      MissingStage: if nothing was collected, or for another system.
+    """
     folders = sorted((run.host.folder.path / "groups").glob("iteration-*"))
     return [*_offline_groups(run), *(group for folder in folders for group in load_groups(folder) or ())]
 
@@ -216,7 +220,7 @@ def _train(run: Run) -> None:
     for epoch, row in enumerate(metadata["history"]):
         run.host.folder.emit("epoch", epoch=epoch, **row)
         numbers = ", ".join(f"{key} {value:.3f}" for key, value in row.items())
-        run.host.progress.line(f"  epoch {epoch + 1}: {numbers}")
+        run.host.progress.line(f"  {'fit' if run.config.reward.heads == 'fitted' else f'epoch {epoch + 1}'}: {numbers}")
 
 
 def _optimize(run: Run) -> None:
@@ -268,8 +272,9 @@ def _refresh(run: Run) -> None:
     """Trains local rewards further under the configuration that the search ended with; ``--stage=align`` measures
     them then."""
     best, search = run.host.folder.path / BEST, run.host.folder.read(OPTIMIZED)
-    if search is None or run.config.optimize.score != "local":
-        raise MissingStage(f"no search with local rewards in {run.host.folder.path}: --stage=optimize makes it")
+    _check_local(run)
+    if search is None:
+        raise MissingStage(f"no search in {run.host.folder.path}: --stage=optimize makes it")
     configuration = load_best(best)
     with run_limit(run.host, REFRESH):
         _hold_measurements(run.host)
@@ -279,7 +284,11 @@ def _refresh(run: Run) -> None:
 
 @contextlib.contextmanager
 def measuring(run: Run, name: str) -> Iterator[None]:
-    """A measurement after a search, booked under ``name``: it leaves what the run's own measurements may cost."""
+    """A measurement after a search, booked under ``name``: it leaves what the run's own measurements may cost.
+
+    Raises:
+      OutOfBudget: if that is not left of ``config.budget``.
+    """
     with run.host.ledger.phase(name), run_limit(run.host, name):
         _hold_measurements(run.host)
         yield
@@ -304,12 +313,26 @@ def _align(run: Run) -> None:
     run.host.folder.emit("alignment", reward=reward, alignment=alignment)
 
 
+def _check_local(run: Run) -> None:
+    score = run.config.optimize.score
+    if score != "local":
+        raise MissingStage(
+            f"{run.host.folder.path} has no local rewards, as config.optimize.score is {score!r}: set 'local' in a new "
+            "--workdir"
+        )
+
+
 def last_reward(run: Run, configuration: Configuration) -> str:
     """The name of the last local reward: the refreshed one, if it is of this configuration, or the search's, or the
-    first."""
+    first.
+
+    Raises:
+      MissingStage: if nothing was trained.
+    """
     search, trained = run.host.folder.read(OPTIMIZED), run.host.folder.read("reward.json")
     reward = (search or {}).get("reward") or (trained or {}).get("name")
-    if not reward or run.config.optimize.score != "local":
+    _check_local(run)
+    if not reward:
         raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
     refreshed = run.host.folder.read(REFRESHED_REWARD)
     if refreshed and refreshed["configuration"] == configuration.to_json():  # of a longer search it may be another one

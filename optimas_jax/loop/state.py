@@ -81,7 +81,8 @@ class LabelUse:
     Attributes:
       labelled_runs: answers followed to their global reward.
       effective_runs: labelled runs that give the same precision without the local reward (``search.evidence``).
-      local_reward: whether a local reward was used; False if every trial is labelled.
+      local_reward: whether trials without labels were judged by a local reward, with the weight that labels support,
+        which may be 0 (then ``effective_runs`` are the labelled ones); False where labels alone rank.
     """
 
     labelled_runs: int = 0

@@ -107,7 +107,8 @@ def label_table(label_use: Mapping[str, Mapping[str, Any]], score: str = "local"
         table.add_column(column, justify="left" if column == "component" else "right")
     for name, row in label_use.items():
         source = "used" if score == "local" else f"{score} in its place"
-        used = source if row["local_reward"] else "not used: ranked by labels alone"
+        weight = "with the weight that labels support, maybe 0"
+        used = f"{source}, {weight}" if row["local_reward"] else "not used: ranked by labels alone"
         table.add_row(name, str(row["labelled_runs"]), f"{row['effective_runs']:.1f}", used)
     return table
 

@@ -25,7 +25,7 @@ class GateConfig:
 
     Attributes:
       kind: ``strict`` (paper: a higher sum of scores), ``paired`` (sign-flip test) or ``none``: the best proposal
-        always passes (an ablation: local rewards alone decide).
+        always passes (an ablation: the ranking alone decides).
       level: of the ``paired`` gate: probability of passing without a gain, all looks together.
     """
 

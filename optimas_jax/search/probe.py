@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 Changes = Mapping[str, int]  # component -> index of its random value; others keep their current one
 Measure = Callable[[Changes, Sequence[int], int], Floats]  # (changes, indices of inputs, repeat) -> their scores
 
+FINALISTS = 2  # components that are tested
+LEVEL = 0.05  # probability that the probe finds a gain where there is none
 _WAVE = 4  # inputs of the test that are measured at a time
 FEWEST = 6  # inputs that a test needs to be made
 TELLING = 8  # inputs below which no gain shown is no reason to stop
@@ -39,15 +41,11 @@ class Plan:
       values: random values of each component.
       screen: inputs on which all of them are tried.
       test: further inputs on which the finalists are, at most.
-      finalists: components that are tested.
-      level: probability that the probe finds a gain where there is none.
     """
 
     values: int
     screen: int
     test: int
-    finalists: int = 2
-    level: float = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +101,8 @@ class Findings:
       first: component to tune first; None where no gain is shown.
       components: headroom of each, in the system's order.
       coupling: of the two finalists, where both were tested.
-      smallest: gain that the test would have shown with a power of 0.8, from the spread that it met; None without.
+      smallest: gain that the test would have shown with a power of 0.8, from the spread that it met; None without a
+        test, or where no score changed.
       advice: sentences for the user.
     """
 
@@ -126,15 +125,18 @@ def probe(
       names: components, in the system's order.
       upstream: the ones behind which other components come.
       counts: number of random values of each.
-      measure: scores of configurations on inputs; inputs from ``plan.screen`` on are fresh for the test. May raise
-        ``OutOfBudget``, which ends the test with the inputs so far.
+      measure: scores of configurations on inputs; inputs from ``plan.screen`` on are fresh for the test. If it raises
+        ``OutOfBudget`` in the test, that ends with the inputs so far.
       more: how more inputs can be tested, for the advice.
+
+    Raises:
+      OutOfBudget: ``measure`` did while components were screened.
     """
     inputs = range(plan.screen)
     base = [measure({}, inputs, repeat) for repeat in (0, 1)]
     screened = [_screen(name, counts[name], base, measure, inputs) for name in names]
     ranked = sorted((one for one in screened if one.value is not None), key=lambda one: -one.screened)
-    finalists = ranked[: plan.finalists]
+    finalists = ranked[:FINALISTS]
     tested, coupling, smallest = _test(finalists, measure, plan)
     components = tuple(tested.get(one.name, one) for one in screened)
     shown = [one for one in components if one.shown]
@@ -176,9 +178,9 @@ def _test(
     except OutOfBudget:
         pass
     usable = {name: np.array(row) for name, row in gains.items() if len(row) >= FEWEST}
-    level = plan.level / max(1, len(usable))
+    level = LEVEL / max(1, len(usable))
     tested = {one.name: _tested(one, usable[one.name], level) for one in finalists if one.name in usable}
-    smallest = max((_detectable(row, level) for row in usable.values()), default=None)
+    smallest = max((_detectable(row, level) for row in usable.values()), default=0.0) or None
     coupling = None
     if len(usable) == 2:
         one, other = usable
@@ -259,6 +261,8 @@ def advice(findings: Findings, upstream: Sequence[str], more: str = "") -> tuple
         if not tested:
             return ("stop here: no random value of any component gained anything on the screening inputs",)
         named = ", ".join(f"{one.name} {one.gain:+.2f} {_interval(one)}" for one in tested)
+        if findings.smallest is None:
+            return (f"stop here: no score of {inputs} fresh inputs changed ({named})",)
         return (
             f"stop here: expected gain below noise ({named}). A gain of {findings.smallest:.2f} would have been shown; "
             f"for a smaller one test on more than {inputs} inputs. {more}",

@@ -35,12 +35,12 @@ def draw(rows: Sequence[Mapping[str, Any]], axis: str) -> Figure:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     plot = figure.subplots()
-    values = list(dict.fromkeys(row["overrides"].get(axis, row["setting"]) for row in rows))
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    places = {value: value if numeric else index for index, value in enumerate(values)}
+    values = {str(value): value for value in (row["overrides"].get(axis, row["setting"]) for row in rows)}
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())
+    places = {text: value if numeric else index for index, (text, value) in enumerate(values.items())}
     lines = lines_of(rows, axis)
     for index, (label, members) in enumerate(list(lines.items())[:_MOST_LINES]):
-        x = [places[row["overrides"].get(axis, row["setting"])] for row in members]
+        x = [places[str(row["overrides"].get(axis, row["setting"]))] for row in members]
         y = [row["gain"] for row in members]
         errors = [
             [max(row["gain"] - row["ci95"][0], 0.0) for row in members],
@@ -49,7 +49,7 @@ def draw(rows: Sequence[Mapping[str, Any]], axis: str) -> Figure:
         style = "-" if numeric else ""
         plot.errorbar(x, y, yerr=errors, fmt=f"o{style}", color=f"C{index}", capsize=4, label=label or None)
     if not numeric:
-        plot.set_xticks(range(len(values)), [str(value) for value in values])
+        plot.set_xticks(range(len(values)), list(values))
     plot.axhline(0, color="black", linewidth=1)
     plot.set_xlabel(axis)
     plot.set_ylabel("gain on the test split, 95 % interval")

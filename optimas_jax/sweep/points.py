@@ -43,9 +43,12 @@ class Point:
 
     @property
     def name(self) -> str:
-        """All overrides, as the name of a folder."""
-        name = re.sub(r"[^\w.,=+-]+", "_", _text(self.overrides)) or "as-it-is"
-        return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 21]}-{digest(dict(self.overrides))}"
+        """All overrides, as the name of a folder; with their digest where the text does not tell them apart."""
+        text = _text(self.overrides) or "as-it-is"
+        name = re.sub(r"[^\w.,=+-]+", "_", text)
+        if name == text and len(name) <= _LONGEST_NAME:
+            return name
+        return f"{name[: _LONGEST_NAME - 21]}-{digest(dict(self.overrides))}"
 
 
 def read_points(base: Mapping[str, Any], sweep: str) -> tuple[Point, ...]:
@@ -122,7 +125,7 @@ def with_overrides(base: Mapping[str, Any], overrides: Overrides) -> dict[str, A
     data = dict(base)
     for path, value in overrides.items():
         name, _, rest = path.partition(".")
-        data[name] = with_overrides(data[name], {rest: value}) if rest else value
+        data[name] = with_overrides(data.get(name) or {}, {rest: value}) if rest else value
     return data
 
 

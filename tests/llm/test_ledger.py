@@ -221,3 +221,13 @@ def test_what_is_uncharged_is_booked_apart_and_outside_all_limits_but_the_budget
     with ledger.uncharged("oracle"):
         answers = ask(completer, [request(text) for text in "cdef"])
     assert sum(isinstance(answer, OverBudget) for answer in answers) == 3
+
+
+def test_what_is_uncharged_leaves_what_is_set_aside():
+    ledger = Ledger(Budget(calls=3))
+    completer = taped(ScriptedCompleter(lambda asked: "x"), ledger)
+    with ledger.limit(Limit(calls=3)):
+        ledger.hold(Usage(calls=2))
+        with ledger.uncharged("oracle"):
+            answers = ask(completer, [request(text) for text in "ab"])
+        assert [isinstance(answer, OutOfBudget) for answer in answers] == [False, True]

@@ -188,8 +188,8 @@ def test_a_component_is_open_while_the_choice_of_a_model_by_the_local_reward_is_
 
 
 @pytest.mark.parametrize("proposers", ["copro", "mipro,reflect", "random", "demos,opro"])
-@pytest.mark.parametrize("score", ["local", "global"])
-def test_every_optimiser_works_with_local_rewards_and_with_the_global_metric(
+@pytest.mark.parametrize("score", ["local", "global", "off"])
+def test_every_optimiser_works_with_local_rewards_with_the_global_metric_and_with_labels_alone(
     tmp_path: Path, score: str, proposers: str
 ) -> None:
     system = enumerable_system(2)

@@ -13,7 +13,7 @@ from rich.console import Console
 from scripted import answer, scripted_config
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.loop.config import ProbeConfig
+from optimas_jax.loop.config import OptimizeConfig, ProbeConfig
 from optimas_jax.loop.probe import fitting_plan, values_by_cost
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.console import ConsoleProgress
@@ -55,6 +55,20 @@ def test_its_tokens_are_a_hard_limit(tmp_path: Path) -> None:
         probed(tmp_path / "none", probe=ProbeConfig(tokens=50))
 
 
+def test_weights_have_no_random_values(tmp_path: Path) -> None:
+    base = config()
+    system = dataclasses.replace(base.system, weights="hint_generator")
+    model = ScriptedCompleter(answer)
+    alone = dataclasses.replace(base, system=system, optimize=OptimizeConfig(components="hint_generator", score="off"))
+    with pytest.raises(StopRun, match="hint_generator are tuned by weights, which have none"):
+        run_stages(alone, tmp_path / "alone", "probe", ConsoleProgress(quiet=True), model)
+    assert not model.requests
+    beside = dataclasses.replace(alone, optimize=OptimizeConfig(components="hint_generator,answer_generator"))
+    run_stages(beside, tmp_path / "beside", "probe", ConsoleProgress(quiet=True), model)
+    findings = json.loads((tmp_path / "beside" / "probe.json").read_text())
+    assert findings["advice"][-1] == "hint_generator: not tried, without random values"
+
+
 def test_too_few_examples_are_refused_by_number(tmp_path: Path) -> None:
     small = scripted_config()
     small = dataclasses.replace(small, data=dataclasses.replace(small.data, train=8))
@@ -68,6 +82,8 @@ def test_a_dear_system_is_screened_with_less() -> None:
     assert (roomy.values, roomy.screen) == (2, 4)
     tight = fitting_plan(ProbeConfig(), 300.0, costs, 12_000.0)
     assert tight.values * tight.screen < 8
+    sampled = fitting_plan(ProbeConfig(), 300.0, costs, 12_000.0, repeat=1.0)
+    assert sampled.values * sampled.screen < tight.values * tight.screen  # second runs cost as much as the first
     least = fitting_plan(ProbeConfig(), 300.0, costs, 0.0)
     assert (least.values, least.screen) == (1, 2)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optimas_jax.core.usage import OutOfBudget
-from optimas_jax.search.probe import Findings, Headroom, Plan, advice, interaction_test, noise_ceiling, probe
+from optimas_jax.search.probe import LEVEL, Findings, Headroom, Plan, advice, interaction_test, noise_ceiling, probe
 
 NAMES = ("rewriter", "keywords", "retriever", "hints", "answers")
 UPSTREAM = NAMES[:-1]
@@ -62,7 +62,7 @@ def test_without_headroom_it_says_stop(kind):
     stops = [found(system(seed, 0.0, kind)[0]).first is None for seed in range(20)]
     assert sum(stops) >= 17
     many = [found(system(seed, 0.0, kind)[0]).first is None for seed in range(100, 1100)]
-    assert np.mean(many) >= 1 - PLAN.level - 2 * np.sqrt(PLAN.level / 1000)
+    assert np.mean(many) >= 1 - LEVEL - 2 * np.sqrt(LEVEL / 1000)
 
 
 @pytest.mark.parametrize("kind", ["continuous", "0/1"])
@@ -140,6 +140,10 @@ def test_it_says_no_more_than_it_found():
     lines = advice(Findings("answers", (beside, tested), None, 0.2, ()), ("hints",))
     assert lines[0].startswith("tune answers first: a random value of it gains +0.30 [0.10, 0.50]")
     assert lines[1].startswith("upstream components do not matter here")
+    unchanged = Headroom("hints", 1, 0.1, 0.0, (0.0, 0.0), 1.0, 12)
+    assert advice(Findings(None, (unchanged,), None, None, ()), ()) == (
+        "stop here: no score of 12 fresh inputs changed (hints +0.00 [0.00, 0.00])",
+    )
     below = Findings(None, (beside,), None, 0.25, ())
     assert (
         "below noise (hints +0.00 [-0.20, 0.20]). A gain of 0.25 would have been shown" in advice(below, ("hints",))[0]

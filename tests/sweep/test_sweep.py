@@ -13,15 +13,17 @@ from rich.console import Console
 from runs import get_config
 
 from optimas_jax.core.stats import two_level_interval
+from optimas_jax.loop.config import parse_config
 from optimas_jax.sweep.folder import open_sweep
 from optimas_jax.sweep.plot import axes_of, draw, lines_of
-from optimas_jax.sweep.points import SweepError, read_points
+from optimas_jax.sweep.points import Point, SweepError, read_points, with_overrides
 from optimas_jax.sweep.run import run_points
 from optimas_jax.sweep.summary import csv_text, short_names, summarize
 from optimas_jax.sweep.tables import markdown, table
 
 BASE = get_config("smoke").to_dict()
-POINTS = read_points(BASE, "optimize.gate.kind=strict,paired seed=0:2")
+SWEEP = "optimize.gate.kind=strict,paired seed=0:2"
+POINTS = read_points(BASE, SWEEP)
 NAMES = [point.name for point in POINTS]
 GAINS = dict(zip(NAMES, ([0.1, 0.3], [0.3, 0.5], [0.0, 0.0], [0.2, 0.0]), strict=True))
 
@@ -128,6 +130,15 @@ def test_each_axis_has_a_picture_with_a_line_for_each_other_setting():
     draw(summarize(seeds_alone, {point.name: result([0.1, 0.2]) for point in seeds_alone}), "setting")
 
 
+def test_values_that_are_lists_have_a_picture_and_names_of_their_own():
+    layers = [{"reward.lora.targets": ["q"]}, {"reward.lora.targets": ["q", "v"]}]
+    points = [Point(row, parse_config(with_overrides(BASE, row))) for row in layers]
+    [plot] = draw(summarize(points, {point.name: result([0.1, 0.2]) for point in points}), "reward.lora.targets").axes
+    assert [label.get_text() for label in plot.get_xticklabels()] == ["['q']", "['q', 'v']"]
+    colon, slash = (Point({"proposer.model": name}, points[0].config).name for name in ("openai:a", "openai/a"))
+    assert colon != slash and {colon[:23], slash[:23]} == {"proposer.model=openai_a"}
+
+
 def test_names_are_as_short_as_they_can_be():
     assert short_names(["optimize.gate.kind", "reward.lora.rank", "policy.lora.rank", "rounds"]) == {
         "optimize.gate.kind": "kind",
@@ -149,8 +160,14 @@ def test_a_sweep_may_grow_and_another_one_is_refused(tmp_path):
         open_sweep(tmp_path, read_points(BASE, "seed=0:2"), new.extend),
     ):
         pass
-    other = read_points({**BASE, "concurrency": 7}, "optimize.gate.kind=strict,paired seed=0:2")
-    with pytest.raises(SweepError, match=r"config\.concurrency: 128 -> 7"), open_sweep(tmp_path, other, new.extend):
+    free = with_overrides(BASE, {"concurrency": 7, "budget.calls": 9})  # no result depends on it
+    with open_sweep(tmp_path, read_points(free, SWEEP), new.extend):
+        pass
+    other = read_points(with_overrides(BASE, {"optimize.iterations": 9}), SWEEP)
+    with (
+        pytest.raises(SweepError, match=r"config\.optimize\.iterations: \d -> 9"),
+        open_sweep(tmp_path, other, new.extend),
+    ):
         pass
 
 

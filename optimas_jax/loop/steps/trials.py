@@ -98,7 +98,11 @@ def local_scores(
             rows.append((trace.steps[name].inputs, here))
     answers = [(inputs, list(here.values())) for inputs, here in rows]
     if state.reward == JUDGE:
-        scores = _judged(host, state, name, answers, [example.id for example, _ in runs])
+        several = [index for index, (_, outputs) in enumerate(answers) if len(set(map(digest, outputs))) > 1]
+        judged = _judged(host, state, name, [answers[index] for index in several], [example.id for example, _ in runs])
+        scores = [[0.0] * len(outputs) for _, outputs in answers]  # alone or alike: there is no difference to judge
+        for index, row in zip(several, judged, strict=True):
+            scores[index] = row
     else:
         scores = score_outputs(device.rewards.scorer, host.system, state.reward, name, answers)
     return {

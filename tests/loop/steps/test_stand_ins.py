@@ -102,6 +102,7 @@ def test_a_judge_sees_labelled_answers_to_other_inputs(tmp_path: Path, monkeypat
         judged = {group.prefix for group in groups}
         assert all(example.prefix not in judged for rows in examples.values() for example in rows)
     assert any(examples.get("writer") for _, examples in asked)
+    assert all(len(set(group.candidates)) > 1 for groups, _ in asked for group in groups)  # nothing else to judge
 
 
 @pytest.mark.parametrize("score", ["oracle", "judge", "off", "global"])

@@ -1,12 +1,16 @@
-"""Flags of commands: what cannot be parsed is one line with a way out, and no traceback."""
+"""What every command does: errors for the user, in flags or later, are one line with a way out, and no traceback."""
 
 from __future__ import annotations
 
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from optimas_jax.core.process import INTERRUPTED
+from optimas_jax.core.types import StopRun
 
 _ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)
 _CONFIGS = Path(__file__).parents[2] / "configs"
@@ -45,6 +49,20 @@ def parse_flags(flags: Any, argv: list[str]) -> list[str]:
             message = f"{where.filename}, line {where.lineno}: {type(error).__name__}: {error}"
     print(f"\nerror: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+def exit_code(action: Callable[[], int | None]) -> int:
+    """Runs a command: its own exit code or 0; 1 after an error, which is told in one line with its notes, and 130 after
+    an interrupt."""
+    try:
+        return action() or 0
+    except KeyboardInterrupt:
+        print("\nstopped; the same command resumes", file=sys.stderr)
+        return INTERRUPTED
+    except (StopRun, ValueError) as error:
+        notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"\nerror: {error}{notes}", file=sys.stderr)
+        return 1
 
 
 def _last_line(error: Exception) -> str:
