@@ -129,8 +129,8 @@ class Ledger:
     @contextlib.contextmanager
     def uncharged(self, phase: str) -> Iterator[None]:
         """Books everything inside the block under ``phase`` and outside the limits on use; ``budget`` still holds, and
-        what is set aside of it. For controls that may know what a search has to pay for. Begin and end it when nothing is
-        in flight."""
+        what is set aside of it. For controls that may know what a search has to pay for. Begin and end it when nothing
+        is in flight."""
         outer = self._allowance
         if outer is not None:
             self._allowance = Allowance(UNLIMITED, None)
