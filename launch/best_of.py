@@ -13,6 +13,7 @@ the examples of a single folder. The scores are in a best_of-*.json of each fold
 from __future__ import annotations
 
 import logging
+import os
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,8 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
+# Or it reports that torch, which nothing here needs, is absent.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 from absl import app, flags
@@ -31,7 +34,7 @@ from optimas_jax.core.types import StopRun, digest
 from optimas_jax.core.values import PromptSpace
 from optimas_jax.loop.journal import BEST, config_of, load_best
 from optimas_jax.loop.measurements import CHOICE_RULES, LOCAL, measure_choices
-from optimas_jax.loop.stages import last_reward, measuring, open_run
+from optimas_jax.loop.stages import check_folders, last_reward, measuring, open_run
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 
@@ -42,12 +45,18 @@ _SPLITS = flags.DEFINE_multi_enum("split", ["test"], ["test", "confirm"], "Examp
 Scores = dict[str, dict[str, list[float]]]  # by component and rule
 
 
-def check_splits(folder: Path) -> None:
-    """Raises ``StopRun`` where a split has no examples."""
-    data = config_of(folder).data
-    empty = [split for split in _SPLITS.value if not getattr(data, split)]
-    if empty:
-        raise StopRun(f"{folder} has no examples in the split {empty[0]} (config.data.{empty[0]} is 0): leave it out")
+def check(folders: Sequence[Path]) -> None:
+    """Raises ``StopRun`` for folders that cannot be measured, or not beside each other, before anything is paid."""
+    check_folders(folders)
+    if len(set(_SPLITS.value)) < len(_SPLITS.value):
+        raise StopRun(f"--split is {', '.join(_SPLITS.value)}: name each once")
+    sizes = {folder: [getattr(config_of(folder).data, split) for split in _SPLITS.value] for folder in folders}
+    for folder, size in sizes.items():
+        if 0 in size or size != sizes[folders[0]]:
+            numbers = ", ".join(f"{split} {count}" for split, count in zip(_SPLITS.value, size, strict=True))
+            raise StopRun(
+                f"{folder} has examples {numbers}; needed are some in each split, and as many as {folders[0]} has"
+            )
 
 
 def measure(folder: Path, progress: ConsoleProgress) -> Scores:
@@ -104,8 +113,7 @@ def main(argv: list[str]) -> int:
 
 def compare(folders: Sequence[Path]) -> None:
     """Measures every folder, and prints a table for each component."""
-    for folder in folders:
-        check_splits(folder)
+    check(folders)
     measured = [measure(folder, ConsoleProgress()) for folder in folders]
     for name in dict.fromkeys(name for scores in measured for name in scores):
         print(table(name, [scores for scores in measured if name in scores]))

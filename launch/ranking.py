@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
+# Or it reports that torch, which nothing here needs, is absent.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 from absl import app, flags
@@ -33,7 +37,7 @@ from optimas_jax.core.types import StopRun, derive_seed, digest
 from optimas_jax.core.values import LoraSpace
 from optimas_jax.loop.journal import BEST, config_of, load_best
 from optimas_jax.loop.measurements import LABELS, RANKING_RULES, measure_ranking
-from optimas_jax.loop.stages import groups_so_far, last_reward, measuring, open_run
+from optimas_jax.loop.stages import check_folders, groups_so_far, last_reward, measuring, open_run
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.split import part_of
@@ -65,6 +69,8 @@ def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
                 f"{folder} has {len(examples)} inputs without training, and --labels={_LABELS.value} of --inputs="
                 f"{_INPUTS.value} leave none to estimate on: lower --labels, or raise config.data.train"
             )
+        if len(examples) < _INPUTS.value:
+            progress.line(f"  {len(examples)} inputs are there, fewer than --inputs={_INPUTS.value}")
         rows = {}
         for name in names:
             known, inputs = groups_so_far(run), examples[: _INPUTS.value]
@@ -97,7 +103,8 @@ def report(runs: list[dict[str, Any]]) -> None:
                 }
                 for field in ("error", "regret")
             )
-            ratio = error[rule] / np.maximum(error[LABELS], 1e-12)
+            known = error[LABELS] > 0  # elsewhere labels alone make no error
+            ratio = error[rule][known] / error[LABELS][known]
             less = _mean(regret[LABELS] - regret[rule])
             print(f"| {label} | {rule} | {_mean(ratio)} | {regret[rule].mean():.3f} | {less} |")
 
@@ -105,7 +112,7 @@ def report(runs: list[dict[str, Any]]) -> None:
 def _mean(values: np.ndarray) -> str:
     """Mean, and its interval over several runs."""
     if len(values) < 2:
-        return f"{values.mean():.3f}"
+        return f"{values.mean():.3f}" if len(values) else "no error"
     mean, (low, high) = two_level_interval(values[:, None])
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -114,7 +121,13 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2:
         raise app.UsageError("name at least one run folder")
     logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
-    return exit_code(lambda: report([measure(Path(folder), ConsoleProgress()) for folder in argv[1:]]))
+    return exit_code(partial(compare, [Path(folder) for folder in argv[1:]]))
+
+
+def compare(folders: Sequence[Path]) -> None:
+    """Measures every folder, and prints a table of all of them."""
+    check_folders(folders)
+    report([measure(folder, ConsoleProgress()) for folder in folders])
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.process import interrupt_on_terminate
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.tape import Tape
-from optimas_jax.loop.context import build_run
 from optimas_jax.loop.journal import TAPE
+from optimas_jax.loop.stages import find_models, models_here, open_run
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def sweep() -> int:
-    """Runs the points, and shows what they say; 1 if none has a result."""
+    """Runs the points, and shows what they say; 1 if one of them failed."""
     progress = ConsoleProgress()
     points = read_points(_CONFIG.value.to_dict(), _SWEEP.value)
     check_matplotlib()
@@ -80,7 +80,7 @@ def sweep() -> int:
         with live_table(progress, name, points, workdir) as show:
             results = run_points(points, workdir, _JOBS.value, show, process_of(workdir, lock))
         report(progress, name, points, results, workdir)
-    return 0 if any("error" not in result for result in results.values()) else 1
+    return 0 if all("error" not in result for result in results.values()) else 1
 
 
 def check_points(points: Sequence[Point]) -> None:
@@ -90,10 +90,13 @@ def check_points(points: Sequence[Point]) -> None:
     Raises:
       SweepError: names the point.
     """
+    found: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         for index, point in enumerate(points):
             try:
-                build_run(point.config, Path(folder) / str(index), ConsoleProgress(quiet=True)).opened.close()
+                with open_run(point.config, Path(folder) / str(index), ConsoleProgress(quiet=True)) as run:
+                    find_models(run, found)
+                    found.update(models_here(run))
             except (StopRun, ValueError) as error:
                 raise SweepError(f"the point {point.name}: {error}") from None
 

@@ -84,7 +84,7 @@ def local(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunC
         data=data,
         concurrency=128,
         offline=OfflineConfig(groups=12, calls=48),
-        collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, values=1),
+        collect=CollectConfig(samples=2, temperature=0.8, rollouts=1, other_values=1),
         optimize=OptimizeConfig.improved(
             iterations=4, inputs=12, adapt_inputs=12, demo_sets=2, demo_size=1, instructions=2, gate_top=2
         ),
@@ -150,7 +150,7 @@ def paper(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunC
         data=data,
         offline=OfflineConfig(inputs=50),
         # Two candidates, and none of other values of a prompt; code: 3 Monte Carlo runs of each.
-        collect=CollectConfig(samples=2, temperature=1.0, rollouts=3, values=0, policy_samples=2),
+        collect=CollectConfig(samples=2, temperature=1.0, rollouts=3, other_values=0, policy_samples=2),
         optimize=OptimizeConfig.paper(
             iterations=100,  # code; Figure 4 ends at 65, 26 and 83
             inputs=50,

@@ -60,7 +60,7 @@ def scripted_config(**changes: Any) -> RunConfig:
         ),
         data=dataclasses.replace(base.data, train=16, val=8, test=12, confirm=8),
         offline=OfflineConfig(inputs=16, calls=64),
-        collect=CollectConfig(samples=2, values=1),
+        collect=CollectConfig(samples=2, other_values=1),
         optimize=OptimizeConfig(
             components="context_retriever,answer_generator",
             iterations=3,

@@ -81,10 +81,11 @@ class Engines:
             raise StopRun(f"config.mesh: {error}") from error
 
     def find(self, specs: Iterable[str]) -> None:
-        """Fetches the files of models that will be loaded later; raises ``WeightsError`` for an unknown model."""
+        """Fetches the files of models that will be loaded later; raises ``WeightsError`` for an unknown model, and for
+        one of an architecture that is not read."""
         for spec in specs:
             self._progress.line(f"looking for {spec}")
-            self._source(spec)
+            load_config(self._source(spec))
 
     def _source(self, spec: str) -> ModelSource:
         """The resolved spec, cached: resolving asks a hub, or computes the hash of a large file."""

@@ -18,7 +18,7 @@ from optimas_jax.benchmarks.modules import find_benchmark, title
 from optimas_jax.core.execution import Job
 from optimas_jax.core.stats import compare, mean_interval
 from optimas_jax.core.system import Metric, NonFiniteScore, finite_score, is_finite_score
-from optimas_jax.core.types import Example, Group, Trace, derive_seed
+from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget
 from optimas_jax.core.values import Configuration, value_from_json
 from optimas_jax.loop.budget import block
@@ -286,6 +286,9 @@ def align(host: Host, device: Device, config: RunConfig, configuration: Configur
     Args:
       configuration: configuration of all runs.
       reward: name of the local reward.
+
+    Raises:
+      StopRun: no group was labelled within ``config.align.tokens`` and ``config.budget``.
     """
     inputs = [e for e in host.splits["train"] if part_of(e.id, config.offline.shares) == "report"]
     random.Random(derive_seed(host.seed, "align")).shuffle(inputs)
@@ -303,6 +306,11 @@ def align(host: Host, device: Device, config: RunConfig, configuration: Configur
                 with block(host, f"align {config.align.tokens} from {begin}"):
                     groups += collect_on(host, twice, configuration, names, examples, groups)
             except OutOfBudget as reason:
+                if not groups:
+                    raise StopRun(
+                        f"config.align.tokens = {config.align.tokens:,} (or config.budget) ends before the first "
+                        "groups: raise it, and the same command goes on"
+                    ) from None
                 host.progress.line(f"  stopped: {reason}")
                 break
     first, second = (_half_of_rewards(groups, half) for half in (0, 1))

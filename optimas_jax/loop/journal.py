@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -16,6 +17,7 @@ from optimas_jax.core.schema import to_dict
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
+from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
 
 TAPE, LOCK = "tape.sqlite", ".lock"
@@ -69,6 +71,8 @@ class RunFolder:
                 if not isinstance(old, dict):
                     raise ValueError(f"it holds {type(old).__name__}")
                 self._check(old, plain)
+                if old != plain:
+                    self.write("config.json", plain)  # of the last command: free fields may differ
             else:
                 self.write("config.json", plain)
             return self._read_events()
@@ -83,17 +87,24 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
+    def _is_unused(self) -> bool:
+        """Whether every command so far ended before it paid for anything."""
+        if (self.path / "journal.jsonl").is_file():
+            return False
+        if not (self.path / TAPE).is_file():
+            return True
+        with contextlib.closing(Tape(self.path / TAPE)) as tape:
+            return not len(tape)
+
     def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         if "align" not in old:
             raise FolderError(
                 f"{self.path} was made by an earlier version, whose work cannot be resumed: use another --workdir (its "
                 "best/ can still be evaluated: --stage=evaluate --config.evaluate.folder=.../best)"
             )
-        for name in _FREE:
-            old.pop(name, None)
-            new.pop(name, None)
-        changed = differences(old, new)
-        if changed:
+        before, now = ({name: c[name] for name in c if name not in _FREE} for c in (old, new))
+        changed = differences(before, now)
+        if changed and not self._is_unused():
             raise FolderError(
                 f"{self.path} belongs to another configuration:\n  "
                 + "\n  ".join(changed)
@@ -212,6 +223,8 @@ def config_of(folder: Path) -> RunConfig:
         return parse_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except OSError:
         raise FolderError(f"{folder} is no run folder: it has no config.json") from None
+    except json.JSONDecodeError as error:
+        raise FolderError(f"{folder / 'config.json'} is damaged ({error})") from error
 
 
 def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:

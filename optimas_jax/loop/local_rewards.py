@@ -11,7 +11,7 @@ from typing import Any
 
 from optimas_jax.core.execution import Job
 from optimas_jax.core.selection import UNTRAINED
-from optimas_jax.core.types import Example, Group, Trace, derive_seed
+from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget, Usage
 from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prompt, PromptSpace, Value, other_values
 from optimas_jax.loop.budget import FIRST_RUNS, block, costs_by_role, hold_final, require
@@ -162,7 +162,7 @@ def collect_wave(
     shown: list[Try] = []
     for name, pairs in runs.items():
         values = _with_demos(host, search, configuration, name, [*known, *groups])
-        shown += value_tries(name, pairs, values, count=settings.values, seed=host.seed)
+        shown += value_tries(name, pairs, values, count=settings.other_values, seed=host.seed)
     return follow(shown, groups)
 
 
@@ -227,7 +227,7 @@ def refresh(
       known: groups from before, which fitted heads learn from, too.
 
     Raises:
-      StopRun: if no group can be collected or learned from.
+      StopRun: no group was labelled within ``config.refresh.tokens`` and ``config.budget``.
     """
     shares = config.offline.shares
     inputs = [example for example in host.splits["train"] if part_of(example.id, shares) != "report"]
@@ -240,6 +240,11 @@ def refresh(
                 with block(host, f"refresh {config.refresh.tokens} from {begin}"):
                     fresh += collect_on(host, config, configuration, host.components, examples, fresh)
             except OutOfBudget:
+                if not fresh:
+                    raise StopRun(
+                        f"config.refresh.tokens = {config.refresh.tokens:,} (or config.budget) ends before the first "
+                        "groups: raise it, and the same command goes on"
+                    ) from None
                 break
     threshold = config.reward.loss.threshold
     save_groups(host.folder.path / "groups" / REFRESHED, fresh)

@@ -38,6 +38,7 @@ from optimas_jax.search.probe import FEWEST, FINALISTS, TELLING, Findings, Float
 
 _POOL = 4  # inputs from which demonstrations are taken; nothing is measured on them
 _MOST_VALUES = 6  # of one component
+_FEWEST_SCREENED = 2  # inputs
 
 
 def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
@@ -57,13 +58,14 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
             "name others in config.optimize.components in a new --workdir"
         )
     settings, train = config.probe, list(host.splits["train"])
-    needed = _POOL + settings.screen + FEWEST
-    if len(train) < needed:
+    screen = min(settings.screen, len(train) - _POOL - FEWEST)
+    if screen < _FEWEST_SCREENED:
         raise StopRun(
-            f"the probe needs {needed} training examples ({_POOL} for demonstrations, config.probe.screen = "
-            f"{settings.screen}, {FEWEST} to test), and there are {len(train)}: lower config.probe.screen, to 2 at "
-            "least, or raise config.data.train and lower another split"
+            f"the probe needs {_POOL + _FEWEST_SCREENED + FEWEST} training examples ({_POOL} for demonstrations, "
+            f"{_FEWEST_SCREENED} to screen on, {FEWEST} to test), and there are {len(train)}: raise config.data.train, "
+            "and lower another split if there are no more"
         )
+    settings = dataclasses.replace(settings, screen=screen)
     fresh = len(train) - _POOL - settings.screen
     more = "Raise config.data.train" if fresh < settings.test else "Raise config.probe.tokens and config.probe.test"
     settings = dataclasses.replace(settings, test=min(settings.test, fresh))
@@ -85,8 +87,11 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
             cells = _Cells(host, configuration, values, train[_POOL:])
             upstream = [name for name in drawn if host.system.descendants(name)]
             findings = probe([*drawn], upstream, drawn, cells.measure, plan, more)
-        except OutOfBudget as reason:
-            raise StopRun(f"config.probe.tokens = {settings.tokens:,} ends the probe too early: {reason}") from None
+        except OutOfBudget:
+            raise StopRun(
+                f"config.probe.tokens = {settings.tokens:,} (or config.budget) ends the probe before all components "
+                "are screened: raise it, and the same command goes on"
+            ) from None
     untried = [name for name in host.components if name not in drawn]
     if untried:
         line = f"{', '.join(untried)}: not tried, without random values"
@@ -125,8 +130,8 @@ def fitting_plan(
       left: tokens.
       repeat: share of the tokens of a run that its second run costs; 0 where all answers are greedy.
     """
-    plan = Plan(settings.values, settings.screen, settings.test)
-    for values in range(settings.values, 0, -1):
+    plan = Plan(settings.random_values, settings.screen, settings.test)
+    for values in range(settings.random_values, 0, -1):
         for screen in range(settings.screen, 1, -1):
             plan = Plan(values, screen, settings.test)
             counts = values_by_cost(values, from_here)

@@ -85,14 +85,14 @@ class ProbeConfig:
     """Settings of the probe stage.
 
     Attributes:
-      values: random values of each component, at most.
+      random_values: of each component, at most.
       screen: training inputs on which all of them are tried, at most.
       test: further inputs on which the best values of two components are tested, at most: as many as tokens and
         training examples allow.
       tokens: prompt and completion tokens at most. Values and screening inputs are fewer where a run is dear.
     """
 
-    values: PositiveInt = 2
+    random_values: PositiveInt = 2
     screen: Annotated[int, Range(2)] = 4
     test: Annotated[int, Range(6)] = 32
     tokens: PositiveInt = 30_000

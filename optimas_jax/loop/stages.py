@@ -12,7 +12,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from optimas_jax.benchmarks.modules import title
@@ -30,7 +30,7 @@ from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig
 from optimas_jax.loop.context import Host, Run, build_run
 from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of, confirm_search, measure
 from optimas_jax.loop.iteration import optimize
-from optimas_jax.loop.journal import BEST, UNCONFIRMED, load_best
+from optimas_jax.loop.journal import BEST, UNCONFIRMED, config_of, load_best
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
 from optimas_jax.rewards.data import load_groups, save_groups
@@ -61,7 +61,7 @@ def run_stages(
     if stage not in ("all", ALIGN, PROBE, REFRESH, *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN, PROBE, REFRESH))}")
     with open_run(config, workdir, progress, completer, shared) as run:
-        if stage == "all" and completer is None:
+        if completer is None:
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
             run_stage(run, name)
@@ -123,18 +123,23 @@ def with_price(run: Run) -> Run:
     return dataclasses.replace(run, host=host)
 
 
-def find_models(run: Run) -> None:
+def find_models(run: Run, found: Collection[str] = ()) -> None:
     """Checks that all local models can be loaded before anything is paid for. Skipped for a folder with completions,
-    which may answer all requests.
+    which may answer all requests, and for models that were ``found``.
 
     Raises:
       ValueError: for a model that cannot be found.
       StopRun: if devices do not allow the mesh.
     """
-    specs = loaded_here(run.config, models_named(run.host.system))
+    specs = [spec for spec in models_here(run) if spec not in found]
     if specs and not len(run.tape):
         _ = run.engines.mesh
         run.engines.find(specs)
+
+
+def models_here(run: Run) -> list[str]:
+    """Local models that a run may load."""
+    return [*loaded_here(run.config, models_named(run.host.system))]
 
 
 def run_stage(run: Run, name: str) -> None:
@@ -280,6 +285,28 @@ def _refresh(run: Run) -> None:
         _hold_measurements(run.host)
         name = refresh(run.host, run.device, run.config, configuration, search["reward"], groups_so_far(run))
     run.host.folder.write(REFRESHED_REWARD, {"name": name, "configuration": configuration.to_json()})
+
+
+def check_folders(folders: Sequence[Path]) -> None:
+    """Checks run folders that a measurement after the search is to compare.
+
+    Raises:
+      StopRun: for one that is named twice, has no finished search with local rewards, or is of another benchmark.
+    """
+    benchmarks: dict[str, Path] = {}
+    for folder in folders:
+        config = config_of(folder)
+        if [one.resolve() for one in folders].count(folder.resolve()) > 1:
+            raise StopRun(f"{folder} is named twice")
+        if config.optimize.score != "local" or not (folder / OPTIMIZED).is_file() or not (folder / BEST).is_dir():
+            raise MissingStage(
+                f"{folder} has no finished search with local rewards: the command that made it resumes it, with "
+                "config.optimize.score=local"
+            )
+        benchmarks.setdefault(config.benchmark, folder)
+    if len(benchmarks) > 1:
+        named = ", ".join(f"{folder} of {benchmark}" for benchmark, folder in benchmarks.items())
+        raise StopRun(f"the folders are of several benchmarks: {named}")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.errors import MarkupError
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -43,7 +44,10 @@ class ConsoleProgress:
 
     def line(self, text: str) -> None:
         """One line about one decision."""
-        self.console.print(text)
+        try:
+            self.console.print(text)
+        except MarkupError:  # a name in it looks like markup
+            self.console.print(text, markup=False)
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[], None]]:

@@ -43,6 +43,8 @@ def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
     progress.console.print(probe_table(data))
     for line in data["advice"]:
         progress.line(f"[bold]{line}[/bold]")
+    if data["first"]:
+        progress.line(f"a search that begins with it: --config.optimize.order={data['first']}, in a new --workdir")
     progress.line(
         f"the probe used {data['spent']:,} tokens; an iteration of a search is expected to use "
         f"{data['iteration_tokens']:,}; {workdir / 'probe.json'}"

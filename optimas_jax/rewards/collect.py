@@ -44,8 +44,8 @@ class CollectConfig:
       samples: candidates sampled from the current value at ``temperature``.
       temperature: sampling temperature of these candidates.
       rollouts: Monte Carlo runs of the component's descendants, per candidate.
-      values: other values of a component's space at most, one candidate each. A component with listed values is not
-        sampled, and tries ``samples + values`` of them.
+      other_values: other values of a component's space at most, one candidate each. A component with listed values is
+        not sampled, and tries ``samples + other_values`` of them.
       policy_samples: candidates of a component whose weights are tuned, sampled as in its rollouts, so that local
         rewards learn on the distribution that tuning samples from.
     """
@@ -53,7 +53,7 @@ class CollectConfig:
     samples: NonNegativeInt = 3
     temperature: NonNegativeFloat = 1.0
     rollouts: PositiveInt = 1
-    values: NonNegativeInt = 3
+    other_values: NonNegativeInt = 3
     policy_samples: PositiveInt = 6
 
 
@@ -115,7 +115,7 @@ def standard_tries(
     if isinstance(space, LoraSpace):
         return tries + sample_tries(configuration, component, runs, config.policy_samples, ROLLOUT_TEMPERATURE)
     listed = other_values(space, current) if isinstance(space, Grid | Models) else []
-    return tries + value_tries(component, runs, listed, count=config.samples + config.values, seed=seed)
+    return tries + value_tries(component, runs, listed, count=config.samples + config.other_values, seed=seed)
 
 
 def collect(

@@ -95,9 +95,16 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_result(folder: Path, name: str) -> dict[str, Any] | None:
-    """``results.json`` of a point, or None if it has not ended."""
+    """``results.json`` of a point, or None if it has not ended.
+
+    Raises:
+      SweepError: it is damaged.
+    """
     path = folder / name / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except json.JSONDecodeError as error:
+        raise SweepError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
 
 
 def read_progress(folder: Path, name: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import itertools
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def read_points(base: Mapping[str, Any], sweep: str) -> tuple[Point, ...]:
       sweep: axes (``parse_axes``), or the path of a file with a function ``points()`` that returns overrides.
 
     Raises:
-      SweepError: for a field that does not exist, a value that it does not take, or a point that is there twice.
+      SweepError: for a field that does not exist, a value that it does not take, or two points that are the same.
     """
     if not sweep.strip():
         raise SweepError(
@@ -68,15 +69,19 @@ def read_points(base: Mapping[str, Any], sweep: str) -> tuple[Point, ...]:
     plain = to_dict(parse_config(base))
     if sweep.strip().endswith(".py"):
         rows = _points_of_file(Path(sweep.strip()))
-        for path in {path for row in rows for path in row}:
-            _field(plain, path)
+        for path, value in {path: value for row in rows for path, value in row.items()}.items():
+            if isinstance(_field(plain, path), Mapping):
+                raise SweepError(f"{path!r} is {value!r}, and has fields of its own: set {path}.NAME")
     else:
         rows = combinations(parse_axes(sweep, plain))
     points = [Point(row, _configured(base, row)) for row in rows]
-    names = [point.name for point in points]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not points or twice:
-        raise SweepError(f"the sweep {sweep!r} has {f'{twice[0]} twice' if twice else 'no points'}")
+    if not points:
+        raise SweepError(f"the sweep {sweep!r} has no points")
+    known: dict[str, Point] = {}
+    for point in points:
+        first = known.setdefault(digest(to_dict(point.config)), point)
+        if first is not point:
+            raise SweepError(f"the points {first.name} and {point.name} have the same configuration: leave one out")
     return tuple(points)
 
 
@@ -142,10 +147,16 @@ def _points_of_file(path: Path) -> list[Overrides]:
     if not path.is_file() or spec is None or spec.loader is None:
         raise SweepError(f"there is no file {str(path)!r}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "points"):
-        raise SweepError(f"{path} has no function points(), which returns overrides: [{{'optimize.rounds': 1}}, ...]")
-    return [dict(row) for row in module.points()]
+    try:
+        spec.loader.exec_module(module)
+        rows = [*module.points()] if callable(getattr(module, "points", None)) else None
+    except Exception as error:  # of the file, whatever it does
+        at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {at[-1]}" if at else ""
+        raise SweepError(f"{path}{line}: {type(error).__name__}: {error}") from error
+    if rows is None or not all(isinstance(row, Mapping) and all(isinstance(key, str) for key in row) for row in rows):
+        raise SweepError(f"{path} needs a function points(), which returns overrides: [{{'optimize.rounds': 1}}, ...]")
+    return [{path.removeprefix("config."): value for path, value in row.items()} for row in rows]
 
 
 def _field(plain: Mapping[str, Any], path: str) -> Any:
@@ -171,7 +182,8 @@ def _value(path: str, text: str, current: Any) -> Any:
             return type(current)(text)
         except ValueError:
             kind = "a whole number" if isinstance(current, int) else "a number"
-            raise SweepError(f"{path} is {text!r}, expected {kind}") from None
+            alone = "; a range stands alone" if ":" in text else ""
+            raise SweepError(f"{path} is {text!r}, expected {kind}{alone}") from None
     return text
 
 

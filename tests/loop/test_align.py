@@ -12,6 +12,7 @@ from fakes import ScriptedCompleter
 from rich.console import Console
 from scripted import answer, scripted_config
 
+from optimas_jax.core.types import StopRun
 from optimas_jax.loop.config import AlignConfig
 from optimas_jax.loop.stages import MissingStage, run_stages
 from optimas_jax.report.console import ConsoleProgress
@@ -56,7 +57,17 @@ def test_without_a_local_reward_the_stage_says_what_makes_one(tmp_path: Path) ->
 
 
 def test_tokens_limit_the_stage(tmp_path: Path) -> None:
-    config = scripted_config(align=AlignConfig(inputs=8, tokens=300))
     for stage in ("collect", "train", "align"):
-        run_stages(config, tmp_path / "run", stage, QUIET, ScriptedCompleter(answer))
-    assert (tmp_path / "run" / "alignment.json").is_file()
+        run_stages(
+            scripted_config(align=AlignConfig(inputs=2)), tmp_path / "run", stage, QUIET, ScriptedCompleter(answer)
+        )
+    before = (tmp_path / "run" / "alignment.json").read_text()
+    with pytest.raises(StopRun, match=r"config\.align\.tokens = 300 .* ends before the first groups"):
+        run_stages(
+            scripted_config(align=AlignConfig(inputs=8, tokens=300)),
+            tmp_path / "run",
+            "align",
+            QUIET,
+            ScriptedCompleter(answer),
+        )
+    assert (tmp_path / "run" / "alignment.json").read_text() == before

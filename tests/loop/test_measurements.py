@@ -30,7 +30,7 @@ from optimas_jax.loop.measurements import (
     measure_ranking,
     simulate,
 )
-from optimas_jax.loop.stages import groups_so_far, last_reward, open_run, run_stages
+from optimas_jax.loop.stages import check_folders, groups_so_far, last_reward, open_run, run_stages
 from optimas_jax.loop.state import Trial
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.scorer import ScoredGroup
@@ -167,6 +167,16 @@ def test_a_command_without_a_folder_or_with_none_says_so(tmp_path: Path, command
         main([command])
     assert main([command, str(tmp_path)]) == 1
     assert "is no run folder: it has no config.json" in capsys.readouterr().err
+
+
+def test_folders_are_checked_before_any_is_measured(folder: Path) -> None:
+    with pytest.raises(StopRun, match="has no finished search with local rewards"):
+        check_folders([folder])
+    (folder / "best").mkdir()
+    (folder / "optimized.json").write_text("{}")
+    check_folders([folder])
+    with pytest.raises(StopRun, match="is named twice"):
+        check_folders([folder, folder])
 
 
 def test_a_table_of_several_runs_has_intervals() -> None:

@@ -112,6 +112,16 @@ def test_configurations_are_config_dicts_of_one_level_each() -> None:
     assert get_config("smoke").optimize.get_type("rounds") is int
 
 
+def test_every_field_can_be_set_on_the_command_line() -> None:
+    """A field with the name of a method of ``ConfigDict`` cannot be."""
+
+    def names(data: dict[str, Any]) -> set[str]:
+        inner = [names(value) for value in data.values() if isinstance(value, dict)]
+        return set(data).union(*inner)
+
+    assert not names(get_config("smoke").to_dict()) & set(dir(ml_collections.ConfigDict))
+
+
 def test_a_component_that_is_searched_globally_has_no_best_of() -> None:
     settings = OptimizeConfig(best_of=4, global_search="retriever")
     assert settings.for_component("retriever").best_of == 0 and settings.for_component("writer").best_of == 4

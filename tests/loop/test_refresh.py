@@ -12,6 +12,7 @@ from fakes import ScriptedCompleter
 from rich.console import Console
 from scripted import answer, scripted_config
 
+from optimas_jax.core.types import StopRun
 from optimas_jax.loop.config import AlignConfig, RefreshConfig
 from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.stages import MissingStage, run_stages
@@ -48,6 +49,10 @@ def test_labels_under_the_final_configuration_make_another_local_reward(tmp_path
         assert (refreshed["name"] != search["reward"]) == bool(learned)
     used = json.loads((folder / "used.json").read_text())
     assert 0 < used["refresh"]["tokens"] <= 400_000
+    few = dataclasses.replace(config, refresh=RefreshConfig(tokens=10))
+    with pytest.raises(StopRun, match=r"config\.refresh\.tokens = 10 .* ends before the first groups"):
+        run_stages(few, folder, "refresh", QUIET, ScriptedCompleter(answer))
+    assert json.loads((folder / "refreshed.json").read_text()) == refreshed
 
 
 def test_without_a_search_it_says_what_makes_one(tmp_path: Path) -> None:

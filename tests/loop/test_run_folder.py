@@ -1,3 +1,5 @@
+import asyncio
+import contextlib
 import dataclasses
 import errno
 import json
@@ -7,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes import ScriptedCompleter, request
 from runs import ROOT, run_config
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration, Demo, Hyperparameters, Prompt
+from optimas_jax.llm.ledger import Ledger
+from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.config import EvaluateConfig
-from optimas_jax.loop.journal import FolderError, RunFolder, load_best
+from optimas_jax.loop.journal import FolderError, RunFolder, config_of, load_best
 
 CONFIG = run_config()
 
@@ -60,7 +65,7 @@ def test_the_same_configuration_opens_its_folder_again(tmp_path):
 
 
 def test_a_folder_is_one_processs_at_a_time(tmp_path):
-    opened = folder(tmp_path)
+    opened = emit_all(tmp_path, "groups")
     code = (
         "import pathlib, sys; sys.path[:0] = ['tests', 'tests/loop']\n"
         "from test_run_folder import folder\n"
@@ -83,7 +88,7 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path):
 
 
 def test_another_configuration_is_refused_with_every_field_that_differs(tmp_path):
-    folder(tmp_path)
+    emit_all(tmp_path, "groups")
     data = dataclasses.replace(CONFIG.data, train=CONFIG.data.train + 1)
     with pytest.raises(FolderError) as caught:
         folder(tmp_path, seed=7, data=data)
@@ -96,8 +101,20 @@ def test_another_configuration_is_refused_with_every_field_that_differs(tmp_path
 
 
 def test_what_does_not_change_results_may_differ(tmp_path):
-    folder(tmp_path)
+    emit_all(tmp_path, "groups")
     folder(tmp_path, concurrency=1, evaluate=EvaluateConfig(split="val", repeats=3))
+    assert config_of(tmp_path / "run").concurrency == 1  # what measurements after a search go by
+
+
+def test_a_folder_that_nothing_was_paid_in_takes_another_configuration(tmp_path):
+    folder(tmp_path, seed=6)
+    file = tmp_path / "run" / "tape.sqlite"
+    Tape(file).close()
+    assert config_of(folder(tmp_path, seed=7).path).seed == 7
+    with contextlib.closing(Tape(file)) as tape:
+        asyncio.run(TapedCompleter(tape, Ledger(), ScriptedCompleter(lambda asked: "paid")).complete(request("a")))
+    with pytest.raises(FolderError, match=r"config\.seed: 7 -> 8"):
+        folder(tmp_path, seed=8)
 
 
 def test_a_folder_of_an_earlier_version_is_refused_and_stays_as_it_was(tmp_path):

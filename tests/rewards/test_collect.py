@@ -37,7 +37,7 @@ def chain(answers, calls=None, grid=(1, 2)):
     )
 
 
-CONFIG = CollectConfig(samples=3, temperature=1.0, rollouts=1, values=2)
+CONFIG = CollectConfig(samples=3, temperature=1.0, rollouts=1, other_values=2)
 
 
 def base_runs(some_system, examples):

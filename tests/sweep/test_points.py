@@ -62,7 +62,9 @@ def test_folders_are_named_by_what_differs():
         ("seed=0 seed=1", "'seed=1' is named twice"),
         ("seed=3:3", "empty range"),
         ("seed=1.5", "seed is '1.5', expected a whole number"),
-        ("seed=1,1", "has seed=1 twice"),
+        ("seed=1,1", "the points seed=1 and seed=1 have the same configuration"),
+        ("optimize.score=off optimize.adapt=never,every", "have the same configuration"),
+        ("seed=0:3,5", "expected a whole number; a range stands alone"),
         ("evaluate.changes=yes", "evaluate.changes is 'yes'; allowed: true, false"),
         ("optimize.labels=-1", "optimize.labels is -1, expected at least 0"),
         ("optimize.gate.kind=loose", "'loose'; allowed: 'strict', 'paired'"),
@@ -83,11 +85,28 @@ def test_a_file_lists_its_points(tmp_path):
     assert [point.config.system.k_grid for point in points] == [(1,), (1, 2)] and points[0].config.seed == 3
     file.write_text("points = None\n")
     file.with_name("none.py").write_text("POINTS = []\n")
-    with pytest.raises(SweepError, match="has no function points"):
+    with pytest.raises(SweepError, match="needs a function points"):
         read_points(BASE, str(file.with_name("none.py")))
-    file.write_text("def points():\n    return [{'optimize.nothing': 1}]\n")
-    with pytest.raises(SweepError, match=r"there is no field 'optimize\.nothing'"):
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("[{'optimize.nothing': 1}]", r"there is no field 'optimize\.nothing'"),
+        ("[{'optimize': {'rounds': 1}}]", r"'optimize' is .*, and has fields of its own: set optimize\.NAME"),
+        ("[{1: 2}]", "needs a function points"),
+        ("['seed']", "needs a function points"),
+        ("1 / 0", r"mine\.py, line 2: ZeroDivisionError"),
+        ("None", r"mine\.py: TypeError|mine\.py, line"),
+    ],
+)
+def test_a_file_that_lists_none_is_refused(tmp_path, returned, message):
+    file = tmp_path / "mine.py"
+    file.write_text(f"def points():\n    return {returned}\n")
+    with pytest.raises(SweepError, match=message):
         read_points(BASE, str(file))
+    file.write_text("def points():\n    return [{'config.seed': 1}]\n")
+    assert read_points(BASE, str(file))[0].name == "seed=1"
 
 
 @given(st.dictionaries(st.text("abc", min_size=1), st.lists(st.integers(), min_size=1, max_size=4), max_size=4))

@@ -87,7 +87,7 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
         proposer=LanguageModel("unused", style="text", max_tokens=8),
         reward=REWARD,
         offline=OfflineConfig(inputs=24, groups=24, stop=0.0, report=0.35),
-        collect=CollectConfig(samples=0, values=2),
+        collect=CollectConfig(samples=0, other_values=2),
         optimize=OptimizeConfig(**{"components": "router", "iterations": 2, "inputs": 8, "demo_sets": 0, **settings}),
     )
     folder = RunFolder(workdir, config)
