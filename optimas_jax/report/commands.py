@@ -52,7 +52,7 @@ def parse_flags(flags: Any, argv: list[str]) -> list[str]:
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
-    """Runs a command: its own exit code or 0; 1 after an error, which is told in one line with its notes, and 130 after
+    """Runs a command: its own exit code or 0; 1 after an error, printed in one line with its notes, and 130 after
     an interrupt."""
     try:
         return action() or 0
