@@ -33,8 +33,9 @@ from optimas_jax.core.stats import interval
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.core.values import PromptSpace
 from optimas_jax.loop.journal import BEST, config_of, load_best
-from optimas_jax.loop.measurements import CHOICE_RULES, LOCAL, measure_choices
-from optimas_jax.loop.stages import check_folders, last_reward, measuring, open_run
+from optimas_jax.loop.measurements import CHOICE_RULES, LOCAL, ONE, measure_choices
+from optimas_jax.loop.stages import check_folders, groups_so_far, last_reward, measuring, open_run
+from optimas_jax.loop.steps.choosing import not_to_choose
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 
@@ -42,6 +43,7 @@ _COMPONENTS = flags.DEFINE_list("components", [], "Names, separated by commas; d
 _SAMPLES = flags.DEFINE_integer("samples", 8, "N: outputs to choose among.", lower_bound=2)
 _SPLITS = flags.DEFINE_multi_enum("split", ["test"], ["test", "confirm"], "Examples to measure on; several add up.")
 
+ALLOWED = "local reward, where a search would let it choose"
 Scores = dict[str, dict[str, list[float]]]  # by component and rule
 
 
@@ -81,14 +83,21 @@ def measure(folder: Path, progress: ConsoleProgress) -> Scores:
             )
             for name in _COMPONENTS.value or prompts
         }
+        evidence, names = groups_so_far(run), [*scores]
+        refused = not_to_choose(run.host, run.device, config, configuration, reward, evidence, names)
+        for name, of_component in scores.items():
+            of_component[ALLOWED] = of_component[ONE if name in refused else LOCAL]
+        for name, why in refused.items():
+            progress.line(f"  {name} would not choose by its local reward: {why}")
         what = {"reward": reward, "components": [*scores], "splits": _SPLITS.value, "samples": _SAMPLES.value}
-        run.host.folder.write(f"best_of-{digest(what)}.json", {**what, "scores": scores})
+        run.host.folder.write(f"best_of-{digest(what)}.json", {**what, "refused": refused, "scores": scores})
     return scores
 
 
 def table(name: str, folders: list[Scores]) -> str:
     """Markdown of one component: mean score of each folder by rule, and how far the local reward is ahead of it."""
-    means = {rule: [statistics.fmean(scores[name][rule]) for scores in folders] for rule in CHOICE_RULES}
+    rules = (*CHOICE_RULES, ALLOWED)
+    means = {rule: [statistics.fmean(scores[name][rule]) for scores in folders] for rule in rules}
     lines = [
         f"{name}:",
         "",

@@ -180,7 +180,8 @@ def test_folders_are_checked_before_any_is_measured(folder: Path) -> None:
 
 
 def test_a_table_of_several_runs_has_intervals() -> None:
-    table = runpy.run_path(str(ROOT / "launch" / "best_of.py"))["table"]
-    rows = [{"a": {rule: [0.0, 1.0] if rule == LOCAL else [0.0, 0.5] for rule in CHOICE_RULES}} for _ in range(2)]
+    module = runpy.run_path(str(ROOT / "launch" / "best_of.py"))
+    table, rules = module["table"], (*CHOICE_RULES, module["ALLOWED"])
+    rows = [{"a": {rule: [0.0, 1.0] if rule == LOCAL else [0.0, 0.5] for rule in rules}} for _ in range(2)]
     assert "| random | 0.250, 0.250 | 0.250 | +0.250 [" in table("a", rows)
     assert "| local reward | 0.500, 0.500 | 0.500 |  |" in table("a", rows)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from optimas_jax.core.values import Grid, Models, PerInstance, Value
+from optimas_jax.core.types import Group
+from optimas_jax.core.values import Configuration, Grid, Models, PerInstance, Value
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.local_rewards import groups_not_seen
@@ -37,15 +39,31 @@ def with_choosers(host: Host, device: Device, config: RunConfig, state: State) -
     if search.score != "local" or search.ranking == "mean":
         return state
     names = [name for name in host.components if _would_choose(host, config, state, name)]
-    reported = report_groups(state.evidence, config.offline.shares, state.configuration.digest) if names else []
-    held_out = groups_not_seen(device, state.reward, state.configuration) if names else {}
-    threshold = config.reward.loss.threshold
-    no_choice = {}
+    no_choice = not_to_choose(host, device, config, state.configuration, state.reward, state.evidence, names)
+    return dataclasses.replace(state, no_choice=no_choice)
+
+
+def not_to_choose(
+    host: Host,
+    device: Device,
+    config: RunConfig,
+    configuration: Configuration,
+    reward: str,
+    evidence: Sequence[Group],
+    names: Sequence[str],
+) -> dict[str, str]:
+    """Those of ``names`` whose outputs a local reward is not shown to choose well, with the reason
+    (``rewards.alignment.why_not_to_choose``): from groups of ``configuration`` in ``evidence`` on inputs for reports,
+    and from groups that it was fitted on, scored by heads that have not seen them."""
+    if not names:
+        return {}
+    reported = report_groups(evidence, config.offline.shares, configuration.digest)
+    held_out, reasons = groups_not_seen(device, reward, configuration), {}
     for name in names:
         own = [group for group in reported if group.component == name and len(group.candidates) > 1]
-        scored = score_groups(device.rewards.scorer, host.system, state.reward, own)
-        no_choice[name] = why_not_to_choose([*held_out.get(name, ()), *scored], threshold)
-    return dataclasses.replace(state, no_choice={name: why for name, why in no_choice.items() if why})
+        scored = score_groups(device.rewards.scorer, host.system, reward, own)
+        reasons[name] = why_not_to_choose([*held_out.get(name, ()), *scored], config.reward.loss.threshold)
+    return {name: why for name, why in reasons.items() if why}
 
 
 def _would_choose(host: Host, config: RunConfig, state: State, name: str) -> bool:
