@@ -148,7 +148,7 @@ def make_run(
     config = run_config(
         seed=seed,
         proposer=MODEL,
-        collect=CollectConfig(samples=0, values=4),
+        collect=CollectConfig(samples=0, other_values=4),
         optimize=getattr(OptimizeConfig, mode)(**{"iterations": iterations, **effort, **settings}),
     )
     tape, ledger = Tape(workdir / "tape.sqlite"), Ledger()

@@ -283,7 +283,7 @@ def test_trained_local_rewards_rank_as_the_exact_ones(tmp_path: Path) -> None:
             configuration = configuration.replace(name, value)
         traces = run_many(system, [Job(configuration, example, 0) for example in EXAMPLES], concurrency=4)
         runs = list(zip(EXAMPLES, traces, strict=True))
-        tries = standard_tries(system, configuration, "tuner", runs, CollectConfig(samples=0, values=4), seed=0)
+        tries = standard_tries(system, configuration, "tuner", runs, CollectConfig(samples=0, other_values=4), seed=0)
         groups += collect(system, configuration, tries, rollouts=1, seed=0, concurrency=4, progress=QUIET)
     unique = {str(group.inputs): group for group in groups}
     groups = [group for group in unique.values() if max(group.rewards) > min(group.rewards)]

@@ -32,7 +32,7 @@ EVERY_SYSTEM = [
     ("offline.inputs", 50, "T.6: train size"),
     ("offline.calls", 0, "section 4.1: every component on all of them"),
     ("collect.samples", 2, "section 4.1: two sampled candidates"),
-    ("collect.values", 0, "section 4.1"),
+    ("collect.other_values", 0, "section 4.1"),
     ("collect.policy_samples", 2, "section 4.1"),
     ("collect.rollouts", 3, "code: num_rollouts"),
     ("optimize.mode", "paper", ""),
