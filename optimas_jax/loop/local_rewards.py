@@ -15,7 +15,7 @@ from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget, Usage
 from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prompt, PromptSpace, Value, other_values
 from optimas_jax.loop.budget import FIRST_RUNS, block, costs_by_role, hold_final, require
-from optimas_jax.loop.config import OptimizeConfig, RunConfig
+from optimas_jax.loop.config import OptimizeConfig, RefreshConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
 from optimas_jax.loop.state import Runs, State
 from optimas_jax.rewards.collect import (
@@ -27,7 +27,7 @@ from optimas_jax.rewards.collect import (
     standard_tries,
     value_tries,
 )
-from optimas_jax.rewards.data import save_groups
+from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import count_informative, count_pairs, is_informative, merge_groups
 from optimas_jax.rewards.scorer import ScoredGroup
 from optimas_jax.rewards.split import part_of
@@ -218,8 +218,9 @@ def train_first(host: Host, device: Device, config: RunConfig, groups: Sequence[
 def refresh(
     host: Host, device: Device, config: RunConfig, configuration: Configuration, reward: str, known: Sequence[Group]
 ) -> str:
-    """Collects groups of all components under a configuration, such as the one that a search ended with, within
-    ``config.refresh.tokens``, and trains further on them; returns the name of the new local reward.
+    """Collects groups of components under a configuration, such as the one that a search ended with, within
+    ``config.refresh.tokens``, and trains further on them; returns the name of the new local reward. What an earlier
+    refresh labelled under the same configuration is learned from, too.
 
     Args:
       configuration: of all runs.
@@ -227,26 +228,22 @@ def refresh(
       known: groups from before, which fitted heads learn from, too.
 
     Raises:
-      StopRun: no group was labelled within ``config.refresh.tokens`` and ``config.budget``.
+      StopRun: a component is not tuned, or no group was labelled within ``config.refresh.tokens`` and
+        ``config.budget``.
     """
-    shares = config.offline.shares
+    settings, shares, threshold = config.refresh, config.offline.shares, config.reward.loss.threshold
+    names = [*host.components]
+    if settings.components != "all":
+        names = [name.strip() for name in settings.components.split(",")]
+    if unknown := [name for name in names if name not in host.components]:
+        raise StopRun(
+            f"config.refresh.components names {', '.join(map(repr, unknown))}; tuned are {', '.join(host.components)}"
+        )
     inputs = [example for example in host.splits["train"] if part_of(example.id, shares) != "report"]
     random.Random(derive_seed(host.seed, "refresh")).shuffle(inputs)
-    fresh: list[Group] = []
-    with host.ledger.limit(Limit(tokens=config.refresh.tokens)):
-        for begin in range(0, len(inputs), _WAVE):
-            examples = inputs[begin : begin + _WAVE]
-            try:
-                with block(host, f"refresh {config.refresh.tokens} from {begin}"):
-                    fresh += collect_on(host, config, configuration, host.components, examples, fresh)
-            except OutOfBudget:
-                if not fresh:
-                    raise StopRun(
-                        f"config.refresh.tokens = {config.refresh.tokens:,} (or config.budget) ends before the first "
-                        "groups: raise it, and the same command goes on"
-                    ) from None
-                break
-    threshold = config.reward.loss.threshold
+    fresh = _label(host, config, configuration, names, inputs)
+    before = load_groups(host.folder.path / "groups" / REFRESHED) or []
+    fresh = merge_groups([*fresh, *(group for group in before if group.configuration == configuration.digest)])
     save_groups(host.folder.path / "groups" / REFRESHED, fresh)
     host.folder.emit("refresh", groups={name: count_informative(fresh, name, threshold) for name in host.components})
     learn, earlier = _learnable(config, fresh), _learnable(config, known)
@@ -254,6 +251,33 @@ def refresh(
     epochs, seed = config.reward.epochs, derive_seed(host.seed, "refresh")
     name, _ = device.rewards.trainer.train(host.system, reward, groups, (), epochs=epochs, seed=seed)
     return name
+
+
+def _label(
+    host: Host, config: RunConfig, configuration: Configuration, names: Sequence[str], inputs: Sequence[Example]
+) -> list[Group]:
+    """Groups of components on as many inputs as ``config.refresh.tokens`` allow."""
+    settings, groups = config.refresh, list[Group]()
+    what = f"refresh {settings.tokens}"
+    if settings != RefreshConfig(settings.tokens):
+        what += f" {settings.components} {settings.samples}"
+    if settings.samples:
+        sampled = dataclasses.replace(config.collect, samples=settings.samples, other_values=0)
+        config = dataclasses.replace(config, collect=sampled)
+    with host.ledger.limit(Limit(tokens=settings.tokens)):
+        for begin in range(0, len(inputs), _WAVE):
+            examples = inputs[begin : begin + _WAVE]
+            try:
+                with block(host, f"{what} from {begin}"):
+                    groups += collect_on(host, config, configuration, names, examples, groups)
+            except OutOfBudget:
+                break
+    if not groups:
+        raise StopRun(
+            f"config.refresh.tokens = {settings.tokens:,} (or config.budget) ends before the first groups: raise it, "
+            "and the same command goes on"
+        )
+    return groups
 
 
 def adapt(host: Host, device: Device, config: RunConfig, state: State, fresh: Sequence[Group], number: int) -> State:

@@ -75,9 +75,14 @@ class RefreshConfig:
 
     Attributes:
       tokens: prompt and completion tokens at most.
+      components: names to label, separated by commas; ``all`` for every one that is tuned.
+      samples: samples of the value in use on each input, and nothing else: what best-of-N chooses among. 0 for the
+        candidates that a search collects.
     """
 
     tokens: PositiveInt = 100_000
+    components: str = "all"
+    samples: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)

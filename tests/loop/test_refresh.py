@@ -53,6 +53,16 @@ def test_labels_under_the_final_configuration_make_another_local_reward(tmp_path
     with pytest.raises(StopRun, match=r"config\.refresh\.tokens = 10 .* ends before the first groups"):
         run_stages(few, folder, "refresh", QUIET, ScriptedCompleter(answer))
     assert json.loads((folder / "refreshed.json").read_text()) == refreshed
+    one, model = RefreshConfig(tokens=100_000, components="answer_generator", samples=5), ScriptedCompleter(answer)
+    run_stages(dataclasses.replace(config, refresh=one), folder, "refresh", QUIET, model)
+    more = load_groups(folder / "groups" / "refreshed") or []
+    others = [[g for g in of_stage if g.component != "answer_generator"] for of_stage in (groups, more)]
+    assert model.requests and others[0] == others[1] and len(more) >= len(groups)  # nothing is lost
+    wrong = dataclasses.replace(config, refresh=RefreshConfig(components="answers"))
+    with pytest.raises(
+        StopRun, match=r"config\.refresh\.components names 'answers'; tuned are context_retriever, answer"
+    ):
+        run_stages(wrong, folder, "refresh", QUIET, ScriptedCompleter(answer))
 
 
 def test_without_a_search_it_says_what_makes_one(tmp_path: Path) -> None:
