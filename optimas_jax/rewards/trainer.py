@@ -117,7 +117,10 @@ class RewardTrainer:
     ) -> tuple[Params, dict[str, Any]]:
         batches, config = self._batches, self._config
         trainable = batches.initial(seed) if parent is None else self._checkpoints.load(parent, batches.shapes)
-        (learnable, alike), (evaluated, _) = self._tokens(system, train), self._tokens(system, stop)
+        (learnable, alike), (evaluated, _) = (
+            self._tokens(system, [part for _, part in _in_parts(groups, config.batch.candidates)])
+            for groups in (train, stop)
+        )
         metadata = {"groups": len(learnable), "alike": alike, "history": []}
         if not learnable:
             return trainable, metadata
@@ -141,8 +144,9 @@ class RewardTrainer:
     def _fit(self, system: System, train: Sequence[Group]) -> tuple[Params, dict[str, Any]]:
         """Heads in closed form (``learn.fit``), and adapters that change nothing; metadata as in ``train``."""
         batches, threshold = self._batches, self._config.loss.threshold
-        tokens, _ = self._tokens(system, train)
-        hidden, logliks = self._states(tokens)
+        parts = _in_parts(train, self._config.batch.candidates)
+        tokens, _ = self._tokens(system, [part for _, part in parts])
+        hidden, logliks = (_joined(rows, [index for index, _ in parts]) for rows in self._states(tokens))
         kernel = np.zeros(batches.shapes["head"]["kernel"].shape, np.float32)
         base, held_out = [], {}
         fitted, unseen, labels = [], [], []
@@ -257,6 +261,24 @@ class RewardTrainer:
                 hits, pairs = count_pairs(scores[row], groups[index].rewards, self._config.loss.threshold)
                 right, total = right + hits, total + pairs
         return right / total if total else 0.5
+
+
+def _in_parts(groups: Sequence[Group], most: int) -> list[tuple[int, Group]]:
+    """Groups with at most as many candidates as a batch holds, with the index of the whole one. Pairs across the parts
+    of a group are left out where heads are trained by gradient steps."""
+    return [
+        (index, dataclasses.replace(group, candidates=group.candidates[start : start + most]))
+        for index, group in enumerate(groups)
+        for start in range(0, len(group.candidates), most)
+    ]
+
+
+def _joined(parts: Sequence[np.ndarray], wholes: Sequence[int]) -> list[np.ndarray]:
+    """One array for each whole from those of its parts, which follow each other."""
+    rows: dict[int, list[np.ndarray]] = {}
+    for part, whole in zip(parts, wholes, strict=True):
+        rows.setdefault(whole, []).append(part)
+    return [np.concatenate(of_whole) for of_whole in rows.values()]
 
 
 def _held_out(system: System, group: Group, logliks: np.ndarray, scores: np.ndarray) -> list[Any]:
