@@ -118,7 +118,7 @@ class RewardTrainer:
         batches, config = self._batches, self._config
         trainable = batches.initial(seed) if parent is None else self._checkpoints.load(parent, batches.shapes)
         (learnable, alike), (evaluated, _) = (
-            self._tokens(system, [part for _, part in _in_parts(groups, config.batch.candidates)])
+            self._tokens(system, self._informative([part for _, part in _in_parts(groups, config.batch.candidates)]))
             for groups in (train, stop)
         )
         metadata = {"groups": len(learnable), "alike": alike, "history": []}

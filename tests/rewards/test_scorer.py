@@ -195,6 +195,23 @@ def test_a_local_reward_of_another_backbone_is_refused(trained):
     tape.close()
 
 
+@pytest.mark.parametrize("heads", ["fitted", "trained"])
+def test_groups_of_more_candidates_than_a_batch_holds_are_learned_from(tmp_path, heads):
+    few = dataclasses.replace(CONFIG, heads=heads, batch=dataclasses.replace(CONFIG.batch, candidates=2))
+    rated = [("good", 1.0), ("fair", 0.5), ("bad", 0.0)]
+    many = [group(*(({"a_out": f"{word} {i}"}, reward) for word, reward in rated), name=f"e{i}") for i in range(4)]
+    rewards, tape = engine(tmp_path / "few", few)
+    name, metadata = rewards.trainer.train(SYSTEM, None, many, (), epochs=1, seed=0)
+    assert metadata["groups"] == len(many)
+    if heads == "fitted":
+        whole, other = engine(tmp_path / "whole", dataclasses.replace(CONFIG, heads=heads))
+        scores = whole.scorer.scores(whole.trainer.train(SYSTEM, None, many, (), epochs=1, seed=0)[0], texts(many))
+        for row, expected in zip(rewards.scorer.scores(name, texts(many)), scores, strict=True):
+            assert row == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        other.close()
+    tape.close()
+
+
 def test_fitted_heads_are_scored_beside_the_likelihood(tmp_path):
     """Their name depends on the groups alone, and without a pair they order by likelihood."""
     rewards, tape = engine(tmp_path, dataclasses.replace(CONFIG, heads="fitted"))
