@@ -307,9 +307,10 @@ def align(host: Host, device: Device, config: RunConfig, configuration: Configur
                     groups += collect_on(host, twice, configuration, names, examples, groups)
             except OutOfBudget as reason:
                 if not groups:
+                    limits = f"config.align.tokens = {config.align.tokens:,} or " if config.align.tokens else ""
                     raise StopRun(
-                        f"config.align.tokens = {config.align.tokens:,} (or config.budget) ends before the first "
-                        "groups: raise it, and the same command goes on"
+                        f"{limits}config.budget ends alignment before its first groups: raise it, and the same command "
+                        "goes on"
                     ) from None
                 host.progress.line(f"  stopped: {reason}")
                 break

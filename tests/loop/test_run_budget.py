@@ -18,7 +18,7 @@ from runs import comparable
 from scripted import answer, scripted_config
 
 from optimas_jax.benchmarks import hotpotqa
-from optimas_jax.core.types import Outcome
+from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completion, CompletionRequest
@@ -183,8 +183,11 @@ def test_the_align_stage_leaves_what_the_measurements_need(tmp_path: Path) -> No
         return dataclasses.replace(base, data=dataclasses.replace(base.data, train=40))
 
     model, progress = ScriptedCompleter(answer), ConsoleProgress(Console(file=io.StringIO()))
-    for stage in ("collect", "train", "align", "align", "optimize", "align", "evaluate"):
+    for stage in ("collect", "train", "align", "align", "optimize"):
         run_stages(config(), tmp_path, stage, progress, model)
+    with pytest.raises(StopRun, match=r"config\.budget ends alignment before its first groups"):
+        run_stages(config(), tmp_path, "align", progress, model)
+    run_stages(config(), tmp_path, "evaluate", progress, model)
     assert json.loads((tmp_path / "results.json").read_text())["n"] == 12
     assert spent(tmp_path).tokens <= 100_000
 

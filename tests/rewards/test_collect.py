@@ -57,7 +57,7 @@ def gather_groups(some_system, examples, components=None, config=CONFIG, values=
     runs = list(zip(examples, traces, strict=True))
     for name in components or some_system.tunable:
         tries = standard_tries(some_system, configuration, name, runs, config, 0)
-        tries += value_tries(name, runs, values, count=config.values, seed=0)
+        tries += value_tries(name, runs, values, count=config.other_values, seed=0)
         groups += run_tries(some_system, tries, rollouts=config.rollouts)
     return traces, groups
 
