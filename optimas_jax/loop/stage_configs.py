@@ -75,7 +75,7 @@ class RefreshConfig:
 
     Attributes:
       tokens: prompt and completion tokens at most.
-      components: names to label, separated by commas; ``all`` for every one that is tuned.
+      components: names to label, separated by commas; ``all`` for all tuned ones.
       samples: samples of the value in use on each input, and nothing else: what best-of-N chooses among. 0 for the
         candidates that a search collects.
     """

@@ -291,7 +291,7 @@ def check_folders(folders: Sequence[Path]) -> None:
     """Checks run folders that a measurement after the search is to compare.
 
     Raises:
-      StopRun: for one that is named twice, has no finished search with local rewards, or is of another benchmark.
+      StopRun: a folder is named twice, has no finished search with local rewards, or is of another benchmark.
     """
     benchmarks: dict[str, Path] = {}
     for folder in folders:

@@ -274,7 +274,7 @@ def _in_parts(groups: Sequence[Group], most: int) -> list[tuple[int, Group]]:
 
 
 def _joined(parts: Sequence[np.ndarray], wholes: Sequence[int]) -> list[np.ndarray]:
-    """One array for each whole from those of its parts, which follow each other."""
+    """One array for each whole group: the arrays of its parts, which follow each other."""
     rows: dict[int, list[np.ndarray]] = {}
     for part, whole in zip(parts, wholes, strict=True):
         rows.setdefault(whole, []).append(part)

@@ -52,7 +52,7 @@ def not_to_choose(
     evidence: Sequence[Group],
     names: Sequence[str],
 ) -> dict[str, str]:
-    """Those of ``names`` whose outputs a local reward is not shown to choose well, with the reason
+    """Components among ``names`` whose outputs a local reward is not shown to choose well, with the reason
     (``rewards.alignment.why_not_to_choose``): from groups of ``configuration`` in ``evidence`` on inputs for reports,
     and from groups that it was fitted on, scored by heads that have not seen them."""
     if not names:
