@@ -37,7 +37,7 @@ from optimas_jax.core.process import interrupt_on_terminate
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.journal import TAPE
-from optimas_jax.loop.stages import find_models, models_here, open_run
+from optimas_jax.loop.stages import find_models, open_run
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
@@ -95,8 +95,7 @@ def check_points(points: Sequence[Point]) -> None:
         for index, point in enumerate(points):
             try:
                 with open_run(point.config, Path(folder) / str(index), ConsoleProgress(quiet=True)) as run:
-                    find_models(run, found)
-                    found.update(models_here(run))
+                    found.update(find_models(run, found))
             except (StopRun, ValueError) as error:
                 raise SweepError(f"the point {point.name}: {error}") from None
 

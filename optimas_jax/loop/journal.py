@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if 
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
-# Fields that may differ from run to run in one folder: speed, servers and prices, not models.
-_FREE = ("concurrency", "align", "probe", "refresh", "evaluate", "server", "anthropic", "prices", "budget")
+RESOURCES = ("concurrency", "server", "anthropic", "prices", "budget")  # fields on which no result depends
+# Fields that may differ from run to run in one folder: of stages whose results have files of their own, too.
+_FREE = (*RESOURCES, "align", "probe", "refresh", "evaluate")
 
 
 class FolderError(StopRun):
@@ -102,8 +103,7 @@ class RunFolder:
                 f"{self.path} was made by an earlier version, whose work cannot be resumed: use another --workdir (its "
                 "best/ can still be evaluated: --stage=evaluate --config.evaluate.folder=.../best)"
             )
-        before, now = ({name: c[name] for name in c if name not in _FREE} for c in (old, new))
-        changed = differences(before, now)
+        changed = changed_fields(old, new, _FREE)
         if changed and not self._is_unused():
             raise FolderError(
                 f"{self.path} belongs to another configuration:\n  "
@@ -210,6 +210,12 @@ def _lock(folder: Path) -> int:
             ) from error
         # else a file system without locks, where nothing can be known
     return descriptor
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+    """``loop.config.differences`` of two configurations, but for the sections in ``free``."""
+    before, after = ({name: config[name] for name in config if name not in free} for config in (old, new))
+    return differences(before, after)
 
 
 def config_of(folder: Path) -> RunConfig:

@@ -15,7 +15,7 @@ from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget, Usage
 from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prompt, PromptSpace, Value, other_values
 from optimas_jax.loop.budget import FIRST_RUNS, block, costs_by_role, hold_final, require
-from optimas_jax.loop.config import OptimizeConfig, RefreshConfig, RunConfig
+from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
 from optimas_jax.loop.state import Runs, State
 from optimas_jax.rewards.collect import (
@@ -258,9 +258,7 @@ def _label(
 ) -> list[Group]:
     """Groups of components on as many inputs as ``config.refresh.tokens`` allow."""
     settings, groups = config.refresh, list[Group]()
-    what = f"refresh {settings.tokens}"
-    if settings != RefreshConfig(settings.tokens):
-        what += f" {settings.components} {settings.samples}"
+    what = f"refresh {settings.tokens} {settings.components} {settings.samples}"
     if settings.samples:
         sampled = dataclasses.replace(config.collect, samples=settings.samples, other_values=0)
         config = dataclasses.replace(config, collect=sampled)

@@ -123,23 +123,19 @@ def with_price(run: Run) -> Run:
     return dataclasses.replace(run, host=host)
 
 
-def find_models(run: Run, found: Collection[str] = ()) -> None:
-    """Checks that all local models can be loaded before anything is paid for. Skipped for a folder with completions,
-    which may answer all requests, and for models that were ``found``.
+def find_models(run: Run, found: Collection[str] = ()) -> list[str]:
+    """Checks that all local models can be loaded before anything is paid for, and returns them. Skipped for a folder
+    with completions, which may answer all requests, and for models that were ``found``.
 
     Raises:
       ValueError: for a model that cannot be found.
       StopRun: if devices do not allow the mesh.
     """
-    specs = [spec for spec in models_here(run) if spec not in found]
+    specs = [spec for spec in loaded_here(run.config, models_named(run.host.system)) if spec not in found]
     if specs and not len(run.tape):
         _ = run.engines.mesh
         run.engines.find(specs)
-
-
-def models_here(run: Run) -> list[str]:
-    """Local models that a run may load."""
-    return [*loaded_here(run.config, models_named(run.host.system))]
+    return specs
 
 
 def run_stage(run: Run, name: str) -> None:

@@ -7,18 +7,16 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.schema import to_dict
-from optimas_jax.loop.config import differences
-from optimas_jax.loop.journal import write_json
+from optimas_jax.loop.journal import RESOURCES, changed_fields, write_json
 from optimas_jax.sweep.points import Point, SweepError
 
 SWEEP, SHARED = "sweep.json", "shared"  # the points with their configurations, and the results that they share
 _LOCK_SECONDS = 20.0  # that points of a killed sweep may take to end
-_FREE = ("concurrency", "server", "anthropic", "prices", "budget")  # fields that no result of a point depends on
 
 
 @contextlib.contextmanager
@@ -78,9 +76,8 @@ def _read_points(path: Path, configs: dict[str, Any]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise SweepError(f"{path} is damaged ({error}): use another --workdir") from error
     missing = [f"it has the point {name}" for name in old if name not in configs]
-    changed = [
-        line for name in configs if name in old for line in differences(_fixed(old[name]), _fixed(configs[name]))
-    ]
+    known = [name for name in configs if name in old]
+    changed = [line for name in known for line in changed_fields(old[name], configs[name], RESOURCES)]
     words = [*missing[:3], *list(dict.fromkeys(changed))[:5]]
     if not words:
         return old
@@ -88,10 +85,6 @@ def _read_points(path: Path, configs: dict[str, Any]) -> dict[str, Any]:
         f"{path.parent} belongs to another sweep:\n  " + "\n  ".join(words) + "\nUse another --workdir, or the same "
         "sweep to resume"
     )
-
-
-def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _FREE}
 
 
 def read_result(folder: Path, name: str) -> dict[str, Any] | None:

@@ -169,14 +169,15 @@ def test_a_command_without_a_folder_or_with_none_says_so(tmp_path: Path, command
     assert "is no run folder: it has no config.json" in capsys.readouterr().err
 
 
-def test_folders_are_checked_before_any_is_measured(folder: Path) -> None:
+def test_folders_are_checked_before_any_is_measured(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StopRun, match="has no finished search with local rewards"):
         check_folders([folder])
-    (folder / "best").mkdir()
-    (folder / "optimized.json").write_text("{}")
-    check_folders([folder])
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "best").mkdir()
+    (tmp_path / "optimized.json").write_text("{}")
+    check_folders([tmp_path])
     with pytest.raises(StopRun, match="is named twice"):
-        check_folders([folder, folder])
+        check_folders([tmp_path, tmp_path])
 
 
 def test_a_table_of_several_runs_has_intervals() -> None:
