@@ -8,6 +8,7 @@ import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from optimas_jax.core import event_loop
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration
@@ -57,7 +58,7 @@ def gather(
         return [task.result() for task in tasks]
 
     try:
-        return asyncio.run(run_all())
+        return event_loop.run(run_all())
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):

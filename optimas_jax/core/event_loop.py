@@ -1,0 +1,73 @@
+"""The event loop that all calls of a process run on, in a thread of its own.
+
+A client that a user's module makes at import keeps its connections for the whole run, and a program can be run from
+where another loop runs already, such as a notebook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import functools
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, which runs on the loop. An interrupt of the waiting thread cancels it, and is raised
+    when it has ended.
+
+    Raises:
+      RuntimeError: called on the loop itself, which would wait for itself.
+    """
+    loop, thread = _loop()
+    if threading.current_thread() is thread:
+        coroutine.close()
+        raise RuntimeError("a call that blocks was made on the event loop of the run: await its asynchronous form")
+    done: concurrent.futures.Future[asyncio.Task[T]] = concurrent.futures.Future()
+    started: list[asyncio.Task[T]] = []
+
+    def start() -> None:
+        started.append(loop.create_task(coroutine))
+        started[0].add_done_callback(done.set_result)
+
+    def cancel() -> None:
+        started[0].cancel()
+
+    loop.call_soon_threadsafe(start)
+    try:
+        task = done.result()
+    except BaseException:
+        loop.call_soon_threadsafe(cancel)
+        done.result()  # what is paid for is recorded before the end
+        raise
+    return task.result()
+
+
+@functools.cache
+def _loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    """The loop and its thread, which end with the process."""
+    loop = asyncio.new_event_loop()
+    closing = threading.Event()
+
+    def serve() -> None:
+        while not closing.is_set():
+            try:
+                loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                continue  # of a task, which keeps it as its result
+
+    def close() -> None:
+        closing.set()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    thread = threading.Thread(target=serve, name="optimas_jax event loop", daemon=True)
+    thread.start()
+    atexit.register(close)
+    return loop, thread
