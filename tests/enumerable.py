@@ -17,7 +17,7 @@ from runs import run_config
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.system import Component, Meter, RunContext, System
-from optimas_jax.core.types import Example, Group
+from optimas_jax.core.types import Call, Example, Group, freeze
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.config import LossConfig
@@ -124,11 +124,13 @@ class ExactRewards:
         fields = dict(line.split(": ", 1) for line in f"{group.prefix}{candidate}".splitlines())
         example = next(e for e in EXAMPLES if e.id == fields["Q"])
         order = list(self._system.order)
-        before = order[: order.index(group.component) + 1]
-        given = {
-            name: {self._system.by_name[name].outputs[0]: fields.get(self._system.by_name[name].outputs[0].upper(), "")}
-            for name in before
-        }
+        known, given = dict(example.inputs), {}
+        for name in order[: order.index(group.component) + 1]:
+            component = self._system.by_name[name]
+            outputs = {field: fields.get(field.upper(), "") for field in component.outputs}
+            call = Call(name, freeze({field: known[field] for field in component.inputs}), outputs)
+            given[call.key] = call
+            known |= outputs
         return run_many(self._system, [Job(configuration, example, 0, given)], concurrency=1)[0].score
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from optimas_jax.compare.account import Account, BudgetUsed
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Example, Outcome, derive_seed, freeze, thaw
+from optimas_jax.core.types import Call, Example, Outcome, derive_seed, freeze, thaw
 from optimas_jax.core.values import Configuration, PromptSpace, value_from_json
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
@@ -119,10 +119,14 @@ class PeerServer:
         value = value_from_json(body["value"]) if body.get("value") else self._default.get(name)
         attempt = body.get("attempt") or 0
         seed = derive_seed(self._seed, "attempt", attempt) if attempt else self._seed
-        step = await self._system.run_component(
-            name, body["inputs"], value, self._examples[body["example"]], seed, body.get("temperature")
+        call = await self._system.run_component(
+            Call(name, freeze(body["inputs"]), {}),
+            value,
+            self._examples[body["example"]],
+            seed,
+            body.get("temperature"),
         )
-        return {"outputs": thaw(step.outputs)} if step.outcome is Outcome.OK else {"failed": str(step.outcome)}
+        return {"outputs": thaw(call.outputs)} if call.outcome is Outcome.OK else {"failed": str(call.outcome)}
 
     async def _complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         request = CompletionRequest(

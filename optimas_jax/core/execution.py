@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from optimas_jax.core import event_loop
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Example, Trace, derive_seed
+from optimas_jax.core.types import Call, CallKey, Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ class Job:
     configuration: Configuration
     example: Example
     seed: int
-    given: Mapping[str, Mapping[str, Any]] | None = None
+    given: Mapping[CallKey, Call] | None = None
 
 
 def run_many(
@@ -71,20 +71,24 @@ async def global_rewards(
     configuration: Configuration,
     example: Example,
     trace: Trace,
-    name: str,
-    outputs: Mapping[str, Any],
-    seed: int,
-    runs: int,
+    answers: Mapping[int, Mapping[str, Any]],
+    seeds: Sequence[int],
 ) -> tuple[float, ...]:
-    """Global rewards of an output of component ``name`` (paper, Eq. 3): what depends on it is run ``runs`` times with
-    everything else of ``trace`` kept. The first run has the seed of the run itself.
+    """Global rewards of other outputs of some calls of a run (paper, Eq. 3): what follows from them is run once with
+    every seed.
 
-    A component that failed has no ``outputs``, and nothing follows: the failure score.
+    Args:
+      answers: outputs by index of the call in ``trace.calls``; empty for a component that failed.
+      seeds: from ``rollout_seeds``.
     """
-    if not outputs:
-        return (system.failure_score,) * runs
-    seeds = [seed, *(derive_seed(seed, "rollout", index) for index in range(1, runs))]
-    given = system.kept(trace, name, outputs)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(system.run(configuration, example, one, given)) for one in seeds]
+        tasks = [
+            group.create_task(system.run(configuration, example, seed, system.followed(trace, answers, seed)))
+            for seed in seeds
+        ]
     return tuple(task.result().score for task in tasks)
+
+
+def rollout_seeds(seed: int, rollouts: int) -> list[int]:
+    """Seeds of Monte Carlo runs; the first one is the seed of the run itself."""
+    return [seed, *(derive_seed(seed, "rollout", index) for index in range(1, rollouts))]

@@ -11,8 +11,9 @@ from typing import Any, cast
 
 from optimas_jax.core import graph
 from optimas_jax.core.graph import GraphError
+from optimas_jax.core.program import Recorder
 from optimas_jax.core.selection import Scorer, candidates, choose
-from optimas_jax.core.types import Example, Outcome, Step, StopRun, Trace, derive_seed, freeze
+from optimas_jax.core.types import Call, CallKey, Example, Outcome, StopRun, Trace, derive_seed, freeze, thaw
 from optimas_jax.core.values import Configuration, PerInstance, Space, Value, check_value
 
 _LARGEST_SCORE = 1e100  # in size: sums of scores stay finite
@@ -62,6 +63,7 @@ class Meter:
         self.runs = self.executions = 0
 
 
+Program = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]
 Metric = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 Judge = Callable[[Mapping[str, Any], Mapping[str, Any], RunContext], Awaitable[float]]
@@ -101,18 +103,22 @@ class Component:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A graph of components with a metric.
+    """A graph of components, or a program that calls them, with a metric.
 
     Attributes:
-      components: in any order; runs follow ``order``.
+      components: in any order; runs of a graph follow ``order``.
       input_fields: fields that an example provides.
-      output_fields: fields that the metric reads.
+      output_fields: fields that the metric reads; of a program maybe empty, for whatever it returns.
       metric: ``(outputs, gold) -> score``, higher is better. A metric that asks a model or runs a program is a judge:
         ``async (outputs, gold, context) -> score``.
       completer: answers the components' completion requests.
       failure_score: score of a run without outputs.
       scorer: scores outputs for ``PerInstance`` values; None if no value needs it.
       meter: counts executions, or None.
+      program: ``async (fields of the example) -> outputs``; calls components by ``core.program.current_scope``. None
+        for a graph, which the components' fields define.
+      called_after: which components a program was seen to call after each (``core.program.called_after``); None where
+        nobody looked, and all are taken for it.
     """
 
     components: tuple[Component, ...]
@@ -123,10 +129,15 @@ class System:
     failure_score: float = 0.0
     scorer: Scorer | None = None
     meter: Meter | None = None
+    program: Program | None = None
+    called_after: Mapping[str, frozenset[str]] | None = None
 
     def __post_init__(self) -> None:
-        problems = list(graph.problems(self.components, self.input_fields, self.output_fields))
-        if problems:
+        if self.program is not None:
+            names = [component.name for component in self.components]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise GraphError(f"two components of the program have the name {', '.join(map(repr, twice))}")
+        elif problems := list(graph.problems(self.components, self.input_fields, self.output_fields)):
             raise GraphError("the system's graph does not hold together:\n  " + "\n  ".join(problems))
         _ = self.order  # raises on a cycle
         if not is_finite_score(self.failure_score):
@@ -138,7 +149,9 @@ class System:
 
     @cached_property
     def parents(self) -> Mapping[str, tuple[str, ...]]:
-        """Component -> the components it reads from, in the order of definition."""
+        """Component -> the components of a graph that it reads from, in the order of definition."""
+        if self.program is not None:
+            return {component.name: () for component in self.components}
         return graph.parents(self.components)
 
     @cached_property
@@ -152,12 +165,20 @@ class System:
         return tuple(name for name in self.order if self.by_name[name].space is not None)
 
     def descendants(self, name: str) -> frozenset[str]:
-        """Components that read outputs of ``name``, directly or through other components."""
+        """Components that read outputs of ``name``, directly or through other components; in a program, those that it
+        may call afterwards."""
+        if self.program is not None:
+            return frozenset(self.order) if self.called_after is None else self.called_after.get(name, frozenset())
         descendants: set[str] = set()
         for other in self.order:
             if any(parent == name or parent in descendants for parent in self.parents[other]):
                 descendants.add(other)
         return frozenset(descendants)
+
+    @property
+    def calls_once(self) -> bool:
+        """Whether a run calls every component once at most."""
+        return self.program is None
 
     def scores_at_once(self, name: str) -> bool:
         """Whether the global reward of a component's outputs needs no further call: the component has no descendants,
@@ -185,27 +206,32 @@ class System:
         """The same system with its requests going to ``completer``."""
         return dataclasses.replace(self, completer=completer)
 
-    def kept(
-        self, trace: Trace, changed: str, outputs: Mapping[str, Any] | None = None
-    ) -> dict[str, Mapping[str, Any]]:
-        """The argument ``given`` of ``run`` for running ``trace`` again after a change at one component.
+    def kept(self, trace: Trace, *changed: str) -> dict[CallKey, Call]:
+        """The argument ``given`` of ``run`` for running ``trace`` again, with its seed, after a change of the values of
+        components: the calls of all others, which keep their outputs as far as their inputs stay the same."""
+        return {call.key: call for call in trace.calls if call.component not in changed}
 
-        Returns:
-          Outputs of all components that do not depend on ``changed``, and ``outputs`` as its outputs (None: run it
-          again).
+    def followed(self, trace: Trace, answers: Mapping[int, Mapping[str, Any]], seed: int) -> dict[CallKey, Call]:
+        """The argument ``given`` of ``run`` for following other outputs of some calls of ``trace`` to their end.
+
+        Calls before the first of them are kept. Behind it, calls are kept as far as their inputs stay the same, if the
+        seed does; with another seed they are drawn anew.
+
+        Args:
+          answers: outputs by index of the call in ``trace.calls``; empty for a component that failed.
+          seed: of the run.
         """
-        rerun = self.descendants(changed) | {changed}
-        given = {name: step.outputs for name, step in trace.steps.items() if name not in rerun and step.outputs}
-        if outputs is not None:
-            given[changed] = outputs
+        first, given = min(answers), {}
+        for index, call in enumerate(trace.calls):
+            if index in answers and (index == first or seed == trace.seed):
+                outcome = Outcome.OK if answers[index] else Outcome.PARSE_ERROR
+                given[call.key] = dataclasses.replace(call, outputs=answers[index], outcome=outcome)
+            elif index < first or seed == trace.seed:
+                given[call.key] = call
         return given
 
     async def run(
-        self,
-        configuration: Configuration,
-        example: Example,
-        seed: int,
-        given: Mapping[str, Mapping[str, Any]] | None = None,
+        self, configuration: Configuration, example: Example, seed: int, given: Mapping[CallKey, Call] | None = None
     ) -> Trace:
         """Runs the system on one example; independent branches run concurrently.
 
@@ -214,76 +240,106 @@ class System:
           example: provides the input fields; its gold fields go to the metric only.
           seed: names all randomness of the run. Each component draws from its own derived seed, so that a change of
             one value does not change the random numbers of another component.
-          given: known outputs, by component; these components are not executed.
+          given: calls with known outputs (``kept``, ``followed``), which are not executed.
 
         Raises:
           GraphError: if the example lacks an input field.
           ComponentBug: if a component or the metric raises another exception than ``ComponentFailure``.
         """
-        given = given or {}
-        if self.meter is not None and any(name not in given for name in self.order):
-            self.meter.runs += 1
         missing = [field for field in self.input_fields if field not in example.inputs]
         if missing:
             raise GraphError(
                 f"example {example.id!r} lacks input field {', '.join(missing)}; it has {[*example.inputs]}"
             )
-        steps: dict[str, Step] = {}
+
+        async def execute(name: str, inputs: Mapping[str, Any], repeat: int) -> Call:
+            if self.meter is not None and recorder.executions == 1:
+                self.meter.runs += 1
+            call = Call(name, inputs, {}, repeat=repeat)
+            return await self.run_component(call, configuration.get(name), example, seed)
+
+        recorder = Recorder(execute, given or {})
+        if self.program is None:
+            fields = await self._run_graph(recorder, example)
+            outcome = next((call.outcome for call in recorder.calls if call.outcome is not Outcome.OK), Outcome.OK)
+        else:
+            fields, outcome = await self._run_program(recorder, example, self.program)
+        if outcome is Outcome.OK and any(field not in fields for field in self.output_fields):
+            outcome = Outcome.CRASHED
+        if outcome is not Outcome.OK:
+            return Trace(example.id, seed, recorder.calls, freeze({}), outcome, self.failure_score)
+        names = self.output_fields or tuple(fields)  # a program may return what it likes
+        return await self._scored(example, seed, recorder.calls, freeze({field: fields[field] for field in names}))
+
+    async def _run_graph(self, recorder: Recorder, example: Example) -> Mapping[str, Any]:
+        """Calls every component when its parents have ended; returns all fields."""
         fields: dict[str, Any] = {field: example.inputs[field] for field in self.input_fields}
 
-        async def execute(name: str, parents: Sequence[asyncio.Task[None]]) -> None:
-            """Waits for the component's parents, runs it, and adds its step and fields."""
+        async def call(place: int, name: str, parents: Sequence[asyncio.Task[None]]) -> None:
+            """Waits for the component's parents, calls it, and adds its fields."""
             for parent in parents:
                 await parent
             component = self.by_name[name]
-            if any(field not in fields for field in component.inputs):
-                return  # an ancestor failed
-            inputs = freeze({field: fields[field] for field in component.inputs})
-            if name in given:
-                step = Step(inputs, freeze(given[name]))
-            else:
-                step_seed = derive_seed(seed, example.id, name)
-                step = await self._execute(component, inputs, configuration.get(name), example.id, step_seed)
-            steps[name] = step
-            fields.update(step.outputs)
+            if all(field in fields for field in component.inputs):  # else an ancestor failed
+                inputs = freeze({field: fields[field] for field in component.inputs})
+                fields.update((await recorder.call(name, inputs, (place,))).outputs)
 
         tasks: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
-            for name in self.order:
-                tasks[name] = group.create_task(execute(name, [tasks[parent] for parent in self.parents[name]]))
-        return await self._finish(example, seed, {name: steps[name] for name in self.order if name in steps}, fields)
+            for place, name in enumerate(self.order):
+                tasks[name] = group.create_task(call(place, name, [tasks[parent] for parent in self.parents[name]]))
+        return fields
+
+    async def _run_program(
+        self, recorder: Recorder, example: Example, program: Program
+    ) -> tuple[Mapping[str, Any], Outcome]:
+        """What the program returns on an example, and its outcome: of a component's failure that it does not catch.
+
+        Raises:
+          ComponentBug: it raises anything else.
+        """
+
+        async def run() -> Mapping[str, Any]:
+            try:
+                return await program(thaw({field: example.inputs[field] for field in self.input_fields}))
+            except (ComponentFailure, StopRun):
+                raise
+            except Exception as error:
+                raise ComponentBug(
+                    f"the program raised {type(error).__name__} on example {example.id!r}: {error}"
+                ) from error
+
+        try:
+            return await recorder.run(run), Outcome.OK
+        except ComponentFailure as failure:
+            return {}, failure.outcome
 
     async def run_component(
-        self,
-        name: str,
-        inputs: Mapping[str, Any],
-        value: Value | None,
-        example: Example,
-        seed: int,
-        temperature: float | None = None,
-    ) -> Step:
-        """Runs one component on given inputs; with the same seed it draws the same numbers as within ``run``."""
-        step_seed = derive_seed(seed, example.id, name)
-        return await self._execute(self.by_name[name], freeze(inputs), value, example.id, step_seed, temperature)
+        self, call: Call, value: Value | None, example: Example, seed: int, temperature: float | None = None
+    ) -> Call:
+        """Runs one component on the inputs of a call; with the same seed it draws the same numbers as in ``run``.
+
+        Args:
+          seed: of the run.
+          temperature: in place of the component's own, or None.
+        """
+        parts = (call.repeat,) if call.repeat else ()
+        drawn = derive_seed(seed, example.id, call.component, *parts)
+        return await self._execute(call, value, example.id, drawn, temperature)
 
     async def _execute(
-        self,
-        component: Component,
-        inputs: Mapping[str, Any],
-        value: Value | None,
-        example_id: str,
-        seed: int,
-        temperature: float | None = None,
-    ) -> Step:
+        self, call: Call, value: Value | None, example_id: str, seed: int, temperature: float | None = None
+    ) -> Call:
         if isinstance(value, PerInstance):
-            return await self._select(component, inputs, value, example_id, seed, temperature)
+            return await self._select(call, value, example_id, seed, temperature)
         if self.meter is not None:
             self.meter.executions += 1
+        component = self.by_name[call.component]
         context = RunContext(self.completer, seed, component.name, temperature)
         try:
-            outputs = await component.run(inputs, value, context)
+            outputs = await component.run(call.inputs, value, context)
         except ComponentFailure as failure:
-            return Step(inputs, freeze({}), failure.outcome, failure.detail)
+            return dataclasses.replace(call, outputs=freeze({}), outcome=failure.outcome, detail=failure.detail)
         except StopRun as error:
             error.add_note(f"while component {component.name!r} ran on example {example_id!r}")
             raise
@@ -301,36 +357,31 @@ class System:
                 f"component {component.name!r} returned fields {sorted(outputs)} on example {example_id!r}, "
                 f"declared are {sorted(component.outputs)}"
             )
-        return Step(inputs, freeze(outputs))
+        return dataclasses.replace(call, outputs=freeze(outputs), outcome=Outcome.OK, detail="")
 
     async def _select(
-        self,
-        component: Component,
-        inputs: Mapping[str, Any],
-        value: PerInstance,
-        example_id: str,
-        seed: int,
-        temperature: float | None,
-    ) -> Step:
+        self, call: Call, value: PerInstance, example_id: str, seed: int, temperature: float | None
+    ) -> Call:
         """Runs every candidate and selects one that succeeded; the first one if all failed."""
+        name = call.component
         if self.scorer is None:
             raise StopRun(
-                f"component {component.name!r} chooses its output by the local reward {value.reward!r}, and this "
-                "system has no scorer that computes it: set System.scorer"
+                f"component {name!r} chooses its output by the local reward {value.reward!r}, and this system has no "
+                "scorer that computes it: set System.scorer"
             )
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._execute(component, inputs, candidate, example_id, sample_seed, hotter))
+                group.create_task(self._execute(call, candidate, example_id, sample_seed, hotter))
                 for candidate, sample_seed, hotter in candidates(value, seed, temperature)
             ]
-        steps = [step for step in (task.result() for task in tasks) if step.outcome is Outcome.OK]
-        if not steps:
+        succeeded = [one for one in (task.result() for task in tasks) if one.outcome is Outcome.OK]
+        if not succeeded:
             return tasks[0].result()
-        outputs = [step.outputs for step in steps]
+        outputs = [one.outputs for one in succeeded]
         if all(fields == outputs[0] for fields in outputs):
-            return steps[0]
-        scores = await self.scorer.scores(component.name, example_id, inputs, outputs, value.reward)
-        return steps[choose(scores, value.mode, seed)]
+            return succeeded[0]
+        scores = await self.scorer.scores(name, example_id, call.inputs, outputs, value.reward)
+        return succeeded[choose(scores, value.mode, seed)]
 
     async def score(self, outputs: Mapping[str, Any], example: Example, seed: int) -> float:
         """The metric's score of outputs.
@@ -346,16 +397,12 @@ class System:
             score = float(cast(Metric, self.metric)(outputs, example.gold))
         return finite_score(score, getattr(self.metric, "__name__", repr(self.metric)), outputs, example)
 
-    async def _finish(self, example: Example, seed: int, steps: Mapping[str, Step], fields: Mapping[str, Any]) -> Trace:
-        failed = [step.outcome for step in steps.values() if step.outcome is not Outcome.OK]
-        if failed or any(field not in fields for field in self.output_fields):
-            outcome = failed[0] if failed else Outcome.CRASHED
-            return Trace(example.id, seed, freeze(steps), freeze({}), outcome, self.failure_score)
-        outputs = freeze({field: fields[field] for field in self.output_fields})
+    async def _scored(self, example: Example, seed: int, calls: tuple[Call, ...], outputs: Mapping[str, Any]) -> Trace:
+        """The trace of a run with outputs."""
         try:
             score = await self.score(outputs, example, seed)
         except ComponentFailure as failure:  # a judge's model or tool gave no usable answer
-            return Trace(example.id, seed, freeze(steps), freeze({}), failure.outcome, self.failure_score)
+            return Trace(example.id, seed, calls, freeze({}), failure.outcome, self.failure_score)
         except (StopRun, NonFiniteScore):
             raise
         except Exception as error:
@@ -363,7 +410,7 @@ class System:
                 f"the metric raised {type(error).__name__} on example {example.id!r}: {error}; outputs "
                 f"{dict(outputs)!r}, gold {dict(example.gold)!r}"
             ) from error
-        return Trace(example.id, seed, freeze(steps), outputs, Outcome.OK, score)
+        return Trace(example.id, seed, calls, outputs, Outcome.OK, score)
 
 
 def finite_score(score: float, metric: str, outputs: Mapping[str, Any], example: Example) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import statistics
@@ -81,13 +82,35 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """Record of one component in one run."""
+class Call:
+    """Record of one call of a component in one run.
 
+    Attributes:
+      component: its name.
+      inputs: fields that it read.
+      outputs: fields that it wrote; empty unless ``outcome`` is ok.
+      outcome, detail: how it ended, and why it failed.
+      occurrence: number of the component's calls before it, in the order of the program.
+      repeat: number of those that had equal inputs; each has a seed of its own.
+      position: in the order of the program (``core.program``).
+    """
+
+    component: str
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
     outcome: Outcome = Outcome.OK
     detail: str = ""
+    occurrence: int = 0
+    repeat: int = 0
+    position: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+
+    @functools.cached_property
+    def key(self) -> CallKey:
+        """Name of the call within runs of one configuration and seed."""
+        return self.component, digest(self.inputs), self.repeat
+
+
+CallKey = tuple[str, str, int]  # component, digest of its inputs, number of calls before it with equal inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,18 +120,34 @@ class Trace:
     Attributes:
       example_id: the example.
       seed: seed of the run.
-      steps: by component, in the system's order; descendants of a failed component are absent.
+      calls: in the order of the program; a graph has one of each component, in the system's order, without descendants
+        of a component that failed.
       outputs: the system's final outputs; empty unless ``outcome`` is ok.
-      outcome: ok, or the outcome of the first component that failed.
+      outcome: ok, or the outcome of the call that failed the run.
       score: the metric, or its failure score.
     """
 
     example_id: str
     seed: int
-    steps: Mapping[str, Step]
+    calls: tuple[Call, ...]
     outputs: Mapping[str, Any]
     outcome: Outcome
     score: float
+
+    def calls_of(self, component: str) -> tuple[Call, ...]:
+        """The component's calls, in the order of the program."""
+        return tuple(call for call in self.calls if call.component == component)
+
+    def reaches(self, component: str) -> bool:
+        """Whether the component was called."""
+        return any(call.component == component for call in self.calls)
+
+    def first(self, component: str) -> Call:
+        """The component's first call; raises ``KeyError`` if it was never called."""
+        for call in self.calls:
+            if call.component == component:
+                return call
+        raise KeyError(f"no call of {component!r} in the run of example {self.example_id!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +181,7 @@ class Group:
       inputs: inputs of the component.
       candidates: different outputs.
       configuration: digest of the configuration under which rewards were measured; "" if unknown.
+      occurrence: of the call whose outputs differ (``Call``); all other calls are as in the run, or follow from it.
     """
 
     component: str
@@ -149,6 +189,7 @@ class Group:
     inputs: Mapping[str, Any]
     candidates: tuple[Candidate, ...]
     configuration: str = ""
+    occurrence: int = 0
 
     @property
     def current(self) -> Candidate | None:

@@ -36,7 +36,7 @@ from typing import Any
 
 from optimas_jax.core.execution import gather
 from optimas_jax.core.system import ComponentBug
-from optimas_jax.core.types import Example, Outcome, StopRun
+from optimas_jax.core.types import Call, Example, Outcome, StopRun, freeze
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
 from optimas_jax.llm.base import Completion, CompletionRequest, Effect
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
@@ -115,7 +115,8 @@ def _dry_runs(host: Host, examples: Sequence[Example]) -> _Pricing:
             component, outputs = system.by_name[name], {}
             inputs = {field: fields.get(field, _PLACEHOLDER) for field in component.inputs}
             with contextlib.suppress(ComponentBug):
-                outputs = (await system.run_component(name, inputs, default.get(name), example, host.seed)).outputs
+                call = Call(name, freeze(inputs), {})
+                outputs = (await system.run_component(call, default.get(name), example, host.seed)).outputs
             fields |= {field: outputs.get(field, _PLACEHOLDER) for field in component.outputs}
         try:
             await system.score({field: fields[field] for field in system.output_fields}, example, host.seed)

@@ -137,12 +137,12 @@ def failures(traces: Sequence[Trace]) -> str:
     failed = [trace for trace in traces if trace.outcome is not Outcome.OK]
     if not failed:
         return ""
-    steps = [(name, step) for trace in failed for name, step in trace.steps.items() if step.outcome is not Outcome.OK]
+    calls = [call for trace in failed for call in trace.calls if call.outcome is not Outcome.OK]
     words = f"{len(failed)} of {len(traces)} runs of the system failed"
-    if not steps:
+    if not calls:
         return words
-    (name, outcome), _ = collections.Counter((name, step.outcome) for name, step in steps).most_common(1)[0]
-    detail = next(step.detail for key, step in steps if (key, step.outcome) == (name, outcome))
+    (name, outcome), _ = collections.Counter((call.component, call.outcome) for call in calls).most_common(1)[0]
+    detail = next(call.detail for call in calls if (call.component, call.outcome) == (name, outcome))
     return f"{words}, most at {name}: {outcome}" + (f" ({detail[:300]})" if detail else "")
 
 

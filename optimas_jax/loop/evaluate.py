@@ -215,9 +215,9 @@ def _local_gain(run: Run, reward: str, name: str, before: Evaluation, after: Eva
     """Gain of the local reward of the one component whose value differs, so that its inputs are the same; None if it
     was never reached, or without a local reward."""
     steps = [
-        (old.steps[name], new.steps[name])
+        (old.first(name), new.first(name))
         for old, new in zip(before.traces[0], after.traces[0], strict=True)
-        if name in old.steps and name in new.steps
+        if old.reaches(name) and new.reaches(name)
     ]
     if not steps or not reward:
         return None

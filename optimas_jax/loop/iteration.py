@@ -176,7 +176,7 @@ def with_base_runs(host: Host, state: State, name: str, inputs: Sequence[Example
     groups = groups_of_runs(state.configuration, list(zip(new, traces, strict=True)))
     state = dataclasses.replace(state, train_traces=known, evidence=(*state.evidence, *groups))
     runs = [(example, known[example.id]) for example in inputs]
-    return state, [(example, trace) for example, trace in runs if name in trace.steps]
+    return state, [(example, trace) for example, trace in runs if trace.reaches(name)]
 
 
 def remember(

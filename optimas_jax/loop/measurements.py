@@ -108,7 +108,7 @@ def measure_ranking(
     """
     host, device, config = run.host, run.device, run.config
     traces = host.run("base runs", [Job(configuration, example, host.seed) for example in examples])
-    runs = [(e, trace) for e, trace in zip(examples, traces, strict=True) if name in trace.steps]
+    runs = [(e, trace) for e, trace in zip(examples, traces, strict=True) if trace.reaches(name)]
     state = State(configuration, reward, tuple(evidence), ())
     seed = derive_seed(host.seed, "ranking", name)
     proposals, _ = propose(host, device, config, config.optimize, state, name, runs, seed)
@@ -154,7 +154,7 @@ def _differences(
         for row, key in enumerate(others):
             if (key, example) in trials and (current, example) in trials:
                 after, before = trials[key, example], trials[current, example]
-                changed[row, column] = after.outputs != before.outputs
+                changed[row, column] = after.answers != before.answers
                 gains[row, column] = scores[key, example] - scores[current, example]
     return changed, gains
 

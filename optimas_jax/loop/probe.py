@@ -163,7 +163,7 @@ def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: i
         return draw_values(other_values(space, current), count, seed)
     if not isinstance(space, PromptSpace):
         return []
-    reached = [(example, trace) for example, trace in runs if name in trace.steps]
+    reached = [(example, trace) for example, trace in runs if trace.reaches(name)]
     groups = groups_of_runs(host.system.default_configuration(), reached)
     effort = dataclasses.replace(config.optimize.effort, instructions=count, demo_sets=count)
     task = PromptTask(
@@ -224,15 +224,10 @@ class _Cells:
         for name, value in changes.items():
             configuration = configuration.replace(name, self.values[name][value])
         jobs = [
-            Job(configuration, self.examples[index], seed, self._kept(trace, changes))
+            Job(configuration, self.examples[index], seed, host.system.kept(trace, *changes))
             for index, trace in zip(inputs, bases, strict=True)
         ]
         return np.array([trace.score for trace in host.run(f"random {', '.join(changes)}", jobs)])
-
-    def _kept(self, trace: Trace, changes: Mapping[str, int]) -> dict[str, Mapping[str, Any]]:
-        """Outputs that no change affects."""
-        kept = [self.host.system.kept(trace, name) for name in changes]
-        return {name: outputs for name, outputs in kept[0].items() if all(name in others for others in kept)}
 
 
 def _iteration_tokens(

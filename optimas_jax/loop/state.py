@@ -34,14 +34,16 @@ class Proposal:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A component's answer with one value on one input.
+    """A component's answers with one value on one example.
 
     Attributes:
-      outputs: the answer; empty if the component failed.
-      rewards: global reward of each Monte Carlo run of the descendants; empty without runs.
+      value: of the component.
+      answers: outputs on the inputs of each of its calls in the run of the value in use; empty ones where it failed.
+      rewards: global reward of each Monte Carlo run of what follows; empty without runs.
     """
 
-    outputs: Mapping[str, Any]
+    value: Value
+    answers: tuple[Mapping[str, Any], ...]
     rewards: tuple[float, ...] = ()
 
     @property
@@ -167,13 +169,19 @@ class State:
 
 def current_trials(state: State, name: str, runs: Runs) -> dict[tuple[str, str], Trial]:
     """The current value's trials, from the runs of the system; one Monte Carlo run of each is known."""
-    value = value_digest(state.configuration[name])
-    return {(value, example.id): Trial(trace.steps[name].outputs, (trace.score,)) for example, trace in runs}
+    value = state.configuration[name]
+    return {
+        (value_digest(value), example.id): Trial(
+            value, tuple(call.outputs for call in trace.calls_of(name)), (trace.score,)
+        )
+        for example, trace in runs
+    }
 
 
 def groups_of_trials(state: State, name: str, trials: Trials, runs: Runs, most: int) -> list[Group]:
     """Labelled trials as groups, one per input, for training local rewards. The current value's answer comes first; of
-    more than ``most`` different answers a random part is taken.
+    more than ``most`` different answers a random part is taken. Where the component was called several times, the
+    reward belongs to no single answer, and there is no group.
 
     Args:
       runs: inputs of the groups, in their order.
@@ -181,32 +189,36 @@ def groups_of_trials(state: State, name: str, trials: Trials, runs: Runs, most: 
     current = value_digest(state.configuration[name])
     groups = []
     for example, trace in runs:
+        calls = trace.calls_of(name)
+        if len(calls) != 1:
+            continue
         labelled = {value: trial for (value, example_id), trial in trials.items() if example_id == example.id}
         labelled = {value: trial for value, trial in labelled.items() if trial.rewards}
         candidates: dict[str, Candidate] = {}
         order = sorted(labelled, key=lambda value: (value != current, derive_seed("candidate", example.id, value)))
         for value in order:
             source = "current" if value == current else f"value:{value}"
-            trial = labelled[value]
-            candidates.setdefault(digest(trial.outputs), Candidate(trial.outputs, source, trial.rewards))
+            [outputs] = labelled[value].answers
+            candidates.setdefault(digest(outputs), Candidate(outputs, source, labelled[value].rewards))
         if len(candidates) > 1:
             chosen = tuple(candidates.values())[:most]
-            groups.append(Group(name, example.id, trace.steps[name].inputs, chosen, state.configuration.digest))
+            groups.append(Group(name, example.id, calls[0].inputs, chosen, state.configuration.digest))
     return groups
 
 
 def groups_of_runs(configuration: Configuration, runs: Runs) -> list[Group]:
-    """Steps of all components in runs of the system, as groups of one candidate, which may become demonstrations."""
+    """Calls of all components in runs of the system, as groups of one candidate, which may become demonstrations."""
     return [
         Group(
-            name,
+            call.component,
             example.id,
-            step.inputs,
-            (Candidate(step.outputs, "current", (trace.score,)),),
+            call.inputs,
+            (Candidate(call.outputs, "current", (trace.score,)),),
             configuration.digest,
+            call.occurrence,
         )
         for example, trace in runs
-        for name, step in trace.steps.items()
+        for call in trace.calls
     ]
 
 

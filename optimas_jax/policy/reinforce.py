@@ -12,9 +12,9 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from optimas_jax.core.execution import gather
+from optimas_jax.core.execution import gather, global_rewards
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Step
+from optimas_jax.core.types import Call
 from optimas_jax.core.values import Configuration
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.policy.rollout import Runs
@@ -46,19 +46,19 @@ class GlobalScores:
     concurrency: int
     label: str = "global score"
 
-    def __call__(self, runs: Runs, answers: Sequence[Sequence[Step]]) -> list[list[float]]:
+    def __call__(self, runs: Runs, answers: Sequence[Sequence[Call]]) -> list[list[float]]:
         calls = [
             functools.partial(
-                self.system.run,
+                global_rewards,
+                self.system,
                 self.configuration,
                 example,
-                self.seed,
-                self.system.kept(trace, self.name, step.outputs),
+                trace,
+                {trace.calls.index(trace.first(self.name)): answer.outputs},
+                [self.seed],
             )
-            for (example, trace), steps in zip(runs, answers, strict=True)
-            for step in steps
-            if step.outputs
+            for (example, trace), row in zip(runs, answers, strict=True)
+            for answer in row
         ]
-        scores = iter([trace.score for trace in gather(calls, concurrency=self.concurrency)])
-        # A failed answer has no outputs: its run fails.
-        return [[next(scores) if step.outputs else self.system.failure_score for step in steps] for steps in answers]
+        scores = iter(gather(calls, concurrency=self.concurrency))
+        return [[next(scores)[0] for _ in row] for row in answers]

@@ -18,7 +18,7 @@ from typing import Protocol
 from optimas_jax.core.execution import gather
 from optimas_jax.core.selection import random_score
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Example, Outcome, Step, StopRun, Trace, derive_seed
+from optimas_jax.core.types import Call, Example, Outcome, StopRun, Trace, derive_seed
 from optimas_jax.core.values import Adapter
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Tokens
@@ -38,7 +38,7 @@ class Scores(Protocol):
         """Name of the score, for messages."""
         ...
 
-    def __call__(self, runs: Runs, answers: Sequence[Sequence[Step]]) -> list[list[float]]:
+    def __call__(self, runs: Runs, answers: Sequence[Sequence[Call]]) -> list[list[float]]:
         """Scores of the component's answers on its input in each run."""
         ...
 
@@ -60,9 +60,9 @@ class LocalScores:
     name: str
     label: str = "local reward"
 
-    def __call__(self, runs: Runs, answers: Sequence[Sequence[Step]]) -> list[list[float]]:
+    def __call__(self, runs: Runs, answers: Sequence[Sequence[Call]]) -> list[list[float]]:
         groups = [
-            text_group(self.system, self.name, trace.steps[self.name].inputs, [step.outputs for step in steps])
+            text_group(self.system, self.name, trace.first(self.name).inputs, [step.outputs for step in steps])
             for (_, trace), steps in zip(runs, answers, strict=True)
         ]
         scores = self.rewards.scores(self.reward, groups)
@@ -82,14 +82,14 @@ class RandomScores:
     seed: int
     label: str = "random number"
 
-    def __call__(self, runs: Runs, answers: Sequence[Sequence[Step]]) -> list[list[float]]:
+    def __call__(self, runs: Runs, answers: Sequence[Sequence[Call]]) -> list[list[float]]:
         return [
             without_failures(steps, [random_score(self.seed, self.name, example.id, step.outputs) for step in steps])
             for (example, _), steps in zip(runs, answers, strict=True)
         ]
 
 
-def without_failures(steps: Sequence[Step], rewards: Sequence[float]) -> list[float]:
+def without_failures(steps: Sequence[Call], rewards: Sequence[float]) -> list[float]:
     """Local rewards of answers to one prompt; failed answers get at most the lowest reward of the others. Local rewards
     may not have been trained on such answers, which a policy would exploit."""
     worst = min((r for step, r in zip(steps, rewards, strict=True) if step.outcome is Outcome.OK), default=min(rewards))
@@ -121,7 +121,7 @@ class Sampled:
     """
 
     runs: Runs
-    steps: Sequence[Sequence[Step]]
+    steps: Sequence[Sequence[Call]]
     rollout: Rollout
 
 
@@ -165,8 +165,7 @@ class ComponentPolicy:
         calls = [
             functools.partial(
                 self.system.using(recording).run_component,
-                self.name,
-                trace.steps[self.name].inputs,
+                trace.first(self.name),
                 Adapter(adapter),
                 example,
                 derive_seed(seed, index),
@@ -192,7 +191,7 @@ class ComponentPolicy:
             )
         return recording.tokens[0]
 
-    def _finite_scores(self, runs: Runs, answers: Sequence[Sequence[Step]]) -> list[list[float]]:
+    def _finite_scores(self, runs: Runs, answers: Sequence[Sequence[Call]]) -> list[list[float]]:
         scores = self.scores(runs, answers)
         for (example, _), steps, row in zip(runs, answers, scores, strict=True):
             for step, score in zip(steps, row, strict=True):
@@ -227,8 +226,7 @@ class ComponentPolicy:
         calls = [
             functools.partial(
                 self.system.run_component,
-                self.name,
-                trace.steps[self.name].inputs,
+                trace.first(self.name),
                 Adapter(adapter),
                 example,
                 self.run_seed,

@@ -171,7 +171,7 @@ def tune_weights(run: TuningRun, name: str, current: Adapter, runs: Runs, scores
 
 def _component_policy(run: TuningRun, name: str, runs: Runs, scores: Scores, seed: int) -> ComponentPolicy | None:
     """The policy of a component with some inputs held back; None if there are too few."""
-    reached = [(example, trace) for example, trace in runs if name in trace.steps]
+    reached = [(example, trace) for example, trace in runs if trace.reaches(name)]
     held_back = int(len(reached) * run.policies.config.validation)
     if not 0 < held_back < len(reached):
         return None

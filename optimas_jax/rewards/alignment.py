@@ -224,7 +224,8 @@ def _rewards_by_candidate(groups: Sequence[Group]) -> Mapping[str, float]:
 
 
 def _key(group: Group, index: int) -> str:
-    return digest(group.component, group.example_id, group.inputs, group.candidates[index].outputs)
+    outputs = group.candidates[index].outputs
+    return digest(group.component, group.example_id, group.occurrence, group.inputs, outputs)
 
 
 def _counts(scores: Rows, rewards: Rows, threshold: float) -> np.ndarray:

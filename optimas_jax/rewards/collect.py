@@ -8,16 +8,15 @@ nothing is learned from them.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
-from optimas_jax.core.execution import gather
+from optimas_jax.core.execution import gather, global_rewards, rollout_seeds
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt, PositiveInt
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
+from optimas_jax.core.types import Call, Candidate, Example, Group, Trace, derive_seed, digest
 from optimas_jax.core.values import (
     Configuration,
     Grid,
@@ -59,48 +58,61 @@ class CollectConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Try:
-    """One way to get an output of a component on one input.
+    """One way to get an output of one call of a component.
 
     Attributes:
-      component: its name.
+      index: of the call in ``trace.calls``.
       example: the input of the system.
-      trace: the system's run on it, which reached the component.
+      trace: the system's run on it.
       value: of the component.
       source: see ``Candidate``.
       temperature: in place of the component's own, or None.
     """
 
-    component: str
+    index: int
     example: Example
     trace: Trace
     value: Value
     source: str
     temperature: float | None = None
 
+    @property
+    def call(self) -> Call:
+        """The call of the run."""
+        return self.trace.calls[self.index]
+
+
+def calls_in(component: str, runs: Runs) -> list[tuple[int, Example, Trace]]:
+    """All calls of a component, by their index in the trace."""
+    return [
+        (index, example, trace)
+        for example, trace in runs
+        for index, call in enumerate(trace.calls)
+        if call.component == component
+    ]
+
 
 def current_tries(configuration: Configuration, component: str, runs: Runs) -> list[Try]:
-    """The value in use on every input that reached the component; its outputs are known from the runs."""
+    """The value in use on every input of the component; its outputs are known from the runs."""
     value = configuration[component]
-    return [Try(component, *run, value, "current") for run in runs if component in run[1].steps]
+    return [Try(*call, value, "current") for call in calls_in(component, runs)]
 
 
 def sample_tries(configuration: Configuration, component: str, runs: Runs, count: int, temperature: float) -> list[Try]:
-    """``count`` samples of the value in use at ``temperature``, on every input that reached the component."""
+    """``count`` samples of the value in use at ``temperature``, on every input of the component."""
     value = configuration[component]
-    reached = [run for run in runs if component in run[1].steps]
-    return [Try(component, *run, value, f"sampled:{i}", temperature) for run in reached for i in range(count)]
+    calls = calls_in(component, runs)
+    return [Try(*call, value, f"sampled:{i}", temperature) for call in calls for i in range(count)]
 
 
 def value_tries(component: str, runs: Runs, values: Sequence[Value], *, count: int, seed: int) -> list[Try]:
-    """Up to ``count`` of the values on every input that reached the component, drawn anew for every input. A value is
-    not tried on an input that it shows as a demonstration."""
+    """Up to ``count`` of the values on every input of the component, drawn anew for every example. A value is not tried
+    on an input that it shows as a demonstration."""
     tries = []
-    for example, trace in runs:
-        if component in trace.steps:
-            inputs = trace.steps[component].inputs
-            fair = [value for value in values if not shows(value, example.id, inputs)]
-            fair.sort(key=lambda value: derive_seed(seed, "other", example.id, value_digest(value)))
-            tries += [Try(component, example, trace, v, f"value:{value_digest(v)}") for v in fair[:count]]
+    for index, example, trace in calls_in(component, runs):
+        fair = [value for value in values if not shows(value, example.id, trace.calls[index].inputs)]
+        fair.sort(key=lambda value: derive_seed(seed, "other", example.id, value_digest(value)))
+        tries += [Try(index, example, trace, v, f"value:{value_digest(v)}") for v in fair[:count]]
     return tries
 
 
@@ -144,18 +156,22 @@ def collect(
       seed: of the run.
 
     Returns:
-      ``known`` with the new candidates, then new groups in the order of the tries: one for each component and input,
+      ``known`` with the new candidates, then new groups in the order of the tries: one for each call,
       with different candidates. The first try of equal candidates gives the source.
     """
     if not tries:
         return merge_groups(known)
-    have = {(g.component, g.example_id, digest(candidate.outputs)) for g in known for candidate in g.candidates}
-    seeds = [seed, *(derive_seed(seed, "rollout", index) for index in range(1, rollouts))]
-    rewards: dict[tuple[str, str, str], tuple[float, ...]] = {}
+    have = {
+        (group.component, group.example_id, group.occurrence, digest(candidate.outputs))
+        for group in known
+        for candidate in group.candidates
+    }
+    seeds = rollout_seeds(seed, rollouts)
+    rewards: dict[tuple[str, str, int, str], tuple[float, ...]] = {}
 
-    async def follow(one: Try) -> tuple[tuple[str, str, str], Mapping]:
+    async def follow(one: Try) -> tuple[tuple[str, str, int, str], Mapping]:
         outputs = await _outputs(system, one, seed)
-        key = (one.component, one.example.id, digest(outputs))
+        key = (one.call.component, one.example.id, one.call.occurrence, digest(outputs))
         if key not in have:
             have.add(key)
             rewards[key] = await _rewards(system, configuration, one, outputs, seeds)
@@ -165,11 +181,12 @@ def collect(
         ends = gather([functools.partial(follow, one) for one in tries], concurrency=concurrency, on_done=advance)
     new = [
         Group(
-            one.component,
+            one.call.component,
             one.example.id,
-            one.trace.steps[one.component].inputs,
+            one.call.inputs,
             (Candidate(outputs, one.source, rewards[key]),),
             configuration.digest,
+            one.call.occurrence,
         )
         for one, (key, outputs) in zip(tries, ends, strict=True)
         if key in rewards
@@ -179,26 +196,16 @@ def collect(
 
 async def _outputs(system: System, one: Try, seed: int) -> Mapping:
     """The candidate's outputs; empty if the component failed."""
-    step = one.trace.steps[one.component]
     if one.source == "current":
-        return step.outputs
+        return one.call.outputs
     drawn = derive_seed(seed, one.source) if one.source.startswith("sampled:") else seed
-    step = await system.run_component(one.component, step.inputs, one.value, one.example, drawn, one.temperature)
-    return step.outputs
+    return (await system.run_component(one.call, one.value, one.example, drawn, one.temperature)).outputs
 
 
 async def _rewards(
     system: System, configuration: Configuration, one: Try, outputs: Mapping, seeds: Sequence[int]
 ) -> tuple[float, ...]:
-    """Global reward of each rollout (paper, Eq. 3): the failure score without outputs; for the current output the first
-    one is the score of its run, if the seed is the same."""
-    if not outputs:
-        return (system.failure_score,) * len(seeds)
-    given = system.kept(one.trace, one.component, outputs)
-    known = one.source == "current" and one.trace.seed == seeds[0]
-    async with asyncio.TaskGroup() as group:
-        runs = [
-            group.create_task(system.run(configuration, one.example, seed, given))
-            for seed in (seeds[1:] if known else seeds)
-        ]
-    return (*((one.trace.score,) if known else ()), *(run.result().score for run in runs))
+    """Global reward of each rollout (paper, Eq. 3); that of the current output under the run's own seed is known."""
+    known = (one.trace.score,) if one.source == "current" and one.trace.seed == seeds[0] else ()
+    new, answers = seeds[len(known) :], {one.index: outputs}
+    return known + await global_rewards(system, configuration, one.example, one.trace, answers, new)

@@ -154,6 +154,7 @@ def group_to_row(group: Group) -> dict[str, Any]:
         "outputs": [json.dumps(thaw(c.outputs), ensure_ascii=False) for c in group.candidates],
         "sources": [c.source for c in group.candidates],
         "rewards": [list(c.rewards) for c in group.candidates],
+        "occurrence": group.occurrence,
     }
 
 
@@ -163,5 +164,6 @@ def group_from_row(row: Mapping[str, Any]) -> Group:
         Candidate(freeze(json.loads(outputs)), source, tuple(rewards))
         for outputs, source, rewards in zip(row["outputs"], row["sources"], row["rewards"], strict=True)
     )
-    configuration = row.get("configuration", "")  # data sets pushed before groups had one lack the column
-    return Group(row["component"], row["example_id"], freeze(json.loads(row["inputs"])), candidates, configuration)
+    inputs = freeze(json.loads(row["inputs"]))
+    configuration, occurrence = row.get("configuration", ""), row.get("occurrence", 0)  # not in older data sets
+    return Group(row["component"], row["example_id"], inputs, candidates, configuration, occurrence)

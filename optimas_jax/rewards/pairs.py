@@ -39,12 +39,12 @@ def count_informative(groups: Iterable[Group], component: str, threshold: float)
 
 
 def merge_groups(groups: Iterable[Group]) -> list[Group]:
-    """One group for each component, input and configuration, in the order of the first ones; of equal candidates the
-    first one stays."""
-    merged: dict[tuple[str, str, str, str], dict[str, Candidate]] = {}
-    first: dict[tuple[str, str, str, str], Group] = {}
+    """One group for each call and configuration, in the order of the first ones; of equal candidates the first one
+    stays."""
+    merged: dict[tuple[str, str, int, str, str], dict[str, Candidate]] = {}
+    first: dict[tuple[str, str, int, str, str], Group] = {}
     for group in groups:
-        key = (group.component, group.example_id, digest(group.inputs), group.configuration)
+        key = (group.component, group.example_id, group.occurrence, digest(group.inputs), group.configuration)
         first.setdefault(key, group)
         for candidate in group.candidates:
             merged.setdefault(key, {}).setdefault(digest(candidate.outputs), candidate)

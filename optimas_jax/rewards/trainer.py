@@ -290,4 +290,5 @@ def _held_out(system: System, group: Group, logliks: np.ndarray, scores: np.ndar
 
 def _group_digest(group: Group) -> str:
     candidates = [[candidate.outputs, candidate.rewards] for candidate in group.candidates]
-    return digest(group.component, group.example_id, group.configuration, group.inputs, candidates)
+    occurrence = (group.occurrence,) if group.occurrence else ()
+    return digest(group.component, group.example_id, group.configuration, group.inputs, candidates, *occurrence)

@@ -145,9 +145,14 @@ def run(answers, settings=None, completer=None, value=None):
 
 def test_code_and_tests_meet_in_the_executor_and_the_final_program_is_graded_by_hidden_tests():
     trace, requests = run(ANSWERS)
-    assert list(trace.steps) == ["code_generator", "unit_test_generator", "executor", "final_coder"]
-    assert trace.steps["code_generator"].outputs["initial_code"] == SOLUTION.rstrip()
-    assert trace.steps["executor"].outputs["execution_report"] == "2 of 2 tests passed."
+    assert [call.component for call in trace.calls] == [
+        "code_generator",
+        "unit_test_generator",
+        "executor",
+        "final_coder",
+    ]
+    assert trace.first("code_generator").outputs["initial_code"] == SOLUTION.rstrip()
+    assert trace.first("executor").outputs["execution_report"] == "2 of 2 tests passed."
     assert (trace.outcome, trace.score, trace.outputs["code"]) == (Outcome.OK, 1.0, SOLUTION.rstrip())
     assert [request.role for request in requests] == ["code_generator", "unit_test_generator", "final_coder"]
     shown = str(requests[-1].messages)
@@ -165,8 +170,8 @@ def test_a_final_program_that_fails_a_hidden_test_scores_nothing(final):
 
 def test_answers_without_a_program_go_on_until_the_last():
     trace, _ = run({**ANSWERS, "code_generator": "I would add one.", "unit_test_generator": "Test it!"})
-    assert trace.steps["code_generator"].outputs["initial_code"] == "I would add one."
-    assert trace.steps["executor"].outputs["execution_report"].startswith("0 of 0 tests passed.")
+    assert trace.first("code_generator").outputs["initial_code"] == "I would add one."
+    assert trace.first("executor").outputs["execution_report"].startswith("0 of 0 tests passed.")
     assert trace.score == 1.0
     trace, _ = run({**ANSWERS, "final_coder": "I am done."})
     assert (trace.outcome, trace.score) == (Outcome.PARSE_ERROR, 0.0)
@@ -174,7 +179,7 @@ def test_answers_without_a_program_go_on_until_the_last():
 
 def test_a_bug_that_the_generated_tests_find_is_reported():
     trace, _ = run({**ANSWERS, "code_generator": "def task_func(x):\n    return 2"})
-    report = trace.steps["executor"].outputs["execution_report"]
+    report = trace.first("executor").outputs["execution_report"]
     assert report.startswith("1 of 2 tests passed.\ntest_two: ")
     assert "AssertionError: 2 != 3" in report
 
@@ -201,7 +206,7 @@ def test_a_short_context_is_shown_the_ends_of_long_texts():
     assert all(len(message.content) < 200 for request in requests[:1] for message in request.messages)
     assert "C" * 6 in str(requests[0].messages)
     assert "x = x" not in str(requests[-1].messages)
-    assert trace.steps["code_generator"].outputs["initial_code"] == long  # the executor runs all of it
+    assert trace.first("code_generator").outputs["initial_code"] == long  # the executor runs all of it
     assert trace.score == 1.0
 
 

@@ -381,12 +381,12 @@ def test_the_chain_runs_as_in_the_paper():
     configuration = system.default_configuration()
     trace = asyncio.run(system.run(configuration, question, 0))
     assert trace.score == pytest.approx(2 / 3)
-    assert list(trace.steps) == [*list(answers)[:2], "context_retriever", *list(answers)[2:]]
-    assert [text.split(":")[0] for text in trace.steps["context_retriever"].outputs["passages"]] == ["Peru", "Lima"]
+    assert [call.component for call in trace.calls] == [*list(answers)[:2], "context_retriever", *list(answers)[2:]]
+    assert [text.split(":")[0] for text in trace.first("context_retriever").outputs["passages"]] == ["Peru", "Lima"]
     # components behind the rewriter do not see the question itself
     assert [question.inputs["question"] in str(r.messages) for r in completer.requests] == [True, False, False, False]
     fewer = configuration.replace("context_retriever", Hyperparameters({"k": 1}))
-    assert len(asyncio.run(system.run(fewer, question, 0)).steps["context_retriever"].outputs["passages"]) == 1
+    assert len(asyncio.run(system.run(fewer, question, 0)).first("context_retriever").outputs["passages"]) == 1
     with pytest.raises(ValueError, match="is not on the grid"):
         system.check(configuration.replace("context_retriever", Hyperparameters({"k": 3})))
 

@@ -15,7 +15,7 @@ from weights_run import config as weights_config
 from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, find_optimizers
 from optimas_jax.compare.plan import read_order, run_cells
 from optimas_jax.core.selection import RANDOM, random_score
-from optimas_jax.core.types import Example, Outcome, Step, StopRun
+from optimas_jax.core.types import Call, Example, Outcome, StopRun
 from optimas_jax.core.values import value_digest
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import build_run
@@ -85,7 +85,7 @@ def test_random_numbers_tune_weights_as_local_rewards_do(tmp_path: Path, monkeyp
 
 
 def test_random_numbers_for_weights_are_those_of_a_race_and_no_failure_is_above_the_rest() -> None:
-    steps = [Step({}, {"out": "x"}), Step({}, {"out": "y"}), Step({}, {}, Outcome.PARSE_ERROR)]
+    steps = [Call("a", {}, {"out": "x"}), Call("a", {}, {"out": "y"}), Call("a", {}, {}, Outcome.PARSE_ERROR)]
     example = Example("e", {}, {}, "train")
     [[x, y, failed]] = RandomScores(NAME, 3)([(example, None)], [steps])
     assert (x, y) == tuple(random_score(3, NAME, "e", step.outputs) for step in steps[:2])

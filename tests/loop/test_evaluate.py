@@ -9,7 +9,7 @@ from runs import run_config
 from systems import example, system, tool
 
 from optimas_jax.core.system import Component, ComponentFailure
-from optimas_jax.core.types import Outcome, Step, Trace
+from optimas_jax.core.types import Call, Outcome, Trace
 from optimas_jax.loop.context import build_run, failures, report_failures
 from optimas_jax.loop.evaluate import Evaluation, by_kind, evaluate, gain
 from optimas_jax.report.console import ConsoleProgress
@@ -23,7 +23,7 @@ def evaluation(*repeats):
     return Evaluation(
         tuple(
             tuple(
-                Trace(f"e{index}", 0, {}, {}, Outcome.OK if score is not None else Outcome.PARSE_ERROR, score or 0.0)
+                Trace(f"e{index}", 0, (), {}, Outcome.OK if score is not None else Outcome.PARSE_ERROR, score or 0.0)
                 for index, score in enumerate(scores)
             )
             for scores in repeats
@@ -58,8 +58,8 @@ def test_failures_are_scored_and_counted():
 
 def test_runs_that_failed_say_where_and_why():
     def trace(*steps):
-        records = {name: Step({}, {}, outcome, detail) for name, outcome, detail in steps}
-        outcome = next((step.outcome for step in records.values() if step.outcome is not Outcome.OK), Outcome.OK)
+        records = tuple(Call(name, {}, {}, outcome, detail) for name, outcome, detail in steps)
+        outcome = next((call.outcome for call in records if call.outcome is not Outcome.OK), Outcome.OK)
         return Trace("e", 0, records, {}, outcome, 0.0)
 
     good = trace(("first", Outcome.OK, ""), ("second", Outcome.OK, ""))

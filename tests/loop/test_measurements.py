@@ -17,7 +17,7 @@ from scripted import answer, scripted_config
 
 from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM
 from optimas_jax.core.types import StopRun
-from optimas_jax.core.values import Configuration, PerInstance, Prompt
+from optimas_jax.core.values import Choice, Configuration, PerInstance, Prompt
 from optimas_jax.loop.measurements import (
     CHOICE_RULES,
     LABELS,
@@ -106,11 +106,11 @@ def test_a_component_that_no_proposal_changes_has_no_ranking(folder: Path) -> No
 
 def test_differences_are_to_the_current_value_by_hand() -> None:
     trials = {
-        ("now", "a"): Trial({"o": 1}, (0.5,)),
-        ("new", "a"): Trial({"o": 2}, (1.0,)),
-        ("now", "b"): Trial({"o": 1}, (0.0,)),
-        ("new", "b"): Trial({"o": 1}, (0.0,)),
-        ("now", "c"): Trial({"o": 1}, (1.0,)),  # a demonstration of the new value comes from here
+        ("now", "a"): Trial(Choice("x"), ({"o": 1},), (0.5,)),
+        ("new", "a"): Trial(Choice("x"), ({"o": 2},), (1.0,)),
+        ("now", "b"): Trial(Choice("x"), ({"o": 1},), (0.0,)),
+        ("new", "b"): Trial(Choice("x"), ({"o": 1},), (0.0,)),
+        ("now", "c"): Trial(Choice("x"), ({"o": 1},), (1.0,)),  # a demonstration of the new value comes from here
     }
     scores = {key: trial.reward or 0.0 for key, trial in trials.items()}
     changed, gains = _differences(trials, scores, ["now", "new"], ["a", "b", "c"])

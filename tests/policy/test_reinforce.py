@@ -12,7 +12,7 @@ from weights_run import CONCURRENCY, config, tune_on
 
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.system import Meter
-from optimas_jax.core.types import Outcome, Step, freeze
+from optimas_jax.core.types import Call, Outcome, freeze
 from optimas_jax.core.values import BASE
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import build_run
@@ -34,8 +34,8 @@ def test_returns_are_scores_of_whole_runs_by_hand():
     runs = [(one, asyncio.run(graph.run(graph.default_configuration(), one, 0))) for one in examples]
     graph.meter.reset()
     scores = GlobalScores(graph, graph.default_configuration(), "a", seed=0, concurrency=4)
-    answers = [[Step({}, freeze({"a_out": x})) for x in row] for row in ((2, 3), (4, 5))]
-    answers[1][1] = Step({}, {}, Outcome.PARSE_ERROR)
+    answers = [[Call("a", {}, freeze({"a_out": x})) for x in row] for row in ((2, 3), (4, 5))]
+    answers[1][1] = Call("a", {}, {}, Outcome.PARSE_ERROR)
     assert scores(runs, answers) == [[21.0, 31.0], [42.0, -1.0]]
     assert graph.meter.executions == 3 * 2  # b and c; neither ``before`` nor ``a`` runs again
 

@@ -8,7 +8,7 @@ from weights_run import NAME, config, tuned
 
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.schema import ConfigError
-from optimas_jax.core.types import Outcome, Step, StopRun
+from optimas_jax.core.types import Call, Outcome, StopRun
 from optimas_jax.core.values import BASE, Adapter
 from optimas_jax.loop.context import build_run
 from optimas_jax.policy.engine import PolicyEngine
@@ -70,8 +70,8 @@ def test_a_component_with_weights_answers_with_its_adapter(straight):
     assert configuration[NAME] == BASE
     jobs = [Job(one, example, 0) for one in (configuration, configuration.replace(NAME, Adapter(adapter)))]
     before, after = run_many(run.host.system, jobs, concurrency=2)
-    assert before.steps[NAME].inputs == after.steps[NAME].inputs
-    assert before.steps[NAME].outputs != after.steps[NAME].outputs
+    assert before.first(NAME).inputs == after.first(NAME).inputs
+    assert before.first(NAME).outputs != after.first(NAME).outputs
     run.host.folder.save_best(jobs[1].configuration, {})
     assert (folder / "best" / "adapters" / adapter / "adapter_model.safetensors").is_file()
     run.tape.close()
@@ -107,7 +107,7 @@ def test_weights_are_not_tuned_by_rewards_that_hold_likelihood(tmp_path):
 
 
 def test_an_answer_that_failed_is_worth_no_more_than_the_worst_other():
-    ok, failed = Step({}, {"answer": "a"}), Step({}, {}, Outcome.PARSE_ERROR)
+    ok, failed = Call("a", {}, {"answer": "a"}), Call("a", {}, {}, Outcome.PARSE_ERROR)
     assert without_failures([ok, failed, ok, failed], [1.0, 5.0, 2.0, -3.0]) == [1.0, 1.0, 2.0, -3.0]
     assert without_failures([failed, failed], [1.0, 5.0]) == [1.0, 1.0]  # nothing to choose between
 

@@ -9,7 +9,7 @@ import pytest
 from enumerable import EXAMPLES, enumerable_system, make_run, mean_score, search
 from systems import tool
 
-from optimas_jax.core.types import Example, Outcome, Step, Trace
+from optimas_jax.core.types import Call, Example, Outcome, Trace
 from optimas_jax.core.values import Choice, Grid, Hyperparameters, Models
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.search.optimisers.choices import model_values
@@ -27,7 +27,7 @@ def traces(values):
             Trace(
                 name,
                 0,
-                {"speaker": Step({"q": name}, {"said": f"{value.name} of {name}"})},
+                (Call("speaker", {"q": name}, {"said": f"{value.name} of {name}"}),),
                 {"end": "x"},
                 Outcome.OK,
                 0.5,
@@ -87,8 +87,8 @@ def test_an_answer_that_is_no_verdict_counts_as_not_right_and_is_told():
 
 def test_a_module_that_failed_or_was_not_reached_did_not_do_right():
     def run(values):
-        failed = Trace("one", 0, {"speaker": Step({"q": "one"}, {}, Outcome.REFUSED)}, {}, Outcome.REFUSED, 0.0)
-        return [[failed, Trace("two", 0, {}, {}, Outcome.CRASHED, 0.0), traces([value])[0][2]] for value in values]
+        failed = Trace("one", 0, (Call("speaker", {"q": "one"}, {}, Outcome.REFUSED),), {}, Outcome.REFUSED, 0.0)
+        return [[failed, Trace("two", 0, (), {}, Outcome.CRASHED, 0.0), traces([value])[0][2]] for value in values]
 
     step, requests, _ = task(lambda text: "yes", run=run)
     assert count_right(step) == [1, 1, 1] and len(requests) == 3

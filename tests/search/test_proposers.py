@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from systems import example, tool
 
 from optimas_jax.core.schema import ConfigError, from_dict
-from optimas_jax.core.types import Example, Outcome, Step, Trace
+from optimas_jax.core.types import Call, Example, Outcome, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OptimizeConfig
@@ -28,9 +28,9 @@ COMPONENT = dataclasses.replace(tool("speaker", ("q",), str), description="Says 
 
 
 def one_run(name, score):
-    step = Step({"q": f"question {name}"}, {"said": f"output {name}"})
+    step = Call("speaker", {"q": f"question {name}"}, {"said": f"output {name}"})
     where = Example(name, {"q": f"question {name}"}, {"said": f"gold {name}"}, "train")
-    return where, Trace(name, 0, {"speaker": step}, {"said": f"final {name}"}, Outcome.OK, score)
+    return where, Trace(name, 0, (step,), {"said": f"final {name}"}, Outcome.OK, score)
 
 
 class Scripted:

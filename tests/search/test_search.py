@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from systems import example, group, tool
 
-from optimas_jax.core.types import Outcome, Step, Trace
+from optimas_jax.core.types import Call, Outcome, Trace
 from optimas_jax.core.values import (
     Choice,
     Demo,
@@ -203,12 +203,12 @@ OLDER = ScoredInstruction("older", -0.5)
 
 def opro_task(style="chat", count=3, seed=0, history=(OLDER,), score=0.25):
     component = dataclasses.replace(tool("speaker", ("q",), str), description="Says something.")
-    step = Step({"q": "where?"}, {"speaker_out": "nowhere"})
+    step = Call("speaker", {"q": "where?"}, {"speaker_out": "nowhere"})
     return PromptTask(
         component=component,
         space=PromptSpace(),
         current=Prompt("in use"),
-        runs=[(example(), Trace("e", 0, {"speaker": step}, {}, Outcome.OK, 0.125))],
+        runs=[(example(), Trace("e", 0, (step,), {}, Outcome.OK, 0.125))],
         pool=(),
         labelled=(),
         history=history,

@@ -159,12 +159,12 @@ def differences(
         for row, value in enumerate(values):
             after = trials.get((value, example.id))
             tried[row, column] = after is not None
-            changed[row, column] = after is not None and after.outputs != before.outputs
-            if after is None or after.outputs == before.outputs:
+            changed[row, column] = after is not None and after.answers != before.answers
+            if after is None or after.answers == before.answers:
                 continue
             local[row, column] = scores[value, example.id] - scores[current, example.id]
             reward[row, column] = rewards.get((value, example.id), np.nan) - rewards.get((current, example.id), np.nan)
-            answers = {(example.id, digest(trial.outputs)) for trial in (before, after)}
+            answers = {(example.id, digest(outputs)) for trial in (before, after) for outputs in trial.answers}
             seen[row, column] = bool(answers & learned)
     return Evidence(local=local, reward=reward, changed=changed, tried=tried, seen=seen)
 
@@ -182,9 +182,9 @@ def _ranked(
 ) -> list[Ranked]:
     """Proposals whose answers differ from the current value's and from each other's, in the order of proposing."""
     ranked: list[Ranked] = []
-    known: list[dict[str, Mapping[str, Any]]] = []
+    known: list[dict[str, tuple[Mapping[str, Any], ...]]] = []
     for row, proposal in enumerate(proposals):
-        answers = {e.id: trials[proposal.digest, e.id].outputs for e, _ in runs if (proposal.digest, e.id) in trials}
+        answers = {e.id: trials[proposal.digest, e.id].answers for e, _ in runs if (proposal.digest, e.id) in trials}
         if not evidence.changed[row].any() or answers in known:
             continue
         known.append(answers)

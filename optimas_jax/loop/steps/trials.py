@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+import statistics
 from collections.abc import Sequence
 
-from optimas_jax.core.execution import global_rewards
+from optimas_jax.core.execution import global_rewards, rollout_seeds
 from optimas_jax.core.selection import JUDGE, ORACLE, RANDOM, random_score
 from optimas_jax.core.types import derive_seed, digest
 from optimas_jax.core.values import Value, shows, value_digest
@@ -22,68 +23,74 @@ _JUDGED_FROM = 64  # groups at most from which the judge's examples are drawn
 
 
 def answer(host: Host, name: str, values: Sequence[Value], runs: Runs, known: Trials) -> dict[tuple[str, str], Trial]:
-    """Runs the component alone with every value on every input.
+    """Runs the component alone with every value, on the inputs of all its calls in every run.
 
-    Trials that are ``known``, and inputs from which a demonstration of the value comes, are left out.
+    Trials that are ``known``, and examples from which a demonstration of the value comes, are left out.
     """
     unique = {value_digest(value): value for value in values}
     tries = [
-        (value, example, trace)
-        for example, trace in runs
+        (key, value, example, calls)
+        for example, calls in ((example, trace.calls_of(name)) for example, trace in runs)
         for key, value in unique.items()
-        if (key, example.id) not in known and not shows(value, example.id, trace.steps[name].inputs)
+        if (key, example.id) not in known and not any(shows(value, example.id, call.inputs) for call in calls)
     ]
-    calls = [
-        functools.partial(host.system.run_component, name, trace.steps[name].inputs, value, example, host.seed)
-        for value, example, trace in tries
+    every = [
+        functools.partial(host.system.run_component, call, value, example, host.seed)
+        for _, value, example, calls in tries
+        for call in calls
     ]
-    steps = host.gather("proposals on training inputs", calls)
+    answers = iter(host.gather("proposals on training inputs", every))
     return {
-        (value_digest(value), example.id): Trial(step.outputs)
-        for (value, example, _), step in zip(tries, steps, strict=True)
+        (key, example.id): Trial(value, tuple(next(answers).outputs for _ in calls))
+        for key, value, example, calls in tries
     }
 
 
 def follow(
     host: Host, state: State, name: str, trials: Trials, runs: Runs, rollouts: int
 ) -> dict[tuple[str, str], Trial]:
-    """The same trials with their global rewards; equal answers on one input are followed once.
+    """The same trials with their global rewards, which are of whole runs: calls that come of the trial's answers have
+    its value, too. Trials that cannot differ are followed once.
 
     Args:
-      rollouts: Monte Carlo runs of the component's descendants, per answer (paper, Eq. 3).
+      rollouts: Monte Carlo runs of what follows, per trial (paper, Eq. 3).
     """
     pairs = {example.id: (example, trace) for example, trace in runs}
-    rewards = {
-        (example_id, digest(trial.outputs)): trial.rewards
-        for (_, example_id), trial in trials.items()
-        if len(trial.rewards) >= rollouts
-    }
-    answers = {(example_id, digest(trial.outputs)): trial.outputs for (_, example_id), trial in trials.items()}
-    answers = {key: outputs for key, outputs in answers.items() if key not in rewards}
+
+    def what(key: tuple[str, str], trial: Trial) -> tuple[str, ...]:
+        """The example and the answers; in a program the value, too, which may be called again."""
+        same = host.system.calls_once or list(trial.answers) == [c.outputs for c in pairs[key[1]][1].calls_of(name)]
+        return (key[1], digest(trial.answers)) if same else (key[1], digest(trial.answers), key[0])
+
+    names = {key: what(key, trial) for key, trial in trials.items()}
+    rewards = {names[key]: trial.rewards for key, trial in trials.items() if len(trial.rewards) >= rollouts}
+    new = {names[key]: (key[1], trial) for key, trial in trials.items() if names[key] not in rewards}
     calls = []
-    for (example_id, _), outputs in answers.items():
+    for example_id, trial in new.values():
         example, trace = pairs[example_id]
-        calls.append(
-            functools.partial(
-                global_rewards, host.system, state.configuration, example, trace, name, outputs, host.seed, rollouts
-            )
-        )
+        configuration = state.configuration.replace(name, trial.value)
+        indices = [index for index, call in enumerate(trace.calls) if call.component == name]
+        answers, seeds = dict(zip(indices, trial.answers, strict=True)), rollout_seeds(host.seed, rollouts)
+        calls.append(functools.partial(global_rewards, host.system, configuration, example, trace, answers, seeds))
     require(host, expected_cost(host, name, runs=rollouts * len(calls)))
-    rewards |= dict(zip(answers, host.gather("answers followed to their global reward", calls), strict=True))
-    return {key: Trial(trial.outputs, rewards[key[1], digest(trial.outputs)]) for key, trial in trials.items()}
+    rewards |= dict(zip(new, host.gather("answers followed to their global reward", calls), strict=True))
+    return {key: dataclasses.replace(trial, rewards=rewards[names[key]]) for key, trial in trials.items()}
 
 
 def local_scores(
     host: Host, device: Device, state: State, name: str, trials: Trials, runs: Runs
 ) -> dict[tuple[str, str], float]:
-    """Local scores of all answers under ``state.reward``, by digest of the value and id of the example.
+    """Local scores of all trials under ``state.reward``, by digest of the value and id of the example: means over the
+    component's calls.
 
     Under ``RANDOM`` they are random numbers, one for each answer; under ``ORACLE`` global rewards, whose runs of the
     system are outside all limits and booked apart.
     """
     if state.reward == RANDOM:
         return {
-            (value, example_id): random_score(host.seed, name, example_id, trial.outputs)
+            (value, example_id): statistics.fmean(
+                random_score(host.seed, name, example_id, outputs) for outputs in trial.answers
+            )
             for (value, example_id), trial in trials.items()
         }
     if state.reward == ORACLE:
@@ -91,12 +98,13 @@ def local_scores(
         with host.ledger.uncharged(ORACLE):
             known = follow(apart, state, name, trials, runs, rollouts=1)
         return {key: trial.reward or 0.0 for key, trial in known.items()}
-    rows = []
+    rows = []  # one for each call: (example, inputs, outputs by trial)
     for example, trace in runs:
-        here = {key: trial.outputs for key, trial in trials.items() if key[1] == example.id}
+        here = {key: trial.answers for key, trial in trials.items() if key[1] == example.id}
         if here:
-            rows.append((trace.steps[name].inputs, here))
-    answers = [(inputs, list(here.values())) for inputs, here in rows]
+            for number, call in enumerate(trace.calls_of(name)):
+                rows.append((example.id, call.inputs, {key: answers[number] for key, answers in here.items()}))
+    answers = [(inputs, list(here.values())) for _, inputs, here in rows]
     if state.reward == JUDGE:
         several = [index for index, (_, outputs) in enumerate(answers) if len(set(map(digest, outputs))) > 1]
         judged = _judged(host, state, name, [answers[index] for index in several], [example.id for example, _ in runs])
@@ -105,9 +113,11 @@ def local_scores(
             scores[index] = row
     else:
         scores = score_outputs(device.rewards.scorer, host.system, state.reward, name, answers)
-    return {
-        key: score for (_, here), row in zip(rows, scores, strict=True) for key, score in zip(here, row, strict=True)
-    }
+    by_trial: dict[tuple[str, str], list[float]] = {}
+    for (_, _, here), row in zip(rows, scores, strict=True):
+        for key, score in zip(here, row, strict=True):
+            by_trial.setdefault(key, []).append(score)
+    return {key: statistics.fmean(of_calls) for key, of_calls in by_trial.items()}
 
 
 def _judged(

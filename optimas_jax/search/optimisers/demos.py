@@ -83,9 +83,9 @@ def labelled_demos(component: Component, runs: Sequence[tuple[Example, Trace]], 
     """Demonstrations of a component whose outputs the examples have as gold fields; empty for other components."""
     demos = []
     for example, trace in runs:
-        if component.name in trace.steps and all(isinstance(example.gold.get(o), str) for o in component.outputs):
+        if trace.reaches(component.name) and all(isinstance(example.gold.get(o), str) for o in component.outputs):
             outputs = {name: example.gold[name] for name in component.outputs}
-            demo = Demo(trace.steps[component.name].inputs, outputs, example.id)
+            demo = Demo(trace.first(component.name).inputs, outputs, example.id)
             if len(str(dict(demo.inputs))) + len(str(dict(demo.outputs))) <= max_chars:
                 demos.append(demo)
     return demos

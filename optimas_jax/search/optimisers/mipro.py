@@ -45,7 +45,7 @@ def grounded_instructions(task: PromptTask, sets: list[tuple[Demo, ...]]) -> lis
     component, style = task.component, task.proposer.style
     described = (component.description, component.inputs, component.outputs)
     name = component.name
-    steps = [trace.steps[name] for _, trace in task.runs if name in trace.steps][:_SUMMARISED]
+    steps = [trace.first(name) for _, trace in task.runs if trace.reaches(name)][:_SUMMARISED]
     summary_request = task.request(
         render_data_summary(*described, steps, style), temperature=0.0, seed=derive_seed(task.seed, "summary", name)
     )

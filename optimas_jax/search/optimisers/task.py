@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from optimas_jax.core.system import Component
-from optimas_jax.core.types import Example, Step, Trace
+from optimas_jax.core.types import Call, Example, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
@@ -87,10 +87,10 @@ class PromptTask:
     gains: Callable[[Sequence[Prompt]], Sequence[float]]
     dropped: Callable[[str, str], None] = lambda reason, text: None
 
-    def worst(self, count: int) -> list[tuple[Step, Example, Trace]]:
+    def worst(self, count: int) -> list[tuple[Call, Example, Trace]]:
         """The component's steps in the runs with the lowest scores, worst first."""
         name = self.component.name
-        reached = [(trace.steps[name], example, trace) for example, trace in self.runs if name in trace.steps]
+        reached = [(call, example, trace) for example, trace in self.runs for call in trace.calls_of(name)]
         return sorted(reached, key=lambda item: item[2].score)[:count]
 
     def request(self, turns: Sequence[tuple[str, str]], *, temperature: float, seed: int) -> CompletionRequest:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.render import Turn, field_label, render_fields, render_value
-from optimas_jax.core.types import Step
+from optimas_jax.core.types import Call
 from optimas_jax.core.values import Demo
 
 _FIELD_CHARS = 300  # of a field of an example; a proposer reads several
@@ -36,7 +36,7 @@ def render_opro(
     output_names: Sequence[str],
     tried: Sequence[ScoredInstruction],
     current: str,
-    failures: Sequence[tuple[Step, float]],
+    failures: Sequence[tuple[Call, float]],
     scale: str,
     style: str,
 ) -> list[Turn]:
@@ -104,7 +104,7 @@ def render_copro(
 
 
 def render_data_summary(
-    description: str, input_names: Sequence[str], output_names: Sequence[str], steps: Sequence[Step], style: str
+    description: str, input_names: Sequence[str], output_names: Sequence[str], steps: Sequence[Call], style: str
 ) -> list[Turn]:
     """Request for a description of a task's data, with examples of it."""
     task, examples = _task(description, input_names, output_names), _examples(steps, input_names)
@@ -131,7 +131,7 @@ def render_grounded(
 ) -> list[Turn]:
     """Request of MIPRO: the task, a summary of its data, demonstrations, the instruction in use, and an aim."""
     task, about = _task(description, input_names, output_names), shorten(summary.strip(), 2 * _FIELD_CHARS)
-    shown = _examples([Step(demo.inputs, demo.outputs) for demo in demos], input_names)
+    shown = _examples([Call("", demo.inputs, demo.outputs) for demo in demos], input_names)
     if style == "text":
         parts = [task, f"About the inputs: {about}" if about else "", f"Good examples:\n{shown}" if shown else ""]
         parts += [f"An instruction for this task: {current}", f"{aim} A better instruction:"]
@@ -158,7 +158,7 @@ class FailedRun:
       score: of the run.
     """
 
-    step: Step
+    step: Call
     outputs: Mapping[str, Any]
     gold: Mapping[str, Any]
     score: float
@@ -218,7 +218,7 @@ def _fields(fields: Mapping[str, Any], names: Sequence[str]) -> str:
     return render_fields({name: shorten(render_value(fields.get(name, ""))) for name in names}, names)
 
 
-def _examples(steps: Sequence[Step], input_names: Sequence[str]) -> str:
+def _examples(steps: Sequence[Call], input_names: Sequence[str]) -> str:
     return "\n".join(
         f"<example>\n{_fields(step.inputs, input_names)}\n{_fields(step.outputs, list(step.outputs))}\n</example>"
         for step in steps

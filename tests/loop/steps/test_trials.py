@@ -271,7 +271,7 @@ def test_a_value_answers_in_a_race_as_in_a_run_of_the_system_whatever_the_temper
         raced = answer(host, "writer", [other], runs, {})
         after = host.run("after", [Job(before.replace("writer", other), e, host.seed) for e in EXAMPLES])
     run.tape.close()
-    in_race = [raced[value_digest(other), example.id].outputs["a"] for example in EXAMPLES]
+    in_race = [raced[value_digest(other), example.id].answers[0]["a"] for example in EXAMPLES]
     assert in_race == [trace.outputs["a"] for trace in after] and len(set(in_race)) == 3
 
 

@@ -1,0 +1,237 @@
+"""Programs: functions that call components. A run records the calls, and answers those that are known from a record.
+
+A call is named by its component, its inputs, and the number of calls before it with the same inputs: the name decides
+its seed, and whether a record has its outputs. "Before" is the order of the program, not of the clock: calls of one
+task come one after the other, and a task that the program starts (``asyncio.gather``, ``TaskGroup``) stands where it
+was started. So latencies change neither records nor seeds.
+
+A program may depend on its inputs and on the outputs of its components alone; whatever else it does is done again
+whenever it is run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextvars
+import dataclasses
+import itertools
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from optimas_jax.core.types import Call, CallKey, Trace, digest
+
+T = TypeVar("T")
+Position = tuple[int, ...]  # in the order of a program: numbers of the tasks around a call, and its own
+Execute = Callable[[str, Mapping[str, Any], int], Coroutine[Any, Any, Call]]  # (component, inputs, repeat) -> call
+
+
+class ProgramError(RuntimeError):
+    """A program that cannot be recorded; the message has the way out."""
+
+
+@dataclasses.dataclass
+class Scope:
+    """A task of a program that runs.
+
+    Attributes:
+      recorder: of the run.
+      ended: done when the program has ended, with the error of a component that ended it.
+      path: position of the task.
+      numbers: of the calls that it makes and of the tasks that it starts.
+    """
+
+    recorder: Recorder
+    ended: asyncio.Future[BaseException]
+    path: Position = ()
+    numbers: itertools.count[int] = dataclasses.field(default_factory=itertools.count)
+
+    def position(self) -> Position:
+        """The next position in the task."""
+        return (*self.path, next(self.numbers))
+
+    def child(self) -> Scope:
+        """A task that this one starts."""
+        return Scope(self.recorder, self.ended, self.position())
+
+    async def call(self, component: str, inputs: Mapping[str, Any]) -> Call:
+        """Calls a component from the task; a failure is a call with its outcome, any other error ends the program."""
+        return await self.recorder.call(component, inputs, self.position(), self.ended)
+
+
+_SCOPE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("optimas_jax_scope", default=None)
+_COMPONENT: contextvars.ContextVar[str] = contextvars.ContextVar("optimas_jax_component", default="")
+
+
+def current_scope() -> Scope | None:
+    """The task of a program that runs here, or None outside of a run.
+
+    Raises:
+      ProgramError: within a component.
+    """
+    if name := _COMPONENT.get():
+        raise ProgramError(f"component {name!r} calls a component: only the program calls components")
+    return _SCOPE.get()
+
+
+class Recorder:
+    """The calls of one run.
+
+    Args:
+      execute: runs a component.
+      given: calls with known outputs, by ``Call.key``.
+    """
+
+    def __init__(self, execute: Execute, given: Mapping[CallKey, Call]):
+        self.executions = 0
+        self._execute = execute
+        self._given = given
+        self._done: dict[CallKey, Call] = {}
+        self._made: dict[Position, Call] = {}
+        self._places = _places([call for call in given.values() if call.position], fewest=2)
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """All calls, in the order of the program."""
+        counts: dict[str, itertools.count[int]] = {}
+        return tuple(
+            dataclasses.replace(
+                call, occurrence=next(counts.setdefault(call.component, itertools.count())), position=position
+            )
+            for position, call in sorted(self._made.items())
+        )
+
+    async def call(
+        self,
+        component: str,
+        inputs: Mapping[str, Any],
+        position: Position,
+        ended: asyncio.Future[BaseException] | None = None,
+    ) -> Call:
+        """The call of a component at a position: known, or executed.
+
+        Args:
+          ended: of the program, which errors end; None for a graph, whose calls raise them.
+        """
+        if ended is not None and ended.done():
+            raise asyncio.CancelledError
+        content = (component, digest(inputs))
+        places = self._places.setdefault(content, [])
+        if position not in places:
+            bisect.insort(places, position)
+        key = (*content, places.index(position))
+        call = self._given.get(key) or self._done.get(key)
+        if call is None:
+            self.executions += 1
+            call = self._done[key] = await self._executed(component, inputs, key[-1], ended)
+        if ended is not None and ended.done():
+            raise asyncio.CancelledError
+        self._made[position] = call
+        return call
+
+    async def _executed(
+        self, component: str, inputs: Mapping[str, Any], repeat: int, ended: asyncio.Future[BaseException] | None
+    ) -> Call:
+        """Executes a component; in a program, in a task outside of the program, which its errors end."""
+        execution = self._execute(component, inputs, repeat)
+        if ended is None:
+            return await execution
+        context = contextvars.copy_context()
+        context.run(_SCOPE.set, None)
+        context.run(_COMPONENT.set, component)
+        try:
+            return await asyncio.get_running_loop().create_task(execution, context=context)
+        except Exception as error:
+            if not ended.done():
+                ended.set_result(error)
+            raise asyncio.CancelledError from error
+
+    async def run(self, program: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of a program, whose calls are then in ``calls``.
+
+        Parallel calls with equal inputs take their numbers as they come. If that is not the order of the program, it
+        is run again with the right numbers and the answers that are known: by then, one call more is right.
+
+        Raises:
+          ProgramError: the order never settles, because the program depends on more than its inputs and components.
+          Exception: what the program raises, or a component other than as its failure.
+        """
+        loop = asyncio.get_running_loop()
+        _number_tasks(loop)
+        for attempt in itertools.count():
+            self._made.clear()
+            ended: asyncio.Future[BaseException] = loop.create_future()
+            context = contextvars.copy_context()
+            context.run(_SCOPE.set, Scope(self, ended))
+            task = loop.create_task(program(), context=context)
+            try:
+                await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait({task})
+                error = ended.result() if ended.done() else None
+                ended.cancel()  # tasks that the program left behind end at their next call
+            if error is not None:
+                raise error
+            calls, self._places = self.calls, _places(self.calls)
+            if all(self._places[call.key[:2]].index(call.position) == call.repeat for call in calls):
+                return task.result()
+            if attempt > len(calls):
+                raise ProgramError(
+                    f"the order of parallel calls with equal inputs was another one in {attempt + 1} runs of the "
+                    "program: give these calls different inputs, such as a number"
+                )
+        raise AssertionError  # the loop has no end
+
+
+def called_after(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:
+    """Component -> components that were called after it in one of the runs."""
+    after: dict[str, set[str]] = {}
+    for trace in traces:
+        later: set[str] = set()
+        for call in reversed(trace.calls):
+            after.setdefault(call.component, set()).update(later)
+            later.add(call.component)
+    return {name: frozenset(others) for name, others in after.items()}
+
+
+def first_difference(before: Sequence[Call], after: Sequence[Call]) -> str:
+    """Text on the first call in which two runs differ; "" if they do not."""
+    for one, other in itertools.zip_longest(before, after):
+        if one is None or other is None:
+            [call] = [call for call in (one, other) if call is not None]
+            return f"call {call.occurrence + 1} of {call.component!r} is made in one of them only"
+        if one.component != other.component:
+            return f"one calls {one.component!r} where the other calls {other.component!r}"
+        if one.inputs != other.inputs:
+            names = [name for name in {**one.inputs, **other.inputs} if one.inputs.get(name) != other.inputs.get(name)]
+            return f"call {one.occurrence + 1} of {one.component!r} has another {', '.join(names)}"
+    return ""
+
+
+def _places(calls: Sequence[Call], fewest: int = 1) -> dict[tuple[str, str], list[Position]]:
+    """Positions of calls with equal inputs, in order, where there are ``fewest`` of them."""
+    places: dict[tuple[str, str], list[Position]] = {}
+    for call in calls:
+        bisect.insort(places.setdefault(call.key[:2], []), call.position)
+    return {content: positions for content, positions in places.items() if len(positions) >= fewest}
+
+
+def _number_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Makes the loop give every task of a program its place in the program."""
+    inner = loop.get_task_factory()
+    if getattr(inner, "numbers_tasks", False):
+        return
+
+    def create(loop: asyncio.AbstractEventLoop, coroutine: Any, context: contextvars.Context | None = None) -> Any:
+        scope = _SCOPE.get() if context is None else context.get(_SCOPE)
+        if scope is not None:
+            context = contextvars.copy_context() if context is None else context
+            context.run(_SCOPE.set, scope.child())
+        if inner is None:
+            return asyncio.Task(coroutine, loop=loop, context=context)
+        return inner(loop, coroutine) if context is None else inner(loop, coroutine, context=context)  # type: ignore[call-arg]
+
+    create.numbers_tasks = True  # type: ignore[attr-defined]
+    loop.set_task_factory(create)
