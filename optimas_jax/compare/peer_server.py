@@ -151,7 +151,7 @@ class PeerServer:
         whole = all(field in outputs for field in self._system.output_fields)
         score = self._system.failure_score
         if whole:
-            score = await self._system.score(freeze(outputs), example, self._seed)
+            score = (await self._system.score(freeze(outputs), example, self._seed)).value
         self.account.add_score(self._configuration(body["values"]), example.id, score)
         return score
 

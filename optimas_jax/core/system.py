@@ -7,16 +7,15 @@ import dataclasses
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 from optimas_jax.core import graph
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.program import Recorder
+from optimas_jax.core.scoring import MetricError, Score, is_finite_score, metric_arguments, name_of, read_score, row_of
 from optimas_jax.core.selection import Scorer, candidates, choose
 from optimas_jax.core.types import Call, CallKey, Example, Outcome, StopRun, Trace, derive_seed, freeze, thaw
 from optimas_jax.core.values import Configuration, PerInstance, Space, Value, check_value
-
-_LARGEST_SCORE = 1e100  # in size: sums of scores stay finite
 
 
 class ComponentFailure(Exception):
@@ -29,10 +28,6 @@ class ComponentFailure(Exception):
 
 class ComponentBug(RuntimeError):
     """A component or the metric raised an exception other than ``ComponentFailure``: stops the run at once."""
-
-
-class NonFiniteScore(ComponentBug):
-    """A metric returned NaN, an infinity, or a number too large to be averaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +60,7 @@ class Meter:
 
 Program = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]
-Metric = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
-Judge = Callable[[Mapping[str, Any], Mapping[str, Any], RunContext], Awaitable[float]]
+Metric = Callable[..., Any]  # of ``core.scoring.ARGUMENTS``; a judge is ``async``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +103,8 @@ class System:
       components: in any order; runs of a graph follow ``order``.
       input_fields: fields that an example provides.
       output_fields: fields that the metric reads; of a program maybe empty, for whatever it returns.
-      metric: ``(outputs, gold) -> score``, higher is better. A metric that asks a model or runs a program is a judge:
-        ``async (outputs, gold, context) -> score``.
+      metric: a number, a number and a text, or a ``Score``, of what its arguments name (``core.scoring``); higher is
+        better. A metric that asks a model or runs a program is a judge: ``async (outputs, gold, context) -> score``.
       completer: answers the components' completion requests.
       failure_score: score of a run without outputs.
       scorer: scores outputs for ``PerInstance`` values; None if no value needs it.
@@ -124,7 +118,7 @@ class System:
     components: tuple[Component, ...]
     input_fields: tuple[str, ...]
     output_fields: tuple[str, ...]
-    metric: Metric | Judge
+    metric: Metric
     completer: Any = None
     failure_score: float = 0.0
     scorer: Scorer | None = None
@@ -140,6 +134,7 @@ class System:
         elif problems := list(graph.problems(self.components, self.input_fields, self.output_fields)):
             raise GraphError("the system's graph does not hold together:\n  " + "\n  ".join(problems))
         _ = self.order  # raises on a cycle
+        metric_arguments(self.metric)  # raises on unknown arguments
         if not is_finite_score(self.failure_score):
             raise GraphError(f"failure_score is {self.failure_score}, expected a finite number")
 
@@ -269,7 +264,8 @@ class System:
         if outcome is not Outcome.OK:
             return Trace(example.id, seed, recorder.calls, freeze({}), outcome, self.failure_score)
         names = self.output_fields or tuple(fields)  # a program may return what it likes
-        return await self._scored(example, seed, recorder.calls, freeze({field: fields[field] for field in names}))
+        outputs = freeze({field: fields[field] for field in names})
+        return await self._scored(Trace(example.id, seed, recorder.calls, outputs, outcome, 0.0), example)
 
     async def _run_graph(self, recorder: Recorder, example: Example) -> Mapping[str, Any]:
         """Calls every component when its parents have ended; returns all fields."""
@@ -337,7 +333,7 @@ class System:
         component = self.by_name[call.component]
         context = RunContext(self.completer, seed, component.name, temperature)
         try:
-            outputs = await component.run(call.inputs, value, context)
+            outputs = await component.run(thaw(call.inputs), value, context)
         except ComponentFailure as failure:
             return dataclasses.replace(call, outputs=freeze({}), outcome=failure.outcome, detail=failure.detail)
         except StopRun as error:
@@ -383,50 +379,38 @@ class System:
         scores = await self.scorer.scores(name, example_id, call.inputs, outputs, value.reward)
         return succeeded[choose(scores, value.mode, seed)]
 
-    async def score(self, outputs: Mapping[str, Any], example: Example, seed: int) -> float:
+    async def score(self, outputs: Mapping[str, Any], example: Example, seed: int, trace: Trace | None = None) -> Score:
         """The metric's score of outputs.
 
         Raises:
-          NonFiniteScore: if it is NaN, infinite or above 1e100 in size.
+          MetricError: it returned no score, or one that is not finite.
           Exception: what the metric raises.
         """
-        if inspect.iscoroutinefunction(self.metric):
-            context = RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric")
-            score = float(await self.metric(outputs, example.gold, context))
-        else:
-            score = float(cast(Metric, self.metric)(outputs, example.gold))
-        return finite_score(score, getattr(self.metric, "__name__", repr(self.metric)), outputs, example)
+        known = {
+            "outputs": thaw(outputs),
+            "gold": thaw(example.gold),
+            "example": thaw(row_of(example)),
+            "trace": trace,
+            "context": RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric"),
+        }
+        returned = self.metric(*(known[name] for name in metric_arguments(self.metric)))
+        if inspect.isawaitable(returned):
+            returned = await returned
+        return read_score(returned, name_of(self.metric), outputs, example)
 
-    async def _scored(self, example: Example, seed: int, calls: tuple[Call, ...], outputs: Mapping[str, Any]) -> Trace:
-        """The trace of a run with outputs."""
+    async def _scored(self, trace: Trace, example: Example) -> Trace:
+        """The trace of a run with outputs, and its score."""
         try:
-            score = await self.score(outputs, example, seed)
+            score = await self.score(trace.outputs, example, trace.seed, trace)
         except ComponentFailure as failure:  # a judge's model or tool gave no usable answer
-            return Trace(example.id, seed, calls, freeze({}), failure.outcome, self.failure_score)
-        except (StopRun, NonFiniteScore):
+            return dataclasses.replace(
+                trace, outputs=freeze({}), outcome=failure.outcome, score=self.failure_score, feedback=failure.detail
+            )
+        except (StopRun, MetricError):
             raise
         except Exception as error:
             raise ComponentBug(
                 f"the metric raised {type(error).__name__} on example {example.id!r}: {error}; outputs "
-                f"{dict(outputs)!r}, gold {dict(example.gold)!r}"
+                f"{dict(trace.outputs)!r}, gold {dict(example.gold)!r}"
             ) from error
-        return Trace(example.id, seed, calls, outputs, Outcome.OK, score)
-
-
-def finite_score(score: float, metric: str, outputs: Mapping[str, Any], example: Example) -> float:
-    """The score itself.
-
-    Raises:
-      NonFiniteScore: if it is NaN, infinite or above 1e100 in size; names the metric, the example and what it compared.
-    """
-    if is_finite_score(score):
-        return score
-    raise NonFiniteScore(
-        f"the metric {metric!r} returned {score} on example {example.id!r}, expected a finite number; outputs "
-        f"{dict(outputs)!r}, gold {dict(example.gold)!r}"
-    )
-
-
-def is_finite_score(score: float) -> bool:
-    """Whether scores can be averaged with it: neither NaN nor infinite, and at most 1e100 in size."""
-    return abs(score) <= _LARGEST_SCORE
+        return dataclasses.replace(trace, score=score.value, feedback=score.feedback, parts=score.parts)

@@ -125,6 +125,8 @@ class Trace:
       outputs: the system's final outputs; empty unless ``outcome`` is ok.
       outcome: ok, or the outcome of the call that failed the run.
       score: the metric, or its failure score.
+      feedback: why, in the metric's words.
+      parts: of the score, where the metric tells them.
     """
 
     example_id: str
@@ -133,6 +135,8 @@ class Trace:
     outputs: Mapping[str, Any]
     outcome: Outcome
     score: float
+    feedback: str = ""
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def calls_of(self, component: str) -> tuple[Call, ...]:
         """The component's calls, in the order of the program."""

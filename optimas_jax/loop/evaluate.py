@@ -16,8 +16,9 @@ from typing import Any
 
 from optimas_jax.benchmarks.modules import find_benchmark, title
 from optimas_jax.core.execution import Job
+from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
 from optimas_jax.core.stats import compare, mean_interval
-from optimas_jax.core.system import Metric, NonFiniteScore, finite_score, is_finite_score
+from optimas_jax.core.system import Metric
 from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget
 from optimas_jax.core.values import Configuration, value_from_json
@@ -151,7 +152,7 @@ def other_metrics(
 def _rescored(name: str, metric: Metric, examples: Sequence[Example], evaluation: Evaluation) -> Evaluation:
     def rescored(trace: Trace, example: Example) -> Trace:
         score = metric(trace.outputs, example.gold) if trace.outputs else 0.0
-        return dataclasses.replace(trace, score=finite_score(score, name, trace.outputs, example))
+        return dataclasses.replace(trace, score=read_score(score, name, trace.outputs, example).value)
 
     return Evaluation(tuple(tuple(map(rescored, traces, examples)) for traces in evaluation.traces))
 

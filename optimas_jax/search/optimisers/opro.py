@@ -29,7 +29,7 @@ def shown(task: PromptTask) -> list[ScoredInstruction]:
 def opro_requests(task: PromptTask) -> list[CompletionRequest]:
     """``effort.instructions`` requests for one instruction each; they differ in their seeds alone."""
     component = task.component
-    failures = [(step, trace.score) for step, _, trace in task.worst(_FAILURES)]
+    failures = [(call, trace.score, trace.feedback) for call, _, trace in task.worst(_FAILURES)]
     turns = render_opro(
         component.description,
         component.inputs,

@@ -28,7 +28,9 @@ def propose(task: PromptTask) -> Proposals:
     for index in range(task.effort.rewrites):
         seed = derive_seed(task.seed, "reflect", component.name, index)
         drawn = random.Random(seed).sample(worse, min(_READ, len(worse)))
-        runs = [FailedRun(step, trace.outputs, example.gold, trace.score) for step, example, trace in drawn]
+        runs = [
+            FailedRun(call, trace.outputs, example.gold, trace.score, trace.feedback) for call, example, trace in drawn
+        ]
         turns = render_reflect(
             component.description,
             component.inputs,

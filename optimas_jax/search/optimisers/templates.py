@@ -36,7 +36,7 @@ def render_opro(
     output_names: Sequence[str],
     tried: Sequence[ScoredInstruction],
     current: str,
-    failures: Sequence[tuple[Call, float]],
+    failures: Sequence[tuple[Call, float, str]],
     scale: str,
     style: str,
 ) -> list[Turn]:
@@ -45,6 +45,7 @@ def render_opro(
     Args:
       tried: instructions with scores, worst first, the one in use among them.
       current: the instruction in use.
+      failures: calls of the component with the score of their run, and why, in the metric's words.
       scale: description of the scores, such as "mean exact match".
     """
     lines = "\n".join(
@@ -53,8 +54,8 @@ def render_opro(
     )
     examples = "\n".join(
         f"<example>\n{render_fields(step.inputs, input_names)}\n{render_fields(step.outputs, list(step.outputs))}\n"
-        f"(score {score:.2f})\n</example>"
-        for step, score in failures
+        f"{_feedback(why)}(score {score:.2f})\n</example>"
+        for step, score, why in failures
     )
     fields = f"It reads {_listed(input_names)} and writes {_listed(output_names)}."
     if style == "text":
@@ -156,12 +157,14 @@ class FailedRun:
       outputs: of the whole system; empty if the run failed.
       gold: gold fields of the example.
       score: of the run.
+      feedback: why, in the metric's words, or "".
     """
 
     step: Call
     outputs: Mapping[str, Any]
     gold: Mapping[str, Any]
     score: float
+    feedback: str = ""
 
 
 def render_reflect(
@@ -178,7 +181,8 @@ def render_reflect(
         f"<example>\n{_fields(run.step.inputs, input_names)}\n"
         f"{_fields(run.step.outputs, output_names) if run.step.outputs else f'(failed: {run.step.outcome})'}\n"
         f"In the end the system answered: {_fields(run.outputs, list(run.outputs)) or 'nothing'}\n"
-        f"Expected was: {_fields(run.gold, list(run.gold))}\n(score {run.score:.2f})\n</example>"
+        f"Expected was: {_fields(run.gold, list(run.gold))}\n{_feedback(run.feedback)}(score {run.score:.2f})\n"
+        "</example>"
         for run in runs
     )
     if style == "text":
@@ -223,6 +227,11 @@ def _examples(steps: Sequence[Call], input_names: Sequence[str]) -> str:
         f"<example>\n{_fields(step.inputs, input_names)}\n{_fields(step.outputs, list(step.outputs))}\n</example>"
         for step in steps
     )
+
+
+def _feedback(text: str) -> str:
+    """A line with the whole of what the metric says, which a proposer is to read word by word."""
+    return f"Feedback: {text.strip()}\n" if text.strip() else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -18,7 +18,8 @@ from runs import ROOT, run_config
 
 from optimas_jax.benchmarks.modules import find_benchmark
 from optimas_jax.core.schema import ConfigError
-from optimas_jax.core.system import ComponentBug, NonFiniteScore, System
+from optimas_jax.core.scoring import NonFiniteScore
+from optimas_jax.core.system import System
 from optimas_jax.core.values import value_from_json
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
@@ -166,9 +167,8 @@ def test_a_metric_that_is_not_finite_stops_at_the_first_example(
     monkeypatch.setattr(module, "build", lambda *parts: dataclasses.replace(build(*parts), metric=ratio))
     monkeypatch.setattr("optimas_jax.loop.context.find_benchmark", lambda name: module)
     model = ScriptedCompleter(lambda request: "thing")
-    with pytest.raises(ComponentBug, match=r"the metric 'ratio' returned .* on example '\w+'.*'thing'.*gold") as caught:
+    with pytest.raises(NonFiniteScore, match=r"the metric 'ratio' returned .* on example '\w+'.*'thing'.*gold"):
         run_stages(own_config(), tmp_path, "all", ConsoleProgress(quiet=True), model)
-    assert isinstance(caught.value, NonFiniteScore)
     assert not (tmp_path / "results.json").exists()
 
 

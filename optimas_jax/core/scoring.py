@@ -1,0 +1,138 @@
+"""Metrics: what they are given, and what they may return.
+
+A metric is a function of what its arguments name: ``outputs`` of the system, ``gold`` fields of the example, the whole
+``example`` (inputs and gold as one dict), the ``trace`` of the run, and for a judge, which asks a model, the
+``context``. It returns a number, a number and a text, or a ``Score``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from optimas_jax.core.types import Example
+
+ARGUMENTS = ("example", "outputs", "gold", "trace", "context")
+_LARGEST_SCORE = 1e100  # in size: sums of scores stay finite
+
+
+class MetricError(RuntimeError):
+    """A metric whose arguments are unknown, or that returned no score."""
+
+
+class NonFiniteScore(MetricError):
+    """A metric returned NaN, an infinity, or a number too large to be averaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a metric says of one run.
+
+    Attributes:
+      value: higher is better.
+      feedback: why, in words; proposers read it.
+      parts: scores of single aspects, for reports.
+    """
+
+    value: float
+    feedback: str = ""
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
+
+
+@functools.cache
+def metric_arguments(metric: Callable[..., Any]) -> tuple[str, ...]:
+    """What each positional argument of a metric is.
+
+    Arguments are known by their names (``ARGUMENTS``). Of a metric of two arguments, one that has another name is the
+    one that is missing of ``(example, outputs)``. Arguments with other names and a default are left alone.
+
+    Raises:
+      MetricError: for other names.
+    """
+    names = []
+    for parameter in inspect.signature(metric).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
+            continue
+        if parameter.name not in ARGUMENTS and parameter.default is not parameter.empty:
+            break
+        names.append(parameter.name)
+    unknown = [name for name in names if name not in ARGUMENTS]
+    free = [name for name in ("example", "outputs") if name not in names]
+    if len(unknown) > len(free) or (unknown and {"gold", "context"} & set(names)):
+        raise MetricError(
+            f"the metric {name_of(metric)!r} has the arguments {', '.join(names)}; known are {', '.join(ARGUMENTS)}, "
+            "such as (example, outputs)"
+        )
+    places = iter(free[-len(unknown) :] if unknown else ())
+    return tuple(name if name in ARGUMENTS else next(places) for name in names)
+
+
+def row_of(example: Example) -> dict[str, Any]:
+    """The fields of an example as one dict, gold after inputs."""
+    return {**example.inputs, **example.gold}
+
+
+def read_score(returned: Any, metric: str, outputs: Mapping[str, Any], example: Example) -> Score:
+    """What a metric returned, as a score.
+
+    Raises:
+      NonFiniteScore: for NaN, an infinity or a number above 1e100 in size.
+      MetricError: for anything that is no score; names the metric and the example.
+    """
+    score: Score
+    match returned:
+        case Score():
+            score = returned
+        case tuple((value, feedback)):
+            score = Score(value, feedback)
+        case _:
+            score = Score(returned)
+    values = {"": score.value, **score.parts}
+    if not isinstance(score.feedback, str) or not all(_is_number(value) for value in values.values()):
+        raise MetricError(
+            f"the metric {metric!r} returned {returned!r} on example {example.id!r}, expected a number, a number and a "
+            "text, or Score(value, feedback, parts)"
+        )
+    for part, value in values.items():
+        finite_score(float(value), f"{metric} ({part})" if part else metric, outputs, example)
+    parts = {part: float(value) for part, value in score.parts.items()}
+    return Score(float(score.value), score.feedback, parts)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number, true and false and NumPy's scalars among them."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    return isinstance(value, numbers.Real)
+
+
+def finite_score(score: float, metric: str, outputs: Mapping[str, Any], example: Example) -> float:
+    """The score itself.
+
+    Raises:
+      NonFiniteScore: if it is NaN, infinite or above 1e100 in size; names the metric, the example and what it compared.
+    """
+    if is_finite_score(score):
+        return score
+    raise NonFiniteScore(
+        f"the metric {metric!r} returned {score} on example {example.id!r}, expected a finite number; outputs "
+        f"{dict(outputs)!r}, gold {dict(example.gold)!r}"
+    )
+
+
+def is_finite_score(score: float) -> bool:
+    """Whether scores can be averaged with it: neither NaN nor infinite, and at most 1e100 in size."""
+    return abs(score) <= _LARGEST_SCORE
+
+
+def name_of(metric: Callable[..., Any]) -> str:
+    """A metric's name, for messages."""
+    return getattr(metric, "__name__", repr(metric))
