@@ -1,0 +1,74 @@
+"""Optimas in JAX: improves programs of language model calls, tools and models by globally aligned local rewards.
+
+    import optimas_jax as oj
+
+    draft = oj.prompt("Answer the question from the passages.")
+
+    async def rag(question):
+        return await draft(question=question, passages=search(question))
+
+    result = oj.optimize(rag, metric, "questions.jsonl", workdir="runs/rag")
+    await result.best(question="...")
+
+Names are imported when they are first used: ``import optimas_jax`` loads no array library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optimas_jax.api import Optimized, Result, load, open_run, optimize
+    from optimas_jax.core.scoring import Score
+    from optimas_jax.core.system import ComponentFailure, System
+    from optimas_jax.core.types import Example
+    from optimas_jax.core.values import Demo
+    from optimas_jax.llm.component import LanguageModel
+    from optimas_jax.llm.ledger import Budget
+    from optimas_jax.programs.functions import component
+    from optimas_jax.programs.program import program
+    from optimas_jax.programs.prompts import choice, prompt, setting
+
+_HOMES = {
+    "optimas_jax.api": ("Optimized", "Result", "load", "open_run", "optimize"),
+    "optimas_jax.core.scoring": ("Score",),
+    "optimas_jax.core.system": ("ComponentFailure", "System"),
+    "optimas_jax.core.types": ("Example",),
+    "optimas_jax.core.values": ("Demo",),
+    "optimas_jax.llm.component": ("LanguageModel",),
+    "optimas_jax.llm.ledger": ("Budget",),
+    "optimas_jax.programs.functions": ("component",),
+    "optimas_jax.programs.program": ("program",),
+    "optimas_jax.programs.prompts": ("choice", "prompt", "setting"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = [
+    "Budget",
+    "ComponentFailure",
+    "Demo",
+    "Example",
+    "LanguageModel",
+    "Optimized",
+    "Result",
+    "Score",
+    "System",
+    "choice",
+    "component",
+    "load",
+    "open_run",
+    "optimize",
+    "program",
+    "prompt",
+    "setting",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,7 +9,10 @@ import pytest
 import optimas_jax
 
 SOURCE = Path(optimas_jax.__file__).parent
-HOST, DEVICE = ("core", "sandbox", "llm", "benchmarks"), ("parallel", "models", "checkpoints", "engine", "learn")
+HOST, DEVICE = (
+    ("core", "sandbox", "llm", "programs", "benchmarks"),
+    ("parallel", "models", "checkpoints", "engine", "learn"),
+)
 ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
 CONFIG_LIBRARIES = ("ml_collections", "absl")
 BRIDGE = "llm/local.py"  # by which the engine answers completion requests
@@ -19,6 +22,7 @@ MAY_IMPORT = {
     "core": {"core"},
     "sandbox": {"sandbox"},
     "llm": {"core", "sandbox", "llm"},
+    "programs": {"core", "llm", "programs"},
     "benchmarks": {"core", "sandbox", "llm", "benchmarks"},
     "parallel": {"core", "parallel"},
     "models": {"core", "parallel", "models"},

@@ -23,11 +23,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from optimas_jax.benchmarks import amazon, bigcodebench, hotpotqa, pubmedqa, stark_prime
+from optimas_jax.benchmarks.data import Dataset
+from optimas_jax.core.system import System
 from optimas_jax.llm.component import LanguageModel
 
 BENCHMARKS: Mapping[str, ModuleType] = {
@@ -53,6 +56,15 @@ class SystemConfig:
     """
 
     language_model: LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A benchmark that is no module: the same names as attributes."""
+
+    METRIC: str
+    load: Callable[[Any], Dataset]
+    build: Callable[[Dataset, Any], System]
 
 
 def find_benchmark(name: str) -> ModuleType:

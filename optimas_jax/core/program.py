@@ -16,10 +16,14 @@ import bisect
 import contextvars
 import dataclasses
 import itertools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from optimas_jax.core.types import Call, CallKey, Trace, digest
+from optimas_jax.core.types import Call, CallKey, Outcome, Trace, digest
+from optimas_jax.core.values import Hyperparameters, Value
+
+_TICKS = 20  # of the event loop, in which a task that has got its answer makes its next call
 
 T = TypeVar("T")
 Position = tuple[int, ...]  # in the order of a program: numbers of the tasks around a call, and its own
@@ -58,6 +62,10 @@ class Scope:
         """Calls a component from the task; a failure is a call with its outcome, any other error ends the program."""
         return await self.recorder.call(component, inputs, self.position(), self.ended)
 
+    def read(self, component: str) -> Any:
+        """The value of a setting."""
+        return self.recorder.read(component, self.position(), self.ended)
+
 
 _SCOPE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("optimas_jax_scope", default=None)
 _COMPONENT: contextvars.ContextVar[str] = contextvars.ContextVar("optimas_jax_component", default="")
@@ -80,14 +88,27 @@ class Recorder:
     Args:
       execute: runs a component.
       given: calls with known outputs, by ``Call.key``.
+      components: names that may be called.
+      inputs: of the program.
+      values: of the components.
     """
 
-    def __init__(self, execute: Execute, given: Mapping[CallKey, Call]):
+    def __init__(
+        self,
+        execute: Execute,
+        given: Mapping[CallKey, Call],
+        components: Collection[str] = (),
+        inputs: Mapping[str, Any] = MappingProxyType({}),
+        values: Mapping[str, Value] = MappingProxyType({}),
+    ):
         self.executions = 0
+        self.components, self._inputs, self._values = components, inputs, values
         self._execute = execute
         self._given = given
         self._done: dict[CallKey, Call] = {}
         self._made: dict[Position, Call] = {}
+        self._in_flight: set[asyncio.Task[Call]] = set()
+        self._failed: list[Position] = []
         self._places = _places([call for call in given.values() if call.position], fewest=2)
 
     @property
@@ -124,10 +145,38 @@ class Recorder:
         if call is None:
             self.executions += 1
             call = self._done[key] = await self._executed(component, inputs, key[-1], ended)
+        if ended is not None and call.outcome is not Outcome.OK:
+            await self._all_quiet(position)
         if ended is not None and ended.done():
             raise asyncio.CancelledError
         self._made[position] = call
         return call
+
+    async def _all_quiet(self, position: Position) -> None:
+        """Waits until no other call is in flight: a failure may end the program, and what parallel tasks had called by
+        then would depend on latencies. Of several failures the first in the order of the program is told first."""
+        self._failed.append(position)
+        quiet = 0
+        while quiet < _TICKS:
+            if self._in_flight:
+                await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(0)
+            first = not self._in_flight and position == min(self._failed)
+            quiet = quiet + 1 if first else 0
+        self._failed.remove(position)
+
+    def read(self, component: str, position: Position, ended: asyncio.Future[BaseException]) -> Any:
+        """The value of a setting in this run. All reads of a run are one call, of the inputs of the program."""
+        if ended.done():
+            raise asyncio.CancelledError
+        value = self._values[component]
+        assert isinstance(value, Hyperparameters)
+        call = Call(component, self._inputs, value.settings)
+        call = self._given.get(call.key, call)
+        if call.component not in {one.component for one in self._made.values()}:
+            self._made[position] = call
+        return call.outputs["value"]
 
     async def _executed(
         self, component: str, inputs: Mapping[str, Any], repeat: int, ended: asyncio.Future[BaseException] | None
@@ -139,12 +188,16 @@ class Recorder:
         context = contextvars.copy_context()
         context.run(_SCOPE.set, None)
         context.run(_COMPONENT.set, component)
+        task = asyncio.get_running_loop().create_task(execution, context=context)
+        self._in_flight.add(task)
         try:
-            return await asyncio.get_running_loop().create_task(execution, context=context)
+            return await task
         except Exception as error:
             if not ended.done():
                 ended.set_result(error)
             raise asyncio.CancelledError from error
+        finally:
+            self._in_flight.discard(task)
 
     async def run(self, program: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of a program, whose calls are then in ``calls``.
@@ -160,6 +213,7 @@ class Recorder:
         _number_tasks(loop)
         for attempt in itertools.count():
             self._made.clear()
+            self._failed.clear()
             ended: asyncio.Future[BaseException] = loop.create_future()
             context = contextvars.copy_context()
             context.run(_SCOPE.set, Scope(self, ended))
@@ -194,6 +248,38 @@ def called_after(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:
             after.setdefault(call.component, set()).update(later)
             later.add(call.component)
     return {name: frozenset(others) for name, others in after.items()}
+
+
+def read_by(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:
+    """Component -> components that were seen to read its outputs, directly or through others: a value that it wrote, or
+    a text with it, is in their inputs. An estimate, for what a run from a component on costs."""
+    readers: dict[str, set[str]] = {}
+    for trace in traces:
+        wrote: list[tuple[set[str], set[Any]]] = []  # of each call: components behind its outputs, values
+        for call in trace.calls:
+            values = set(_leaves(call.inputs))
+            texts = [value for value in values if isinstance(value, str)]
+            sources: set[str] = set()
+            for behind, written in wrote:
+                if any(value in values or any(str(value) in text for text in texts) for value in written):
+                    sources |= behind
+            readers.setdefault(call.component, set())
+            for source in sources:
+                readers[source].add(call.component)
+            wrote.append(({*sources, call.component}, set(_leaves(call.outputs))))
+    return {name: frozenset(others) for name, others in readers.items()}
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Texts and numbers in plain data."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _leaves(item)
+    elif value not in ("", None):
+        yield value
 
 
 def first_difference(before: Sequence[Call], after: Sequence[Call]) -> str:

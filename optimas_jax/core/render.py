@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.values import Prompt
+from optimas_jax.core.types import thaw
+from optimas_jax.core.values import Demo, Prompt
 
 Turn = tuple[str, str]  # (role, content)
 
@@ -23,9 +25,11 @@ def render_fields(fields: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def render_value(value: Any) -> str:
-    """Text of one field: lists with one item per line, numbers as written, text unchanged."""
+    """Text of one field: lists with one item per line, numbers as written, text unchanged, objects as JSON."""
     if isinstance(value, str):
         return value.strip()
+    if isinstance(value, Mapping):
+        return json.dumps(thaw(value), ensure_ascii=False)
     if isinstance(value, Sequence):
         return "\n".join(render_value(item) for item in value)
     return str(value)
@@ -52,6 +56,12 @@ def render_text(prompt: Prompt, inputs: Mapping[str, Any], input_names: Sequence
         blocks.append(f"{render_fields(demo.inputs, input_names)}\n{render_fields(demo.outputs, [output])}")
     blocks.append(f"{render_fields(inputs, input_names)}\n{field_label(output)}:")
     return [("text", "\n\n".join(blocks))]
+
+
+def render_demos(instruction: str, demos: Sequence[Demo]) -> str:
+    """An instruction with its demonstrations as blocks of ``Label: value`` lines, for a message of the user's own."""
+    blocks = [render_fields({**demo.inputs, **demo.outputs}, [*demo.inputs, *demo.outputs]) for demo in demos]
+    return "\n\n".join([instruction, *(f"Example:\n{block}" for block in blocks)])
 
 
 def render_reward_task(description: str) -> str:

@@ -70,8 +70,9 @@ class Component:
     Attributes:
       name: unique in the system.
       description: one sentence on its purpose; proposers and local reward functions read it.
-      inputs: names of the fields it reads: system inputs or other components' outputs.
-      outputs: names of the fields it writes.
+      inputs: names of the fields it reads: system inputs or other components' outputs. In a program maybe empty: it is
+        called with whatever fields.
+      outputs: names of the fields it writes; in a program maybe empty.
       run: ``async (inputs, value, context) -> outputs``; raises ``ComponentFailure`` for a malformed answer.
       space: what may be tuned, or None.
       default: its value before optimisation; None if and only if there is no space.
@@ -111,8 +112,8 @@ class System:
       meter: counts executions, or None.
       program: ``async (fields of the example) -> outputs``; calls components by ``core.program.current_scope``. None
         for a graph, which the components' fields define.
-      called_after: which components a program was seen to call after each (``core.program.called_after``); None where
-        nobody looked, and all are taken for it.
+      called_after, read_by: which components a program was seen to call after each, and to pass its outputs to
+        (``core.program``); None where nobody looked, and all are taken for it.
     """
 
     components: tuple[Component, ...]
@@ -125,6 +126,7 @@ class System:
     meter: Meter | None = None
     program: Program | None = None
     called_after: Mapping[str, frozenset[str]] | None = None
+    read_by: Mapping[str, frozenset[str]] | None = None
 
     def __post_init__(self) -> None:
         if self.program is not None:
@@ -160,10 +162,10 @@ class System:
         return tuple(name for name in self.order if self.by_name[name].space is not None)
 
     def descendants(self, name: str) -> frozenset[str]:
-        """Components that read outputs of ``name``, directly or through other components; in a program, those that it
-        may call afterwards."""
+        """Components that read outputs of ``name``, directly or through other components; in a program as far as they
+        were seen to."""
         if self.program is not None:
-            return frozenset(self.order) if self.called_after is None else self.called_after.get(name, frozenset())
+            return frozenset(self.order) if self.read_by is None else self.read_by.get(name, frozenset())
         descendants: set[str] = set()
         for other in self.order:
             if any(parent == name or parent in descendants for parent in self.parents[other]):
@@ -176,9 +178,12 @@ class System:
         return self.program is None
 
     def scores_at_once(self, name: str) -> bool:
-        """Whether the global reward of a component's outputs needs no further call: the component has no descendants,
+        """Whether the global reward of a component's outputs needs no further call: nothing comes after the component,
         and the metric is not a judge."""
-        return not self.descendants(name) and not inspect.iscoroutinefunction(self.metric)
+        later = self.descendants(name)
+        if self.program is not None:
+            later = {name} if self.called_after is None else self.called_after.get(name, {name})
+        return not later and not inspect.iscoroutinefunction(self.metric)
 
     def default_configuration(self) -> Configuration:
         defaults = {name: self.by_name[name].default for name in self.tunable}
@@ -253,7 +258,8 @@ class System:
             call = Call(name, inputs, {}, repeat=repeat)
             return await self.run_component(call, configuration.get(name), example, seed)
 
-        recorder = Recorder(execute, given or {})
+        fields = {field: example.inputs[field] for field in self.input_fields}
+        recorder = Recorder(execute, given or {}, self.order, freeze(fields), configuration)
         if self.program is None:
             fields = await self._run_graph(recorder, example)
             outcome = next((call.outcome for call in recorder.calls if call.outcome is not Outcome.OK), Outcome.OK)
@@ -348,7 +354,7 @@ class System:
                 f"component {component.name!r} returned {type(outputs).__name__} on example {example_id!r}, expected a "
                 f"mapping with the fields {sorted(component.outputs)}"
             )
-        if set(outputs) != set(component.outputs):
+        if self.program is None and set(outputs) != set(component.outputs):
             raise ComponentBug(
                 f"component {component.name!r} returned fields {sorted(outputs)} on example {example_id!r}, "
                 f"declared are {sorted(component.outputs)}"

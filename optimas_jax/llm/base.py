@@ -1,13 +1,13 @@
 """Completions, and effects in general: requests that leave the process and are therefore recorded (``llm.tape``).
 
 An effect knows its key, its worst case and how its result is read back. There are two: completions of language models,
-here, and executions of programs (``llm.sandbox``).
+here, and executions of programs (``llm.sandbox``). Calls of users' functions are a third, where they are declared.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from optimas_jax.core.types import Outcome, digest
@@ -185,6 +185,57 @@ class Completion:
         tokens = data.get("tokens")
         read = None if tokens is None else Tokens(**{name: tuple(part) for name, part in tokens.items()})
         return cls(**{**data, "outcome": Outcome(data["outcome"]), "tokens": read})
+
+
+@dataclasses.dataclass(frozen=True)
+class Returned:
+    """What a function of the user's returned, as fields.
+
+    Attributes:
+      outputs: plain data.
+      seconds: that it took.
+    """
+
+    outputs: Mapping[str, Any]
+    seconds: float = 0.0
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(calls=1, seconds=self.seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"outputs": dict(self.outputs), "seconds": self.seconds}
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionCall:
+    """A call of a function of the user's whose result is recorded; an effect.
+
+    Attributes:
+      name: digest of the function, its arguments and its seed.
+      role: component that calls it.
+      perform: calls it; returns fields.
+    """
+
+    name: str
+    role: str
+    perform: Callable[[], Awaitable[Mapping[str, Any]]]
+    kind = "function"
+    model = ""
+
+    @property
+    def key(self) -> str:
+        return digest(self.kind, self.name)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "component": self.role}
+
+    def most(self) -> Usage:
+        return Usage(calls=1)
+
+    def read(self, data: Mapping[str, Any]) -> Returned:
+        """Raises ``TypeError`` for data that is no result."""
+        return Returned(**data)
 
 
 class Completer(Protocol):

@@ -60,7 +60,7 @@ class ModelCall:
     """The call of a language model behind ``llm_component``.
 
     Attributes:
-      inputs: fields that the model reads.
+      inputs: fields that the model reads; empty for whatever fields it is called with.
       output: the field that its answer becomes.
       prompt: shown to the model where the component's value is no prompt.
       language_model: answers, unless the value or ``model_from`` says otherwise.
@@ -94,9 +94,10 @@ class ModelCall:
         settings = value.settings if isinstance(value, Hyperparameters) else {}
         model = dataclasses.replace(self.language_model, **settings)
         render = render_chat if model.style == "chat" else render_text
+        names = self.inputs or tuple(fields)
         return CompletionRequest(
             model=fields[self.model_from] if self.model_from else model.model,
-            messages=tuple(Message(role, text) for role, text in render(prompt, fields, self.inputs, self.output)),
+            messages=tuple(Message(role, text) for role, text in render(prompt, fields, names, self.output)),
             max_tokens=model.max_tokens,
             temperature=model.temperature if context.temperature is None else context.temperature,
             top_p=model.top_p,

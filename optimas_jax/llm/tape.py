@@ -16,13 +16,23 @@ import dataclasses
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Usage
-from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Effect, Result, count_prompt
+from optimas_jax.llm.base import (
+    Completer,
+    Completion,
+    CompletionRequest,
+    Effect,
+    FunctionCall,
+    Result,
+    Returned,
+    count_prompt,
+)
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 
@@ -188,6 +198,15 @@ class TapedCompleter:
     async def execute(self, request: ExecutionRequest) -> Execution:
         """Executes a program; raises what ``complete`` raises. ``inner`` must execute programs (``llm.sandbox``)."""
         return await self._get(request, lambda inner: inner.execute(request))
+
+    async def call(self, request: FunctionCall) -> Returned:
+        """Calls a function of the user's; raises what ``complete`` raises, and what the function raises."""
+
+        async def perform(inner: Any) -> Returned:
+            began = time.monotonic()
+            return Returned(await request.perform(), time.monotonic() - began)
+
+        return await self._get(request, perform)
 
     async def _get(self, effect: Effect[R], perform: Callable[[Any], Awaitable[R]]) -> R:
         """Waits for the task of a request; starts it if there is none."""

@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.execution import gather
+from optimas_jax.core.execution import Job, gather
 from optimas_jax.core.system import ComponentBug
 from optimas_jax.core.types import Call, Example, Outcome, StopRun, freeze
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
@@ -69,6 +69,8 @@ def price(host: Host, config: RunConfig) -> Price:
     known = host.folder.read(PRICE)
     if known is not None and known["prices"] == config.prices:
         return Price.from_json(known)
+    if host.system.program is not None:
+        return _measured_price(host, config)
     val, confirm = splits["val"][: config.optimize.gate_examples or None], splits.get("confirm", ())
     baseline, confirmed, tested = (_dry_runs(host, examples) for examples in (val, confirm, splits[settings.split]))
     result = Price(
@@ -79,6 +81,25 @@ def price(host: Host, config: RunConfig) -> Price:
         baseline=baseline.total,
         final=(confirmed.total + tested.total.times(settings.repeats)).times(2),
         largest=baseline.largest.most(confirmed.largest).most(tested.largest),
+    )
+    host.folder.write(PRICE, {"prices": config.prices, **result.to_json()})
+    return result
+
+
+def _measured_price(host: Host, config: RunConfig) -> Price:
+    """The price of a program's measurements, from the mean cost of its first runs: what it calls is known from running
+    it alone."""
+    examples, default = host.splits["val"][:FIRST_RUNS], host.system.default_configuration()
+    with host.ledger.phase("observe"), host.ledger.limit() as allowance:
+        host.run("runs that tell the price", [Job(default, example, host.seed) for example in examples])
+        spent = Usage()
+        for usage in costs_by_role(allowance).values():
+            spent = spent + usage
+    one, settings, splits = spent.times(_MARGIN / len(examples)), config.evaluate, host.splits
+    val = len(splits["val"][: config.optimize.gate_examples or None])
+    confirm, test = len(splits.get("confirm", ())), settings.repeats * len(splits[settings.split])
+    result = Price(
+        val, confirm, test, one.times(FIRST_RUNS), one.times(val), one.times(2 * (confirm + test)), largest=one
     )
     host.folder.write(PRICE, {"prices": config.prices, **result.to_json()})
     return result

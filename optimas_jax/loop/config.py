@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
-from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveInt, Share, from_dict
+from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveInt, Share, from_dict, to_dict
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
@@ -308,6 +308,27 @@ def parse_config(data: Mapping[str, Any]) -> RunConfig:
     if config.data.source not in sources:
         raise ConfigError(f"config.data.source is {config.data.source!r}; allowed: {', '.join(map(repr, sources))}")
     return dataclasses.replace(config, system=from_dict(settings_class(benchmark), config.system, "config.system"))
+
+
+def overridden(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A configuration with other settings, by their path, such as ``optimize.iterations``.
+
+    Raises:
+      ConfigError: there is no such setting, or a value is not allowed.
+    """
+    data = to_dict(config)
+    data["optimize"] = without_mode(data["optimize"])
+    for path, value in changes.items():
+        *sections, name = path.split(".")
+        section = data
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or name not in section:
+            raise ConfigError(f"there is no setting {path!r}; see the classes in optimas_jax/loop/config.py")
+        section[name] = value
+    data["optimize"] = with_mode(data["optimize"])
+    changed = from_dict(RunConfig, data)
+    return dataclasses.replace(changed, system=from_dict(type(config.system), changed.system, "config.system"))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config") -> list[str]:

@@ -8,12 +8,13 @@ import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from rich.markup import escape
 
 from optimas_jax.benchmarks.data import Dataset
-from optimas_jax.benchmarks.modules import find_benchmark
+from optimas_jax.benchmarks.modules import Benchmark, find_benchmark
 from optimas_jax.core.execution import Job, gather, run_many
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import ConfigError
@@ -177,6 +178,7 @@ class Run:
       data: examples by split, and their chance level.
       engines: local models.
       tape: of all effects.
+      benchmark: module or object that made system and data.
       started: ``time.monotonic()`` when it was built.
       opened: the run's files; its user closes them.
     """
@@ -187,6 +189,7 @@ class Run:
     data: Dataset
     engines: Engines
     tape: Tape
+    benchmark: Any
     started: float
     opened: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
@@ -197,6 +200,7 @@ def build_run(
     progress: Progress,
     completer: Completer | None = None,
     shared: Path | None = None,
+    benchmark: ModuleType | Benchmark | None = None,
 ) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
@@ -204,6 +208,7 @@ def build_run(
       completer: answers the requests of the system and of proposers; by default the servers and local engines of the
         models that they name.
       shared: folder of results that several processes share (``llm.shared``).
+      benchmark: in place of the one that the configuration names.
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -211,7 +216,7 @@ def build_run(
       FolderError: for a folder of another configuration.
     """
     started = time.monotonic()
-    benchmark = find_benchmark(config.benchmark)
+    benchmark = benchmark or find_benchmark(config.benchmark)
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
     engines = Engines(config.mesh, progress)
@@ -249,7 +254,7 @@ def build_run(
             max_tokens=config.optimize.max_tokens,
             judge=config.proposer,
         )
-        return Run(config, host, Device(rewards, policies), data, engines, tape, started, opened.pop_all())
+        return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, started, opened.pop_all())
 
 
 def _executing(

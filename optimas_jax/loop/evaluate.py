@@ -11,10 +11,9 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from optimas_jax.benchmarks.modules import find_benchmark, title
+from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.execution import Job
 from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
 from optimas_jax.core.stats import compare, mean_interval
@@ -131,7 +130,7 @@ def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 def other_metrics(
-    benchmark: ModuleType, examples: Sequence[Example], baseline: Evaluation, optimized: Evaluation
+    benchmark: Any, examples: Sequence[Example], baseline: Evaluation, optimized: Evaluation
 ) -> dict[str, dict[str, Any]]:
     """The same runs by the benchmark's other metrics; a run without outputs scores 0. Metrics of a whole set have
     means only.
@@ -361,7 +360,7 @@ def measure(run: Run) -> dict[str, Any]:
     baseline, optimized, accepted = evaluations[0], evaluations[kept], search["accepted"]
     if steps == states:
         accepted = contributions(run, search, settings.split, evaluations)
-    benchmark = find_benchmark(run.config.benchmark)
+    benchmark = run.benchmark
     return {
         "benchmark": title(run.config.benchmark),
         "variant": run.config.variant,

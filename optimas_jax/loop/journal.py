@@ -218,6 +218,12 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequenc
     return differences(before, after)
 
 
+def config_json(folder: Path) -> dict[str, Any] | None:
+    """The configuration of a run folder as plain data, or None where there is none."""
+    file = folder / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
 def config_of(folder: Path) -> RunConfig:
     """The configuration of a run folder.
 

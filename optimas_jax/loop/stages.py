@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from optimas_jax.benchmarks.modules import title
+from optimas_jax.benchmarks.modules import Benchmark, title
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import Group, StopRun
@@ -32,6 +32,7 @@ from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import BEST, UNCONFIRMED, config_of, load_best
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
+from optimas_jax.loop.observe import observed
 from optimas_jax.loop.probe import run_probe
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
@@ -50,9 +51,10 @@ def run_stages(
     progress: Progress,
     completer: Completer | None = None,
     shared: Path | None = None,
+    benchmark: Benchmark | None = None,
 ) -> None:
-    """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``: see
-    ``build_run``.
+    """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``,
+    ``benchmark``: see ``build_run``.
 
     Raises:
       ValueError: for an unknown stage, a model that cannot be found, and as ``build_run``.
@@ -60,7 +62,7 @@ def run_stages(
     """
     if stage not in ("all", ALIGN, PROBE, REFRESH, *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN, PROBE, REFRESH))}")
-    with open_run(config, workdir, progress, completer, shared) as run:
+    with open_run(config, workdir, progress, completer, shared, benchmark) as run:
         if completer is None:
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
@@ -75,13 +77,14 @@ def open_run(
     progress: Progress,
     completer: Completer | None = None,
     shared: Path | None = None,
+    benchmark: Benchmark | None = None,
 ) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
 
     Raises:
       OverBudget: as ``with_price``.
     """
-    run = build_run(config, workdir, progress, completer, shared)
+    run = build_run(config, workdir, progress, completer, shared, benchmark)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.host.splits.items())
     progress.line(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
@@ -93,7 +96,7 @@ def open_run(
             f"the language model has random weights: this shows that everything works, scores mean nothing{passes}"
         )
     try:
-        yield with_price(run)
+        yield with_price(observed(run))
     finally:
         run.opened.close()
 
@@ -192,7 +195,8 @@ def _offline_groups(run: Run) -> list[Group]:
         raise MissingStage(f"no groups in {run.host.folder.path}: --stage=collect makes them")
     for group in groups:
         node = run.host.system.by_name.get(group.component)
-        if node is None or node.space is None or set(group.inputs) != set(node.inputs):
+        unlike = node is not None and bool(node.inputs) and set(group.inputs) != set(node.inputs)
+        if node is None or node.space is None or (unlike and run.host.system.program is None):
             raise MissingStage(
                 f"{run.host.folder.path} has groups of component {group.component!r} with inputs "
                 f"{sorted(group.inputs)}, which this system does not have: pull groups of the same system, or "

@@ -40,12 +40,12 @@ def text_group(
     return TextGroup(
         component,
         render_reward_task(node.description),
-        render_reward_inputs(inputs, node.inputs),
-        tuple(render_reward_candidate(fields, node.outputs) for fields in outputs),
+        render_reward_inputs(inputs, node.inputs or tuple(inputs)),
+        tuple(render_reward_candidate(fields, node.outputs or tuple(fields)) for fields in outputs),
     )
 
 
 def output_texts(system: System, component: str, outputs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The values of outputs of a component as text, without the names of their fields."""
     names = system.by_name[component].outputs
-    return ["\n".join(render_value(fields.get(name, "")) for name in names) for fields in outputs]
+    return ["\n".join(render_value(fields.get(name, "")) for name in names or fields) for fields in outputs]

@@ -1,0 +1,73 @@
+"""Typed values of users' functions as plain data, which records, tapes and prompts hold, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+class PlainError(TypeError):
+    """A value that cannot be recorded; the message says where it is and what can be."""
+
+
+def to_plain(value: Any, where: str) -> Any:
+    """JSON-like copy of a value: dataclasses and pydantic models become dicts, tuples lists, enums their values, arrays
+    and scalars of NumPy lists and numbers.
+
+    Args:
+      where: names the value in errors.
+
+    Raises:
+      PlainError: for any other type, NaN or infinity.
+    """
+    if isinstance(value, enum.Enum):
+        return to_plain(value.value, where)
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise PlainError(f"{where} is {value}, expected a finite number")
+        return value
+    if isinstance(value, Mapping):
+        odd = [key for key in value if not isinstance(key, str)]
+        if odd:
+            raise PlainError(f"{where} has the key {odd[0]!r}, expected texts as keys")
+        return {key: to_plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: to_plain(getattr(value, field.name), f"{where}.{field.name}") for field in fields}
+    if dump := getattr(value, "model_dump", None):  # pydantic
+        return to_plain(dump(mode="json"), where)
+    if hasattr(value, "dtype") and (tolist := getattr(value, "tolist", None)):  # NumPy
+        return to_plain(tolist(), where)
+    raise PlainError(
+        f"{where} is of type {type(value).__name__}: texts, numbers, true and false, None, lists, dicts, dataclasses "
+        "and pydantic models can be recorded"
+    )
+
+
+def from_plain(kind: Any, data: Any) -> Any:
+    """Plain data as a dataclass or a pydantic model, if ``kind`` is one; else the data itself."""
+    if isinstance(kind, type) and isinstance(data, Mapping):
+        if hasattr(kind, "model_validate"):
+            return kind.model_validate(data)
+        if dataclasses.is_dataclass(kind):
+            return kind(**data)
+    return data
+
+
+def to_fields(name: str, value: Any, where: str) -> dict[str, Any]:
+    """What a function returned as fields: those of a dict, dataclass or model, or one field ``name`` of anything else.
+    ``from_fields`` is its inverse."""
+    plain = to_plain(value, where)
+    return plain if isinstance(plain, dict) and plain and set(plain) != {name} else {name: plain}
+
+
+def from_fields(name: str, fields: Mapping[str, Any], kind: Any = None) -> Any:
+    """What a function returned, from its fields."""
+    return from_plain(kind, fields[name] if set(fields) == {name} else dict(fields))

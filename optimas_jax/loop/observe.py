@@ -1,0 +1,66 @@
+"""Observe: the first runs of a program, which tell what a graph knows beforehand.
+
+The fields of its components, and the order in which it calls them, are read off its first runs. One run is made twice:
+a program may depend on its inputs and the outputs of its components alone, or no run could be repeated from a record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from optimas_jax.core.execution import Job
+from optimas_jax.core.program import ProgramError, called_after, first_difference, read_by
+from optimas_jax.core.types import Trace
+from optimas_jax.loop.context import Host, Run
+
+_RUNS = 8  # at most, until every component was called
+
+
+def observed(run: Run) -> Run:
+    """The run of a program, whose system knows the fields and the order of its components; any other run as it is."""
+    host = run.host
+    if host.system.program is None:
+        return run
+    with host.ledger.phase("observe"), host.ledger.limit():
+        traces = first_runs(host)
+    called = {call.component: call for trace in reversed(traces) for call in reversed(trace.calls)}
+    for name in host.components:
+        if name not in called:
+            host.progress.line(f"{name} was not called in the first {len(traces)} runs of the program")
+    components = tuple(
+        dataclasses.replace(
+            one,
+            inputs=one.inputs or tuple(called[one.name].inputs),
+            outputs=one.outputs or tuple(called[one.name].outputs),
+        )
+        if one.name in called
+        else one
+        for one in host.system.components
+    )
+    system = dataclasses.replace(host.system, components=components)
+    if all(one.name in called for one in components):
+        system = dataclasses.replace(system, called_after=called_after(traces), read_by=read_by(traces))
+    return dataclasses.replace(run, host=dataclasses.replace(host, system=system))
+
+
+def first_runs(host: Host) -> Sequence[Trace]:
+    """Runs on validation examples, which the search begins with, until every component was called; the first one twice.
+
+    Raises:
+      ProgramError: the two differ; names the first call that does.
+    """
+    default, traces = host.system.default_configuration(), list[Trace]()
+    for example in host.splits["val"][:_RUNS]:
+        traces += host.run("first runs", [Job(default, example, host.seed)])
+        if len(traces) == 1:
+            [again] = host.run("first runs", [Job(default, example, host.seed, host.system.kept(traces[0]))])
+            if difference := first_difference(traces[0].calls, again.calls):
+                raise ProgramError(
+                    f"two runs of the program on example {example.id!r} differ: {difference}. A program may depend on "
+                    "its arguments and on what its components return alone; make a component of what draws random "
+                    "numbers, reads a clock or keeps a state"
+                )
+        if {name for trace in traces for name in host.system.tunable if trace.reaches(name)} == {*host.system.tunable}:
+            break
+    return traces

@@ -1,0 +1,91 @@
+"""What all components that a program calls have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Mapping
+from typing import Any
+
+from optimas_jax.core.plain import from_fields
+from optimas_jax.core.program import ProgramError, Scope, current_scope
+from optimas_jax.core.system import Component, ComponentFailure
+from optimas_jax.core.types import Outcome, freeze, thaw
+from optimas_jax.llm.component import LanguageModel
+
+
+class DeclarationError(ValueError):
+    """A declaration that cannot be; raised where it is made, or when the program is built."""
+
+
+class ProgramEnded(BaseException):
+    """Ends the thread of a program whose run has ended. Not an ``Exception``: no program is to catch it."""
+
+
+class Declared:
+    """A component that a program calls.
+
+    Attributes:
+      name: of the component; "" for that of its variable, until the program is built.
+      description: one sentence on its purpose.
+    """
+
+    def __init__(self, name: str, description: str):
+        self.name, self.description = name, description
+
+    def build(self, language_model: LanguageModel) -> Component:
+        """The component of a system.
+
+        Args:
+          language_model: of the run.
+        """
+        raise NotImplementedError
+
+    def restore(self, outputs: Mapping[str, Any]) -> Any:
+        """What the program gets, from the recorded outputs."""
+        return from_fields(self.name, thaw(outputs))
+
+    def call(self, inputs: Mapping[str, Any]) -> Any:
+        """Calls the component: an awaitable on an event loop, the result itself in a thread.
+
+        Raises:
+          ComponentFailure: the component's model or tool gave no usable answer.
+          ProgramError: outside of a run.
+        """
+        if _on_event_loop():
+            return self._called(inputs)
+        scope = self._scope()
+        answer = asyncio.run_coroutine_threadsafe(self._called(inputs), scope.ended.get_loop())
+        try:
+            return answer.result()
+        except concurrent.futures.CancelledError:
+            raise ProgramEnded from None
+
+    async def _called(self, inputs: Mapping[str, Any]) -> Any:
+        call = await self._scope().call(self.name, freeze(inputs))
+        if call.outcome is not Outcome.OK:
+            raise ComponentFailure(call.outcome, call.detail)
+        return self.restore(call.outputs)
+
+    def _scope(self) -> Scope:
+        scope = current_scope()
+        if scope is None:
+            raise ProgramError(
+                f"component {self.name or self.description!r} was called outside of a run, or in a thread that does "
+                "not know its run: call the program with optimas_jax.evaluate, optimize or load, and start threads "
+                "with asyncio.to_thread"
+            )
+        if self.name not in scope.recorder.components:
+            raise ProgramError(
+                f"the program calls the component {self.name or self.description!r}, which it does not declare; it has "
+                f"{', '.join(scope.recorder.components)}: name the others in program(components=[...])"
+            )
+        return scope
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""Prompts and settings: components without a function of the user's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.plain import to_plain
+from optimas_jax.core.program import current_scope
+from optimas_jax.core.system import Component, RunContext
+from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, PromptSpace, Value
+from optimas_jax.llm.component import LanguageModel, llm_component
+from optimas_jax.programs.declared import DeclarationError, Declared
+
+
+def prompt(
+    instruction: str,
+    *,
+    name: str = "",
+    description: str = "",
+    model: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    stop: Sequence[str] = (),
+    demos: Sequence[Demo] = (),
+    most_demos: int = 4,
+) -> PromptDeclaration:
+    """Declares a prompt: called with fields, it asks the model of the run, and returns the text of its answer. In
+    ``component(prompt=...)`` it is the prompt of a function that asks its own model.
+
+    Args:
+      instruction: where tuning starts.
+      name: of the component; by default that of the variable.
+      description: one sentence on its purpose, for proposers and local rewards; by default the instruction.
+      model, max_tokens, temperature, stop: in place of those of the run.
+      demos: demonstrations to start with.
+      most_demos: number of demonstrations that tuning may use.
+    """
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise DeclarationError(f"the instruction of a prompt is {instruction!r}, expected a text")
+    settings = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "stop": tuple(stop)}
+    return PromptDeclaration(
+        instruction, settings, demos, most_demos, name=name, description=description or " ".join(instruction.split())
+    )
+
+
+def setting(default: Any, choices: Sequence[Any], *, name: str = "", description: str = "") -> SettingDeclaration:
+    """Declares a number or word to be tuned: ``k.value`` in the program, or an argument of ``component``.
+
+    Args:
+      default: one of the choices, where tuning starts.
+      choices: all allowed values.
+
+    Raises:
+      ValueError: for a default that is no choice, or a choice that is no number or word.
+    """
+    return SettingDeclaration(default, choices, name=name, description=description or f"Chooses one of {choices}.")
+
+
+choice = setting
+
+
+class PromptDeclaration(Declared):
+    """A request to the model of the run, with an instruction and demonstrations that are tuned; see ``prompt``."""
+
+    def __init__(self, instruction: str, settings: Mapping[str, Any], demos: Sequence[Demo], most: int, **names: str):
+        super().__init__(**names)
+        self.instruction, self.demos, self.most = instruction, tuple(demos), most
+        self._settings = settings
+
+    def build(self, language_model: LanguageModel) -> Component:
+        settings = {key: value for key, value in self._settings.items() if value is not None}
+        stop = settings.pop("stop", ())
+        built = llm_component(
+            name=self.name,
+            description=self.description,
+            inputs=(),
+            output=self.name,
+            instruction=self.instruction,
+            language_model=dataclasses.replace(language_model, **settings),
+            stop=stop,
+            space=PromptSpace(self.most),
+        )
+        return dataclasses.replace(built, default=Prompt(self.instruction, self.demos))
+
+    def __call__(self, **fields: Any) -> Any:
+        """Asks the model about the fields; returns its text."""
+        return self.call({key: to_plain(value, f"{self.name}({key})") for key, value in fields.items()})
+
+
+class SettingDeclaration(Declared):
+    """A number or word that is tuned; see ``setting``."""
+
+    def __init__(self, default: Any, choices: Sequence[Any], **names: str):
+        super().__init__(**names)
+        self.default, self.space = Hyperparameters({"value": default}), Grid({"value": tuple(choices)})
+        self.space.check(self.default)
+
+    def build(self, language_model: LanguageModel) -> Component:
+        async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+            assert isinstance(value, Hyperparameters)
+            return {"value": value["value"]}
+
+        return Component(self.name, self.description, (), ("value",), run, self.space, self.default)
+
+    @property
+    def value(self) -> Any:
+        """The value in use; outside of a run the default."""
+        if current_scope() is None:
+            return self.default["value"]
+        return self._scope().read(self.name)
+
+    def __index__(self) -> int:
+        return self.value.__index__()
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __str__(self) -> str:
+        return str(self.value)
