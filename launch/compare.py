@@ -28,12 +28,12 @@ from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.plot import draw
 from optimas_jax.compare.summary import summarize
 from optimas_jax.compare.tables import markdown, tables
-from optimas_jax.core.process import interrupt_on_terminate
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.journal import write_json
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
+from optimas_jax.report.process import interrupt_on_terminate
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "random", "twin", "bare"], "Names, separated by commas.")

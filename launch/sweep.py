@@ -33,7 +33,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from optimas_jax.benchmarks.modules import title
-from optimas_jax.core.process import interrupt_on_terminate
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.journal import TAPE
@@ -41,6 +40,7 @@ from optimas_jax.loop.stages import find_models, open_run
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
+from optimas_jax.report.process import interrupt_on_terminate
 from optimas_jax.sweep.folder import SHARED, open_sweep, read_progress
 from optimas_jax.sweep.plot import axes_of, draw
 from optimas_jax.sweep.points import Point, SweepError, read_points

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optimas_jax.api import Optimized, Result, load, open_run, optimize
+    from optimas_jax.core.component import ComponentFailure
     from optimas_jax.core.scoring import Score
-    from optimas_jax.core.system import ComponentFailure, System
+    from optimas_jax.core.system import System
     from optimas_jax.core.types import Example
     from optimas_jax.core.values import Demo
     from optimas_jax.llm.component import LanguageModel
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "optimas_jax.api": ("Optimized", "Result", "load", "open_run", "optimize"),
     "optimas_jax.core.scoring": ("Score",),
-    "optimas_jax.core.system": ("ComponentFailure", "System"),
+    "optimas_jax.core.component": ("ComponentFailure",),
+    "optimas_jax.core.system": ("System",),
     "optimas_jax.core.types": ("Example",),
     "optimas_jax.core.values": ("Demo",),
     "optimas_jax.llm.component": ("LanguageModel",),

@@ -13,10 +13,10 @@ from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
 from optimas_jax.core import event_loop
-from optimas_jax.core.plain import from_fields
+from optimas_jax.core.component import ComponentFailure
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
-from optimas_jax.core.system import ComponentFailure, System
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome, freeze, thaw
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.component import LanguageModel
@@ -24,6 +24,7 @@ from optimas_jax.llm.ledger import Budget
 from optimas_jax.loop.config import RunConfig, overridden
 from optimas_jax.loop.journal import BEST, config_json, load_best
 from optimas_jax.presets import EMBEDDED_MODEL, local
+from optimas_jax.programs.plain import from_fields
 from optimas_jax.programs.program import OUTPUT, Program
 from optimas_jax.programs.program import program as declare
 

@@ -15,8 +15,10 @@ from rich.console import Console
 from runs import run_config
 
 from optimas_jax.benchmarks.data import Dataset
+from optimas_jax.benchmarks.modules import find_benchmark
+from optimas_jax.core.component import Component, RunContext
 from optimas_jax.core.execution import Job, run_many
-from optimas_jax.core.system import Component, Meter, RunContext, System
+from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Call, Example, Group, freeze
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
 from optimas_jax.engine.pool import Engines
@@ -168,7 +170,16 @@ def make_run(
         concurrency=config.concurrency,
         max_tokens=config.optimize.max_tokens,
     )
-    return Run(config, host, Device(engine, None), Dataset(splits), Engines(MeshConfig(), QUIET), tape, 0.0)
+    return Run(
+        config,
+        host,
+        Device(engine, None),
+        Dataset(splits),
+        Engines(MeshConfig(), QUIET),
+        tape,
+        find_benchmark(config.benchmark),
+        0.0,
+    )
 
 
 def search(run: Run, reward: str = "exact", groups: Sequence[Group] = ()) -> State:

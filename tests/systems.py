@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optimas_jax.core.system import Component, System
+from optimas_jax.core.component import Component
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Candidate, Example, Group, freeze
 from optimas_jax.core.values import Grid, Hyperparameters
 

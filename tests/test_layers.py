@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "sandbox": {"sandbox"},
     "llm": {"core", "sandbox", "llm"},
     "programs": {"core", "llm", "programs"},
-    "benchmarks": {"core", "sandbox", "llm", "benchmarks"},
+    "benchmarks": {"core", "sandbox", "llm", "programs", "benchmarks"},
     "parallel": {"core", "parallel"},
     "models": {"core", "parallel", "models"},
     "checkpoints": {"core", "parallel", "models", "checkpoints"},
@@ -34,6 +34,8 @@ MAY_IMPORT = {
     "policy": {*DEVICE, "core", "llm", "rewards", "policy"},
     "search": {"core", "llm", "search"},
     "loop": {*HOST, *DEVICE, "rewards", "policy", "search", "loop"},
+    "api.py": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "presets", "report"},
+    "__init__.py": {*HOST, "api"},
     "presets.py": {*HOST, *DEVICE, "rewards", "policy", "search", "loop"},
     "report": {"core", "report"},
     "compare": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "report", "compare"},
@@ -88,7 +90,7 @@ def test_imports_are_found_wherever_they_stand():
 
 
 def test_every_module_lies_in_a_known_room():
-    assert {room(module) for module in MODULES} == {"__init__.py", *MAY_IMPORT}
+    assert {room(module) for module in MODULES} == {*MAY_IMPORT}
     assert BRIDGE in MODULES
 
 

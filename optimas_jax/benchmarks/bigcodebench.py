@@ -53,8 +53,9 @@ from typing import Any, Literal
 from optimas_jax.benchmarks.code_extraction import extract_program, extract_tests
 from optimas_jax.benchmarks.data import TEXT, DataConfig, DataError, Dataset, deal, fields_of, hub_rows, read_rows
 from optimas_jax.benchmarks.parts import stops, tuned_by_weights
+from optimas_jax.core.component import Component, ComponentFailure, RunContext
 from optimas_jax.core.schema import NonNegativeInt
-from optimas_jax.core.system import Component, ComponentFailure, RunContext, System
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, LoraSpace, Prompt, PromptSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component

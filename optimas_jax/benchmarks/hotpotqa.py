@@ -36,8 +36,9 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.metrics import exact_match, token_f1
 from optimas_jax.benchmarks.parts import tuned_by_weights
+from optimas_jax.core.component import Component, RunContext
 from optimas_jax.core.schema import PositiveInt
-from optimas_jax.core.system import Component, RunContext, System
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, LoraSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component

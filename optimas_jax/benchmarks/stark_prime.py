@@ -55,8 +55,9 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.metrics import hit_at, reciprocal_rank
 from optimas_jax.benchmarks.parts import stops
+from optimas_jax.core.component import Component, RunContext
 from optimas_jax.core.schema import NonNegativeFloat
-from optimas_jax.core.system import Component, RunContext, System
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, Value
 from optimas_jax.llm.component import LanguageModel, llm_component

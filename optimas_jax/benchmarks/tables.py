@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.benchmarks.data import DataError, read_rows
-from optimas_jax.core.plain import PlainError, to_plain
 from optimas_jax.core.types import Example, digest, freeze
+from optimas_jax.programs.plain import PlainError, to_plain
 
 SHARES = (0.5, 0.15, 0.15, 0.2)  # of train, val, confirm, test
 _SPLITS = ("train", "val", "confirm", "test")

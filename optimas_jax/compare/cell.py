@@ -27,7 +27,6 @@ from optimas_jax.compare.optimizers import OPTIMIZERS, Optimizer, Ours
 from optimas_jax.compare.peer import run_peer
 from optimas_jax.compare.state import Point, SearchState, state_at
 from optimas_jax.compare.stopwatch import Meter, before_phase, keeping_time, read_seconds
-from optimas_jax.core.process import run_alone
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
@@ -38,6 +37,7 @@ from optimas_jax.loop.evaluate import Evaluation, evaluate
 from optimas_jax.loop.journal import write_json
 from optimas_jax.loop.stages import find_models, open_run, run_stage
 from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.process import run_alone
 
 TASK, CELL, RUN = "task.json", "cell.json", "run"  # the optimiser and its configuration, the result, the run folder
 CLOCK = "seconds.json"  # ``stopwatch.Seconds`` so far

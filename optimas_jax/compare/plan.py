@@ -12,10 +12,10 @@ from rich.markup import escape
 
 from optimas_jax.compare.cell import CELL, RUN, write_task
 from optimas_jax.compare.optimizers import Optimizer
-from optimas_jax.core.process import INTERRUPTED, run_module
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.config import RunConfig
+from optimas_jax.report.process import INTERRUPTED, run_module
 
 Cells = dict[str, dict[int, dict[str, Any]]]  # optimiser -> seed -> cell.json, or {"error": message}
 Runner = Callable[[Path], Awaitable[tuple[int, str]]]

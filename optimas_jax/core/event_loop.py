@@ -36,14 +36,18 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         started[0].add_done_callback(done.set_result)
 
     def cancel() -> None:
-        started[0].cancel()
+        if started:
+            started[0].cancel()
+        else:  # interrupted before it was handed over
+            coroutine.close()
+            done.cancel()
 
-    loop.call_soon_threadsafe(start)
     try:
+        loop.call_soon_threadsafe(start)
         task = done.result()
     except BaseException:
         loop.call_soon_threadsafe(cancel)
-        done.result()  # what is paid for is recorded before the end
+        concurrent.futures.wait([done])  # what is paid for is recorded before the end
         raise
     return task.result()
 

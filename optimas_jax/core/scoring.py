@@ -51,8 +51,9 @@ class Score:
 def metric_arguments(metric: Callable[..., Any]) -> tuple[str, ...]:
     """What each positional argument of a metric is.
 
-    Arguments are known by their names (``ARGUMENTS``). Of a metric of two arguments, one that has another name is the
-    one that is missing of ``(example, outputs)``. Arguments with other names and a default are left alone.
+    Arguments are known by their names (``ARGUMENTS``). Those with another name stand for what is missing of ``(example,
+    outputs)``, or of ``(outputs, gold)`` where there is ``gold``. Arguments with other names and a default are left
+    alone.
 
     Raises:
       MetricError: for other names.
@@ -65,8 +66,8 @@ def metric_arguments(metric: Callable[..., Any]) -> tuple[str, ...]:
             break
         names.append(parameter.name)
     unknown = [name for name in names if name not in ARGUMENTS]
-    free = [name for name in ("example", "outputs") if name not in names]
-    if len(unknown) > len(free) or (unknown and {"gold", "context"} & set(names)):
+    free = [name for name in (("outputs",) if "gold" in names else ("example", "outputs")) if name not in names]
+    if len(unknown) > len(free):
         raise MetricError(
             f"the metric {name_of(metric)!r} has the arguments {', '.join(names)}; known are {', '.join(ARGUMENTS)}, "
             "such as (example, outputs)"

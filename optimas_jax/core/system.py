@@ -10,41 +10,16 @@ from functools import cached_property
 from typing import Any
 
 from optimas_jax.core import graph
+from optimas_jax.core.component import Component, ComponentBug, ComponentFailure, RunContext
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.program import Recorder
 from optimas_jax.core.scoring import MetricError, Score, is_finite_score, metric_arguments, name_of, read_score, row_of
 from optimas_jax.core.selection import Scorer, candidates, choose
 from optimas_jax.core.types import Call, CallKey, Example, Outcome, StopRun, Trace, derive_seed, freeze, thaw
-from optimas_jax.core.values import Configuration, PerInstance, Space, Value, check_value
+from optimas_jax.core.values import Configuration, PerInstance, Value, check_value
 
-
-class ComponentFailure(Exception):
-    """Raised by a component whose model or tool gave no usable answer; becomes the outcome of the component's call."""
-
-    def __init__(self, outcome: Outcome, detail: str = ""):
-        super().__init__(f"{outcome}: {detail}")
-        self.outcome, self.detail = outcome, detail
-
-
-class ComponentBug(RuntimeError):
-    """A component or the metric raised an exception other than ``ComponentFailure``: stops the run at once."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RunContext:
-    """Arguments of a component's call besides inputs and value.
-
-    Attributes:
-      completer: answers completion requests (``llm.base.Completer``); opaque to ``core``.
-      seed: seed of this component in this run.
-      component: name of the component, the role of its requests.
-      temperature: sampling temperature instead of the component's default, or None.
-    """
-
-    completer: Any
-    seed: int
-    component: str
-    temperature: float | None = None
+Program = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
+Metric = Callable[..., Any]  # of ``core.scoring.ARGUMENTS``; a judge is ``async``
 
 
 @dataclasses.dataclass
@@ -56,44 +31,6 @@ class Meter:
 
     def reset(self) -> None:
         self.runs = self.executions = 0
-
-
-Program = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
-RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]
-Metric = Callable[..., Any]  # of ``core.scoring.ARGUMENTS``; a judge is ``async``
-
-
-@dataclasses.dataclass(frozen=True)
-class Component:
-    """A named node.
-
-    Attributes:
-      name: unique in the system.
-      description: one sentence on its purpose; proposers and local reward functions read it.
-      inputs: names of the fields it reads: system inputs or other components' outputs. In a program maybe empty: it is
-        called with whatever fields.
-      outputs: names of the fields it writes; in a program maybe empty.
-      run: ``async (inputs, value, context) -> outputs``; raises ``ComponentFailure`` for a malformed answer.
-      space: what may be tuned, or None.
-      default: its value before optimisation; None if and only if there is no space.
-    """
-
-    name: str
-    description: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    run: RunFunction
-    space: Space | None = None
-    default: Value | None = None
-
-    def __post_init__(self) -> None:
-        if self.space is None and self.default is not None:
-            raise GraphError(f"component {self.name!r} has a default value but no space to check it against")
-        if self.space is not None:
-            try:
-                self.space.check(self.default)
-            except ValueError as error:
-                raise GraphError(f"default value of component {self.name!r}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

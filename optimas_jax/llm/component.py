@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from optimas_jax.core.render import render_chat, render_text
+from optimas_jax.core.component import Component, ComponentFailure, RunContext
 from optimas_jax.core.schema import ConfigError, NonNegativeFloat, PositiveInt, PositiveShare, from_dict, to_dict
-from optimas_jax.core.system import Component, ComponentFailure, RunContext
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import (
     BASE,
@@ -23,6 +22,7 @@ from optimas_jax.core.values import (
     Value,
 )
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
+from optimas_jax.llm.render import render_chat, render_text
 
 
 @dataclasses.dataclass(frozen=True)

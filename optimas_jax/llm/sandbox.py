@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from optimas_jax.core.system import RunContext
+from optimas_jax.core.component import RunContext
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, count_prompt

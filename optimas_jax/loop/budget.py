@@ -34,8 +34,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.execution import Job, gather
-from optimas_jax.core.system import ComponentBug
 from optimas_jax.core.types import Call, Example, Outcome, StopRun, freeze
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
 from optimas_jax.llm.base import Completion, CompletionRequest, Effect

@@ -93,6 +93,7 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
         proposals, rejected = propose(host, device, config, search, state, name, runs, seed)
         labels = label(host, search, state, name, proposals, runs, rollouts)
         ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
+        ranking = ranking.over_whole_runs(len(runs) / len(inputs))
     rejected += [Drop("same outputs")] * (len(proposals) - len(ranking.ranked))
     state = count_drops(host, state, name, len(ranking.ranked), rejected)
     fresh = groups_of_trials(state, name, ranking.trials, runs, config.reward.batch.candidates)

@@ -32,8 +32,8 @@ from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import BEST, UNCONFIRMED, config_of, load_best
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
-from optimas_jax.loop.observe import observed
 from optimas_jax.loop.probe import run_probe
+from optimas_jax.loop.steps.observe import observed
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
 

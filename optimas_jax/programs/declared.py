@@ -7,11 +7,11 @@ import concurrent.futures
 from collections.abc import Mapping
 from typing import Any
 
-from optimas_jax.core.plain import from_fields
+from optimas_jax.core.component import Component, ComponentFailure
 from optimas_jax.core.program import ProgramError, Scope, current_scope
-from optimas_jax.core.system import Component, ComponentFailure
 from optimas_jax.core.types import Outcome, freeze, thaw
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.programs.plain import from_fields
 
 
 class DeclarationError(ValueError):

@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.plain import from_fields, to_fields, to_plain
+from optimas_jax.core.component import Component, ComponentFailure, RunContext
 from optimas_jax.core.program import current_scope
-from optimas_jax.core.render import render_demos
-from optimas_jax.core.system import Component, ComponentFailure, RunContext
 from optimas_jax.core.types import Outcome, StopRun, digest, thaw
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, PromptSpace, Value, value_digest
 from optimas_jax.llm.base import FunctionCall
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.llm.render import render_demos
 from optimas_jax.programs.declared import DeclarationError, Declared, ProgramEnded
+from optimas_jax.programs.plain import from_fields, to_fields, to_plain
 from optimas_jax.programs.prompts import PromptDeclaration, SettingDeclaration
 
 _PACKAGE = str(Path(__file__).parents[1])

@@ -8,13 +8,13 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.plain import from_fields, to_fields
 from optimas_jax.core.scoring import metric_arguments, name_of
 from optimas_jax.core.system import System
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.programs.declared import DeclarationError, Declared
 from optimas_jax.programs.discover import declared_in
 from optimas_jax.programs.functions import call_function
+from optimas_jax.programs.plain import from_fields, to_fields
 
 OUTPUT = "output"  # field of a program's output that is no dict
 

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.plain import to_plain
+from optimas_jax.core.component import Component, RunContext
 from optimas_jax.core.program import current_scope
-from optimas_jax.core.system import Component, RunContext
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, PromptSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.programs.declared import DeclarationError, Declared
+from optimas_jax.programs.plain import to_plain
 
 
 def prompt(

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.process import INTERRUPTED
 from optimas_jax.core.types import StopRun
+from optimas_jax.report.process import INTERRUPTED
 
 _ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)
 _CONFIGS = Path(__file__).parents[2] / "configs"

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from optimas_jax.core.execution import gather
-from optimas_jax.core.render import Turn
 from optimas_jax.core.types import Outcome, derive_seed
 from optimas_jax.llm.base import Completer, CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.llm.render import Turn
 
 if TYPE_CHECKING:
     from optimas_jax.rewards.text import TextGroup

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.render import render_reward_candidate, render_reward_inputs, render_reward_task, render_value
 from optimas_jax.core.system import System
+from optimas_jax.llm.render import render_reward_candidate, render_reward_inputs, render_reward_task, render_value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.process import INTERRUPTED, run_module
+from optimas_jax.report.process import INTERRUPTED, run_module
 from optimas_jax.sweep.folder import read_result
 from optimas_jax.sweep.points import Point
 

@@ -24,12 +24,12 @@ from optimas_jax.compare.peer import PeerError
 from optimas_jax.compare.peer_server import PeerServer, serve
 from optimas_jax.compare.stopwatch import Meter, Seconds
 from optimas_jax.core.execution import gather
-from optimas_jax.core.render import render_text
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Configuration, Prompt, value_from_json
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel, llm_component
+from optimas_jax.llm.render import render_text
 from optimas_jax.loop.journal import load_best
 from optimas_jax.report.console import ConsoleProgress
 

@@ -8,8 +8,8 @@ import pytest
 from systems import example, system
 
 from optimas_jax.core import event_loop
+from optimas_jax.core.component import Component
 from optimas_jax.core.execution import Job, run_many
-from optimas_jax.core.system import Component
 from optimas_jax.core.values import Configuration
 
 

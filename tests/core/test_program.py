@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from systems import example, system, tool
 
 from optimas_jax.core import event_loop
+from optimas_jax.core.component import Component, ComponentBug, ComponentFailure
 from optimas_jax.core.program import ProgramError, called_after, current_scope, first_difference
-from optimas_jax.core.system import Component, ComponentBug, ComponentFailure, GraphError, System
+from optimas_jax.core.system import GraphError, System
 from optimas_jax.core.types import Call, Outcome, StopRun, derive_seed
 from optimas_jax.core.values import Configuration
 

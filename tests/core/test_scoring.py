@@ -62,11 +62,12 @@ def test_arguments_are_known_by_their_names():
     assert metric_arguments(lambda row, pred, trace=None: 0) == ("example", "outputs", "trace")
     assert metric_arguments(lambda outputs: 0) == ("outputs",)
     assert metric_arguments(lambda made: 0) == ("outputs",)
+    assert metric_arguments(lambda made, gold: 0) == ("outputs", "gold")
     assert metric_arguments(lambda outputs, gold, strict=False: 0) == ("outputs", "gold")
     assert metric_arguments(lambda outputs, *, gold=None: 0) == ("outputs",)
 
 
-@pytest.mark.parametrize("metric", [lambda a, b, c: 0, lambda outputs, gold, question: 0, lambda one, gold: 0])
+@pytest.mark.parametrize("metric", [lambda a, b, c: 0, lambda outputs, gold, question: 0, lambda one, two, gold: 0])
 def test_unknown_arguments_are_refused_when_the_system_is_built(metric):
     with pytest.raises(MetricError, match="known are example, outputs, gold, trace, context, such as"):
         run(metric)

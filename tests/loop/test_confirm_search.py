@@ -14,6 +14,7 @@ from enumerable import make_run
 from runs import ROOT
 from systems import system, tool
 
+from optimas_jax.benchmarks.modules import find_benchmark
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Hyperparameters, value_to_json
 from optimas_jax.loop.context import Run
@@ -49,7 +50,7 @@ def searched(
 
     monkeypatch.setattr("optimas_jax.loop.stages.optimize", script)
     save_groups(host.folder.path / "groups" / "offline", ())
-    run = dataclasses.replace(run, host=host, config=config)
+    run = dataclasses.replace(run, host=host, config=config, benchmark=find_benchmark(config.benchmark))
     run_stage(run, "optimize")
     return run
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from runs import run_config
 from systems import example, system, tool
 
-from optimas_jax.core.system import Component, ComponentFailure
+from optimas_jax.core.component import Component, ComponentFailure
 from optimas_jax.core.types import Call, Outcome, Trace
 from optimas_jax.loop.context import build_run, failures, report_failures
 from optimas_jax.loop.evaluate import Evaluation, by_kind, evaluate, gain

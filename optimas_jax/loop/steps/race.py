@@ -46,6 +46,19 @@ class Race:
     trials: Trials
     uses_local_reward: bool
 
+    def over_whole_runs(self, share: float) -> Race:
+        """The same with gains over all runs: on those that do not reach the component, values make no difference.
+
+        Args:
+          share: of the runs that reach it.
+        """
+
+        def scaled(one: Ranked) -> Ranked:
+            labelled = None if one.labelled_gain is None else one.labelled_gain * share
+            return dataclasses.replace(one, expected_gain=one.expected_gain * share, labelled_gain=labelled)
+
+        return dataclasses.replace(self, ranked=tuple(map(scaled, self.ranked)))
+
 
 def label(
     host: Host,

@@ -10,7 +10,7 @@ import random
 import statistics
 from collections.abc import Sequence
 
-from optimas_jax.core.system import Component
+from optimas_jax.core.component import Component
 from optimas_jax.core.types import Example, Group, Trace, derive_seed, digest
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.search.optimisers.task import PromptTask, Proposals, ScoredDemo

@@ -13,12 +13,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from optimas_jax.core.render import Turn, render_fields
-from optimas_jax.core.system import Component, System
+from optimas_jax.core.component import Component
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome, Trace, derive_seed
 from optimas_jax.core.values import Value
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.llm.render import Turn, render_fields
 from optimas_jax.search.optimisers.templates import shorten
 
 _VERDICTS = {"yes": True, "no": False}

@@ -10,7 +10,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-from optimas_jax.core.system import Component
+from optimas_jax.core.component import Component
 from optimas_jax.core.types import Call, Example, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.base import CompletionRequest, Message

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.render import Turn, field_label, render_fields, render_value
 from optimas_jax.core.types import Call
 from optimas_jax.core.values import Demo
+from optimas_jax.llm.render import Turn, field_label, render_fields, render_value
 
 _FIELD_CHARS = 300  # of a field of an example; a proposer reads several
 _TAGS = "Put it between <instruction> and </instruction>."

@@ -109,7 +109,7 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
         seed=config.seed,
         concurrency=config.concurrency,
     )
-    return Run(config, host, Device(engine, None), data, engines, tape, 0.0)
+    return Run(config, host, Device(engine, None), data, engines, tape, None, 0.0)
 
 
 def tuned(run: Run) -> Configuration:
