@@ -19,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optimas_jax.api import Optimized, Result, load, open_run, optimize
+    from optimas_jax.api import Evaluation, Optimized, Result, benchmark, evaluate, load, open_run, optimize
     from optimas_jax.core.component import ComponentFailure
     from optimas_jax.core.scoring import Score
     from optimas_jax.core.system import System
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from optimas_jax.programs.prompts import choice, prompt, setting
 
 _HOMES = {
-    "optimas_jax.api": ("Optimized", "Result", "load", "open_run", "optimize"),
+    "optimas_jax.api": ("Evaluation", "Optimized", "Result", "benchmark", "evaluate", "load", "open_run", "optimize"),
     "optimas_jax.core.scoring": ("Score",),
     "optimas_jax.core.component": ("ComponentFailure",),
     "optimas_jax.core.system": ("System",),
@@ -49,14 +49,17 @@ __all__ = [
     "Budget",
     "ComponentFailure",
     "Demo",
+    "Evaluation",
     "Example",
     "LanguageModel",
     "Optimized",
     "Result",
     "Score",
     "System",
+    "benchmark",
     "choice",
     "component",
+    "evaluate",
     "load",
     "open_run",
     "optimize",

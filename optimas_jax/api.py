@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +15,19 @@ from optimas_jax.benchmarks.modules import Benchmark, SystemConfig
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
 from optimas_jax.core import event_loop
 from optimas_jax.core.component import ComponentFailure
+from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
+from optimas_jax.core.stats import mean_interval
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome, freeze, thaw
 from optimas_jax.core.values import Configuration
+from optimas_jax.llm.base import Completer
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.ledger import Budget
-from optimas_jax.loop.config import RunConfig, overridden
-from optimas_jax.loop.journal import BEST, config_json, load_best
+from optimas_jax.llm.ledger import Budget, Ledger
+from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.loop.config import overridden
+from optimas_jax.loop.journal import BEST, TAPE, config_json, load_best
 from optimas_jax.presets import EMBEDDED_MODEL, local
 from optimas_jax.programs.plain import from_fields
 from optimas_jax.programs.program import OUTPUT, Program
@@ -69,26 +74,14 @@ def optimize(
     from optimas_jax.report.run import report_run
 
     console = ConsoleProgress()
-    progress = progress or console
     declared = program if isinstance(program, Program) else declare(program)
-    rows = read_table(data)
-    inputs = declared.inputs_of(rows[0])
-    examples, repeated = examples_of(rows, inputs)
+    tuned, table = benchmark(declared, metric, data), read_table(data)
+    examples, repeated = examples_of(table, declared.inputs_of(table[0]))
     if repeated:
-        progress.line(f"{repeated} rows repeat the inputs of an earlier row and are left out")
-    sizes = sizes_of(len(examples), split)
-
-    def load_data(settings: DataConfig) -> Dataset:
-        return Dataset(deal(examples, settings), origin=f"{len(rows)} rows")
-
-    def build(dataset: Dataset, settings: SystemConfig) -> System:
-        return declared.system(metric, inputs, settings.language_model)
-
-    benchmark = Benchmark(name_of(metric), load_data, build)
+        (progress or console).line(f"{repeated} rows repeat the inputs of an earlier row and are left out")
+    sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
     answers = language_model(model)
-    base = local(
-        declared.name, SystemConfig(answers), dataclasses.replace(DataConfig(seed=seed), **sizes), variant="program"
-    )
+    base = local(declared.name, SystemConfig(answers), sizes, variant="program")
     base = dataclasses.replace(
         base,
         seed=seed,
@@ -96,12 +89,31 @@ def optimize(
         budget=budget or Budget(),
         optimize=dataclasses.replace(base.optimize, iterations=max(4, 2 * len(declared.components))),
     )
-    resolved = overridden(base, config or {})
     folder = Path(workdir or f"runs/{declared.name}")
-    run_stages(resolved, folder, "all", progress, benchmark=benchmark)
-    if progress is console:
+    run_stages(overridden(base, config or {}), folder, "all", progress or console, benchmark=tuned)
+    if progress is None:
         report_run(folder, console)
     return open_run(folder, declared)
+
+
+def benchmark(program: Program | Callable[..., Any], metric: Callable[..., Any], data: Any) -> Benchmark:
+    """A program with its metric and data as a benchmark, for a configuration file (``benchmarks.modules``): it has the
+    names ``METRIC``, ``load`` and ``build``.
+
+    Args:
+      program, metric, data: as in ``optimize``; ``config.data`` divides the rows.
+    """
+    declared = program if isinstance(program, Program) else declare(program)
+    rows = read_table(data)
+    inputs = declared.inputs_of(rows[0])
+
+    def load_data(settings: DataConfig) -> Dataset:
+        return Dataset(deal(examples_of(rows, inputs)[0], settings), origin=f"{len(rows)} rows")
+
+    def build(dataset: Dataset, settings: SystemConfig) -> System:
+        return declared.system(metric, inputs, settings.language_model)
+
+    return Benchmark(name_of(metric), load_data, build)
 
 
 def language_model(model: str | LanguageModel | None) -> LanguageModel:
@@ -194,7 +206,7 @@ class Optimized:
             asyncio.get_running_loop()
         except RuntimeError:
             return event_loop.run(self._run(inputs))
-        return self._run(inputs)
+        return event_loop.run_beside(self._run(inputs))  # where the program's own clients live
 
     async def _run(self, inputs: Mapping[str, Any]) -> Any:
         example = Example("", freeze(inputs), freeze({}), "")
@@ -203,6 +215,80 @@ class Optimized:
         if trace.outcome is not Outcome.OK:
             raise ComponentFailure(trace.outcome, next((call.detail for call in trace.calls if call.detail), ""))
         return from_fields(OUTPUT, thaw(trace.outputs), self.returns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of a program on rows.
+
+    Attributes:
+      rows: one for each example: id, inputs, gold, outputs, score, feedback, outcome.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean score; runs that failed score 0."""
+        return mean_interval([row["score"] for row in self.rows])[0]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean."""
+        low, high = mean_interval([row["score"] for row in self.rows])[1]
+        return low, high
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return f"Evaluation({self.mean:.3f} [{low:.3f}, {high:.3f}] on {len(self.rows)} rows)"
+
+
+def evaluate(
+    program: Program | Callable[..., Any],
+    metric: Callable[..., Any],
+    data: Any,
+    *,
+    best: str | Path | Configuration | None = None,
+    model: str | LanguageModel | None = None,
+    workdir: str | Path | None = None,
+    seed: int = 0,
+    concurrency: int = 32,
+) -> Evaluation:
+    """Runs a program on all rows and scores what it returns.
+
+    Args:
+      program, metric, data: as in ``optimize``.
+      best: a ``best/`` folder or its configuration; by default the program as it is declared.
+      model: that answers; by default the run's, or the embedded one.
+      workdir: folder of the tape, which makes a repetition free; by default ``runs/NAME-evaluate``.
+    """
+    declared = program if isinstance(program, Program) else declare(program)
+    table = read_table(data)
+    inputs = declared.inputs_of(table[0])
+    examples, _ = examples_of(table, inputs)
+    folder = Path(workdir or f"runs/{declared.name}-evaluate")
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration, answers, _ = _saved(best, model)
+    system = declared.system(metric, inputs, answers)
+    configuration = configuration or system.default_configuration()
+    system.check(configuration)
+    with contextlib.closing(Tape(folder / TAPE)) as tape:
+        taped = TapedCompleter(tape, Ledger(), _completer(declared.name, answers, folder))
+        jobs = [Job(configuration, example, seed) for example in examples]
+        traces = run_many(system.using(taped), jobs, concurrency=concurrency)
+    rows = [
+        {
+            "id": example.id,
+            "inputs": thaw(example.inputs),
+            "gold": thaw(example.gold),
+            "outputs": thaw(trace.outputs),
+            "score": trace.score,
+            "feedback": trace.feedback,
+            "outcome": str(trace.outcome),
+        }
+        for example, trace in zip(examples, traces, strict=True)
+    ]
+    return Evaluation(tuple(rows))
 
 
 def load(
@@ -218,21 +304,36 @@ def load(
       FolderError: the folder holds no configuration.
       ValueError: a component of it is none of the program's.
     """
+    folder = Path(folder)
+    configuration, answers, seed = _saved(folder, model)
+    assert configuration is not None  # of a folder
+    declared = program if isinstance(program, Program) else declare(program)
+    system = declared.system(lambda outputs: 0.0, (), answers)
+    system.check(configuration)
+    completer = _completer(declared.name, answers, folder)
+    return Optimized(configuration, system.using(completer), declared.returns, seed)
+
+
+def _saved(
+    best: str | Path | Configuration | None, model: str | LanguageModel | None
+) -> tuple[Configuration | None, LanguageModel, int]:
+    """A saved configuration, and the language model and the seed of its run."""
+    if best is None or isinstance(best, Configuration):
+        return best, language_model(model), 0
+    folder = Path(best)
+    configuration, saved = load_best(folder), config_json(folder.parent)
+    if saved is None:
+        return configuration, language_model(model), 0
+    answers = LanguageModel(**saved["system"]["language_model"]) if model is None else language_model(model)
+    return configuration, answers, saved["seed"]
+
+
+def _completer(name: str, answers: LanguageModel, folder: Path) -> Completer:
+    """Asks the models of a program, local or of a server; loads none yet."""
     from optimas_jax.engine.pool import Engines
     from optimas_jax.loop.completers import make_completer
     from optimas_jax.report.console import ConsoleProgress
 
-    folder = Path(folder)
-    configuration = load_best(folder)
-    declared = program if isinstance(program, Program) else declare(program)
-    saved = config_json(folder.parent)
-    answers = language_model(model)
-    if model is None and saved is not None:
-        answers = LanguageModel(**saved["system"]["language_model"])
-    system = declared.system(lambda outputs: 0.0, (), answers)
-    system.check(configuration)
-    config: RunConfig = local(declared.name, SystemConfig(answers), DataConfig())
     quiet = ConsoleProgress(quiet=True)
-    engines = Engines(config.mesh, quiet)
-    completer = make_completer(config, folder, quiet.line, engines.sampler)
-    return Optimized(configuration, system.using(completer), declared.returns, 0 if saved is None else saved["seed"])
+    config = local(name, SystemConfig(answers), DataConfig())
+    return make_completer(config, folder, quiet.line, Engines(config.mesh, quiet).sampler)

@@ -87,7 +87,8 @@ def find_benchmark(name: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    """Imports a Python file as a module, once. Exceptions of the file are not caught."""
+    """Imports a Python file as a module, once; modules beside it can be imported. Exceptions of the file are not
+    caught."""
     if not path.is_file():
         raise BenchmarkError(f"config.benchmark: no file {str(path)!r}")
     name = f"benchmark:{path.resolve()}"
@@ -97,6 +98,8 @@ def _load_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # what a .py file has
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -52,6 +52,14 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
+async def run_beside(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, which runs on the loop, for callers on another one."""
+    loop, _ = _loop()
+    if asyncio.get_running_loop() is loop:
+        return await coroutine
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
+
+
 @functools.cache
 def _loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     """The loop and its thread, which end with the process."""

@@ -26,6 +26,10 @@ def parse_flags(flags: Any, argv: list[str]) -> list[str]:
     Returns:
       What is not a flag.
     """
+    for argument in argv:  # a configuration may import modules beside it
+        name, _, file = argument.partition("=")
+        if name.lstrip("-") == "config" and (folder := str(Path(file).resolve().parent)) not in sys.path:
+            sys.path.append(folder)
     try:
         left = flags.FLAGS(argv)
         config = flags.FLAGS.config if "config" in flags.FLAGS else ""

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 from as_program import as_program
@@ -133,3 +135,48 @@ def test_settings_that_do_not_exist_are_refused_before_anything_runs(tmp_path):
             progress=ConsoleProgress(quiet=True),
         )
     assert not (tmp_path / "config.json").exists()
+
+
+FILE = """
+import words  # beside this file
+
+from ml_collections import config_dict
+
+import optimas_jax as oj
+from optimas_jax.presets import command_line, own_system
+
+_rows = [{"question": f"word {i}?", "wanted": str(i)} for i in range(34)]
+_mine = oj.benchmark(words.shout, lambda example, made: float(made["answer"] == example["wanted"]), _rows)
+METRIC, load, build = _mine.METRIC, _mine.load, _mine.build
+
+
+def get_config(variant=""):
+    config = own_system(__file__, train=14, val=6, confirm=6, test=8)
+    return config_dict.ConfigDict(command_line(config, config_dict.placeholder))
+"""
+WORDS_MODULE = """
+import optimas_jax as oj
+
+say = oj.prompt("Say the word.", max_tokens=4)
+
+
+def shout(question):
+    return {"answer": say(question=question)}
+"""
+
+
+def test_a_program_is_optimised_by_a_configuration_file_beside_it(tmp_path):
+    (tmp_path / "mine.py").write_text(FILE)
+    (tmp_path / "words.py").write_text(WORDS_MODULE)
+    settings = {
+        "system.language_model.model": "random:0",
+        "proposer.model": "random:0",
+        "optimize.score": "off",
+        "optimize.iterations": 1,
+        "offline.groups": 0,
+    }
+    flags = [f"--config.{path}={value}" for path, value in settings.items()]
+    command = [sys.executable, "launch/run.py", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["n"] == 8
