@@ -157,14 +157,16 @@ class Recorder:
         then would depend on latencies. Of several failures the first in the order of the program is told first."""
         self._failed.append(position)
         quiet = 0
-        while quiet < _TICKS:
-            if self._in_flight:
-                await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                await asyncio.sleep(0)
-            first = not self._in_flight and position == min(self._failed)
-            quiet = quiet + 1 if first else 0
-        self._failed.remove(position)
+        try:
+            while quiet < _TICKS:
+                if self._in_flight:
+                    await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(0)
+                first = not self._in_flight and position == min(self._failed)
+                quiet = quiet + 1 if first else 0
+        finally:
+            self._failed.remove(position)
 
     def read(self, component: str, position: Position, ended: asyncio.Future[BaseException]) -> Any:
         """The value of a setting in this run. All reads of a run are one call, of the inputs of the program."""
@@ -174,7 +176,9 @@ class Recorder:
         assert isinstance(value, Hyperparameters)
         call = Call(component, self._inputs, value.settings)
         call = self._given.get(call.key, call)
-        if call.component not in {one.component for one in self._made.values()}:
+        earlier = next((place for place, one in self._made.items() if one.component == component), None)
+        if earlier is None or position < earlier:  # in parallel tasks the first read may come later
+            self._made.pop(earlier or position, None)
             self._made[position] = call
         return call.outputs["value"]
 
@@ -212,8 +216,7 @@ class Recorder:
         loop = asyncio.get_running_loop()
         _number_tasks(loop)
         for attempt in itertools.count():
-            self._made.clear()
-            self._failed.clear()
+            self._made, self._failed = {}, []
             ended: asyncio.Future[BaseException] = loop.create_future()
             context = contextvars.copy_context()
             context.run(_SCOPE.set, Scope(self, ended))
@@ -226,6 +229,8 @@ class Recorder:
                     await asyncio.wait({task})
                 error = ended.result() if ended.done() else None
                 ended.cancel()  # tasks that the program left behind end at their next call
+                if task.done() and not task.cancelled():
+                    task.exception()  # marked as retrieved: the program may be run again
             if error is not None:
                 raise error
             calls, self._places = self.calls, _places(self.calls)

@@ -244,6 +244,10 @@ class System:
             except (ComponentFailure, StopRun):
                 raise
             except Exception as error:
+                while isinstance(error, ExceptionGroup):  # of a TaskGroup
+                    error = error.exceptions[0]
+                if isinstance(error, ComponentFailure | StopRun):
+                    raise error from None
                 raise ComponentBug(
                     f"the program raised {type(error).__name__} on example {example.id!r}: {error}"
                 ) from error

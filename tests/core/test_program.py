@@ -247,6 +247,46 @@ def test_a_failure_that_is_not_caught_fails_the_run():
     assert (trace.outcome, trace.score, len(trace.calls)) == (Outcome.REFUSED, -1.0, 1)
 
 
+def mixed(failing, latency):
+    """Parallel branches of calls, of which some fail; what is recorded may not depend on which answers first."""
+    rng = random.Random(latency)
+
+    async def component(fields, value, context):
+        for _ in range(rng.randrange(8)):
+            await asyncio.sleep(0)
+        if fields["x"] in failing:
+            raise ComponentFailure(Outcome.PARSE_ERROR, str(fields["x"]))
+        return {"y": fields["x"] + 1}
+
+    return Component("a", "", ("x",), ("y",), component)
+
+
+async def branches_of_a_gather(fields):
+    async def branch(x):
+        return (await call("a", x=(await call("a", x=x))["y"]))["y"]
+
+    return {"x": sum(await asyncio.gather(branch(0), branch(10), branch(20)))}
+
+
+async def branches_of_a_group(fields):
+    async def branch(x):
+        try:
+            return (await call("a", x=(await call("a", x=x))["y"]))["y"]
+        except ComponentFailure:
+            return (await call("a", x=100 + x))["y"]
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(branch(x)) for x in (0, 10, 20)]
+    return {"x": sum(task.result() for task in tasks)}
+
+
+@pytest.mark.parametrize("program", [branches_of_a_gather, branches_of_a_group])
+@pytest.mark.parametrize("failing", [(1,), (11,), (0, 21), (20, 11), (0, 10, 20), (0, 100), (20, 120, 1)])
+def test_parallel_failures_leave_the_same_record_whatever_the_latencies(program, failing):
+    traces = [run(asking(mixed(failing, latency), program)) for latency in range(12)]
+    assert all(trace == traces[0] for trace in traces)
+
+
 async def swallowing(fields):
     """Catches whatever it can, as programs do."""
     while True:

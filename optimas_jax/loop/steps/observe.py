@@ -45,22 +45,22 @@ def observed(run: Run) -> Run:
 
 
 def first_runs(host: Host) -> Sequence[Trace]:
-    """Runs on validation examples, which the search begins with, until every component was called; the first one twice.
+    """Runs on validation examples, which the search begins with: one, made twice, and more where it does not call every
+    component.
 
     Raises:
       ProgramError: the two differ; names the first call that does.
     """
-    default, traces = host.system.default_configuration(), list[Trace]()
-    for example in host.splits["val"][:_RUNS]:
-        traces += host.run("first runs", [Job(default, example, host.seed)])
-        if len(traces) == 1:
-            [again] = host.run("first runs", [Job(default, example, host.seed, host.system.kept(traces[0]))])
-            if difference := first_difference(traces[0].calls, again.calls):
-                raise ProgramError(
-                    f"two runs of the program on example {example.id!r} differ: {difference}. A program may depend on "
-                    "its arguments and on what its components return alone; make a component of what draws random "
-                    "numbers, reads a clock or keeps a state"
-                )
-        if {name for trace in traces for name in host.system.tunable if trace.reaches(name)} == {*host.system.tunable}:
-            break
-    return traces
+    default = host.system.default_configuration()
+    example, *more = host.splits["val"][:_RUNS]
+    [first] = host.run("first run", [Job(default, example, host.seed)])
+    [again] = host.run("the same again", [Job(default, example, host.seed, host.system.kept(first))])
+    if difference := first_difference(first.calls, again.calls):
+        raise ProgramError(
+            f"two runs of the program on example {example.id!r} differ: {difference}. A program may depend on its "
+            "arguments and on what its components return alone; make a component of what draws random numbers, reads "
+            "a clock or keeps a state"
+        )
+    if all(first.reaches(name) for name in host.system.tunable):
+        return [first]
+    return [first, *host.run("first runs", [Job(default, other, host.seed) for other in more])]
