@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import functools
 import threading
 from collections.abc import Coroutine
@@ -28,28 +27,32 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is thread:
         coroutine.close()
         raise RuntimeError("a call that blocks was made on the event loop of the run: await its asynchronous form")
-    done: concurrent.futures.Future[asyncio.Task[T]] = concurrent.futures.Future()
     started: list[asyncio.Task[T]] = []
+    # A plain lock: an interrupt inside the waiting of a Future or an Event can leave its own lock behind, locked.
+    ended = threading.Lock()
+    ended.acquire()
 
     def start() -> None:
         started.append(loop.create_task(coroutine))
-        started[0].add_done_callback(done.set_result)
+        started[0].add_done_callback(lambda task: ended.release())
 
     def cancel() -> None:
-        if started:
+        if started and not started[0].done():
             started[0].cancel()
-        else:  # interrupted before it was handed over
+            return
+        if not started:  # interrupted before it was handed over
             coroutine.close()
-            done.cancel()
+        if ended.locked():
+            ended.release()
 
     try:
         loop.call_soon_threadsafe(start)
-        task = done.result()
+        ended.acquire()
     except BaseException:
         loop.call_soon_threadsafe(cancel)
-        concurrent.futures.wait([done])  # what is paid for is recorded before the end
+        ended.acquire()  # what is paid for is recorded before the end
         raise
-    return task.result()
+    return started[0].result()
 
 
 async def run_beside(coroutine: Coroutine[Any, Any, T]) -> T:
