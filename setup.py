@@ -31,6 +31,7 @@ setup(
         "scipy>=1.14,<2",
         "openai>=3,<4",  # OpenAI, and servers that are compatible with it
         "genai-prices>=0.2.3,<0.3",  # list prices; imported only where an API is asked, needs what openai brings
+        "pydantic>=2.10,<3",  # types of users' functions; openai needs it, too
         "anthropic>=2,<3",  # messages without sampling arguments, which 1.0 took away
         # Running things.
         "absl-py>=2.1,<3",
@@ -52,7 +53,6 @@ setup(
             "matplotlib>=3.9,<4",
             "starlette>=0.48,<2",
             "uvicorn>=0.35,<1",
-            "pydantic>=2.10,<3",  # requests are checked against the types of the SDKs
         ],
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],
     },

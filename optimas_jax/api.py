@@ -17,6 +17,7 @@ from optimas_jax.core import event_loop
 from optimas_jax.core.component import ComponentFailure
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.progress import Progress
+from optimas_jax.core.schema import from_dict, to_dict
 from optimas_jax.core.scoring import name_of
 from optimas_jax.core.stats import mean_interval
 from optimas_jax.core.system import System
@@ -26,7 +27,7 @@ from optimas_jax.llm.base import Completer
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
-from optimas_jax.loop.config import overridden
+from optimas_jax.loop.config import RunConfig, overridden
 from optimas_jax.loop.journal import BEST, TAPE, config_json, load_best
 from optimas_jax.presets import EMBEDDED_MODEL, local
 from optimas_jax.programs.plain import from_fields
@@ -75,7 +76,8 @@ def optimize(
 
     console = ConsoleProgress()
     declared = program if isinstance(program, Program) else declare(program)
-    tuned, table = benchmark(declared, metric, data), read_table(data)
+    table = read_table(data)
+    tuned = benchmark(declared, metric, table)
     examples, repeated = examples_of(table, declared.inputs_of(table[0]))
     if repeated:
         (progress or console).line(f"{repeated} rows repeat the inputs of an earlier row and are left out")
@@ -268,12 +270,12 @@ def evaluate(
     examples, _ = examples_of(table, inputs)
     folder = Path(workdir or f"runs/{declared.name}-evaluate")
     folder.mkdir(parents=True, exist_ok=True)
-    configuration, answers, _ = _saved(best, model)
+    configuration, answers, saved = _saved(best, model)
     system = declared.system(metric, inputs, answers)
     configuration = configuration or system.default_configuration()
     system.check(configuration)
     with contextlib.closing(Tape(folder / TAPE)) as tape:
-        taped = TapedCompleter(tape, Ledger(), _completer(declared.name, answers, folder))
+        taped = TapedCompleter(tape, Ledger(), _completer(declared.name, answers, saved, folder))
         jobs = [Job(configuration, example, seed) for example in examples]
         traces = run_many(system.using(taped), jobs, concurrency=concurrency)
     rows = [
@@ -305,35 +307,36 @@ def load(
       ValueError: a component of it is none of the program's.
     """
     folder = Path(folder)
-    configuration, answers, seed = _saved(folder, model)
+    configuration, answers, saved = _saved(folder, model)
     assert configuration is not None  # of a folder
     declared = program if isinstance(program, Program) else declare(program)
     system = declared.system(lambda outputs: 0.0, (), answers)
     system.check(configuration)
-    completer = _completer(declared.name, answers, folder)
-    return Optimized(configuration, system.using(completer), declared.returns, seed)
+    completer = _completer(declared.name, answers, saved, folder)
+    return Optimized(configuration, system.using(completer), declared.returns, saved.get("seed", 0))
 
 
 def _saved(
     best: str | Path | Configuration | None, model: str | LanguageModel | None
-) -> tuple[Configuration | None, LanguageModel, int]:
-    """A saved configuration, and the language model and the seed of its run."""
+) -> tuple[Configuration | None, LanguageModel, Mapping[str, Any]]:
+    """A saved configuration, the language model that answers, and the settings of its run, where they are known."""
     if best is None or isinstance(best, Configuration):
-        return best, language_model(model), 0
+        return best, language_model(model), {}
     folder = Path(best)
-    configuration, saved = load_best(folder), config_json(folder.parent)
-    if saved is None:
-        return configuration, language_model(model), 0
-    answers = LanguageModel(**saved["system"]["language_model"]) if model is None else language_model(model)
-    return configuration, answers, saved["seed"]
+    configuration, saved = load_best(folder), config_json(folder.parent) or {}
+    known = saved.get("system", {}).get("language_model")
+    answers = LanguageModel(**known) if model is None and known else language_model(model)
+    return configuration, answers, saved
 
 
-def _completer(name: str, answers: LanguageModel, folder: Path) -> Completer:
-    """Asks the models of a program, local or of a server; loads none yet."""
+def _completer(name: str, answers: LanguageModel, saved: Mapping[str, Any], folder: Path) -> Completer:
+    """Asks the models of a program, local ones or those of the servers of its run; loads none yet."""
     from optimas_jax.engine.pool import Engines
     from optimas_jax.loop.completers import make_completer
     from optimas_jax.report.console import ConsoleProgress
 
     quiet = ConsoleProgress(quiet=True)
     config = local(name, SystemConfig(answers), DataConfig())
+    servers = {part: saved[part] for part in ("server", "anthropic", "prices") if part in saved}
+    config = from_dict(RunConfig, {**to_dict(config), **servers})
     return make_completer(config, folder, quiet.line, Engines(config.mesh, quiet).sampler)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_LOCK = threading.Lock()
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -63,9 +65,15 @@ async def run_beside(coroutine: Coroutine[Any, Any, T]) -> T:
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
 
 
-@functools.cache
 def _loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
-    """The loop and its thread, which end with the process."""
+    """The loop and its thread, the same for all callers of a process."""
+    with _LOCK:
+        return _started()
+
+
+@functools.cache
+def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    """Starts the loop and its thread, which end with the process."""
     loop = asyncio.new_event_loop()
     closing = threading.Event()
 
@@ -86,3 +94,6 @@ def _loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     thread.start()
     atexit.register(close)
     return loop, thread
+
+
+os.register_at_fork(after_in_child=_started.cache_clear)  # the thread stays behind

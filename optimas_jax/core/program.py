@@ -3,7 +3,8 @@
 A call is named by its component, its inputs, and the number of calls before it with the same inputs: the name decides
 its seed, and whether a record has its outputs. "Before" is the order of the program, not of the clock: calls of one
 task come one after the other, and a task that the program starts (``asyncio.gather``, ``TaskGroup``) stands where it
-was started. So latencies change neither records nor seeds.
+was started. So latencies change neither records nor seeds, as long as nothing but components takes time in parallel
+tasks of which one fails.
 
 A program may depend on its inputs and on the outputs of its components alone; whatever else it does is done again
 whenever it is run again.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, 
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.types import Call, CallKey, Outcome, Trace, digest
 from optimas_jax.core.values import Hyperparameters, Value
 
@@ -32,6 +34,10 @@ Execute = Callable[[str, Mapping[str, Any], int], Coroutine[Any, Any, Call]]  # 
 
 class ProgramError(RuntimeError):
     """A program that cannot be recorded; the message has the way out."""
+
+
+class ProgramEnded(BaseException):
+    """Ends the thread of a program whose run has ended. Not an ``Exception``: no program is to catch it."""
 
 
 @dataclasses.dataclass
@@ -62,6 +68,12 @@ class Scope:
         """Calls a component from the task; a failure is a call with its outcome, any other error ends the program."""
         return await self.recorder.call(component, inputs, self.position(), self.ended)
 
+    def fail(self, error: BaseException) -> BaseException:
+        """Ends the program with an error that it cannot catch; returns what to raise here."""
+        loop = self.ended.get_loop()
+        loop.call_soon_threadsafe(lambda: self.ended.done() or self.ended.set_result(error))
+        return asyncio.CancelledError() if _running_loop() is loop else ProgramEnded()
+
     def read(self, component: str) -> Any:
         """The value of a setting."""
         return self.recorder.read(component, self.position(), self.ended)
@@ -69,6 +81,14 @@ class Scope:
 
 _SCOPE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("optimas_jax_scope", default=None)
 _COMPONENT: contextvars.ContextVar[str] = contextvars.ContextVar("optimas_jax_component", default="")
+
+
+_RUNNING: set[int] = set()  # recorders at work in this process
+
+
+def is_running() -> bool:
+    """Whether a program runs anywhere in this process."""
+    return bool(_RUNNING)
 
 
 def current_scope() -> Scope | None:
@@ -106,10 +126,12 @@ class Recorder:
         self._execute = execute
         self._given = given
         self._done: dict[CallKey, Call] = {}
+        self._begun: dict[Position, CallKey] = {}
         self._made: dict[Position, Call] = {}
         self._in_flight: set[asyncio.Task[Call]] = set()
         self._failed: list[Position] = []
-        self._places = _places([call for call in given.values() if call.position], fewest=2)
+        recorded = {call.position: call.key for call in given.values() if call.position}
+        self._places = {content: places for content, places in _places(recorded).items() if len(places) > 1}
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -140,7 +162,7 @@ class Recorder:
         places = self._places.setdefault(content, [])
         if position not in places:
             bisect.insort(places, position)
-        key = (*content, places.index(position))
+        key = self._begun[position] = (*content, places.index(position))
         call = self._given.get(key) or self._done.get(key)
         if call is None:
             self.executions += 1
@@ -155,18 +177,18 @@ class Recorder:
     async def _all_quiet(self, position: Position) -> None:
         """Waits until no other call is in flight: a failure may end the program, and what parallel tasks had called by
         then would depend on latencies. Of several failures the first in the order of the program is told first."""
-        self._failed.append(position)
-        quiet = 0
+        failed, quiet = self._failed, 0
+        failed.append(position)
         try:
             while quiet < _TICKS:
                 if self._in_flight:
                     await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
                 else:
                     await asyncio.sleep(0)
-                first = not self._in_flight and position == min(self._failed)
+                first = not self._in_flight and position == min(failed)
                 quiet = quiet + 1 if first else 0
         finally:
-            self._failed.remove(position)
+            failed.remove(position)
 
     def read(self, component: str, position: Position, ended: asyncio.Future[BaseException]) -> Any:
         """The value of a setting in this run. All reads of a run are one call, of the inputs of the program."""
@@ -196,6 +218,12 @@ class Recorder:
         self._in_flight.add(task)
         try:
             return await task
+        except asyncio.CancelledError:
+            if task.cancelled() and not _is_cancelled():  # by itself
+                error = ComponentBug(f"component {component!r} raised CancelledError")
+                if not ended.done():
+                    ended.set_result(error)
+            raise
         except Exception as error:
             if not ended.done():
                 ended.set_result(error)
@@ -213,13 +241,21 @@ class Recorder:
           ProgramError: the order never settles, because the program depends on more than its inputs and components.
           Exception: what the program raises, or a component other than as its failure.
         """
+        _number_tasks(asyncio.get_running_loop())
+        _RUNNING.add(id(self))
+        try:
+            return await self._run(program)
+        finally:
+            _RUNNING.discard(id(self))
+
+    async def _run(self, program: Callable[[], Coroutine[Any, Any, T]]) -> T:
         loop = asyncio.get_running_loop()
-        _number_tasks(loop)
         for attempt in itertools.count():
-            self._made, self._failed = {}, []
+            self._begun, self._made, self._failed = {}, {}, []
             ended: asyncio.Future[BaseException] = loop.create_future()
             context = contextvars.copy_context()
             context.run(_SCOPE.set, Scope(self, ended))
+            context.run(_COMPONENT.set, "")
             task = loop.create_task(program(), context=context)
             try:
                 await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -233,10 +269,10 @@ class Recorder:
                     task.exception()  # marked as retrieved: the program may be run again
             if error is not None:
                 raise error
-            calls, self._places = self.calls, _places(self.calls)
-            if all(self._places[call.key[:2]].index(call.position) == call.repeat for call in calls):
+            self._places = _places(self._begun)
+            if all(self._places[key[:2]].index(position) == key[2] for position, key in self._begun.items()):
                 return task.result()
-            if attempt > len(calls):
+            if attempt > len(self._begun):
                 raise ProgramError(
                     f"the order of parallel calls with equal inputs was another one in {attempt + 1} runs of the "
                     "program: give these calls different inputs, such as a number"
@@ -301,12 +337,25 @@ def first_difference(before: Sequence[Call], after: Sequence[Call]) -> str:
     return ""
 
 
-def _places(calls: Sequence[Call], fewest: int = 1) -> dict[tuple[str, str], list[Position]]:
-    """Positions of calls with equal inputs, in order, where there are ``fewest`` of them."""
+def _places(keys: Mapping[Position, CallKey]) -> dict[tuple[str, str], list[Position]]:
+    """Positions of calls with equal inputs, in order."""
     places: dict[tuple[str, str], list[Position]] = {}
-    for call in calls:
-        bisect.insort(places.setdefault(call.key[:2], []), call.position)
-    return {content: positions for content, positions in places.items() if len(positions) >= fewest}
+    for position, key in sorted(keys.items()):
+        places.setdefault(key[:2], []).append(position)
+    return places
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _is_cancelled() -> bool:
+    """Whether the task that runs is being cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _number_tasks(loop: asyncio.AbstractEventLoop) -> None:

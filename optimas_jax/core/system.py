@@ -189,9 +189,13 @@ class System:
                 f"example {example.id!r} lacks input field {', '.join(missing)}; it has {[*example.inputs]}"
             )
 
+        counted = False
+
         async def execute(name: str, inputs: Mapping[str, Any], repeat: int) -> Call:
-            if self.meter is not None and recorder.executions == 1:
+            nonlocal counted
+            if self.meter is not None and not counted:
                 self.meter.runs += 1
+            counted = True
             call = Call(name, inputs, {}, repeat=repeat)
             return await self.run_component(call, configuration.get(name), example, seed)
 

@@ -8,18 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from optimas_jax.core.component import Component, ComponentFailure
-from optimas_jax.core.program import ProgramError, Scope, current_scope
+from optimas_jax.core.program import ProgramEnded, ProgramError, Scope, current_scope, is_running
 from optimas_jax.core.types import Outcome, freeze, thaw
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.programs.plain import from_fields
+from optimas_jax.programs.plain import PlainError, from_fields, to_plain
 
 
 class DeclarationError(ValueError):
     """A declaration that cannot be; raised where it is made, or when the program is built."""
-
-
-class ProgramEnded(BaseException):
-    """Ends the thread of a program whose run has ended. Not an ``Exception``: no program is to catch it."""
 
 
 class Declared:
@@ -46,10 +42,10 @@ class Declared:
         return from_fields(self.name, thaw(outputs))
 
     def call(self, inputs: Mapping[str, Any]) -> Any:
-        """Calls the component: an awaitable on an event loop, the result itself in a thread.
+        """Calls the component: an awaitable on the event loop of the run, the result itself in a thread.
 
         Raises:
-          ComponentFailure: the component's model or tool gave no usable answer.
+          ComponentFailure: the component failed: its model or tool gave no usable answer, or its function raised.
           ProgramError: outside of a run.
         """
         if _on_event_loop():
@@ -62,23 +58,55 @@ class Declared:
             raise ProgramEnded from None
 
     async def _called(self, inputs: Mapping[str, Any]) -> Any:
-        call = await self._scope().call(self.name, freeze(inputs))
+        scope = self._scope()
+        if asyncio.get_running_loop() is not scope.ended.get_loop():
+            raise scope.fail(
+                ProgramError(
+                    f"component {self.name!r} was called on an event loop that the program started (asyncio.run): make "
+                    "the program async"
+                )
+            )
+        call = await scope.call(self.name, freeze(inputs))
         if call.outcome is not Outcome.OK:
             raise ComponentFailure(call.outcome, call.detail)
         return self.restore(call.outputs)
 
+    def plain(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs as plain data; ends the run for what cannot be recorded."""
+        try:
+            return {key: to_plain(value, f"{self.name}({key})") for key, value in inputs.items()}
+        except PlainError as error:
+            raise self._scope().fail(error) from error
+
+    def outside(self) -> bool:
+        """Whether this is outside of a run.
+
+        Raises:
+          ProgramError: a program runs in this process, and this thread does not know which run it belongs to.
+        """
+        if current_scope() is not None:
+            return False
+        if is_running():
+            raise ProgramError(self._where())
+        return True
+
+    def _where(self) -> str:
+        return (
+            f"component {self.name or self.description!r} was called outside of a run, or in a thread that does not "
+            "know its run: call the program with optimas_jax.evaluate, optimize or load, and start threads with "
+            "asyncio.to_thread"
+        )
+
     def _scope(self) -> Scope:
         scope = current_scope()
         if scope is None:
-            raise ProgramError(
-                f"component {self.name or self.description!r} was called outside of a run, or in a thread that does "
-                "not know its run: call the program with optimas_jax.evaluate, optimize or load, and start threads "
-                "with asyncio.to_thread"
-            )
+            raise ProgramError(self._where())
         if self.name not in scope.recorder.components:
-            raise ProgramError(
-                f"the program calls the component {self.name or self.description!r}, which it does not declare; it has "
-                f"{', '.join(scope.recorder.components)}: name the others in program(components=[...])"
+            raise scope.fail(
+                ProgramError(
+                    f"the program calls the component {self.name or self.description!r}, which it does not declare; it "
+                    f"has {', '.join(scope.recorder.components)}: name the others in program(components=[...])"
+                )
             )
         return scope
 

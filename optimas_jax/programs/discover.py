@@ -5,9 +5,13 @@ from __future__ import annotations
 import inspect
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from optimas_jax.programs.declared import Declared
+
+_PACKAGE = str(Path(__file__).parents[1])
+_STANDARD = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
 
 
 def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
@@ -16,7 +20,7 @@ def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
     seen: set[int] = set()
     waiting: list[Any] = [function]
     while waiting:
-        code_of = inspect.unwrap(waiting.pop(0))
+        code_of = inspect.unwrap(waiting.pop(0), stop=lambda one: isinstance(one, Declared))
         code = getattr(code_of, "__code__", None)
         if code is None or id(code) in seen:
             continue
@@ -26,7 +30,7 @@ def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
             for holder, value in _values_of(variable, known):
                 if isinstance(value, Declared):
                     yield holder, value
-                elif inspect.isfunction(value) and not value.__module__.startswith("optimas_jax"):
+                elif inspect.isfunction(value) and not is_library(value.__code__.co_filename):
                     waiting.append(value)
 
 
@@ -42,8 +46,9 @@ def _names_in(code: Any) -> list[str]:
 def _values_of(variable: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The value of a variable; of a list, tuple or dict the values in it; of a module what the code may read of it."""
     if variable not in known:
-        holders = [value for value in known.values() if inspect.ismodule(value) and hasattr(value, variable)]
-        yield from ((variable, getattr(module, variable)) for module in holders if not _is_library(module))
+        modules = [value for value in known.values() if inspect.ismodule(value) and hasattr(value, variable)]
+        own = [module for module in modules if not is_library(getattr(module, "__file__", None) or "")]
+        yield from ((variable, getattr(module, variable)) for module in own)
         return
     value = known[variable]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -51,7 +56,6 @@ def _values_of(variable: str, known: Mapping[str, Any]) -> Iterator[tuple[str, A
     yield from ((one.name, one) for one in items if isinstance(one, Declared))
 
 
-def _is_library(module: Any) -> bool:
-    """Whether a module was installed, and holds no declarations of the user's."""
-    file = getattr(module, "__file__", None) or ""
-    return not file or "site-packages" in file or file.startswith(sysconfig.get_paths()["stdlib"])
+def is_library(file: str) -> bool:
+    """Whether a file was installed, or is of this package: it holds no code of the user's."""
+    return not file or "site-packages" in file or file.startswith((_PACKAGE, *_STANDARD))

@@ -11,22 +11,24 @@ import inspect
 import threading
 import traceback
 import types
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
-from optimas_jax.core.program import current_scope
+from optimas_jax.core.program import ProgramEnded, ProgramError
 from optimas_jax.core.types import Outcome, StopRun, digest, thaw
-from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, PromptSpace, Value, value_digest
+from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, Value, value_digest
 from optimas_jax.llm.base import FunctionCall
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.render import render_demos
-from optimas_jax.programs.declared import DeclarationError, Declared, ProgramEnded
-from optimas_jax.programs.plain import from_fields, to_fields, to_plain
+from optimas_jax.programs.declared import DeclarationError, Declared
+from optimas_jax.programs.discover import is_library
+from optimas_jax.programs.plain import PlainError, from_fields, from_plain, to_fields, to_plain
 from optimas_jax.programs.prompts import PromptDeclaration, SettingDeclaration
 
-_PACKAGE = str(Path(__file__).parents[1])
+_UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
 _GIVEN = ("seed", "temperature")  # arguments that a function gets from the run, if it has them
 
 
@@ -42,9 +44,10 @@ def component(
 ) -> Any:
     """Declares a function of the user's as a component; a decorator, with or without arguments.
 
-    The function may be ``async`` or plain (it then runs in a thread), gets plain copies of its inputs, and may have the
-    arguments ``seed`` and ``temperature`` of the run. Its arguments and what it returns are recorded: texts, numbers,
-    lists, dicts, dataclasses, pydantic models.
+    The function may be ``async`` or plain; a plain one runs in a thread, and an ``async`` program awaits it. It gets
+    plain copies of its inputs, in the types that it declares, and may have the arguments ``seed`` and ``temperature``
+    of the run. What it gets and returns is recorded: texts, numbers, lists, dicts, dataclasses, pydantic models. A
+    program sees its exceptions as ``ComponentFailure``.
 
     Args:
       name: by default that of the function.
@@ -124,6 +127,12 @@ class FunctionDeclaration(Declared):
         self._function, self._tuned, self._effect = function, tuned, effect
         self._timeout, self._on_error = timeout, on_error
         self._signature = inspect.signature(function)
+        odd = [one.name for one in self._signature.parameters.values() if one.kind in _UNNAMED]
+        if odd:
+            raise DeclarationError(
+                f"the function {names['name']!r} takes {', '.join(odd)} without a name: arguments of components are "
+                "recorded by their names"
+            )
         read = [*self._signature.parameters, *globals_read(function)]
         if missing := [name for name in tuned if name not in read]:
             raise DeclarationError(
@@ -141,7 +150,7 @@ class FunctionDeclaration(Declared):
         space, default = None, None
         for declared in self._tuned.values():
             if isinstance(declared, PromptDeclaration):
-                space, default = PromptSpace(declared.most), Prompt(declared.instruction, declared.demos)
+                space, default = declared.space, Prompt(declared.instruction, declared.demos)
         settings = {name: one for name, one in self._tuned.items() if isinstance(one, SettingDeclaration)}
         if settings:
             space = Grid({name: one.space.settings["value"] for name, one in settings.items()})
@@ -149,17 +158,35 @@ class FunctionDeclaration(Declared):
         return Component(self.name, self.description, (), (), self._run, space, default)
 
     def restore(self, outputs: Mapping[str, Any]) -> Any:
-        return from_fields(self.name, thaw(outputs), self._signature.return_annotation)
+        return from_fields(self.name, thaw(outputs), self._hints.get("return"))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function, with what is tuned in place; outside of a run with the defaults."""
-        if current_scope() is None:
+        bound = self._signature.replace(parameters=self._parameters).bind(*args, **kwargs)
+        if self.outside():
             tuned = self._tuned_to(self.build(LanguageModel("")).default)
-            return self._in_place(tuned)(*args, **kwargs, **self._arguments(tuned))
-        rest = [p for name, p in self._signature.parameters.items() if name not in (*self._tuned, *_GIVEN)]
-        bound = self._signature.replace(parameters=rest).bind(*args, **kwargs)
+            return self._in_place(tuned)(**_flat(bound), **self._arguments(tuned))
+        given = {name: bound.arguments[name] for name in _GIVEN if name in bound.arguments}
         bound.apply_defaults()
-        return self.call({key: to_plain(value, f"{self.name}({key})") for key, value in bound.arguments.items()})
+        fields = {key: value for key, value in _flat(bound).items() if key not in _GIVEN}
+        return self.call(self.plain({**fields, **given}))
+
+    @functools.cached_property
+    def _parameters(self) -> list[inspect.Parameter]:
+        """Arguments that the program gives; it may leave out those that the run has."""
+        rest = [one for name, one in self._signature.parameters.items() if name not in self._tuned]
+        keyword = [one.replace(kind=one.KEYWORD_ONLY, default=None) for one in rest if one.name in _GIVEN]
+        others = [one for one in rest if one.name not in _GIVEN]
+        last = [one for one in others if one.kind in (one.KEYWORD_ONLY, one.VAR_KEYWORD)]
+        return sorted([*(one for one in others if one not in last), *keyword, *last], key=lambda one: one.kind)
+
+    @functools.cached_property
+    def _hints(self) -> Mapping[str, Any]:
+        """Types of arguments and of what is returned, where they can be read."""
+        try:
+            return typing.get_type_hints(self._function)
+        except Exception:  # names that exist for type checkers alone, and callables without hints
+            return {}
 
     def _tuned_to(self, value: Value | None) -> dict[str, Any]:
         """What is tuned, by name, under a value of the component."""
@@ -190,13 +217,21 @@ class FunctionDeclaration(Declared):
         return copy
 
     async def _run(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        given = {"seed": context.seed, "temperature": context.temperature}
-        given = {name: item for name, item in given.items() if name in self._signature.parameters}
         tuned = self._tuned_to(value)
-        function, arguments = self._in_place(tuned), {**fields, **self._arguments(tuned), **given}
+        function, arguments = self._in_place(tuned), {**self._typed(fields), **self._arguments(tuned)}
+        for name, item in (("seed", context.seed), ("temperature", context.temperature)):
+            parameter = self._signature.parameters.get(name)
+            if parameter is not None and (item is not None or parameter.default is parameter.empty):
+                arguments.setdefault(name, item)
 
         async def perform() -> Mapping[str, Any]:
-            returned = await asyncio.wait_for(call_function(function, arguments), self._timeout)
+            try:
+                async with asyncio.timeout(self._timeout) as limit:
+                    returned = await call_function(function, arguments)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise ComponentFailure(Outcome.TIMEOUT, f"no answer within {self._timeout} s") from None
             return to_fields(self.name, returned, f"what component {self.name!r} returned")
 
         try:
@@ -204,16 +239,29 @@ class FunctionDeclaration(Declared):
             if not self._effect or taped is None:
                 return await perform()
             under = "" if value is None else value_digest(value)
-            key = digest(self.name, self._source, fields, under, context.seed, context.temperature)
+            key = digest(self.name, self._source, self._reads(), fields, under, context.seed, context.temperature)
             return (await taped(FunctionCall(key, context.component, perform))).outputs
-        except (StopRun, ComponentFailure):
+        except (StopRun, ComponentFailure, ProgramError, PlainError):
             raise
-        except TimeoutError:
-            raise ComponentFailure(Outcome.TIMEOUT, f"no answer within {self._timeout} s") from None
         except Exception as error:
             if self._on_error == "stop":
                 raise
             raise ComponentFailure(Outcome.CRASHED, describe_error(error)) from error
+
+    def _typed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Recorded arguments in the types that the function declares."""
+        return {name: from_plain(self._hints.get(name), value) for name, value in fields.items()}
+
+    def _reads(self) -> dict[str, Any]:
+        """Plain values that the function's own code reads around it, on which its results may depend."""
+        values = {name: self._function.__globals__[name] for name in globals_read(self._function)}
+        values |= {} if not globals_read(self._function) else inspect.getclosurevars(self._function).nonlocals
+        plain = {}
+        for name, value in values.items():
+            if name not in self._tuned:
+                with contextlib.suppress(PlainError):
+                    plain[name] = to_plain(value, name)
+        return plain
 
     @functools.cached_property
     def _source(self) -> str:
@@ -222,6 +270,14 @@ class FunctionDeclaration(Declared):
             return inspect.getsource(self._function)
         except (OSError, TypeError):
             return getattr(self._function, "__qualname__", repr(type(self._function)))
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Arguments by name, those of ``**options`` among them."""
+    flat = {}
+    for name, value in bound.arguments.items():
+        flat |= value if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return flat
 
 
 def globals_read(function: Callable[..., Any]) -> list[str]:
@@ -251,6 +307,9 @@ async def call_function(function: Callable[..., Any], arguments: Mapping[str, An
             result = context.run(function, **arguments)
         except ProgramEnded:
             return
+        except StopIteration as raised:  # which no future can hold
+            error = RuntimeError("StopIteration")
+            error.__cause__ = raised
         except BaseException as raised:
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
@@ -263,6 +322,6 @@ async def call_function(function: Callable[..., Any], arguments: Mapping[str, An
 
 def describe_error(error: BaseException) -> str:
     """One line on an error: its type, its message, and the line of the user's code at which it was raised."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(_PACKAGE)]
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not is_library(one.filename)]
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,13 +53,25 @@ def to_plain(value: Any, where: str) -> Any:
 
 
 def from_plain(kind: Any, data: Any) -> Any:
-    """Plain data as a dataclass or a pydantic model, if ``kind`` is one; else the data itself."""
-    if isinstance(kind, type) and isinstance(data, Mapping):
-        if hasattr(kind, "model_validate"):
-            return kind.model_validate(data)
-        if dataclasses.is_dataclass(kind):
-            return kind(**data)
-    return data
+    """Plain data in a declared type, where dataclasses, pydantic models or enums are part of it; else the data itself.
+
+    Raises:
+      pydantic.ValidationError: the data is of another type.
+    """
+    if not _has_structure(kind):
+        return data
+    import pydantic
+
+    return pydantic.TypeAdapter(kind).validate_python(data)
+
+
+def _has_structure(kind: Any) -> bool:
+    """Whether a type is, or holds, a dataclass, a pydantic model or an enum."""
+    if any(_has_structure(part) for part in typing.get_args(kind)):
+        return True
+    if not isinstance(kind, type):
+        return False
+    return dataclasses.is_dataclass(kind) or hasattr(kind, "model_validate") or issubclass(kind, enum.Enum)
 
 
 def to_fields(name: str, value: Any, where: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,10 @@ class Program:
     @property
     def returns(self) -> Any:
         """What the function says that it returns."""
-        return inspect.signature(self.function, eval_str=False).return_annotation
+        try:
+            return typing.get_type_hints(self.function).get("return")
+        except Exception:  # names that exist for type checkers alone
+            return None
 
     def inputs_of(self, columns: Collection[str]) -> tuple[str, ...]:
         """The fields that the program reads of data with some columns.

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import Component, RunContext
-from optimas_jax.core.program import current_scope
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, PromptSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.programs.declared import DeclarationError, Declared
-from optimas_jax.programs.plain import to_plain
 
 
 def prompt(
@@ -80,13 +78,18 @@ class PromptDeclaration(Declared):
             instruction=self.instruction,
             language_model=dataclasses.replace(language_model, **settings),
             stop=stop,
-            space=PromptSpace(self.most),
+            space=self.space,
         )
         return dataclasses.replace(built, default=Prompt(self.instruction, self.demos))
 
+    @property
+    def space(self) -> PromptSpace:
+        """Prompts with at most as many demonstrations, and at least as long as the first one."""
+        return PromptSpace(self.most, max(PromptSpace().max_instruction_chars, 2 * len(self.instruction)))
+
     def __call__(self, **fields: Any) -> Any:
         """Asks the model about the fields; returns its text."""
-        return self.call({key: to_plain(value, f"{self.name}({key})") for key, value in fields.items()})
+        return self.call(self.plain(fields))
 
 
 class SettingDeclaration(Declared):
@@ -107,9 +110,28 @@ class SettingDeclaration(Declared):
     @property
     def value(self) -> Any:
         """The value in use; outside of a run the default."""
-        if current_scope() is None:
-            return self.default["value"]
-        return self._scope().read(self.name)
+        return self.default["value"] if self.outside() else self._scope().read(self.name)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or self.value == other
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __lt__(self, other: Any) -> bool:
+        return self.value < other
+
+    def __le__(self, other: Any) -> bool:
+        return self.value <= other
+
+    def __gt__(self, other: Any) -> bool:
+        return self.value > other
+
+    def __ge__(self, other: Any) -> bool:
+        return self.value >= other
 
     def __index__(self) -> int:
         return self.value.__index__()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import optimas_jax as oj
 from optimas_jax.core.program import ProgramError
+from optimas_jax.core.types import StopRun
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.steps.observe import observed
 from optimas_jax.report.console import ConsoleProgress
@@ -180,3 +181,20 @@ def test_a_program_is_optimised_by_a_configuration_file_beside_it(tmp_path):
     done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text())["n"] == 8
+
+
+def test_a_loaded_program_asks_the_server_of_its_run(tmp_path, monkeypatch):
+    """And the addresses in the environment, which the SDKs read, where no server is configured."""
+    (tmp_path / "best").mkdir()
+    prompt = {"type": "prompt", "instruction": "Say the word.", "demos": []}
+    (tmp_path / "best" / "configuration.json").write_text(json.dumps({"configuration": {"WORDS": prompt}}))
+    server, model = {"base_url": "http://127.0.0.1:9/v1", "retries": {"attempts": 1}}, {"model": "openai:m"}
+    saved = {"seed": 3, "server": server, "system": {"language_model": model}}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    with pytest.raises(StopRun, match=r"http://127.0.0.1:9/v1 does not answer"):
+        oj.load(tmp_path / "best", shout)(question="q")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:10/v1")
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "server": {"retries": {"attempts": 1}}}))
+    with pytest.raises(StopRun, match=r"http://127.0.0.1:10/v1 does not answer"):
+        oj.load(tmp_path / "best", shout)(question="q")

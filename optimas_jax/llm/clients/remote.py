@@ -32,6 +32,7 @@ Body = dict[str, Any]
 Pause = Callable[[float], None]  # waits some seconds, and raises if the request is no longer wanted
 
 SETTINGS = {"openai": "config.server", "anthropic": "config.anthropic"}  # provider -> its ServerConfig
+_ADDRESSES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}  # variables that their SDKs read
 _TRANSIENT = (408, 409, 429)  # and 5xx
 _OPTIONAL = ("temperature", "top_p", "seed", "stop")  # models that think take only some of them
 _UNSUPPORTED = re.compile(r"unsupported|not support|deprecated|unrecognized", re.IGNORECASE)
@@ -89,8 +90,13 @@ class Remote:
     """Client of one provider, or of a server with its API. Safe for use from several threads and event loops."""
 
     def __init__(self, provider: str, url: str, config: ServerConfig, prices: Mapping[str, Price], say: Callable):
-        """``url``: of the provider. ``prices``: of ``config.prices``. ``say``: callback for messages to the user."""
-        self.config, self.url = config, config.base_url or url
+        """Args:
+        url: of the provider, where neither the configuration nor the environment has another.
+        prices: of ``config.prices``.
+        say: callback for messages to the user.
+        """
+        self.config = config
+        self.url = config.base_url or os.environ.get(_ADDRESSES[provider]) or url
         self._provider, self._prices, self._say = provider, prices, say
         self._lock = threading.Lock()
         self._rates: dict[str, tuple[Rate, Rate]] = {}

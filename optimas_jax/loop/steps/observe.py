@@ -24,22 +24,25 @@ def observed(run: Run) -> Run:
         return run
     with host.ledger.phase("observe"), host.ledger.limit():
         traces = first_runs(host)
-    called = {call.component: call for trace in reversed(traces) for call in reversed(trace.calls)}
+    inputs, outputs = dict[str, list[str]](), dict[str, list[str]]()
+    for call in (call for trace in traces for call in trace.calls):
+        inputs.setdefault(call.component, []).extend(call.inputs)
+        outputs.setdefault(call.component, []).extend(call.outputs)
     for name in host.components:
-        if name not in called:
+        if name not in inputs:
             host.progress.line(f"{name} was not called in the first {len(traces)} runs of the program")
     components = tuple(
         dataclasses.replace(
             one,
-            inputs=one.inputs or tuple(called[one.name].inputs),
-            outputs=one.outputs or tuple(called[one.name].outputs),
+            inputs=one.inputs or tuple(dict.fromkeys(inputs[one.name])),
+            outputs=one.outputs or tuple(dict.fromkeys(outputs[one.name])),
         )
-        if one.name in called
+        if one.name in inputs
         else one
         for one in host.system.components
     )
     system = dataclasses.replace(host.system, components=components)
-    if all(one.name in called for one in components):
+    if all(one.name in inputs for one in components):
         system = dataclasses.replace(system, called_after=called_after(traces), read_by=read_by(traces))
     return dataclasses.replace(run, host=dataclasses.replace(host, system=system))
 
