@@ -76,7 +76,8 @@ def test_threads_share_the_loop():
 
 def test_an_interrupt_waits_for_the_end_of_what_runs():
     code = """
-import asyncio
+import asyncio, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands ignore it
 from optimas_jax.core import event_loop
 async def work():
     print("started", flush=True)
