@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -75,10 +74,8 @@ def optimize(
     from optimas_jax.report.run import report_run
 
     console = ConsoleProgress()
-    declared = program if isinstance(program, Program) else declare(program)
-    table = read_table(data)
-    tuned = benchmark(declared, metric, table)
-    examples, repeated = examples_of(table, declared.inputs_of(table[0]))
+    declared = declare(program)
+    inputs, examples, repeated = _examples(declared, data)
     if repeated:
         (progress or console).line(f"{repeated} rows repeat the inputs of an earlier row and are left out")
     sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
@@ -92,7 +89,13 @@ def optimize(
         optimize=dataclasses.replace(base.optimize, iterations=max(4, 2 * len(declared.components))),
     )
     folder = Path(workdir or f"runs/{declared.name}")
-    run_stages(overridden(base, config or {}), folder, "all", progress or console, benchmark=tuned)
+    run_stages(
+        overridden(base, config or {}),
+        folder,
+        "all",
+        progress or console,
+        benchmark=_benchmark(declared, metric, inputs, examples),
+    )
     if progress is None:
         report_run(folder, console)
     return open_run(folder, declared)
@@ -105,15 +108,26 @@ def benchmark(program: Program | Callable[..., Any], metric: Callable[..., Any],
     Args:
       program, metric, data: as in ``optimize``; ``config.data`` divides the rows.
     """
-    declared = program if isinstance(program, Program) else declare(program)
-    rows = read_table(data)
-    inputs = declared.inputs_of(rows[0])
+    declared = declare(program)
+    inputs, examples, _ = _examples(declared, data)
+    return _benchmark(declared, metric, inputs, examples)
 
+
+def _examples(program: Program, data: Any) -> tuple[tuple[str, ...], list[Example], int]:
+    """The columns that the program reads, the rows as examples, and how many rows repeat another one."""
+    rows = read_table(data)
+    inputs = program.inputs_of(rows[0])
+    return inputs, *examples_of(rows, inputs)
+
+
+def _benchmark(
+    program: Program, metric: Callable[..., Any], inputs: Sequence[str], examples: Sequence[Example]
+) -> Benchmark:
     def load_data(settings: DataConfig) -> Dataset:
-        return Dataset(deal(examples_of(rows, inputs)[0], settings), origin=f"{len(rows)} rows")
+        return Dataset(deal(examples, settings), origin=f"{len(examples)} rows")
 
     def build(dataset: Dataset, settings: SystemConfig) -> System:
-        return declared.system(metric, inputs, settings.language_model)
+        return program.system(metric, inputs, settings.language_model)
 
     return Benchmark(name_of(metric), load_data, build)
 
@@ -204,11 +218,9 @@ class Optimized:
         Raises:
           ComponentFailure: a component failed, and the program did not catch it.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return event_loop.run(self._run(inputs))
-        return event_loop.run_beside(self._run(inputs))  # where the program's own clients live
+        # On the loop where the program's own clients live.
+        run = event_loop.run_beside if event_loop.running() else event_loop.run
+        return run(self._run(inputs))
 
     async def _run(self, inputs: Mapping[str, Any]) -> Any:
         example = Example("", freeze(inputs), freeze({}), "")
@@ -264,10 +276,8 @@ def evaluate(
       model: that answers; by default the run's, or the embedded one.
       workdir: folder of the tape, which makes a repetition free; by default ``runs/NAME-evaluate``.
     """
-    declared = program if isinstance(program, Program) else declare(program)
-    table = read_table(data)
-    inputs = declared.inputs_of(table[0])
-    examples, _ = examples_of(table, inputs)
+    declared = declare(program)
+    inputs, examples, _ = _examples(declared, data)
     folder = Path(workdir or f"runs/{declared.name}-evaluate")
     folder.mkdir(parents=True, exist_ok=True)
     configuration, answers, saved = _saved(best, model)
@@ -309,7 +319,7 @@ def load(
     folder = Path(folder)
     configuration, answers, saved = _saved(folder, model)
     assert configuration is not None  # of a folder
-    declared = program if isinstance(program, Program) else declare(program)
+    declared = declare(program)
     system = declared.system(lambda outputs: 0.0, (), answers)
     system.check(configuration)
     completer = _completer(declared.name, answers, saved, folder)

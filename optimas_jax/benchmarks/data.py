@@ -89,7 +89,7 @@ class Dataset:
                 f"no examples to {', '.join(empty)}: train, val and test all need some; there are "
                 f"{ {split: len(examples) for split, examples in self.splits.items()} }"
             )
-        _check_ids([example for examples in self.splits.values() for example in examples])
+        check_ids([example for examples in self.splits.values() for example in examples])
         return self
 
 
@@ -114,7 +114,7 @@ def deal(examples: Sequence[Example], config: DataConfig) -> dict[str, tuple[Exa
       DataError: for fewer examples than asked for, or an id that stands for two.
     """
     unique = list({digest(example.inputs): example for example in examples}.values())
-    _check_ids(unique)
+    check_ids(unique)
     unique.sort(key=lambda example: example.id)
     random.Random(f"{config.seed}/rows").shuffle(unique)
     sizes = config.sizes
@@ -131,7 +131,8 @@ def official_split(row: Mapping[str, Any]) -> str:
     return "test" if row.get("split") == "test" else "train" if row.get("split") else ""
 
 
-def _check_ids(examples: Sequence[Example]) -> None:
+def check_ids(examples: Sequence[Example]) -> None:
+    """Raises ``DataError`` if an id stands for two examples."""
     repeated = [name for name, count in collections.Counter(example.id for example in examples).items() if count > 1]
     if repeated:
         raise DataError(f"{len(repeated)} ids stand for several examples, the first is {repeated[0]!r}")

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.benchmarks.data import DataError, read_rows
+from optimas_jax.benchmarks.data import DataError, check_ids, read_rows
 from optimas_jax.core.types import Example, digest, freeze
 from optimas_jax.programs.plain import PlainError, to_plain
 
 SHARES = (0.5, 0.15, 0.15, 0.2)  # of train, val, confirm, test
 _SPLITS = ("train", "val", "confirm", "test")
 _FEWEST = {"train": 8, "val": 5, "confirm": 5, "test": 5}  # examples, below which a split tells nothing
-_LABELS = ("id", "kind")  # columns that name an example and its subset
 
 
 def read_table(data: Any) -> list[dict[str, Any]]:
@@ -102,11 +101,7 @@ def examples_of(rows: Sequence[Mapping[str, Any]], inputs: Sequence[str]) -> tup
         gold = freeze({column: value for column, value in row.items() if column not in (*inputs, "id")})
         name = str(row["id"]) if row.get("id") is not None else f"row-{number}"
         examples.setdefault(digest(fields), Example(name, fields, gold, "", str(row.get("kind") or "")))
-    ids: set[str] = set()
-    for example in examples.values():
-        if example.id in ids:
-            raise DataError(f"the id {example.id!r} stands for two rows with different inputs")
-        ids.add(example.id)
+    check_ids([*examples.values()])
     return list(examples.values()), len(rows) - len(examples)
 
 

@@ -57,6 +57,14 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return started[0].result()
 
 
+def running() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 async def run_beside(coroutine: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine, which runs on the loop, for callers on another one."""
     loop, _ = _loop()

@@ -17,12 +17,13 @@ import bisect
 import contextvars
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from optimas_jax.core import event_loop
 from optimas_jax.core.component import ComponentBug
-from optimas_jax.core.types import Call, CallKey, Outcome, Trace, digest
+from optimas_jax.core.types import Call, CallKey, Outcome, digest
 from optimas_jax.core.values import Hyperparameters, Value
 
 _TICKS = 20  # of the event loop, in which a task that has got its answer makes its next call
@@ -72,7 +73,7 @@ class Scope:
         """Ends the program with an error that it cannot catch; returns what to raise here."""
         loop = self.ended.get_loop()
         loop.call_soon_threadsafe(lambda: self.ended.done() or self.ended.set_result(error))
-        return asyncio.CancelledError() if _running_loop() is loop else ProgramEnded()
+        return asyncio.CancelledError() if event_loop.running() is loop else ProgramEnded()
 
     def read(self, component: str) -> Any:
         """The value of a setting."""
@@ -81,8 +82,6 @@ class Scope:
 
 _SCOPE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("optimas_jax_scope", default=None)
 _COMPONENT: contextvars.ContextVar[str] = contextvars.ContextVar("optimas_jax_component", default="")
-
-
 _RUNNING: set[int] = set()  # recorders at work in this process
 
 
@@ -121,7 +120,6 @@ class Recorder:
         inputs: Mapping[str, Any] = MappingProxyType({}),
         values: Mapping[str, Value] = MappingProxyType({}),
     ):
-        self.executions = 0
         self.components, self._inputs, self._values = components, inputs, values
         self._execute = execute
         self._given = given
@@ -165,7 +163,6 @@ class Recorder:
         key = self._begun[position] = (*content, places.index(position))
         call = self._given.get(key) or self._done.get(key)
         if call is None:
-            self.executions += 1
             call = self._done[key] = await self._executed(component, inputs, key[-1], ended)
         if ended is not None and call.outcome is not Outcome.OK:
             await self._all_quiet(position)
@@ -250,7 +247,9 @@ class Recorder:
 
     async def _run(self, program: Callable[[], Coroutine[Any, Any, T]]) -> T:
         loop = asyncio.get_running_loop()
-        for attempt in itertools.count():
+        attempts = 0
+        while True:
+            attempts += 1
             self._begun, self._made, self._failed = {}, {}, []
             ended: asyncio.Future[BaseException] = loop.create_future()
             context = contextvars.copy_context()
@@ -272,69 +271,11 @@ class Recorder:
             self._places = _places(self._begun)
             if all(self._places[key[:2]].index(position) == key[2] for position, key in self._begun.items()):
                 return task.result()
-            if attempt > len(self._begun):
+            if attempts > len(self._begun) + 1:
                 raise ProgramError(
-                    f"the order of parallel calls with equal inputs was another one in {attempt + 1} runs of the "
-                    "program: give these calls different inputs, such as a number"
+                    f"the order of parallel calls with equal inputs was another one in {attempts} runs of the program: "
+                    "give these calls different inputs, such as a number"
                 )
-        raise AssertionError  # the loop has no end
-
-
-def called_after(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:
-    """Component -> components that were called after it in one of the runs."""
-    after: dict[str, set[str]] = {}
-    for trace in traces:
-        later: set[str] = set()
-        for call in reversed(trace.calls):
-            after.setdefault(call.component, set()).update(later)
-            later.add(call.component)
-    return {name: frozenset(others) for name, others in after.items()}
-
-
-def read_by(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:
-    """Component -> components that were seen to read its outputs, directly or through others: a value that it wrote, or
-    a text with it, is in their inputs. An estimate, for what a run from a component on costs."""
-    readers: dict[str, set[str]] = {}
-    for trace in traces:
-        wrote: list[tuple[set[str], set[Any]]] = []  # of each call: components behind its outputs, values
-        for call in trace.calls:
-            values = set(_leaves(call.inputs))
-            texts = [value for value in values if isinstance(value, str)]
-            sources: set[str] = set()
-            for behind, written in wrote:
-                if any(value in values or any(str(value) in text for text in texts) for value in written):
-                    sources |= behind
-            readers.setdefault(call.component, set())
-            for source in sources:
-                readers[source].add(call.component)
-            wrote.append(({*sources, call.component}, set(_leaves(call.outputs))))
-    return {name: frozenset(others) for name, others in readers.items()}
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Texts and numbers in plain data."""
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _leaves(item)
-    elif value not in ("", None):
-        yield value
-
-
-def first_difference(before: Sequence[Call], after: Sequence[Call]) -> str:
-    """Text on the first call in which two runs differ; "" if they do not."""
-    for one, other in itertools.zip_longest(before, after):
-        if one is None or other is None:
-            [call] = [call for call in (one, other) if call is not None]
-            return f"call {call.occurrence + 1} of {call.component!r} is made in one of them only"
-        if one.component != other.component:
-            return f"one calls {one.component!r} where the other calls {other.component!r}"
-        if one.inputs != other.inputs:
-            names = [name for name in {**one.inputs, **other.inputs} if one.inputs.get(name) != other.inputs.get(name)]
-            return f"call {one.occurrence + 1} of {one.component!r} has another {', '.join(names)}"
-    return ""
 
 
 def _places(keys: Mapping[Position, CallKey]) -> dict[tuple[str, str], list[Position]]:
@@ -343,13 +284,6 @@ def _places(keys: Mapping[Position, CallKey]) -> dict[tuple[str, str], list[Posi
     for position, key in sorted(keys.items()):
         places.setdefault(key[:2], []).append(position)
     return places
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _is_cancelled() -> bool:

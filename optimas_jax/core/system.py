@@ -50,7 +50,7 @@ class System:
       program: ``async (fields of the example) -> outputs``; calls components by ``core.program.current_scope``. None
         for a graph, which the components' fields define.
       called_after, read_by: which components a program was seen to call after each, and to pass its outputs to
-        (``core.program``); None where nobody looked, and all are taken for it.
+        (``loop.steps.observe``); None where it is not known, and all are taken for it.
     """
 
     components: tuple[Component, ...]
@@ -199,13 +199,13 @@ class System:
             call = Call(name, inputs, {}, repeat=repeat)
             return await self.run_component(call, configuration.get(name), example, seed)
 
-        fields = {field: example.inputs[field] for field in self.input_fields}
-        recorder = Recorder(execute, given or {}, self.order, freeze(fields), configuration)
+        inputs = {field: example.inputs[field] for field in self.input_fields}
+        recorder = Recorder(execute, given or {}, self.order, freeze(inputs), configuration)
         if self.program is None:
-            fields = await self._run_graph(recorder, example)
+            fields = await self._run_graph(recorder, inputs)
             outcome = next((call.outcome for call in recorder.calls if call.outcome is not Outcome.OK), Outcome.OK)
         else:
-            fields, outcome = await self._run_program(recorder, example, self.program)
+            fields, outcome = await self._run_program(recorder, inputs, example.id, self.program)
         if outcome is Outcome.OK and any(field not in fields for field in self.output_fields):
             outcome = Outcome.CRASHED
         if outcome is not Outcome.OK:
@@ -214,9 +214,9 @@ class System:
         outputs = freeze({field: fields[field] for field in names})
         return await self._scored(Trace(example.id, seed, recorder.calls, outputs, outcome, 0.0), example)
 
-    async def _run_graph(self, recorder: Recorder, example: Example) -> Mapping[str, Any]:
+    async def _run_graph(self, recorder: Recorder, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Calls every component when its parents have ended; returns all fields."""
-        fields: dict[str, Any] = {field: example.inputs[field] for field in self.input_fields}
+        fields = dict(inputs)
 
         async def call(place: int, name: str, parents: Sequence[asyncio.Task[None]]) -> None:
             """Waits for the component's parents, calls it, and adds its fields."""
@@ -234,7 +234,7 @@ class System:
         return fields
 
     async def _run_program(
-        self, recorder: Recorder, example: Example, program: Program
+        self, recorder: Recorder, inputs: Mapping[str, Any], example_id: str, program: Program
     ) -> tuple[Mapping[str, Any], Outcome]:
         """What the program returns on an example, and its outcome: of a component's failure that it does not catch.
 
@@ -244,7 +244,7 @@ class System:
 
         async def run() -> Mapping[str, Any]:
             try:
-                return await program(thaw({field: example.inputs[field] for field in self.input_fields}))
+                return await program(thaw(inputs))
             except (ComponentFailure, StopRun):
                 raise
             except Exception as error:
@@ -253,7 +253,7 @@ class System:
                 if isinstance(error, ComponentFailure | StopRun):
                     raise error from None
                 raise ComponentBug(
-                    f"the program raised {type(error).__name__} on example {example.id!r}: {error}"
+                    f"the program raised {type(error).__name__} on example {example_id!r}: {error}"
                 ) from error
 
         try:
@@ -337,14 +337,14 @@ class System:
           MetricError: it returned no score, or one that is not finite.
           Exception: what the metric raises.
         """
-        known = {
-            "outputs": thaw(outputs),
-            "gold": thaw(example.gold),
-            "example": thaw(row_of(example)),
-            "trace": trace,
-            "context": RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric"),
+        known: dict[str, Callable[[], Any]] = {
+            "outputs": lambda: thaw(outputs),
+            "gold": lambda: thaw(example.gold),
+            "example": lambda: thaw(row_of(example)),
+            "trace": lambda: trace,
+            "context": lambda: RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric"),
         }
-        returned = self.metric(*(known[name] for name in metric_arguments(self.metric)))
+        returned = self.metric(*(known[name]() for name in metric_arguments(self.metric)))
         if inspect.isawaitable(returned):
             returned = await returned
         return read_score(returned, name_of(self.metric), outputs, example)

@@ -142,6 +142,10 @@ class Trace:
         """The component's calls, in the order of the program."""
         return tuple(call for call in self.calls if call.component == component)
 
+    def indices(self, component: str) -> tuple[int, ...]:
+        """Where the component's calls are in ``calls``."""
+        return tuple(index for index, call in enumerate(self.calls) if call.component == component)
+
     def reaches(self, component: str) -> bool:
         """Whether the component was called."""
         return any(call.component == component for call in self.calls)

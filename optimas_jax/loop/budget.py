@@ -62,17 +62,17 @@ def price(host: Host, config: RunConfig) -> Price:
 
     The components run on every example with a completer that sends no request: it adds up the worst case of each, and
     answers with a text of the greatest length. Where a component fails on such an answer, those behind it read a
-    placeholder. The price is a plan; the ledger keeps the limit in any case. Other settings of the evaluation, which a
+    placeholder. What a program calls is known from running it alone: there, the mean of its first runs counts. The
+    price is a plan; the ledger keeps the limit in any case. Other settings of the evaluation, which a
     folder allows, leave the price and so the search as they were.
     """
     settings, splits = config.evaluate, host.splits
     known = host.folder.read(PRICE)
     if known is not None and known["prices"] == config.prices:
         return Price.from_json(known)
-    if host.system.program is not None:
-        return _measured_price(host, config)
     val, confirm = splits["val"][: config.optimize.gate_examples or None], splits.get("confirm", ())
-    baseline, confirmed, tested = (_dry_runs(host, examples) for examples in (val, confirm, splits[settings.split]))
+    pricing = _dry_runs if host.system.program is None else _measured
+    baseline, confirmed, tested = (pricing(host, examples) for examples in (val, confirm, splits[settings.split]))
     result = Price(
         baseline_runs=len(val),
         confirm_runs=len(confirm),
@@ -81,25 +81,6 @@ def price(host: Host, config: RunConfig) -> Price:
         baseline=baseline.total,
         final=(confirmed.total + tested.total.times(settings.repeats)).times(2),
         largest=baseline.largest.most(confirmed.largest).most(tested.largest),
-    )
-    host.folder.write(PRICE, {"prices": config.prices, **result.to_json()})
-    return result
-
-
-def _measured_price(host: Host, config: RunConfig) -> Price:
-    """The price of a program's measurements, from the mean cost of its first runs: what it calls is known from running
-    it alone."""
-    examples, default = host.splits["val"][:FIRST_RUNS], host.system.default_configuration()
-    with host.ledger.phase("observe"), host.ledger.limit() as allowance:
-        host.run("runs that tell the price", [Job(default, example, host.seed) for example in examples])
-        spent = Usage()
-        for usage in costs_by_role(allowance).values():
-            spent = spent + usage
-    one, settings, splits = spent.times(_MARGIN / len(examples)), config.evaluate, host.splits
-    val = len(splits["val"][: config.optimize.gate_examples or None])
-    confirm, test = len(splits.get("confirm", ())), settings.repeats * len(splits[settings.split])
-    result = Price(
-        val, confirm, test, one.times(FIRST_RUNS), one.times(val), one.times(2 * (confirm + test)), largest=one
     )
     host.folder.write(PRICE, {"prices": config.prices, **result.to_json()})
     return result
@@ -147,6 +128,18 @@ def _dry_runs(host: Host, examples: Sequence[Example]) -> _Pricing:
             return
 
     gather([functools.partial(run, example) for example in examples], concurrency=len(examples) or 1)
+    return pricing
+
+
+def _measured(host: Host, examples: Sequence[Example]) -> _Pricing:
+    """Runs of a program on ``examples``, at the mean cost of its first runs, which the validation of the default makes
+    anyway."""
+    first, default = host.splits["val"][:FIRST_RUNS], host.system.default_configuration()
+    with host.ledger.phase("observe"), host.ledger.limit() as allowance:
+        host.run("runs that tell the price", [Job(default, example, host.seed) for example in first])
+    one = sum(costs_by_role(allowance).values(), Usage()).times(_MARGIN / len(first))
+    pricing = _Pricing(host.completer.most)
+    pricing.total, pricing.largest = one.times(len(examples)), one
     return pricing
 
 

@@ -310,24 +310,24 @@ def parse_config(data: Mapping[str, Any]) -> RunConfig:
     return dataclasses.replace(config, system=from_dict(settings_class(benchmark), config.system, "config.system"))
 
 
-def overridden(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+def with_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested plain data with other values at some paths."""
+    data = dict(base)
+    for path, value in overrides.items():
+        name, _, rest = path.partition(".")
+        data[name] = with_overrides(data.get(name) or {}, {rest: value}) if rest else value
+    return data
+
+
+def overridden(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     """A configuration with other settings, by their path, such as ``optimize.iterations``.
 
     Raises:
-      ConfigError: there is no such setting, or a value is not allowed.
+      ConfigError: as ``from_dict``.
     """
-    data = to_dict(config)
-    data["optimize"] = without_mode(data["optimize"])
-    for path, value in changes.items():
-        *sections, name = path.split(".")
-        section = data
-        for part in sections:
-            section = section.get(part) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or name not in section:
-            raise ConfigError(f"there is no setting {path!r}; see the classes in optimas_jax/loop/config.py")
-        section[name] = value
-    data["optimize"] = with_mode(data["optimize"])
-    changed = from_dict(RunConfig, data)
+    plain = to_dict(config)
+    data = with_overrides({**plain, "optimize": without_mode(plain["optimize"])}, overrides)
+    changed = from_dict(RunConfig, {**data, "optimize": with_mode(data["optimize"])})
     return dataclasses.replace(changed, system=from_dict(type(config.system), changed.system, "config.system"))
 
 

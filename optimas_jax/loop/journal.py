@@ -219,9 +219,16 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequenc
 
 
 def config_json(folder: Path) -> dict[str, Any] | None:
-    """The configuration of a run folder as plain data, or None where there is none."""
+    """The configuration of a run folder as plain data, or None where there is none.
+
+    Raises:
+      FolderError: it is damaged.
+    """
     file = folder / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError as error:
+        raise FolderError(f"{file} is damaged ({error})") from error
 
 
 def config_of(folder: Path) -> RunConfig:
@@ -231,12 +238,10 @@ def config_of(folder: Path) -> RunConfig:
       FolderError: the folder has none.
       ConfigError: it is not of this version.
     """
-    try:
-        return parse_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except OSError:
-        raise FolderError(f"{folder} is no run folder: it has no config.json") from None
-    except json.JSONDecodeError as error:
-        raise FolderError(f"{folder / 'config.json'} is damaged ({error})") from error
+    plain = config_json(folder)
+    if plain is None:
+        raise FolderError(f"{folder} is no run folder: it has no config.json")
+    return parse_config(plain)
 
 
 def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:

@@ -33,7 +33,7 @@ class GlobalScores:
 
     Attributes:
       system: the component's system.
-      configuration: values of its descendants.
+      configuration: values of all components.
       name: the component.
       seed: seed of all runs, so that they differ by the answer alone.
       concurrency: runs in flight.
@@ -54,7 +54,7 @@ class GlobalScores:
                 self.configuration,
                 example,
                 trace,
-                {trace.calls.index(trace.first(self.name)): answer.outputs},
+                {trace.indices(self.name)[0]: answer.outputs},
                 [self.seed],
             )
             for (example, trace), row in zip(runs, answers, strict=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import concurrent.futures
 from collections.abc import Mapping
 from typing import Any
 
+from optimas_jax.core import event_loop
 from optimas_jax.core.component import Component, ComponentFailure
 from optimas_jax.core.program import ProgramEnded, ProgramError, Scope, current_scope, is_running
 from optimas_jax.core.types import Outcome, freeze, thaw
@@ -18,7 +20,7 @@ class DeclarationError(ValueError):
     """A declaration that cannot be; raised where it is made, or when the program is built."""
 
 
-class Declared:
+class Declared(abc.ABC):
     """A component that a program calls.
 
     Attributes:
@@ -29,13 +31,13 @@ class Declared:
     def __init__(self, name: str, description: str):
         self.name, self.description = name, description
 
+    @abc.abstractmethod
     def build(self, language_model: LanguageModel) -> Component:
         """The component of a system.
 
         Args:
           language_model: of the run.
         """
-        raise NotImplementedError
 
     def restore(self, outputs: Mapping[str, Any]) -> Any:
         """What the program gets, from the recorded outputs."""
@@ -48,7 +50,7 @@ class Declared:
           ComponentFailure: the component failed: its model or tool gave no usable answer, or its function raised.
           ProgramError: outside of a run.
         """
-        if _on_event_loop():
+        if event_loop.running():
             return self._called(inputs)
         scope = self._scope()
         answer = asyncio.run_coroutine_threadsafe(self._called(inputs), scope.ended.get_loop())
@@ -59,7 +61,7 @@ class Declared:
 
     async def _called(self, inputs: Mapping[str, Any]) -> Any:
         scope = self._scope()
-        if asyncio.get_running_loop() is not scope.ended.get_loop():
+        if event_loop.running() is not scope.ended.get_loop():
             raise scope.fail(
                 ProgramError(
                     f"component {self.name!r} was called on an event loop that the program started (asyncio.run): make "
@@ -109,11 +111,3 @@ class Declared:
                 )
             )
         return scope
-
-
-def _on_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import dataclasses
+import dis
 import functools
 import inspect
 import threading
@@ -25,10 +26,11 @@ from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.render import render_demos
 from optimas_jax.programs.declared import DeclarationError, Declared
 from optimas_jax.programs.discover import is_library
-from optimas_jax.programs.plain import PlainError, from_fields, from_plain, to_fields, to_plain
+from optimas_jax.programs.plain import PlainError, from_fields, from_plain, to_fields
 from optimas_jax.programs.prompts import PromptDeclaration, SettingDeclaration
 
 _UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
+_STORES = ("STORE_GLOBAL", "STORE_DEREF")  # instructions that write variables around a function
 _GIVEN = ("seed", "temperature")  # arguments that a function gets from the run, if it has them
 
 
@@ -253,15 +255,15 @@ class FunctionDeclaration(Declared):
         return {name: from_plain(self._hints.get(name), value) for name, value in fields.items()}
 
     def _reads(self) -> dict[str, Any]:
-        """Plain values that the function's own code reads around it, on which its results may depend."""
+        """Constants that the function's own code reads around it, on which its results may depend: texts and numbers.
+        Lists and dicts are left out, and what it writes itself: they may change from call to call."""
+        if not inspect.isfunction(self._function):
+            return {}
         values = {name: self._function.__globals__[name] for name in globals_read(self._function)}
-        values |= {} if not globals_read(self._function) else inspect.getclosurevars(self._function).nonlocals
-        plain = {}
-        for name, value in values.items():
-            if name not in self._tuned:
-                with contextlib.suppress(PlainError):
-                    plain[name] = to_plain(value, name)
-        return plain
+        values |= inspect.getclosurevars(self._function).nonlocals
+        written = {one.argval for one in dis.get_instructions(self._function) if one.opname in _STORES}
+        names = [name for name in values if name not in self._tuned and name not in written]
+        return {name: values[name] for name in names if isinstance(values[name], str | int | float)}
 
     @functools.cached_property
     def _source(self) -> str:

@@ -20,9 +20,10 @@ from optimas_jax.programs.plain import from_fields, to_fields
 OUTPUT = "output"  # field of a program's output that is no dict
 
 
-def program(function: Callable[..., Any] | None = None, *, components: Sequence[Declared] = (), name: str = "") -> Any:
-    """Declares a program; a decorator, with or without arguments. A plain function is a program, too, where one is
-    asked for.
+def program(
+    function: Program | Callable[..., Any] | None = None, *, components: Sequence[Declared] = (), name: str = ""
+) -> Any:
+    """Declares a program; a decorator, with or without arguments. Where a program is asked for, a function will do.
 
     Args:
       components: that it calls and that are not found by following the names in its code.
@@ -33,6 +34,8 @@ def program(function: Callable[..., Any] | None = None, *, components: Sequence[
     """
     if function is None:
         return functools.partial(program, components=components, name=name)
+    if isinstance(function, Program):
+        return function
     found = {id(one): one for one in components}
     for variable, one in declared_in(function):
         one.name = one.name or variable

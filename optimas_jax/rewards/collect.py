@@ -42,7 +42,7 @@ class CollectConfig:
     Attributes:
       samples: candidates sampled from the current value at ``temperature``.
       temperature: sampling temperature of these candidates.
-      rollouts: Monte Carlo runs of the component's descendants, per candidate.
+      rollouts: Monte Carlo runs of what follows the component, per candidate.
       other_values: other values of a component's space at most, one candidate each. A component with listed values is
         not sampled, and tries ``samples + other_values`` of them.
       policy_samples: candidates of a component whose weights are tuned, sampled as in its rollouts, so that local
@@ -84,12 +84,7 @@ class Try:
 
 def calls_in(component: str, runs: Runs) -> list[tuple[int, Example, Trace]]:
     """All calls of a component, by their index in the trace."""
-    return [
-        (index, example, trace)
-        for example, trace in runs
-        for index, call in enumerate(trace.calls)
-        if call.component == component
-    ]
+    return [(index, example, trace) for example, trace in runs for index in trace.indices(component)]
 
 
 def current_tries(configuration: Configuration, component: str, runs: Runs) -> list[Try]:
@@ -152,7 +147,7 @@ def collect(
       configuration: values of all other components.
       tries: of any components and inputs.
       known: groups under ``configuration`` whose candidates are not followed again.
-      rollouts: Monte Carlo runs of the descendants, per candidate, under the same seeds for all.
+      rollouts: Monte Carlo runs of what follows, per candidate, under the same seeds for all.
       seed: of the run.
 
     Returns:

@@ -13,7 +13,7 @@ from typing import Any
 
 from optimas_jax.core.schema import ConfigError, to_dict
 from optimas_jax.core.types import digest
-from optimas_jax.loop.config import RunConfig, parse_config
+from optimas_jax.loop.config import RunConfig, parse_config, with_overrides
 
 SEED = "seed"  # the axis over which means and intervals are taken
 _LONGEST_NAME = 120  # of a folder
@@ -123,15 +123,6 @@ def parse_axes(text: str, plain: Mapping[str, Any]) -> dict[str, list[Any]]:
 def combinations(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Every combination of values; the last axis changes fastest."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def with_overrides(base: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """A copy of nested plain data with other values at some paths."""
-    data = dict(base)
-    for path, value in overrides.items():
-        name, _, rest = path.partition(".")
-        data[name] = with_overrides(data.get(name) or {}, {rest: value}) if rest else value
-    return data
 
 
 def _configured(base: Mapping[str, Any], overrides: Overrides) -> RunConfig:

@@ -65,7 +65,7 @@ def test_columns_that_the_program_does_not_read_are_gold():
     [example], repeated = examples_of(rows, ["question"])
     assert (example.id, example.kind, repeated) == ("x", "k", 1)
     assert example.inputs == {"question": "a?"} and example.gold == {"answer": "a", "kind": "k"}
-    with pytest.raises(DataError, match="the id 'x' stands for two rows"):
+    with pytest.raises(DataError, match="1 ids stand for several examples, the first is 'x'"):
         examples_of([rows[0], {**rows[0], "question": "other"}], ["question"])
 
 

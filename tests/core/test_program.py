@@ -12,7 +12,7 @@ from systems import example, system, tool
 
 from optimas_jax.core import event_loop
 from optimas_jax.core.component import Component, ComponentBug, ComponentFailure
-from optimas_jax.core.program import ProgramError, called_after, current_scope, first_difference
+from optimas_jax.core.program import ProgramError, current_scope
 from optimas_jax.core.system import GraphError, System
 from optimas_jax.core.types import Call, Outcome, StopRun, derive_seed
 from optimas_jax.core.values import Configuration
@@ -344,18 +344,6 @@ def test_a_program_gets_plain_copies_of_its_inputs():
     one = example(q=[{"x": 1}])
     for _ in range(2):
         assert event_loop.run(some_system.run(Configuration({}), one, 0)).score == 6.0
-
-
-def test_order_and_differences_of_runs():
-    trace = run(system(*diamond_parts(), output="d_out"))
-    assert called_after([trace]) == {
-        "a": {"b", "c", "d"}, "b": {"c", "d"}, "c": {"d"}, "d": set()
-    }  # fmt: skip
-    other = run(system(*diamond_parts(), output="d_out"), q=5)
-    assert first_difference(trace.calls, trace.calls) == ""
-    assert first_difference(trace.calls, other.calls) == "call 1 of 'a' has another q"
-    assert first_difference(trace.calls, trace.calls[:2]) == "call 1 of 'c' is made in one of them only"
-    assert first_difference(trace.calls, trace.calls[1:]) == "one calls 'a' where the other calls 'b'"
 
 
 def test_an_order_that_never_settles_is_an_error():

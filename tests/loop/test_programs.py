@@ -126,7 +126,7 @@ def test_a_program_is_optimised_saved_and_called_from_python(tmp_path):
 
 
 def test_settings_that_do_not_exist_are_refused_before_anything_runs(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no setting 'optimize\.iteration'"):
+    with pytest.raises(ValueError, match=r"optimize.*iteration"):
         oj.optimize(
             shout,
             grade,

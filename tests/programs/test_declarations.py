@@ -356,6 +356,30 @@ def test_a_setting_behaves_like_its_value():
     assert not off and style == "a" and {"a": 1}[style] == 1 and oj.setting(2, (1, 2)) > 1 >= oj.setting(1, (1, 2))
 
 
+def test_what_a_taped_function_changes_itself_does_not_pay_for_it_again(tmp_path):
+    """Caches and counters around it; a constant around it does."""
+    seen, count = [], 0
+
+    def made(factor):
+        @oj.component(effect=True)
+        def counted(text):
+            nonlocal count
+            count += 1
+            seen.append(text)
+            return factor * len(text)
+
+        async def program(text):
+            return await counted(text)
+
+        return program
+
+    with contextlib.closing(Tape(tmp_path / "tape.sqlite")) as tape:
+        for factor in (2, 2, 3):
+            completer = TapedCompleter(tape, Ledger(), ScriptedCompleter(lambda request: ""))
+            assert run(made(factor), {"text": "abc"}, completer).outputs["output"] == 3 * factor
+    assert count == len(seen) == 2
+
+
 def test_a_taped_function_is_called_again_when_what_it_reads_changes(tmp_path):
     module, made = importlib.reload(helper_module), []
     component = oj.component(module.answer, effect=True, name="answer")

@@ -13,10 +13,10 @@ from rich.console import Console
 from runs import get_config
 
 from optimas_jax.core.stats import two_level_interval
-from optimas_jax.loop.config import parse_config
+from optimas_jax.loop.config import parse_config, with_overrides
 from optimas_jax.sweep.folder import open_sweep
 from optimas_jax.sweep.plot import axes_of, draw, lines_of
-from optimas_jax.sweep.points import Point, SweepError, read_points, with_overrides
+from optimas_jax.sweep.points import Point, SweepError, read_points
 from optimas_jax.sweep.run import run_points
 from optimas_jax.sweep.summary import csv_text, short_names, summarize
 from optimas_jax.sweep.tables import markdown, table

@@ -102,7 +102,7 @@ class Remote:
         self._rates: dict[str, tuple[Rate, Rate]] = {}
         self._left_out: dict[str, frozenset[str]] = {}
         self._client: Any = None
-        # Threads, because every stage has an event loop of its own, and connections would belong to one of them.
+        # Threads: connections of an asynchronous client would belong to one event loop, and callers may have several.
         self._pool = concurrent.futures.ThreadPoolExecutor(config.connections, provider)
 
     @property

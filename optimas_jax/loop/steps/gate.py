@@ -1,4 +1,4 @@
-"""Gate: tests proposals by the global score on validation examples; only the component and its descendants run."""
+"""Gate: tests proposals by the global score on validation examples; only calls whose inputs change run again."""
 
 from __future__ import annotations
 

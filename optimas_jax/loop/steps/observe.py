@@ -7,11 +7,13 @@ a program may depend on its inputs and the outputs of its components alone, or n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from optimas_jax.core.execution import Job
-from optimas_jax.core.program import ProgramError, called_after, first_difference, read_by
-from optimas_jax.core.types import Trace
+from optimas_jax.core.program import ProgramError
+from optimas_jax.core.types import Call, Trace
 from optimas_jax.loop.context import Host, Run
 
 _RUNS = 8  # at most, until every component was called
@@ -67,3 +69,60 @@ def first_runs(host: Host) -> Sequence[Trace]:
     if all(first.reaches(name) for name in host.system.tunable):
         return [first]
     return [first, *host.run("first runs", [Job(default, other, host.seed) for other in more])]
+
+
+def called_after(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:
+    """Component -> components that were called after it in one of the runs."""
+    after: dict[str, set[str]] = {}
+    for trace in traces:
+        later: set[str] = set()
+        for call in reversed(trace.calls):
+            after.setdefault(call.component, set()).update(later)
+            later.add(call.component)
+    return {name: frozenset(others) for name, others in after.items()}
+
+
+def read_by(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:
+    """Component -> components that were seen to read its outputs, directly or through others: a value that it wrote, or
+    a text with it, is in their inputs. An estimate, for what a run from a component on costs."""
+    readers: dict[str, set[str]] = {}
+    for trace in traces:
+        wrote: list[tuple[set[str], set[Any]]] = []  # of each call: components behind its outputs, values
+        for call in trace.calls:
+            values = set(_leaves(call.inputs))
+            texts = [value for value in values if isinstance(value, str)]
+            sources: set[str] = set()
+            for behind, written in wrote:
+                if any(value in values or any(str(value) in text for text in texts) for value in written):
+                    sources |= behind
+            readers.setdefault(call.component, set())
+            for source in sources:
+                readers[source].add(call.component)
+            wrote.append(({*sources, call.component}, set(_leaves(call.outputs))))
+    return {name: frozenset(others) for name, others in readers.items()}
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Texts and numbers in plain data."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _leaves(item)
+    elif value not in ("", None):
+        yield value
+
+
+def first_difference(before: Sequence[Call], after: Sequence[Call]) -> str:
+    """Text on the first call in which two runs differ; "" if they do not."""
+    for one, other in itertools.zip_longest(before, after):
+        if one is None or other is None:
+            [call] = [call for call in (one, other) if call is not None]
+            return f"call {call.occurrence + 1} of {call.component!r} is made in one of them only"
+        if one.component != other.component:
+            return f"one calls {one.component!r} where the other calls {other.component!r}"
+        if one.inputs != other.inputs:
+            names = [name for name in {**one.inputs, **other.inputs} if one.inputs.get(name) != other.inputs.get(name)]
+            return f"call {one.occurrence + 1} of {one.component!r} has another {', '.join(names)}"
+    return ""

@@ -73,7 +73,7 @@ def label(
 
     Args:
       runs: training inputs in random order, and the system's runs on them under ``state.configuration``.
-      rollouts: Monte Carlo runs of the component's descendants, per answer (paper, Eq. 3).
+      rollouts: Monte Carlo runs of what follows the component, per answer (paper, Eq. 3).
     """
     labelled = runs[: config.labels]
     answers = answer(host, name, [proposal.value for proposal in proposals], labelled, {})

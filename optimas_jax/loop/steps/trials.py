@@ -69,8 +69,8 @@ def follow(
     for example_id, trial in new.values():
         example, trace = pairs[example_id]
         configuration = state.configuration.replace(name, trial.value)
-        indices = [index for index, call in enumerate(trace.calls) if call.component == name]
-        answers, seeds = dict(zip(indices, trial.answers, strict=True)), rollout_seeds(host.seed, rollouts)
+        answers = dict(zip(trace.indices(name), trial.answers, strict=True))
+        seeds = rollout_seeds(host.seed, rollouts)
         calls.append(functools.partial(global_rewards, host.system, configuration, example, trace, answers, seeds))
     require(host, expected_cost(host, name, runs=rollouts * len(calls)))
     rewards |= dict(zip(new, host.gather("answers followed to their global reward", calls), strict=True))
