@@ -340,7 +340,7 @@ def _saved(
 
 
 def _completer(name: str, answers: LanguageModel, saved: Mapping[str, Any], folder: Path) -> Completer:
-    """Asks the models of a program, local ones or those of the servers of its run; loads none yet."""
+    """A completer for the models of a program, local or on the servers of its run; loads none yet."""
     from optimas_jax.engine.pool import Engines
     from optimas_jax.loop.completers import make_completer
     from optimas_jax.report.console import ConsoleProgress

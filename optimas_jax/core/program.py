@@ -173,7 +173,7 @@ class Recorder:
 
     async def _all_quiet(self, position: Position) -> None:
         """Waits until no other call is in flight: a failure may end the program, and what parallel tasks had called by
-        then would depend on latencies. Of several failures the first in the order of the program is told first."""
+        then would depend on latencies. Of several failures the program gets the one that comes first in its order."""
         failed, quiet = self._failed, 0
         failed.append(position)
         try:

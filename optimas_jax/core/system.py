@@ -334,7 +334,7 @@ class System:
         """The metric's score of outputs.
 
         Raises:
-          MetricError: it returned no score, or one that is not finite.
+          MetricError: it returned no finite score.
           Exception: what the metric raises.
         """
         known: dict[str, Callable[[], Any]] = {

@@ -24,7 +24,7 @@ class Declared(abc.ABC):
     """A component that a program calls.
 
     Attributes:
-      name: of the component; "" for that of its variable, until the program is built.
+      name: of the component; "" until the program is built, if it is the name of its variable.
       description: one sentence on its purpose.
     """
 

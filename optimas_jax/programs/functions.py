@@ -52,7 +52,7 @@ def component(
     program sees its exceptions as ``ComponentFailure``.
 
     Args:
-      name: by default that of the function.
+      name: by default the function's name.
       description: by default the first line of its docstring.
       effect: whether its results are taped, so that none is computed or paid for twice; by default for a function with
         a prompt.
@@ -275,7 +275,7 @@ class FunctionDeclaration(Declared):
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """Arguments by name, those of ``**options`` among them."""
+    """Arguments by name, with the content of ``**options`` in place of the dict."""
     flat = {}
     for name, value in bound.arguments.items():
         flat |= value if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}

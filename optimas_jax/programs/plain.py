@@ -75,7 +75,7 @@ def _has_structure(kind: Any) -> bool:
 
 
 def to_fields(name: str, value: Any, where: str) -> dict[str, Any]:
-    """What a function returned as fields: those of a dict, dataclass or model, or one field ``name`` of anything else.
+    """What a function returned as fields: a dict, dataclass or model as it is, anything else as one field ``name``.
     ``from_fields`` is its inverse."""
     plain = to_plain(value, where)
     return plain if isinstance(plain, dict) and plain and set(plain) != {name} else {name: plain}

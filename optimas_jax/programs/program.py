@@ -27,7 +27,7 @@ def program(
 
     Args:
       components: that it calls and that are not found by following the names in its code.
-      name: by default that of the function.
+      name: by default the function's name.
 
     Raises:
       DeclarationError: without components, or for two of one name.

@@ -29,9 +29,9 @@ def prompt(
 
     Args:
       instruction: where tuning starts.
-      name: of the component; by default that of the variable.
+      name: of the component; by default the variable's name.
       description: one sentence on its purpose, for proposers and local rewards; by default the instruction.
-      model, max_tokens, temperature, stop: in place of those of the run.
+      model, max_tokens, temperature, stop: in place of the run's settings.
       demos: demonstrations to start with.
       most_demos: number of demonstrations that tuning may use.
     """
@@ -68,6 +68,7 @@ class PromptDeclaration(Declared):
         self._settings = settings
 
     def build(self, language_model: LanguageModel) -> Component:
+        """A component that asks the model of the run, or its own, with its own limits."""
         settings = {key: value for key, value in self._settings.items() if value is not None}
         stop = settings.pop("stop", ())
         built = llm_component(

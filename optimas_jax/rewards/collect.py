@@ -200,7 +200,7 @@ async def _outputs(system: System, one: Try, seed: int) -> Mapping:
 async def _rewards(
     system: System, configuration: Configuration, one: Try, outputs: Mapping, seeds: Sequence[int]
 ) -> tuple[float, ...]:
-    """Global reward of each rollout (paper, Eq. 3); that of the current output under the run's own seed is known."""
+    """Global reward of each rollout (paper, Eq. 3). The current output's reward under the run's own seed is known."""
     known = (one.trace.score,) if one.source == "current" and one.trace.seed == seeds[0] else ()
     new, answers = seeds[len(known) :], {one.index: outputs}
     return known + await global_rewards(system, configuration, one.example, one.trace, answers, new)
