@@ -19,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optimas_jax.api import Evaluation, Optimized, Result, benchmark, evaluate, load, open_run, optimize
+    from optimas_jax.api import Evaluation, benchmark, evaluate, optimize
     from optimas_jax.core.component import ComponentFailure
     from optimas_jax.core.scoring import Score
     from optimas_jax.core.system import System
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from optimas_jax.programs.functions import component
     from optimas_jax.programs.program import program
     from optimas_jax.programs.prompts import choice, prompt, setting
+    from optimas_jax.result import Result, open_run
+    from optimas_jax.saved import Optimized, load
 
 _HOMES = {
-    "optimas_jax.api": ("Evaluation", "Optimized", "Result", "benchmark", "evaluate", "load", "open_run", "optimize"),
+    "optimas_jax.api": ("Evaluation", "benchmark", "evaluate", "optimize"),
     "optimas_jax.core.scoring": ("Score",),
     "optimas_jax.core.component": ("ComponentFailure",),
     "optimas_jax.core.system": ("System",),
@@ -43,6 +45,8 @@ _HOMES = {
     "optimas_jax.programs.functions": ("component",),
     "optimas_jax.programs.program": ("program",),
     "optimas_jax.programs.prompts": ("choice", "prompt", "setting"),
+    "optimas_jax.result": ("Result", "open_run"),
+    "optimas_jax.saved": ("Optimized", "load"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
