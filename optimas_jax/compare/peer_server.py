@@ -8,7 +8,9 @@ rendering of prompts, sampling, metric) on the same model and data, and its resu
     POST /component  {name, inputs, value, example[, temperature, attempt]}   {outputs}, or {failed}
     POST /complete   {messages, max_tokens, temperature}              {text, prompt_tokens, completion_tokens}
     POST /score      {values, example, outputs}                               {score}
+    POST /run        {values, example[, temperature, attempt]}                {outputs, score, feedback, calls}
 
+A graph's components are called one by one and its outputs are scored; a program (``task["program"]``) is run whole.
 ``values`` are prompts by component, as ``core.values`` writes them; components that a peer cannot tune keep their
 defaults. Status 402: the request could exceed the budget; 400: it cannot be answered, with the reason. A repeated
 ``/complete`` is sampled anew, the n-th time alike in every repetition of the run.
@@ -30,8 +32,9 @@ from optimas_jax.compare.account import Account, BudgetUsed
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Call, Example, Outcome, derive_seed, freeze, thaw
 from optimas_jax.core.values import Configuration, PromptSpace, value_from_json
-from optimas_jax.llm.base import CompletionRequest, Message
+from optimas_jax.llm.base import Completion, CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 
 ANSWER_TOKENS = 256  # least limit of an answer to /complete: peers ask for reasons and marks around the answer
 _MOST_BYTES = 1 << 24
@@ -73,6 +76,8 @@ class PeerServer:
                     return 200, await self._complete(body)
                 case "/score":
                     return 200, {"score": await self._score(body)}
+                case "/run":
+                    return 200, await self._run(body)
         except BudgetUsed as error:
             self.spent.set()
             return 402, {"error": str(error)}
@@ -96,6 +101,7 @@ class PeerServer:
                 description["max_instruction_chars"] = component.space.max_instruction_chars
             components.append(description)
         return {
+            "program": self._system.program is not None,
             "components": components,
             "input_fields": list(self._system.input_fields),
             "output_fields": list(self._system.output_fields),
@@ -117,16 +123,32 @@ class PeerServer:
     async def _component(self, body: Mapping[str, Any]) -> dict[str, Any]:
         name = body["name"]
         value = value_from_json(body["value"]) if body.get("value") else self._default.get(name)
-        attempt = body.get("attempt") or 0
-        seed = derive_seed(self._seed, "attempt", attempt) if attempt else self._seed
         call = await self._system.run_component(
             Call(name, freeze(body["inputs"]), {}),
             value,
             self._examples[body["example"]],
-            seed,
+            self._seed_of(body),
             body.get("temperature"),
         )
         return {"outputs": thaw(call.outputs)} if call.outcome is Outcome.OK else {"failed": str(call.outcome)}
+
+    def _seed_of(self, body: Mapping[str, Any]) -> int:
+        """Seed of a run, another one for each further attempt."""
+        attempt = body.get("attempt") or 0
+        return derive_seed(self._seed, "attempt", attempt) if attempt else self._seed
+
+    async def _run(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        configuration, example = self._configuration(body["values"]), self._examples[body["example"]]
+        temperature = body.get("temperature")
+        system = self._system
+        if temperature is not None:
+            system = system.using(_Hot(self.account, temperature))
+        trace = await system.run(configuration, example, self._seed_of(body))
+        self.account.add_score(configuration, example.id, trace.score)
+        calls = [
+            {"name": call.component, "inputs": thaw(call.inputs), "outputs": thaw(call.outputs)} for call in trace.calls
+        ]
+        return {"outputs": thaw(trace.outputs), "score": trace.score, "feedback": trace.feedback, "calls": calls}
 
     async def _complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         request = CompletionRequest(
@@ -154,6 +176,20 @@ class PeerServer:
             score = (await self._system.score(freeze(outputs), example, self._seed)).value
         self.account.add_score(self._configuration(body["values"]), example.id, score)
         return score
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hot:
+    """A completer that samples at another temperature."""
+
+    inner: Account
+    temperature: float
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        return await self.inner.complete(dataclasses.replace(request, temperature=self.temperature))
+
+    async def execute(self, request: ExecutionRequest) -> Execution:
+        return await self.inner.execute(request)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "labels": 4,
         "rounds": 3,
         "gate": {"kind": "paired"},
-        "proposers": "demos,opro",
+        "proposers": "demos,opro,feedback",
         "per_instance": "argmax",
     },
 }
@@ -103,8 +103,8 @@ class OptimizeConfig:
       rounds: rounds of a race. Each doubles the inputs, and only the better half of the proposals enters the next one.
         1 tries all proposals on all inputs.
       proposers: optimisers (``search.optimisers``), separated by commas, all in every iteration: of prompts ``demos``,
-        ``opro``, ``copro``, ``mipro``, ``reflect``, ``random``; of models ``llmselector``, in place of trying each.
-        ``random`` alone also draws listed values at random.
+        ``opro``, ``copro``, ``mipro``, ``reflect``, ``feedback``, ``random``; of models ``llmselector``, in place of
+        trying each. ``random`` alone also draws listed values at random.
       instructions: instructions that an optimiser requests per step; the breadth of COPRO.
       local_steps: steps of proposing prompts in an iteration, each from the best value of the steps before.
       depth: rounds of COPRO.
@@ -141,7 +141,7 @@ class OptimizeConfig:
     ranking: Literal["mean", "corrected"] = "corrected"
     fewest_groups: NonNegativeInt = 4
     rounds: PositiveInt = 3
-    proposers: str = "demos,opro"
+    proposers: str = "demos,opro,feedback"
     instructions: NonNegativeInt = 3
     local_steps: PositiveInt = 1
     depth: NonNegativeInt = 2

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from as_program import as_program
 from fakes import ScriptedCompleter
 from runs import ROOT
 from scripted import answer, scripted_config
@@ -80,9 +81,9 @@ def splits():
 class Bench:
     """A server on a scripted model."""
 
-    def __init__(self, budget=10**9):
+    def __init__(self, budget=10**9, form=lambda system: system):
         self.completer = ScriptedCompleter(shout)
-        system = upper()
+        system = form(upper())
         self.account = Account(self.completer, budget, system.default_configuration(), ["val0", "val1"])
         self.system = system.using(self.account)
         self.server = PeerServer(system, self.account, MODEL, splits(), seed=3)
@@ -127,6 +128,27 @@ def test_a_component_call_of_a_peer_is_the_request_that_our_own_run_makes():
     assert theirs == ours
     [(_, text)] = render_text(value_from_json(prompt), {"question": "val 0"}, ["question"], "answer")
     assert theirs.messages[0].content == text
+
+
+def test_a_program_is_run_whole_as_in_our_own_run_and_tells_its_calls():
+    bench = Bench(form=as_program)
+    prompt = value("Be loud.", [{"question": "hi", "answer": "HI"}])
+    with serve(bench.server) as address:
+        peer = client.Client(address)
+        assert peer.task()["program"] and not Bench().server.task()["program"]
+        run = peer.run({"shout": prompt}, "val0")
+        hot = peer.run({"shout": prompt}, "val1", temperature=0.7, attempt=2)
+    assert run == {
+        "outputs": {"answer": "VAL 0"},
+        "score": 1.0,
+        "feedback": "",
+        "calls": [{"name": "shout", "inputs": {"question": "val 0"}, "outputs": {"answer": "VAL 0"}}],
+    }
+    assert hot["score"] == 1.0 and bench.account.curve[-1]["val_score"] == 1.0
+    configuration = Configuration({"shout": value_from_json(prompt)})
+    gather([lambda: bench.system.run(configuration, splits()["val"][0], 3)], concurrency=1)
+    theirs, attempt, ours = bench.completer.requests
+    assert theirs == ours and attempt.temperature == 0.7 and attempt.seed != ours.seed
 
 
 def test_a_repeated_call_counts_once_and_a_question_asked_again_is_sampled_anew():

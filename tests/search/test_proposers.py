@@ -16,7 +16,7 @@ from optimas_jax.core.types import Call, Example, Outcome, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.search.optimisers import copro, demos, mipro, opro, random_search, reflect
+from optimas_jax.search.optimisers import copro, demos, feedback, mipro, opro, random_search, reflect
 from optimas_jax.search.optimisers.demos import labelled_demos
 from optimas_jax.search.optimisers.instructions import propose_instructions
 from optimas_jax.search.optimisers.registry import PROPOSERS, proposer_names
@@ -30,7 +30,7 @@ COMPONENT = dataclasses.replace(tool("speaker", ("q",), str), description="Says 
 def one_run(name, score):
     step = Call("speaker", {"q": f"question {name}"}, {"said": f"output {name}"})
     where = Example(name, {"q": f"question {name}"}, {"said": f"gold {name}"}, "train")
-    return where, Trace(name, 0, (step,), {"said": f"final {name}"}, Outcome.OK, score)
+    return where, Trace(name, 0, (step,), {"said": f"final {name}"}, Outcome.OK, score, feedback="Be loud.")
 
 
 class Scripted:
@@ -177,6 +177,31 @@ def test_reflection_reads_failures_with_what_was_expected():
     assert not script.scored  # screening is the ranking's
 
 
+def told(*texts):
+    """Runs with feedback."""
+    runs = [one_run(f"e{rank}", rank / 10) for rank in range(len(texts))]
+    return [(one, dataclasses.replace(trace, feedback=text)) for (one, trace), text in zip(runs, texts, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "added"),
+    [
+        (["Expected a.", "Expected b.", ""], []),  # of one run each
+        (["Be brief. Expected a.", "Expected b. Be brief.", ""], ["Be brief."]),
+        (["Be brief.\nNo dots, such as 1.5 ones", "No dots, such as 1.5 ones", "Be brief.", "Be brief."],
+         ["Be brief.", "No dots, such as 1.5 ones", "Be brief.\nNo dots, such as 1.5 ones"]),
+        (["Say it.", "Say it."], []),  # the instruction says so
+        (["x" * 70, "x" * 70], []),  # too long for the space
+        (["Twice. Twice.", "Once."], []),
+    ],
+)  # fmt: skip
+def test_what_a_metric_says_of_several_runs_is_added_to_the_instruction(texts, added):
+    script = Scripted(numbered, runs=told(*texts))
+    proposals = feedback.propose(script.task)
+    assert proposals == [("feedback", Prompt(f"Say it.\n{text}", ())) for text in added]
+    assert not script.received  # it asks nobody
+
+
 def test_mipro_searches_pairs_of_instructions_and_demonstrations():
     def gain(prompt):
         return float(prompt.instruction.startswith("Way")) + float(any(d.inputs["q"][0] == "l" for d in prompt.demos))
@@ -245,7 +270,7 @@ def test_names_are_read_in_their_order():
 
 @pytest.mark.parametrize("text", ["opro,gepa", ",", "opro,opro"])
 def test_a_wrong_name_is_refused_where_it_enters(text):
-    with pytest.raises(ConfigError, match="known: demos, opro, copro, mipro, reflect, random, llmselector"):
+    with pytest.raises(ConfigError, match="known: demos, opro, copro, mipro, reflect, feedback, random, llmselector"):
         from_dict(OptimizeConfig, {"proposers": text})
 
 

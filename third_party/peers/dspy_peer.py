@@ -95,16 +95,17 @@ class Part(dspy.Predict):
     def forward(self, **fields: Any) -> Any:
         """Leaves its mark in DSPy's trace, from which demonstrations and reflections are taken."""
         example = fields.pop("example_id")
-        lm = dspy.settings.lm
-        attempt = lm.kwargs.get("rollout_id")  # DSPy asks for another answer to the same prompt
-        sampling = {} if attempt is None else {"temperature": lm.kwargs.get("temperature") or 1.0, "attempt": attempt}
         try:
-            outputs = self.client.component(self.component["name"], fields, self.value(), example, **sampling)
+            outputs = self.client.component(self.component["name"], fields, self.value(), example, **sampling())
         except Refused as error:  # a prompt that does not fit the model: this candidate's failure
             print(error, flush=True)
             outputs = None
         if outputs is None:
             raise Failed(self.component["name"])
+        return self.mark(fields, outputs)
+
+    def mark(self, fields: dict[str, Any], outputs: dict[str, Any]) -> Any:
+        """The prediction, which is now in DSPy's trace."""
         prediction = dspy.Prediction(**outputs)
         trace = dspy.settings.trace
         if trace is not None:
@@ -115,12 +116,19 @@ class Part(dspy.Predict):
         return self.forward(**fields)
 
 
+def sampling() -> dict[str, Any]:
+    """Settings of an attempt, where DSPy asks for another answer to the same prompt."""
+    lm = dspy.settings.lm
+    attempt = lm.kwargs.get("rollout_id")
+    return {} if attempt is None else {"temperature": lm.kwargs.get("temperature") or 1.0, "attempt": attempt}
+
+
 class Failed(Exception):
     """A component without an answer."""
 
 
 class Program(dspy.Module):
-    """The system: components in their order, those without a prompt at their defaults."""
+    """The system: components in their order, those without a prompt at their defaults; or a whole program."""
 
     def __init__(self, client: Client, task: dict[str, Any]):
         super().__init__()
@@ -135,6 +143,8 @@ class Program(dspy.Module):
 
     def forward(self, **inputs: Any) -> Any:
         example = self.ids[key_of(inputs, self.task["input_fields"])]
+        if self.task["program"]:
+            return self._run(example)
         fields = dict(inputs)
         for component in self.task["components"]:
             given = {name: fields[name] for name in component["inputs"]}
@@ -152,6 +162,19 @@ class Program(dspy.Module):
         # The score is noted here, where program and example are both known; the metric below reads it.
         return dspy.Prediction(**outputs, system_score=self.client.score(self.values(), example, outputs))
 
+    def _run(self, example: str) -> Any:
+        """A run of a program on the server, which tells the calls that it made."""
+        try:
+            run = self.client.run(self.values(), example, **sampling())
+        except Refused as error:
+            print(error, flush=True)
+            return dspy.Prediction(system_score=0.0)
+        for call in run["calls"]:
+            part = getattr(self, call["name"], None)
+            if isinstance(part, Part) and call["outputs"]:
+                part.mark({name: call["inputs"].get(name, "") for name in part.component["inputs"]}, call["outputs"])
+        return dspy.Prediction(**run["outputs"], system_score=run["score"], system_feedback=run["feedback"])
+
 
 def metric(gold: Any, pred: Any, trace: Any = None) -> float:
     """The system's own metric."""
@@ -162,10 +185,11 @@ def gepa_metric(task: dict[str, Any]) -> Any:
     golds = {key_of(one["inputs"], task["input_fields"]): one["gold"] for s in task["splits"].values() for one in s}
 
     def with_feedback(gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
-        outputs = {name: pred[name] for name in task["output_fields"] if name in pred}
+        outputs = {name: pred[name] for name in pred.keys() if not name.startswith("system_")}  # noqa: SIM118
         score = metric(gold, pred)
         expected = golds[key_of(gold, task["input_fields"])]
-        return dspy.Prediction(score=score, feedback=feedback(outputs, expected, score))
+        told = getattr(pred, "system_feedback", "") or feedback(outputs, expected, score)
+        return dspy.Prediction(score=score, feedback=told)
 
     return with_feedback
 

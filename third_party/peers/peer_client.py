@@ -67,6 +67,11 @@ class Client:
     def score(self, values: Mapping[str, Any], example: str, outputs: Mapping[str, Any]) -> float:
         return self.request("/score", {"values": values, "example": example, "outputs": outputs})["score"]
 
+    def run(self, values: Mapping[str, Any], example: str, **sampling: Any) -> dict[str, Any]:
+        """A run of a whole program: ``outputs``, ``score``, the metric's ``feedback``, and ``calls`` with ``name``,
+        ``inputs`` and ``outputs``, which are empty for a call that failed. ``sampling`` as of ``component``."""
+        return self.request("/run", {"values": values, "example": example, **sampling})
+
 
 def tuned(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The components that have a prompt, in the order of the system."""

@@ -67,6 +67,21 @@ class ComponentEngine(EngineLM):
         return self.generate(prompt, system_prompt, **settings)
 
 
+class RecordedEngine(EngineLM):
+    """A call that a program has made, dressed as an engine."""
+
+    model_string = "component"
+
+    def __init__(self, outputs: Mapping[str, Any] | None):
+        self.outputs = outputs
+
+    def generate(self, prompt: str, system_prompt: str | None = None, **_: Any) -> str:
+        return _words(self.outputs)
+
+    def __call__(self, prompt: str, system_prompt: str | None = None, **settings: Any) -> str:
+        return self.generate(prompt, system_prompt, **settings)
+
+
 def _words(outputs: Mapping[str, Any] | None) -> str:
     return "\n".join(str(plain(value)) for value in (outputs or {"": "(no answer)"}).values())
 
@@ -90,6 +105,8 @@ class System:
 
     def score(self, example: Mapping[str, Any]) -> float:
         """Of one run, without a graph."""
+        if self.task["program"]:
+            return self.client.run(self.values(), example["id"])["score"]
         fields, values = dict(example["inputs"]), self.values()
         for component in self.task["components"]:
             given = {name: fields[name] for name in component["inputs"]}
@@ -105,6 +122,8 @@ class System:
 
     def loss(self, example: Mapping[str, Any]) -> tuple[Any, float]:
         """The words about a run as a variable whose graph leads back to the instructions, and the score."""
+        if self.task["program"]:
+            return self._loss_of_program(example)
         fields = dict(example["inputs"])
         nodes = {
             name: tg.Variable(_words({name: value}), requires_grad=False, role_description=f"{name} of the task")
@@ -131,12 +150,41 @@ class System:
             nodes |= dict.fromkeys(answer, last)
         outputs = self._outputs(fields)
         score = self.client.score(self.values(), example["id"], outputs)
-        words = feedback(outputs, example["gold"], score)
-        judged = StringBasedFunction(lambda **_: words, "The metric that compares the answer with what is expected.")
-        return judged({"prediction": last}, "evaluation of the answer"), score
+        return _judged(last, feedback(outputs, example["gold"], score)), score
+
+    def _loss_of_program(self, example: Mapping[str, Any]) -> tuple[Any, float]:
+        """The same for a program, from the calls that it made: what a call reads is the answer of the last call that
+        had these words, or new."""
+        run, known = self.client.run(self.values(), example["id"]), dict[str, Any]()
+        last = tg.Variable(_words(example["inputs"]), requires_grad=False, role_description="inputs of the task")
+        components = {component["name"]: component for component in self.task["components"]}
+        for call in run["calls"]:
+            component, answer = components[call["name"]], call["outputs"] or None
+            read = {}
+            for name, value in call["inputs"].items():
+                words = _words({name: value})
+                new = tg.Variable(words, requires_grad=False, role_description=f"{name} of the task")
+                read[name] = known.setdefault(words, new)
+            role = f"{', '.join(answer or {})}, made by {component['name']}: {component['description']}"
+            if component["name"] in self.variables:
+                shown = "\n".join(f"{name}: {{{name}}}" for name in read)
+                variable = self.variables[component["name"]]
+                last = FormattedLLMCall(RecordedEngine(answer), shown, dict.fromkeys(read, ""), variable)(read, role)
+            else:
+                words = _words(answer)
+                last = StringBasedFunction(lambda words=words, **_: words, component["description"])(read, role)
+            known |= {_words({name: value}): last for name, value in (answer or {}).items()}
+        words = run["feedback"] or feedback(run["outputs"], example["gold"], run["score"])
+        return _judged(last, words), run["score"]
 
     def _outputs(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         return {name: fields[name] for name in self.task["output_fields"] if name in fields}
+
+
+def _judged(last: Any, words: str) -> Any:
+    """The words about a run, as a variable behind its last answer."""
+    judged = StringBasedFunction(lambda **_: words, "The metric that compares the answer with what is expected.")
+    return judged({"prediction": last}, "evaluation of the answer")
 
 
 def validate(system: System) -> float:

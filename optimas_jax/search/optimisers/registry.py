@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from optimas_jax.search.optimisers import copro, demos, mipro, opro, random_search, reflect
+from optimas_jax.search.optimisers import copro, demos, feedback, mipro, opro, random_search, reflect
 from optimas_jax.search.optimisers.task import Effort, Proposer
 
 PROPOSERS: Mapping[str, Proposer] = {
@@ -13,6 +13,7 @@ PROPOSERS: Mapping[str, Proposer] = {
     "copro": copro.propose,
     "mipro": mipro.propose,
     "reflect": reflect.propose,
+    "feedback": feedback.propose,
     "random": random_search.propose,
 }
 SELECTORS = ("llmselector",)  # of models, which ``search.optimisers.llmselector`` chooses; they write no prompts
