@@ -34,6 +34,8 @@ class DataConfig:
       path: file of rows, JSON (one array) or JSONL.
       train, val, test: number of examples per split.
       confirm: examples for the one test at the end that decides whether the result is kept; 0 for no such test.
+      reserve: of these, rows that the run does not use: a later search that starts from its result
+        (``config.optimize.start``) is confirmed on them.
       splits: ``dealt`` divides all rows by one seeded shuffle; ``official`` takes ``test`` from the official test set
         and the other splits from all other rows.
       max_chars: longest text of a row (a title, an abstract, facts about a candidate); longer ones are cut
@@ -49,6 +51,7 @@ class DataConfig:
     val: NonNegativeInt = 32
     test: NonNegativeInt = 100
     confirm: NonNegativeInt = 0
+    reserve: NonNegativeInt = 0
     splits: Literal["dealt", "official"] = "dealt"
     max_chars: NonNegativeInt = 0
     max_items: NonNegativeInt = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.types import Outcome
-from optimas_jax.core.values import Space, Value
+from optimas_jax.core.values import Space, Value, check_value
 
 
 class ComponentFailure(Exception):
@@ -71,6 +71,6 @@ class Component:
             raise GraphError(f"component {self.name!r} has a default value but no space to check it against")
         if self.space is not None:
             try:
-                self.space.check(self.default)
+                check_value(self.space, self.default)
             except ValueError as error:
                 raise GraphError(f"default value of component {self.name!r}: {error}") from error

@@ -58,8 +58,10 @@ class NotOnTape(StopRun):
 class Tape:
     """The store behind a run. Safe for use from several threads."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, earlier: Path | None = None):
+        """``earlier``: tape of another run, which is read where this one lacks a result, and never written."""
         self.path = path
+        self._earlier = None if earlier is None else _read_only(earlier)
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,8 @@ class Tape:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            if self._earlier is not None:
+                self._earlier.close()
 
     @contextlib.contextmanager
     def _guard(self, doing: str) -> Iterator[sqlite3.Connection]:
@@ -106,8 +110,11 @@ class Tape:
     def get(self, effect: Effect[R]) -> R | None:
         """The recorded result of an effect, or None."""
         key = effect.key
+        query = "SELECT result FROM effects WHERE key = ?"
         with self._guard("read") as db:
-            row = db.execute("SELECT result FROM effects WHERE key = ?", (key,)).fetchone()
+            row = db.execute(query, (key,)).fetchone()
+            if row is None and self._earlier is not None:
+                row = self._earlier.execute(query, (key,)).fetchone()
         if row is None:
             return None
         try:
@@ -151,6 +158,20 @@ class Tape:
         """Number of recorded results."""
         with self._guard("read") as db:
             return db.execute("SELECT COUNT(*) FROM effects").fetchone()[0]
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    """A tape of another run; raises ``TapeError`` if it cannot be read."""
+    # Without a write-ahead log nothing is at work on the file, and nothing beside it need be made to read it.
+    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+    try:
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, check_same_thread=False)
+        [version] = db.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            raise TapeError(f"the tape {path} has version {version}, and this optimas_jax reads version {VERSION}")
+    except sqlite3.Error as error:
+        raise TapeError(f"cannot read the tape {path} ({error}): mend it, or move it away") from error
+    return db
 
 
 @dataclasses.dataclass(eq=False)

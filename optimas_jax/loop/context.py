@@ -34,6 +34,7 @@ from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
+from optimas_jax.loop.start import ROWS, read_start, rows_of, starting_from, with_fresh_rows, with_reserve
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
 from optimas_jax.rewards.engine import RewardEngine, reward_engine
@@ -222,8 +223,13 @@ def build_run(
     engines = Engines(config.mesh, progress)
     if completer is None:
         check_completers(config, workdir)
-    data = benchmark.load(config.data).check()
-    bare = benchmark.build(data, config.system)
+    start = read_start(config.optimize.start)
+    data = with_reserve(benchmark.load(config.data), config.data.reserve)
+    if start is not None:
+        data = with_fresh_rows(data, start.used)
+    bare = benchmark.build(data.check(), config.system)
+    if start is not None:
+        bare = starting_from(bare, start.configuration)
     if completer is None:
         completer = _checked_completer(config, workdir, bare, progress, engines)
     components = _chosen_components(bare, config.optimize, progress)
@@ -232,8 +238,12 @@ def build_run(
         folder = RunFolder(workdir, config)
         opened.callback(folder.close)
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
-        tape = Tape(folder.path / TAPE)
+        tape = Tape(folder.path / TAPE, earlier=start and start.tape)
         opened.callback(tape.close)
+        if start is not None:
+            folder.take_parts(start.configuration, start.folder)
+        if folder.read(ROWS) is None:
+            folder.write(ROWS, rows_of(data.splits, frozenset() if start is None else start.used))
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
         taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)

@@ -26,6 +26,7 @@ from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Host, Run
 from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.local_rewards import collect_on
+from optimas_jax.loop.start import NO_FRESH_ROWS
 from optimas_jax.loop.state import State
 from optimas_jax.rewards.alignment import measure_alignment, report_groups
 from optimas_jax.rewards.pairs import count_informative
@@ -236,15 +237,22 @@ def by_kind(examples: Sequence[Example], evaluations: Mapping[str, Evaluation]) 
     return table
 
 
-def confirm_search(host: Host, steps: Sequence[Configuration]) -> Confirmation | None:
+def confirm_search(host: Host, steps: Sequence[Configuration], needed: bool = False) -> Confirmation | None:
     """Tests the accepted changes on ``confirm`` examples, which no gate has seen; None without examples.
 
     Args:
       steps: from ``after_each``. Steps between the first and the last are run only if the last is not confirmed.
+      needed: without examples nothing is confirmed, because the first step is a result that only a confirmed one may
+        replace.
     """
     examples = host.splits.get("confirm", ())
-    if not examples:
+    if not examples and not needed:
         return None
+    if not examples:
+        confirmation = Confirmation(0, None, NO_FRESH_ROWS)
+        host.folder.emit("confirmation", **confirmation.to_json())
+        host.progress.line(confirmation.verdict)
+        return confirmation
     try:
         done, confirmation = _confirmation(host, steps, examples)
     except OutOfBudget as reason:

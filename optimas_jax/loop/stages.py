@@ -33,6 +33,7 @@ from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import BEST, UNCONFIRMED, config_of, load_best
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
+from optimas_jax.loop.start import ROWS
 from optimas_jax.loop.steps.observe import observed
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
@@ -239,10 +240,11 @@ def _optimize(run: Run) -> None:
         with host.ledger.phase("confirm"):
             with contextlib.suppress(OutOfBudget):  # then everything goes into the confirmation
                 hold_final(host, state.costs, len(state.val_traces), host.price.test_runs)
-            confirmation = confirm_search(host, steps)
+            confirmation = confirm_search(host, steps, needed=bool(config.optimize.start))
     confirmed = confirmation and confirmation.to_json()
     kept = len(state.accepted) if confirmation is None else confirmation.changes or 0
     host.folder.save_best(steps[kept], {"accepted": list(state.accepted[:kept]), "confirmed": confirmed})
+    host.folder.write(f"{BEST}/{ROWS}", host.folder.read(ROWS))
     shutil.rmtree(host.folder.path / UNCONFIRMED, ignore_errors=True)  # of an earlier command with another budget
     if steps[kept] != steps[-1]:
         info = {"accepted": list(state.accepted), "confirmed": confirmed}

@@ -1,0 +1,113 @@
+"""Going on from a saved result (``config.optimize.start``): the search starts from its values, answers on the tape of
+its run are free, and what is found replaces it only if that is confirmed on rows that its run did not use."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from optimas_jax.benchmarks.data import Dataset
+from optimas_jax.core.system import System
+from optimas_jax.core.types import Example, digest
+from optimas_jax.core.values import Configuration
+from optimas_jax.loop.journal import BEST, TAPE, FolderError, load_best
+
+ROWS = "rows.json"  # rows of a run and of those that it started from, in its folder and in its best/
+NO_FRESH_ROWS = "not confirmed: no fresh rows"
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A saved result.
+
+    Attributes:
+      folder: ``best/`` of a run, or a copy of it.
+      configuration: its values.
+      used: digests of the rows that its run used, and those that it started from.
+      tape: of its run, if that is still there.
+    """
+
+    folder: Path
+    configuration: Configuration
+    used: frozenset[str]
+    tape: Path | None
+
+
+def read_start(folder: str) -> Start | None:
+    """The saved result in a ``best/`` folder, or in the folder of its run; None for "".
+
+    Raises:
+      FolderError: there is none, or its rows are not known.
+    """
+    if not folder:
+        return None
+    best = Path(folder)
+    best = best / BEST if (best / BEST).is_dir() else best
+    configuration, run = load_best(best), best.parent
+    file = next((path for path in (best / ROWS, run / ROWS) if path.is_file()), None)
+    if file is None:
+        raise FolderError(
+            f"{best} has no {ROWS}, which names the rows that its run used: what is found from there could not be "
+            "confirmed on others. Run the command that made it once more with this version"
+        )
+    tape = run / TAPE
+    used = frozenset(json.loads(file.read_text(encoding="utf-8")))
+    return Start(best, configuration, used, tape if tape.is_file() else None)
+
+
+def starting_from(system: System, configuration: Configuration) -> System:
+    """The system with saved values as the defaults of its components.
+
+    Raises:
+      ValueError: a value is of no component, or not allowed.
+    """
+    whole = Configuration({**system.default_configuration(), **configuration})
+    system.check(whole)
+    components = tuple(
+        dataclasses.replace(one, default=whole[one.name]) if one.name in whole else one for one in system.components
+    )
+    return dataclasses.replace(system, components=components)
+
+
+def row_digest(example: Example) -> str:
+    """Digest of a row's inputs, by which it is known in whatever split or order."""
+    return digest(example.inputs)
+
+
+def rows_of(splits: Mapping[str, Sequence[Example]], earlier: frozenset[str]) -> list[str]:
+    """Digests of all rows of a run, and of those before it."""
+    return sorted(earlier | {row_digest(example) for examples in splits.values() for example in examples})
+
+
+def with_reserve(data: Dataset, reserve: int) -> Dataset:
+    """The data without the last ``reserve`` rows of its confirm split, which this run does not use.
+
+    Raises:
+      ValueError: the split has no more rows than that.
+    """
+    rows = data.splits.get("confirm", ())
+    if reserve and reserve >= len(rows):
+        raise ValueError(
+            f"config.data.reserve is {reserve}, and the confirm split has {len(rows)} rows: keep fewer back, or raise "
+            "config.data.confirm"
+        )
+    return (
+        dataclasses.replace(data, splits={**data.splits, "confirm": rows[: len(rows) - reserve]}) if reserve else data
+    )
+
+
+def with_fresh_rows(data: Dataset, used: frozenset[str]) -> Dataset:
+    """The data with a confirm split of fresh rows alone, as large as before if there are enough. Fresh rows of
+    ``train`` and ``val`` change places with used ones; ``test`` stays as it is."""
+    splits = {split: list(examples) for split, examples in data.splits.items()}
+    confirm = splits.get("confirm", [])
+    stale = [index for index, example in enumerate(confirm) if row_digest(example) in used]
+    for examples in (splits["train"], splits["val"]):
+        for place, example in enumerate(examples):
+            if stale and row_digest(example) not in used:
+                index = stale.pop()
+                examples[place], confirm[index] = confirm[index], example
+    splits["confirm"] = [example for example in confirm if row_digest(example) not in used]
+    return dataclasses.replace(data, splits={split: tuple(examples) for split, examples in splits.items()})
