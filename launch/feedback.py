@@ -1,0 +1,153 @@
+"""Measures what a metric's words bring: calls until a target is reached, with feedback and without it.
+
+python launch/feedback.py --model=qwen2.5-coder-0.5b-instruct-q4_k_m.gguf [--seeds=10] [--workdir=runs/feedback]
+
+The model answers questions, and writes the proposals. The metric looks at the form of an answer alone; with feedback
+it names the rule that was broken and nothing else. Both arms have the same rows, seeds and settings. A run ends when
+its validation score reaches the target; its calls are those of all roles, from the first one on. A run that does not
+reach it counts with all its calls, which is fewer than it would have needed. The same command resumes.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+
+import optimas_jax as oj
+from optimas_jax.benchmarks.countries import load_countries
+from optimas_jax.core.types import StopRun
+from optimas_jax.engine.pool import Engines
+from optimas_jax.llm.local import LocalCompleter
+from optimas_jax.loop.budget import read_curve
+from optimas_jax.loop.config import overridden
+from optimas_jax.loop.journal import write_json
+from optimas_jax.loop.stages import run_stages
+from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.presets import EMBEDDED, own_system
+from optimas_jax.report.commands import exit_code
+from optimas_jax.report.console import ConsoleProgress
+
+_MODEL = flags.DEFINE_string("model", EMBEDDED, "Model spec, see optimas_jax/checkpoints/weights.py.")
+_SEEDS = flags.DEFINE_integer("seeds", 10, "Runs of each arm.", lower_bound=2)
+_FIRST = flags.DEFINE_integer("first_seed", 0, "The first of them.", lower_bound=0)
+_TARGET = flags.DEFINE_float("target", 0.75, "Validation score to be reached.", 0.0, 1.0)
+_ITERATIONS = flags.DEFINE_integer("iterations", 8, "After which a run has not reached it.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/feedback", "Folder of all runs.")
+
+RULE = "The answer must have at most three words."
+_RESAMPLES = 10_000
+
+
+class Reached(StopRun):
+    """The target is reached."""
+
+
+class Watch(ConsoleProgress):
+    """Ends a run at its target."""
+
+    def __init__(self, folder: Path, target: float):
+        super().__init__(quiet=True)
+        self._folder, self._target = folder, target
+
+    def line(self, text: str) -> None:
+        if calls_to(self._folder, self._target)[0]:
+            raise Reached("the target is reached")
+
+
+def calls_to(folder: Path, target: float) -> tuple[bool, int]:
+    """Whether the validation score of a run has reached the target, and its calls until then or so far."""
+    curve = read_curve(folder) if (folder / "journal.jsonl").is_file() else []
+    reached = next((point["calls"] for point in curve if point["val_score"] >= target), None)
+    if reached is not None:
+        return True, reached
+    return False, curve[-1]["calls"] if curve else 0
+
+
+def metric_of(words: bool) -> Callable[..., oj.Score]:
+    """The metric, with its words or without."""
+
+    def at_most_three_words(outputs: str) -> oj.Score:
+        kept = len(outputs.split()) <= 3
+        return oj.Score(float(kept), RULE if words and not kept else "")
+
+    return at_most_three_words
+
+
+def run_one(completer: LocalCompleter, folder: Path, words: bool, seed: int) -> tuple[bool, int]:
+    """Searches until the target is reached; see ``calls_to``."""
+    answer = oj.prompt("Answer the question.", name="answer", max_tokens=16, stop=("\n",))
+
+    async def program(question: str) -> str:
+        return await answer(question=question)
+
+    rows = [{"question": f"What is the capital of {one.name}?"} for one in load_countries()]
+    random.Random(seed).shuffle(rows)
+    config = overridden(
+        own_system(__file__, train=32, val=16, confirm=0, test=1),
+        {
+            "seed": seed,
+            "data.seed": seed,
+            "system.language_model.model": _MODEL.value,
+            "proposer.model": _MODEL.value,
+            "optimize.score": "off",  # local rewards would cost time, and change neither arm's words
+            "optimize.iterations": _ITERATIONS.value,
+            "offline.groups": 0,
+        },
+    )
+    declared = oj.program(program, components=[answer])
+    benchmark = oj.benchmark(declared, metric_of(words), rows)
+    progress = Watch(folder, _TARGET.value)
+    try:
+        for stage in ("collect", "optimize"):
+            run_stages(config, folder, stage, progress, completer=completer, benchmark=benchmark)
+    except Reached:
+        pass
+    return calls_to(folder, _TARGET.value)
+
+
+def interval_of_ratio(with_words: list[int], without: list[int]) -> tuple[float, float]:
+    """95 % interval of the ratio of the two medians, by bootstrap over the seeds, which both arms share."""
+    rng, pairs = random.Random(0), list(zip(with_words, without, strict=True))
+    draws = (rng.choices(pairs, k=len(pairs)) for _ in range(_RESAMPLES))
+    medians = ([statistics.median(arm) for arm in zip(*drawn, strict=True)] for drawn in draws)
+    ratios = sorted(with_median / without_median for with_median, without_median in medians)
+    return ratios[int(0.025 * _RESAMPLES)], ratios[int(0.975 * _RESAMPLES)]
+
+
+def measure() -> None:
+    """Runs both arms, and prints what they took."""
+    workdir, progress = Path(_WORKDIR.value), ConsoleProgress()
+    engines = Engines(MeshConfig(), progress)
+    completer = LocalCompleter(_MODEL.value, lambda: engines.sampler(_MODEL.value))
+    found: dict[str, list[tuple[bool, int]]] = {"with": [], "without": []}
+    for seed in range(_FIRST.value, _FIRST.value + _SEEDS.value):
+        for arm, runs in found.items():
+            runs.append(run_one(completer, workdir / f"{arm}-{seed}", arm == "with", seed))
+            reached, calls = runs[-1]
+            progress.line(f"seed {seed}, {arm} feedback: {'' if reached else 'not reached in '}{calls} calls")
+    calls = {arm: [count for _, count in runs] for arm, runs in found.items()}
+    medians = {arm: statistics.median(counts) for arm, counts in calls.items()}
+    for arm, runs in found.items():
+        reached = sum(reached for reached, _ in runs)
+        progress.line(f"{arm} feedback: {reached} of {len(runs)} seeds reach it, median {medians[arm]} calls")
+    low, high = interval_of_ratio(calls["with"], calls["without"])
+    ratio = medians["with"] / medians["without"]
+    progress.line(f"ratio of medians {ratio:.2f} [{low:.2f}, {high:.2f}]")
+    write_json(
+        workdir / "feedback.json",
+        {"model": _MODEL.value, "target": _TARGET.value, "runs": found, "ratio": ratio, "ci95": [low, high]},
+    )
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    return exit_code(measure)
+
+
+if __name__ == "__main__":
+    app.run(main)
