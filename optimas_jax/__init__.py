@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from optimas_jax.programs.functions import component
     from optimas_jax.programs.program import program
     from optimas_jax.programs.prompts import choice, prompt, setting
+    from optimas_jax.programs.weights import lora
     from optimas_jax.result import Result, open_run
     from optimas_jax.saved import Optimized, load
 
@@ -45,6 +46,7 @@ _HOMES = {
     "optimas_jax.programs.functions": ("component",),
     "optimas_jax.programs.program": ("program",),
     "optimas_jax.programs.prompts": ("choice", "prompt", "setting"),
+    "optimas_jax.programs.weights": ("lora",),
     "optimas_jax.result": ("Result", "open_run"),
     "optimas_jax.saved": ("Optimized", "load"),
 }
@@ -65,6 +67,7 @@ __all__ = [
     "component",
     "evaluate",
     "load",
+    "lora",
     "open_run",
     "optimize",
     "program",
