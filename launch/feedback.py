@@ -95,6 +95,9 @@ def run_one(completer: LocalCompleter, folder: Path, words: bool, seed: int) -> 
             "proposer.model": _MODEL.value,
             "optimize.score": "off",  # local rewards would cost time, and change neither arm's words
             "optimize.iterations": _ITERATIONS.value,
+            "optimize.proposers": "opro,reflect,feedback",  # demonstrations would show the form without any words
+            "optimize.instructions": 1,
+            "optimize.rewrites": 1,
             "offline.groups": 0,
         },
     )
