@@ -18,13 +18,14 @@ from optimas_jax.core.execution import Job
 from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
 from optimas_jax.core.stats import compare, mean_interval
 from optimas_jax.core.system import Metric
-from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed
+from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed, digest
 from optimas_jax.core.usage import Limit, OutOfBudget
 from optimas_jax.core.values import Configuration, value_from_json
 from optimas_jax.loop.budget import block
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Host, Run
-from optimas_jax.loop.journal import load_best
+from optimas_jax.loop.folder.evaluations import example_rows
+from optimas_jax.loop.journal import OPTIMIZED, load_best
 from optimas_jax.loop.local_rewards import collect_on
 from optimas_jax.loop.start import NO_FRESH_ROWS
 from optimas_jax.loop.state import State
@@ -36,7 +37,6 @@ from optimas_jax.search.confirm import Confirmation, confirm
 
 _ALIGNED_AT_ONCE = 8  # inputs that every component takes at a time
 _PARTS, _FEWEST_AT_ONCE = 8, 4  # of an evaluation within a budget, and examples of one
-OPTIMIZED = "optimized.json"  # what the search found, in the run folder
 NO_SEARCH: Mapping[str, Any] = {
     "reward": "",
     "alignment": {},
@@ -337,8 +337,23 @@ def _half_of_rewards(groups: Sequence[Group], half: int) -> list[Group]:
     ]
 
 
-def measure(run: Run) -> dict[str, Any]:
-    """Measures the configuration in ``best/`` and the default one; returns the fields of ``results.json``."""
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """An evaluation of the optimised configuration beside the default one.
+
+    Attributes:
+      results: fields of ``results.json``.
+      identity: what makes it the same as another one (``loop.folder.evaluations``).
+      rows: one for each example.
+    """
+
+    results: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+
+def measure(run: Run) -> Measured:
+    """Measures the configuration in ``best/`` and the default one."""
     settings, host = run.config.evaluate, run.host
     folder = Path(settings.folder) if settings.folder else host.folder.path / "best"
     configuration = load_best(folder)
@@ -369,7 +384,15 @@ def measure(run: Run) -> dict[str, Any]:
     if steps == states:
         accepted = contributions(run, search, settings.split, evaluations)
     benchmark = run.benchmark
-    return {
+    identity = {
+        **dataclasses.asdict(settings),
+        "n": len(examples),
+        "configurations": [one.digest for one in steps],
+        "optimized": configuration.digest,
+        "confirmed": (search["confirmed"] or {}).get("verdict"),
+        "scores": digest([one.scores for one in evaluations]),
+    }
+    results = {
         "benchmark": title(run.config.benchmark),
         "variant": run.config.variant,
         "seed": run.config.seed,
@@ -395,5 +418,5 @@ def measure(run: Run) -> dict[str, Any]:
         "dropped": search["dropped"],
         "accepted": accepted,
         "ledger": host.ledger.to_json(),
-        "paid_calls": host.ledger.paid_calls,
     }
+    return Measured(results, identity, example_rows(examples, baseline.traces, optimized.traces))
