@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimas_jax.core.types import StopRun
 from optimas_jax.loop.journal import BEST
 from optimas_jax.programs.program import Program
 from optimas_jax.saved import Optimized, load
@@ -85,11 +84,13 @@ class Result:
     def flips(self) -> pd.DataFrame:
         """The examples whose score changed, those that became worse first."""
         examples = self.examples
-        return examples[examples["change"] != 0].sort_values("change", kind="stable", ignore_index=True)
+        order = examples["change"].argsort(kind="stable")
+        ordered = examples.iloc[order]
+        return ordered[ordered["change"] != 0].reset_index(drop=True)
 
     @property
     def proposals(self) -> pd.DataFrame:
-        """Every proposal, with its verdict and the reason; figures of the race and the gate as ``race.*``, ``gate.*``."""
+        """Every proposal, with its verdict and the reason; ``race.*`` and ``gate.*`` are figures of race and gate."""
         latest = {row["id"]: row for row in _rows(self.folder / "proposals.jsonl")}  # a higher budget may know more
         flat = [
             {
@@ -137,14 +138,14 @@ class Result:
         before, after = (self.results[name]["mean"] for name in ("baseline", "optimized"))
         low, high = self.interval
         pairs = list(zip(*(self.results[name]["scores"] for name in ("baseline", "optimized")), strict=True))
+        changed = dict.fromkeys(change["component"] for change in self.results["accepted"])
         rows = {
             str(self.results["metric"]): f"{before:.3f} → {after:.3f}",
             "gain": f"{self.gain:+.3f} [{low:+.3f}, {high:+.3f}]",
             "examples": f"{len(pairs)} of {self.results['split']}: {sum(b > a for a, b in pairs)} better, "
             f"{sum(b < a for a, b in pairs)} worse",
             "confirmation": "confirmed" if self.confirmed else "not confirmed",
-            "changed": ", ".join(dict.fromkeys(change["component"] for change in self.results["accepted"]))
-            or "nothing",
+            "changed": ", ".join(changed) or "nothing",
             "folder": str(self.folder),
         }
         cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
@@ -152,7 +153,9 @@ class Result:
 
 
 def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+    """Rows of a file of JSON lines; none without the file, nor of a line that is being written."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: str) -> pd.DataFrame:
@@ -174,12 +177,12 @@ def open_run(
       evaluation: label of one of its evaluations (``evaluations/LABEL.json``); by default that of ``results.json``.
 
     Raises:
-      StopRun: there is no such result.
+      FileNotFoundError: there is no such result.
     """
     folder = Path(folder)
     path = folder / (f"evaluations/{evaluation}.json" if evaluation else "results.json")
     if not path.is_file():
         labels = sorted(file.stem for file in folder.glob("evaluations/*.json"))
         others = f"; it has the evaluations {', '.join(labels)}" if labels else ""
-        raise StopRun(f"no {path}: the command that made {folder} resumes it{others}")
+        raise FileNotFoundError(f"no {path}: the command that made {folder} resumes it{others}")
     return Result(folder, json.loads(path.read_text(encoding="utf-8")), program)

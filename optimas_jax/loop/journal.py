@@ -21,7 +21,7 @@ from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_v
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
 
-TAPE, LOCK, JOURNAL = "tape.sqlite", ".lock", "journal.jsonl"
+TAPE, LOCK, JOURNAL, RUN = "tape.sqlite", ".lock", "journal.jsonl", "run.json"
 OPTIMIZED = "optimized.json"  # what a finished search found
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
@@ -108,6 +108,7 @@ class RunFolder:
                 self._check(known[0], plain)
             self.first = plain if not known or (plain not in known and self.is_unused()) else known[0]
             if self.first is plain:
+                (self.path / RUN).unlink(missing_ok=True)  # of a command that ended before it paid for anything
                 self.write("config.json", plain)
             elif plain not in known:  # free fields differ
                 self.write(f"config-{len(known) + 1}.json", plain)

@@ -70,7 +70,7 @@ class Verdict:
     gate: Mapping[str, Any] | None = None
 
 
-def tested(comparison: Comparison, total: int, chance: float, *, passed: bool) -> Verdict:
+def gate_verdict(comparison: Comparison, total: int, chance: float, *, passed: bool) -> Verdict:
     """The verdict of the gate.
 
     Args:

@@ -23,9 +23,8 @@ from typing import Any
 from optimas_jax.core.usage import Usage
 from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.loop.journal import FolderError, RunFolder
+from optimas_jax.loop.journal import RUN, FolderError, RunFolder
 
-RUN = "run.json"
 _ROOT = Path(__file__).parents[3]
 _PACKAGES = (
     *("optimas_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers"),
@@ -42,7 +41,7 @@ class Record:
       facts: command, commit, versions and platform: of the command that began the execution.
       command: the command itself.
       parts: what earlier commands of the same execution took, which did not finish; None after the first execution.
-      started: when it did (``time.time``).
+      started: date and time.
       clock: the same by ``time.monotonic``.
       paid_before: what earlier commands in the folder paid.
     """
@@ -53,7 +52,7 @@ class Record:
     facts: Mapping[str, Any]
     command: str
     parts: tuple[Mapping[str, Any], ...] | None
-    started: float
+    started: str
     clock: float
     paid_before: Usage
 
@@ -64,10 +63,10 @@ def begin(folder: RunFolder, ledger: Ledger, engines: Engines, command: str = ""
     Args:
       command: in words; by default the command line of the process.
     """
-    known = None if folder.is_unused() else folder.read(RUN)
+    known = folder.read(RUN)
     command = command or command_line(sys.argv)
-    now = time.time()
-    facts = {"command": command, "commit": commit(_ROOT), "started": _date(now), **surroundings()}
+    now = _date(time.time())
+    facts = {"command": command, "commit": commit(_ROOT), "started": now, **surroundings()}
     parts: tuple[Mapping[str, Any], ...] | None = ()
     if known is not None:
         parts = None
@@ -140,7 +139,8 @@ def _closed(part: Mapping[str, Any], last_written: float) -> Mapping[str, Any]:
     """A part that was killed ended when it last wrote something."""
     if part["seconds"] is not None:
         return part
-    return {**part, "seconds": round(max(0.0, last_written - part["started"]), 1)}
+    started = datetime.datetime.fromisoformat(part["started"]).timestamp()
+    return {**part, "seconds": round(max(0.0, last_written - started), 1)}
 
 
 def _as_json(record: Record, parts: tuple[Mapping[str, Any], ...], finished: float | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from optimas_jax.core.values import Value, value_digest, value_to_json
 from optimas_jax.loop.budget import block, costs_by_role, emit_curve, expected_cost, fits, hold_final
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Host
-from optimas_jax.loop.folder.proposals import Verdict, not_tested, tested
+from optimas_jax.loop.folder.proposals import Verdict, gate_verdict, not_tested
 from optimas_jax.loop.journal import OPTIMIZED
 from optimas_jax.loop.state import Ranked, State
 from optimas_jax.search.gate import GateConfig, chance_of_passing, decide, looks
@@ -96,7 +96,7 @@ def _verdict(
     config: GateConfig, comparison: Comparison, after: Sequence[Trace], before: Sequence[Trace], *, passed: bool
 ) -> Verdict:
     seen = [new.score - old.score for new, old in zip(after, before, strict=False)][: comparison.n]
-    return tested(comparison, len(before), chance_of_passing(config, seen, len(before)), passed=passed)
+    return gate_verdict(comparison, len(before), chance_of_passing(config, seen, len(before)), passed=passed)
 
 
 def _validate(host: Host, state: State, name: str, value: Value, start: int, stop: int) -> list[Trace]:
