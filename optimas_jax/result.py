@@ -174,7 +174,7 @@ def open_run(
 
     Args:
       program: that was optimised, for ``best``.
-      evaluation: label of one of its evaluations (``evaluations/LABEL.json``); by default that of ``results.json``.
+      evaluation: label of one of its evaluations, ``evaluations/LABEL.json``; by default ``results.json``.
 
     Raises:
       FileNotFoundError: there is no such result.

@@ -211,7 +211,7 @@ def build_run(
         models that they name.
       shared: folder of results that several processes share (``llm.shared``).
       benchmark: in place of the one that the configuration names.
-      command: in words, for ``run.json``; by default the command line.
+      command: the text that ``run.json`` has of it; by default the command line.
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -250,9 +250,7 @@ def build_run(
         opened.callback(close, record)
         taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
-        model = config.policy.model or _tuned_model(config)
-        tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
-        policies = PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
+        policies = _policies(config, engines, folder, checkpoints)
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
         host = Host(
             system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter()),
@@ -268,6 +266,12 @@ def build_run(
             judge=config.proposer,
         )
         return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, record, opened.pop_all())
+
+
+def _policies(config: RunConfig, engines: Engines, folder: RunFolder, checkpoints: CheckpointStore) -> PolicyEngine:
+    model = config.policy.model or _tuned_model(config)
+    tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
+    return PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
 
 
 def _executing(

@@ -110,7 +110,7 @@ class RunFolder:
             if self.first is plain:
                 (self.path / RUN).unlink(missing_ok=True)  # of a command that ended before it paid for anything
                 self.write("config.json", plain)
-            elif plain not in known:  # free fields differ
+            elif plain != known[-1]:  # free fields differ from those of the command before
                 self.write(f"config-{len(known) + 1}.json", plain)
             return [json.loads(line) for line in read_lines(self.path / JOURNAL)]
         except ValueError as error:  # not UTF-8, not JSON, not an object
@@ -185,7 +185,7 @@ class RunFolder:
         self._append(JOURNAL, [line])
 
     def append_new(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Appends rows to a file of JSON lines, but for those that it has already."""
+        """Appends rows to a file of JSON lines; a row that it has already is left out."""
         known = set(read_lines(self.path / name))
         self._append(name, [line for line in map(json_line, rows) if line not in known])
 
@@ -282,8 +282,8 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequenc
 
 
 def config_files(folder: Path) -> list[Path]:
-    """``config.json`` of the first command, then those of commands that differ from all before them in fields on which
-    no result of a search depends."""
+    """``config.json`` of the first command, then a file of every command whose settings differ from those of the
+    previous command, in fields on which no result of a search depends. The last one is in force."""
     first, later = folder / "config.json", folder.glob("config-*.json")
     numbers = sorted(int(path.stem.removeprefix("config-")) for path in later if path.stem[7:].isdigit())
     return [path for path in (first, *(folder / f"config-{number}.json" for number in numbers)) if path.is_file()]

@@ -20,11 +20,12 @@ from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
+from optimas_jax.loop.align import align, alignment_of
 from optimas_jax.loop.budget import USED, hold_final, price, run_limit, search_limit
 from optimas_jax.loop.completers import answering, loaded_here
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig
 from optimas_jax.loop.context import Host, Run, build_run
-from optimas_jax.loop.evaluate import after_each, align, alignment_of, confirm_search, measure
+from optimas_jax.loop.evaluate import after_each, confirm_search, measure
 from optimas_jax.loop.folder.evaluations import is_own, save
 from optimas_jax.loop.folder.record import finish, took
 from optimas_jax.loop.iteration import optimize

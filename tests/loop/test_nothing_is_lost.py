@@ -107,7 +107,7 @@ def test_other_evaluations_and_replays_leave_every_earlier_file_byte_for_byte(se
         _, paid = run(searched, config, stage=stage, command=f"{label} {stage}")
         again = files(searched)
         new = set(again) - set(before)
-        assert not paid and all(name.startswith("run-") for name in new)
+        assert not paid and all(name.startswith(("run-", "config-")) for name in new)
         assert {name: again[name] for name in before} == before
         before = again
     assert read(searched / "results.json") == read(searched / "evaluations" / "test.json")

@@ -10,6 +10,7 @@ other ``config.evaluate``, or on as many examples as another budget allows. A re
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,21 @@ from optimas_jax.loop.journal import RunFolder
 from optimas_jax.loop.stage_configs import EvaluateConfig
 
 EVALUATIONS, RESULTS = "evaluations", "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """An evaluation of the optimised configuration beside the default one.
+
+    Attributes:
+      results: fields of ``results.json``.
+      identity: what makes it the same as another one (``save``).
+      rows: one for each example.
+    """
+
+    results: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
 
 
 def is_own(folder: RunFolder, settings: EvaluateConfig) -> bool:

@@ -61,7 +61,7 @@ class Verdict:
     Attributes:
       verdict: ``accepted``, ``refused`` by the gate on all its examples, ``given up early`` by it; ``not tested``: the
         race alone has seen it; ``not tried``: nothing was run.
-      reason: in words.
+      reason: a sentence.
       gate: figures of the test, if there was one.
     """
 

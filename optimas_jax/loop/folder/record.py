@@ -61,7 +61,7 @@ def begin(folder: RunFolder, ledger: Ledger, engines: Engines, command: str = ""
     """The record of a command that starts now; ``run.json`` has its facts from now on, until the run has finished.
 
     Args:
-      command: in words; by default the command line of the process.
+      command: its text; by default the command line of the process.
     """
     known = folder.read(RUN)
     command = command or command_line(sys.argv)

@@ -47,7 +47,7 @@ class Race:
     uses_local_reward: bool
 
     def without_effect(self, proposals: Sequence[Proposal]) -> list[Proposal]:
-        """Those of the proposals that answered as the value in use, or as an earlier one."""
+        """Proposals that answered as the value in use, or as an earlier proposal."""
         ranked = {one.proposal.digest for one in self.ranked}
         return [proposal for proposal in proposals if proposal.digest not in ranked]
 
