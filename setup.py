@@ -26,6 +26,7 @@ setup(
         "jinja2>=3.1,<4",  # chat templates; transformers does not ask for it
         # Data, search, statistics.
         "datasets>=5.2,<6",
+        "pandas>=2.2,<4",  # tables of a result; datasets brings it
         "bm25s>=0.3.9,<0.4",  # retrieval
         "countryinfo>=1.0,<1.1",  # facts behind the embedded questions; other versions have other facts
         "scipy>=1.14,<2",

@@ -48,13 +48,13 @@ def run() -> None:
     from optimas_jax.report.run import report_alignment, report_probe, report_run
 
     progress = ConsoleProgress()
-    run_stages(config, workdir, _STAGE.value, progress)
+    label = run_stages(config, workdir, _STAGE.value, progress)
     if _STAGE.value == ALIGN:
         report_alignment(workdir, progress)
     elif _STAGE.value == PROBE:
         report_probe(workdir, progress)
     elif _STAGE.value in ("all", "evaluate"):
-        report_run(workdir, progress)
+        report_run(workdir, progress, label)
 
 
 if __name__ == "__main__":

@@ -85,16 +85,17 @@ def optimize(
         optimize=dataclasses.replace(base.optimize, iterations=max(4, 2 * len(declared.components))),
     )
     folder = Path(workdir or f"runs/{declared.name}")
-    run_stages(
+    label = run_stages(
         overridden(base, config or {}),
         folder,
         "all",
         progress or console,
         benchmark=_benchmark(declared, metric, inputs, examples),
+        command=f"optimize({declared.name}, ...) from Python",
     )
     if progress is None:
-        report_run(folder, console)
-    return open_run(folder, declared)
+        report_run(folder, console, label)
+    return open_run(folder, declared, evaluation=label)
 
 
 def benchmark(program: Program | Callable[..., Any], metric: Callable[..., Any], data: Any) -> Benchmark:

@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import html
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optimas_jax.loop.journal import BEST
 from optimas_jax.programs.program import Program
 from optimas_jax.saved import Optimized, load
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run found, read from its folder.
+    """What a run found, read from its folder. Tables are pandas data frames.
 
     Attributes:
       folder: of the run.
-      results: ``results.json``.
-      best: the optimised program.
+      results: of its evaluation: ``results.json``, or ``evaluations/LABEL.json``.
+      program: that was optimised; ``best`` needs it.
     """
 
     folder: Path
     results: Mapping[str, Any]
-    best: Optimized
+    program: Program | Callable[..., Any] | None = None
+
+    @functools.cached_property
+    def best(self) -> Optimized:
+        """The optimised program.
+
+        Raises:
+          ValueError: the run was opened without its program.
+        """
+        if self.program is None:
+            raise ValueError(f"{self.folder} was opened without its program: open_run({str(self.folder)!r}, program)")
+        return load(self.folder / BEST, self.program)
 
     @property
     def gain(self) -> float:
-        """Mean gain of the metric on the test split."""
+        """Mean gain of the metric on the evaluated split."""
         return self.results["gain"]["mean"]
 
     @property
@@ -43,6 +59,71 @@ class Result:
         """Whether the change was confirmed on examples that the search has not seen."""
         return bool((self.results["confirmed"] or {}).get("changes"))
 
+    @property
+    def examples(self) -> pd.DataFrame:
+        """Every evaluated example before and after: outputs and feedback (of the first repeat), and mean scores."""
+        rows = _rows(self.folder / "evaluations" / f"{self.results['label']}.jsonl")
+        return _frame(
+            [
+                {
+                    **{name: row[name] for name in ("id", "kind", "inputs", "gold")},
+                    "before": row["before"]["runs"][0]["outputs"],
+                    "after": row["after"]["runs"][0]["outputs"],
+                    "score_before": row["before"]["score"],
+                    "score_after": row["after"]["score"],
+                    "change": row["after"]["score"] - row["before"]["score"],
+                    "feedback_before": row["before"]["runs"][0]["feedback"],
+                    "feedback_after": row["after"]["runs"][0]["feedback"],
+                }
+                for row in rows
+            ],
+            "id kind inputs gold before after score_before score_after change feedback_before feedback_after",
+        )
+
+    @property
+    def flips(self) -> pd.DataFrame:
+        """The examples whose score changed, those that became worse first."""
+        examples = self.examples
+        order = examples["change"].argsort(kind="stable")
+        ordered = examples.iloc[order]
+        return ordered[ordered["change"] != 0].reset_index(drop=True)
+
+    @property
+    def proposals(self) -> pd.DataFrame:
+        """Every proposal, with its verdict and the reason; ``race.*`` and ``gate.*`` are figures of race and gate."""
+        latest = {row["id"]: row for row in _rows(self.folder / "proposals.jsonl")}  # a higher budget may know more
+        flat = [
+            {
+                **{name: row[name] for name in row if name not in ("race", "gate")},
+                **{f"{part}.{name}": figure for part in ("race", "gate") for name, figure in (row[part] or {}).items()},
+            }
+            for row in latest.values()
+        ]
+        return _frame(flat, "id iteration component parent optimiser digest text value verdict reason")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Validation score against cost: after the first validation, every iteration and every accepted proposal."""
+        events = [row for row in _rows(self.folder / "journal.jsonl") if row["event"] == "curve"]
+        points = [{name: event[name] for name in event if name not in ("event", "time")} for event in events]
+        return _frame(points, "at iteration val_score tokens calls usd seconds")
+
+    @property
+    def by_kind(self) -> pd.DataFrame:
+        """Mean scores by kind of example, where examples have kinds."""
+        rows = [{"kind": kind, **row} for kind, row in self.results["by_kind"].items()]
+        table = _frame(rows, "kind n baseline optimized")
+        return table.assign(gain=table["optimized"] - table["baseline"])
+
+    @property
+    def cost(self) -> pd.DataFrame:
+        """What the run took (``run.json``), and in later rows what other commands in its folder did."""
+        later = self.folder.glob("run-*.json")
+        files = [self.folder / "run.json", *sorted(later, key=lambda path: int(path.stem.removeprefix("run-")))]
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.is_file()]
+        columns = "command started finished seconds peak_rss_mb paid_calls tokens usd"
+        return _frame([{name: record[name] for name in columns.split()} for record in records], columns)
+
     def __repr__(self) -> str:
         before, after = (self.results[name]["mean"] for name in ("baseline", "optimized"))
         low, high = self.interval
@@ -52,13 +133,56 @@ class Result:
             f"{'confirmed' if self.confirmed else 'not confirmed'}; {self.folder})"
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        before, after = (self.results[name]["mean"] for name in ("baseline", "optimized"))
+        low, high = self.interval
+        pairs = list(zip(*(self.results[name]["scores"] for name in ("baseline", "optimized")), strict=True))
+        changed = dict.fromkeys(change["component"] for change in self.results["accepted"])
+        rows = {
+            str(self.results["metric"]): f"{before:.3f} → {after:.3f}",
+            "gain": f"{self.gain:+.3f} [{low:+.3f}, {high:+.3f}]",
+            "examples": f"{len(pairs)} of {self.results['split']}: {sum(b > a for a, b in pairs)} better, "
+            f"{sum(b < a for a, b in pairs)} worse",
+            "confirmation": "confirmed" if self.confirmed else "not confirmed",
+            "changed": ", ".join(changed) or "nothing",
+            "folder": str(self.folder),
+        }
+        cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<table>{''.join(cells)}</table>"
 
-def open_run(folder: str | Path, program: Program | Callable[..., Any]) -> Result:
+
+def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
+    """Rows of a file of JSON lines; none without the file, nor of a line that is being written."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], columns: str) -> pd.DataFrame:
+    """A data frame with these columns first, which it has even without rows."""
+    import pandas as pd  # takes longer to import than all of this package's front door
+
+    rows = list(rows)
+    names = dict.fromkeys([*columns.split(), *(name for row in rows for name in row)])
+    return pd.DataFrame(rows, columns=list(names))
+
+
+def open_run(
+    folder: str | Path, program: Program | Callable[..., Any] | None = None, *, evaluation: str = ""
+) -> Result:
     """The result of a finished run.
 
+    Args:
+      program: that was optimised, for ``best``.
+      evaluation: label of one of its evaluations, ``evaluations/LABEL.json``; by default ``results.json``.
+
     Raises:
-      FileNotFoundError: it has no ``results.json``.
+      FileNotFoundError: there is no such result.
     """
     folder = Path(folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return Result(folder, results, load(folder / BEST, program))
+    path = folder / (f"evaluations/{evaluation}.json" if evaluation else "results.json")
+    if not path.is_file():
+        labels = sorted(file.stem for file in folder.glob("evaluations/*.json"))
+        others = f"; it has the evaluations {', '.join(labels)}" if labels else ""
+        raise FileNotFoundError(f"no {path}: the command that made {folder} resumes it{others}")
+    return Result(folder, json.loads(path.read_text(encoding="utf-8")), program)

@@ -30,6 +30,7 @@ from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.budget import search_limit
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Device, Host, Run
+from optimas_jax.loop.folder.record import begin
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import RunFolder, load_best
 from optimas_jax.loop.state import State
@@ -170,15 +171,16 @@ def make_run(
         concurrency=config.concurrency,
         max_tokens=config.optimize.max_tokens,
     )
+    engines = Engines(MeshConfig(), QUIET)
     return Run(
         config,
         host,
         Device(engine, None),
         Dataset(splits),
-        Engines(MeshConfig(), QUIET),
+        engines,
         tape,
         find_benchmark(config.benchmark),
-        0.0,
+        begin(host.folder, ledger, engines, "a test"),
     )
 
 

@@ -316,6 +316,11 @@ class Ledger:
         return self._allowance.chain[-1].used if self._allowance else Usage()
 
     @property
+    def spent(self) -> Usage:
+        """What all commands in the run folder paid, this one included."""
+        return self._spent
+
+    @property
     def paid_calls(self) -> int:
         """Results that were not on the tape when this command started."""
         return self._paid_calls.total()

@@ -144,12 +144,14 @@ def _measured(host: Host, examples: Sequence[Example]) -> _Pricing:
 
 
 @contextlib.contextmanager
-def run_limit(host: Host, stage: str) -> Iterator[Allowance]:
-    """Limits a stage to what the stages before it left of ``config.budget``, and records what it used at its end."""
+def run_limit(host: Host, stage: str, *, is_part: bool = True) -> Iterator[Allowance]:
+    """Limits a stage to what the stages before it left of ``config.budget``, and records what it used at its end, if it
+    ``is_part`` of the run: another evaluation is not."""
     with host.ledger.limit(host.ledger.budget.rest(_used_before(host, stage))) as allowance:
         yield allowance
         used = host.folder.read(USED) or {}
-        host.folder.write(USED, {**used, stage: stage_usage(host).to_json()})
+        if is_part:
+            host.folder.write(USED, {**used, stage: stage_usage(host).to_json()})
 
 
 @contextlib.contextmanager

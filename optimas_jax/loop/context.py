@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +32,7 @@ from optimas_jax.llm.shared import SharedCompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
+from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
 from optimas_jax.loop.start import ROWS, read_start, rows_of, starting_from, with_fresh_rows, with_reserve
 from optimas_jax.policy.engine import PolicyEngine
@@ -180,7 +180,7 @@ class Run:
       engines: local models.
       tape: of all effects.
       benchmark: module or object that made system and data.
-      started: ``time.monotonic()`` when it was built.
+      record: what the command takes.
       opened: the run's files; its user closes them.
     """
 
@@ -191,7 +191,7 @@ class Run:
     engines: Engines
     tape: Tape
     benchmark: Any
-    started: float
+    record: Record
     opened: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
 
@@ -202,6 +202,7 @@ def build_run(
     completer: Completer | None = None,
     shared: Path | None = None,
     benchmark: ModuleType | Benchmark | None = None,
+    command: str = "",
 ) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
@@ -210,13 +211,13 @@ def build_run(
         models that they name.
       shared: folder of results that several processes share (``llm.shared``).
       benchmark: in place of the one that the configuration names.
+      command: the text that ``run.json`` has of it; by default the command line.
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
         anything is spent.
       FolderError: for a folder of another configuration.
     """
-    started = time.monotonic()
     benchmark = benchmark or find_benchmark(config.benchmark)
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
@@ -245,11 +246,11 @@ def build_run(
         if folder.read(ROWS) is None:
             folder.write(ROWS, rows_of(data.splits, frozenset() if start is None else start.used))
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
+        record = begin(folder, ledger, engines, command)
+        opened.callback(close, record)
         taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
-        model = config.policy.model or _tuned_model(config)
-        tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
-        policies = PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
+        policies = _policies(config, engines, folder, checkpoints)
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
         host = Host(
             system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter()),
@@ -264,7 +265,13 @@ def build_run(
             max_tokens=config.optimize.max_tokens,
             judge=config.proposer,
         )
-        return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, started, opened.pop_all())
+        return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, record, opened.pop_all())
+
+
+def _policies(config: RunConfig, engines: Engines, folder: RunFolder, checkpoints: CheckpointStore) -> PolicyEngine:
+    model = config.policy.model or _tuned_model(config)
+    tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
+    return PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
 
 
 def _executing(

@@ -6,8 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import math
-import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,25 +16,19 @@ from optimas_jax.core.execution import Job
 from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
 from optimas_jax.core.stats import compare, mean_interval
 from optimas_jax.core.system import Metric
-from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed
-from optimas_jax.core.usage import Limit, OutOfBudget
+from optimas_jax.core.types import Example, Trace, derive_seed, digest
+from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Configuration, value_from_json
 from optimas_jax.loop.budget import block
-from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.context import Device, Host, Run
-from optimas_jax.loop.journal import load_best
-from optimas_jax.loop.local_rewards import collect_on
+from optimas_jax.loop.context import Host, Run
+from optimas_jax.loop.folder.evaluations import Measured, example_rows
+from optimas_jax.loop.journal import OPTIMIZED, load_best
+from optimas_jax.loop.stage_configs import EvaluateConfig
 from optimas_jax.loop.start import NO_FRESH_ROWS
-from optimas_jax.loop.state import State
-from optimas_jax.rewards.alignment import measure_alignment, report_groups
-from optimas_jax.rewards.pairs import count_informative
-from optimas_jax.rewards.split import part_of
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.confirm import Confirmation, confirm
 
-_ALIGNED_AT_ONCE = 8  # inputs that every component takes at a time
 _PARTS, _FEWEST_AT_ONCE = 8, 4  # of an evaluation within a budget, and examples of one
-OPTIMIZED = "optimized.json"  # what the search found, in the run folder
 NO_SEARCH: Mapping[str, Any] = {
     "reward": "",
     "alignment": {},
@@ -279,72 +271,37 @@ def _confirmation(
     return done, confirmation
 
 
-def alignment_of(host: Host, device: Device, config: RunConfig, state: State) -> dict[str, Any]:
-    """Alignment of the search's last local reward by component, under its last configuration, on inputs without
-    training."""
-    groups = report_groups(state.evidence, config.offline.shares, state.configuration.digest)
-    rows = measure_alignment(device.rewards.scorer, state.reward, host.system, groups)
-    return {name: row.to_json() for name, row in rows.items()}
+def _evaluate_states(
+    host: Host, settings: EvaluateConfig, steps: Sequence[Configuration], kept: int
+) -> tuple[Sequence[Example], Sequence[Configuration], int, list[Evaluation]]:
+    """Evaluates the default configuration, which is the first of ``steps``, the kept one, and the others if the budget
+    allows it.
 
-
-def align(host: Host, device: Device, config: RunConfig, configuration: Configuration, reward: str) -> dict[str, Any]:
-    """Alignment of a local reward by component, on fresh groups of inputs that it was not trained on. Each candidate
-    has two independent sets of Monte Carlo rewards; the second gives the noise ceiling.
-
-    Args:
-      configuration: configuration of all runs.
-      reward: name of the local reward.
-
-    Raises:
-      StopRun: no group was labelled within ``config.align.tokens`` and ``config.budget``.
+    Returns:
+      The examples that were run; the steps that were evaluated, the index of the kept one, and their evaluations.
     """
-    inputs = [e for e in host.splits["train"] if part_of(e.id, config.offline.shares) == "report"]
-    random.Random(derive_seed(host.seed, "align")).shuffle(inputs)
-    collecting = dataclasses.replace(config.collect, rollouts=2 * config.collect.rollouts)
-    twice = dataclasses.replace(config, collect=collecting)
-    groups: list[Group] = []
-    threshold = config.reward.loss.threshold
-    with host.ledger.limit(Limit(tokens=config.align.tokens or math.inf)):
-        for begin in range(0, len(inputs), _ALIGNED_AT_ONCE):
-            names = [n for n in host.components if count_informative(groups, n, threshold) < config.align.inputs]
-            if not names:
-                break
-            examples = inputs[begin : begin + _ALIGNED_AT_ONCE]
-            try:
-                with block(host, f"align {config.align.tokens} from {begin}"):
-                    groups += collect_on(host, twice, configuration, names, examples, groups)
-            except OutOfBudget as reason:
-                if not groups:
-                    limits = f"config.align.tokens = {config.align.tokens:,} or " if config.align.tokens else ""
-                    raise StopRun(
-                        f"{limits}config.budget ends alignment before its first groups: raise it, and the same command "
-                        "goes on"
-                    ) from None
-                host.progress.line(f"  stopped: {reason}")
-                break
-    first, second = (_half_of_rewards(groups, half) for half in (0, 1))
-    rows = measure_alignment(device.rewards.scorer, reward, host.system, first, second)
-    return {name: row.to_json() for name, row in rows.items()}
+    name = f"{settings.split} examples, {settings.repeats} run{'s' * (settings.repeats > 1)} each"
+    ends = [steps[0], steps[kept]]
+    examples, pair = evaluate_within(host, name, ends, host.splits[settings.split], settings.repeats)
+    measured = {0: pair[0], kept: pair[1]}
+    others = [index for index in range(len(steps)) if index not in measured]
+    try:
+        with block(host, f"{name}, states {' '.join(steps[index].digest for index in others)}"):
+            more = evaluate(host, [steps[index] for index in others], examples, settings.repeats)
+    except OutOfBudget as reason:
+        host.progress.line(f"  other states are left out: {reason}")
+        return examples, ends, 1, pair
+    measured |= dict(zip(others, more, strict=True))
+    return examples, steps, kept, [measured[index] for index in range(len(steps))]
 
 
-def _half_of_rewards(groups: Sequence[Group], half: int) -> list[Group]:
-    """Groups with the even (0) or odd (1) Monte Carlo rewards of every candidate."""
-    return [
-        dataclasses.replace(
-            group, candidates=tuple(dataclasses.replace(c, rewards=c.rewards[half::2]) for c in group.candidates)
-        )
-        for group in groups
-    ]
-
-
-def measure(run: Run) -> dict[str, Any]:
-    """Measures the configuration in ``best/`` and the default one; returns the fields of ``results.json``."""
+def measure(run: Run) -> Measured:
+    """Measures the configuration in ``best/`` and the default one."""
     settings, host = run.config.evaluate, run.host
     folder = Path(settings.folder) if settings.folder else host.folder.path / "best"
     configuration = load_best(folder)
     host.folder.take_parts(configuration, folder)
     host.system.check(configuration)
-    examples = host.splits[settings.split]
     search = (None if settings.folder else host.folder.read(OPTIMIZED)) or NO_SEARCH
     states = after_each(host.system.default_configuration(), search["accepted"])
     kept = max((i for i, state in enumerate(states) if state.to_json() == configuration.to_json()), default=None)
@@ -353,23 +310,20 @@ def measure(run: Run) -> dict[str, Any]:
         steps, kept = [states[0], configuration], 1
     elif not settings.changes:
         steps, kept = [states[0], configuration, *states[kept + 1 :][-1:]], 1
-    name = f"{settings.split} examples, {settings.repeats} run{'s' * (settings.repeats > 1)} each"
-    examples, pair = evaluate_within(host, name, [steps[0], steps[kept]], examples, settings.repeats)
-    measured = {0: pair[0], kept: pair[1]}
-    others = [index for index in range(len(steps)) if index not in measured]
-    try:
-        with block(host, f"{name}, states {' '.join(steps[index].digest for index in others)}"):
-            more = evaluate(host, [steps[index] for index in others], examples, settings.repeats)
-        measured |= dict(zip(others, more, strict=True))
-        evaluations = [measured[index] for index in range(len(steps))]
-    except OutOfBudget as reason:
-        host.progress.line(f"  other states are left out: {reason}")
-        steps, kept, evaluations = [steps[0], steps[kept]], 1, pair
+    examples, steps, kept, evaluations = _evaluate_states(host, settings, steps, kept)
     baseline, optimized, accepted = evaluations[0], evaluations[kept], search["accepted"]
     if steps == states:
         accepted = contributions(run, search, settings.split, evaluations)
     benchmark = run.benchmark
-    return {
+    identity = {
+        **dataclasses.asdict(settings),
+        "n": len(examples),
+        "configurations": [one.digest for one in steps],
+        "optimized": configuration.digest,
+        "confirmed": (search["confirmed"] or {}).get("verdict"),
+        "scores": digest([one.scores for one in evaluations]),
+    }
+    results = {
         "benchmark": title(run.config.benchmark),
         "variant": run.config.variant,
         "seed": run.config.seed,
@@ -395,5 +349,5 @@ def measure(run: Run) -> dict[str, Any]:
         "dropped": search["dropped"],
         "accepted": accepted,
         "ledger": host.ledger.to_json(),
-        "paid_calls": host.ledger.paid_calls,
     }
+    return Measured(results, identity, example_rows(examples, baseline.traces, optimized.traces))

@@ -30,11 +30,12 @@ from optimas_jax.core.values import (
 from optimas_jax.loop.budget import block, cost_so_far, costs_by_role, costs_from, emit_curve, hold_final
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
+from optimas_jax.loop.folder.proposals import Drop, write_proposals
 from optimas_jax.loop.local_rewards import adapt, known_weights
 from optimas_jax.loop.state import LabelUse, Runs, State, groups_of_runs, groups_of_trials
 from optimas_jax.loop.steps.choosing import choice_of_model, with_choosers
 from optimas_jax.loop.steps.gate import gate
-from optimas_jax.loop.steps.propose import Drop, count_drops, propose
+from optimas_jax.loop.steps.propose import count_drops, propose
 from optimas_jax.loop.steps.race import Race, label, race
 from optimas_jax.search.evidence import WeightEvidence, weight_evidence
 from optimas_jax.search.optimisers.templates import ScoredInstruction
@@ -86,7 +87,7 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
     """
     seed, rollouts = derive_seed(host.seed, "iteration", number), config.collect.rollouts
     name = pick(host, config.optimize, state, number, random.Random(seed))
-    search = config.optimize.for_component(name)
+    search, current = config.optimize.for_component(name), state.configuration[name]
     with block(host, f"{number}/race"):
         inputs = training_inputs(host, search, state, name, number)
         state, runs = with_base_runs(host, state.visited(name), name, inputs)
@@ -94,11 +95,12 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
         labels = label(host, search, state, name, proposals, runs, rollouts)
         ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
         ranking = ranking.over_whole_runs(len(runs) / len(inputs))
-    rejected += [Drop("same outputs")] * (len(proposals) - len(ranking.ranked))
+    rejected += [Drop("same outputs", kind=one.kind, value=one.value) for one in ranking.without_effect(proposals)]
     state = count_drops(host, state, name, len(ranking.ranked), rejected)
     fresh = groups_of_trials(state, name, ranking.trials, runs, config.reward.batch.candidates)
     state = remember(host, search, state, name, ranking, runs, fresh)
-    state = gate(host, search, state, name, ranking.ranked, number)
+    state, verdicts = gate(host, search, state, name, ranking.ranked, number)
+    write_proposals(host.folder, number, name, current, proposals, ranking.ranked, verdicts, rejected)
     return adapt(host, device, config, state, fresh, number)
 
 

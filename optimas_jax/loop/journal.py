@@ -6,10 +6,11 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_v
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
 
-TAPE, LOCK = "tape.sqlite", ".lock"
+TAPE, LOCK, JOURNAL, RUN = "tape.sqlite", ".lock", "journal.jsonl", "run.json"
+OPTIMIZED = "optimized.json"  # what a finished search found
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
@@ -35,14 +37,45 @@ class FolderError(StopRun):
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON in one step: a reader sees the old file or the new one, never a part."""
+    """Writes JSON in one step: a reader sees the old file or the new one, never a part. A file that holds the same
+    stays as it is."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in the same way."""
+    if path.is_file() and path.read_bytes() == text.encode("utf-8", "backslashreplace"):
+        return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escapes of half a character
     partial.replace(path)
 
 
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row of a file of JSON lines. What JSON does not know becomes text: numbers that are not finite, objects of a
+    user's components."""
+    text = json.dumps(_for_json(row), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # JSON's escapes of half a character
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(item) for item in value]
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
 class RunFolder:
-    """The folder of a run: its configuration, journal and results."""
+    """The folder of a run: its configuration, journal and results.
+
+    Attributes:
+      path: of the folder.
+      first: the configuration of the first command, as plain data.
+      last_written: when a command before this one wrote to the journal or the tape (``time.time``); 0 if none did.
+    """
 
     def __init__(self, workdir: Path, config: RunConfig):
         """Creates the folder, or checks that it belongs to the same configuration, and keeps other processes out until
@@ -55,6 +88,7 @@ class RunFolder:
         self.path = workdir.resolve()
         self._lock: int | None = None
         self._cursor = 0
+        self.last_written = _last_written(self.path)
         try:
             self._events = self._open(json.loads(json.dumps(to_dict(config))))
         except Exception:
@@ -67,16 +101,18 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path)
-            if file.is_file():
-                old = json.loads(file.read_text(encoding="utf-8"))
-                if not isinstance(old, dict):
-                    raise ValueError(f"it holds {type(old).__name__}")
-                self._check(old, plain)
-                if old != plain:
-                    self.write("config.json", plain)  # of the last command: free fields may differ
-            else:
+            known = [json.loads(path.read_text(encoding="utf-8")) for path in config_files(self.path)]
+            if known and not isinstance(known[0], dict):
+                raise ValueError(f"it holds {type(known[0]).__name__}")
+            if known:
+                self._check(known[0], plain)
+            self.first = plain if not known or (plain not in known and self.is_unused()) else known[0]
+            if self.first is plain:
+                (self.path / RUN).unlink(missing_ok=True)  # of a command that ended before it paid for anything
                 self.write("config.json", plain)
-            return self._read_events()
+            elif plain != known[-1]:  # free fields differ from those of the command before
+                self.write(f"config-{len(known) + 1}.json", plain)
+            return [json.loads(line) for line in read_lines(self.path / JOURNAL)]
         except ValueError as error:  # not UTF-8, not JSON, not an object
             raise FolderError(f"{file} is damaged ({error}): use another --workdir") from error
         except OSError as error:
@@ -88,9 +124,9 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def _is_unused(self) -> bool:
+    def is_unused(self) -> bool:
         """Whether every command so far ended before it paid for anything."""
-        if (self.path / "journal.jsonl").is_file():
+        if (self.path / JOURNAL).is_file():
             return False
         if not (self.path / TAPE).is_file():
             return True
@@ -104,7 +140,7 @@ class RunFolder:
                 "best/ can still be evaluated: --stage=evaluate --config.evaluate.folder=.../best)"
             )
         changed = changed_fields(old, new, _FREE)
-        if changed and not self._is_unused():
+        if changed and not self.is_unused():
             raise FolderError(
                 f"{self.path} belongs to another configuration:\n  "
                 + "\n  ".join(changed)
@@ -114,10 +150,13 @@ class RunFolder:
 
     def write(self, name: str, data: Any) -> None:
         """Writes JSON in one step; raises ``FolderError`` if that fails."""
+        self._write(name, lambda path: write_json(path, data))
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
         path = self.path / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, data)
+            write(path)
         except OSError as error:
             raise FolderError(
                 f"cannot write {path} ({error}). What was paid for is on the tape: make room and run the same command "
@@ -134,38 +173,36 @@ class RunFolder:
                 f"{path} is damaged ({error}): delete it and run the stage that makes it again"
             ) from error
 
-    def _read_events(self) -> list[dict[str, Any]]:
-        path = self.path / "journal.jsonl"
-        if not path.is_file():
-            return []
-        events: list[dict[str, Any]] = []
-        data = path.read_bytes()
-        for line in data.split(b"\n"):  # only line feeds end an event: texts may hold other line separators
-            try:
-                events.append(json.loads(line.decode()))
-            except ValueError:
-                break  # behind the last line end, or the line that a killed process left half-written
-        whole = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events).encode()
-        if whole != data:
-            path.with_suffix(".partial").write_bytes(whole)
-            path.with_suffix(".partial").replace(path)
-        return events
-
     def emit(self, event: str, **fields: Any) -> None:
         """Appends one event. A resumed run emits its old events again; they are not written twice."""
         entry = json.loads(json.dumps({"event": event, **thaw(fields)}, ensure_ascii=False))
-        if self._cursor < len(self._events):
-            if _without_clock(self._events[self._cursor]) == _without_clock(entry):
-                self._cursor += 1
+        for index in range(self._cursor, len(self._events)):  # a command may begin with a later stage
+            if _without_clock(self._events[index]) == _without_clock(entry):
+                self._cursor = index + 1
                 return
-            self._cursor = len(self._events)  # another stage, or a changed program: go on behind what is there
+        self._cursor = len(self._events)  # new work, or a changed program: go on behind what is there
+        line = json.dumps({**entry, "time": round(time.time(), 3)}, ensure_ascii=False)
+        self._append(JOURNAL, [line])
+
+    def append_new(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends rows to a file of JSON lines; a row that it has already is left out."""
+        known = set(read_lines(self.path / name))
+        self._append(name, [line for line in map(json_line, rows) if line not in known])
+
+    def _append(self, name: str, lines: Sequence[str]) -> None:
+        if not lines:
+            return
         try:
-            with (self.path / "journal.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**entry, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise FolderError(f"cannot write the journal in {self.path} ({error})") from error
+            raise FolderError(f"cannot write {name} in {self.path} ({error})") from error
+
+    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a file of JSON lines in one step; raises ``FolderError`` if that fails."""
+        self._write(name, lambda path: write_text(path, "".join(f"{json_line(row)}\n" for row in rows)))
 
     def save_best(self, configuration: Configuration, info: Mapping[str, Any], folder: str = BEST) -> None:
         """Writes a portable result: ``configuration.json`` and the adapters and local rewards that it names."""
@@ -212,27 +249,61 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
+def _last_written(folder: Path) -> float:
+    """When the journal or the tape was last written to (``time.time``); 0 without them."""
+    files = (folder / name for name in (JOURNAL, TAPE, f"{TAPE}-wal"))
+    return max((path.stat().st_mtime for path in files if path.is_file()), default=0.0)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file of JSON lines; none without the file. A line that a killed process left half-written is
+    taken out of the file, with what stands behind it."""
+    if not path.is_file():
+        return []
+    lines: list[str] = []
+    data = path.read_bytes()
+    for line in data.split(b"\n"):  # only line feeds end a line: texts may hold other line separators
+        try:
+            json.loads(line.decode())
+        except ValueError:
+            break  # behind the last line end, or half-written
+        lines.append(line.decode())
+    whole = "".join(f"{line}\n" for line in lines).encode()
+    if whole != data:
+        path.with_suffix(".partial").write_bytes(whole)
+        path.with_suffix(".partial").replace(path)
+    return lines
+
+
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str]) -> list[str]:
     """``loop.config.differences`` of two configurations, but for the sections in ``free``."""
     before, after = ({name: config[name] for name in config if name not in free} for config in (old, new))
     return differences(before, after)
 
 
+def config_files(folder: Path) -> list[Path]:
+    """``config.json`` of the first command, then a file of every command whose settings differ from those of the
+    previous command, in fields on which no result of a search depends. The last one is in force."""
+    first, later = folder / "config.json", folder.glob("config-*.json")
+    numbers = sorted(int(path.stem.removeprefix("config-")) for path in later if path.stem[7:].isdigit())
+    return [path for path in (first, *(folder / f"config-{number}.json" for number in numbers)) if path.is_file()]
+
+
 def config_json(folder: Path) -> dict[str, Any] | None:
-    """The configuration of a run folder as plain data, or None where there is none.
+    """The latest configuration of a run folder as plain data, or None where there is none.
 
     Raises:
       FolderError: it is damaged.
     """
-    file = folder / "config.json"
+    files = config_files(folder)
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return json.loads(files[-1].read_text(encoding="utf-8")) if files else None
     except ValueError as error:
-        raise FolderError(f"{file} is damaged ({error})") from error
+        raise FolderError(f"{files[-1]} is damaged ({error})") from error
 
 
 def config_of(folder: Path) -> RunConfig:
-    """The configuration of a run folder.
+    """The latest configuration of a run folder.
 
     Raises:
       FolderError: the folder has none.

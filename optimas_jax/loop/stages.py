@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
-import platform
-import resource
 import shutil
-import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -24,13 +20,16 @@ from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
+from optimas_jax.loop.align import align, alignment_of
 from optimas_jax.loop.budget import USED, hold_final, price, run_limit, search_limit
 from optimas_jax.loop.completers import answering, loaded_here
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig
 from optimas_jax.loop.context import Host, Run, build_run
-from optimas_jax.loop.evaluate import OPTIMIZED, after_each, align, alignment_of, confirm_search, measure
+from optimas_jax.loop.evaluate import after_each, confirm_search, measure
+from optimas_jax.loop.folder.evaluations import is_own, save
+from optimas_jax.loop.folder.record import finish, took
 from optimas_jax.loop.iteration import optimize
-from optimas_jax.loop.journal import BEST, UNCONFIRMED, config_of, load_best
+from optimas_jax.loop.journal import BEST, OPTIMIZED, UNCONFIRMED, config_of, load_best
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
 from optimas_jax.loop.start import ROWS
@@ -53,9 +52,13 @@ def run_stages(
     completer: Completer | None = None,
     shared: Path | None = None,
     benchmark: Benchmark | None = None,
-) -> None:
+    command: str = "",
+) -> str:
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``,
-    ``benchmark``: see ``build_run``.
+    ``benchmark``, ``command``: see ``build_run``.
+
+    Returns:
+      The label of the evaluation (``loop.folder.evaluations``), or "" where none was made.
 
     Raises:
       ValueError: for an unknown stage, a model that cannot be found, and as ``build_run``.
@@ -63,12 +66,14 @@ def run_stages(
     """
     if stage not in ("all", ALIGN, PROBE, REFRESH, *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN, PROBE, REFRESH))}")
-    with open_run(config, workdir, progress, completer, shared, benchmark) as run:
+    label = ""
+    with open_run(config, workdir, progress, completer, shared, benchmark, command) as run:
         if completer is None:
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
-            run_stage(run, name)
+            label = run_stage(run, name)
             run.engines.forget_programs()
+    return label
 
 
 @contextlib.contextmanager
@@ -79,13 +84,14 @@ def open_run(
     completer: Completer | None = None,
     shared: Path | None = None,
     benchmark: Benchmark | None = None,
+    command: str = "",
 ) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
 
     Raises:
       OverBudget: as ``with_price``.
     """
-    run = build_run(config, workdir, progress, completer, shared, benchmark)
+    run = build_run(config, workdir, progress, completer, shared, benchmark, command)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.host.splits.items())
     progress.line(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
@@ -142,8 +148,12 @@ def find_models(run: Run, found: Collection[str] = ()) -> list[str]:
     return specs
 
 
-def run_stage(run: Run, name: str) -> None:
-    """Runs the stage ``name`` (``STAGES``); raises ``StopRun`` with a message for the user."""
+def run_stage(run: Run, name: str) -> str:
+    """Runs the stage ``name`` (``STAGES``); raises ``StopRun`` with a message for the user.
+
+    Returns:
+      The label of the evaluation, for the stage that makes one, or "".
+    """
     run.host.progress.line(f"[bold cyan]{name}[/bold cyan]")
     if run.host.system.meter is not None:
         run.host.system.meter.reset()
@@ -157,7 +167,7 @@ def run_stage(run: Run, name: str) -> None:
         "evaluate": _evaluate,
     }
     with run.host.ledger.phase(name):
-        actions[name](run)
+        return actions[name](run) or ""
 
 
 def _probe(run: Run) -> None:
@@ -245,8 +255,9 @@ def _optimize(run: Run) -> None:
     kept = len(state.accepted) if confirmation is None else confirmation.changes or 0
     host.folder.save_best(steps[kept], {"accepted": list(state.accepted[:kept]), "confirmed": confirmed})
     host.folder.write(f"{BEST}/{ROWS}", host.folder.read(ROWS))
-    shutil.rmtree(host.folder.path / UNCONFIRMED, ignore_errors=True)  # of an earlier command with another budget
-    if steps[kept] != steps[-1]:
+    if steps[kept] == steps[-1]:
+        shutil.rmtree(host.folder.path / UNCONFIRMED, ignore_errors=True)  # of an earlier command with another budget
+    else:
         info = {"accepted": list(state.accepted), "confirmed": confirmed}
         host.folder.save_best(steps[-1], info, folder=UNCONFIRMED)
     alignment = {} if config.optimize.score != "local" else alignment_of(host, run.device, config, state)
@@ -369,19 +380,22 @@ def last_reward(run: Run, configuration: Configuration) -> str:
     return reward
 
 
-def _evaluate(run: Run) -> None:
-    """Measures the best configuration on examples that the search has not seen, and writes ``results.json``."""
-    with run_limit(run.host, "evaluate"):
-        results = measure(run)
-    results |= {
-        "wall_seconds": round(time.monotonic() - run.started, 1),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "versions": _versions(),
+def _evaluate(run: Run) -> str:
+    """Measures the best configuration on examples that the search has not seen; returns the label of the evaluation."""
+    host, settings = run.host, run.config.evaluate
+    own = is_own(host.folder, settings)
+    with run_limit(host, "evaluate", is_part=own):
+        measured = measure(run)
+    results, costs = measured.results, took(run.record)
+    host.folder.emit("evaluation", split=results["split"], n=results["n"], gain=results["gain"])
+    results = {
+        **results,
+        "paid_calls": costs["paid_calls"],
+        "wall_seconds": costs["seconds"],
+        "peak_rss_mb": costs["peak_rss_mb"],
+        "versions": run.record.facts["versions"],
     }
-    run.host.folder.emit("evaluation", split=results["split"], n=results["n"], gain=results["gain"])
-    run.host.folder.write("results.json", results)
-
-
-def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "flax", "optax", "transformers", "tokenizers", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    label = save(host.folder, settings.split, measured.identity, results, measured.rows, own=own)
+    if own:
+        finish(run.record)
+    return label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from optimas_jax.report.tables import tables
 
 
 def write_html(path: Path, results: Mapping[str, Any]) -> None:
-    """The same tables as one self-contained page."""
-    with path.with_suffix(".partial").open("w", encoding="utf-8") as sink:
-        console = Console(record=True, width=140, file=sink)
-        for table in reversed(tables(results)):
-            console.print(table)
-        html = console.export_html(inline_styles=True)
+    """The same tables as one self-contained page. A file that holds the same stays as it is."""
+    console = Console(record=True, width=140, file=io.StringIO())
+    for table in reversed(tables(results)):
+        console.print(table)
+    html = console.export_html(inline_styles=True)
+    if path.is_file() and path.read_text(encoding="utf-8") == html:
+        return
     path.with_suffix(".partial").write_text(html, encoding="utf-8")
     path.with_suffix(".partial").replace(path)

@@ -13,19 +13,35 @@ from optimas_jax.report.tables import alignment_table, confirmation_line, probe_
 from optimas_jax.report.tensorboard import write_tensorboard
 
 
-def report_run(workdir: Path, progress: ConsoleProgress) -> None:
-    """Shows the results of a run folder; nothing without ``results.json``."""
-    path = workdir / "results.json"
-    if not path.is_file():
+def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> None:
+    """Shows the results of a run folder, or of one of its evaluations; nothing without them.
+
+    Args:
+      label: of the evaluation (``evaluations/LABEL.json``); by default the run's own, which ``results.json`` holds. It
+        has ``report.html`` and TensorBoard; others have ``evaluations/LABEL.html``.
+    """
+    own = workdir / "results.json"
+    results = _read(own) or {}
+    path, page = own, workdir / "report.html"
+    if label and results.get("label") != label:
+        path, page = (workdir / "evaluations" / f"{label}.{kind}" for kind in ("json", "html"))
+        results = _read(path)
+    if not results:
         return
-    results = json.loads(path.read_text(encoding="utf-8"))
-    reward = workdir / "reward.json"
-    history = json.loads(reward.read_text(encoding="utf-8"))["history"] if reward.is_file() else []
-    write_tensorboard(workdir / "tensorboard", results, history)
-    write_html(workdir / "report.html", results)
+    if path == own:
+        history = (_read(workdir / "reward.json") or {"history": []})["history"]
+        first = (
+            results.get("label", results["split"]) == results["split"]
+        )  # and not of a search that a higher budget continued
+        write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
+    write_html(page, results)
     for table in tables(results):
         progress.console.print(table)
     progress.line(last_line(results, path))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def last_line(results: Mapping[str, Any], path: Path) -> str:
@@ -33,7 +49,7 @@ def last_line(results: Mapping[str, Any], path: Path) -> str:
     confirmation = confirmation_line(results) or "no confirmation"
     return (
         f"gain {results['gain']['mean']:+.3f} ({confirmation}); {results['wall_seconds']:.0f} s, "
-        f"{results['peak_rss_mb']} MB at most, {results['paid_calls']} completions paid for now; {path}"
+        f"{results['peak_rss_mb']} MB at most, {results['paid_calls']} completions paid for; {path}"
     )
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def write_tensorboard(folder: Path, results: Mapping[str, Any], history: list[Mapping[str, float]]) -> None:
-    """Training curves, validation score by accepted step, final scores; one event file per run, replaced on resume."""
+    """Training curves, validation score by accepted step, final scores, as one event file; a folder that has one stays
+    as it is."""
     from tensorboard.summary import Writer
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    writer = Writer(str(folder))
+    if any(folder.glob("events.out.tfevents.*")):
+        return
+    partial = folder / "partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    partial.mkdir(parents=True)
+    writer = Writer(str(partial))
     for epoch, row in enumerate(history):
         for name, value in row.items():
             writer.add_scalar(f"reward/{name}", value, step=epoch)
@@ -25,3 +29,6 @@ def write_tensorboard(folder: Path, results: Mapping[str, Any], history: list[Ma
     for name, row in results["alignment"].items():
         writer.add_scalar(f"alignment/{name}", row["pair_accuracy"], step=0)
     writer.close()
+    for file in partial.iterdir():
+        file.rename(folder / file.name)
+    partial.rmdir()

@@ -8,6 +8,7 @@ the original project publishes it, one dataset per component with the columns ``
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -25,12 +26,16 @@ class GroupsError(StopRun):
 
 
 def save_groups(path: Path, groups: Sequence[Group]) -> None:
-    """Writes ``path`` (one row per group) and ``path/preferences``; replaces an old folder in one step.
+    """Writes ``path`` (one row per group) and ``path/preferences``; replaces an old folder in one step, unless it holds
+    the same.
 
     Raises:
       GroupsError: if it cannot be written.
     """
     datasets.disable_progress_bars()
+    with contextlib.suppress(GroupsError):  # a damaged folder is replaced
+        if load_groups(path) == list(groups):
+            return
     partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
     try:
         shutil.rmtree(partial, ignore_errors=True)

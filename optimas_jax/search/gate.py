@@ -108,6 +108,16 @@ def is_futile(config: GateConfig, differences: np.ndarray, n: int) -> np.ndarray
     return z < needed * math.sqrt(seen) + special.ndtri(_HOPELESS) * math.sqrt(1 - seen)
 
 
+def chance_of_passing(config: GateConfig, differences: ArrayLike, n: int) -> float:
+    """The predictive probability of ``is_futile``, in [0, 1]; 0 or 1 where all ``n`` differences [seen] are known."""
+    values = np.asarray(differences, np.float64)
+    if len(values) == n:
+        return float(passes(config, values, n))
+    seen, norm = len(values) / n, math.sqrt(np.square(values).sum())
+    z = values.sum() / (norm or 1.0)
+    return float(special.ndtr((z - special.ndtri(1 - config.level) * math.sqrt(seen)) / math.sqrt(1 - seen)))
+
+
 def replay(config: GateConfig, differences: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The gate on proposals whose differences [proposals, n] are all known.
 

@@ -66,8 +66,8 @@ def confirmed(run: Run) -> dict[str, Any] | None:
 
 
 def results(run: Run) -> dict[str, Any]:
-    run_stage(run, "evaluate")
-    return json.loads((run.host.folder.path / "results.json").read_text())
+    label = run_stage(run, "evaluate")
+    return json.loads((run.host.folder.path / "evaluations" / f"{label}.json").read_text())
 
 
 def test_a_final_configuration_that_gains_is_confirmed_and_no_other_is_run(tmp_path: Path, monkeypatch) -> None:

@@ -14,9 +14,9 @@ from systems import example, group, system, tool
 
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Group
+from optimas_jax.loop.align import align
 from optimas_jax.loop.config import AlignConfig, OfflineConfig
 from optimas_jax.loop.context import Run
-from optimas_jax.loop.evaluate import align
 from optimas_jax.loop.local_rewards import adapt, collect_offline, train_first
 from optimas_jax.loop.state import State
 from optimas_jax.rewards.split import part_of

@@ -171,8 +171,9 @@ def test_other_settings_of_the_evaluation_leave_the_search_as_it_was(tmp_path: P
     _, most, least = whole
     budget = Budget(tokens=(most + least) // 2)
     _, first, _ = run(tmp_path / "run", budget)
-    _, repeated, _ = run(tmp_path / "run", budget, evaluate={"repeats": 3})
-    assert repeated["confirmed"] == first["confirmed"] and len(repeated["optimized"]["repeats"]) == 3
+    _, same, _ = run(tmp_path / "run", budget, evaluate={"repeats": 3})
+    repeated = json.loads((tmp_path / "run" / "evaluations" / "test-2.json").read_text())
+    assert same == first and repeated["confirmed"] == first["confirmed"] and len(repeated["optimized"]["repeats"]) == 3
     requests, again, _ = run(tmp_path / "run", budget)
     assert not requests and comparable(again) == comparable(first)
 

@@ -217,7 +217,7 @@ def test_a_journal_on_a_full_disk_stops_the_run(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(FolderError, match=r"cannot write the journal .*No space left"):
+    with pytest.raises(FolderError, match=r"cannot write journal.jsonl .*No space left"):
         opened.emit("gate")
 
 

@@ -43,5 +43,5 @@ def test_the_last_line_tells_whether_the_gain_is_confirmed(confirmed, said):
         "paid_calls": 7,
     }
     assert last_line(results, Path("results.json")) == (
-        f"gain +0.298 ({said}); 382 s, 4408 MB at most, 7 completions paid for now; results.json"
+        f"gain +0.298 ({said}); 382 s, 4408 MB at most, 7 completions paid for; results.json"
     )

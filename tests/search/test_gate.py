@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from optimas_jax.search.gate import GateConfig, decide, is_futile, looks, passes, replay
+from optimas_jax.search.gate import GateConfig, chance_of_passing, decide, is_futile, looks, passes, replay
 
 N = 32
 LEVELS = (0.01, 0.05, GateConfig.level, 0.5)
@@ -96,7 +96,7 @@ def test_futility_is_the_predictive_probability_of_passing():
     """At half, z of the first half and z_0.95: Phi((z - 1.645 sqrt(1/2)) / sqrt(1/2)) < 0.1 where z < 0.257."""
     for positive, futile in ((8, True), (9, False)):  # of 16: z = 0, 0.5
         differences = np.repeat([1.0, -1.0], [positive, 16 - positive])
-        assert is_futile(paired(), differences, N) == futile
+        assert is_futile(paired(), differences, N) == futile == (chance_of_passing(paired(), differences, N) < 0.1)
 
 
 # Without a gain

@@ -14,11 +14,15 @@ from optimas_jax.core.values import Value, value_digest, value_to_json
 from optimas_jax.loop.budget import block, costs_by_role, emit_curve, expected_cost, fits, hold_final
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Host
+from optimas_jax.loop.folder.proposals import Verdict, gate_verdict, not_tested
+from optimas_jax.loop.journal import OPTIMIZED
 from optimas_jax.loop.state import Ranked, State
-from optimas_jax.search.gate import GateConfig, decide, looks
+from optimas_jax.search.gate import GateConfig, chance_of_passing, decide, looks
 
 
-def gate(host: Host, config: OptimizeConfig, state: State, name: str, ranked: Sequence[Ranked], number: int) -> State:
+def gate(
+    host: Host, config: OptimizeConfig, state: State, name: str, ranked: Sequence[Ranked], number: int
+) -> tuple[State, dict[str, Verdict]]:
     """Tests the best proposals in turn until one passes.
 
     As in the paper, the best proposal is tested even without an expected gain; further ones only with one. A test that
@@ -28,17 +32,24 @@ def gate(host: Host, config: OptimizeConfig, state: State, name: str, ranked: Se
     Args:
       ranked: proposals, best first.
       number: of the iteration, for the journal.
+
+    Returns:
+      The state, and what became of every proposal, by its digest.
     """
     if not ranked:
         host.progress.line("  nothing to test: no proposal answers differently from the value in use")
-    hopeful = [one for index, one in enumerate(ranked) if index == 0 or one.expected_gain > 0]
-    for one in hopeful[: config.gate_top]:
-        value = one.proposal.value
+    verdicts = not_tested(ranked, config.gate_top)
+    hopeful = [one for index, one in enumerate(ranked) if index == 0 or one.expected_gain > 0][: config.gate_top]
+    for index, one in enumerate(hopeful):
+        value, later = one.proposal.value, [other.proposal.digest for other in hopeful[index + 1 :]]
+        untested = dict.fromkeys(
+            [one.proposal.digest, *later], Verdict("not tested", "the budget allows no test of it")
+        )
         final_runs = host.price.final_runs  # of a new configuration, which an accepted proposal needs in the end
-        cost, later = (expected_cost(host, name, runs=n, calls=n) for n in (len(state.val_traces), final_runs))
-        if not fits(host, cost, later):
+        cost, measured = (expected_cost(host, name, runs=n, calls=n) for n in (len(state.val_traces), final_runs))
+        if not fits(host, cost, measured):
             host.progress.line(f"  {one.proposal.kind}: what is left of the budget is too little for its test")
-            return state
+            return state, verdicts | untested
         try:
             with block(host, f"{number}/gate {value_digest(value)}") as allowance:
                 passed, comparison, traces = test(host, config.gate, state, name, value)
@@ -47,14 +58,18 @@ def gate(host: Host, config: OptimizeConfig, state: State, name: str, ranked: Se
                     hold_final(host, costs, len(traces), final_runs)
         except OutOfBudget as reason:
             host.progress.line(f"  {one.proposal.kind}: its test was cut, {reason}")
-            return state
+            return state, verdicts | untested
         _report(host, number, name, one, comparison, passed)
+        verdicts[one.proposal.digest] = _verdict(config.gate, comparison, traces, state.val_traces, passed=passed)
         state = state.gated(name, comparison.mean if passed else 0.0)
         if passed:
-            return accept(host, dataclasses.replace(state, costs=costs), number, name, one, comparison, traces)
+            verdicts |= dict.fromkeys(later, Verdict("not tested", "another proposal of this iteration was accepted"))
+            return accept(
+                host, dataclasses.replace(state, costs=costs), number, name, one, comparison, traces
+            ), verdicts
         refused = state.configuration.replace(name, value).digest
         state = dataclasses.replace(state, refused=state.refused | {refused})
-    return state
+    return state, verdicts
 
 
 def test(host: Host, config: GateConfig, state: State, name: str, value: Value) -> tuple[bool, Comparison, list[Trace]]:
@@ -75,6 +90,13 @@ def test(host: Host, config: GateConfig, state: State, name: str, value: Value) 
     if verdict == "accept":
         after += _validate(host, state, name, value, len(after), total)
     return verdict == "accept", compare(*scores), after
+
+
+def _verdict(
+    config: GateConfig, comparison: Comparison, after: Sequence[Trace], before: Sequence[Trace], *, passed: bool
+) -> Verdict:
+    seen = [new.score - old.score for new, old in zip(after, before, strict=False)][: comparison.n]
+    return gate_verdict(comparison, len(before), chance_of_passing(config, seen, len(before)), passed=passed)
 
 
 def _validate(host: Host, state: State, name: str, value: Value, start: int, stop: int) -> list[Trace]:
@@ -106,7 +128,8 @@ def accept(
         "p_value": comparison.p_value,
     }
     accepted = (*state.accepted, summary)
-    host.folder.save_best(configuration, {"val_score": val_score, "accepted": list(accepted)})
+    if host.folder.read(OPTIMIZED) is None:  # the result of a finished search stays until there is another one
+        host.folder.save_best(configuration, {"val_score": val_score, "accepted": list(accepted)})
     state = dataclasses.replace(
         state,
         configuration=configuration,

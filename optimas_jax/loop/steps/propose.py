@@ -11,8 +11,8 @@ import dataclasses
 import functools
 import random
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 from optimas_jax.core.execution import Job
 from optimas_jax.core.types import Outcome, Trace, derive_seed
@@ -31,6 +31,7 @@ from optimas_jax.core.values import (
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host
+from optimas_jax.loop.folder.proposals import Drop
 from optimas_jax.loop.state import Proposal, Runs, State, current_trials
 from optimas_jax.loop.steps.choosing import best_of, choice_of_model
 from optimas_jax.loop.steps.race import labels_all
@@ -49,13 +50,6 @@ from optimas_jax.search.optimisers.task import PromptTask
 LOCAL_SCALE = "mean local reward minus that of the instruction in use"  # part of a prompt: a change voids tapes
 GLOBAL_SCALE = "mean of the system's metric"
 _USABLE = (Outcome.OK, Outcome.TRUNCATED)
-
-
-class Drop(NamedTuple):
-    """A rejected answer or value: the reason, and the answer where one model gave it."""
-
-    reason: str
-    text: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,26 +135,31 @@ def propose(
     proposals: dict[str, Proposal] = {}
     if name in state.no_choice:
         host.progress.line(f"  {name} does not choose outputs by its local reward: {state.no_choice[name]}")
-        rejected.append(Drop("local reward not ahead"))
+        rejected.append(Drop("local reward not ahead", kind="best_of"))
     several = None if name in state.no_choice else best_of(config, search, value, state.reward)
     for proposal in [*wrapped, *([Proposal("best_of", several)] if several else [])]:
-        if proposal.value == value:
-            rejected.append(Drop("in use"))
-        elif state.is_refused(name, proposal.value):
-            rejected.append(Drop("refused before"))
-        elif proposal.digest in proposals:
-            rejected.append(Drop("repeated"))
+        if reason := _why_not(state, name, proposal, proposals):
+            rejected.append(Drop(reason, kind=proposal.kind, value=proposal.value))
         else:
             proposals[proposal.digest] = proposal
     return tuple(proposals.values()), rejected
 
 
+def _why_not(state: State, name: str, proposal: Proposal, known: Mapping[str, Proposal]) -> str:
+    """Why a value is not worth a try, or ""."""
+    if proposal.value == state.configuration[name]:
+        return "in use"
+    if state.is_refused(name, proposal.value):
+        return "refused before"
+    return "repeated" if proposal.digest in known else ""
+
+
 def count_drops(host: Host, state: State, name: str, usable: int, rejected: Sequence[Drop]) -> State:
     """Adds the rejected answers of an iteration to the state and the journal. ``usable``: number of proposals left."""
-    for reason, text in rejected:
-        if text:
-            host.folder.emit("dropped", component=name, reason=reason, text=text[:200])
-    dropped = collections.Counter(reason for reason, _ in rejected)
+    for drop in rejected:
+        if drop.text:
+            host.folder.emit("dropped", component=name, reason=drop.reason, text=drop.text[:200])
+    dropped = collections.Counter(drop.reason for drop in rejected)
     host.folder.emit("proposed", component=name, usable=usable, dropped=dict(sorted(dropped.items())))
     if not usable:
         host.progress.line(f"  no usable proposal: {drop_summary(dropped) if dropped else 'nothing was proposed'}")
@@ -240,7 +239,7 @@ def _selector_task(proposer: Proposer, values: Sequence[Value], rejected: list[D
         diagnoser=proposer.config.proposer,
         ask=functools.partial(ask, host),
         seed=proposer.seed,
-        dropped=functools.partial(_drop, rejected),
+        dropped=functools.partial(_drop, rejected, "llmselector"),
     )
 
 
@@ -251,8 +250,8 @@ def ask(host: Host, requests: Sequence[CompletionRequest]) -> list[str]:
     return [completion.text if completion.outcome in _USABLE else "" for completion in answers]
 
 
-def _drop(rejected: list[Drop], reason: str, text: str) -> None:
-    rejected.append(Drop(reason, text))
+def _drop(rejected: list[Drop], kind: str, reason: str, text: str) -> None:
+    rejected.append(Drop(reason, text, kind))
 
 
 def _prompts_in_steps(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]]:
@@ -293,7 +292,9 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
         rng=random.Random(proposer.seed),
         ask=functools.partial(ask, host),
         gains=proposer.gains,
-        dropped=functools.partial(_drop, rejected),
     )
-    writers = [PROPOSERS[name] for name in proposer_names(search.proposers) if name in PROPOSERS]
-    return [candidate for writer in writers for candidate in writer(task)]
+    prompts: list[tuple[str, Value]] = []
+    for kind in (kind for kind in proposer_names(search.proposers) if kind in PROPOSERS):
+        dropped = functools.partial(_drop, rejected, kind)
+        prompts += PROPOSERS[kind](dataclasses.replace(task, dropped=dropped))
+    return prompts

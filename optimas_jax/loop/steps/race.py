@@ -46,6 +46,11 @@ class Race:
     trials: Trials
     uses_local_reward: bool
 
+    def without_effect(self, proposals: Sequence[Proposal]) -> list[Proposal]:
+        """Proposals that answered as the value in use, or as an earlier proposal."""
+        ranked = {one.proposal.digest for one in self.ranked}
+        return [proposal for proposal in proposals if proposal.digest not in ranked]
+
     def over_whole_runs(self, share: float) -> Race:
         """The same with gains over all runs: on those that do not reach the component, values make no difference.
 

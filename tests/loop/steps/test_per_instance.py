@@ -27,6 +27,7 @@ from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig
 from optimas_jax.loop.context import Device, Host, Run
+from optimas_jax.loop.folder.record import begin
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import CHECKPOINTS, RunFolder, load_best
 from optimas_jax.loop.local_rewards import collect_offline, train_first
@@ -109,7 +110,7 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
         seed=config.seed,
         concurrency=config.concurrency,
     )
-    return Run(config, host, Device(engine, None), data, engines, tape, None, 0.0)
+    return Run(config, host, Device(engine, None), data, engines, tape, None, begin(folder, ledger, engines, "a test"))
 
 
 def tuned(run: Run) -> Configuration:

@@ -1,0 +1,184 @@
+"""``proposals.jsonl``: every value that an optimiser proposed, with what became of it and why.
+
+The lines of an iteration are written at its end, in one step; a repetition has the same lines and writes none. Where a
+higher budget tests what a lower one did not, the later line of an id holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from optimas_jax.core.stats import Comparison
+from optimas_jax.core.types import digest
+from optimas_jax.core.values import (
+    Adapter,
+    Choice,
+    Hyperparameters,
+    PerInstance,
+    Prompt,
+    Value,
+    value_digest,
+    value_to_json,
+)
+from optimas_jax.llm.render import render_fields
+from optimas_jax.loop.journal import RunFolder
+from optimas_jax.loop.state import Proposal, Ranked
+
+PROPOSALS = "proposals.jsonl"
+_WHY = {  # a drop, for who reads it without the rest of the journal
+    "in use": "it is the value in use",
+    "refused before": "the gate has refused it under this configuration",
+    "repeated": "another proposal of this iteration is the same, or it is the value in use",
+    "same outputs": "on the training inputs it answers as the value in use, or as an earlier proposal",
+    "empty": "the optimiser's answer is empty",
+    "placeholder": "the optimiser's answer is a placeholder, not an instruction",
+    "local reward not ahead": "the local reward is not shown to choose better than what needs no label",
+}
+
+
+class Drop(NamedTuple):
+    """A rejected answer or value.
+
+    Attributes:
+      reason: why.
+      text: the answer, where one model gave it.
+      kind: the optimiser.
+      value: the value, where there is one.
+    """
+
+    reason: str
+    text: str = ""
+    kind: str = ""
+    value: Value | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of a proposal.
+
+    Attributes:
+      verdict: ``accepted``, ``refused`` by the gate on all its examples, ``given up early`` by it; ``not tested``: the
+        race alone has seen it; ``not tried``: nothing was run.
+      reason: a sentence.
+      gate: figures of the test, if there was one.
+    """
+
+    verdict: Literal["accepted", "refused", "given up early", "not tested", "not tried"]
+    reason: str
+    gate: Mapping[str, Any] | None = None
+
+
+def gate_verdict(comparison: Comparison, total: int, chance: float, *, passed: bool) -> Verdict:
+    """The verdict of the gate.
+
+    Args:
+      comparison: on the examples that it has seen.
+      total: examples of the gate.
+      chance: predictive probability of passing in the end, from these examples.
+    """
+    figures = {**dataclasses.asdict(comparison), "gain": comparison.mean, "of": total}
+    del figures["mean"]
+    gain = f"gain {comparison.mean:+.3f} on {comparison.n} validation examples (p = {comparison.p_value:.3f})"
+    if passed:
+        return Verdict("accepted", gain, figures)
+    if comparison.n < total:
+        early = f"given up after {comparison.n} of {total} examples: P = {chance:.2f} that it would pass"
+        return Verdict("given up early", f"{early}; {gain}", figures)
+    return Verdict("refused", f"not shown to be better: {gain}", figures)
+
+
+def not_tested(ranked: Sequence[Ranked], most: int) -> dict[str, Verdict]:
+    """Verdicts of proposals as the race leaves them, by their digests.
+
+    Args:
+      ranked: best first.
+      most: proposals that the gate may test.
+    """
+
+    def reason(rank: int, one: Ranked) -> str:
+        gain = f"expected gain {one.expected_gain:+.3f} on {one.inputs} training inputs"
+        if rank and one.expected_gain <= 0:
+            return f"no gain is expected: {gain}"
+        return f"rank {rank + 1} of {len(ranked)} in the race, and the gate tests {most}: {gain}"
+
+    return {one.proposal.digest: Verdict("not tested", reason(rank, one)) for rank, one in enumerate(ranked)}
+
+
+def write_proposals(
+    folder: RunFolder,
+    number: int,
+    component: str,
+    current: Value,
+    proposals: Sequence[Proposal],
+    ranked: Sequence[Ranked],
+    verdicts: Mapping[str, Verdict],
+    rejected: Sequence[Drop],
+) -> None:
+    """Adds the proposals of an iteration, in the order of proposing, and behind them the rejected answers and values.
+
+    Args:
+      number: of the iteration, from 0.
+      current: value of the component that they would replace.
+      proposals: that were raced; those without a verdict are among ``rejected``.
+      ranked: by the race.
+      verdicts: by digest of the proposal.
+    """
+    races = {one.proposal.digest: _race(rank, one) for rank, one in enumerate(ranked)}
+    rows = [
+        _row(one.kind, one.value, text_of(one.value), races.get(one.digest), verdicts[one.digest])
+        for one in proposals
+        if one.digest in verdicts
+    ]
+    for drop in rejected:
+        text = drop.text if drop.value is None else text_of(drop.value)
+        why = _WHY.get(drop.reason, drop.reason)
+        seen = drop.reason == "same outputs"
+        rows.append(_row(drop.kind, drop.value, text, None, Verdict("not tested" if seen else "not tried", why)))
+    head = {"iteration": number, "component": component, "parent": value_digest(current)}
+    names: dict[str, int] = {}
+    numbered = []
+    for row in rows:
+        name = f"{number}-{component}-{row['digest'][:8]}"
+        names[name] = names.get(name, 0) + 1  # an optimiser may write the same text several times
+        numbered.append({"id": name if names[name] == 1 else f"{name}-{names[name]}", **head, **row})
+    folder.append_new(PROPOSALS, numbered)
+
+
+def _row(kind: str, value: Value | None, text: str, race: Mapping[str, Any] | None, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "optimiser": kind,
+        "digest": digest(text) if value is None else value_digest(value),
+        "text": text,
+        "value": None if value is None else value_to_json(value),
+        "race": race,
+        "gate": verdict.gate,
+        "verdict": verdict.verdict,
+        "reason": verdict.reason,
+    }
+
+
+def _race(rank: int, one: Ranked) -> dict[str, Any]:
+    fields = ("expected_gain", "labelled_gain", "local_gain", "inputs", "labelled")
+    return {"rank": rank + 1, **{name: getattr(one, name) for name in fields}}
+
+
+def text_of(value: Value) -> str:
+    """A value as a person reads it: a prompt with its demonstrations, settings, the name of a model."""
+    match value:
+        case Prompt(instruction, demos):
+            shown = [f"{_fields(demo.inputs)}\n{_fields(demo.outputs)}" for demo in demos]
+            return "\n\n".join([instruction, *shown])
+        case Hyperparameters(settings):
+            return ", ".join(f"{name} = {setting}" for name, setting in settings.items())
+        case Choice(name):
+            return name
+        case Adapter(name):
+            return f"adapter {name}" if name else "base model"
+        case PerInstance(values, _, samples):
+            return f"for every input the best of {samples * len(values)} outputs of: " + "; ".join(map(text_of, values))
+
+
+def _fields(fields: Mapping[str, Any]) -> str:
+    return render_fields(fields, list(fields))
