@@ -18,8 +18,8 @@ from optimas_jax.compare.state import Point, SearchState
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.context import Run
-from optimas_jax.loop.evaluate import NO_SEARCH, OPTIMIZED
-from optimas_jax.loop.journal import load_best
+from optimas_jax.loop.evaluate import NO_SEARCH
+from optimas_jax.loop.journal import OPTIMIZED, load_best
 
 _RESULT = "peer.json"  # in the run folder, once the peer has ended
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")

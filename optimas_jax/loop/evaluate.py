@@ -24,7 +24,7 @@ from optimas_jax.core.values import Configuration, value_from_json
 from optimas_jax.loop.budget import block
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Host, Run
-from optimas_jax.loop.journal import load_best
+from optimas_jax.loop.journal import OPTIMIZED, load_best
 from optimas_jax.loop.local_rewards import collect_on
 from optimas_jax.loop.start import NO_FRESH_ROWS
 from optimas_jax.loop.state import State
@@ -36,7 +36,6 @@ from optimas_jax.search.confirm import Confirmation, confirm
 
 _ALIGNED_AT_ONCE = 8  # inputs that every component takes at a time
 _PARTS, _FEWEST_AT_ONCE = 8, 4  # of an evaluation within a budget, and examples of one
-OPTIMIZED = "optimized.json"  # what the search found, in the run folder
 NO_SEARCH: Mapping[str, Any] = {
     "reward": "",
     "alignment": {},
