@@ -55,25 +55,28 @@ class Optimized:
           ValueError: an input is missing or unknown.
           ComponentFailure: a component failed, and the program did not catch it.
         """
-        return _here(self._outputs(self.inputs.of(inputs, self.name)))
+        return _here(self._outputs(inputs))
 
     def trace(self, **inputs: Any) -> Any:
         """As a call; returns the whole record of the run, a ``Trace``: ``outputs``, ``outcome``, and in ``calls`` the
         inputs and outputs of every component."""
-        return _here(self.run(self.inputs.of(inputs, self.name)))
+        return _here(self.run_fields(inputs))
 
-    async def run(self, inputs: Mapping[str, Any], example_id: str = "") -> Trace:
-        """The record of one run, on the event loop of the package (``core.event_loop``).
+    async def run_fields(self, fields: Mapping[str, Any]) -> Trace:
+        """The record of a run on one input; raises as a call."""
+        return await self.run(Example("", self.inputs.of(fields, self.name), freeze({}), ""))
+
+    async def run(self, example: Example) -> Trace:
+        """The record of a run, on the event loop of the package (``core.event_loop``).
 
         Args:
-          inputs: of the program, no others.
-          example_id: names the random numbers of the run, with ``seed``: with the id of an example of the search it has
-            the same ones.
+          example: with what the program reads. Its id names the random numbers of the run, with
+            ``seed``: with the id of an example of the search they are the same as there.
         """
-        example = Example(example_id, freeze(inputs), freeze({}), "")
         system = self.system
-        if system.program is not None:  # which may leave out some of its arguments
-            system = dataclasses.replace(system, input_fields=tuple(inputs))
+        if system.program is not None:  # which may be called without some of its arguments
+            read = tuple(example.inputs) if self.inputs.others else self.inputs.columns(example.inputs, self.name)
+            system = dataclasses.replace(system, input_fields=read)
         return await system.run(self.configuration, example, self.seed)
 
     def result(self, trace: Trace) -> Any:
@@ -87,8 +90,13 @@ class Optimized:
         outputs = thaw(trace.outputs)
         return outputs if self.system.program is None else from_fields(OUTPUT, outputs, self.returns)
 
-    async def _outputs(self, inputs: Mapping[str, Any]) -> Any:
-        return self.result(await self.run(inputs))
+    async def _outputs(self, fields: Mapping[str, Any]) -> Any:
+        return self.result(await self.run_fields(fields))
+
+
+def plain_outputs(trace: Trace) -> Any:
+    """What the program returned in a run, as JSON has it; None if it failed."""
+    return from_fields(OUTPUT, thaw(trace.outputs)) if trace.outcome is Outcome.OK else None
 
 
 def failure_of(trace: Trace) -> str:

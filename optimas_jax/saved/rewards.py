@@ -11,7 +11,8 @@ from optimas_jax.core.schema import from_dict
 from optimas_jax.core.system import System
 from optimas_jax.core.values import Configuration, PerInstance, PromptSpace, Value
 from optimas_jax.llm.tape import Tape
-from optimas_jax.loop.journal import CHECKPOINTS, REWARDS, reward_name
+from optimas_jax.loop.journal import CHECKPOINTS, REWARDS, read_json, reward_name
+from optimas_jax.loop.steps.fields import OBSERVED
 from optimas_jax.presets import EMBEDDED
 from optimas_jax.programs.program import Program
 from optimas_jax.rewards.collect import CollectConfig
@@ -110,7 +111,9 @@ def with_best_of(
     """
     if not best_of:
         return configuration
-    prompts = [name for name in system.order if isinstance(system.by_name[name].space, PromptSpace)]
+    seen = read_json(saved.run / OBSERVED) or {}  # in the order of their first calls
+    order = [*seen, *(name for name in system.order if name not in seen)]
+    prompts = [name for name in order if name in system.tunable and _has_prompt(system, name)]
     if isinstance(best_of, int):
         if not prompts:
             raise ValueError(f"best_of is {best_of}, and no component has a prompt: name one, as in {{'NAME': 8}}")
@@ -152,6 +155,10 @@ def _reward_scorer(saved: Saved, system: System, engines: Engines) -> RewardScor
     store = CheckpointStore(in_run if in_run.is_dir() else saved.folder / REWARDS)
     memo = Tape(Path(":memory:"))  # scores that were computed already, until the end of the process
     return reward_engine(config, system.tunable, engines, memo, store, ConsoleProgress(quiet=True)).scorer
+
+
+def _has_prompt(system: System, name: str) -> bool:
+    return isinstance(system.by_name[name].space, PromptSpace)
 
 
 def _single(name: str, value: Value) -> Value:

@@ -56,7 +56,8 @@ class Inputs:
         """
         missing = [name for name in self.required if name not in columns]
         if missing:
-            raise ValueError(f"{what} reads {self}; missing are {', '.join(missing)} (given: {', '.join(columns)})")
+            given = ", ".join(columns) or "nothing"
+            raise ValueError(f"{what} reads {self}, and {', '.join(missing)} is missing; given is {given}")
         return tuple(name for name in (*self.required, *self.optional) if name in columns)
 
     def __str__(self) -> str:
