@@ -28,7 +28,7 @@ from optimas_jax.rewards.data import load_groups
 from optimas_jax.rewards.scorer import score_outputs
 
 QUIET = ConsoleProgress(quiet=True)
-MODULE = '''
+MODULE = """
 import optimas_jax as oj
 
 hint = oj.prompt("Give a hint.", max_tokens=5)
@@ -42,7 +42,7 @@ async def words(question, hurry="no"):
 
 def letters(example, made):
     return sum(one in "aeiou" for one in made["answer"]) / 10
-'''
+"""
 # Calls and scores of a process that knows nothing but the folder.
 FRESH = """
 import asyncio, json, pathlib, sys, urllib.request
@@ -208,7 +208,10 @@ def test_values_without_a_component_are_named_with_the_program(folder, module):
     ("where", "message"),
     [
         (None, r"does not say where its program is: pass the program: load\(folder, program\)"),
-        ({"reason": "it was defined in a notebook or a prompt, not in a file"}, r"as it was defined in a notebook .*pass"),
+        (
+            {"reason": "it was defined in a notebook or a prompt, not in a file"},
+            r"was defined in a notebook .*pass",
+        ),
         ({"file": "/nowhere.py", "relative": "nowhere.py", "module": "x", "name": "y"}, r"was in /nowhere.py, where"),
     ],
 )
@@ -299,7 +302,7 @@ def test_a_script_that_starts_a_run_when_it_is_imported_is_refused(folder, tmp_p
 
 
 def test_a_folder_without_a_best_says_so(tmp_path):
-    with pytest.raises(FolderError, match="configuration.json: --stage=optimize makes it"):
+    with pytest.raises(FolderError, match=r"configuration\.json: --stage=optimize makes it"):
         oj.load(tmp_path, lambda question: question)
 
 
