@@ -118,7 +118,7 @@ def check_bests(
 
     Args:
       data: rows (``benchmarks.tables.read_table``); None for the test examples of the new one's run.
-      model: answers for both, in place of those of their runs.
+      model: answers for both, in place of the models of their runs.
 
     Raises:
       ValueError: programs, metrics or rows do not fit each other, before anything is paid for.

@@ -100,7 +100,7 @@ def plain_outputs(trace: Trace) -> Any:
 
 
 def failure_of(trace: Trace) -> str:
-    """Why a run failed, in the words of the first component that says so; "" if none does."""
+    """Why a run failed, in the words of the first component that failed; "" without any."""
     return next((call.detail for call in trace.calls if call.detail), "")
 
 

@@ -77,7 +77,7 @@ def source_of(value: Any) -> dict[str, str]:
 
 
 def _program_source(program: Program | Callable[..., Any]) -> dict[str, str]:
-    """``source_of``, if what is there has the same components."""
+    """``source_of`` of a program, if its variable has the same components."""
     where = source_of(program)
     if isinstance(program, Program) and "name" in where:
         module = sys.modules[program.function.__module__]
@@ -100,7 +100,7 @@ def _found(*files: Path) -> Path | None:
 
 
 def _import(file: Path, name: str) -> ModuleType:
-    """The module of a file: the one that is loaded already, the one of that name in its package, or the file alone."""
+    """The module of a file: loaded already, imported by its name from its package, or imported alone."""
     for known in (name, "__main__"):
         loaded = sys.modules.get(known)
         if loaded is not None and getattr(loaded, "__file__", None) and Path(str(loaded.__file__)).resolve() == file:

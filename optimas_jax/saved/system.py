@@ -171,5 +171,5 @@ def inputs_of(program: Program) -> Inputs:
 
 
 def _no_metric() -> float:
-    """Of runs that nobody scores."""
+    """Score of runs without a metric."""
     return 0.0

@@ -90,7 +90,7 @@ def p_enough(differences: ArrayLike, min_gain: float) -> np.ndarray:
 
 
 def cost_ratio(new: Usage, old: Usage) -> tuple[float | None, Literal["usd", "tokens"]]:
-    """Cost of the new one divided by that of the old one, in dollars if both are priced, else in tokens."""
+    """New cost divided by old cost, in dollars if both are priced, otherwise in tokens."""
     priced: Literal["usd", "tokens"] = "usd" if new.usd > 0 and old.usd > 0 else "tokens"
     after, before = getattr(new, priced), getattr(old, priced)
     return (after / before if before else None), priced

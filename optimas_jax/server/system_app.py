@@ -5,7 +5,7 @@
     POST /run       {"question": "..."} -> what the program returns; with ?trace=1 {"outputs": ..., "calls": [...]}
 
 An error is {"error": {"message": ..., "type": ...}}: 400 for a body that is not the program's, with the fields at
-fault, 413 for one that is too large, 502 with the outcome for a component that failed, 503 for models that do not
+fault, 413 for a larger one than MOST_BYTES, 502 with the outcome for a component that failed, 503 for models that do not
 answer, 500 for an exception of the program.
 """
 
