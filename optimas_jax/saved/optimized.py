@@ -1,0 +1,157 @@
+"""Saved programs: a configuration from a run's folder, put into the program that it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.core import event_loop
+from optimas_jax.core.component import ComponentFailure
+from optimas_jax.core.system import System
+from optimas_jax.core.types import Example, Outcome, Trace, freeze, thaw
+from optimas_jax.core.values import Configuration
+from optimas_jax.llm.component import LanguageModel
+from optimas_jax.programs.plain import from_fields
+from optimas_jax.programs.program import OUTPUT, Program
+from optimas_jax.saved.folder import Saved, read_folder
+from optimas_jax.saved.models import completer_of, make_engines
+from optimas_jax.saved.rewards import scorer_of, with_best_of
+from optimas_jax.saved.system import Built, Inputs, build
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimized:
+    """A program with a saved configuration. Called with the program's arguments it returns what the program returns, a
+    graph its output fields: on an event loop an awaitable, elsewhere the result itself.
+
+    Attributes:
+      configuration: value of each tuned component.
+      system: the program as a system.
+      inputs: what it reads.
+      name: of the program.
+      returns: type of what the program returns, if it is a dataclass or a pydantic model.
+      seed: of the run; names all random numbers.
+    """
+
+    configuration: Configuration
+    system: System
+    inputs: Inputs
+    name: str = ""
+    returns: Any = None
+    seed: int = 0
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a component: ``.instruction`` and ``.demos`` of a prompt, ``["value"]`` of a setting."""
+        if name not in self.configuration:
+            raise KeyError(f"no component {name!r}; tuned are {', '.join(self.configuration)}")
+        return self.configuration[name]
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Runs the program on one input; needs neither a metric nor gold fields.
+
+        Raises:
+          ValueError: an input is missing or unknown.
+          ComponentFailure: a component failed, and the program did not catch it.
+        """
+        return _here(self._outputs(inputs))
+
+    def trace(self, **inputs: Any) -> Any:
+        """As a call; returns the whole record of the run, a ``Trace``: ``outputs``, ``outcome``, and in ``calls`` the
+        inputs and outputs of every component."""
+        return _here(self.run_fields(inputs))
+
+    async def run_fields(self, fields: Mapping[str, Any]) -> Trace:
+        """The record of a run on one input; raises as a call."""
+        return await self.run(Example("", self.inputs.of(fields, self.name), freeze({}), ""))
+
+    async def run(self, example: Example) -> Trace:
+        """The record of a run, on the event loop of the package (``core.event_loop``).
+
+        Args:
+          example: with what the program reads. Its id names the random numbers of the run, with
+            ``seed``: with the id of an example of the search they are the same as there.
+        """
+        system = self.system
+        if system.program is not None:  # which may be called without some of its arguments
+            read = tuple(example.inputs) if self.inputs.others else self.inputs.columns(example.inputs, self.name)
+            system = dataclasses.replace(system, input_fields=read)
+        return await system.run(self.configuration, example, self.seed)
+
+    def result(self, trace: Trace) -> Any:
+        """What the program returned in a run.
+
+        Raises:
+          ComponentFailure: it failed.
+        """
+        if trace.outcome is not Outcome.OK:
+            raise ComponentFailure(trace.outcome, failure_of(trace))
+        outputs = thaw(trace.outputs)
+        return outputs if self.system.program is None else from_fields(OUTPUT, outputs, self.returns)
+
+    async def _outputs(self, fields: Mapping[str, Any]) -> Any:
+        return self.result(await self.run_fields(fields))
+
+
+def plain_outputs(trace: Trace) -> Any:
+    """What the program returned in a run, as JSON has it; None if it failed."""
+    return from_fields(OUTPUT, thaw(trace.outputs)) if trace.outcome is Outcome.OK else None
+
+
+def failure_of(trace: Trace) -> str:
+    """Why a run failed, in the words of the first component that failed; "" without any."""
+    return next((call.detail for call in trace.calls if call.detail), "")
+
+
+def load(
+    folder: str | Path,
+    program: Program | System | Callable[..., Any] | None = None,
+    *,
+    model: str | LanguageModel | None = None,
+    best_of: int | Mapping[str, int] = 0,
+) -> Optimized:
+    """A program with the configuration of a ``best/`` folder, or of the one in a run folder.
+
+    Args:
+      program: the one that was optimised; its components are found by their names. By default the run's own: its
+        benchmark, or the function of a module file that was given to ``optimize``.
+      model: in place of the one that the run had.
+      best_of: N, 2 or more: the last component with a prompt gives its own output and N - 1 hotter samples, and its
+        local reward keeps one of them. Of other components: ``{"answer": 8}``.
+
+    Raises:
+      FolderError: the folder holds no configuration.
+      ValueError: a value of it has no component in the program; the program cannot be imported; or there is no local
+        reward for ``best_of``.
+    """
+    saved = read_folder(folder)
+    return assemble(saved, build(saved, program, model), model=model, best_of=best_of)
+
+
+def assemble(
+    saved: Saved,
+    built: Built,
+    configuration: Configuration | None = None,
+    *,
+    model: str | LanguageModel | None = None,
+    best_of: int | Mapping[str, int] = 0,
+) -> Optimized:
+    """A program with models to ask and, where a value chooses among outputs, local rewards.
+
+    Args:
+      configuration: in place of the saved one.
+      model, best_of: as in ``load``.
+    """
+    configuration = with_best_of(saved, built.system, configuration or saved.configuration, best_of)
+    engines = make_engines()
+    completer = completer_of(built.name, saved.language_model(model), saved.settings, saved.folder, engines)
+    scorer = scorer_of(saved, built.system, configuration, engines)
+    system = dataclasses.replace(built.system, completer=completer, scorer=scorer)
+    return Optimized(configuration, system, built.inputs, built.name, built.returns, saved.seed)
+
+
+def _here(run: Coroutine[Any, Any, Any]) -> Any:
+    """An awaitable on an event loop, elsewhere the result; the run itself has the loop on which the program's own
+    clients live."""
+    return event_loop.run_beside(run) if event_loop.running() else event_loop.run(run)

@@ -1,0 +1,198 @@
+"""The local rewards of a run: as scores of given outputs, and as what chooses among several outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimas_jax.core.schema import from_dict
+from optimas_jax.core.system import System
+from optimas_jax.core.values import Configuration, PerInstance, PromptSpace, Value
+from optimas_jax.llm.tape import Tape
+from optimas_jax.loop.journal import CHECKPOINTS, REWARDS, read_json, reward_name
+from optimas_jax.loop.steps.fields import OBSERVED
+from optimas_jax.presets import EMBEDDED
+from optimas_jax.programs.program import Program
+from optimas_jax.rewards.collect import CollectConfig
+from optimas_jax.rewards.config import RewardConfig
+from optimas_jax.rewards.pairs import count_informative
+from optimas_jax.rewards.split import Shares, part_of
+from optimas_jax.saved.folder import Saved, read_folder
+from optimas_jax.saved.models import make_engines
+from optimas_jax.saved.system import build
+
+if TYPE_CHECKING:
+    from optimas_jax.engine.pool import Engines
+    from optimas_jax.rewards.scorer import InstanceScorer, RewardScorer
+
+
+class NoLocalReward(ValueError):
+    """The run trained no local reward of a component; the message has the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalReward:
+    """The local reward of one component.
+
+    Attributes:
+      component: its name.
+      name: of the checkpoint in the run's folder.
+    """
+
+    component: str
+    name: str
+    _system: System
+    _scorer: RewardScorer
+
+    def score(self, inputs: Mapping[str, Any], texts: Sequence[str | Mapping[str, Any]]) -> list[float]:
+        """Scores of candidate outputs on one input, higher is better; they compare outputs of one input, no others.
+
+        Args:
+          inputs: fields that the component reads.
+          texts: candidates: texts, or fields by name for a component that has several.
+
+        Raises:
+          ValueError: an input is missing or unknown, or a text stands for several fields.
+        """
+        from optimas_jax.rewards.scorer import score_outputs
+
+        node = self._system.by_name[self.component]
+        if node.inputs and set(node.inputs) != set(inputs):
+            raise ValueError(f"{self.component!r} reads {', '.join(node.inputs)}; given are {', '.join(inputs)}")
+        outputs = [self._fields(text, node.outputs) for text in texts]
+        if not outputs:
+            return []
+        [scores] = score_outputs(self._scorer, self._system, self.name, self.component, [(inputs, outputs)])
+        return scores
+
+    def _fields(self, text: str | Mapping[str, Any], outputs: Sequence[str]) -> Mapping[str, Any]:
+        if not isinstance(text, str):
+            return text
+        if len(outputs) > 1:
+            raise ValueError(
+                f"{self.component!r} has the fields {', '.join(outputs)}: give candidates as dicts of them"
+            )
+        return {(outputs or (self.component,))[0]: text}
+
+
+def load_reward(
+    folder: str | Path, program: Program | System | Callable[..., Any] | None = None
+) -> Mapping[str, LocalReward]:
+    """The last local reward of a run, by component.
+
+    Args:
+      folder: of the run, or its ``best/``.
+      program: as in ``load``.
+
+    Raises:
+      FolderError: as ``load``.
+      NoLocalReward: the run trained none.
+    """
+    saved = read_folder(folder)
+    system = build(saved, program).system
+    counts = _trained(saved, system)
+    if not any(counts.values()):
+        raise NoLocalReward(_why_none(saved, counts))
+    scorer, name = _reward_scorer(saved, system, make_engines()), reward_name(saved.run, saved.configuration)
+    scorer.check(name)
+    return {one: LocalReward(one, name, system, scorer) for one in system.tunable if counts[one]}
+
+
+def with_best_of(
+    saved: Saved, system: System, configuration: Configuration, best_of: int | Mapping[str, int]
+) -> Configuration:
+    """A configuration in which components choose among N samples by their local rewards.
+
+    Raises:
+      NoLocalReward: the run trained none of such a component.
+      ValueError: for less than two samples, or a component that cannot be sampled.
+    """
+    if not best_of:
+        return configuration
+    seen = read_json(saved.run / OBSERVED) or {}  # in the order of their first calls
+    order = [*seen, *(name for name in system.order if name not in seen)]
+    prompts = [name for name in order if name in system.tunable and _has_prompt(system, name)]
+    if isinstance(best_of, int):
+        if not prompts:
+            raise ValueError(f"best_of is {best_of}, and no component has a prompt: name one, as in {{'NAME': 8}}")
+        best_of = {prompts[-1]: best_of}
+    temperature = from_dict(CollectConfig, saved.settings.get("collect", {}), "config.collect").temperature
+    trained = _trained(saved, system)
+    for name, samples in best_of.items():
+        if name not in configuration or isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
+            raise ValueError(
+                f"best_of is {dict(best_of)}: expected 2 or more samples of a component, one of "
+                + ", ".join(configuration)
+            )
+        if not trained[name]:
+            raise NoLocalReward(f"best_of={samples} of {name!r} needs its local reward: {_why_none(saved, trained)}")
+        value = _single(name, configuration[name])
+        choice = PerInstance((value,), reward_name(saved.run, configuration), samples, temperature=temperature)  # type: ignore[arg-type]
+        configuration = configuration.replace(name, choice)
+    return configuration
+
+
+def scorer_of(saved: Saved, system: System, configuration: Configuration, engines: Engines) -> InstanceScorer | None:
+    """What computes the local rewards by which values choose among outputs; None if no value does."""
+    if not any(isinstance(value, PerInstance) for value in configuration.values()):
+        return None
+    from optimas_jax.rewards.scorer import InstanceScorer
+
+    return InstanceScorer(_reward_scorer(saved, system, engines), system, saved.seed)
+
+
+def _reward_scorer(saved: Saved, system: System, engines: Engines) -> RewardScorer:
+    """The scorer of a run's local rewards, with the checkpoints of the run or, of a ``best/`` folder alone, its own."""
+    from optimas_jax.learn.store import CheckpointStore
+    from optimas_jax.report.console import ConsoleProgress
+    from optimas_jax.rewards.engine import reward_engine
+
+    settings = saved.settings.get("reward")
+    config = RewardConfig(EMBEDDED) if settings is None else from_dict(RewardConfig, settings, "config.reward")
+    in_run = saved.run / CHECKPOINTS
+    store = CheckpointStore(in_run if in_run.is_dir() else saved.folder / REWARDS)
+    memo = Tape(Path(":memory:"))  # scores that were computed already, until the end of the process
+    return reward_engine(config, system.tunable, engines, memo, store, ConsoleProgress(quiet=True)).scorer
+
+
+def _has_prompt(system: System, name: str) -> bool:
+    return isinstance(system.by_name[name].space, PromptSpace)
+
+
+def _single(name: str, value: Value) -> Value:
+    """The value that is sampled: itself, or the one among whose samples a component chooses already."""
+    if not isinstance(value, PerInstance):
+        return value
+    first, *others = value.values
+    if others:
+        raise ValueError(f"{name!r} chooses among values for every input already: best_of is of a single one")
+    return first
+
+
+def _trained(saved: Saved, system: System) -> dict[str, int]:
+    """Number of groups with different rewards by tunable component, from which its local reward was trained."""
+    from optimas_jax.rewards.data import load_groups
+
+    if not reward_name(saved.run, saved.configuration) or saved.settings.get("optimize", {}).get("score") != "local":
+        return dict.fromkeys(system.tunable, 0)
+    reward = from_dict(RewardConfig, saved.settings["reward"], "config.reward")
+    shares = from_dict(Shares, saved.settings["offline"].get("shares", {}), "config.offline.shares")
+    learned_from = ("train", "stop") if reward.heads == "fitted" else ("train",)
+    folders = [folder for folder in (saved.run / "groups").glob("*") if folder.is_dir() and not folder.suffix]
+    groups = [group for folder in folders for group in load_groups(folder) or ()]
+    learnable = [group for group in groups if part_of(group.example_id, shares) in learned_from]
+    return {name: count_informative(learnable, name, reward.loss.threshold) for name in system.tunable}
+
+
+def _why_none(saved: Saved, counts: Mapping[str, int]) -> str:
+    score = saved.settings.get("optimize", {}).get("score")
+    if score != "local":
+        where = f"config.optimize.score is {score!r}" if score else f"there is no config.json in {saved.run}"
+        return f"{saved.run} trained none, as {where}; a run with 'local' trains them"
+    known = ", ".join(name for name, count in counts.items() if count)
+    return (
+        f"{saved.run} trained none of it, as it saw no two outputs of it with different rewards; it has those of "
+        f"{known or 'no component'}. More inputs to collect on (config.offline) give more"
+    )

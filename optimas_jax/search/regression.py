@@ -1,0 +1,96 @@
+"""The check of a new configuration against an old one, on the same examples and seeds: may it take its place?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from optimas_jax.core.stats import Comparison, compare, sign_flip_test
+from optimas_jax.core.usage import Usage
+
+LEVEL = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """Whether the new one passes.
+
+    Attributes:
+      passed: whether it does.
+      gain: of the new scores over the old ones.
+      p_worse: one-sided p-value that the new one is worse.
+      p_enough: one-sided p-value that the gain is at least ``min_gain``; None where none is asked for.
+      cost: new cost divided by the old one; None where the old one costs nothing.
+      priced: in what the costs are compared.
+      reasons: why it does not pass; empty if it does.
+    """
+
+    passed: bool
+    gain: Comparison
+    p_worse: float
+    p_enough: float | None
+    cost: float | None
+    priced: Literal["usd", "tokens"]
+    reasons: tuple[str, ...]
+
+
+def decide(
+    new: Sequence[float],
+    old: Sequence[float],
+    costs: tuple[Usage, Usage],
+    *,
+    level: float = LEVEL,
+    min_gain: float | None = None,
+    max_cost: float | None = None,
+) -> Decision:
+    """Tests paired scores of two configurations by flips of signs (``core.stats``), which is valid at its level on
+    scores of any kind, 0 and 1 included.
+
+    Without ``min_gain`` the new one fails if it is shown to be worse: two equal systems fail with a probability of at
+    most ``level``. With it, the new one fails unless it is shown to gain at least that: what is not shown does not
+    pass. A negative ``min_gain`` is the loss that would be put up with; there, and where it is positive, the level
+    holds as well as differences are symmetric around it.
+
+    Args:
+      new, old: [n] scores of the same examples.
+      costs: of the new one and of the old one, compared in dollars if both are priced, else in tokens.
+      max_cost: most that the new one may cost, as a multiple of the old one.
+
+    Raises:
+      ValueError: no scores, or not as many new ones as old ones; or a level that is no probability.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"the level is {level}, expected a probability between 0 and 1")
+    gain = compare(new, old)
+    differences = np.asarray(new, np.float64) - np.asarray(old, np.float64)
+    worse, enough = float(p_worse(differences)), None if min_gain is None else float(p_enough(differences, min_gain))
+    ratio, priced = cost_ratio(*costs)
+    reasons = []
+    if enough is None and worse <= level:
+        reasons.append(f"it is worse, by {-gain.mean:.3f}")
+    if enough is not None and enough > level:
+        reasons.append(f"a gain of {min_gain:+g} is not shown, it is {gain.mean:+.3f}")
+    if max_cost is not None and ratio is not None and ratio > max_cost:
+        reasons.append(f"it costs {ratio:.2f} times as much, and {max_cost:g} is allowed")
+    return Decision(not reasons, gain, worse, enough, ratio, priced, tuple(reasons))
+
+
+def p_worse(differences: ArrayLike) -> np.ndarray:
+    """[...] one-sided p-values that new scores are lower, from differences [..., n], new minus old."""
+    return sign_flip_test(-np.asarray(differences, np.float64))
+
+
+def p_enough(differences: ArrayLike, min_gain: float) -> np.ndarray:
+    """[...] one-sided p-values that the gain is above ``min_gain``, from differences [..., n], new minus old."""
+    return sign_flip_test(np.asarray(differences, np.float64) - min_gain)
+
+
+def cost_ratio(new: Usage, old: Usage) -> tuple[float | None, Literal["usd", "tokens"]]:
+    """New cost divided by old cost, in dollars if both are priced, otherwise in tokens."""
+    priced: Literal["usd", "tokens"] = "usd" if new.usd > 0 and old.usd > 0 else "tokens"
+    after, before = getattr(new, priced), getattr(old, priced)
+    return (after / before if before else None), priced

@@ -1,0 +1,110 @@
+"""A server over a whole program: its inputs as JSON in, what it returns as JSON out.
+
+    GET  /          what the program reads, and an example of a call
+    GET  /health
+    POST /run       {"question": "..."} -> what the program returns; with ?trace=1 {"outputs": ..., "calls": [...]}
+
+An error is {"error": {"message": ..., "type": ...}}: 400 for a body that is not the program's, with the fields at
+fault, 413 for a larger one than MOST_BYTES, 502 with the outcome for a component that failed, 503 for models that do
+not answer, 500 for an exception of the program.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from optimas_jax.core.component import ComponentBug
+from optimas_jax.core.types import Call, Outcome, StopRun, Trace, thaw
+
+MOST_BYTES = 8 * 2**20  # of a body
+Run = Callable[[Mapping[str, Any]], Awaitable[Trace]]
+
+
+class RunError(Exception):
+    """A request that is answered by an error: HTTP status, kind and message."""
+
+    def __init__(self, status: int, kind: str, message: str):
+        super().__init__(message)
+        self.status, self.kind = status, kind
+
+    def response(self) -> Response:
+        return JSONResponse({"error": {"message": str(self), "type": self.kind}}, self.status)
+
+
+def make_system_app(
+    run: Run, outputs: Callable[[Trace], Any], *, name: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Starlette:
+    """The application.
+
+    Args:
+      run: the record of a run on fields; raises ``ValueError`` for fields that the program does not read, or lacks.
+      outputs: what the program returned in a run, as plain data.
+      name: of the program.
+      required, optional: the fields that it reads.
+    """
+
+    async def about(_: Request) -> Response:
+        call = {"method": "POST", "path": "/run", "body": dict.fromkeys(required, "...")}
+        return JSONResponse({"program": name, "required": required, "optional": optional, "call": call})
+
+    async def health(_: Request) -> Response:
+        return PlainTextResponse("")
+
+    async def run_one(request: Request) -> Response:
+        try:
+            trace = await _run(run, await _fields(request))
+            answer = outputs(trace)
+        except RunError as error:
+            return error.response()
+        if request.query_params.get("trace") not in (None, "", "0"):
+            return JSONResponse({"outputs": answer, "calls": [_call(call) for call in trace.calls]})
+        return JSONResponse(answer)
+
+    return Starlette(
+        routes=[Route("/", about), Route("/health", health), Route("/run", run_one, methods=["POST"])],
+    )
+
+
+async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:
+    """The record of a run that ended well."""
+    try:
+        trace = await run(fields)
+    except StopRun as error:
+        raise RunError(503, "unavailable", str(error)) from error
+    except ComponentBug as error:
+        raise RunError(500, "program_error", str(error)) from error
+    except ValueError as error:
+        raise RunError(400, "invalid_request_error", str(error)) from error
+    if trace.outcome is not Outcome.OK:
+        failed = next((call for call in trace.calls if call.outcome is not Outcome.OK), None)
+        where = "" if failed is None else f" at {failed.component}: {failed.detail}"
+        raise RunError(502, str(trace.outcome), f"the run ended with {trace.outcome}{where}".rstrip(": "))
+    return trace
+
+
+async def _fields(request: Request) -> Mapping[str, Any]:
+    """The JSON object of a body."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise RunError(413, "invalid_request_error", f"the body is larger than {MOST_BYTES:,} bytes")
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise RunError(400, "invalid_request_error", f"the body is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise RunError(400, "invalid_request_error", "the body must be a JSON object with the fields of the program")
+    return fields
+
+
+def _call(call: Call) -> dict[str, Any]:
+    fields = {"component": call.component, "inputs": thaw(call.inputs), "outputs": thaw(call.outputs)}
+    return {**fields, "outcome": str(call.outcome), **({"detail": call.detail} if call.detail else {})}

@@ -1,0 +1,284 @@
+"""Predictions, the server over a program, and checks, with a scripted model: no run is needed."""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import re
+import runpy
+import sys
+import urllib.error
+import urllib.request
+
+import absl.app  # noqa: F401 (its own flags are defined before ours stand apart)
+import pytest
+from absl import flags
+from fakes import ScriptedCompleter
+from runs import ROOT
+from served import serving_app
+
+import optimas_jax as oj
+from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.llm.base import Completion
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.saved.check import Bench, Gate, check_bests, move
+from optimas_jax.saved.check_page import MOST_EXAMPLES, check_page, move_page
+from optimas_jax.saved.folder import read_folder
+from optimas_jax.saved.predict import predict
+from optimas_jax.saved.serve import app_of
+from optimas_jax.saved.source import record_source
+
+QUIET = ConsoleProgress(quiet=True)
+MODULE = """
+import optimas_jax as oj
+
+say = oj.prompt("Say the word.")
+
+
+async def words(question):
+    if question == "odd":
+        raise KeyError("odd")
+    return {"answer": await say(question=question)}
+
+
+def right(example, made):
+    return float(made["answer"] == example["wanted"])
+
+
+def other(example, made):
+    return 0.0
+"""
+ROWS = [{"id": f"q{i}", "question": f"{i}?", "wanted": str(i)} for i in range(24)]
+
+
+@pytest.fixture
+def module(tmp_path):
+    file = tmp_path / "said.py"
+    file.write_text(MODULE)
+    spec = importlib.util.spec_from_file_location("said", file)
+    loaded = sys.modules["said"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    yield loaded
+    del sys.modules["said"]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """Answers with the number in the question, one of five of them wrong where the instruction is rude or the model is
+    another one, and fails where it says so."""
+
+    def answer(request):
+        instruction, question = request.messages[0].content, request.messages[-1].content
+        number = re.search(r"Question: (\w+)", question)[1]
+        if number == "refused":
+            return Completion("no", Outcome.REFUSED, 1, 1)
+        if number == "dead":
+            return StopRun("the server does not answer")
+        wrong = instruction.startswith("Rude") and int(number) % 5 < 2
+        return "wrong" if wrong or (request.model == "weak" and int(number) % 2) else number
+
+    scripted = ScriptedCompleter(answer)
+    monkeypatch.setattr("optimas_jax.saved.optimized.completer_of", lambda *given: scripted)
+    return scripted
+
+
+def best(path, module, instruction, metric=None, **settings):
+    """A run folder with a best."""
+    (path / "best").mkdir(parents=True)
+    prompt = {"type": "prompt", "instruction": instruction, "demos": []}
+    (path / "best" / "configuration.json").write_text(json.dumps({"configuration": {"say": prompt}}))
+    config = {"benchmark": "words", "seed": 3, "system": {"language_model": {"model": "scripted"}}, **settings}
+    (path / "config.json").write_text(json.dumps(config))
+    record_source(path, module.words, metric or module.right)
+    return path
+
+
+@pytest.fixture
+def kind(tmp_path, module, model):
+    return best(tmp_path / "kind", module, "Kindly say it.\nPlease.", optimize={"iterations": 4})
+
+
+@pytest.fixture
+def rude(tmp_path, module, model):
+    return best(tmp_path / "rude", module, "Rudely say it.\nPlease.", optimize={"iterations": 8})
+
+
+# Predictions
+
+
+def test_every_row_is_answered_and_none_twice(kind, model, tmp_path):
+    output, rows = tmp_path / "deep" / "out.jsonl", [*ROWS[:2], {"id": "again", "question": "1?"}]
+    made = predict(oj.load(kind), rows, output, QUIET)
+    assert made == [json.loads(line) for line in output.read_text().splitlines()]
+    assert made[1] == {"id": "q1", "inputs": {"question": "1?"}, "outputs": {"answer": "1"}, "outcome": "ok"}
+    assert [one["id"] for one in made] == ["q0", "q1", "again"]
+    paid = len(model.requests)
+    assert predict(oj.load(kind), rows, output, QUIET) == made and len(model.requests) == paid
+
+
+def test_rows_that_fail_are_rows_with_their_outcome(kind, tmp_path):
+    rows = [{"question": "refused"}, {"question": "odd"}, {"question": "7"}]
+    refused, odd, well = predict(oj.load(kind), rows, tmp_path / "out.jsonl", QUIET)
+    assert (refused["id"], refused["outputs"], refused["outcome"], refused["detail"]) == (
+        "row-0",
+        None,
+        "refused",
+        "no",
+    )
+    assert odd["outcome"] == "crashed" and "KeyError" in odd["detail"]
+    assert well["outcome"] == "ok" and "detail" not in well
+
+
+def test_a_missing_column_is_named_before_anything_is_paid(kind, model, tmp_path):
+    with pytest.raises(ValueError, match="words reads question, and question is missing; given is id, text"):
+        predict(oj.load(kind), [{"id": "1", "text": "a"}], tmp_path / "out.jsonl", QUIET)
+    assert not model.requests and not [*tmp_path.glob("out*")]
+
+
+def test_a_dead_server_ends_the_predictions_and_the_same_call_goes_on(kind, model, tmp_path):
+    rows, output = [{"question": "1"}, {"question": "dead"}], tmp_path / "out.jsonl"
+    with pytest.raises(StopRun, match="does not answer"):
+        predict(oj.load(kind), rows, output, QUIET, concurrency=1)
+    assert not output.exists()
+    predict(oj.load(kind), rows[:1], output, QUIET)
+    assert len(model.requests) == 2
+
+
+# The server
+
+
+@pytest.fixture
+def address(kind):
+    with serving_app(app_of(oj.load(kind)), log_level="critical") as url:
+        yield url
+
+
+def post(url, body):
+    """Status and JSON of an answer."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data)) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with contextlib.closing(error):
+            return error.code, json.load(error)
+
+
+def test_the_server_answers_as_the_program_does(address, kind):
+    assert post(f"{address}/run", {"question": "3?"}) == (200, oj.load(kind)(question="3?"))
+    status, traced = post(f"{address}/run?trace=1", {"question": "3?"})
+    call = {"component": "say", "inputs": {"question": "3?"}, "outputs": {"say": "3"}, "outcome": "ok"}
+    assert (status, traced) == (200, {"outputs": {"answer": "3"}, "calls": [call]})
+    with urllib.request.urlopen(f"{address}/") as about:
+        assert json.load(about)["required"] == ["question"]
+    with urllib.request.urlopen(f"{address}/health") as health:
+        assert health.status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind_of", "message"),
+    [
+        ({}, 400, "invalid_request_error", "question is missing"),
+        ({"question": "1", "wanted": "1"}, 400, "invalid_request_error", "does not read wanted"),
+        ([], 400, "invalid_request_error", "must be a JSON object"),
+        (b"{", 400, "invalid_request_error", "is not JSON"),
+        (b" " * (8 * 2**20 + 1), 413, "invalid_request_error", "larger than 8,388,608 bytes"),
+        ({"question": "refused"}, 502, "refused", "the run ended with refused at say: no"),
+        ({"question": "odd"}, 500, "program_error", "raised KeyError"),
+        ({"question": "dead"}, 503, "unavailable", "the server does not answer"),
+    ],
+)
+def test_what_cannot_be_answered_says_why(address, body, status, kind_of, message):
+    code, answer = post(f"{address}/run", body)
+    assert (code, answer["error"]["type"]) == (status, kind_of) and message in answer["error"]["message"]
+
+
+# Checks
+
+
+def checked(new, old, tmp_path, rows=ROWS, **gate):
+    return check_bests(read_folder(new), read_folder(old), rows, Gate(**gate), Bench(tmp_path / "check", QUIET))
+
+
+def test_a_worse_best_fails_and_the_page_says_where(kind, rude, tmp_path, model):
+    found = checked(rude, kind, tmp_path)
+    assert not found.decision.passed and found.decision.gain.mean == pytest.approx(-10 / 24)
+    page = check_page(found)
+    assert "**Fails**: it is worse, by 0.417" in page and f"# {tmp_path}/rude against {tmp_path}/kind" in page
+    assert "-Kindly say it.\n+Rudely say it.\n Please." in page
+    assert "- `config.optimize.iterations: 4 -> 8`" in page and "10 are worse now, 0 better." in page
+    assert '| q5 | {"question": "5?"} | {"answer": "5"} | {"answer": "wrong"} | 1.000 -> 0.000 |' in page
+    assert page.count(" -> 0.000 |") == MOST_EXAMPLES
+    paid = len(model.requests)
+    assert checked(kind, rude, tmp_path).decision.passed and len(model.requests) == paid  # from the tape
+    assert found.new.cost.calls == found.old.cost.calls == 24
+
+
+def test_equal_bests_pass_unless_a_gain_is_asked_for(kind, tmp_path):
+    assert checked(kind, kind, tmp_path).decision.passed
+    assert "The configurations are alike." in check_page(checked(kind, kind, tmp_path))
+    wanted = checked(kind, kind, tmp_path, min_gain=0.05)
+    assert wanted.decision.reasons == ("a gain of +0.05 is not shown, it is +0.000",)
+    cost = checked(kind, kind, tmp_path, max_cost=0.5).decision
+    assert cost.reasons == ("it costs 1.00 times as much, and 0.5 is allowed",)
+
+
+def test_a_best_is_moved_to_another_model(rude, tmp_path):
+    moved = move(read_folder(rude), ROWS, Gate(), Bench(tmp_path / "check", QUIET), "weak")
+    means = {name: (default.mean[0], best.mean[0]) for name, default, best in moved.rows}
+    assert means == {"scripted": (1.0, pytest.approx(14 / 24)), "weak": (0.5, pytest.approx(7 / 24))}
+    page = move_page(moved)
+    assert "| weak | 0.500 [" in page and "On weak: **Fails**: it is worse, by 0.208" in page
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_paid(kind, module, tmp_path, model):
+    scored = best(tmp_path / "scored", module, "Say it.", metric=module.other)
+    with pytest.raises(ValueError, match=r"scored is scored by 'other', .*kind by 'right': one metric is needed"):
+        checked(scored, kind, tmp_path)
+    closed = best(tmp_path / "closed", module, "Say it.", metric=lambda example, made: 0.0)
+    with pytest.raises(ValueError, match=r"the metric of .*closed cannot be imported, as .*lambda"):
+        checked(closed, kind, tmp_path)
+    with pytest.raises(ValueError, match="words brings no examples of its own: name rows with --data"):
+        checked(kind, kind, tmp_path, rows=None)
+    with pytest.raises(ValueError, match="words reads question, and question is missing"):
+        checked(kind, kind, tmp_path, rows=[{"wanted": "1"}])
+    assert not model.requests
+
+
+# The commands
+
+
+DEFINES = [name for name in dir(flags) if name.startswith("DEFINE_") and name != "DEFINE_flag"]
+
+
+def command(name, *arguments):
+    """Runs a file of ``launch/`` in this process, with flags of its own."""
+    values = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patched:
+        for define in DEFINES:
+            patched.setattr(flags, define, functools.partial(getattr(flags, define), flag_values=values))
+        patched.setattr(flags, "FLAGS", values)
+        main = runpy.run_path(str(ROOT / "launch" / f"{name}.py"))["main"]
+        return main(values([f"{name}.py", *arguments]))
+
+
+def test_the_commands_exit_as_their_results_are(kind, rude, tmp_path, capsys):
+    rows, page = tmp_path / "rows.jsonl", tmp_path / "check.md"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    common = [f"--data={rows}", f"--workdir={tmp_path / 'check'}"]
+    assert command("check", str(rude), f"--against={kind}", f"--output={page}", *common) == 1
+    assert capsys.readouterr().out == page.read_text() and "**Fails**" in page.read_text()
+    assert command("check", str(kind), f"--against={rude}", "--min-gain=0.1", "--max-cost=1.5", *common) == 0
+    assert command("check", str(kind), "--model=weak", *common) == 0
+    assert "| weak | " in capsys.readouterr().out
+    assert command("check", str(tmp_path / "nowhere"), f"--against={rude}", *common) == 1
+    assert "nowhere/configuration.json: --stage=optimize makes it" in capsys.readouterr().err
+
+    out = tmp_path / "out.jsonl"
+    assert command("predict", f"--run={kind}", f"--input={rows}", f"--output={out}") == 0
+    assert len(out.read_text().splitlines()) == len(ROWS)
+    rows.write_text(json.dumps({"question": "refused"}))
+    assert command("predict", f"--run={kind}", f"--input={rows}", f"--output={out}") == 1
+    assert "1 rows in" in capsys.readouterr().out
+    assert command("serve", f"--system={tmp_path / 'nowhere'}") == 1
+    assert "--stage=optimize makes it" in capsys.readouterr().err

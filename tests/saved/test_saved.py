@@ -1,0 +1,310 @@
+"""What a run found, in use: a small run of a program in a file, loaded in a process of its own and here."""
+
+import asyncio
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from fakes import ScriptedCompleter
+from runs import ROOT
+
+import optimas_jax as oj
+from optimas_jax.benchmarks.modules import SystemConfig
+from optimas_jax.core.component import ComponentFailure
+from optimas_jax.core.execution import Job
+from optimas_jax.core.schema import from_dict
+from optimas_jax.core.types import Example, freeze, thaw
+from optimas_jax.core.values import Configuration, PerInstance, Prompt
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.journal import FolderError, load_best, reward_name
+from optimas_jax.loop.stages import open_run
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.rewards.data import load_groups
+from optimas_jax.rewards.scorer import score_outputs
+
+QUIET = ConsoleProgress(quiet=True)
+MODULE = """
+import optimas_jax as oj
+
+hint = oj.prompt("Give a hint.", max_tokens=5)
+say = oj.prompt("Say the word.", max_tokens=5)
+
+
+async def words(question, hurry="no"):
+    told = await hint(question=question)
+    return {"answer": await say(question=question, hint=told)}
+
+
+def letters(example, made):
+    return sum(one in "aeiou" for one in made["answer"]) / 10
+"""
+# Calls and scores of a process that knows nothing but the folder.
+FRESH = """
+import asyncio, json, pathlib, sys, urllib.request
+
+import optimas_jax as oj
+
+folder, tests, inputs, texts = json.loads(sys.argv[1])
+sys.path.append(tests)
+best = oj.load(folder)
+found = {"sync": best(question="word 1?"), "calls": len(best.trace(question="word 1?").calls)}
+
+
+async def notebook():
+    return await best(question="word 1?")
+
+
+found["async"] = asyncio.run(notebook())
+found["best_of"] = oj.load(folder, best_of=4)(question="word 1?")
+found["scores"] = oj.load_reward(folder)["say"].score(inputs, texts)
+
+from served import serving_app
+from optimas_jax.saved.serve import app_of
+
+with serving_app(app_of(best)) as address:
+    body = json.dumps({"question": "word 1?"}).encode()
+    found["served"] = json.load(urllib.request.urlopen(urllib.request.Request(f"{address}/run", body)))
+
+from optimas_jax.benchmarks.tables import read_table
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.saved.predict import predict
+
+rows = read_table(pathlib.Path(folder) / "rows.jsonl")
+out = pathlib.Path(folder) / "out.jsonl"
+found["predicted"] = [one["outputs"] for one in predict(best, rows, out, ConsoleProgress(quiet=True))]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    """The user's module, as an import of its name would load it."""
+    file = tmp_path_factory.mktemp("code") / "words_of_a_user.py"
+    file.write_text(MODULE)
+    spec = importlib.util.spec_from_file_location("words_of_a_user", file)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules["words_of_a_user"] = loaded
+    spec.loader.exec_module(loaded)
+    yield loaded
+    del sys.modules["words_of_a_user"]
+
+
+@pytest.fixture(scope="module")
+def folder(module, tmp_path_factory):
+    """A run that collected, trained local rewards and, so to say, found other prompts."""
+    folder = tmp_path_factory.mktemp("runs") / "words"
+    rows = [{"id": f"q{i}", "question": f"word {i}?", "wanted": str(i)} for i in range(36)]
+    oj.optimize(
+        module.words,
+        module.letters,
+        rows,
+        model=oj.LanguageModel("random:0", style="text", temperature=0.8, max_tokens=5),
+        workdir=folder,
+        config={"reward.model": "random:0", "optimize.iterations": 0, "offline.groups": 2, "offline.calls": 24},
+        progress=QUIET,
+    )
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    instruct(folder, "Say it.\nLoudly.")
+    return folder
+
+
+def instruct(folder, instruction):
+    """Writes another instruction of ``say`` into a best."""
+    file = folder / "best" / "configuration.json"
+    saved = json.loads(file.read_text())
+    saved["configuration"]["say"]["instruction"] = instruction
+    file.write_text(json.dumps(saved))
+
+
+@pytest.fixture(scope="module")
+def run(folder, module):
+    """The run, opened by its own configuration."""
+    plain = json.loads((folder / "config.json").read_text())
+    config = from_dict(RunConfig, plain)
+    config = dataclasses.replace(config, system=from_dict(SystemConfig, plain["system"]))
+    rows = [{"id": f"q{i}", "question": f"word {i}?", "wanted": str(i)} for i in range(36)]
+    with open_run(config, folder, QUIET, benchmark=oj.benchmark(module.words, module.letters, rows)) as opened:
+        yield opened
+
+
+def outputs_of(run, configuration, *examples):
+    return [thaw(t.outputs) for t in run.host.run("", [Job(configuration, e, run.config.seed) for e in examples])]
+
+
+def test_a_fresh_process_says_what_the_run_says(run, folder):
+    group = next(one for one in load_groups(folder / "groups" / "offline") if one.component == "say")
+    texts = [one.outputs["say"] for one in group.candidates]
+    arguments = json.dumps([str(folder), str(ROOT / "tests"), thaw(group.inputs), texts])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FRESH, arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+
+    configuration = load_best(folder / "best")
+    asked = Example("", freeze({"question": "word 1?"}), freeze({"wanted": "1"}), "")
+    [expected] = outputs_of(run, configuration, asked)
+    assert found["sync"] == found["async"] == found["served"] == expected and found["calls"] == 2
+
+    reward = reward_name(folder, configuration)
+    chosen = PerInstance((configuration["say"],), reward, 4, temperature=run.config.collect.temperature)
+    assert outputs_of(run, configuration.replace("say", chosen), asked) == [found["best_of"]]
+
+    [scores] = score_outputs(
+        run.device.rewards.scorer, run.host.system, reward, "say", [(group.inputs, [{"say": text} for text in texts])]
+    )
+    assert found["scores"] == pytest.approx(scores, abs=1e-5) and len(set(scores)) > 1
+
+    named = {example.id: example for examples in run.host.splits.values() for example in examples}
+    assert found["predicted"] == outputs_of(run, configuration, *(named[f"q{i}"] for i in range(4)))
+
+
+def scripted(optimized, answer):
+    model = ScriptedCompleter(answer)
+    return dataclasses.replace(optimized, system=optimized.system.using(model)), model
+
+
+def test_a_loaded_program_checks_its_inputs_and_tells_its_calls(folder):
+    best, model = scripted(oj.load(folder / "best"), lambda request: f"{request.role}!")
+    assert best["say"].instruction == "Say it.\nLoudly." and str(best.inputs) == "question, hurry (optional)"
+    with pytest.raises(ValueError, match=r"words reads question, hurry \(optional\), and question is missing"):
+        best(hurry="yes")
+    with pytest.raises(ValueError, match="words does not read wanted"):
+        best(question="a", wanted="b")
+    assert not model.requests
+    trace = best.trace(question="a")
+    assert [(call.component, dict(call.outputs)) for call in trace.calls] == [
+        ("hint", {"hint": "hint!"}),
+        ("say", {"say": "say!"}),
+    ]
+
+    async def notebook():
+        return await best(question="a"), await best.trace(question="a")
+
+    assert asyncio.run(notebook()) == ({"answer": "say!"}, trace)
+
+
+def test_a_failure_is_raised(folder):
+    best, _ = scripted(oj.load(folder), lambda request: "")
+    with pytest.raises(ComponentFailure, match="parse_error: empty answer"):
+        best(question="a")
+
+
+def test_values_without_a_component_are_named_with_the_program(folder, module):
+    @oj.program(components=[oj.prompt("Say the word.", name="speak"), module.hint])
+    async def other(question):
+        return await module.hint(question=question)
+
+    with pytest.raises(ValueError, match=r"and other has nothing to tune called say; it has speak, hint"):
+        oj.load(folder, other)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (None, r"does not say where its program is: pass the program: load\(folder, program\)"),
+        (
+            {"reason": "it was defined in a notebook or a prompt, not in a file"},
+            r"was defined in a notebook .*pass",
+        ),
+        ({"file": "/nowhere.py", "relative": "nowhere.py", "module": "x", "name": "y"}, r"was in /nowhere.py, where"),
+    ],
+)
+def test_a_program_that_cannot_be_imported_has_to_be_passed(folder, module, tmp_path, where, message):
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "tape*"))
+    (copy / "program.json").unlink()
+    if where is not None:
+        (copy / "program.json").write_text(json.dumps({"program": where, "metric": where}))
+    with pytest.raises(ValueError, match=message):
+        oj.load(copy)
+    assert oj.load(copy, module.words).configuration == oj.load(folder).configuration
+
+
+def test_best_of_needs_a_local_reward_of_the_component(folder, tmp_path):
+    trained = set(oj.load_reward(folder))
+    assert "say" in trained
+    assert isinstance(oj.load(folder, best_of={"say": 3})["say"], PerInstance)
+    for name in {"hint", "say"} - trained:
+        with pytest.raises(ValueError, match=rf"best_of=3 of '{name}' needs its local reward: .*it has those of say"):
+            oj.load(folder, best_of={name: 3})
+    for wrong in ({"nobody": 3}, {"say": 1}, 1):
+        with pytest.raises(ValueError, match=r"expected 2 or more samples of a component, one of (say|hint)"):
+            oj.load(folder, best_of=wrong)
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "tape*"))
+    config = json.loads((copy / "config.json").read_text())
+    config["optimize"]["score"] = "global"
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"trained none, as config.optimize.score is 'global'"):
+        oj.load(copy, best_of=4)
+    with pytest.raises(ValueError, match=r"trained none, as config.optimize.score is 'global'"):
+        oj.load_reward(copy)
+
+
+def test_a_local_reward_names_fields_that_are_not_its_components(folder):
+    with pytest.raises(ValueError, match=r"'say' reads question, hint; given are question"):
+        oj.load_reward(folder)["say"].score({"question": "a"}, ["b"])
+
+
+def test_a_saved_choice_among_samples_works_and_needs_no_run_folder(folder, tmp_path):
+    configuration = load_best(folder / "best")
+    reward = reward_name(folder, configuration)
+    saved = configuration.replace("say", PerInstance((Prompt("Say it."),), reward, 3))
+    best = tmp_path / "elsewhere" / "best"
+    shutil.copytree(folder / "checkpoints" / reward, best / "rewards" / reward)
+    (best / "configuration.json").write_text(json.dumps({"configuration": saved.to_json()}))
+    for name in ("config.json", "program.json", "observed.json"):
+        shutil.copy(folder / name, best.parent / name)
+    loaded, model = scripted(oj.load(best), lambda request: f"{request.role} {request.seed % 7}")
+    answer = loaded(question="a")["answer"]
+    assert answer.startswith("say ") and len([one for one in model.requests if one.role == "say"]) == 3
+    local_reward = oj.load_reward(folder)["say"]
+    given = {"question": "a", "hint": next(c for c in loaded.trace(question="a").calls).outputs["hint"]}
+    tried = sorted({f"say {one.seed % 7}" for one in model.requests if one.role == "say"})
+    assert answer == max(tried, key=lambda text: local_reward.score(given, [text])[0])
+
+
+def test_a_graph_returns_its_output_fields(tmp_path):
+    (tmp_path / "best").mkdir()
+    values = {name: {"type": "prompt", "instruction": name, "demos": []} for name in ("describer", "sorter")}
+    (tmp_path / "best" / "configuration.json").write_text(json.dumps({"configuration": values}))
+    settings = {
+        "benchmark": str(ROOT / "configs" / "own_system.py"),
+        "system": {"language_model": {"model": "scripted"}},
+        "data": {"train": 4, "val": 4, "test": 4},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    best, model = scripted(oj.load(tmp_path), lambda request: f" {request.role} says ")
+    assert best(thing="apple") == {"sort": "sorter says"}
+    assert {request.model for request in model.requests} == {"scripted"}
+    assert best.trace(thing="apple").outputs["sort"] == "sorter says"
+    with pytest.raises(ValueError, match="own_system reads thing, and thing is missing"):
+        best()
+    moved, model = scripted(oj.load(tmp_path, model="another"), lambda request: request.model)
+    assert moved(thing="apple") == {"sort": "another"}
+    graph = dataclasses.replace(best.system, completer=None)
+    given, _ = scripted(oj.load(tmp_path, graph), lambda request: "a")
+    assert given(thing="apple") == {"sort": "a"}
+
+
+def test_a_script_that_starts_a_run_when_it_is_imported_is_refused(folder, tmp_path):
+    code = MODULE + "\noj.optimize(words, letters, [], workdir='runs/x')\n"
+    (tmp_path / "script.py").write_text(code)
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "tape*"))
+    where = {"file": str(tmp_path / "script.py"), "relative": "script.py", "module": "__main__", "name": "words"}
+    (copy / "program.json").write_text(json.dumps({"program": where, "metric": where}))
+    with pytest.raises(ValueError, match=r"script.py starts a run when it is imported.*if __name__ == \"__main__\""):
+        oj.load(copy)
+
+
+def test_a_folder_without_a_best_says_so(tmp_path):
+    with pytest.raises(FolderError, match=r"configuration\.json: --stage=optimize makes it"):
+        oj.load(tmp_path, lambda question: question)
+
+
+def test_a_configuration_is_read_as_it_was(folder):
+    assert isinstance(oj.load(folder).configuration, Configuration)
