@@ -141,7 +141,8 @@ def test_a_higher_budget_goes_on_where_the_lower_one_ended(tmp_path: Path, whole
     _, low, _ = run(tmp_path / "run", Budget(tokens=least))
     requests, high, _ = run(tmp_path / "run", Budget(tokens=10 * most))
     assert len(low["accepted"]) < len(high["accepted"])
-    assert requests and comparable(high) == comparable(straight)
+    assert requests and comparable(high) == comparable({**straight, "label": "test-2"})
+    assert json.loads((tmp_path / "run" / "evaluations" / "test.json").read_text()) == low  # kept beside the new one
 
 
 @pytest.mark.parametrize("raised", [1.02, 1.1, 1.3])
