@@ -8,7 +8,20 @@ setup(
     description="Optimise compound AI systems end to end with globally aligned local rewards, in JAX",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["optimas_jax", "optimas_jax.*"]),
+    # Configurations and commands stay at the top; an editable install reads them there (core/shipped.py).
+    package_dir={
+        "optimas_jax.configs": "configs",
+        "optimas_jax.configs.sweeps": "configs/sweeps",
+        "optimas_jax.launch": "launch",
+    },
+    packages=[
+        *find_packages(include=["optimas_jax", "optimas_jax.*"]),
+        "optimas_jax.configs",
+        "optimas_jax.configs.sweeps",
+        "optimas_jax.launch",
+    ],
+    license_files=["LICENSE", "third_party/README.md"],
+    entry_points={"console_scripts": ["optimas = optimas_jax.command:main"]},
     install_requires=[
         # The engine. jax and flax are a tested pair: jax 0.11 removes a symbol that flax 0.12.8 imports, and flax does
         # not cap jax itself.

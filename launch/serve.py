@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
         from optimas_jax.server.app import make_app
     except ImportError as error:
-        print(f"error: {error}; install the server with: pip install -e '.[serve]'", file=sys.stderr)
+        print(f"error: {error}; install the server with: pip install 'optimas_jax[serve]'", file=sys.stderr)
         return 1
     try:
         sampler = Engines(MeshConfig(), ConsoleProgress()).sampler(_MODEL.value)
