@@ -66,6 +66,8 @@ setup(
             "matplotlib>=3.9,<4",
             "starlette>=0.48,<2",
             "uvicorn>=0.35,<1",
+            "ipykernel>=6.29,<8",  # executes the example notebook
+            "nbclient>=0.10,<0.12",
         ],
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],
     },

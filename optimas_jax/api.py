@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
+from optimas_jax.core import event_loop
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
@@ -22,12 +24,15 @@ from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.config import overridden
-from optimas_jax.loop.journal import TAPE
+from optimas_jax.loop.journal import TAPE, FolderError, write_json
 from optimas_jax.presets import local
+from optimas_jax.programs.identity import parts_of
 from optimas_jax.programs.program import Program
 from optimas_jax.programs.program import program as declare
 from optimas_jax.result import Result, open_run
 from optimas_jax.saved import completer_of, language_model, read_saved
+
+PARTS, JOURNAL = "program.json", "journal.jsonl"  # what a run folder belongs to, and its events
 
 
 def optimize(
@@ -59,21 +64,23 @@ def optimize(
       workdir: folder of the run; by default ``runs/NAME``.
       seed: names all randomness of the search and of the split.
       config: other settings by their path, such as ``{"optimize.iterations": 8}``.
-      progress: receives lines and bars; by default the console.
+      progress: receives lines and bars; by default the console, or one table in a notebook.
 
     Raises:
       ValueError: for data, a program or settings that cannot be used, before anything is paid for.
       StopRun: with a message for the user; what was paid for is kept.
     """
-    from optimas_jax.loop.stages import run_stages
     from optimas_jax.report.console import ConsoleProgress
-    from optimas_jax.report.run import report_run
+    from optimas_jax.report.notebook import default_progress
+    from optimas_jax.report.run import report_run, write_report
 
-    console = ConsoleProgress()
+    shown = default_progress() if progress is None else progress
+    from optimas_jax.loop.stages import run_stages  # after libraries are told what to keep to themselves
+
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
     if repeated:
-        (progress or console).line(f"{repeated} rows repeat the inputs of an earlier row and are left out")
+        shown.line(f"{repeated} rows repeat the inputs of an earlier row and are left out")
     sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
     answers = language_model(model)
     base = local(declared.name, SystemConfig(answers), sizes, variant="program")
@@ -85,16 +92,48 @@ def optimize(
         optimize=dataclasses.replace(base.optimize, iterations=max(4, 2 * len(declared.components))),
     )
     folder = Path(workdir or f"runs/{declared.name}")
+    _claim(folder, parts_of(declared, metric, examples))
     run_stages(
         overridden(base, config or {}),
         folder,
         "all",
-        progress or console,
+        shown,
         benchmark=_benchmark(declared, metric, inputs, examples),
     )
-    if progress is None:
-        report_run(folder, console)
+    if progress is None and isinstance(shown, ConsoleProgress):
+        report_run(folder, shown)
+    elif progress is None:  # a notebook shows the result
+        write_report(folder)
     return open_run(folder, declared)
+
+
+async def aoptimize(
+    program: Program | Callable[..., Any], metric: Callable[..., Any], data: Any, **options: Any
+) -> Result:
+    """``optimize`` in a thread of its own, so that the caller's event loop stays free.
+
+    Cancelling it stops the run as an interrupt does: what was paid for is kept, and the same call resumes.
+    """
+    return await event_loop.in_thread(optimize, program, metric, data, **options)
+
+
+def _claim(folder: Path, parts: Mapping[str, str]) -> None:
+    """Notes what a run folder belongs to (``programs.identity``).
+
+    Raises:
+      FolderError: something was measured in it, and it belongs to something else.
+    """
+    file, begun = folder / PARTS, (folder / JOURNAL).is_file()
+    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    changed = [name for name in {**old, **parts} if old.get(name) != parts.get(name)]
+    if begun and old and changed:
+        raise FolderError(
+            f"{folder} belongs to a run of something else: {', '.join(changed)} changed since. Use another workdir, or "
+            "undo the change to resume"
+        )
+    if not begun:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, parts)
 
 
 def benchmark(program: Program | Callable[..., Any], metric: Callable[..., Any], data: Any) -> Benchmark:

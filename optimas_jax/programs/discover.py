@@ -17,6 +17,12 @@ _STANDARD = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib
 def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
     """Declared components that a function names, and with it the functions that it names, with the variables that hold
     them; in the order of the code."""
+    for one in reached_from(function):
+        yield from ((holder, value) for holder, value in _named_in(one) if isinstance(value, Declared))
+
+
+def reached_from(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """A function, and the user's functions that its code names, and so on."""
     seen: set[int] = set()
     waiting: list[Any] = [function]
     while waiting:
@@ -25,13 +31,16 @@ def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
         if code is None or id(code) in seen:
             continue
         seen.add(id(code))
-        known = {**getattr(code_of, "__globals__", {}), **inspect.getclosurevars(code_of).nonlocals}
-        for variable in _names_in(code):
-            for holder, value in _values_of(variable, known):
-                if isinstance(value, Declared):
-                    yield holder, value
-                elif inspect.isfunction(value) and not is_library(value.__code__.co_filename):
-                    waiting.append(value)
+        yield code_of
+        values = [value for _, value in _named_in(code_of)]
+        waiting += [one for one in values if inspect.isfunction(one) and not is_library(one.__code__.co_filename)]
+
+
+def _named_in(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """What a function's code names, with the variables that hold it, in its order."""
+    known = {**getattr(function, "__globals__", {}), **inspect.getclosurevars(function).nonlocals}
+    for variable in _names_in(function.__code__):
+        yield from _values_of(variable, known)
 
 
 def _names_in(code: Any) -> list[str]:

@@ -65,11 +65,11 @@ class PromptDeclaration(Declared):
     def __init__(self, instruction: str, settings: Mapping[str, Any], demos: Sequence[Demo], most: int, **names: str):
         super().__init__(**names)
         self.instruction, self.demos, self.most = instruction, tuple(demos), most
-        self._settings = settings
+        self.settings = settings
 
     def build(self, language_model: LanguageModel) -> Component:
         """A component that asks the model of the run, or its own, with its own limits."""
-        settings = {key: value for key, value in self._settings.items() if value is not None}
+        settings = {key: value for key, value in self.settings.items() if value is not None}
         stop = settings.pop("stop", ())
         built = llm_component(
             name=self.name,

@@ -14,18 +14,26 @@ from optimas_jax.report.tensorboard import write_tensorboard
 
 
 def report_run(workdir: Path, progress: ConsoleProgress) -> None:
-    """Shows the results of a run folder; nothing without ``results.json``."""
+    """Writes the report of a run folder and shows its tables; nothing without ``results.json``."""
+    results = write_report(workdir)
+    if results is None:
+        return
+    for table in tables(results):
+        progress.console.print(table)
+    progress.line(last_line(results, workdir / "results.json"))
+
+
+def write_report(workdir: Path) -> dict[str, Any] | None:
+    """Writes ``report.html`` and TensorBoard's events of a run folder. Returns its results; None without any."""
     path = workdir / "results.json"
     if not path.is_file():
-        return
+        return None
     results = json.loads(path.read_text(encoding="utf-8"))
     reward = workdir / "reward.json"
     history = json.loads(reward.read_text(encoding="utf-8"))["history"] if reward.is_file() else []
     write_tensorboard(workdir / "tensorboard", results, history)
     write_html(workdir / "report.html", results)
-    for table in tables(results):
-        progress.console.print(table)
-    progress.line(last_line(results, path))
+    return results
 
 
 def last_line(results: Mapping[str, Any], path: Path) -> str:
