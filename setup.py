@@ -8,7 +8,20 @@ setup(
     description="Optimise compound AI systems end to end with globally aligned local rewards, in JAX",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["optimas_jax", "optimas_jax.*"]),
+    # Configurations and commands stay at the top; an editable install reads them there (core/shipped.py).
+    package_dir={
+        "optimas_jax.configs": "configs",
+        "optimas_jax.configs.sweeps": "configs/sweeps",
+        "optimas_jax.launch": "launch",
+    },
+    packages=[
+        *find_packages(include=["optimas_jax", "optimas_jax.*"]),
+        "optimas_jax.configs",
+        "optimas_jax.configs.sweeps",
+        "optimas_jax.launch",
+    ],
+    license_files=["LICENSE", "third_party/README.md"],
+    entry_points={"console_scripts": ["optimas = optimas_jax.command:main"]},
     install_requires=[
         # The engine. jax and flax are a tested pair: jax 0.11 removes a symbol that flax 0.12.8 imports, and flax does
         # not cap jax itself.
@@ -54,6 +67,8 @@ setup(
             "matplotlib>=3.9,<4",
             "starlette>=0.48,<2",
             "uvicorn>=0.35,<1",
+            "ipykernel>=6.29,<8",  # executes the example notebook
+            "nbclient>=0.10,<0.12",
         ],
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],
     },

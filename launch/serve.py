@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        print(f"error: {error}; install the server with: pip install -e '.[serve]'", file=sys.stderr)
+        print(f"error: {error}; install the server with: pip install 'optimas_jax[serve]'", file=sys.stderr)
         return 1
     if _SYSTEM.value:
         if flags.FLAGS["model"].present or _ADAPTERS.value or _NAME.value:

@@ -19,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optimas_jax.api import Evaluation, benchmark, evaluate, optimize
+    from optimas_jax.api import Evaluation, aoptimize, benchmark, evaluate, optimize
     from optimas_jax.core.component import ComponentFailure
     from optimas_jax.core.scoring import Score
     from optimas_jax.core.system import System
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from optimas_jax.saved.rewards import load_reward
 
 _HOMES = {
-    "optimas_jax.api": ("Evaluation", "benchmark", "evaluate", "optimize"),
+    "optimas_jax.api": ("Evaluation", "aoptimize", "benchmark", "evaluate", "optimize"),
     "optimas_jax.core.scoring": ("Score",),
     "optimas_jax.core.component": ("ComponentFailure",),
     "optimas_jax.core.system": ("System",),
@@ -64,6 +64,7 @@ __all__ = [
     "Result",
     "Score",
     "System",
+    "aoptimize",
     "benchmark",
     "choice",
     "component",

@@ -11,6 +11,7 @@ from typing import Any
 from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig, refuse_while_importing
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
+from optimas_jax.core import event_loop
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
@@ -62,22 +63,24 @@ def optimize(
       workdir: folder of the run; by default ``runs/NAME``.
       seed: names all randomness of the search and of the split.
       config: other settings by their path, such as ``{"optimize.iterations": 8}``.
-      progress: receives lines and bars; by default the console.
+      progress: receives lines and bars; by default the console, or one table in a notebook.
 
     Raises:
       ValueError: for data, a program or settings that cannot be used, before anything is paid for.
       StopRun: with a message for the user; what was paid for is kept.
     """
-    from optimas_jax.loop.stages import run_stages
     from optimas_jax.report.console import ConsoleProgress
-    from optimas_jax.report.run import report_run
+    from optimas_jax.report.notebook import default_progress
+    from optimas_jax.report.run import report_run, write_report
+
+    shown = default_progress() if progress is None else progress
+    from optimas_jax.loop.stages import run_stages  # after libraries are told what to keep to themselves
 
     refuse_while_importing()
-    console = ConsoleProgress()
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
     if repeated:
-        (progress or console).line(f"{repeated} rows repeat the inputs of an earlier row and are left out")
+        shown.line(f"{repeated} rows repeat the inputs of an earlier row and are left out")
     sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
     answers = language_model(model)
     base = local(declared.name, SystemConfig(answers), sizes, variant="program")
@@ -93,14 +96,26 @@ def optimize(
         overridden(base, config or {}),
         folder,
         "all",
-        progress or console,
+        shown,
         benchmark=_benchmark(declared, metric, inputs, examples),
         command=f"optimize({declared.name}, ...) from Python",
     )
     record_source(folder, program, metric)
-    if progress is None:
-        report_run(folder, console, label)
+    if progress is None and isinstance(shown, ConsoleProgress):
+        report_run(folder, shown, label)
+    elif progress is None:  # a notebook shows the result
+        write_report(folder, label)
     return open_run(folder, declared, evaluation=label)
+
+
+async def aoptimize(
+    program: Program | Callable[..., Any], metric: Callable[..., Any], data: Any, **options: Any
+) -> Result:
+    """``optimize`` in a thread of its own, so that the caller's event loop stays free.
+
+    Cancelling it stops the run as an interrupt does: what was paid for is kept, and the same call resumes.
+    """
+    return await event_loop.in_thread(optimize, program, metric, data, **options)
 
 
 def benchmark(program: Program | Callable[..., Any], metric: Callable[..., Any], data: Any) -> Benchmark:

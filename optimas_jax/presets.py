@@ -13,6 +13,7 @@ from typing import Any
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import SystemConfig
 from optimas_jax.core.schema import to_dict
+from optimas_jax.core.shipped import portable
 from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig, without_mode
@@ -175,4 +176,4 @@ def own_system(file: str, *, train: int, val: int, confirm: int, test: int, **ch
         ``val``; the ``confirm`` examples, five at least, decide whether what was found is kept.
     """
     data = DataConfig(train=train, val=val, confirm=confirm, test=test)
-    return dataclasses.replace(local(file, SystemConfig(EMBEDDED_MODEL), data), variant="own", **changes)
+    return dataclasses.replace(local(portable(file), SystemConfig(EMBEDDED_MODEL), data), variant="own", **changes)

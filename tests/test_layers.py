@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "result.py": {*HOST, "loop", "saved"},
     "api.py": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "presets", "report", "saved", "result"},
     "__init__.py": {*HOST, "saved", "result", "api"},
+    "command.py": {"core"},
+    "__main__.py": {"command"},
     "presets.py": {*HOST, *DEVICE, "rewards", "policy", "search", "loop"},
     "report": {"core", "report"},
     "compare": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "report", "compare"},

@@ -69,6 +69,8 @@ def _run(
     name: str, tree: Path, flags: Sequence[str], workdir: Path, line: Callable[[str], None]
 ) -> tuple[float, dict[str, Any]]:
     """Seconds of a run from start to end of its process, and its ``results.json``."""
+    if not (tree / "launch" / "run.py").is_file():
+        raise SideError(f"{tree} has no launch/run.py: whole runs are measured in a checkout")
     environment = {**os.environ, "PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": f"{workdir}-xla"}
     command = [sys.executable, "launch/run.py", *flags, f"--workdir={workdir}"]
     start = time.monotonic()

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from optimas_jax.bench.work import Task
+from optimas_jax.core.shipped import PACKAGE, python_path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = PACKAGE.parent
 PEERS = ROOT / "third_party" / "peers"
 
 
@@ -43,7 +43,8 @@ class Peer:
         python = PEERS / ".venv" / "bin" / "python"
         if not python.is_file():
             raise SideError(
-                f"the peers' environment is not there ({python}): make it with third_party/peers/install.sh"
+                f"the peers' environment is not there ({python}): make it with third_party/peers/install.sh of a "
+                "checkout, and measure there"
             )
         return [str(python), str(PEERS / self.scripts[task])]
 
@@ -65,7 +66,7 @@ class Side:
     def __init__(self, name: str, command: Sequence[str]):
         self.name = name
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed on exit
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = python_path(os.environ.get("PYTHONPATH", ""))
         self._process = subprocess.Popen(  # noqa: S603 - no shell, our own scripts
             command,
             stdin=subprocess.PIPE,

@@ -32,6 +32,7 @@ from typing import Any
 
 from optimas_jax.benchmarks import amazon, bigcodebench, hotpotqa, pubmedqa, stark_prime
 from optimas_jax.benchmarks.data import Dataset
+from optimas_jax.core import shipped
 from optimas_jax.core.system import System
 from optimas_jax.llm.component import LanguageModel
 
@@ -81,7 +82,7 @@ def find_benchmark(name: str) -> ModuleType:
         raise BenchmarkError(
             f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}, or the path of a .py file that defines one"
         )
-    module = import_file(Path(name))
+    module = import_file(shipped.find(name))
     missing = [part for part in _NEEDED if not hasattr(module, part)]
     if missing:
         raise BenchmarkError(f"{name} lacks {', '.join(missing)}: a benchmark has {', '.join(_NEEDED)}")

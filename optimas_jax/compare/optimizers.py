@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.shipped import PACKAGE
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
 from optimas_jax.rewards.collect import CollectConfig
 
-PEERS = Path(__file__).parents[2] / "third_party" / "peers"
+PEERS = PACKAGE.parent / "third_party" / "peers"  # of a checkout
 _PYTHON = PEERS / ".prompt-optimizers" / "bin" / "python"
 _ENDLESS = 10_000  # iterations: each uses tokens, so that the budget ends the search
 GLOBAL = "-global"  # ends the name of an arm that ranks by the global metric
@@ -147,6 +148,6 @@ def find_optimizers(names: Sequence[str]) -> dict[str, Optimizer]:
     if absent:
         raise CompareError(
             f"{', '.join(absent)}: the peers' environment is not there ({_PYTHON}): make it with "
-            "third_party/peers/install_prompt_optimizers.sh"
+            "third_party/peers/install_prompt_optimizers.sh of a checkout, and compare there"
         )
     return optimizers

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
+import contextvars
+import ctypes
 import functools
 import os
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
+_LOOK_SECONDS = 0.2
 _LOCK = threading.Lock()
 
 
@@ -49,12 +54,58 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
     try:
         loop.call_soon_threadsafe(start)
-        ended.acquire()
+        _acquire(ended)
     except BaseException:
         loop.call_soon_threadsafe(cancel)
-        ended.acquire()  # what is paid for is recorded before the end
+        _acquire(ended)  # what is paid for is recorded before the end
         raise
     return started[0].result()
+
+
+def _acquire(lock: threading.Lock) -> None:
+    """Waits for a lock. In other threads than the main one an interrupt (``in_thread``) comes between two looks."""
+    while not lock.acquire(timeout=_LOOK_SECONDS):
+        pass
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of a function that blocks, which runs in a thread of its own. Cancelling it raises
+    ``KeyboardInterrupt`` in the function, as Ctrl-C does in a main thread, and waits for its end."""
+    loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+    ended: asyncio.Future[T] = loop.create_future()
+    lock, returned = threading.Lock(), threading.Event()  # under the lock: no interrupt comes after the function's end
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            try:
+                result = context.run(function, *args, **kwargs)
+            finally:
+                with lock:
+                    returned.set()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(finish, result, error)
+
+    def finish(result: Any, error: BaseException | None) -> None:
+        if error is None:
+            ended.set_result(result)
+        else:
+            ended.set_exception(error)
+
+    thread = threading.Thread(target=work, name=f"optimas_jax {function.__name__}", daemon=True)
+    thread.start()
+    try:
+        return await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        with lock:
+            if not returned.is_set():
+                identity = ctypes.c_ulong(thread.ident or 0)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(KeyboardInterrupt))
+        await asyncio.wait([ended])  # what is paid for is recorded before the end
+        ended.exception()  # seen
+        raise
 
 
 def running() -> asyncio.AbstractEventLoop | None:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.shipped import folder
 from optimas_jax.core.types import StopRun
 from optimas_jax.report.process import INTERRUPTED
 
 _ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)
-_CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def parse_flags(flags: Any, argv: list[str]) -> list[str]:
@@ -28,8 +28,8 @@ def parse_flags(flags: Any, argv: list[str]) -> list[str]:
     """
     for argument in argv:  # a configuration may import modules beside it
         name, _, file = argument.partition("=")
-        if name.lstrip("-") == "config" and (folder := str(Path(file).resolve().parent)) not in sys.path:
-            sys.path.append(folder)
+        if name.lstrip("-") == "config" and (beside := str(Path(file).resolve().parent)) not in sys.path:
+            sys.path.append(beside)
     try:
         left = flags.FLAGS(argv)
         config = flags.FLAGS.config if "config" in flags.FLAGS else ""
@@ -40,7 +40,7 @@ def parse_flags(flags: Any, argv: list[str]) -> list[str]:
         inner = _ERROR.findall(str(error))  # the traceback of a configuration's own error is part of its text
         message = inner[-1] if inner else f"{error}. --help lists the flags"
     except OSError as error:
-        known = ", ".join(sorted(f"configs/{path.name}" for path in _CONFIGS.glob("*.py")))
+        known = ", ".join(sorted(f"configs/{path.name}" for path in folder("configs").glob("*.py")))
         message = f"{_last_line(error)}. Give a configuration of your own, or one of {known}"
     except ValueError as error:
         message = str(error)

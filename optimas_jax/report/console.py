@@ -40,7 +40,13 @@ class ConsoleProgress:
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
         width = None if sys.stdout.isatty() else 120  # log files have room for the tables
-        self.console = console or Console(highlight=False, quiet=quiet, soft_wrap=True, width=width)
+        self.console = console or Console(
+            highlight=False,
+            quiet=quiet,
+            soft_wrap=True,
+            width=width,
+            force_jupyter=False,  # where every line would be a display of its own
+        )
 
     def line(self, text: str) -> None:
         """One line about one decision."""
@@ -76,8 +82,8 @@ class ConsoleProgress:
 
         def report(now: float) -> None:
             seconds = max(now - started, 1e-9)
-            left = "" if done in (0, total) else f", ETA {_clock(seconds / done * (total - done))}"
-            self.line(f"  {label:<28} {done}/{total}, {done / seconds:.2f}/s, {_clock(seconds)}{left}")
+            left = "" if done in (0, total) else f", ETA {clock(seconds / done * (total - done))}"
+            self.line(f"  {label:<28} {done}/{total}, {done / seconds:.2f}/s, {clock(seconds)}{left}")
 
         def advance() -> None:
             nonlocal done, last
@@ -91,6 +97,7 @@ class ConsoleProgress:
         report(time.monotonic())
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds: ``2:05``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"

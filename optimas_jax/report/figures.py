@@ -14,7 +14,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"pictures are drawn by matplotlib ({error}): pip install -e '.[compare]'") from error
+        raise ValueError(f"pictures are drawn by matplotlib ({error}): pip install 'optimas_jax[compare]'") from error
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -14,7 +14,7 @@ from optimas_jax.report.tables import tables
 
 def write_html(path: Path, results: Mapping[str, Any]) -> None:
     """The same tables as one self-contained page. A file that holds the same stays as it is."""
-    console = Console(record=True, width=140, file=io.StringIO())
+    console = Console(record=True, width=140, file=io.StringIO(), force_jupyter=False)  # a notebook would show it, too
     for table in reversed(tables(results)):
         console.print(table)
     html = console.export_html(inline_styles=True)

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from optimas_jax.core.shipped import python_path
 from optimas_jax.core.types import StopRun
 
 INTERRUPTED = 130  # exit code of a process that was interrupted
-_ROOT = Path(__file__).parents[2]
 _PARENT = "OPTIMAS_JAX_PARENT"  # variable that names the process of ``run_module``
 _LOOK_SECONDS = 0.5  # between two looks at whether the parent lives
 _END_SECONDS = 15.0  # that a process without parent has to end in order
@@ -32,7 +32,7 @@ async def run_module(module: str, arguments: Sequence[str], log: Path, inherit: 
     Returns:
       Exit code, and the error message (behind ``error: ``) or the end of its output.
     """
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = python_path(os.environ.get("PYTHONPATH", ""))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), _PARENT: str(os.getpid())}
     with log.open("ab") as sink:
         start = sink.tell()

@@ -14,7 +14,18 @@ from optimas_jax.report.tensorboard import write_tensorboard
 
 
 def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> None:
-    """Shows the results of a run folder, or of one of its evaluations; nothing without them.
+    """Writes the report of a run folder (``write_report``) and shows its tables; nothing without results."""
+    path, results = write_report(workdir, label)
+    if results is None:
+        return
+    for table in tables(results):
+        progress.console.print(table)
+    progress.line(last_line(results, path))
+
+
+def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] | None]:
+    """Writes the page of a run folder, or of one of its evaluations; returns the results, None without any, and their
+    file.
 
     Args:
       label: of the evaluation (``evaluations/LABEL.json``); by default the run's own, which ``results.json`` holds. It
@@ -27,17 +38,14 @@ def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> Non
         path, page = (workdir / "evaluations" / f"{label}.{kind}" for kind in ("json", "html"))
         results = _read(path)
     if not results:
-        return
+        return path, None
     if path == own:
         history = (_read(workdir / "reward.json") or {"history": []})["history"]
-        first = (
-            results.get("label", results["split"]) == results["split"]
-        )  # and not of a search that a higher budget continued
+        # A search that a higher budget continued has events of its own.
+        first = results.get("label", results["split"]) == results["split"]
         write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
     write_html(page, results)
-    for table in tables(results):
-        progress.console.print(table)
-    progress.line(last_line(results, path))
+    return path, results
 
 
 def _read(path: Path) -> dict[str, Any] | None:

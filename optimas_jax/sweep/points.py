@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.schema import ConfigError, to_dict
+from optimas_jax.core.shipped import find
 from optimas_jax.core.types import digest
 from optimas_jax.loop.config import RunConfig, parse_config, with_overrides
 
@@ -68,7 +69,7 @@ def read_points(base: Mapping[str, Any], sweep: str) -> tuple[Point, ...]:
         )
     plain = to_dict(parse_config(base))
     if sweep.strip().endswith(".py"):
-        rows = _points_of_file(Path(sweep.strip()))
+        rows = _points_of_file(find(sweep.strip()))
         for path, value in {path: value for row in rows for path, value in row.items()}.items():
             if isinstance(_field(plain, path), Mapping):
                 raise SweepError(f"{path!r} is {value!r}, and has fields of its own: set {path}.NAME")

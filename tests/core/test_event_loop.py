@@ -100,3 +100,60 @@ except KeyboardInterrupt:
         finally:
             process.kill()
     assert process.returncode == 0
+
+
+def in_a_task(function, *, cancelled_after=None):
+    """Awaits a function in a thread of its own; cancelled once the event is set."""
+
+    async def main():
+        task = asyncio.ensure_future(event_loop.in_thread(function))
+        if cancelled_after is not None:
+            await asyncio.to_thread(cancelled_after.wait)
+            task.cancel()
+        return await task
+
+    return asyncio.run(main())
+
+
+def test_a_function_in_a_thread_returns_and_raises_and_leaves_the_callers_loop_free():
+    assert in_a_task(lambda: event_loop.run(asyncio.sleep(0, "done"))) == "done"
+    with pytest.raises(ZeroDivisionError):
+        in_a_task(lambda: 1 / 0)
+
+    async def both():
+        opened = threading.Event()
+        waiting = asyncio.ensure_future(event_loop.in_thread(lambda: opened.wait(30)))
+        await asyncio.sleep(0.01)  # the loop turns meanwhile
+        opened.set()
+        return await waiting
+
+    assert asyncio.run(both())
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_cancelling_interrupts_the_function_and_waits_for_its_end(computes):
+    began, ended = threading.Event(), []
+
+    async def request():
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            ended.append("recorded")
+
+    def work():
+        try:
+            if computes:
+                began.set()
+                while True:
+                    pass
+            event_loop.run(request())
+        except KeyboardInterrupt:
+            ended.append("interrupted")
+            raise
+
+    with pytest.raises(asyncio.CancelledError):
+        in_a_task(work, cancelled_after=began)
+    assert ended == [*([] if computes else ["recorded"]), "interrupted"]
+    assert event_loop.run(asyncio.sleep(0, 1)) == 1  # it lives on

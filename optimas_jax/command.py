@@ -1,0 +1,113 @@
+"""The command ``optimas``: the files of ``launch/`` by their names, on configurations by theirs.
+
+    optimas run hotpotqa:smoke --workdir=runs/smoke --config.seed=1
+
+is ``python launch/run.py --config=configs/hotpotqa.py:smoke --workdir=runs/smoke --config.seed=1``.
+"""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from optimas_jax.core import shipped
+
+_FLAG = "--config"
+_DEFAULT = "hotpotqa"
+_WIDTH = 100
+
+
+class UnknownName(ValueError):
+    """A command or a configuration that does not exist, with those that do."""
+
+
+def main() -> None:
+    """Runs the command line; the process ends with the command's exit code."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage(commands()))
+        return
+    try:
+        file = _named(name, commands(), "command", "optimas --help says what they do")
+        sys.argv = [str(file), *(with_configuration(arguments) if _takes_configuration(file) else arguments)]
+    except UnknownName as error:
+        sys.exit(f"error: {error}")
+    runpy.run_path(str(file), run_name="__main__")
+
+
+def commands() -> dict[str, Path]:
+    """The files of ``launch/`` by name."""
+    return {path.stem: path for path in sorted(shipped.folder("launch").glob("*.py"))}
+
+
+def configurations() -> dict[str, Path]:
+    """The files of ``configs/`` by name."""
+    return {path.stem: path for path in sorted(shipped.folder("configs").glob("*.py"))}
+
+
+def usage(files: Mapping[str, Path]) -> str:
+    """Help: a line for each command."""
+    width = max(map(len, files))
+    lines = [f"  {name:<{width}}  {_purpose(file)}" for name, file in files.items()]
+    return "\n".join(
+        [
+            "optimas COMMAND [CONFIGURATION[:VARIANT]] [--flag=value ...]",
+            "",
+            *lines,
+            "",
+            f"Configurations: {', '.join(configurations())}, or a .py file of your own; any field of it is a flag:",
+            "optimas run hotpotqa:smoke --config.seed=1. `optimas COMMAND --help` lists a command's other flags; where",
+            "it says python launch/NAME.py, optimas NAME is the same.",
+        ]
+    )
+
+
+def with_configuration(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the path of their configuration, which may be the first argument or ``--config``, a file or a
+    name: ``hotpotqa:smoke`` -> ``--config=.../configs/hotpotqa.py:smoke``.
+
+    Raises:
+      UnknownName: for a configuration that does not exist.
+    """
+    known = configurations()
+    if arguments and not arguments[0].startswith("-"):
+        return [f"{_FLAG}={_path(arguments[0], known)}", *arguments[1:]]
+    flag, split = f"{_FLAG}=", [*arguments]
+    while _FLAG in split[:-1]:  # --config NAME
+        at = split.index(_FLAG)
+        split[at : at + 2] = [flag + split[at + 1]]
+    if not any(one.startswith(flag) for one in split):
+        return [flag + _path(_DEFAULT, known), *split]
+    return [flag + _path(one.removeprefix(flag), known) if one.startswith(flag) else one for one in split]
+
+
+def _path(text: str, known: Mapping[str, Path]) -> str:
+    """``FILE[:VARIANT]`` of a configuration."""
+    name, colon, variant = text.partition(":")
+    path = shipped.find(name) if name.endswith(".py") else _named(name, known, "configuration", "or give a .py file")
+    if not path.is_file():
+        raise UnknownName(
+            f"there is no file {name!r}; configurations are {', '.join(known)}, or a .py file of your own"
+        )
+    return f"{path}{colon}{variant}"
+
+
+def _named(name: str, known: Mapping[str, Path], kind: str, otherwise: str) -> Path:
+    if name not in known:
+        raise UnknownName(f"unknown {kind} {name!r}; known: {', '.join(known)}; {otherwise}")
+    return known[name]
+
+
+def _takes_configuration(file: Path) -> bool:
+    return "DEFINE_config_file" in file.read_text(encoding="utf-8")
+
+
+def _purpose(file: Path) -> str:
+    """The first sentence of a file's docstring, shortened; the file is not run."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    sentence = " ".join(text.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+    return textwrap.shorten(sentence, _WIDTH, placeholder=" ...")
