@@ -8,19 +8,44 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import functools
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_LOOK = 60.0  # seconds between two calls of ``on_wait``
+_END = 5.0  # that the loop has to end; a function that blocks it never will
 _LOCK = threading.Lock()
 
 
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
+class _Threads(concurrent.futures.ThreadPoolExecutor):
+    """A thread of its own for every call, which does not keep the process from ending: a user's function that hangs
+    (``asyncio.to_thread``) is left behind."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="optimas_jax work", daemon=True).start()
+        return future
+
+
+def run(coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = None) -> T:
     """The result of a coroutine, which runs on the loop. An interrupt of the waiting thread cancels it, and is raised
-    when it has ended.
+    when it has ended; another one leaves it behind.
+
+    Args:
+      on_wait: called every minute until then, in the waiting thread.
 
     Raises:
       RuntimeError: called on the loop itself, which would wait for itself.
@@ -49,7 +74,9 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
     try:
         loop.call_soon_threadsafe(start)
-        ended.acquire()
+        while not ended.acquire(timeout=_LOOK):
+            if on_wait is not None:
+                on_wait()
     except BaseException:
         loop.call_soon_threadsafe(cancel)
         ended.acquire()  # what is paid for is recorded before the end
@@ -83,6 +110,7 @@ def _loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
 def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     """Starts the loop and its thread, which end with the process."""
     loop = asyncio.new_event_loop()
+    loop.set_default_executor(_Threads())
     closing = threading.Event()
 
     def serve() -> None:
@@ -95,8 +123,9 @@ def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     def close() -> None:
         closing.set()
         loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        thread.join(_END)
+        if not thread.is_alive():
+            loop.close()
 
     thread = threading.Thread(target=serve, name="optimas_jax event loop", daemon=True)
     thread.start()

@@ -39,6 +39,9 @@ class Declared(abc.ABC):
           language_model: of the run.
         """
 
+    def check(self) -> None:  # noqa: B027 (most components have no types)
+        """Raises ``PlainError`` for declared types and defaults that cannot be recorded."""
+
     def restore(self, outputs: Mapping[str, Any]) -> Any:
         """What the program gets, from the recorded outputs."""
         return from_fields(self.name, thaw(outputs))
