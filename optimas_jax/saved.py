@@ -82,7 +82,7 @@ def load(
     folder = Path(folder)
     configuration, answers, saved = read_saved(folder, model)
     assert configuration is not None  # of a folder
-    declared = declare(program)
+    declared = dataclasses.replace(declare(program), on_error="stop")  # its exceptions are the caller's
     system = declared.system(lambda outputs: 0.0, (), answers)
     system.check(configuration)
     completer = completer_of(declared.name, answers, saved, folder)

@@ -51,6 +51,7 @@ class System:
       scorer: scores outputs for ``PerInstance`` values; None if no value needs it.
       meter: counts executions, or None.
       watch: looks at runs as they go, or None.
+      declared, code: digests of what a program is made of, by name: its prompts and settings, its functions.
       program: ``async (fields of the example) -> outputs``; calls components by ``core.program.current_scope``. None
         for a graph, which the components' fields define.
       called_after, read_by: which components a program was seen to call after each, and to pass its outputs to
@@ -69,6 +70,8 @@ class System:
     called_after: Mapping[str, frozenset[str]] | None = None
     read_by: Mapping[str, frozenset[str]] | None = None
     watch: Watch | None = None
+    declared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    code: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.program is not None:

@@ -62,7 +62,7 @@ class Watch:
         finally:
             del self.waits[id(wait)]
 
-    def late(self, seconds: float = _LATE) -> list[str]:
+    def late(self, seconds: float) -> list[str]:
         """Lines on what is waited for since long ago: users' functions, or a program that waits for nothing else."""
         waits = list(self.waits.values())
         functions = [one for one in waits if one.kind in ("component", "metric")]
@@ -75,7 +75,7 @@ class Watch:
 
     def tell(self, line: Callable[[str], None]) -> None:
         """Shows the lines of ``late``."""
-        for text in self.late():
+        for text in self.late(_LATE):
             line(text)
 
     def ended(self, trace: Trace) -> None:

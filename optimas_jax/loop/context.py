@@ -35,6 +35,7 @@ from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
+from optimas_jax.loop.same_program import check_program
 from optimas_jax.loop.start import ROWS, read_start, rows_of, starting_from, with_fresh_rows, with_reserve
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
@@ -246,6 +247,7 @@ def build_run(
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         tape = Tape(folder.path / TAPE, earlier=start and start.tape)
         opened.callback(tape.close)
+        check_program(folder, bare, data.splits, progress)
         if start is not None:
             folder.take_parts(start.configuration, start.folder)
         if folder.read(ROWS) is None:

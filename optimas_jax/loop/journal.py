@@ -88,7 +88,7 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def _is_unused(self) -> bool:
+    def is_unused(self) -> bool:
         """Whether every command so far ended before it paid for anything."""
         if (self.path / "journal.jsonl").is_file():
             return False
@@ -104,7 +104,7 @@ class RunFolder:
                 "best/ can still be evaluated: --stage=evaluate --config.evaluate.folder=.../best)"
             )
         changed = changed_fields(old, new, _FREE)
-        if changed and not self._is_unused():
+        if changed and not self.is_unused():
             raise FolderError(
                 f"{self.path} belongs to another configuration:\n  "
                 + "\n  ".join(changed)

@@ -68,9 +68,9 @@ def _names_in(code: Any) -> list[str]:
 def _values_of(variable: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The value of a variable; of a list, tuple or dict the values in it; of a module what the code may read of it."""
     if variable not in known:
-        modules = [value for value in known.values() if inspect.ismodule(value) and hasattr(value, variable)]
+        modules = [value for value in known.values() if inspect.ismodule(value)]
         own = [module for module in modules if not is_library(getattr(module, "__file__", None) or "")]
-        yield from ((variable, getattr(module, variable)) for module in own)
+        yield from ((variable, getattr(module, variable)) for module in own if hasattr(module, variable))
         return
     value = known[variable]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()

@@ -23,7 +23,7 @@ from optimas_jax.llm.base import FunctionCall
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.render import render_demos
 from optimas_jax.programs.declared import DeclarationError, Declared
-from optimas_jax.programs.identity import constants_of, globals_read, source_of, surroundings_of
+from optimas_jax.programs.identity import constants_of, globals_read, identity_of, source_of, surroundings_of
 from optimas_jax.programs.plain import check_kind, from_fields, from_plain, to_fields, to_plain
 from optimas_jax.programs.prompts import PromptDeclaration, SettingDeclaration
 
@@ -166,6 +166,14 @@ class FunctionDeclaration(Declared):
         around = [source_of(self._function), *surroundings_of(self._function, self._tuned)] if self._effect else []
         run = functools.partial(self._run, around)
         return Component(self.name, self.description, (), (), run, space, default, ends=self._timeout is not None)
+
+    @property
+    def declared(self) -> Any:
+        return [self.description, {name: one.declared for name, one in self._tuned.items()}]
+
+    @property
+    def code(self) -> Any:
+        return identity_of(self._function, self._tuned)
 
     def check(self) -> None:
         arguments = [one for name, one in self._signature.parameters.items() if name not in (*self._tuned, *_GIVEN)]

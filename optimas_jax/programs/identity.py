@@ -10,6 +10,7 @@ import dis
 import functools
 import inspect
 import textwrap
+import types
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -21,11 +22,19 @@ _CONSTANTS = str | int | float
 
 
 def source_of(function: Callable[..., Any]) -> str:
-    """A function's source; its name where there is none."""
+    """A function's source; where there is none, its name and what it was compiled to."""
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):
-        return getattr(function, "__qualname__", repr(type(function)))
+        name = getattr(function, "__qualname__", repr(type(function)))
+        code = getattr(function, "__code__", None)
+        return name if code is None else f"{name} {_compiled(code)}"
+
+
+def _compiled(code: types.CodeType) -> list[Any]:
+    constants = [_compiled(one) if inspect.iscode(one) else one for one in code.co_consts]
+    ordered = [sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one) for one in constants]
+    return [code.co_code.hex(), code.co_names, ordered]
 
 
 def globals_read(function: Callable[..., Any]) -> list[str]:

@@ -58,6 +58,8 @@ def to_plain(value: Any, where: str) -> Any:
 def _way_out(value: Any) -> str:
     """What to do about a value that cannot be recorded."""
     if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()  # or Python warns of it, too
         return "await it"
     if inspect.isgenerator(value) or inspect.isasyncgen(value):
         return "it has a yield; return a list"
@@ -71,7 +73,7 @@ def check_kind(kind: Any, where: str) -> None:
       PlainError: names the type.
     """
     if not _can_be_plain(kind):
-        raise PlainError(f"{where} is declared as {getattr(kind, '__name__', kind)}: {_RECORDED}")
+        raise PlainError(f"{where} is declared as {kind.__name__ if isinstance(kind, type) else kind}: {_RECORDED}")
 
 
 def _can_be_plain(kind: Any) -> bool:

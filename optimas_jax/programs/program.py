@@ -13,11 +13,12 @@ from optimas_jax.core.blame import describe_error, first_of
 from optimas_jax.core.component import ComponentFailure, ProgramFailure
 from optimas_jax.core.scoring import metric_arguments, name_of
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.core.types import Outcome, StopRun, digest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.programs.declared import DeclarationError, Declared
 from optimas_jax.programs.discover import declared_in, function_of
 from optimas_jax.programs.functions import call_function
+from optimas_jax.programs.identity import identity_of
 from optimas_jax.programs.plain import PlainError, check_kind, from_fields, to_fields
 
 OUTPUT = "output"  # field of a program's output that is no dict
@@ -150,6 +151,12 @@ class Program:
             output_fields=(),
             metric=metric_of(metric, self.returns),
             program=run,
+            declared={f"component {one.name!r}": digest(one.declared) for one in self.components},
+            code={
+                f"the program {self.name!r}": digest(identity_of(self.function)),
+                f"the metric {name_of(metric)!r}": digest(identity_of(metric)),
+                **{f"component {one.name!r}": digest(one.code) for one in self.components if one.code is not None},
+            },
         )
 
 
