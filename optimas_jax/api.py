@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig, refuse_while_importing
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
 from optimas_jax.core import event_loop
+from optimas_jax.core.blame import without_our_frames
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
@@ -19,6 +21,7 @@ from optimas_jax.core.stats import mean_interval
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, thaw
 from optimas_jax.core.values import Configuration
+from optimas_jax.core.watch import Watch, why_failed
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
@@ -34,6 +37,7 @@ from optimas_jax.saved.rewards import scorer_of
 from optimas_jax.saved.source import record_source
 
 
+@without_our_frames
 def optimize(
     program: Program | Callable[..., Any],
     metric: Callable[..., Any],
@@ -80,7 +84,7 @@ def optimize(
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
     if repeated:
-        shown.line(f"{repeated} rows repeat the inputs of an earlier row and are left out")
+        shown.line(_repeated(repeated))
     sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
     answers = language_model(model)
     base = local(declared.name, SystemConfig(answers), sizes, variant="program")
@@ -118,6 +122,7 @@ async def aoptimize(
     return await event_loop.in_thread(optimize, program, metric, data, **options)
 
 
+@without_our_frames
 def benchmark(program: Program | Callable[..., Any], metric: Callable[..., Any], data: Any) -> Benchmark:
     """A program with its metric and data as a benchmark, for a configuration file (``benchmarks.modules``): it has the
     names ``METRIC``, ``load`` and ``build``.
@@ -126,8 +131,8 @@ def benchmark(program: Program | Callable[..., Any], metric: Callable[..., Any],
       program, metric, data: as in ``optimize``; ``config.data`` divides the rows.
     """
     declared = declare(program)
-    inputs, examples, _ = _examples(declared, data)
-    return _benchmark(declared, metric, inputs, examples)
+    inputs, examples, repeated = _examples(declared, data)
+    return _benchmark(declared, metric, inputs, examples, repeated)
 
 
 def _examples(program: Program, data: Any) -> tuple[tuple[str, ...], list[Example], int]:
@@ -137,11 +142,17 @@ def _examples(program: Program, data: Any) -> tuple[tuple[str, ...], list[Exampl
     return inputs, *examples_of(rows, inputs)
 
 
+def _repeated(rows: int) -> str:
+    return f"{rows} rows repeat the inputs of an earlier row and are left out"
+
+
 def _benchmark(
-    program: Program, metric: Callable[..., Any], inputs: Sequence[str], examples: Sequence[Example]
+    program: Program, metric: Callable[..., Any], inputs: Sequence[str], examples: Sequence[Example], repeated: int = 0
 ) -> Benchmark:
+    origin = f"{len(examples)} rows" + f" ({_repeated(repeated)})" * bool(repeated)
+
     def load_data(settings: DataConfig) -> Dataset:
-        return Dataset(deal(examples, settings), origin=f"{len(examples)} rows")
+        return Dataset(deal(examples, settings), origin=origin)
 
     def build(dataset: Dataset, settings: SystemConfig) -> System:
         return program.system(metric, inputs, settings.language_model)
@@ -154,7 +165,7 @@ class Evaluation:
     """Scores of a program on rows.
 
     Attributes:
-      rows: one for each example: id, inputs, gold, outputs, score, feedback, outcome.
+      rows: one for each example: id, inputs, gold, outputs, score, feedback, outcome, failure (why it failed).
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -172,9 +183,12 @@ class Evaluation:
 
     def __repr__(self) -> str:
         low, high = self.interval
-        return f"Evaluation({self.mean:.3f} [{low:.3f}, {high:.3f}] on {len(self.rows)} rows)"
+        failed = [row["failure"] for row in self.rows if row["failure"]]
+        words = f", {len(failed)} failed, such as by {failed[0]}" if failed else ""
+        return f"Evaluation({self.mean:.3f} [{low:.3f}, {high:.3f}] on {len(self.rows)} rows{words})"
 
 
+@without_our_frames
 def evaluate(
     program: Program | Callable[..., Any],
     metric: Callable[..., Any],
@@ -194,8 +208,13 @@ def evaluate(
       model: that answers; by default the run's, or the embedded one.
       workdir: folder of the tape, which makes a repetition free; by default ``runs/NAME-evaluate``.
     """
+    from optimas_jax.report.console import ConsoleProgress
+
     declared = declare(program)
-    inputs, examples, _ = _examples(declared, data)
+    inputs, examples, repeated = _examples(declared, data)
+    console = ConsoleProgress()
+    if repeated:
+        console.line(_repeated(repeated))
     folder = Path(workdir or f"runs/{declared.name}-evaluate")
     folder.mkdir(parents=True, exist_ok=True)
     configuration, answers, saved = read_saved(best, model)
@@ -209,7 +228,10 @@ def evaluate(
         scorer = scorer_of(saved, system, configuration, engines) if saved else None
         system = dataclasses.replace(system, completer=taped, scorer=scorer)
         jobs = [Job(configuration, example, seed) for example in examples]
-        traces = run_many(system, jobs, concurrency=concurrency)
+        watch = Watch()
+        tell = functools.partial(watch.tell, console.line)
+        system = dataclasses.replace(system, watch=watch)
+        traces = run_many(system, jobs, concurrency=concurrency, on_wait=tell)
     rows = [
         {
             "id": example.id,
@@ -219,6 +241,7 @@ def evaluate(
             "score": trace.score,
             "feedback": trace.feedback,
             "outcome": str(trace.outcome),
+            "failure": why_failed(trace),
         }
         for example, trace in zip(examples, traces, strict=True)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,44 +28,74 @@ def read_table(data: Any) -> list[dict[str, Any]]:
       DataError: for another file or type, no rows, rows that are no objects or lack columns, or values that cannot be
         recorded.
     """
-    where = str(data) if isinstance(data, str | Path) else "the data"
-    rows: Iterable[Any]
     if isinstance(data, str | Path):
-        rows = _read_file(Path(data))
-    elif hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas
-        rows = data.to_dict(orient="records")
-    elif isinstance(data, Iterable) and not isinstance(data, Mapping):  # a list, or a data set of ``datasets``
-        rows = data
+        where, named = str(data), _read_file(Path(data))
     else:
-        raise DataError(f"the data is of type {type(data).__name__}, expected rows or the path of a file")
-    read = [_checked(row, f"{where}, row {number}") for number, row in enumerate(rows)]
+        where, named = "the data", [(f"row {number}", row) for number, row in enumerate(_rows_of(data))]
+    read = [_checked(row, f"{where}, {name}") for name, row in named]
     if not read:
         raise DataError(f"{where} holds no rows")
-    for number, row in enumerate(read):
+    for (name, _), row in zip(named, read, strict=True):
         if missing := [column for column in read[0] if column not in row]:
-            raise DataError(f"{where}, row {number} lacks {', '.join(missing)}, which the first row has")
+            raise DataError(f"{where}, {name} lacks {', '.join(missing)}, which the first row has")
     return read
 
 
-def _read_file(path: Path) -> list[Any]:
-    if path.suffix in (".json", ".jsonl"):
-        return read_rows(path, lambda item, where: item)
-    if not path.is_file():
-        raise DataError(f"no file {str(path)!r}")
-    if path.suffix == ".csv":
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:  # with or without a byte order mark
-                rows = list(csv.DictReader(file, strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path} is no CSV file in UTF-8 ({error})") from error
-        if odd := [number for number, row in enumerate(rows) if None in row or None in row.values()]:
-            raise DataError(f"{path}, row {odd[0]} has more or fewer values than the header has columns")
-        return rows
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+def _rows_of(data: Any) -> Iterable[Any]:
+    """The rows of what is no file."""
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas
+        if not data.columns.is_unique:
+            raise DataError(f"the data has a column twice: {', '.join(map(str, data.columns))}")
+        named = any(name is not None for name in data.index.names)  # such as by ``set_index("id")``
+        return (data.reset_index() if named else data).to_dict(orient="records")
+    if hasattr(data, "to_pylist"):  # Arrow
+        return data.to_pylist()
+    if isinstance(data, Iterable) and not isinstance(data, Mapping | str):  # a list, or a data set of ``datasets``
+        return data
+    words = f"the data is of type {type(data).__name__}, expected rows or the path of a file"
+    if isinstance(data, Mapping) and data:  # a data set with its splits, or columns
+        keys = ", ".join(map(str, data))
+        words += f"; it has the keys {keys}: give one split, such as data[{next(iter(data))!r}], or a list of dicts"
+    raise DataError(words)
 
-        return pyarrow.parquet.read_table(path).to_pylist()
-    raise DataError(f"{path}: expected a .json, .jsonl, .csv or .parquet file")
+
+def _read_file(path: Path) -> list[tuple[str, Any]]:
+    """The rows of a file, each with its place in it."""
+    if not path.is_file():
+        raise DataError(f"no file {str(path)!r}" + " (it is a folder)" * path.is_dir())
+    match path.suffix.lower():
+        case ".json" | ".jsonl":
+            return read_rows(path, lambda item, where: (where.rpartition(", ")[2], item))
+        case ".csv":
+            return list(_read_csv(path))
+        case ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            try:
+                return [(f"row {i}", row) for i, row in enumerate(pyarrow.parquet.read_table(path).to_pylist())]
+            except pyarrow.ArrowException as error:
+                raise DataError(f"{path} is no Parquet file ({error})") from error
+    raise DataError(f"{path}: expected a .json, .jsonl, .csv or .parquet file; others can be read with pandas")
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # with or without a byte order mark
+            lines = csv.reader(file, strict=True)
+            columns = next(lines, [])
+            if len(set(columns)) < len(columns) or (len(columns) == 1 and any(sign in columns[0] for sign in ";\t")):
+                raise DataError(f"{path} has the columns {columns}, expected different names, separated by commas")
+            for values in lines:
+                if len(values) not in (0, len(columns)):
+                    raise DataError(
+                        f"{path}, line {lines.line_num} has {len(values)} values, expected {len(columns)}: "
+                        f"{', '.join(columns)}"
+                    )
+                if values:
+                    yield f"line {lines.line_num}", dict(zip(columns, values, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file in UTF-8 ({error})") from error
 
 
 def _checked(row: Any, where: str) -> dict[str, Any]:
@@ -74,7 +104,7 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
     try:
         return {str(column): _value(value, f"{where}, {column}") for column, value in row.items()}
     except PlainError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f"{error}; convert the column") from error
 
 
 def _value(value: Any, where: str) -> Any:

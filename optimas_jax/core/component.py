@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from optimas_jax.core.blame import UserBug
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import Space, Value, check_value
@@ -19,8 +20,13 @@ class ComponentFailure(Exception):
         self.outcome, self.detail = outcome, detail
 
 
-class ComponentBug(RuntimeError):
-    """A component or the metric raised an exception other than ``ComponentFailure``: stops the run at once."""
+class ProgramFailure(ComponentFailure):
+    """Ends a run as failed where the program itself raised, and no component."""
+
+
+class ComponentBug(UserBug):
+    """A component, the program or the metric raised an exception other than ``ComponentFailure``: stops the run at
+    once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Component:
       run: ``async (inputs, value, context) -> outputs``; raises ``ComponentFailure`` for a malformed answer.
       space: what may be tuned, or None.
       default: its value before optimisation; None if and only if there is no space.
+      ends: whether every call of it comes to an end; a function of the user's without ``timeout`` may not.
     """
 
     name: str
@@ -65,6 +72,7 @@ class Component:
     run: RunFunction
     space: Space | None = None
     default: Value | None = None
+    ends: bool = True
 
     def __post_init__(self) -> None:
         if self.space is None and self.default is not None:

@@ -8,24 +8,50 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import contextvars
 import ctypes
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
+_WAIT_SECONDS = 60.0  # between two calls of ``on_wait``
+_END = 5.0  # that the loop has to end; a function that blocks it never will
 _LOCK = threading.Lock()
 
 
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
+class _Threads(concurrent.futures.ThreadPoolExecutor):
+    """A thread of its own for every call, which does not keep the process from ending: a user's function that hangs
+    (``asyncio.to_thread``) is left behind."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="optimas_jax work", daemon=True).start()
+        return future
+
+
+def run(coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = None) -> T:
     """The result of a coroutine, which runs on the loop. An interrupt of the waiting thread cancels it, and is raised
-    when it has ended.
+    when it has ended; another one leaves it behind.
+
+    Args:
+      on_wait: called every minute until then, in the waiting thread.
 
     Raises:
       RuntimeError: called on the loop itself, which would wait for itself.
@@ -54,7 +80,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
     try:
         loop.call_soon_threadsafe(start)
-        _acquire(ended)
+        _acquire(ended, on_wait)
     except BaseException:
         loop.call_soon_threadsafe(cancel)
         _acquire(ended)  # what is paid for is recorded before the end
@@ -62,10 +88,13 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return started[0].result()
 
 
-def _acquire(lock: threading.Lock) -> None:
+def _acquire(lock: threading.Lock, on_wait: Callable[[], None] | None = None) -> None:
     """Waits for a lock. In other threads than the main one an interrupt (``in_thread``) comes between two looks."""
+    told = time.monotonic()
     while not lock.acquire(timeout=_LOOK_SECONDS):
-        pass
+        if on_wait is not None and time.monotonic() - told >= _WAIT_SECONDS:
+            on_wait()
+            told = time.monotonic()
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -134,6 +163,7 @@ def _loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
 def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     """Starts the loop and its thread, which end with the process."""
     loop = asyncio.new_event_loop()
+    loop.set_default_executor(_Threads())
     closing = threading.Event()
 
     def serve() -> None:
@@ -146,8 +176,9 @@ def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     def close() -> None:
         closing.set()
         loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        thread.join(_END)
+        if not thread.is_alive():
+            loop.close()
 
     thread = threading.Thread(target=serve, name="optimas_jax event loop", daemon=True)
     thread.start()

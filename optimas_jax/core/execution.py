@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from optimas_jax.core import event_loop
+from optimas_jax.core.blame import first_of
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Call, CallKey, Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration
@@ -27,19 +28,29 @@ class Job:
 
 
 def run_many(
-    system: System, jobs: Sequence[Job], *, concurrency: int, on_done: Callable[[], None] | None = None
+    system: System,
+    jobs: Sequence[Job],
+    *,
+    concurrency: int,
+    on_done: Callable[[], None] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> list[Trace]:
     """Runs all jobs and returns their traces in the order of the jobs; see ``gather``."""
     calls = [functools.partial(system.run, job.configuration, job.example, job.seed, job.given) for job in jobs]
-    return gather(calls, concurrency=concurrency, on_done=on_done)
+    return gather(calls, concurrency=concurrency, on_done=on_done, on_wait=on_wait)
 
 
 def gather(
-    calls: Sequence[Callable[[], Awaitable[T]]], *, concurrency: int, on_done: Callable[[], None] | None = None
+    calls: Sequence[Callable[[], Awaitable[T]]],
+    *,
+    concurrency: int,
+    on_done: Callable[[], None] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> list[T]:
     """Awaits all calls, at most ``concurrency`` at once; results are in the order of the calls.
 
-    The first error cancels the rest and is raised. ``on_done`` is called once per finished call, for progress bars.
+    The first error cancels the rest and is raised. ``on_done`` is called once per finished call, for progress bars;
+    ``on_wait`` every minute.
     """
 
     async def run_all() -> list[T]:
@@ -58,11 +69,9 @@ def gather(
         return [task.result() for task in tasks]
 
     try:
-        return event_loop.run(run_all())
+        return event_loop.run(run_all(), on_wait)
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_of(group)
         raise error from error.__cause__
 
 
@@ -71,14 +80,14 @@ async def global_rewards(
     configuration: Configuration,
     example: Example,
     trace: Trace,
-    answers: Mapping[int, Mapping[str, Any]],
+    answers: Mapping[int, Call | Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> tuple[float, ...]:
     """Global rewards of other outputs of some calls of a run (paper, Eq. 3): what follows from them is run once with
     every seed.
 
     Args:
-      answers: outputs by index of the call in ``trace.calls``; empty for a component that failed.
+      answers: as in ``System.followed``.
       seeds: from ``rollout_seeds``.
     """
     async with asyncio.TaskGroup() as group:

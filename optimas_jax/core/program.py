@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from optimas_jax.core import event_loop
 from optimas_jax.core.component import ComponentBug
-from optimas_jax.core.types import Call, CallKey, Outcome, digest
+from optimas_jax.core.types import Call, CallKey, Outcome, StopRun, digest
 from optimas_jax.core.values import Hyperparameters, Value
 
 _TICKS = 20  # of the event loop, in which a task that has got its answer makes its next call
@@ -33,7 +33,7 @@ Position = tuple[int, ...]  # in the order of a program: numbers of the tasks ar
 Execute = Callable[[str, Mapping[str, Any], int], Coroutine[Any, Any, Call]]  # (component, inputs, repeat) -> call
 
 
-class ProgramError(RuntimeError):
+class ProgramError(StopRun):
     """A program that cannot be recorded; the message has the way out."""
 
 

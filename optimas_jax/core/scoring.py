@@ -15,13 +15,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from optimas_jax.core.types import Example
+from optimas_jax.core.blame import UserBug
+from optimas_jax.core.types import Example, thaw
 
 ARGUMENTS = ("example", "outputs", "gold", "trace", "context")
 _LARGEST_SCORE = 1e100  # in size: sums of scores stay finite
+_NO_RETURN = ": a way through it has no return"
+_LONGEST = 300  # characters of fields in a message
 
 
-class MetricError(RuntimeError):
+class MetricError(UserBug):
     """A metric whose arguments are unknown, or that returned no score."""
 
 
@@ -99,8 +102,8 @@ def read_score(returned: Any, metric: str, outputs: Mapping[str, Any], example: 
     values = {"": score.value, **score.parts}
     if not isinstance(score.feedback, str) or not all(_is_number(value) for value in values.values()):
         raise MetricError(
-            f"the metric {metric!r} returned {returned!r} on example {example.id!r}, expected a number, a number and a "
-            "text, or Score(value, feedback, parts)"
+            f"the metric {metric!r} returned {returned!r:.{_LONGEST}} on example {example.id!r}, expected a number, a "
+            f"number and a text, or Score(value, feedback, parts){_NO_RETURN * (returned is None)}"
         )
     for part, value in values.items():
         finite_score(float(value), f"{metric} ({part})" if part else metric, outputs, example)
@@ -124,9 +127,15 @@ def finite_score(score: float, metric: str, outputs: Mapping[str, Any], example:
     if is_finite_score(score):
         return score
     raise NonFiniteScore(
-        f"the metric {metric!r} returned {score} on example {example.id!r}, expected a finite number; outputs "
-        f"{dict(outputs)!r}, gold {dict(example.gold)!r}"
+        f"the metric {metric!r} returned {score} on example {example.id!r}, expected a finite number, such as 0.0 for "
+        f"what cannot be scored; outputs {shortened(outputs)}, gold {shortened(example.gold)}"
     )
+
+
+def shortened(fields: Mapping[str, Any]) -> str:
+    """Fields for a message, as plain data."""
+    text = repr(thaw(fields))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def is_finite_score(score: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -10,13 +11,15 @@ from functools import cached_property
 from typing import Any
 
 from optimas_jax.core import graph
-from optimas_jax.core.component import Component, ComponentBug, ComponentFailure, RunContext
+from optimas_jax.core.blame import first_of, where
+from optimas_jax.core.component import Component, ComponentBug, ComponentFailure, ProgramFailure, RunContext
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.program import Recorder
-from optimas_jax.core.scoring import MetricError, Score, is_finite_score, metric_arguments, name_of, read_score, row_of
+from optimas_jax.core.scoring import Score, is_finite_score, metric_arguments, name_of, read_score, row_of, shortened
 from optimas_jax.core.selection import Scorer, candidates, choose
 from optimas_jax.core.types import Call, CallKey, Example, Outcome, StopRun, Trace, derive_seed, freeze, thaw
 from optimas_jax.core.values import Configuration, PerInstance, Value, check_value
+from optimas_jax.core.watch import Kind, Watch
 
 Program = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 Metric = Callable[..., Any]  # of ``core.scoring.ARGUMENTS``; a judge is ``async``
@@ -47,6 +50,8 @@ class System:
       failure_score: score of a run without outputs.
       scorer: scores outputs for ``PerInstance`` values; None if no value needs it.
       meter: counts executions, or None.
+      watch: looks at runs as they go, or None.
+      declared, code: digests of what a program is made of, by name: its prompts and settings, its functions.
       program: ``async (fields of the example) -> outputs``; calls components by ``core.program.current_scope``. None
         for a graph, which the components' fields define.
       called_after, read_by: which components a program was seen to call after each, and to pass its outputs to
@@ -64,6 +69,9 @@ class System:
     program: Program | None = None
     called_after: Mapping[str, frozenset[str]] | None = None
     read_by: Mapping[str, frozenset[str]] | None = None
+    watch: Watch | None = None
+    declared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    code: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.program is not None:
@@ -148,21 +156,21 @@ class System:
         components: the calls of all others, which keep their outputs as far as their inputs stay the same."""
         return {call.key: call for call in trace.calls if call.component not in changed}
 
-    def followed(self, trace: Trace, answers: Mapping[int, Mapping[str, Any]], seed: int) -> dict[CallKey, Call]:
+    def followed(self, trace: Trace, answers: Mapping[int, Call | Mapping[str, Any]], seed: int) -> dict[CallKey, Call]:
         """The argument ``given`` of ``run`` for following other outputs of some calls of ``trace`` to their end.
 
         Calls before the first of them are kept. Behind it, calls are kept as far as their inputs stay the same, if the
         seed does; with another seed they are drawn anew.
 
         Args:
-          answers: outputs by index of the call in ``trace.calls``; empty for a component that failed.
+          answers: by index of the call in ``trace.calls``: outputs, or the call that was made in its place, which may
+            have failed.
           seed: of the run.
         """
         first, given = min(answers), {}
         for index, call in enumerate(trace.calls):
             if index in answers and (index == first or seed == trace.seed):
-                outcome = Outcome.OK if answers[index] else Outcome.PARSE_ERROR
-                given[call.key] = dataclasses.replace(call, outputs=answers[index], outcome=outcome)
+                given[call.key] = _answered(call, answers[index])
             elif index < first or seed == trace.seed:
                 given[call.key] = call
         return given
@@ -182,6 +190,7 @@ class System:
         Raises:
           GraphError: if the example lacks an input field.
           ComponentBug: if a component or the metric raises another exception than ``ComponentFailure``.
+          TooManyFailures: exceptions ended this run and too many before it (``core.watch``).
         """
         missing = [field for field in self.input_fields if field not in example.inputs]
         if missing:
@@ -189,7 +198,7 @@ class System:
                 f"example {example.id!r} lacks input field {', '.join(missing)}; it has {[*example.inputs]}"
             )
 
-        counted = False
+        counted, detail = False, ""
 
         async def execute(name: str, inputs: Mapping[str, Any], repeat: int) -> Call:
             nonlocal counted
@@ -205,14 +214,18 @@ class System:
             fields = await self._run_graph(recorder, inputs)
             outcome = next((call.outcome for call in recorder.calls if call.outcome is not Outcome.OK), Outcome.OK)
         else:
-            fields, outcome = await self._run_program(recorder, inputs, example.id, self.program)
+            fields, outcome, detail = await self._run_program(recorder, inputs, example.id, self.program)
         if outcome is Outcome.OK and any(field not in fields for field in self.output_fields):
             outcome = Outcome.CRASHED
         if outcome is not Outcome.OK:
-            return Trace(example.id, seed, recorder.calls, freeze({}), outcome, self.failure_score)
-        names = self.output_fields or tuple(fields)  # a program may return what it likes
-        outputs = freeze({field: fields[field] for field in names})
-        return await self._scored(Trace(example.id, seed, recorder.calls, outputs, outcome, 0.0), example)
+            trace = Trace(example.id, seed, recorder.calls, freeze({}), outcome, self.failure_score, detail)
+        else:
+            names = self.output_fields or tuple(fields)  # a program may return what it likes
+            outputs = freeze({field: fields[field] for field in names})
+            trace = await self._scored(Trace(example.id, seed, recorder.calls, outputs, outcome, 0.0), example)
+        if self.watch is not None and (counted or detail):  # not one that a record answers
+            self.watch.ended(trace)
+        return trace
 
     async def _run_graph(self, recorder: Recorder, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Calls every component when its parents have ended; returns all fields."""
@@ -235,8 +248,9 @@ class System:
 
     async def _run_program(
         self, recorder: Recorder, inputs: Mapping[str, Any], example_id: str, program: Program
-    ) -> tuple[Mapping[str, Any], Outcome]:
-        """What the program returns on an example, and its outcome: of a component's failure that it does not catch.
+    ) -> tuple[Mapping[str, Any], Outcome, str]:
+        """What the program returns on an example, and its outcome: of a component's failure that it does not catch, or
+        of its own, with the reason.
 
         Raises:
           ComponentBug: it raises anything else.
@@ -247,19 +261,24 @@ class System:
                 return await program(thaw(inputs))
             except (ComponentFailure, StopRun):
                 raise
-            except Exception as error:
-                while isinstance(error, ExceptionGroup):  # of a TaskGroup
-                    error = error.exceptions[0]
+            except Exception as group:
+                error = first_of(group)
                 if isinstance(error, ComponentFailure | StopRun):
-                    raise error from None
+                    raise error from error.__cause__
                 raise ComponentBug(
-                    f"the program raised {type(error).__name__} on example {example_id!r}: {error}"
+                    f"the program raised {type(error).__name__} on example {example_id!r}: {error}{where(error)}"
                 ) from error
 
         try:
-            return await recorder.run(run), Outcome.OK
+            with self._waiting("program", ""):
+                return await recorder.run(run), Outcome.OK, ""
+        except ProgramFailure as failure:
+            return {}, failure.outcome, failure.detail
         except ComponentFailure as failure:
-            return {}, failure.outcome
+            return {}, failure.outcome, ""
+
+    def _waiting(self, kind: Kind, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.watch is None else self.watch.waiting(kind, name)
 
     async def run_component(
         self, call: Call, value: Value | None, example: Example, seed: int, temperature: float | None = None
@@ -284,7 +303,8 @@ class System:
         component = self.by_name[call.component]
         context = RunContext(self.completer, seed, component.name, temperature)
         try:
-            outputs = await component.run(thaw(call.inputs), value, context)
+            with self._waiting("request" if component.ends else "component", component.name):
+                outputs = await component.run(thaw(call.inputs), value, context)
         except ComponentFailure as failure:
             return dataclasses.replace(call, outputs=freeze({}), outcome=failure.outcome, detail=failure.detail)
         except StopRun as error:
@@ -293,6 +313,7 @@ class System:
         except Exception as error:
             raise ComponentBug(
                 f"component {component.name!r} raised {type(error).__name__} on example {example_id!r}: {error}"
+                f"{where(error)}"
             ) from error
         if not isinstance(outputs, Mapping):  # without a ``return`` it is None
             raise ComponentBug(
@@ -344,9 +365,10 @@ class System:
             "trace": lambda: trace,
             "context": lambda: RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric"),
         }
-        returned = self.metric(*(known[name]() for name in metric_arguments(self.metric)))
-        if inspect.isawaitable(returned):
-            returned = await returned
+        with self._waiting("metric", name_of(self.metric)):
+            returned = self.metric(*(known[name]() for name in metric_arguments(self.metric)))
+            if inspect.isawaitable(returned):
+                returned = await returned
         return read_score(returned, name_of(self.metric), outputs, example)
 
     async def _scored(self, trace: Trace, example: Example) -> Trace:
@@ -357,11 +379,20 @@ class System:
             return dataclasses.replace(
                 trace, outputs=freeze({}), outcome=failure.outcome, score=self.failure_score, feedback=failure.detail
             )
-        except (StopRun, MetricError):
+        except StopRun:
             raise
         except Exception as error:
             raise ComponentBug(
-                f"the metric raised {type(error).__name__} on example {example.id!r}: {error}; outputs "
-                f"{dict(trace.outputs)!r}, gold {dict(example.gold)!r}"
+                f"the metric {name_of(self.metric)!r} raised {type(error).__name__} on example {example.id!r}: {error}"
+                f"{where(error)}; outputs {shortened(trace.outputs)}, gold {shortened(example.gold)}"
             ) from error
         return dataclasses.replace(trace, score=score.value, feedback=score.feedback, parts=score.parts)
+
+
+def _answered(call: Call, answer: Call | Mapping[str, Any]) -> Call:
+    """A call with another answer: outputs, or a call that may have failed in its own way."""
+    if isinstance(answer, Call):
+        return dataclasses.replace(call, outputs=answer.outputs, outcome=answer.outcome, detail=answer.detail)
+    if not answer and call.outcome is not Outcome.OK:
+        return call
+    return dataclasses.replace(call, outputs=answer, outcome=Outcome.OK if answer else Outcome.PARSE_ERROR)

@@ -95,6 +95,8 @@ class LocalCompleter:
         self._lock = threading.Lock()  # of the sampler
         self._worker_lock = threading.Lock()  # of the worker, and of the queue's end
         self._worker: threading.Thread | None = None
+        # Joined at the end of the process: a thread inside XLA must not outlive the interpreter.
+        self._loading = concurrent.futures.ThreadPoolExecutor(1, "local-engine-loading")
 
     def sampler(self) -> Sampler:
         """The engine, loaded if it is not yet."""
@@ -152,7 +154,8 @@ class LocalCompleter:
 
         if request.model != self._model:
             raise EngineError(f"this engine serves {self._model!r}, not {request.model!r}")
-        sampler = await asyncio.to_thread(self.sampler)
+        loop = asyncio.get_running_loop()
+        sampler = await loop.run_in_executor(self._loading, self.sampler)
         sample_request = SampleRequest(
             prompt_ids=tuple(_encode(sampler.tokenizer, request.messages)),
             max_tokens=request.max_tokens,
@@ -164,7 +167,7 @@ class LocalCompleter:
         )
         try:
             if request.adapter and request.adapter not in sampler.adapters.names:
-                await asyncio.to_thread(self._load_adapter, sampler, request.adapter)
+                await loop.run_in_executor(self._loading, self._load_adapter, sampler, request.adapter)
             sampler.check(sample_request)
         except ValueError as error:
             raise EngineError(str(error)) from error

@@ -36,6 +36,7 @@ from typing import Any
 
 from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.execution import Job, gather
+from optimas_jax.core.scoring import MetricError
 from optimas_jax.core.types import Call, Example, Outcome, StopRun, freeze
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
 from optimas_jax.llm.base import Completion, CompletionRequest, Effect
@@ -122,9 +123,11 @@ def _dry_runs(host: Host, examples: Sequence[Example]) -> _Pricing:
             fields |= {field: outputs.get(field, _PLACEHOLDER) for field in component.outputs}
         try:
             await system.score({field: fields[field] for field in system.output_fields}, example, host.seed)
+        except (ComponentBug, MetricError):  # on an answer that no model gave
+            return
         except StopRun:
             raise
-        except Exception:  # of a metric, on an answer that no model gave
+        except Exception:  # of a metric, too
             return
 
     gather([functools.partial(run, example) for example in examples], concurrency=len(examples) or 1)

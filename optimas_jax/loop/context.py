@@ -21,6 +21,7 @@ from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, Outcome, Trace
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Grid, LoraSpace, Models, PromptSpace, nothing_to_tune
+from optimas_jax.core.watch import Watch
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import Completer
@@ -34,6 +35,7 @@ from optimas_jax.loop.completers import check_completers, make_completer, own_pr
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
+from optimas_jax.loop.same_program import check_program
 from optimas_jax.loop.start import ROWS, read_start, rows_of, starting_from, with_fresh_rows, with_reserve
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
@@ -124,14 +126,19 @@ class Host:
         if not jobs:
             return []
         with self.progress.bar(label, len(jobs)) as advance:
-            return run_many(self.system, jobs, concurrency=self.concurrency, on_done=advance)
+            return run_many(self.system, jobs, concurrency=self.concurrency, on_done=advance, on_wait=self._tell_waits)
 
     def gather(self, label: str, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
         """Awaits all calls; results are in the order of the calls. Shows a bar under ``label``."""
         if not calls:
             return []
         with self.progress.bar(label, len(calls)) as advance:
-            return gather(calls, concurrency=self.concurrency, on_done=advance)
+            return gather(calls, concurrency=self.concurrency, on_done=advance, on_wait=self._tell_waits)
+
+    def _tell_waits(self) -> None:
+        """Shows what runs wait for since long ago."""
+        if self.system.watch is not None:
+            self.system.watch.tell(lambda text: self.progress.line(f"  {escape(text)}"))
 
 
 def failures(traces: Sequence[Trace]) -> str:
@@ -241,6 +248,7 @@ def build_run(
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         tape = Tape(folder.path / TAPE, earlier=start and start.tape)
         opened.callback(tape.close)
+        check_program(folder, bare, data.splits, progress)
         if start is not None:
             folder.take_parts(start.configuration, start.folder)
         if folder.read(ROWS) is None:
@@ -253,7 +261,7 @@ def build_run(
         policies = _policies(config, engines, folder, checkpoints)
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
         host = Host(
-            system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter()),
+            system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter(), watch=Watch()),
             completer=taped,
             splits=data.splits,
             components=components,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.types import Candidate, Example, Group, Trace, derive_seed, digest
+from optimas_jax.core.types import Call, Candidate, Example, Group, Trace, derive_seed, digest
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration, Value, value_digest
 from optimas_jax.search.evidence import WeightEvidence
@@ -40,11 +40,13 @@ class Trial:
       value: of the component.
       answers: outputs on the inputs of each of its calls in the run of the value in use; empty ones where it failed.
       rewards: global reward of each Monte Carlo run of what follows; empty without runs.
+      calls: that gave the answers; empty for those of the run itself.
     """
 
     value: Value
     answers: tuple[Mapping[str, Any], ...]
     rewards: tuple[float, ...] = ()
+    calls: tuple[Call, ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def reward(self) -> float | None:

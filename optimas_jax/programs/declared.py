@@ -39,6 +39,19 @@ class Declared(abc.ABC):
           language_model: of the run.
         """
 
+    @property
+    def declared(self) -> Any:
+        """What is declared, as plain data: with another one a run is another one."""
+        return self.description
+
+    @property
+    def code(self) -> Any:
+        """What a function of the user's is made of (``programs.identity``), as plain data; None without one."""
+        return None
+
+    def check(self) -> None:  # noqa: B027 (most components have no types)
+        """Raises ``PlainError`` for declared types and defaults that cannot be recorded."""
+
     def restore(self, outputs: Mapping[str, Any]) -> Any:
         """What the program gets, from the recorded outputs."""
         return from_fields(self.name, thaw(outputs))

@@ -1,24 +1,48 @@
-"""Finds the components that a program calls by the names in its code."""
+"""Follows the names in the code of a user's function: to the components that it calls, and to its helpers."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.blame import is_library
 from optimas_jax.programs.declared import Declared
 
-_PACKAGE = str(Path(__file__).parents[1])
-_STANDARD = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
+
+def function_of(called: Any) -> Any:
+    """The function behind a partial, a bound method or a callable object; anything else itself."""
+    while isinstance(called, functools.partial):
+        called = called.func
+    if inspect.ismethod(called):
+        return called.__func__
+    if isinstance(called, Declared) or inspect.isroutine(called) or isinstance(called, type):
+        return called
+    return type(called).__call__ if callable(called) else called
+
+
+def object_of(called: Any) -> Any:
+    """The object of a bound method, or the callable object itself; None for a function."""
+    while isinstance(called, functools.partial):
+        called = called.func
+    return getattr(called, "__self__", None) if inspect.isroutine(called) else called
 
 
 def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
     """Declared components that a function names, and with it the functions that it names, with the variables that hold
-    them; in the order of the code."""
+    them; in the order of the code. Of a method also those that its object holds."""
+    held = getattr(object_of(function), "__dict__", {})
+    yield from ((name, value) for name, value in held.items() if isinstance(value, Declared))
+    for _, named in functions_from(function):
+        yield from ((name, value) for name, value in named if isinstance(value, Declared))
+
+
+def functions_from(function: Callable[..., Any]) -> Iterator[tuple[Any, list[tuple[str, Any]]]]:
+    """A function and then those of the user's that it names, directly or through others, each with its names and what
+    they stand for."""
     seen: set[int] = set()
-    waiting: list[Any] = [function]
+    waiting: list[Any] = [function_of(function)]
     while waiting:
         code_of = inspect.unwrap(waiting.pop(0), stop=lambda one: isinstance(one, Declared))
         code = getattr(code_of, "__code__", None)
@@ -26,12 +50,10 @@ def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
             continue
         seen.add(id(code))
         known = {**getattr(code_of, "__globals__", {}), **inspect.getclosurevars(code_of).nonlocals}
-        for variable in _names_in(code):
-            for holder, value in _values_of(variable, known):
-                if isinstance(value, Declared):
-                    yield holder, value
-                elif inspect.isfunction(value) and not is_library(value.__code__.co_filename):
-                    waiting.append(value)
+        named = [pair for variable in _names_in(code) for pair in _values_of(variable, known)]
+        yield code_of, named
+        functions = [value for _, value in named if inspect.isfunction(value)]
+        waiting += [one for one in functions if not is_library(one.__code__.co_filename)]
 
 
 def _names_in(code: Any) -> list[str]:
@@ -46,16 +68,11 @@ def _names_in(code: Any) -> list[str]:
 def _values_of(variable: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The value of a variable; of a list, tuple or dict the values in it; of a module what the code may read of it."""
     if variable not in known:
-        modules = [value for value in known.values() if inspect.ismodule(value) and hasattr(value, variable)]
+        modules = [value for value in known.values() if inspect.ismodule(value)]
         own = [module for module in modules if not is_library(getattr(module, "__file__", None) or "")]
-        yield from ((variable, getattr(module, variable)) for module in own)
+        yield from ((variable, getattr(module, variable)) for module in own if hasattr(module, variable))
         return
     value = known[variable]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     yield variable, value
     yield from ((one.name, one) for one in items if isinstance(one, Declared))
-
-
-def is_library(file: str) -> bool:
-    """Whether a file was installed, or is of this package: it holds no code of the user's."""
-    return not file or "site-packages" in file or file.startswith((_PACKAGE, *_STANDARD))

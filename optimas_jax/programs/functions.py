@@ -6,31 +6,28 @@ import asyncio
 import contextlib
 import contextvars
 import dataclasses
-import dis
 import functools
 import inspect
 import threading
-import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from optimas_jax.core.blame import describe_error
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
-from optimas_jax.core.program import ProgramEnded, ProgramError
+from optimas_jax.core.program import ProgramEnded
 from optimas_jax.core.types import Outcome, StopRun, digest, thaw
-from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, Value, value_digest
+from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, Space, Value, value_digest
 from optimas_jax.llm.base import FunctionCall
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.render import render_demos
 from optimas_jax.programs.declared import DeclarationError, Declared
-from optimas_jax.programs.discover import is_library
-from optimas_jax.programs.plain import PlainError, from_fields, from_plain, to_fields
+from optimas_jax.programs.identity import constants_of, globals_read, identity_of, source_of, surroundings_of
+from optimas_jax.programs.plain import check_kind, from_fields, from_plain, to_fields, to_plain
 from optimas_jax.programs.prompts import PromptDeclaration, SettingDeclaration
 
 _UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
-_STORES = ("STORE_GLOBAL", "STORE_DEREF")  # instructions that write variables around a function
 _GIVEN = ("seed", "temperature")  # arguments that a function gets from the run, if it has them
 
 
@@ -52,12 +49,13 @@ def component(
     program sees its exceptions as ``ComponentFailure``.
 
     Args:
-      name: by default the function's name.
+      name: by default the function's name, of a lambda the variable's.
       description: by default the first line of its docstring.
       effect: whether its results are taped, so that none is computed or paid for twice; by default for a function with
         a prompt.
       timeout: seconds, after which a call has failed.
-      on_error: ``count`` makes an exception a failed call; ``stop`` ends the run.
+      on_error: ``count`` makes an exception a failed call, which is made again when the run is resumed; too many end
+        the run (``core.watch``). ``stop`` ends it at the first one.
       tuned: the prompt or the settings, by the argument of the function that gets it (a prompt as a ``PromptText``), or
         by the variable of its module that the function's own code reads (a prompt as its text): existing code stays as
         it is. What the function writes to variables of its module is then lost.
@@ -77,8 +75,13 @@ def component(
     wrong = [argument for argument, one in tuned.items() if not isinstance(one, PromptDeclaration | SettingDeclaration)]
     if wrong:
         raise DeclarationError(f"{', '.join(wrong)} of a component: expected prompt(...) or setting(...)")
-    called = getattr(function, "__name__", type(function).__name__)
-    doc = (inspect.getdoc(function) or "").split("\n")[0]
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise DeclarationError(f"timeout is {timeout!r}, expected seconds above 0, or None for no limit")
+    named: Any = function
+    while isinstance(named, functools.partial):
+        named = named.func
+    called = getattr(named, "__name__", type(named).__name__).replace("<lambda>", "")
+    doc = (inspect.getdoc(named) or "").split("\n")[0]
     own = next((one.description for one in tuned.values() if isinstance(one, PromptDeclaration)), "")
     return FunctionDeclaration(
         function,
@@ -87,7 +90,7 @@ def component(
         timeout,
         on_error,
         name=name or called,
-        description=description or doc or own or f"Computes {called}.",
+        description=description or doc or own or f"Computes {name or called or 'a value'}.",
     )
 
 
@@ -128,28 +131,62 @@ class FunctionDeclaration(Declared):
         functools.update_wrapper(self, function, updated=())
         self._function, self._tuned, self._effect = function, tuned, effect
         self._timeout, self._on_error = timeout, on_error
+        label = names["name"] or "<lambda>"
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise DeclarationError(
+                f"the function {label!r} has a yield: what a component returns is recorded as a whole, so return a list"
+            )
         self._signature = inspect.signature(function)
+        if next(iter(self._signature.parameters), "") == "self":
+            raise DeclarationError(
+                f"{label!r} is declared in a class, where no object is known yet: declare it of an object, such as "
+                f"self.{label} = component(self.{label}) in __init__"
+            )
         odd = [one.name for one in self._signature.parameters.values() if one.kind in _UNNAMED]
         if odd:
             raise DeclarationError(
-                f"the function {names['name']!r} takes {', '.join(odd)} without a name: arguments of components are "
+                f"the function {label!r} takes {', '.join(odd)} without a name: arguments of components are "
                 "recorded by their names"
             )
         read = [*self._signature.parameters, *globals_read(function)]
         if missing := [name for name in tuned if name not in read]:
             raise DeclarationError(
-                f"the function {names['name']!r} has no argument and reads no variable {', '.join(missing)}; it has "
+                f"the function {label!r} has no argument and reads no variable {', '.join(missing)}; it has "
                 f"{', '.join(read)}"
             )
         kinds = {type(declared) for declared in tuned.values()}
         if len(kinds) > 1 or (PromptDeclaration in kinds and len(tuned) > 1):
             raise DeclarationError(
-                f"component {names['name']!r} tunes {', '.join(tuned)}: one prompt, or any number of settings; make a "
+                f"component {label!r} tunes {', '.join(tuned)}: one prompt, or any number of settings; make a "
                 "component of its own of the rest"
             )
 
     def build(self, language_model: LanguageModel) -> Component:
-        space, default = None, None
+        space, default = self._tunable()
+        around = [source_of(self._function), *surroundings_of(self._function, self._tuned)] if self._effect else []
+        run = functools.partial(self._run, around)
+        return Component(self.name, self.description, (), (), run, space, default, ends=self._timeout is not None)
+
+    @property
+    def declared(self) -> Any:
+        return [self.description, {name: one.declared for name, one in self._tuned.items()}]
+
+    @property
+    def code(self) -> Any:
+        return identity_of(self._function, self._tuned)
+
+    def check(self) -> None:
+        arguments = [one for name, one in self._signature.parameters.items() if name not in (*self._tuned, *_GIVEN)]
+        for one in arguments:
+            check_kind(self._hints.get(one.name), f"argument {one.name!r} of component {self.name!r}")
+            if one.default is not one.empty:
+                to_plain(one.default, f"the default of argument {one.name!r} of component {self.name!r}")
+        check_kind(self._hints.get("return"), f"what component {self.name!r} returns")
+
+    def _tunable(self) -> tuple[Space | None, Value | None]:
+        """The space of what is tuned, and its default."""
+        space: Space | None = None
+        default: Value | None = None
         for declared in self._tuned.values():
             if isinstance(declared, PromptDeclaration):
                 space, default = declared.space, Prompt(declared.instruction, declared.demos)
@@ -157,7 +194,7 @@ class FunctionDeclaration(Declared):
         if settings:
             space = Grid({name: one.space.settings["value"] for name, one in settings.items()})
             default = Hyperparameters({name: one.default["value"] for name, one in settings.items()})
-        return Component(self.name, self.description, (), (), self._run, space, default)
+        return space, default
 
     def restore(self, outputs: Mapping[str, Any]) -> Any:
         return from_fields(self.name, thaw(outputs), self._hints.get("return"))
@@ -166,7 +203,7 @@ class FunctionDeclaration(Declared):
         """Calls the function, with what is tuned in place; outside of a run with the defaults."""
         bound = self._signature.replace(parameters=self._parameters).bind(*args, **kwargs)
         if self.outside():
-            tuned = self._tuned_to(self.build(LanguageModel("")).default)
+            tuned = self._tuned_to(self._tunable()[1])
             return self._in_place(tuned)(**_flat(bound), **self._arguments(tuned))
         given = {name: bound.arguments[name] for name in _GIVEN if name in bound.arguments}
         bound.apply_defaults()
@@ -218,60 +255,53 @@ class FunctionDeclaration(Declared):
         copy.__kwdefaults__ = function.__kwdefaults__
         return copy
 
-    async def _run(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        tuned = self._tuned_to(value)
-        function, arguments = self._in_place(tuned), {**self._typed(fields), **self._arguments(tuned)}
-        for name, item in (("seed", context.seed), ("temperature", context.temperature)):
-            parameter = self._signature.parameters.get(name)
-            if parameter is not None and (item is not None or parameter.default is parameter.empty):
-                arguments.setdefault(name, item)
+    async def _run(
+        self, around: Sequence[Any], fields: Mapping[str, Any], value: Value | None, context: RunContext
+    ) -> Mapping[str, Any]:
+        """Calls the function, or reads from the tape what it returned.
+
+        Args:
+          around: source of the function, and of what it calls, if it is taped.
+        """
 
         async def perform() -> Mapping[str, Any]:
-            try:
-                async with asyncio.timeout(self._timeout) as limit:
-                    returned = await call_function(function, arguments)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                raise ComponentFailure(Outcome.TIMEOUT, f"no answer within {self._timeout} s") from None
-            return to_fields(self.name, returned, f"what component {self.name!r} returned")
+            return await self._perform(fields, value, context)
 
         try:
             taped = getattr(context.completer, "call", None)
             if not self._effect or taped is None:
                 return await perform()
+            source, *others = around
             under = "" if value is None else value_digest(value)
-            key = digest(self.name, self._source, self._reads(), fields, under, context.seed, context.temperature)
+            parts = (source, constants_of(self._function, self._tuned), fields, under)
+            key = digest(self.name, *parts, context.seed, context.temperature, *others)
             return (await taped(FunctionCall(key, context.component, perform))).outputs
-        except (StopRun, ComponentFailure, ProgramError, PlainError):
+        except (StopRun, ComponentFailure):
             raise
         except Exception as error:
             if self._on_error == "stop":
                 raise
             raise ComponentFailure(Outcome.CRASHED, describe_error(error)) from error
 
-    def _typed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Recorded arguments in the types that the function declares."""
-        return {name: from_plain(self._hints.get(name), value) for name, value in fields.items()}
-
-    def _reads(self) -> dict[str, Any]:
-        """Constants that the function's own code reads around it, on which its results may depend: texts and numbers.
-        Lists and dicts are left out, and what it writes itself: they may change from call to call."""
-        if not inspect.isfunction(self._function):
-            return {}
-        values = {name: self._function.__globals__[name] for name in globals_read(self._function)}
-        values |= inspect.getclosurevars(self._function).nonlocals
-        written = {one.argval for one in dis.get_instructions(self._function) if one.opname in _STORES}
-        names = [name for name in values if name not in self._tuned and name not in written]
-        return {name: values[name] for name in names if isinstance(values[name], str | int | float)}
-
-    @functools.cached_property
-    def _source(self) -> str:
-        """The function's source, so that an edited one is called again; its name where there is none."""
+    async def _perform(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+        """Calls the function within its time; returns fields."""
+        tuned = self._tuned_to(value)
+        typed = {name: from_plain(self._hints.get(name), item) for name, item in fields.items()}
+        arguments = {**typed, **self._arguments(tuned)}
+        for name, item in (("seed", context.seed), ("temperature", context.temperature)):
+            parameter = self._signature.parameters.get(name)
+            if parameter is not None and (item is not None or parameter.default is parameter.empty):
+                arguments.setdefault(name, item)
         try:
-            return inspect.getsource(self._function)
-        except (OSError, TypeError):
-            return getattr(self._function, "__qualname__", repr(type(self._function)))
+            async with asyncio.timeout(self._timeout) as limit:
+                returned = await call_function(self._in_place(tuned), arguments)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise ComponentFailure(Outcome.TIMEOUT, f"no answer within {self._timeout} s") from None
+        outputs = to_fields(self.name, returned, f"what component {self.name!r} returned")
+        self.restore(outputs)  # what does not fit the declared type is a failure of this call
+        return outputs
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
@@ -280,12 +310,6 @@ def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
     for name, value in bound.arguments.items():
         flat |= value if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
     return flat
-
-
-def globals_read(function: Callable[..., Any]) -> list[str]:
-    """Variables of its module that a function's own code reads."""
-    code = getattr(function, "__code__", None)
-    return [] if code is None else [name for name in code.co_names if name in function.__globals__]  # type: ignore[attr-defined]
 
 
 async def call_function(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
@@ -320,10 +344,3 @@ async def call_function(function: Callable[..., Any], arguments: Mapping[str, An
     threading.Thread(target=work, name=f"optimas_jax {getattr(function, '__name__', '')}", daemon=True).start()
     result = await done
     return await result if inspect.isawaitable(result) else result
-
-
-def describe_error(error: BaseException) -> str:
-    """One line on an error: its type, its message, and the line of the user's code at which it was raised."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if not is_library(one.filename)]
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"

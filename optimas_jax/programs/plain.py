@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import math
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from optimas_jax.core.types import StopRun
 
-class PlainError(TypeError):
+_RECORDED = "texts, numbers, true and false, None, lists, dicts, dataclasses and pydantic models can be recorded"
+
+
+class PlainError(StopRun):
     """A value that cannot be recorded; the message says where it is and what can be."""
 
 
@@ -46,10 +52,51 @@ def to_plain(value: Any, where: str) -> Any:
         return to_plain(dump(mode="json"), where)
     if hasattr(value, "dtype") and (tolist := getattr(value, "tolist", None)):  # NumPy
         return to_plain(tolist(), where)
-    raise PlainError(
-        f"{where} is of type {type(value).__name__}: texts, numbers, true and false, None, lists, dicts, dataclasses "
-        "and pydantic models can be recorded"
-    )
+    raise PlainError(f"{where} is of type {type(value).__name__}: {_way_out(value)}")
+
+
+def _way_out(value: Any) -> str:
+    """What to do about a value that cannot be recorded."""
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()  # or Python warns of it, too
+        return "await it"
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        return "it has a yield; return a list"
+    return _RECORDED
+
+
+def check_kind(kind: Any, where: str) -> None:
+    """Refuses a declared type of which no value can be recorded; what may be recorded is left to its values.
+
+    Raises:
+      PlainError: names the type.
+    """
+    if not _can_be_plain(kind):
+        raise PlainError(f"{where} is declared as {kind.__name__ if isinstance(kind, type) else kind}: {_RECORDED}")
+
+
+def _can_be_plain(kind: Any) -> bool:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(map(_can_be_plain, typing.get_args(kind)))
+    if origin is typing.Annotated:
+        return _can_be_plain(typing.get_args(kind)[0])
+    if origin in (list, tuple, dict):
+        return all(_can_be_plain(part) for part in typing.get_args(kind) if part is not ...)
+    if origin is not None:
+        return isinstance(origin, type) and _class_can(origin) if origin is not typing.Literal else True
+    return _class_can(kind) if isinstance(kind, type) else True
+
+
+def _class_can(kind: type) -> bool:
+    """Whether values of a class, or of one that is derived from it, may be recorded."""
+    known = (type(None), str, bool, int, float, enum.Enum, Mapping, list, tuple)
+    if kind is object or inspect.isabstract(kind) or getattr(kind, "_is_protocol", False) or issubclass(kind, known):
+        return True
+    if dataclasses.is_dataclass(kind) or any(hasattr(kind, name) for name in ("model_dump", "tolist")):
+        return True
+    return any(map(_class_can, type.__subclasses__(kind)))
 
 
 def from_plain(kind: Any, data: Any) -> Any:

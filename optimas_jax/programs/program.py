@@ -9,49 +9,74 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from optimas_jax.core.blame import describe_error, first_of
+from optimas_jax.core.component import ComponentFailure, ProgramFailure
 from optimas_jax.core.scoring import metric_arguments, name_of
 from optimas_jax.core.system import System
+from optimas_jax.core.types import Outcome, StopRun, digest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.programs.declared import DeclarationError, Declared
-from optimas_jax.programs.discover import declared_in
+from optimas_jax.programs.discover import declared_in, function_of
 from optimas_jax.programs.functions import call_function
-from optimas_jax.programs.plain import from_fields, to_fields
+from optimas_jax.programs.identity import identity_of
+from optimas_jax.programs.plain import PlainError, check_kind, from_fields, to_fields
 
 OUTPUT = "output"  # field of a program's output that is no dict
 
 
 def program(
-    function: Program | Callable[..., Any] | None = None, *, components: Sequence[Declared] = (), name: str = ""
+    function: Program | Callable[..., Any] | None = None,
+    *,
+    components: Sequence[Declared] = (),
+    name: str = "",
+    on_error: str = "count",
 ) -> Any:
     """Declares a program; a decorator, with or without arguments. Where a program is asked for, a function will do.
 
     Args:
       components: that it calls and that are not found by following the names in its code.
       name: by default the function's name.
+      on_error: ``count`` makes an exception of the program a failed run; too many of them end the optimisation
+        (``core.watch``). ``stop`` ends it at the first one.
 
     Raises:
-      DeclarationError: without components, or for two of one name.
+      DeclarationError: for no function, no components, two of one name, or types that cannot be recorded.
     """
     if function is None:
-        return functools.partial(program, components=components, name=name)
+        return functools.partial(program, components=components, name=name, on_error=on_error)
     if isinstance(function, Program):
         return function
+    if not callable(function) or isinstance(function, type | Declared):
+        raise DeclarationError(f"the program is {function!r}, expected a function that calls components")
+    if on_error not in ("count", "stop"):
+        raise DeclarationError(f"on_error is {on_error!r}, expected 'count' or 'stop'")
+    inner = function_of(function)
+    title = name or getattr(function, "__name__", type(function).__name__)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise DeclarationError(f"the program {title!r} has a yield: return its result as a whole, such as a list")
     found = {id(one): one for one in components}
     for variable, one in declared_in(function):
         one.name = one.name or variable
         found.setdefault(id(one), one)
-    title = name or getattr(function, "__name__", type(function).__name__)
     names = [one.name for one in found.values()]
     if nameless := [one.description for one in found.values() if not one.name]:
         raise DeclarationError(f"components of the program {title!r} without a name: {nameless}: give them name=")
     if twice := sorted({one for one in names if names.count(one) > 1}):
-        raise DeclarationError(f"two components of the program {title!r} have the name {', '.join(twice)}: give name=")
+        raise DeclarationError(
+            f"two components of the program {title!r} have the name {', '.join(twice)}: give one another, by name="
+        )
     if not names:
         raise DeclarationError(
             f"the program {title!r} calls no component: declare some with optimas_jax.prompt, setting and component, "
             "or name them in program(components=[...])"
         )
-    return Program(function, tuple(found.values()), title)
+    try:
+        for one in found.values():
+            one.check()
+        check_kind(Program(function, (), title).returns, f"what the program {title!r} returns")
+    except PlainError as error:
+        raise DeclarationError(str(error)) from None
+    return Program(function, tuple(found.values()), title, on_error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +87,13 @@ class Program:
       function: ``async`` or plain; its arguments are fields of an example.
       components: that it may call.
       name: for folders and reports.
+      on_error: ``count`` or ``stop`` (``program``).
     """
 
     function: Callable[..., Any]
     components: tuple[Declared, ...]
     name: str
+    on_error: str = "count"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function itself."""
@@ -76,7 +103,7 @@ class Program:
     def returns(self) -> Any:
         """What the function says that it returns."""
         try:
-            return typing.get_type_hints(self.function).get("return")
+            return typing.get_type_hints(function_of(self.function)).get("return")
         except Exception:  # names that exist for type checkers alone
             return None
 
@@ -91,7 +118,8 @@ class Program:
         missing = [one.name for one in named if one.default is one.empty and one.name not in columns]
         if missing or not named:
             raise DeclarationError(
-                f"the program {self.name!r} reads {', '.join(missing) or 'nothing'}; the data has {', '.join(columns)}"
+                f"the program {self.name!r} reads {', '.join(missing) or 'nothing by name'}; the data has the columns "
+                f"{', '.join(columns)}: arguments of a program are columns, so rename one of them"
             )
         return tuple(one.name for one in named if one.name in columns)
 
@@ -105,7 +133,16 @@ class Program:
         """
 
         async def run(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-            value = await call_function(self.function, fields)
+            try:
+                value = await call_function(self.function, fields)
+            except (ComponentFailure, StopRun):
+                raise
+            except Exception as group:
+                error = first_of(group)
+                if self.on_error == "stop" or isinstance(error, ComponentFailure | StopRun):
+                    raise
+                detail = f"the program {self.name!r}: {describe_error(error)}"
+                raise ProgramFailure(Outcome.CRASHED, detail) from error
             return to_fields(OUTPUT, value, f"what the program {self.name!r} returned")
 
         return System(
@@ -114,6 +151,12 @@ class Program:
             output_fields=(),
             metric=metric_of(metric, self.returns),
             program=run,
+            declared={f"component {one.name!r}": digest(one.declared) for one in self.components},
+            code={
+                f"the program {self.name!r}": digest(identity_of(self.function)),
+                f"the metric {name_of(metric)!r}": digest(identity_of(metric)),
+                **{f"component {one.name!r}": digest(one.code) for one in self.components if one.code is not None},
+            },
         )
 
 
@@ -125,14 +168,14 @@ def metric_of(metric: Callable[..., Any], kind: Any = None) -> Callable[..., Any
     """
     names = metric_arguments(metric)
 
-    def scored(example: Any, outputs: Any, gold: Any, trace: Any, context: Any) -> Any:
+    async def judged(example: Any, outputs: Any, gold: Any, trace: Any, context: Any) -> Any:
         known = {"example": example, "gold": gold, "trace": trace, "context": context}
         known["outputs"] = from_fields(OUTPUT, outputs, kind)
-        return metric(*(known[name] for name in names))
+        return await call_function(functools.partial(metric, *(known[name] for name in names)), {})
 
-    async def judged(example: Any, outputs: Any, gold: Any, trace: Any, context: Any) -> Any:
-        return await scored(example, outputs, gold, trace, context)
+    def scored(example: Any, outputs: Any, gold: Any, trace: Any, context: Any) -> Any:
+        return judged(example, outputs, gold, trace, context)  # in a thread: a slow metric holds up nothing else
 
-    wrapper = judged if inspect.iscoroutinefunction(metric) else scored
+    wrapper = judged if inspect.iscoroutinefunction(metric) else scored  # what is ``async`` is a judge
     wrapper.__name__ = name_of(metric)
     return wrapper

@@ -67,6 +67,11 @@ class PromptDeclaration(Declared):
         self.instruction, self.demos, self.most = instruction, tuple(demos), most
         self._settings = settings
 
+    @property
+    def declared(self) -> Any:
+        demos = [[demo.inputs, demo.outputs] for demo in self.demos]
+        return [self.description, self.instruction, demos, self.most, dict(self._settings)]
+
     def build(self, language_model: LanguageModel) -> Component:
         """A component that asks the model of the run, or its own, with its own limits."""
         settings = {key: value for key, value in self._settings.items() if value is not None}
@@ -100,6 +105,10 @@ class SettingDeclaration(Declared):
         super().__init__(**names)
         self.default, self.space = Hyperparameters({"value": default}), Grid({"value": tuple(choices)})
         self.space.check(self.default)
+
+    @property
+    def declared(self) -> Any:
+        return [self.description, self.default["value"], self.space.settings["value"]]
 
     def build(self, language_model: LanguageModel) -> Component:
         async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import re
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.blame import (
+    describe_error,
+    error_text,
+    files_of,
+    frames_text,
+    is_library,
+    is_users,
+    own_frames,
+    where,
+)
 from optimas_jax.core.shipped import folder
 from optimas_jax.core.types import StopRun
 from optimas_jax.report.process import INTERRUPTED
 
 _ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)
+_PARSERS = re.compile(r"[/\\](absl|ml_collections)[/\\]")
+_CONFIG_FILE = re.compile(r"Attempted \[.*\]:\s+(.*)")  # of ml_collections
 
 
 def parse_flags(flags: Any, argv: list[str]) -> list[str]:
@@ -36,23 +47,46 @@ def parse_flags(flags: Any, argv: list[str]) -> list[str]:
         if not isinstance(config, str):
             _ = config.to_dict  # where a file that cannot be loaded is told of
         return left
-    except flags.Error as error:
-        inner = _ERROR.findall(str(error))  # the traceback of a configuration's own error is part of its text
-        message = inner[-1] if inner else f"{error}. --help lists the flags"
-    except OSError as error:
-        known = ", ".join(sorted(f"configs/{path.name}" for path in folder("configs").glob("*.py")))
-        message = f"{_last_line(error)}. Give a configuration of your own, or one of {known}"
-    except ValueError as error:
-        message = str(error)
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        if isinstance(error, AttributeError) and "ml_collections" in where.filename:
-            words = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
-            message = f"the configuration has no field {words}"
-        else:  # of the configuration's own file
-            message = f"{where.filename}, line {where.lineno}: {type(error).__name__}: {error}"
+        message = _own_error(error) or _flag_error(flags, error)
     print(f"\nerror: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+def _own_error(error: BaseException) -> str:
+    """The message of an error that a configuration's own code raised, with its frames; "" for any other."""
+    raised: BaseException | None = error
+    while raised is not None and _PARSERS.search((files_of(raised) or [""])[-1]):
+        raised = raised.__cause__ or raised.__context__  # the parsers of flags raise errors of their own instead
+    if isinstance(raised, SyntaxError) and raised.filename and not is_library(raised.filename):
+        return f"{raised.filename}, line {raised.lineno}: {type(raised).__name__}: {raised.msg}"
+    if raised is None or not own_frames(raised):
+        return ""
+    if is_users(raised):
+        return f"{type(raised).__name__}: {raised}\n{frames_text(raised)}"
+    shipped = Path(own_frames(raised)[-1].tb_frame.f_code.co_filename).resolve().parent == folder("configs").resolve()
+    return f"{raised}{'' if shipped else where(raised)}" if isinstance(raised, StopRun | ValueError) else ""
+
+
+def _flag_error(flags: Any, error: Exception) -> str:
+    """The message of an error in the flags."""
+    if isinstance(error, flags.Error):
+        inner = _ERROR.findall(str(error))  # the traceback of a configuration's own error is part of its text
+        return inner[-1] if inner else f"{error}. --help lists the flags"
+    if isinstance(error, OSError):
+        file = _CONFIG_FILE.search(str(error))
+        if file and Path(file[1]).is_file():
+            return f"{file[1]} opens a file that is not there: {_last_line(error)}"
+        known = ", ".join(sorted(f"configs/{path.name}" for path in folder("configs").glob("*.py")))
+        return f"{_last_line(error)}. Give a configuration of your own, or one of {known}"
+    if isinstance(error, ValueError):
+        return str(error)
+    if isinstance(error, AttributeError) and "get_config" in str(error):
+        return "the configuration has no function get_config(variant), which configs/own_system.py shows"
+    if isinstance(error, AttributeError) and "ml_collections" in files_of(error)[-1]:
+        words = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+        return f"the configuration has no field {words}"
+    return describe_error(error)
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
@@ -64,8 +98,12 @@ def exit_code(action: Callable[[], int | None]) -> int:
         print("\nstopped; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except (StopRun, ValueError) as error:
-        notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
-        print(f"\nerror: {error}{notes}", file=sys.stderr)
+        print(f"\nerror: {error_text(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not is_users(error):
+            raise  # a fault of this package
+        print(f"\nerror: {type(error).__name__}: {error}\n{frames_text(error)}", file=sys.stderr)
         return 1
 
 

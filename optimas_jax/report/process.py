@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from optimas_jax.core.blame import error_text
 from optimas_jax.core.shipped import python_path
 from optimas_jax.core.types import StopRun
 
@@ -84,8 +85,7 @@ def run_alone(action: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (StopRun, ValueError) as error:
-        notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", ()))
-        print(f"\nerror: {error}{notes}", file=sys.stderr)
+        print(f"\nerror: {error_text(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -165,15 +165,20 @@ def collect(
     rewards: dict[tuple[str, str, int, str], tuple[float, ...]] = {}
 
     async def follow(one: Try) -> tuple[tuple[str, str, int, str], Mapping]:
-        outputs = await _outputs(system, one, seed)
-        key = (one.call.component, one.example.id, one.call.occurrence, digest(outputs))
+        answer = await _answer(system, one, seed)
+        key = (one.call.component, one.example.id, one.call.occurrence, digest(answer.outputs))
         if key not in have:
             have.add(key)
-            rewards[key] = await _rewards(system, configuration, one, outputs, seeds)
-        return key, outputs
+            rewards[key] = await _rewards(system, configuration, one, answer, seeds)
+        return key, answer.outputs
 
     with progress.bar(label, len(tries)) as advance:
-        ends = gather([functools.partial(follow, one) for one in tries], concurrency=concurrency, on_done=advance)
+        ends = gather(
+            [functools.partial(follow, one) for one in tries],
+            concurrency=concurrency,
+            on_done=advance,
+            on_wait=None if system.watch is None else functools.partial(system.watch.tell, progress.line),
+        )
     new = [
         Group(
             one.call.component,
@@ -189,18 +194,18 @@ def collect(
     return merge_groups([*known, *new])
 
 
-async def _outputs(system: System, one: Try, seed: int) -> Mapping:
-    """The candidate's outputs; empty if the component failed."""
+async def _answer(system: System, one: Try, seed: int) -> Call:
+    """The call that gives the candidate's outputs; empty ones if it failed."""
     if one.source == "current":
-        return one.call.outputs
+        return one.call
     drawn = derive_seed(seed, one.source) if one.source.startswith("sampled:") else seed
-    return (await system.run_component(one.call, one.value, one.example, drawn, one.temperature)).outputs
+    return await system.run_component(one.call, one.value, one.example, drawn, one.temperature)
 
 
 async def _rewards(
-    system: System, configuration: Configuration, one: Try, outputs: Mapping, seeds: Sequence[int]
+    system: System, configuration: Configuration, one: Try, answer: Call, seeds: Sequence[int]
 ) -> tuple[float, ...]:
     """Global reward of each rollout (paper, Eq. 3). The current output's reward under the run's own seed is known."""
     known = (one.trace.score,) if one.source == "current" and one.trace.seed == seeds[0] else ()
-    new, answers = seeds[len(known) :], {one.index: outputs}
+    new, answers = seeds[len(known) :], {one.index: answer}
     return known + await global_rewards(system, configuration, one.example, one.trace, answers, new)

@@ -155,6 +155,7 @@ def _of_program(
         raise SourceError(f"the program of {saved.run} was declared elsewhere: pass it ({error})") from error
     scored = import_source(saved.run, METRIC) if metric else _no_metric
     inputs = inputs_of(program)
+    program = dataclasses.replace(program, on_error="stop")  # its exceptions are the caller's
     system = program.system(scored, (*inputs.required, *inputs.optional), saved.language_model(model))
     return Built(program.name, system, inputs, program.returns, name_of(scored))
 

@@ -76,10 +76,10 @@ async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:
     """The record of a run that ended well."""
     try:
         trace = await run(fields)
-    except StopRun as error:
-        raise RunError(503, "unavailable", str(error)) from error
     except ComponentBug as error:
         raise RunError(500, "program_error", str(error)) from error
+    except StopRun as error:
+        raise RunError(503, "unavailable", str(error)) from error
     except ValueError as error:
         raise RunError(400, "invalid_request_error", str(error)) from error
     if trace.outcome is not Outcome.OK:

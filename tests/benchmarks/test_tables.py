@@ -46,7 +46,15 @@ def test_what_holds_no_rows(data, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a,b\n1\n", "row 0 has more or fewer values"), ("a,b\n1,2,3\n", "row 0 has more"), ("", "no rows")],
+    [
+        ("a,b\n1\n", "line 2 has 1 values, expected 2: a, b"),
+        ('a,b\n"1\n1",2\n1,2,3\n', "line 4 has 3 values, expected 2: a, b"),
+        ("", "holds no rows"),
+        ("a,b\n", "holds no rows"),
+        ("a,a\n1,2\n", r"has the columns \['a', 'a'\], expected different names"),
+        ("a;b\n1;2\n", r"has the columns \['a;b'\], .* separated by commas"),
+        ('a,b\n"1,2\n', r"is no CSV file in UTF-8 \(unexpected end of data\)"),
+    ],
 )
 def test_csv_files_that_do_not_hold_together(tmp_path, text, message):
     (tmp_path / "a.csv").write_text(text)

@@ -330,7 +330,7 @@ def test_a_component_cannot_call_a_component():
     async def plain(fields):
         return {"x": (await call("a", x=1))["y"]}
 
-    with pytest.raises(ComponentBug, match="component 'a' calls a component: only the program calls components"):
+    with pytest.raises(ProgramError, match="component 'a' calls a component: only the program calls components"):
         run(asking(Component("a", "", ("x",), ("y",), nested), plain))
 
 

@@ -228,7 +228,7 @@ def test_a_metric_that_raises_names_the_example():
         raise ZeroDivisionError("division by zero")
 
     some_system = system(tool("a", ("q",), lambda q: q), output="a_out", metric=metric)
-    with pytest.raises(ComponentBug, match="the metric raised ZeroDivisionError on example 'e'"):
+    with pytest.raises(ComponentBug, match="the metric 'metric' raised ZeroDivisionError on example 'e'"):
         run_many(some_system, [Job(Configuration({}), example(), 0)], concurrency=1)
 
 
@@ -287,7 +287,7 @@ def test_a_judge_that_gets_no_answer_is_an_outcome_and_its_bug_is_a_bug():
     async def wrong(outputs, gold, context):
         return outputs["nothing"]
 
-    with pytest.raises(ComponentBug, match="the metric raised KeyError"):
+    with pytest.raises(ComponentBug, match="the metric 'wrong' raised KeyError"):
         run(judged(wrong))
 
     async def spent(outputs, gold, context):

@@ -232,7 +232,10 @@ def test_outside_of_a_run_functions_are_themselves_and_prompts_say_what_to_do():
             "two components .* have the name x",
         ),
         (lambda: oj.program(lambda q: q, components=[oj.prompt("a")]), "without a name"),
-        (lambda: oj.program(rag).inputs_of(["text", "gold"]), "reads question; the data has text, gold"),
+        (
+            lambda: oj.program(rag).inputs_of(["text", "gold"]),
+            "reads question; the data has the columns text, gold: arguments of a program are columns",
+        ),
     ],
 )
 def test_wrong_declarations(declare, message):
@@ -272,7 +275,7 @@ def test_a_thread_that_does_not_know_its_run_is_told_instead_of_running_with_def
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             return list(pool.map(search, [question, question]))
 
-    with pytest.raises(ComponentBug, match="in a thread that does not know its run"):
+    with pytest.raises(ProgramError, match="in a thread that does not know its run"):
         run(pooled, {"question": "q"}, components=[search])
 
     async def threads(question):

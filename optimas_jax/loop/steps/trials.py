@@ -40,9 +40,10 @@ def answer(host: Host, name: str, values: Sequence[Value], runs: Runs, known: Tr
         for call in calls
     ]
     answers = iter(host.gather("proposals on training inputs", every))
+    made = [(key, value, example, tuple(next(answers) for _ in calls)) for key, value, example, calls in tries]
     return {
-        (key, example.id): Trial(value, tuple(next(answers).outputs for _ in calls))
-        for key, value, example, calls in tries
+        (key, example.id): Trial(value, tuple(call.outputs for call in calls), calls=calls)
+        for key, value, example, calls in made
     }
 
 
@@ -69,7 +70,7 @@ def follow(
     for example_id, trial in new.values():
         example, trace = pairs[example_id]
         configuration = state.configuration.replace(name, trial.value)
-        answers = dict(zip(trace.indices(name), trial.answers, strict=True))
+        answers = dict(zip(trace.indices(name), trial.calls or trial.answers, strict=True))
         seeds = rollout_seeds(host.seed, rollouts)
         calls.append(functools.partial(global_rewards, host.system, configuration, example, trace, answers, seeds))
     require(host, expected_cost(host, name, runs=rollouts * len(calls)))

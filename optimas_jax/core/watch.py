@@ -1,0 +1,116 @@
+"""Watch: what the runs of a system wait for, and how many of the last ones ended with an exception."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from optimas_jax.core.blame import UserBug
+from optimas_jax.core.types import Outcome, Trace
+
+_LAST = 100  # runs that are looked back on
+_SHARE, _FEWEST = 0.2, 20  # of them may end with an exception; of fewer runs
+_ALL = 5  # not all
+_LATE = 60.0  # seconds
+
+Kind = Literal["component", "metric", "request", "program"]
+
+
+class TooManyFailures(UserBug):
+    """Exceptions of components or of the program ended too many runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wait:
+    """Something that a run waits for.
+
+    Attributes:
+      kind: a ``component`` or ``metric`` of the user's, which may never end; a ``request``, which ends in any case; or
+        the whole ``program``.
+      name: of it.
+      since: ``time.monotonic()``.
+    """
+
+    kind: Kind
+    name: str
+    since: float
+
+
+@dataclasses.dataclass
+class Watch:
+    """Looks at the runs of a system as they go; changes no result.
+
+    Attributes:
+      ends: what raised the exception that ended each of the last runs; "" for other ends.
+      waits: in flight.
+    """
+
+    ends: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=_LAST))
+    waits: dict[int, Wait] = dataclasses.field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def waiting(self, kind: Kind, name: str) -> Iterator[None]:
+        """The time that a run waits for something."""
+        wait = Wait(kind, name, time.monotonic())
+        self.waits[id(wait)] = wait
+        try:
+            yield
+        finally:
+            del self.waits[id(wait)]
+
+    def late(self, seconds: float) -> list[str]:
+        """Lines on what is waited for since long ago: users' functions, or a program that waits for nothing else."""
+        waits = list(self.waits.values())
+        functions = [one for one in waits if one.kind in ("component", "metric")]
+        alone = not functions and all(one.kind == "program" for one in waits)
+        now, oldest = time.monotonic(), dict[tuple[Kind, str], list[float]]()
+        for one in waits if alone else functions:
+            if now - one.since >= seconds:
+                oldest.setdefault((one.kind, one.name), []).append(now - one.since)
+        return [_line(kind, name, max(ages), len(ages)) for (kind, name), ages in oldest.items()]
+
+    def tell(self, line: Callable[[str], None]) -> None:
+        """Shows the lines of ``late``."""
+        for text in self.late(_LATE):
+            line(text)
+
+    def ended(self, trace: Trace) -> None:
+        """Counts a run.
+
+        Raises:
+          TooManyFailures: more than a fifth of the last runs, of 20 at least, or each of the first 5, ended with an
+            exception. Answers of models that cannot be used are none.
+        """
+        self.ends.append(why_failed(trace) if trace.outcome is Outcome.CRASHED else "")
+        failed = [why for why in self.ends if why]
+        runs = len(self.ends)
+        if not (len(failed) == runs >= _ALL or (runs >= _FEWEST and len(failed) > _SHARE * runs)):
+            return
+        places = [why.rpartition(" (")[2] for why in failed]  # messages may hold data
+        [(place, count)] = collections.Counter(places).most_common(1)
+        most = failed[places.index(place)]
+        raise TooManyFailures(
+            f"{len(failed)} of the last {runs} runs ended with an exception, {count} of them with\n  {most}\n"
+            f"Above {_SHARE:.0%} the run stops. Mend it and run the same command again: what was paid for is kept. "
+            "on_error='stop' of a component or program ends the run at its first exception"
+        )
+
+
+def why_failed(trace: Trace) -> str:
+    """Why a run failed: the call that failed last, or the program itself; "" if it did not."""
+    if trace.outcome is Outcome.OK:
+        return ""
+    if trace.feedback:
+        return trace.feedback
+    failed = [call for call in trace.calls if call.outcome is trace.outcome]
+    return f"component {failed[-1].component!r}: {failed[-1].detail}" if failed else str(trace.outcome)
+
+
+def _line(kind: Kind, name: str, seconds: float, count: int) -> str:
+    what = {"component": f"component {name!r}", "metric": f"the metric {name!r}"}.get(kind, "the program itself")
+    way = "; give it timeout=SECONDS if it may never end" if kind == "component" else ""
+    return f"waiting for {what} for {seconds:.0f} s" + f" ({count} calls)" * (count > 1) + way

@@ -1,0 +1,52 @@
+"""The program of a run folder: nobody's results are replaced by those of another one.
+
+Everything in a folder is named by its content, so that an edited program goes on rightly: what it asks anew is paid
+for, all else comes from the tape. A function that was mended goes on in its folder, until that has results. Other
+prompts, settings, components or data are another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.progress import Progress
+from optimas_jax.core.system import System
+from optimas_jax.core.types import Example, digest
+from optimas_jax.loop.journal import FolderError, RunFolder
+
+PROGRAM, RESULTS = "identity.json", "results.json"
+
+
+def check_program(
+    folder: RunFolder, system: System, splits: Mapping[str, Sequence[Example]], progress: Progress
+) -> None:
+    """Keeps what a program is made of in its run folder, and compares it with what earlier commands ran.
+
+    Raises:
+      FolderError: the folder belongs to another program, or has results of another version of it.
+    """
+    if system.program is None:
+        return
+    rows = [[e.id, e.inputs, e.gold, e.kind] for split in sorted(splits) for e in splits[split]]
+    new = {"declared": {**system.declared, "the data": digest(rows)}, "code": dict(system.code)}
+    old = folder.read(PROGRAM)
+    if old is not None and not folder.is_unused():
+        declared, code = (_differences(old[part], new[part]) for part in ("declared", "code"))
+        finished = folder.read(RESULTS) is not None
+        if declared or (code and finished):
+            results = "its results stay" if finished else "what it holds stays"
+            raise FolderError(
+                f"another program is in {folder.path}: {', '.join((*declared, *code))} changed. Choose another "
+                f"workdir= (--workdir), so that {results}; with a copy of tape.sqlite there, equal requests are free"
+            )
+        if code:
+            progress.line(
+                f"{', '.join(code)} changed since this run was begun: it goes on; equal requests come from the tape"
+            )
+    if old != new:
+        folder.write(PROGRAM, new)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**old, **new} if old.get(name) != new.get(name)]

@@ -1,0 +1,94 @@
+"""What the results of a user's function may depend on besides its arguments: its code, and the constants around it.
+
+Taped results are named by it, so that an edited function is called again; a run folder knows its program by it.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import functools
+import inspect
+import textwrap
+import types
+from collections.abc import Callable, Collection
+from typing import Any
+
+from optimas_jax.programs.declared import Declared
+from optimas_jax.programs.discover import function_of, functions_from, object_of
+
+_STORES = ("STORE_GLOBAL", "STORE_DEREF")  # instructions that write variables around a function
+_CONSTANTS = str | int | float
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """A function's source; where there is none, its name and what it was compiled to."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        name = getattr(function, "__qualname__", repr(type(function)))
+        code = getattr(function, "__code__", None)
+        return name if code is None else f"{name} {_compiled(code)}"
+
+
+def _compiled(code: types.CodeType) -> list[Any]:
+    constants = [_compiled(one) if inspect.iscode(one) else one for one in code.co_consts]
+    ordered = [sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one) for one in constants]
+    return [code.co_code.hex(), code.co_names, ordered]
+
+
+def globals_read(function: Callable[..., Any]) -> list[str]:
+    """Variables of its module that a function's own code reads."""
+    code = getattr(function, "__code__", None)
+    return [] if code is None else [name for name in code.co_names if name in function.__globals__]  # type: ignore[attr-defined]
+
+
+def constants_of(function: Callable[..., Any], without: Collection[str] = ()) -> dict[str, Any]:
+    """Constants that a function's own code reads around it: texts and numbers. Lists and dicts are left out, and what
+    it writes itself: they may change from call to call.
+
+    Args:
+      without: names that are left out, too.
+    """
+    if not inspect.isfunction(function):
+        return {}
+    values = {name: function.__globals__[name] for name in globals_read(function)}
+    values |= inspect.getclosurevars(function).nonlocals
+    names = [name for name in values if name not in without and name not in _written(function)]
+    return {name: values[name] for name in names if isinstance(values[name], _CONSTANTS)}
+
+
+def _written(function: Callable[..., Any], stores: Collection[str] = _STORES) -> set[str]:
+    return {one.argval for one in dis.get_instructions(function) if one.opname in stores}
+
+
+def surroundings_of(function: Callable[..., Any], without: Collection[str] = ()) -> list[Any]:
+    """What else decides what a function returns: sources and constants of the functions of the user's that it calls by
+    name, of a method those of its object, of a partial its arguments. Empty for a function that stands alone."""
+    first, *helpers = [one for one, _ in functions_from(function) if not isinstance(one, Declared)] or [function]
+    written = set().union(*(_written(one) for one in (first, *helpers) if inspect.isfunction(one)), without)
+    around: list[Any] = [[source_of(one), constants_of(one, written)] for one in helpers]
+    while isinstance(function, functools.partial):
+        around.append([repr(function.args), repr(sorted(function.keywords.items()))])
+        around.append([source_of(function_of(function)), constants_of(function_of(function), written)])
+        function = function.func
+    holder = object_of(function)
+    if holder is not None and not isinstance(holder, type | Declared) and not inspect.ismodule(holder):
+        own = _written(function_of(function), ("STORE_ATTR",)) if inspect.isfunction(function_of(function)) else set()
+        kept = {name: one for name, one in getattr(holder, "__dict__", {}).items() if name not in own}
+        around.append([source_of(type(holder)), {k: v for k, v in kept.items() if isinstance(v, _CONSTANTS)}])
+    return around
+
+
+def identity_of(function: Callable[..., Any], without: Collection[str] = ()) -> list[Any]:
+    """All of it: code, without comments and layout, and constants. Plain data."""
+    inner = function_of(function)
+    own = [source_of(inner), constants_of(inner, without)]
+    return [[_normal(source), constants] for source, constants in (own, *surroundings_of(function, without))]
+
+
+def _normal(source: str) -> str:
+    try:
+        return ast.unparse(ast.parse(textwrap.dedent(source)))
+    except SyntaxError:  # of a lambda, the line that holds it
+        return source
