@@ -7,13 +7,15 @@ here, and executions of programs (``llm.sandbox``). Calls of users' functions ar
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from optimas_jax.core.types import Outcome, digest
+from optimas_jax.core.types import Outcome, digest, thaw
 from optimas_jax.core.usage import Usage
 
 _TEMPLATE_TOKENS = 64  # of a chat template: its own words, and the marks around one turn
+_FORMAT_TOKENS = 512  # of what a provider says to its model about a schema
 
 
 class Result(Protocol):
@@ -90,6 +92,7 @@ class CompletionRequest:
       role: the component's name or ``proposer``; for the ledger, not part of the key.
       adapter: digest of the LoRA weights that answer, "" for the model itself.
       tokens: whether the answer shall also come as tokens (``Completion.tokens``).
+      schema: JSON Schema of the answer, for servers and engines that can keep to one; None for any text.
     """
 
     model: str
@@ -102,6 +105,7 @@ class CompletionRequest:
     role: str = ""
     adapter: str = ""
     tokens: bool = False
+    schema: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     @property
     def kind(self) -> str:
@@ -117,6 +121,7 @@ class CompletionRequest:
         return {
             **({"adapter": self.adapter} if self.adapter else {}),
             **({"tokens": True} if self.tokens else {}),
+            **({} if self.schema is None else {"schema": thaw(self.schema)}),
             "model": self.model,
             "messages": [[message.role, message.content] for message in self.messages],
             "max_tokens": self.max_tokens,
@@ -128,8 +133,10 @@ class CompletionRequest:
 
     def most(self) -> Usage:
         """Upper bound of calls and tokens. A token is at least one byte of UTF-8: the bound of a prompt is about four
-        times its tokens, which ``count_prompt`` may know."""
+        times its tokens, which ``count_prompt`` may know. Providers show a schema to their models, too."""
         prompt = sum(len(message.content.encode()) + _TEMPLATE_TOKENS for message in self.messages)
+        if self.schema is not None:
+            prompt += len(json.dumps(thaw(self.schema)).encode()) + _FORMAT_TOKENS
         return Usage(calls=1, prompt_tokens=prompt, completion_tokens=self.max_tokens)
 
     def read(self, data: Mapping[str, Any]) -> Completion:

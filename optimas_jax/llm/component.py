@@ -23,6 +23,7 @@ from optimas_jax.core.values import (
 )
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
 from optimas_jax.llm.render import render_chat, render_text
+from optimas_jax.llm.structured import Reader, ask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class ModelCall:
       language_model: answers, unless the value or ``model_from`` says otherwise.
       stop: texts that end the answer.
       model_from: the field that names the model, or "".
+      reader: reads typed answers; None where the text itself is the output.
     """
 
     inputs: tuple[str, ...]
@@ -74,6 +76,7 @@ class ModelCall:
     language_model: LanguageModel
     stop: tuple[str, ...]
     model_from: str
+    reader: Reader | None = None
 
     def default(self, space: PromptSpace | LoraSpace | Grid | None) -> Value:
         """The value before optimisation; raises ``ValueError`` for a grid that does not fit the language model."""
@@ -91,6 +94,8 @@ class ModelCall:
         """The request for one input under a value of the component."""
         assert isinstance(value, Prompt | Adapter | Hyperparameters)
         prompt = value if isinstance(value, Prompt) else self.prompt
+        if self.reader is not None:
+            prompt = self.reader.shown(prompt, self.output)
         settings = value.settings if isinstance(value, Hyperparameters) else {}
         model = dataclasses.replace(self.language_model, **settings)
         render = render_chat if model.style == "chat" else render_text
@@ -105,11 +110,16 @@ class ModelCall:
             seed=context.seed,
             role=context.component,
             adapter=value.digest if isinstance(value, Adapter) else "",
+            schema=None if self.reader is None else self.reader.schema,
         )
 
     async def run(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        """The stripped answer; raises ``ComponentFailure`` for an empty one, or without an answer."""
-        completion: Completion = await context.completer.complete(self.request(fields, value, context))
+        """The stripped answer, or what is read of it; raises ``ComponentFailure`` for an empty one, for one that cannot
+        be read, or without an answer."""
+        request = self.request(fields, value, context)
+        if self.reader is not None:
+            return await ask(context.completer, request, self.reader)
+        completion: Completion = await context.completer.complete(request)
         if completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
             raise ComponentFailure(completion.outcome, completion.text)
         text = completion.text.strip()
@@ -130,6 +140,7 @@ def llm_component(
     stop: tuple[str, ...] = (),
     space: PromptSpace | LoraSpace | Grid | None = None,
     model_from: str = "",
+    reader: Reader | None = None,
 ) -> Component:
     """Builds a component whose output is the model's text, stripped.
 
@@ -140,12 +151,13 @@ def llm_component(
     Args:
       model_from: the field that names the model to call, such as the output of a ``model_selector``; the model does
         not see it. Empty for the model of ``language_model``.
+      reader: of typed answers (``llm.structured``); their fields are then the component's outputs.
 
     Raises:
       ValueError: for a grid with an unknown setting, a value outside its range, or without the default's settings.
     """
     language_model = dataclasses.replace(language_model, max_tokens=max_tokens or language_model.max_tokens)
-    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from)
+    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from, reader)
     try:
         default = call.default(space)
     except ValueError as error:
@@ -154,7 +166,7 @@ def llm_component(
         name=name,
         description=description,
         inputs=(*inputs, model_from) if model_from else inputs,
-        outputs=(output,),
+        outputs=(output,) if reader is None else reader.fields,
         run=call.run,
         space=space or PromptSpace(),
         default=default,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import Component, RunContext
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, PromptSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
+from optimas_jax.llm.structured import AnswerType
 from optimas_jax.programs.declared import DeclarationError, Declared
 
 
 def prompt(
     instruction: str,
     *,
+    output: Any = str,
     name: str = "",
     description: str = "",
     model: str | None = None,
@@ -24,22 +27,40 @@ def prompt(
     demos: Sequence[Demo] = (),
     most_demos: int = 4,
 ) -> PromptDeclaration:
-    """Declares a prompt: called with fields, it asks the model of the run, and returns the text of its answer. In
-    ``component(prompt=...)`` it is the prompt of a function that asks its own model.
+    """Declares a prompt: called with fields, it asks the model of the run, and returns the text of its answer, or what
+    ``output`` says. In ``component(prompt=...)`` it is the prompt of a function that asks its own model.
 
     Args:
       instruction: where tuning starts.
+      output: type of the answer, which is then asked for as JSON: a dataclass, a pydantic model, ``int``, ``float``,
+        ``bool``, ``list[...]``, ``dict[str, ...]``, an enum, ``Literal[...]``, a union; or ``{"answer": str, "sources":
+        list[str]}`` for several outputs, which come as a dict. Recorded are the fields of the answer.
       name: of the component; by default the variable's name.
       description: one sentence on its purpose, for proposers and local rewards; by default the instruction.
       model, max_tokens, temperature, stop: in place of the run's settings.
       demos: demonstrations to start with.
       most_demos: number of demonstrations that tuning may use.
+
+    Raises:
+      DeclarationError: for an empty instruction, an output that JSON cannot be read as, or stop texts with a type: an
+        answer of a type ends with its JSON.
     """
     if not isinstance(instruction, str) or not instruction.strip():
         raise DeclarationError(f"the instruction of a prompt is {instruction!r}, expected a text")
+    typed = output is not str
+    if typed and stop:
+        raise DeclarationError(f"stop is {stop!r}: an answer with a type ends with its JSON; leave stop out")
+    if typed:
+        _answer_type(name or "answer", output)
     settings = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "stop": tuple(stop)}
     return PromptDeclaration(
-        instruction, settings, demos, most_demos, name=name, description=description or " ".join(instruction.split())
+        instruction,
+        settings,
+        demos,
+        most_demos,
+        output,
+        name=name,
+        description=description or " ".join(instruction.split()),
     )
 
 
@@ -62,10 +83,23 @@ choice = setting
 class PromptDeclaration(Declared):
     """A request to the model of the run, with an instruction and demonstrations that are tuned; see ``prompt``."""
 
-    def __init__(self, instruction: str, settings: Mapping[str, Any], demos: Sequence[Demo], most: int, **names: str):
+    def __init__(
+        self,
+        instruction: str,
+        settings: Mapping[str, Any],
+        demos: Sequence[Demo],
+        most: int,
+        output: Any = str,
+        **names: str,
+    ):
         super().__init__(**names)
         self.instruction, self.demos, self.most = instruction, tuple(demos), most
-        self._settings = settings
+        self._settings, self._output = settings, output
+
+    @functools.cached_property
+    def reader(self) -> AnswerType | None:
+        """Of the answers; None for texts. The component must have its name."""
+        return None if self._output is str else _answer_type(self.name, self._output)
 
     @property
     def declared(self) -> Any:
@@ -85,6 +119,7 @@ class PromptDeclaration(Declared):
             language_model=dataclasses.replace(language_model, **settings),
             stop=stop,
             space=self.space,
+            reader=self.reader,
         )
         return dataclasses.replace(built, default=Prompt(self.instruction, self.demos))
 
@@ -93,9 +128,27 @@ class PromptDeclaration(Declared):
         """Prompts with at most as many demonstrations, and at least as long as the first one."""
         return PromptSpace(self.most, max(PromptSpace().max_instruction_chars, 2 * len(self.instruction)))
 
+    def check_own(self) -> None:
+        """Raises ``DeclarationError`` for a prompt whose answers only the model of the run gives."""
+        if self._output is not str:
+            raise DeclarationError(
+                "output belongs to a prompt that asks the model of the run; a function with its own model reads its "
+                "answers itself, and says in its own return type what they are"
+            )
+
     def __call__(self, **fields: Any) -> Any:
-        """Asks the model about the fields; returns its text."""
+        """Asks the model about the fields; returns its answer."""
         return self.call(self.plain(fields))
+
+    def restore(self, outputs: Mapping[str, Any]) -> Any:
+        return super().restore(outputs) if self.reader is None else self.reader.restore(outputs)
+
+
+def _answer_type(name: str, output: Any) -> AnswerType:
+    try:
+        return AnswerType(name, output)
+    except TypeError as error:
+        raise DeclarationError(str(error)) from error
 
 
 class SettingDeclaration(Declared):
