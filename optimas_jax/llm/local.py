@@ -12,6 +12,7 @@ import atexit
 import concurrent.futures
 import dataclasses
 import functools
+import json
 import queue
 import threading
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.core.types import Outcome, StopRun, thaw
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
 
 if TYPE_CHECKING:
@@ -139,6 +140,11 @@ class LocalCompleter:
             for oldest in sampler.adapters.names[:-_ADAPTERS]:
                 sampler.adapters.unload(oldest)
 
+    def _row_request(self, sampler: Sampler, request: SampleRequest) -> RowRequest:
+        """Raises ``ValueError`` for a schema that the answer cannot keep to."""
+        with self._lock:  # one schema is compiled once
+            return sampler.row_request(request)
+
     async def complete(self, request: CompletionRequest, on_text: Callable[[str], None] | None = None) -> Completion:
         """Answers one request.
 
@@ -147,8 +153,8 @@ class LocalCompleter:
             stop text is held back.
 
         Raises:
-          EngineError: for another model, an adapter that cannot be read, a prompt that does not fit the context, or a
-            failure of the engine.
+          EngineError: for another model, an adapter that cannot be read, a prompt that does not fit the context, a
+            schema that cannot be kept to within ``max_tokens``, or a failure of the engine.
         """
         from optimas_jax.engine.sampler import SampleRequest
 
@@ -164,15 +170,19 @@ class LocalCompleter:
             seed=request.seed,
             stop=request.stop,
             adapter=request.adapter,
+            schema="" if request.schema is None else json.dumps(thaw(request.schema)),
         )
         try:
             if request.adapter and request.adapter not in sampler.adapters.names:
                 await loop.run_in_executor(self._loading, self._load_adapter, sampler, request.adapter)
             sampler.check(sample_request)
+            # A new schema is compiled, which takes a while.
+            making = functools.partial(self._row_request, sampler, sample_request)
+            row = await asyncio.to_thread(making) if sample_request.schema else making()
         except ValueError as error:
             raise EngineError(str(error)) from error
         future: concurrent.futures.Future[tuple[Sample, float]] = concurrent.futures.Future()
-        self._submit(_Entry(sample_request, sampler.row_request(sample_request), future, on_text))
+        self._submit(_Entry(sample_request, row, future, on_text))
         sample, seconds = await asyncio.wrap_future(future)
         return Completion(
             text=sample.text,
