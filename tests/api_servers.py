@@ -28,7 +28,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 _WIRE = {"chat": ChatParams, "text": TextParams, "messages": MessageCreateParamsNonStreaming}
-_MORE = {"chat": {"return_token_ids"}, "text": {"return_token_ids"}, "messages": {"temperature", "top_p"}}
+_MORE = {
+    "chat": {"return_token_ids"},
+    "text": {"return_token_ids", "response_format"},
+    "messages": {"temperature", "top_p"},
+}
 _ADAPTERS = {kind: TypeAdapter(params) for kind, params in _WIRE.items()}
 _STATUSES = {"429": 429, "500": 500, "503": 503, "529": 529, "401": 401, "404": 404}
 SLOW = 1.0  # seconds
@@ -85,6 +89,10 @@ class ApiServers:
                 await asyncio.sleep(SLOW)
             case "no temperature" if "temperature" in body:
                 return failure(kind, 400, "Unsupported value: 'temperature' is deprecated for this model.")
+            case "no form" if form := sorted({"response_format", "output_config"} & set(body)):
+                return failure(kind, 400, f"{form[0]}: Extra inputs are not permitted")
+            case "invalid schema" if form := sorted({"response_format", "output_config"} & set(body)):
+                return failure(kind, 400, f"Invalid schema for {form[0]}: it is too deep")
             case "overflow":
                 return failure(kind, 400, "prompt is too long: 9 tokens exceed the context window of 8")
         text = "" if fault == "empty" else self._answer(prompt_of(body), int(body.get("seed", 0)))

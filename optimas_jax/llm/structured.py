@@ -238,7 +238,8 @@ def clean_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     reference = cleaned.pop("$ref", None)
     if reference is not None:
         cleaned = {**cleaned["$defs"][reference.rpartition("/")[2]], **cleaned}
-    return cleaned if _refers(cleaned) else {key: value for key, value in cleaned.items() if key != "$defs"}
+    refers = any("$ref" in one for one in subschemas(cleaned))
+    return cleaned if refers else {key: value for key, value in cleaned.items() if key != "$defs"}
 
 
 def _cleaned(schema: Any) -> Any:
@@ -267,10 +268,22 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": dict(properties), **required}
 
 
-def _refers(schema: Any) -> bool:
-    if isinstance(schema, Mapping):
-        return "$ref" in schema or any(_refers(value) for value in schema.values())
-    return isinstance(schema, list) and any(map(_refers, schema))
+def subschemas(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A schema and all schemas in it."""
+    yield schema
+    for key, value in schema.items():
+        if key in ("enum", "const"):
+            continue
+        parts = value.values() if key in _NAMED else value if isinstance(value, list | tuple) else [value]
+        for part in parts:
+            if isinstance(part, Mapping):
+                yield from subschemas(part)
+
+
+def is_closed(schema: Mapping[str, Any]) -> bool:
+    """Whether every object in a schema names all its fields."""
+    objects = [one for one in subschemas(schema) if one.get("type") == "object"]
+    return all(one.get("properties") and one.get("additionalProperties") is False for one in objects)
 
 
 def _json_values(text: str, *, words: bool) -> Iterator[Any]:

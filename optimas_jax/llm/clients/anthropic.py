@@ -1,7 +1,8 @@
 """Client of Anthropic's messages API, and of servers with this API.
 
 The API has no seed: only the tape repeats an answer. It has no plain text to continue, and refuses stop texts of white
-space alone: they are applied here, to the whole answer.
+space alone: they are applied here, to the whole answer. A schema goes along as ``output_config``, in the API's subset of
+JSON Schema; one with free keys, which it does not have, is left to the prompt.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optimas_jax.core.types import Outcome
+from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.clients.remote import Body, Pause, Remote, ServerConfig, ServerError, Unknown
 from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
+from optimas_jax.llm.structured import is_closed
 
 URL = "https://api.anthropic.com"
 _SAMPLING = ("temperature", "top_p")  # on the wire, but no longer arguments of the SDK
@@ -96,7 +98,16 @@ def _body(request: CompletionRequest) -> Body:
         "temperature": request.temperature,
         **({"top_p": request.top_p} if request.top_p < 1 else {}),
         **({"stop_sequences": stops} if stops else {}),
+        **({} if request.schema is None else _output_config(thaw(request.schema))),
     }
+
+
+def _output_config(schema: dict[str, Any]) -> Body:
+    try:
+        taken = _sdk().transform_schema(schema) if is_closed(schema) else None
+    except ValueError:  # a field of any type
+        taken = None
+    return {} if taken is None else {"output_config": {"format": {"type": "json_schema", "schema": taken}}}
 
 
 def _read(answer: Mapping[str, Any]) -> Completion:

@@ -1,7 +1,8 @@
 """OpenAI, and any OpenAI-compatible server: ``launch/serve.py``, vLLM, llama.cpp and others.
 
 Chat messages go to chat completions; a plain text goes to completions, which OpenAI no longer has for its current
-models.
+models. A schema goes along as ``response_format``: OpenAI then keeps to what is in its subset of JSON Schema, others to
+more.
 
 A request names an adapter by its digest, so that the server never answers with an older one. An adapter that the server
 does not know is loaded first (``load_lora_adapter`` of vLLM and of ``launch/serve.py``). Server and client must see the
@@ -15,13 +16,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.types import Outcome
+from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.llm.base import Completion, CompletionRequest, Tokens
 from optimas_jax.llm.clients.remote import Body, Pause, Refused, Remote, ServerConfig, ServerError, Unknown
 from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
+from optimas_jax.llm.structured import is_closed, subschemas
 
 URL = "https://api.openai.com/v1"
+_ANSWER = "answer"  # name of the schema
+_STRICT = frozenset(  # keywords that OpenAI's strict mode knows
+    ("type", "properties", "required", "additionalProperties", "items", "anyOf", "$ref", "$defs", "enum", "const")
+    + ("description", "pattern", "format", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+    + ("minItems", "maxItems")
+)
 _OUTCOMES = {"stop": Outcome.OK, "length": Outcome.TRUNCATED, "content_filter": Outcome.REFUSED}
 
 
@@ -69,23 +77,32 @@ class OpenAICompleter:
 
     def _ask(self, request: CompletionRequest, pause: Pause) -> Mapping[str, Any]:
         client = self._remote.client(_sdk().OpenAI, self._http_client)
+        more = ["return_token_ids"]  # what is no argument of the SDK
         body: Body = {
             "model": request.adapter or model_name(request.model),
             "temperature": request.temperature,
             **({"top_p": request.top_p} if request.top_p < 1 else {}),
             **({"stop": list(request.stop)} if request.stop else {}),
             **({"seed": request.seed} if request.temperature > 0 else {}),
-            **({"extra_body": {"return_token_ids": True}} if request.tokens else {}),
+            **({"return_token_ids": True} if request.tokens else {}),
+            **({} if request.schema is None else {"response_format": _response_format(request.schema)}),
         }
         if [message.role for message in request.messages] == ["text"]:
             body |= {"prompt": request.messages[0].content, "max_tokens": request.max_tokens}
             body |= {"logprobs": 0} if request.tokens else {}
             create = client.completions.with_raw_response.create
+            more.append("response_format")  # OpenAI's own completions have none
         else:
             body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
             body |= {"max_completion_tokens": request.max_tokens, **({"logprobs": True} if request.tokens else {})}
             create = client.chat.completions.with_raw_response.create
-        return self._remote.post(_sdk(), body, lambda sent: create(**sent), pause)
+
+        def send(sent: Body) -> Any:
+            extra = {name: sent[name] for name in more if name in sent}
+            named = {name: value for name, value in sent.items() if name not in extra}
+            return create(**named, extra_body=extra or None)
+
+        return self._remote.post(_sdk(), body, send, pause)
 
     def _load(self, adapter: str) -> None:
         """Makes the server load an adapter, once."""
@@ -108,6 +125,12 @@ def _sdk() -> Any:
     import openai
 
     return openai
+
+
+def _response_format(schema: Mapping[str, Any]) -> Body:
+    plain = thaw(schema)
+    strict = is_closed(plain) and all(_STRICT.issuperset(one) for one in subschemas(plain))
+    return {"type": "json_schema", "json_schema": {"name": _ANSWER, "schema": plain, "strict": strict}}
 
 
 def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
