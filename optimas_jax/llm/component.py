@@ -24,6 +24,7 @@ from optimas_jax.core.values import (
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
 from optimas_jax.llm.render import render_chat, render_text
 from optimas_jax.llm.structured import Reader, ask
+from optimas_jax.llm.templates import Template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ class ModelCall:
       stop: texts that end the answer.
       model_from: the field that names the model, or "".
       reader: reads typed answers; None where the text itself is the output.
+      template: of the text that the model reads, in place of turns and lines.
     """
 
     inputs: tuple[str, ...]
@@ -77,6 +79,7 @@ class ModelCall:
     stop: tuple[str, ...]
     model_from: str
     reader: Reader | None = None
+    template: Template | None = None
 
     def default(self, space: PromptSpace | LoraSpace | Grid | None) -> Value:
         """The value before optimisation; raises ``ValueError`` for a grid that does not fit the language model."""
@@ -98,11 +101,14 @@ class ModelCall:
             prompt = self.reader.shown(prompt, self.output)
         settings = value.settings if isinstance(value, Hyperparameters) else {}
         model = dataclasses.replace(self.language_model, **settings)
-        render = render_chat if model.style == "chat" else render_text
-        names = self.inputs or tuple(fields)
+        if self.template is not None:
+            turns = [("user" if model.style == "chat" else "text", self.template.render(prompt, fields, self.output))]
+        else:
+            render = render_chat if model.style == "chat" else render_text
+            turns = render(prompt, fields, self.inputs or tuple(fields), self.output)
         return CompletionRequest(
             model=fields[self.model_from] if self.model_from else model.model,
-            messages=tuple(Message(role, text) for role, text in render(prompt, fields, names, self.output)),
+            messages=tuple(Message(role, text) for role, text in turns),
             max_tokens=model.max_tokens,
             temperature=model.temperature if context.temperature is None else context.temperature,
             top_p=model.top_p,
@@ -141,6 +147,7 @@ def llm_component(
     space: PromptSpace | LoraSpace | Grid | None = None,
     model_from: str = "",
     reader: Reader | None = None,
+    template: Template | None = None,
 ) -> Component:
     """Builds a component whose output is the model's text, stripped.
 
@@ -152,12 +159,13 @@ def llm_component(
       model_from: the field that names the model to call, such as the output of a ``model_selector``; the model does
         not see it. Empty for the model of ``language_model``.
       reader: of typed answers (``llm.structured``); their fields are then the component's outputs.
+      template: of the text that the model reads, in place of turns and lines.
 
     Raises:
       ValueError: for a grid with an unknown setting, a value outside its range, or without the default's settings.
     """
     language_model = dataclasses.replace(language_model, max_tokens=max_tokens or language_model.max_tokens)
-    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from, reader)
+    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from, reader, template)
     try:
         default = call.default(space)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """Client of Anthropic's messages API, and of servers with this API.
 
 The API has no seed: only the tape repeats an answer. It has no plain text to continue, and refuses stop texts of white
-space alone: they are applied here, to the whole answer. A schema goes along as ``output_config``, in the API's subset of
-JSON Schema; one with free keys, which it does not have, is left to the prompt.
+space alone: they are applied here, to the whole answer. A schema goes along as ``output_config``, in the part of JSON
+Schema that the API knows; one with free keys is left to the prompt.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ same folder of adapters.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,10 +26,9 @@ from optimas_jax.llm.structured import is_closed, subschemas
 
 URL = "https://api.openai.com/v1"
 _ANSWER = "answer"  # name of the schema
-_STRICT = frozenset(  # keywords that OpenAI's strict mode knows
-    ("type", "properties", "required", "additionalProperties", "items", "anyOf", "$ref", "$defs", "enum", "const")
-    + ("description", "pattern", "format", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-    + ("minItems", "maxItems")
+_STRICT = re.compile(  # keywords that OpenAI's strict mode knows
+    r"type|properties|required|additionalProperties|items|anyOf|\$ref|\$defs|enum|const|description|pattern|format|"
+    r"multipleOf|(exclusiveM|m)(in|ax)imum|(min|max)Items"
 )
 _OUTCOMES = {"stop": Outcome.OK, "length": Outcome.TRUNCATED, "content_filter": Outcome.REFUSED}
 
@@ -129,7 +129,7 @@ def _sdk() -> Any:
 
 def _response_format(schema: Mapping[str, Any]) -> Body:
     plain = thaw(schema)
-    strict = is_closed(plain) and all(_STRICT.issuperset(one) for one in subschemas(plain))
+    strict = is_closed(plain) and all(_STRICT.fullmatch(key) for one in subschemas(plain) for key in one)
     return {"type": "json_schema", "json_schema": {"name": _ANSWER, "schema": plain, "strict": strict}}
 
 
