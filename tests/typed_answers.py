@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 
 from optimas_jax.core.values import Prompt
 from optimas_jax.engine.sampler import Sampler, SampleRequest
+from optimas_jax.llm.forms.answers import AnswerType
+from optimas_jax.llm.forms.schemas import with_line
 from optimas_jax.llm.render import render_text
-from optimas_jax.llm.structured import AnswerType
 
 
 class Tone(enum.Enum):
@@ -51,7 +52,7 @@ TOPICS = ("the moon", "bread", "a city by the sea", "the number three", "old map
 def answer_request(sampler: Sampler, number: int, **changes: object) -> tuple[AnswerType, SampleRequest]:
     """A request of the embedded model for a typed answer, and its type; of a few kinds and limits."""
     answers = AnswerType("answer", TYPES[number % len(TYPES)])
-    prompt = answers.shown(Prompt("Write a review of the topic."), "answer")
+    prompt = Prompt(with_line("Write a review of the topic.", answers.schema))
     fields = {"topic": TOPICS[number // len(TYPES) % len(TOPICS)]}
     [(_, text)] = render_text(prompt, fields, ("topic",), "answer")
     one = SampleRequest(

@@ -78,6 +78,20 @@ class Message:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tool:
+    """A function that a model may ask for.
+
+    Attributes:
+      name, description: for the model.
+      parameters: JSON Schema of its arguments, an object.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any] = dataclasses.field(hash=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class CompletionRequest:
     """Everything that affects an answer, and the role that asks; an effect.
 
@@ -93,6 +107,8 @@ class CompletionRequest:
       adapter: digest of the LoRA weights that answer, "" for the model itself.
       tokens: whether the answer shall also come as tokens (``Completion.tokens``).
       schema: JSON Schema of the answer, for servers and engines that can keep to one; None for any text.
+      tools: that the model may ask for; ``schema`` is then that of replies (``llm.forms.tools``), of which the messages
+        say nothing: an API has its own form for them, and whoever has none adds a line (``llm.forms.schemas.told``).
     """
 
     model: str
@@ -106,6 +122,7 @@ class CompletionRequest:
     adapter: str = ""
     tokens: bool = False
     schema: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    tools: tuple[Tool, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -122,6 +139,7 @@ class CompletionRequest:
             **({"adapter": self.adapter} if self.adapter else {}),
             **({"tokens": True} if self.tokens else {}),
             **({} if self.schema is None else {"schema": thaw(self.schema)}),
+            **({"tools": [thaw(vars(tool)) for tool in self.tools]} if self.tools else {}),
             "model": self.model,
             "messages": [[message.role, message.content] for message in self.messages],
             "max_tokens": self.max_tokens,
@@ -136,7 +154,8 @@ class CompletionRequest:
         times its tokens, which ``count_prompt`` may know. Providers show a schema to their models, too."""
         prompt = sum(len(message.content.encode()) + _TEMPLATE_TOKENS for message in self.messages)
         if self.schema is not None:
-            prompt += len(json.dumps(thaw(self.schema)).encode()) + _FORMAT_TOKENS
+            shown = [self.schema, *(thaw(vars(tool)) for tool in self.tools)]
+            prompt += len(json.dumps(thaw(shown)).encode()) + _FORMAT_TOKENS
         return Usage(calls=1, prompt_tokens=prompt, completion_tokens=self.max_tokens)
 
     def read(self, data: Mapping[str, Any]) -> Completion:

@@ -21,10 +21,11 @@ from optimas_jax.core.values import (
     PromptSpace,
     Value,
 )
-from optimas_jax.llm.base import Completion, CompletionRequest, Message
+from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tool
+from optimas_jax.llm.forms.answers import Reader, ask
+from optimas_jax.llm.forms.schemas import with_line
+from optimas_jax.llm.forms.templates import Template
 from optimas_jax.llm.render import render_chat, render_text
-from optimas_jax.llm.structured import Reader, ask
-from optimas_jax.llm.templates import Template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,7 @@ class ModelCall:
       model_from: the field that names the model, or "".
       reader: reads typed answers; None where the text itself is the output.
       template: of the text that the model reads, in place of turns and lines.
+      tools: that the model may ask for; ``reader`` then reads replies.
     """
 
     inputs: tuple[str, ...]
@@ -80,6 +82,7 @@ class ModelCall:
     model_from: str
     reader: Reader | None = None
     template: Template | None = None
+    tools: tuple[Tool, ...] = ()
 
     def default(self, space: PromptSpace | LoraSpace | Grid | None) -> Value:
         """The value before optimisation; raises ``ValueError`` for a grid that does not fit the language model."""
@@ -97,10 +100,13 @@ class ModelCall:
         """The request for one input under a value of the component."""
         assert isinstance(value, Prompt | Adapter | Hyperparameters)
         prompt = value if isinstance(value, Prompt) else self.prompt
-        if self.reader is not None:
-            prompt = self.reader.shown(prompt, self.output)
         settings = value.settings if isinstance(value, Hyperparameters) else {}
         model = dataclasses.replace(self.language_model, **settings)
+        tools = self.tools if model.style == "chat" and self.template is None else ()
+        if self.reader is not None:
+            prompt = self.reader.shown(prompt, self.output)
+            if not tools:
+                prompt = dataclasses.replace(prompt, instruction=with_line(prompt.instruction, self.reader.schema))
         if self.template is not None:
             turns = [("user" if model.style == "chat" else "text", self.template.render(prompt, fields, self.output))]
         else:
@@ -117,6 +123,7 @@ class ModelCall:
             role=context.component,
             adapter=value.digest if isinstance(value, Adapter) else "",
             schema=None if self.reader is None else self.reader.schema,
+            tools=tools,
         )
 
     async def run(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
@@ -148,6 +155,7 @@ def llm_component(
     model_from: str = "",
     reader: Reader | None = None,
     template: Template | None = None,
+    tools: tuple[Tool, ...] = (),
 ) -> Component:
     """Builds a component whose output is the model's text, stripped.
 
@@ -158,14 +166,15 @@ def llm_component(
     Args:
       model_from: the field that names the model to call, such as the output of a ``model_selector``; the model does
         not see it. Empty for the model of ``language_model``.
-      reader: of typed answers (``llm.structured``); their fields are then the component's outputs.
+      reader: of typed answers (``llm.forms.answers``); their fields are then the component's outputs.
       template: of the text that the model reads, in place of turns and lines.
+      tools: that the model may ask for (``llm.forms.tools``).
 
     Raises:
       ValueError: for a grid with an unknown setting, a value outside its range, or without the default's settings.
     """
     language_model = dataclasses.replace(language_model, max_tokens=max_tokens or language_model.max_tokens)
-    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from, reader, template)
+    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from, reader, template, tools)
     try:
         default = call.default(space)
     except ValueError as error:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from optimas_jax.core.types import Outcome, StopRun, thaw
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
+from optimas_jax.llm.forms.schemas import told
 
 if TYPE_CHECKING:
     from optimas_jax.checkpoints.tokenizer import Tokenizer
@@ -114,7 +115,7 @@ class LocalCompleter:
         """Tokens of a request's prompt; None for a model that is not loaded and cannot be found: a run whose requests
         are all on its tape needs none."""
         tokenizer = self._tokenizer if self._sampler is None else self._sampler.tokenizer
-        return None if tokenizer is None else len(_encode(tokenizer, request.messages))
+        return None if tokenizer is None else len(_encode(tokenizer, told(request).messages))
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer | None:
@@ -163,7 +164,7 @@ class LocalCompleter:
         loop = asyncio.get_running_loop()
         sampler = await loop.run_in_executor(self._loading, self.sampler)
         sample_request = SampleRequest(
-            prompt_ids=tuple(_encode(sampler.tokenizer, request.messages)),
+            prompt_ids=tuple(_encode(sampler.tokenizer, told(request).messages)),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from optimas_jax.core.component import Component, RunContext
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, PromptSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
-from optimas_jax.llm.structured import AnswerType
-from optimas_jax.llm.templates import Template
+from optimas_jax.llm.forms.answers import AnswerType
+from optimas_jax.llm.forms.templates import Template
+from optimas_jax.llm.forms.tools import ReplyType
 from optimas_jax.programs.declared import DeclarationError, Declared
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ def prompt(
     *,
     output: Any = str,
     template: str | None = None,
+    tools: Sequence[Callable[..., Any]] = (),
     name: str = "",
     description: str = "",
     model: str | None = None,
@@ -42,6 +44,8 @@ def prompt(
       template: the text that the model reads in one message, with the places ``{instruction}`` and maybe ``{demos}``,
         and one for each field of a call, such as ``{question}``; ``{{`` and ``}}`` are braces. Without ``{demos}`` no
         demonstrations are tuned.
+      tools: functions that the model may ask for; it is told their signatures and docstrings. The call returns an
+        ``oj.Reply``, its text and its calls, which the program makes: ``search(**call.arguments)``.
       name: of the component; by default the variable's name.
       description: one sentence on its purpose, for proposers and local rewards; by default the instruction.
       model, max_tokens, temperature, stop: in place of the run's settings.
@@ -54,9 +58,11 @@ def prompt(
     """
     if not isinstance(instruction, str) or not instruction.strip():
         raise DeclarationError(f"the instruction of a prompt is {instruction!r}, expected a text")
-    if output is not str and stop:
+    if stop and (tools or output is not str):
         raise DeclarationError(f"stop is {stop!r}: an answer with a type ends with its JSON; leave stop out")
-    form = _Form(output, None if template is None else _declared(Template, template))
+    if tools and output is not str:
+        raise DeclarationError(f"a prompt with tools returns an optimas_jax.Reply: leave output = {output!r} out")
+    form = _Form(output, None if template is None else _declared(Template, template), tuple(tools))
     if demos and not form.shows_demos:
         raise DeclarationError("there are demonstrations, and the template has no place {demos} for them")
     form.reader(name or "answer")
@@ -86,13 +92,16 @@ class _Form:
 
     output: Any = str
     template: Template | None = None
+    tools: tuple[Callable[..., Any], ...] = ()
 
     @property
     def shows_demos(self) -> bool:
         return self.template is None or self.template.shows_demos
 
-    def reader(self, name: str) -> AnswerType | None:
+    def reader(self, name: str) -> AnswerType | ReplyType | None:
         """Of the answers of a component; None for texts."""
+        if self.tools:
+            return _declared(ReplyType, self.tools)
         return None if self.output is str else _declared(AnswerType, name, self.output)
 
 
@@ -129,7 +138,7 @@ class PromptDeclaration(Declared):
         self._settings, self._form = settings, form
 
     @functools.cached_property
-    def reader(self) -> AnswerType | None:
+    def reader(self) -> AnswerType | ReplyType | None:
         """Of the answers; None for texts. The component must have its name."""
         return self._form.reader(self.name)
 
@@ -153,6 +162,7 @@ class PromptDeclaration(Declared):
             space=self.space,
             reader=self.reader,
             template=self._form.template,
+            tools=getattr(self.reader, "tools", ()),
         )
         return dataclasses.replace(built, default=Prompt(self.instruction, self.demos))
 
@@ -165,8 +175,8 @@ class PromptDeclaration(Declared):
         """Raises ``DeclarationError`` for a prompt whose answers only the model of the run gives."""
         if self._form != _Form():
             raise DeclarationError(
-                "output and template belong to a prompt that asks the model of the run; a function with its own model "
-                "writes its messages and reads its answers itself, and says in its return type what they are"
+                "output, template and tools belong to a prompt that asks the model of the run; a function with its own "
+                "model writes its messages and reads its answers itself, and says in its return type what they are"
             )
 
     def __call__(self, **fields: Any) -> Any:

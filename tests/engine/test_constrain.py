@@ -19,7 +19,7 @@ from optimas_jax.checkpoints.weights import resolve
 from optimas_jax.engine.constrain import Constrainer, SchemaError
 from optimas_jax.engine.pool import Engines
 from optimas_jax.engine.sampler import SampleRequest
-from optimas_jax.llm.structured import AnswerType
+from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
 from optimas_jax.parallel.sharding import shardings

@@ -15,8 +15,8 @@ from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.limits import Retries
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig, ServerError
+from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
-from optimas_jax.llm.structured import AnswerType
 from optimas_jax.llm.tape import Tape, TapedCompleter
 
 CHAT = (Message("system", "Be short."), Message("user", "Where is it?"), Message("assistant", "Here."))

@@ -7,7 +7,7 @@ import optimas_jax as oj
 from optimas_jax.core import event_loop
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Prompt
-from optimas_jax.llm.templates import Template
+from optimas_jax.llm.forms.templates import Template
 from optimas_jax.programs.declared import DeclarationError
 
 TEXT = "{instruction}\n\n{demos}\nQuestion: {question}\nAnswer:"

@@ -123,5 +123,5 @@ def test_what_cannot_be_is_told_where_it_is_declared():
         oj.prompt("Say it.", output={})
     with pytest.raises(DeclarationError, match=r"an answer with a type ends with its JSON"):
         oj.prompt("Say it.", output=int, stop=("\n",))
-    with pytest.raises(DeclarationError, match="output and template belong to a prompt that asks the model of the run"):
+    with pytest.raises(DeclarationError, match="output, template and tools belong to a prompt"):
         oj.component(prompt=oj.prompt("Say it.", output=int))(lambda prompt: 1)

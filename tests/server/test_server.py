@@ -13,7 +13,7 @@ from served import serving
 
 from optimas_jax.checkpoints.peft import write_adapter
 from optimas_jax.engine.sampler import SampleRequest
-from optimas_jax.llm.structured import AnswerType
+from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.config import LoraConfig
 

@@ -13,9 +13,10 @@ from typing import Any
 from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.clients.remote import Body, Pause, Remote, ServerConfig, ServerError, Unknown
+from optimas_jax.llm.forms.schemas import is_closed, told
+from optimas_jax.llm.forms.tools import native_reply
 from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
-from optimas_jax.llm.structured import is_closed
 
 URL = "https://api.anthropic.com"
 _SAMPLING = ("temperature", "top_p")  # on the wire, but no longer arguments of the SDK
@@ -60,7 +61,7 @@ class AnthropicCompleter:
             return create(**{name: sent[name] for name in sent if name not in sampling}, extra_body=sampling)
 
         try:
-            return _read(self._remote.post(_sdk(), _body(request), send, pause))
+            return _read(self._remote.post(_sdk(), _body(request), send, pause, _body(told(request))))
         except Unknown as error:
             raise ServerError(f"{error} (asked for {request.model!r})") from None
 
@@ -98,11 +99,18 @@ def _body(request: CompletionRequest) -> Body:
         "temperature": request.temperature,
         **({"top_p": request.top_p} if request.top_p < 1 else {}),
         **({"stop_sequences": stops} if stops else {}),
-        **({} if request.schema is None else _output_config(thaw(request.schema))),
+        **_form(request),
     }
 
 
-def _output_config(schema: dict[str, Any]) -> Body:
+def _form(request: CompletionRequest) -> Body:
+    """What asks for the form of the answer."""
+    if request.tools:
+        tools = [(tool.name, tool.description, thaw(tool.parameters)) for tool in request.tools]
+        return {"tools": [dict(zip(("name", "description", "input_schema"), tool, strict=True)) for tool in tools]}
+    if request.schema is None:
+        return {}
+    schema = thaw(request.schema)
     try:
         taken = _sdk().transform_schema(schema) if is_closed(schema) else None
     except ValueError:  # a field of any type
@@ -114,8 +122,10 @@ def _read(answer: Mapping[str, Any]) -> Completion:
     try:
         usage = answer["usage"]
         read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        text = "".join(block["text"] for block in answer["content"] if block["type"] == "text")
+        calls = [(block["name"], block["input"]) for block in answer["content"] if block["type"] == "tool_use"]
         return Completion(
-            text="".join(block["text"] for block in answer["content"] if block["type"] == "text"),
+            text=native_reply(text, calls),
             outcome=_OUTCOMES.get(answer["stop_reason"], Outcome.OK),
             prompt_tokens=sum(int(usage.get(name) or 0) for name in read),
             completion_tokens=int(usage["output_tokens"]),

@@ -11,6 +11,7 @@ same folder of adapters.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -20,9 +21,10 @@ from typing import Any
 from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.llm.base import Completion, CompletionRequest, Tokens
 from optimas_jax.llm.clients.remote import Body, Pause, Refused, Remote, ServerConfig, ServerError, Unknown
+from optimas_jax.llm.forms.schemas import is_closed, subschemas, told
+from optimas_jax.llm.forms.tools import native_reply
 from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
-from optimas_jax.llm.structured import is_closed, subschemas
 
 URL = "https://api.openai.com/v1"
 _ANSWER = "answer"  # name of the schema
@@ -76,6 +78,11 @@ class OpenAICompleter:
         return _read(request, self._ask(request, pause))
 
     def _ask(self, request: CompletionRequest, pause: Pause) -> Mapping[str, Any]:
+        body, send = self._prepared(request)
+        return self._remote.post(_sdk(), body, send, pause, self._prepared(told(request))[0])
+
+    def _prepared(self, request: CompletionRequest) -> tuple[Body, Callable[[Body], Any]]:
+        """The body of a request, and what sends it."""
         client = self._remote.client(_sdk().OpenAI, self._http_client)
         more = ["return_token_ids"]  # what is no argument of the SDK
         body: Body = {
@@ -85,7 +92,7 @@ class OpenAICompleter:
             **({"stop": list(request.stop)} if request.stop else {}),
             **({"seed": request.seed} if request.temperature > 0 else {}),
             **({"return_token_ids": True} if request.tokens else {}),
-            **({} if request.schema is None else {"response_format": _response_format(request.schema)}),
+            **_form(request),
         }
         if [message.role for message in request.messages] == ["text"]:
             body |= {"prompt": request.messages[0].content, "max_tokens": request.max_tokens}
@@ -102,7 +109,7 @@ class OpenAICompleter:
             named = {name: value for name, value in sent.items() if name not in extra}
             return create(**named, extra_body=extra or None)
 
-        return self._remote.post(_sdk(), body, send, pause)
+        return body, send
 
     def _load(self, adapter: str) -> None:
         """Makes the server load an adapter, once."""
@@ -127,10 +134,17 @@ def _sdk() -> Any:
     return openai
 
 
-def _response_format(schema: Mapping[str, Any]) -> Body:
-    plain = thaw(schema)
-    strict = is_closed(plain) and all(_STRICT.fullmatch(key) for one in subschemas(plain) for key in one)
-    return {"type": "json_schema", "json_schema": {"name": _ANSWER, "schema": plain, "strict": strict}}
+def _form(request: CompletionRequest) -> Body:
+    """What asks for the form of the answer."""
+    if request.tools:
+        tools = [{"type": "function", "function": thaw(vars(tool))} for tool in request.tools]
+        return {"tools": tools}
+    if request.schema is None:
+        return {}
+    schema = thaw(request.schema)
+    strict = is_closed(schema) and all(_STRICT.fullmatch(key) for one in subschemas(schema) for key in one)
+    named = {"name": _ANSWER, "schema": schema, "strict": strict}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
 def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
@@ -139,9 +153,10 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
         message = choice.get("message")
         text = choice["text"] if message is None else message.get("content") or ""
         refusal = message and message.get("refusal")
+        calls = [one["function"] for one in (message or {}).get("tool_calls") or ()]
         usage = answer.get("usage") or {}
         return Completion(
-            text=refusal or text,
+            text=refusal or native_reply(text, [(call["name"], _decoded(call["arguments"])) for call in calls]),
             outcome=Outcome.REFUSED if refusal else _OUTCOMES.get(choice["finish_reason"], Outcome.OK),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
@@ -151,6 +166,14 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
         raise ServerError(
             f"the server's answer cannot be read ({type(error).__name__}: {error}): {str(answer)[:500]}"
         ) from error
+
+
+def _decoded(arguments: str) -> Any:
+    """Arguments of a tool; what is no JSON as it is, which whoever reads it will refuse."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
 
 
 def _tokens(answer: Mapping[str, Any], choice: Mapping[str, Any]) -> Tokens:

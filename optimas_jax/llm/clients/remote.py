@@ -38,6 +38,7 @@ _OPTIONAL = ("temperature", "top_p", "seed", "stop")  # models that think take o
 # What asks for a form of the answer, with the words that a refusal names it by. Answers are checked in any case.
 _FORMS = {
     "response_format": re.compile(r"response_format|json_schema|guided|grammar", re.IGNORECASE),
+    "tools": re.compile(r"\btools?\b|tool_choice|tool[ _]use|function.?call", re.IGNORECASE),
     "output_config": re.compile(r"output_(config|format)|json_schema|structured output", re.IGNORECASE),
 }
 _THIS_ONE = re.compile(r"invalid schema|schema is invalid", re.IGNORECASE)
@@ -175,7 +176,9 @@ class Remote:
             usd=price.usd(completion.prompt_tokens, completion.completion_tokens) if price else 0.0,
         )
 
-    def post(self, sdk: Any, body: Body, send: Callable[[Body], Any], pause: Pause) -> Mapping[str, Any]:
+    def post(
+        self, sdk: Any, body: Body, send: Callable[[Body], Any], pause: Pause, without_tools: Body | None = None
+    ) -> Mapping[str, Any]:
         """Sends the body of a request and returns the body of the answer.
 
         A sampling setting that the model refuses is left out of this and of later requests, with a message, and so is
@@ -184,10 +187,13 @@ class Remote:
         Args:
           sdk: the package ``openai`` or ``anthropic``.
           send: sends a body, and returns the raw response.
+          without_tools: the body where the model takes no tools.
         """
         model = body["model"]
         while True:
             left_out = self._left_out.get(model, frozenset())
+            if ("tools", "") in left_out and without_tools is not None:
+                body = without_tools
             sent = {name: value for name, value in body.items() if not left_out & {(name, ""), _this(name, value)}}
             try:
                 return self.call(sdk, lambda: _json(send(sent)), pause)  # noqa: B023 (called before the next round)

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -19,16 +19,8 @@ from optimas_jax.core.component import ComponentFailure
 from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Message
+from optimas_jax.llm.forms.schemas import clean_schema, format_line, object_schema
 
-_DROPPED = (
-    "title",
-    "default",
-    "examples",
-    "discriminator",
-    "uniqueItems",
-)  # no model needs them, and servers refuse some
-_FIRST = ("type", "description", "properties", "required")  # in the text of a schema; the others follow by name
-_NAMED = ("properties", "$defs", "patternProperties")  # keywords whose keys are names, not keywords
 _FENCED = re.compile(r"\s*```\w*\s*\n(.*?)```\s*", re.DOTALL)
 _MOST_PROBLEMS = 5  # that a message names
 
@@ -51,8 +43,7 @@ class Reader(Protocol):
         ...
 
     def shown(self, prompt: Prompt, output: str) -> Prompt:
-        """The prompt as the model reads it: with a line on the form of answers, and demonstrations in this form as the
-        text of ``output``."""
+        """The prompt with demonstrations in the form of answers, as the text of ``output``."""
         ...
 
     def read(self, text: str) -> dict[str, Any]:
@@ -120,7 +111,7 @@ class AnswerType:
         if not self._in_field:
             return value
         definitions = {"$defs": value.pop("$defs")} if "$defs" in value else {}
-        return {**_object({self.name: value}), **definitions}
+        return {**object_schema({self.name: value}), **definitions}
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -128,9 +119,8 @@ class AnswerType:
         return tuple(self.schema["properties"])
 
     def shown(self, prompt: Prompt, output: str) -> Prompt:
-        instruction = f"{prompt.instruction}\n\n{format_line(self.schema)}"
         demos = (Demo(demo.inputs, {output: self._answer(demo.outputs)}) for demo in prompt.demos)
-        return Prompt(instruction, tuple(demos))
+        return Prompt(prompt.instruction, tuple(demos))
 
     def _answer(self, outputs: Mapping[str, Any]) -> str:
         """The answer with recorded outputs; of another type as they are."""
@@ -166,11 +156,6 @@ class AnswerType:
     def _recorded(self, value: Any) -> dict[str, Any]:
         plain = self._adapter.dump_python(value, mode="json", by_alias=True)
         return {self.name: plain} if self._in_field else plain
-
-
-def format_line(schema: Mapping[str, Any]) -> str:
-    """What a prompt says about the form of its answers."""
-    return f"Answer with JSON of this schema: {json.dumps(thaw(schema), ensure_ascii=False)}"
 
 
 def describe(error: ValueError) -> str:
@@ -229,61 +214,6 @@ def repaired(request: CompletionRequest, text: str, problem: str, schema: Mappin
     return dataclasses.replace(
         request, messages=(*request.messages, Message("assistant", text), Message("user", again))
     )
-
-
-def clean_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema of pydantic's as servers and the engine want it: an object names all its fields as required and allows
-    no others, its root is no reference, and what is for people or for validation alone is gone."""
-    cleaned = _cleaned(schema)
-    reference = cleaned.pop("$ref", None)
-    if reference is not None:
-        cleaned = {**cleaned["$defs"][reference.rpartition("/")[2]], **cleaned}
-    refers = any("$ref" in one for one in subschemas(cleaned))
-    return cleaned if refers else {key: value for key, value in cleaned.items() if key != "$defs"}
-
-
-def _cleaned(schema: Any) -> Any:
-    if isinstance(schema, Sequence) and not isinstance(schema, str):
-        return [_cleaned(part) for part in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    cleaned: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in _NAMED:
-            cleaned[key] = {name: _cleaned(part) for name, part in value.items()}
-        elif key not in _DROPPED:
-            cleaned["anyOf" if key == "oneOf" else key] = value if key in ("enum", "const") else _cleaned(value)
-    if cleaned.get("properties"):
-        cleaned |= _object(cleaned["properties"])
-    return {key: cleaned[key] for key in sorted(cleaned, key=_place)}
-
-
-def _place(keyword: str) -> tuple[int, str]:
-    """Of a keyword among others: schemas stand in prompts, whose text no version of pydantic may change."""
-    return _FIRST.index(keyword) if keyword in _FIRST else len(_FIRST), keyword
-
-
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-    required = {"required": list(properties), "additionalProperties": False}
-    return {"type": "object", "properties": dict(properties), **required}
-
-
-def subschemas(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A schema and all schemas in it."""
-    yield schema
-    for key, value in schema.items():
-        if key in ("enum", "const"):
-            continue
-        parts = value.values() if key in _NAMED else value if isinstance(value, list | tuple) else [value]
-        for part in parts:
-            if isinstance(part, Mapping):
-                yield from subschemas(part)
-
-
-def is_closed(schema: Mapping[str, Any]) -> bool:
-    """Whether every object in a schema names all its fields."""
-    objects = [one for one in subschemas(schema) if one.get("type") == "object"]
-    return all(one.get("properties") and one.get("additionalProperties") is False for one in objects)
 
 
 def _json_values(text: str, *, words: bool) -> Iterator[Any]:

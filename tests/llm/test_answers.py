@@ -15,7 +15,8 @@ from optimas_jax.core.component import ComponentFailure
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.llm.base import Completion, Message
-from optimas_jax.llm.structured import AnswerError, AnswerType, ask, clean_schema
+from optimas_jax.llm.forms.answers import AnswerError, AnswerType, ask
+from optimas_jax.llm.forms.schemas import clean_schema, with_line
 
 
 class Colour(enum.Enum):
@@ -144,7 +145,7 @@ def test_any_text_is_read_or_refused(text):
 def test_a_prompt_shows_the_form_and_its_demonstrations_as_answers():
     demos = (Demo({"q": "a"}, {"x": 1}), Demo({"q": "b"}, {"z": "other"}))
     shown = AnswerType("p", Point).shown(Prompt("Find it.", demos), "p")
-    assert shown.instruction == f"Find it.\n\nAnswer with JSON of this schema: {json.dumps(POINT)}"
+    assert with_line("Find it.", POINT) == f"Find it.\n\nAnswer with JSON of this schema: {json.dumps(POINT)}"
     assert [demo.outputs for demo in shown.demos] == [{"p": '{"x": 1, "y": 0.0}'}, {"p": '{"z": "other"}'}]
 
 
