@@ -101,7 +101,8 @@ class ApiServers:
 
 
 def prompt_of(body: Mapping[str, Any]) -> str:
-    return body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+    content = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+    return content if isinstance(content, str) else content[0]["text"]
 
 
 def wrong_headers(kind: str, headers: Mapping[str, str]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
@@ -25,7 +26,7 @@ from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tool
 from optimas_jax.llm.forms.answers import Reader, ask
 from optimas_jax.llm.forms.schemas import with_line
 from optimas_jax.llm.forms.templates import Template
-from optimas_jax.llm.render import render_chat, render_text
+from optimas_jax.llm.render import Turn, images_in, render_chat, render_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ class ModelCall:
             turns = render(prompt, fields, self.inputs or tuple(fields), self.output)
         return CompletionRequest(
             model=fields[self.model_from] if self.model_from else model.model,
-            messages=tuple(Message(role, text) for role, text in turns),
+            messages=_with_images(turns, [*(demo.inputs for demo in prompt.demos), fields]),
             max_tokens=model.max_tokens,
             temperature=model.temperature if context.temperature is None else context.temperature,
             top_p=model.top_p,
@@ -139,6 +140,16 @@ class ModelCall:
         if not text:
             raise ComponentFailure(Outcome.PARSE_ERROR, "empty answer")
         return {self.output: text}
+
+
+def _with_images(turns: Sequence[Turn], inputs: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Turns as messages, with the images of all inputs: each in the turn that shows it, or all in a single one."""
+    images = [tuple(images_in(one)) for one in inputs]
+    asking = [index for index, (role, _) in enumerate(turns) if role in ("user", "text")]
+    if len(asking) == 1:
+        images = [tuple(itertools.chain(*images))]
+    shown = dict(zip(asking, images, strict=True))
+    return tuple(Message(role, text, shown.get(index, ())) for index, (role, text) in enumerate(turns))
 
 
 def llm_component(

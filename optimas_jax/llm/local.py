@@ -113,9 +113,9 @@ class LocalCompleter:
 
     def prompt_tokens(self, request: CompletionRequest) -> int | None:
         """Tokens of a request's prompt; None for a model that is not loaded and cannot be found: a run whose requests
-        are all on its tape needs none."""
+        are all on its tape needs none. Raises ``EngineError`` for images."""
         tokenizer = self._tokenizer if self._sampler is None else self._sampler.tokenizer
-        return None if tokenizer is None else len(_encode(tokenizer, told(request).messages))
+        return None if tokenizer is None else len(_prompt_ids(tokenizer, request))
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer | None:
@@ -164,7 +164,7 @@ class LocalCompleter:
         loop = asyncio.get_running_loop()
         sampler = await loop.run_in_executor(self._loading, self.sampler)
         sample_request = SampleRequest(
-            prompt_ids=tuple(_encode(sampler.tokenizer, told(request).messages)),
+            prompt_ids=tuple(_prompt_ids(sampler.tokenizer, request)),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
@@ -292,6 +292,13 @@ class LocalCompleter:
 def _unanswered(entries: Sequence[_Entry]) -> list[_Entry]:
     """The requests without an answer or an error."""
     return [entry for entry in entries if not entry.future.done()]
+
+
+def _prompt_ids(tokenizer: Tokenizer, request: CompletionRequest) -> list[int]:
+    """The prompt; raises ``EngineError`` for images."""
+    if any(message.images for message in request.messages):
+        raise EngineError(f"{request.model} reads no images: ask a provider's model that does (openai:, anthropic:)")
+    return _encode(tokenizer, told(request).messages)
 
 
 def _encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

@@ -7,11 +7,12 @@ Schema that the API knows; one with free keys is left to the prompt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from optimas_jax.core.types import Outcome, thaw
-from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.llm.base import Completion, CompletionRequest, Message
 from optimas_jax.llm.clients.remote import Body, Pause, Remote, ServerConfig, ServerError, Unknown
 from optimas_jax.llm.forms.schemas import is_closed, told
 from optimas_jax.llm.forms.tools import native_reply
@@ -92,7 +93,7 @@ def _body(request: CompletionRequest) -> Body:
         "max_tokens": request.max_tokens,
         **({"system": system} if system else {}),
         "messages": [
-            {"role": message.role, "content": message.content}
+            {"role": message.role, "content": _content(message)}
             for message in request.messages
             if message.role != "system"
         ],
@@ -101,6 +102,21 @@ def _body(request: CompletionRequest) -> Body:
         **({"stop_sequences": stops} if stops else {}),
         **_form(request),
     }
+
+
+def _content(message: Message) -> Any:
+    """A text, or blocks: the text and the images in it."""
+    if not message.images:
+        return message.content
+    images = [{"type": "image", "source": _source(url)} for url in message.images]
+    return [{"type": "text", "text": message.content}, *images]
+
+
+def _source(url: str) -> Body:
+    inside = re.fullmatch(r"data:(image/\w+);base64,(.*)", url, re.DOTALL)
+    if inside is None:
+        return {"type": "url", "url": url}
+    return {"type": "base64", "media_type": inside.group(1), "data": inside.group(2)}
 
 
 def _form(request: CompletionRequest) -> Body:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.types import Outcome, thaw
-from optimas_jax.llm.base import Completion, CompletionRequest, Tokens
+from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
 from optimas_jax.llm.clients.remote import Body, Pause, Refused, Remote, ServerConfig, ServerError, Unknown
 from optimas_jax.llm.forms.schemas import is_closed, subschemas, told
 from optimas_jax.llm.forms.tools import native_reply
@@ -95,12 +95,14 @@ class OpenAICompleter:
             **_form(request),
         }
         if [message.role for message in request.messages] == ["text"]:
+            if request.messages[0].images:
+                raise ServerError(f"{request.model} is asked to continue a text, which has no images: set style = chat")
             body |= {"prompt": request.messages[0].content, "max_tokens": request.max_tokens}
             body |= {"logprobs": 0} if request.tokens else {}
             create = client.completions.with_raw_response.create
             more.append("response_format")  # OpenAI's own completions have none
         else:
-            body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
+            body["messages"] = [{"role": one.role, "content": _content(one)} for one in request.messages]
             body |= {"max_completion_tokens": request.max_tokens, **({"logprobs": True} if request.tokens else {})}
             create = client.chat.completions.with_raw_response.create
 
@@ -132,6 +134,14 @@ def _sdk() -> Any:
     import openai
 
     return openai
+
+
+def _content(message: Message) -> Any:
+    """A text, or parts: the text and the images in it."""
+    if not message.images:
+        return message.content
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in message.images]
+    return [{"type": "text", "text": message.content}, *images]
 
 
 def _form(request: CompletionRequest) -> Body:
