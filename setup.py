@@ -36,6 +36,7 @@ setup(
         "safetensors>=0.8,<1",  # transformers 5 asks for 0.8
         "gguf>=0.19,<0.20",  # dequantisation of GGUF weights
         "huggingface_hub>=2.0,<3",
+        "llguidance>=1.7,<2",  # answers by JSON Schema: which tokens may come next; in Rust, and needs nothing else
         "jinja2>=3.1,<4",  # chat templates; transformers does not ask for it
         # Data, search, statistics.
         "datasets>=5.2,<6",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from optimas_jax.core.types import Example
     from optimas_jax.core.values import Demo
     from optimas_jax.llm.component import LanguageModel
+    from optimas_jax.llm.forms.images import Image
+    from optimas_jax.llm.forms.tools import Reply, ToolCall
     from optimas_jax.llm.ledger import Budget
     from optimas_jax.programs.functions import component
     from optimas_jax.programs.program import program
@@ -44,6 +46,8 @@ _HOMES = {
     "optimas_jax.core.values": ("Demo",),
     "optimas_jax.llm.component": ("LanguageModel",),
     "optimas_jax.llm.ledger": ("Budget",),
+    "optimas_jax.llm.forms.images": ("Image",),
+    "optimas_jax.llm.forms.tools": ("Reply", "ToolCall"),
     "optimas_jax.programs.functions": ("component",),
     "optimas_jax.programs.program": ("program",),
     "optimas_jax.programs.prompts": ("choice", "prompt", "setting"),
@@ -59,11 +63,14 @@ __all__ = [
     "Demo",
     "Evaluation",
     "Example",
+    "Image",
     "LanguageModel",
     "Optimized",
+    "Reply",
     "Result",
     "Score",
     "System",
+    "ToolCall",
     "aoptimize",
     "benchmark",
     "choice",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import json
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -28,7 +29,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 _WIRE = {"chat": ChatParams, "text": TextParams, "messages": MessageCreateParamsNonStreaming}
-_MORE = {"chat": {"return_token_ids"}, "text": {"return_token_ids"}, "messages": {"temperature", "top_p"}}
+_MORE = {
+    "chat": {"return_token_ids"},
+    "text": {"return_token_ids", "response_format"},
+    "messages": {"temperature", "top_p"},
+}
 _ADAPTERS = {kind: TypeAdapter(params) for kind, params in _WIRE.items()}
 _STATUSES = {"429": 429, "500": 500, "503": 503, "529": 529, "401": 401, "404": 404}
 SLOW = 1.0  # seconds
@@ -85,6 +90,10 @@ class ApiServers:
                 await asyncio.sleep(SLOW)
             case "no temperature" if "temperature" in body:
                 return failure(kind, 400, "Unsupported value: 'temperature' is deprecated for this model.")
+            case "no form" if form := sorted({"response_format", "output_config", "tools"} & set(body)):
+                return failure(kind, 400, f"{form[0]}: Extra inputs are not permitted")
+            case "invalid schema" if form := sorted({"response_format", "output_config"} & set(body)):
+                return failure(kind, 400, f"Invalid schema for {form[0]}: it is too deep")
             case "overflow":
                 return failure(kind, 400, "prompt is too long: 9 tokens exceed the context window of 8")
         text = "" if fault == "empty" else self._answer(prompt_of(body), int(body.get("seed", 0)))
@@ -92,7 +101,8 @@ class ApiServers:
 
 
 def prompt_of(body: Mapping[str, Any]) -> str:
-    return body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+    content = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+    return content if isinstance(content, str) else content[0]["text"]
 
 
 def wrong_headers(kind: str, headers: Mapping[str, str]) -> list[str]:
@@ -133,6 +143,9 @@ def failure(kind: str, status: int, message: str, headers: Mapping[str, str] | N
 
 def success(kind: str, body: Mapping[str, Any], text: str, fault: str) -> dict[str, Any]:
     read, written = len(prompt_of(body).split()), len(text.split())
+    calls = []
+    if "tools" in body and text.startswith("{"):
+        text, calls = json.loads(text).values()
     if kind == "messages":
         stop = {"refusal": "refusal", "truncated": "max_tokens"}.get(fault, "end_turn")
         thinking = {"type": "thinking", "thinking": "Hm.", "signature": "s"}
@@ -141,20 +154,27 @@ def success(kind: str, body: Mapping[str, Any], text: str, fault: str) -> dict[s
             "type": "message",
             "role": "assistant",
             "model": body["model"],
-            "content": [thinking, *([{"type": "text", "text": text}] if text else [])],
+            "content": [
+                thinking,
+                *([{"type": "text", "text": text}] if text else []),
+                *({"type": "tool_use", "id": "1", "name": one["name"], "input": one["arguments"]} for one in calls),
+            ],
             "stop_reason": stop,
             "stop_sequence": None,
             "usage": {"input_tokens": read, "cache_read_input_tokens": None, "output_tokens": written},
         }
     reason = {"refusal": "content_filter", "truncated": "length"}.get(fault, "stop")
     choice = {"index": 0, "finish_reason": reason, "logprobs": None}
-    said = {"text": text} if kind == "text" else {"message": {"role": "assistant", "content": text, "refusal": None}}
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if calls:
+        functions = [{"name": one["name"], "arguments": json.dumps(one["arguments"])} for one in calls]
+        message["tool_calls"] = [{"id": "1", "type": "function", "function": one} for one in functions]
     return {
         "id": "1",
         "object": "text_completion" if kind == "text" else "chat.completion",
         "created": 0,
         "model": body["model"],
-        "choices": [{**choice, **said}],
+        "choices": [{**choice, **({"text": text} if kind == "text" else {"message": message})}],
         "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
     }
 

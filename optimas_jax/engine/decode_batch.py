@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from optimas_jax.engine.constrain import Constraint
 from optimas_jax.engine.multi_lora import LoadedAdapter
 from optimas_jax.engine.prefill import Prefilled, Prefiller, Prompt
 from optimas_jax.engine.prefix_cache import Ids
@@ -45,6 +46,7 @@ class RowRequest(NamedTuple):
       stops: [V] int8, see ``engine.sampling.Rows``.
       adapter: None for the base.
       stop_texts: that may cross tokens, looked for on the host; None without any.
+      constraint: what the answer must keep to, for this request alone; None for any answer.
     """
 
     prompt: Ids
@@ -55,6 +57,7 @@ class RowRequest(NamedTuple):
     stops: np.ndarray
     adapter: LoadedAdapter | None = None
     stop_texts: StopTexts | None = None
+    constraint: Constraint | None = None
 
     @property
     def slots(self) -> int:
@@ -154,23 +157,51 @@ class DecodeBatch(Generic[Key]):
         free = len(self._flights) - len(self.active) + enough
         finished: list[tuple[Key, np.ndarray, np.ndarray]] = []
         while self.active and len(finished) < enough and most > 0:
-            watched = any(flight is not None and flight[1].stop_texts is not None for flight in self._flights)
-            stretch = min(most, _STOP_TOKENS) if watched else most
+            flying = [flight[1] for flight in self._flights if flight is not None]
+            watched = any(request.stop_texts is not None for request in flying)
+            constrained = any(request.constraint is not None for request in flying)
+            stretch = 1 if constrained else min(most, _STOP_TOKENS) if watched else most
             assert self._rows is not None
             checked = self._rows.count
-            self._decode(free, stretch)
+            self._decode(free, stretch, self._allowed() if constrained else None)
+            self._constrain()
             finished += self._take_finished(checked)
             most -= stretch
         return finished
 
-    def _decode(self, free: int, most: int) -> None:
-        """Decodes until ``free`` rows are done or free, or ``most`` tokens of each."""
+    def _allowed(self) -> np.ndarray:
+        """[B, ceil(V / 32)] int32: the tokens that may come next in each row, a bit each."""
+        allowed = np.full((len(self._flights), -(-len(self._blank) // 32)), -1, np.int32)
+        for row, flight in enumerate(self._flights):
+            if flight is not None and flight[1].constraint is not None:
+                flight[1].constraint.fill(allowed[row])
+        return allowed
+
+    def _constrain(self) -> None:
+        """Adds the new token of each row to its constraint, and removes from the row what that takes back."""
+        for row, flight in enumerate(self._flights):
+            if flight is None or flight[1].constraint is None:
+                continue
+            assert self._rows is not None
+            rows, (_, request) = self._rows, flight
+            token = int(rows.token[row])
+            if request.stops[token] == 0 and (back := request.constraint.append(token)):  # type: ignore[union-attr]
+                count = int(rows.count[row]) - back
+                kept = rows.tokens[row, :count]
+                rows.count[row], rows.position[row] = count, rows.position[row] - back
+                rows.token[row] = kept[-1] if count else request.prompt[-1]
+                rows.begun[row], rows.done[row] = bool(np.any(~self._blank[kept])), False
+
+    def _decode(self, free: int, most: int, allowed: np.ndarray | None) -> None:
+        """Decodes until ``free`` rows are done or free, or ``most`` tokens of each; ``allowed`` see ``sampling``."""
         assert self._rows is not None and self._cache is not None
         placed = place_rows(self._rows._asdict(), self._mesh, Rows._fields)
         cache, self._cache = self._cache, None  # donated
         adapters = [None if flight is None else flight[1].adapter for flight in self._flights]
         stack = self._prefiller.adapters.stack(adapters)
         gate = None if stack is None else place_rows({"gate": stack.gate(adapters)}, self._mesh, ("gate",))["gate"]
+        if allowed is not None:
+            allowed = place_rows({"allowed": allowed}, self._mesh, ("allowed",))["allowed"]
         rows, self._cache = decode(
             self._network,
             stack and stack.config,
@@ -182,6 +213,7 @@ class DecodeBatch(Generic[Key]):
             self._blank,
             np.int32(free),
             np.int32(most),
+            allowed,
         )
         constant = {name: getattr(self._rows, name) for name in ("limits", "seeds", "temperatures", "top_p", "stops")}
         changed = jax.device_get({name: getattr(rows, name) for name in Rows._fields if name not in constant})
@@ -198,7 +230,7 @@ class DecodeBatch(Generic[Key]):
             count, stopped = int(self._rows.count[row]), None
             if request.stop_texts is not None:
                 ids = self._rows.tokens[row, :count].tolist()
-                stopped = request.stop_texts.stopped_at(ids, int(checked[row]))
+                stopped = request.stop_texts.stopped_at(ids, min(int(checked[row]), count))
             if self._rows.done[row] or stopped is not None:
                 count = count if stopped is None else stopped
                 tokens, logprobs = self._rows.tokens[row, :count], self._rows.logprobs[row, :count]
@@ -208,12 +240,13 @@ class DecodeBatch(Generic[Key]):
         return finished
 
     def partial(self) -> list[tuple[Key, np.ndarray]]:
-        """Key and tokens so far of each request in flight."""
+        """Key and tokens so far of each request in flight, without those that may be taken back."""
         rows = self._rows
         if rows is None:
             return []
-        flying = [(row, flight[0]) for row, flight in enumerate(self._flights) if flight is not None]
-        return [(key, rows.tokens[row, : rows.count[row]].copy()) for row, key in flying]
+        flying = [(row, *flight) for row, flight in enumerate(self._flights) if flight is not None]
+        counts = {row: request.constraint.settled for row, _, request in flying if request.constraint is not None}
+        return [(key, rows.tokens[row, : counts.get(row, rows.count[row])].copy()) for row, key, _ in flying]
 
     def clear(self) -> None:
         """Forgets all requests in flight and the cache."""

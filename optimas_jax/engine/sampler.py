@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from optimas_jax.checkpoints.tokenizer import Tokenizer
 from optimas_jax.engine.batching import ContinuousBatch
+from optimas_jax.engine.constrain import Constrainer
 from optimas_jax.engine.decode_batch import DecodeBatch, RowRequest
 from optimas_jax.engine.multi_lora import AdapterStore
 from optimas_jax.engine.prefill import Prefiller
@@ -39,6 +40,7 @@ class SampleRequest:
       seed: names this request's random stream; not used at temperature 0.
       stop: texts that end the answer once it has begun (white space before it does not count); it is cut before them.
       adapter: name of the adapter that answers, "" for the base.
+      schema: JSON Schema, as text, that the answer keeps to; "" for any answer. A stop text cuts it in any case.
     """
 
     prompt_ids: tuple[int, ...]
@@ -48,6 +50,7 @@ class SampleRequest:
     seed: int = 0
     stop: tuple[str, ...] = ()
     adapter: str = ""
+    schema: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Sampler:
         self._prefiller.prefixes.clear()
 
     def row_request(self, request: SampleRequest) -> RowRequest:
-        """What a batch needs to know of a request."""
+        """What a batch needs to know of a request; raises ``SchemaError`` for a schema that cannot be kept to."""
         across = crossing(request.stop)
         return RowRequest(
             request.prompt_ids,
@@ -145,7 +148,12 @@ class Sampler:
             self._stop_ids(request.stop),
             self.adapters.get(request.adapter),
             StopTexts(across, self.tokenizer) if across else None,
+            self._constrainer.start(request.schema, request.max_tokens) if request.schema else None,
         )
+
+    @cached_property
+    def _constrainer(self) -> Constrainer:
+        return Constrainer(self.tokenizer, self.network.config.vocab_size)
 
     @cached_property
     def adapters(self) -> AdapterStore:

@@ -184,6 +184,7 @@ def decode(
     blank: jax.Array,
     free: jax.Array,
     steps: jax.Array,
+    allowed: jax.Array | None = None,
 ) -> tuple[Rows, Cache]:
     """Samples tokens until at least ``free`` rows are done (or empty), or ``steps`` times, in one loop on the device.
 
@@ -195,6 +196,8 @@ def decode(
       blank: [V] bool, tokens of white space.
       free: int32 scalar; at least one token is sampled for every row that is not done.
       steps: int32 scalar; most tokens to sample for a row.
+      allowed: [B, ceil(V / 32)] int32, a bit for each token that may be sampled, at least one a row; for one step. None
+        for all. Log-probs are those of the model in any case.
 
     Returns:
       The rows, and the cache.
@@ -207,7 +210,8 @@ def decode(
         hidden, cache = model.step(rows.token, rows.position, cache, gate)
         logits = model.logits(hidden, model.decode_product)
         uniform = jax.vmap(lambda key, count: jax.random.uniform(jax.random.fold_in(key, count)))(keys, rows.count)
-        token = sample_tokens(logits, rows.temperatures, rows.top_p, uniform, network.compute.cpu_forms)
+        choices = logits if allowed is None else jnp.where(_unpack(allowed, logits.shape[-1]), logits, -jnp.inf)
+        token = sample_tokens(choices, rows.temperatures, rows.top_p, uniform, network.compute.cpu_forms)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
         logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
         return step + 1, _append(rows, token, logprob, blank), cache
@@ -218,6 +222,12 @@ def decode(
 
     _, rows, cache = jax.lax.while_loop(is_unfinished, sample_step, (jnp.int32(0), rows, cache))
     return rows, cache
+
+
+def _unpack(bits: jax.Array, count: int) -> jax.Array:
+    """[B, n] int32 -> [B, count] bool: bits, the lowest of each number first."""
+    spread = (bits[:, :, None] >> jnp.arange(32, dtype=jnp.int32)) & 1
+    return spread.reshape(len(bits), -1)[:, :count] == 1
 
 
 def _append(rows: Rows, token: jax.Array, logprob: jax.Array, blank: jax.Array) -> Rows:

@@ -7,13 +7,16 @@ here, and executions of programs (``llm.sandbox``). Calls of users' functions ar
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from optimas_jax.core.types import Outcome, digest
+from optimas_jax.core.types import Outcome, digest, thaw
 from optimas_jax.core.usage import Usage
 
 _TEMPLATE_TOKENS = 64  # of a chat template: its own words, and the marks around one turn
+_IMAGE_TOKENS = 50_000  # that an image counts as, at most (gpt-4o-mini: 2,833 and 5,667 for each of 8 tiles)
+_FORMAT_TOKENS = 512  # of what a provider says to its model about a schema
 
 
 class Result(Protocol):
@@ -69,10 +72,34 @@ class Effect(Protocol[R_co]):
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn: ``role`` is system, user or assistant; or ``text``, alone: a plain text to continue."""
+    """One turn.
+
+    Attributes:
+      role: system, user or assistant; or ``text``, alone: a plain text to continue.
+      content: its text.
+      images: URLs of images, which the text has marks for.
+    """
 
     role: str
     content: str
+    images: tuple[str, ...] = ()
+
+    def to_json(self) -> list[Any]:
+        return [self.role, self.content, *([list(self.images)] if self.images else [])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """A function that a model may ask for.
+
+    Attributes:
+      name, description: for the model.
+      parameters: JSON Schema of its arguments, an object.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any] = dataclasses.field(hash=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +117,9 @@ class CompletionRequest:
       role: the component's name or ``proposer``; for the ledger, not part of the key.
       adapter: digest of the LoRA weights that answer, "" for the model itself.
       tokens: whether the answer shall also come as tokens (``Completion.tokens``).
+      schema: JSON Schema of the answer, for servers and engines that can keep to one; None for any text.
+      tools: that the model may ask for; ``schema`` is then that of replies (``llm.forms.tools``), of which the messages
+        say nothing: an API has its own form for them, and whoever has none adds a line (``llm.forms.schemas.told``).
     """
 
     model: str
@@ -102,6 +132,8 @@ class CompletionRequest:
     role: str = ""
     adapter: str = ""
     tokens: bool = False
+    schema: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    tools: tuple[Tool, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -117,8 +149,10 @@ class CompletionRequest:
         return {
             **({"adapter": self.adapter} if self.adapter else {}),
             **({"tokens": True} if self.tokens else {}),
+            **({} if self.schema is None else {"schema": thaw(self.schema)}),
+            **({"tools": [thaw(vars(tool)) for tool in self.tools]} if self.tools else {}),
             "model": self.model,
-            "messages": [[message.role, message.content] for message in self.messages],
+            "messages": [message.to_json() for message in self.messages],
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -128,8 +162,14 @@ class CompletionRequest:
 
     def most(self) -> Usage:
         """Upper bound of calls and tokens. A token is at least one byte of UTF-8: the bound of a prompt is about four
-        times its tokens, which ``count_prompt`` may know."""
-        prompt = sum(len(message.content.encode()) + _TEMPLATE_TOKENS for message in self.messages)
+        times its tokens, which ``count_prompt`` may know. Providers show a schema to their models, too."""
+        prompt = sum(
+            len(message.content.encode()) + _TEMPLATE_TOKENS + _IMAGE_TOKENS * len(message.images)
+            for message in self.messages
+        )
+        if self.schema is not None:
+            shown = [self.schema, *(thaw(vars(tool)) for tool in self.tools)]
+            prompt += len(json.dumps(thaw(shown)).encode()) + _FORMAT_TOKENS
         return Usage(calls=1, prompt_tokens=prompt, completion_tokens=self.max_tokens)
 
     def read(self, data: Mapping[str, Any]) -> Completion:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
@@ -21,8 +22,11 @@ from optimas_jax.core.values import (
     PromptSpace,
     Value,
 )
-from optimas_jax.llm.base import Completion, CompletionRequest, Message
-from optimas_jax.llm.render import render_chat, render_text
+from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tool
+from optimas_jax.llm.forms.answers import Reader, ask
+from optimas_jax.llm.forms.schemas import with_line
+from optimas_jax.llm.forms.templates import Template
+from optimas_jax.llm.render import Turn, images_in, render_chat, render_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,9 @@ class ModelCall:
       language_model: answers, unless the value or ``model_from`` says otherwise.
       stop: texts that end the answer.
       model_from: the field that names the model, or "".
+      reader: reads typed answers; None where the text itself is the output.
+      template: of the text that the model reads, in place of turns and lines.
+      tools: that the model may ask for; ``reader`` then reads replies.
     """
 
     inputs: tuple[str, ...]
@@ -74,6 +81,9 @@ class ModelCall:
     language_model: LanguageModel
     stop: tuple[str, ...]
     model_from: str
+    reader: Reader | None = None
+    template: Template | None = None
+    tools: tuple[Tool, ...] = ()
 
     def default(self, space: PromptSpace | LoraSpace | Grid | None) -> Value:
         """The value before optimisation; raises ``ValueError`` for a grid that does not fit the language model."""
@@ -93,11 +103,19 @@ class ModelCall:
         prompt = value if isinstance(value, Prompt) else self.prompt
         settings = value.settings if isinstance(value, Hyperparameters) else {}
         model = dataclasses.replace(self.language_model, **settings)
-        render = render_chat if model.style == "chat" else render_text
-        names = self.inputs or tuple(fields)
+        tools = self.tools if model.style == "chat" and self.template is None else ()
+        if self.reader is not None:
+            prompt = self.reader.shown(prompt, self.output)
+            if not tools:
+                prompt = dataclasses.replace(prompt, instruction=with_line(prompt.instruction, self.reader.schema))
+        if self.template is not None:
+            turns = [("user" if model.style == "chat" else "text", self.template.render(prompt, fields, self.output))]
+        else:
+            render = render_chat if model.style == "chat" else render_text
+            turns = render(prompt, fields, self.inputs or tuple(fields), self.output)
         return CompletionRequest(
             model=fields[self.model_from] if self.model_from else model.model,
-            messages=tuple(Message(role, text) for role, text in render(prompt, fields, names, self.output)),
+            messages=_with_images(turns, [*(demo.inputs for demo in prompt.demos), fields]),
             max_tokens=model.max_tokens,
             temperature=model.temperature if context.temperature is None else context.temperature,
             top_p=model.top_p,
@@ -105,17 +123,33 @@ class ModelCall:
             seed=context.seed,
             role=context.component,
             adapter=value.digest if isinstance(value, Adapter) else "",
+            schema=None if self.reader is None else self.reader.schema,
+            tools=tools,
         )
 
     async def run(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        """The stripped answer; raises ``ComponentFailure`` for an empty one, or without an answer."""
-        completion: Completion = await context.completer.complete(self.request(fields, value, context))
+        """The stripped answer, or what is read of it; raises ``ComponentFailure`` for an empty one, for one that cannot
+        be read, or without an answer."""
+        request = self.request(fields, value, context)
+        if self.reader is not None:
+            return await ask(context.completer, request, self.reader)
+        completion: Completion = await context.completer.complete(request)
         if completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
             raise ComponentFailure(completion.outcome, completion.text)
         text = completion.text.strip()
         if not text:
             raise ComponentFailure(Outcome.PARSE_ERROR, "empty answer")
         return {self.output: text}
+
+
+def _with_images(turns: Sequence[Turn], inputs: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Turns as messages, with the images of all inputs: each in the turn that shows it, or all in a single one."""
+    images = [tuple(images_in(one)) for one in inputs]
+    asking = [index for index, (role, _) in enumerate(turns) if role in ("user", "text")]
+    if len(asking) == 1:
+        images = [tuple(itertools.chain(*images))]
+    shown = dict(zip(asking, images, strict=True))
+    return tuple(Message(role, text, shown.get(index, ())) for index, (role, text) in enumerate(turns))
 
 
 def llm_component(
@@ -130,6 +164,9 @@ def llm_component(
     stop: tuple[str, ...] = (),
     space: PromptSpace | LoraSpace | Grid | None = None,
     model_from: str = "",
+    reader: Reader | None = None,
+    template: Template | None = None,
+    tools: tuple[Tool, ...] = (),
 ) -> Component:
     """Builds a component whose output is the model's text, stripped.
 
@@ -140,12 +177,15 @@ def llm_component(
     Args:
       model_from: the field that names the model to call, such as the output of a ``model_selector``; the model does
         not see it. Empty for the model of ``language_model``.
+      reader: of typed answers (``llm.forms.answers``); their fields are then the component's outputs.
+      template: of the text that the model reads, in place of turns and lines.
+      tools: that the model may ask for (``llm.forms.tools``).
 
     Raises:
       ValueError: for a grid with an unknown setting, a value outside its range, or without the default's settings.
     """
     language_model = dataclasses.replace(language_model, max_tokens=max_tokens or language_model.max_tokens)
-    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from)
+    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from, reader, template, tools)
     try:
         default = call.default(space)
     except ValueError as error:
@@ -154,7 +194,7 @@ def llm_component(
         name=name,
         description=description,
         inputs=(*inputs, model_from) if model_from else inputs,
-        outputs=(output,),
+        outputs=(output,) if reader is None else reader.fields,
         run=call.run,
         space=space or PromptSpace(),
         default=default,

@@ -12,6 +12,7 @@ import atexit
 import concurrent.futures
 import dataclasses
 import functools
+import json
 import queue
 import threading
 import time
@@ -19,8 +20,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.core.types import Outcome, StopRun, thaw
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
+from optimas_jax.llm.forms.schemas import told
 
 if TYPE_CHECKING:
     from optimas_jax.checkpoints.tokenizer import Tokenizer
@@ -111,9 +113,9 @@ class LocalCompleter:
 
     def prompt_tokens(self, request: CompletionRequest) -> int | None:
         """Tokens of a request's prompt; None for a model that is not loaded and cannot be found: a run whose requests
-        are all on its tape needs none."""
+        are all on its tape needs none. Raises ``EngineError`` for images."""
         tokenizer = self._tokenizer if self._sampler is None else self._sampler.tokenizer
-        return None if tokenizer is None else len(_encode(tokenizer, request.messages))
+        return None if tokenizer is None else len(_prompt_ids(tokenizer, request))
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer | None:
@@ -139,6 +141,11 @@ class LocalCompleter:
             for oldest in sampler.adapters.names[:-_ADAPTERS]:
                 sampler.adapters.unload(oldest)
 
+    def _row_request(self, sampler: Sampler, request: SampleRequest) -> RowRequest:
+        """Raises ``ValueError`` for a schema that the answer cannot keep to."""
+        with self._lock:  # one schema is compiled once
+            return sampler.row_request(request)
+
     async def complete(self, request: CompletionRequest, on_text: Callable[[str], None] | None = None) -> Completion:
         """Answers one request.
 
@@ -147,8 +154,8 @@ class LocalCompleter:
             stop text is held back.
 
         Raises:
-          EngineError: for another model, an adapter that cannot be read, a prompt that does not fit the context, or a
-            failure of the engine.
+          EngineError: for another model, an adapter that cannot be read, a prompt that does not fit the context, a
+            schema that cannot be kept to within ``max_tokens``, or a failure of the engine.
         """
         from optimas_jax.engine.sampler import SampleRequest
 
@@ -157,22 +164,26 @@ class LocalCompleter:
         loop = asyncio.get_running_loop()
         sampler = await loop.run_in_executor(self._loading, self.sampler)
         sample_request = SampleRequest(
-            prompt_ids=tuple(_encode(sampler.tokenizer, request.messages)),
+            prompt_ids=tuple(_prompt_ids(sampler.tokenizer, request)),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
             seed=request.seed,
             stop=request.stop,
             adapter=request.adapter,
+            schema="" if request.schema is None else json.dumps(thaw(request.schema)),
         )
         try:
             if request.adapter and request.adapter not in sampler.adapters.names:
                 await loop.run_in_executor(self._loading, self._load_adapter, sampler, request.adapter)
             sampler.check(sample_request)
+            # A new schema is compiled, which takes a while.
+            making = functools.partial(self._row_request, sampler, sample_request)
+            row = await asyncio.to_thread(making) if sample_request.schema else making()
         except ValueError as error:
             raise EngineError(str(error)) from error
         future: concurrent.futures.Future[tuple[Sample, float]] = concurrent.futures.Future()
-        self._submit(_Entry(sample_request, sampler.row_request(sample_request), future, on_text))
+        self._submit(_Entry(sample_request, row, future, on_text))
         sample, seconds = await asyncio.wrap_future(future)
         return Completion(
             text=sample.text,
@@ -281,6 +292,13 @@ class LocalCompleter:
 def _unanswered(entries: Sequence[_Entry]) -> list[_Entry]:
     """The requests without an answer or an error."""
     return [entry for entry in entries if not entry.future.done()]
+
+
+def _prompt_ids(tokenizer: Tokenizer, request: CompletionRequest) -> list[int]:
+    """The prompt; raises ``EngineError`` for images."""
+    if any(message.images for message in request.messages):
+        raise EngineError(f"{request.model} reads no images: ask a provider's model that does (openai:, anthropic:)")
+    return _encode(tokenizer, told(request).messages)
 
 
 def _encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.types import thaw
 from optimas_jax.core.values import Demo, Prompt
 
 Turn = tuple[str, str]  # (role, content)
+_IMAGE = "[image]"
 
 
 def field_label(name: str) -> str:
@@ -25,14 +25,40 @@ def render_fields(fields: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def render_value(value: Any) -> str:
-    """Text of one field: lists with one item per line, numbers as written, text unchanged, objects as JSON."""
+    """Text of one field: lists with one item per line, numbers as written, text unchanged, objects as JSON, images as a
+    mark."""
     if isinstance(value, str):
         return value.strip()
+    if is_image(value):
+        return _IMAGE
     if isinstance(value, Mapping):
-        return json.dumps(thaw(value), ensure_ascii=False)
+        return json.dumps(_marked(value), ensure_ascii=False)
     if isinstance(value, Sequence):
         return "\n".join(render_value(item) for item in value)
     return str(value)
+
+
+def is_image(value: Any) -> bool:
+    """Whether a recorded value is an image (``llm.forms.images``)."""
+    return isinstance(value, Mapping) and set(value) == {"image_url", "sha256"}
+
+
+def images_in(value: Any) -> Iterator[str]:
+    """URLs of the images in a recorded value, in the order of their marks."""
+    if is_image(value):
+        yield value["image_url"]
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from images_in(part)
+
+
+def _marked(value: Any) -> Any:
+    """Plain data with marks in the place of images."""
+    if is_image(value):
+        return _IMAGE
+    if isinstance(value, Mapping):
+        return {key: _marked(part) for key, part in value.items()}
+    return [_marked(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def render_chat(prompt: Prompt, inputs: Mapping[str, Any], input_names: Sequence[str], output: str) -> list[Turn]:

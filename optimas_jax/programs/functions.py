@@ -75,6 +75,9 @@ def component(
     wrong = [argument for argument, one in tuned.items() if not isinstance(one, PromptDeclaration | SettingDeclaration)]
     if wrong:
         raise DeclarationError(f"{', '.join(wrong)} of a component: expected prompt(...) or setting(...)")
+    for declared in tuned.values():
+        if isinstance(declared, PromptDeclaration):
+            declared.check_own()
     if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise DeclarationError(f"timeout is {timeout!r}, expected seconds above 0, or None for no limit")
     named: Any = function

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from optimas_jax.core.component import Component, RunContext
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, PromptSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
+from optimas_jax.llm.forms.answers import AnswerType
+from optimas_jax.llm.forms.templates import Template
+from optimas_jax.llm.forms.tools import ReplyType
 from optimas_jax.programs.declared import DeclarationError, Declared
+
+T = TypeVar("T")
 
 
 def prompt(
     instruction: str,
     *,
+    output: Any = str,
+    template: str | None = None,
+    tools: Sequence[Callable[..., Any]] = (),
     name: str = "",
     description: str = "",
     model: str | None = None,
@@ -24,23 +33,76 @@ def prompt(
     demos: Sequence[Demo] = (),
     most_demos: int = 4,
 ) -> PromptDeclaration:
-    """Declares a prompt: called with fields, it asks the model of the run, and returns the text of its answer. In
-    ``component(prompt=...)`` it is the prompt of a function that asks its own model.
+    """Declares a prompt: called with fields, it asks the model of the run, and returns the text of its answer, or what
+    ``output`` says. In ``component(prompt=...)`` it is the prompt of a function that asks its own model.
 
     Args:
       instruction: where tuning starts.
+      output: type of the answer, which is then asked for as JSON: a dataclass, a pydantic model, ``int``, ``float``,
+        ``bool``, ``list[...]``, ``dict[str, ...]``, an enum, ``Literal[...]``, a union; or ``{"answer": str, "sources":
+        list[str]}`` for several outputs, which come as a dict. Recorded are the fields of the answer.
+      template: the text that the model reads in one message, with the places ``{instruction}`` and maybe ``{demos}``,
+        and one for each field of a call, such as ``{question}``; ``{{`` and ``}}`` are braces. Without ``{demos}`` no
+        demonstrations are tuned.
+      tools: functions that the model may ask for; it is told their signatures and docstrings. The call returns an
+        ``oj.Reply``, its text and its calls, which the program makes: ``search(**call.arguments)``.
       name: of the component; by default the variable's name.
       description: one sentence on its purpose, for proposers and local rewards; by default the instruction.
       model, max_tokens, temperature, stop: in place of the run's settings.
       demos: demonstrations to start with.
       most_demos: number of demonstrations that tuning may use.
+
+    Raises:
+      DeclarationError: for an empty instruction, an output that JSON cannot be read as, stop texts with a type (an
+        answer of a type ends with its JSON), or a template that cannot be read.
     """
     if not isinstance(instruction, str) or not instruction.strip():
         raise DeclarationError(f"the instruction of a prompt is {instruction!r}, expected a text")
+    if stop and (tools or output is not str):
+        raise DeclarationError(f"stop is {stop!r}: an answer with a type ends with its JSON; leave stop out")
+    if tools and output is not str:
+        raise DeclarationError(f"a prompt with tools returns an optimas_jax.Reply: leave output = {output!r} out")
+    form = _Form(output, None if template is None else _declared(Template, template), tuple(tools))
+    if demos and not form.shows_demos:
+        raise DeclarationError("there are demonstrations, and the template has no place {demos} for them")
+    form.reader(name or "answer")
     settings = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "stop": tuple(stop)}
     return PromptDeclaration(
-        instruction, settings, demos, most_demos, name=name, description=description or " ".join(instruction.split())
+        instruction,
+        settings,
+        demos,
+        most_demos if form.shows_demos else 0,
+        form,
+        name=name,
+        description=description or " ".join(instruction.split()),
     )
+
+
+def _declared(make: Callable[..., T], *arguments: Any) -> T:
+    """What a declaration asks for; raises ``DeclarationError`` for what cannot be."""
+    try:
+        return make(*arguments)
+    except (TypeError, ValueError) as error:
+        raise DeclarationError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """The form of a prompt and of its answers; see ``prompt``."""
+
+    output: Any = str
+    template: Template | None = None
+    tools: tuple[Callable[..., Any], ...] = ()
+
+    @property
+    def shows_demos(self) -> bool:
+        return self.template is None or self.template.shows_demos
+
+    def reader(self, name: str) -> AnswerType | ReplyType | None:
+        """Of the answers of a component; None for texts."""
+        if self.tools:
+            return _declared(ReplyType, self.tools)
+        return None if self.output is str else _declared(AnswerType, name, self.output)
 
 
 def setting(default: Any, choices: Sequence[Any], *, name: str = "", description: str = "") -> SettingDeclaration:
@@ -62,10 +124,23 @@ choice = setting
 class PromptDeclaration(Declared):
     """A request to the model of the run, with an instruction and demonstrations that are tuned; see ``prompt``."""
 
-    def __init__(self, instruction: str, settings: Mapping[str, Any], demos: Sequence[Demo], most: int, **names: str):
+    def __init__(
+        self,
+        instruction: str,
+        settings: Mapping[str, Any],
+        demos: Sequence[Demo],
+        most: int,
+        form: _Form,
+        **names: str,
+    ):
         super().__init__(**names)
         self.instruction, self.demos, self.most = instruction, tuple(demos), most
-        self._settings = settings
+        self._settings, self._form = settings, form
+
+    @functools.cached_property
+    def reader(self) -> AnswerType | ReplyType | None:
+        """Of the answers; None for texts. The component must have its name."""
+        return self._form.reader(self.name)
 
     @property
     def declared(self) -> Any:
@@ -85,6 +160,9 @@ class PromptDeclaration(Declared):
             language_model=dataclasses.replace(language_model, **settings),
             stop=stop,
             space=self.space,
+            reader=self.reader,
+            template=self._form.template,
+            tools=getattr(self.reader, "tools", ()),
         )
         return dataclasses.replace(built, default=Prompt(self.instruction, self.demos))
 
@@ -93,9 +171,25 @@ class PromptDeclaration(Declared):
         """Prompts with at most as many demonstrations, and at least as long as the first one."""
         return PromptSpace(self.most, max(PromptSpace().max_instruction_chars, 2 * len(self.instruction)))
 
+    def check_own(self) -> None:
+        """Raises ``DeclarationError`` for a prompt whose answers only the model of the run gives."""
+        if self._form != _Form():
+            raise DeclarationError(
+                "output, template and tools belong to a prompt that asks the model of the run; a function with its own "
+                "model writes its messages and reads its answers itself, and says in its return type what they are"
+            )
+
     def __call__(self, **fields: Any) -> Any:
-        """Asks the model about the fields; returns its text."""
+        """Asks the model about the fields; returns its answer."""
+        if self._form.template is not None:
+            try:
+                self._form.template.check(fields)
+            except ValueError as error:
+                raise self._scope().fail(DeclarationError(f"prompt {self.name!r}: {error}")) from error
         return self.call(self.plain(fields))
+
+    def restore(self, outputs: Mapping[str, Any]) -> Any:
+        return super().restore(outputs) if self.reader is None else self.reader.restore(outputs)
 
 
 class SettingDeclaration(Declared):

@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from optimas_jax.checkpoints.peft import read_adapter
+from optimas_jax.engine.constrain import SchemaError
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.local import EngineError, LocalCompleter
 from optimas_jax.server.protocol import (
@@ -178,6 +179,8 @@ class _Server:
         try:
             return await self._completer.complete(request, on_text)
         except EngineError as error:
+            if isinstance(error.__cause__, SchemaError):
+                raise RequestError(400, str(error), "response_format") from error
             raise RequestError(500, str(error)) from error
 
     def _pieces(self, body: CompletionBody, completion: Completion) -> list[str] | None:

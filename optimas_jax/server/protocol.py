@@ -20,7 +20,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "top_k": (None, 0, -1),
     "tools": (None, []),
     "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
@@ -55,6 +54,7 @@ class CompletionBody:
       token_ids: whether prompt and answer are also wanted as tokens (vLLM's ``return_token_ids``).
       stream: whether the answer is sent in parts.
       include_usage: whether the last part tells the numbers of tokens.
+      schema: JSON Schema that answers keep to, or None.
     """
 
     model: str
@@ -69,6 +69,7 @@ class CompletionBody:
     token_ids: bool
     stream: bool
     include_usage: bool
+    schema: Mapping[str, Any] | None
 
     def requests(self, model: str, adapter: str, max_tokens: Sequence[int], seed: int) -> list[CompletionRequest]:
         """The engine's requests, in the order of the choices; ``max_tokens`` of each prompt."""
@@ -83,6 +84,7 @@ class CompletionBody:
                 seed=derive_seed(seed, number),
                 adapter=adapter,
                 tokens=True,
+                schema=self.schema,
             )
             for messages, limit in zip(self.prompts, max_tokens, strict=True)
             for number in range(self.n)
@@ -119,6 +121,24 @@ def parse(body: Any, *, chat: bool) -> CompletionBody:
         token_ids=bool(body.get("return_token_ids")),
         stream=bool(body.get("stream")),
         include_usage=bool(options.get("include_usage")) if isinstance(options, Mapping) else False,
+        schema=_schema(body),
+    )
+
+
+def _schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The schema of ``response_format``."""
+    name, wanted = "response_format", body.get("response_format")
+    match wanted:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": Mapping() as schema}}:
+            return schema
+    raise RequestError(
+        400,
+        f"{name} must be of type text, json_object, or json_schema with json_schema.schema, got {wanted!r}",
+        name,
     )
 
 

@@ -15,6 +15,7 @@ from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.limits import Retries
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig, ServerError
+from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
 from optimas_jax.llm.tape import Tape, TapedCompleter
 
@@ -147,6 +148,51 @@ def test_a_setting_that_the_model_does_not_take_is_left_out_and_said_once(api):
     complete(completer, request_to(name, max_tokens=9))
     assert ["temperature" in body for body in servers.bodies] == [True, False, False]
     assert len(said) == 1 and "temperature" in said[0]
+
+
+POINT = AnswerType("p", {"x": int, "tags": list[str]}).schema
+OPEN = AnswerType("p", {"x": int, "counts": dict[str, int]}).schema
+FORM = {"openai": "response_format", "anthropic": "output_config"}
+
+
+def test_a_schema_goes_along_in_the_words_of_the_api(api):
+    name, servers, make = api
+    complete(make(), request_to(name, schema=POINT), request_to(name, schema=OPEN), request_to(name))
+    by_schema = sorted((body.get(FORM[name]) for body in servers.bodies), key=str)
+    if name == "openai":
+        formats = [one["json_schema"] for one in by_schema if one]
+        assert {one["strict"]: one["schema"] for one in formats} == {True: POINT, False: OPEN}
+        return
+    assert by_schema.count(None) == 2  # keys that are not named are not in Anthropic's subset
+    assert by_schema[-1] == {"format": {"type": "json_schema", "schema": POINT}}
+
+
+def test_a_schema_that_the_server_refuses_is_left_out_and_said_once(api):
+    name, servers, make = api
+    servers.faults.extend(["no form"])
+    said = []
+    completer = make(say=said.append)
+    for tokens in (8, 9):
+        complete(completer, request_to(name, schema=POINT, max_tokens=tokens))
+    assert [FORM[name] in body for body in servers.bodies] == [True, False, False]
+    assert len(said) == 1 and f"the form {FORM[name]}: it is left out, and answers are checked here" in said[0]
+
+
+def test_one_schema_that_is_too_much_for_a_server_says_nothing_about_others(api):
+    name, servers, make = api
+    servers.faults.append("invalid schema")
+    completer = make()
+    for schema in (POINT, POINT, AnswerType("p", int).schema):
+        complete(completer, request_to(name, schema=schema))
+    assert [FORM[name] in body for body in servers.bodies] == [True, False, False, True]
+
+
+def test_a_schema_for_a_text_to_continue_goes_to_openai_alone(served):
+    servers, address = served
+    servers.bodies.clear()
+    completer = OpenAICompleter(ServerConfig(f"{address}/v1"))
+    complete(completer, request_to("openai", messages=(Message("text", "Once upon"),), schema=POINT))
+    assert servers.bodies[0]["response_format"]["json_schema"]["schema"] == POINT and not servers.problems
 
 
 def test_a_stop_text_that_the_server_did_not_mind_is_cut_here(api):

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import io
 import json
+from typing import Literal
 
 import httpx2
 import jax
@@ -24,6 +25,8 @@ from optimas_jax.llm.clients.limits import Retries, retry
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig, ServerError
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.llm.forms.answers import AnswerType
+from optimas_jax.llm.forms.tools import ReplyType
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.loop.context import build_run
 from optimas_jax.models.backbone import init_lora
@@ -173,6 +176,31 @@ def test_which_weights_a_served_model_has_must_be_said(tmp_path):
     elsewhere = dataclasses.replace(run_config(), proposer=served)
     with pytest.raises(ConfigError, match=r"config.server.base_url"):
         build_run(elsewhere, tmp_path, ConsoleProgress(quiet=True))
+
+
+def calc(operation: Literal["add", "double"], x: float) -> float:
+    """Computes with numbers."""
+    return 2 * x
+
+
+@pytest.mark.parametrize("messages", [CHAT, TEXT])
+def test_our_server_answers_by_schema_and_as_the_engine_does(url, sampler, messages):
+    point = AnswerType("p", {"x": int, "tags": list[str]})
+    asked = request(messages, schema=point.schema, temperature=1.0, max_tokens=50)
+    [completion] = complete(OpenAICompleter(ServerConfig(url)), asked)
+    [here] = complete(local(sampler), asked)
+    assert point.read(completion.text) and (here.text[0], here.outcome) == ("{", completion.outcome)
+
+
+def test_tools_are_asked_of_our_server_as_replies_by_schema(url, sampler):
+    """It has no form of its own for tools: what the engine is asked here and there is the same."""
+    replies, said = ReplyType((calc,)), []
+    asked = request(schema=replies.schema, tools=replies.tools, temperature=1.0, max_tokens=90)
+    [completion] = complete(OpenAICompleter(ServerConfig(url), say=said.append), asked)
+    [here] = complete(local(sampler), asked)
+    for answer in (completion, here):
+        assert replies.restore(replies.read(answer.text)) and answer.outcome is Outcome.OK
+    assert here.prompt_tokens == completion.prompt_tokens and "does not take the form tools" in said[0]
 
 
 # --- what servers do wrong

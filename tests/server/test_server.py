@@ -1,6 +1,7 @@
 """The server with the official OpenAI client, over a real socket; a tiny random model answers."""
 
 import concurrent.futures
+import json
 
 import httpx2
 import jax
@@ -12,6 +13,7 @@ from served import serving
 
 from optimas_jax.checkpoints.peft import write_adapter
 from optimas_jax.engine.sampler import SampleRequest
+from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.config import LoraConfig
 
@@ -60,6 +62,38 @@ def test_models_are_listed(client):
     listed = {model.id: model for model in client.models.list()}
     assert list(listed) == ["base", *NAMES]
     assert listed["one"].parent == "base"
+
+
+POINT = AnswerType("p", {"x": int, "tags": list[str]})
+FORMAT = {"type": "json_schema", "json_schema": {"name": "p", "schema": POINT.schema}}
+
+
+def test_answers_keep_to_a_schema(client):
+    for seed in range(3):
+        completion = ask(client, response_format=FORMAT, temperature=1.0, seed=seed, max_tokens=40)
+        assert POINT.read(completion.choices[0].message.content) and completion.choices[0].finish_reason == "stop"
+    parts = ask(client, response_format=FORMAT, temperature=1.0, seed=2, max_tokens=40, stream=True)
+    text = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    assert text == completion.choices[0].message.content
+    text = client.completions.create(
+        model="one", prompt="It is", max_tokens=40, seed=0, extra_body={"response_format": {"type": "json_object"}}
+    )
+    assert isinstance(json.loads(text.choices[0].text), dict)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"type": "grammar"}, "must be of type text, json_object, or json_schema"),
+        ({"type": "json_schema", "json_schema": {"name": "p"}}, "must be of type text, json_object, or json_schema"),
+        (FORMAT, r"max_tokens is 12, and the smallest answer"),
+        ({"type": "json_schema", "json_schema": {"name": "p", "schema": {"type": "x"}}}, "cannot keep to the schema"),
+    ],
+)
+def test_formats_that_cannot_be_kept_to_are_refused(client, wanted, message):
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        ask(client, response_format=wanted)
+    assert caught.value.param == "response_format"
 
 
 @pytest.mark.parametrize("name", ["", "two"])

@@ -1,17 +1,21 @@
 """Client of Anthropic's messages API, and of servers with this API.
 
 The API has no seed: only the tape repeats an answer. It has no plain text to continue, and refuses stop texts of white
-space alone: they are applied here, to the whole answer.
+space alone: they are applied here, to the whole answer. A schema goes along as ``output_config``, in the part of JSON
+Schema that the API knows; one with free keys is left to the prompt.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optimas_jax.core.types import Outcome
-from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.core.types import Outcome, thaw
+from optimas_jax.llm.base import Completion, CompletionRequest, Message
 from optimas_jax.llm.clients.remote import Body, Pause, Remote, ServerConfig, ServerError, Unknown
+from optimas_jax.llm.forms.schemas import is_closed, told
+from optimas_jax.llm.forms.tools import native_reply
 from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
 
@@ -58,7 +62,7 @@ class AnthropicCompleter:
             return create(**{name: sent[name] for name in sent if name not in sampling}, extra_body=sampling)
 
         try:
-            return _read(self._remote.post(_sdk(), _body(request), send, pause))
+            return _read(self._remote.post(_sdk(), _body(request), send, pause, _body(told(request))))
         except Unknown as error:
             raise ServerError(f"{error} (asked for {request.model!r})") from None
 
@@ -89,22 +93,55 @@ def _body(request: CompletionRequest) -> Body:
         "max_tokens": request.max_tokens,
         **({"system": system} if system else {}),
         "messages": [
-            {"role": message.role, "content": message.content}
+            {"role": message.role, "content": _content(message)}
             for message in request.messages
             if message.role != "system"
         ],
         "temperature": request.temperature,
         **({"top_p": request.top_p} if request.top_p < 1 else {}),
         **({"stop_sequences": stops} if stops else {}),
+        **_form(request),
     }
+
+
+def _content(message: Message) -> Any:
+    """A text, or blocks: the text and the images in it."""
+    if not message.images:
+        return message.content
+    images = [{"type": "image", "source": _source(url)} for url in message.images]
+    return [{"type": "text", "text": message.content}, *images]
+
+
+def _source(url: str) -> Body:
+    inside = re.fullmatch(r"data:(image/\w+);base64,(.*)", url, re.DOTALL)
+    if inside is None:
+        return {"type": "url", "url": url}
+    return {"type": "base64", "media_type": inside.group(1), "data": inside.group(2)}
+
+
+def _form(request: CompletionRequest) -> Body:
+    """What asks for the form of the answer."""
+    if request.tools:
+        tools = [(tool.name, tool.description, thaw(tool.parameters)) for tool in request.tools]
+        return {"tools": [dict(zip(("name", "description", "input_schema"), tool, strict=True)) for tool in tools]}
+    if request.schema is None:
+        return {}
+    schema = thaw(request.schema)
+    try:
+        taken = _sdk().transform_schema(schema) if is_closed(schema) else None
+    except ValueError:  # a field of any type
+        taken = None
+    return {} if taken is None else {"output_config": {"format": {"type": "json_schema", "schema": taken}}}
 
 
 def _read(answer: Mapping[str, Any]) -> Completion:
     try:
         usage = answer["usage"]
         read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        text = "".join(block["text"] for block in answer["content"] if block["type"] == "text")
+        calls = [(block["name"], block["input"]) for block in answer["content"] if block["type"] == "tool_use"]
         return Completion(
-            text="".join(block["text"] for block in answer["content"] if block["type"] == "text"),
+            text=native_reply(text, calls),
             outcome=_OUTCOMES.get(answer["stop_reason"], Outcome.OK),
             prompt_tokens=sum(int(usage.get(name) or 0) for name in read),
             completion_tokens=int(usage["output_tokens"]),

@@ -1,7 +1,8 @@
 """OpenAI, and any OpenAI-compatible server: ``launch/serve.py``, vLLM, llama.cpp and others.
 
 Chat messages go to chat completions; a plain text goes to completions, which OpenAI no longer has for its current
-models.
+models. A schema goes along as ``response_format``: OpenAI then keeps to what is in its subset of JSON Schema, others to
+more.
 
 A request names an adapter by its digest, so that the server never answers with an older one. An adapter that the server
 does not know is loaded first (``load_lora_adapter`` of vLLM and of ``launch/serve.py``). Server and client must see the
@@ -10,18 +11,27 @@ same folder of adapters.
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.types import Outcome
-from optimas_jax.llm.base import Completion, CompletionRequest, Tokens
+from optimas_jax.core.types import Outcome, thaw
+from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
 from optimas_jax.llm.clients.remote import Body, Pause, Refused, Remote, ServerConfig, ServerError, Unknown
+from optimas_jax.llm.forms.schemas import is_closed, subschemas, told
+from optimas_jax.llm.forms.tools import native_reply
 from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
 
 URL = "https://api.openai.com/v1"
+_ANSWER = "answer"  # name of the schema
+_STRICT = re.compile(  # keywords that OpenAI's strict mode knows
+    r"type|properties|required|additionalProperties|items|anyOf|\$ref|\$defs|enum|const|description|pattern|format|"
+    r"multipleOf|(exclusiveM|m)(in|ax)imum|(min|max)Items"
+)
 _OUTCOMES = {"stop": Outcome.OK, "length": Outcome.TRUNCATED, "content_filter": Outcome.REFUSED}
 
 
@@ -68,24 +78,40 @@ class OpenAICompleter:
         return _read(request, self._ask(request, pause))
 
     def _ask(self, request: CompletionRequest, pause: Pause) -> Mapping[str, Any]:
+        body, send = self._prepared(request)
+        return self._remote.post(_sdk(), body, send, pause, self._prepared(told(request))[0])
+
+    def _prepared(self, request: CompletionRequest) -> tuple[Body, Callable[[Body], Any]]:
+        """The body of a request, and what sends it."""
         client = self._remote.client(_sdk().OpenAI, self._http_client)
+        more = ["return_token_ids"]  # what is no argument of the SDK
         body: Body = {
             "model": request.adapter or model_name(request.model),
             "temperature": request.temperature,
             **({"top_p": request.top_p} if request.top_p < 1 else {}),
             **({"stop": list(request.stop)} if request.stop else {}),
             **({"seed": request.seed} if request.temperature > 0 else {}),
-            **({"extra_body": {"return_token_ids": True}} if request.tokens else {}),
+            **({"return_token_ids": True} if request.tokens else {}),
+            **_form(request),
         }
         if [message.role for message in request.messages] == ["text"]:
+            if request.messages[0].images:
+                raise ServerError(f"{request.model} is asked to continue a text, which has no images: set style = chat")
             body |= {"prompt": request.messages[0].content, "max_tokens": request.max_tokens}
             body |= {"logprobs": 0} if request.tokens else {}
             create = client.completions.with_raw_response.create
+            more.append("response_format")  # OpenAI's own completions have none
         else:
-            body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
+            body["messages"] = [{"role": one.role, "content": _content(one)} for one in request.messages]
             body |= {"max_completion_tokens": request.max_tokens, **({"logprobs": True} if request.tokens else {})}
             create = client.chat.completions.with_raw_response.create
-        return self._remote.post(_sdk(), body, lambda sent: create(**sent), pause)
+
+        def send(sent: Body) -> Any:
+            extra = {name: sent[name] for name in more if name in sent}
+            named = {name: value for name, value in sent.items() if name not in extra}
+            return create(**named, extra_body=extra or None)
+
+        return body, send
 
     def _load(self, adapter: str) -> None:
         """Makes the server load an adapter, once."""
@@ -110,15 +136,37 @@ def _sdk() -> Any:
     return openai
 
 
+def _content(message: Message) -> Any:
+    """A text, or parts: the text and the images in it."""
+    if not message.images:
+        return message.content
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in message.images]
+    return [{"type": "text", "text": message.content}, *images]
+
+
+def _form(request: CompletionRequest) -> Body:
+    """What asks for the form of the answer."""
+    if request.tools:
+        tools = [{"type": "function", "function": thaw(vars(tool))} for tool in request.tools]
+        return {"tools": tools}
+    if request.schema is None:
+        return {}
+    schema = thaw(request.schema)
+    strict = is_closed(schema) and all(_STRICT.fullmatch(key) for one in subschemas(schema) for key in one)
+    named = {"name": _ANSWER, "schema": schema, "strict": strict}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
 def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
     try:
         [choice] = answer["choices"]
         message = choice.get("message")
         text = choice["text"] if message is None else message.get("content") or ""
         refusal = message and message.get("refusal")
+        calls = [one["function"] for one in (message or {}).get("tool_calls") or ()]
         usage = answer.get("usage") or {}
         return Completion(
-            text=refusal or text,
+            text=refusal or native_reply(text, [(call["name"], _decoded(call["arguments"])) for call in calls]),
             outcome=Outcome.REFUSED if refusal else _OUTCOMES.get(choice["finish_reason"], Outcome.OK),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
@@ -128,6 +176,14 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
         raise ServerError(
             f"the server's answer cannot be read ({type(error).__name__}: {error}): {str(answer)[:500]}"
         ) from error
+
+
+def _decoded(arguments: str) -> Any:
+    """Arguments of a tool; what is no JSON as it is, which whoever reads it will refuse."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
 
 
 def _tokens(answer: Mapping[str, Any], choice: Mapping[str, Any]) -> Tokens:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from optimas_jax.core.schema import NonNegativeInt, PositiveFloat, PositiveInt
-from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.core.types import Outcome, StopRun, digest
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.clients.limits import Rate, Retries, retry
 from optimas_jax.llm.prices import Price, price_of
@@ -35,6 +35,14 @@ SETTINGS = {"openai": "config.server", "anthropic": "config.anthropic"}  # provi
 _ADDRESSES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}  # variables that their SDKs read
 _TRANSIENT = (408, 409, 429)  # and 5xx
 _OPTIONAL = ("temperature", "top_p", "seed", "stop")  # models that think take only some of them
+# What asks for a form of the answer, with the words that a refusal names it by. Answers are checked in any case.
+_FORMS = {
+    "response_format": re.compile(r"response_format|json_schema|guided|grammar", re.IGNORECASE),
+    "tools": re.compile(r"\btools?\b|tool_choice|tool[ _]use|function.?call", re.IGNORECASE),
+    "output_config": re.compile(r"output_(config|format)|json_schema|structured output", re.IGNORECASE),
+}
+_THIS_ONE = re.compile(r"invalid schema|schema is invalid", re.IGNORECASE)
+_OWN = "the model's own holds"
 _UNSUPPORTED = re.compile(r"unsupported|not support|deprecated|unrecognized", re.IGNORECASE)
 _OVERFLOW = re.compile(r"context.?length|context.?window|context limit|prompt is too long", re.IGNORECASE)
 
@@ -100,7 +108,7 @@ class Remote:
         self._provider, self._prices, self._say = provider, prices, say
         self._lock = threading.Lock()
         self._rates: dict[str, tuple[Rate, Rate]] = {}
-        self._left_out: dict[str, frozenset[str]] = {}
+        self._left_out: dict[str, frozenset[tuple[str, str]]] = {}  # model -> settings, and digests of one value or ""
         self._client: Any = None
         # Threads: connections of an asynchronous client would belong to one event loop, and callers may have several.
         self._pool = concurrent.futures.ThreadPoolExecutor(config.connections, provider)
@@ -168,30 +176,38 @@ class Remote:
             usd=price.usd(completion.prompt_tokens, completion.completion_tokens) if price else 0.0,
         )
 
-    def post(self, sdk: Any, body: Body, send: Callable[[Body], Any], pause: Pause) -> Mapping[str, Any]:
+    def post(
+        self, sdk: Any, body: Body, send: Callable[[Body], Any], pause: Pause, without_tools: Body | None = None
+    ) -> Mapping[str, Any]:
         """Sends the body of a request and returns the body of the answer.
 
-        A sampling setting that the model refuses is left out of this and of later requests, with a message.
+        A sampling setting that the model refuses is left out of this and of later requests, with a message, and so is
+        the form of an answer.
 
         Args:
           sdk: the package ``openai`` or ``anthropic``.
           send: sends a body, and returns the raw response.
+          without_tools: the body where the model takes no tools.
         """
         model = body["model"]
         while True:
             left_out = self._left_out.get(model, frozenset())
-            sent = {name: value for name, value in body.items() if name not in left_out}
+            if ("tools", "") in left_out and without_tools is not None:
+                body = without_tools
+            sent = {name: value for name, value in body.items() if not left_out & {(name, ""), _this(name, value)}}
             try:
                 return self.call(sdk, lambda: _json(send(sent)), pause)  # noqa: B023 (called before the next round)
             except Refused as error:
                 name = _unsupported(error, sent)
                 if name is None:
                     raise
+                setting = _this(name, sent[name]) if _THIS_ONE.search(str(error)) else (name, "")
                 with self._lock:
                     known = self._left_out.get(model, frozenset())
-                    self._left_out[model] = known | {name}
-                if name not in known:
-                    self._say(f"{model} does not take the setting {name}: it is left out, and the model's own holds")
+                    self._left_out[model] = known | {setting}
+                if setting not in known:
+                    kind, rest = ("form", "answers are checked here") if name in _FORMS else ("setting", _OWN)
+                    self._say(f"{model} does not take the {kind} {name}: it is left out, and {rest}")
 
     def call(self, sdk: Any, call: Callable[[], T], pause: Pause = time.sleep) -> T:
         """Calls with retries; raises ``ServerError`` for errors of the SDK."""
@@ -265,9 +281,17 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
 
 
+def _this(name: str, value: Any) -> tuple[str, str]:
+    """One value of a setting."""
+    return (name, digest(value)) if name in _FORMS else (name, "")
+
+
 def _unsupported(error: Refused, body: Mapping[str, Any]) -> str | None:
-    """The setting that a server refuses whatever its value, or None."""
+    """The setting that a server refuses whatever its value, or the form of an answer that it refuses; or None."""
     said = str(error)
+    for name, words in _FORMS.items():
+        if name in body and words.search(said):
+            return name
     named = [name for name in _OPTIONAL if name in body and re.search(rf"\b{name}\b", said)]
     return named[0] if named and _UNSUPPORTED.search(said) else None
 

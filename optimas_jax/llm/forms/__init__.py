@@ -1,0 +1,1 @@
+"""The form of prompts and of answers: schemas, typed answers, templates, tools."""

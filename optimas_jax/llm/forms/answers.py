@@ -1,0 +1,247 @@
+"""Typed answers: the JSON Schema of a type, what is shown of it in a prompt, and the value that is read of an answer.
+
+An answer is a JSON object. The fields of a dataclass, a model or a mapping of outputs are its fields; any other value
+stands in one field, which has the component's name. What is recorded is this object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Protocol
+
+from optimas_jax.core.component import ComponentFailure
+from optimas_jax.core.types import Outcome, thaw
+from optimas_jax.core.values import Demo, Prompt
+from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Message
+from optimas_jax.llm.forms.schemas import clean_schema, format_line, object_schema
+
+_FENCED = re.compile(r"\s*```\w*\s*\n(.*?)```\s*", re.DOTALL)
+_MOST_PROBLEMS = 5  # that a message names
+
+
+class AnswerError(ValueError):
+    """An answer that is not of its type; the message says what is wrong, to the model or to the user."""
+
+
+class Reader(Protocol):
+    """Reads the answers to a prompt."""
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """JSON Schema of answers."""
+        ...
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of recorded fields."""
+        ...
+
+    def shown(self, prompt: Prompt, output: str) -> Prompt:
+        """The prompt with demonstrations in the form of answers, as the text of ``output``."""
+        ...
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The fields to record; raises ``AnswerError``."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerType:
+    """The type of a component's answers.
+
+    Attributes:
+      name: of the component.
+      kind: what pydantic reads: a dataclass, a model, a number, ``list[...]``, ``dict[str, ...]``, an enum, a
+        ``Literal``, a union; or a mapping from outputs to their types.
+    """
+
+    name: str
+    kind: Any
+
+    def __post_init__(self) -> None:
+        """Raises ``TypeError`` for a type that JSON cannot be read as."""
+        from pydantic.errors import PydanticUserError
+
+        try:
+            _ = self.schema
+        except (PydanticUserError, TypeError) as error:
+            reason = str(error).split("\n")[0]
+            raise TypeError(
+                f"no JSON can be read as {self.kind!r} ({reason}); a type of answers is a dataclass, a pydantic model, "
+                "int, float, bool, str, list[...], dict[str, ...], an enum, Literal[...], a union of these, or a "
+                "mapping from names of outputs to types"
+            ) from error
+
+    @cached_property
+    def _adapter(self) -> Any:
+        from pydantic import TypeAdapter
+        from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
+
+        if inspect.isroutine(self.kind):
+            raise TypeError("a function is no type")
+        if not isinstance(self.kind, Mapping):
+            return TypeAdapter(self.kind)
+        if not self.kind or not all(isinstance(name, str) for name in self.kind):
+            raise TypeError("outputs have names, at least one")
+        return TypeAdapter(TypedDict("Outputs", dict(self.kind)))  # type: ignore[misc]
+
+    @cached_property
+    def _value_schema(self) -> dict[str, Any]:
+        return clean_schema(self._adapter.json_schema())
+
+    @cached_property
+    def _in_field(self) -> bool:
+        """Whether the value stands in a field of the answer; else its fields are the answer's."""
+        return not self._value_schema.get("properties")
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """JSON Schema of answers: an object; every field is required."""
+        return self._schema
+
+    @cached_property
+    def _schema(self) -> dict[str, Any]:
+        value = dict(self._value_schema)
+        if not self._in_field:
+            return value
+        definitions = {"$defs": value.pop("$defs")} if "$defs" in value else {}
+        return {**object_schema({self.name: value}), **definitions}
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of recorded fields."""
+        return tuple(self.schema["properties"])
+
+    def shown(self, prompt: Prompt, output: str) -> Prompt:
+        demos = (Demo(demo.inputs, {output: self._answer(demo.outputs)}) for demo in prompt.demos)
+        return Prompt(prompt.instruction, tuple(demos))
+
+    def _answer(self, outputs: Mapping[str, Any]) -> str:
+        """The answer with recorded outputs; of another type as they are."""
+        data = thaw(outputs)
+        with contextlib.suppress(ValueError):
+            data = self._recorded(self.restore(outputs))
+        return json.dumps(data, ensure_ascii=False)
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The fields of the first JSON value in a text that is of the type. Marks around it and words before and after
+        it do not count; numbers and words, which prose is full of, must be the whole answer.
+
+        Raises:
+          AnswerError: for a text without one.
+        """
+        problem = None
+        for data in _json_values(text, words=self._in_field):
+            fits = isinstance(data, dict) and self.name in data
+            try:
+                return self._recorded(self._validated(data[self.name] if self._in_field and fits else data))
+            except ValueError as error:
+                problem = problem or describe(error)
+        raise AnswerError(problem or "there is no complete JSON in the answer")
+
+    def restore(self, outputs: Mapping[str, Any]) -> Any:
+        """The value of recorded fields; raises ``ValueError`` for fields of another type."""
+        data = thaw(outputs)
+        return self._validated(data.get(self.name) if self._in_field else data)
+
+    def _validated(self, data: Any) -> Any:
+        return self._adapter.validate_json(json.dumps(data, allow_nan=False))
+
+    def _recorded(self, value: Any) -> dict[str, Any]:
+        plain = self._adapter.dump_python(value, mode="json", by_alias=True)
+        return {self.name: plain} if self._in_field else plain
+
+
+def describe(error: ValueError) -> str:
+    """What is wrong with a value, in a line."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    said = [f"{'.'.join(map(str, one['loc'])) or 'the answer'}: {one['msg']}" for one in errors(include_url=False)]
+    rest = [f"and {len(said) - _MOST_PROBLEMS} more"] if len(said) > _MOST_PROBLEMS else []
+    return "; ".join(said[:_MOST_PROBLEMS] + rest)
+
+
+async def ask(completer: Completer, request: CompletionRequest, reader: Reader) -> dict[str, Any]:
+    """The fields of the answer to a request. A model whose answer cannot be read is asked once more, with its answer
+    and what is wrong with it.
+
+    Raises:
+      ComponentFailure: no answer, or two that cannot be read: a parse error, or truncated if both were.
+    """
+    first = await _completed(completer, request)
+    try:
+        return reader.read(first.text)
+    except AnswerError as error:
+        problem = _problem(error, first, request)
+    second = await _completed(completer, repaired(request, first.text, problem, reader.schema))
+    try:
+        return reader.read(second.text)
+    except AnswerError as error:
+        truncated = first.outcome is second.outcome is Outcome.TRUNCATED
+        raise ComponentFailure(
+            Outcome.TRUNCATED if truncated else Outcome.PARSE_ERROR,
+            f"{_problem(error, second, request)}; asked twice, the last answer was {second.text[:200]!r}",
+        ) from error
+
+
+async def _completed(completer: Completer, request: CompletionRequest) -> Completion:
+    completion = await completer.complete(request)
+    if completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
+        raise ComponentFailure(completion.outcome, completion.text)
+    return completion
+
+
+def _problem(error: AnswerError, completion: Completion, request: CompletionRequest) -> str:
+    cut = f" (it was cut at max_tokens = {request.max_tokens})" if completion.outcome is Outcome.TRUNCATED else ""
+    return f"{error}{cut}"
+
+
+def repaired(request: CompletionRequest, text: str, problem: str, schema: Mapping[str, Any]) -> CompletionRequest:
+    """The request with its wrong answer, what is wrong with it, and the schema once more."""
+    again = f"This answer cannot be read: {problem}\n{format_line(schema)}"
+    text = text.strip() or "(nothing)"
+    if [message.role for message in request.messages] == ["text"]:
+        asked = request.messages[0].content
+        label = asked.rsplit("\n", 1)[-1]
+        return dataclasses.replace(request, messages=(Message("text", f"{asked} {text}\n\n{again}\n\n{label}"),))
+    return dataclasses.replace(
+        request, messages=(*request.messages, Message("assistant", text), Message("user", again))
+    )
+
+
+def _json_values(text: str, *, words: bool) -> Iterator[Any]:
+    """JSON values in a text: the text itself, without marks around it, or the objects and lists in it, from left to
+    right; with ``words`` at last the text as a word."""
+    fenced = _FENCED.fullmatch(text)
+    whole = (fenced.group(1) if fenced else text).strip()
+    decoder = json.JSONDecoder(parse_constant=_no_number)
+    try:
+        yield decoder.decode(whole)
+        return
+    except (ValueError, RecursionError):
+        pass
+    start = re.search(r"[{\[]", text)
+    while start is not None:
+        try:
+            value, end = decoder.raw_decode(text, start.start())
+            yield value
+        except json.JSONDecodeError as error:  # nothing inside of what is cut is a value of its own
+            end = max(error.pos, start.end())
+        except ValueError:
+            end = start.end()
+        except RecursionError:
+            return
+        start = re.compile(r"[{\[]").search(text, end)
+    if words and whole and whole[0] not in '{["':
+        yield whole
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")

@@ -1,0 +1,96 @@
+"""JSON Schemas of answers: from pydantic's to what servers, the engine and prompts want."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from optimas_jax.core.types import thaw
+from optimas_jax.llm.base import CompletionRequest
+
+# Keywords that no model needs, and that servers refuse.
+_DROPPED = ("title", "default", "examples", "discriminator", "uniqueItems")
+_FIRST = ("type", "description", "properties", "required")  # in the text of a schema; the others follow by name
+_NAMED = ("properties", "$defs", "patternProperties")  # keywords whose keys are names, not keywords
+
+
+def clean_schema(schema: Mapping[str, Any], *, all_required: bool = True) -> dict[str, Any]:
+    """A schema of pydantic's as servers and the engine want it: its root is no reference, and what is for people or for
+    validation alone is gone.
+
+    Args:
+      all_required: whether every object names all its fields as required, and allows no others.
+    """
+    cleaned = _cleaned(schema, all_required)
+    reference = cleaned.pop("$ref", None)
+    if reference is not None:
+        cleaned = {**cleaned["$defs"][reference.rpartition("/")[2]], **cleaned}
+    refers = any("$ref" in one for one in subschemas(cleaned))
+    return cleaned if refers else {key: value for key, value in cleaned.items() if key != "$defs"}
+
+
+def _cleaned(schema: Any, all_required: bool) -> Any:
+    if isinstance(schema, list):
+        return [_cleaned(part, all_required) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    cleaned: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _NAMED:
+            cleaned[key] = {name: _cleaned(part, all_required) for name, part in value.items()}
+        elif key not in _DROPPED:
+            data = key in ("enum", "const")
+            cleaned["anyOf" if key == "oneOf" else key] = value if data else _cleaned(value, all_required)
+    if all_required and cleaned.get("properties"):
+        cleaned |= object_schema(cleaned["properties"])
+    return {key: cleaned[key] for key in sorted(cleaned, key=_place)}
+
+
+def _place(keyword: str) -> tuple[int, str]:
+    """Of a keyword among others: schemas stand in prompts, whose text no version of pydantic may change."""
+    return _FIRST.index(keyword) if keyword in _FIRST else len(_FIRST), keyword
+
+
+def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with these fields, all required, and no others."""
+    required = {"required": list(properties), "additionalProperties": False}
+    return {"type": "object", "properties": dict(properties), **required}
+
+
+def subschemas(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A schema and all schemas in it."""
+    yield schema
+    for key, value in schema.items():
+        if key in ("enum", "const"):
+            continue
+        parts = value.values() if key in _NAMED else value if isinstance(value, list | tuple) else [value]
+        for part in parts:
+            if isinstance(part, Mapping):
+                yield from subschemas(part)
+
+
+def is_closed(schema: Mapping[str, Any]) -> bool:
+    """Whether every object in a schema names all its fields."""
+    objects = [one for one in subschemas(schema) if one.get("type") == "object"]
+    return all(one.get("properties") and one.get("additionalProperties") is False for one in objects)
+
+
+def format_line(schema: Mapping[str, Any]) -> str:
+    """What a prompt says about the form of its answers."""
+    return f"Answer with JSON of this schema: {json.dumps(thaw(schema), ensure_ascii=False)}"
+
+
+def with_line(text: str, schema: Mapping[str, Any]) -> str:
+    """An instruction with a line on the form of answers below it."""
+    return f"{text}\n\n{format_line(schema)}"
+
+
+def told(request: CompletionRequest) -> CompletionRequest:
+    """A request whose messages say what form a reply has, for models without a form of their own for tools."""
+    if not request.tools or request.schema is None:
+        return request
+    first, *rest = request.messages
+    messages = (dataclasses.replace(first, content=with_line(first.content, request.schema)), *rest)
+    return dataclasses.replace(request, messages=messages, tools=())

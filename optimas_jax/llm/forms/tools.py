@@ -1,0 +1,142 @@
+"""Tools that a model may ask for: their schemas from functions, and replies, which are a text, calls, or both.
+
+The program runs the tools. A reply is recorded, shown and, where no API has a form of its own for calls, asked for as
+JSON: ``{"text": ..., "calls": [{"name": ..., "arguments": {...}}]}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from optimas_jax.core.types import thaw
+from optimas_jax.core.values import Prompt
+from optimas_jax.llm.base import Tool
+from optimas_jax.llm.forms.answers import AnswerError, AnswerType
+from optimas_jax.llm.forms.schemas import clean_schema
+
+_NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolCall:
+    """A call that a model asks for.
+
+    Attributes:
+      name: of the tool.
+      arguments: in the types that the tool declares.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """The answer of a model that may ask for tools.
+
+    Attributes:
+      text: what it says; maybe empty with calls.
+      calls: that it asks for; none where the text is its answer.
+    """
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplyType:
+    """Reads the replies to a prompt with tools.
+
+    Attributes:
+      functions: the tools; their names are different.
+    """
+
+    functions: tuple[Callable[..., Any], ...]
+
+    def __post_init__(self) -> None:
+        """Raises ``TypeError`` for a function without a name, arguments without one, or types that are none of JSON."""
+        names = [tool.name for tool in self.tools]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise TypeError(f"two tools have the name {', '.join(twice)}")
+
+    @cached_property
+    def tools(self) -> tuple[Tool, ...]:
+        """What a model is told about the tools."""
+        return tuple(_tool(function) for function in self.functions)
+
+    @cached_property
+    def _answers(self) -> AnswerType:
+        from pydantic import Field
+        from typing_extensions import TypedDict
+
+        calls = []
+        for tool, function in zip(self.tools, self.functions, strict=True):
+            fields = {"name": Literal[tool.name], "arguments": _arguments(function)}
+            calls.append(TypedDict("Call", fields))  # type: ignore[misc]
+            calls[-1].__doc__ = tool.description
+        kind = calls[0] if len(calls) == 1 else Annotated[typing.Union[tuple(calls)], Field(discriminator="name")]  # noqa: UP007
+        return AnswerType("reply", {"text": str, "calls": list[kind]})
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        return self._answers.schema
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self._answers.fields
+
+    def shown(self, prompt: Prompt, output: str) -> Prompt:
+        return self._answers.shown(prompt, output)
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The fields of a reply; prose is its text."""
+        prose = text.strip()
+        if prose and "{" not in prose:
+            return {"text": prose, "calls": []}
+        fields = self._answers.read(text)
+        if not fields["text"].strip() and not fields["calls"]:
+            raise AnswerError("there is neither a text nor a call")
+        return fields
+
+    def restore(self, outputs: Mapping[str, Any]) -> Reply:
+        value = self._answers.restore(outputs)
+        return Reply(value["text"], tuple(ToolCall(call["name"], call["arguments"]) for call in value["calls"]))
+
+
+def _tool(function: Callable[..., Any]) -> Tool:
+    name = getattr(function, "name", "") or getattr(function, "__name__", "")
+    if not callable(function) or not name.isidentifier():
+        raise TypeError(f"a tool is a function with a name, got {function!r}")
+    from pydantic import TypeAdapter
+
+    description = inspect.getdoc(inspect.unwrap(function)) or name
+    schema = clean_schema(TypeAdapter(_arguments(function)).json_schema(), all_required=False)
+    return Tool(name, description, {"properties": {}, **schema})
+
+
+def _arguments(function: Callable[..., Any]) -> Any:
+    """The arguments of a function as a type; what has a default may be missing."""
+
+    from typing_extensions import TypedDict
+
+    plain = inspect.unwrap(function)
+    parameters = inspect.signature(plain).parameters
+    if odd := [name for name, one in parameters.items() if one.kind in _NAMELESS]:
+        raise TypeError(f"the tool {plain.__name__!r} takes {', '.join(odd)} without a name")
+    hints = typing.get_type_hints(plain, include_extras=True)
+    kinds = {name: hints.get(name, Any) for name in parameters}
+    optional = {name for name, one in parameters.items() if one.default is not one.empty}
+    fields = {name: typing.NotRequired[kind] if name in optional else kind for name, kind in kinds.items()}
+    return TypedDict("Arguments", fields)  # type: ignore[misc]
+
+
+def native_reply(text: str, calls: Sequence[tuple[str, Any]]) -> str:
+    """A reply that an API gave in its own form, as JSON; without calls the text alone."""
+    data = [{"name": name, "arguments": thaw(arguments)} for name, arguments in calls]
+    return json.dumps({"text": text, "calls": data}, ensure_ascii=False) if data else text
