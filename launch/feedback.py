@@ -79,7 +79,7 @@ def metric_of(words: bool) -> Callable[..., oj.Score]:
 
 def run_one(completer: LocalCompleter, folder: Path, words: bool, seed: int) -> tuple[bool, int]:
     """Searches until the target is reached; see ``calls_to``."""
-    answer = oj.prompt("Answer the question.", name="answer", max_tokens=16, stop=("\n",))
+    answer = oj.prompt("Answer the question and explain.", name="answer", max_tokens=16, stop=("\n",))
 
     async def program(question: str) -> str:
         return await answer(question=question)
