@@ -15,6 +15,9 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
+    logging.disable(
+        logging.INFO
+    )  # libraries narrate, at the import of a configuration already; progress has its own lines
 # Or it reports that torch, which nothing here needs, is absent.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -34,7 +37,6 @@ _STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, REFRESH, ALIG
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
     return exit_code(run)
 
 

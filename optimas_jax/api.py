@@ -21,7 +21,7 @@ from optimas_jax.core.stats import mean_interval
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, thaw
 from optimas_jax.core.values import Configuration
-from optimas_jax.core.watch import Watch, why_failed
+from optimas_jax.core.watch import Watch, tell_waits, why_failed
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
@@ -228,9 +228,8 @@ def evaluate(
         scorer = scorer_of(saved, system, configuration, engines) if saved else None
         system = dataclasses.replace(system, completer=taped, scorer=scorer)
         jobs = [Job(configuration, example, seed) for example in examples]
-        watch = Watch()
-        tell = functools.partial(watch.tell, console.line)
-        system = dataclasses.replace(system, watch=watch)
+        system = dataclasses.replace(system, watch=Watch())
+        tell = functools.partial(tell_waits, system.watch, console.line)
         traces = run_many(system, jobs, concurrency=concurrency, on_wait=tell)
     rows = [
         {

@@ -66,7 +66,7 @@ def is_users(error: BaseException) -> bool:
 
 
 def own_frames(error: BaseException) -> list[TracebackType]:
-    """Entries of an error's traceback from the user's first frame on, but for those of this package."""
+    """Entries of an error's traceback from the user's first frame on, without frames of this package."""
     entries, files = _entries(error), files_of(error)
     first = next((index for index, file in enumerate(files) if not is_library(file)), len(files))
     return [entries[i] for i in range(first, len(files)) if not files[i].startswith(_OURS)]

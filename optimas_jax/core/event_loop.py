@@ -14,6 +14,7 @@ import contextvars
 import ctypes
 import functools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -23,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
 _WAIT_SECONDS = 60.0  # between two calls of ``on_wait``
-_END = 5.0  # that the loop has to end; a function that blocks it never will
+_END = 2.0  # that the loop has to end; a function that blocks it never will
 _LOCK = threading.Lock()
 
 
@@ -83,7 +84,9 @@ def run(coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = 
         _acquire(ended, on_wait)
     except BaseException:
         loop.call_soon_threadsafe(cancel)
-        _acquire(ended)  # what is paid for is recorded before the end
+        if not ended.acquire(timeout=_END):
+            print("\nwaiting for what runs; another interrupt leaves it behind", file=sys.stderr)
+            _acquire(ended)  # what is paid for is recorded before the end
         raise
     return started[0].result()
 

@@ -73,11 +73,6 @@ class Watch:
                 oldest.setdefault((one.kind, one.name), []).append(now - one.since)
         return [_line(kind, name, max(ages), len(ages)) for (kind, name), ages in oldest.items()]
 
-    def tell(self, line: Callable[[str], None]) -> None:
-        """Shows the lines of ``late``."""
-        for text in self.late(_LATE):
-            line(text)
-
     def ended(self, trace: Trace) -> None:
         """Counts a run.
 
@@ -98,6 +93,12 @@ class Watch:
             f"Above {_SHARE:.0%} the run stops. Mend it and run the same command again: what was paid for is kept. "
             "on_error='stop' of a component or program ends the run at its first exception"
         )
+
+
+def tell_waits(watch: Watch | None, line: Callable[[str], None]) -> None:
+    """Shows what is waited for since a minute or more."""
+    for text in [] if watch is None else watch.late(_LATE):
+        line(text)
 
 
 def why_failed(trace: Trace) -> str:

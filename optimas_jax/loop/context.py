@@ -21,7 +21,7 @@ from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, Outcome, Trace
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Grid, LoraSpace, Models, PromptSpace, nothing_to_tune
-from optimas_jax.core.watch import Watch
+from optimas_jax.core.watch import Watch, tell_waits
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import Completer
@@ -136,9 +136,7 @@ class Host:
             return gather(calls, concurrency=self.concurrency, on_done=advance, on_wait=self._tell_waits)
 
     def _tell_waits(self) -> None:
-        """Shows what runs wait for since long ago."""
-        if self.system.watch is not None:
-            self.system.watch.tell(lambda text: self.progress.line(f"  {escape(text)}"))
+        tell_waits(self.system.watch, lambda text: self.progress.line(f"  {escape(text)}"))
 
 
 def failures(traces: Sequence[Trace]) -> str:

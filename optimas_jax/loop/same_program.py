@@ -1,4 +1,4 @@
-"""The program of a run folder: nobody's results are replaced by those of another one.
+"""The program of a run folder: the results of one program are not replaced by another one.
 
 Everything in a folder is named by its content, so that an edited program goes on rightly: what it asks anew is paid
 for, all else comes from the tape. A function that was mended goes on in its folder, until that has results. Other

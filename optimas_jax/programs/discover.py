@@ -11,10 +11,16 @@ from optimas_jax.core.blame import is_library
 from optimas_jax.programs.declared import Declared
 
 
-def function_of(called: Any) -> Any:
-    """The function behind a partial, a bound method or a callable object; anything else itself."""
+def without_partials(called: Any) -> Any:
+    """What a partial calls; anything else itself."""
     while isinstance(called, functools.partial):
         called = called.func
+    return called
+
+
+def function_of(called: Any) -> Any:
+    """The function behind a partial, a bound method or a callable object; anything else itself."""
+    called = without_partials(called)
     if inspect.ismethod(called):
         return called.__func__
     if isinstance(called, Declared) or inspect.isroutine(called) or isinstance(called, type):
@@ -24,8 +30,7 @@ def function_of(called: Any) -> Any:
 
 def object_of(called: Any) -> Any:
     """The object of a bound method, or the callable object itself; None for a function."""
-    while isinstance(called, functools.partial):
-        called = called.func
+    called = without_partials(called)
     return getattr(called, "__self__", None) if inspect.isroutine(called) else called
 
 
@@ -39,7 +44,7 @@ def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
 
 
 def functions_from(function: Callable[..., Any]) -> Iterator[tuple[Any, list[tuple[str, Any]]]]:
-    """A function and then those of the user's that it names, directly or through others, each with its names and what
+    """A function, then the user's functions that it names, directly or through others: each with its names and what
     they stand for."""
     seen: set[int] = set()
     waiting: list[Any] = [function_of(function)]

@@ -23,6 +23,7 @@ from optimas_jax.llm.base import FunctionCall
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.render import render_demos
 from optimas_jax.programs.declared import DeclarationError, Declared
+from optimas_jax.programs.discover import without_partials
 from optimas_jax.programs.identity import constants_of, globals_read, identity_of, source_of, surroundings_of
 from optimas_jax.programs.plain import check_kind, from_fields, from_plain, to_fields, to_plain
 from optimas_jax.programs.prompts import PromptDeclaration, SettingDeclaration
@@ -61,17 +62,9 @@ def component(
         it is. What the function writes to variables of its module is then lost.
     """
     if function is None:
-        return functools.partial(
-            component,
-            name=name,
-            description=description,
-            effect=effect,
-            timeout=timeout,
-            on_error=on_error,
-            **tuned,
-        )
-    if on_error not in ("count", "stop"):
-        raise DeclarationError(f"on_error is {on_error!r}, expected 'count' or 'stop'")
+        given = {"name": name, "description": description, "effect": effect, "timeout": timeout, "on_error": on_error}
+        return functools.partial(component, **given, **tuned)
+    check_on_error(on_error)
     wrong = [argument for argument, one in tuned.items() if not isinstance(one, PromptDeclaration | SettingDeclaration)]
     if wrong:
         raise DeclarationError(f"{', '.join(wrong)} of a component: expected prompt(...) or setting(...)")
@@ -80,9 +73,7 @@ def component(
             declared.check_own()
     if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise DeclarationError(f"timeout is {timeout!r}, expected seconds above 0, or None for no limit")
-    named: Any = function
-    while isinstance(named, functools.partial):
-        named = named.func
+    named = without_partials(function)
     called = getattr(named, "__name__", type(named).__name__).replace("<lambda>", "")
     doc = (inspect.getdoc(named) or "").split("\n")[0]
     own = next((one.description for one in tuned.values() if isinstance(one, PromptDeclaration)), "")
@@ -95,6 +86,12 @@ def component(
         name=name or called,
         description=description or doc or own or f"Computes {name or called or 'a value'}.",
     )
+
+
+def check_on_error(on_error: str) -> None:
+    """Raises ``DeclarationError`` for a policy that does not exist."""
+    if on_error not in ("count", "stop"):
+        raise DeclarationError(f"on_error is {on_error!r}, expected 'count' or 'stop'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,8 +63,9 @@ def _written(function: Callable[..., Any], stores: Collection[str] = _STORES) ->
 
 
 def surroundings_of(function: Callable[..., Any], without: Collection[str] = ()) -> list[Any]:
-    """What else decides what a function returns: sources and constants of the functions of the user's that it calls by
-    name, of a method those of its object, of a partial its arguments. Empty for a function that stands alone."""
+    """What else decides what a function returns: sources and constants of the user's functions that it calls by name;
+    of a method, class and constants of its object; of a partial, its arguments. Empty for a function
+    that stands alone."""
     first, *helpers = [one for one, _ in functions_from(function) if not isinstance(one, Declared)] or [function]
     written = set().union(*(_written(one) for one in (first, *helpers) if inspect.isfunction(one)), without)
     around: list[Any] = [[source_of(one), constants_of(one, written)] for one in helpers]

@@ -17,7 +17,7 @@ from optimas_jax.core.types import Outcome, StopRun, digest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.programs.declared import DeclarationError, Declared
 from optimas_jax.programs.discover import declared_in, function_of
-from optimas_jax.programs.functions import call_function
+from optimas_jax.programs.functions import call_function, check_on_error
 from optimas_jax.programs.identity import identity_of
 from optimas_jax.programs.plain import PlainError, check_kind, from_fields, to_fields
 
@@ -48,8 +48,7 @@ def program(
         return function
     if not callable(function) or isinstance(function, type | Declared):
         raise DeclarationError(f"the program is {function!r}, expected a function that calls components")
-    if on_error not in ("count", "stop"):
-        raise DeclarationError(f"on_error is {on_error!r}, expected 'count' or 'stop'")
+    check_on_error(on_error)
     inner = function_of(function)
     title = name or getattr(function, "__name__", type(function).__name__)
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):

@@ -145,7 +145,9 @@ class PromptDeclaration(Declared):
     @property
     def declared(self) -> Any:
         demos = [[demo.inputs, demo.outputs] for demo in self.demos]
-        return [self.description, self.instruction, demos, self.most, dict(self._settings)]
+        reader, template = self._form.reader(self.name or "answer"), self._form.template
+        form = [None if template is None else template.text, None if reader is None else reader.schema]
+        return [self.description, self.instruction, demos, self.most, dict(self._settings), form]
 
     def build(self, language_model: LanguageModel) -> Component:
         """A component that asks the model of the run, or its own, with its own limits."""

@@ -52,6 +52,10 @@ class LoraDeclaration(Declared):
         super().__init__(**names)
         self.instruction, self._settings, self._stop = instruction, settings, stop
 
+    @property
+    def declared(self) -> Any:
+        return [self.description, self.instruction, dict(self._settings), self._stop]
+
     def build(self, language_model: LanguageModel) -> Component:
         settings = {key: value for key, value in self._settings.items() if value is not None}
         return llm_component(

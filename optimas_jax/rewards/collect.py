@@ -28,6 +28,7 @@ from optimas_jax.core.values import (
     shows,
     value_digest,
 )
+from optimas_jax.core.watch import tell_waits
 from optimas_jax.rewards.pairs import merge_groups
 
 ROLLOUT_TEMPERATURE = 1.0  # the sampling distribution is then the policy itself
@@ -172,13 +173,10 @@ def collect(
             rewards[key] = await _rewards(system, configuration, one, answer, seeds)
         return key, answer.outputs
 
+    calls = [functools.partial(follow, one) for one in tries]
+    tell = functools.partial(tell_waits, system.watch, progress.line)
     with progress.bar(label, len(tries)) as advance:
-        ends = gather(
-            [functools.partial(follow, one) for one in tries],
-            concurrency=concurrency,
-            on_done=advance,
-            on_wait=None if system.watch is None else functools.partial(system.watch.tell, progress.line),
-        )
+        ends = gather(calls, concurrency=concurrency, on_done=advance, on_wait=tell)
     new = [
         Group(
             one.call.component,

@@ -239,6 +239,23 @@ def test_a_failure_may_be_caught_and_tried_again_with_a_seed_of_its_own():
     ]
 
 
+def test_a_failed_call_is_followed_with_its_own_outcome():
+    """A program may tell a time-out from a refusal."""
+
+    async def telling(fields):
+        try:
+            return {"x": (await call("a", x=fields["q"]))["y"]}
+        except ComponentFailure as failure:
+            return {"x": {Outcome.TIMEOUT: 2, Outcome.REFUSED: 3}.get(failure.outcome, 0)}
+
+    some_system = asking(failing_first(ComponentFailure(Outcome.TIMEOUT, "late")), telling)
+    trace = run(some_system)
+    [failed] = trace.calls
+    refused = dataclasses.replace(failed, outcome=Outcome.REFUSED, detail="no")
+    for answer, score in ((failed, 2.0), ({}, 2.0), (refused, 3.0), ({"y": 7}, 7.0)):
+        assert run(some_system, 0, some_system.followed(trace, {0: answer}, 0)).score == score
+
+
 def test_a_failure_that_is_not_caught_fails_the_run():
     async def plain(fields):
         return {"x": (await call("a", x=fields["q"]))["y"]}

@@ -13,12 +13,13 @@ import traceback
 import front_door
 import pytest
 from front_door import MANY, ROWS, calling, evaluate, optimize, said, search
+from pydantic import BaseModel
 
 import optimas_jax as oj
 from optimas_jax.core import event_loop, watch
 from optimas_jax.core.blame import is_library
 from optimas_jax.core.component import ComponentBug
-from optimas_jax.core.types import StopRun
+from optimas_jax.core.types import StopRun, digest
 
 
 def test_an_error_of_the_metric_ends_the_run_and_names_its_line(tmp_path):
@@ -165,7 +166,8 @@ def test_a_failed_call_is_not_taped_but_made_again(tmp_path):
 
 
 def test_a_component_that_never_returns_is_told_of(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(event_loop, "_LOOK", 0.05)
+    monkeypatch.setattr(event_loop, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(event_loop, "_WAIT_SECONDS", 0.05)
     monkeypatch.setattr(watch, "_LATE", 0.05)
     ends = threading.Event()
     threading.Timer(0.6, ends.set).start()
@@ -251,6 +253,7 @@ def test_a_cell_run_twice_resumes_and_an_edited_one_is_another_program(notebook,
         ("/ 2", "/ 3", "the metric 'grade'"),
         ("[question] * k", "[question] * (k + 1)", "component 'search'"),  # in a function that it calls
         ("k.value)}", "k.value + 1)}", "the program 'rag'"),
+        ("choices=(1, 2))", "choices=(1, 2), description='How many.')", "component 'k'"),
     ):
         assert said(lambda old=old, new=new: notebook(CELL.replace(old, new))) == (
             f"FolderError: another program is in {tmp_path / 'run'}: {what} changed. Choose another workdir= "
@@ -291,3 +294,19 @@ def test_results_on_tape_are_of_the_function_as_it_is(tmp_path):
         for times in (2, 3, 2):
             [row] = evaluate(tmp_path / str(number), calling(component(times)), rows=ROWS[:1]).rows
             assert row["outputs"] == {"all": ["q0" * times]}
+
+
+def test_what_a_prompt_declares_is_its_text_and_its_form():
+    class Verdict(BaseModel):
+        good: bool
+
+    given = [
+        {},
+        {"output": Verdict},
+        {"template": "{instruction} {question}"},
+        {"max_tokens": 3},
+        {"most_demos": 1},
+        {"description": "Says."},
+    ]
+    made = [oj.prompt("Say it.", **options).declared for options in given] + [oj.prompt("Say it now.").declared]
+    assert len({digest(one) for one in made}) == len(made) and digest(made[0]) == digest(oj.prompt("Say it.").declared)
