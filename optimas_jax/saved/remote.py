@@ -48,7 +48,7 @@ class RemoteScorer:
                 raise StopRun(f"{url} refuses to score: {error.read().decode(errors='replace')[:500]}") from None
         except (OSError, ValueError) as error:
             raise StopRun(
-                f"the local rewards at {url} do not answer ({error}): launch/serve.py --reward=..."
+                f"no local rewards at {url} ({error}): launch/serve.py --reward=FOLDER serves them"
             ) from error
 
 

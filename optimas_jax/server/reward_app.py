@@ -26,8 +26,8 @@ def make_reward_app(score: Score) -> Starlette:
     """The application.
 
     Args:
-      score: local rewards by component, inputs, outputs and name of the reward; raises ``ValueError`` for what cannot be
-        scored.
+      score: local rewards of a component's outputs on its inputs, by the reward of a name; raises ``ValueError`` for
+        what cannot be scored.
     """
 
     async def health(_: Request) -> Response:
