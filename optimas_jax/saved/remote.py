@@ -47,9 +47,7 @@ class RemoteScorer:
             with error:
                 raise StopRun(f"{url} refuses to score: {error.read().decode(errors='replace')[:500]}") from None
         except (OSError, ValueError) as error:
-            raise StopRun(
-                f"no local rewards at {url} ({error}): launch/serve.py --reward=FOLDER serves them"
-            ) from error
+            raise StopRun(f"no local rewards at {url} ({error}): launch/serve.py --reward=... serves them") from error
 
 
 def remote_scorer(address: str) -> RemoteScorer:
