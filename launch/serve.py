@@ -12,6 +12,7 @@ is no authentication: it listens on this machine alone unless --host says otherw
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> int:
     except ImportError as error:
         print(f"error: {error}; install the server with: pip install 'optimas_jax[serve]'", file=sys.stderr)
         return 1
+    logging.disable(logging.INFO)  # libraries narrate
     of_model = flags.FLAGS["model"].present or _ADAPTERS.value or _NAME.value
     if bool(_SYSTEM.value) + bool(_REWARD.value) + bool(of_model) > 1:
         raise app.UsageError("--system, --reward, or a model with --model, --name and --adapter: give one of them")
