@@ -3,7 +3,7 @@
     GET  /health
     POST /score   {"component": NAME, "inputs": {...}, "outputs": [{...}, ...], "reward": NAME} -> {"scores": [...]}
 
-``reward`` may be left out for the last one of the run. Errors are those of ``server.system_app``.
+``reward`` may be left out for the last one of the run. Errors have the form of ``server.system_app``.
 """
 
 from __future__ import annotations
