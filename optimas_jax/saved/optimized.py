@@ -17,6 +17,7 @@ from optimas_jax.programs.plain import from_fields
 from optimas_jax.programs.program import OUTPUT, Program
 from optimas_jax.saved.folder import Saved, read_folder
 from optimas_jax.saved.models import completer_of, make_engines
+from optimas_jax.saved.remote import remote_scorer
 from optimas_jax.saved.rewards import scorer_of, with_best_of
 from optimas_jax.saved.system import Built, Inputs, build
 
@@ -110,6 +111,7 @@ def load(
     *,
     model: str | LanguageModel | None = None,
     best_of: int | Mapping[str, int] = 0,
+    reward: str = "",
 ) -> Optimized:
     """A program with the configuration of a ``best/`` folder, or of the one in a run folder.
 
@@ -119,6 +121,8 @@ def load(
       model: in place of the one that the run had.
       best_of: N, 2 or more: the last component with a prompt gives its own output and N - 1 hotter samples, and its
         local reward keeps one of them. Of other components: ``{"answer": 8}``.
+      reward: address of a server that computes local rewards (``launch/serve.py --reward``); by default this process
+        loads the reward model.
 
     Raises:
       FolderError: the folder holds no configuration.
@@ -126,7 +130,7 @@ def load(
         reward for ``best_of``.
     """
     saved = read_folder(folder)
-    return assemble(saved, build(saved, program, model), model=model, best_of=best_of)
+    return assemble(saved, build(saved, program, model), model=model, best_of=best_of, reward=reward)
 
 
 def assemble(
@@ -136,17 +140,19 @@ def assemble(
     *,
     model: str | LanguageModel | None = None,
     best_of: int | Mapping[str, int] = 0,
+    reward: str = "",
 ) -> Optimized:
     """A program with models to ask and, where a value chooses among outputs, local rewards.
 
     Args:
       configuration: in place of the saved one.
-      model, best_of: as in ``load``.
+      model, best_of, reward: as in ``load``.
     """
-    configuration = with_best_of(saved, built.system, configuration or saved.configuration, best_of)
+    configuration = configuration or saved.configuration
+    configuration = with_best_of(saved, built.system, configuration, best_of, served=bool(reward))
     engines = make_engines()
     completer = completer_of(built.name, saved.language_model(model), saved.settings, saved.folder, engines)
-    scorer = scorer_of(saved, built.system, configuration, engines)
+    scorer = remote_scorer(reward) if reward else scorer_of(saved, built.system, configuration, engines)
     system = dataclasses.replace(built.system, completer=completer, scorer=scorer)
     return Optimized(configuration, system, built.inputs, built.name, built.returns, saved.seed)
 

@@ -67,6 +67,11 @@ class LocalReward:
         [scores] = score_outputs(self._scorer, self._system, self.name, self.component, [(inputs, outputs)])
         return scores
 
+    def under(self, name: str) -> LocalReward:
+        """The local reward of another name, an earlier one of the run; raises ``StopRun`` if there is none."""
+        self._scorer.check(name)
+        return dataclasses.replace(self, name=name)
+
     def _fields(self, text: str | Mapping[str, Any], outputs: Sequence[str]) -> Mapping[str, Any]:
         if not isinstance(text, str):
             return text
@@ -101,9 +106,17 @@ def load_reward(
 
 
 def with_best_of(
-    saved: Saved, system: System, configuration: Configuration, best_of: int | Mapping[str, int]
+    saved: Saved,
+    system: System,
+    configuration: Configuration,
+    best_of: int | Mapping[str, int],
+    *,
+    served: bool = False,
 ) -> Configuration:
     """A configuration in which components choose among N samples by their local rewards.
+
+    Args:
+      served: whether a server computes local rewards, which knows which ones it has.
 
     Raises:
       NoLocalReward: the run trained none of such a component.
@@ -118,18 +131,19 @@ def with_best_of(
         if not prompts:
             raise ValueError(f"best_of is {best_of}, and no component has a prompt: name one, as in {{'NAME': 8}}")
         best_of = {prompts[-1]: best_of}
+    reward = reward_name(saved.run, saved.configuration) or "served"
     temperature = from_dict(CollectConfig, saved.settings.get("collect", {}), "config.collect").temperature
-    trained = _trained(saved, system)
+    trained = None if served else _trained(saved, system)
     for name, samples in best_of.items():
         if name not in configuration or isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
             raise ValueError(
                 f"best_of is {dict(best_of)}: expected 2 or more samples of a component, one of "
                 + ", ".join(configuration)
             )
-        if not trained[name]:
+        if trained is not None and not trained[name]:
             raise NoLocalReward(f"best_of={samples} of {name!r} needs its local reward: {_why_none(saved, trained)}")
         value = _single(name, configuration[name])
-        choice = PerInstance((value,), reward_name(saved.run, configuration), samples, temperature=temperature)  # type: ignore[arg-type]
+        choice = PerInstance((value,), reward, samples, temperature=temperature)  # type: ignore[arg-type]
         configuration = configuration.replace(name, choice)
     return configuration
 

@@ -1,8 +1,11 @@
-"""A saved program as a web application; needs the extra ``serve``."""
+"""A saved program, or the local rewards of a run, as a web application; needs the extra ``serve``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import concurrent.futures
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -10,6 +13,8 @@ from starlette.applications import Starlette
 from optimas_jax.core import event_loop
 from optimas_jax.core.types import Trace
 from optimas_jax.saved.optimized import Optimized, plain_outputs
+from optimas_jax.saved.rewards import load_reward
+from optimas_jax.server.reward_app import make_reward_app
 from optimas_jax.server.system_app import make_system_app
 
 
@@ -22,3 +27,29 @@ def app_of(optimized: Optimized) -> Starlette:
 
     inputs = optimized.inputs
     return make_system_app(run, plain_outputs, name=optimized.name, required=inputs.required, optional=inputs.optional)
+
+
+def reward_app_of(folder: str | Path) -> Starlette:
+    """The application of ``server.reward_app`` over the local rewards of a run. They are computed one request after the
+    other, so that scores do not depend on what others ask.
+
+    Raises:
+      FolderError, NoLocalReward: as ``load_reward``.
+    """
+    rewards = load_reward(folder)
+    thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="local-rewards")
+
+    def compute(
+        component: str, inputs: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]], reward: str
+    ) -> list[float]:
+        if component not in rewards:
+            raise ValueError(f"no local reward of {component!r}; there are those of {', '.join(rewards)}")
+        own = rewards[component]
+        return (own if reward in ("", "served") else own.under(reward)).score(inputs, outputs)
+
+    async def score(
+        component: str, inputs: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]], reward: str
+    ) -> list[float]:
+        return await asyncio.get_running_loop().run_in_executor(thread, compute, component, inputs, outputs, reward)
+
+    return make_reward_app(score)

@@ -5,8 +5,8 @@
     POST /run       {"question": "..."} -> what the program returns; with ?trace=1 {"outputs": ..., "calls": [...]}
 
 An error is {"error": {"message": ..., "type": ...}}: 400 for a body that is not the program's, with the fields at
-fault, 413 for a larger one than MOST_BYTES, 502 with the outcome for a component that failed, 503 for models that do
-not answer, 500 for an exception of the program.
+fault, 413 for one above 8 MiB, 502 with the outcome for a component that failed, 503 for models that do not
+answer, 500 for an exception of the program.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make_system_app(
 
     async def run_one(request: Request) -> Response:
         try:
-            trace = await _run(run, await _fields(request))
+            trace = await _run(run, await read_fields(request))
             answer = outputs(trace)
         except RunError as error:
             return error.response()
@@ -89,8 +89,8 @@ async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:
     return trace
 
 
-async def _fields(request: Request) -> Mapping[str, Any]:
-    """The JSON object of a body."""
+async def read_fields(request: Request) -> Mapping[str, Any]:
+    """The JSON object of a body; raises ``RunError``."""
     body = b""
     async for part in request.stream():
         body += part

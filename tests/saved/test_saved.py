@@ -9,25 +9,34 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
+import tiny
 from fakes import ScriptedCompleter
 from runs import ROOT
+from served import serving_app
 
 import optimas_jax as oj
 from optimas_jax.benchmarks.modules import SystemConfig
+from optimas_jax.checkpoints.peft import write_adapter
+from optimas_jax.checkpoints.weights import RANDOM_CONFIG
 from optimas_jax.core.component import ComponentFailure
 from optimas_jax.core.execution import Job
 from optimas_jax.core.schema import from_dict
-from optimas_jax.core.types import Example, freeze, thaw
-from optimas_jax.core.values import Configuration, PerInstance, Prompt
+from optimas_jax.core.types import Example, StopRun, freeze, thaw
+from optimas_jax.core.values import Adapter, Configuration, PerInstance, Prompt
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.journal import FolderError, load_best, reward_name
 from optimas_jax.loop.stages import open_run
+from optimas_jax.models.backbone import init_lora
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.data import load_groups
 from optimas_jax.rewards.scorer import score_outputs
+from optimas_jax.saved.serve import reward_app_of
 
 QUIET = ConsoleProgress(quiet=True)
+OTHER_REWARD = PerInstance((Prompt("Say it."),), "unknown", 4)
 MODULE = """
 import optimas_jax as oj
 
@@ -71,6 +80,8 @@ with serving_app(app_of(best)) as address:
     found["served"] = json.load(urllib.request.urlopen(urllib.request.Request(f"{address}/run", body)))
 
 from optimas_jax.benchmarks.tables import read_table
+from optimas_jax.models.backbone import init_lora
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.saved.predict import predict
 
@@ -268,6 +279,44 @@ def test_a_saved_choice_among_samples_works_and_needs_no_run_folder(folder, tmp_
     assert answer == max(tried, key=lambda text: local_reward.score(given, [text])[0])
 
 
+def test_samples_are_kept_by_a_server_with_the_local_rewards(folder):
+    def say(request):
+        return f"{request.role} {request.seed % 7}"
+
+    here, _ = scripted(oj.load(folder, best_of={"say": 4}), say)
+    with serving_app(reward_app_of(folder)) as address:
+        there, _ = scripted(oj.load(folder, best_of={"say": 4}, reward=address), say)
+        assert there(question="a") == here(question="a")
+        refused = dataclasses.replace(there, configuration=here.configuration.replace("say", OTHER_REWARD))
+        with pytest.raises(StopRun, match=r"/score refuses to score: .*no local reward 'unknown'"):
+            refused(question="a")
+    with pytest.raises(StopRun, match=r"no local rewards at .*/score \(.*launch/serve.py --reward="):
+        there(question="a")
+    with pytest.raises(ValueError, match="reward is 'host:1', expected the address of a server"):
+        oj.load(folder, best_of=4, reward="host:1")
+
+
+def test_a_saved_adapter_is_used(tmp_path):
+    network, _ = tiny.model(RANDOM_CONFIG)
+    config = LoraConfig(rank=4, alpha=8.0)
+    weights = tiny.random_lora(init_lora(network.config, config, jax.random.key(0)))
+    name = write_adapter(tmp_path / "best" / "adapters", network.config, "random:0", config, weights)
+    say = oj.lora("Say it.", name="say", max_tokens=4)
+
+    @oj.program(components=[say])
+    async def program(question):
+        return await say(question=question)
+
+    answers = []
+    (tmp_path / "config.json").write_text(json.dumps({"system": {"language_model": {"model": "random:0"}}}))
+    for digest in ("", name):
+        configuration = Configuration({"say": Adapter(digest)})
+        saved = {"configuration": configuration.to_json()}
+        (tmp_path / "best" / "configuration.json").write_text(json.dumps(saved))
+        answers.append(oj.load(tmp_path, program)(question="a"))
+    assert answers[0] != answers[1]
+
+
 def test_a_graph_returns_its_output_fields(tmp_path):
     (tmp_path / "best").mkdir()
     values = {name: {"type": "prompt", "instruction": name, "demos": []} for name in ("describer", "sorter")}
@@ -304,7 +353,3 @@ def test_a_script_that_starts_a_run_when_it_is_imported_is_refused(folder, tmp_p
 def test_a_folder_without_a_best_says_so(tmp_path):
     with pytest.raises(FolderError, match=r"configuration\.json: --stage=optimize makes it"):
         oj.load(tmp_path, lambda question: question)
-
-
-def test_a_configuration_is_read_as_it_was(folder):
-    assert isinstance(oj.load(folder).configuration, Configuration)

@@ -1,0 +1,53 @@
+"""A server over the local rewards of a run, for programs on machines without the reward model.
+
+    GET  /health
+    POST /score   {"component": NAME, "inputs": {...}, "outputs": [{...}, ...], "reward": NAME} -> {"scores": [...]}
+
+``reward`` may be left out for the last one of the run. Errors have the form of ``server.system_app``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from optimas_jax.core.types import StopRun
+from optimas_jax.server.system_app import RunError, read_fields
+
+Score = Callable[[str, Mapping[str, Any], Sequence[Mapping[str, Any]], str], Awaitable[Sequence[float]]]
+
+
+def make_reward_app(score: Score) -> Starlette:
+    """The application.
+
+    Args:
+      score: local rewards of a component's outputs on its inputs, by the reward of a name; raises ``ValueError`` for
+        what cannot be scored.
+    """
+
+    async def health(_: Request) -> Response:
+        return PlainTextResponse("")
+
+    async def score_all(request: Request) -> Response:
+        try:
+            scores = await _scored(score, await read_fields(request))
+        except RunError as error:
+            return error.response()
+        return JSONResponse({"scores": [*scores]})
+
+    return Starlette(routes=[Route("/health", health), Route("/score", score_all, methods=["POST"])])
+
+
+async def _scored(score: Score, body: Mapping[str, Any]) -> Sequence[float]:
+    component, inputs, outputs = (body.get(name) for name in ("component", "inputs", "outputs"))
+    if not isinstance(component, str) or not isinstance(inputs, dict) or not isinstance(outputs, list):
+        raise RunError(400, "invalid_request_error", "component must be a text, inputs an object, outputs a list")
+    try:
+        return await score(component, inputs, outputs, str(body.get("reward") or ""))
+    except (StopRun, ValueError) as error:
+        raise RunError(400, "invalid_request_error", str(error)) from error
