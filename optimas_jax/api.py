@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,13 +76,14 @@ def optimize(
       StopRun: with a message for the user; what was paid for is kept.
     """
     from optimas_jax.report.console import ConsoleProgress
-    from optimas_jax.report.notebook import default_progress
+    from optimas_jax.report.notebook import default_progress, keep_libraries_quiet
     from optimas_jax.report.run import report_run, write_report
 
-    shown = default_progress() if progress is None else progress
-    from optimas_jax.loop.stages import run_stages  # after libraries are told what to keep to themselves
+    keep_libraries_quiet()
+    from optimas_jax.loop.stages import run_stages
 
     refuse_while_importing()
+    shown = default_progress() if progress is None else progress
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
     if repeated:
@@ -119,6 +122,11 @@ async def aoptimize(
 
     Cancelling it stops the run as an interrupt does: what was paid for is kept, and the same call resumes.
     """
+    from optimas_jax.report.notebook import keep_libraries_quiet
+
+    keep_libraries_quiet()
+    # An interrupt in the middle of an import would leave it half done.
+    await asyncio.to_thread(importlib.import_module, "optimas_jax.loop.stages")
     return await event_loop.in_thread(optimize, program, metric, data, **options)
 
 

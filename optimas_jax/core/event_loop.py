@@ -129,7 +129,9 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     thread = threading.Thread(target=work, name=f"optimas_jax {function.__name__}", daemon=True)
     thread.start()
     try:
-        return await asyncio.shield(ended)
+        while not ended.done():  # a notebook's interrupt cancels this without waking the loop
+            await asyncio.wait([ended], timeout=_LOOK_SECONDS)
+        return ended.result()
     except asyncio.CancelledError:
         with lock:
             if not returned.is_set():

@@ -85,34 +85,44 @@ class NotebookProgress:
         self._show({"text/html": _table([*first, *cells]), "text/plain": _lines([*first, *cells])})
 
 
+def keep_libraries_quiet() -> None:
+    """Keeps from the console what does not concern this package: transformers reports that torch is absent, and tqdm,
+    in a notebook, that widgets are. Called before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if _notebook() is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("tqdm.auto")
+
+
 def default_progress() -> Progress:
     """Progress for whoever named none: one table in a notebook, lines and bars on a console."""
-    # Or transformers reports that torch, which nothing here needs, is absent.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     show = _display()
     return ConsoleProgress() if show is None else NotebookProgress(show)
 
 
 def _display() -> Show | None:
     """Shows and updates one output of the notebook's cell; None outside of a notebook."""
-    ipython = sys.modules.get("IPython")  # a notebook has imported it; nobody else needs it
-    shell = ipython and ipython.get_ipython()
-    if getattr(shell, "kernel", None) is None:  # a terminal's has none
+    ipython = _notebook()
+    if ipython is None:
         return None
-    with warnings.catch_warnings():  # tqdm, which libraries import, asks for widgets that nothing here needs
-        warnings.simplefilter("ignore")
-        importlib.import_module("tqdm.auto")
     handle: Any = None
 
     def show(data: Mapping[str, str]) -> None:
         nonlocal handle
         if handle is None:
-            assert ipython is not None
             handle = ipython.display.display(dict(data), raw=True, display_id=True)
         else:
             handle.update(dict(data), raw=True)
 
     return show
+
+
+def _notebook() -> Any:
+    """The module IPython in a notebook, which has imported it; None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    return None if getattr(shell, "kernel", None) is None else ipython  # a terminal's has no kernel
 
 
 def _plain(text: str) -> str:

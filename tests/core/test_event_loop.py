@@ -103,13 +103,13 @@ except KeyboardInterrupt:
 
 
 def in_a_task(function, *, cancelled_after=None):
-    """Awaits a function in a thread of its own; cancelled once the event is set."""
+    """Awaits a function in a thread of its own; cancelled once the event is set, without waking the loop, as a
+    notebook's interrupt does."""
 
     async def main():
         task = asyncio.ensure_future(event_loop.in_thread(function))
         if cancelled_after is not None:
-            await asyncio.to_thread(cancelled_after.wait)
-            task.cancel()
+            threading.Thread(target=lambda: cancelled_after.wait() and task.cancel()).start()
         return await task
 
     return asyncio.run(main())
