@@ -98,6 +98,11 @@ class _Form:
     def shows_demos(self) -> bool:
         return self.template is None or self.template.shows_demos
 
+    def declared(self, reader: AnswerType | ReplyType | None) -> dict[str, Any]:
+        """Plain data; ``reader``: of the answers."""
+        template = None if self.template is None else self.template.text
+        return {"schema": None if reader is None else reader.schema, "template": template}
+
     def reader(self, name: str) -> AnswerType | ReplyType | None:
         """Of the answers of a component; None for texts."""
         if self.tools:
@@ -145,9 +150,8 @@ class PromptDeclaration(Declared):
     @property
     def declared(self) -> Any:
         demos = [[demo.inputs, demo.outputs] for demo in self.demos]
-        reader, template = self._form.reader(self.name or "answer"), self._form.template
-        form = [None if template is None else template.text, None if reader is None else reader.schema]
-        return [self.description, self.instruction, demos, self.most, dict(self._settings), form]
+        form = [] if self._form == _Form() else [self._form.declared(self.reader)]
+        return [self.description, self.instruction, demos, self.most, dict(self._settings), *form]
 
     def build(self, language_model: LanguageModel) -> Component:
         """A component that asks the model of the run, or its own, with its own limits."""

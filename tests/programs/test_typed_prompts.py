@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 import optimas_jax as oj
 from optimas_jax.core import event_loop
-from optimas_jax.core.types import Example, Outcome
+from optimas_jax.core.types import Example, Outcome, thaw
 from optimas_jax.core.values import Prompt
 from optimas_jax.programs.declared import DeclarationError
 from optimas_jax.rewards.text import text_group
@@ -114,6 +114,13 @@ def test_a_program_sees_an_answer_that_cannot_be_read_as_a_failure():
     assert trace.calls[0].detail.startswith("the answer: Input should be a valid integer")
     trace, requests = run(asks, {"q": "q"}, lambda one: "3" if len(one.messages) > 2 else "many")
     assert trace.outputs["output"] == 3 and json.loads(trace.calls[0].detail or "0") == 0
+
+
+def test_another_type_or_template_is_another_program():
+    texts = [oj.prompt("Say it.", name="a", **form) for form in ({}, {"output": str}, {"output": int})]
+    own = [oj.prompt("Say it.", name="a", template=text) for text in ("{instruction}", "{instruction}!")]
+    plain, same, *others = (json.dumps(thaw(one.declared)) for one in (*texts, *own))
+    assert plain == same and len({plain, *others}) == 4 and "schema" not in plain
 
 
 def test_what_cannot_be_is_told_where_it_is_declared():
