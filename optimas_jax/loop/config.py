@@ -51,7 +51,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "labels": 4,
         "rounds": 3,
         "gate": {"kind": "paired"},
-        "proposers": "demos,opro,feedback",
+        "proposers": "demos,feedback,opro",
         "per_instance": "argmax",
     },
 }
@@ -144,7 +144,7 @@ class OptimizeConfig:
     ranking: Literal["mean", "corrected"] = "corrected"
     fewest_groups: NonNegativeInt = 4
     rounds: PositiveInt = 3
-    proposers: str = "demos,opro,feedback"
+    proposers: str = "demos,feedback,opro"
     instructions: NonNegativeInt = 3
     local_steps: PositiveInt = 1
     depth: NonNegativeInt = 2
