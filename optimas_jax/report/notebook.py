@@ -96,7 +96,7 @@ def keep_libraries_quiet() -> None:
 
 
 def default_progress() -> Progress:
-    """Progress for whoever named none: one table in a notebook, lines and bars on a console."""
+    """Progress by default: one table in a notebook, lines and bars on a console."""
     show = _display()
     return ConsoleProgress() if show is None else NotebookProgress(show)
 

@@ -41,6 +41,10 @@ def test_the_commands_run_where_there_is_no_checkout(installed, tmp_path):
     call([installed / "optimas", "run", "hotpotqa:smoke", "--workdir=smoke", "--config.seed=1"], tmp_path)
     results = json.loads((tmp_path / "smoke" / "results.json").read_text())
     assert results["n"] == 16 and (tmp_path / "smoke" / "best" / "configuration.json").is_file()
+    (tmp_path / "rows.csv").write_text("question\nWhat is the capital of Peru?\n")
+    call([installed / "optimas", "predict", "--run=smoke", "--input=rows.csv", "--output=out.jsonl"], tmp_path)
+    assert json.loads((tmp_path / "out.jsonl").read_text())["outcome"] == "ok"
+    assert "**Passes**" in call([installed / "optimas", "check", "smoke/best", "--against=smoke/best"], tmp_path)
     files = call([installed / "python", "-c", "import optimas_jax; print(optimas_jax.__file__)"], tmp_path)
     assert files.startswith(str(installed.parent))
 
