@@ -8,7 +8,7 @@ from typing import Any
 
 from optimas_jax.core.types import Call, Candidate, Example, Group, Trace, derive_seed, digest
 from optimas_jax.core.usage import Usage
-from optimas_jax.core.values import Configuration, Value, value_digest
+from optimas_jax.core.values import Configuration, Prompt, Value, plain_values, value_digest
 from optimas_jax.search.evidence import WeightEvidence
 from optimas_jax.search.optimisers.templates import ScoredInstruction
 
@@ -163,6 +163,16 @@ class State:
     def gated(self, name: str, gain: float) -> State:
         """The state after the gate tested one more proposal of a component."""
         return dataclasses.replace(self, gains={**self.gains, name: (*self.gains.get(name, ()), gain)})
+
+    def refusing(self, name: str, value: Value, why: str) -> State:
+        """The state after the gate refused a value under the current configuration; proposers are told why."""
+        digests = self.refused | {self.configuration.replace(name, value).digest}
+        texts = {one.instruction for one in plain_values(value) if isinstance(one, Prompt)}
+        tried = tuple(
+            dataclasses.replace(item, refused=why) if item.instruction in texts else item
+            for item in self.history.get(name, ())
+        )
+        return dataclasses.replace(self, refused=digests, history={**self.history, name: tried})
 
     def is_refused(self, name: str, value: Value) -> bool:
         """Whether the gate has refused this value under the current configuration."""

@@ -177,6 +177,24 @@ def test_reflection_reads_failures_with_what_was_expected():
     assert not script.scored  # screening is the ranking's
 
 
+def test_proposers_are_told_what_was_refused_and_why():
+    tried = [
+        ScoredInstruction("Sing it.", 0.9, "refused: gain -0.25 on 8 other examples"),
+        ScoredInstruction("Hum.", 0.1),
+    ]
+    for style in ("chat", "text"):
+        script = Scripted(numbered, style=style, history=tried)
+        opro.propose(script.task)
+        reflect.propose(script.task)
+        for request in script.received:
+            text = request.messages[0].content
+            assert "Sing it." in text and "refused: gain -0.25 on 8 other examples" in text
+        assert (
+            "Score 0.90 (refused: gain -0.25 on 8 other examples): Sing it." in script.received[0].messages[0].content
+        )
+        assert "Hum." not in script.received[-1].messages[0].content
+
+
 def told(*texts):
     """Runs with feedback."""
     runs = [one_run(f"e{rank}", rank / 10) for rank in range(len(texts))]

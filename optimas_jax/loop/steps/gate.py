@@ -67,8 +67,7 @@ def gate(
             return accept(
                 host, dataclasses.replace(state, costs=costs), number, name, one, comparison, traces
             ), verdicts
-        refused = state.configuration.replace(name, value).digest
-        state = dataclasses.replace(state, refused=state.refused | {refused})
+        state = state.refusing(name, value, f"refused: gain {comparison.mean:+.2f} on {comparison.n} other examples")
     return state, verdicts
 
 

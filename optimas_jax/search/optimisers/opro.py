@@ -19,11 +19,11 @@ _FAILURES = 3
 
 def shown(task: PromptTask) -> list[ScoredInstruction]:
     """The best instructions so far and the one in use, each once, worst first."""
-    scores = {item.instruction: item.score for item in task.history}  # a repeated instruction has its latest score
-    scores.pop(task.current.instruction, None)
-    best = sorted(scores.items(), key=lambda item: -item[1])[: _SHOWN - 1]
-    tried = [*best, (task.current.instruction, task.current_score)]
-    return [ScoredInstruction(*item) for item in sorted(tried, key=lambda item: item[1])]
+    latest = {item.instruction: item for item in task.history}  # a repeated instruction has its latest score
+    latest.pop(task.current.instruction, None)
+    best = sorted(latest.values(), key=lambda item: -item.score)[: _SHOWN - 1]
+    tried = [*best, ScoredInstruction(task.current.instruction, task.current_score)]
+    return sorted(tried, key=lambda item: item.score)
 
 
 def opro_requests(task: PromptTask) -> list[CompletionRequest]:

@@ -16,6 +16,7 @@ from optimas_jax.search.optimisers.templates import FailedRun, render_reflect
 
 _TEMPERATURE = 1.0
 _READ = 3  # failed runs that one rewrite is made from
+_REFUSED = 3  # instructions that it is told of, the latest
 
 
 def propose(task: PromptTask) -> Proposals:
@@ -24,6 +25,7 @@ def propose(task: PromptTask) -> Proposals:
     worse = task.worst((len(task.runs) + 1) // 2)
     if not worse:
         return []
+    refused = list({item.instruction: item for item in task.history if item.refused}.values())[-_REFUSED:]
     requests = []
     for index in range(task.effort.rewrites):
         seed = derive_seed(task.seed, "reflect", component.name, index)
@@ -38,6 +40,7 @@ def propose(task: PromptTask) -> Proposals:
             task.current.instruction,
             runs,
             task.proposer.style,
+            refused,
         )
         requests.append(task.request(turns, temperature=_TEMPERATURE, seed=seed))
     prompts = propose_instructions(task.ask(requests), task.current, task.space, task.dropped)

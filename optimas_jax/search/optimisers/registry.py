@@ -43,9 +43,14 @@ def proposer_names(text: str) -> tuple[str, ...]:
 
 
 def why_no_prompts(names: Sequence[str], effort: Effort) -> str:
-    """Why none of the named optimisers can write a prompt, such as "opro needs instructions > 0"; "" if one can."""
+    """Why none of the named optimisers can write a prompt, such as "opro needs instructions > 0"; "" if one can.
+    ``feedback`` alone can, with a metric that has words; beside others it is an addition."""
     reasons = []
     for name in names:
+        if name == "feedback" and len(names) > 1:
+            continue
+        if name == "feedback":
+            return ""
         if name in SELECTORS:
             reasons.append(f"{name} chooses models only")
             continue
