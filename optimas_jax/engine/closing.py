@@ -144,7 +144,7 @@ class _Search:
         return None
 
     def _obvious(self, path: Path) -> tuple[Path, frozenset[int]]:
-        """The path as far as there is no choice, or one that is never worse than another; and what may follow."""
+        """The path as far as there is one way on, or one best way; and what may follow."""
         while True:
             self._steps += 1
             if forced := path.matcher.compute_ff_bytes():

@@ -118,8 +118,8 @@ class CompletionRequest:
       adapter: digest of the LoRA weights that answer, "" for the model itself.
       tokens: whether the answer shall also come as tokens (``Completion.tokens``).
       schema: JSON Schema of the answer, for servers and engines that can keep to one; None for any text.
-      tools: that the model may ask for; ``schema`` is then that of replies (``llm.forms.tools``), of which the messages
-        say nothing: an API has its own form for them, and whoever has none adds a line (``llm.forms.schemas.told``).
+      tools: that the model may ask for; ``schema`` is then that of replies (``llm.forms.tools``). The messages say
+        nothing of either: an API has its own form for tools; ``llm.forms.schemas.told`` adds a line for the others.
     """
 
     model: str

@@ -22,7 +22,7 @@ from optimas_jax.core.values import (
     PromptSpace,
     Value,
 )
-from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tool
+from optimas_jax.llm.base import Completion, CompletionRequest, Message
 from optimas_jax.llm.forms.answers import Reader, ask
 from optimas_jax.llm.forms.schemas import with_line
 from optimas_jax.llm.forms.templates import Template
@@ -60,6 +60,19 @@ def _check_settings(language_model: LanguageModel, settings: Mapping[str, Any]) 
 
 
 @dataclasses.dataclass(frozen=True)
+class Form:
+    """The form of a prompt and of its answers.
+
+    Attributes:
+      reader: reads typed answers or replies (``llm.forms``); None where the text itself is the output.
+      template: of the text that the model reads, in place of turns and lines.
+    """
+
+    reader: Reader | None = None
+    template: Template | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelCall:
     """The call of a language model behind ``llm_component``.
 
@@ -70,9 +83,7 @@ class ModelCall:
       language_model: answers, unless the value or ``model_from`` says otherwise.
       stop: texts that end the answer.
       model_from: the field that names the model, or "".
-      reader: reads typed answers; None where the text itself is the output.
-      template: of the text that the model reads, in place of turns and lines.
-      tools: that the model may ask for; ``reader`` then reads replies.
+      form: of the prompt and of its answers.
     """
 
     inputs: tuple[str, ...]
@@ -81,9 +92,7 @@ class ModelCall:
     language_model: LanguageModel
     stop: tuple[str, ...]
     model_from: str
-    reader: Reader | None = None
-    template: Template | None = None
-    tools: tuple[Tool, ...] = ()
+    form: Form = Form()
 
     def default(self, space: PromptSpace | LoraSpace | Grid | None) -> Value:
         """The value before optimisation; raises ``ValueError`` for a grid that does not fit the language model."""
@@ -103,13 +112,14 @@ class ModelCall:
         prompt = value if isinstance(value, Prompt) else self.prompt
         settings = value.settings if isinstance(value, Hyperparameters) else {}
         model = dataclasses.replace(self.language_model, **settings)
-        tools = self.tools if model.style == "chat" and self.template is None else ()
-        if self.reader is not None:
-            prompt = self.reader.shown(prompt, self.output)
+        reader, template = self.form.reader, self.form.template
+        tools = reader.tools if reader is not None and model.style == "chat" and template is None else ()
+        if reader is not None:
+            prompt = reader.shown(prompt, self.output)
             if not tools:
-                prompt = dataclasses.replace(prompt, instruction=with_line(prompt.instruction, self.reader.schema))
-        if self.template is not None:
-            turns = [("user" if model.style == "chat" else "text", self.template.render(prompt, fields, self.output))]
+                prompt = dataclasses.replace(prompt, instruction=with_line(prompt.instruction, reader.schema))
+        if template is not None:
+            turns = [("user" if model.style == "chat" else "text", template.render(prompt, fields, self.output))]
         else:
             render = render_chat if model.style == "chat" else render_text
             turns = render(prompt, fields, self.inputs or tuple(fields), self.output)
@@ -123,7 +133,7 @@ class ModelCall:
             seed=context.seed,
             role=context.component,
             adapter=value.digest if isinstance(value, Adapter) else "",
-            schema=None if self.reader is None else self.reader.schema,
+            schema=None if reader is None else reader.schema,
             tools=tools,
         )
 
@@ -131,8 +141,8 @@ class ModelCall:
         """The stripped answer, or what is read of it; raises ``ComponentFailure`` for an empty one, for one that cannot
         be read, or without an answer."""
         request = self.request(fields, value, context)
-        if self.reader is not None:
-            return await ask(context.completer, request, self.reader)
+        if self.form.reader is not None:
+            return await ask(context.completer, request, self.form.reader)
         completion: Completion = await context.completer.complete(request)
         if completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
             raise ComponentFailure(completion.outcome, completion.text)
@@ -164,9 +174,7 @@ def llm_component(
     stop: tuple[str, ...] = (),
     space: PromptSpace | LoraSpace | Grid | None = None,
     model_from: str = "",
-    reader: Reader | None = None,
-    template: Template | None = None,
-    tools: tuple[Tool, ...] = (),
+    form: Form = Form(),
 ) -> Component:
     """Builds a component whose output is the model's text, stripped.
 
@@ -177,15 +185,13 @@ def llm_component(
     Args:
       model_from: the field that names the model to call, such as the output of a ``model_selector``; the model does
         not see it. Empty for the model of ``language_model``.
-      reader: of typed answers (``llm.forms.answers``); their fields are then the component's outputs.
-      template: of the text that the model reads, in place of turns and lines.
-      tools: that the model may ask for (``llm.forms.tools``).
+      form: of the prompt and of its answers; the fields of what its reader reads are then the outputs.
 
     Raises:
       ValueError: for a grid with an unknown setting, a value outside its range, or without the default's settings.
     """
     language_model = dataclasses.replace(language_model, max_tokens=max_tokens or language_model.max_tokens)
-    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from, reader, template, tools)
+    call = ModelCall(inputs, output, Prompt(instruction), language_model, stop, model_from, form)
     try:
         default = call.default(space)
     except ValueError as error:
@@ -194,7 +200,7 @@ def llm_component(
         name=name,
         description=description,
         inputs=(*inputs, model_from) if model_from else inputs,
-        outputs=(output,) if reader is None else reader.fields,
+        outputs=(output,) if form.reader is None else form.reader.fields,
         run=call.run,
         space=space or PromptSpace(),
         default=default,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from optimas_jax.core.component import Component, RunContext
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, PromptSpace, Value
-from optimas_jax.llm.component import LanguageModel, llm_component
+from optimas_jax.llm.component import Form, LanguageModel, llm_component
 from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.llm.forms.templates import Template
 from optimas_jax.llm.forms.tools import ReplyType
@@ -44,7 +44,7 @@ def prompt(
       template: the text that the model reads in one message, with the places ``{instruction}`` and maybe ``{demos}``,
         and one for each field of a call, such as ``{question}``; ``{{`` and ``}}`` are braces. Without ``{demos}`` no
         demonstrations are tuned.
-      tools: functions that the model may ask for; it is told their signatures and docstrings. The call returns an
+      tools: functions that the model may ask for; it reads their signatures and docstrings. The call returns an
         ``oj.Reply``, its text and its calls, which the program makes: ``search(**call.arguments)``.
       name: of the component; by default the variable's name.
       description: one sentence on its purpose, for proposers and local rewards; by default the instruction.
@@ -166,9 +166,7 @@ class PromptDeclaration(Declared):
             language_model=dataclasses.replace(language_model, **settings),
             stop=stop,
             space=self.space,
-            reader=self.reader,
-            template=self._form.template,
-            tools=getattr(self.reader, "tools", ()),
+            form=Form(self.reader, self._form.template),
         )
         return dataclasses.replace(built, default=Prompt(self.instruction, self.demos))
 

@@ -194,12 +194,13 @@ def test_lanes_change_nothing(sampler):
     assert tiny.sampler(dataclasses.replace(tiny.F32, lanes=2)).generate(everything * 5) == expected * 5
 
 
+@pytest.mark.long
 def test_rows_are_cut_among_devices(sampler):
     mesh = make_mesh(MeshConfig(8, 1))
     cut = dataclasses.replace(
         sampler, params=jax.device_put(sampler.params, shardings(sampler.params, mesh)), mesh=mesh
     )
-    few = requests(3)
+    few = requests(2)
     assert [one.ids for one in cut.generate(few)] == [one.ids for one in sampler.generate(few)]
 
 
@@ -207,12 +208,12 @@ def test_adapters_answer_by_schema_too():
     sampler = tiny.sampler()
     params = tiny.random_lora(init_lora(sampler.network.config, tiny.LORA, jax.random.key(0)))
     sampler.adapters.load("own", tiny.LORA, params)
-    plain = requests(3)
-    adapted = [dataclasses.replace(one, adapter="own") for one in plain]
-    together = sampler.generate([*plain, *adapted])
-    assert together == sampler.generate(plain) + sampler.generate(adapted)
-    assert [one.ids for one in together[:3]] != [one.ids for one in together[3:]]
-    assert all(json.loads(one.text) is not None for one in together if one.text[:1] in "[{")
+    plain = requests(2)[1]
+    adapted = dataclasses.replace(plain, adapter="own")
+    [alone] = sampler.generate([adapted])
+    beside, of_base = sampler.generate([adapted, plain])
+    assert alone == beside and alone.ids != of_base.ids
+    assert json.loads(alone.text).keys() == json.loads(of_base.text).keys()
 
 
 def test_any_value_is_json(constrainer):
@@ -224,7 +225,7 @@ def test_any_value_is_json(constrainer):
 @pytest.mark.embedded
 def test_the_embedded_model_answers_by_nested_schemas(embedded_gguf):
     sampler = Engines(MeshConfig(data=1), ConsoleProgress(quiet=True)).sampler(str(embedded_gguf))
-    asked = [answer_request(sampler, number) for number in range(4)]
+    asked = [answer_request(sampler, number, max_tokens=64) for number in (1, 3)]
     samples = sampler.generate([request for _, request in asked])
     for (answers, request), sample in zip(asked, samples, strict=True):
         answers.restore(answers.read(sample.text))

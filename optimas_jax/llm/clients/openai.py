@@ -179,7 +179,7 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
 
 
 def _decoded(arguments: str) -> Any:
-    """Arguments of a tool; what is no JSON as it is, which whoever reads it will refuse."""
+    """Arguments of a tool; a text that is no JSON as it is, for the reader of the reply to refuse."""
     try:
         return json.loads(arguments)
     except ValueError:

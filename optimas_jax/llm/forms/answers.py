@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from optimas_jax.core.component import ComponentFailure
 from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.core.values import Demo, Prompt
-from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Message
+from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Message, Tool
 from optimas_jax.llm.forms.schemas import clean_schema, format_line, object_schema
 
 _FENCED = re.compile(r"\s*```\w*\s*\n(.*?)```\s*", re.DOTALL)
@@ -40,6 +40,11 @@ class Reader(Protocol):
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of recorded fields."""
+        ...
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """Tools that the model may ask for."""
         ...
 
     def shown(self, prompt: Prompt, output: str) -> Prompt:
@@ -117,6 +122,10 @@ class AnswerType:
     def fields(self) -> tuple[str, ...]:
         """Names of recorded fields."""
         return tuple(self.schema["properties"])
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        return ()
 
     def shown(self, prompt: Prompt, output: str) -> Prompt:
         demos = (Demo(demo.inputs, {output: self._answer(demo.outputs)}) for demo in prompt.demos)
@@ -218,7 +227,7 @@ def repaired(request: CompletionRequest, text: str, problem: str, schema: Mappin
 
 def _json_values(text: str, *, words: bool) -> Iterator[Any]:
     """JSON values in a text: the text itself, without marks around it, or the objects and lists in it, from left to
-    right; with ``words`` at last the text as a word."""
+    right; with ``words`` also the text as a word, after them."""
     fenced = _FENCED.fullmatch(text)
     whole = (fenced.group(1) if fenced else text).strip()
     decoder = json.JSONDecoder(parse_constant=_no_number)

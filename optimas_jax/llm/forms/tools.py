@@ -41,7 +41,7 @@ class Reply:
     """The answer of a model that may ask for tools.
 
     Attributes:
-      text: what it says; maybe empty with calls.
+      text: maybe empty with calls.
       calls: that it asks for; none where the text is its answer.
     """
 
@@ -65,9 +65,13 @@ class ReplyType:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise TypeError(f"two tools have the name {', '.join(twice)}")
 
-    @cached_property
+    @property
     def tools(self) -> tuple[Tool, ...]:
-        """What a model is told about the tools."""
+        """The tools as a model reads of them."""
+        return self._tools
+
+    @cached_property
+    def _tools(self) -> tuple[Tool, ...]:
         return tuple(_tool(function) for function in self.functions)
 
     @cached_property
