@@ -27,7 +27,7 @@ from optimas_jax.core.watch import Watch, tell_waits, why_failed
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
-from optimas_jax.loop.config import overridden
+from optimas_jax.loop.config import RunConfig, overridden
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.presets import local
 from optimas_jax.programs.program import Program
@@ -89,15 +89,7 @@ def optimize(
     if repeated:
         shown.line(_repeated(repeated))
     sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
-    answers = language_model(model)
-    base = local(declared.name, SystemConfig(answers), sizes, variant="program")
-    base = dataclasses.replace(
-        base,
-        seed=seed,
-        proposer=answers if proposer is None else language_model(proposer),
-        budget=budget or Budget(),
-        optimize=dataclasses.replace(base.optimize, iterations=max(4, 2 * len(declared.components))),
-    )
+    base = _settings(declared, sizes, language_model(model), proposer, budget or Budget())
     folder = Path(workdir or f"runs/{declared.name}")
     label = run_stages(
         overridden(base, config or {}),
@@ -113,6 +105,20 @@ def optimize(
     elif progress is None:  # a notebook shows the result
         write_report(folder, label)
     return open_run(folder, declared, evaluation=label)
+
+
+def _settings(
+    program: Program, data: DataConfig, answers: LanguageModel, proposer: str | LanguageModel | None, budget: Budget
+) -> RunConfig:
+    """The settings of a program's run; every component has two iterations."""
+    base = local(program.name, SystemConfig(answers), data, variant="program")
+    return dataclasses.replace(
+        base,
+        seed=data.seed,
+        proposer=answers if proposer is None else language_model(proposer),
+        budget=budget,
+        optimize=dataclasses.replace(base.optimize, iterations=max(4, 2 * len(program.components))),
+    )
 
 
 async def aoptimize(

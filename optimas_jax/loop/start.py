@@ -7,12 +7,14 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
 from optimas_jax.core.values import Configuration
-from optimas_jax.loop.journal import BEST, TAPE, FolderError, load_best
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.journal import BEST, TAPE, FolderError, RunFolder, load_best
 
 ROWS = "rows.json"  # rows of a run and of those that it started from, in its folder and in its best/
 NO_FRESH_ROWS = "not confirmed: no fresh rows"
@@ -69,6 +71,27 @@ def starting_from(system: System, configuration: Configuration) -> System:
         dataclasses.replace(one, default=whole[one.name]) if one.name in whole else one for one in system.components
     )
     return dataclasses.replace(system, components=components)
+
+
+def data_and_system(benchmark: Any, config: RunConfig, start: Start | None) -> tuple[Dataset, System]:
+    """Rows and system of a run: those of its benchmark, or from where it starts.
+
+    Raises:
+      ValueError: they cannot be used.
+    """
+    data = with_reserve(benchmark.load(config.data), config.data.reserve)
+    if start is not None:
+        data = with_fresh_rows(data, start.used)
+    system = benchmark.build(data.check(), config.system)
+    return data, system if start is None else starting_from(system, start.configuration)
+
+
+def keep(folder: RunFolder, data: Dataset, start: Start | None) -> None:
+    """Notes in a run folder which rows it uses, and copies what the values that it starts from need."""
+    if start is not None:
+        folder.take_parts(start.configuration, start.folder)
+    if folder.read(ROWS) is None:
+        folder.write(ROWS, rows_of(data.splits, frozenset() if start is None else start.used))
 
 
 def row_digest(example: Example) -> str:
