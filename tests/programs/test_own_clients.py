@@ -75,7 +75,7 @@ def test_a_plain_function_with_a_synchronous_client_and_one_that_streams(server,
     program = oj.program(ask, components=[guess, answer])
     for _ in range(2):
         done = oj.evaluate(program, lambda example, outputs: outputs == example["gold"], rows, workdir=tmp_path)
-        assert done.mean == 1.0 and [row["outputs"] for row in done.rows] == ["Lima."] * 3
+        assert done.mean == 1.0 and [row["outputs"] for row in done.rows] == [{"output": "Lima."}] * 3
     client.close()
     event_loop.run(streaming.close())  # on the loop that it lives on
     assert sorted(server.asked) == sorted(
