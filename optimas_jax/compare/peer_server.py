@@ -58,7 +58,9 @@ class PeerServer:
     ):
         """``splits``: ``train`` and ``val`` are shown to the peer, others never."""
         self.account, self.spent = account, threading.Event()
-        self._system, self._proposer, self._seed = system.using(account), proposer, seed
+        # Runs that a peer's prompt makes fail are that prompt's score.
+        self._system = dataclasses.replace(system, completer=account, watch=None)
+        self._proposer, self._seed = proposer, seed
         self._splits = {split: tuple(splits[split]) for split in ("train", "val")}
         self._examples = {example.id: example for examples in self._splits.values() for example in examples}
         self._default = system.default_configuration()

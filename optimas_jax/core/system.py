@@ -223,8 +223,8 @@ class System:
             names = self.output_fields or tuple(fields)  # a program may return what it likes
             outputs = freeze({field: fields[field] for field in names})
             trace = await self._scored(Trace(example.id, seed, recorder.calls, outputs, outcome, 0.0), example)
-        if self.watch is not None and (counted or detail):  # not one that a record answers
-            self.watch.ended(trace)
+        if self.watch is not None and not given:  # not what follows another output of a call
+            self.watch.ended(trace, configuration)
         return trace
 
     async def _run_graph(self, recorder: Recorder, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

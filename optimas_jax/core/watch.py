@@ -11,6 +11,7 @@ from typing import Literal
 
 from optimas_jax.core.blame import UserBug
 from optimas_jax.core.types import Outcome, Trace
+from optimas_jax.core.values import Configuration
 
 _LAST = 100  # runs that are looked back on
 _SHARE, _FEWEST = 0.2, 20  # of them may end with an exception; of fewer runs
@@ -45,10 +46,12 @@ class Watch:
     """Looks at the runs of a system as they go; changes no result.
 
     Attributes:
+      configuration: in use: a candidate that makes runs fail loses by their scores, and stops nothing. None for any.
       ends: what raised the exception that ended each of the last runs; "" for other ends.
       waits: in flight.
     """
 
+    configuration: Configuration | None = None
     ends: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=_LAST))
     waits: dict[int, Wait] = dataclasses.field(default_factory=dict)
 
@@ -73,17 +76,19 @@ class Watch:
                 oldest.setdefault((one.kind, one.name), []).append(now - one.since)
         return [_line(kind, name, max(ages), len(ages)) for (kind, name), ages in oldest.items()]
 
-    def ended(self, trace: Trace) -> None:
-        """Counts a run.
+    def ended(self, trace: Trace, configuration: Configuration) -> None:
+        """Counts a run under the configuration in use.
 
         Raises:
-          TooManyFailures: more than a fifth of the last runs, of 20 at least, or each of the first 5, ended with an
-            exception. Answers of models that cannot be used are none.
+          TooManyFailures: it ended with an exception, as did more than a fifth of the last runs, of 20 at least, or
+            each of the first 5. Answers of models that cannot be used are no exceptions.
         """
+        if self.configuration is not None and configuration != self.configuration:
+            return
         self.ends.append(why_failed(trace) if trace.outcome is Outcome.CRASHED else "")
         failed = [why for why in self.ends if why]
         runs = len(self.ends)
-        if not (len(failed) == runs >= _ALL or (runs >= _FEWEST and len(failed) > _SHARE * runs)):
+        if not self.ends[-1] or not (len(failed) == runs >= _ALL or (runs >= _FEWEST and len(failed) > _SHARE * runs)):
             return
         places = [why.rpartition(" (")[2] for why in failed]  # messages may hold data
         [(place, count)] = collections.Counter(places).most_common(1)

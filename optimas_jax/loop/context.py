@@ -246,8 +246,9 @@ def build_run(
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         policies = _policies(config, engines, folder, checkpoints)
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
+        watch = Watch(bare.default_configuration())
         host = Host(
-            system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter(), watch=Watch()),
+            system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter(), watch=watch),
             completer=taped,
             splits=data.splits,
             components=components,

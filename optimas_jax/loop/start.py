@@ -90,8 +90,7 @@ def keep(folder: RunFolder, data: Dataset, start: Start | None) -> None:
     """Notes in a run folder which rows it uses, and copies what the values that it starts from need."""
     if start is not None:
         folder.take_parts(start.configuration, start.folder)
-    if folder.read(ROWS) is None:
-        folder.write(ROWS, rows_of(data.splits, frozenset() if start is None else start.used))
+    folder.write(ROWS, rows_of(data.splits, frozenset() if start is None else start.used))
 
 
 def row_digest(example: Example) -> str:

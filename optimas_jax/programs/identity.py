@@ -70,7 +70,8 @@ def surroundings_of(function: Callable[..., Any], without: Collection[str] = ())
     written = set().union(*(_written(one) for one in (first, *helpers) if inspect.isfunction(one)), without)
     around: list[Any] = [[source_of(one), constants_of(one, written)] for one in helpers]
     while isinstance(function, functools.partial):
-        around.append([repr(function.args), repr(sorted(function.keywords.items()))])
+        keywords = {name: _argument(value) for name, value in sorted(function.keywords.items())}
+        around.append([repr([_argument(value) for value in function.args]), repr(keywords)])
         around.append([source_of(function_of(function)), constants_of(function_of(function), written)])
         function = function.func
     holder = object_of(function)
@@ -79,6 +80,11 @@ def surroundings_of(function: Callable[..., Any], without: Collection[str] = ())
         kept = {name: one for name, one in getattr(holder, "__dict__", {}).items() if name not in own}
         around.append([source_of(type(holder)), {k: v for k, v in kept.items() if isinstance(v, _CONSTANTS)}])
     return around
+
+
+def _argument(value: Any) -> Any:
+    """An argument of a partial as plain data: of an object, which may be another one in every process, its type."""
+    return value if isinstance(value, _CONSTANTS) or value is None else type(value).__qualname__
 
 
 def identity_of(function: Callable[..., Any], without: Collection[str] = ()) -> list[Any]:

@@ -19,7 +19,8 @@ import optimas_jax as oj
 from optimas_jax.core import event_loop, watch
 from optimas_jax.core.blame import is_library
 from optimas_jax.core.component import ComponentBug
-from optimas_jax.core.types import StopRun, digest
+from optimas_jax.core.types import Outcome, StopRun, Trace, digest
+from optimas_jax.core.values import Configuration, Hyperparameters
 
 
 def test_an_error_of_the_metric_ends_the_run_and_names_its_line(tmp_path):
@@ -310,3 +311,20 @@ def test_what_a_prompt_declares_is_its_text_and_its_form():
     ]
     made = [oj.prompt("Say it.", **options).declared for options in given] + [oj.prompt("Say it now.").declared]
     assert len({digest(one) for one in made}) == len(made) and digest(made[0]) == digest(oj.prompt("Say it.").declared)
+
+
+def test_a_candidate_that_makes_runs_fail_loses_and_stops_nothing():
+    default, candidate = (Configuration({"k": Hyperparameters({"value": value})}) for value in (1, 2))
+    look = watch.Watch(default)
+    for _ in range(40):
+        look.ended(ended_with(Outcome.OK), default)
+        look.ended(ended_with(Outcome.CRASHED), candidate)
+    look.configuration = candidate  # accepted
+    with pytest.raises(watch.TooManyFailures, match=r"\d+ of the last \d+ runs ended with an exception"):
+        for _ in range(20):
+            look.ended(ended_with(Outcome.CRASHED), candidate)
+    look.ended(ended_with(Outcome.OK), candidate)  # a good run is none of them
+
+
+def ended_with(outcome):
+    return Trace("e", 0, (), {}, outcome, 0.0, "" if outcome is Outcome.OK else "KeyError: 'q' (file.py, line 1)")

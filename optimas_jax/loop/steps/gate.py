@@ -127,6 +127,8 @@ def accept(
         "p_value": comparison.p_value,
     }
     accepted = (*state.accepted, summary)
+    if host.system.watch is not None:
+        host.system.watch.configuration = configuration
     if host.folder.read(OPTIMIZED) is None:  # the result of a finished search stays until there is another one
         host.folder.save_best(configuration, {"val_score": val_score, "accepted": list(accepted)})
     state = dataclasses.replace(
