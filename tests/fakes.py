@@ -25,7 +25,8 @@ class ScriptedCompleter:
         if isinstance(answer, Completion):
             return answer
         most = request.most()
-        read = min(len(str(request.messages)), most.prompt_tokens)  # as models do, no more than can be reserved
+        turns = tuple(f"Message(role={turn.role!r}, content={turn.content!r})" for turn in request.messages)
+        read = min(len(", ".join(turns)) + 3, most.prompt_tokens)  # as models do, no more than can be reserved
         return Completion(answer, Outcome.OK, read, min(len(answer), most.completion_tokens))
 
 
