@@ -25,7 +25,7 @@ class Result:
     Attributes:
       folder: of the run.
       results: of its evaluation: ``results.json``, or ``evaluations/LABEL.json``.
-      program: that was optimised; ``best`` needs it.
+      program: that was optimised, for ``best``; by default the one that the run names.
     """
 
     folder: Path
@@ -34,13 +34,7 @@ class Result:
 
     @functools.cached_property
     def best(self) -> Optimized:
-        """The optimised program.
-
-        Raises:
-          ValueError: the run was opened without its program.
-        """
-        if self.program is None:
-            raise ValueError(f"{self.folder} was opened without its program: open_run({str(self.folder)!r}, program)")
+        """The optimised program; raises as ``load``."""
         return load(self.folder / BEST, self.program)
 
     @property
@@ -173,7 +167,7 @@ def open_run(
     """The result of a finished run.
 
     Args:
-      program: that was optimised, for ``best``.
+      program: that was optimised, for ``best``; by default the one that the run names.
       evaluation: label of one of its evaluations, ``evaluations/LABEL.json``; by default ``results.json``.
 
     Raises:

@@ -103,6 +103,11 @@ def rude(tmp_path, module, model):
     return best(tmp_path / "rude", module, "Rudely say it.\nPlease.", optimize={"iterations": 8})
 
 
+def test_a_result_needs_no_program_for_its_best(kind):
+    (kind / "results.json").write_text("{}")
+    assert oj.open_run(kind).best(question="3?") == {"answer": "3"}
+
+
 # Predictions
 
 
