@@ -26,7 +26,7 @@ class SourceError(ValueError):
 
 def record_source(folder: Path, program: Program | Callable[..., Any], metric: Callable[..., Any]) -> None:
     """Writes into a run folder where program and metric can be imported from, or why they cannot."""
-    where = {PROGRAM: _program_source(program), METRIC: source_of(metric)}
+    where = {PROGRAM: _seen_from(folder, _program_source(program)), METRIC: _seen_from(folder, source_of(metric))}
     if read_json(folder / SOURCE) != where:
         write_json(folder / SOURCE, where)
 
@@ -48,10 +48,12 @@ def import_source(folder: Path, what: str) -> Any:
         raise SourceError(f"{folder} does not say where its {what} is: {way_out}")
     if reason := where.get("reason"):
         raise SourceError(f"the {what} of {folder} cannot be imported, as {reason}: {way_out}")
-    file = _found(Path(where["file"]), Path(where["relative"]))
-    if file is None:
-        raise SourceError(f"the {what} of {folder} was in {where['file']}, where there is no file now: {way_out}")
-    module = _import(file, where["module"])
+    file = (folder.resolve() / (where.get("file") or where["relative"])).resolve()  # "file": of an earlier version
+    if file.is_relative_to(folder.resolve()):  # or loading a folder of somebody else's would run what it brings
+        raise SourceError(f"the {what} of {folder} is in the run folder, {file}, which is not imported: {way_out}")
+    if not file.is_file():
+        raise SourceError(f"the {what} of {folder} was in {file}, where there is no file now: {way_out}")
+    module = _import(file, where["module"], way_out)
     if not hasattr(module, where["name"]):
         raise SourceError(f"{file} has no {where['name']!r} any more, which was the {what} of {folder}: {way_out}")
     return getattr(module, where["name"])
@@ -71,9 +73,15 @@ def source_of(value: Any) -> dict[str, str]:
         return {"reason": f"{name} is no variable of the module {file}"}
     spec = getattr(module, "__spec__", None)
     known = spec.name if module.__name__ == "__main__" and spec is not None else module.__name__  # python -m
-    path = Path(file).resolve()
-    relative = os.path.relpath(path)
-    return {"file": str(path), "relative": relative, "module": known, "name": holders[0]}
+    return {"file": str(Path(file).resolve()), "module": known, "name": holders[0]}
+
+
+def _seen_from(folder: Path, where: dict[str, str]) -> dict[str, str]:
+    """A source with the path of its file from the run folder, so that both can be moved together."""
+    if "file" not in where:
+        return where
+    relative = os.path.relpath(where["file"], folder.resolve())
+    return {"relative": relative, "module": where["module"], "name": where["name"]}
 
 
 def _program_source(program: Program | Callable[..., Any]) -> dict[str, str]:
@@ -94,13 +102,12 @@ def _names(program: Program) -> list[str]:
     return [one.name for one in program.components]
 
 
-def _found(*files: Path) -> Path | None:
-    """The first file that exists: where it was, or seen from here as from where the run was made."""
-    return next((file.resolve() for file in files if file.is_file()), None)
+def _import(file: Path, name: str, way_out: str) -> ModuleType:
+    """The module of a file: loaded already, imported by its name from its package, or imported alone.
 
-
-def _import(file: Path, name: str) -> ModuleType:
-    """The module of a file: loaded already, imported by its name from its package, or imported alone."""
+    Raises:
+      SourceError: the name is that of another file's module, such as the one of another checkout.
+    """
     for known in (name, "__main__"):
         loaded = sys.modules.get(known)
         if loaded is not None and getattr(loaded, "__file__", None) and Path(str(loaded.__file__)).resolve() == file:
@@ -112,4 +119,10 @@ def _import(file: Path, name: str) -> ModuleType:
     if root not in sys.path:
         sys.path.append(root)
     with importing(file):
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+    found = getattr(module, "__file__", None)
+    if found is None or Path(found).resolve() != file:
+        raise SourceError(
+            f"{name} is {found} in this process, and {file} is needed: load each in a process of its own, or {way_out}"
+        )
+    return module

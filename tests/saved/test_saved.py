@@ -224,16 +224,60 @@ def test_values_without_a_component_are_named_with_the_program(folder, module):
             r"was defined in a notebook .*pass",
         ),
         ({"file": "/nowhere.py", "relative": "nowhere.py", "module": "x", "name": "y"}, r"was in /nowhere.py, where"),
+        ({"relative": "../nowhere.py", "module": "x", "name": "y"}, r"was in /.*/nowhere.py, where"),
+        (
+            {"relative": "best/own.py", "module": "x", "name": "y"},
+            r"in the run folder, .*own.py, which is not imported",
+        ),
     ],
 )
 def test_a_program_that_cannot_be_imported_has_to_be_passed(folder, module, tmp_path, where, message):
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "tape*"))
     (copy / "program.json").unlink()
+    (copy / "best" / "own.py").write_text("raise SystemExit")
     if where is not None:
         (copy / "program.json").write_text(json.dumps({"program": where, "metric": where}))
     with pytest.raises(ValueError, match=message):
         oj.load(copy)
     assert oj.load(copy, module.words).configuration == oj.load(folder).configuration
+
+
+def test_a_run_folder_finds_its_program_from_where_it_lies_itself(folder, module, tmp_path, monkeypatch):
+    assert '"file"' not in (folder / "program.json").read_text()
+    shutil.copy(module.__file__, tmp_path / "mine.py")
+    copy = shutil.copytree(folder, tmp_path / "runs" / "copy", ignore=shutil.ignore_patterns("checkpoints", "tape*"))
+    where = {"relative": "../../mine.py", "module": "__main__", "name": "words"}
+    (copy / "program.json").write_text(json.dumps({"program": where, "metric": where}))
+    here = tmp_path / "a" / "b" / "c"
+    here.mkdir(parents=True)
+    (tmp_path / "a" / "mine.py").write_text("raise SystemExit")  # ../../mine.py of the current folder
+    monkeypatch.chdir(here)
+    assert oj.load(copy).name == "words"
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(ValueError, match=r"was in .*/mine.py, where there is no file now"):
+        oj.load(copy)
+
+
+def test_two_checkouts_of_a_package_are_not_taken_for_each_other(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for checkout in ("new", "old"):
+        package = tmp_path / checkout / "words_in_checkouts"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "said.py").write_text(MODULE)
+        run = tmp_path / checkout / "run"
+        shutil.copytree(folder, run, ignore=shutil.ignore_patterns("checkpoints", "tape*"))
+        where = {"relative": "../words_in_checkouts/said.py", "module": "words_in_checkouts.said", "name": "words"}
+        (run / "program.json").write_text(json.dumps({"program": where, "metric": where}))
+    try:
+        assert oj.load(tmp_path / "new" / "run").name == "words"
+        with pytest.raises(
+            ValueError, match=r"is .*new/words.*said.py in this process, and .*old/words.*each in a proc"
+        ):
+            oj.load(tmp_path / "old" / "run")
+    finally:
+        for name in ("words_in_checkouts", "words_in_checkouts.said"):
+            sys.modules.pop(name, None)
 
 
 def test_best_of_needs_a_local_reward_of_the_component(folder, tmp_path):
