@@ -29,9 +29,15 @@ class CheckpointStore:
     def __init__(self, folder: Path):
         self.folder = folder.resolve()
 
+    def _folder_of(self, name: str) -> Path:
+        """Raises ``CheckpointError`` for a name that leads elsewhere: names may come from a file or a client."""
+        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+            raise CheckpointError(f"no checkpoint can be called {name!r}")
+        return self.folder / name
+
     def metadata(self, name: str) -> dict[str, Any] | None:
         """The metadata of a checkpoint, or None if there is no complete checkpoint of that name."""
-        path = self.folder / name / "metadata.json"
+        path = self._folder_of(name) / "metadata.json"
         if not path.is_file():
             return None
         try:
@@ -43,7 +49,7 @@ class CheckpointStore:
 
     def save(self, name: str, params: Params, metadata: dict[str, Any]) -> None:
         """Writes a checkpoint; an incomplete one of the same name is replaced."""
-        path = self.folder / name
+        path = self._folder_of(name)
         try:
             if path.exists():
                 shutil.rmtree(path)
@@ -66,7 +72,7 @@ class CheckpointStore:
           sharding: of the loaded arrays, independent of the mesh that they were saved from; None for the default
             device.
         """
-        path = self.folder / name / "arrays"
+        path = self._folder_of(name) / "arrays"
         placed = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {
             key: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placed) for key, leaf in _flatten(like).items()

@@ -13,6 +13,7 @@ from optimas_jax.core.types import Example, Outcome, Trace, freeze
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.programs.plain import PlainError
 from optimas_jax.saved.optimized import Optimized
 
 CONCURRENCY = 32  # runs in flight
@@ -32,7 +33,8 @@ def run_examples(
 
     Args:
       label: of the bar.
-      stop_at_bugs: whether an exception of the program ends all runs; else it is a failed run.
+      stop_at_bugs: whether an exception of the program, or a value that cannot be recorded, ends all runs; else it is a
+        failed run.
 
     Returns:
       Traces in the order of the examples, and what the runs cost with an empty tape.
@@ -44,7 +46,7 @@ def run_examples(
     async def run(example: Example) -> Trace:
         try:
             return await runner.run(example)
-        except ComponentBug as error:
+        except (ComponentBug, PlainError) as error:
             if stop_at_bugs:
                 raise
             return Trace(example.id, optimized.seed, (), freeze({}), Outcome.CRASHED, 0.0, str(error))

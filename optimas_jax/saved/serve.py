@@ -11,7 +11,7 @@ from typing import Any
 from starlette.applications import Starlette
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.types import Trace
+from optimas_jax.core.types import StopRun, Trace
 from optimas_jax.saved.optimized import Optimized, plain_outputs
 from optimas_jax.saved.rewards import load_reward
 from optimas_jax.server.reward_app import make_reward_app
@@ -45,7 +45,11 @@ def reward_app_of(folder: str | Path) -> Starlette:
         if component not in rewards:
             raise ValueError(f"no local reward of {component!r}; there are those of {', '.join(rewards)}")
         own = rewards[component]
-        return (own if reward in ("", "served") else own.under(reward)).score(inputs, outputs)
+        try:
+            own = own if reward in ("", "served") else own.under(reward)
+        except StopRun:  # its message names folders of this machine
+            raise ValueError(f"no local reward {reward!r} here; leave it out for the last one of the run") from None
+        return own.score(inputs, outputs)
 
     async def score(
         component: str, inputs: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]], reward: str

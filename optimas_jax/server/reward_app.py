@@ -16,8 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from optimas_jax.core.types import StopRun
-from optimas_jax.server.system_app import RunError, read_fields
+from optimas_jax.server.system_app import RunError, read_fields, unexpected
 
 Score = Callable[[str, Mapping[str, Any], Sequence[Mapping[str, Any]], str], Awaitable[Sequence[float]]]
 
@@ -27,7 +26,7 @@ def make_reward_app(score: Score) -> Starlette:
 
     Args:
       score: local rewards of a component's outputs on its inputs, by the reward of a name; raises ``ValueError`` for
-        what cannot be scored.
+        what cannot be scored. Its other exceptions are an error 500 without their messages.
     """
 
     async def health(_: Request) -> Response:
@@ -40,14 +39,18 @@ def make_reward_app(score: Score) -> Starlette:
             return error.response()
         return JSONResponse({"scores": [*scores]})
 
-    return Starlette(routes=[Route("/health", health), Route("/score", score_all, methods=["POST"])])
+    routes = [Route("/health", health), Route("/score", score_all, methods=["POST"])]
+    return Starlette(routes=routes, exception_handlers={Exception: unexpected})
 
 
 async def _scored(score: Score, body: Mapping[str, Any]) -> Sequence[float]:
     component, inputs, outputs = (body.get(name) for name in ("component", "inputs", "outputs"))
     if not isinstance(component, str) or not isinstance(inputs, dict) or not isinstance(outputs, list):
         raise RunError(400, "invalid_request_error", "component must be a text, inputs an object, outputs a list")
+    for index, one in enumerate(outputs):
+        if not isinstance(one, dict):
+            raise RunError(400, "invalid_request_error", f"outputs[{index}] must be an object of output fields")
     try:
         return await score(component, inputs, outputs, str(body.get("reward") or ""))
-    except (StopRun, ValueError) as error:
+    except ValueError as error:
         raise RunError(400, "invalid_request_error", str(error)) from error

@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.types import Call, Outcome, StopRun, Trace, thaw
+from optimas_jax.programs.plain import PlainError
 
 MOST_BYTES = 8 * 2**20  # of a body
 Run = Callable[[Mapping[str, Any]], Awaitable[Trace]]
@@ -69,14 +70,21 @@ def make_system_app(
 
     return Starlette(
         routes=[Route("/", about), Route("/health", health), Route("/run", run_one, methods=["POST"])],
+        exception_handlers={Exception: unexpected},
     )
+
+
+async def unexpected(_: Request, error: Exception) -> Response:
+    """The answer to an exception that nothing foresaw; what it says stays in the server's log."""
+    message = f"the server failed on this request ({type(error).__name__}): its log has the reason"
+    return RunError(500, "server_error", message).response()
 
 
 async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:
     """The record of a run that ended well."""
     try:
         trace = await run(fields)
-    except ComponentBug as error:
+    except (ComponentBug, PlainError) as error:  # an exception of the program, or a value that is no plain data
         raise RunError(500, "program_error", str(error)) from error
     except StopRun as error:
         raise RunError(503, "unavailable", str(error)) from error

@@ -19,6 +19,7 @@ from served import serving_app
 
 import optimas_jax as oj
 from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import Completion
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.saved.check import Bench, Gate, check_bests, move
@@ -27,6 +28,8 @@ from optimas_jax.saved.folder import read_folder
 from optimas_jax.saved.predict import predict
 from optimas_jax.saved.serve import app_of
 from optimas_jax.saved.source import record_source
+from optimas_jax.server.reward_app import make_reward_app
+from optimas_jax.server.system_app import make_system_app
 
 QUIET = ConsoleProgress(quiet=True)
 MODULE = """
@@ -38,6 +41,8 @@ say = oj.prompt("Say the word.")
 async def words(question):
     if question == "odd":
         raise KeyError("odd")
+    if question == "object":
+        return {"answer": object()}
     return {"answer": await say(question=question)}
 
 
@@ -122,8 +127,8 @@ def test_every_row_is_answered_and_none_twice(kind, model, tmp_path):
 
 
 def test_rows_that_fail_are_rows_with_their_outcome(kind, tmp_path):
-    rows = [{"question": "refused"}, {"question": "odd"}, {"question": "7"}]
-    refused, odd, well = predict(oj.load(kind), rows, tmp_path / "out.jsonl", QUIET)
+    rows = [{"question": "refused"}, {"question": "odd"}, {"question": "object"}, {"question": "7"}]
+    refused, odd, no_data, well = predict(oj.load(kind), rows, tmp_path / "out.jsonl", QUIET)
     assert (refused["id"], refused["outputs"], refused["outcome"], refused["detail"]) == (
         "row-0",
         None,
@@ -131,6 +136,7 @@ def test_rows_that_fail_are_rows_with_their_outcome(kind, tmp_path):
         "no",
     )
     assert odd["outcome"] == "crashed" and "KeyError" in odd["detail"]
+    assert no_data["outcome"] == "crashed" and "is of type object" in no_data["detail"]
     assert well["outcome"] == "ok" and "detail" not in well
 
 
@@ -190,12 +196,54 @@ def test_the_server_answers_as_the_program_does(address, kind):
         (b" " * (8 * 2**20 + 1), 413, "invalid_request_error", "larger than 8,388,608 bytes"),
         ({"question": "refused"}, 502, "refused", "the run ended with refused at say: no"),
         ({"question": "odd"}, 500, "program_error", "raised KeyError"),
+        ({"question": "object"}, 500, "program_error", "is of type object"),
         ({"question": "dead"}, 503, "unavailable", "the server does not answer"),
     ],
 )
 def test_what_cannot_be_answered_says_why(address, body, status, kind_of, message):
     code, answer = post(f"{address}/run", body)
     assert (code, answer["error"]["type"]) == (status, kind_of) and message in answer["error"]["message"]
+
+
+async def score(component, inputs, outputs, reward):
+    if component == "broken":
+        raise StopRun("cannot read /home/of/the/server")
+    return [float(len(one["say"])) for one in outputs]
+
+
+@pytest.mark.parametrize(
+    ("component", "outputs", "status", "message"),
+    [
+        ("say", [{"say": "a"}, ["a"]], 400, "outputs[1] must be an object"),
+        ("say", {}, 400, "outputs a list"),
+        ("say", [{}], 500, "failed on this request (KeyError)"),
+        ("broken", [{"say": "a"}], 500, "failed on this request (StopRun): its log has the reason"),
+    ],
+)
+def test_scores_that_cannot_be_given_say_why_in_json(component, outputs, status, message):
+    with serving_app(make_reward_app(score), log_level="critical") as url:
+        assert post(f"{url}/score", {"component": "say", "inputs": {}, "outputs": [{"say": "ab"}]})[1]["scores"] == [2]
+        code, answer = post(f"{url}/score", {"component": component, "inputs": {}, "outputs": outputs})
+    assert code == status and message in answer["error"]["message"] and "/home" not in str(answer)
+
+
+def test_a_program_that_fails_the_server_is_an_error_in_json(kind):
+    async def run(fields):
+        raise RuntimeError("secret")
+
+    app = make_system_app(run, lambda trace: None, name="words", required=("question",))
+    with serving_app(app, log_level="critical") as url:
+        status, answer = post(f"{url}/run", {"question": "1"})
+    assert (status, answer["error"]["type"]) == (500, "server_error") and "secret" not in str(answer)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../other", "/etc", "a/b", "a\0b"])
+def test_names_of_checkpoints_are_no_paths(tmp_path, name):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    for call in (lambda: store.metadata(name), lambda: store.save(name, {}, {}), lambda: store.load(name, {})):
+        with pytest.raises(StopRun, match="no checkpoint can be called") as raised:
+            call()
+        assert str(tmp_path) not in str(raised.value)
 
 
 # Checks
