@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,10 +207,13 @@ class RunFolder:
         self._write(name, lambda path: write_text(path, "".join(f"{json_line(row)}\n" for row in rows)))
 
     def save_best(self, configuration: Configuration, info: Mapping[str, Any], folder: str = BEST) -> None:
-        """Writes a portable result: ``configuration.json`` and the adapters and local rewards that it names."""
+        """Writes a portable result: ``configuration.json``, with what a copy of it needs of the run's settings, and the
+        adapters and local rewards that it names."""
         for source, carried, name in _parts(configuration):
             self.copy_in(self.path / source / name, self.path / folder / carried)
-        self.write(f"{folder}/configuration.json", {"configuration": configuration.to_json(), **info})
+        settings = _portable(config_json(self.path) or {})
+        saved = {"configuration": configuration.to_json(), **info, "settings": settings}
+        self.write(f"{folder}/configuration.json", saved)
 
     def take_parts(self, configuration: Configuration, best: Path) -> None:
         """Copies the adapters and local rewards that a configuration names from its ``best/`` folder. A missing local
@@ -319,6 +323,21 @@ def config_of(folder: Path) -> RunConfig:
     if plain is None:
         raise FolderError(f"{folder} is no run folder: it has no config.json")
     return parse_config(plain)
+
+
+def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a saved result needs of its run's settings where that is not beside it: seed, language model and servers,
+    without what their addresses may hold of passwords and keys."""
+    kept = {name: settings[name] for name in ("seed", "server", "anthropic") if name in settings}
+    for name in {"server", "anthropic"} & kept.keys():
+        kept[name] = {**kept[name], "base_url": _without_keys(kept[name].get("base_url", ""))}
+    model = settings.get("system", {}).get("language_model")
+    return kept | ({"system": {"language_model": model}} if model else {})
+
+
+def _without_keys(address: str) -> str:
+    parts = urllib.parse.urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:

@@ -11,10 +11,11 @@ from optimas_jax.core.types import digest
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.specs import provider
-from optimas_jax.loop.journal import BEST, config_json, load_best
+from optimas_jax.loop.journal import BEST, FolderError, config_json, load_best, read_json
 from optimas_jax.saved.models import language_model
 
 CONFIGURATION = "configuration.json"
+_OF_RUNS = {"benchmark", "system"}  # of the fields of a run's config.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Saved:
     Attributes:
       folder: that holds the configuration, adapters and local rewards.
       configuration: value of each tuned component.
-      settings: ``config.json`` of its run as plain data; empty where there is none beside the folder.
+      settings: ``config.json`` of its run as plain data; where there is none beside the folder, what the folder itself
+        has of them (``RunFolder.save_best``).
     """
 
     folder: Path
@@ -54,7 +56,16 @@ class Saved:
 
     def language_model(self, model: str | LanguageModel | None = None) -> LanguageModel:
         """The language model that answers: the run's, or another one. A spec takes over what the run has set of
-        sampling, and its style if it answers in the same way."""
+        sampling, and its style if it answers in the same way.
+
+        Raises:
+          FolderError: nothing says which one the run had.
+        """
+        if model is None and not self.settings:
+            raise FolderError(
+                f"{self.folder} does not say which language model it was found with, and no run is around it: name one "
+                "with model="
+            )
         known = self.settings.get("system", {}).get("language_model")
         if not known or isinstance(model, LanguageModel):
             return language_model(model)
@@ -74,7 +85,11 @@ def read_folder(folder: str | Path) -> Saved:
     """
     path = Path(folder).resolve()
     best = path if (path / CONFIGURATION).is_file() or not (path / BEST).is_dir() else path / BEST
-    return Saved(best, load_best(best), config_json(best.parent) or {})
+    configuration = load_best(best)
+    around = config_json(best.parent)
+    if not isinstance(around, dict) or not around.keys() >= _OF_RUNS:  # a config.json of something else
+        around = None
+    return Saved(best, configuration, around or (read_json(best / CONFIGURATION) or {}).get("settings", {}))
 
 
 def read_saved(

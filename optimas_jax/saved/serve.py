@@ -11,7 +11,9 @@ from typing import Any
 from starlette.applications import Starlette
 
 from optimas_jax.core import event_loop
+from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.types import StopRun, Trace
+from optimas_jax.programs.plain import PlainError
 from optimas_jax.saved.optimized import Optimized, plain_outputs
 from optimas_jax.saved.rewards import load_reward
 from optimas_jax.server.reward_app import make_reward_app
@@ -23,7 +25,10 @@ def app_of(optimized: Optimized) -> Starlette:
     the clients of the program live."""
 
     async def run(fields: Mapping[str, Any]) -> Trace:
-        return await event_loop.run_beside(optimized.run_fields(fields))
+        try:
+            return await event_loop.run_beside(optimized.run_fields(fields))
+        except PlainError as error:  # of what the program returned: its fault, not that of the models
+            raise ComponentBug(str(error)) from error
 
     inputs = optimized.inputs
     return make_system_app(run, plain_outputs, name=optimized.name, required=inputs.required, optional=inputs.optional)

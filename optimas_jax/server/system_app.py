@@ -22,7 +22,6 @@ from starlette.routing import Route
 
 from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.types import Call, Outcome, StopRun, Trace, thaw
-from optimas_jax.programs.plain import PlainError
 
 MOST_BYTES = 8 * 2**20  # of a body
 Run = Callable[[Mapping[str, Any]], Awaitable[Trace]]
@@ -84,7 +83,7 @@ async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:
     """The record of a run that ended well."""
     try:
         trace = await run(fields)
-    except (ComponentBug, PlainError) as error:  # an exception of the program, or a value that is no plain data
+    except ComponentBug as error:
         raise RunError(500, "program_error", str(error)) from error
     except StopRun as error:
         raise RunError(503, "unavailable", str(error)) from error

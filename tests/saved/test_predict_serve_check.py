@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import runpy
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ import optimas_jax as oj
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import Completion
+from optimas_jax.loop.journal import RunFolder
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.saved.check import Bench, Gate, check_bests, move
 from optimas_jax.saved.check_page import MOST_EXAMPLES, check_page, move_page
@@ -111,6 +113,36 @@ def rude(tmp_path, module, model):
 def test_a_result_needs_no_program_for_its_best(kind):
     (kind / "results.json").write_text("{}")
     assert oj.open_run(kind).best(question="3?") == {"answer": "3"}
+
+
+def test_a_best_without_its_run_knows_its_model(tmp_path, module, model):
+    settings = {
+        "benchmark": "words",
+        "seed": 3,
+        "system": {"language_model": {"model": "scripted", "max_tokens": 7}, "secret": "s"},
+        "server": {"base_url": "https://me:password@host:8000/v1?key=k", "timeout": 5.0},
+    }
+    run = best(tmp_path / "run", module, "Say it.", **settings)
+    configuration = read_folder(run).configuration
+    given = ["wrong", {"model_type": "llama"}]  # what lies around the copies
+    for index, around in enumerate(given):
+        opened = RunFolder.__new__(RunFolder)
+        opened.path = run
+        opened.save_best(configuration, {"accepted": []})
+        copy = shutil.copytree(run / "best", tmp_path / f"{index}" / "best")
+        (copy.parent / "config.json").write_text(json.dumps(around))
+        saved = read_folder(copy)
+        assert saved.seed == 3 and saved.language_model() == oj.LanguageModel("scripted", max_tokens=7)
+        assert saved.settings["server"] == {"base_url": "https://host:8000/v1", "timeout": 5.0}
+        assert set(saved.settings) == {"seed", "system", "server"} and "secret" not in saved.settings["system"]
+        assert oj.load(copy, module.words)(question="3?") == {"answer": "3"}
+
+        old = json.loads((copy / "configuration.json").read_text())
+        del old["settings"]
+        (copy / "configuration.json").write_text(json.dumps(old))
+        with pytest.raises(StopRun, match=r"does not say which language model .* name one with model="):
+            oj.load(copy, module.words)
+        assert oj.load(copy, module.words, model="scripted")(question="3?") == {"answer": "3"}
 
 
 # Predictions

@@ -352,12 +352,11 @@ def test_a_saved_adapter_is_used(tmp_path):
         return await say(question=question)
 
     answers = []
-    (tmp_path / "config.json").write_text(json.dumps({"system": {"language_model": {"model": "random:0"}}}))
     for digest in ("", name):
         configuration = Configuration({"say": Adapter(digest)})
         saved = {"configuration": configuration.to_json()}
         (tmp_path / "best" / "configuration.json").write_text(json.dumps(saved))
-        answers.append(oj.load(tmp_path, program)(question="a"))
+        answers.append(oj.load(tmp_path, program, model="random:0")(question="a"))
     assert answers[0] != answers[1]
 
 
