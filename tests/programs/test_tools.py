@@ -150,7 +150,7 @@ def test_what_is_no_tool_is_told_where_it_is_declared(tools, message):
 CALLED = '{"text": "Hm.", "calls": [{"name": "calc", "arguments": {"operation": "double", "x": 1}}]}'
 
 
-@pytest.mark.parametrize("fault", ["", "no form"])
+@pytest.mark.parametrize("fault", ["", "no form", "invalid tool"])
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
 def test_apis_are_asked_in_their_own_form(name, fault, monkeypatch):
     monkeypatch.setenv(f"{name.upper()}_API_KEY", "key")
