@@ -94,6 +94,8 @@ class ApiServers:
                 return failure(kind, 400, f"{form[0]}: Extra inputs are not permitted")
             case "invalid schema" if form := sorted({"response_format", "output_config"} & set(body)):
                 return failure(kind, 400, f"Invalid schema for {form[0]}: it is too deep")
+            case "invalid tool" if "tools" in body:
+                return failure(kind, 400, "Invalid schema for function 'calc': it is too deep")
             case "overflow":
                 return failure(kind, 400, "prompt is too long: 9 tokens exceed the context window of 8")
         text = "" if fault == "empty" else self._answer(prompt_of(body), int(body.get("seed", 0)))

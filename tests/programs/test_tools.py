@@ -16,7 +16,7 @@ from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig
-from optimas_jax.llm.forms.tools import Reply, ReplyType, ToolCall
+from optimas_jax.llm.forms.tools import Reply, ReplyType, ToolCall, native_reply
 from optimas_jax.programs.declared import DeclarationError
 
 
@@ -122,9 +122,22 @@ def test_replies_are_read_or_refused():
         ("", "no complete JSON"),
         ('{"text": " ", "calls": []}', "neither"),
         ('{"calls": [', "no complete"),
+        ('{"text": "cut', "no complete"),
+        ('```json\n{"text": "no calls"}\n```', "calls: Field required"),
+        ('I call {"calls": [{"name": "calc", "arguments": {}}]}', "operation: Field required"),
+        ('{"name": "calc", "arguments": {"operation": "double", "x": 1}}', "calls: Field required"),
     ):
         with pytest.raises(ValueError, match=said):
             replies.read(wrong)
+
+
+@pytest.mark.parametrize(
+    "text", ["The set {1, 2} is it.", '{"answer": 42}', r"$\frac{1}{2}$", "```python\nx = {}\n```", "{}", "[1]", "{x"]
+)
+def test_a_final_answer_may_have_braces(text):
+    """Also from an API with a form of its own for calls, which passes a text on as it is."""
+    replies = ReplyType((calc,))
+    assert replies.restore(replies.read(native_reply(f"{text}\n", []))) == Reply(text)
 
 
 def starred(*words):
@@ -150,7 +163,7 @@ def test_what_is_no_tool_is_told_where_it_is_declared(tools, message):
 CALLED = '{"text": "Hm.", "calls": [{"name": "calc", "arguments": {"operation": "double", "x": 1}}]}'
 
 
-@pytest.mark.parametrize("fault", ["", "no form"])
+@pytest.mark.parametrize("fault", ["", "no form", "invalid tool"])
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
 def test_apis_are_asked_in_their_own_form(name, fault, monkeypatch):
     monkeypatch.setenv(f"{name.upper()}_API_KEY", "key")

@@ -38,7 +38,7 @@ _OPTIONAL = ("temperature", "top_p", "seed", "stop")  # models that think take o
 # What asks for a form of the answer, with the words that a refusal names it by. Answers are checked in any case.
 _FORMS = {
     "response_format": re.compile(r"response_format|json_schema|guided|grammar", re.IGNORECASE),
-    "tools": re.compile(r"\btools?\b|tool_choice|tool[ _]use|function.?call", re.IGNORECASE),
+    "tools": re.compile(r"\btools?\b|tool_choice|tool[ _]use|function.?call|schema for function", re.IGNORECASE),
     "output_config": re.compile(r"output_(config|format)|json_schema|structured output", re.IGNORECASE),
 }
 _THIS_ONE = re.compile(r"invalid schema|schema is invalid", re.IGNORECASE)
@@ -187,12 +187,12 @@ class Remote:
         Args:
           sdk: the package ``openai`` or ``anthropic``.
           send: sends a body, and returns the raw response.
-          without_tools: the body where the model takes no tools.
+          without_tools: the body where the model takes no tools, or not these.
         """
         model = body["model"]
         while True:
             left_out = self._left_out.get(model, frozenset())
-            if ("tools", "") in left_out and without_tools is not None:
+            if without_tools and "tools" in body and left_out & {("tools", ""), _this("tools", body["tools"])}:
                 body = without_tools
             sent = {name: value for name, value in body.items() if not left_out & {(name, ""), _this(name, value)}}
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -21,6 +22,8 @@ from optimas_jax.llm.forms.answers import AnswerError, AnswerType
 from optimas_jax.llm.forms.schemas import clean_schema
 
 _NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+# What is meant as a reply or as a call: never taken for prose, which would lose the call.
+_MEANT = re.compile(r'\A(```\w*)?\s*\{\s*"text"\s*:|"(calls|arguments)"\s*:')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +102,18 @@ class ReplyType:
         return self._answers.shown(prompt, output)
 
     def read(self, text: str) -> dict[str, Any]:
-        """The fields of a reply; prose is its text."""
+        """The fields of a reply; a text that is not meant as one, braces or not, is its text.
+
+        Raises:
+          AnswerError: for an empty text, or for a reply or a call of another form.
+        """
         prose = text.strip()
-        if prose and "{" not in prose:
+        try:
+            fields = self._answers.read(text)
+        except AnswerError:
+            if not prose or _MEANT.search(prose):
+                raise
             return {"text": prose, "calls": []}
-        fields = self._answers.read(text)
         if not fields["text"].strip() and not fields["calls"]:
             raise AnswerError("there is neither a text nor a call")
         return fields
