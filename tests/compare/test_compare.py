@@ -387,5 +387,5 @@ def test_the_figure_has_at_most_ten_curves_each_with_a_colour():
 
 def test_without_matplotlib_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[compare\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'optimas_jax\[compare\]'"):
         check_matplotlib()
