@@ -103,6 +103,11 @@ def open_run(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
         f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.host.folder.path}"
     )
+    if config.optimize.start and not run.host.splits.get("confirm"):
+        progress.line(
+            "[yellow]warning[/yellow]: no row is new to the run that this one starts from, so that nothing can be "
+            "confirmed: give more rows, or keep some back in the first run (config.data.reserve)"
+        )
     if all(spec.startswith("random:") for spec in answering(config)):
         passes = ", and every best proposal is accepted" * (config.optimize.gate.kind == "none")
         progress.line(

@@ -124,7 +124,7 @@ def with_best_of(
     """
     if not best_of:
         return configuration
-    seen = read_json(saved.run / OBSERVED) or {}  # in the order of their first calls
+    seen = read_json(saved.run / OBSERVED) or {}  # those that are called last at the end
     order = [*seen, *(name for name in system.order if name not in seen)]
     prompts = [name for name in order if name in system.tunable and _has_prompt(system, name)]
     if isinstance(best_of, int):

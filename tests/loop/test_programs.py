@@ -189,7 +189,7 @@ def test_a_loaded_program_asks_the_server_of_its_run(tmp_path, monkeypatch):
     prompt = {"type": "prompt", "instruction": "Say the word.", "demos": []}
     (tmp_path / "best" / "configuration.json").write_text(json.dumps({"configuration": {"WORDS": prompt}}))
     server, model = {"base_url": "http://127.0.0.1:9/v1", "retries": {"attempts": 1}}, {"model": "openai:m"}
-    saved = {"seed": 3, "server": server, "system": {"language_model": model}}
+    saved = {"benchmark": "shout", "seed": 3, "server": server, "system": {"language_model": model}}
     (tmp_path / "config.json").write_text(json.dumps(saved))
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     with pytest.raises(StopRun, match=r"http://127.0.0.1:9/v1 does not answer"):

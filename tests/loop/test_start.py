@@ -92,6 +92,7 @@ def test_without_fresh_rows_the_saved_result_stays(tmp_path):
     start = {"optimize.start": str(tmp_path / "one" / "best")}
     result, lines = shouts.search(tmp_path / "two", rows(60), **start)
     assert letters(result) == ["y", "x"] and "not confirmed: no fresh rows" in lines
+    assert "warning: no row is new to the run that this one starts from" in lines
     assert result.results["confirmed"] == {
         "n": 0,
         "changes": None,

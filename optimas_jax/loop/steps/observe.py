@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def observed(run: Run) -> Run:
     for name in host.components:
         if name not in inputs:
             host.progress.line(f"{name} was not called in the first {len(traces)} runs of the program")
-    fields = {name: [list(dict.fromkeys(inputs[name])), list(dict.fromkeys(outputs[name]))] for name in inputs}
+    names = from_first_to_last(traces)
+    fields = {name: [list(dict.fromkeys(inputs[name])), list(dict.fromkeys(outputs[name]))] for name in names}
     host.folder.write(OBSERVED, fields)
     system = with_fields(host.system, fields)
     if all(one.name in inputs for one in system.components):
@@ -62,6 +64,17 @@ def first_runs(host: Host) -> Sequence[Trace]:
     if all(first.reaches(name) for name in host.system.tunable):
         return [first]
     return [first, *host.run("first runs", [Job(default, other, host.seed) for other in more])]
+
+
+def from_first_to_last(traces: Sequence[Trace]) -> list[str]:
+    """Components by how far their last call is from the end of a run, on average over the runs that reach them: the one
+    that writes the answer comes late, whichever branches the first runs took."""
+    distances: dict[str, list[int]] = {}
+    for trace in traces:
+        last = {call.component: len(trace.calls) - index for index, call in enumerate(trace.calls)}
+        for name, distance in last.items():
+            distances.setdefault(name, []).append(distance)
+    return sorted(distances, key=lambda name: -statistics.fmean(distances[name]))
 
 
 def called_after(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:

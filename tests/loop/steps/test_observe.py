@@ -1,8 +1,9 @@
 from systems import example, system, tool
 
 from optimas_jax.core import event_loop
+from optimas_jax.core.types import Call, Outcome, Trace
 from optimas_jax.core.values import Configuration
-from optimas_jax.loop.steps.observe import called_after, first_difference, read_by
+from optimas_jax.loop.steps.observe import called_after, first_difference, from_first_to_last, read_by
 
 
 def run(q):
@@ -32,3 +33,12 @@ def test_readers_are_those_that_get_a_value_or_a_text_with_it():
     assert read_by([run(1)]) == {
         "a": {"b", "c", "d"}, "b": {"d"}, "c": {"d"}, "d": set()
     }  # fmt: skip
+
+
+def test_the_component_that_writes_the_answer_is_late_whichever_branch_came_first():
+    short, long = ["sort", "write"], ["sort", "price", "mood", "write"]
+    traces = [
+        Trace("e", 0, tuple(Call(name, {}, {}) for name in names), {}, Outcome.OK, 0.0)
+        for names in (short, long, short)
+    ]
+    assert from_first_to_last(traces) == ["price", "sort", "mood", "write"]
