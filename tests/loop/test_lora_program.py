@@ -16,6 +16,7 @@ from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.search.gate import GateConfig
 
 
+@pytest.mark.long
 def test_weights_of_a_program_s_component_are_tuned_saved_and_loaded(tmp_path):
     write = oj.lora("Write a word.", max_tokens=4)
 
