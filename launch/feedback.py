@@ -10,10 +10,15 @@ reach it counts with all its calls, which is fewer than it would have needed. Th
 
 from __future__ import annotations
 
+import logging
+import os
 import random
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+
+# Or it reports that torch, which nothing here needs, is absent.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 
@@ -149,6 +154,7 @@ def measure() -> None:
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
     return exit_code(measure)
 
 

@@ -12,9 +12,12 @@ is no authentication: it listens on this machine alone unless --host says otherw
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from absl import app, flags
 
 from optimas_jax.checkpoints.peft import read_adapter
+from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.parallel.mesh import MeshConfig
@@ -58,18 +62,40 @@ def main(argv: list[str]) -> int:
     if bool(_SYSTEM.value) + bool(_REWARD.value) + bool(of_model) > 1:
         raise app.UsageError("--system, --reward, or a model with --model, --name and --adapter: give one of them")
     make = system_app if _SYSTEM.value else reward_app if _REWARD.value else model_app
-    return exit_code(lambda: serve(make()))
+    return exit_code(lambda: serve(make))
 
 
-def serve(application: Any) -> None:
-    """Serves until it is interrupted."""
+def serve(make: Callable[[], tuple[Any, str]]) -> None:
+    """Serves an application until it is interrupted; an address that is in use is an error before a model is loaded."""
     import uvicorn
 
-    uvicorn.run(application, host=_HOST.value, port=_PORT.value, log_level="warning")
+    with bound(_HOST.value, _PORT.value) as listener:
+        application, what = make()
+        host, port = listener.getsockname()[:2]
+        print(f"{what} http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listener])
 
 
-def model_app() -> Any:
-    """The application over a model and its adapters."""
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, on which nothing listens yet.
+
+    Raises:
+      StopRun: the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with contextlib.ExitStack() as opened:
+            listener = opened.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            opened.pop_all()
+    except (OSError, OverflowError) as error:
+        raise StopRun(f"cannot listen on {host}:{port} ({error}): choose another --port or --host") from error
+    return listener
+
+
+def model_app() -> tuple[Any, str]:
+    """The application over a model and its adapters, and a line of what it is, which its address ends."""
     from optimas_jax.server.app import make_app
 
     sampler = Engines(MeshConfig(), ConsoleProgress()).sampler(_MODEL.value)
@@ -77,24 +103,24 @@ def model_app() -> Any:
         name, _, folder = given.partition("=")
         sampler.adapters.load(name, *read_adapter(Path(folder), sampler.network.config))
     completer = LocalCompleter(_MODEL.value, lambda: sampler)
-    return make_app(completer, _MODEL.value, _NAME.value or _MODEL.value)
+    name = _NAME.value or _MODEL.value
+    return make_app(completer, _MODEL.value, name), f"{name} answers at"
 
 
-def system_app() -> Any:
+def system_app() -> tuple[Any, str]:
     """The application over the program that a run found."""
     from optimas_jax.saved.optimized import load
     from optimas_jax.saved.serve import app_of
 
     optimized = load(_SYSTEM.value, best_of=_BEST_OF.value, reward=_REWARD_URL.value)
-    print(f"{optimized.name} of {_SYSTEM.value} reads {optimized.inputs}: POST http://{_HOST.value}:{_PORT.value}/run")
-    return app_of(optimized)
+    return app_of(optimized), f"{optimized.name} of {_SYSTEM.value} reads {optimized.inputs}: POST /run at"
 
 
-def reward_app() -> Any:
+def reward_app() -> tuple[Any, str]:
     """The application over the local rewards of a run."""
     from optimas_jax.saved.serve import reward_app_of
 
-    return reward_app_of(_REWARD.value)
+    return reward_app_of(_REWARD.value), f"local rewards of {_REWARD.value}: POST /score at"
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from optimas_jax.saved.folder import read_saved
 from optimas_jax.saved.models import completer_of, language_model, make_engines
 from optimas_jax.saved.rewards import scorer_of
 from optimas_jax.saved.source import record_source
+from optimas_jax.saved.system import as_observed
 
 
 @without_our_frames
@@ -91,15 +92,18 @@ def optimize(
     sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
     base = _settings(declared, sizes, language_model(model), proposer, budget or Budget())
     folder = Path(workdir or f"runs/{declared.name}")
+    made = dataclasses.replace(
+        _benchmark(declared, metric, inputs, examples),
+        on_open=functools.partial(record_source, program=program, metric=metric),
+    )
     label = run_stages(
         overridden(base, config or {}),
         folder,
         "all",
         shown,
-        benchmark=_benchmark(declared, metric, inputs, examples),
+        benchmark=made,
         command=f"optimize({declared.name}, ...) from Python",
     )
-    record_source(folder, program, metric)
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
     elif progress is None:  # a notebook shows the result
@@ -233,6 +237,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     configuration, answers, saved = read_saved(best, model)
     system = declared.system(metric, inputs, answers)
+    system = system if saved is None else as_observed(saved, system)
     configuration = configuration or system.default_configuration()
     system.check(configuration)
     engines, settings = make_engines(), saved.settings if saved else {}

@@ -19,6 +19,7 @@ from optimas_jax.core import shipped
 _FLAG = "--config"
 _DEFAULT = "hotpotqa"
 _WIDTH = 100
+_HELP = {"--help", "-h", "-help", "--helpfull", "-helpfull", "--helpshort", "-helpshort"}
 
 
 class UnknownName(ValueError):
@@ -28,7 +29,7 @@ class UnknownName(ValueError):
 def main() -> None:
     """Runs the command line; the process ends with the command's exit code."""
     name, *arguments = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help", "help"):
+    if name in ("-h", "-help", "--help", "help"):
         print(usage(commands()))
         return
     try:
@@ -36,7 +37,10 @@ def main() -> None:
         sys.argv = [str(file), *(with_configuration(arguments) if _takes_configuration(file) else arguments)]
     except UnknownName as error:
         sys.exit(f"error: {error}")
-    runpy.run_path(str(file), run_name="__main__")
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    except SystemExit as ended:  # absl ends with 1 after help that was asked for
+        sys.exit(0 if ended.code == 1 and _HELP.intersection(arguments) else ended.code)
 
 
 def commands() -> dict[str, Path]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimas_jax.loop.journal import BEST
+from optimas_jax.loop.journal import BEST, RESULTS
 from optimas_jax.programs.program import Program
 from optimas_jax.saved import Optimized, load
 
@@ -174,7 +174,7 @@ def open_run(
       FileNotFoundError: there is no such result.
     """
     folder = Path(folder)
-    path = folder / (f"evaluations/{evaluation}.json" if evaluation else "results.json")
+    path = folder / (f"evaluations/{evaluation}.json" if evaluation else RESULTS)
     if not path.is_file():
         labels = sorted(file.stem for file in folder.glob("evaluations/*.json"))
         others = f"; it has the evaluations {', '.join(labels)}" if labels else ""

@@ -63,11 +63,16 @@ class SystemConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A benchmark that is no module: the same names as attributes."""
+    """A benchmark that is no module: the same names as attributes.
+
+    Attributes:
+      on_open: called with the folder of a run when it is opened.
+    """
 
     METRIC: str
     load: Callable[[Any], Dataset]
     build: Callable[[Dataset, Any], System]
+    on_open: Callable[[Path], None] | None = None
 
 
 def find_benchmark(name: str) -> ModuleType:

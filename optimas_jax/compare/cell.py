@@ -34,7 +34,7 @@ from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig, parse_config
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.evaluate import Evaluation, evaluate
-from optimas_jax.loop.journal import write_json
+from optimas_jax.loop.journal import RESULTS, write_json
 from optimas_jax.loop.stages import find_models, open_run, run_stage
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.process import run_alone
@@ -88,7 +88,7 @@ def run_cell(
         if run.host.splits.get(CONFIRM):
             before, after = _evaluate(run, state.configuration, CONFIRM)
             confirm = {"n": len(after.scores), "baseline": before.scores, "scores": after.scores}
-    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    results = json.loads((workdir / RESULTS).read_text(encoding="utf-8"))
     return {
         **{name: results[name] for name in ("metric", "chance")},
         "split": "test",

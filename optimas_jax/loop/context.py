@@ -238,6 +238,8 @@ def build_run(
         tape = Tape(folder.path / TAPE, earlier=start and start.tape)
         opened.callback(tape.close)
         check_program(folder, bare, data.splits, progress)
+        if isinstance(benchmark, Benchmark) and benchmark.on_open is not None:
+            benchmark.on_open(folder.path)
         keep(folder, data, start)
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
         record = begin(folder, ledger, engines, command)

@@ -30,7 +30,7 @@ from optimas_jax.core.values import (
 from optimas_jax.loop.budget import block, cost_so_far, costs_by_role, costs_from, emit_curve, hold_final
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
-from optimas_jax.loop.folder.proposals import Drop, write_proposals
+from optimas_jax.loop.folder.proposals import Drop, unraced, write_proposals
 from optimas_jax.loop.local_rewards import adapt, known_weights
 from optimas_jax.loop.state import LabelUse, Runs, State, groups_of_runs, groups_of_trials
 from optimas_jax.loop.steps.choosing import choice_of_model, with_choosers
@@ -92,8 +92,12 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
         inputs = training_inputs(host, search, state, name, number)
         state, runs = with_base_runs(host, state.visited(name), name, inputs)
         proposals, rejected = propose(host, device, config, search, state, name, runs, seed)
-        labels = label(host, search, state, name, proposals, runs, rollouts)
-        ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
+        try:
+            labels = label(host, search, state, name, proposals, runs, rollouts)
+            ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
+        except OutOfBudget:  # proposals were paid for, too
+            write_proposals(host.folder, number, name, current, proposals, (), unraced(proposals), rejected)
+            raise
         ranking = ranking.over_whole_runs(len(runs) / len(inputs))
     rejected += [Drop("same outputs", kind=one.kind, value=one.value) for one in ranking.without_effect(proposals)]
     state = count_drops(host, state, name, len(ranking.ranked), rejected)
@@ -117,7 +121,8 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
     state = state.having_learned(
         {name: [group.example_id for group in groups if group.component == name] for name in host.components}
     )
-    host.progress.line(f"validation score of the default configuration: {mean_score(state):.3f}")
+    which = f"best of {config.start}" if config.start else "default configuration"
+    host.progress.line(f"validation score of the {which}: {mean_score(state):.3f}")
     emit_curve(host, "start", 0, mean_score(state))
     return state
 

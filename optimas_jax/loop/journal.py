@@ -23,7 +23,7 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
 
 TAPE, LOCK, JOURNAL, RUN = "tape.sqlite", ".lock", "journal.jsonl", "run.json"
-OPTIMIZED = "optimized.json"  # what a finished search found
+CONFIGURATION, RESULTS = "configuration.json", "results.json"  # of a best/, and of the run's own evaluation
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
@@ -143,11 +143,11 @@ class RunFolder:
             )
         changed = changed_fields(old, new, _FREE)
         if changed and not self.is_unused():
+            rows = any(line.startswith("config.data.") for line in changed)
             raise FolderError(
-                f"{self.path} belongs to another configuration:\n  "
+                f"{self.path} belongs to another configuration{' or other rows' * rows}:\n  "
                 + "\n  ".join(changed)
-                + "\nUse another --workdir, or "
-                "the same configuration to resume"
+                + "\nUse another --workdir, or the same configuration to resume"
             )
 
     def write(self, name: str, data: Any) -> None:
@@ -213,7 +213,7 @@ class RunFolder:
             self.copy_in(self.path / source / name, self.path / folder / carried)
         settings = _portable(config_json(self.path) or {})
         saved = {"configuration": configuration.to_json(), **info, "settings": settings}
-        self.write(f"{folder}/configuration.json", saved)
+        self.write(f"{folder}/{CONFIGURATION}", saved)
 
     def take_parts(self, configuration: Configuration, best: Path) -> None:
         """Copies the adapters and local rewards that a configuration names from its ``best/`` folder. A missing local
@@ -360,11 +360,14 @@ def load_best(folder: Path) -> Configuration:
     Raises:
       FolderError: if there is none, or it is damaged.
     """
-    path = folder / "configuration.json"
+    path = folder / CONFIGURATION
     try:
         return Configuration.from_json(json.loads(path.read_text(encoding="utf-8"))["configuration"])
     except FileNotFoundError as error:
-        raise FolderError(f"no {path}: --stage=optimize makes it") from error
+        raise FolderError(
+            f"{folder} is neither a run with a finished search nor its {BEST}/: there is no {CONFIGURATION}. The "
+            "command that made the run resumes it"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{path} is not a saved configuration ({type(error).__name__}: {error})") from error
 

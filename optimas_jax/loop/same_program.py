@@ -8,14 +8,15 @@ prompts, settings, components or data are another run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
-from optimas_jax.loop.journal import FolderError, RunFolder
+from optimas_jax.loop.journal import RESULTS, FolderError, RunFolder, read_json
 
-PROGRAM, RESULTS = "identity.json", "results.json"
+PROGRAM = "identity.json"
 
 
 def check_program(
@@ -36,8 +37,9 @@ def check_program(
         finished = folder.read(RESULTS) is not None
         if declared or (code and finished):
             results = "its results stay" if finished else "what it holds stays"
+            changed = ", ".join(dict.fromkeys((*declared, *code)))
             raise FolderError(
-                f"another program is in {folder.path}: {', '.join((*declared, *code))} changed. Choose another "
+                f"another program is in {folder.path}: {changed} changed. Choose another "
                 f"workdir= (--workdir), so that {results}; with a copy of tape.sqlite there, equal requests are free"
             )
         if code:
@@ -46,6 +48,17 @@ def check_program(
             )
     if old != new:
         folder.write(PROGRAM, new)
+
+
+def edited_since(run: Path, system: System) -> tuple[str, ...]:
+    """The parts of a program that are not as they were in the run of a folder: its function, components, their
+    defaults; () where nothing is known. The metric is left out: a program runs without it."""
+    known = read_json(run / PROGRAM)
+    if system.program is None or known is None:
+        return ()
+    now = {**system.declared, **system.code}
+    changed = _differences({name: was for part in ("declared", "code") for name, was in known[part].items()}, now)
+    return tuple(name for name in dict.fromkeys(changed) if name != "the data" and not name.startswith("the metric "))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

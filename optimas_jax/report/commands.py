@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,11 @@ def _flag_error(flags: Any, error: Exception) -> str:
 
 def exit_code(action: Callable[[], int | None]) -> int:
     """Runs a command: its own exit code or 0; 1 after an error, printed in one line with its notes, and 130 after
-    an interrupt."""
+    an interrupt. Warnings for the user are one line, too."""
     try:
-        return action() or 0
+        with warnings.catch_warnings(record=False):
+            warnings.showwarning = _show_warning
+            return action() or 0
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)
         return INTERRUPTED
@@ -105,6 +108,11 @@ def exit_code(action: Callable[[], int | None]) -> int:
             raise  # a fault of this package
         print(f"\nerror: {type(error).__name__}: {error}\n{frames_text(error)}", file=sys.stderr)
         return 1
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    text = f"warning: {message}" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: {message}"
+    print(text, file=sys.stderr)
 
 
 def _last_line(error: Exception) -> str:

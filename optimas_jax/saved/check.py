@@ -67,6 +67,7 @@ class Check:
       metric: its name.
       examples: that both ran on.
       settings: of their runs, those that differ.
+      edited: what changed in the programs since those runs: both ran as the programs are now.
     """
 
     metric: str
@@ -76,6 +77,7 @@ class Check:
     decision: Decision
     gate: Gate
     settings: Sequence[str] = ()
+    edited: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +137,13 @@ def check_bests(
         bench.measure(saved.name, dataclasses.replace(one, seed=new.seed), examples)
         for saved, one in zip((new, old), pair, strict=True)
     )
-    settings = changed_fields(old.settings, new.settings, RESOURCES)
-    return _decided(after.metric, examples, newer, older, gate, settings)
+    return dataclasses.replace(
+        _decided(after.metric, examples, newer, older, gate),
+        settings=changed_fields(old.settings, new.settings, RESOURCES),
+        edited=[
+            f"{one.name}: {', '.join(built.edited)}" for one, built in ((new, after), (old, before)) if built.edited
+        ],
+    )
 
 
 def move(best: Saved, data: Any, gate: Gate, bench: Bench, model: str | LanguageModel) -> Move:
@@ -157,7 +164,9 @@ def move(best: Saved, data: Any, gate: Gate, bench: Bench, model: str | Language
         ]
         rows.append((spec, *measured))
     _, before, after = rows[-1]
-    return Move(rows, _decided(metric, examples, after, before, gate, ()))
+    checked = _decided(metric, examples, after, before, gate)
+    edited = [f"{best.name}: {', '.join(built.edited)}"] if built.edited else []
+    return Move(rows, dataclasses.replace(checked, edited=edited))
 
 
 def examples_for(builds: Sequence[Built], data: Any) -> Sequence[Example]:
@@ -177,8 +186,6 @@ def examples_for(builds: Sequence[Built], data: Any) -> Sequence[Example]:
     return first.data.splits["test"]
 
 
-def _decided(
-    metric: str, examples: Sequence[Example], new: Measured, old: Measured, gate: Gate, settings: Sequence[str]
-) -> Check:
+def _decided(metric: str, examples: Sequence[Example], new: Measured, old: Measured, gate: Gate) -> Check:
     decision = decide(new.scores, old.scores, (new.cost, old.cost), **dataclasses.asdict(gate))
-    return Check(metric, examples, new, old, decision, gate, settings)
+    return Check(metric, examples, new, old, decision, gate)

@@ -76,6 +76,13 @@ def _details(check: Check) -> list[str]:
     lines += ["```diff", *difference, "```"] if difference else ["The configurations are alike."]
     if check.settings:
         lines += ["", "Settings of the runs:", "", *(f"- `{one}`" for one in check.settings)]
+    if check.edited:
+        lines += [
+            "",
+            "Edited since the run; here the program ran as it is now:",
+            "",
+            *(f"- {one}" for one in check.edited),
+        ]
     flipped = sorted(
         (index for index in range(len(check.examples)) if check.new.scores[index] != check.old.scores[index]),
         key=lambda index: -abs(check.new.scores[index] - check.old.scores[index]),

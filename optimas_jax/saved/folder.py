@@ -11,10 +11,9 @@ from optimas_jax.core.types import digest
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.specs import provider
-from optimas_jax.loop.journal import BEST, FolderError, config_json, load_best, read_json
+from optimas_jax.loop.journal import BEST, CONFIGURATION, FolderError, config_json, load_best, read_json
 from optimas_jax.saved.models import language_model
 
-CONFIGURATION = "configuration.json"
 _OF_RUNS = {"benchmark", "system"}  # of the fields of a run's config.json
 
 

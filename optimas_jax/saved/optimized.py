@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 from optimas_jax.core import event_loop
+from optimas_jax.core.blame import without_our_frames
 from optimas_jax.core.component import ComponentFailure
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome, Trace, freeze, thaw
@@ -49,6 +51,11 @@ class Optimized:
             raise KeyError(f"no component {name!r}; tuned are {', '.join(self.configuration)}")
         return self.configuration[name]
 
+    def __repr__(self) -> str:
+        tuned = ", ".join(self.configuration) or "nothing"
+        return f"Optimized({self.name} reads {self.inputs}; tuned: {tuned})"
+
+    @without_our_frames
     def __call__(self, **inputs: Any) -> Any:
         """Runs the program on one input; needs neither a metric nor gold fields.
 
@@ -124,13 +131,22 @@ def load(
       reward: address of a server that computes local rewards (``launch/serve.py --reward``); by default this process
         loads the reward model.
 
+    Warns:
+      UserWarning: the program was edited since its run.
+
     Raises:
       FolderError: the folder holds no configuration.
       ValueError: a value of it has no component in the program; the program cannot be imported; or there is no local
         reward for ``best_of``.
     """
+    from optimas_jax.report.notebook import keep_libraries_quiet
+
+    keep_libraries_quiet()
     saved = read_folder(folder)
-    return assemble(saved, build(saved, program, model), model=model, best_of=best_of, reward=reward)
+    built = build(saved, program, model)
+    if built.edited:
+        warnings.warn(f"{saved.name} was found before {', '.join(built.edited)} changed", stacklevel=2)
+    return assemble(saved, built, model=model, best_of=best_of, reward=reward)
 
 
 def assemble(

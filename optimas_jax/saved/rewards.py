@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,28 +43,32 @@ class LocalReward:
 
     component: str
     name: str
-    _system: System
-    _scorer: RewardScorer
+    _system: System = dataclasses.field(repr=False)
+    _scorer: RewardScorer = dataclasses.field(repr=False)
 
-    def score(self, inputs: Mapping[str, Any], texts: Sequence[str | Mapping[str, Any]]) -> list[float]:
+    def score(self, inputs: Mapping[str, Any], outputs: Sequence[Any]) -> list[float]:
         """Scores of candidate outputs on one input, higher is better; they compare outputs of one input, no others.
 
         Args:
           inputs: fields that the component reads.
-          texts: candidates: texts, or fields by name for a component that has several.
+          outputs: candidates: texts or other values, or fields by name for a component that has several.
 
         Raises:
-          ValueError: an input is missing or unknown, or a text stands for several fields.
+          ValueError: an input is missing or unknown, or an output does not have the fields of the component.
         """
         from optimas_jax.rewards.scorer import score_outputs
 
         node = self._system.by_name[self.component]
         if node.inputs and set(node.inputs) != set(inputs):
             raise ValueError(f"{self.component!r} reads {', '.join(node.inputs)}; given are {', '.join(inputs)}")
-        outputs = [self._fields(text, node.outputs) for text in texts]
-        if not outputs:
+        if isinstance(outputs, str):
+            raise ValueError(
+                f"expected a list of candidate outputs of {self.component!r}; got one text: put it in a list"
+            )
+        fields = [self._fields(one, node.outputs or (self.component,)) for one in outputs]
+        if not fields:
             return []
-        [scores] = score_outputs(self._scorer, self._system, self.name, self.component, [(inputs, outputs)])
+        [scores] = score_outputs(self._scorer, self._system, self.name, self.component, [(inputs, fields)])
         return scores
 
     def under(self, name: str) -> LocalReward:
@@ -72,19 +76,40 @@ class LocalReward:
         self._scorer.check(name)
         return dataclasses.replace(self, name=name)
 
-    def _fields(self, text: str | Mapping[str, Any], outputs: Sequence[str]) -> Mapping[str, Any]:
-        if not isinstance(text, str):
-            return text
-        if len(outputs) > 1:
-            raise ValueError(
-                f"{self.component!r} has the fields {', '.join(outputs)}: give candidates as dicts of them"
-            )
-        return {(outputs or (self.component,))[0]: text}
+    def _fields(self, output: Any, names: Sequence[str]) -> Mapping[str, Any]:
+        if isinstance(output, Mapping):
+            if set(output) != set(names):
+                raise ValueError(
+                    f"{self.component!r} has the fields {', '.join(names)}; given are {', '.join(map(str, output))}"
+                )
+            return output
+        if len(names) > 1:
+            raise ValueError(f"{self.component!r} has the fields {', '.join(names)}: give candidates as dicts of them")
+        return {names[0]: output}
 
 
-def load_reward(
-    folder: str | Path, program: Program | System | Callable[..., Any] | None = None
-) -> Mapping[str, LocalReward]:
+class LocalRewards(Mapping[str, LocalReward]):
+    """The local rewards of a run by component."""
+
+    def __init__(self, rewards: Mapping[str, LocalReward]):
+        self._rewards = dict(rewards)
+
+    def __getitem__(self, component: str) -> LocalReward:
+        if component not in self._rewards:
+            raise KeyError(f"no local reward of {component!r}; there are those of {', '.join(self)}")
+        return self._rewards[component]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rewards)
+
+    def __len__(self) -> int:
+        return len(self._rewards)
+
+    def __repr__(self) -> str:
+        return f"LocalRewards({', '.join(self)})"
+
+
+def load_reward(folder: str | Path, program: Program | System | Callable[..., Any] | None = None) -> LocalRewards:
     """The last local reward of a run, by component.
 
     Args:
@@ -102,7 +127,7 @@ def load_reward(
         raise NoLocalReward(_why_none(saved, counts))
     scorer, name = _reward_scorer(saved, system, make_engines()), reward_name(saved.run, saved.configuration)
     scorer.check(name)
-    return {one: LocalReward(one, name, system, scorer) for one in system.tunable if counts[one]}
+    return LocalRewards({one: LocalReward(one, name, system, scorer) for one in system.tunable if counts[one]})
 
 
 def with_best_of(

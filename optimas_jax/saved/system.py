@@ -15,6 +15,7 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import freeze
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.journal import read_json
+from optimas_jax.loop.same_program import edited_since
 from optimas_jax.loop.steps.fields import OBSERVED, with_fields
 from optimas_jax.programs.declared import DeclarationError
 from optimas_jax.programs.program import Program
@@ -75,6 +76,7 @@ class Built:
       returns: type of what the program returns, if it is a dataclass or a pydantic model.
       metric: name of the metric.
       data: of the benchmark, if the run has one.
+      edited: parts of the program that changed since the run.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Built:
     returns: Any = None
     metric: str = ""
     data: Dataset | None = None
+    edited: tuple[str, ...] = ()
 
 
 def build(
@@ -110,13 +113,18 @@ def build(
         built = _of_benchmark(saved, benchmark, model)
     else:
         built = _of_program(saved, program, model, metric=metric)
-    seen = read_json(saved.run / OBSERVED)
-    if seen and built.system.program is not None:
-        built = dataclasses.replace(built, system=with_fields(built.system, seen))
+    built = dataclasses.replace(built, system=as_observed(saved, built.system))
+    built = dataclasses.replace(built, edited=edited_since(saved.run, built.system))
     if not metric:
         built = dataclasses.replace(built, system=dataclasses.replace(built.system, metric=_no_metric))
     check(saved, built.name, built.system)
     return built
+
+
+def as_observed(saved: Saved, system: System) -> System:
+    """A program whose components have the fields that the run saw them read and return."""
+    seen = read_json(saved.run / OBSERVED)
+    return with_fields(system, seen) if seen and system.program is not None else system
 
 
 def check(saved: Saved, name: str, system: System) -> None:

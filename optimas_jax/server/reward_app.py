@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from optimas_jax.server.system_app import RunError, read_fields, unexpected
+from optimas_jax.server.system_app import HANDLERS, RunError, read_fields
 
 Score = Callable[[str, Mapping[str, Any], Sequence[Mapping[str, Any]], str], Awaitable[Sequence[float]]]
 
@@ -40,7 +40,7 @@ def make_reward_app(score: Score) -> Starlette:
         return JSONResponse({"scores": [*scores]})
 
     routes = [Route("/health", health), Route("/score", score_all, methods=["POST"])]
-    return Starlette(routes=routes, exception_handlers={Exception: unexpected})
+    return Starlette(routes=routes, exception_handlers=HANDLERS)
 
 
 async def _scored(score: Score, body: Mapping[str, Any]) -> Sequence[float]:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -69,7 +70,7 @@ def make_system_app(
 
     return Starlette(
         routes=[Route("/", about), Route("/health", health), Route("/run", run_one, methods=["POST"])],
-        exception_handlers={Exception: unexpected},
+        exception_handlers=HANDLERS,
     )
 
 
@@ -77,6 +78,16 @@ async def unexpected(_: Request, error: Exception) -> Response:
     """The answer to an exception that nothing foresaw; what it says stays in the server's log."""
     message = f"the server failed on this request ({type(error).__name__}): its log has the reason"
     return RunError(500, "server_error", message).response()
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """The answer to a path or a method that the server does not have."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return RunError(error.status_code, "invalid_request_error", message).response()
+
+
+HANDLERS = {HTTPException: refused, Exception: unexpected}
 
 
 async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:

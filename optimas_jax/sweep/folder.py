@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.schema import to_dict
-from optimas_jax.loop.journal import RESOURCES, changed_fields, write_json
+from optimas_jax.loop.journal import RESOURCES, RESULTS, changed_fields, write_json
 from optimas_jax.sweep.points import Point, SweepError
 
 SWEEP, SHARED = "sweep.json", "shared"  # the points with their configurations, and the results that they share
@@ -93,7 +93,7 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
     Raises:
       SweepError: it is damaged.
     """
-    path = folder / name / "results.json"
+    path = folder / name / RESULTS
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except json.JSONDecodeError as error:

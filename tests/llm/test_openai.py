@@ -235,6 +235,19 @@ def with_choice(**changes):
     return {**ANSWER, "choices": [{**ANSWER["choices"][0], **changes}]}
 
 
+@pytest.mark.parametrize("arguments", ["", None, "{}"])
+def test_a_tool_without_arguments_may_be_called_with_an_empty_text(arguments):
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": arguments}}
+    completer, _ = scripted(with_choice(message={"role": "assistant", "content": None, "tool_calls": [call]}))
+
+    def now():
+        """The time."""
+
+    replies = ReplyType((now,))
+    [completion] = complete(completer, request(schema=replies.schema, tools=replies.tools))
+    assert replies.read(completion.text) == {"text": "", "calls": [{"name": "now", "arguments": {}}]}
+
+
 def test_a_fault_that_passes_is_asked_again():
     fault = {"error": {"message": "busy"}}
     completer, seen = scripted((503, {}, fault), (429, {"retry-after": "0.01"}, fault), ANSWER)

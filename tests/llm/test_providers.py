@@ -279,7 +279,7 @@ def test_what_only_answers_cannot_be_trained(monkeypatch, tmp_path):
 
 def test_a_saved_result_that_is_missing_is_said_at_once(tmp_path):
     config = dataclasses.replace(run_config(), evaluate=EvaluateConfig(folder=str(tmp_path / "best")))
-    with pytest.raises(StopRun, match=r"no .*best/configuration.json"):
+    with pytest.raises(StopRun, match=r"/best is neither a run .* there is no configuration.json"):
         run_stages(config, tmp_path / "run", "all", ConsoleProgress(quiet=True))
     assert not (tmp_path / "run").exists()
 

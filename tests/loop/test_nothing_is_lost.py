@@ -18,6 +18,7 @@ from rich.console import Console
 from scripted import answer, scripted_config
 
 import optimas_jax as oj
+from optimas_jax.core import shipped
 from optimas_jax.core.stats import compare
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import EngineError
@@ -208,6 +209,10 @@ def test_the_record_says_what_ran_without_secrets(searched: Path, monkeypatch: p
     }
     assert command_line(["launch/run.py", "--workdir=/home/me/runs/x", "--config=configs/a.py:b", "/data/y"]) == (
         "launch/run.py --workdir=x --config=configs/a.py:b y"
+    )
+    file, config = (str(shipped.folder(name)) for name in ("launch", "configs"))
+    assert command_line([f"{file}/run.py", f"--config={config}/hotpotqa.py:smoke", "--config.seed=1"]) == (
+        "optimas run --config=configs/hotpotqa.py:smoke --config.seed=1"
     )
 
 

@@ -101,7 +101,7 @@ def test_a_budget_below_the_measurements_is_refused_before_the_first_request_wit
 @pytest.mark.parametrize("budgets", [range(12), pytest.param(range(200), marks=pytest.mark.long)])
 def test_a_run_with_any_budget_above_the_least_has_a_result_within_it(tmp_path: Path, whole, budgets: range) -> None:
     _, most, least = whole
-    shares = []
+    shares, unraced = [], 0
     for index in budgets:
         limit = random.Random(index).randint(least, max(most, 2 * least))
         # More iterations than any of these budgets allows: what ends the search is the budget.
@@ -114,8 +114,11 @@ def test_a_run_with_any_budget_above_the_least_has_a_result_within_it(tmp_path: 
         assert results["n"] == 12 and results["confirmed"]["verdict"]
         steps = after_each(default(), results["accepted"])
         assert load_best(tmp_path / str(index) / "best") in steps and len(steps) == 1 + len(accepted)
+        lines = (tmp_path / str(index) / "proposals.jsonl").read_text().splitlines()
+        unraced += sum("the budget ended" in json.loads(line)["reason"] for line in lines)
         shares.append(used / limit)
     assert statistics.fmean(shares) >= 0.9
+    assert unraced  # what proposers wrote and no race has judged is kept, too
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.8])

@@ -277,7 +277,7 @@ def test_the_best_configuration_survives_the_round_trip(tmp_path):
 
 
 def test_a_missing_result_names_the_stage_that_makes_it(tmp_path):
-    with pytest.raises(FolderError, match=r"configuration\.json: --stage=optimize makes it"):
+    with pytest.raises(FolderError, match=r"neither a run with a finished search nor its best"):
         load_best(tmp_path / "best")
 
 

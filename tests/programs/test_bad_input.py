@@ -7,10 +7,11 @@ import threading
 
 import numpy as np
 import pytest
-from front_door import ROWS, calling, evaluate, optimize, said, search
+from front_door import MANY, ROWS, SETTINGS, calling, evaluate, optimize, said, search
 from pydantic import BaseModel
 
 import optimas_jax as oj
+from optimas_jax.report.console import ConsoleProgress
 
 RECORDED = "texts, numbers, true and false, None, lists, dicts, dataclasses and pydantic models can be recorded"
 EXPECTED = "expected a number, a number and a text, or Score(value, feedback, parts)"
@@ -51,6 +52,25 @@ def test_what_is_no_score_ends_after_the_first_runs_and_keeps_what_was_paid(tmp_
 @pytest.mark.parametrize("returned", [True, np.bool_(True), np.float32(1), np.int64(1), 1, (1, "fine"), oj.Score(1)])
 def test_truth_values_and_numpy_s_numbers_are_scores(tmp_path, returned):
     assert evaluate(tmp_path, calling(search), lambda outputs: returned).mean == 1.0
+
+
+@pytest.mark.parametrize(("scores", "warned"), [((0.25, 0.25), True), ((0.25, 0.5), False)])
+def test_a_metric_that_never_differs_is_warned_of(tmp_path, scores, warned):
+    lines = []
+    progress = ConsoleProgress(quiet=True)
+    progress.line = lines.append
+    settings = {**SETTINGS, "offline.groups": 2, "offline.calls": 24, "optimize.iterations": 0}
+    oj.optimize(
+        calling(oj.component(lambda question, k: [question] * k, k=oj.setting(1, choices=(1, 2)), name="repeat")),
+        lambda example, made: scores[int(example["wanted"]) % 2],
+        MANY,
+        model=oj.LanguageModel("random:0", max_tokens=4),
+        workdir=tmp_path / "run",
+        config=settings,
+        progress=progress,
+    )
+    told = [line for line in lines if "whatever the outputs are" in line]
+    assert len(told) == warned and all("runs score 0.250" in line for line in told)
 
 
 def test_a_slow_plain_metric_holds_up_nothing_else(tmp_path):

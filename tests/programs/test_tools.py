@@ -126,6 +126,10 @@ def test_replies_are_read_or_refused():
         ('```json\n{"text": "no calls"}\n```', "calls: Field required"),
         ('I call {"calls": [{"name": "calc", "arguments": {}}]}', "operation: Field required"),
         ('{"name": "calc", "arguments": {"operation": "double", "x": 1}}', "calls: Field required"),
+        (
+            '{"text": "", "calls": [{"name": "calc", "arguments": {"operation": "double", "x": 1, "depth": 2}}]}',
+            "depth: Extra inputs are not permitted",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             replies.read(wrong)

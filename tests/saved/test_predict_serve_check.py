@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 import shutil
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -237,6 +238,20 @@ def test_what_cannot_be_answered_says_why(address, body, status, kind_of, messag
     assert (code, answer["error"]["type"]) == (status, kind_of) and message in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(("path", "body", "status"), [("/runs", {}, 404), ("/", {}, 405)])
+def test_paths_that_are_not_there_are_refused_in_json(address, path, body, status):
+    code, answer = post(f"{address}{path}", body)
+    assert code == status and answer["error"]["message"].startswith(f"POST {path}: ")
+
+
+def test_an_address_in_use_is_told_before_a_model_is_loaded(kind, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert command("serve", f"--system={kind}", f"--port={port}") == 1
+    told = capsys.readouterr()
+    assert f"cannot listen on 127.0.0.1:{port}" in told.err and not told.out
+
+
 async def score(component, inputs, outputs, reward):
     if component == "broken":
         raise StopRun("cannot read /home/of/the/server")
@@ -308,6 +323,21 @@ def test_equal_bests_pass_unless_a_gain_is_asked_for(kind, tmp_path):
     assert cost.reasons == ("it costs 1.00 times as much, and 0.5 is allowed",)
 
 
+@pytest.mark.filterwarnings("default")  # of a command they are lines
+def test_a_page_says_that_a_program_was_edited_since_its_run(kind, rude, tmp_path, capsys):
+    assert "Edited since" not in check_page(checked(kind, rude, tmp_path))
+    (rude / "identity.json").write_text(json.dumps({"declared": {"component 'say'": "as it was"}, "code": {}}))
+    page = check_page(checked(kind, rude, tmp_path))
+    assert f"Edited since the run; here the program ran as it is now:\n\n- {tmp_path}/rude: component 'say'" in page
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
+    given = [f"--run={rude}", f"--input={tmp_path / 'rows.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
+    assert command("predict", *given) == 0
+    assert (
+        capsys.readouterr().err
+        == f"warning: {tmp_path}/rude was found before component 'say', the program 'words' changed\n"
+    )
+
+
 def test_a_best_is_moved_to_another_model(rude, tmp_path):
     moved = move(read_folder(rude), ROWS, Gate(), Bench(tmp_path / "check", QUIET), "weak")
     means = {name: (default.mean[0], best.mean[0]) for name, default, best in moved.rows}
@@ -357,7 +387,7 @@ def test_the_commands_exit_as_their_results_are(kind, rude, tmp_path, capsys):
     assert command("check", str(kind), "--model=weak", *common) == 0
     assert "| weak | " in capsys.readouterr().out
     assert command("check", str(tmp_path / "nowhere"), f"--against={rude}", *common) == 1
-    assert "nowhere/configuration.json: --stage=optimize makes it" in capsys.readouterr().err
+    assert "nowhere is neither a run with a finished search" in capsys.readouterr().err
 
     out = tmp_path / "out.jsonl"
     assert command("predict", f"--run={kind}", f"--input={rows}", f"--output={out}") == 0
@@ -366,4 +396,4 @@ def test_the_commands_exit_as_their_results_are(kind, rude, tmp_path, capsys):
     assert command("predict", f"--run={kind}", f"--input={rows}", f"--output={out}") == 1
     assert "1 rows in" in capsys.readouterr().out
     assert command("serve", f"--system={tmp_path / 'nowhere'}") == 1
-    assert "--stage=optimize makes it" in capsys.readouterr().err
+    assert "neither a run with a finished search" in capsys.readouterr().err

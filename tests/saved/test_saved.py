@@ -305,6 +305,47 @@ def test_a_local_reward_names_fields_that_are_not_its_components(folder):
         oj.load_reward(folder)["say"].score({"question": "a"}, ["b"])
 
 
+def test_a_local_reward_takes_values_and_names_what_it_cannot_score(folder):
+    rewards, given = oj.load_reward(folder), {"question": "a", "hint": "b"}
+    assert repr(rewards) == "LocalRewards(hint, say)" and "System" not in repr(rewards["say"])
+    with pytest.raises(KeyError, match="no local reward of 'said'; there are those of hint, say"):
+        rewards["said"]
+    assert rewards["say"].score(given, [3, "b"]) == rewards["say"].score(given, ["3", {"say": "b"}])
+    with pytest.raises(ValueError, match="'say' has the fields say; given are answer"):
+        rewards["say"].score(given, [{"answer": "b"}])
+    with pytest.raises(ValueError, match="expected a list of candidate outputs of 'say'; got one text"):
+        rewards["say"].score(given, "b")
+
+
+def test_a_program_that_was_edited_since_its_run_is_warned_of(folder, module, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints", "tape*"))
+    known = json.loads((copy / "identity.json").read_text())
+    known["declared"]["component 'say'"], known["code"]["the program 'words'"] = "as it was", "as it was"
+    known["code"]["the metric 'letters'"] = "as it was"  # which a call does not need
+    (copy / "identity.json").write_text(json.dumps(known))
+    with pytest.warns(UserWarning, match=r"/copy was found before component 'say', the program 'words' changed$"):
+        assert (
+            repr(oj.load(copy, module.words)) == "Optimized(words reads question, hurry (optional); tuned: hint, say)"
+        )
+
+
+def test_a_run_that_did_not_end_knows_its_program(module, tmp_path):
+    def no_metric(example, made):
+        raise RuntimeError("not today")
+
+    with pytest.raises(StopRun, match="not today"):
+        oj.optimize(
+            module.words,
+            no_metric,
+            [{"question": f"word {i}?"} for i in range(36)],
+            model=oj.LanguageModel("random:0", style="text", max_tokens=2),
+            workdir=tmp_path / "run",
+            progress=QUIET,
+        )
+    where = json.loads((tmp_path / "run" / "program.json").read_text())
+    assert where["program"]["name"] == "words" and "no variable of the module" in where["metric"]["reason"]
+
+
 def test_a_saved_choice_among_samples_works_and_needs_no_run_folder(folder, tmp_path):
     configuration = load_best(folder / "best")
     reward = reward_name(folder, configuration)
@@ -394,5 +435,5 @@ def test_a_script_that_starts_a_run_when_it_is_imported_is_refused(folder, tmp_p
 
 
 def test_a_folder_without_a_best_says_so(tmp_path):
-    with pytest.raises(FolderError, match=r"configuration\.json: --stage=optimize makes it"):
+    with pytest.raises(FolderError, match=r"neither a run with a finished search nor its best"):
         oj.load(tmp_path, lambda question: question)

@@ -178,10 +178,11 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
         ) from error
 
 
-def _decoded(arguments: str) -> Any:
-    """Arguments of a tool; a text that is no JSON as it is, for the reader of the reply to refuse."""
+def _decoded(arguments: str | None) -> Any:
+    """Arguments of a tool; none where some servers write an empty text. A text that is no JSON as it is, for the reader
+    of the reply to refuse."""
     try:
-        return json.loads(arguments)
+        return json.loads(arguments or "{}")
     except ValueError:
         return arguments
 

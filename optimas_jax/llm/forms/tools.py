@@ -135,8 +135,9 @@ def _tool(function: Callable[..., Any]) -> Tool:
 
 
 def _arguments(function: Callable[..., Any]) -> Any:
-    """The arguments of a function as a type; what has a default may be missing."""
+    """The arguments of a function as a type; what has a default may be missing, and no other may be there."""
 
+    from pydantic import ConfigDict, with_config
     from typing_extensions import TypedDict
 
     plain = inspect.unwrap(function)
@@ -147,7 +148,7 @@ def _arguments(function: Callable[..., Any]) -> Any:
     kinds = {name: hints.get(name, Any) for name in parameters}
     optional = {name for name, one in parameters.items() if one.default is not one.empty}
     fields = {name: typing.NotRequired[kind] if name in optional else kind for name, kind in kinds.items()}
-    return TypedDict("Arguments", fields)  # type: ignore[misc]
+    return with_config(ConfigDict(extra="forbid"))(TypedDict("Arguments", fields))  # type: ignore[misc]
 
 
 def native_reply(text: str, calls: Sequence[tuple[str, Any]]) -> str:

@@ -18,10 +18,10 @@ from typing import Any
 
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.types import Call, Example, Trace
-from optimas_jax.loop.journal import RunFolder
+from optimas_jax.loop.journal import RESULTS, RunFolder
 from optimas_jax.loop.stage_configs import EvaluateConfig
 
-EVALUATIONS, RESULTS = "evaluations", "results.json"
+EVALUATIONS = "evaluations"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,6 +106,13 @@ def not_tested(ranked: Sequence[Ranked], most: int) -> dict[str, Verdict]:
     return {one.proposal.digest: Verdict("not tested", reason(rank, one)) for rank, one in enumerate(ranked)}
 
 
+def unraced(proposals: Sequence[Proposal]) -> dict[str, Verdict]:
+    """Verdicts of proposals before whose race the budget ended. A higher budget goes on with them: then each has a
+    second line, which counts."""
+    verdict = Verdict("not tested", "the budget ended before its race did")
+    return {one.digest: verdict for one in proposals}
+
+
 def write_proposals(
     folder: RunFolder,
     number: int,

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core import shipped
 from optimas_jax.core.usage import Usage
 from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.ledger import Ledger
@@ -187,10 +188,16 @@ def commit(root: Path) -> str | None:
 
 def command_line(arguments: list[str]) -> str:
     """A command as it was typed, without the folders of absolute paths: those that results depend on are in
-    ``config.json``."""
-    return shlex.join(_without_folders(argument) for argument in arguments)
+    ``config.json``. The command ``optimas`` has put a whole path in the place of its own name."""
+    file, *rest = arguments
+    typed = Path(file).is_absolute() and Path(file).parent == shipped.folder("launch")
+    start = ["optimas", Path(file).stem] if typed else [_without_folders(file)]
+    return shlex.join([*start, *map(_without_folders, rest)])
 
 
 def _without_folders(argument: str) -> str:
     name, equals, value = argument.rpartition("=")
-    return f"{name}{equals}{Path(value).name}" if value.startswith("/") else argument
+    if not value.startswith("/"):
+        return argument
+    own = Path(value).is_relative_to(shipped.folder("configs"))
+    return f"{name}{equals}{'configs/' * own}{Path(value).name}"
