@@ -17,7 +17,7 @@ from optimas_jax.bench.serve import Run, serve
 from optimas_jax.bench.work import Work, from_json, score
 from optimas_jax.engine.pool import Engines, LoadedModel
 from optimas_jax.engine.sampler import Sampler, SampleRequest
-from optimas_jax.learn.batches import GroupBatch, make_batch, plan_batches, split
+from optimas_jax.learn.batches import GroupBatch, deal, make_batch, plan_batches
 from optimas_jax.learn.config import BatchShape, LossConfig, PolicyLoss
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
@@ -25,7 +25,7 @@ from optimas_jax.learn.train_state import init_state, init_trainable, make_optim
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.mesh import MeshConfig
-from optimas_jax.parallel.sharding import replicate
+from optimas_jax.parallel.sharding import place
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.policy.trainer import PolicyTrainer
 from optimas_jax.report.console import ConsoleProgress
@@ -74,7 +74,7 @@ def _train(work: Work, engines: Engines) -> tuple[Run, str]:
     functions = RewardFunctions(model.network, lora, LossConfig(), make_optimizer())
     trainable = init_trainable(model.network.config, lora, 1, jax.random.key(0))
     trainable["head"] = {"kernel": jnp.asarray(work.head, jnp.float32)[:, None]}
-    state = replicate(init_state(trainable, make_optimizer()), model.mesh)
+    state = place(init_state(trainable, make_optimizer()), model.mesh)
     lanes = Lanes.of(model.network.compute, model.mesh)
     tokens = _batch_tokens(work.groups, lanes.count)
 
@@ -86,8 +86,8 @@ def _train(work: Work, engines: Engines) -> tuple[Run, str]:
         metrics = []
         for members in plan_batches(groups, tokens):
             parts = []
-            for part in split([groups[index] for index in members], lanes.count):
-                batch = _batch(part, range(len(part)), model)
+            for dealt in deal([groups[index].length for index in members], min(lanes.count, len(members))):
+                batch = _batch(groups, [members[number] for number in dealt], model)
                 parts.append((batch, functions.features(model.params, batch.flat)))
             state, step = functions.train_step(state, model.params, parts, 0.0, lanes)
             metrics.append(step)

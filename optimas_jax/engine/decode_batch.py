@@ -25,15 +25,15 @@ from optimas_jax.engine.stop_texts import StopTexts
 from optimas_jax.models.backbone import Cache, Network
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
-from optimas_jax.parallel.mesh import DATA
 from optimas_jax.parallel.platform import return_free_memory
-from optimas_jax.parallel.sharding import place_rows
+from optimas_jax.parallel.sharding import place_shards, put_shards
 
 _CACHE_TOKENS = 10 * 1024  # rows x slots: bounds the cache; SmolLM2-135M in float32 takes 0.47 GB of it in each lane
 _STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
 _MOST_PASSES = 16  # times that the oldest waiting request is passed over before the others wait for it
 
 Key = TypeVar("Key")
+Flight = tuple[Any, "RowRequest"] | None  # the request in a row, with its key
 
 
 class RowRequest(NamedTuple):
@@ -84,8 +84,9 @@ class DecodeBatch(Generic[Key]):
     def __init__(self, network: Network, params: Params, prefiller: Prefiller, blank: np.ndarray):
         """``blank``: [V] bool, tokens of white space."""
         self._network, self._params, self._prefiller, self._blank = network, params, prefiller, blank
-        self._mesh, self._row_sizes = prefiller.mesh, network.compute.decode_rows
-        self._flights: list[tuple[Key, RowRequest] | None] = []  # by row
+        self._mesh, self._row_sizes = network.mesh, network.compute.decode_rows
+        self._shards = prefiller.shards
+        self._flights: list[Flight] = []  # by row; the rows of a shard follow each other
         self._rows: Rows | None = None
         self._cache: Cache | None = None
         self._slots = 0
@@ -116,35 +117,67 @@ class DecodeBatch(Generic[Key]):
             wanted = [_slot_bucket(request.slots) for _, request in (waiting[:1] if due else waiting)]
             slots = max(max(set(wanted), key=lambda size: (wanted.count(size), -size)), slots)
             fitting = [(key, request) for key, request in waiting if request.slots <= slots]
-        room = min(self._most_rows(slots), most) - len(self.active) if fitting else 0
+        room = min(self._most_rows(slots) * self._shards, most) - len(self.active) if fitting else 0
         admitted = fitting[: max(room, 0)]
+        shards = self._choose_shards([request for _, request in admitted], self._most_rows(slots))
         if admitted:
-            self._resize(len(self.active) + len(admitted), slots)
+            self._resize(max(map(sum, zip(self._loads, _counts(shards, self._shards), strict=True))), slots)
             if admitted[0][0] != waiting[0][0]:
                 self._passes = self._passes + 1 if self._oldest == waiting[0][0] else 1
                 self._oldest = waiting[0][0]
-        return self._assign_rows(admitted)
+        return self._assign_rows(admitted, shards)
+
+    @property
+    def _loads(self) -> list[int]:
+        """Requests in flight in each shard."""
+        return [sum(flight is not None for flight in part) for part in self._by_shard(self._flights)]
+
+    def _by_shard(self, rows: Sequence[Flight]) -> list[Sequence[Flight]]:
+        """The rows of each shard; they follow each other."""
+        size = len(rows) // self._shards
+        return [rows[shard * size : (shard + 1) * size] for shard in range(self._shards)]
+
+    def _choose_shards(self, requests: Sequence[RowRequest], most: int) -> list[int]:
+        """A shard for each request: the one that runs its prompt already, or the one with the fewest requests.
+
+        Args:
+          most: requests of a shard.
+        """
+        loads, chosen, shard_of = self._loads, [], {}
+        for request in requests:
+            prompt = request.prompt, request.adapter
+            shard = shard_of.get(prompt, 0)
+            if prompt not in shard_of or loads[shard] > min(loads):
+                shard = loads.index(min(loads))
+            assert loads[shard] < most
+            shard_of[prompt] = shard
+            loads[shard] += 1
+            chosen.append(shard)
+        return chosen
 
     def shrink(self) -> None:
         """Drops rows that are not needed, if they are many: every size of a batch is a program to compile."""
         sizes = self._row_sizes[::2]
-        if self._rows_for(len(self.active), sizes) < len(self._flights):
-            self._resize(len(self.active), self._slots, sizes)
+        if self._rows_for(max(self._loads), sizes) * self._shards < len(self._flights):
+            self._resize(max(self._loads), self._slots, sizes)
 
     def write(self, prefilled: Prefilled, admission: Admission) -> None:
         """Writes the keys and values of a prefill pass into the rows of admitted requests."""
-        indices = np.full((len(self._flights), self._slots), np.iinfo(np.int32).max, np.int32)
-        rows, count = np.zeros(len(self._flights), np.int32), 0
+        size = len(self._flights) // self._shards
+        indices = np.full((self._shards, size, self._slots), np.iinfo(np.int32).max, np.int32)
+        rows, counts = np.zeros((self._shards, size), np.int32), np.zeros(self._shards, np.int32)
         for prompt, in_pass in zip(prefilled.prompts, prefilled.indices, strict=True):
             for row in admission.rows.get(prompt, ()):
-                rows[count], indices[count, : len(in_pass)] = row, in_pass
-                count += 1
-        if not count:
+                at = prompt.shard, counts[prompt.shard]
+                rows[at], indices[at][: len(in_pass)] = row - prompt.shard * size, in_pass
+                counts[prompt.shard] += 1
+        if not counts.any():
             return
         assert self._cache is not None
         cache = list(self._cache)
+        where = put_shards([*zip(indices, rows, counts, strict=True)], self._mesh)
         for layer, (stored, computed) in enumerate(zip(prefilled.stored, prefilled.computed, strict=True)):
-            cache[layer] = insert(cache[layer], stored, computed, indices, rows, np.int32(count))
+            cache[layer] = insert(self._mesh, cache[layer], stored, computed, *where)
             self._cache = tuple(cache)
 
     def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
@@ -195,13 +228,12 @@ class DecodeBatch(Generic[Key]):
     def _decode(self, free: int, most: int, allowed: np.ndarray | None) -> None:
         """Decodes until ``free`` rows are done or free, or ``most`` tokens of each; ``allowed`` see ``sampling``."""
         assert self._rows is not None and self._cache is not None
-        placed = place_rows(self._rows._asdict(), self._mesh, Rows._fields)
+        placed = place_shards(self._rows, self._mesh)
         cache, self._cache = self._cache, None  # donated
         adapters = [None if flight is None else flight[1].adapter for flight in self._flights]
         stack = self._prefiller.adapters.stack(adapters)
-        gate = None if stack is None else place_rows({"gate": stack.gate(adapters)}, self._mesh, ("gate",))["gate"]
-        if allowed is not None:
-            allowed = place_rows({"allowed": allowed}, self._mesh, ("allowed",))["allowed"]
+        gate = None if stack is None else place_shards(stack.gate(adapters), self._mesh)
+        allowed = None if allowed is None else place_shards(allowed, self._mesh)
         rows, self._cache = decode(
             self._network,
             stack and stack.config,
@@ -209,7 +241,7 @@ class DecodeBatch(Generic[Key]):
             {} if stack is None else stack.params,
             gate,
             cache,
-            Rows(**placed),
+            placed,
             self._blank,
             np.int32(free),
             np.int32(most),
@@ -253,48 +285,53 @@ class DecodeBatch(Generic[Key]):
         self._flights, self._rows, self._cache, self._slots = [], None, None, 0
 
     def _rows_for(self, count: int, sizes: Sequence[int]) -> int:
-        """Rows of the smallest of ``sizes`` that holds ``count`` requests."""
-        return next(size for size in sizes if size * self._row_factor >= count) * self._row_factor
+        """The smallest of ``sizes`` that holds ``count`` requests."""
+        return next(size for size in sizes if size >= count)
 
     def _most_rows(self, slots: int) -> int:
-        """Most requests that are decoded together, with ``slots`` slots each."""
+        """Most requests of a shard that are decoded together, with ``slots`` slots each."""
         least = self._row_sizes[0]
         return max(rows for rows in self._row_sizes if rows == least or rows * slots <= _CACHE_TOKENS)
 
     def _resize(self, count: int, slots: int, sizes: Sequence[int] = ()) -> None:
-        """Resizes the batch to ``slots`` slots and the smallest of ``sizes`` (default: all) that holds ``count``
-        requests."""
-        rows = self._rows_for(count, sizes or self._row_sizes)
-        if rows == len(self._flights) and slots == self._slots:
+        """Resizes the batch to ``slots`` slots and, in each shard, the smallest of ``sizes`` (default: all) that holds
+        ``count`` requests."""
+        size = self._rows_for(count, sizes or self._row_sizes)
+        if size * self._shards == len(self._flights) and slots == self._slots:
             return
-        occupied = [row for row, flight in enumerate(self._flights) if flight is not None]
-        order = np.asarray([*occupied, *[len(self._flights)] * (rows - len(occupied))], np.int32)
+        old_size = len(self._flights) // self._shards
+        occupied = [
+            [row for row, flight in enumerate(part) if flight is not None] for part in self._by_shard(self._flights)
+        ]
+        order = [np.asarray([*rows, *[old_size] * (size - len(rows))], np.int32) for rows in occupied]
         # Each old layer goes as soon as the new one is there: two whole caches would take twice the memory.
-        layers, self._cache = list(self._cache or ()) if occupied else [], None
+        layers, self._cache = list(self._cache or ()) if any(occupied) else [], None
+        placed = put_shards(order, self._mesh)
         for index, layer in enumerate(layers):
-            layers[index] = rearrange(layer, order, slots)
-        self._cache = tuple(layers) if occupied else self._empty_cache(rows, slots)
+            layers[index] = rearrange(self._mesh, layer, placed, slots)
+        self._cache = tuple(layers) if any(occupied) else empty_cache(self._network, size, slots)
         # Caches of many sizes, and programs compiled for them, leave gaps between buffers in use: in a run of
         # configs/hotpotqa.py more than a GB, whose pages would stay with the process while requests keep coming.
         return_free_memory()
-        old, self._rows = self._rows, self._empty_rows(rows, slots)
-        for row, source in enumerate(occupied):
+        moves = [
+            (shard * old_size + source, shard * size + row)
+            for shard, rows in enumerate(occupied)
+            for row, source in enumerate(rows)
+        ]
+        old, self._rows = self._rows, self._empty_rows(size * self._shards, slots)
+        flights: list[Flight] = [None] * (size * self._shards)
+        for source, row in moves:
             assert old is not None
+            flights[row] = self._flights[source]
             for name in Rows._fields:
                 part = getattr(old, name)[source]
                 target = getattr(self._rows, name)
                 if name in ("tokens", "logprobs"):
-                    size = min(old.tokens.shape[1], slots)
-                    target[row, :size] = part[:size]
+                    kept = min(old.tokens.shape[1], slots)
+                    target[row, :kept] = part[:kept]
                 else:
                     target[row] = part
-        self._flights = [*(self._flights[row] for row in occupied), *[None] * (rows - len(occupied))]
-        self._slots = slots
-
-    @property
-    def _row_factor(self) -> int:
-        """Factor of all sizes, so that the smallest one has a row for each device along ``data``."""
-        return 1 if self._mesh is None else -(-self._mesh.shape[DATA] // self._row_sizes[0])
+        self._flights, self._slots = flights, slots
 
     def _empty_rows(self, rows: int, slots: int) -> Rows:
         vocab = len(self._blank)
@@ -313,18 +350,12 @@ class DecodeBatch(Generic[Key]):
             logprobs=np.zeros((rows, slots), np.float32),
         )
 
-    def _empty_cache(self, rows: int, slots: int) -> Cache:
-        cache = empty_cache(self._network.config, self._network.compute.dtype, rows, slots)
-        if self._mesh is None or self._mesh.size == 1:
-            return cache
-        sharding = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec(DATA))
-        return jax.device_put(cache, sharding)
-
-    def _assign_rows(self, admitted: Sequence[tuple[Key, RowRequest]]) -> Admission:
-        """Puts requests into free rows."""
-        free = [row for row, flight in enumerate(self._flights) if flight is None]
+    def _assign_rows(self, admitted: Sequence[tuple[Key, RowRequest]], shards: Sequence[int]) -> Admission:
+        """Puts requests into free rows of their shards."""
+        size = len(self._flights) // self._shards
         rows_of: dict[Prompt, list[int]] = {}
-        for (key, request), row in zip(admitted, free, strict=False):
+        for (key, request), shard in zip(admitted, shards, strict=True):
+            row = self._flights.index(None, shard * size)
             self._flights[row] = (key, request)
             ids = request.prompt
             values = {
@@ -343,8 +374,12 @@ class DecodeBatch(Generic[Key]):
             for name, value in values.items():
                 getattr(self._rows, name)[row] = value
             if len(ids) > 1:
-                rows_of.setdefault(Prompt(ids[:-1], request.adapter), []).append(row)
+                rows_of.setdefault(Prompt(ids[:-1], request.adapter, shard), []).append(row)
         return Admission([key for key, _ in admitted], rows_of)
+
+
+def _counts(shards: Sequence[int], count: int) -> list[int]:
+    return [shards.count(shard) for shard in range(count)]
 
 
 def _slot_bucket(slots: int) -> int:

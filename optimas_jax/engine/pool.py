@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -19,17 +20,23 @@ from optimas_jax.engine.sampler import Sampler
 from optimas_jax.learn.config import TokenBatch
 from optimas_jax.learn.memory import step_bytes, tokens_that_fit
 from optimas_jax.models.backbone import Network, abstract_params
-from optimas_jax.models.config import LoraConfig
+from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
-from optimas_jax.parallel.mesh import MeshConfig, make_mesh
-from optimas_jax.parallel.platform import default_compute, forget_programs, free_memory
-from optimas_jax.parallel.sharding import shardings
+from optimas_jax.parallel.mesh import DATA, MeshConfig, make_mesh
+from optimas_jax.parallel.platform import Compute, default_compute, forget_programs, free_memory
+from optimas_jax.parallel.sharding import put_shards, replicate, shardings
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A backbone on its devices, with its tokenizer."""
+    """A backbone on its devices, with its tokenizer.
+
+    Attributes:
+      mesh: where ``params`` are; of one device, too.
+    """
 
     network: Network
     mesh: Mesh
@@ -39,6 +46,15 @@ class LoadedModel:
     def for_training(self, batch: TokenBatch) -> Network:
         """The network for training on batches of this shape."""
         return dataclasses.replace(self.network, compute=dataclasses.replace(self.network.compute, remat=batch.remat))
+
+    @property
+    def shards(self) -> int:
+        """Number of parts in which a batch is laid out: devices along ``data``."""
+        return self.mesh.shape[DATA]
+
+    def put(self, parts: Sequence[T]) -> T:
+        """Arrays of each shard of a batch, all of the same shapes, on the devices (``parallel.sharding``)."""
+        return replicate(parts[0], self.mesh) if self.mesh.size == 1 else put_shards(parts, self.mesh)
 
     def check_memory(self, lora: LoraConfig, batch: TokenBatch, setting: str) -> None:
         """Raises ``StopRun`` if a training step does not fit into memory, with settings that do.
@@ -103,19 +119,28 @@ class Engines:
                 source = self._source(spec)
                 config, compute = load_config(source), default_compute()
                 params = load_params(source, config, compute, shardings(abstract_params(config, compute), mesh))
-                self._models[spec] = LoadedModel(Network(config, compute), mesh, params, load_tokenizer(source))
+                network = network_on(mesh, config, compute)
+                self._models[spec] = LoadedModel(network, mesh, params, load_tokenizer(source))
             return self._models[spec]
 
     def sampler(self, spec: str) -> Sampler:
         """A sampling engine over ``spec``."""
         model, self._samples = self.model(spec), True
-        return Sampler(model.network, model.params, model.tokenizer, model.mesh)
+        return Sampler(model.network, model.params, model.tokenizer)
 
     def forget_programs(self) -> None:
         """Drops compiled programs of samplers, which have one for every size of batch, at the end of a phase whose
         prompts the next one does not have; see ``parallel.platform``."""
         if self._samples:
             forget_programs()
+
+
+def network_on(mesh: Mesh, config: BackboneConfig, compute: Compute) -> Network:
+    """A network whose batches are cut along the shards of a mesh. On several devices the forms that give equal bits
+    whatever shares a batch (``Compute.cpu_forms``) are not worth their price."""
+    if mesh.size == 1:
+        return Network(config, compute)
+    return Network(config, dataclasses.replace(compute, cpu_forms=False), mesh)
 
 
 def use_compilation_cache(folder: Path) -> None:

@@ -5,48 +5,49 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from optimas_jax.engine.multi_lora import AdapterStore, LoadedAdapter, Stack
-from optimas_jax.engine.prefix_cache import Ids, PrefixCache, shares_block
+from optimas_jax.engine.prefix_cache import BlockTable, Ids, PrefixCache, shares_block
 from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues
 from optimas_jax.models.backbone import Network
-from optimas_jax.models.flat import Flat, FlatSequence, flatten, place_flat, stored_indices
+from optimas_jax.models.flat import Flat, FlatSequence, flatten, stored_indices
 from optimas_jax.models.forward import keys_values
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.sharding import put_shards
 
 _PASS_PROMPTS = 32  # most prompts of one pass
 _WORTH_DEALING = 384  # tokens: fewer are run in one pass, which is as fast, and padded once
 
 
 class _Pass(NamedTuple):
-    """Prompts that run together.
+    """Prompts that run together, by shard of the mesh; on one device there is one shard.
 
     Attributes:
       members: indices of the prompts.
       sequences: the part of each prompt that is not stored yet.
-      flat: the flat batch of these sequences.
-      begins: [n] index of each sequence's first token in the flat batch.
+      flat: the flat batch of these sequences, on the devices.
+      begins: [n] index of each sequence's first token in the flat batch of its shard.
       adapters: (stack, gate of each token), or None when no prompt uses an adapter.
     """
 
-    members: list[int]
-    sequences: list[FlatSequence]
+    members: list[list[int]]
+    sequences: list[list[FlatSequence]]
     flat: Flat
-    begins: np.ndarray
-    adapters: tuple[Stack, np.ndarray] | None
+    begins: list[np.ndarray]
+    adapters: tuple[Stack, Any] | None
 
 
 class Prompt(NamedTuple):
-    """A prompt, and the adapter that it is run with (None for the base)."""
+    """A prompt, the adapter that it is run with (None for the base), and the shard of the mesh that runs it."""
 
     ids: Ids
     adapter: LoadedAdapter | None = None
+    shard: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Prefilled:
         (``models.attention.gather``).
       stored: by layer, keys and values of earlier passes.
       computed: by layer, keys and values of this pass.
+
+    Indices count in the arrays of the prompt's shard.
     """
 
     prompts: list[Prompt]
@@ -81,109 +84,168 @@ class Prefiller:
     network: Network
     params: Params
     pad_id: int
-    mesh: Mesh | None
     lanes: Lanes
     tokens: int
     prefixes: PrefixCache
     adapters: AdapterStore
 
+    @property
+    def shards(self) -> int:
+        """Devices along ``data``, each of which runs prompts of its own."""
+        return len(self.prefixes.tables)
+
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Prefilled]:
         """Runs prompts, all different, in as few passes as hold them; yields the result of each pass."""
         waiting = list(range(len(prompts)))
         while waiting:
-            stored = {index: self.prefixes.match(*prompts[index]) for index in waiting}
-            parts = self._next_passes(prompts, stored)
-            members = [index for part in parts for index in part]
+            stored = {index: self._table(prompts[index]).match(*prompts[index][:2]) for index in waiting}
+            passes = [self._lay_out(prompts, members, stored) for members in self._next_passes(prompts, stored)]
+            members = [index for one in passes for part in one.members for index in part]
             waiting = [index for index in waiting if index not in members]
-            passes = [self._lay_out(prompts, part, stored) for part in parts]
-            computed = list(
-                self.lanes.map(self._compute, passes, lambda prefill_pass: len(prefill_pass.flat.input_ids))
-            )
-            in_use = {block for index in members for block in stored[index]}
-            for prefill_pass, layers in zip(passes, computed, strict=True):
-                in_pass = [prompts[index] for index in prefill_pass.members]
-                yield Prefilled(in_pass, self._indices(prefill_pass), list(self.prefixes.layers), layers)
-                self._store(in_pass, prefill_pass, layers, in_use)
+            computed = list(self.lanes.map(self._compute, passes, lambda one: one.flat.input_ids.shape[-1]))
+            in_use: list[set[int]] = [set() for _ in range(self.shards)]
+            for index in members:
+                in_use[prompts[index].shard].update(stored[index])
+            for one, layers in zip(passes, computed, strict=True):
+                in_pass = [prompts[index] for part in one.members for index in part]
+                yield Prefilled(in_pass, self._indices(one), list(self.prefixes.layers), layers)
+                self._store(prompts, one, layers, in_use)
 
-    def _next_passes(self, prompts: Sequence[Prompt], stored: dict[int, list[int]]) -> list[list[int]]:
-        """Chooses the waiting prompts to run next, for each lane.
+    def _table(self, prompt: Prompt) -> BlockTable:
+        return self.prefixes.tables[prompt.shard]
+
+    def _next_passes(self, prompts: Sequence[Prompt], stored: dict[int, list[int]]) -> list[list[list[int]]]:
+        """Chooses the waiting prompts to run next: a pass for each lane, or one pass for all shards of a mesh.
 
         Longest first. Prompts with equal prefixes are neighbours, because attention then reads their common blocks
         once.
 
         Args:
           stored: index of each waiting prompt -> its stored blocks.
+
+        Returns:
+          For each pass the prompts of each shard.
         """
         new_tokens = {index: len(prompts[index].ids) - len(blocks) * BLOCK for index, blocks in stored.items()}
-        parts: list[list[int]] = [[] for _ in range(self.lanes.count)]
+        parts: list[list[int]] = [[] for _ in range(max(self.lanes.count, self.shards))]
         tokens = [0] * len(parts)
         for index in sorted(new_tokens, key=lambda index: -new_tokens[index]):
-            ids, adapter = prompts[index]
-            chosen = [prompts[member] for part in parts for member in part]
+            ids, adapter, shard = prompts[index]
+            chosen = [prompts[member] for part in parts for member in part if prompts[member].shard == shard]
             if shares_block(ids, len(stored[index]), [other.ids for other in chosen if other.adapter is adapter]):
                 continue
-            lane = tokens.index(min(tokens))
-            if not chosen or (tokens[lane] + new_tokens[index] <= self.tokens and len(parts[lane]) < _PASS_PROMPTS):
-                parts[lane].append(index)
-                tokens[lane] += new_tokens[index]
-        if sum(tokens) < _WORTH_DEALING and sum(map(len, parts)) <= _PASS_PROMPTS:
+            number = shard if self.shards > 1 else tokens.index(min(tokens))
+            fits = tokens[number] + new_tokens[index] <= self.tokens and len(parts[number]) < _PASS_PROMPTS
+            if fits or not chosen:
+                parts[number].append(index)
+                tokens[number] += new_tokens[index]
+        if self.shards == 1 and sum(tokens) < _WORTH_DEALING and sum(map(len, parts)) <= _PASS_PROMPTS:
             parts = [[index for part in parts for index in part]]
-        return [sorted(part, key=lambda index: stored[index]) for part in parts if part]
+        parts = [sorted(part, key=lambda index: stored[index]) for part in parts]
+        return [parts] if self.shards > 1 else [[part] for part in parts if part]
 
-    def _lay_out(self, prompts: Sequence[Prompt], members: list[int], stored: dict[int, list[int]]) -> _Pass:
-        sequences = [FlatSequence(prompts[index].ids[len(stored[index]) * BLOCK :], stored[index]) for index in members]
-        flat = flatten(
-            sequences,
-            pad_id=self.pad_id,
-            tiled=self.network.compute.tiled,
-            stored=self.prefixes.tokens,
-            slots=self.network.config.max_positions,
-        )
-        begins = np.cumsum([0, *(len(sequence.ids) for sequence in sequences)])[:-1]
-        adapters = [prompts[index].adapter for index in members]
-        stack = self.adapters.stack(adapters)
-        if stack is None:
-            return _Pass(members, sequences, place_flat(flat, self.mesh), begins, None)
-        gate = np.zeros((len(flat.input_ids), stack.gates.shape[1]), np.float32)
-        per_token = np.repeat(stack.gate(adapters), [len(sequence.ids) for sequence in sequences], axis=0)
+    def _lay_out(self, prompts: Sequence[Prompt], parts: list[list[int]], stored: dict[int, list[int]]) -> _Pass:
+        sequences = [
+            [FlatSequence(prompts[index].ids[len(stored[index]) * BLOCK :], stored[index]) for index in part]
+            for part in parts
+        ]
+        longest = max((one for part in sequences for one in part), key=lambda one: one.length)
+        most = max(len(one.ids) for part in sequences for one in part)
+        like = [longest, FlatSequence((self.pad_id,) * most)]
+        flats = [
+            flatten(
+                part,
+                pad_id=self.pad_id,
+                tiled=self.network.compute.tiled,
+                stored=self.prefixes.tokens,
+                slots=self.network.config.max_positions,
+                tokens=max(sum(len(one.ids) for one in other) for other in sequences),
+                like=[*like, *[longest] * (max(map(len, sequences)) - 2)] if self.shards > 1 else (),
+            )
+            for part in sequences
+        ]
+        begins = [np.cumsum([0, *(len(one.ids) for one in part)])[:-1] for part in sequences]
+        stack = self.adapters.stack([prompts[index].adapter for part in parts for index in part])
+        adapters = None
+        if stack is not None:
+            tokens = len(flats[0].input_ids)
+            gates = [
+                self._gate(stack, [prompts[index].adapter for index in part], of_part, tokens)
+                for part, of_part in zip(parts, sequences, strict=True)
+            ]
+            adapters = stack, put_shards(gates, self.network.mesh)
+        return _Pass(parts, sequences, put_shards(flats, self.network.mesh), begins, adapters)
+
+    def _gate(
+        self,
+        stack: Stack,
+        adapters: Sequence[LoadedAdapter | None],
+        sequences: Sequence[FlatSequence],
+        tokens: int,
+    ) -> np.ndarray:
+        """[tokens, R] scale of each adapter column for each token of a shard."""
+        gate = np.zeros((tokens, stack.gates.shape[1]), np.float32)
+        per_token = np.repeat(stack.gate(adapters), [len(one.ids) for one in sequences], axis=0)
         gate[: len(per_token)] = per_token
-        return _Pass(members, sequences, place_flat(flat, self.mesh), begins, (stack, gate))
+        return gate
 
-    def _compute(self, prefill_pass: _Pass) -> list[KeysValues]:
+    def _compute(self, one: _Pass) -> list[KeysValues]:
         """Keys and values of a pass, by layer."""
-        flat, stored = prefill_pass.flat, self.prefixes.layers
+        flat, stored = one.flat, self.prefixes.layers
         run = partial(keys_values, self.network, self.params, flat.input_ids, flat.positions, flat.layout, stored)
-        if prefill_pass.adapters is None:
+        if one.adapters is None:
             return run()
-        stack, gate = prefill_pass.adapters
+        stack, gate = one.adapters
         return run(stack.config, stack.params, jnp.asarray(gate))
 
-    def _indices(self, prefill_pass: _Pass) -> list[np.ndarray]:
-        """For each prompt of a pass, the index of each token's key in ``[stored | computed]``."""
+    def _indices(self, one: _Pass) -> list[np.ndarray]:
+        """For each prompt of a pass, the index of each token's key in ``[stored | computed]`` of its shard."""
         return [
             np.concatenate([stored_indices(part.blocks), self.prefixes.tokens + begin + np.arange(len(part.ids))])
-            for part, begin in zip(prefill_pass.sequences, prefill_pass.begins, strict=True)
+            for sequences, begins in zip(one.sequences, one.begins, strict=True)
+            for part, begin in zip(sequences, begins, strict=True)
         ]
 
     def _store(
-        self, prompts: Sequence[Prompt], prefill_pass: _Pass, layers: Sequence[KeysValues], in_use: set[int]
+        self, prompts: Sequence[Prompt], one: _Pass, layers: Sequence[KeysValues], in_use: Sequence[set[int]]
     ) -> None:
-        """Stores the blocks of a pass for later prompts; blocks ``in_use`` are not overwritten."""
+        """Stores the blocks of a pass for later prompts; blocks ``in_use``, by shard, are not overwritten."""
         try:
-            reserved = [
-                self.prefixes.reserve(ids, len(part.blocks), in_use, adapter)
-                for (ids, adapter), part in zip(prompts, prefill_pass.sequences, strict=True)
+            count = layers[0][0].shape[-3] // BLOCK
+            of_shards = [
+                self._reserve([prompts[index] for index in part], sequences, begins, used, count)
+                for part, sequences, begins, used in zip(one.members, one.sequences, one.begins, in_use, strict=True)
             ]
-            blocks = np.asarray([block for of_prompt in reserved for block in of_prompt], np.int32)
-            if not len(blocks):
-                return
-            starts = np.concatenate(
-                [begin + BLOCK * np.arange(len(new)) for begin, new in zip(prefill_pass.begins, reserved, strict=True)]
-            ).astype(np.int32)
-            padding, beyond = layers[0][0].shape[0] // BLOCK - len(blocks), self.prefixes.tokens // BLOCK
-            starts, blocks = np.pad(starts, (0, padding)), np.pad(blocks, (0, padding), constant_values=beyond)
-            for layer, computed in enumerate(layers):
-                self.prefixes.write(layer, computed, starts, blocks)
+            if any(len(reserved) for _, _, reserved in of_shards):
+                mesh = self.network.mesh
+                starts = put_shards([starts for starts, _, _ in of_shards], mesh)
+                blocks = put_shards([blocks for _, blocks, _ in of_shards], mesh)
+                for layer, computed in enumerate(layers):
+                    self.prefixes.write(layer, computed, starts, blocks)
         except BaseException:
             self.prefixes.clear()  # blocks were reserved that nothing was written to
             raise
+
+    def _reserve(
+        self,
+        prompts: Sequence[Prompt],
+        sequences: Sequence[FlatSequence],
+        begins: np.ndarray,
+        in_use: set[int],
+        count: int,
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Reserves blocks for the prompts of a shard.
+
+        Returns:
+          Index of each block's first token in the pass [count], the block that it is written to [count], beyond the
+          last one for none, and the reserved blocks.
+        """
+        reserved = [
+            self._table(prompt).reserve(prompt.ids, len(part.blocks), in_use, prompt.adapter)
+            for prompt, part in zip(prompts, sequences, strict=True)
+        ]
+        blocks = [block for of_prompt in reserved for block in of_prompt]
+        firsts = [begin + BLOCK * np.arange(len(new)) for begin, new in zip(begins, reserved, strict=True)]
+        starts, targets = np.zeros(count, np.int32), np.full(count, self.prefixes.tokens // BLOCK, np.int32)
+        starts[: len(blocks)], targets[: len(blocks)] = np.concatenate([*firsts, []]), blocks
+        return starts, targets, blocks

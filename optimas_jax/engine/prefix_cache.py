@@ -16,27 +16,27 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from optimas_jax.engine.multi_lora import LoadedAdapter
 from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues, gather
 from optimas_jax.models.config import BackboneConfig
+from optimas_jax.parallel.mesh import DATA, MODEL
+from optimas_jax.parallel.sharding import head_axis, on_each_shard, zeros
 
 Ids = tuple[int, ...]
 
 
-class PrefixCache:
-    """A fixed store of blocks, per layer [P / BLOCK, BLOCK, K, H] keys and values."""
+class BlockTable:
+    """Which prefix each block of a store holds. A prefix under an adapter is another one."""
 
-    def __init__(self, config: BackboneConfig, dtype: jnp.dtype, tokens: int):
-        """``tokens``: P, a multiple of ``BLOCK``."""
-        shape = (tokens // BLOCK, BLOCK, config.num_kv_heads, config.head_dim)
-        self.tokens = tokens
-        self.layers: list[StoredKeysValues] = [
-            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)
-        ]
+    def __init__(self, blocks: int):
+        """``blocks``: of the store."""
+        self._count = blocks
         # Adapter and all tokens up to a block's end -> block; oldest first.
         self._blocks: OrderedDict[tuple[LoadedAdapter | None, Ids], int] = OrderedDict()
-        self._free = list(range(tokens // BLOCK))
+        self._free = list(range(blocks))
 
     def match(self, ids: Ids, adapter: LoadedAdapter | None = None) -> list[int]:
         """Blocks of the longest stored prefix of a prompt under an adapter; at least one token is left over."""
@@ -66,20 +66,10 @@ class PrefixCache:
         self._touch(ids, matched + len(blocks), adapter)
         return blocks
 
-    def write(self, layer: int, computed: KeysValues, starts: np.ndarray, blocks: np.ndarray) -> None:
-        """Stores keys and values of one layer.
-
-        Args:
-          computed: [T, K, H] each.
-          starts: [n] int32 index of the first token of each block in ``computed``.
-          blocks: [n] int32 block that it is written to; a number beyond the last block writes nothing.
-        """
-        self.layers[layer] = _write(self.layers[layer], computed, starts, blocks)
-
     def clear(self) -> None:
         """Forgets everything."""
         self._blocks.clear()
-        self._free = list(range(self.tokens // BLOCK))
+        self._free = list(range(self._count))
 
     def _touch(self, ids: Ids, blocks: int, adapter: LoadedAdapter | None) -> None:
         """Marks a prefix as used, its first block last, so that no block outlives the block before it."""
@@ -97,14 +87,57 @@ class PrefixCache:
         return block
 
 
-@partial(jax.jit, donate_argnums=0)
-def _write(layer: StoredKeysValues, computed: KeysValues, starts: jax.Array, blocks: jax.Array) -> StoredKeysValues:
-    tokens = starts[:, None] + jnp.arange(BLOCK)
+class PrefixCache:
+    """A fixed store of blocks, per layer [P / BLOCK, BLOCK, K, H] keys and values; on a mesh each shard has its own.
 
-    def write(store: jax.Array, part: jax.Array) -> jax.Array:
-        return store.at[blocks].set(gather(part, tokens).astype(store.dtype), mode="drop")
+    Attributes:
+      tokens: P.
+      tables: of each shard.
+      layers: keys and values by layer; on a mesh [S, P / BLOCK, BLOCK, K, H].
+    """
 
-    return write(layer[0], computed[0]), write(layer[1], computed[1])
+    def __init__(self, config: BackboneConfig, dtype: jnp.dtype, tokens: int, mesh: Mesh | None = None):
+        """``tokens``: P, a multiple of ``BLOCK``."""
+        shape = (tokens // BLOCK, BLOCK, config.num_kv_heads, config.head_dim)
+        shape = shape if mesh is None else (mesh.shape[DATA], *shape)
+        axes = (DATA, None, None, MODEL)
+        self.tokens, self._mesh = tokens, mesh
+        self.tables = [BlockTable(tokens // BLOCK) for _ in range(1 if mesh is None else mesh.shape[DATA])]
+        self.layers: list[StoredKeysValues] = [
+            (zeros(shape, dtype, mesh, axes), zeros(shape, dtype, mesh, axes)) for _ in range(config.num_layers)
+        ]
+
+    def write(self, layer: int, computed: KeysValues, starts: np.ndarray, blocks: np.ndarray) -> None:
+        """Stores keys and values of one layer.
+
+        Args:
+          computed: [T, K, H] each.
+          starts: [n] int32 index of the first token of each block in ``computed``.
+          blocks: [n] int32 block that it is written to; a number beyond the last block writes nothing.
+        """
+        self.layers[layer] = _write(self._mesh, self.layers[layer], computed, starts, blocks)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        for table in self.tables:
+            table.clear()
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _write(
+    mesh: Mesh | None, layer: StoredKeysValues, computed: KeysValues, starts: jax.Array, blocks: jax.Array
+) -> StoredKeysValues:
+    def write(layer: StoredKeysValues, computed: KeysValues, starts: jax.Array, blocks: jax.Array) -> StoredKeysValues:
+        tokens = starts[:, None] + jnp.arange(BLOCK)
+        keys, values = (
+            store.at[blocks].set(gather(part, tokens).astype(store.dtype), mode="drop")
+            for store, part in zip(layer, computed, strict=True)
+        )
+        return keys, values
+
+    heads = head_axis(mesh, layer[0].shape[-2])
+    stored = P(None, None, heads, None)
+    return on_each_shard(write, mesh, (stored, P(None, heads, None), P(), P()), stored)(layer, computed, starts, blocks)
 
 
 def shares_block(ids: Ids, matched: int, others: Sequence[Ids], blocks: int = 2) -> bool:

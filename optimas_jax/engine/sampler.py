@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from jax.sharding import Mesh
 
 from optimas_jax.checkpoints.tokenizer import Tokenizer
 from optimas_jax.engine.batching import ContinuousBatch
@@ -82,13 +81,11 @@ class Sampler:
       network: without LoRA.
       params: frozen weights.
       tokenizer: for stop texts and answers.
-      mesh: where ``params`` live; rows are cut along its ``data`` axis. None for one device.
     """
 
     network: Network
     params: Params
     tokenizer: Tokenizer
-    mesh: Mesh | None = None
 
     def check(self, request: SampleRequest) -> None:
         """Raises ``ContextOverflow`` or ``ValueError`` for a request that cannot be served."""
@@ -162,17 +159,16 @@ class Sampler:
 
     @cached_property
     def _lanes(self) -> Lanes:
-        return Lanes.of(self.network.compute, self.mesh)
+        return Lanes.of(self.network.compute, self.network.mesh)
 
     @cached_property
     def _prefiller(self) -> Prefiller:
         compute = self.network.compute
-        prefixes = PrefixCache(self.network.config, compute.dtype, compute.prefix_tokens)
+        prefixes = PrefixCache(self.network.config, compute.dtype, compute.prefix_tokens, self.network.mesh)
         return Prefiller(
             self.network,
             self.params,
             self.tokenizer.pad_id,
-            self.mesh,
             self._lanes,
             compute.prefill_tokens,
             prefixes,

@@ -12,12 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from optimas_jax.models.attention import KeysValues, StoredKeysValues, gather
 from optimas_jax.models.backbone import Cache, Network, merge_model
-from optimas_jax.models.config import BackboneConfig, LoraConfig
+from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.cpu import arg_max, split_into_blocks
 from optimas_jax.models.lora import Params
+from optimas_jax.parallel.mesh import DATA, MODEL
+from optimas_jax.parallel.sharding import head_axis, keep_shards, on_each_shard, zeros
 
 
 def sample_tokens(
@@ -87,17 +91,21 @@ def _last_positive(weights: jax.Array) -> jax.Array:
     return weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
 
 
-def empty_cache(config: BackboneConfig, dtype: Any, rows: int, slots: int) -> Cache:
-    """A cache of zeros."""
+def empty_cache(network: Network, rows: int, slots: int) -> Cache:
+    """A cache of zeros; on a mesh ``rows`` are those of each shard, and all arrays have the axis of shards."""
+    config, mesh = network.config, network.mesh
     heads, size = config.num_kv_heads, config.head_dim
+    shards = () if mesh is None else (mesh.shape[DATA],)
+    make = partial(zeros, dtype=network.compute.dtype, mesh=mesh, axes=(DATA, None, MODEL))
     return tuple(
-        (jnp.zeros((rows, heads, size, slots), dtype), jnp.zeros((rows, heads, slots, size), dtype))
+        (make((*shards, rows, heads, size, slots)), make((*shards, rows, heads, slots, size)))
         for _ in range(config.num_layers)
     )
 
 
-@partial(jax.jit, donate_argnums=0)
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
 def insert(
+    mesh: Mesh | None,
     layer: KeysValues,
     stored: StoredKeysValues,
     computed: KeysValues,
@@ -108,6 +116,7 @@ def insert(
     """Writes prefilled sequences into rows of one layer of a cache, from slot 0 on.
 
     Args:
+      mesh: None for one device; with one all arrays have the axis of shards.
       layer: [B, K, H, S] and [B, K, S, H]; donated.
       stored, computed: keys and values of earlier passes and of this pass, see ``models.attention.gather``.
       indices: [B, S] int32 index of each slot's key in ``[stored | computed]``; beyond the end for empty slots.
@@ -115,31 +124,50 @@ def insert(
       count: int32 number of sequences; ``indices`` and ``rows`` after that many are ignored.
     """
 
-    def write(index: jax.Array, layer: KeysValues) -> KeysValues:
-        # [S, K, H] each
-        keys, values = (gather(new, indices[index], old) for new, old in zip(computed, stored, strict=True))
-        at = (rows[index], 0, 0, 0)
-        return (
-            jax.lax.dynamic_update_slice(layer[0], keys.transpose(1, 2, 0)[None].astype(layer[0].dtype), at),
-            jax.lax.dynamic_update_slice(layer[1], values.swapaxes(0, 1)[None].astype(layer[1].dtype), at),
-        )
+    def insert_all(
+        layer: KeysValues,
+        stored: StoredKeysValues,
+        computed: KeysValues,
+        indices: jax.Array,
+        rows: jax.Array,
+        count: jax.Array,
+    ) -> KeysValues:
+        def write(index: jax.Array, layer: KeysValues) -> KeysValues:
+            # [S, K, H] each
+            keys, values = (gather(new, indices[index], old) for new, old in zip(computed, stored, strict=True))
+            at = (rows[index], 0, 0, 0)
+            return (
+                jax.lax.dynamic_update_slice(layer[0], keys.transpose(1, 2, 0)[None].astype(layer[0].dtype), at),
+                jax.lax.dynamic_update_slice(layer[1], values.swapaxes(0, 1)[None].astype(layer[1].dtype), at),
+            )
 
-    return jax.lax.fori_loop(0, count, write, layer)
+        return jax.lax.fori_loop(0, count, write, layer)
+
+    heads = head_axis(mesh, layer[0].shape[-3])
+    cached, new = P(None, heads, None, None), P(None, heads, None)
+    specs = (cached, P(None, None, heads, None), new, P(), P(), P())
+    return on_each_shard(insert_all, mesh, specs, cached)(layer, stored, computed, indices, rows, count)
 
 
-@partial(jax.jit, static_argnums=2)
-def rearrange(layer: KeysValues, rows: jax.Array, slots: int) -> KeysValues:
+@partial(jax.jit, static_argnums=(0, 3))
+def rearrange(mesh: Mesh | None, layer: KeysValues, rows: jax.Array, slots: int) -> KeysValues:
     """One layer of a cache with other rows and another number of slots.
 
     Args:
+      mesh: as in ``insert``.
       layer: [B, K, H, S] and [B, K, S, H].
       rows: [B'] int32 source of each new row; beyond the end for an empty one.
       slots: S'; slots that are cut off must be empty.
     """
-    keys, values = (part.at[rows].get(mode="fill", fill_value=0) for part in layer)
-    padding = max(slots - keys.shape[3], 0)
-    keys = jnp.pad(keys[..., :slots], ((0, 0), (0, 0), (0, 0), (0, padding)))
-    return keys, jnp.pad(values[:, :, :slots], ((0, 0), (0, 0), (0, padding), (0, 0)))
+
+    def of_shard(layer: KeysValues, rows: jax.Array) -> KeysValues:
+        keys, values = (part.at[rows].get(mode="fill", fill_value=0) for part in layer)
+        padding = max(slots - keys.shape[3], 0)
+        keys = jnp.pad(keys[..., :slots], ((0, 0), (0, 0), (0, 0), (0, padding)))
+        return keys, jnp.pad(values[:, :, :slots], ((0, 0), (0, 0), (0, padding), (0, 0)))
+
+    cached = P(None, head_axis(mesh, layer[0].shape[-3]), None, None)
+    return on_each_shard(of_shard, mesh, (cached, P()), cached)(layer, rows)
 
 
 class Rows(NamedTuple):
@@ -191,7 +219,8 @@ def decode(
     Args:
       lora, lora_params: configuration and tree of the stacked adapters; None and an empty tree for the base alone.
       gate: [B, R] scale of each adapter column in each row (``engine.multi_lora``), or None.
-      cache: keys and values of the tokens before ``rows.position`` of each row; donated.
+      cache: keys and values of the tokens before ``rows.position`` of each row; donated. On a mesh it has the axis of
+        shards, and the rows of ``rows`` are those of its first shard, of the second, and so on.
       rows: see ``Rows``; rows that are done are not changed.
       blank: [V] bool, tokens of white space.
       free: int32 scalar; at least one token is sampled for every row that is not done.
@@ -203,6 +232,9 @@ def decode(
       The rows, and the cache.
     """
     model = merge_model(network, params, lora, lora_params)
+    in_shards = cache
+    if network.mesh is not None:
+        cache = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), cache)
     keys = jax.vmap(jax.random.key)(rows.seeds)
 
     def sample_step(carry: tuple[jax.Array, Rows, Cache]) -> tuple[jax.Array, Rows, Cache]:
@@ -221,7 +253,12 @@ def decode(
         return (step == 0) | ((jnp.sum(rows.done) < free) & (step < steps))
 
     _, rows, cache = jax.lax.while_loop(is_unfinished, sample_step, (jnp.int32(0), rows, cache))
-    return rows, cache
+    if network.mesh is None:
+        return rows, cache
+    rows = jax.tree.map(lambda part: keep_shards(part, network.mesh), rows)
+    return rows, jax.tree.map(
+        lambda part, old: keep_shards(part.reshape(old.shape), network.mesh, None, MODEL), cache, in_shards
+    )
 
 
 def _unpack(bits: jax.Array, count: int) -> jax.Array:

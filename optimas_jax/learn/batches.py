@@ -78,11 +78,15 @@ def plan_batches(
     return plan
 
 
-def split(groups: Sequence[TokenGroup], parts: int) -> list[list[TokenGroup]]:
-    """Deals the groups of a batch to at most ``parts`` smaller ones of about the same length."""
-    dealt: list[list[TokenGroup]] = [[] for _ in range(min(parts, len(groups)))]
-    for group in sorted(groups, key=lambda group: -group.length):
-        min(dealt, key=lambda part: sum(other.length for other in part)).append(group)
+def deal(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Deals sequences of these lengths to parts of about the same length, the longest first.
+
+    Returns:
+      Indices of the sequences of each part; none for the last parts where there are fewer sequences than parts.
+    """
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        min(dealt, key=lambda part: sum(lengths[other] for other in part)).append(index)
     return dealt
 
 
@@ -126,6 +130,18 @@ def make_batch(
     return GroupBatch(flat, ends, valid, rewards, component)
 
 
+def make_batches(
+    parts: Sequence[Sequence[TokenGroup]], *, candidates: int, pad_id: int, tiled: bool, tokens: int = 0
+) -> list[GroupBatch]:
+    """A batch of the same shapes for each part, of which some may be empty."""
+    longest = max((group for part in parts for group in part), key=lambda group: group.length)
+    most = max(tokens, *(sum(group.length for group in part) for part in parts))
+    like = [longest] * max(map(len, parts))
+    return [
+        make_batch(part, candidates=candidates, pad_id=pad_id, tiled=tiled, tokens=most, like=like) for part in parts
+    ]
+
+
 class CandidateTokens(NamedTuple):
     """The tokens of a batch's candidates, end to end: C of them with padding.
 
@@ -142,8 +158,12 @@ class CandidateTokens(NamedTuple):
     valid: Any
 
 
-def candidate_tokens(groups: Sequence[TokenGroup], batch: GroupBatch, least: int = 0) -> CandidateTokens:
-    """The candidates' tokens of the groups that ``batch`` lays out, with room for ``least`` tokens; numpy arrays."""
+def candidate_tokens(groups: Sequence[TokenGroup], room: tuple[int, int], least: int = 0) -> CandidateTokens:
+    """The candidates' tokens of the groups of a batch, with room for ``least`` tokens; numpy arrays.
+
+    Args:
+      room: (G, M) of the batch.
+    """
     before, ids, owner, start = [], [], [], 0
     for row, group in enumerate(groups):
         last_of_prefix = start + len(group.prefix_ids) - 1
@@ -151,7 +171,7 @@ def candidate_tokens(groups: Sequence[TokenGroup], batch: GroupBatch, least: int
         for number, part in enumerate(group.candidate_ids):
             before += [last_of_prefix, *range(begin, begin + len(part) - 1)]
             ids += part
-            owner += [row * batch.ends.shape[1] + number] * len(part)
+            owner += [row * room[1] + number] * len(part)
             begin += len(part)
         start += group.length
     count = len(ids)
@@ -159,6 +179,6 @@ def candidate_tokens(groups: Sequence[TokenGroup], batch: GroupBatch, least: int
     return CandidateTokens(
         np.asarray([*before, *padding], np.int32),
         np.asarray([*ids, *padding], np.int32),
-        np.asarray([*owner, *[batch.ends.size] * len(padding)], np.int32),
+        np.asarray([*owner, *[room[0] * room[1]] * len(padding)], np.int32),
         np.arange(count + len(padding)) < count,
     )

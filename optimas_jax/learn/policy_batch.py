@@ -164,6 +164,7 @@ def make_policy_batch(
     """Lays out groups with their targets; numpy arrays.
 
     Args:
+      groups: none where there are ``others``.
       tiled, tokens: as in ``models.flat.flatten``.
       others: with the same ``tokens``, batches of any of these have the same shapes.
     """
@@ -178,7 +179,8 @@ def make_policy_batch(
         like=[longest] * max(map(len, batches)),
     )
     most = max(sum(map(sampled_tokens, batch)) for batch in batches)
-    sampled = candidate_tokens(groups, layout, most)
-    columns = [np.concatenate(column).astype(np.float32) for column in zip(*targets, strict=True)]
+    sampled = candidate_tokens(groups, layout.ends.shape, most)
+    nothing = Targets(*[np.zeros(0, np.float32)] * len(Targets._fields))
+    columns = [np.concatenate(column).astype(np.float32) for column in zip(nothing, *targets, strict=True)]
     padding = len(sampled.ids) - len(columns[0])
     return PolicyBatch(layout.flat, sampled, Targets(*(np.pad(column, (0, padding)) for column in columns)))

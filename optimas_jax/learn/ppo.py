@@ -20,7 +20,7 @@ from optimas_jax.learn.batches import CandidateTokens
 from optimas_jax.learn.config import PolicyLoss
 from optimas_jax.learn.losses import clipped_policy_loss, clipped_value_loss, kl_to_reference
 from optimas_jax.learn.policy_batch import PolicyBatch, Statistics, Targets, policy_targets
-from optimas_jax.learn.token_logprobs import in_chunks, token_logprobs
+from optimas_jax.learn.token_logprobs import in_chunks, out_of_chunks, output_params, token_logprobs
 from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients, means
 from optimas_jax.models.backbone import Network, init_lora
 from optimas_jax.models.config import BackboneConfig, LoraConfig
@@ -29,6 +29,7 @@ from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import init_value_head, value_head
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.sharding import keep_placed
 
 Minibatch = Sequence[Sequence[PolicyBatch]]  # batches one after another, each in parts that are computed side by side
 
@@ -127,14 +128,14 @@ class PolicyFunctions:
             return self.gradients(state.trainable, params, part)
 
         def shape(part: PolicyBatch) -> tuple[str, int, int]:
-            return "policy", len(part.flat.input_ids), len(part.tokens.ids)
+            return "policy", part.flat.input_ids.shape[-1], part.tokens.ids.shape[-1]
 
         total = None
         for batch in minibatch:
             for gradients in lanes.map(of_part, batch, shape):
                 total = gradients if total is None else _add(total, gradients)
         assert total is not None
-        return apply_gradients(self.tx, state, [total], learning_rate)
+        return apply_gradients(self.tx, state, [total], learning_rate, self.network.mesh)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -154,8 +155,8 @@ def _read(
         ref_logprobs, _, _ = token_logprobs(network, params, reference, ids)
         return Statistics(logprobs, ref_logprobs, value_head(value, hidden), entropy)
 
-    statistics = jax.lax.map(of_chunk, in_chunks((policy, reference, ids)))
-    return jax.tree.map(lambda part: part.reshape(-1), statistics)
+    params = output_params(network, params)
+    return out_of_chunks(network, jax.lax.map(of_chunk, in_chunks(network, (policy, reference, ids))))
 
 
 def _gradients(
@@ -174,7 +175,7 @@ def _gradients(
         trainable["lora"],
     )
     d_value, d_x, metrics = _token_gradients(functions, trainable["value"], x, params, batch.tokens, batch.targets)
-    return {"lora": pull_back(d_x), "value": d_value}, metrics
+    return keep_placed({"lora": pull_back(d_x), "value": d_value}, network.mesh), metrics
 
 
 _compiled_gradients = jax.jit(_gradients, static_argnums=0)
@@ -201,7 +202,7 @@ def _all_steps(
     def take(state: TrainState, parts: PolicyBatch) -> tuple[TrainState, Metrics]:
         added = jax.lax.map(lambda part: _gradients(functions, state.trainable, params, part), parts)
         whole = jax.tree.map(lambda part: part.sum(axis=0), added)
-        return apply_gradients(functions.tx, state, [whole], learning_rate)
+        return apply_gradients(functions.tx, state, [whole], learning_rate, functions.network.mesh)
 
     def step(
         carry: tuple[TrainState, jax.Array], parts: PolicyBatch
@@ -246,9 +247,11 @@ def _token_gradients(
         (d_value, d_x), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(value, x)
         return d_value, d_x, metrics
 
-    d_value, d_x, metrics = jax.lax.map(of_chunk, in_chunks((x, tokens.ids, tokens.valid, targets)))
+    network = functions.network
+    params = output_params(network, params)
+    d_value, d_x, metrics = jax.lax.map(of_chunk, in_chunks(network, (x, tokens.ids, tokens.valid, targets)))
     d_value, metrics = jax.tree.map(lambda part: part.sum(axis=0), (d_value, metrics))
-    return d_value, d_x.reshape(x.shape), metrics
+    return d_value, out_of_chunks(network, d_x), metrics
 
 
 def _token_loss(

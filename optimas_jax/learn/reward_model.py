@@ -18,9 +18,9 @@ import optax
 from optimas_jax.learn.batches import CandidateTokens, GroupBatch
 from optimas_jax.learn.config import LossConfig
 from optimas_jax.learn.losses import bradley_terry, pair_accuracy
-from optimas_jax.learn.token_logprobs import in_chunks, token_logprobs
+from optimas_jax.learn.token_logprobs import in_chunks, out_of_chunks, output_params, token_logprobs
 from optimas_jax.learn.train_state import Metrics, TrainState, apply_gradients
-from optimas_jax.models.backbone import Network, rms_norm
+from optimas_jax.models.backbone import Network, at_tokens, rms_norm
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.cpu import one_by_one
 from optimas_jax.models.flat import Flat
@@ -28,6 +28,7 @@ from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.sharding import keep_placed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +58,12 @@ class RewardFunctions:
 
     def score(self, params: Params, head: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
         """Scores of the candidates [G, M] float32, 0 for padding; ``params`` with merged adapters."""
-        x = self._upper(params, batch, features, batch.ends.reshape(-1))
+        x = self._upper(params, batch, features, _per_shard(batch.ends))
         return _scores(self.network, params["final_norm"], head, x, batch)
 
     def hidden(self, params: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
         """phi of the candidates, [G, M, D] float32: the normalised hidden state at their last tokens."""
-        x = self._upper(params, batch, features, batch.ends.reshape(-1))
+        x = self._upper(params, batch, features, _per_shard(batch.ends))
         return _normalised(self.network, params["final_norm"], x, batch.ends.shape)
 
     def loglik(self, params: Params, batch: GroupBatch, features: jax.Array, tokens: CandidateTokens) -> jax.Array:
@@ -99,21 +100,27 @@ class RewardFunctions:
             return self.gradients(state.trainable, params, *part)
 
         gradients = (lanes or Lanes()).map(of_part, parts, lambda part: ("gradients", len(part[1])))
-        return apply_gradients(self.tx, state, list(gradients), learning_rate)
+        return apply_gradients(self.tx, state, list(gradients), learning_rate, self.network.mesh)
 
     def _upper(self, params: Params, batch: GroupBatch, features: jax.Array, at: jax.Array | None = None) -> jax.Array:
         layers = range(self.first, self.network.config.num_layers)
         return run_layers(self.network, params, features, batch.flat.positions, batch.flat.layout, layers, at)
 
 
+def _per_shard(ends: jax.Array) -> jax.Array:
+    """[G, M] -> [G * M], on a mesh [S, G, M] -> [S, G * M]."""
+    return ends.reshape(*ends.shape[:-2], -1)
+
+
 def group_scores(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
-    """Scores [G, M] float32 from the output of the last layer at the candidates' last tokens, x [G * M, D]."""
+    """Scores [G, M] float32 from the output of the last layer at the candidates' last tokens, x [G * M, D]; on a mesh
+    all with an axis of shards before."""
     last = rms_norm(x.reshape(*batch.ends.shape, -1), norm["scale"], network.config.norm_eps, network.compute.cpu_forms)
     return jnp.where(batch.valid, reward_head(head, last, batch.component), 0.0)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _normalised(network: Network, norm: Params, x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def _normalised(network: Network, norm: Params, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     x = x.reshape(*shape, -1).astype(jnp.float32)
     return rms_norm(x, norm["scale"], network.config.norm_eps, network.compute.cpu_forms)
 
@@ -141,12 +148,12 @@ def _gradients(
         batch.flat.positions,
         batch.flat.layout,
         range(functions.first, functions.network.config.num_layers),
-        batch.ends.reshape(-1),
+        _per_shard(batch.ends),
         functions.lora,
         trainable["lora"],
     )
     (d_head, d_x), metrics = _loss_gradients(functions, trainable["head"], x, params["final_norm"], batch)
-    return {"lora": pull_back(d_x), "head": d_head}, metrics
+    return keep_placed({"lora": pull_back(d_x), "head": d_head}, functions.network.mesh), metrics
 
 
 _compiled_gradients = jax.jit(_gradients, static_argnums=0)
@@ -164,12 +171,9 @@ def _loss_gradients(
 
 def group_loss(scores: jax.Array, batch: GroupBatch, config: LossConfig) -> tuple[jax.Array, Metrics]:
     """Sum of Eq. 4 over the groups that have a pair, and metrics as (sum, count)."""
-    losses, counts = jax.vmap(lambda s, r, v: bradley_terry(s, r, v, threshold=config.threshold, margin=config.margin))(
-        scores, batch.rewards, batch.valid
-    )
-    right, pairs = jax.vmap(lambda s, r, v: pair_accuracy(s, r, v, threshold=config.threshold))(
-        scores, batch.rewards, batch.valid
-    )
+    rows = [part.reshape(-1, part.shape[-1]) for part in (scores, batch.rewards, batch.valid)]
+    losses, counts = jax.vmap(partial(bradley_terry, threshold=config.threshold, margin=config.margin))(*rows)
+    right, pairs = jax.vmap(partial(pair_accuracy, threshold=config.threshold))(*rows)
     with_pairs = (counts > 0).astype(jnp.float32)
     total = (losses * with_pairs).sum()
     return total, {"loss": (total, with_pairs.sum()), "pair_accuracy": (right.sum(), pairs.sum())}
@@ -177,8 +181,10 @@ def group_loss(scores: jax.Array, batch: GroupBatch, config: LossConfig) -> tupl
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _loglik(
-    network: Network, params: Params, x: jax.Array, tokens: CandidateTokens, shape: tuple[int, int]
+    network: Network, params: Params, x: jax.Array, tokens: CandidateTokens, shape: tuple[int, ...]
 ) -> jax.Array:
-    chunks = in_chunks((x[tokens.before], tokens.ids))
-    logprobs = jax.lax.map(lambda chunk: token_logprobs(network, params, *chunk)[0], chunks).reshape(-1)
-    return jax.ops.segment_sum(logprobs, tokens.owner, shape[0] * shape[1]).reshape(shape)
+    params, chunks = output_params(network, params), in_chunks(network, (at_tokens(x, tokens.before), tokens.ids))
+    logprobs = out_of_chunks(network, jax.lax.map(lambda chunk: token_logprobs(network, params, *chunk)[0], chunks))
+    per_candidate = partial(jax.ops.segment_sum, num_segments=shape[-2] * shape[-1])
+    per_candidate = per_candidate if network.mesh is None else jax.vmap(per_candidate)
+    return per_candidate(logprobs, tokens.owner).reshape(shape)

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.heads import init_reward_head
 from optimas_jax.models.lora import Params
+from optimas_jax.parallel.sharding import keep_placed
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divide once, after adding up
 
@@ -47,12 +49,13 @@ def init_state(trainable: Params, tx: optax.GradientTransformation) -> TrainStat
     return TrainState(jnp.int32(0), trainable, tx.init(trainable))
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
+@partial(jax.jit, static_argnums=(0, 4), donate_argnums=1)
 def apply_gradients(
     tx: optax.GradientTransformation,
     state: TrainState,
     parts: Sequence[tuple[Params, Metrics]],
     learning_rate: jax.Array,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step on the mean gradient.
 
@@ -67,7 +70,7 @@ def apply_gradients(
     directions, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = jax.tree.map(lambda value, step: value - learning_rate * step, state.trainable, directions)
     metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
-    return TrainState(state.step + 1, trainable, opt_state), metrics
+    return keep_placed(TrainState(state.step + 1, trainable, opt_state), mesh), metrics
 
 
 def means(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:

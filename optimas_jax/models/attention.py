@@ -24,9 +24,13 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from optimas_jax.models.cpu import over_padded_rows
 from optimas_jax.models.numerics import KEPT
+from optimas_jax.parallel.mesh import MODEL
+from optimas_jax.parallel.sharding import SHARED, head_axis, on_each_shard
 
 BLOCK = 16  # stored keys and values come in blocks of this many positions
 TILE = 64  # queries and keys of one tile; a multiple of BLOCK
@@ -116,20 +120,58 @@ def within(window: jax.Array | int, query: jax.Array, key: jax.Array) -> jax.Arr
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, layout: Tiles | Spans, stored: StoredKeysValues | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    layout: Tiles | Spans,
+    stored: StoredKeysValues | None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Causal attention within each sequence; differentiable if ``stored`` is None.
 
     Args:
-      q: [T, N, H] rotated queries.
+      q: [T, N, H] rotated queries; on a mesh [S, T, N, H], and so are all other arrays (``parallel.sharding``).
       k: [T, K, H] rotated keys.
       v: [T, K, H] values.
       layout: of the sequences.
       stored: keys and values of earlier batches, or None if ``layout`` refers to none.
+      mesh: each device computes its heads of its shard.
 
     Returns:
       [T, N, H] in the dtype of ``q``.
     """
+    if mesh is None:
+        return _attention(q, k, v, layout, stored)
+    heads, axis = q.shape[2], MODEL
+    if stored is None:
+        q, k, v = divisible_heads(q, k, v, mesh.shape[MODEL])
+    else:  # stored heads are too many to be repeated
+        axis = head_axis(mesh, k.shape[2])
+    new = P(None, axis, None)
+    of_stored = P(None, None, axis, None) if stored is not None else None
+    of_layout = jax.tree.map(lambda leaf: P() if leaf.ndim else SHARED, layout)
+    of_shards = on_each_shard(_attention, mesh, (new, new, new, of_layout, of_stored), new)
+    return of_shards(q, k, v, layout, stored)[:, :, :heads]
+
+
+def divisible_heads(q: jax.Array, k: jax.Array, v: jax.Array, devices: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Heads [S, T, heads, H] in numbers that ``devices`` can share, with as few query heads a device as possible: a kv
+    head is repeated, once for each part of its query heads, and heads of zeros are added behind."""
+    kv_heads, group = k.shape[2], q.shape[2] // k.shape[2]
+    divisors = [count for count in range(1, group + 1) if group % count == 0]
+    copies = min(divisors, key=lambda count: -(-kv_heads * count // devices) * (group // count))
+    padding = -(kv_heads * copies) % devices
+
+    def pad(x: jax.Array, heads: int) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, heads), (0, 0))) if heads else x
+
+    k, v = (pad(jnp.repeat(x, copies, axis=2) if copies > 1 else x, padding) for x in (k, v))
+    return pad(q, padding * (group // copies)), k, v
+
+
+def _attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, layout: Tiles | Spans, stored: StoredKeysValues | None
+) -> jax.Array:
     if isinstance(layout, Tiles):
         queries = _to_rows(q * (q.shape[-1] ** -0.5), k.shape[1])
         # A tile may reach beyond its sequence, and so beyond the batch.

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from optimas_jax.models.attention import KeysValues, attention, decode_attention
 from optimas_jax.models.config import BackboneConfig, LoraConfig
@@ -34,6 +35,7 @@ from optimas_jax.models.lora import Params, init_lora_a, low_rank
 from optimas_jax.models.numerics import KEPT, Product, matmul
 from optimas_jax.models.rope import Rotation, rope_angles, rotate
 from optimas_jax.parallel.platform import Compute
+from optimas_jax.parallel.sharding import head_axis, keep_shards
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: keys [B, K, H, S] and values [B, K, S, H]
 
@@ -112,7 +114,7 @@ def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
 class Layer(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
-    def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None):
+    def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None, mesh: Mesh | None = None):
         def linear(name: str, fan_in: int, fan_out: int, bias: bool = False) -> Linear:
             return Linear(name, fan_in, fan_out, bias=bias, lora=lora, cpu_forms=compute.cpu_forms)
 
@@ -136,16 +138,24 @@ class Layer(nnx.Module):
         self.post_mlp_norm = norm(dim) if config.post_norms else None
         self.config = config
         self.cpu_forms = compute.cpu_forms
+        self.mesh = mesh
 
     def queries_keys_values(
         self, x: jax.Array, rotation: Rotation, apply: Linears = linears
     ) -> tuple[jax.Array, KeysValues]:
-        """Rotated queries [T, N, H] and keys, and values [T, K, H], of normed x [T, D]."""
-        q, k, v = (y.reshape(len(x), -1, self.config.head_dim) for y in apply(x, (self.q, self.k, self.v)))
+        """Rotated queries [..., N, H] and keys, and values [..., K, H], of normed x [..., D]."""
+        q, k, v = (self._in_heads(y) for y in apply(x, (self.q, self.k, self.v)))
         q = rotate(q if self.q_norm is None else self.q_norm(q), *rotation)
         if self.config.query_scale is not None:  # attention itself scales by H ** -0.5
             q = q * (self.config.query_scale * self.config.head_dim**0.5)
         return q, (rotate(k if self.k_norm is None else self.k_norm(k), *rotation), v)
+
+    def _in_heads(self, y: jax.Array) -> jax.Array:
+        """[..., heads * H] -> [..., heads, H]; on a mesh whole heads on each device."""
+        heads = y.shape[-1] // self.config.head_dim
+        if self.mesh is not None:
+            y = keep_shards(y, self.mesh, None, head_axis(self.mesh, heads))
+        return y.reshape(*y.shape[:-1], heads, self.config.head_dim)
 
     def _add_mixed(self, x: jax.Array, mixed: jax.Array, apply: Linears) -> jax.Array:
         return x + _normed(self.post_attn_norm, apply(mixed, (self.o,))[0])
@@ -159,7 +169,7 @@ class Layer(nnx.Module):
         """Output of the layer, and the keys and values [T, K, H] of its tokens.
 
         Args:
-          x: [T, D].
+          x: [T, D]; on a mesh [S, T, D], and so are all other arrays (``parallel.sharding``).
           rotation: from ``rope_angles``.
           layout, stored: see ``attention``.
           tokens: [n] int32 indices, if the output is wanted at these tokens only; not together with ``gate``.
@@ -170,10 +180,11 @@ class Layer(nnx.Module):
         """
         apply = partial(linears, gate=gate)
         q, (k, v) = checkpoint_name(self.queries_keys_values(self.attn_norm(x), rotation, apply), KEPT)
-        mixed = attention(q, k, v, layout, stored).reshape(len(x), -1)
+        mixed = attention(q, k, v, layout, stored, self.mesh).reshape(*x.shape[:-1], -1)
         if tokens is not None:
-            x, mixed = x[tokens], mixed[tokens]
-        return self._add_mlp(checkpoint_name(self._add_mixed(x, mixed, apply), KEPT), apply), (k, v)
+            x, mixed = at_tokens(x, tokens), at_tokens(mixed, tokens)
+        x = self._add_mlp(checkpoint_name(self._add_mixed(x, mixed, apply), KEPT), apply)
+        return keep_shards(x, self.mesh), (k, v)
 
     def step(self, x, rotation, k_cache, v_cache, positions, gate=None, window=None):
         """One token per row: x [B, D] -> x [B, D], and the caches with keys and values written at ``positions`` [B];
@@ -227,10 +238,16 @@ class Backbone(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The static part of a backbone: hashable, so that it can be a static argument of jitted functions."""
+    """The static part of a backbone: hashable, so that it can be a static argument of jitted functions.
+
+    Attributes:
+      config, compute: of the model, and of the device.
+      mesh: of several devices that compute whole sequences together, each its shard of a batch; None for one.
+    """
 
     config: BackboneConfig
     compute: Compute
+    mesh: Mesh | None = None
 
     def graph(self, lora: LoraConfig | None) -> Any:
         """Graph definition of the whole backbone, with adapters if ``lora`` is given."""
@@ -238,12 +255,12 @@ class Network:
 
     def layer(self, lora: LoraConfig | None) -> Any:
         """Graph definition of one layer, with adapters if ``lora`` is given."""
-        return _graph(Layer, self.config, self.compute, lora)
+        return _graph(Layer, self.config, self.compute, lora, self.mesh)
 
 
 @cache
-def _graph(module: Any, config: BackboneConfig, compute: Compute, lora: LoraConfig | None) -> Any:
-    return nnx.split(nnx.eval_shape(lambda: module(config, compute, lora)))[0]
+def _graph(module: Any, *settings: Any) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: module(*settings)))[0]
 
 
 def abstract_params(config: BackboneConfig, compute: Compute) -> Params:
@@ -304,6 +321,13 @@ def embed(table: jax.Array, input_ids: jax.Array, config: BackboneConfig, dtype:
     """Rows of the embedding, scaled: [...] ids -> [..., D] in the compute dtype, which the scale is rounded to."""
     rows = table[input_ids].astype(dtype)
     return rows if config.embed_scale == 1.0 else rows * jnp.asarray(config.embed_scale, dtype)
+
+
+def at_tokens(x: jax.Array, tokens: jax.Array) -> jax.Array:
+    """x [T, ...] at tokens [n]; on a mesh x [S, T, ...] at tokens [S, n], each shard by itself."""
+    if tokens.ndim == 1:
+        return x[tokens]
+    return jnp.take_along_axis(x, tokens.reshape(*tokens.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 def merge_model(

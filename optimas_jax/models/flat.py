@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
 from optimas_jax.models.attention import BLOCK, TILE, Spans, Tiles
-from optimas_jax.parallel.sharding import place_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +70,7 @@ def flatten(
     """Lays sequences end to end.
 
     Args:
-      sequences: at least one; all with ``parts`` or none.
+      sequences: at least one, or none where ``like`` has some; all with ``parts`` or none.
       pad_id: token of the padding at the end.
       tiled: layout ``Tiles`` if true, else ``Spans``.
       stored: P, number of positions of the prefix cache.
@@ -101,7 +99,8 @@ def flatten(
     if tiled:
         layout = _tiles(sequences, begins, tokens, slots, sizes)
     else:
-        layout = _spans(sequences, begins, tokens, stored, sizes)
+        grouped = (*sequences, *like)[0].parts is not None
+        layout = _spans(sequences, begins, tokens, stored, sizes, grouped=grouped)
     return Flat(ids, positions, layout)
 
 
@@ -139,7 +138,7 @@ def _tiles(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, s
             segments += [(row, first, stop, 0) for first, stop in ranges]
         bounds.append(len(segments))
     table = np.zeros((2 * (tokens // TILE + rows), 4), np.int32)
-    table[: len(segments)] = segments
+    table[: len(segments)] = np.reshape(segments, (-1, 4))
     firsts = np.zeros(rows, np.int32)
     firsts[: len(sequences)] = begins[:-1]
     return Tiles(row_of, key_index, part, firsts, starts, blocks, table, np.asarray(bounds, np.int32))
@@ -169,7 +168,9 @@ def _shared_blocks(sequences: Sequence[FlatSequence]) -> int:
     return next((count for count, column in enumerate(columns) if len(set(column)) > 1), len(columns))
 
 
-def _spans(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, stored: int, sizes: _Sizes) -> Spans:
+def _spans(
+    sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, stored: int, sizes: _Sizes, *, grouped: bool
+) -> Spans:
     # Padding in rows costs memory bandwidth only, and training steps take long to compile: few shapes.
     rows = bucket(sizes.rows, 8, 1)
     slots = bucket(sizes.keys, 128, 1)
@@ -188,19 +189,9 @@ def _spans(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, s
         starts[row] = sequence.start
         if sequence.parts is not None:
             parts[row, :count] = sequence.parts
-    return Spans(queries, keys, inverse, starts, None if sequences[0].parts is None else parts)
+    return Spans(queries, keys, inverse, starts, parts if grouped else None)
 
 
 def stored_indices(blocks: Sequence[int]) -> np.ndarray:
     """Indices [n * BLOCK] int32 of the positions of stored blocks [n]."""
     return (np.asarray(blocks, np.int32)[:, None] * BLOCK + np.arange(BLOCK, dtype=np.int32)).reshape(-1)
-
-
-def place_flat(flat: Flat, mesh: Mesh | None) -> Flat:
-    """Puts a flat batch on the mesh: arrays over tokens are cut along ``data``, the others are copied."""
-    tokens = ("input_ids", "positions", "sequence", "key_index", "part", "inverse")
-    layout = {name: part for name, part in flat.layout._asdict().items() if part is not None}
-    arrays = {"input_ids": flat.input_ids, "positions": flat.positions, **layout}
-    placed = place_rows(arrays, mesh, tuple(name for name in tokens if name in arrays))
-    layout = flat.layout._replace(**{name: placed[name] for name in layout})
-    return Flat(placed["input_ids"], placed["positions"], layout)

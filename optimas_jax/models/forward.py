@@ -21,6 +21,7 @@ from optimas_jax.models.flat import Flat
 from optimas_jax.models.lora import Params
 from optimas_jax.models.numerics import KEPT
 from optimas_jax.models.rope import Rotation, rope_angles
+from optimas_jax.parallel.sharding import keep_shards
 
 # Adapters, input, weights, rotation, layout, and the tokens whose output is wanted.
 LayerArgs = tuple[Params, jax.Array, Params, Rotation, Tiles | Spans, jax.Array | None]
@@ -39,7 +40,7 @@ def forward(
 
     Args:
       params: the frozen tree.
-      input_ids: [T] int32, a flat batch.
+      input_ids: [T] int32, a flat batch; on a mesh [S, T], and so are all other arrays (``parallel.sharding``).
       positions: [T] int32 RoPE positions.
       layout: of the sequences of the batch.
       lora, lora_params: configuration and tree of adapters, or None.
@@ -47,14 +48,14 @@ def forward(
     Returns:
       [T, D] in the compute dtype.
     """
-    x = embed(params["embed"], input_ids, network.config, network.compute.dtype)
+    x = _embedded(network, params, input_ids)
     x = run_layers(network, params, x, positions, layout, range(network.config.num_layers), None, lora, lora_params)
     return rms_norm(x, params["final_norm"]["scale"], network.config.norm_eps, network.compute.cpu_forms)
 
 
 def features(network: Network, params: Params, flat: Flat, lora: LoraConfig) -> jax.Array:
     """Output of the frozen layers below the adapters (of the embedding, if all layers are adapted), [T, D]."""
-    x = embed(params["embed"], flat.input_ids, network.config, network.compute.dtype)
+    x = _embedded(network, params, flat.input_ids)
     return run_layers(network, params, x, flat.positions, flat.layout, range(lora.first(network.config.num_layers)))
 
 
@@ -142,7 +143,7 @@ def keys_values(
     Returns:
       By layer, [T, K, H] each, T padded to a multiple of ``prefill_tokens``.
     """
-    x = embed(params["embed"], input_ids, network.config, network.compute.dtype)
+    x = _embedded(network, params, input_ids)
     inputs = _layer_inputs(network, positions, layout)
     last, computed = network.config.num_layers - 1, []
     for index in range(last):
@@ -151,6 +152,18 @@ def keys_values(
         computed.append(of_layer)
     weights, adapters, (rotation, _) = params["layers"][last], _adapters(lora_params, last), inputs[last]
     return [*computed, _last_keys_values(network, lora, weights, adapters, x, rotation, gate)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _embedded_on_mesh(network: Network, table: jax.Array, input_ids: jax.Array) -> jax.Array:
+    return keep_shards(embed(table, input_ids, network.config, network.compute.dtype), network.mesh)
+
+
+def _embedded(network: Network, params: Params, input_ids: jax.Array) -> jax.Array:
+    """The input of the first layer, [T, D]."""
+    if network.mesh is None:
+        return embed(params["embed"], input_ids, network.config, network.compute.dtype)
+    return _embedded_on_mesh(network, params["embed"], input_ids)
 
 
 # Once for all layers of a kind: XLA's CPU code takes 30 ns for a cosine.
@@ -266,6 +279,7 @@ def _last_keys_values(
 
 def _pad_to_bucket(network: Network, computed: KeysValues) -> KeysValues:
     """Keys and values padded to few sizes, so that their readers are not compiled for each T."""
-    padding = -len(computed[0]) % network.compute.prefill_tokens
-    keys, values = (jnp.pad(part, ((0, padding), (0, 0), (0, 0))) for part in computed)
+    padding = -computed[0].shape[-3] % network.compute.prefill_tokens
+    behind = [(0, padding), (0, 0), (0, 0)]
+    keys, values = (jnp.pad(part, [*[(0, 0)] * (part.ndim - 3), *behind]) for part in computed)
     return keys, values

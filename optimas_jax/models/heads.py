@@ -28,7 +28,7 @@ def reward_head(head: Params, hidden: jax.Array, component: jax.Array) -> jax.Ar
       [G, M] float32.
     """
     weights = head["kernel"].T[component]  # [G, D]
-    return jnp.einsum("gmd,gd->gm", hidden.astype(jnp.float32), weights, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("...gmd,...gd->...gm", hidden.astype(jnp.float32), weights, precision=jax.lax.Precision.HIGHEST)
 
 
 def init_value_head(embed_dim: int) -> Params:
@@ -38,4 +38,4 @@ def init_value_head(embed_dim: int) -> Params:
 
 def value_head(head: Params, hidden: jax.Array) -> jax.Array:
     """Expected return at hidden states [C, D]: [C] float32."""
-    return jnp.matmul(hidden.astype(jnp.float32), head["kernel"], precision=jax.lax.Precision.HIGHEST)[:, 0]
+    return jnp.matmul(hidden.astype(jnp.float32), head["kernel"], precision=jax.lax.Precision.HIGHEST)[..., 0]

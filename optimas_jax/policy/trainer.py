@@ -15,7 +15,7 @@ import numpy as np
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import LoadedModel
-from optimas_jax.learn.batches import candidate_tokens, make_batch, plan_batches
+from optimas_jax.learn.batches import candidate_tokens, deal, make_batches, plan_batches
 from optimas_jax.learn.policy_batch import (
     PolicyBatch,
     Statistics,
@@ -28,14 +28,13 @@ from optimas_jax.learn.policy_batch import (
 from optimas_jax.learn.ppo import Minibatch, PolicyFunctions, init_policy
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import TrainState, init_state, make_optimizer
-from optimas_jax.models.flat import bucket, place_flat
+from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
-from optimas_jax.parallel.mesh import DATA
-from optimas_jax.parallel.sharding import replicate
+from optimas_jax.parallel.sharding import place
 from optimas_jax.policy.config import PolicyConfig
 
-Parts = list[list[int]]  # the sequences of a batch, dealt to lanes; indices
+Parts = list[list[int]]  # the sequences of a batch, dealt to lanes or to the shards of a mesh; indices
 
 
 class PolicyTrainer:
@@ -80,39 +79,44 @@ class PolicyTrainer:
                 members = [index for group in order[start : start + size] for index in of_group[group]]
                 plans.append(self._plan(sequences, members))
         steps = self._minibatches(sequences, targets, plans)
-        state = replicate(state, self._model.mesh)
+        state = place(state, self._model.mesh)
         rate, kl_step = self.config.learning_rate, self.config.kl_step
         return self._functions.update(state, self._model.params, steps, rate, kl_step, self._lanes)
 
     def statistics(self, trainable: Params, groups: Sequence[TokenGroup]) -> Statistics:
         """Statistics of all C sampled tokens, answers concatenated; numpy arrays [C]. Raises as ``learn``."""
-        trainable = replicate(trainable, self._model.mesh)
+        trainable = place(trainable, self._model.mesh)
         sequences, _ = self._sequences(groups)
-        plan = [part for parts in self._plan(sequences, range(len(sequences))) for part in parts]
+        plan = [part for parts in self._plan(sequences, range(len(sequences))) for part in self._together(parts)]
         columns: dict[int, list[np.ndarray]] = {}
 
-        def run(members: list[int]) -> Statistics:
-            chosen = [sequences[index] for index in members]
-            batch = make_batch(
+        def run(parts: Parts) -> Statistics:
+            chosen = [[sequences[index] for index in part] for part in parts]
+            batches = make_batches(
                 chosen,
-                candidates=max(len(group.candidate_ids) for group in chosen),
+                candidates=max(len(group.candidate_ids) for part in chosen for group in part),
                 pad_id=self._model.tokenizer.pad_id,
                 tiled=self._model.network.compute.tiled,
             )
-            tokens = replicate(candidate_tokens(chosen, batch), self._model.mesh)
-            flat = place_flat(batch.flat, self._model.mesh)
+            least = max(sum(map(sampled_tokens, part)) for part in chosen)
+            room = batches[0].ends.shape
+            tokens = self._model.put([candidate_tokens(part, room, least) for part in chosen])
+            flat = self._model.put([batch.flat for batch in batches])
             return jax.device_get(self._functions.statistics(self._model.params, trainable, flat, tokens))
 
-        def shape(members: list[int]) -> tuple[str, int, int]:
-            chosen = [sequences[index] for index in members]
-            return "statistics", sum(group.length for group in chosen), sum(map(sampled_tokens, chosen))
+        def shape(parts: Parts) -> tuple[str, int, int]:
+            chosen = [[sequences[index] for index in part] for part in parts]
+            lengths, sampled = ([sum(map(size, part)) for part in chosen] for size in (_length, sampled_tokens))
+            return "statistics", max(lengths), max(sampled)
 
-        for members, part in zip(plan, self._lanes.map(run, plan, shape), strict=True):
-            start = 0
-            for index in members:
-                stop = start + sampled_tokens(sequences[index])
-                columns[index] = [np.asarray(column[start:stop]) for column in part]
-                start = stop
+        for parts, statistics in zip(plan, self._lanes.map(run, plan, shape), strict=True):
+            of_shards = [statistics] if statistics.values.ndim == 1 else list(zip(*statistics, strict=True))
+            for members, of_shard in zip(parts, of_shards, strict=True):
+                start = 0
+                for index in members:
+                    stop = start + sampled_tokens(sequences[index])
+                    columns[index] = [np.asarray(column[start:stop]) for column in of_shard]
+                    start = stop
         in_order = zip(*(columns[index] for index in range(len(sequences))), strict=True)
         return Statistics(*(np.concatenate(column) for column in in_order))
 
@@ -131,7 +135,7 @@ class PolicyTrainer:
 
     @property
     def _batch_tokens(self) -> int:
-        return self.config.batch.tokens * self._model.mesh.shape[DATA]
+        return self.config.batch.tokens * self._model.shards
 
     def _sequences(self, groups: Sequence[TokenGroup]) -> tuple[list[TokenGroup], list[range]]:
         """Groups as sequences that fit a batch, in their order, and the indices of each group's sequences."""
@@ -150,32 +154,41 @@ class PolicyTrainer:
         return sequences, of_group
 
     def _plan(self, sequences: Sequence[TokenGroup], members: Sequence[int]) -> list[Parts]:
-        """Batches of sequences, each dealt to the lanes in parts of about the same length."""
-        plan = []
+        """Batches of sequences, each dealt to the shards of the mesh or to the lanes."""
+        plan, shards = [], self._model.shards
         for batch in plan_batches([sequences[index] for index in members], self._batch_tokens):
-            parts: Parts = [[] for _ in range(min(self._lanes.count, len(batch)))]
-            for index in sorted((members[number] for number in batch), key=lambda index: -sequences[index].length):
-                min(parts, key=lambda part: sum(sequences[other].length for other in part)).append(index)
-            plan.append(parts)
+            count = min(self._lanes.count, len(batch)) if self._model.mesh.size == 1 else shards
+            dealt = deal([sequences[members[number]].length for number in batch], count)
+            plan.append([[members[batch[number]] for number in part] for part in dealt])
         return plan
+
+    def _together(self, parts: Parts) -> list[Parts]:
+        """The parts of a batch that one call computes: lanes have a call each, the shards of a mesh one call."""
+        return [[part] for part in parts] if self._model.mesh.size == 1 else [parts]
 
     def _minibatches(
         self, sequences: Sequence[TokenGroup], targets: Sequence[Targets], plans: Sequence[list[Parts]]
     ) -> list[Minibatch]:
-        """The minibatches of an update on the devices. An update that is one program needs parts of one shape."""
+        """The minibatches of an update on the devices. An update that is one program, and the shards of a mesh, need
+        parts of one shape."""
         layerwise = self._model.network.compute.layerwise
+        alike = not layerwise or self._model.mesh.size > 1
         every = [part for plan in plans for parts in plan for part in parts]
+        longest = max(sum(sequences[index].length for index in part) for part in every)
         make = partial(
             make_policy_batch,
             pad_id=self._model.tokenizer.pad_id,
             tiled=self._model.network.compute.tiled,
-            tokens=0 if layerwise else self._batch_tokens,
-            others=[] if layerwise else [[sequences[index] for index in part] for part in every],
+            tokens=max(longest, 0 if layerwise else self.config.batch.tokens) if alike else 0,
+            others=[[sequences[index] for index in part] for part in every] if alike else [],
         )
 
-        def on_device(part: list[int]) -> PolicyBatch:
-            batch = make([sequences[index] for index in part], [targets[index] for index in part])
-            rest = replicate(batch._replace(flat=None), self._model.mesh)
-            return rest._replace(flat=place_flat(batch.flat, self._model.mesh))
+        def on_device(parts: Parts) -> PolicyBatch:
+            batches = [make([sequences[index] for index in part], [targets[index] for index in part]) for part in parts]
+            return self._model.put(batches)
 
-        return [[[on_device(part) for part in parts] for parts in plan] for plan in plans]
+        return [[[on_device(call) for call in self._together(parts)] for parts in plan] for plan in plans]
+
+
+def _length(group: TokenGroup) -> int:
+    return group.length

@@ -13,16 +13,15 @@ import numpy as np
 
 from optimas_jax.core.progress import Progress
 from optimas_jax.engine.pool import Engines, LoadedModel
-from optimas_jax.learn.batches import GroupBatch, candidate_tokens, make_batch, plan_batches, split
+from optimas_jax.learn.batches import GroupBatch, candidate_tokens, deal, make_batches, plan_batches
 from optimas_jax.learn.features import FeatureCache
+from optimas_jax.learn.policy_batch import sampled_tokens
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup, truncate
 from optimas_jax.learn.train_state import init_trainable, make_optimizer
-from optimas_jax.models.flat import place_flat
 from optimas_jax.models.lora import Params, merge_lora
 from optimas_jax.parallel.lanes import Lanes
-from optimas_jax.parallel.mesh import DATA
-from optimas_jax.parallel.sharding import replicate
+from optimas_jax.parallel.sharding import place
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.text import TextGroup
 
@@ -33,14 +32,20 @@ class DeviceBatch(NamedTuple):
     """A batch on the devices.
 
     Attributes:
-      groups: in the order of the batch.
+      parts: groups of each shard, in order; of one device, a single one.
       batch: their layout.
-      features: [T, D] output of the frozen layers; None until it is computed.
+      features: [T, D] output of the frozen layers, on a mesh [S, T, D]; None until it is computed.
     """
 
-    groups: list[TokenGroup]
+    parts: list[list[TokenGroup]]
     batch: GroupBatch
     features: Any
+
+    def by_group(self, values: Any) -> list[np.ndarray]:
+        """What was computed for the groups, [G, ...] or [S, G, ...], as arrays of single groups, part after part."""
+        rows = np.asarray(values)
+        rows = rows[None] if len(self.batch.ends.shape) == 2 else rows
+        return [of_part[row] for of_part, groups in zip(rows, self.parts, strict=True) for row in range(len(groups))]
 
 
 BatchFunction = Callable[[DeviceBatch], T]
@@ -70,8 +75,8 @@ class RewardBatches:
 
     @property
     def max_tokens(self) -> int:
-        """T: tokens of a batch, all devices together."""
-        return self.config.batch.tokens * self.model.mesh.shape[DATA]
+        """Tokens of a batch of a training step, all devices together."""
+        return self.config.batch.tokens
 
     @property
     def backbone(self) -> dict[str, Any]:
@@ -93,20 +98,27 @@ class RewardBatches:
 
     def merged(self, trainable: Params) -> Params:
         """Weights of the backbone with adapters merged."""
-        return merge_lora(self.model.params, trainable["lora"], self.config.lora.scale)
+        merged = merge_lora(self.model.params, trainable["lora"], self.config.lora.scale)
+        return place(merged, self.functions.network.mesh)
 
-    def scoring(self, merged: Params, head: Params) -> BatchFunction[np.ndarray]:
-        """The function that scores a batch: [G, M] float32."""
-        return lambda item: np.asarray(self.functions.score(merged, head, item.batch, item.features))
+    def place(self, trainable: T) -> T:
+        """Adapters and heads, or a state of their training, on the devices."""
+        return place(trainable, self.model.mesh)
 
-    def hidden(self, item: DeviceBatch) -> np.ndarray:
-        """phi of the candidates of a batch: [G, M, D] float32."""
-        return np.asarray(self.functions.hidden(self.model.params, item.batch, item.features))
+    def scoring(self, merged: Params, head: Params) -> BatchFunction[list[np.ndarray]]:
+        """The function that scores a batch: [M] float32 for each group."""
+        return lambda item: item.by_group(self.functions.score(merged, head, item.batch, item.features))
 
-    def logliks(self, item: DeviceBatch) -> np.ndarray:
-        """Log-likelihood of the candidates of a batch under the untrained backbone: [G, M] float32."""
-        tokens = replicate(candidate_tokens(item.groups, item.batch), self.model.mesh)
-        return np.asarray(self.functions.loglik(self.model.params, item.batch, item.features, tokens))
+    def hidden(self, item: DeviceBatch) -> list[np.ndarray]:
+        """phi of the candidates of a batch: [M, D] float32 for each group."""
+        return item.by_group(self.functions.hidden(self.model.params, item.batch, item.features))
+
+    def logliks(self, item: DeviceBatch) -> list[np.ndarray]:
+        """Log-likelihood of the candidates of a batch under the untrained backbone: [M] float32 for each group."""
+        least = max(sum(map(sampled_tokens, part)) for part in item.parts)
+        room = item.batch.ends.shape[-2:]
+        tokens = self.model.put([candidate_tokens(part, room, least) for part in item.parts])
+        return item.by_group(self.functions.loglik(self.model.params, item.batch, item.features, tokens))
 
     def token_group(self, group: TextGroup, rewards: Sequence[float] = ()) -> TokenGroup:
         """Prefix and candidates in ids, of any length. Each is tokenised alone, so that packed and single layouts have
@@ -137,8 +149,8 @@ class RewardBatches:
         Yields:
           Indices of the groups of a batch, and its result.
         """
-        plan = self.plan(groups)
-        items = (self._to_devices([groups[index] for index in members]) for members in plan)
+        plan = [self._deal(groups, members) for members in self.plan(groups)]
+        items = (self._to_devices([[groups[index] for index in part] for part in parts]) for parts in plan)
         keep = self.functions.first > 0
 
         def run(item: DeviceBatch) -> tuple[T, np.ndarray | None]:
@@ -148,16 +160,18 @@ class RewardBatches:
             return function(item._replace(features=features)), np.asarray(features) if keep else None
 
         def shape(item: DeviceBatch) -> tuple[str, int, bool]:
-            return kind, len(item.batch.flat.input_ids), item.features is None
+            return kind, item.batch.flat.input_ids.shape[-1], item.features is None
 
-        for members, (result, features) in zip(plan, self.lanes.map(run, items, shape), strict=True):
+        for parts, (result, features) in zip(plan, self.lanes.map(run, items, shape), strict=True):
             if features is not None:
-                self._kept_features.put([groups[index] for index in members], features)
-            yield members, result
+                of_shards = features[None] if features.ndim == 2 else features
+                for part, of_shard in zip(parts, of_shards, strict=True):
+                    self._kept_features.put([groups[index] for index in part], of_shard)
+            yield [index for part in parts for index in part], result
 
     def plan(self, groups: Sequence[TokenGroup]) -> list[list[int]]:
         """Indices of the groups of each batch of ``map``."""
-        return plan_batches(groups, self.max_tokens)
+        return plan_batches(groups, self.config.batch.tokens * self.model.shards)
 
     def keep_features(self, groups: Sequence[TokenGroup]) -> None:
         """Computes the features of all groups in large batches of similar lengths, before training."""
@@ -173,27 +187,53 @@ class RewardBatches:
                 advance()
 
     def training_parts(self, groups: Sequence[TokenGroup]) -> list[tuple[GroupBatch, Any]]:
-        """A training batch in as many parts as there are lanes, each with its features."""
-        # A step that is one program takes minutes to compile: one size for all.
-        tokens = 0 if self.model.network.compute.layerwise else self.max_tokens
+        """A training batch with its features, dealt to the shards of a mesh, or to as many parts as there are lanes."""
+        lengths = [group.length for group in groups]
+        if self.model.mesh.size == 1:
+            batches = [[part] for part in deal(lengths, min(self.lanes.count, len(groups)))]
+        else:
+            batches = [deal(lengths, self.model.shards)]
+        # A step that is one program takes minutes to compile: on one device one size for all.
+        one_size = self.model.mesh.size == 1 and not self.model.network.compute.layerwise
         parts = []
-        for part in split(groups, self.lanes.count):
-            _, batch, features = self._to_devices(part, tokens)
+        for dealt in batches:
+            item = self._to_devices(
+                [[groups[index] for index in part] for part in dealt], self.max_tokens if one_size else 0
+            )
+            features = item.features
             if features is None:
-                features = self.functions.features(self.model.params, batch.flat)
-            parts.append((batch, features))
+                features = self.functions.features(self.model.params, item.batch.flat)
+            parts.append((item.batch, features))
         return parts
 
-    def _to_devices(self, groups: list[TokenGroup], tokens: int = 0) -> DeviceBatch:
-        """A batch on the devices, with features where they are kept."""
-        batch = make_batch(
-            groups,
+    def _deal(self, groups: Sequence[TokenGroup], members: Sequence[int]) -> list[list[int]]:
+        """The members of a batch by shard."""
+        if self.model.mesh.size == 1:
+            return [list(members)]
+        dealt = deal([groups[index].length for index in members], self.model.shards)
+        return [[members[number] for number in part] for part in dealt]
+
+    def _to_devices(self, parts: list[list[TokenGroup]], tokens: int = 0) -> DeviceBatch:
+        """A batch on the devices, with features where they are kept.
+
+        Args:
+          parts: groups of each shard.
+        """
+        batches = make_batches(
+            parts,
             candidates=self.config.batch.candidates,
             pad_id=self.model.tokenizer.pad_id,
             tiled=self.model.network.compute.tiled,
             tokens=tokens,
         )
-        flat = place_flat(batch.flat, self.model.mesh)
-        placed = replicate(batch._replace(flat=None), self.model.mesh)._replace(flat=flat)
-        features = self._kept_features.get(groups, len(flat.input_ids)) if self.functions.first else None
-        return DeviceBatch(groups, placed, features)
+        return DeviceBatch(parts, self.model.put(batches), self._features(parts, len(batches[0].flat.input_ids)))
+
+    def _features(self, parts: list[list[TokenGroup]], tokens: int) -> Any:
+        """Kept features on the devices, [tokens, D] of each shard; None if those of any group are missing."""
+        if not self.functions.first:
+            return None
+        kept = [self._kept_features.get(part, tokens) if part else () for part in parts]
+        if any(features is None for features in kept):
+            return None
+        nothing = np.zeros_like(kept[0])  # the first shard has the longest group
+        return self.model.put([nothing if isinstance(features, tuple) else features for features in kept])

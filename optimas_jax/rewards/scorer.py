@@ -21,7 +21,6 @@ from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.tape import Tape
 from optimas_jax.models.lora import Params
-from optimas_jax.parallel.sharding import replicate
 from optimas_jax.rewards.batches import BatchFunction, RewardBatches
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.text import TextGroup, output_texts, text_group
@@ -153,7 +152,7 @@ class RewardScorer:
                 advance()
         return computed
 
-    def _function(self, kind: Kind, name: str) -> BatchFunction[np.ndarray]:
+    def _function(self, kind: Kind, name: str) -> BatchFunction[list[np.ndarray]]:
         """The function of a batch that gives its scores, or log-likelihoods, [G, M] float32."""
         if kind == "score":
             return self._batches.scoring(*self._load(name))
@@ -162,7 +161,7 @@ class RewardScorer:
     def _load(self, reward: str) -> tuple[Params, Params]:
         """Merged weights and head of a local reward; the last one used stays loaded."""
         if self._loaded is None or self._loaded[0] != reward:
-            trainable = replicate(self._checkpoints.load(reward, self._batches.shapes), self._batches.model.mesh)
+            trainable = self._batches.place(self._checkpoints.load(reward, self._batches.shapes))
             self._loaded = (reward, self._batches.merged(trainable), trainable["head"])
         return self._loaded[1], self._loaded[2]
 

@@ -24,7 +24,6 @@ from optimas_jax.learn.token_group import TokenGroup, are_alike
 from optimas_jax.learn.train_state import TrainState, init_state, learning_rate, make_optimizer, means
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.platform import return_free_memory
-from optimas_jax.parallel.sharding import replicate
 from optimas_jax.rewards.alignment import pair_accuracy
 from optimas_jax.rewards.batches import BatchFunction, RewardBatches
 from optimas_jax.rewards.pairs import count_pairs, is_informative
@@ -191,7 +190,7 @@ class RewardTrainer:
         return [self._known[key][0] for key in keys], [self._known[key][1] for key in keys]
 
     def _by_group(
-        self, kind: str, groups: Sequence[TokenGroup], function: BatchFunction[np.ndarray]
+        self, kind: str, groups: Sequence[TokenGroup], function: BatchFunction[list[np.ndarray]]
     ) -> list[np.ndarray]:
         """The result of a function of batches for the candidates of each group; ``kind`` names what it compiles."""
         rows: list[np.ndarray] = [np.zeros(0)] * len(groups)
@@ -231,7 +230,7 @@ class RewardTrainer:
         """The state after each epoch, and its mean metrics; ``plans`` has the batches of each epoch,
         ``rate`` the learning rate by step and number of steps."""
         batches = self._batches
-        state = replicate(init_state(trainable, make_optimizer()), batches.model.mesh)
+        state = batches.place(init_state(trainable, make_optimizer()))
         total, step = sum(map(len, plans)), 0
         with self._progress.bar("training steps", total) as advance:
             for epoch, plan in enumerate(plans):
@@ -258,7 +257,7 @@ class RewardTrainer:
         scoring = self._batches.scoring(self._batches.merged(trainable), trainable["head"])
         for members, scores in self._batches.map("score", groups, scoring):
             for row, index in enumerate(members):
-                hits, pairs = count_pairs(scores[row], groups[index].rewards, self._config.loss.threshold)
+                hits, pairs = count_pairs(scores[row].tolist(), groups[index].rewards, self._config.loss.threshold)
                 right, total = right + hits, total + pairs
         return right / total if total else 0.5
 

@@ -137,7 +137,7 @@ def test_packed_loglikelihoods_equal_single_ones(lora):
         return jax.nn.log_softmax(merge_model(network, params).logits(forward(network, params, *flat)))
 
     for members, batch in batches(groups):
-        tokens = candidate_tokens([groups[index] for index in members], batch)
+        tokens = candidate_tokens([groups[index] for index in members], batch.ends.shape)
         totals = reward_functions.loglik(params, batch, reward_functions.features(params, batch.flat), tokens)
         assert totals.shape == batch.ends.shape
         for row, index in enumerate(members):

@@ -69,7 +69,7 @@ def plain_logprobs(network, params, flat, positions, answer):
 
 def statistics_of(policy, params, trainable, some, **layout):
     batch = make_batch(some, candidates=4, pad_id=0, **({"tiled": True, "tokens": TOKENS} | layout))
-    return policy.statistics(params, trainable, batch.flat, candidate_tokens(some, batch))
+    return policy.statistics(params, trainable, batch.flat, candidate_tokens(some, batch.ends.shape))
 
 
 @pytest.mark.parametrize("lora", [tiny.LORA, LoraConfig(rank=4, alpha=8.0, last_layers=2)])

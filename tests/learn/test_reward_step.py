@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from optimas_jax.learn.batches import make_batch, plan_batches, split
+from optimas_jax.learn.batches import deal, make_batch, plan_batches
 from optimas_jax.learn.config import LossConfig
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
@@ -132,7 +132,8 @@ def test_a_step_in_parts_is_the_step_of_the_whole():
     reward_functions, groups = functions(), [*toy_groups(6), *toy_groups(3, component=1)]
     results = []
     for parts, lanes in ((1, None), (2, Lanes(2)), (2, Lanes(2)), (3, None)):
-        laid_out = [make_batch(part, candidates=4, pad_id=0, tiled=True) for part in split(groups, parts)]
+        dealt = [[groups[index] for index in part] for part in deal([group.length for group in groups], parts)]
+        laid_out = [make_batch(part, candidates=4, pad_id=0, tiled=True) for part in dealt]
         features = [(batch, reward_functions.features(params, batch.flat)) for batch in laid_out]
         state, metrics = reward_functions.train_step(fresh_state(), params, features, 1e-3, lanes)
         results.append((jax.tree.map(np.array, state.trainable), {n: np.array(v) for n, v in metrics.items()}))
@@ -145,11 +146,11 @@ def test_a_step_in_parts_is_the_step_of_the_whole():
 
 
 def test_groups_are_dealt_evenly():
-    groups = [TokenGroup((1,) * n, ((2,), (3,)), (0.0, 1.0), 0) for n in (5, 50, 20, 30, 45, 60)]
-    parts = split(groups, 2)
-    assert sorted(id(group) for part in parts for group in part) == sorted(map(id, groups))
-    assert abs(sum(g.length for g in parts[0]) - sum(g.length for g in parts[1])) <= 10
-    assert split(groups[:1], 3) == [[groups[0]]]
+    lengths = [5, 50, 20, 30, 45, 60]
+    parts = deal(lengths, 2)
+    assert sorted(index for part in parts for index in part) == [*range(6)]
+    assert abs(sum(lengths[index] for index in parts[0]) - sum(lengths[index] for index in parts[1])) <= 10
+    assert deal([7], 3) == [[0], [], []]
 
 
 def test_the_learning_rate_warms_up_and_decays():

@@ -1,3 +1,5 @@
+"""Meshes of fake devices: each device computes its shard of a batch, and results are those of one device."""
+
 import dataclasses
 
 import jax
@@ -6,82 +8,142 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
+from optimas_jax.engine.pool import LoadedModel, network_on
 from optimas_jax.engine.sampler import SampleRequest
-from optimas_jax.learn.batches import make_batch
-from optimas_jax.learn.config import LossConfig
+from optimas_jax.learn.batches import deal, make_batches
+from optimas_jax.learn.config import LossConfig, PolicyLoss
+from optimas_jax.learn.policy_batch import Targets, make_policy_batch, sampled_tokens
+from optimas_jax.learn.ppo import PolicyFunctions, init_policy
 from optimas_jax.learn.reward_model import RewardFunctions
-from optimas_jax.learn.train_state import init_state, init_trainable
+from optimas_jax.learn.train_state import apply_gradients, init_state, init_trainable
+from optimas_jax.models.attention import divisible_heads
 from optimas_jax.models.backbone import abstract_params, init_lora
-from optimas_jax.models.flat import place_flat
-from optimas_jax.models.lora import merge_lora
 from optimas_jax.parallel.mesh import DATA, MeshConfig, make_mesh
-from optimas_jax.parallel.sharding import param_names, place_rows, replicate, shardings
+from optimas_jax.parallel.sharding import param_names, place, shardings
 
-MESHES = [(1, 1), (8, 1), (4, 2), (2, 2)]
-
-
-def groups(count=20):
-    rng = np.random.default_rng(0)
-    return [tiny.random_group(rng, component=i % 2) for i in range(count)]
+MESHES = [(8, 1), (1, 8), (4, 2), (2, 4), (3, 1), (5, 1), (6, 1)]
+QUICK = [(4, 2), (3, 1)]
+ON_MESHES = [pytest.param(shape, marks=[pytest.mark.long] * (shape not in QUICK)) for shape in MESHES]
+GROUPS = [tiny.random_group(np.random.default_rng(index), component=index % 2) for index in range(20)]
 
 
-def place_batch(batch, mesh):
-    return replicate(batch._replace(flat=None), mesh)._replace(flat=place_flat(batch.flat, mesh))
-
-
-def train_and_score(shape, layerwise):
-    """Loss, updated adapters and scores on a mesh of this shape, from the same start and the same rows."""
-    mesh = make_mesh(MeshConfig(*shape))
+def model_on(shape, layerwise=True):
+    """The tiny model on the first devices; one device for ``(1, 1)``."""
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
     network, params = tiny.model(tiny.SHALLOW, dataclasses.replace(tiny.F32, layerwise=layerwise))
-    params = jax.device_put(params, shardings(params, mesh))
-    functions = RewardFunctions(network, tiny.LORA, LossConfig(), tiny.OPTIMIZER)
+    return LoadedModel(network_on(mesh, network.config, network.compute), mesh, place(params, mesh), None)
+
+
+def parts_of(model):
+    """Indices of the groups of each shard."""
+    return deal([group.length for group in GROUPS], model.shards)
+
+
+def placement(tree):
+    return [(leaf.sharding, leaf.ndim) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_placed_alike(before, tree):
+    assert all(old.is_equivalent_to(new, ndim) for (old, ndim), (new, _) in zip(before, placement(tree), strict=True))
+
+
+def reward_step(shape, layerwise=True):
+    """Loss, scores by group and trainable after a step of the local rewards."""
+    model = model_on(shape, layerwise)
+    functions = RewardFunctions(model.network, tiny.LORA, LossConfig(), tiny.OPTIMIZER)
     trainable = init_trainable(tiny.SHALLOW, tiny.LORA, 2, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])
-    state = replicate(init_state(trainable, tiny.OPTIMIZER), mesh)
-    batch, tiles = (
-        place_batch(make_batch(groups(), candidates=4, pad_id=0, tiled=tiled, tokens=1024), mesh)
-        for tiled in (False, True)
-    )
-    features = functions.features(params, tiles.flat)
-    merged = merge_lora(params, state.trainable["lora"], tiny.LORA.scale)
-    scores = functions.score(merged, state.trainable["head"], tiles, features)
-    state, metrics = functions.train_step(state, params, [(batch, features)], 1e-3)
-    assert mesh.size == 1 or len(params["layers"][0]["up"]["weight"].sharding.device_set) == mesh.size
-    return jax.device_get((metrics["loss"], state.trainable, scores))
+    state = place(init_state(trainable, tiny.OPTIMIZER), model.mesh)
+    parts = parts_of(model)
+    dealt = [[GROUPS[index] for index in part] for part in parts]
+    batch = model.put(make_batches(dealt, candidates=4, pad_id=0, tiled=layerwise))
+    features = functions.features(model.params, batch.flat)
+    scores = np.asarray(functions.score(model.params, state.trainable["head"], batch, features))
+    scores = scores if scores.ndim == 3 else scores[None]
+    by_group = {
+        index: row for part, rows in zip(parts, scores, strict=True) for index, row in zip(part, rows, strict=False)
+    }
+    before = placement(state)
+    state, metrics = functions.train_step(state, model.params, [(batch, features)], 1e-3)
+    assert_placed_alike(before, state)
+    trained, compiled = jax.device_get((metrics["loss"], state.trainable)), apply_gradients._cache_size()
+    functions.train_step(state, model.params, [(batch, features)], 1e-3)
+    assert model.mesh.size == 1 or apply_gradients._cache_size() == compiled  # the second step is the same program
+    return *trained, np.stack([by_group[index] for index in range(len(GROUPS))])
+
+
+def policy_step(shape, algorithm):
+    """Loss and trainable after a step of a policy."""
+    model = model_on(shape)
+    functions = PolicyFunctions(model.network, tiny.LORA, PolicyLoss(algorithm), tiny.OPTIMIZER)
+    trainable = init_policy(tiny.SHALLOW, tiny.LORA, jax.random.key(0))
+    trainable["lora"] = tiny.random_lora(trainable["lora"])
+    state = place(init_state(trainable, tiny.OPTIMIZER), model.mesh)
+    rng = np.random.default_rng(0)
+    targets = [
+        Targets(*rng.normal(size=(5, sampled_tokens(group))), *np.ones((2, sampled_tokens(group)))) for group in GROUPS
+    ]
+    dealt = [([GROUPS[i] for i in part], [targets[i] for i in part]) for part in parts_of(model)]
+    tokens = max(sum(group.length for group in groups) for groups, _ in dealt)
+    others = [groups for groups, _ in dealt]
+    layouts = [make_policy_batch(*part, pad_id=0, tiled=True, tokens=tokens, others=others) for part in dealt]
+    before = placement(state)
+    state, metrics = functions.train_step(state, model.params, [[model.put(layouts)]], 1e-3)
+    assert_placed_alike(before, state)
+    return jax.device_get((metrics["loss"], state.trainable))
 
 
 @pytest.fixture(scope="module")
-def reference():
-    return train_and_score((1, 1), layerwise=True)
+def expected_reward_step():
+    return reward_step((1, 1))
+
+
+@pytest.mark.parametrize("layerwise", [True, False])
+@pytest.mark.parametrize("shape", ON_MESHES)
+def test_a_step_of_local_rewards_is_that_of_one_device(shape, layerwise, expected_reward_step):
+    loss, trainable, scores = reward_step(shape, layerwise)
+    expected_loss, expected_trainable, expected_scores = expected_reward_step
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), trainable, expected_trainable)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize("shape", ON_MESHES)
+def test_a_step_of_a_policy_is_that_of_one_device(shape, algorithm):
+    (loss, trainable), (expected_loss, expected) = policy_step(shape, algorithm), policy_step((1, 1), algorithm)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), trainable, expected)
+
+
+@pytest.mark.parametrize("shape", ON_MESHES)
+def test_sampling_on_a_mesh_gives_the_same_tokens(shape):
+    plain = tiny.sampler()
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+    network = network_on(mesh, plain.network.config, plain.network.compute)
+    sharded = dataclasses.replace(plain, network=network, params=place(plain.params, mesh))
+    requests = [SampleRequest(tuple(range(1, 40 + i % 3)), 6, temperature=float(i % 2), seed=i) for i in range(9)]
+    expected = plain.generate(requests)
+    for _ in range(2):  # the second time with stored prefixes
+        for mine, theirs in zip(sharded.generate(requests), expected, strict=True):
+            assert mine.ids == theirs.ids
+            np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=1e-4)
+    [keys, _] = sharded._prefiller.prefixes.layers[0]
+    assert keys.sharding.shard_shape(keys.shape)[0] == 1  # each device along data has its own store
 
 
 @pytest.mark.parametrize(
-    ("shape", "layerwise"),
-    [
-        *(pytest.param(shape, False, marks=[pytest.mark.long] * (shape in ((8, 1), (2, 2)))) for shape in MESHES),
-        pytest.param(MESHES[1], True, marks=pytest.mark.long),
-    ],
+    ("heads", "kv_heads", "devices", "of_device"), [(8, 2, 8, 1), (9, 3, 2, 5), (9, 3, 8, 2), (32, 8, 16, 2)]
 )
-def test_every_mesh_gives_the_same_step(shape, layerwise, reference):
-    loss, trainable, scores = train_and_score(shape, layerwise)
-    np.testing.assert_allclose(loss, reference[0], rtol=1e-5)
-    np.testing.assert_allclose(scores, reference[2], atol=1e-4)
-    # Adam's first step is the sign of the gradient: compare where the gradient is not noise
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2.1e-3), trainable, reference[1])
-    moved = [np.abs(a - b).mean() for a, b in zip(*map(jax.tree.leaves, (trainable, reference[1])), strict=True)]
-    assert np.mean(moved) < 1e-4
-
-
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
-def test_sampling_on_a_mesh_gives_the_same_tokens(shape):
-    plain = tiny.sampler()
-    mesh = make_mesh(MeshConfig(*shape))
-    params = jax.device_put(plain.params, shardings(plain.params, mesh))
-    sharded = dataclasses.replace(plain, params=params, mesh=mesh)
-    requests = [SampleRequest(tuple(range(1, 40 + i)), 6, temperature=float(i % 2), seed=i) for i in range(5)]
-    for mine, theirs in zip(sharded.generate(requests), plain.generate(requests), strict=True):
-        assert mine.ids == theirs.ids
-        np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=1e-4)
+def test_heads_are_shared_by_devices_that_they_do_not_divide_among(heads, kv_heads, devices, of_device):
+    q, k, v = (np.random.default_rng(0).normal(size=(1, 2, count, 4)) for count in (heads, kv_heads, kv_heads))
+    shared_q, shared_k, shared_v = divisible_heads(*map(jax.numpy.asarray, (q, k, v)), devices)
+    assert shared_q.shape[2] == devices * of_device and shared_k.shape[2] % devices == 0
+    group, of_kv = heads // kv_heads, shared_q.shape[2] // shared_k.shape[2]
+    for head in range(heads):
+        np.testing.assert_allclose(shared_q[:, :, head], q[:, :, head], rtol=1e-6)
+        np.testing.assert_allclose(shared_k[:, :, head // of_kv], k[:, :, head // group], rtol=1e-6)
+        np.testing.assert_allclose(shared_v[:, :, head // of_kv], v[:, :, head // group], rtol=1e-6)
 
 
 @pytest.mark.parametrize("config", [tiny.CONFIG, dataclasses.replace(tiny.CONFIG, tied_embeddings=True)])
@@ -100,11 +162,12 @@ def test_every_parameter_has_a_rule(config):
     assert specs["head/kernel"] == P()
 
 
-def test_parameters_without_a_rule_or_with_a_remainder_are_all_named():
+def test_parameters_without_a_rule_are_all_named_and_a_remainder_is_not_cut():
     mesh = make_mesh(MeshConfig(4, 2))
-    tree = {"new": np.zeros(3), "layers": {0: {"q": {"weight": np.zeros((4, 6))}}}}
-    with pytest.raises(ValueError, match=r"(?s)layers/0/q/weight: 6 is not a multiple of 4.*new: no rule matches"):
-        shardings(tree, mesh)
+    tree = {"layers": {0: {"q": {"weight": np.zeros((4, 6))}}}}
+    assert jax.tree.leaves(shardings(tree, mesh))[0].spec == P("model", None)
+    with pytest.raises(ValueError, match="no rule says how to place more, new on a mesh"):
+        shardings({"new": np.zeros(3), "more": np.zeros(3), **tree}, mesh)
 
 
 def test_meshes_that_do_not_fit_are_refused():
@@ -114,8 +177,3 @@ def test_meshes_that_do_not_fit_are_refused():
     for shape in ((16, 1), (0, 3), (8, 2), (1, 0)):
         with pytest.raises(ValueError, match="does not fit 8 devices"):
             make_mesh(MeshConfig(*shape))
-
-
-def test_rows_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"6 rows .x. do not divide among 4 devices"):
-        place_rows({"x": np.zeros((6, 2))}, make_mesh(MeshConfig(4, 2)), ("x",))
