@@ -112,13 +112,15 @@ def cut_along(x: jax.Array, mesh: Mesh, *axes: str | None) -> jax.Array:
 
 
 def _dividing(shape: Sequence[int], axes: Iterable[str | None], mesh: Mesh) -> P:
-    """The axes that divide their dimensions."""
-    return P(
-        *(
-            axis if axis is not None and size % mesh.shape[axis] == 0 else None
-            for size, axis in zip(shape, axes, strict=False)
-        )
-    )
+    """The axes that divide their dimensions, as XLA writes the placement of its outputs: without axes of one device,
+    and without None at the end."""
+    kept = [
+        axis if axis is not None and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
+        for size, axis in zip(shape, axes, strict=False)
+    ]
+    while kept and kept[-1] is None:
+        kept.pop()
+    return P(*kept)
 
 
 def on_each_shard(

@@ -158,14 +158,14 @@ def test_every_parameter_has_a_rule(config):
     assert specs["layers/0/q/weight"] == P("model", "data")
     assert specs["layers/2/down/weight"] == P("data", "model")
     assert specs["layers/1/mlp_norm/scale"] == P()
-    assert specs["lora/layers/1/o/lora_a"] == P("model", None)
+    assert specs["lora/layers/1/o/lora_a"] == P("model")
     assert specs["head/kernel"] == P()
 
 
 def test_parameters_without_a_rule_are_all_named_and_a_remainder_is_not_cut():
     mesh = make_mesh(MeshConfig(4, 2))
     tree = {"layers": {0: {"q": {"weight": np.zeros((4, 6))}}}}
-    assert jax.tree.leaves(shardings(tree, mesh))[0].spec == P("model", None)
+    assert jax.tree.leaves(shardings(tree, mesh))[0].spec == P("model")
     with pytest.raises(ValueError, match="no rule says how to place more, new on a mesh"):
         shardings({"new": np.zeros(3), "more": np.zeros(3), **tree}, mesh)
 
