@@ -283,6 +283,11 @@ class Bot:
         return question * self.times
 
 
+def repeat(around, question):
+    [times] = [int(digit) for digit in str(around).replace("(1, 2)", "") if digit.isdigit()]
+    return question * times
+
+
 def test_results_on_tape_are_of_the_function_as_it_is(tmp_path):
     """Of its helpers, its object and its arguments, too."""
     for number, component in enumerate(
@@ -290,6 +295,10 @@ def test_results_on_tape_are_of_the_function_as_it_is(tmp_path):
             lambda n: oj.component(Bot(n).say, effect=True, name="say"),
             lambda n: oj.component(Bot(n), effect=True, name="say"),
             lambda n: oj.component(functools.partial(lambda question, n: question * n, n=n), effect=True, name="say"),
+            *(
+                lambda n, around=around: oj.component(functools.partial(repeat, around(n)), effect=True, name="say")
+                for around in (lambda n: [n], lambda n: ("a", {"b": [n]}), lambda n: {(1, 2): n}, lambda n: {n})
+            ),
         )
     ):
         for times in (2, 3, 2):
