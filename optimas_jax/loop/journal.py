@@ -208,12 +208,16 @@ class RunFolder:
 
     def save_best(self, configuration: Configuration, info: Mapping[str, Any], folder: str = BEST) -> None:
         """Writes a portable result: ``configuration.json``, with what a copy of it needs of the run's settings, and the
-        adapters and local rewards that it names."""
+        adapters and local rewards that it names. The same result as before keeps its settings, whatever server this
+        command has."""
         for source, carried, name in _parts(configuration):
             self.copy_in(self.path / source / name, self.path / folder / carried)
-        settings = _portable(config_json(self.path) or {})
-        saved = {"configuration": configuration.to_json(), **info, "settings": settings}
-        self.write(f"{folder}/{CONFIGURATION}", saved)
+        saved = {"configuration": configuration.to_json(), **info}
+        known = self.read(f"{folder}/{CONFIGURATION}") or {}
+        settings = known.pop("settings", None)
+        if settings is None or known != json.loads(json.dumps(saved)):
+            settings = _portable(config_json(self.path) or {})
+        self.write(f"{folder}/{CONFIGURATION}", {**saved, "settings": settings})
 
     def take_parts(self, configuration: Configuration, best: Path) -> None:
         """Copies the adapters and local rewards that a configuration names from its ``best/`` folder. A missing local
@@ -326,9 +330,10 @@ def config_of(folder: Path) -> RunConfig:
 
 
 def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a saved result needs of its run's settings where that is not beside it: seed, language model and servers,
-    without what their addresses may hold of passwords and keys."""
-    kept = {name: settings[name] for name in ("seed", "server", "anthropic") if name in settings}
+    """What a saved result needs of its run's settings where that is not beside it: seed, language model, the form of
+    its local rewards and how their samples are drawn, and servers, without what their addresses may hold of passwords
+    and keys."""
+    kept = {name: settings[name] for name in ("seed", "collect", "reward", "server", "anthropic") if name in settings}
     for name in {"server", "anthropic"} & kept.keys():
         kept[name] = {**kept[name], "base_url": _without_keys(kept[name].get("base_url", ""))}
     model = settings.get("system", {}).get("language_model")

@@ -39,7 +39,7 @@ class RemoteScorer:
         """Raises ``StopRun`` if the server does not answer, refuses, or answers with something else than scores."""
         body = {"component": component, "inputs": thaw(inputs), "outputs": thaw([*outputs]), "reward": reward}
         answer = await asyncio.to_thread(self._post, body)
-        scores = answer.get("scores") if isinstance(answer, dict) else None
+        scores: Any = answer.get("scores") if isinstance(answer, dict) else None
         known = isinstance(scores, list) and len(scores) == len(outputs)
         if not known or not all(isinstance(one, int | float) and math.isfinite(one) for one in scores):
             raise StopRun(

@@ -123,8 +123,14 @@ def build(
 
 def as_observed(saved: Saved, system: System) -> System:
     """A program whose components have the fields that the run saw them read and return."""
-    seen = read_json(saved.run / OBSERVED)
+    seen = observed_fields(saved)
     return with_fields(system, seen) if seen and system.program is not None else system
+
+
+def observed_fields(saved: Saved) -> dict[str, Any]:
+    """The fields of components that the run saw, those that are called last at the end; of a ``best/`` folder alone,
+    its own. {} where nothing was seen."""
+    return read_json(saved.run / OBSERVED) or read_json(saved.folder / OBSERVED) or {}
 
 
 def check(saved: Saved, name: str, system: System) -> None:

@@ -26,7 +26,7 @@ from optimas_jax.core.schema import from_dict
 from optimas_jax.core.types import Example, StopRun, freeze, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, Prompt
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.journal import FolderError, load_best, reward_name
+from optimas_jax.loop.journal import FolderError, RunFolder, load_best, reward_name
 from optimas_jax.loop.stages import open_run
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.config import LoraConfig
@@ -80,8 +80,6 @@ with serving_app(app_of(best)) as address:
     found["served"] = json.load(urllib.request.urlopen(urllib.request.Request(f"{address}/run", body)))
 
 from optimas_jax.benchmarks.tables import read_table
-from optimas_jax.models.backbone import init_lora
-from optimas_jax.models.config import LoraConfig
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.saved.predict import predict
 
@@ -315,6 +313,10 @@ def test_a_local_reward_takes_values_and_names_what_it_cannot_score(folder):
         rewards["say"].score(given, [{"answer": "b"}])
     with pytest.raises(ValueError, match="expected a list of candidate outputs of 'say'; got one text"):
         rewards["say"].score(given, "b")
+    say = rewards["say"]
+    nodes = [dataclasses.replace(one, outputs=()) if one.name == "say" else one for one in say._system.components]
+    unseen = dataclasses.replace(say, _system=dataclasses.replace(say._system, components=tuple(nodes)))
+    assert len(unseen.score(given, [{"text": "b", "why": "c"}])) == len(unseen.score(given, ["b"])) == 1
 
 
 def test_a_program_that_was_edited_since_its_run_is_warned_of(folder, module, tmp_path):
@@ -362,6 +364,21 @@ def test_a_saved_choice_among_samples_works_and_needs_no_run_folder(folder, tmp_
     given = {"question": "a", "hint": next(c for c in loaded.trace(question="a").calls).outputs["hint"]}
     tried = sorted({f"say {one.seed % 7}" for one in model.requests if one.role == "say"})
     assert answer == max(tried, key=lambda text: local_reward.score(given, [text])[0])
+
+
+def test_a_copied_best_that_chooses_among_samples_needs_no_run(folder, module, tmp_path):
+    configuration = load_best(folder / "best")
+    saved = configuration.replace("say", PerInstance((Prompt("Say it."),), reward_name(folder, configuration), 3))
+    opened = RunFolder.__new__(RunFolder)
+    opened.path = shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("tape*"))
+    opened.save_best(saved, {"accepted": []})
+    copy = shutil.copytree(opened.path / "best", tmp_path / "elsewhere" / "best")
+    answers = []
+    for best in (opened.path, copy):
+        loaded, _ = scripted(oj.load(best, module.words), lambda request: f"{request.role} {request.seed % 7}")
+        answers.append(loaded(question="a"))
+        assert loaded.system.by_name["say"].inputs == ("question", "hint")
+    assert answers[0] == answers[1]
 
 
 def test_samples_are_kept_by_a_server_with_the_local_rewards(folder):
