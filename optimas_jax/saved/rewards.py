@@ -120,6 +120,9 @@ def load_reward(folder: str | Path, program: Program | System | Callable[..., An
       FolderError: as ``load``.
       NoLocalReward: the run trained none.
     """
+    from optimas_jax.report.notebook import keep_libraries_quiet
+
+    keep_libraries_quiet()
     saved = read_folder(folder)
     system = build(saved, program).system
     counts = _trained(saved, system)
