@@ -230,7 +230,8 @@ def test_the_server_answers_as_the_program_does(address, kind):
     [
         ({}, 400, "invalid_request_error", "question is missing"),
         ({"question": "1", "wanted": "1"}, 400, "invalid_request_error", "does not read wanted"),
-        ([], 400, "invalid_request_error", "must be a JSON object"),
+        ([], 400, "invalid_request_error", "is a JSON list, expected an object"),
+        (b"[" * 100_000, 400, "invalid_request_error", "the body is not JSON"),
         (b"{", 400, "invalid_request_error", "is not JSON"),
         (b" " * (8 * 2**20 + 1), 413, "invalid_request_error", "larger than 8,388,608 bytes"),
         ({"question": "refused"}, 502, "refused", "the run ended with refused at say: no"),
@@ -248,6 +249,13 @@ def test_what_cannot_be_answered_says_why(address, body, status, kind_of, messag
 def test_paths_that_are_not_there_are_refused_in_json(address, path, body, status):
     code, answer = post(f"{address}{path}", body)
     assert code == status and answer["error"]["message"].startswith(f"POST {path}: ")
+
+
+def test_a_method_that_is_refused_names_those_that_are_not(address):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{address}/run")
+    with refused.value:
+        assert refused.value.code == 405 and refused.value.headers["allow"] == "POST"
 
 
 def test_an_address_in_use_is_told_before_a_model_is_loaded(kind, capsys):
