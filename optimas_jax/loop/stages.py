@@ -211,7 +211,7 @@ def _collect(run: Run) -> None:
         host.folder.emit("groups", component=name, groups=len(rewards), informative=informative, stopped=reason)
         host.progress.line(f"  {name}: {len(rewards)} groups, {informative} with different rewards; stopped: {reason}")
     scores = [reward for group in collected.groups for reward in group.rewards]
-    if len(set(scores)) == 1:
+    if len(scores) > 1 and len(set(scores)) == 1:
         host.progress.line(
             f"[yellow]warning[/yellow]: all {len(scores)} runs score {scores[0]:.3f}, whatever the outputs are: a "
             "search finds nothing where the metric, or the data, never makes a difference"
