@@ -67,7 +67,9 @@ class Declared(abc.ABC):
           ProgramError: outside of a run.
         """
         if event_loop.running():
-            return self._called(inputs)
+            called = self._called(inputs)
+            called.__qualname__ = self.name  # which Python's warning of a coroutine that nobody awaits names
+            return called
         scope = self._scope()
         answer = asyncio.run_coroutine_threadsafe(self._called(inputs), scope.ended.get_loop())
         try:

@@ -165,7 +165,8 @@ class FunctionDeclaration(Declared):
         space, default = self._tunable()
         around = [source_of(self._function), *surroundings_of(self._function, self._tuned)] if self._effect else []
         run = functools.partial(self._run, around)
-        return Component(self.name, self.description, (), (), run, space, default, ends=self._timeout is not None)
+        ends, metered = self._timeout is not None, not isinstance(default, Prompt)
+        return Component(self.name, self.description, (), (), run, space, default, ends=ends, metered=metered)
 
     @property
     def declared(self) -> Any:

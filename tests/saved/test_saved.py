@@ -188,6 +188,9 @@ def test_a_loaded_program_checks_its_inputs_and_tells_its_calls(folder):
         best(hurry="yes")
     with pytest.raises(ValueError, match="words does not read wanted"):
         best(question="a", wanted="b")
+    for call in (best, best.trace):
+        with pytest.raises(ValueError, match=r"words reads question, .*: give inputs by their names, question=\.\.\."):
+            call("a")
     assert not model.requests
     trace = best.trace(question="a")
     assert [(call.component, dict(call.outputs)) for call in trace.calls] == [
