@@ -202,7 +202,10 @@ class FunctionDeclaration(Declared):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function, with what is tuned in place; outside of a run with the defaults."""
-        bound = self._signature.replace(parameters=self._parameters).bind(*args, **kwargs)
+        try:
+            bound = self._signature.replace(parameters=self._parameters).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"component {self.name!r}: {error}") from None
         if self.outside():
             tuned = self._tuned_to(self._tunable()[1])
             return self._in_place(tuned)(**_flat(bound), **self._arguments(tuned))

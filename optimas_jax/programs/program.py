@@ -48,6 +48,10 @@ def program(
         return function
     if isinstance(function, Declared):
         raise DeclarationError(f"the program is component {function.name!r}, expected a function that calls components")
+    if inspect.iscoroutine(function):
+        function.close()  # or Python warns of it, too
+        called = function.__name__
+        raise DeclarationError(f"the program is what a call of {called!r} returned: give the function itself, {called}")
     if not callable(function) or isinstance(function, type):
         raise DeclarationError(f"the program is {function!r}, expected a function that calls components")
     check_on_error(on_error)

@@ -287,6 +287,15 @@ def test_shapes_that_cannot_be():
         "DeclarationError: the program is component 'search', expected a function that calls components"
     )
 
+    async def program(question):
+        return await search(question)
+
+    assert said(lambda: oj.program(program("q"))) == (
+        "DeclarationError: the program is what a call of 'program' returned: give the function itself, program"
+    )
+    with pytest.raises(TypeError, match="component 'search': missing a required argument: 'question'"):
+        search()
+
 
 def test_a_program_that_forgets_to_await_and_one_without_named_arguments(tmp_path):
     async def forgetful(question):
