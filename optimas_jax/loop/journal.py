@@ -70,6 +70,16 @@ def _for_json(value: Any) -> Any:
     return str(value)
 
 
+def is_unused(workdir: Path) -> bool:
+    """Whether every command in a run folder so far ended before it paid for anything."""
+    if (workdir / JOURNAL).is_file():
+        return False
+    if not (workdir / TAPE).is_file():
+        return True
+    with contextlib.closing(Tape(workdir / TAPE)) as tape:
+        return not len(tape)
+
+
 class RunFolder:
     """The folder of a run: its configuration, journal and results.
 
@@ -128,12 +138,7 @@ class RunFolder:
 
     def is_unused(self) -> bool:
         """Whether every command so far ended before it paid for anything."""
-        if (self.path / JOURNAL).is_file():
-            return False
-        if not (self.path / TAPE).is_file():
-            return True
-        with contextlib.closing(Tape(self.path / TAPE)) as tape:
-            return not len(tape)
+        return is_unused(self.path)
 
     def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         if "align" not in old:
@@ -147,7 +152,7 @@ class RunFolder:
             raise FolderError(
                 f"{self.path} belongs to another configuration{' or other rows' * rows}:\n  "
                 + "\n  ".join(changed)
-                + "\nUse another --workdir, or the same configuration to resume"
+                + "\nUse another workdir= (--workdir), or the same configuration to resume"
             )
 
     def write(self, name: str, data: Any) -> None:
@@ -369,6 +374,8 @@ def load_best(folder: Path) -> Configuration:
     try:
         return Configuration.from_json(json.loads(path.read_text(encoding="utf-8"))["configuration"])
     except FileNotFoundError as error:
+        if not folder.is_dir() and folder.name != BEST:
+            raise FolderError(f"there is no folder {folder}") from error
         raise FolderError(
             f"{folder} is neither a run with a finished search nor its {BEST}/: there is no {CONFIGURATION}. The "
             "command that made the run resumes it"

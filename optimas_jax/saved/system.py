@@ -17,11 +17,10 @@ from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.journal import read_json
 from optimas_jax.loop.same_program import edited_since
 from optimas_jax.loop.steps.fields import OBSERVED, with_fields
-from optimas_jax.programs.declared import DeclarationError
 from optimas_jax.programs.program import Program
 from optimas_jax.programs.program import program as declare
 from optimas_jax.saved.folder import Saved
-from optimas_jax.saved.source import METRIC, PROGRAM, SourceError, has_source, import_source
+from optimas_jax.saved.source import METRIC, has_source, import_program, import_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,12 +160,7 @@ def _of_benchmark(saved: Saved, name: str, model: str | LanguageModel | None) ->
 def _of_program(
     saved: Saved, given: Program | Callable[..., Any] | None, model: str | LanguageModel | None, *, metric: bool
 ) -> Built:
-    try:
-        program = declare(import_source(saved.run, PROGRAM) if given is None else given)
-    except DeclarationError as error:
-        if given is not None:
-            raise
-        raise SourceError(f"the program of {saved.run} was declared elsewhere: pass it ({error})") from error
+    program = import_program(saved.run) if given is None else declare(given)
     scored = import_source(saved.run, METRIC) if metric else _no_metric
     inputs = inputs_of(program)
     program = dataclasses.replace(program, on_error="stop")  # its exceptions are the caller's

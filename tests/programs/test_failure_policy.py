@@ -272,6 +272,31 @@ def test_a_function_that_is_mended_goes_on_in_its_folder_and_pays_for_what_chang
     assert notebook(edited) > 30
 
 
+def test_a_program_that_lost_a_component_is_told_so_and_not_of_settings_that_follow_from_it(tmp_path):
+    @oj.component(effect=True)
+    def look(question):
+        return question
+
+    def grade(example, made):
+        raise RuntimeError("not today")
+
+    def begin(*names):
+        settings = [oj.setting(1, choices=(1, 2), name=name) for name in names]
+
+        async def looking(question):
+            return [await look(question), *(setting.value for setting in settings)]
+
+        program = oj.program(looking, components=[*settings, look])
+        config = {"reward.model": "random:0"}  # without a number of iterations
+        oj.optimize(program, grade, MANY, model="random:0", workdir=tmp_path, config=config)
+
+    assert "not today" in said(lambda: begin("a", "b", "c"))
+    assert said(lambda: begin("a", "b")) == (
+        f"FolderError: another program is in {tmp_path}: component 'c' is not found in it. Choose another workdir= "
+        "(--workdir), so that what it holds stays; with a copy of tape.sqlite there, equal requests are free"
+    )
+
+
 class Bot:
     def __init__(self, times):
         self.times = times

@@ -455,7 +455,7 @@ def test_the_commands_exit_as_their_results_are(kind, rude, tmp_path, capsys):
     assert command("check", str(kind), "--model=weak", *common) == 0
     assert "| weak | " in capsys.readouterr().out
     assert command("check", str(tmp_path / "nowhere"), f"--against={rude}", *common) == 1
-    assert "nowhere is neither a run with a finished search" in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
     out = tmp_path / "out.jsonl"
     assert command("predict", f"--run={kind}", f"--input={rows}", f"--output={out}") == 0
@@ -464,4 +464,4 @@ def test_the_commands_exit_as_their_results_are(kind, rude, tmp_path, capsys):
     assert command("predict", f"--run={kind}", f"--input={rows}", f"--output={out}") == 1
     assert "1 rows in" in capsys.readouterr().out
     assert command("serve", f"--system={tmp_path / 'nowhere'}") == 1
-    assert "neither a run with a finished search" in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err

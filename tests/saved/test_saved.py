@@ -34,6 +34,7 @@ from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.data import load_groups
 from optimas_jax.rewards.scorer import score_outputs
 from optimas_jax.saved.serve import reward_app_of
+from optimas_jax.saved.source import record_source
 
 QUIET = ConsoleProgress(quiet=True)
 OTHER_REWARD = PerInstance((Prompt("Say it."),), "unknown", 4)
@@ -185,6 +186,9 @@ def test_a_loaded_program_checks_its_inputs_and_tells_its_calls(folder):
         best(hurry="yes")
     with pytest.raises(ValueError, match="words does not read wanted"):
         best(question="a", wanted="b")
+    for call in (best, best.trace):
+        with pytest.raises(ValueError, match=r"words reads question, .*: give inputs by their names, question=\.\.\."):
+            call("a")
     assert not model.requests
     trace = best.trace(question="a")
     assert [(call.component, dict(call.outputs)) for call in trace.calls] == [
@@ -253,6 +257,55 @@ def test_a_run_folder_finds_its_program_from_where_it_lies_itself(folder, module
     assert oj.load(copy).name == "words"
     (tmp_path / "mine.py").unlink()
     with pytest.raises(ValueError, match=r"was in .*/mine.py, where there is no file now"):
+        oj.load(copy)
+
+
+PLAIN = """
+SAY = "Say the word."
+
+
+async def say(question):
+    return f"{SAY} {question}"
+
+
+async def words(question, hurry="no"):
+    return {"answer": await say(question)}
+
+
+def letters(example, made):
+    return 0.0
+"""
+DECLARING = """
+import optimas_jax as oj
+import plain_words
+
+plain_words.say = oj.component(plain_words.say, SAY=oj.prompt(plain_words.SAY))
+"""
+
+
+def test_a_program_whose_components_another_file_declares_is_loaded_with_that_file(folder, tmp_path, monkeypatch):
+    (tmp_path / "plain_words.py").write_text(PLAIN)
+    (tmp_path / "declaring.py").write_text(DECLARING)
+    copy = shutil.copytree(folder, tmp_path / "runs" / "copy", ignore=shutil.ignore_patterns("checkpoints", "tape*"))
+    saved = json.loads((copy / "best" / "configuration.json").read_text())
+    del saved["configuration"]["hint"]
+    (copy / "best" / "configuration.json").write_text(json.dumps(saved))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+        plain_words, declaring = importlib.import_module("plain_words"), importlib.import_module("declaring")
+        record_source(copy, plain_words.words, plain_words.letters)
+        assert sys.modules.pop("declaring") is declaring and sys.modules.pop("plain_words") is plain_words
+    where = json.loads((copy / "program.json").read_text())
+    assert where["declarations"] == {
+        "components": ["say"],
+        "files": [{"relative": "../../declaring.py", "module": "declaring"}],
+    }
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="was found before"):
+        patch.setattr(sys, "path", [*sys.path])
+        assert oj.load(copy)(question="word?") == {"answer": "Say it.\nLoudly. word?"}
+        del sys.modules["plain_words"]
+    (tmp_path / "declaring.py").unlink()
+    with pytest.raises(ValueError, match=r"the module with declarations of .*/copy was in .*declaring.py, where"):
         oj.load(copy)
 
 
