@@ -15,9 +15,8 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
-    logging.disable(
-        logging.INFO
-    )  # libraries narrate, at the import of a configuration already; progress has its own lines
+    # Libraries narrate, at the import of a configuration already; progress has its own lines.
+    logging.disable(logging.INFO)
 # Or it reports that torch, which nothing here needs, is absent.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
     of_model = flags.FLAGS["model"].present or _ADAPTERS.value or _NAME.value
     if bool(_SYSTEM.value) + bool(_REWARD.value) + bool(of_model) > 1:
         raise app.UsageError("--system, --reward, or a model with --model, --name and --adapter: give one of them")
+    if (_BEST_OF.value or _REWARD_URL.value) and not _SYSTEM.value:
+        raise app.UsageError("--best_of and --reward_url are of a program: give --system, or leave them out")
     make = system_app if _SYSTEM.value else reward_app if _REWARD.value else model_app
     return exit_code(lambda: serve(make))
 
@@ -72,8 +74,13 @@ def serve(make: Callable[[], tuple[Any, str]]) -> None:
     with bound(_HOST.value, _PORT.value) as listener:
         application, what = make()
         host, port = listener.getsockname()[:2]
+        try:
+            listener.listen()
+        except OSError as error:  # another server began to listen while this one loaded
+            raise _unavailable(host, port, error) from error
         print(f"{what} http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listener])
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -90,8 +97,12 @@ def bound(host: str, port: int) -> socket.socket:
             listener.bind(address)
             opened.pop_all()
     except (OSError, OverflowError) as error:
-        raise StopRun(f"cannot listen on {host}:{port} ({error}): choose another --port or --host") from error
+        raise _unavailable(host, port, error) from error
     return listener
+
+
+def _unavailable(host: str, port: int, error: Exception) -> StopRun:
+    return StopRun(f"cannot listen on {host}:{port} ({error}): choose another --port or --host")
 
 
 def model_app() -> tuple[Any, str]:

@@ -227,7 +227,9 @@ def evaluate(
       workdir: folder of the tape, which makes a repetition free; by default ``runs/NAME-evaluate``.
     """
     from optimas_jax.report.console import ConsoleProgress
+    from optimas_jax.report.notebook import keep_libraries_quiet
 
+    keep_libraries_quiet()
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
     console = ConsoleProgress()

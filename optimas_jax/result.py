@@ -175,6 +175,8 @@ def open_run(
     """
     folder = Path(folder)
     path = folder / (f"evaluations/{evaluation}.json" if evaluation else RESULTS)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
     if not path.is_file():
         labels = sorted(file.stem for file in folder.glob("evaluations/*.json"))
         others = f"; it has the evaluations {', '.join(labels)}" if labels else ""

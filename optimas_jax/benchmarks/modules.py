@@ -102,7 +102,8 @@ def import_file(path: Path) -> ModuleType:
       BenchmarkError: there is no such file.
     """
     if not path.is_file():
-        raise BenchmarkError(f"config.benchmark: no file {str(path)!r}")
+        seen_from = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise BenchmarkError(f"config.benchmark: no file {str(path)!r}{seen_from}")
     name = f"benchmark:{path.resolve()}"
     if name in sys.modules:
         return sys.modules[name]

@@ -63,6 +63,7 @@ class Component:
       space: what may be tuned, or None.
       default: its value before optimisation; None if and only if there is no space.
       ends: whether every call of it comes to an end; a function of the user's without ``timeout`` may not.
+      metered: whether the tokens of its calls are counted; those of a client of the user's own are not.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Component:
     space: Space | None = None
     default: Value | None = None
     ends: bool = True
+    metered: bool = True
 
     def __post_init__(self) -> None:
         if self.space is None and self.default is not None:

@@ -33,6 +33,22 @@ def check_search(config: RunConfig, system: System, components: Sequence[str], e
         )
 
 
+def tell_unmetered(config: RunConfig, system: System, progress: Progress) -> None:
+    """Warns of a limit of dollars or tokens which does not hold for components that ask models by clients of their
+    own."""
+    limits = {
+        "config.budget.usd": config.budget.usd,
+        "config.budget.tokens": config.budget.tokens,
+        "config.optimize.max_tokens": config.optimize.max_tokens,
+    }
+    own = [name for name, one in system.by_name.items() if not one.metered]
+    if own and (limited := [name for name, limit in limits.items() if limit]):
+        progress.line(
+            f"[yellow]warning[/yellow]: {', '.join(own)} may ask models by clients of their own, whose tokens and "
+            f"dollars are not counted: {', '.join(limited)} does not limit them, config.budget.calls does"
+        )
+
+
 def chosen_components(system: System, config: OptimizeConfig, progress: Progress) -> tuple[str, ...]:
     """Names of the components to tune. A component with nothing to tune is an error if it is named, and is left out of
     ``all``.

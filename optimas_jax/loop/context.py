@@ -29,12 +29,12 @@ from optimas_jax.llm.providers import models_named
 from optimas_jax.llm.sandbox import SandboxCompleter
 from optimas_jax.llm.shared import SharedCompleter
 from optimas_jax.llm.tape import Tape, TapedCompleter
-from optimas_jax.loop.checks import check_search, chosen_components
+from optimas_jax.loop.checks import check_search, chosen_components, tell_unmetered
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
-from optimas_jax.loop.same_program import check_program
+from optimas_jax.loop.same_program import check_components, check_program
 from optimas_jax.loop.start import data_and_system, keep, read_start
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
@@ -231,7 +231,9 @@ def build_run(
         completer = _checked_completer(config, workdir, bare, progress, engines)
     components = chosen_components(bare, config.optimize, progress)
     check_search(config, bare, components, len(data.splits["val"][: config.optimize.gate_examples or None]))
+    tell_unmetered(config, bare, progress)
     with contextlib.ExitStack() as opened:
+        check_components(workdir, bare)
         folder = RunFolder(workdir, config)
         opened.callback(folder.close)
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)

@@ -70,6 +70,16 @@ def _for_json(value: Any) -> Any:
     return str(value)
 
 
+def is_unused(workdir: Path) -> bool:
+    """Whether every command in a run folder so far ended before it paid for anything."""
+    if (workdir / JOURNAL).is_file():
+        return False
+    if not (workdir / TAPE).is_file():
+        return True
+    with contextlib.closing(Tape(workdir / TAPE)) as tape:
+        return not len(tape)
+
+
 class RunFolder:
     """The folder of a run: its configuration, journal and results.
 
@@ -128,12 +138,7 @@ class RunFolder:
 
     def is_unused(self) -> bool:
         """Whether every command so far ended before it paid for anything."""
-        if (self.path / JOURNAL).is_file():
-            return False
-        if not (self.path / TAPE).is_file():
-            return True
-        with contextlib.closing(Tape(self.path / TAPE)) as tape:
-            return not len(tape)
+        return is_unused(self.path)
 
     def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         if "align" not in old:
@@ -147,7 +152,7 @@ class RunFolder:
             raise FolderError(
                 f"{self.path} belongs to another configuration{' or other rows' * rows}:\n  "
                 + "\n  ".join(changed)
-                + "\nUse another --workdir, or the same configuration to resume"
+                + "\nUse another workdir= (--workdir), or the same configuration to resume"
             )
 
     def write(self, name: str, data: Any) -> None:
@@ -208,12 +213,16 @@ class RunFolder:
 
     def save_best(self, configuration: Configuration, info: Mapping[str, Any], folder: str = BEST) -> None:
         """Writes a portable result: ``configuration.json``, with what a copy of it needs of the run's settings, and the
-        adapters and local rewards that it names."""
+        adapters and local rewards that it names. The same result as before keeps its settings, whatever server this
+        command has."""
         for source, carried, name in _parts(configuration):
             self.copy_in(self.path / source / name, self.path / folder / carried)
-        settings = _portable(config_json(self.path) or {})
-        saved = {"configuration": configuration.to_json(), **info, "settings": settings}
-        self.write(f"{folder}/{CONFIGURATION}", saved)
+        saved = {"configuration": configuration.to_json(), **info}
+        known = self.read(f"{folder}/{CONFIGURATION}") or {}
+        settings = known.pop("settings", None)
+        if settings is None or known != json.loads(json.dumps(saved)):
+            settings = _portable(config_json(self.path) or {})
+        self.write(f"{folder}/{CONFIGURATION}", {**saved, "settings": settings})
 
     def take_parts(self, configuration: Configuration, best: Path) -> None:
         """Copies the adapters and local rewards that a configuration names from its ``best/`` folder. A missing local
@@ -326,9 +335,10 @@ def config_of(folder: Path) -> RunConfig:
 
 
 def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a saved result needs of its run's settings where that is not beside it: seed, language model and servers,
-    without what their addresses may hold of passwords and keys."""
-    kept = {name: settings[name] for name in ("seed", "server", "anthropic") if name in settings}
+    """What a saved result needs of its run's settings where that is not beside it: seed, language model, the form of
+    its local rewards and how their samples are drawn, and servers, without what their addresses may hold of passwords
+    and keys."""
+    kept = {name: settings[name] for name in ("seed", "collect", "reward", "server", "anthropic") if name in settings}
     for name in {"server", "anthropic"} & kept.keys():
         kept[name] = {**kept[name], "base_url": _without_keys(kept[name].get("base_url", ""))}
     model = settings.get("system", {}).get("language_model")
@@ -364,6 +374,8 @@ def load_best(folder: Path) -> Configuration:
     try:
         return Configuration.from_json(json.loads(path.read_text(encoding="utf-8"))["configuration"])
     except FileNotFoundError as error:
+        if not folder.is_dir() and folder.name != BEST:
+            raise FolderError(f"there is no folder {folder}") from error
         raise FolderError(
             f"{folder} is neither a run with a finished search nor its {BEST}/: there is no {CONFIGURATION}. The "
             "command that made the run resumes it"

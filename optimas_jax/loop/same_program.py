@@ -14,9 +14,27 @@ from typing import Any
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
-from optimas_jax.loop.journal import RESULTS, FolderError, RunFolder, read_json
+from optimas_jax.loop.journal import RESULTS, FolderError, RunFolder, is_unused, read_json
 
 PROGRAM = "identity.json"
+_DATA = "the data"
+
+
+def check_components(workdir: Path, system: System) -> None:
+    """Compares the components of a program with those that earlier commands ran in its folder. It comes before the
+    folder compares settings, as the number of iterations may follow from the number of components.
+
+    Raises:
+      FolderError: the folder belongs to a program with other components.
+    """
+    known = read_json(workdir / PROGRAM)
+    if system.program is None or known is None:
+        return
+    old, new = known["declared"], system.declared
+    gone = [f"{name} is not found in it" for name in old if name not in new and name != _DATA]
+    added = [f"{name} is new" for name in new if name not in old]
+    if (gone or added) and not is_unused(workdir):
+        raise _another(workdir.resolve(), ", ".join(gone + added), (workdir / RESULTS).is_file())
 
 
 def check_program(
@@ -30,24 +48,27 @@ def check_program(
     if system.program is None:
         return
     rows = [[e.id, e.inputs, e.gold, e.kind] for split in sorted(splits) for e in splits[split]]
-    new = {"declared": {**system.declared, "the data": digest(rows)}, "code": dict(system.code)}
+    new = {"declared": {**system.declared, _DATA: digest(rows)}, "code": dict(system.code)}
     old = folder.read(PROGRAM)
     if old is not None and not folder.is_unused():
         declared, code = (_differences(old[part], new[part]) for part in ("declared", "code"))
         finished = folder.read(RESULTS) is not None
         if declared or (code and finished):
-            results = "its results stay" if finished else "what it holds stays"
-            changed = ", ".join(dict.fromkeys((*declared, *code)))
-            raise FolderError(
-                f"another program is in {folder.path}: {changed} changed. Choose another "
-                f"workdir= (--workdir), so that {results}; with a copy of tape.sqlite there, equal requests are free"
-            )
+            raise _another(folder.path, f"{', '.join(dict.fromkeys((*declared, *code)))} changed", finished)
         if code:
             progress.line(
                 f"{', '.join(code)} changed since this run was begun: it goes on; equal requests come from the tape"
             )
     if old != new:
         folder.write(PROGRAM, new)
+
+
+def _another(folder: Path, what: str, finished: bool) -> FolderError:
+    results = "its results stay" if finished else "what it holds stays"
+    return FolderError(
+        f"another program is in {folder}: {what}. Choose another workdir= (--workdir), so that {results}; with a copy "
+        "of tape.sqlite there, equal requests are free"
+    )
 
 
 def edited_since(run: Path, system: System) -> tuple[str, ...]:
@@ -58,7 +79,7 @@ def edited_since(run: Path, system: System) -> tuple[str, ...]:
         return ()
     now = {**system.declared, **system.code}
     changed = _differences({name: was for part in ("declared", "code") for name, was in known[part].items()}, now)
-    return tuple(name for name in dict.fromkeys(changed) if name != "the data" and not name.startswith("the metric "))
+    return tuple(name for name in dict.fromkeys(changed) if name != _DATA and not name.startswith("the metric "))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -41,6 +41,7 @@ from optimas_jax.loop.journal import (
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
 from optimas_jax.loop.start import ROWS
+from optimas_jax.loop.steps.fields import OBSERVED
 from optimas_jax.loop.steps.observe import observed
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
@@ -210,7 +211,7 @@ def _collect(run: Run) -> None:
         host.folder.emit("groups", component=name, groups=len(rewards), informative=informative, stopped=reason)
         host.progress.line(f"  {name}: {len(rewards)} groups, {informative} with different rewards; stopped: {reason}")
     scores = [reward for group in collected.groups for reward in group.rewards]
-    if len(set(scores)) == 1:
+    if len(scores) > 1 and len(set(scores)) == 1:
         host.progress.line(
             f"[yellow]warning[/yellow]: all {len(scores)} runs score {scores[0]:.3f}, whatever the outputs are: a "
             "search finds nothing where the metric, or the data, never makes a difference"
@@ -272,6 +273,8 @@ def _optimize(run: Run) -> None:
     kept = len(state.accepted) if confirmation is None else confirmation.changes or 0
     host.folder.save_best(steps[kept], {"accepted": list(state.accepted[:kept]), "confirmed": confirmed})
     host.folder.write(f"{BEST}/{ROWS}", host.folder.read(ROWS))
+    if (fields := host.folder.read(OBSERVED)) is not None:  # of a program
+        host.folder.write(f"{BEST}/{OBSERVED}", fields)
     if steps[kept] == steps[-1]:
         shutil.rmtree(host.folder.path / UNCONFIRMED, ignore_errors=True)  # of an earlier command with another budget
     else:

@@ -87,10 +87,13 @@ def data_and_system(benchmark: Any, config: RunConfig, start: Start | None) -> t
 
 
 def keep(folder: RunFolder, data: Dataset, start: Start | None) -> None:
-    """Notes in a run folder which rows it uses, and copies what the values that it starts from need."""
+    """Notes in a run folder which rows it uses, beside those that it has paid for before, and copies what the values
+    that it starts from need."""
     if start is not None:
         folder.take_parts(start.configuration, start.folder)
-    folder.write(ROWS, rows_of(data.splits, frozenset() if start is None else start.used))
+    earlier = frozenset() if start is None else start.used
+    before = frozenset() if folder.is_unused() else frozenset(folder.read(ROWS) or ())
+    folder.write(ROWS, rows_of(data.splits, earlier | before))
 
 
 def row_digest(example: Example) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import concurrent.futures
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,10 +27,12 @@ class Declared(abc.ABC):
     Attributes:
       name: of the component; "" until the program is built, if it is the name of its variable.
       description: one sentence on its purpose.
+      module: name of the module whose code declares it.
     """
 
     def __init__(self, name: str, description: str):
         self.name, self.description = name, description
+        self.module = _declaring_module()
 
     @abc.abstractmethod
     def build(self, language_model: LanguageModel) -> Component:
@@ -64,7 +67,9 @@ class Declared(abc.ABC):
           ProgramError: outside of a run.
         """
         if event_loop.running():
-            return self._called(inputs)
+            called = self._called(inputs)
+            called.__qualname__ = self.name  # which Python's warning of a coroutine that nobody awaits names
+            return called
         scope = self._scope()
         answer = asyncio.run_coroutine_threadsafe(self._called(inputs), scope.ended.get_loop())
         try:
@@ -124,3 +129,12 @@ class Declared(abc.ABC):
                 )
             )
         return scope
+
+
+def _declaring_module() -> str:
+    """Name of the module outside of this package whose code runs."""
+    package = __name__.partition(".")[0]
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "")

@@ -165,7 +165,8 @@ class FunctionDeclaration(Declared):
         space, default = self._tunable()
         around = [source_of(self._function), *surroundings_of(self._function, self._tuned)] if self._effect else []
         run = functools.partial(self._run, around)
-        return Component(self.name, self.description, (), (), run, space, default, ends=self._timeout is not None)
+        ends, metered = self._timeout is not None, not isinstance(default, Prompt)
+        return Component(self.name, self.description, (), (), run, space, default, ends=ends, metered=metered)
 
     @property
     def declared(self) -> Any:
@@ -201,7 +202,10 @@ class FunctionDeclaration(Declared):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function, with what is tuned in place; outside of a run with the defaults."""
-        bound = self._signature.replace(parameters=self._parameters).bind(*args, **kwargs)
+        try:
+            bound = self._signature.replace(parameters=self._parameters).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"component {self.name!r}: {error}") from None
         if self.outside():
             tuned = self._tuned_to(self._tunable()[1])
             return self._in_place(tuned)(**_flat(bound), **self._arguments(tuned))

@@ -84,6 +84,12 @@ def surroundings_of(function: Callable[..., Any], without: Collection[str] = ())
 
 def _argument(value: Any) -> Any:
     """An argument of a partial as plain data: of an object, which may be another one in every process, its type."""
+    if isinstance(value, list | tuple):
+        return [type(value).__qualname__, *map(_argument, value)]
+    if isinstance(value, dict):
+        return ["dict", *([_argument(key), _argument(item)] for key, item in value.items())]
+    if isinstance(value, set | frozenset):
+        return [type(value).__qualname__, *sorted(repr(_argument(item)) for item in value)]
     return value if isinstance(value, _CONSTANTS) or value is None else type(value).__qualname__
 
 

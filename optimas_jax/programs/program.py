@@ -46,7 +46,13 @@ def program(
         return functools.partial(program, components=components, name=name, on_error=on_error)
     if isinstance(function, Program):
         return function
-    if not callable(function) or isinstance(function, type | Declared):
+    if isinstance(function, Declared):
+        raise DeclarationError(f"the program is component {function.name!r}, expected a function that calls components")
+    if inspect.iscoroutine(function):
+        function.close()  # or Python warns of it, too
+        called = function.__name__
+        raise DeclarationError(f"the program is what a call of {called!r} returned: give the function itself, {called}")
+    if not callable(function) or isinstance(function, type):
         raise DeclarationError(f"the program is {function!r}, expected a function that calls components")
     check_on_error(on_error)
     inner = function_of(function)

@@ -120,6 +120,8 @@ def setting(default: Any, choices: Sequence[Any], *, name: str = "", description
     Raises:
       ValueError: for a default that is no choice, or a choice that is no number or word.
     """
+    if default not in list(choices):
+        raise DeclarationError(f"the default of a setting is {default!r}, expected one of its choices {list(choices)}")
     return SettingDeclaration(default, choices, name=name, description=description or f"Chooses one of {choices}.")
 
 

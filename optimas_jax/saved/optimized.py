@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,30 @@ class Optimized:
         return f"Optimized({self.name} reads {self.inputs}; tuned: {tuned})"
 
     @without_our_frames
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, *unnamed: Any, **inputs: Any) -> Any:
         """Runs the program on one input; needs neither a metric nor gold fields.
 
         Raises:
-          ValueError: an input is missing or unknown.
+          ValueError: an input is missing, unknown or given without its name.
           ComponentFailure: a component failed, and the program did not catch it.
         """
+        self._check_named(unnamed)
         return _here(self._outputs(inputs))
 
-    def trace(self, **inputs: Any) -> Any:
+    def trace(self, *unnamed: Any, **inputs: Any) -> Any:
         """As a call; returns the whole record of the run, a ``Trace``: ``outputs``, ``outcome``, and in ``calls`` the
         inputs and outputs of every component."""
+        self._check_named(unnamed)
         return _here(self.run_fields(inputs))
+
+    def _check_named(self, unnamed: Sequence[Any]) -> None:
+        """Inputs are told from one another, and from columns of rows, by their names."""
+        if unnamed:
+            raise ValueError(
+                f"{self.name} reads {self.inputs}: give inputs by their names, {self.inputs.required[0]}=..."
+                if self.inputs.required
+                else f"{self.name} reads {self.inputs}: give inputs by their names"
+            )
 
     async def run_fields(self, fields: Mapping[str, Any]) -> Trace:
         """The record of a run on one input; raises as a call."""

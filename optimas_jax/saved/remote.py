@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import http.client
 import json
+import math
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,12 +36,24 @@ class RemoteScorer:
         outputs: Sequence[Mapping[str, Any]],
         reward: str,
     ) -> Sequence[float]:
-        """Raises ``StopRun`` if the server does not answer, or refuses."""
+        """Raises ``StopRun`` if the server does not answer, refuses, or answers with something else than scores."""
         body = {"component": component, "inputs": thaw(inputs), "outputs": thaw([*outputs]), "reward": reward}
-        return (await asyncio.to_thread(self._post, body))["scores"]
+        answer = await asyncio.to_thread(self._post, body)
+        scores: Any = answer.get("scores") if isinstance(answer, dict) else None
+        known = isinstance(scores, list) and len(scores) == len(outputs)
+        if not known or not all(isinstance(one, int | float) and math.isfinite(one) for one in scores):
+            raise StopRun(
+                f"{self._url} answers {str(answer)[:200]}, expected scores, {len(outputs)} finite numbers: "
+                "launch/serve.py --reward=... serves them"
+            )
+        return scores
+
+    @property
+    def _url(self) -> str:
+        return f"{self.address.rstrip('/')}/score"
 
     def _post(self, body: Mapping[str, Any]) -> Any:
-        url, data = f"{self.address.rstrip('/')}/score", json.dumps(body).encode()
+        url, data = self._url, json.dumps(body).encode()
         request = urllib.request.Request(url, data, {"content-type": "application/json"})  # noqa: S310 (checked)
         try:
             with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
@@ -46,12 +61,17 @@ class RemoteScorer:
         except urllib.error.HTTPError as error:
             with error:
                 raise StopRun(f"{url} refuses to score: {error.read().decode(errors='replace')[:500]}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise StopRun(f"no local rewards at {url} ({error}): launch/serve.py --reward=... serves them") from error
 
 
 def remote_scorer(address: str) -> RemoteScorer:
     """Raises ``ValueError`` for what is no address."""
-    if not address.startswith(("http://", "https://")):
+    try:
+        parts = urllib.parse.urlsplit(address)
+        valid = parts.scheme in ("http", "https") and parts.hostname and " " not in address and parts.port != 0
+    except ValueError:  # a port that is no number
+        valid = False
+    if not valid:
         raise ValueError(f"reward is {address!r}, expected the address of a server, such as http://host:8000")
     return RemoteScorer(address)

@@ -11,8 +11,7 @@ from optimas_jax.core.schema import from_dict
 from optimas_jax.core.system import System
 from optimas_jax.core.values import Configuration, PerInstance, PromptSpace, Value
 from optimas_jax.llm.tape import Tape
-from optimas_jax.loop.journal import CHECKPOINTS, REWARDS, read_json, reward_name
-from optimas_jax.loop.steps.fields import OBSERVED
+from optimas_jax.loop.journal import CHECKPOINTS, REWARDS, reward_name
 from optimas_jax.presets import EMBEDDED
 from optimas_jax.programs.program import Program
 from optimas_jax.rewards.collect import CollectConfig
@@ -21,7 +20,7 @@ from optimas_jax.rewards.pairs import count_informative
 from optimas_jax.rewards.split import Shares, part_of
 from optimas_jax.saved.folder import Saved, read_folder
 from optimas_jax.saved.models import make_engines
-from optimas_jax.saved.system import build
+from optimas_jax.saved.system import build, observed_fields
 
 if TYPE_CHECKING:
     from optimas_jax.engine.pool import Engines
@@ -65,7 +64,7 @@ class LocalReward:
             raise ValueError(
                 f"expected a list of candidate outputs of {self.component!r}; got one text: put it in a list"
             )
-        fields = [self._fields(one, node.outputs or (self.component,)) for one in outputs]
+        fields = [self._fields(one, node.outputs) for one in outputs]
         if not fields:
             return []
         [scores] = score_outputs(self._scorer, self._system, self.name, self.component, [(inputs, fields)])
@@ -77,15 +76,16 @@ class LocalReward:
         return dataclasses.replace(self, name=name)
 
     def _fields(self, output: Any, names: Sequence[str]) -> Mapping[str, Any]:
+        """An output as fields; ``names`` are empty where the run did not see the component in its first runs."""
         if isinstance(output, Mapping):
-            if set(output) != set(names):
+            if names and set(output) != set(names):
                 raise ValueError(
                     f"{self.component!r} has the fields {', '.join(names)}; given are {', '.join(map(str, output))}"
                 )
             return output
         if len(names) > 1:
             raise ValueError(f"{self.component!r} has the fields {', '.join(names)}: give candidates as dicts of them")
-        return {names[0]: output}
+        return {names[0] if names else self.component: output}
 
 
 class LocalRewards(Mapping[str, LocalReward]):
@@ -120,6 +120,9 @@ def load_reward(folder: str | Path, program: Program | System | Callable[..., An
       FolderError: as ``load``.
       NoLocalReward: the run trained none.
     """
+    from optimas_jax.report.notebook import keep_libraries_quiet
+
+    keep_libraries_quiet()
     saved = read_folder(folder)
     system = build(saved, program).system
     counts = _trained(saved, system)
@@ -149,7 +152,7 @@ def with_best_of(
     """
     if not best_of:
         return configuration
-    seen = read_json(saved.run / OBSERVED) or {}  # those that are called last at the end
+    seen = observed_fields(saved)
     order = [*seen, *(name for name in system.order if name not in seen)]
     prompts = [name for name in order if name in system.tunable and _has_prompt(system, name)]
     if isinstance(best_of, int):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from optimas_jax.programs.program import program as declare
 
 SOURCE = "program.json"  # in a run folder
 PROGRAM, METRIC = "program", "metric"
+DECLARATIONS = "declarations"  # files other than the program's that declare components of it
 
 
 class SourceError(ValueError):
@@ -25,8 +27,13 @@ class SourceError(ValueError):
 
 
 def record_source(folder: Path, program: Program | Callable[..., Any], metric: Callable[..., Any]) -> None:
-    """Writes into a run folder where program and metric can be imported from, or why they cannot."""
-    where = {PROGRAM: _seen_from(folder, _program_source(program)), METRIC: _seen_from(folder, source_of(metric))}
+    """Writes into a run folder where program and metric can be imported from, or why they cannot; and which other files
+    declare components of the program."""
+    source = _program_source(program)
+    where: dict[str, Any] = {PROGRAM: _seen_from(folder, source), METRIC: _seen_from(folder, source_of(metric))}
+    declared = declare(program)
+    if others := [one for one in _declaring_files(declared) if one["file"] != source.get("file")]:
+        where[DECLARATIONS] = {"components": _names(declared), "files": [_seen_from(folder, one) for one in others]}
     if read_json(folder / SOURCE) != where:
         write_json(folder / SOURCE, where)
 
@@ -36,52 +43,105 @@ def has_source(folder: Path) -> bool:
     return (folder / SOURCE).is_file()
 
 
+def import_program(folder: Path) -> Program:
+    """The program of the run in a folder. Files that declared its components are imported where its own file does not
+    do so itself.
+
+    Raises:
+      SourceError: it cannot be imported, nothing is known of it, or it has no components.
+    """
+    declarations = (read_json(folder / SOURCE) or {}).get(DECLARATIONS)
+    function = import_source(folder, PROGRAM)
+    with contextlib.suppress(DeclarationError):
+        program = declare(function)
+        if declarations is None or set(declarations["components"]) <= set(_names(program)):
+            return program
+    for where in () if declarations is None else declarations["files"]:
+        _import_recorded(folder, where, "module with declarations")
+    try:
+        return declare(import_source(folder, PROGRAM))  # which may now be another module's, with the declarations
+    except DeclarationError as error:
+        raise SourceError(
+            f"the components of the program of {folder} were declared elsewhere: {_way_out(PROGRAM)} ({error})"
+        ) from error
+
+
 def import_source(folder: Path, what: str) -> Any:
     """The program, or the metric, of the run in a folder.
 
     Raises:
       SourceError: it cannot be imported, or nothing is known of it.
     """
-    way_out = "pass the program: load(folder, program)" if what == PROGRAM else "use a metric of a module file"
     where = (read_json(folder / SOURCE) or {}).get(what)
     if where is None:
-        raise SourceError(f"{folder} does not say where its {what} is: {way_out}")
+        raise SourceError(f"{folder} does not say where its {what} is: {_way_out(what)}")
     if reason := where.get("reason"):
-        raise SourceError(f"the {what} of {folder} cannot be imported, as {reason}: {way_out}")
+        raise SourceError(f"the {what} of {folder} cannot be imported, as {reason}: {_way_out(what)}")
+    module = _import_recorded(folder, where, what)
+    if not hasattr(module, where["name"]):
+        raise SourceError(
+            f"{module.__file__} has no {where['name']!r} any more, which was the {what} of {folder}: {_way_out(what)}"
+        )
+    return getattr(module, where["name"])
+
+
+def _way_out(what: str) -> str:
+    return "use a metric of a module file" if what == METRIC else "pass the program: load(folder, program)"
+
+
+def _import_recorded(folder: Path, where: Mapping[str, str], what: str) -> ModuleType:
+    """The module of a file that a run folder names.
+
+    Raises:
+      SourceError: it is in the run folder, or there is no such file.
+    """
     file = (folder.resolve() / (where.get("file") or where["relative"])).resolve()  # "file": of an earlier version
     if file.is_relative_to(folder.resolve()):  # or loading a folder of somebody else's would run what it brings
-        raise SourceError(f"the {what} of {folder} is in the run folder, {file}, which is not imported: {way_out}")
+        raise SourceError(
+            f"the {what} of {folder} is in the run folder, {file}, which is not imported: {_way_out(what)}"
+        )
     if not file.is_file():
-        raise SourceError(f"the {what} of {folder} was in {file}, where there is no file now: {way_out}")
-    module = _import(file, where["module"], way_out)
-    if not hasattr(module, where["name"]):
-        raise SourceError(f"{file} has no {where['name']!r} any more, which was the {what} of {folder}: {way_out}")
-    return getattr(module, where["name"])
+        raise SourceError(f"the {what} of {folder} was in {file}, where there is no file now: {_way_out(what)}")
+    return _import(file, where["module"], _way_out(what))
 
 
 def source_of(value: Any) -> dict[str, str]:
     """The file and the variable of a function, program or other callable; or the ``reason`` why it has none."""
     function = value.function if isinstance(value, Program) else value
     module = sys.modules.get(getattr(function, "__module__", None) or type(function).__module__)
-    file = getattr(module, "__file__", None)
-    if module is None or file is None or not Path(file).is_file():
+    where = _file_of(module)
+    if module is None or where is None:
         return {"reason": "it was defined in a notebook or a prompt, not in a file"}
     holders = [name for name, one in vars(module).items() if one is value]
     holders += [name for name, one in vars(module).items() if one is function]
     if not holders:
         name = getattr(function, "__qualname__", type(function).__name__)
-        return {"reason": f"{name} is no variable of the module {file}"}
+        return {"reason": f"{name} is no variable of the module {module.__file__}"}
+    return {**where, "name": holders[0]}
+
+
+def _file_of(module: ModuleType | None) -> dict[str, str] | None:
+    """The file of a module and the name to import it by; None of a notebook's or a prompt's."""
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or not Path(file).is_file():
+        return None
     spec = getattr(module, "__spec__", None)
-    known = spec.name if module.__name__ == "__main__" and spec is not None else module.__name__  # python -m
-    return {"file": str(Path(file).resolve()), "module": known, "name": holders[0]}
+    name = spec.name if module.__name__ == "__main__" and spec is not None else module.__name__  # python -m
+    return {"file": str(Path(file).resolve()), "module": name}
+
+
+def _declaring_files(program: Program) -> list[dict[str, str]]:
+    """The files whose code declares the components of a program."""
+    modules = dict.fromkeys(one.module for one in program.components)
+    return [where for name in modules if (where := _file_of(sys.modules.get(name))) is not None]
 
 
 def _seen_from(folder: Path, where: dict[str, str]) -> dict[str, str]:
     """A source with the path of its file from the run folder, so that both can be moved together."""
     if "file" not in where:
         return where
-    relative = os.path.relpath(where["file"], folder.resolve())
-    return {"relative": relative, "module": where["module"], "name": where["name"]}
+    others = {key: value for key, value in where.items() if key != "file"}
+    return {"relative": os.path.relpath(where["file"], folder.resolve()), **others}
 
 
 def _program_source(program: Program | Callable[..., Any]) -> dict[str, str]:

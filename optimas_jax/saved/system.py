@@ -17,11 +17,10 @@ from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.journal import read_json
 from optimas_jax.loop.same_program import edited_since
 from optimas_jax.loop.steps.fields import OBSERVED, with_fields
-from optimas_jax.programs.declared import DeclarationError
 from optimas_jax.programs.program import Program
 from optimas_jax.programs.program import program as declare
 from optimas_jax.saved.folder import Saved
-from optimas_jax.saved.source import METRIC, PROGRAM, SourceError, has_source, import_source
+from optimas_jax.saved.source import METRIC, has_source, import_program, import_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +122,14 @@ def build(
 
 def as_observed(saved: Saved, system: System) -> System:
     """A program whose components have the fields that the run saw them read and return."""
-    seen = read_json(saved.run / OBSERVED)
+    seen = observed_fields(saved)
     return with_fields(system, seen) if seen and system.program is not None else system
+
+
+def observed_fields(saved: Saved) -> dict[str, Any]:
+    """The fields of components that the run saw, those that are called last at the end; of a ``best/`` folder alone,
+    its own. {} where nothing was seen."""
+    return read_json(saved.run / OBSERVED) or read_json(saved.folder / OBSERVED) or {}
 
 
 def check(saved: Saved, name: str, system: System) -> None:
@@ -155,12 +160,7 @@ def _of_benchmark(saved: Saved, name: str, model: str | LanguageModel | None) ->
 def _of_program(
     saved: Saved, given: Program | Callable[..., Any] | None, model: str | LanguageModel | None, *, metric: bool
 ) -> Built:
-    try:
-        program = declare(import_source(saved.run, PROGRAM) if given is None else given)
-    except DeclarationError as error:
-        if given is not None:
-            raise
-        raise SourceError(f"the program of {saved.run} was declared elsewhere: pass it ({error})") from error
+    program = import_program(saved.run) if given is None else declare(given)
     scored = import_source(saved.run, METRIC) if metric else _no_metric
     inputs = inputs_of(program)
     program = dataclasses.replace(program, on_error="stop")  # its exceptions are the caller's

@@ -13,6 +13,8 @@ from optimas_jax.core.stats import Comparison, compare, sign_flip_test
 from optimas_jax.core.usage import Usage
 
 LEVEL = 0.05
+Unit = Literal["usd", "tokens", "calls"]
+_UNITS: tuple[Unit, ...] = ("usd", "tokens", "calls")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Decision:
       gain: of the new scores over the old ones.
       p_worse: one-sided p-value that the new one is worse.
       p_enough: one-sided p-value that the gain is at least ``min_gain``; None where none is asked for.
-      cost: new cost divided by the old one; None where the old one costs nothing.
+      cost: new cost divided by the old one; None where the old one makes no calls.
       priced: in what the costs are compared.
       reasons: why it does not pass; empty if it does.
     """
@@ -34,7 +36,7 @@ class Decision:
     p_worse: float
     p_enough: float | None
     cost: float | None
-    priced: Literal["usd", "tokens"]
+    priced: Unit
     reasons: tuple[str, ...]
 
 
@@ -57,7 +59,7 @@ def decide(
 
     Args:
       new, old: [n] scores of the same examples.
-      costs: of the new one and of the old one, compared in dollars if both are priced, else in tokens.
+      costs: of the new one and of the old one (``cost_ratio``).
       max_cost: most that the new one may cost, as a multiple of the old one.
 
     Raises:
@@ -89,8 +91,10 @@ def p_enough(differences: ArrayLike, min_gain: float) -> np.ndarray:
     return sign_flip_test(np.asarray(differences, np.float64) - min_gain)
 
 
-def cost_ratio(new: Usage, old: Usage) -> tuple[float | None, Literal["usd", "tokens"]]:
-    """New cost divided by old cost, in dollars if both are priced, otherwise in tokens."""
-    priced: Literal["usd", "tokens"] = "usd" if new.usd > 0 and old.usd > 0 else "tokens"
+def cost_ratio(new: Usage, old: Usage) -> tuple[float | None, Unit]:
+    """New cost divided by old cost, in the first of dollars, tokens and calls that both have: tokens of clients that
+    components bring along are not known, their calls are."""
+    known: list[Unit] = [unit for unit in _UNITS if getattr(new, unit) > 0 and getattr(old, unit) > 0]
+    priced = known[0] if known else _UNITS[-1]
     after, before = getattr(new, priced), getattr(old, priced)
     return (after / before if before else None), priced

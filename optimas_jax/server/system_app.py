@@ -35,8 +35,8 @@ class RunError(Exception):
         super().__init__(message)
         self.status, self.kind = status, kind
 
-    def response(self) -> Response:
-        return JSONResponse({"error": {"message": str(self), "type": self.kind}}, self.status)
+    def response(self, headers: Mapping[str, str] | None = None) -> Response:
+        return JSONResponse({"error": {"message": str(self), "type": self.kind}}, self.status, headers)
 
 
 def make_system_app(
@@ -84,7 +84,7 @@ async def refused(request: Request, error: Exception) -> Response:
     """The answer to a path or a method that the server does not have."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return RunError(error.status_code, "invalid_request_error", message).response()
+    return RunError(error.status_code, "invalid_request_error", message).response(error.headers)
 
 
 HANDLERS = {HTTPException: refused, Exception: unexpected}
@@ -116,10 +116,11 @@ async def read_fields(request: Request) -> Mapping[str, Any]:
             raise RunError(413, "invalid_request_error", f"the body is larger than {MOST_BYTES:,} bytes")
     try:
         fields = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # or JSON that is too deep
         raise RunError(400, "invalid_request_error", f"the body is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise RunError(400, "invalid_request_error", "the body must be a JSON object with the fields of the program")
+        message = f"the body is a JSON {type(fields).__name__}, expected an object with the fields by name"
+        raise RunError(400, "invalid_request_error", message)
     return fields
 
 

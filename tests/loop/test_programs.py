@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import random
 import subprocess
 import sys
@@ -198,3 +199,20 @@ def test_a_loaded_program_asks_the_server_of_its_run(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({**saved, "server": {"retries": {"attempts": 1}}}))
     with pytest.raises(StopRun, match=r"http://127.0.0.1:10/v1 does not answer"):
         oj.load(tmp_path / "best", shout)(question="q")
+
+
+def test_an_evaluation_is_quiet_on_libraries(tmp_path):
+    script = (
+        "import optimas_jax as oj\n"
+        "say = oj.prompt('Say it.', name='say')\n"
+        "async def program(question): return await say(question=question)\n"
+        "model = oj.LanguageModel('random:0', max_tokens=2)\n"
+        "program = oj.program(program, components=[say])\n"
+        "oj.evaluate(program, lambda outputs: 1.0, [{'question': 'q'}], model=model, workdir='out')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert not ended.stderr

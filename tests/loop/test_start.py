@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from runs import run_config
 
 import optimas_jax as oj
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core.types import Example
-from optimas_jax.loop.journal import FolderError, load_best
-from optimas_jax.loop.start import row_digest, with_fresh_rows, with_reserve
+from optimas_jax.loop.journal import FolderError, RunFolder, load_best
+from optimas_jax.loop.start import keep, row_digest, with_fresh_rows, with_reserve
 from optimas_jax.report.console import ConsoleProgress
 
 QUIET = {"optimize.score": "off", "offline.groups": 0, "optimize.inputs": 6, "optimize.labels": 6, "optimize.rounds": 1}
@@ -108,7 +109,7 @@ def test_without_fresh_rows_the_saved_result_stays(tmp_path):
 
 def test_a_start_that_cannot_be_used_is_named(tmp_path):
     shouts = Shouts()
-    with pytest.raises(FolderError, match=r"nowhere/configuration\.json"):
+    with pytest.raises(FolderError, match=r"there is no folder nowhere"):
         shouts.search(tmp_path / "two", rows(60), **{"optimize.start": "nowhere"})
     shouts.search(tmp_path / "one", rows(60), **{"optimize.components": "first"})
     (tmp_path / "one" / "best" / "rows.json").unlink()
@@ -116,6 +117,27 @@ def test_a_start_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(FolderError, match=r"has no rows\.json, which names the rows that its run used"):
         shouts.search(tmp_path / "two", rows(60), **{"optimize.start": str(tmp_path / "one")})
     assert not Path("nowhere").exists()
+
+
+def test_rows_that_a_folder_has_paid_for_stay_known(tmp_path):
+    """A graph's rows may be others when its command is run again."""
+    folder = RunFolder(tmp_path / "run", run_config())
+    for begin, known in ((0, {0, 1}), (2, {2, 3}), (4, {2, 3, 4, 5})):  # nothing was paid for of the first ones
+        keep(folder, Dataset({"train": (example(begin), example(begin + 1))}), None)
+        assert set(folder.read("rows.json")) == {row_digest(example(number)) for number in known}
+        if begin:
+            folder.emit("paid")
+    folder.close()
+
+
+def test_a_replay_with_another_server_leaves_every_file(tmp_path):
+    shouts, one = Shouts(), {"optimize.components": "first"}
+    shouts.search(tmp_path / "one", rows(60), **one)
+    files = {path: known for path, known in digests(tmp_path / "one").items() if path.suffix != ".sqlite"}
+    shouts.search(tmp_path / "one", rows(60), **one, **{"server.base_url": "http://127.0.0.1:9/v1"})
+    after = digests(tmp_path / "one")
+    assert [path.name for path, known in files.items() if after[path] != known] == []
+    assert (tmp_path / "one" / "config-2.json").is_file()
 
 
 def example(number):

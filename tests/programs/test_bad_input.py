@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import gc
 import math
 import threading
 
@@ -282,6 +283,18 @@ def test_shapes_that_cannot_be():
     assert said(lambda: oj.program(3)) == (
         "DeclarationError: the program is 3, expected a function that calls components"
     )
+    assert said(lambda: oj.program(search)) == (
+        "DeclarationError: the program is component 'search', expected a function that calls components"
+    )
+
+    async def program(question):
+        return await search(question)
+
+    assert said(lambda: oj.program(program("q"))) == (
+        "DeclarationError: the program is what a call of 'program' returned: give the function itself, program"
+    )
+    with pytest.raises(TypeError, match="component 'search': missing a required argument: 'question'"):
+        search()
 
 
 def test_a_program_that_forgets_to_await_and_one_without_named_arguments(tmp_path):
@@ -297,6 +310,15 @@ def test_a_program_that_forgets_to_await_and_one_without_named_arguments(tmp_pat
     assert "the program 'loose' reads nothing by name; the data has the columns question, wanted" in said(
         lambda: evaluate(tmp_path, loose)
     )
+
+
+def test_a_component_that_is_never_awaited_is_named_by_python(tmp_path):
+    async def forgetful(question):
+        return "yes" if search(question) == "yes" else "no"
+
+    with pytest.warns(RuntimeWarning, match="coroutine 'search' was never awaited"):
+        oj.evaluate(oj.program(forgetful, components=[search]), lambda example, outputs: 1.0, ROWS, workdir=tmp_path)
+        gc.collect()
 
 
 def test_a_component_in_a_pool_s_thread(tmp_path):

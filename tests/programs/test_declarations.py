@@ -218,7 +218,7 @@ def test_outside_of_a_run_functions_are_themselves_and_prompts_say_what_to_do():
     ("declare", "message"),
     [
         (lambda: oj.prompt("  "), "the instruction of a prompt is '  ', expected a text"),
-        (lambda: oj.setting(4, choices=(1, 2)), "is not on the grid"),
+        (lambda: oj.setting(4, choices=(1, 2)), r"default of a setting is 4, expected one of its choices \[1, 2\]"),
         (lambda: oj.component(search, on_error="ignore"), "on_error is 'ignore'"),
         (lambda: oj.component(lambda text: text, k=3), r"expected prompt\(...\) or setting"),
         (lambda: oj.component(lambda text: text, k=oj.setting(1, (1, 2))), "has no argument and reads no variable k"),

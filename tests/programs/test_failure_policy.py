@@ -272,6 +272,31 @@ def test_a_function_that_is_mended_goes_on_in_its_folder_and_pays_for_what_chang
     assert notebook(edited) > 30
 
 
+def test_a_program_that_lost_a_component_is_told_so_and_not_of_settings_that_follow_from_it(tmp_path):
+    @oj.component(effect=True)
+    def look(question):
+        return question
+
+    def grade(example, made):
+        raise RuntimeError("not today")
+
+    def begin(*names):
+        settings = [oj.setting(1, choices=(1, 2), name=name) for name in names]
+
+        async def looking(question):
+            return [await look(question), *(setting.value for setting in settings)]
+
+        program = oj.program(looking, components=[*settings, look])
+        config = {"reward.model": "random:0"}  # without a number of iterations
+        oj.optimize(program, grade, MANY, model="random:0", workdir=tmp_path, config=config)
+
+    assert "not today" in said(lambda: begin("a", "b", "c"))
+    assert said(lambda: begin("a", "b")) == (
+        f"FolderError: another program is in {tmp_path}: component 'c' is not found in it. Choose another workdir= "
+        "(--workdir), so that what it holds stays; with a copy of tape.sqlite there, equal requests are free"
+    )
+
+
 class Bot:
     def __init__(self, times):
         self.times = times
@@ -283,6 +308,11 @@ class Bot:
         return question * self.times
 
 
+def repeat(around, question):
+    [times] = [int(digit) for digit in str(around).replace("(1, 2)", "") if digit.isdigit()]
+    return question * times
+
+
 def test_results_on_tape_are_of_the_function_as_it_is(tmp_path):
     """Of its helpers, its object and its arguments, too."""
     for number, component in enumerate(
@@ -290,6 +320,10 @@ def test_results_on_tape_are_of_the_function_as_it_is(tmp_path):
             lambda n: oj.component(Bot(n).say, effect=True, name="say"),
             lambda n: oj.component(Bot(n), effect=True, name="say"),
             lambda n: oj.component(functools.partial(lambda question, n: question * n, n=n), effect=True, name="say"),
+            *(
+                lambda n, around=around: oj.component(functools.partial(repeat, around(n)), effect=True, name="say")
+                for around in (lambda n: [n], lambda n: ("a", {"b": [n]}), lambda n: {(1, 2): n}, lambda n: {n})
+            ),
         )
     ):
         for times in (2, 3, 2):

@@ -9,6 +9,7 @@ import pytest
 
 import optimas_jax as oj
 from optimas_jax.core import event_loop
+from optimas_jax.core.types import StopRun
 
 WORDS = ["Li", "ma", "."]
 
@@ -81,3 +82,30 @@ def test_a_plain_function_with_a_synchronous_client_and_one_that_streams(server,
     assert sorted(server.asked) == sorted(
         [f"Guess: q{number}" for number in range(3)] + [f"Answer in a word.\nq{number} (Lima.)" for number in range(3)]
     )
+
+
+def test_a_limit_of_tokens_that_own_clients_pass_by_is_warned_of(tmp_path, capsys):
+    @oj.component(prompt=oj.prompt("Answer in a word."))
+    def answer(prompt, question):
+        return "Lima."
+
+    async def ask(question):
+        return await answer(question)
+
+    def grade(example, outputs):
+        raise RuntimeError("not today")
+
+    rows = [{"question": f"q{number}"} for number in range(36)]
+    for limit, warned in (({"budget.tokens": 100}, True), ({"budget.calls": 1000}, False), ({}, False)):
+        config = {"reward.model": "random:0", **limit}
+        with pytest.raises(StopRun, match="not today"):
+            oj.optimize(
+                oj.program(ask, components=[answer]),
+                grade,
+                rows,
+                model="random:0",
+                workdir=tmp_path / "-".join(["run", *limit]),
+                config=config,
+            )
+        words = "answer may ask models by clients of their own"
+        assert (words in " ".join(capsys.readouterr().out.split())) is warned

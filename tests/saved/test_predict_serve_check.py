@@ -1,5 +1,6 @@
 """Predictions, the server over a program, and checks, with a scripted model: no run is needed."""
 
+import asyncio
 import contextlib
 import functools
 import importlib.util
@@ -12,12 +13,16 @@ import sys
 import urllib.error
 import urllib.request
 
-import absl.app  # noqa: F401 (its own flags are defined before ours stand apart)
+import absl.app  # its own flags are defined before ours stand apart
 import pytest
+import uvicorn
 from absl import flags
 from fakes import ScriptedCompleter
 from runs import ROOT
 from served import serving_app
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 import optimas_jax as oj
 from optimas_jax.core.types import Outcome, StopRun
@@ -29,6 +34,7 @@ from optimas_jax.saved.check import Bench, Gate, check_bests, move
 from optimas_jax.saved.check_page import MOST_EXAMPLES, check_page, move_page
 from optimas_jax.saved.folder import read_folder
 from optimas_jax.saved.predict import predict
+from optimas_jax.saved.remote import remote_scorer
 from optimas_jax.saved.serve import app_of
 from optimas_jax.saved.source import record_source
 from optimas_jax.server.reward_app import make_reward_app
@@ -224,7 +230,8 @@ def test_the_server_answers_as_the_program_does(address, kind):
     [
         ({}, 400, "invalid_request_error", "question is missing"),
         ({"question": "1", "wanted": "1"}, 400, "invalid_request_error", "does not read wanted"),
-        ([], 400, "invalid_request_error", "must be a JSON object"),
+        ([], 400, "invalid_request_error", "is a JSON list, expected an object"),
+        (b"[" * 100_000, 400, "invalid_request_error", "the body is not JSON"),
         (b"{", 400, "invalid_request_error", "is not JSON"),
         (b" " * (8 * 2**20 + 1), 413, "invalid_request_error", "larger than 8,388,608 bytes"),
         ({"question": "refused"}, 502, "refused", "the run ended with refused at say: no"),
@@ -244,12 +251,49 @@ def test_paths_that_are_not_there_are_refused_in_json(address, path, body, statu
     assert code == status and answer["error"]["message"].startswith(f"POST {path}: ")
 
 
+def test_a_method_that_is_refused_names_those_that_are_not(address):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{address}/run")
+    with refused.value:
+        assert refused.value.code == 405 and refused.value.headers["allow"] == "POST"
+
+
 def test_an_address_in_use_is_told_before_a_model_is_loaded(kind, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert command("serve", f"--system={kind}", f"--port={port}") == 1
     told = capsys.readouterr()
     assert f"cannot listen on 127.0.0.1:{port}" in told.err and not told.out
+
+
+def test_an_address_taken_while_the_program_is_loaded_is_told_too(kind, capsys, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    others = []
+
+    def app_of(optimized):
+        others.append(socket.create_server(("127.0.0.1", port)))
+
+    monkeypatch.setattr("optimas_jax.saved.serve.app_of", app_of)
+    assert command("serve", f"--system={kind}", f"--port={port}") == 1
+    others[0].close()
+    told = capsys.readouterr()
+    assert f"cannot listen on 127.0.0.1:{port}" in told.err and not told.out
+
+
+def test_an_interrupt_is_how_a_server_ends(kind, capsys, monkeypatch):
+    def run(server, sockets):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    assert command("serve", f"--system={kind}", "--port=0") == 0
+    told = capsys.readouterr()
+    assert "words of" in told.out and "stopped" not in told.err
+
+
+def test_flags_of_a_program_are_not_taken_for_those_of_a_model():
+    with pytest.raises(absl.app.UsageError, match="--best_of and --reward_url are of a program: give --system"):
+        command("serve", "--reward=runs/x", "--best_of=4")
 
 
 async def score(component, inputs, outputs, reward):
@@ -272,6 +316,30 @@ def test_scores_that_cannot_be_given_say_why_in_json(component, outputs, status,
         assert post(f"{url}/score", {"component": "say", "inputs": {}, "outputs": [{"say": "ab"}]})[1]["scores"] == [2]
         code, answer = post(f"{url}/score", {"component": component, "inputs": {}, "outputs": outputs})
     assert code == status and message in answer["error"]["message"] and "/home" not in str(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"{}", b"[1, 2]", b'{"scores": [1.0]}', b'{"scores": [1.0, null]}', b'{"scores": [1.0, NaN]}', b"prose", None],
+)
+def test_what_is_no_server_of_local_rewards_is_said(answer):
+    async def other(request):
+        if answer is not None:
+            return Response(answer)
+        return Response(b"cut", headers={"content-length": "99"})
+
+    with serving_app(Starlette(routes=[Route("/score", other, methods=["POST"])]), log_level="critical") as url:
+        scores = remote_scorer(url).scores("say", "e", {}, [{"say": "a"}, {"say": "b"}], "r")
+        with pytest.raises(StopRun, match=f"{url}/score.*launch/serve.py --reward=... serves them"):
+            asyncio.run(scores)
+
+
+@pytest.mark.parametrize(
+    "address", ["host:1", "http://", "http://host:abc", "http://a host", "ftp://host", "http://[::1"]
+)
+def test_what_is_no_address_of_a_server_is_refused(address):
+    with pytest.raises(ValueError, match="expected the address of a server"):
+        remote_scorer(address)
 
 
 def test_a_program_that_fails_the_server_is_an_error_in_json(kind):
@@ -387,7 +455,7 @@ def test_the_commands_exit_as_their_results_are(kind, rude, tmp_path, capsys):
     assert command("check", str(kind), "--model=weak", *common) == 0
     assert "| weak | " in capsys.readouterr().out
     assert command("check", str(tmp_path / "nowhere"), f"--against={rude}", *common) == 1
-    assert "nowhere is neither a run with a finished search" in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
     out = tmp_path / "out.jsonl"
     assert command("predict", f"--run={kind}", f"--input={rows}", f"--output={out}") == 0
@@ -396,4 +464,4 @@ def test_the_commands_exit_as_their_results_are(kind, rude, tmp_path, capsys):
     assert command("predict", f"--run={kind}", f"--input={rows}", f"--output={out}") == 1
     assert "1 rows in" in capsys.readouterr().out
     assert command("serve", f"--system={tmp_path / 'nowhere'}") == 1
-    assert "neither a run with a finished search" in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from optimas_jax.core.schema import from_dict
 from optimas_jax.core.types import Example, StopRun, freeze, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, Prompt
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.journal import FolderError, load_best, reward_name
+from optimas_jax.loop.journal import FolderError, RunFolder, load_best, reward_name
 from optimas_jax.loop.stages import open_run
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.config import LoraConfig
@@ -34,6 +34,7 @@ from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.data import load_groups
 from optimas_jax.rewards.scorer import score_outputs
 from optimas_jax.saved.serve import reward_app_of
+from optimas_jax.saved.source import record_source
 
 QUIET = ConsoleProgress(quiet=True)
 OTHER_REWARD = PerInstance((Prompt("Say it."),), "unknown", 4)
@@ -80,8 +81,6 @@ with serving_app(app_of(best)) as address:
     found["served"] = json.load(urllib.request.urlopen(urllib.request.Request(f"{address}/run", body)))
 
 from optimas_jax.benchmarks.tables import read_table
-from optimas_jax.models.backbone import init_lora
-from optimas_jax.models.config import LoraConfig
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.saved.predict import predict
 
@@ -187,6 +186,9 @@ def test_a_loaded_program_checks_its_inputs_and_tells_its_calls(folder):
         best(hurry="yes")
     with pytest.raises(ValueError, match="words does not read wanted"):
         best(question="a", wanted="b")
+    for call in (best, best.trace):
+        with pytest.raises(ValueError, match=r"words reads question, .*: give inputs by their names, question=\.\.\."):
+            call("a")
     assert not model.requests
     trace = best.trace(question="a")
     assert [(call.component, dict(call.outputs)) for call in trace.calls] == [
@@ -258,6 +260,55 @@ def test_a_run_folder_finds_its_program_from_where_it_lies_itself(folder, module
         oj.load(copy)
 
 
+PLAIN = """
+SAY = "Say the word."
+
+
+async def say(question):
+    return f"{SAY} {question}"
+
+
+async def words(question, hurry="no"):
+    return {"answer": await say(question)}
+
+
+def letters(example, made):
+    return 0.0
+"""
+DECLARING = """
+import optimas_jax as oj
+import plain_words
+
+plain_words.say = oj.component(plain_words.say, SAY=oj.prompt(plain_words.SAY))
+"""
+
+
+def test_a_program_whose_components_another_file_declares_is_loaded_with_that_file(folder, tmp_path, monkeypatch):
+    (tmp_path / "plain_words.py").write_text(PLAIN)
+    (tmp_path / "declaring.py").write_text(DECLARING)
+    copy = shutil.copytree(folder, tmp_path / "runs" / "copy", ignore=shutil.ignore_patterns("checkpoints", "tape*"))
+    saved = json.loads((copy / "best" / "configuration.json").read_text())
+    del saved["configuration"]["hint"]
+    (copy / "best" / "configuration.json").write_text(json.dumps(saved))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+        plain_words, declaring = importlib.import_module("plain_words"), importlib.import_module("declaring")
+        record_source(copy, plain_words.words, plain_words.letters)
+        assert sys.modules.pop("declaring") is declaring and sys.modules.pop("plain_words") is plain_words
+    where = json.loads((copy / "program.json").read_text())
+    assert where["declarations"] == {
+        "components": ["say"],
+        "files": [{"relative": "../../declaring.py", "module": "declaring"}],
+    }
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="was found before"):
+        patch.setattr(sys, "path", [*sys.path])
+        assert oj.load(copy)(question="word?") == {"answer": "Say it.\nLoudly. word?"}
+        del sys.modules["plain_words"]
+    (tmp_path / "declaring.py").unlink()
+    with pytest.raises(ValueError, match=r"the module with declarations of .*/copy was in .*declaring.py, where"):
+        oj.load(copy)
+
+
 def test_two_checkouts_of_a_package_are_not_taken_for_each_other(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     for checkout in ("new", "old"):
@@ -315,6 +366,10 @@ def test_a_local_reward_takes_values_and_names_what_it_cannot_score(folder):
         rewards["say"].score(given, [{"answer": "b"}])
     with pytest.raises(ValueError, match="expected a list of candidate outputs of 'say'; got one text"):
         rewards["say"].score(given, "b")
+    say = rewards["say"]
+    nodes = [dataclasses.replace(one, outputs=()) if one.name == "say" else one for one in say._system.components]
+    unseen = dataclasses.replace(say, _system=dataclasses.replace(say._system, components=tuple(nodes)))
+    assert len(unseen.score(given, [{"text": "b", "why": "c"}])) == len(unseen.score(given, ["b"])) == 1
 
 
 def test_a_program_that_was_edited_since_its_run_is_warned_of(folder, module, tmp_path):
@@ -362,6 +417,21 @@ def test_a_saved_choice_among_samples_works_and_needs_no_run_folder(folder, tmp_
     given = {"question": "a", "hint": next(c for c in loaded.trace(question="a").calls).outputs["hint"]}
     tried = sorted({f"say {one.seed % 7}" for one in model.requests if one.role == "say"})
     assert answer == max(tried, key=lambda text: local_reward.score(given, [text])[0])
+
+
+def test_a_copied_best_that_chooses_among_samples_needs_no_run(folder, module, tmp_path):
+    configuration = load_best(folder / "best")
+    saved = configuration.replace("say", PerInstance((Prompt("Say it."),), reward_name(folder, configuration), 3))
+    opened = RunFolder.__new__(RunFolder)
+    opened.path = shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("tape*"))
+    opened.save_best(saved, {"accepted": []})
+    copy = shutil.copytree(opened.path / "best", tmp_path / "elsewhere" / "best")
+    answers = []
+    for best in (opened.path, copy):
+        loaded, _ = scripted(oj.load(best, module.words), lambda request: f"{request.role} {request.seed % 7}")
+        answers.append(loaded(question="a"))
+        assert loaded.system.by_name["say"].inputs == ("question", "hint")
+    assert answers[0] == answers[1]
 
 
 def test_samples_are_kept_by_a_server_with_the_local_rewards(folder):

@@ -95,7 +95,7 @@ def test_what_passes(new, old, asked, passed):
     assert decided.passed == passed == (not decided.reasons)
 
 
-def test_costs_are_compared_in_dollars_where_both_are_priced():
+def test_costs_are_compared_in_the_first_unit_that_both_have():
     cheap, dear = Usage(prompt_tokens=100, usd=1.0), Usage(prompt_tokens=100, usd=3.0)
     decided = decide(SAME, SAME, (dear, cheap), max_cost=2.5)
     assert (decided.passed, decided.cost, decided.priced) == (False, 3.0, "usd")
@@ -103,6 +103,9 @@ def test_costs_are_compared_in_dollars_where_both_are_priced():
     assert decide(SAME, SAME, (dear, cheap), max_cost=3.0).passed
     local = decide(SAME, SAME, (Usage(completion_tokens=50), cheap), max_cost=0.6)
     assert (local.passed, local.cost, local.priced) == (True, 0.5, "tokens")
+    own_clients = decide(SAME, SAME, (Usage(calls=30), Usage(calls=10)), max_cost=2.5)
+    assert (own_clients.passed, own_clients.cost, own_clients.priced) == (False, 3.0, "calls")
+    assert decide(SAME, SAME, (Usage(calls=30), Usage(calls=10, completion_tokens=9)), max_cost=2.5).cost == 3.0
     assert decide(SAME, SAME, FREE, max_cost=1.0).cost is None
 
 

@@ -107,8 +107,8 @@ def not_tested(ranked: Sequence[Ranked], most: int) -> dict[str, Verdict]:
 
 
 def unraced(proposals: Sequence[Proposal]) -> dict[str, Verdict]:
-    """Verdicts of proposals before whose race the budget ended. A higher budget goes on with them: then each has a
-    second line, which counts."""
+    """Verdicts of proposals before whose race the budget ended. Where a higher budget races them, the second line of
+    each counts."""
     verdict = Verdict("not tested", "the budget ended before its race did")
     return {one.digest: verdict for one in proposals}
 
