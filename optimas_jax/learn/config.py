@@ -13,7 +13,8 @@ class TokenBatch:
     """Size of a batch, and how training computes it.
 
     Attributes:
-      tokens: T; on a mesh, per device along ``data``.
+      tokens: T. Of a training step of local rewards on all devices together, so that it does not depend on their
+        number; where results do not depend on what shares a batch (scores, policies), on each device along ``data``.
       remat: whether training computes every layer again in the backward pass: a third more work, and memory for one
         layer instead of all.
     """

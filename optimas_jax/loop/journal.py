@@ -29,7 +29,7 @@ ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
 OPTIMIZED, REFRESHED_REWARD = "optimized.json", "refreshed.json"  # what the search found; a reward trained after it
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
-RESOURCES = ("concurrency", "server", "anthropic", "prices", "budget")  # fields on which no result depends
+RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget")  # fields on which no result depends
 # Fields that may differ from run to run in one folder: of stages whose results have files of their own, too.
 _FREE = (*RESOURCES, "align", "probe", "refresh", "evaluate")
 

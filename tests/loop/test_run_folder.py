@@ -18,6 +18,7 @@ from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape, TapedCompleter
 from optimas_jax.loop.config import EvaluateConfig
 from optimas_jax.loop.journal import FolderError, RunFolder, config_of, load_best
+from optimas_jax.parallel.mesh import MeshConfig
 
 CONFIG = run_config()
 
@@ -102,7 +103,7 @@ def test_another_configuration_is_refused_with_every_field_that_differs(tmp_path
 
 def test_what_does_not_change_results_may_differ(tmp_path):
     emit_all(tmp_path, "groups")
-    folder(tmp_path, concurrency=1, evaluate=EvaluateConfig(split="val", repeats=3))
+    folder(tmp_path, concurrency=1, mesh=MeshConfig(2, 2), evaluate=EvaluateConfig(split="val", repeats=3))
     assert config_of(tmp_path / "run").concurrency == 1  # what measurements after a search go by
 
 
