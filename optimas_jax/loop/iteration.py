@@ -100,7 +100,7 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
             raise
         ranking = ranking.over_whole_runs(len(runs) / len(inputs))
     rejected += [Drop("same outputs", kind=one.kind, value=one.value) for one in ranking.without_effect(proposals)]
-    state = count_drops(host, state, name, len(ranking.ranked), rejected)
+    state = count_drops(host, state, name, len(ranking.ranked), rejected).having_tried_rules(name, proposals)
     fresh = groups_of_trials(state, name, ranking.trials, runs, config.reward.batch.candidates)
     state = remember(host, search, state, name, ranking, runs, fresh)
     state, verdicts = gate(host, search, state, name, ranking.ranked, number)

@@ -10,6 +10,7 @@ from optimas_jax.core.types import Call, Candidate, Example, Group, Trace, deriv
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration, Prompt, Value, plain_values, value_digest
 from optimas_jax.search.evidence import WeightEvidence
+from optimas_jax.search.optimisers.registry import FEEDBACK
 from optimas_jax.search.optimisers.templates import ScoredInstruction
 
 Runs = Sequence[tuple[Example, Trace]]
@@ -121,6 +122,7 @@ class State:
       weights: the same on the labels of races since, under ``configuration`` and ``reward``.
       no_choice: why components do not choose outputs by their local reward, by component (``loop.steps.choosing``).
       label_use: worth of the labels, by component.
+      tried_rules: digests of the prompts with a rule from feedback that were proposed, by component.
       dropped: numbers of rejected answers and values, by component and reason.
       learned: ids of the examples whose answers local rewards may have been trained on, by component; those on which
         all answers were alike are among them.
@@ -142,6 +144,7 @@ class State:
     weights: Mapping[str, WeightEvidence] = dataclasses.field(default_factory=dict)
     no_choice: Mapping[str, str] = dataclasses.field(default_factory=dict)
     label_use: Mapping[str, LabelUse] = dataclasses.field(default_factory=dict)
+    tried_rules: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     dropped: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     learned: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     adaptations: int = 0
@@ -150,6 +153,15 @@ class State:
     def visited(self, name: str) -> State:
         """The state after one more iteration on a component."""
         return dataclasses.replace(self, visits={**self.visits, name: self.visits.get(name, 0) + 1})
+
+    def having_tried_rules(self, name: str, proposals: Iterable[Proposal]) -> State:
+        """The state after an iteration with these proposals."""
+        new = frozenset(proposal.digest for proposal in proposals if proposal.kind == FEEDBACK)
+        if not new:
+            return self
+        return dataclasses.replace(
+            self, tried_rules={**self.tried_rules, name: self.tried_rules.get(name, frozenset()) | new}
+        )
 
     def having_learned(self, examples: Mapping[str, Iterable[str]]) -> State:
         """The state after local rewards of components may have been trained on answers to these examples."""

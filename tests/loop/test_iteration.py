@@ -20,6 +20,7 @@ from runs import run_config
 
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.schema import ConfigError
+from optimas_jax.core.scoring import Score
 from optimas_jax.core.types import Candidate, Group
 from optimas_jax.core.values import Choice, PerInstance, Prompt, Value
 from optimas_jax.engine.pool import Engines
@@ -227,6 +228,22 @@ def test_instructions_are_remembered_with_what_they_score_where_the_metric_ranks
     for one in tried:
         after = mean_score(system, default.replace("writer", Prompt(one.instruction)))
         assert one.score == pytest.approx(after - before)
+
+
+def test_a_rule_that_the_metric_names_is_tried_before_an_instruction_is_rewritten(tmp_path: Path) -> None:
+    """Once, although it changes no output here and is therefore refused by no gate."""
+    system = enumerable_system(11)
+
+    def metric(outputs: Any, gold: Any) -> Score:
+        return Score(system.metric(outputs, gold), "Be loud.")
+
+    told = dataclasses.replace(system, metric=metric)
+    settings = {"proposers": "opro,feedback", "iterations": 3, "gate_top": 0, "components": ("writer",)}
+    search(make_run(told, tmp_path, seed=11, mode="improved", engine=ExactRewards(told, tmp_path), **settings))
+    rows = [json.loads(line) for line in (tmp_path / "proposals.jsonl").read_text().splitlines()]
+    kinds = [{row["optimiser"] for row in rows if row["iteration"] == number} for number in range(3)]
+    assert kinds[0] == {"feedback"} and "opro" in kinds[1] and "opro" in kinds[2]
+    assert rows[0]["text"] == "red\nBe loud." and "answers as the value in use" in rows[0]["reason"]
 
 
 def test_an_accepted_proposal_starts_the_history_of_instructions_anew(tmp_path: Path) -> None:

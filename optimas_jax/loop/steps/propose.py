@@ -44,7 +44,7 @@ from optimas_jax.search.optimisers.choices import model_values, propose_values
 from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos
 from optimas_jax.search.optimisers.instructions import drop_summary
 from optimas_jax.search.optimisers.random_search import draw_values
-from optimas_jax.search.optimisers.registry import PROPOSERS, proposer_names
+from optimas_jax.search.optimisers.registry import FEEDBACK, PROPOSERS, REWRITING, proposer_names
 from optimas_jax.search.optimisers.task import PromptTask
 
 LOCAL_SCALE = "mean local reward minus that of the instruction in use"  # part of a prompt: a change voids tapes
@@ -294,7 +294,17 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
         gains=proposer.gains,
     )
     prompts: list[tuple[str, Value]] = []
-    for kind in (kind for kind in proposer_names(search.proposers) if kind in PROPOSERS):
+    kinds = [kind for kind in proposer_names(search.proposers) if kind in PROPOSERS]
+    if FEEDBACK in kinds and _has_new_rules(proposer, task):
+        kinds = [kind for kind in kinds if kind not in REWRITING]
+    for kind in kinds:
         dropped = functools.partial(_drop, rejected, kind)
         prompts += PROPOSERS[kind](dataclasses.replace(task, dropped=dropped))
     return prompts
+
+
+def _has_new_rules(proposer: Proposer, task: PromptTask) -> bool:
+    """Whether the metric names a rule that was not tried with the instruction in use. A language model that rewrites
+    the instruction waits then for an iteration: it would rewrite what the rule is about to change, and costs labels."""
+    tried = proposer.state.tried_rules.get(proposer.name, ())
+    return any(value_digest(proposer.wrapped(prompt)) not in tried for _, prompt in PROPOSERS[FEEDBACK](task))

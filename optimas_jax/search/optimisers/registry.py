@@ -16,6 +16,8 @@ PROPOSERS: Mapping[str, Proposer] = {
     "feedback": feedback.propose,
     "random": random_search.propose,
 }
+FEEDBACK = "feedback"
+REWRITING = ("opro", "copro", "reflect")  # ask a language model for another instruction
 SELECTORS = ("llmselector",)  # of models, which ``search.optimisers.llmselector`` chooses; they write no prompts
 # Settings of which an optimiser needs all, or one, to write any prompt.
 _NEEDS_ALL = {
