@@ -17,12 +17,12 @@ from typed_answers import answer_request
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import resolve
 from optimas_jax.engine.constrain import Constrainer, SchemaError
-from optimas_jax.engine.pool import Engines
+from optimas_jax.engine.pool import Engines, network_on
 from optimas_jax.engine.sampler import SampleRequest
 from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
-from optimas_jax.parallel.sharding import shardings
+from optimas_jax.parallel.sharding import place
 from optimas_jax.report.console import ConsoleProgress
 
 
@@ -197,9 +197,8 @@ def test_lanes_change_nothing(sampler):
 @pytest.mark.long
 def test_rows_are_cut_among_devices(sampler):
     mesh = make_mesh(MeshConfig(8, 1))
-    cut = dataclasses.replace(
-        sampler, params=jax.device_put(sampler.params, shardings(sampler.params, mesh)), mesh=mesh
-    )
+    network = network_on(mesh, sampler.network.config, sampler.network.compute)
+    cut = dataclasses.replace(sampler, network=network, params=place(sampler.params, mesh))
     few = requests(2)
     assert [one.ids for one in cut.generate(few)] == [one.ids for one in sampler.generate(few)]
 

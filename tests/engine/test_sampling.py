@@ -101,15 +101,15 @@ def test_a_full_prefix_cache_changes_nothing(sampler):
 
 def tokens_computed(sampler, everything):
     """Tokens that prefilling these prompts would compute now."""
-    prefixes = sampler._prefiller.prefixes
-    return sum(len(one.prompt_ids) - 1 - len(prefixes.match(one.prompt_ids[:-1])) * BLOCK for one in everything)
+    [table] = sampler._prefiller.prefixes.tables
+    return sum(len(one.prompt_ids) - 1 - len(table.match(one.prompt_ids[:-1])) * BLOCK for one in everything)
 
 
 def test_equal_prompts_are_prefilled_once(sampler, monkeypatch):
     passes, run = [], Prefiller._compute
 
     def counted(self, one):
-        passes.append(len(one.members))
+        passes.append(len(one.members[0]))
         return run(self, one)
 
     monkeypatch.setattr(Prefiller, "_compute", counted)
@@ -123,7 +123,7 @@ def test_prompts_that_begin_alike_wait_for_the_first_of_them(monkeypatch):
     passes, run = [], Prefiller._compute
 
     def counted(self, one):
-        passes.append([(part.length, part.start) for part in one.sequences])
+        passes.append([(part.length, part.start) for part in one.sequences[0]])
         return run(self, one)
 
     monkeypatch.setattr(Prefiller, "_compute", counted)
@@ -353,7 +353,7 @@ def test_white_space_before_the_answer_does_not_end_it(sampler):
         tokens=np.zeros((8, 64), np.int32),
         logprobs=np.zeros((8, 64), np.float32),
     )
-    cache = empty_cache(sampler.network.config, jnp.float32, 8, 64)
+    cache = empty_cache(sampler.network, 8, 64)
     out, _ = decode(sampler.network, None, params, {}, None, cache, rows, blank, np.int32(8), np.int32(100))
     assert out.tokens[0, :3].tolist() == [newline] * 3  # the answer had not begun: the limit ended it
     assert out.count.tolist() == [3, 1, 3, 0, 0, 0, 0, 0]  # row 1 had begun: the first newline ended it

@@ -71,7 +71,7 @@ def test_layers_and_logits(name, attention):
 @pytest.mark.parametrize("name", NAMES)
 def test_cached_decoding(name):
     """One token at a time through the cache gives the logits of the whole row."""
-    network, params, config, golden = load(name, "tiled")
+    network, params, _, golden = load(name, "tiled")
     input_ids = jnp.asarray(golden["input_ids"])
     rows, length = input_ids.shape
 
@@ -82,7 +82,7 @@ def test_cached_decoding(name):
             hidden, cache = model.step(input_ids[:, slot], jnp.full((rows,), slot), cache)
             return cache, model.logits(hidden)
 
-        return jax.lax.scan(step, empty_cache(config, jnp.float32, rows, length), jnp.arange(length))[1].swapaxes(0, 1)
+        return jax.lax.scan(step, empty_cache(network, rows, length), jnp.arange(length))[1].swapaxes(0, 1)
 
     check(f"{name}, logits of cached decoding", decode(params), golden["logits"])
 

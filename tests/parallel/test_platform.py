@@ -54,7 +54,7 @@ def trace_decode(compute):
         tokens=np.zeros((4, 64), np.int32),
         logprobs=np.zeros((4, 64), np.float32),
     )
-    params, cache = abstract_params(config, compute), empty_cache(config, compute.dtype, 4, 64)
+    params, cache = abstract_params(config, compute), empty_cache(Network(config, compute), 4, 64)
     lora_params = init_lora(config, tiny.LORA, jax.random.key(0))
     gate, blank = np.ones((4, tiny.LORA.rank), np.float32), np.zeros(vocab, bool)
     network = Network(config, compute)
