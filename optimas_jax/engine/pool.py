@@ -16,6 +16,7 @@ from optimas_jax.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from optimas_jax.checkpoints.weights import ModelSource, cache_dir, load_config, load_params, resolve
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import StopRun
+from optimas_jax.engine.memory import with_caches
 from optimas_jax.engine.sampler import Sampler
 from optimas_jax.learn.config import TokenBatch
 from optimas_jax.learn.memory import step_bytes, tokens_that_fit
@@ -126,7 +127,8 @@ class Engines:
     def sampler(self, spec: str) -> Sampler:
         """A sampling engine over ``spec``."""
         model, self._samples = self.model(spec), True
-        return Sampler(model.network, model.params, model.tokenizer)
+        network = with_caches(model.network, free_memory(model.mesh.devices.flat[0]))
+        return Sampler(network, model.params, model.tokenizer)
 
     def forget_programs(self) -> None:
         """Drops compiled programs of samplers, which have one for every size of batch, at the end of a phase whose

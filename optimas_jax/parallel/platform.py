@@ -31,7 +31,10 @@ class Compute:
       decode_rows: numbers of rows that a decode batch can have, ascending. On CPU: numbers with which a row gets the
         same bits from XLA, which orders products differently with 25 to 32 and with more than 48 rows.
       prefill_tokens: prompts of about this many tokens together make up one pass.
-      prefix_tokens: keys and values of this many tokens are kept for prompts that begin alike.
+      cache_tokens: rows x slots of a decode batch, at most, on each device along ``data``; 0 for as many as its memory
+        holds (``engine.memory``).
+      prefix_tokens: keys and values of this many tokens are kept for prompts that begin alike, fewer where
+        ``cache_tokens`` is 0 and memory is short.
     """
 
     dtype: jnp.dtype
@@ -42,6 +45,7 @@ class Compute:
     cpu_forms: bool = False
     decode_rows: tuple[int, ...] = (4, 8, 16, 32, 64)
     prefill_tokens: int = 512
+    cache_tokens: int = 10 * 1024  # SmolLM2-135M in float32 takes 0.47 GB of it in each lane
     prefix_tokens: int = 8192
 
     @property
@@ -62,7 +66,14 @@ def default_compute(platform: str | None = None) -> Compute:
             cpu_forms=True,
             decode_rows=(4, 8, 16, 24, 40),
         )
-    return Compute(dtype=jnp.dtype(jnp.bfloat16), attention="fused", prefill_tokens=4096, prefix_tokens=65536)
+    return Compute(
+        dtype=jnp.dtype(jnp.bfloat16),
+        attention="fused",
+        decode_rows=(8, 16, 32, 64, 128, 256),
+        prefill_tokens=4096,
+        cache_tokens=0,
+        prefix_tokens=65536,
+    )
 
 
 def free_memory(device: Any) -> int | None:

@@ -203,8 +203,7 @@ def test_requests_too_large_for_the_batch_wait_for_room():
 def test_requests_that_keep_coming_do_not_pass_a_large_one_for_ever(monkeypatch):
     """Under steady load some small request always fits. The batch has no room for the large one beside others."""
     monkeypatch.setattr("optimas_jax.engine.decode_batch._MOST_PASSES", 3)
-    monkeypatch.setattr("optimas_jax.engine.decode_batch._CACHE_TOKENS", 1024)
-    sampler = tiny.sampler()
+    sampler = tiny.sampler(dataclasses.replace(tiny.F32, cache_tokens=1024))
     batch: ContinuousBatch = sampler.batch()
     wanted = {i: SampleRequest((i + 1, 2), 12 + i % 5) for i in range(60)} | {"large": SampleRequest((3,) * 300, 20)}
     rows = {key: sampler.row_request(one) for key, one in wanted.items()}

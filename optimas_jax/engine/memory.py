@@ -1,0 +1,42 @@
+"""Sizes of the stores of keys and values, by the memory that a model leaves on its devices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from optimas_jax.models.attention import BLOCK
+from optimas_jax.models.backbone import Network
+from optimas_jax.parallel.mesh import MODEL
+from optimas_jax.parallel.sharding import head_axis
+
+_CACHE, _PREFIXES = 0.5, 0.15  # shares of free memory; the rest is for activations, logits and a cache that is resized
+_LEAST = 10 * 1024  # tokens of a cache
+
+
+def token_bytes(network: Network) -> int:
+    """Bytes that the keys and values of one token take on a device, in all layers."""
+    config, mesh = network.config, network.mesh
+    heads = config.num_kv_heads
+    if mesh is not None and head_axis(mesh, heads):
+        heads //= mesh.shape[MODEL]
+    return 2 * config.num_layers * heads * config.head_dim * np.dtype(network.compute.dtype).itemsize
+
+
+def with_caches(network: Network, free: int | None) -> Network:
+    """The network with the sizes of its caches, where its platform leaves them open (``Compute.cache_tokens`` is 0).
+
+    Args:
+      free: bytes of a device beside the weights; None if unknown.
+    """
+    compute = network.compute
+    if compute.cache_tokens:
+        return network
+    cache, prefixes = _LEAST, compute.prefix_tokens
+    if free is not None:
+        cache = max(_LEAST, int(_CACHE * free) // token_bytes(network))
+        prefixes = min(prefixes, int(_PREFIXES * free) // token_bytes(network) // BLOCK * BLOCK)
+    return dataclasses.replace(
+        network, compute=dataclasses.replace(compute, cache_tokens=cache, prefix_tokens=max(prefixes, BLOCK))
+    )
