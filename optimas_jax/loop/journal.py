@@ -378,7 +378,7 @@ def load_best(folder: Path) -> Configuration:
             raise FolderError(f"there is no folder {folder}") from error
         raise FolderError(
             f"{folder} is neither a run with a finished search nor its {BEST}/: there is no {CONFIGURATION}. The "
-            "command that made the run resumes it"
+            "command that made the run resumes it; its stage is --stage=optimize"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{path} is not a saved configuration ({type(error).__name__}: {error})") from error
