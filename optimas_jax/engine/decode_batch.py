@@ -25,7 +25,7 @@ from optimas_jax.engine.stop_texts import StopTexts
 from optimas_jax.models.backbone import Cache, Network
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
-from optimas_jax.parallel.platform import return_free_memory
+from optimas_jax.parallel.platform import in_turn, return_free_memory
 from optimas_jax.parallel.sharding import place_shards, put_shards
 
 _STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
@@ -176,7 +176,7 @@ class DecodeBatch(Generic[Key]):
         cache = list(self._cache)
         where = put_shards([*zip(indices, rows, counts, strict=True)], self._mesh)
         for layer, (stored, computed) in enumerate(zip(prefilled.stored, prefilled.computed, strict=True)):
-            cache[layer] = insert(self._mesh, cache[layer], stored, computed, *where)
+            cache[layer] = in_turn(insert(self._mesh, cache[layer], stored, computed, *where), self._mesh)
             self._cache = tuple(cache)
 
     def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
@@ -308,7 +308,7 @@ class DecodeBatch(Generic[Key]):
         layers, self._cache = list(self._cache or ()) if any(occupied) else [], None
         placed = put_shards(order, self._mesh)
         for index, layer in enumerate(layers):
-            layers[index] = rearrange(self._mesh, layer, placed, slots)
+            layers[index] = in_turn(rearrange(self._mesh, layer, placed, slots), self._mesh)
         self._cache = tuple(layers) if any(occupied) else empty_cache(self._network, size, slots)
         # Caches of many sizes, and programs compiled for them, leave gaps between buffers in use: in a run of
         # configs/hotpotqa.py more than a GB, whose pages would stay with the process while requests keep coming.

@@ -23,6 +23,7 @@ from optimas_jax.engine.multi_lora import LoadedAdapter
 from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues, gather
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.parallel.mesh import DATA, MODEL
+from optimas_jax.parallel.platform import in_turn
 from optimas_jax.parallel.sharding import head_axis, on_each_shard, zeros
 
 Ids = tuple[int, ...]
@@ -115,7 +116,7 @@ class PrefixCache:
           starts: [n] int32 index of the first token of each block in ``computed``.
           blocks: [n] int32 block that it is written to; a number beyond the last block writes nothing.
         """
-        self.layers[layer] = _write(self._mesh, self.layers[layer], computed, starts, blocks)
+        self.layers[layer] = in_turn(_write(self._mesh, self.layers[layer], computed, starts, blocks), self._mesh)
 
     def clear(self) -> None:
         """Forgets everything."""

@@ -29,6 +29,7 @@ from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import init_value_head, value_head
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.platform import in_turn
 from optimas_jax.parallel.sharding import keep_placed
 
 Minibatch = Sequence[Sequence[PolicyBatch]]  # batches one after another, each in parts that are computed side by side
@@ -71,7 +72,7 @@ class PolicyFunctions:
     def gradients(self, trainable: Params, params: Params, batch: PolicyBatch) -> tuple[Params, Metrics]:
         """Gradients of the loss *summed* over the weighted tokens of a batch, and metrics; ``params`` are frozen."""
         compute = _gradients if self.network.compute.layerwise else _compiled_gradients
-        return compute(self, trainable, params, batch)
+        return in_turn(compute(self, trainable, params, batch), self.network.mesh)
 
     def update(
         self,
@@ -133,9 +134,10 @@ class PolicyFunctions:
         total = None
         for batch in minibatch:
             for gradients in lanes.map(of_part, batch, shape):
-                total = gradients if total is None else _add(total, gradients)
+                total = gradients if total is None else in_turn(_add(total, gradients), self.network.mesh)
         assert total is not None
-        return apply_gradients(self.tx, state, [total], learning_rate, self.network.mesh)
+        mesh = self.network.mesh
+        return in_turn(apply_gradients(self.tx, state, [total], learning_rate, mesh), mesh)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -174,7 +176,8 @@ def _gradients(
         lora,
         trainable["lora"],
     )
-    d_value, d_x, metrics = _token_gradients(functions, trainable["value"], x, params, batch.tokens, batch.targets)
+    token_gradients = _token_gradients(functions, trainable["value"], x, params, batch.tokens, batch.targets)
+    d_value, d_x, metrics = in_turn(token_gradients, network.mesh)
     return keep_placed({"lora": pull_back(d_x), "value": d_value}, network.mesh), metrics
 
 

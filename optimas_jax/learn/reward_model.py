@@ -28,6 +28,7 @@ from optimas_jax.models.forward import features, run_layers, run_layers_vjp
 from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.platform import in_turn
 from optimas_jax.parallel.sharding import keep_placed
 
 
@@ -59,7 +60,7 @@ class RewardFunctions:
     def score(self, params: Params, head: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
         """Scores of the candidates [G, M] float32, 0 for padding; ``params`` with merged adapters."""
         x = self._upper(params, batch, features, _per_shard(batch.ends))
-        return _scores(self.network, params["final_norm"], head, x, batch)
+        return in_turn(_scores(self.network, params["final_norm"], head, x, batch), self.network.mesh)
 
     def hidden(self, params: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
         """phi of the candidates, [G, M, D] float32: the normalised hidden state at their last tokens."""
@@ -77,7 +78,7 @@ class RewardFunctions:
         """Gradients of the *sum* of Eq. 4 over the groups of a batch with respect to adapters and heads, and metrics;
         ``params`` are the frozen weights."""
         compute = _gradients if self.network.compute.layerwise else _compiled_gradients
-        return compute(self, trainable, params, batch, features)
+        return in_turn(compute(self, trainable, params, batch, features), self.network.mesh)
 
     def train_step(
         self,
@@ -100,7 +101,8 @@ class RewardFunctions:
             return self.gradients(state.trainable, params, *part)
 
         gradients = (lanes or Lanes()).map(of_part, parts, lambda part: ("gradients", len(part[1])))
-        return apply_gradients(self.tx, state, list(gradients), learning_rate, self.network.mesh)
+        mesh = self.network.mesh
+        return in_turn(apply_gradients(self.tx, state, list(gradients), learning_rate, mesh), mesh)
 
     def _upper(self, params: Params, batch: GroupBatch, features: jax.Array, at: jax.Array | None = None) -> jax.Array:
         layers = range(self.first, self.network.config.num_layers)
@@ -152,7 +154,8 @@ def _gradients(
         functions.lora,
         trainable["lora"],
     )
-    (d_head, d_x), metrics = _loss_gradients(functions, trainable["head"], x, params["final_norm"], batch)
+    loss_gradients = _loss_gradients(functions, trainable["head"], x, params["final_norm"], batch)
+    (d_head, d_x), metrics = in_turn(loss_gradients, functions.network.mesh)
     return keep_placed({"lora": pull_back(d_x), "head": d_head}, functions.network.mesh), metrics
 
 

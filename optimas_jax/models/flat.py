@@ -172,7 +172,7 @@ def _spans(
     sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, stored: int, sizes: _Sizes, *, grouped: bool
 ) -> Spans:
     # Padding in rows costs memory bandwidth only, and training steps take long to compile: few shapes.
-    rows = bucket(sizes.rows, 8, 1)
+    rows = bucket(sizes.rows, 1, 1)
     slots = bucket(sizes.keys, 128, 1)
     # Queries and keys are the same tokens where nothing is stored.
     width = bucket(sizes.queries, TILE, 1) if stored else slots

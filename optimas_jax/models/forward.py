@@ -21,6 +21,7 @@ from optimas_jax.models.flat import Flat
 from optimas_jax.models.lora import Params
 from optimas_jax.models.numerics import KEPT
 from optimas_jax.models.rope import Rotation, rope_angles
+from optimas_jax.parallel.platform import in_turn
 from optimas_jax.parallel.sharding import keep_shards
 
 # Adapters, input, weights, rotation, layout, and the tokens whose output is wanted.
@@ -84,7 +85,7 @@ def run_layers(
     for index in layers:
         weights, adapters, (rotation, layout) = params["layers"][index], _adapters(lora_params, index), inputs[index]
         at = tokens if index == layers[-1] else None
-        x, _ = _run_layer(network, lora, weights, adapters, x, rotation, layout, None, at)
+        x, _ = in_turn(_run_layer(network, lora, weights, adapters, x, rotation, layout, None, at), network.mesh)
     return x
 
 
@@ -109,14 +110,14 @@ def run_layers_vjp(
     for index in layers:
         at = tokens if index == layers[-1] else None
         args = (_adapters(lora_params, index), x, params["layers"][index], *inputs[index], at)
-        x, pullback = _forward_layer(network, lora, args)
+        x, pullback = in_turn(_forward_layer(network, lora, args), network.mesh)
         passed.append((index, args, pullback))
 
     def pull_back(d_out: jax.Array) -> Params:
         grads = {}
         while passed:
             index, args, pullback = passed.pop()
-            grads[index], d_out = _backward_layer(args, pullback, d_out, index == layers[0])
+            grads[index], d_out = in_turn(_backward_layer(args, pullback, d_out, index == layers[0]), network.mesh)
         return {"layers": grads}
 
     return x, pull_back
@@ -148,10 +149,13 @@ def keys_values(
     last, computed = network.config.num_layers - 1, []
     for index in range(last):
         weights, adapters, (rotation, layout) = params["layers"][index], _adapters(lora_params, index), inputs[index]
-        x, of_layer = _run_layer(network, lora, weights, adapters, x, rotation, layout, stored[index], None, gate)
+        x, of_layer = in_turn(
+            _run_layer(network, lora, weights, adapters, x, rotation, layout, stored[index], None, gate), network.mesh
+        )
         computed.append(of_layer)
     weights, adapters, (rotation, _) = params["layers"][last], _adapters(lora_params, last), inputs[last]
-    return [*computed, _last_keys_values(network, lora, weights, adapters, x, rotation, gate)]
+    last_computed = _last_keys_values(network, lora, weights, adapters, x, rotation, gate)
+    return [*computed, in_turn(last_computed, network.mesh)]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -163,7 +167,7 @@ def _embedded(network: Network, params: Params, input_ids: jax.Array) -> jax.Arr
     """The input of the first layer, [T, D]."""
     if network.mesh is None:
         return embed(params["embed"], input_ids, network.config, network.compute.dtype)
-    return _embedded_on_mesh(network, params["embed"], input_ids)
+    return in_turn(_embedded_on_mesh(network, params["embed"], input_ids), network.mesh)
 
 
 # Once for all layers of a kind: XLA's CPU code takes 30 ns for a cosine.
@@ -180,7 +184,7 @@ def _layer_inputs(
         within = layout
         if config.window:
             within = windowed(layout, config.window if kind == "sliding" else config.max_positions, positions)
-        of_kind[kind] = (_rope_angles(positions, config, kind), within)
+        of_kind[kind] = (in_turn(_rope_angles(positions, config, kind), network.mesh), within)
     return [of_kind[kind] for kind in config.kinds]
 
 

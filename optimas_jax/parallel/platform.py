@@ -6,10 +6,13 @@ import contextlib
 import ctypes
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,19 @@ def free_memory(device: Any) -> int | None:
         return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
     except (OSError, StopIteration, ValueError):
         return None
+
+
+def in_turn(tree: T, mesh: Mesh | None) -> T:
+    """On a mesh of CPU devices waits until the arrays are there; elsewhere, and inside a jitted function, does nothing.
+
+    XLA's CPU devices share few threads. Programs that wait for each other's devices may take all of them, and the
+    process ends: so one is at work at a time.
+    """
+    if mesh is None or mesh.devices.flat[0].platform != "cpu":
+        return tree
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.block_until_ready(tree)
 
 
 def forget_programs() -> None:

@@ -1,6 +1,8 @@
 """Meshes of fake devices: each device computes its shard of a batch, and results are those of one device."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import numpy as np
@@ -14,7 +16,8 @@ from optimas_jax.learn.batches import deal, make_batches
 from optimas_jax.learn.config import LossConfig, PolicyLoss
 from optimas_jax.learn.policy_batch import Targets, make_policy_batch, sampled_tokens
 from optimas_jax.learn.ppo import PolicyFunctions, init_policy
-from optimas_jax.learn.reward_model import RewardFunctions
+from optimas_jax.learn.reward_model import RewardFunctions, _compiled_gradients
+from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import apply_gradients, init_state, init_trainable
 from optimas_jax.models.attention import divisible_heads
 from optimas_jax.models.backbone import abstract_params, init_lora
@@ -130,6 +133,36 @@ def test_sampling_on_a_mesh_gives_the_same_tokens(shape):
             np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=1e-4)
     [keys, _] = sharded._prefiller.prefixes.layers[0]
     assert keys.sharding.shard_shape(keys.shape)[0] == 1  # each device along data has its own store
+
+
+def compiled_gradients(shape):
+    """The program of a step's gradients on 32 groups of 128 tokens: FLOPs of a device, and elements of its largest
+    array."""
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+    config = dataclasses.replace(tiny.SHALLOW, num_heads=8, num_kv_heads=8, head_dim=16, embed_dim=128, mlp_dim=512)
+    compute = dataclasses.replace(tiny.F32, layerwise=False, cpu_forms=False, attention="fused")
+    _, params = tiny.model(config, compute)
+    model = LoadedModel(network_on(mesh, config, compute), mesh, place(params, mesh), None)
+    functions = RewardFunctions(model.network, tiny.LORA, LossConfig(), tiny.OPTIMIZER)
+    trainable = place(init_trainable(config, tiny.LORA, 2, jax.random.key(0)), mesh)
+    candidates = ((5,) * 24, (6,) * 24, (7,) * 24)
+    groups = [TokenGroup((index + 1,) * 56, candidates, (0.0, 0.5, 1.0), 0) for index in range(32)]
+    parts = deal([group.length for group in groups], model.shards)
+    dealt = [[groups[index] for index in part] for part in parts]
+    batch = model.put(make_batches(dealt, candidates=4, pad_id=0, tiled=False))
+    features = functions.features(model.params, batch.flat)
+    program = _compiled_gradients.lower(functions, trainable, model.params, batch, features).compile()
+    shapes = re.findall(r"f32\[([\d,]+)\]", program.as_text())
+    return program.cost_analysis()["flops"], max(math.prod(map(int, dims.split(","))) for dims in shapes)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8), (3, 1), (6, 1)])
+def test_each_device_computes_its_share_of_the_groups(shape):
+    (flops, largest), (whole, largest_of_one) = compiled_gradients(shape), compiled_gradients((1, 1))
+    devices, divides = shape[0] * shape[1], 32 % shape[0] == 0
+    assert flops <= (1.2 if divides else 1.35) * whole / devices
+    assert largest <= (1.0 if divides else 1.6) * largest_of_one / shape[0]  # nothing of the whole batch
 
 
 @pytest.mark.parametrize(
