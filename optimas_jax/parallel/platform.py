@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ def in_turn(tree: T, mesh: Mesh | None) -> T:
     """
     if mesh is None or mesh.devices.flat[0].platform != "cpu":
         return tree
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         return tree
     return jax.block_until_ready(tree)
 
