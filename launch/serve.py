@@ -60,9 +60,11 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}; install the server with: pip install 'optimas_jax[serve]'", file=sys.stderr)
         return 1
     logging.disable(logging.INFO)  # libraries narrate
-    of_model = flags.FLAGS["model"].present or _ADAPTERS.value or _NAME.value
+    of_model = any(flags.FLAGS[name].present for name in ("model", "name", "adapter", "mesh_data", "mesh_model"))
     if bool(_SYSTEM.value) + bool(_REWARD.value) + bool(of_model) > 1:
-        raise app.UsageError("--system, --reward, or a model with --model, --name and --adapter: give one of them")
+        raise app.UsageError(
+            "--system, --reward, or a model with --model, --name, --adapter and the mesh: give one of them"
+        )
     if (_BEST_OF.value or _REWARD_URL.value) and not _SYSTEM.value:
         raise app.UsageError("--best_of and --reward_url are of a program: give --system, or leave them out")
     make = system_app if _SYSTEM.value else reward_app if _REWARD.value else model_app

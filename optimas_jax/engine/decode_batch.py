@@ -120,7 +120,7 @@ class DecodeBatch(Generic[Key]):
         admitted = fitting[: max(room, 0)]
         shards = self._choose_shards([request for _, request in admitted], self._most_rows(slots))
         if admitted:
-            self._resize(max(map(sum, zip(self._loads, _counts(shards, self._shards), strict=True))), slots)
+            self._resize(max(load + shards.count(shard) for shard, load in enumerate(self._loads)), slots)
             if admitted[0][0] != waiting[0][0]:
                 self._passes = self._passes + 1 if self._oldest == waiting[0][0] else 1
                 self._oldest = waiting[0][0]
@@ -376,10 +376,6 @@ class DecodeBatch(Generic[Key]):
             if len(ids) > 1:
                 rows_of.setdefault(Prompt(ids[:-1], request.adapter, shard), []).append(row)
         return Admission([key for key, _ in admitted], rows_of)
-
-
-def _counts(shards: Sequence[int], count: int) -> list[int]:
-    return [shards.count(shard) for shard in range(count)]
 
 
 def _slot_bucket(slots: int) -> int:

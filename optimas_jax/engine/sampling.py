@@ -124,14 +124,9 @@ def insert(
       count: int32 number of sequences; ``indices`` and ``rows`` after that many are ignored.
     """
 
-    def insert_all(
-        layer: KeysValues,
-        stored: StoredKeysValues,
-        computed: KeysValues,
-        indices: jax.Array,
-        rows: jax.Array,
-        count: jax.Array,
-    ) -> KeysValues:
+    def insert_all(layer, stored, computed, indices, rows, count):
+        """As ``insert``, in one shard."""
+
         def write(index: jax.Array, layer: KeysValues) -> KeysValues:
             # [S, K, H] each
             keys, values = (gather(new, indices[index], old) for new, old in zip(computed, stored, strict=True))

@@ -106,8 +106,8 @@ class PolicyTrainer:
 
         def shape(parts: Parts) -> tuple[str, int, int]:
             chosen = [[sequences[index] for index in part] for part in parts]
-            lengths, sampled = ([sum(map(size, part)) for part in chosen] for size in (_length, sampled_tokens))
-            return "statistics", max(lengths), max(sampled)
+            longest = max(sum(group.length for group in part) for part in chosen)
+            return "statistics", longest, max(sum(map(sampled_tokens, part)) for part in chosen)
 
         for parts, statistics in zip(plan, self._lanes.map(run, plan, shape), strict=True):
             of_shards = [statistics] if statistics.values.ndim == 1 else list(zip(*statistics, strict=True))
@@ -188,7 +188,3 @@ class PolicyTrainer:
             return self._model.put(batches)
 
         return [[[on_device(call) for call in self._together(parts)] for parts in plan] for plan in plans]
-
-
-def _length(group: TokenGroup) -> int:
-    return group.length

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from optimas_jax.search.optimisers import copro, demos, feedback, mipro, opro, random_search, reflect
 from optimas_jax.search.optimisers.task import Effort, Proposer
 
+FEEDBACK = "feedback"
 PROPOSERS: Mapping[str, Proposer] = {
     "demos": demos.propose,
     "opro": opro.propose,
     "copro": copro.propose,
     "mipro": mipro.propose,
     "reflect": reflect.propose,
-    "feedback": feedback.propose,
+    FEEDBACK: feedback.propose,
     "random": random_search.propose,
 }
-FEEDBACK = "feedback"
 REWRITING = ("opro", "copro", "reflect")  # ask a language model for another instruction
 SELECTORS = ("llmselector",)  # of models, which ``search.optimisers.llmselector`` chooses; they write no prompts
 # Settings of which an optimiser needs all, or one, to write any prompt.
@@ -49,9 +49,9 @@ def why_no_prompts(names: Sequence[str], effort: Effort) -> str:
     ``feedback`` alone can, with a metric that has words; beside others it is an addition."""
     reasons = []
     for name in names:
-        if name == "feedback" and len(names) > 1:
+        if name == FEEDBACK and len(names) > 1:
             continue
-        if name == "feedback":
+        if name == FEEDBACK:
             return ""
         if name in SELECTORS:
             reasons.append(f"{name} chooses models only")
