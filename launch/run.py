@@ -1,7 +1,9 @@
 """Runs an experiment, or one stage of it, in a run folder; the same command resumes.
 
 python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
-    [--stage=all|probe|collect|train|optimize|refresh|align|evaluate]
+    [--stage=all|probe|collect|train|optimize|refresh|align|evaluate] [--plan]
+
+``--plan`` only says what the run will take, and needs no key, data or model for that.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.loop.completers import check_completers
-from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, parse_config
+from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig, parse_config
 from optimas_jax.report.commands import exit_code, parse_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
 _STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, REFRESH, ALIGN], "Which stage to run.")
+_PLAN = flags.DEFINE_bool("plan", False, "Say what the run is expected to take, and do nothing else.")
 
 
 def main(argv: list[str]) -> int:
@@ -43,6 +46,9 @@ def run() -> None:
     """Runs the stage, and shows its results."""
     config = parse_config(_CONFIG.value.to_dict())
     workdir = Path(_WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}")
+    if _PLAN.value:
+        plan(config, workdir)
+        return
     check_completers(config, workdir)  # an error about a missing key comes before slow imports
     from optimas_jax.loop.stages import run_stages
     from optimas_jax.report.console import ConsoleProgress
@@ -56,6 +62,17 @@ def run() -> None:
         report_probe(workdir, progress)
     elif _STAGE.value in ("all", "evaluate"):
         report_run(workdir, progress, label)
+
+
+def plan(config: RunConfig, workdir: Path) -> None:
+    """Shows the plan of a run, and leaves it in its folder for the run's results."""
+    from optimas_jax.loop.forecast.plan import plan_run
+    from optimas_jax.report.console import ConsoleProgress
+    from optimas_jax.report.run import report_plan
+
+    planned = plan_run(config, _STAGE.value)
+    planned.save(workdir)
+    report_plan(planned.to_json(), ConsoleProgress())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optimas_jax.api import Evaluation, aoptimize, benchmark, evaluate, optimize
+    from optimas_jax.api import Evaluation, aoptimize, benchmark, evaluate, optimize, plan
     from optimas_jax.core.component import ComponentFailure
     from optimas_jax.core.scoring import Score
     from optimas_jax.core.system import System
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from optimas_jax.saved.rewards import load_reward
 
 _HOMES = {
-    "optimas_jax.api": ("Evaluation", "aoptimize", "benchmark", "evaluate", "optimize"),
+    "optimas_jax.api": ("Evaluation", "aoptimize", "benchmark", "evaluate", "optimize", "plan"),
     "optimas_jax.core.scoring": ("Score",),
     "optimas_jax.core.component": ("ComponentFailure",),
     "optimas_jax.core.system": ("System",),
@@ -81,6 +81,7 @@ __all__ = [
     "lora",
     "open_run",
     "optimize",
+    "plan",
     "program",
     "prompt",
     "setting",

@@ -9,7 +9,7 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig, refuse_while_importing
@@ -38,6 +38,9 @@ from optimas_jax.saved.models import completer_of, language_model, make_engines
 from optimas_jax.saved.rewards import scorer_of
 from optimas_jax.saved.source import record_source
 from optimas_jax.saved.system import as_observed
+
+if TYPE_CHECKING:
+    from optimas_jax.loop.forecast.plan import Plan
 
 
 @without_our_frames
@@ -83,21 +86,11 @@ def optimize(
     keep_libraries_quiet()
     from optimas_jax.loop.stages import run_stages
 
-    refuse_while_importing()
     shown = default_progress() if progress is None else progress
-    declared = declare(program)
-    inputs, examples, repeated = _examples(declared, data)
-    if repeated:
-        shown.line(_repeated(repeated))
-    sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
-    base = _settings(declared, sizes, language_model(model), proposer, budget or Budget())
+    declared, settings, made = _prepared(program, metric, data, model, proposer, budget, split, seed, config, shown)
     folder = Path(workdir or f"runs/{declared.name}")
-    made = dataclasses.replace(
-        _benchmark(declared, metric, inputs, examples),
-        on_open=functools.partial(record_source, program=program, metric=metric),
-    )
     label = run_stages(
-        overridden(base, config or {}),
+        settings,
         folder,
         "all",
         shown,
@@ -109,6 +102,74 @@ def optimize(
     elif progress is None:  # a notebook shows the result
         write_report(folder, label)
     return open_run(folder, declared, evaluation=label)
+
+
+@without_our_frames
+def plan(
+    program: Program | Callable[..., Any],
+    metric: Callable[..., Any],
+    data: Any,
+    *,
+    model: str | LanguageModel | None = None,
+    proposer: str | LanguageModel | None = None,
+    budget: Budget | None = None,
+    split: Sequence[float] = SHARES,
+    workdir: str | Path | None = None,
+    seed: int = 0,
+    config: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """What ``optimize`` with the same arguments is expected to take: calls, tokens, dollars, seconds by step, each as
+    a range. Nothing is sent, loaded or run, not even the program, and no key is needed. The folder of the run keeps it,
+    and its results then have it beside what was spent.
+
+    Args:
+      progress: receives the table of the plan; by default the console.
+
+    Raises:
+      ValueError, StopRun: as ``optimize`` before anything is paid for, but for keys.
+    """
+    from optimas_jax.report.console import ConsoleProgress
+    from optimas_jax.report.notebook import keep_libraries_quiet
+    from optimas_jax.report.run import report_plan
+
+    keep_libraries_quiet()
+    from optimas_jax.loop.forecast.plan import plan_run
+
+    shown = ConsoleProgress() if progress is None else progress
+    declared, settings, made = _prepared(program, metric, data, model, proposer, budget, split, seed, config, shown)
+    planned = plan_run(settings, benchmark=made)
+    planned.save(Path(workdir or f"runs/{declared.name}"))
+    if isinstance(shown, ConsoleProgress):
+        report_plan(planned.to_json(), shown)
+    return planned
+
+
+def _prepared(
+    program: Program | Callable[..., Any],
+    metric: Callable[..., Any],
+    data: Any,
+    model: str | LanguageModel | None,
+    proposer: str | LanguageModel | None,
+    budget: Budget | None,
+    split: Sequence[float],
+    seed: int,
+    config: Mapping[str, Any] | None,
+    progress: Progress,
+) -> tuple[Program, RunConfig, Benchmark]:
+    """The program, the settings of its run, and both with their rows as a benchmark; see ``optimize``."""
+    refuse_while_importing()
+    declared = declare(program)
+    inputs, examples, repeated = _examples(declared, data)
+    if repeated:
+        progress.line(_repeated(repeated))
+    sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
+    base = _settings(declared, sizes, language_model(model), proposer, budget or Budget())
+    made = dataclasses.replace(
+        _benchmark(declared, metric, inputs, examples),
+        on_open=functools.partial(record_source, program=program, metric=metric),
+    )
+    return declared, overridden(base, config or {}), made
 
 
 def _settings(

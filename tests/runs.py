@@ -20,5 +20,5 @@ def run_config(**changes: Any) -> RunConfig:
 
 def comparable(results: dict[str, Any]) -> dict[str, Any]:
     """What must be the same in every repetition: all but the bill, the clock and memory."""
-    free = ("ledger", "paid_calls", "wall_seconds", "peak_rss_mb")
+    free = ("ledger", "paid_calls", "wall_seconds", "peak_rss_mb", "spent")
     return {key: value for key, value in results.items() if key not in free}

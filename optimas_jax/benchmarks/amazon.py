@@ -57,6 +57,7 @@ from optimas_jax.llm.component import LanguageModel, llm_component
 
 METRIC = "accuracy"
 SOURCES = ("amazon", "synthetic")
+OFFLINE = ("synthetic",)
 FILES = {
     "english": "session_based_next_item_selection_dataset.csv",
     "multilingual": "multilingual_session_based_recommendation_dataset.csv",

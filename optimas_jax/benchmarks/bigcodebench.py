@@ -66,6 +66,7 @@ from optimas_jax.sandbox.unittests import test_names
 
 METRIC = "pass@1"
 SOURCES = ("installed", "stdlib", "all", "synthetic")
+OFFLINE = ("synthetic",)
 HUB = ("bigcode/bigcodebench", None, "v0.1.4")
 FUNCTION = "task_func"  # name of every task's function
 CASE = "TestCases"  # name of every task's test class

@@ -46,6 +46,7 @@ from optimas_jax.llm.component import LanguageModel, llm_component
 METRIC = "f1"
 OTHER_METRICS = {"exact match": lambda outputs, gold: exact_match(outputs["answer"], gold["answer"])}
 SOURCES = ("embedded", "hotpotqa")
+OFFLINE = ("embedded",)
 _PROMPTED = ("question_rewriter", "keyword_extractor", "hint_generator", "answer_generator")
 HUB = ("hotpotqa/hotpot_qa", "distractor", "validation")
 
@@ -74,9 +75,9 @@ def load(config: DataConfig) -> Dataset:
       DataError: for a missing file, a broken line, a row without a field, or fewer rows than asked for.
     """
     if config.source == "embedded" and not config.path:
-        known = countries.load_countries()
+        known, mix = countries.load_countries(), config.mix or dict.fromkeys(countries.KINDS, 1.0)
         splits = {
-            split: countries.questions(known, split, size, config.mix, config.seed)
+            split: countries.questions(known, split, size, mix, config.seed)
             for split, size in config.sizes.items()
             if size or split in SPLITS
         }

@@ -11,6 +11,7 @@ and, where it needs them,
     SystemConfig   frozen dataclass of the system's settings: ``language_model`` answers for the components that name no
                    other model, ``weights`` names the components that are tuned by LoRA weights instead of prompts
     SOURCES        allowed values of ``config.data.source``
+    OFFLINE        those of them whose rows need no download, for a forecast (``loop.forecast``)
     OTHER_METRICS  name -> (outputs, gold) -> score, reported beside the metric
     SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics of a set of examples
 

@@ -55,6 +55,7 @@ from optimas_jax.llm.component import LanguageModel, llm_component, model_select
 
 METRIC = "accuracy"
 SOURCES = ("pubmedqa", "synthetic")
+OFFLINE = ("synthetic",)
 HUB = ("qiaojin/PubMedQA", "pqa_labeled", "train")
 LABELS = ("yes", "no", "maybe")
 

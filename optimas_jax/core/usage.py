@@ -58,6 +58,10 @@ class Usage:
         """The larger of two, cost by cost."""
         return Usage(**{field.name: max(getattr(self, field.name), getattr(other, field.name)) for field in _FIELDS})
 
+    def least(self, other: Usage) -> Usage:
+        """The smaller of two, cost by cost."""
+        return Usage(**{field.name: min(getattr(self, field.name), getattr(other, field.name)) for field in _FIELDS})
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Usage:
         return cls(**{field.name: data[field.name] for field in _FIELDS})

@@ -30,6 +30,7 @@ from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import UNLIMITED, Allowance, Limit, OutOfBudget, Usage, Used
 from optimas_jax.llm.base import Effect
+from optimas_jax.llm.bill import Bill
 from optimas_jax.llm.prices import Price, price_of
 
 
@@ -84,6 +85,7 @@ class Ledger:
 
     Attributes:
       budget: the most that may be paid.
+      bill: what each step used and waited for.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Ledger:
         self._paid_calls: collections.Counter[tuple[str, str]] = collections.Counter()
         self._used: dict[tuple[str, str], Usage] = {}
         self._keys: dict[str, set[str]] = collections.defaultdict(set)  # of requests, by phase
-        self._phase = "setup"
+        self._phase, self._step, self.bill = "setup", "setup", Bill()
         self.budget, self._prices = (budget or Budget()).limit, prices or {}
         self._spent, self._reserved = spent or Usage(), Usage()
         self._allowance: Allowance | None = None
@@ -106,11 +108,20 @@ class Ledger:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Books everything inside the block under ``name``; phases may nest."""
-        outer, self._phase = self._phase, name
+        outer, self._phase, self._step = (self._phase, self._step), name, name
         try:
             yield
         finally:
-            self._phase = outer
+            self._phase, self._step = outer
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Names a part of the phase, for ``bill``. Begin and end it when nothing is in flight."""
+        outer, self._step = self._step, f"{self._phase}: {name}"
+        try:
+            yield
+        finally:
+            self._step = outer
 
     @contextlib.contextmanager
     def limit(self, limit: Limit = UNLIMITED) -> Iterator[Allowance]:
@@ -225,6 +236,7 @@ class Ledger:
         """Replaces the reserved cost of a request by its true cost, which is zero without a result."""
         if ticket.used.calls or ticket.paid.calls:
             self._in_flight -= 1
+            self.bill.end(self._step)
             self._reserved -= ticket.paid
             if ticket.allowance is not None:
                 ticket.allowance.release(ticket.used)
@@ -243,6 +255,7 @@ class Ledger:
             elif self._fits(first):
                 self._queue.popleft()
                 self._in_flight += 1
+                self.bill.begin()
                 self._reserved += first.paid
                 if first.allowance is not None:
                     first.allowance.reserve(first.used)
@@ -305,6 +318,7 @@ class Ledger:
         if key not in self._keys[self._phase]:
             self._keys[self._phase].add(key)
             self._used[self._phase, role] = self._used.get((self._phase, role), Usage()) + usage
+        self.bill.use(self._step, role, key, usage)
 
     def usage(self, phase: str) -> dict[str, Usage]:
         """Used by each role in a phase; ``calls`` are different requests."""

@@ -24,12 +24,13 @@ from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.journal import ADAPTERS, TAPE
 
 
-def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = ()) -> None:
+def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = (), *, keys: bool = True) -> None:
     """Checks the provider, key and price of every model that a run may ask.
 
     Args:
       workdir: the run folder. Where it has a tape already, keys may be missing: the tape may hold every answer.
       choices: models that components may choose from, where the system is known (``llm.providers.models_named``).
+      keys: whether keys are needed, if there is no tape.
 
     Raises:
       ConfigError: names the model, the variable or the setting, and the way out.
@@ -37,7 +38,7 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
     named = _language_models(config)
     specs = answering(config, choices)
     try:
-        check_models(specs, _servers(config), keys=not (workdir / TAPE).is_file())
+        check_models(specs, _servers(config), keys=keys and not (workdir / TAPE).is_file())
         prices = own_prices(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None

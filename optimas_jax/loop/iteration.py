@@ -41,6 +41,8 @@ from optimas_jax.search.evidence import WeightEvidence, weight_evidence
 from optimas_jax.search.optimisers.templates import ScoredInstruction
 from optimas_jax.search.pick import pick_component, reward_gaps
 
+ITERATION = ("base runs", "propose", "label", "race", "gate", "adapt")  # its parts, as the ledger's bill names them
+
 
 def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups: Sequence[Group]) -> State:
     """Runs the host loop from the default configuration; the journal has one event per decision.
@@ -90,11 +92,15 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
     search, current = config.optimize.for_component(name), state.configuration[name]
     with block(host, f"{number}/race"):
         inputs = training_inputs(host, search, state, name, number)
-        state, runs = with_base_runs(host, state.visited(name), name, inputs)
-        proposals, rejected = propose(host, device, config, search, state, name, runs, seed)
+        with host.ledger.part("base runs"):
+            state, runs = with_base_runs(host, state.visited(name), name, inputs)
+        with host.ledger.part("propose"):
+            proposals, rejected = propose(host, device, config, search, state, name, runs, seed)
         try:
-            labels = label(host, search, state, name, proposals, runs, rollouts)
-            ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
+            with host.ledger.part("label"):
+                labels = label(host, search, state, name, proposals, runs, rollouts)
+            with host.ledger.part("race"):
+                ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
         except OutOfBudget:  # proposals were paid for, too
             write_proposals(host.folder, number, name, current, proposals, (), unraced(proposals), rejected)
             raise
@@ -103,9 +109,11 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
     state = count_drops(host, state, name, len(ranking.ranked), rejected).having_tried_rules(name, proposals)
     fresh = groups_of_trials(state, name, ranking.trials, runs, config.reward.batch.candidates)
     state = remember(host, search, state, name, ranking, runs, fresh)
-    state, verdicts = gate(host, search, state, name, ranking.ranked, number)
+    with host.ledger.part("gate"):
+        state, verdicts = gate(host, search, state, name, ranking.ranked, number)
     write_proposals(host.folder, number, name, current, proposals, ranking.ranked, verdicts, rejected)
-    return adapt(host, device, config, state, fresh, number)
+    with host.ledger.part("adapt"):
+        return adapt(host, device, config, state, fresh, number)
 
 
 def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Group]) -> State:
@@ -113,7 +121,7 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
     configuration = host.system.default_configuration()
     examples = host.splits["val"][: config.gate_examples or None]
     jobs = [Job(configuration, example, host.seed) for example in examples]
-    with host.ledger.limit() as allowance:
+    with host.ledger.part("validation"), host.ledger.limit() as allowance:
         traces = host.run("validation, default values", jobs)
     report_failures(host, traces)
     evidence = tuple(group for group in groups if len(group.candidates) > 1)

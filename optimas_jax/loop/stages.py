@@ -28,6 +28,7 @@ from optimas_jax.loop.context import Host, Run, build_run
 from optimas_jax.loop.evaluate import after_each, confirm_search, measure
 from optimas_jax.loop.folder.evaluations import is_own, save
 from optimas_jax.loop.folder.record import finish, took
+from optimas_jax.loop.forecast.spent import beside_plan, note_spent
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import (
     BEST,
@@ -178,8 +179,12 @@ def run_stage(run: Run, name: str) -> str:
         "align": _align,
         "evaluate": _evaluate,
     }
-    with run.host.ledger.phase(name):
-        return actions[name](run) or ""
+    try:
+        with run.host.ledger.phase(name):
+            return actions[name](run) or ""
+    finally:
+        if name in ("collect", "optimize"):  # and evaluate, where it is the run's own
+            note_spent(run.host)
 
 
 def _probe(run: Run) -> None:
@@ -410,6 +415,7 @@ def _evaluate(run: Run) -> str:
         "wall_seconds": costs["seconds"],
         "peak_rss_mb": costs["peak_rss_mb"],
         "versions": run.record.facts["versions"],
+        "spent": beside_plan(host, run.config) if own else {},
     }
     label = save(host.folder, settings.split, measured.identity, results, measured.rows, own=own)
     if own:

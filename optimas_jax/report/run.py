@@ -9,7 +9,7 @@ from typing import Any
 
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.page import write_html
-from optimas_jax.report.tables import alignment_table, confirmation_line, probe_table, tables
+from optimas_jax.report.tables import alignment_table, confirmation_line, plan_table, probe_table, tables
 from optimas_jax.report.tensorboard import write_tensorboard
 
 
@@ -59,6 +59,20 @@ def last_line(results: Mapping[str, Any], path: Path) -> str:
         f"gain {results['gain']['mean']:+.3f} ({confirmation}); {results['wall_seconds']:.0f} s, "
         f"{results['peak_rss_mb']} MB at most, {results['paid_calls']} completions paid for; {path}"
     )
+
+
+def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
+    """Shows a plan (``loop.forecast.plan.Plan.to_json``)."""
+    host = plan["host"]
+    progress.console.print(plan_table(plan))
+    if host["limit"]:
+        ends = "is expected to be enough" if host["cut"] is None else f"ends the search in iteration {host['cut'] + 1}"
+        progress.line(f"config.budget allows {host['limit']}, which {ends}")
+    progress.line(
+        "seconds are an estimate, of waiting for answers; training and scoring of local rewards are not in them"
+    )
+    for line in host["unknown"]:
+        progress.line(f"  {line}")
 
 
 def report_probe(workdir: Path, progress: ConsoleProgress) -> None:

@@ -16,6 +16,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     return [
         *([alignment_table(results["alignment"])] if results["alignment"] else []),
         ledger_table(results["ledger"]),
+        *([spent_table(results["spent"])] if results.get("spent") else []),
         *([label_table(results["label_use"], results.get("score", "local"))] if results.get("label_use") else []),
         *([dropped_table(results["dropped"])] if results.get("dropped") else []),
         *([accepted_table(accepted, results["split"])] if accepted else []),
@@ -157,3 +158,43 @@ def ledger_table(ledger: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table
         sums = [f"{sum(row[key] for row in roles.values()):,}" for key in keys]
         table.add_row(phase, *sums, f"{sum(row['usd'] for row in roles.values()):.4f}")
     return table
+
+
+_COSTS = (("calls", "{:,.0f}"), ("tokens", "{:,.0f}"), ("usd", "{:.4f}"), ("seconds", "{:,.0f}"))
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """What the host loop of a run is expected to take, by step (``loop.forecast.plan.Plan``)."""
+    host = plan["host"]
+    table = Table(title=f"Plan of {plan['title']}: host loop, expected (low to high)")
+    for column in ("step", "calls", "tokens", "USD", "seconds"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for step, costs in host["steps"].items():
+        table.add_row(step, *(_range(costs, cost, form) for cost, form in _COSTS))
+    table.add_row("all", *(_range(host["total"], cost, form) for cost, form in _COSTS), style="bold")
+    return table
+
+
+def _range(costs: Mapping[str, Any], cost: str, form: str) -> str:
+    low, expected, high = (form.format(costs[name][cost]) for name in ("low", "expected", "high"))
+    return expected if low == high else f"{expected} ({low} to {high})"
+
+
+def spent_table(spent: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What each step took, and in brackets what was expected where the run was planned (``--plan``)."""
+    planned = any(row["predicted"] for row in spent.values())
+    table = Table(title="Spent by the host loop" + " (expected)" * planned)
+    for column in ("step", "calls", "tokens", "USD", "seconds"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for step, row in spent.items():
+        table.add_row(step, *(_spent([row], cost, form, planned=planned) for cost, form in _COSTS))
+    rows = list(spent.values())
+    table.add_row("all", *(_spent(rows, cost, form, planned=planned) for cost, form in _COSTS), style="bold")
+    return table
+
+
+def _spent(rows: Sequence[Mapping[str, Any]], cost: str, form: str, *, planned: bool) -> str:
+    """The sum of a cost over rows, and what was expected of it."""
+    took = form.format(sum(row["spent"][cost] for row in rows))
+    expected = sum(row["predicted"]["expected"][cost] for row in rows if row["predicted"])
+    return f"{took} ({form.format(expected)})" if planned else took

@@ -1,0 +1,210 @@
+"""The plan of a run: what its host loop is expected to take, step by step, before anything is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.benchmarks.modules import find_benchmark, title
+from optimas_jax.core.usage import Limit, Usage
+from optimas_jax.llm.providers import models_named
+from optimas_jax.loop.budget import total
+from optimas_jax.loop.completers import answering, check_completers, own_prices, without_price
+from optimas_jax.loop.config import PROBE, STAGES, RunConfig
+from optimas_jax.loop.forecast.imagined import World
+from optimas_jax.loop.forecast.rates import counter_of, seconds_of, startup_of
+from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
+from optimas_jax.loop.forecast.rows import rows_and_system
+from optimas_jax.loop.forecast.spent import PLAN, key_of
+from optimas_jax.loop.iteration import ITERATION
+from optimas_jax.loop.journal import write_json
+
+# Expected: as configs/hotpotqa.py and its ``:tiny`` behave. Low: answers hardly differ, and nothing is accepted.
+# High: every answer differs, every iteration accepts a proposal, and no gain is confirmed.
+LOW = World(changes=0.3, differs=1.0, before=1.0, after=0.0, usable=0.3, length=0.2, speed=0.5)
+EXPECTED = World(changes=0.6, differs=0.5, before=0.3, after=0.6, usable=0.7, length=0.6)
+HIGH = World(changes=1.0, differs=0.2, before=0.5, after=0.5, accepts=True, length=1.0, speed=2.0)
+_REHEARSED = 8  # iterations at most
+_PROGRAM = "a program is not run for its plan, which assumes one call of every component in a run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Costs of a step.
+
+    Attributes:
+      low, expected, high: of a run that hardly changes anything, of a usual one, and of one that changes all it can.
+    """
+
+    low: Usage
+    expected: Usage
+    high: Usage
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name).to_json() for name in ("low", "expected", "high")}
+
+
+@dataclasses.dataclass(frozen=True)
+class HostForecast:
+    """What the host loop is expected to take: requests of components, proposers and judges. Training and scoring of
+    local rewards are work of the devices, and no part of it.
+
+    Attributes:
+      steps: costs by step, in the order of a run: ``PHASE: PART``, or the phase alone (``llm.bill``). Seconds are those
+        with requests in flight.
+      calls: expected calls by step and role.
+      limit: ``config.budget``.
+      cut: number of the iteration in which the budget is expected to end the search; None if it is not.
+      unknown: what is not known or only estimated, in words.
+    """
+
+    steps: Mapping[str, Range]
+    calls: Mapping[str, Mapping[str, int]]
+    limit: Limit
+    cut: int | None
+    unknown: tuple[str, ...]
+
+    @property
+    def total(self) -> Range:
+        """Costs of all steps, within the limit."""
+        low, expected, high = (
+            total(getattr(one, name) for one in self.steps.values()) for name in ("low", "expected", "high")
+        )
+        most = {
+            name: min(getattr(high, name), limit)
+            for name, limit in (("usd", self.limit.usd), ("calls", self.limit.calls))
+        }
+        return Range(low, expected, dataclasses.replace(high, **most))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "steps": {step: costs.to_json() for step, costs in self.steps.items()},
+            "total": self.total.to_json(),
+            "calls": {step: dict(roles) for step, roles in self.calls.items()},
+            "limit": str(self.limit) if self.limit.is_set else "",
+            "cut": self.cut,
+            "unknown": list(self.unknown),
+        }
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Plan:
+    """The plan of a run.
+
+    Attributes:
+      title: of the run.
+      config: digest of its settings.
+      host: forecast of the host loop.
+    """
+
+    title: str
+    config: str
+    host: HostForecast
+
+    def to_json(self) -> dict[str, Any]:
+        return {"title": self.title, "config": self.config, "host": self.host.to_json()}
+
+    def save(self, workdir: Path) -> None:
+        """Writes it into the folder of its run, whose results then have it beside what was spent."""
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / PLAN, self.to_json())
+
+    def __repr__(self) -> str:
+        costs = self.host.total
+        return (
+            f"Plan({self.title}: {costs.expected.calls:,} calls ({costs.low.calls:,} to {costs.high.calls:,}), "
+            f"{costs.expected.tokens:,} tokens, {costs.expected.usd:.2f} US dollars, {costs.expected.seconds:,.0f} s)"
+        )
+
+
+def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None) -> Plan:
+    """The plan of a run, or of the probe before it. Needs no key, no download and no model.
+
+    Args:
+      stage: ``probe``, or any other for the whole run.
+      benchmark: in place of the one that the configuration names.
+
+    Raises:
+      ValueError, StopRun: as the run itself before it spends anything, but for keys.
+    """
+    check_completers(config, Path(), keys=False)
+    benchmark = benchmark or find_benchmark(config.benchmark)
+    data, system, said = rows_and_system(benchmark, config)
+    choices = models_named(system)
+    check_completers(config, Path(), choices, keys=False)
+    models = dict.fromkeys(answering(config, choices))
+    count, estimated = counter_of(models)
+    seconds, unsure = seconds_of(models)
+    short = _shortened(config)
+    rehearsals = [
+        rehearse(
+            short,
+            system,
+            data,
+            (PROBE,) if stage == PROBE else STAGES,
+            world,
+            ImaginedModel(world, count, seconds, own_prices(config)),
+        )
+        for world in (LOW, EXPECTED, HIGH)
+    ]
+    unmetered = [name for name, one in system.by_name.items() if not one.metered]
+    unknown = [*said, *([_PROGRAM] if system.program is not None else [])]
+    unknown += [f"no price of {spec} is known: its dollars are not counted" for spec in without_price(config, choices)]
+    unknown += [f"tokens of {spec} are estimated from characters" for spec in estimated]
+    unknown += [
+        f"{name} may ask a model by a client of its own: its tokens and dollars are unknown" for name in unmetered
+    ]
+    rehearsals = [_at_length(one, config) for one in rehearsals]
+    host = _forecast(rehearsals, startup_of(models), config, (*unknown, *unsure))
+    return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host)
+
+
+def _shortened(config: RunConfig) -> RunConfig:
+    """The configuration with few iterations, from which more follow (``_at_length``); with a limit, which may end the
+    search in any of them, as it is."""
+    if config.budget.limit.is_set or config.optimize.max_tokens:
+        return config
+    few = min(config.optimize.iterations, _REHEARSED)
+    return dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, iterations=few))
+
+
+def _at_length(one: Rehearsal, config: RunConfig) -> Rehearsal:
+    """The rehearsal of a shortened run, as of all iterations: later ones cost and accept as much as the first ones."""
+    if one.iterations < min(_REHEARSED, config.optimize.iterations) or one.cut is not None:
+        return one  # no value is left to try, or the budget ended it
+    more = config.optimize.iterations / max(1, one.iterations)
+    states = (1 + (one.states - 1) * more) / one.states
+    factors = dict.fromkeys((f"optimize: {part}" for part in ITERATION), more)
+    if config.evaluate.changes:
+        factors["evaluate"] = states
+    if not one.confirmed:
+        factors["confirm"] = states
+    used = {
+        step: {role: usage.times(factors.get(step, 1.0)) for role, usage in roles.items()}
+        for step, roles in one.used.items()
+    }
+    return dataclasses.replace(one, used=used)
+
+
+def _forecast(
+    rehearsals: Sequence[Rehearsal], startup: float, config: RunConfig, unknown: tuple[str, ...]
+) -> HostForecast:
+    """The forecast from rehearsals in the worlds ``LOW``, ``EXPECTED`` and ``HIGH``.
+
+    Args:
+      startup: seconds that local models take in every phase before they answer.
+    """
+    low, expected, high = rehearsals
+    order = dict.fromkeys(step for one in (high, expected, low) for step in one.used)
+    steps: dict[str, Range] = {}
+    begun: set[str] = set()
+    for step in order:
+        phase = step.partition(":")[0]
+        first = Usage(seconds=0.0 if phase in begun else startup)
+        begun.add(phase)
+        worlds = [total(one.used.get(step, {}).values()) + first for one in rehearsals]
+        steps[step] = Range(worlds[0].least(worlds[1]), worlds[1], worlds[1].most(worlds[2]))
+    calls = {step: {role: one.calls for role, one in roles.items()} for step, roles in expected.used.items()}
+    return HostForecast(steps, calls, config.budget.limit, expected.cut, unknown)

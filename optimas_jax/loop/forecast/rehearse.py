@@ -1,0 +1,203 @@
+"""A rehearsal: the stages of a run, in a folder that is thrown away, with imagined models in the place of true ones.
+
+What the loop decides, it decides here too: rounds of a race, looks of a gate, limits of a budget, requests that are
+made twice. Nothing is loaded, trained or sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from optimas_jax.benchmarks.data import Dataset
+from optimas_jax.benchmarks.modules import Benchmark
+from optimas_jax.core.system import System
+from optimas_jax.core.types import Outcome, digest
+from optimas_jax.core.usage import Usage
+from optimas_jax.llm.base import Completion, CompletionRequest, FunctionCall, Returned, Tokens
+from optimas_jax.llm.prices import Price, price_of
+from optimas_jax.llm.sandbox import Execution, ExecutionRequest
+from optimas_jax.loop.budget import read_curve
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.context import Device, Run
+from optimas_jax.loop.forecast.imagined import ImaginedSystem, World, draw, imagined_tokens
+from optimas_jax.loop.forecast.rates import Counter, Seconds
+from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, OPTIMIZED
+from optimas_jax.loop.stages import open_run, run_stage
+from optimas_jax.policy.engine import PolicyEngine, Update
+from optimas_jax.rewards.engine import RewardEngine
+from optimas_jax.rewards.scorer import InstanceScorer, RewardScorer, ScoredGroup
+from optimas_jax.rewards.text import TextGroup
+from optimas_jax.sandbox.unittests import Verdict
+from optimas_jax.search.gate import GateConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal used.
+
+    Attributes:
+      used: by step and role (``llm.bill``).
+      iterations: of the search.
+      states: configurations that it went through, the default among them.
+      confirmed: whether the last one, or an earlier one, was confirmed.
+      cut: number of the iteration in which a budget ended the search; None if none did.
+    """
+
+    used: Mapping[str, Mapping[str, Usage]]
+    iterations: int = 0
+    states: int = 1
+    confirmed: bool = False
+    cut: int | None = None
+
+
+class _Quiet:
+    """Progress that is shown nowhere."""
+
+    def line(self, text: str) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+
+@dataclasses.dataclass
+class ImaginedModel:
+    """Answers requests with made-up texts, and says what the true ones would take.
+
+    Attributes:
+      count: tokens of a prompt.
+      seconds: of an answer.
+      prices: of ``config.prices``.
+    """
+
+    world: World
+    count: Counter
+    seconds: Seconds
+    prices: Mapping[str, Price]
+    _in_flight: int = 0
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        self._in_flight += 1
+        await asyncio.sleep(0)  # those that are sent together are in flight together
+        beside, self._in_flight = self._in_flight, self._in_flight - 1
+        prompt, answer = self.count(request), imagined_tokens(request, self.world.length)
+        price = price_of(request.model, self.prices)
+        usable = draw("usable", request.key) < self.world.usable
+        return Completion(
+            f"Imagined {request.key[:8]}." if usable else "",
+            Outcome.OK,
+            prompt,
+            answer,
+            seconds=self.world.speed * self.seconds(request, prompt, answer, beside),
+            usd=price.usd(prompt, answer) if price else 0.0,
+            tokens=Tokens((1,), (1,), (0.0,)) if request.tokens else None,
+        )
+
+    def prompt_tokens(self, request: CompletionRequest) -> int:
+        return self.count(request)
+
+    async def execute(self, request: ExecutionRequest) -> Execution:
+        return Execution(Verdict("failed", (), {}))
+
+    async def call(self, request: FunctionCall) -> Returned:
+        return Returned({})
+
+
+class _Rewards:
+    """Trains nothing, and scores at random: trainer and scorer of local rewards."""
+
+    def __init__(self, config: RunConfig, folder: Path):
+        self.config, self._folder, self._names = config.reward, folder / CHECKPOINTS, itertools.count()
+        self.trainer = self.scorer = self
+
+    def train(self, *arguments: Any, **settings: Any) -> tuple[str, dict[str, Any]]:
+        name = f"imagined-{next(self._names)}"
+        (self._folder / name).mkdir(parents=True)  # what a saved configuration names is copied
+        return name, {"history": []}
+
+    def scores(self, reward: str, groups: Sequence[TextGroup]) -> list[list[float]]:
+        return [[draw(group.prefix, text) for text in group.candidates] for group in groups]
+
+    def logliks(self, groups: Sequence[TextGroup]) -> list[list[float]]:
+        return self.scores("", groups)
+
+    def held_out(self, reward: str) -> dict[str, list[ScoredGroup]]:
+        return {}
+
+    def check(self, reward: str) -> None:
+        pass
+
+
+class _Policies:
+    """Updates no weights: every update is another adapter of nothing."""
+
+    def __init__(self, config: Any, folder: Path):
+        self.config, self._folder = config, folder / ADAPTERS
+
+    def start(self, adapter: str) -> str:
+        return f"adapter:{adapter}"
+
+    def update(self, parent: str, rollout: Any, seed: int) -> Update:
+        name = digest(parent, seed)
+        (self._folder / name).mkdir(parents=True, exist_ok=True)
+        return Update(name, name, {"kl": 0.0, "skipped": 0.0, "served_difference": 0.0, "served_limit": 0.0})
+
+    def kl(self, state: str, rollout: Any) -> float:
+        return 0.0
+
+
+def rehearse(
+    config: RunConfig,
+    system: System,
+    data: Dataset,
+    stages: Sequence[str],
+    world: World,
+    model: ImaginedModel,
+) -> Rehearsal:
+    """Runs stages in an imagined world.
+
+    Raises:
+      ValueError, StopRun: what the stages raise before anything is spent: a budget below the price of the measurements,
+        for example.
+    """
+    examples = [example for split in data.splits.values() for example in split]
+    imagined = ImaginedSystem(system, examples, config.seed, world).system
+    gate = GateConfig("none") if world.accepts else config.optimize.gate
+    config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, start="", gate=gate))
+    benchmark = Benchmark("imagined", lambda settings: data, lambda dataset, settings: imagined)
+    whole = dataclasses.replace(config, data=dataclasses.replace(config.data, reserve=0))
+    with tempfile.TemporaryDirectory() as temporary:
+        workdir = Path(temporary) / "run"
+        with open_run(whole, workdir, _Quiet(), model, benchmark=benchmark, command="rehearsal") as opened:
+            run = _on_nothing(opened)
+            for stage in stages:
+                run_stage(run, stage)
+            search = run.host.folder.read(OPTIMIZED)
+            used = run.host.ledger.bill.used
+        if search is None:  # the probe alone
+            return Rehearsal(used)
+        points = [point["at"] for point in read_curve(workdir)]
+        return Rehearsal(
+            used,
+            iterations=points.count("iteration"),
+            states=1 + len(search["accepted"]),
+            confirmed=bool((search["confirmed"] or {}).get("changes")),
+            cut=points.count("iteration") if "end" in points else None,
+        )
+
+
+def _on_nothing(run: Run) -> Run:
+    """The run without devices."""
+    rewards = cast(RewardEngine, _Rewards(run.config, run.host.folder.path))
+    policies = cast(PolicyEngine, _Policies(run.device.policies.config, run.host.folder.path))
+    scorer = InstanceScorer(cast(RewardScorer, rewards), run.host.system, run.config.seed)
+    host = dataclasses.replace(run.host, system=dataclasses.replace(run.host.system, scorer=scorer))
+    return dataclasses.replace(run, host=host, device=Device(rewards, policies))

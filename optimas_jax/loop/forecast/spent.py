@@ -1,0 +1,45 @@
+"""What a run spent, step by step, beside what its plan expected."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from optimas_jax.core.schema import to_dict
+from optimas_jax.core.types import digest
+from optimas_jax.core.usage import Usage
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.context import Host
+
+PLAN = "plan.json"  # in the run folder, of ``--plan``
+SPENT = "spent.json"  # in the run folder, by step
+
+
+def key_of(config: RunConfig) -> str:
+    """What a plan and the run that it is of have in common."""
+    return digest(to_dict(config))
+
+
+def note_spent(host: Host) -> dict[str, Usage]:
+    """Adds what this command used to what the folder knows of earlier ones, and returns all of it. What a command
+    repeats from the tape costs as much as before; seconds of waiting add up."""
+    known = {step: Usage.from_json(row) for step, row in (host.folder.read(SPENT) or {}).items()}
+    for step, usage in host.ledger.bill.take().items():
+        seconds = usage.seconds + (known[step].seconds if step in known else 0.0)
+        known[step] = dataclasses.replace(usage, seconds=seconds)
+    if known:
+        host.folder.write(SPENT, {step: usage.to_json() for step, usage in known.items()})
+    return known
+
+
+def beside_plan(host: Host, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """By step: what was ``spent``, and what was ``predicted`` (low, expected, high), None without a plan."""
+    spent, plan = note_spent(host), host.folder.read(PLAN)
+    predicted = plan["host"]["steps"] if plan and plan["config"] == key_of(config) else {}
+    return {
+        step: {
+            "spent": spent.get(step, Usage()).to_json(),
+            "predicted": predicted.get(step),
+        }
+        for step in {**predicted, **spent}
+    }
