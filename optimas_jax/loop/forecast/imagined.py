@@ -61,7 +61,7 @@ class ImaginedSystem:
 
     def __init__(self, system: System, examples: Iterable[Example], seed: int, world: World):
         """``examples``: of all splits. ``seed``: of the run."""
-        self._world, self._metric = world, system.metric
+        self._world, self._metric, self._is_noise = world, system.metric, False
         names = [one.name for one in system.components]
         self._example_of = {derive_seed(seed, e.id, name): e.id for e in examples for name in names}
         self._example_with: dict[tuple[str, str], str] = {}  # by component and inputs
@@ -83,26 +83,32 @@ class ImaginedSystem:
             if outputs is not None and not asked.requests:
                 return outputs
             length = max((imagined_length(request, self._world.length) for request in asked.requests), default=_SHORT)
-            tag = self._tag(component.name, fields, value, context)
+            noise = any(map(is_random, asked.requests))
+            self._is_noise = self._is_noise or noise
+            changes = 1.0 if noise else self._world.changes
+            tag = self._tag(component.name, fields, value, context, changes)
             return dict.fromkeys(component.outputs, tag + _WORD * ((length - len(tag)) // len(_WORD)))
 
         return dataclasses.replace(component, run=run)
 
-    def _tag(self, name: str, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> str:
+    def _tag(
+        self, name: str, fields: Mapping[str, Any], value: Value | None, context: RunContext, changes: float
+    ) -> str:
         """Stands for the example, and for whether the component's answer differs from its first one there."""
         here = (name, digest(fields))
         example = self._example_of.get(context.seed) or self._example_with.get(here) or ""
         self._example_with[here] = example
         key = digest(name, fields, repr(value), context.seed)
         first = self._first.setdefault((name, example), key) if example else key
-        same = bool(example) and (key == first or draw("answer", key) >= self._world.changes)
+        same = bool(example) and (key == first or draw("answer", key) >= changes)
         return f"{digest(example)[:6]}{'' if same else key[:6]}"
 
     def _score(self, outputs: Any, example: Any) -> float:
         """The made-up score of outputs."""
         key, given = digest(example), digest(outputs)
         first = self._first.setdefault(("metric", key), given)
-        same = given == first or draw("score differs", key, given) >= self._world.differs
+        differs = min(_NOISE, self._world.differs) if self._is_noise else self._world.differs
+        same = given == first or draw("score differs", key, given) >= differs
         return float(draw("score", key) < self._world.before if same else draw("score", key, given) < self._world.after)
 
     async def _judge(self, outputs: Any, example: Any, gold: Any, trace: Any, context: Any) -> float:
@@ -114,25 +120,26 @@ class ImaginedSystem:
         return self._score(outputs, example)
 
 
+_NOISE = 0.1  # how often another answer has another score, where random weights answer
 _WORD = " word"
 _SHORT = 40  # characters of an output that no model wrote
 _LONG = 200  # tokens of an answer whose limit is no guide to its length
 
 
 def imagined_tokens(request: CompletionRequest, share: float) -> int:
-    """Tokens of an imagined answer: a share of its limit, but of long limits not more than answers mostly take. A model
-    with random weights does not end before its limit."""
-    if _is_random(request):
+    """Tokens of an imagined answer: a share of its limit, but of long limits not more than answers mostly take."""
+    if is_random(request):
         return request.max_tokens
     return max(1, round(min(share * request.max_tokens, 2 * share * _LONG)))
 
 
 def imagined_length(request: CompletionRequest, share: float) -> int:
-    """Characters of the same: of random weights' answers one a token, else a word."""
-    return imagined_tokens(request, share) * (1 if _is_random(request) else len(_WORD))
+    """Characters of the same: of random weights, which write bytes, two a token, else a word."""
+    return imagined_tokens(request, share) * (2 if is_random(request) else len(_WORD))
 
 
-def _is_random(request: CompletionRequest) -> bool:
+def is_random(request: CompletionRequest) -> bool:
+    """Whether random weights answer: never as before, and never shortly."""
     return request.model.startswith("random:")
 
 

@@ -14,7 +14,7 @@ from optimas_jax.loop.budget import total
 from optimas_jax.loop.completers import answering, check_completers, own_prices, without_price
 from optimas_jax.loop.config import PROBE, STAGES, RunConfig
 from optimas_jax.loop.forecast.imagined import World
-from optimas_jax.loop.forecast.rates import counter_of, seconds_of, startup_of
+from optimas_jax.loop.forecast.rates import counter_of, seconds_of
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
 from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import PLAN, key_of
@@ -24,7 +24,7 @@ from optimas_jax.loop.journal import write_json
 # Expected: as configs/hotpotqa.py and its ``:tiny`` behave. Low: answers hardly differ, and nothing is accepted.
 # High: every answer differs, every iteration accepts a proposal, and no gain is confirmed.
 LOW = World(changes=0.3, differs=1.0, before=1.0, after=0.0, usable=0.3, length=0.2, speed=0.5)
-EXPECTED = World(changes=0.6, differs=0.5, before=0.3, after=0.6, usable=0.7, length=0.6)
+EXPECTED = World(changes=0.6, differs=0.5, before=0.2, after=0.8, usable=0.7, length=0.6)
 HIGH = World(changes=1.0, differs=0.2, before=0.5, after=0.5, accepts=True, length=1.0, speed=2.0)
 _REHEARSED = 8  # iterations at most
 _PROGRAM = "a program is not run for its plan, which assumes one call of every component in a run"
@@ -134,9 +134,9 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None) -> Pl
     data, system, said = rows_and_system(benchmark, config)
     choices = models_named(system)
     check_completers(config, Path(), choices, keys=False)
-    models = dict.fromkeys(answering(config, choices))
+    models = tuple(dict.fromkeys(answering(config, choices)))
     count, estimated = counter_of(models)
-    seconds, unsure = seconds_of(models)
+    seconds, startup, unsure = seconds_of(models)
     short = _shortened(config)
     rehearsals = [
         rehearse(
@@ -157,7 +157,7 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None) -> Pl
         f"{name} may ask a model by a client of its own: its tokens and dollars are unknown" for name in unmetered
     ]
     rehearsals = [_at_length(one, config) for one in rehearsals]
-    host = _forecast(rehearsals, startup_of(models), config, (*unknown, *unsure))
+    host = _forecast(rehearsals, startup, config, (*unknown, *unsure))
     return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host)
 
 

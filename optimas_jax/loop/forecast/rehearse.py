@@ -26,7 +26,7 @@ from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Run
-from optimas_jax.loop.forecast.imagined import ImaginedSystem, World, draw, imagined_tokens
+from optimas_jax.loop.forecast.imagined import ImaginedSystem, World, draw, imagined_tokens, is_random
 from optimas_jax.loop.forecast.rates import Counter, Seconds
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, OPTIMIZED
 from optimas_jax.loop.stages import open_run, run_stage
@@ -90,7 +90,7 @@ class ImaginedModel:
         beside, self._in_flight = self._in_flight, self._in_flight - 1
         prompt, answer = self.count(request), imagined_tokens(request, self.world.length)
         price = price_of(request.model, self.prices)
-        usable = draw("usable", request.key) < self.world.usable
+        usable = is_random(request) or draw("usable", request.key) < self.world.usable
         return Completion(
             f"Imagined {request.key[:8]}." if usable else "",
             Outcome.OK,
