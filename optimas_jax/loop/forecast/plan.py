@@ -17,14 +17,14 @@ from optimas_jax.loop.forecast.imagined import World
 from optimas_jax.loop.forecast.rates import counter_of, seconds_of
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
 from optimas_jax.loop.forecast.rows import rows_and_system
-from optimas_jax.loop.forecast.spent import PLAN, key_of
+from optimas_jax.loop.forecast.spent import PLAN, in_order, key_of
 from optimas_jax.loop.iteration import ITERATION
 from optimas_jax.loop.journal import write_json
 
 # Expected: as configs/hotpotqa.py and its ``:tiny`` behave. Low: answers hardly differ, and nothing is accepted.
 # High: every answer differs, every iteration accepts a proposal, and no gain is confirmed.
 LOW = World(changes=0.3, differs=1.0, before=1.0, after=0.0, usable=0.3, length=0.2, speed=0.5)
-EXPECTED = World(changes=0.6, differs=0.5, before=0.2, after=0.8, usable=0.7, length=0.6)
+EXPECTED = World(changes=0.45, differs=0.5, before=0.2, after=0.8, usable=0.7, length=0.6)
 HIGH = World(changes=1.0, differs=0.2, before=0.5, after=0.5, accepts=True, length=1.0, speed=2.0)
 _REHEARSED = 8  # iterations at most
 _PROGRAM = "a program is not run for its plan, which assumes one call of every component in a run"
@@ -196,8 +196,8 @@ def _forecast(
     Args:
       startup: seconds that local models take in every phase before they answer.
     """
-    low, expected, high = rehearsals
-    order = dict.fromkeys(step for one in (high, expected, low) for step in one.used)
+    _, expected, _ = rehearsals
+    order = in_order(step for one in rehearsals for step in one.used)
     steps: dict[str, Range] = {}
     begun: set[str] = set()
     for step in order:
@@ -206,5 +206,7 @@ def _forecast(
         begun.add(phase)
         worlds = [total(one.used.get(step, {}).values()) + first for one in rehearsals]
         steps[step] = Range(worlds[0].least(worlds[1]), worlds[1], worlds[1].most(worlds[2]))
-    calls = {step: {role: one.calls for role, one in roles.items()} for step, roles in expected.used.items()}
+    calls = {
+        step: {role: one.calls for role, one in expected.used[step].items()} for step in order if step in expected.used
+    }
     return HostForecast(steps, calls, config.budget.limit, expected.cut, unknown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from optimas_jax.core.schema import to_dict
@@ -10,9 +11,26 @@ from optimas_jax.core.types import digest
 from optimas_jax.core.usage import Usage
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Host
+from optimas_jax.loop.iteration import ITERATION
 
 PLAN = "plan.json"  # in the run folder, of ``--plan``
 SPENT = "spent.json"  # in the run folder, by step
+_PHASES = ("observe", "probe", "collect", "optimize", "confirm", "evaluate")
+_PARTS = ("", "validation", *ITERATION)
+
+
+def _index(names: Sequence[str], name: str) -> int:
+    return names.index(name) if name in names else len(names)
+
+
+def in_order(steps: Iterable[str]) -> list[str]:
+    """Steps (``llm.bill``) in the order of a run; others last."""
+
+    def place(step: str) -> tuple[int, int]:
+        phase, _, part = step.partition(": ")
+        return _index(_PHASES, phase), _index(_PARTS, part)
+
+    return sorted(dict.fromkeys(steps), key=place)
 
 
 def key_of(config: RunConfig) -> str:
@@ -41,5 +59,5 @@ def beside_plan(host: Host, config: RunConfig) -> dict[str, dict[str, Any]]:
             "spent": spent.get(step, Usage()).to_json(),
             "predicted": predicted.get(step),
         }
-        for step in {**predicted, **spent}
+        for step in in_order((*predicted, *spent))
     }
