@@ -26,7 +26,7 @@ from optimas_jax.loop.journal import write_json
 LOW = World(changes=0.3, differs=1.0, before=1.0, after=0.0, usable=0.3, length=0.2, speed=0.5)
 EXPECTED = World(changes=0.45, differs=0.5, before=0.2, after=0.8, usable=0.7, length=0.6)
 HIGH = World(changes=1.0, differs=0.2, before=0.5, after=0.5, accepts=True, length=1.0, speed=2.0)
-_REHEARSED = 8  # iterations at most
+_MOST, _FEW = 8, 4  # iterations that are rehearsed whole, and how many are of a longer search
 _PROGRAM = "a program is not run for its plan, which assumes one call of every component in a run"
 
 
@@ -166,15 +166,15 @@ def _shortened(config: RunConfig) -> RunConfig:
     search in any of them, as it is."""
     if config.budget.limit.is_set or config.optimize.max_tokens:
         return config
-    few = min(config.optimize.iterations, _REHEARSED)
+    few = _FEW if config.optimize.iterations > _MOST else config.optimize.iterations
     return dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, iterations=few))
 
 
 def _at_length(one: Rehearsal, config: RunConfig) -> Rehearsal:
     """The rehearsal of a shortened run, as of all iterations: later ones cost and accept as much as the first ones."""
-    if one.iterations < min(_REHEARSED, config.optimize.iterations) or one.cut is not None:
-        return one  # no value is left to try, or the budget ended it
-    more = config.optimize.iterations / max(1, one.iterations)
+    if config.optimize.iterations <= _MOST or one.iterations != _FEW or one.cut is not None:
+        return one  # it is whole, no value is left to try, or the budget ended it
+    more = config.optimize.iterations / one.iterations
     states = (1 + (one.states - 1) * more) / one.states
     factors = dict.fromkeys((f"optimize: {part}" for part in ITERATION), more)
     if config.evaluate.changes:
