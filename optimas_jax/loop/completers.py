@@ -34,7 +34,7 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
     Raises:
       ConfigError: names the model, the variable or the setting, and the way out.
     """
-    named = _language_models(config)
+    named = language_models(config)
     specs = answering(config, choices)
     try:
         check_models(specs, _servers(config), keys=not (workdir / TAPE).is_file())
@@ -87,7 +87,7 @@ def _check_weights(config: RunConfig) -> None:
 def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
     """Models that may be asked: of the system, of proposers, and ``choices``; some more than once. ``models`` of a
     system's settings, where it has that field, are specs."""
-    models = [model.model for model in _language_models(config)]
+    models = [model.model for model in language_models(config)]
     return [*models, *getattr(config.system, "models", ()), *_api_models((config.system, config.proposer)), *choices]
 
 
@@ -133,7 +133,8 @@ def _servers(config: RunConfig) -> dict[str, ServerConfig]:
     return {"openai": config.server, "anthropic": config.anthropic}
 
 
-def _language_models(config: RunConfig) -> list[LanguageModel]:
+def language_models(config: RunConfig) -> list[LanguageModel]:
+    """All language models of a configuration."""
     return [leaf for leaf in _leaves((config.system, config.proposer)) if isinstance(leaf, LanguageModel)]
 
 
