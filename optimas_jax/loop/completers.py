@@ -14,7 +14,7 @@ from optimas_jax.core.selection import LIKELIHOOD
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.openai import OpenAICompleter
-from optimas_jax.llm.clients.remote import ServerConfig
+from optimas_jax.llm.clients.remote import SETTINGS, ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.prices import Price, parse_prices, price_of
@@ -48,12 +48,26 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
                 "example --config.system.language_model.style=chat"
             )
     _check_weights(config)
+    _check_connections(config, specs)
     unknown = [spec for spec in served(specs) if price_of(spec, prices) is None]
     if unknown and config.budget.usd:
         raise ConfigError(
             f"config.budget.usd is {config.budget.usd}, and no price of {', '.join(unknown)} is known: set "
             f"config.prices to {unknown[0]}=PROMPT/COMPLETION, in US dollars per million tokens"
         )
+
+
+def _check_connections(config: RunConfig, specs: Sequence[str]) -> None:
+    """Raises ``ConfigError`` if requests of some of the models would wait for a connection."""
+    for name in sorted({provider(spec) for spec in specs} - {""}):
+        connections = _servers(config)[name].connections
+        if connections and connections < config.concurrency:
+            setting = f"{SETTINGS[name]}.connections"
+            raise ConfigError(
+                f"{setting} is {connections}, and config.concurrency is {config.concurrency}: of so many calls, most "
+                f"would wait for a connection. Leave {setting} at 0, which follows the concurrency, or set "
+                f"config.concurrency to at most {connections}"
+            )
 
 
 def _check_weights(config: RunConfig) -> None:
