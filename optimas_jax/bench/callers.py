@@ -57,7 +57,8 @@ def _one_round(completer: Any, folder: Path, calls: int, concurrency: int) -> tu
     from optimas_jax.llm.base import Completion
     from optimas_jax.llm.component import LanguageModel, llm_component
     from optimas_jax.llm.ledger import Ledger
-    from optimas_jax.llm.tape import Tape, TapedCompleter
+    from optimas_jax.llm.tape import Tape
+    from optimas_jax.llm.taped import TapedCompleter
     from optimas_jax.loop.config import OptimizeConfig
     from optimas_jax.loop.context import Host
     from optimas_jax.loop.state import Proposal, State

@@ -89,7 +89,7 @@ class SharedCompleter:
     @contextlib.contextmanager
     def _claim(self, key: str) -> Iterator[bool]:
         """Whether this process may ask for the result of ``key``, until the end of the block. Within a process equal
-        requests are one already (``llm.tape``), and a lock does not tell them apart."""
+        requests are one already (``llm.taped``), and a lock does not tell them apart."""
         offset = int(key[:16], 16) % _BYTES
         try:
             fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)

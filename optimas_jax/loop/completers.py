@@ -5,6 +5,7 @@ Imports no array library, so that an error comes at once."""
 from __future__ import annotations
 
 import dataclasses
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from optimas_jax.llm.providers import RoutedCompleter, check_models
 from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.journal import ADAPTERS, TAPE
+
+_OTHER_FILES = 128  # that a run has open beside its connections
 
 
 def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = ()) -> None:
@@ -58,8 +61,16 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
 
 
 def _check_connections(config: RunConfig, specs: Sequence[str]) -> None:
-    """Raises ``ConfigError`` if requests of some of the models would wait for a connection."""
-    for name in sorted({provider(spec) for spec in specs} - {""}):
+    """Raises ``ConfigError`` if requests to a server would wait for a connection, or connections for a file."""
+    names = sorted({provider(spec) for spec in specs} - {""})
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if names and files != resource.RLIM_INFINITY and config.concurrency + _OTHER_FILES > files:
+        raise ConfigError(
+            f"config.concurrency is {config.concurrency}, and this process may open {files} files, of which each "
+            f"connection is one: run ulimit -n {config.concurrency + _OTHER_FILES} before it, or set "
+            f"config.concurrency to at most {files - _OTHER_FILES}"
+        )
+    for name in names:
         connections = _servers(config)[name].connections
         if connections and connections < config.concurrency:
             setting = f"{SETTINGS[name]}.connections"

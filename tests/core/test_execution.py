@@ -11,7 +11,7 @@ from optimas_jax.core.execution import await_all
 from optimas_jax.core.types import Outcome
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import TapedCompleter
+from optimas_jax.llm.taped import TapedCompleter
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
