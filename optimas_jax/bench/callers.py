@@ -110,7 +110,8 @@ def _one_round(completer: Any, folder: Path, calls: int, concurrency: int) -> tu
 
 
 def prepare_bare(work: dict[str, Any]) -> tuple[Run, str]:
-    """The same work by ``openai.AsyncOpenAI``, whose settings are its own."""
+    """The same work by ``openai.AsyncOpenAI``, whose settings are its own, except that it waits for connections as long
+    as we do: on a busy machine many would come too late, and be asked for again."""
     import openai
 
     pairs = itertools.product(range(len(work["latencies"]) // INPUTS), range(INPUTS))
@@ -118,7 +119,8 @@ def prepare_bare(work: dict[str, Any]) -> tuple[Run, str]:
 
     def run(repeat: int) -> dict[str, Any]:
         start = time.perf_counter()
-        asyncio.run(_ask_all(openai.AsyncOpenAI(base_url=work["url"], api_key="none"), prompts, work["concurrency"]))
+        client = openai.AsyncOpenAI(base_url=work["url"], api_key="none", timeout=600.0)
+        asyncio.run(_ask_all(client, prompts, work["concurrency"]))
         return {"seconds": time.perf_counter() - start, "output": []}
 
     return run, ""
