@@ -42,15 +42,15 @@ def prepare_ours(work: dict[str, Any]) -> tuple[Run, str]:
 
     def run(repeat: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            seconds, calls = _one_round(completer(), Path(folder), len(work["latencies"]), work["concurrency"])
+            seconds, cpu, calls = _one_round(completer(), Path(folder), len(work["latencies"]), work["concurrency"])
         assert calls == len(work["latencies"]), calls
-        return {"seconds": seconds, "output": []}
+        return {"seconds": seconds, "cpu": cpu}
 
     return run, ""
 
 
-def _one_round(completer: Any, folder: Path, calls: int, concurrency: int) -> tuple[float, int]:
-    """Seconds of labelling and racing proposals with an empty tape, and how many calls were paid for."""
+def _one_round(completer: Any, folder: Path, calls: int, concurrency: int) -> tuple[float, float, int]:
+    """Labels and races proposals with an empty tape; seconds, processor seconds, and how many calls were paid for."""
     from optimas_jax.core.system import System
     from optimas_jax.core.types import Example, Outcome
     from optimas_jax.core.values import Prompt
@@ -101,12 +101,12 @@ def _one_round(completer: Any, folder: Path, calls: int, concurrency: int) -> tu
     state = State(configuration, "", (), ())
     runs = list(zip(examples, traces, strict=True))
     gc.collect()
-    start = time.perf_counter()
+    start, started = time.perf_counter(), time.process_time()
     labels = label(host, config, state, "answer", proposals, runs, 1)
     race(host, unused, config, state, "answer", proposals, labels, runs, 1)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - started
     tape.close()
-    return seconds, ledger.paid_calls
+    return seconds, cpu, ledger.paid_calls
 
 
 def prepare_bare(work: dict[str, Any]) -> tuple[Run, str]:
@@ -118,10 +118,10 @@ def prepare_bare(work: dict[str, Any]) -> tuple[Run, str]:
     prompts = [(instruction(variant), question(number)) for variant, number in pairs]
 
     def run(repeat: int) -> dict[str, Any]:
-        start = time.perf_counter()
+        start, started = time.perf_counter(), time.process_time()
         client = openai.AsyncOpenAI(base_url=work["url"], api_key="none", timeout=600.0)
         asyncio.run(_ask_all(client, prompts, work["concurrency"]))
-        return {"seconds": time.perf_counter() - start, "output": []}
+        return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - started}
 
     return run, ""
 

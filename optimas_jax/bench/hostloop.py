@@ -63,13 +63,21 @@ def run_call_case(case: CallCase, repeats: int, line: Callable[[str], None]) -> 
             answers.append({name: side.ask({"run": repeat}) for name, side in sides.items()})
             times = ", ".join(f"{name} {answer['seconds']:.2f} s" for name, answer in answers[-1].items())
             line(f"  repeat {repeat + 1}/{repeats}: {times}")
-    seconds = {name: [answer[name]["seconds"] for answer in answers] for name in sides}
-    return row_of(case, ideal, seconds, {name: answers[-1][name]["peak_mb"] for name in sides})
+    seconds, cpu = ({name: [answer[name][what] for answer in answers] for name in sides} for what in ("seconds", "cpu"))
+    return row_of(case, ideal, seconds, cpu, {name: answers[-1][name]["peak_mb"] for name in sides})
 
 
-def row_of(case: CallCase, ideal: float, seconds: Mapping[str, Sequence[float]], peak_mb: dict[str, float]) -> Row:
-    """Medians as rates; the fraction of the roofline is that of the ideal."""
+def row_of(
+    case: CallCase,
+    ideal: float,
+    seconds: Mapping[str, Sequence[float]],
+    cpu: Mapping[str, Sequence[float]],
+    peak_mb: dict[str, float],
+) -> Row:
+    """Medians as rates; the fraction of the roofline is that of the ideal. The ideal and all processor seconds together
+    are what a round takes at most on a machine that nobody else uses."""
     median = {name: statistics.median(of_side) for name, of_side in seconds.items()}
+    used = {name: f"{statistics.median(of_side):.2f} s of processors" for name, of_side in cpu.items()}
     peer = median.get("peer")
     return Row(
         suite="hostloop",
@@ -83,5 +91,5 @@ def row_of(case: CallCase, ideal: float, seconds: Mapping[str, Sequence[float]],
         roofline_fraction=ideal / median["ours"],
         peak_mb=peak_mb,
         agreement=None,
-        notes={"ours": f"{median['ours'] / ideal:.2f} times the ideal {ideal:.2f} s"},
+        notes={**used, "ours": f"{median['ours'] / ideal:.2f} times the ideal {ideal:.2f} s, {used['ours']}"},
     )

@@ -44,8 +44,10 @@ def test_both_sides_make_all_calls(over_http):
 def test_a_row_compares_with_the_ideal_and_with_the_bare_client():
     case = hostloop.CASES[1]
     seconds = {"ours": [2.5, 4.0, 2.0], "peer": [5.0, 4.0, 6.0]}
-    row = hostloop.row_of(case, 2.0, seconds, {"ours": 100.0, "peer": 80.0})
+    cpu = {"ours": [0.5, 0.75, 1.0], "peer": [4.0, 4.0, 4.0]}
+    row = hostloop.row_of(case, 2.0, seconds, cpu, {"ours": 100.0, "peer": 80.0})
     assert (row.ours, row.peer, row.ratio, row.roofline_fraction) == (800.0, 400.0, 2.0, 0.8)
-    assert row.notes == {"ours": "1.25 times the ideal 2.00 s"}
-    alone = hostloop.row_of(case, 2.0, {"ours": [2.0]}, {"ours": 100.0})
+    ours = "1.25 times the ideal 2.00 s, 0.75 s of processors"
+    assert row.notes == {"ours": ours, "peer": "4.00 s of processors"}
+    alone = hostloop.row_of(case, 2.0, {"ours": [2.0]}, {"ours": [1.0]}, {"ours": 100.0})
     assert (alone.peer, alone.peer_name, alone.ratio) == (None, None, None)
