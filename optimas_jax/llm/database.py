@@ -6,7 +6,7 @@ What waits when the thread is free is done in one transaction, so that many call
     caller 2 --+--> waiting --> one commit --+--> result 2     (meanwhile others wait for the next one)
     caller 3 --+                             +--> result 3
 
-A result is told when it is on disk. An error of the disk undoes the whole group, and is told to every caller in it.
+A caller gets its result when that is on disk. An error of the disk undoes the whole group, and every caller gets it.
 
 On a local disk the file has a write-ahead log, which needs memory that processes share. Network file systems have none:
 there, the file has a rollback journal, and is locked as long as it is open, unless processes share it.
