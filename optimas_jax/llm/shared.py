@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from optimas_jax.llm.base import Completion, CompletionRequest, Effect, Result, count_prompt
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tape import Tape, TapeError
 
 R = TypeVar("R", bound=Result)
 
@@ -36,13 +36,23 @@ class SharedCompleter:
     """Answers from the shared tape; asks ``inner`` for what is missing there and no other process is asking for."""
 
     def __init__(self, folder: Path, inner: Any):
-        """``inner`` answers completions and executes programs (``llm.sandbox.SandboxCompleter``). The folder is made,
-        and must be on a local disk, as for every tape."""
+        """``inner`` answers completions and executes programs (``llm.sandbox.SandboxCompleter``). The folder is made.
+
+        Raises:
+          TapeError: its file system has no locks.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._claims = os.open(folder / "claims", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.lockf(self._claims, fcntl.LOCK_EX, 1, _BYTES)  # SQLite does not wait where two make one file at once
         try:
-            self._tape = Tape(folder / "tape.sqlite")
+            fcntl.lockf(self._claims, fcntl.LOCK_EX, 1, _BYTES)  # SQLite does not wait where two make one file at once
+        except OSError as error:
+            os.close(self._claims)
+            raise TapeError(
+                f"{folder} is on a file system without locks ({error}), so that processes cannot share results there: "
+                "use a folder on a local disk, or a file system with locks (Lustre: mounted with flock)"
+            ) from error
+        try:
+            self._tape = Tape(folder / "tape.sqlite", shared=True)
         finally:
             fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, _BYTES)
         self._inner = inner
@@ -61,17 +71,17 @@ class SharedCompleter:
         os.close(self._claims)
 
     async def _get(self, effect: Effect[R], perform: Callable[[], Awaitable[R]]) -> R:
-        wait = _FIRST_WAIT
+        key, wait = effect.key, _FIRST_WAIT
         while True:
-            result = self._tape.get(effect)
+            result = await self._tape.find(effect, key)
             if result is not None:
                 return result
-            with self._claim(effect.key) as claimed:
+            with self._claim(key) as claimed:
                 if claimed:
-                    result = self._tape.get(effect)  # it may have come between the look and the claim
+                    result = await self._tape.find(effect, key)  # it may have come between the look and the claim
                     if result is None:
                         result = await perform()
-                        self._tape.put([(effect, result)])
+                        await self._tape.record(effect, key, result)
                     return result
             await asyncio.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
@@ -79,7 +89,7 @@ class SharedCompleter:
     @contextlib.contextmanager
     def _claim(self, key: str) -> Iterator[bool]:
         """Whether this process may ask for the result of ``key``, until the end of the block. Within a process equal
-        requests are one already (``llm.tape``), and a lock does not tell them apart."""
+        requests are one already (``llm.taped``), and a lock does not tell them apart."""
         offset = int(key[:16], 16) % _BYTES
         try:
             fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
