@@ -79,7 +79,7 @@ def accelerators(environment: Mapping[str, str], devices: Path = Path("/dev")) -
 
 
 def gpus_listed(text: str) -> tuple[str, ...]:
-    """Names of GPUs in the output of ``nvidia-smi --list-gpus``; the parts of one that is cut (MIG) in its place."""
+    """Names of GPUs in the output of ``nvidia-smi --list-gpus``; for a GPU with MIG its parts."""
     names: list[str] = []
     for line in text.splitlines():
         if part := _MIG.search(line):

@@ -29,6 +29,8 @@ class Local:
 
     @contextmanager
     def open(self, folder: Path, names: Sequence[str], lock: int) -> Iterator[Runner]:
+        """Starts points as processes; see ``Executor.open``."""
+
         async def run(name: str) -> tuple[int, str]:
             (folder / name).mkdir(exist_ok=True)
             arguments, log = [str(folder.resolve()), name], folder / name / "log.txt"

@@ -37,6 +37,7 @@ class Ray:
 
     @contextmanager
     def open(self, folder: Path, names: Sequence[str], lock: int) -> Iterator[Runner]:
+        """Joins the cluster and gives it the points as tasks; see ``Executor.open``. The end of the block ends them."""
         ray = self._ray
         connect(ray)
         try:
@@ -109,7 +110,7 @@ def task_resources(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
 
 
 def _message(error: Exception) -> str:
-    """What a point is told to have failed of."""
+    """The error of a point, for its row in the table."""
     cause = getattr(error, "cause", None) or error
     text = str(cause).strip()
     if isinstance(cause, ModuleNotFoundError):

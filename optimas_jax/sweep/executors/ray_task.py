@@ -21,7 +21,7 @@ def run_point(folder: str, name: str, cwd: str, variables: Mapping[str, str]) ->
     Args:
       folder: of the sweep, on a file system that all machines share.
       cwd: folder that relative paths of a configuration start from.
-      variables: of the environment, beside those of the worker: Ray sets the devices there.
+      variables: added to the worker's environment, in which Ray has set the devices.
 
     Returns:
       Exit code and error message.

@@ -36,7 +36,7 @@ class Slurm:
     jobs = None
 
     def __init__(self, resources: Resources, options: str = ""):
-        """``options``: of ``sbatch``, beside those of the array's script (``array_script``)."""
+        """``options``: for ``sbatch``, which override the array's script (``array_script``)."""
         self._resources, self._options = resources, shlex.split(options)
         missing = [name for name in ("sbatch", "squeue") if shutil.which(name) is None]
         if missing:
@@ -46,20 +46,9 @@ class Slurm:
 
     @contextmanager
     def open(self, folder: Path, names: Sequence[str], lock: int) -> Iterator[Runner]:
-        logs = folder.resolve() / FOLDER
-        logs.mkdir(exist_ok=True)
-        jobs = _still_running(_read(logs / JOBS))
-        tasks = {name: (job, index) for job, waiting in jobs.items() for index, name in waiting.items()}
-        new = [name for name in names if name not in tasks]
-        if new:
-            job = self._submit(folder.resolve(), new)
-            jobs[job] = dict(enumerate(new))
-            tasks |= {name: (job, index) for index, name in enumerate(new)}
-        write_json(logs / JOBS, {job: {str(index): name for index, name in of.items()} for job, of in jobs.items()})
-        if jobs:
-            numbers = ",".join(jobs)
-            print(f"Slurm runs it: squeue -j {numbers}; scancel {numbers} ends it; logs in {logs}")
-        queue = _Queue()
+        """Submits an array and waits for its tasks; see ``Executor.open``. The end of the block leaves them running."""
+        tasks = self._tasks(folder.resolve(), names)
+        logs, queue = folder.resolve() / FOLDER, _Queue()
 
         async def run(name: str) -> tuple[int, str]:
             job, index = tasks[name]
@@ -70,6 +59,21 @@ class Slurm:
             return 0, ""
 
         yield run
+
+    def _tasks(self, folder: Path, names: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Job and index of the task of each point: in an earlier array, or in a new one."""
+        logs = folder / FOLDER
+        logs.mkdir(exist_ok=True)
+        jobs = _still_running(_read(logs / JOBS))
+        waiting = {name for tasks in jobs.values() for name in tasks.values()}
+        new = [name for name in names if name not in waiting]
+        if new:
+            jobs[self._submit(folder, new)] = dict(enumerate(new))
+        write_json(logs / JOBS, {job: {str(index): name for index, name in of.items()} for job, of in jobs.items()})
+        if jobs:
+            numbers = ",".join(jobs)
+            print(f"Slurm runs it: squeue -j {numbers}; scancel {numbers} ends it; logs in {logs}")
+        return {name: (job, index) for job, of in jobs.items() for index, name in of.items()}
 
     def _submit(self, folder: Path, names: Sequence[str]) -> str:
         """The number of a new array."""
@@ -90,7 +94,7 @@ class _Queue:
         self._asking = asyncio.Lock()
 
     async def holds(self, job: str, index: int) -> bool:
-        """Whether a task waits or runs; true, too, where nobody knows."""
+        """Whether a task waits or runs; true, too, while Slurm does not answer."""
         async with self._asking:
             asked, left = self._known.get(job, (0.0, None))
             if time.monotonic() - asked > _LOOK_SECONDS:
@@ -144,7 +148,7 @@ def read_error(log: Path, job: str, index: int) -> str:
 
 
 def _still_running(jobs: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, str]]:
-    """The tasks among those of earlier arrays that wait or run: names of points by index, by job."""
+    """Tasks of earlier arrays that still wait or run: names of points by index, by job."""
     running = {}
     for job, names in jobs.items():
         left = tasks_left(job)
