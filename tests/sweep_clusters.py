@@ -27,6 +27,8 @@ first, last, most = map(int, re.fullmatch(r"(\\d+)-(\\d+)%(\\d+)", options["arra
 number = str(len(list(jobs.glob("*.left"))) + 1)
 left = jobs / (number + ".left")
 left.write_text(" ".join(map(str, range(first, last + 1))))
+copy = jobs / (number + ".sh")  # as Slurm does
+copy.write_text(script.read_text())
 print(number, flush=True)
 if os.fork():
     os._exit(0)
@@ -41,7 +43,7 @@ while waiting or running:
         log = options["output"].strip('"').replace("%A", number).replace("%a", str(task))
         env = {{**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}}
         sink = open(log, "ab")
-        running[task] = subprocess.Popen(["bash", str(script)], stdout=sink, stderr=sink, env=env)
+        running[task] = subprocess.Popen(["bash", str(copy)], stdout=sink, stderr=sink, env=env)
     pid, _ = os.waitpid(-1, 0)
     running = {{task: process for task, process in running.items() if process.pid != pid}}
     left.write_text(" ".join(map(str, sorted([*waiting, *running]))))
