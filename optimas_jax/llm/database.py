@@ -65,13 +65,12 @@ class Database:
       connection: belongs to the thread.
     """
 
-    def __init__(self, path: Path, schema: str, version: int, *, shared: bool = False):
+    def __init__(self, path: Path, schema: str, version: int):
         """Opens a file, or makes one.
 
         Args:
           schema: statements that make the tables, if they are not there.
           version: of the schema.
-          shared: whether other processes may have the file open at the same time.
 
         Raises:
           WrongVersion: it has tables of another version, and stays as it is.
@@ -80,7 +79,7 @@ class Database:
         self.connection = sqlite3.connect(path, timeout=_LOCKED_SECONDS, check_same_thread=False)
         mounts = _MOUNTS.read_text(errors="replace") if _MOUNTS.is_file() else ""
         try:
-            _open(self.connection, schema, version, remote=is_remote(path, mounts), shared=shared)
+            _open(self.connection, schema, version, remote=is_remote(path, mounts))
         except BaseException:
             self.connection.close()
             raise
@@ -139,9 +138,9 @@ class Database:
             self._waiting.put(call)
 
 
-def _open(connection: sqlite3.Connection, schema: str, version: int, *, remote: bool, shared: bool) -> None:
+def _open(connection: sqlite3.Connection, schema: str, version: int, *, remote: bool) -> None:
     """Chooses the journal of a file, and makes its tables."""
-    if remote and not shared:  # before anything is read: a log of before is then read without shared memory
+    if remote:  # before anything is read: a log of before is then read without shared memory
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     [found] = connection.execute("PRAGMA user_version").fetchone()
     [tables] = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()

@@ -39,10 +39,9 @@ class TapeError(StopRun):
 class Tape:
     """The store behind a run. Safe for use from several threads and event loops."""
 
-    def __init__(self, path: Path, earlier: Path | None = None, *, shared: bool = False):
+    def __init__(self, path: Path, earlier: Path | None = None):
         """Args:
         earlier: tape of another run, which is read where this one lacks a result, and never written.
-        shared: whether several processes use the tape at once.
 
         Raises:
           TapeError: it cannot be opened.
@@ -51,7 +50,7 @@ class Tape:
         self._earlier = None if earlier is None else _read_only(earlier)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = Database(path, _SCHEMA, VERSION, shared=shared)
+            self._database = Database(path, _SCHEMA, VERSION)
         except WrongVersion as error:
             raise TapeError(
                 f"the tape {path} has version {error}, and this optimas_jax reads version {VERSION}: use a new "
