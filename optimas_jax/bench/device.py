@@ -8,10 +8,10 @@ the suites of ``launch/bench.py``.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import RANDOM_CONFIG, resolve
@@ -39,24 +38,24 @@ from optimas_jax.parallel.mesh import MeshConfig, make_mesh
 from optimas_jax.parallel.platform import default_compute, free_memory
 from optimas_jax.parallel.sharding import place, shardings
 
-_MODEL = flags.DEFINE_enum("model", "8b", ["8b", "tiny"], "Sizes of the model.")
-_TOKENS = flags.DEFINE_integer("tokens", 4096, "Tokens of a training step on each device.", lower_bound=128)
-_ROWS = flags.DEFINE_list("rows", ["1", "8", "32", "64", "128", "256"], "Requests that are decoded together.")
-_JSON = flags.DEFINE_string("json", "", "File for the figures.")
 _LORA = LoraConfig(rank=32, alpha=16.0)
 _STEPS, _NEW_TOKENS, _PROMPT = 5, 64, 128
 
 
-def main(argv: Sequence[str]) -> int:
-    config = KNOWN["hf:meta-llama/Meta-Llama-3-8B-Instruct"] if _MODEL.value == "8b" else RANDOM_CONFIG
-    model = random_model(config)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="8b", choices=["8b", "tiny"], help="sizes of the model")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a training step on each device")
+    parser.add_argument("--rows", default="1,8,32,64,128,256", help="requests that are decoded together")
+    parser.add_argument("--json", default="", help="file for the figures")
+    given = parser.parse_args()
+    config = KNOWN["hf:meta-llama/Meta-Llama-3-8B-Instruct"] if given.model == "8b" else RANDOM_CONFIG
     rows = []
-    for row in measure(model, _TOKENS.value, [int(count) for count in _ROWS.value]):
+    for row in measure(random_model(config), given.tokens, [int(count) for count in given.rows.split(",")]):
         rows.append(row)
         print(json.dumps(row), flush=True)
-        if _JSON.value:  # what is measured stays, whatever comes later
-            Path(_JSON.value).write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    return 0
+        if given.json:  # what is measured stays, whatever comes later
+            Path(given.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def random_model(config: BackboneConfig) -> LoadedModel:
@@ -151,4 +150,4 @@ def decoding(model: LoadedModel, rows: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    main()

@@ -1,17 +1,14 @@
 """Tapes on file systems of several machines, which share no memory."""
 
-import asyncio
-import fcntl
 from pathlib import Path
 
 import pytest
-from fakes import ScriptedCompleter, request
+from fakes import request
 
 from optimas_jax.core.types import Outcome
 from optimas_jax.llm import database
 from optimas_jax.llm.base import Completion
 from optimas_jax.llm.database import is_remote
-from optimas_jax.llm.shared import SharedCompleter
 from optimas_jax.llm.tape import Tape, TapeError
 
 MOUNTS = """\
@@ -94,25 +91,3 @@ def test_a_second_user_of_a_tape_on_a_network_is_refused_with_the_way_out(tmp_pa
     later = Tape(tmp_path / "tape.sqlite")
     assert len(later) == 1
     later.close()
-
-
-def test_processes_share_a_tape_on_a_network(tmp_path, mount):
-    mount("nfs")
-    inner = ScriptedCompleter(lambda asked: "fine")
-    both = [SharedCompleter(tmp_path, inner) for _ in range(2)]
-    for one, first in zip(both, (0, 3), strict=True):
-        for number in range(first, first + 6):
-            assert asyncio.run(one.complete(request(str(number)))).text == "fine"
-    assert len(inner.requests) == 9
-    assert setting(both[0]._tape, "journal_mode") == "delete"
-    for one in both:
-        one.close()
-
-
-def test_a_file_system_without_locks_is_refused_with_the_way_out(tmp_path, monkeypatch):
-    def lockf(*arguments):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "lockf", lockf)
-    with pytest.raises(TapeError, match=r"without locks .*local disk.*flock"):
-        SharedCompleter(tmp_path / "shared", ScriptedCompleter(lambda asked: "fine"))
