@@ -59,6 +59,9 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "tpe": ["optuna>=5,<6"],  # search of large grids and of MIPRO's pairs; brings a database library
         "compare": ["matplotlib>=3.9,<4"],  # pictures of launch/compare.py and launch/sweep.py
+        "ray": [
+            "ray>=2.60,<3"
+        ],  # launch/sweep.py --executor=ray: tasks and their retries alone; its dashboard is left out
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],  # launch/serve.py
         "test": [
             "pytest>=9,<10",
@@ -71,6 +74,7 @@ setup(
             "ipykernel>=6.29,<8",  # executes the example notebook
             "nbclient>=0.10,<0.12",
         ],
+        "libtpu": ["libtpu>=0.0.42,<0.0.43"],  # XLA's TPU compiler, which needs no TPU: tests/long/test_tpu.py
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],
     },
 )

@@ -2,9 +2,10 @@
 
 python launch/bench.py --suite=all [--peer=torch,trl,llama.cpp] [--json=FILE]
 
-Suites are lrf_score, lrf_train, generate, ppo, grpo, curves and e2e; several are separated by commas, and ``all`` is
-everything but ``e2e``. Peers are made once with third_party/peers/install.sh; each runs the suites it can do. ``e2e``
-runs the main job, and again at ``--baseline=COMMIT``. ``--case=TEXT`` keeps the cases whose names contain it.
+Suites are lrf_score, lrf_train, generate, ppo, grpo, curves, hostloop and e2e; several are separated by commas, and
+``all`` is everything but ``hostloop`` and ``e2e``. Peers are made once with third_party/peers/install.sh; each runs the
+suites it can do. ``hostloop`` measures 2,000 calls of a search against the ideal and against the ``openai`` client;
+``e2e`` runs the main job, and again at ``--baseline=COMMIT``. ``--case=TEXT`` keeps the cases whose names contain it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from absl import app, flags
 
 from optimas_jax.bench.endtoend import run_end_to_end
+from optimas_jax.bench.hostloop import CASES, run_call_case
 from optimas_jax.bench.measure import NotTheSameWork, run_case
 from optimas_jax.bench.peer import PEERS_BY_NAME, SideError
 from optimas_jax.bench.report import save, show
@@ -32,7 +34,7 @@ from optimas_jax.bench.suites import SUITES
 from optimas_jax.checkpoints.weights import WeightsError
 from optimas_jax.report.console import ConsoleProgress
 
-_SUITE = flags.DEFINE_list("suite", ["all"], f"What to measure: {', '.join(SUITES)}, e2e, or all.")
+_SUITE = flags.DEFINE_list("suite", ["all"], f"What to measure: {', '.join(SUITES)}, hostloop, e2e, or all.")
 _PEER = flags.DEFINE_list("peer", [], f"Peers to measure beside ours: {', '.join(PEERS_BY_NAME)}; default: none.")
 _CASE = flags.DEFINE_string("case", "", "Only the cases whose name contains this.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Interleaved repeats of every case.", lower_bound=1)
@@ -47,19 +49,20 @@ _BUSY = 0.7  # processes that want a core, on average over the last minute
 def main(argv: list[str]) -> int:
     names = [] if _PEER.value == ["none"] else _PEER.value
     unknown = [name for name in names if name not in PEERS_BY_NAME]
-    unknown += [suite for suite in _SUITE.value if suite not in (*SUITES, "e2e", "all")]
+    unknown += [suite for suite in _SUITE.value if suite not in (*SUITES, "hostloop", "e2e", "all")]
     if len(argv) > 1 or unknown:
         raise app.UsageError(
             f"unexpected: {' '.join([*argv[1:], *unknown])}; peers are {', '.join(PEERS_BY_NAME)}, suites "
-            f"{', '.join(SUITES)}, e2e and all"
+            f"{', '.join(SUITES)}, hostloop, e2e and all"
         )
     peers = [PEERS_BY_NAME[name] for name in names]
     chosen = [case for suite, cases in SUITES.items() if {suite, "all"} & {*_SUITE.value} for case in cases]
     cases = [case for case in chosen if _CASE.value in case.name]
-    if chosen and not cases:
-        raise app.UsageError(
-            f"no case of --suite={','.join(_SUITE.value)} is called {_CASE.value!r}: {[c.name for c in chosen]}"
-        )
+    rounds = CASES if "hostloop" in _SUITE.value else ()
+    of_calls = [case for case in rounds if _CASE.value in case.name]
+    if (chosen or rounds) and not (cases or of_calls):
+        names = [case.name for case in (*chosen, *rounds)]
+        raise app.UsageError(f"no case of --suite={','.join(_SUITE.value)} is called {_CASE.value!r}: {names}")
     idle = [peer.name for peer in peers if not any(case.task in peer.scripts for case in cases)]
     if idle:
         raise app.UsageError(f"nothing in --suite={','.join(_SUITE.value)} that {', '.join(idle)} can do")
@@ -72,6 +75,10 @@ def main(argv: list[str]) -> int:
     try:
         if "e2e" in _SUITE.value:
             rows.append(run_end_to_end(_CONFIG.value, _BASELINE.value, progress.line, _OVERRIDE.value))
+        for case in of_calls:
+            rows.append(run_call_case(case, _REPEATS.value, progress.line))
+            if _JSON.value:
+                save(rows, Path(_JSON.value))
         for case in cases:
             rows += run_case(case, _MODEL.value, peers, _REPEATS.value, progress.line)
             if _JSON.value:  # what is measured stays, whatever comes later

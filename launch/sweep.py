@@ -1,7 +1,7 @@
 """Runs a configuration with every combination of other values, each in a folder of its own. The same command resumes.
 
 python launch/sweep.py --config=configs/hotpotqa.py:tiny --sweep='optimize.gate.kind=strict,paired seed=0:3'
-    [--jobs=1] [--workdir=DIR]
+    [--jobs=1] [--workdir=DIR] [--executor=local|slurm|ray] [--devices=N] [--cpus=N] [--sbatch=OPTIONS]
 python launch/sweep.py --config=configs/hotpotqa.py --sweep=configs/sweeps/local_rewards.py [--jobs=1] [--workdir=DIR]
 
 Any field of the configuration is an axis: ``config.`` in front of it may be left out. Values are separated by commas,
@@ -10,10 +10,15 @@ A sweep may grow: with further values or seeds the same folder goes on.
 
 Results: a table on the screen while it runs; sweep.md, sweep.csv and a PNG for each axis in the workdir; a run folder
 for every point. Equal requests of all points are paid once.
+
+Points run in processes of this machine, of which no two see the same accelerator; as tasks of a Ray cluster; or as one
+Slurm array, which goes on without this command. With the last two, --workdir, the working folder and this package are
+on all machines (docs/production.md).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import tempfile
@@ -34,17 +39,21 @@ from rich.table import Table
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
+from optimas_jax.llm.shared import ResultFiles
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.loop.stages import find_models, open_run
+from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
 from optimas_jax.report.process import interrupt_on_terminate
+from optimas_jax.sweep.executors.base import Resources
+from optimas_jax.sweep.executors.choose import EXECUTORS, make_executor
 from optimas_jax.sweep.folder import SHARED, open_sweep, read_progress
 from optimas_jax.sweep.plot import axes_of, draw
 from optimas_jax.sweep.points import Point, SweepError, read_points
-from optimas_jax.sweep.run import Results, process_of, run_points
+from optimas_jax.sweep.run import Results, remaining, run_points
 from optimas_jax.sweep.summary import csv_text, figures_of, summarize
 from optimas_jax.sweep.tables import markdown, table
 
@@ -52,7 +61,22 @@ Show = Callable[[Mapping[str, Any], Sequence[str]], None]
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _SWEEP = flags.DEFINE_string("sweep", "", "Axes ('optimize.rounds=1,3 seed=0:3'), or a file of configs/sweeps.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Points that run at the same time.", lower_bound=1)
+_JOBS = flags.DEFINE_integer(
+    "jobs",
+    None,
+    "Points that run at the same time; default 1, on a cluster as many as there is room for.",
+    lower_bound=1,
+)
+_EXECUTOR = flags.DEFINE_enum("executor", "local", EXECUTORS, "Where points run.")
+_DEVICES = flags.DEFINE_integer(
+    "devices",
+    None,
+    "Accelerators of each point, 0 for none; default: local, those of this machine divided by --jobs; ray, one where "
+    "the cluster has some; slurm, what --sbatch asks for.",
+    lower_bound=0,
+)
+_CPUS = flags.DEFINE_integer("cpus", 1, "Cores that ray and slurm reserve for each point.", lower_bound=1)
+_SBATCH = flags.DEFINE_string("sbatch", "", "More options of sbatch: '--partition=gpu --time=4:00:00'.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder; default runs/sweep-BENCHMARK-VARIANT, with the name of a sweep's file."
 )
@@ -71,30 +95,39 @@ def sweep() -> int:
     progress = ConsoleProgress()
     points = read_points(_CONFIG.value.to_dict(), _SWEEP.value)
     check_matplotlib()
+    executor = make_executor(_EXECUTOR.value, Resources(_JOBS.value, _CPUS.value, _DEVICES.value), _SBATCH.value)
+    jobs = min(executor.jobs or len(points), len(points))
     first = points[0].config
     name = f"{title(first.benchmark)}:{first.variant}"
     of_file = f"-{Path(_SWEEP.value.strip()).stem}" if _SWEEP.value.strip().endswith(".py") else ""
     workdir = Path(_WORKDIR.value or f"runs/sweep-{title(first.benchmark)}-{first.variant}{of_file}")
     with open_sweep(workdir, points, check_points) as lock:
-        progress.line(f"[bold]{name}[/bold], {len(points)} points, {_JOBS.value} at a time; {workdir}")
-        with live_table(progress, name, points, workdir) as show:
-            results = run_points(points, workdir, _JOBS.value, show, process_of(workdir, lock))
+        progress.line(f"[bold]{name}[/bold], {len(points)} points, {_JOBS.value or jobs} at a time; {workdir}")
+        with (
+            executor.open(workdir, remaining(points, workdir), lock) as runner,
+            live_table(progress, name, points, workdir) as show,
+        ):
+            results = run_points(points, workdir, jobs, show, runner)
         report(progress, name, points, results, workdir)
     return 0 if all("error" not in result for result in results.values()) else 1
 
 
 def check_points(points: Sequence[Point]) -> None:
     """Builds the run of every point without running anything, so that what cannot work ends the sweep before its first
-    point.
+    point. Accelerators are left to the points: here may be none, or a point of this machine needs them.
 
     Raises:
       SweepError: names the point.
     """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
     found: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         for index, point in enumerate(points):
             try:
-                with open_run(point.config, Path(folder) / str(index), ConsoleProgress(quiet=True)) as run:
+                config = dataclasses.replace(point.config, mesh=MeshConfig())
+                with open_run(config, Path(folder) / str(index), ConsoleProgress(quiet=True)) as run:
                     found.update(find_models(run, found))
             except (StopRun, ValueError) as error:
                 raise SweepError(f"the point {point.name}: {error}") from None
@@ -128,7 +161,7 @@ def live_table(progress: ConsoleProgress, name: str, points: Sequence[Point], wo
 def report(progress: ConsoleProgress, name: str, points: Sequence[Point], results: Results, workdir: Path) -> None:
     """Prints the table, and writes sweep.md, sweep.csv and the pictures."""
     rows = summarize(points, results)
-    paid, used = len_of(workdir / SHARED / TAPE), sum(len_of(workdir / point.name / TAPE) for point in points)
+    paid, used = len(ResultFiles(workdir / SHARED)), sum(len_of(workdir / point.name / TAPE) for point in points)
     shared = f"The points used {used:,} results of models and programs, of which {paid:,} were paid for."
     (workdir / "sweep.md").write_text(markdown(name, rows, shared), encoding="utf-8")
     (workdir / "sweep.csv").write_text(csv_text(points, results), encoding="utf-8")

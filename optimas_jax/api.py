@@ -26,7 +26,8 @@ from optimas_jax.core.values import Configuration
 from optimas_jax.core.watch import Watch, tell_waits, why_failed
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget, Ledger
-from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.config import RunConfig, overridden
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.presets import local

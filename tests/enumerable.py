@@ -26,7 +26,8 @@ from optimas_jax.learn.config import LossConfig
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.budget import search_limit
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Device, Host, Run

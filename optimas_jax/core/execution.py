@@ -53,26 +53,38 @@ def gather(
     ``on_wait`` every minute.
     """
 
-    async def run_all() -> list[T]:
-        """Results of all calls; raises an exception group if one fails."""
-        slots = asyncio.Semaphore(concurrency)
-
-        async def run_one(call: Callable[[], Awaitable[T]]) -> T:
-            async with slots:
-                result = await call()
-            if on_done is not None:
-                on_done()
-            return result
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(run_one(call)) for call in calls]
-        return [task.result() for task in tasks]
-
     try:
-        return event_loop.run(run_all(), on_wait)
+        return event_loop.run(await_all(calls, concurrency, on_done), on_wait)
     except BaseExceptionGroup as group:
         error = first_of(group)
         raise error from error.__cause__
+
+
+async def await_all(
+    calls: Sequence[Callable[[], Awaitable[T]]], concurrency: int, on_done: Callable[[], None] | None = None
+) -> list[T]:
+    """The same on the event loop that runs. A window over the calls: whenever one ends, the next one starts.
+
+    Raises:
+      BaseExceptionGroup: if a call fails.
+    """
+    slots = asyncio.Semaphore(concurrency)
+
+    async def run_one(call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            result = await call()
+        finally:
+            slots.release()
+        if on_done is not None:
+            on_done()
+        return result
+
+    tasks = list[asyncio.Task[T]]()
+    async with asyncio.TaskGroup() as group:
+        for call in calls:
+            await slots.acquire()
+            tasks.append(group.create_task(run_one(call)))
+    return [task.result() for task in tasks]
 
 
 async def global_rewards(

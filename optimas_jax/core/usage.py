@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,10 +37,10 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in _FIELDS})
+        return Usage(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def __sub__(self, other: Usage) -> Usage:
-        return Usage(**{field.name: getattr(self, field.name) - getattr(other, field.name) for field in _FIELDS})
+        return Usage(*map(operator.sub, vars(self).values(), vars(other).values()))
 
     def __str__(self) -> str:
         return f"{self.usd:.4f} US dollars, {self.tokens:,} tokens, {self.calls:,} calls"

@@ -25,7 +25,7 @@ from optimas_jax.engine.stop_texts import StopTexts
 from optimas_jax.models.backbone import Cache, Network
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
-from optimas_jax.parallel.platform import in_turn, return_free_memory
+from optimas_jax.parallel.platform import Compute, in_turn, return_free_memory
 from optimas_jax.parallel.sharding import place_shards, put_shards
 
 _STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
@@ -116,9 +116,9 @@ class DecodeBatch(Generic[Key]):
             wanted = [_slot_bucket(request.slots) for _, request in (waiting[:1] if due else waiting)]
             slots = max(max(set(wanted), key=lambda size: (wanted.count(size), -size)), slots)
             fitting = [(key, request) for key, request in waiting if request.slots <= slots]
-        room = min(self._most_rows(slots) * self._shards, most) - len(self.active) if fitting else 0
+        room = min(most_rows(self._network.compute, slots) * self._shards, most) - len(self.active) if fitting else 0
         admitted = fitting[: max(room, 0)]
-        shards = self._choose_shards([request for _, request in admitted], self._most_rows(slots))
+        shards = self._choose_shards([request for _, request in admitted], most_rows(self._network.compute, slots))
         if admitted:
             self._resize(max(load + shards.count(shard) for shard, load in enumerate(self._loads)), slots)
             if admitted[0][0] != waiting[0][0]:
@@ -287,12 +287,6 @@ class DecodeBatch(Generic[Key]):
         """The smallest of ``sizes`` that holds ``count`` requests."""
         return next(size for size in sizes if size >= count)
 
-    def _most_rows(self, slots: int) -> int:
-        """Most requests of a shard that are decoded together, with ``slots`` slots each."""
-        least = self._row_sizes[0]
-        most = self._network.compute.cache_tokens
-        return max(rows for rows in self._row_sizes if rows == least or rows * slots <= most)
-
     def _resize(self, count: int, slots: int, sizes: Sequence[int] = ()) -> None:
         """Resizes the batch to ``slots`` slots and, in each shard, the smallest of ``sizes`` (default: all) that holds
         ``count`` requests."""
@@ -376,6 +370,12 @@ class DecodeBatch(Generic[Key]):
             if len(ids) > 1:
                 rows_of.setdefault(Prompt(ids[:-1], request.adapter, shard), []).append(row)
         return Admission([key for key, _ in admitted], rows_of)
+
+
+def most_rows(compute: Compute, slots: int) -> int:
+    """Most requests of a shard that are decoded together, with ``slots`` slots each."""
+    least = compute.decode_rows[0]
+    return max(rows for rows in compute.decode_rows if rows == least or rows * slots <= compute.cache_tokens)
 
 
 def _slot_bucket(slots: int) -> int:

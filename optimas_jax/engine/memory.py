@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from optimas_jax.models.attention import BLOCK
 from optimas_jax.models.backbone import Network
+from optimas_jax.models.layout import BLOCK
 from optimas_jax.parallel.mesh import MODEL
 from optimas_jax.parallel.sharding import head_axis
 

@@ -19,7 +19,7 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.engine.memory import with_caches
 from optimas_jax.engine.sampler import Sampler
 from optimas_jax.learn.config import TokenBatch
-from optimas_jax.learn.memory import step_bytes, tokens_that_fit
+from optimas_jax.learn.memory import step_memory, tokens_that_fit
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.lora import Params
@@ -57,25 +57,33 @@ class LoadedModel:
         """Arrays of each shard of a batch, all of the same shapes, on the devices (``parallel.sharding``)."""
         return replicate(parts[0], self.mesh) if self.mesh.size == 1 else put_shards(parts, self.mesh)
 
-    def check_memory(self, lora: LoraConfig, batch: TokenBatch, setting: str) -> None:
+    def check_memory(self, lora: LoraConfig, batch: TokenBatch, setting: str, shards: int = 1) -> None:
         """Raises ``StopRun`` if a training step does not fit into memory, with settings that do.
+
+        Where batches have one size the step's programs are compiled; the step itself then finds them in the
+        compilation cache.
 
         Args:
           setting: name of the configuration of ``batch``, for the message.
+          shards: that share the tokens of a batch.
         """
         network = self.for_training(batch)
         free, lanes = free_memory(self.mesh.devices.flat[0]), Lanes.of(network.compute, self.mesh).count
-        needed = step_bytes(network, lora, batch.tokens, lanes)
-        if free is not None and needed > free:
-            fits = tokens_that_fit(network, lora, free, lanes)
+        if free is None:
+            return
+        compiled = network.compute.one_size
+        memory = step_memory(network, self.mesh, lora, -(-batch.tokens // shards), lanes=lanes, compiled=compiled)
+        if memory.total > free:
+            fits = tokens_that_fit(network, self.mesh, lora, free, lanes) * shards
             way_out = (
                 f"set {setting}.batch.tokens = {fits} or less" if fits else "adapt fewer layers (lora.last_layers)"
             )
             if not batch.remat:
                 way_out += f", or {setting}.batch.remat = True"
             raise StopRun(
-                f"a training step on {batch.tokens} tokens needs about {needed / 2**30:.1f} GB beside the model, and "
-                f"{free / 2**30:.1f} GB are free: {way_out}"
+                f"a training step on {batch.tokens} tokens needs {'' if compiled else 'about '}"
+                f"{memory.total / 2**30:.1f} GB on each device beside the model, and {free / 2**30:.1f} GB are free: "
+                f"{way_out}"
             )
 
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from optimas_jax.engine.multi_lora import AdapterStore, LoadedAdapter, Stack
 from optimas_jax.engine.prefix_cache import BlockTable, Ids, PrefixCache, shares_block
-from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues
 from optimas_jax.models.backbone import Network
 from optimas_jax.models.flat import Flat, FlatSequence, flatten, stored_indices
 from optimas_jax.models.forward import keys_values
+from optimas_jax.models.layout import BLOCK, KeysValues, StoredKeysValues
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.sharding import put_shards
@@ -57,7 +57,7 @@ class Prefilled:
     Attributes:
       prompts: prompts of the pass.
       indices: for each prompt, [length] index of each token's key in ``[stored | computed]``
-        (``models.attention.gather``).
+        (``models.layout.gather``).
       stored: by layer, keys and values of earlier passes.
       computed: by layer, keys and values of this pass.
 

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from optimas_jax.engine.multi_lora import LoadedAdapter
-from optimas_jax.models.attention import BLOCK, KeysValues, StoredKeysValues, gather
 from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.layout import BLOCK, KeysValues, StoredKeysValues, gather
 from optimas_jax.parallel.mesh import DATA, MODEL
 from optimas_jax.parallel.platform import in_turn
 from optimas_jax.parallel.sharding import head_axis, on_each_shard, zeros

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from optimas_jax.models.attention import KeysValues, StoredKeysValues, gather
 from optimas_jax.models.backbone import Cache, Network, merge_model
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.cpu import arg_max, split_into_blocks
+from optimas_jax.models.layout import KeysValues, StoredKeysValues, gather
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.mesh import DATA, MODEL
 from optimas_jax.parallel.sharding import head_axis, keep_shards, on_each_shard, zeros
@@ -118,7 +118,7 @@ def insert(
     Args:
       mesh: None for one device; with one all arrays have the axis of shards.
       layer: [B, K, H, S] and [B, K, S, H]; donated.
-      stored, computed: keys and values of earlier passes and of this pass, see ``models.attention.gather``.
+      stored, computed: keys and values of earlier passes and of this pass, see ``models.layout.gather``.
       indices: [B, S] int32 index of each slot's key in ``[stored | computed]``; beyond the end for empty slots.
       rows: [B] int32 target rows.
       count: int32 number of sequences; ``indices`` and ``rows`` after that many are ignored.

@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optimas_jax.learn.token_group import TokenGroup
-from optimas_jax.models.flat import Flat, FlatSequence, bucket, flatten
-
-CHUNK = 64  # candidate tokens whose vocabulary is projected at a time; their number is a multiple of it
+from optimas_jax.models.flat import Flat, FlatSequence, bucket, flatten, sequence_room
 
 
 class GroupBatch(NamedTuple):
@@ -113,7 +111,7 @@ def make_batch(
     """Lays out one batch; ``tiled``, ``tokens`` and ``like`` as in ``models.flat.flatten``."""
     sequences, others = ([lay_out(group) for group in some] for some in (groups, like))
     flat = flatten(sequences, pad_id=pad_id, tiled=tiled, tokens=tokens, like=others)
-    size = (len(flat.layout.starts), candidates)
+    size = (sequence_room(max(len(groups), len(like)), tiled=tiled), candidates)
     ends, valid = np.zeros(size, np.int32), np.zeros(size, bool)
     rewards, component = np.zeros(size, np.float32), np.zeros(size[0], np.int32)
     start = 0
@@ -158,11 +156,14 @@ class CandidateTokens(NamedTuple):
     valid: Any
 
 
-def candidate_tokens(groups: Sequence[TokenGroup], room: tuple[int, int], least: int = 0) -> CandidateTokens:
+def candidate_tokens(
+    groups: Sequence[TokenGroup], room: tuple[int, int], least: int = 0, *, multiple: int = 64
+) -> CandidateTokens:
     """The candidates' tokens of the groups of a batch, with room for ``least`` tokens; numpy arrays.
 
     Args:
       room: (G, M) of the batch.
+      multiple: of which C is one (``Compute.vocab_chunk``).
     """
     before, ids, owner, start = [], [], [], 0
     for row, group in enumerate(groups):
@@ -175,7 +176,7 @@ def candidate_tokens(groups: Sequence[TokenGroup], room: tuple[int, int], least:
             begin += len(part)
         start += group.length
     count = len(ids)
-    padding = [0] * (bucket(max(count, least), CHUNK) - count)
+    padding = [0] * (bucket(max(count, least), multiple) - count)
     return CandidateTokens(
         np.asarray([*before, *padding], np.int32),
         np.asarray([*ids, *padding], np.int32),

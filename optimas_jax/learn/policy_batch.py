@@ -159,6 +159,7 @@ def make_policy_batch(
     pad_id: int,
     tiled: bool,
     tokens: int = 0,
+    multiple: int = 64,
     others: Sequence[Sequence[TokenGroup]] = (),
 ) -> PolicyBatch:
     """Lays out groups with their targets; numpy arrays.
@@ -166,6 +167,7 @@ def make_policy_batch(
     Args:
       groups: none where there are ``others``.
       tiled, tokens: as in ``models.flat.flatten``.
+      multiple: see ``candidate_tokens``.
       others: with the same ``tokens``, batches of any of these have the same shapes.
     """
     batches = (groups, *others)
@@ -179,7 +181,7 @@ def make_policy_batch(
         like=[longest] * max(map(len, batches)),
     )
     most = max(sum(map(sampled_tokens, batch)) for batch in batches)
-    sampled = candidate_tokens(groups, layout.ends.shape, most)
+    sampled = candidate_tokens(groups, layout.ends.shape, most, multiple=multiple)
     nothing = Targets(*[np.zeros(0, np.float32)] * len(Targets._fields))
     columns = [np.concatenate(column).astype(np.float32) for column in zip(nothing, *targets, strict=True)]
     padding = len(sampled.ids) - len(columns[0])

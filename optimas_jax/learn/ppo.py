@@ -71,8 +71,21 @@ class PolicyFunctions:
 
     def gradients(self, trainable: Params, params: Params, batch: PolicyBatch) -> tuple[Params, Metrics]:
         """Gradients of the loss *summed* over the weighted tokens of a batch, and metrics; ``params`` are frozen."""
-        compute = _gradients if self.network.compute.layerwise else _compiled_gradients
-        return in_turn(compute(self, trainable, params, batch), self.network.mesh)
+        network, lora, flat = self.network, self.lora, batch.flat
+        x, pull_back = run_layers_vjp(
+            network,
+            params,
+            features(network, params, flat, lora),
+            flat.positions,
+            flat.layout,
+            range(lora.first(network.config.num_layers), network.config.num_layers),
+            batch.tokens.before,
+            lora,
+            trainable["lora"],
+        )
+        token_gradients = _token_gradients(self, trainable["value"], x, params, batch.tokens, batch.targets)
+        d_value, d_x, metrics = in_turn(token_gradients, network.mesh)
+        return {"lora": pull_back(d_x), "value": d_value}, metrics
 
     def update(
         self,
@@ -87,14 +100,11 @@ class PolicyFunctions:
 
         Args:
           state: donated.
-          steps: their minibatches (``train_step``); where gradients are computed in one program so is the whole update,
-            and all parts have the same shapes.
+          steps: their minibatches (``train_step``).
 
         Returns:
           The state, and the means of every step that was taken.
         """
-        if not self.network.compute.layerwise:
-            return self._update_in_one_program(state, params, steps, learning_rate, kl_step)
         taken: list[dict[str, float]] = []
         for minibatch in steps:
             state, metrics = self.train_step(state, params, minibatch, learning_rate, lanes)
@@ -102,16 +112,6 @@ class PolicyFunctions:
             if not taken[-1]["moved"] <= kl_step:
                 break
         return state, taken
-
-    def _update_in_one_program(
-        self, state: TrainState, params: Params, steps: Sequence[Minibatch], learning_rate: float, kl_step: float
-    ) -> tuple[TrainState, list[dict[str, float]]]:
-        stacked = _stack([[part for batch in minibatch for part in batch] for minibatch in steps])
-        state, metrics, taken = _all_steps(self, state, params, stacked, learning_rate, kl_step)
-        metrics, taken = jax.device_get((metrics, taken))
-        count = int(taken.sum())  # the first ones
-        per_step = [{name: (total[n], size[n]) for name, (total, size) in metrics.items()} for n in range(count)]
-        return state, [means([step]) for step in per_step]
 
     def train_step(
         self,
@@ -161,79 +161,6 @@ def _read(
     return out_of_chunks(network, jax.lax.map(of_chunk, in_chunks(network, (policy, reference, ids))))
 
 
-def _gradients(
-    functions: PolicyFunctions, trainable: Params, params: Params, batch: PolicyBatch
-) -> tuple[Params, Metrics]:
-    network, lora, flat = functions.network, functions.lora, batch.flat
-    x, pull_back = run_layers_vjp(
-        network,
-        params,
-        features(network, params, flat, lora),
-        flat.positions,
-        flat.layout,
-        range(lora.first(network.config.num_layers), network.config.num_layers),
-        batch.tokens.before,
-        lora,
-        trainable["lora"],
-    )
-    token_gradients = _token_gradients(functions, trainable["value"], x, params, batch.tokens, batch.targets)
-    d_value, d_x, metrics = in_turn(token_gradients, network.mesh)
-    return keep_placed({"lora": pull_back(d_x), "value": d_value}, network.mesh), metrics
-
-
-_compiled_gradients = jax.jit(_gradients, static_argnums=0)
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _all_steps(
-    functions: PolicyFunctions,
-    state: TrainState,
-    params: Params,
-    steps: PolicyBatch,
-    learning_rate: jax.Array,
-    kl_step: jax.Array,
-) -> tuple[TrainState, Metrics, jax.Array]:
-    """The steps of an update in one loop on the device.
-
-    Args:
-      steps: every array [steps, parts, ...].
-
-    Returns:
-      The state, metrics of each step [steps], and which steps were taken [steps] bool.
-    """
-
-    def take(state: TrainState, parts: PolicyBatch) -> tuple[TrainState, Metrics]:
-        added = jax.lax.map(lambda part: _gradients(functions, state.trainable, params, part), parts)
-        whole = jax.tree.map(lambda part: part.sum(axis=0), added)
-        return apply_gradients(functions.tx, state, [whole], learning_rate, functions.network.mesh)
-
-    def step(
-        carry: tuple[TrainState, jax.Array], parts: PolicyBatch
-    ) -> tuple[tuple[TrainState, jax.Array], tuple[Metrics, jax.Array]]:
-        state, goes_on = carry
-        shapes = jax.eval_shape(take, state, parts)[1]
-        nothing = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shapes)
-        state, metrics = jax.lax.cond(goes_on, take, lambda state, _: (state, nothing), state, parts)
-        moved = metrics["moved"][0] / jnp.maximum(metrics["moved"][1], 1.0)
-        return (state, goes_on & (moved <= kl_step)), (metrics, goes_on)
-
-    (state, _), (metrics, taken) = jax.lax.scan(step, (state, jnp.bool_(True)), steps)
-    return state, metrics, taken
-
-
-def _stack(steps: Sequence[Sequence[PolicyBatch]]) -> PolicyBatch:
-    """Steps of parts of the same shapes as one tree [steps, parts, ...]; steps of fewer parts get empty ones."""
-    most = max(map(len, steps))
-
-    def filled(parts: Sequence[PolicyBatch]) -> list[PolicyBatch]:
-        tokens = parts[0].tokens
-        empty = parts[0]._replace(tokens=tokens._replace(valid=tokens.valid & False))
-        return [*parts, *[empty] * (most - len(parts))]
-
-    rows = [jax.tree.map(lambda *some: jnp.stack(some), *filled(parts)) for parts in steps]
-    return jax.tree.map(lambda *some: jnp.stack(some), *rows)
-
-
 @partial(jax.jit, static_argnums=0)
 def _token_gradients(
     functions: PolicyFunctions, value: Params, x: jax.Array, params: Params, tokens: CandidateTokens, targets: Targets
@@ -254,6 +181,7 @@ def _token_gradients(
     params = output_params(network, params)
     d_value, d_x, metrics = jax.lax.map(of_chunk, in_chunks(network, (x, tokens.ids, tokens.valid, targets)))
     d_value, metrics = jax.tree.map(lambda part: part.sum(axis=0), (d_value, metrics))
+    d_value = keep_placed({"value": d_value}, network.mesh)["value"]
     return d_value, out_of_chunks(network, d_x), metrics
 
 

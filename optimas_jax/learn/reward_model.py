@@ -29,7 +29,7 @@ from optimas_jax.models.heads import reward_head
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.platform import in_turn
-from optimas_jax.parallel.sharding import keep_placed
+from optimas_jax.parallel.sharding import keep_placed, keep_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,15 @@ class RewardFunctions:
         """Output of the frozen layers below the adapters, [T, D]; see ``models.forward.features``."""
         return features(self.network, params, flat, self.lora)
 
-    def score(self, params: Params, head: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
-        """Scores of the candidates [G, M] float32, 0 for padding; ``params`` with merged adapters."""
-        x = self._upper(params, batch, features, _per_shard(batch.ends))
+    def score(
+        self, params: Params, head: Params, batch: GroupBatch, features: jax.Array, adapters: Params | None = None
+    ) -> jax.Array:
+        """Scores of the candidates [G, M] float32, 0 for padding.
+
+        Args:
+          adapters: of the local reward; None where they are merged into ``params``.
+        """
+        x = self._upper(params, batch, features, _per_shard(batch.ends), adapters)
         return in_turn(_scores(self.network, params["final_norm"], head, x, batch), self.network.mesh)
 
     def hidden(self, params: Params, batch: GroupBatch, features: jax.Array) -> jax.Array:
@@ -77,8 +83,20 @@ class RewardFunctions:
     ) -> tuple[Params, Metrics]:
         """Gradients of the *sum* of Eq. 4 over the groups of a batch with respect to adapters and heads, and metrics;
         ``params`` are the frozen weights."""
-        compute = _gradients if self.network.compute.layerwise else _compiled_gradients
-        return in_turn(compute(self, trainable, params, batch, features), self.network.mesh)
+        x, pull_back = run_layers_vjp(
+            self.network,
+            params,
+            features,
+            batch.flat.positions,
+            batch.flat.layout,
+            range(self.first, self.network.config.num_layers),
+            _per_shard(batch.ends),
+            self.lora,
+            trainable["lora"],
+        )
+        loss_gradients = _loss_gradients(self, trainable["head"], x, params["final_norm"], batch)
+        (d_head, d_x), metrics = in_turn(loss_gradients, self.network.mesh)
+        return {"lora": pull_back(d_x), "head": d_head}, metrics
 
     def train_step(
         self,
@@ -104,9 +122,17 @@ class RewardFunctions:
         mesh = self.network.mesh
         return in_turn(apply_gradients(self.tx, state, list(gradients), learning_rate, mesh), mesh)
 
-    def _upper(self, params: Params, batch: GroupBatch, features: jax.Array, at: jax.Array | None = None) -> jax.Array:
-        layers = range(self.first, self.network.config.num_layers)
-        return run_layers(self.network, params, features, batch.flat.positions, batch.flat.layout, layers, at)
+    def _upper(
+        self,
+        params: Params,
+        batch: GroupBatch,
+        features: jax.Array,
+        at: jax.Array | None = None,
+        adapters: Params | None = None,
+    ) -> jax.Array:
+        layers, flat = range(self.first, self.network.config.num_layers), batch.flat
+        lora = None if adapters is None else self.lora
+        return run_layers(self.network, params, features, flat.positions, flat.layout, layers, at, lora, adapters)
 
 
 def _per_shard(ends: jax.Array) -> jax.Array:
@@ -140,28 +166,6 @@ def _scores(network: Network, norm: Params, head: Params, x: jax.Array, batch: G
     return one_by_one(of_groups, (x.reshape(*batch.ends.shape, -1), batch.ends, batch.valid, batch.component))
 
 
-def _gradients(
-    functions: RewardFunctions, trainable: Params, params: Params, batch: GroupBatch, features: jax.Array
-) -> tuple[Params, Metrics]:
-    x, pull_back = run_layers_vjp(
-        functions.network,
-        params,
-        features,
-        batch.flat.positions,
-        batch.flat.layout,
-        range(functions.first, functions.network.config.num_layers),
-        _per_shard(batch.ends),
-        functions.lora,
-        trainable["lora"],
-    )
-    loss_gradients = _loss_gradients(functions, trainable["head"], x, params["final_norm"], batch)
-    (d_head, d_x), metrics = in_turn(loss_gradients, functions.network.mesh)
-    return keep_placed({"lora": pull_back(d_x), "head": d_head}, functions.network.mesh), metrics
-
-
-_compiled_gradients = jax.jit(_gradients, static_argnums=0)
-
-
 @partial(jax.jit, static_argnums=0)
 def _loss_gradients(
     functions: RewardFunctions, head: Params, x: jax.Array, norm: Params, batch: GroupBatch
@@ -169,7 +173,9 @@ def _loss_gradients(
     def loss_fn(head: Params, x: jax.Array) -> tuple[jax.Array, Metrics]:
         return group_loss(group_scores(functions.network, norm, head, x, batch), batch, functions.loss)
 
-    return jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(head, x)
+    (d_head, d_x), metrics = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(head, x)
+    mesh = functions.network.mesh
+    return (keep_placed({"head": d_head}, mesh)["head"], keep_shards(d_x, mesh)), metrics
 
 
 def group_loss(scores: jax.Array, batch: GroupBatch, config: LossConfig) -> tuple[jax.Array, Metrics]:

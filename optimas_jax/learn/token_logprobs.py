@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optimas_jax.learn.batches import CHUNK
 from optimas_jax.models.backbone import Network, merge_model
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.mesh import MODEL
@@ -15,13 +14,14 @@ from optimas_jax.parallel.sharding import cut_along, keep_shards
 
 
 def in_chunks(network: Network, tree: Any) -> Any:
-    """[C, ...] -> [C / CHUNK, CHUNK, ...], and on a mesh [S, C, ...] -> [C / CHUNK, S, CHUNK, ...]: so many tokens'
-    distributions exist at a time, and no array [C, V]."""
+    """[C, ...] -> [C / chunk, chunk, ...], and on a mesh [S, C, ...] -> [C / chunk, S, chunk, ...]: the distributions
+    of a chunk of tokens exist at a time (``Compute.vocab_chunk``), and no array [C, V]."""
+    chunk = network.compute.vocab_chunk
 
     def cut(part: jax.Array) -> jax.Array:
         if network.mesh is None:
-            return part.reshape(-1, CHUNK, *part.shape[1:])
-        return part.reshape(len(part), -1, CHUNK, *part.shape[2:]).swapaxes(0, 1)
+            return part.reshape(-1, chunk, *part.shape[1:])
+        return part.reshape(len(part), -1, chunk, *part.shape[2:]).swapaxes(0, 1)
 
     return jax.tree.map(cut, tree)
 

@@ -218,7 +218,8 @@ class Completion:
         return Usage(1, self.prompt_tokens, self.completion_tokens, self.usd, self.seconds)
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "outcome": str(self.outcome)}
+        tokens = None if self.tokens is None else dataclasses.asdict(self.tokens)
+        return {**vars(self), "outcome": str(self.outcome), "tokens": tokens}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Completion:

@@ -9,6 +9,7 @@ Discounts for cached prompts and batches are left out, so that the bill is at mo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Protocol
@@ -64,7 +65,13 @@ def price_of(spec: str, overrides: Mapping[str, Price]) -> Price | None:
     for name in (spec, _SNAPSHOT.sub("", spec)):
         if name in overrides:
             return overrides[name]
-    listed = ListPrice(kind, model_name(spec))
+    return _listed(kind, model_name(spec))
+
+
+@functools.cache
+def _listed(kind: str, name: str) -> ListPrice | None:
+    """The list price of a model, or None. Every call asks, and to find out that a model is not listed takes long."""
+    listed = ListPrice(kind, name)
     try:
         listed.usd(0, 0)
     except LookupError:

@@ -5,6 +5,7 @@ Imports no array library, so that an error comes at once."""
 from __future__ import annotations
 
 import dataclasses
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from optimas_jax.core.selection import LIKELIHOOD
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.openai import OpenAICompleter
-from optimas_jax.llm.clients.remote import ServerConfig
+from optimas_jax.llm.clients.remote import SETTINGS, ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.prices import Price, parse_prices, price_of
@@ -22,6 +23,8 @@ from optimas_jax.llm.providers import RoutedCompleter, check_models
 from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.journal import ADAPTERS, TAPE
+
+_OTHER_FILES = 128  # that a run has open beside its connections
 
 
 def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = (), *, keys: bool = True) -> None:
@@ -35,7 +38,7 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
     Raises:
       ConfigError: names the model, the variable or the setting, and the way out.
     """
-    named = _language_models(config)
+    named = language_models(config)
     specs = answering(config, choices)
     try:
         check_models(specs, _servers(config), keys=keys and not (workdir / TAPE).is_file())
@@ -49,12 +52,34 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
                 "example --config.system.language_model.style=chat"
             )
     _check_weights(config)
+    _check_connections(config, specs)
     unknown = [spec for spec in served(specs) if price_of(spec, prices) is None]
     if unknown and config.budget.usd:
         raise ConfigError(
             f"config.budget.usd is {config.budget.usd}, and no price of {', '.join(unknown)} is known: set "
             f"config.prices to {unknown[0]}=PROMPT/COMPLETION, in US dollars per million tokens"
         )
+
+
+def _check_connections(config: RunConfig, specs: Sequence[str]) -> None:
+    """Raises ``ConfigError`` if requests to a server would wait for a connection, or connections for a file."""
+    names = sorted({provider(spec) for spec in specs} - {""})
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if names and files != resource.RLIM_INFINITY and config.concurrency + _OTHER_FILES > files:
+        raise ConfigError(
+            f"config.concurrency is {config.concurrency}, and this process may open {files} files, of which each "
+            f"connection is one: run ulimit -n {config.concurrency + _OTHER_FILES} before it, or set "
+            f"config.concurrency to at most {files - _OTHER_FILES}"
+        )
+    for name in names:
+        connections = _servers(config)[name].connections
+        if connections and connections < config.concurrency:
+            setting = f"{SETTINGS[name]}.connections"
+            raise ConfigError(
+                f"{setting} is {connections}, and config.concurrency is {config.concurrency}: of so many calls, most "
+                f"would wait for a connection. Leave {setting} at 0, which follows the concurrency, or set "
+                f"config.concurrency to at most {connections}"
+            )
 
 
 def _check_weights(config: RunConfig) -> None:
@@ -88,7 +113,7 @@ def _check_weights(config: RunConfig) -> None:
 def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
     """Models that may be asked: of the system, of proposers, and ``choices``; some more than once. ``models`` of a
     system's settings, where it has that field, are specs."""
-    models = [model.model for model in _language_models(config)]
+    models = [model.model for model in language_models(config)]
     return [*models, *getattr(config.system, "models", ()), *_api_models((config.system, config.proposer)), *choices]
 
 
@@ -134,7 +159,8 @@ def _servers(config: RunConfig) -> dict[str, ServerConfig]:
     return {"openai": config.server, "anthropic": config.anthropic}
 
 
-def _language_models(config: RunConfig) -> list[LanguageModel]:
+def language_models(config: RunConfig) -> list[LanguageModel]:
+    """All language models of a configuration."""
     return [leaf for leaf in _leaves((config.system, config.proposer)) if isinstance(leaf, LanguageModel)]
 
 

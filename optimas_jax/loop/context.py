@@ -28,7 +28,8 @@ from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.providers import models_named
 from optimas_jax.llm.sandbox import SandboxCompleter
 from optimas_jax.llm.shared import SharedCompleter
-from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.checks import check_search, chosen_components, tell_unmetered
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import RunConfig

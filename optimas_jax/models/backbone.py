@@ -26,16 +26,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
 
-from optimas_jax.models.attention import KeysValues, attention, decode_attention
+from optimas_jax.models.attention import attention, decode_attention
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.cpu import over_padded_rows, weight_first
+from optimas_jax.models.layout import KeysValues
 from optimas_jax.models.lora import Params, init_lora_a, low_rank
 from optimas_jax.models.numerics import KEPT, Product, matmul
 from optimas_jax.models.rope import Rotation, rope_angles, rotate
 from optimas_jax.parallel.platform import Compute
-from optimas_jax.parallel.sharding import head_axis, keep_shards
+from optimas_jax.parallel.sharding import AnyMesh, head_axis, keep_shards
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: keys [B, K, H, S] and values [B, K, S, H]
 
@@ -114,7 +114,7 @@ def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
 class Layer(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
-    def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None, mesh: Mesh | None = None):
+    def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None, mesh: AnyMesh | None = None):
         def linear(name: str, fan_in: int, fan_out: int, bias: bool = False) -> Linear:
             return Linear(name, fan_in, fan_out, bias=bias, lora=lora, cpu_forms=compute.cpu_forms)
 
@@ -138,6 +138,7 @@ class Layer(nnx.Module):
         self.post_mlp_norm = norm(dim) if config.post_norms else None
         self.config = config
         self.cpu_forms = compute.cpu_forms
+        self.use_kernel = compute.attention == "kernel"
         self.mesh = mesh
 
     def queries_keys_values(
@@ -180,7 +181,7 @@ class Layer(nnx.Module):
         """
         apply = partial(linears, gate=gate)
         q, (k, v) = checkpoint_name(self.queries_keys_values(self.attn_norm(x), rotation, apply), KEPT)
-        mixed = attention(q, k, v, layout, stored, self.mesh).reshape(*x.shape[:-1], -1)
+        mixed = attention(q, k, v, layout, stored, self.mesh, self.use_kernel).reshape(*x.shape[:-1], -1)
         if tokens is not None:
             x, mixed = at_tokens(x, tokens), at_tokens(mixed, tokens)
         x = self._add_mlp(checkpoint_name(self._add_mixed(x, mixed, apply), KEPT), apply)
@@ -247,7 +248,7 @@ class Network:
 
     config: BackboneConfig
     compute: Compute
-    mesh: Mesh | None = None
+    mesh: AnyMesh | None = None
 
     def graph(self, lora: LoraConfig | None) -> Any:
         """Graph definition of the whole backbone, with adapters if ``lora`` is given."""

@@ -1,7 +1,7 @@
 """Flat batches: sequences of different lengths laid end to end, for all passes over whole sequences.
 
 Sizes are rounded up to buckets, so that the number of compilations is bounded. The results of a sequence do not depend
-on them (``models.attention``).
+on them (``models.layout``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optimas_jax.models.attention import BLOCK, TILE, Spans, Tiles
+from optimas_jax.models.layout import BLOCK, TILE, AnyLayout, TilePairs, Tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Flat(NamedTuple):
 
     input_ids: Any
     positions: Any
-    layout: Tiles | Spans
+    layout: AnyLayout
 
 
 def bucket(size: int, least: int, per_doubling: int = 2) -> int:
@@ -55,6 +55,11 @@ def bucket(size: int, least: int, per_doubling: int = 2) -> int:
     ``per_doubling`` buckets between powers of two."""
     step = max(least, (1 << max(size - 1, 0).bit_length()) // (2 * per_doubling))
     return max(-(-size // step) * step, least)
+
+
+def sequence_room(count: int, *, tiled: bool) -> int:
+    """Number of sequences that a batch of ``count`` sequences has room for."""
+    return bucket(count, 32) if tiled else bucket(count, 1, 1)
 
 
 def flatten(
@@ -72,7 +77,7 @@ def flatten(
     Args:
       sequences: at least one, or none where ``like`` has some; all with ``parts`` or none.
       pad_id: token of the padding at the end.
-      tiled: layout ``Tiles`` if true, else ``Spans``.
+      tiled: layout ``Tiles`` if true, else ``TilePairs``.
       stored: P, number of positions of the prefix cache.
       slots: room for stored positions of a sequence, a size of ``Tiles``; 0 for as many as ``sequences`` have.
       tokens: T before rounding up to a bucket; default: all tokens of ``sequences``.
@@ -99,8 +104,8 @@ def flatten(
     if tiled:
         layout = _tiles(sequences, begins, tokens, slots, sizes)
     else:
-        grouped = (*sequences, *like)[0].parts is not None
-        layout = _spans(sequences, begins, tokens, stored, sizes, grouped=grouped)
+        before = max(sum(sequence.start for sequence in some) for some in (sequences, like))
+        layout = _tile_pairs(sequences, begins, tokens, stored, bucket(before, TILE, 1) if before else 0, sizes)
     return Flat(ids, positions, layout)
 
 
@@ -113,7 +118,7 @@ class _Sizes(NamedTuple):
 
 
 def _tiles(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, slots: int, sizes: _Sizes) -> Tiles:
-    rows = bucket(sizes.rows, 32)
+    rows = sequence_room(sizes.rows, tiled=True)
     row_of, key_index, part = np.full(tokens, -1, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
     starts = np.zeros(rows, np.int32)
     width = -(-max(slots, *(sequence.start for sequence in sequences), 1) // TILE) * TILE // BLOCK
@@ -168,28 +173,55 @@ def _shared_blocks(sequences: Sequence[FlatSequence]) -> int:
     return next((count for count, column in enumerate(columns) if len(set(column)) > 1), len(columns))
 
 
-def _spans(
-    sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, stored: int, sizes: _Sizes, *, grouped: bool
-) -> Spans:
-    # Padding in rows costs memory bandwidth only, and training steps take long to compile: few shapes.
-    rows = bucket(sizes.rows, 1, 1)
-    slots = bucket(sizes.keys, 128, 1)
-    # Queries and keys are the same tokens where nothing is stored.
-    width = bucket(sizes.queries, TILE, 1) if stored else slots
-    inverse, starts = np.zeros(tokens, np.int32), np.zeros(rows, np.int32)
-    queries, keys = np.full((rows, width), tokens, np.int32), np.full((rows, slots), stored + tokens, np.int32)
-    parts = np.full((rows, slots), -1, np.int32)
+def _tile_pairs(
+    sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, stored: int, before: int, sizes: _Sizes
+) -> TilePairs:
+    """``before``: S0, room for stored keys."""
+    sequence_of, key_index, part = np.full(tokens, -1, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
+    of_store = np.full(before, stored, np.int32), np.full(before, -2, np.int32), np.zeros(before, np.int32)
+    starts = np.cumsum([0, *(sequence.start for sequence in sequences)])
+    pairs = {(tile, (before + tile * TILE) // TILE): 0 for tile in range(tokens // TILE)}
     for row, sequence in enumerate(sequences):
-        count = len(sequence.ids)
-        indices = np.arange(begins[row], begins[row] + count)
-        inverse[indices] = row * width + np.arange(count)
-        queries[row, :count] = indices
-        keys[row, : sequence.start] = stored_indices(sequence.blocks)
-        keys[row, sequence.start : sequence.length] = stored + indices
-        starts[row] = sequence.start
-        if sequence.parts is not None:
-            parts[row, :count] = sequence.parts
-    return Spans(queries, keys, inverse, starts, parts if grouped else None)
+        begin, span = begins[row], slice(begins[row], begins[row + 1])
+        sequence_of[span], key_index[span] = row, np.arange(sequence.start, sequence.length)
+        part[span] = 0 if sequence.parts is None else sequence.parts
+        in_store = slice(starts[row], starts[row + 1])
+        for array, values in zip(
+            of_store, (stored_indices(sequence.blocks), row, np.arange(sequence.start)), strict=True
+        ):
+            array[in_store] = values
+        for tile in range(begin // TILE, -(-span.stop // TILE)):
+            inside = slice(max(tile * TILE, begin), min((tile + 1) * TILE, span.stop))
+            ranges = [(in_store.start, in_store.stop)]
+            ranges += [
+                (before + begin + first, before + begin + stop) for first, stop in _seen(part[span], inside, begin)
+            ]
+            for first, stop in ranges:
+                pairs |= {(tile, key): 1 for key in range(first // TILE, -(-stop // TILE)) if stop > first}
+    by_query = [(query, key, real) for (query, key), real in sorted(pairs.items())]
+    without = sorted(set(range((before + tokens) // TILE)) - {key for _, key in pairs})
+    by_key = sorted([*by_query, *((0, key, 0) for key in without)], key=lambda pair: (pair[1], pair[0]))
+    # As many pairs as T tokens of sequences as long as the longest can have.
+    reach = -(-(sizes.queries - 1) // TILE) + 1
+    room = bucket(tokens // TILE * (min(reach, tokens // TILE) + before // TILE) + before // TILE, 64, 1)
+    tables = np.zeros((2, room, 3), np.int32)
+    for table, rows in zip(tables, (by_query, by_key), strict=True):
+        table[: len(rows)] = rows
+    counts = np.asarray([len(by_query), len(by_key)], np.int32)
+    return TilePairs(sequence_of, key_index, part, of_store[0], of_store[1], of_store[2], tables[0], tables[1], counts)
+
+
+def _seen(parts: np.ndarray, inside: slice, begin: int) -> list[tuple[int, int]]:
+    """Ranges (first, stop) of a sequence's tokens that its tokens ``inside`` a tile see, counted from its first one.
+
+    Args:
+      parts: of all its tokens.
+      inside: indices in the batch, in which the sequence begins at ``begin``.
+    """
+    first_part, stop = parts[inside.start - begin], inside.stop - begin
+    if not first_part:
+        return [(0, stop)]
+    return [(0, int((parts == 0).sum())), (int(np.argmax(parts == first_part)), stop)]
 
 
 def stored_indices(blocks: Sequence[int]) -> np.ndarray:

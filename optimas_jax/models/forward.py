@@ -1,7 +1,8 @@
 """Whole sequences through the layers, one compiled layer after another, with and without a gradient.
 
-30 layers compile as fast as one. Inside another jitted function they become part of it. For the backward pass a layer
-keeps its products and attention's output, and computes the rest again; with ``Compute.remat`` it keeps only its input.
+30 layers compile as fast as one, and a device holds the gathered weights of one layer at a time. Inside another jitted
+function they become part of it. For the backward pass a layer keeps its products and attention's output, and computes
+the rest again; with ``Compute.remat`` it keeps only its input.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optimas_jax.models.attention import KeysValues, Spans, StoredKeysValues, Tiles, windowed
 from optimas_jax.models.backbone import Network, embed, linears, merge_layer, rms_norm
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.models.flat import Flat
+from optimas_jax.models.layout import AnyLayout, KeysValues, StoredKeysValues, windowed
 from optimas_jax.models.lora import Params
 from optimas_jax.models.numerics import KEPT
 from optimas_jax.models.rope import Rotation, rope_angles
 from optimas_jax.parallel.platform import in_turn
-from optimas_jax.parallel.sharding import keep_shards
+from optimas_jax.parallel.sharding import keep_placed, keep_shards
 
 # Adapters, input, weights, rotation, layout, and the tokens whose output is wanted.
-LayerArgs = tuple[Params, jax.Array, Params, Rotation, Tiles | Spans, jax.Array | None]
+LayerArgs = tuple[Params, jax.Array, Params, Rotation, AnyLayout, jax.Array | None]
 
 
 def forward(
@@ -33,7 +34,7 @@ def forward(
     params: Params,
     input_ids: jax.Array,
     positions: jax.Array,
-    layout: Tiles | Spans,
+    layout: AnyLayout,
     lora: LoraConfig | None = None,
     lora_params: Params | None = None,
 ) -> jax.Array:
@@ -65,7 +66,7 @@ def run_layers(
     params: Params,
     x: jax.Array,
     positions: jax.Array,
-    layout: Tiles | Spans,
+    layout: AnyLayout,
     layers: range,
     tokens: jax.Array | None = None,
     lora: LoraConfig | None = None,
@@ -81,7 +82,7 @@ def run_layers(
     Returns:
       [T, D] output of the last layer, or [n, D].
     """
-    inputs = _layer_inputs(network, positions, layout)
+    inputs = layer_inputs(network, positions, layout)
     for index in layers:
         weights, adapters, (rotation, layout) = params["layers"][index], _adapters(lora_params, index), inputs[index]
         at = tokens if index == layers[-1] else None
@@ -94,7 +95,7 @@ def run_layers_vjp(
     params: Params,
     x: jax.Array,
     positions: jax.Array,
-    layout: Tiles | Spans,
+    layout: AnyLayout,
     layers: range,
     tokens: jax.Array | None,
     lora: LoraConfig,
@@ -105,19 +106,20 @@ def run_layers_vjp(
     The VJP can be called once: it frees the residuals of a layer as soon as they are used. It computes no gradient for
     ``x``. Not ``jax.grad``, which takes 5 ms of tracing for each compiled layer.
     """
-    inputs = _layer_inputs(network, positions, layout)
+    inputs = layer_inputs(network, positions, layout)
     passed: list[tuple[int, LayerArgs, Pullback]] = []
     for index in layers:
         at = tokens if index == layers[-1] else None
         args = (_adapters(lora_params, index), x, params["layers"][index], *inputs[index], at)
-        x, pullback = in_turn(_forward_layer(network, lora, args), network.mesh)
+        x, pullback = in_turn(forward_layer(network, lora, args), network.mesh)
         passed.append((index, args, pullback))
 
     def pull_back(d_out: jax.Array) -> Params:
         grads = {}
         while passed:
             index, args, pullback = passed.pop()
-            grads[index], d_out = in_turn(_backward_layer(args, pullback, d_out, index == layers[0]), network.mesh)
+            is_lowest = index == layers[0]
+            grads[index], d_out = in_turn(backward_layer(network, args, pullback, d_out, is_lowest), network.mesh)
         return {"layers": grads}
 
     return x, pull_back
@@ -128,7 +130,7 @@ def keys_values(
     params: Params,
     input_ids: jax.Array,
     positions: jax.Array,
-    layout: Tiles | Spans,
+    layout: AnyLayout,
     stored: Sequence[StoredKeysValues],
     lora: LoraConfig | None = None,
     lora_params: Params | None = None,
@@ -145,7 +147,7 @@ def keys_values(
       By layer, [T, K, H] each, T padded to a multiple of ``prefill_tokens``.
     """
     x = _embedded(network, params, input_ids)
-    inputs = _layer_inputs(network, positions, layout)
+    inputs = layer_inputs(network, positions, layout)
     last, computed = network.config.num_layers - 1, []
     for index in range(last):
         weights, adapters, (rotation, layout) = params["layers"][index], _adapters(lora_params, index), inputs[index]
@@ -174,9 +176,7 @@ def _embedded(network: Network, params: Params, input_ids: jax.Array) -> jax.Arr
 _rope_angles = jax.jit(rope_angles, static_argnums=(1, 2))
 
 
-def _layer_inputs(
-    network: Network, positions: jax.Array, layout: Tiles | Spans
-) -> list[tuple[Rotation, Tiles | Spans]]:
+def layer_inputs(network: Network, positions: jax.Array, layout: AnyLayout) -> list[tuple[Rotation, AnyLayout]]:
     """Rotation and layout of each layer. Where some layers have a window all have one, so that one program fits all."""
     config = network.config
     of_kind = {}
@@ -201,7 +201,7 @@ def _run_layer(
     lora_params: Params,
     x: jax.Array,
     rotation: Rotation,
-    layout: Tiles | Spans,
+    layout: AnyLayout,
     stored: StoredKeysValues | None,
     tokens: jax.Array | None = None,
     gate: jax.Array | None = None,
@@ -212,25 +212,28 @@ def _run_layer(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _forward_layer(network: Network, lora: LoraConfig, args: LayerArgs) -> tuple[jax.Array, Pullback]:
+def forward_layer(network: Network, lora: LoraConfig, args: LayerArgs) -> tuple[jax.Array, Pullback]:
+    """Output of an adapted layer, and its VJP with respect to its adapters and its input."""
     lora_params, x, layer_params, rotation, layout, tokens = args
 
     def run(lora_params: Params, x: jax.Array) -> jax.Array:
         return merge_layer(network, lora, layer_params, lora_params)(x, rotation, layout, None, tokens)[0]
 
     policy = None if network.compute.remat else jax.checkpoint_policies.save_only_these_names(KEPT)
-    # Where the backward pass is a separate program, the compiler cannot merge it with the forward pass.
-    run = jax.checkpoint(run, prevent_cse=not network.compute.layerwise, policy=policy)
+    # The backward pass is a separate program: the compiler cannot merge it with the forward pass.
+    run = jax.checkpoint(run, prevent_cse=False, policy=policy)
     out, vjp = jax.vjp(run, lora_params, x)
     return out, Pullback.of(vjp, args)
 
 
-@partial(jax.jit, static_argnums=3)
-def _backward_layer(
-    args: LayerArgs, pullback: Pullback, d_out: jax.Array, is_lowest: bool
+@partial(jax.jit, static_argnums=(0, 4))
+def backward_layer(
+    network: Network, args: LayerArgs, pullback: Pullback, d_out: jax.Array, is_lowest: bool
 ) -> tuple[Params, jax.Array | None]:
+    """Gradients of the layer's adapters, and of its input unless it ``is_lowest``."""
     d_lora, d_x = pullback.restore(args)(d_out)
-    return d_lora, None if is_lowest else d_x
+    d_lora = keep_placed({"layer": d_lora}, network.mesh)["layer"]
+    return d_lora, None if is_lowest else keep_shards(d_x, network.mesh)
 
 
 @jax.tree_util.register_dataclass

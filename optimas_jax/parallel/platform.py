@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 T = TypeVar("T")
 
@@ -23,12 +23,15 @@ class Compute:
     Attributes:
       dtype: dtype of frozen weights and activations. Reductions, softmax, log-probs, LoRA, heads and optimiser state
         are float32 whatever it says.
-      attention: ``tiled`` (products over tiles of queries and keys, best on CPU) or ``fused``
-        (``jax.nn.dot_product_attention``, which picks the platform's kernel); see ``models.attention``.
-      layerwise: whether a gradient runs one compiled layer after another (programs that compile in seconds, for
-        batches of many sizes, and keep little), or as one program.
+      attention: ``tiled`` (loops over tiles of queries and keys, best on CPU), ``chunked`` (many pairs of tiles at
+        once, by XLA) or ``kernel`` (the same pairs by Pallas, for TPU); see ``models.layout``. None stores scores.
+      one_size: whether batches of training are filled up to one size, so that few programs are compiled; else they have
+        sizes of their own, and compute no padding.
       remat: whether the backward pass computes a layer again from its input alone; else its products and attention's
         output are kept, and the rest is computed again.
+      merge_adapters: whether scoring merges adapters into a copy of the weights: thin products are slow on CPU, and a
+        second copy of a large model does not fit elsewhere.
+      vocab_chunk: tokens whose distributions over the vocabulary exist at a time; sampled tokens are a multiple of it.
       lanes: independent batches that are computed side by side, see ``parallel.lanes``.
       cpu_forms: whether products, sums and the arg max take the forms of ``models.cpu``, which XLA's CPU code computes
         faster, or with equal bits for any number of rows. Elsewhere the plain operations are traced.
@@ -42,9 +45,11 @@ class Compute:
     """
 
     dtype: jnp.dtype
-    attention: Literal["tiled", "fused"]
-    layerwise: bool = False
+    attention: Literal["tiled", "chunked", "kernel"]
+    one_size: bool = False
     remat: bool = False
+    merge_adapters: bool = False
+    vocab_chunk: int = 64
     lanes: int = 1
     cpu_forms: bool = False
     decode_rows: tuple[int, ...] = (4, 8, 16, 32, 64)
@@ -65,14 +70,16 @@ def default_compute(platform: str | None = None) -> Compute:
         return Compute(
             dtype=jnp.dtype(jnp.float32),
             attention="tiled",
-            layerwise=True,
+            merge_adapters=True,
             lanes=2,
             cpu_forms=True,
             decode_rows=(4, 8, 16, 24, 40),
         )
     return Compute(
         dtype=jnp.dtype(jnp.bfloat16),
-        attention="fused",
+        one_size=True,
+        vocab_chunk=512,
+        attention="kernel" if platform == "tpu" else "chunked",
         decode_rows=(8, 16, 32, 64, 128, 256),
         prefill_tokens=4096,
         cache_tokens=0,
@@ -94,17 +101,15 @@ def free_memory(device: Any) -> int | None:
         return None
 
 
-def in_turn(tree: T, mesh: Mesh | None) -> T:
+def in_turn(tree: T, mesh: Mesh | AbstractMesh | None) -> T:
     """On a mesh of CPU devices waits until the arrays are there; elsewhere, and inside a jitted function, does nothing.
 
     XLA's CPU devices share few threads. Programs that wait for each other's devices may take all of them, and the
     process ends: so one is at work at a time.
     """
-    if mesh is None or mesh.devices.flat[0].platform != "cpu":
+    if mesh is None or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         return tree
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
-        return tree
-    return jax.block_until_ready(tree)
+    return jax.block_until_ready(tree) if mesh.devices.flat[0].platform == "cpu" else tree
 
 
 def forget_programs() -> None:

@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optimas_jax.parallel.mesh import DATA, MODEL
 
 T = TypeVar("T")
+AnyMesh = Mesh | AbstractMesh  # of devices, or, for shapes alone, of a number of them
 Rules = Sequence[tuple[str, P]]
 
 SHARED = "shared"  # see ``on_each_shard``
@@ -56,7 +57,7 @@ def _key_name(key: Any) -> str:
     return str(next(getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind)))
 
 
-def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def shardings(tree: Any, mesh: AnyMesh, rules: Rules = RULES) -> Any:
     """A tree of ``NamedSharding`` like ``tree`` (of arrays or shapes). A dimension that an axis does not divide is
     not cut along it.
 
@@ -76,18 +77,18 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), result)
 
 
-def place(tree: Any, mesh: Mesh | None) -> Any:
+def place(tree: Any, mesh: AnyMesh | None) -> Any:
     """Parameters or a state of training on a mesh, cut by ``RULES``."""
     return tree if mesh is None else jax.device_put(tree, shardings(tree, mesh))
 
 
-def keep_placed(tree: Any, mesh: Mesh | None) -> Any:
+def keep_placed(tree: Any, mesh: AnyMesh | None) -> Any:
     """Inside a jitted function: its outputs are cut as ``place`` cuts its inputs, so that the next call with them is
     the same program."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
-def put_shards(parts: Sequence[T], mesh: Mesh | None) -> T:
+def put_shards(parts: Sequence[T], mesh: AnyMesh | None) -> T:
     """Arrays of each shard of a batch, all of the same shapes, stacked on the mesh; without one those of the only
     shard as they are."""
     if mesh is None:
@@ -95,23 +96,23 @@ def put_shards(parts: Sequence[T], mesh: Mesh | None) -> T:
     return place_shards(jax.tree.map(lambda *leaves: np.stack(leaves), *parts), mesh)
 
 
-def place_shards(tree: T, mesh: Mesh | None) -> T:
+def place_shards(tree: T, mesh: AnyMesh | None) -> T:
     """Arrays whose first axis is cut along the shards of a mesh; without one as they are."""
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P(DATA)))
 
 
-def keep_shards(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
+def keep_shards(x: jax.Array, mesh: AnyMesh | None, *axes: str | None) -> jax.Array:
     """Inside a jitted function: x [S, ...] stays cut along its shards, and its other dimensions as ``axes`` say (by
     default not at all)."""
     return x if mesh is None else cut_along(x, mesh, DATA, *axes)
 
 
-def cut_along(x: jax.Array, mesh: Mesh, *axes: str | None) -> jax.Array:
+def cut_along(x: jax.Array, mesh: AnyMesh, *axes: str | None) -> jax.Array:
     """Inside a jitted function: x is cut along ``axes``; other dimensions, and those that do not divide, are whole."""
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _dividing(x.shape, axes, mesh)))
 
 
-def _dividing(shape: Sequence[int], axes: Iterable[str | None], mesh: Mesh) -> P:
+def _dividing(shape: Sequence[int], axes: Iterable[str | None], mesh: AnyMesh) -> P:
     """The axes that divide their dimensions, as XLA writes the placement of its outputs: without axes of one device,
     and without None at the end."""
     kept = [
@@ -124,7 +125,7 @@ def _dividing(shape: Sequence[int], axes: Iterable[str | None], mesh: Mesh) -> P
 
 
 def on_each_shard(
-    function: Callable[..., Any], mesh: Mesh | None, specs: Sequence[Any], out: Any
+    function: Callable[..., Any], mesh: AnyMesh | None, specs: Sequence[Any], out: Any
 ) -> Callable[..., Any]:
     """``function`` of the arrays of one shard, run on each device by itself.
 
@@ -163,12 +164,12 @@ def _spread(spec: Any, arg: Any) -> Any:
     return jax.tree.map(lambda _: spec, arg) if _is_spec(spec) else spec
 
 
-def head_axis(mesh: Mesh | None, heads: int) -> str | None:
+def head_axis(mesh: AnyMesh | None, heads: int) -> str | None:
     """The axis along which so many heads are cut; None where they do not divide."""
     return MODEL if mesh is not None and heads % mesh.shape[MODEL] == 0 else None
 
 
-def zeros(shape: Sequence[int], dtype: Any, mesh: Mesh | None, axes: Sequence[str | None]) -> jax.Array:
+def zeros(shape: Sequence[int], dtype: Any, mesh: AnyMesh | None, axes: Sequence[str | None]) -> jax.Array:
     """Zeros; on a mesh cut along ``axes``, and never whole on one device."""
     if mesh is None:
         return jnp.zeros(shape, dtype)
@@ -176,7 +177,7 @@ def zeros(shape: Sequence[int], dtype: Any, mesh: Mesh | None, axes: Sequence[st
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=placed)()
 
 
-def replicate(tree: Any, mesh: Mesh | None) -> Any:
+def replicate(tree: Any, mesh: AnyMesh | None) -> Any:
     """A tree that every device of the mesh has whole.
 
     Also for a mesh of one device: outputs of a jitted step are committed to devices, and with uncommitted inputs the

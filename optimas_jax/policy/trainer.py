@@ -99,8 +99,8 @@ class PolicyTrainer:
                 tiled=self._model.network.compute.tiled,
             )
             least = max(sum(map(sampled_tokens, part)) for part in chosen)
-            room = batches[0].ends.shape
-            tokens = self._model.put([candidate_tokens(part, room, least) for part in chosen])
+            room, chunk = batches[0].ends.shape, self._model.network.compute.vocab_chunk
+            tokens = self._model.put([candidate_tokens(part, room, least, multiple=chunk) for part in chosen])
             flat = self._model.put([batch.flat for batch in batches])
             return jax.device_get(self._functions.statistics(self._model.params, trainable, flat, tokens))
 
@@ -169,17 +169,17 @@ class PolicyTrainer:
     def _minibatches(
         self, sequences: Sequence[TokenGroup], targets: Sequence[Targets], plans: Sequence[list[Parts]]
     ) -> list[Minibatch]:
-        """The minibatches of an update on the devices. An update that is one program, and the shards of a mesh, need
-        parts of one shape."""
-        layerwise = self._model.network.compute.layerwise
-        alike = not layerwise or self._model.mesh.size > 1
+        """The minibatches of an update on the devices; the shards of a mesh need parts of one shape."""
+        one_size = self._model.network.compute.one_size
+        alike = one_size or self._model.mesh.size > 1
         every = [part for plan in plans for parts in plan for part in parts]
         longest = max(sum(sequences[index].length for index in part) for part in every)
         make = partial(
             make_policy_batch,
             pad_id=self._model.tokenizer.pad_id,
             tiled=self._model.network.compute.tiled,
-            tokens=max(longest, 0 if layerwise else self.config.batch.tokens) if alike else 0,
+            multiple=self._model.network.compute.vocab_chunk,
+            tokens=max(longest, self.config.batch.tokens if one_size else 0) if alike else 0,
             others=[[sequences[index] for index in part] for part in every] if alike else [],
         )
 

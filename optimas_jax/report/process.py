@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from optimas_jax.core.blame import error_text
@@ -22,26 +22,37 @@ _LOOK_SECONDS = 0.5  # between two looks at whether the parent lives
 _END_SECONDS = 15.0  # that a process without parent has to end in order
 
 
-async def run_module(module: str, arguments: Sequence[str], log: Path, inherit: Sequence[int] = ()) -> tuple[int, str]:
+async def run_module(
+    module: str,
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    inherit: Sequence[int] = (),
+    variables: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> tuple[int, str]:
     """Runs ``python -m module arguments`` and appends its output to ``log``.
 
     If the caller is cancelled, the process is terminated, and its end is awaited.
 
     Args:
       inherit: descriptors that stay open in the process, such as a lock's.
+      variables: of its environment, beside those of this process.
+      cwd: its working folder; by default this one's.
 
     Returns:
       Exit code, and the error message (behind ``error: ``) or the end of its output.
     """
     paths = python_path(os.environ.get("PYTHONPATH", ""))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), _PARENT: str(os.getpid())}
+    own = {"PYTHONPATH": os.pathsep.join(paths), _PARENT: str(os.getpid())}
     with log.open("ab") as sink:
         start = sink.tell()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", module, *arguments),
             stdout=sink,
             stderr=asyncio.subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **(variables or {}), **own},
+            cwd=cwd,
             pass_fds=tuple(inherit),
         )
         try:

@@ -96,18 +96,18 @@ class RewardBatches:
     def _initial(self, key: jax.Array) -> Params:
         return init_trainable(self.model.network.config, self.config.lora, len(self.components), key)
 
-    def merged(self, trainable: Params) -> Params:
-        """Weights of the backbone with adapters merged."""
-        merged = merge_lora(self.model.params, trainable["lora"], self.config.lora.scale)
-        return place(merged, self.functions.network.mesh)
-
     def place(self, trainable: T) -> T:
         """Adapters and heads, or a state of their training, on the devices."""
         return place(trainable, self.model.mesh)
 
-    def scoring(self, merged: Params, head: Params) -> BatchFunction[list[np.ndarray]]:
+    def scoring(self, trainable: Params) -> BatchFunction[list[np.ndarray]]:
         """The function that scores a batch: [M] float32 for each group."""
-        return lambda item: item.by_group(self.functions.score(merged, head, item.batch, item.features))
+        params, adapters = self.model.params, trainable["lora"]
+        if self.model.network.compute.merge_adapters:
+            merged = merge_lora(params, adapters, self.config.lora.scale)
+            params, adapters = place(merged, self.functions.network.mesh), None
+        head = trainable["head"]
+        return lambda item: item.by_group(self.functions.score(params, head, item.batch, item.features, adapters))
 
     def hidden(self, item: DeviceBatch) -> list[np.ndarray]:
         """phi of the candidates of a batch: [M, D] float32 for each group."""
@@ -116,8 +116,8 @@ class RewardBatches:
     def logliks(self, item: DeviceBatch) -> list[np.ndarray]:
         """Log-likelihood of the candidates of a batch under the untrained backbone: [M] float32 for each group."""
         least = max(sum(map(sampled_tokens, part)) for part in item.parts)
-        room = item.batch.ends.shape[-2:]
-        tokens = self.model.put([candidate_tokens(part, room, least) for part in item.parts])
+        room, chunk = item.batch.ends.shape[-2:], self.model.network.compute.vocab_chunk
+        tokens = self.model.put([candidate_tokens(part, room, least, multiple=chunk) for part in item.parts])
         return item.by_group(self.functions.loglik(self.model.params, item.batch, item.features, tokens))
 
     def token_group(self, group: TextGroup, rewards: Sequence[float] = ()) -> TokenGroup:
@@ -193,8 +193,7 @@ class RewardBatches:
             batches = [[part] for part in deal(lengths, min(self.lanes.count, len(groups)))]
         else:
             batches = [deal(lengths, self.model.shards)]
-        # A step that is one program takes minutes to compile: on one device one size for all.
-        one_size = self.model.mesh.size == 1 and not self.model.network.compute.layerwise
+        one_size = self.model.mesh.size == 1 and self.model.network.compute.one_size
         parts = []
         for dealt in batches:
             item = self._to_devices(

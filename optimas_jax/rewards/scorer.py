@@ -20,7 +20,6 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.tape import Tape
-from optimas_jax.models.lora import Params
 from optimas_jax.rewards.batches import BatchFunction, RewardBatches
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.text import TextGroup, output_texts, text_group
@@ -48,7 +47,7 @@ class RewardScorer:
 
     def __init__(self, batches: RewardBatches, checkpoints: CheckpointStore, tape: Tape, progress: Progress):
         self._batches, self._checkpoints, self._tape, self._progress = batches, checkpoints, tape, progress
-        self._loaded: tuple[str, Params, Params] | None = None  # name, merged weights, head
+        self._loaded: tuple[str, BatchFunction[list[np.ndarray]]] | None = None  # the last one used stays
         self._fitted: dict[str, Mapping[str, Any]] = {}  # by name, what the metadata of fitted heads add
 
     @property
@@ -155,15 +154,14 @@ class RewardScorer:
     def _function(self, kind: Kind, name: str) -> BatchFunction[list[np.ndarray]]:
         """The function of a batch that gives its scores, or log-likelihoods, [G, M] float32."""
         if kind == "score":
-            return self._batches.scoring(*self._load(name))
+            return self._load(name)
         return self._batches.logliks
 
-    def _load(self, reward: str) -> tuple[Params, Params]:
-        """Merged weights and head of a local reward; the last one used stays loaded."""
+    def _load(self, reward: str) -> BatchFunction[list[np.ndarray]]:
         if self._loaded is None or self._loaded[0] != reward:
             trainable = self._batches.place(self._checkpoints.load(reward, self._batches.shapes))
-            self._loaded = (reward, self._batches.merged(trainable), trainable["head"])
-        return self._loaded[1], self._loaded[2]
+            self._loaded = reward, self._batches.scoring(trainable)
+        return self._loaded[1]
 
 
 def score_outputs(

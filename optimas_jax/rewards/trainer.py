@@ -123,7 +123,7 @@ class RewardTrainer:
         metadata = {"groups": len(learnable), "alike": alike, "history": []}
         if not learnable:
             return trainable, metadata
-        batches.model.check_memory(config.lora, config.batch, "config.reward")
+        batches.model.check_memory(config.lora, config.batch, "config.reward", batches.model.shards)
         rng = np.random.default_rng(seed)
         most = config.batch_groups or max(1, batches.max_tokens // _TRAINING_GROUP)
         plans = [plan_batches(learnable, batches.max_tokens, most=most, rng=rng) for _ in range(epochs)]
@@ -254,7 +254,7 @@ class RewardTrainer:
     def _pair_accuracy(self, trainable: Params, groups: Sequence[TokenGroup]) -> float:
         """Share of the pairs in the right order; 0.5 without any pair."""
         right = total = 0.0
-        scoring = self._batches.scoring(self._batches.merged(trainable), trainable["head"])
+        scoring = self._batches.scoring(trainable)
         for members, scores in self._batches.map("score", groups, scoring):
             for row, index in enumerate(members):
                 hits, pairs = count_pairs(scores[row].tolist(), groups[index].rewards, self._config.loss.threshold)

@@ -12,7 +12,8 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import Example, Outcome, Trace, freeze
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.programs.plain import PlainError
 from optimas_jax.saved.optimized import Optimized
 

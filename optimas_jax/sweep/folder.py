@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.schema import to_dict
 from optimas_jax.loop.journal import RESOURCES, RESULTS, changed_fields, write_json
+from optimas_jax.sweep.locks import LOCK, SECONDS, hold
 from optimas_jax.sweep.points import Point, SweepError
 
 SWEEP, SHARED = "sweep.json", "shared"  # the points with their configurations, and the results that they share
-_LOCK_SECONDS = 20.0  # that points of a killed sweep may take to end
+_LOCK_SECONDS = SECONDS  # that points of a killed sweep may take to end
 
 
 @contextlib.contextmanager
@@ -34,31 +33,19 @@ def open_sweep(folder: Path, points: Sequence[Point], check: Callable[[Sequence[
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        (folder / LOCK).touch()
     except OSError as error:
         raise SweepError(f"cannot write to {folder} ({error}): use another --workdir") from error
-    try:
-        _lock(descriptor, folder)
+    with contextlib.ExitStack() as held:
+        try:
+            lock = held.enter_context(hold(folder, _LOCK_SECONDS))
+        except TimeoutError:
+            raise SweepError(f"another sweep runs in {folder}: wait for its end, or use another --workdir") from None
         configs = {point.name: json.loads(json.dumps(to_dict(point.config))) for point in points}
         old = _read_points(folder / SWEEP, configs)
         check([point for point in points if point.name not in old])
         write_json(folder / SWEEP, {"points": configs})
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    until = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise SweepError(
-                    f"another sweep runs in {folder}: wait for its end, or use another --workdir"
-                ) from None
-            time.sleep(0.1)
+        yield lock
 
 
 def _read_points(path: Path, configs: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +82,10 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
     """
     path = folder / name / RESULTS
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        # A look into the folder: a network file system may still say of a file itself that it is not there.
+        return json.loads(path.read_text(encoding="utf-8")) if RESULTS in os.listdir(path.parent) else None
+    except FileNotFoundError:
+        return None
     except json.JSONDecodeError as error:
         raise SweepError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
 

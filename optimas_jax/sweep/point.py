@@ -3,7 +3,7 @@
     python -m optimas_jax.sweep.point FOLDER NAME     the command of ``launch/sweep.py`` for each point
 
 Each point is a process: if it fails or is killed, the others continue, and its memory is free. Its folder is a run
-folder like any other. Completions go through the sweep's shared tape (``llm.shared``).
+folder like any other. Completions go through the results that all points share (``llm.shared``).
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.process import run_alone
 from optimas_jax.sweep.folder import SHARED, SWEEP
+from optimas_jax.sweep.locks import wait_for_run
 
 
 def main(folder: Path, name: str) -> int:
     """Runs the point ``name`` of a sweep's folder; returns an exit code."""
 
     def run() -> None:
+        (folder / name).mkdir(exist_ok=True)
+        wait_for_run(folder / name)  # the same point, begun before on this machine or another, may still be ending
         config = parse_config(json.loads((folder / SWEEP).read_text(encoding="utf-8"))["points"][name])
         run_stages(config, folder / name, "all", ConsoleProgress(), shared=folder / SHARED)
 

@@ -4,21 +4,26 @@ error."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.report.process import INTERRUPTED, run_module
+from optimas_jax.report.process import INTERRUPTED
+from optimas_jax.sweep.executors.base import Runner
 from optimas_jax.sweep.folder import read_result
 from optimas_jax.sweep.points import Point
 
 Results = dict[str, dict[str, Any]]  # name of a point -> results.json, or {"error": message}
-Runner = Callable[[str], Awaitable[tuple[int, str]]]  # name of a point -> exit code and error message
 _LOOK_SECONDS = 1.0  # between two looks at the journals of running points
 
 
 class _Interrupted(Exception):
     """A point was interrupted, which ends the sweep."""
+
+
+def remaining(points: Sequence[Point], folder: Path) -> list[str]:
+    """Names of the points that have no result yet."""
+    return [point.name for point in points if read_result(folder, point.name) is None]
 
 
 def run_points(
@@ -34,7 +39,7 @@ def run_points(
       folder: of the sweep (``folder.open_sweep``).
       jobs: points that run at the same time.
       show: callback with the results so far and the names of the running points, every second and after each point.
-      runner: runs a point (``process_of``).
+      runner: runs a point (``executors``).
 
     Returns:
       Results by name, in the order of the points.
@@ -81,14 +86,3 @@ def run_points(
             raise
         raise KeyboardInterrupt from None
     return {point.name: results[point.name] for point in points}
-
-
-def process_of(folder: Path, lock: int) -> Runner:
-    """Runs a point in a process of its own, which writes to ``log.txt`` in its folder and inherits the sweep's lock."""
-
-    async def run(name: str) -> tuple[int, str]:
-        (folder / name).mkdir(exist_ok=True)
-        arguments = [str(folder.resolve()), name]
-        return await run_module("optimas_jax.sweep.point", arguments, folder / name / "log.txt", inherit=[lock])
-
-    return run

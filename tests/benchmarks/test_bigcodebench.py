@@ -19,7 +19,8 @@ from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.sandbox import SandboxCompleter
-from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.config import parse_config
 from optimas_jax.sandbox.program import Limits
 from optimas_jax.sandbox.unittests import run_tests

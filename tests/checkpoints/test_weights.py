@@ -20,7 +20,7 @@ from optimas_jax.models.backbone import abstract_params
 from optimas_jax.parallel.platform import Compute
 
 F32 = Compute(jnp.dtype(jnp.float32), "tiled")
-BF16 = Compute(jnp.dtype(jnp.bfloat16), "fused")
+BF16 = Compute(jnp.dtype(jnp.bfloat16), "chunked")
 CONFIG = {
     "model_type": "qwen2",
     "vocab_size": 96,

@@ -7,9 +7,9 @@ import pytest
 import tiny
 
 from optimas_jax.engine.memory import token_bytes, with_caches
-from optimas_jax.models.attention import BLOCK
 from optimas_jax.models.backbone import Network
 from optimas_jax.models.config import BackboneConfig
+from optimas_jax.models.layout import BLOCK
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
 from optimas_jax.parallel.platform import default_compute
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimas_jax.engine.prefix_cache import BlockTable, PrefixCache, shares_block
-from optimas_jax.models.attention import BLOCK
+from optimas_jax.models.layout import BLOCK
 
 
 def table(tokens=64):

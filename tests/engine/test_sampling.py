@@ -12,11 +12,11 @@ from optimas_jax.engine.prefill import Prefiller
 from optimas_jax.engine.sampler import ContextOverflow, SampleRequest
 from optimas_jax.engine.sampling import Rows, decode, empty_cache, sample_tokens
 from optimas_jax.engine.stop_texts import StopTexts, answer_text, certain, crossing
-from optimas_jax.models.attention import BLOCK
 from optimas_jax.models.backbone import merge_model
 from optimas_jax.models.cpu import weight_first
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.forward import _run_layer, forward
+from optimas_jax.models.layout import BLOCK
 from optimas_jax.models.numerics import matmul
 
 

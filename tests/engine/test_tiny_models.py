@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 GREEDY = json.loads((GOLDEN / "tiny_greedy.json").read_text())
 NEWEST = ("gemma3", "smollm3")
 OTHERS = sorted(set(GREEDY) - set(NEWEST))  # with the slow tests: every model compiles its own programs
-FUSED = Compute(jnp.dtype(jnp.float32), "fused")
+CHUNKED = Compute(jnp.dtype(jnp.float32), "chunked")
 
 
 def folder(path: Path, name: str) -> Path:
@@ -65,7 +65,7 @@ def test_greedy_text_equals_transformers_with_and_without_a_kept_prefix(tmp_path
 @pytest.mark.parametrize("name", ["gemma3", pytest.param("smollm3", marks=pytest.mark.long)])
 def test_greedy_text_with_the_attention_of_other_platforms(tmp_path, name):
     prompt, expected = GREEDY[name]["prompt_ids"], GREEDY[name]["ids"]
-    [answer] = sampler(folder(tmp_path / name, name), FUSED).generate([request(prompt, len(expected))])
+    [answer] = sampler(folder(tmp_path / name, name), CHUNKED).generate([request(prompt, len(expected))])
     assert list(answer.ids) == expected
 
 

@@ -61,7 +61,7 @@ def alone(group):
 
 
 @pytest.mark.parametrize(("config", "lora"), [(tiny.CONFIG, tiny.LORA), (tiny.CONFIG, TOP), (tiny.GEMMA, TOP)])
-@pytest.mark.parametrize("implementation", ["tiled", "fused"])
+@pytest.mark.parametrize("implementation", ["tiled", "chunked"])
 def test_packed_scores_equal_single_ones(implementation, config, lora):
     compute = tiny.Compute(tiny.F32.dtype, implementation)
     network, params = tiny.model(config, compute)
@@ -111,11 +111,10 @@ def single_ones(trainable):
     return expected_loss, jax.tree.map(lambda *parts: np.sum(parts, axis=0), *terms)
 
 
-@pytest.mark.parametrize("layerwise", [True, False])
 @pytest.mark.parametrize("tiled", [True, False])
-def test_packed_gradients_equal_single_ones(tiled, layerwise, trainable, single_ones):
+def test_packed_gradients_equal_single_ones(tiled, trainable, single_ones):
     expected_loss, expected_grads = single_ones
-    network, params = tiny.model(tiny.SHALLOW, tiny.Compute(tiny.F32.dtype, "tiled", layerwise=layerwise))
+    network, params = tiny.model(tiny.SHALLOW, tiny.Compute(tiny.F32.dtype, "tiled"))
     [(_, batch)] = batches(random_groups(3), tiled=tiled)
     reward_functions = functions(network)
     grads, metrics = reward_functions.gradients(trainable, params, batch, reward_functions.features(params, batch.flat))

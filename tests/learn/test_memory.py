@@ -9,14 +9,14 @@ import tiny
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.engine import pool as loaded
-from optimas_jax.engine.pool import Engines
+from optimas_jax.engine.pool import Engines, network_on
 from optimas_jax.learn.config import TokenBatch
-from optimas_jax.learn.memory import kept_bytes, step_bytes, tokens_that_fit
+from optimas_jax.learn.memory import compiled_working, kept_by_layer, layer_arguments, step_memory, tokens_that_fit
 from optimas_jax.models.backbone import Network, init_lora, init_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
-from optimas_jax.models.forward import _forward_layer
+from optimas_jax.models.forward import forward_layer
 from optimas_jax.models.rope import rope_angles
-from optimas_jax.parallel.mesh import MeshConfig
+from optimas_jax.parallel.mesh import MeshConfig, make_mesh
 from optimas_jax.parallel.platform import Compute, default_compute
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.policy.trainer import PolicyTrainer
@@ -26,47 +26,64 @@ SMALL = BackboneConfig("llama", 512, 96, 256, 6, 6, 2, 16, 4096, tied_embeddings
 LORA = LoraConfig(rank=8, alpha=8.0)
 
 
+def on_mesh(shape=(1, 1), platform="gpu", **changes):
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+    compute = dataclasses.replace(default_compute(platform), **changes)
+    return network_on(mesh, SMALL, compute), mesh
+
+
 @pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("attention", ["tiled", "fused"])
+@pytest.mark.parametrize("attention", ["tiled", "chunked"])
 def test_what_is_predicted_is_what_layers_keep(remat, attention):
-    network = Network(SMALL, Compute(jnp.dtype(jnp.float32), attention, layerwise=True, remat=remat))
+    network = Network(SMALL, Compute(jnp.dtype(jnp.float32), attention, remat=remat))
     params = init_params(SMALL, network.compute, jax.random.key(0))
     tokens, config = 256, network.config
     flat = tiny.plain(range(tokens), tiled=network.compute.tiled)
-    args = (
-        init_lora(config, LORA, jax.random.key(0))["layers"][2],
-        jnp.ones((tokens, config.embed_dim)),
-        params["layers"][2],
-        rope_angles(flat.positions, config),
-        flat.layout,
-        None,
-    )
-    _, pullback = _forward_layer(network, LORA, args)
-    kept = sum(part.nbytes for part in pullback.residuals if len(part) >= tokens or part.ndim > 2)
-    assert kept == pytest.approx(tokens * kept_bytes(network, LORA), rel=0.02)
+    x = jnp.ones((tokens, config.embed_dim))
+    adapters = init_lora(config, LORA, jax.random.key(0))["layers"][2]
+    args = (adapters, x, params["layers"][2], rope_angles(flat.positions, config), flat.layout, None)
+    _, pullback = forward_layer(network, LORA, args)
+    kept = x.nbytes + sum(part.nbytes for part in pullback.residuals)
+    assert kept_by_layer(network, on_mesh()[1], LORA, tokens) == pytest.approx(kept, rel=0.02)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 2)])
+def test_the_estimate_is_near_what_the_compiler_needs(shape, remat):
+    network, mesh = on_mesh(shape, dtype=jnp.dtype(jnp.float32), remat=remat)
+    compiled, estimate = (step_memory(network, mesh, LORA, 1024, compiled=how) for how in (True, False))
+    assert compiled.kept == estimate.kept and compiled.state == estimate.state
+    assert 0.5 * compiled.total < estimate.total < 1.5 * compiled.total
 
 
 def test_layers_that_are_computed_again_are_not_kept():
-    network = Network(SMALL, default_compute("gpu"))
-    remat = dataclasses.replace(network, compute=dataclasses.replace(network.compute, remat=True))
-    assert step_bytes(remat, LORA, 4096) < 0.5 * step_bytes(network, LORA, 4096)
-    assert step_bytes(network, dataclasses.replace(LORA, last_layers=1), 4096) < 0.6 * step_bytes(network, LORA, 4096)
+    (network, mesh), (remat, _) = on_mesh(), on_mesh(remat=True)
+    whole = step_memory(network, mesh, LORA, 4096).total
+    assert step_memory(remat, mesh, LORA, 4096).total < 0.7 * whole
+    assert step_memory(network, mesh, dataclasses.replace(LORA, last_layers=1), 4096).total < 0.7 * whole
+
+
+def test_memory_of_attention_grows_with_the_length_not_with_its_square():
+    network, mesh = on_mesh(dtype=jnp.dtype(jnp.float32))
+    working = [
+        compiled_working(network, LORA, layer_arguments(network, mesh, LORA, tokens)) for tokens in (512, 2048, 8192)
+    ]
+    assert working[2] < 4.4 * working[1] < 4.4 * 4.4 * working[0]
 
 
 def test_the_largest_batch_that_fits():
-    network = Network(SMALL, default_compute("gpu"))
-    fits = tokens_that_fit(network, LORA, step_bytes(network, LORA, 1024))
+    network, mesh = on_mesh()
+    fits = tokens_that_fit(network, mesh, LORA, step_memory(network, mesh, LORA, 1024).total)
     assert fits == 1024
-    assert tokens_that_fit(network, LORA, step_bytes(network, LORA, 1024) - 1) == 1024 - 64
-    assert tokens_that_fit(network, LORA, 1000) == 0
+    assert tokens_that_fit(network, mesh, LORA, 1000) == 0
 
 
 def test_a_step_that_does_not_fit_is_refused_before_anything_is_compiled(monkeypatch):
     model = Engines(MeshConfig(data=1), ConsoleProgress(quiet=True)).model("random:0")
     config = PolicyConfig(lora=LORA, batch=TokenBatch(tokens=4096))
-    lanes = model.network.compute.lanes
-    monkeypatch.setattr(loaded, "free_memory", lambda device: step_bytes(model.network, LORA, 1024, lanes))
-    with pytest.raises(StopRun, match=r"set config.policy.batch.tokens = 1024 or less, or config.policy.batch.remat"):
+    enough = step_memory(model.network, model.mesh, LORA, 1024, lanes=model.network.compute.lanes).total
+    monkeypatch.setattr(loaded, "free_memory", lambda device: enough)
+    with pytest.raises(StopRun, match=r"set config.policy.batch.tokens = \d+ or less, or config.policy.batch.remat"):
         PolicyTrainer(config, model)
     monkeypatch.setattr(loaded, "free_memory", lambda device: 1000)
     with pytest.raises(StopRun, match="adapt fewer layers"):

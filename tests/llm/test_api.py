@@ -17,7 +17,8 @@ from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig, ServerError
 from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
-from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.taped import TapedCompleter
 
 CHAT = (Message("system", "Be short."), Message("user", "Where is it?"), Message("assistant", "Here."))
 CHAT = (*CHAT, Message("user", "And where is the other one now?"))

@@ -4,11 +4,13 @@ import asyncio
 import dataclasses
 import io
 import json
+import threading
 from typing import Literal
 
 import httpx2
 import jax
 import numpy as np
+import openai
 import pytest
 import tiny
 from rich.console import Console
@@ -23,7 +25,7 @@ from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.clients.limits import Retries, retry
 from optimas_jax.llm.clients.openai import OpenAICompleter
-from optimas_jax.llm.clients.remote import ServerConfig, ServerError
+from optimas_jax.llm.clients.remote import Remote, ServerConfig, ServerError
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.llm.forms.tools import ReplyType
@@ -229,6 +231,41 @@ def scripted(*answers):
 
     client = httpx2.Client(transport=httpx2.MockTransport(handle))
     return OpenAICompleter(ServerConfig("http://server/v1", retries=HASTY), http_client=client), seen
+
+
+def test_connections_follow_the_calls_in_flight():
+    count = 150
+    together = threading.Barrier(count)  # opens when all requests are at the server
+
+    def handle(asked):
+        together.wait(timeout=60)
+        return httpx2.Response(200, json=ANSWER)
+
+    completer = OpenAICompleter(
+        ServerConfig("http://server/v1", retries=HASTY),
+        http_client=httpx2.Client(transport=httpx2.MockTransport(handle)),
+    )
+    assert len(complete(completer, *[request(max_tokens=8 + i) for i in range(count)])) == count
+
+
+def test_each_thread_has_a_connection_of_its_own(monkeypatch):
+    made = []
+
+    class Client:
+        def __init__(self, **settings):
+            made.append(settings["http_client"])
+
+        def close(self):
+            pass
+
+    remote = Remote("openai", "", ServerConfig("http://server/v1"), {}, print)
+    threads = [threading.Thread(target=lambda: [remote.client(openai, Client, None) for _ in range(3)]) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert len(made) == 2 and made[0] is not made[1]
+    for client in made:
+        client.close()
 
 
 def with_choice(**changes):

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 from contextlib import closing
@@ -218,6 +219,28 @@ def test_what_cannot_be_asked_is_refused(monkeypatch, tmp_path, model, changes, 
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     with pytest.raises(ConfigError, match=message):
         check_completers(config_of(model, **changes), tmp_path)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_calls_that_would_wait_for_a_connection_are_refused(monkeypatch, tmp_path, provider):
+    monkeypatch.setenv(f"{provider.upper()}_API_KEY", "k")
+    field = {"openai": "server", "anthropic": "anthropic"}[provider]
+    few = {field: ServerConfig(connections=64)}
+    refused = rf"config.{field}.connections is 64, and config.concurrency is 500.*at 0.*to at most 64"
+    with pytest.raises(ConfigError, match=refused):
+        check_completers(config_of(f"{provider}:m", concurrency=500, **few), tmp_path)
+    check_completers(config_of(f"{provider}:m", concurrency=64, **few), tmp_path)
+    check_completers(config_of(f"{provider}:m", concurrency=500), tmp_path)  # connections follow
+    check_completers(config_of("random:0", concurrency=500, **few), tmp_path)  # nobody asks there
+
+
+def test_more_calls_than_a_process_may_open_files_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
+    with pytest.raises(ConfigError, match=r"concurrency is 1000, and .*1024 files.*ulimit -n 1128 .*at most 896"):
+        check_completers(config_of("openai:m", concurrency=1000), tmp_path)
+    check_completers(config_of("openai:m", concurrency=896), tmp_path)
+    check_completers(config_of("random:0", concurrency=1000), tmp_path)
 
 
 def test_a_plain_text_style_is_refused_for_anthropic(monkeypatch, tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
+import json
 import signal
 import subprocess
 import sys
@@ -12,7 +15,8 @@ import pytest
 from fakes import ScriptedCompleter, request
 
 from optimas_jax.llm.sandbox import SandboxCompleter
-from optimas_jax.llm.shared import SharedCompleter
+from optimas_jax.llm.shared import ResultFiles, SharedCompleter
+from optimas_jax.llm.tape import TapeError
 
 # Asks for the same texts as other processes, and notes every call of the model in a file.
 ASKS = """
@@ -85,3 +89,50 @@ def test_a_result_costs_what_it_cost_whoever_paid(tmp_path):
     second = asyncio.run(shared.complete(request("a", role="another")))
     shared.close()
     assert first.usage == second.usage and first.usage.completion_tokens and len(asked.requests) == 1
+
+
+def test_a_file_that_a_crash_of_the_machine_cut_off_is_asked_for_again(tmp_path):
+    asked = ScriptedCompleter(lambda asked: "well")
+    shared = SharedCompleter(tmp_path, asked)
+    first = asyncio.run(shared.complete(request("a")))
+    [path] = tmp_path.glob("*/*.json")
+    assert path.parent.name == path.stem[:2] and json.loads(path.read_text())["kind"] == "completion"
+    path.write_text(path.read_text()[:-9])
+    assert asyncio.run(shared.complete(request("a"))) == first and len(asked.requests) == 2
+    assert ResultFiles(tmp_path).get(request("a")) == first and len(ResultFiles(tmp_path)) == 1
+    shared.close()
+
+
+def test_what_arrives_is_kept_though_its_caller_is_cancelled(tmp_path, monkeypatch):
+    entered, put = [], ResultFiles.put
+
+    def slow(self, effect, result):
+        entered.append(effect)
+        time.sleep(0.3)
+        put(self, effect, result)
+
+    monkeypatch.setattr(ResultFiles, "put", slow)
+
+    async def cancelled():
+        shared = SharedCompleter(tmp_path, ScriptedCompleter(lambda asked: "well"))
+        task = asyncio.ensure_future(shared.complete(request("a")))
+        while not entered:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(ResultFiles(tmp_path)) == 1
+        shared.close()
+
+    asyncio.run(cancelled())
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    shared = SharedCompleter(tmp_path, ScriptedCompleter(lambda asked: "well"))
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with pytest.raises(TapeError, match=r"has no locks .*use a --workdir on another one"):
+        asyncio.run(shared.complete(request("a")))
+    shared.close()

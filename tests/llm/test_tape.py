@@ -1,7 +1,9 @@
 import asyncio
+import contextlib
 import gc
 import logging
 import sqlite3
+import threading
 
 import pytest
 from fakes import ScriptedCompleter, request
@@ -11,9 +13,30 @@ from optimas_jax.core.usage import Usage
 from optimas_jax.llm.base import Completion, Message
 from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
-from optimas_jax.llm.tape import NotOnTape, Tape, TapedCompleter, TapeError
+from optimas_jax.llm.tape import Tape, TapeError
+from optimas_jax.llm.taped import NotOnTape, TapedCompleter
 from optimas_jax.sandbox.program import Limits
 from optimas_jax.sandbox.unittests import Verdict
+
+
+@contextlib.contextmanager
+def busy(database):
+    """A database whose thread is busy until ``end`` is called."""
+    began, end = threading.Event(), threading.Event()
+
+    def wait(connection, arguments):
+        began.set()
+        end.wait()
+        return arguments
+
+    thread = threading.Thread(target=database.do, args=(wait, None))
+    thread.start()
+    began.wait()
+    try:
+        yield end.set
+    finally:
+        end.set()
+        thread.join()
 
 
 @pytest.fixture
@@ -127,7 +150,7 @@ def test_a_damaged_tape_says_so(path):
 def test_a_damaged_entry_says_so(path):
     tape = Tape(path)
     tape.put([(request(), Completion("x", Outcome.OK, 1, 1))])
-    tape._db.execute("UPDATE effects SET result = '{'")
+    tape._database.connection.execute("UPDATE effects SET result = '{'")
     with pytest.raises(TapeError, match="is damaged"):
         tape.get(request())
     tape.close()
@@ -136,7 +159,7 @@ def test_a_damaged_entry_says_so(path):
 def test_a_full_disk_stops_the_run_and_keeps_what_was_there(path):
     tape = Tape(path)
     tape.put([(request("a"), Completion("x", Outcome.OK, 1, 1))])
-    tape._db.execute("PRAGMA max_page_count=1")  # SQLite then reports a full disk
+    tape._database.connection.execute("PRAGMA max_page_count=1")  # SQLite then reports a full disk
     with pytest.raises(TapeError, match=r"full.*Everything recorded before is kept"):
         for index in range(100):
             tape.put([(request(f"b{index}"), Completion("x" * 10_000, Outcome.OK, 1, 1))])
@@ -200,7 +223,7 @@ def test_executions_of_programs_are_effects_like_completions(path):
     tape.put([(execution, Execution(verdict)), (request(), Completion("x", Outcome.OK, 3, 2, 0.25, 0.5))])
     assert tape.get(execution) == Execution(verdict)
     assert tape.usage() == Usage(calls=2, prompt_tokens=3, completion_tokens=2, usd=0.5, seconds=0.75)
-    rows = tape._db.execute("SELECT kind, key FROM effects ORDER BY kind").fetchall()
+    rows = tape._database.connection.execute("SELECT kind, key FROM effects ORDER BY kind").fetchall()
     assert rows == [("completion", request().key), ("execution", execution.key)]
     tape.close()
     same = ExecutionRequest("x = 1", "", "", Limits(seconds=5), "metric")
@@ -236,16 +259,87 @@ def test_a_process_that_dies_while_it_makes_a_tape_leaves_one_that_opens(path, d
 
 
 def test_a_commit_waits_for_the_disk_and_holds_all_that_arrive_together(path):
-    tape, commits = Tape(path), []
-    assert tape._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    tape._db.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
-    completer = TapedCompleter(tape, Ledger(), ScriptedCompleter(lambda r: "fine"))
+    tape, statements = Tape(path), []
+    connection = tape._database.connection
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    connection.set_trace_callback(statements.append)
 
     async def all_at_once():
-        return await asyncio.gather(*(completer.complete(request(str(i))) for i in range(20)))
+        with busy(tape._database) as end:
+            tasks = [asyncio.create_task(record(tape, str(i))) for i in range(20)]
+            await asyncio.sleep(0)  # the loop goes on while the disk is busy
+            assert not any(task.done() for task in tasks) and count(path) == 0
+            end()
+            await asyncio.gather(*tasks)
+        assert count(path) == 20
 
-    assert len(asyncio.run(all_at_once())) == 20 == len(tape) and len(commits) <= 2
+    asyncio.run(all_at_once())
+    assert statements.count("COMMIT") == 1
     tape.close()
+
+
+def count(path):
+    """Results that are on disk: what another process sees."""
+    other = sqlite3.connect(path)
+    try:
+        return other.execute("SELECT COUNT(*) FROM effects").fetchone()[0]
+    finally:
+        other.close()
+
+
+async def record(tape, text, answer="x"):
+    effect = request(text)
+    await tape.record(effect, effect.key, Completion(answer, Outcome.OK, 1, 1))
+
+
+def test_an_error_of_the_disk_reaches_all_that_wait_for_it(path):
+    tape = Tape(path)
+    tape.put([(request("a"), Completion("x", Outcome.OK, 1, 1))])
+    tape._database.connection.execute("PRAGMA max_page_count=1")  # SQLite then reports a full disk
+
+    async def all_at_once():
+        with busy(tape._database) as end:
+            tasks = [asyncio.create_task(record(tape, f"b{i}", "x" * 10_000)) for i in range(20)]
+            await asyncio.sleep(0)
+            end()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    errors = asyncio.run(all_at_once())
+    assert all(isinstance(error, StopRun) and "full" in str(error) for error in errors) and len(set(errors)) == 20
+    assert len(tape) == 1 and tape.get(request("a")) is not None
+    tape.close()
+
+
+def test_what_is_on_a_tape_does_not_depend_on_the_order_of_recording(tmp_path):
+    contents = []
+    for name, order in (("a", range(30)), ("b", reversed(range(30)))):
+        tape = Tape(tmp_path / name)
+
+        async def all_of_them(tape=tape, order=order):
+            await asyncio.gather(*(record(tape, str(i), f"answer {i}") for i in order))
+
+        asyncio.run(all_of_them())
+        contents.append(tape._database.connection.execute("SELECT * FROM effects ORDER BY key").fetchall())
+        tape.close()
+    assert contents[0] == contents[1] and len(contents[0]) == 30
+
+
+def test_a_result_whose_caller_is_cancelled_is_recorded_before_the_tape_is_closed(path):
+    tape = Tape(path)
+
+    async def cancelled():
+        with busy(tape._database) as end:
+            task = asyncio.create_task(record(tape, "a"))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            end()
+
+    asyncio.run(cancelled())
+    tape.close()
+    assert count(path) == 1
+    with pytest.raises(TapeError, match="closed"):
+        tape.get(request("a"))
 
 
 def test_no_statement_needs_a_sqlite_newer_than_3_37(path, monkeypatch):

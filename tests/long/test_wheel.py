@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,7 +28,11 @@ def call(command, folder, **environment):
 def installed(tmp_path_factory):
     """The ``bin`` folder of an environment with the wheel and what it requires."""
     folder = tmp_path_factory.mktemp("wheel")
-    call([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT)], folder)
+    # A copy: another worker may build at the same time, and a build leaves files in its source.
+    source = shutil.copytree(
+        ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "tests", "build", "*.egg-info")
+    )
+    call([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source], folder)
     call([sys.executable, "-m", "venv", folder / "venv"], folder)
     [wheel] = folder.glob("*.whl")
     call([folder / "venv" / "bin" / "pip", "install", "--quiet", wheel], folder)

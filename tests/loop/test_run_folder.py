@@ -15,7 +15,8 @@ from runs import ROOT, run_config
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration, Demo, Hyperparameters, Prompt
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.config import EvaluateConfig
 from optimas_jax.loop.journal import FolderError, RunFolder, config_of, load_best
 from optimas_jax.parallel.mesh import MeshConfig

@@ -1,6 +1,7 @@
-"""Attention in both layouts against one sequence at a time, written out."""
+"""Attention in all implementations against one sequence at a time, written out."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 
-from optimas_jax.models.attention import BLOCK, TILE, Tiles, attention, windowed
+from optimas_jax.models.attention import attention
 from optimas_jax.models.flat import FlatSequence, flatten
+from optimas_jax.models.layout import BLOCK, TILE, Tiles, windowed
 
 HEADS, KV_HEADS, SIZE, STORED, TOKENS = 4, 2, 8, 512, 768
 
@@ -50,8 +53,25 @@ def dense(fresh, stored, seen):
     return jnp.einsum("nqs,snh->qnh", weights, values)
 
 
-tried = jax.jit(lambda fresh, layout, stored: attention(*fresh, layout, stored))
-grad_of_tiles = jax.jit(jax.grad(lambda fresh, layout, weights: jnp.sum(attention(*fresh, layout, None) * weights)))
+@partial(jax.jit, static_argnums=3)
+def tried(fresh, layout, stored, use_kernel):
+    return attention(*fresh, layout, stored, None, use_kernel)
+
+
+@partial(jax.jit, static_argnums=3)
+def grad_of_tried(fresh, layout, weights, use_kernel):
+    return jax.grad(lambda fresh: jnp.sum(attention(*fresh, layout, None, None, use_kernel) * weights))(fresh)
+
+
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["tiled", "chunked", "kernel"])
+
+
+@pytest.fixture(autouse=True)
+def kernels_run_on_cpu():
+    with pltpu.force_tpu_interpret_mode():
+        yield
+
+
 grad_of_dense = jax.jit(jax.grad(lambda fresh, stored, seen, weights: jnp.sum(dense(fresh, stored, seen) * weights)))
 
 
@@ -81,35 +101,37 @@ def with_window(flat, window):
     return flat.layout if window is None else windowed(flat.layout, window, flat.positions)
 
 
-@pytest.mark.parametrize("tiled", [True, False])
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("grouped", [True, False])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), window=WINDOWS)
-def test_every_token_sees_what_it_should(tiled, grouped, seed, window):
+def test_every_token_sees_what_it_should(implementation, grouped, seed, window):
     sequences = random_sequences(np.random.default_rng(seed), grouped=grouped)
     places = 0 if grouped else STORED
-    flat = flatten(sequences, pad_id=0, tiled=tiled, stored=places, slots=places, tokens=TOKENS)
+    flat = flatten(sequences, pad_id=0, tiled=implementation == "tiled", stored=places, slots=places, tokens=TOKENS)
     fresh, stored = arrays(seed)
-    out = tried(fresh, with_window(flat, window), None if grouped else stored)
+    out = tried(fresh, with_window(flat, window), None if grouped else stored, implementation == "kernel")
     count, seen = sum(len(one.ids) for one in sequences), seen_keys(sequences, window or 10**6)
     np.testing.assert_allclose(out[:count], dense(fresh, stored, seen)[:count], atol=1e-5)
     assert np.isfinite(out).all()
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("grouped", [True, False])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), window=WINDOWS)
-def test_gradients_of_tiles(grouped, seed, window):
+def test_gradients(implementation, grouped, seed, window):
     rng = np.random.default_rng(seed)
     sequences = [dataclasses.replace(one, blocks=()) for one in random_sequences(rng, grouped=grouped)]
-    flat = flatten(sequences, pad_id=0, tiled=True, tokens=TOKENS)
+    flat = flatten(sequences, pad_id=0, tiled=implementation == "tiled", tokens=TOKENS)
     fresh, stored = arrays(seed)
     count = sum(len(one.ids) for one in sequences)
     weights = np.where(np.arange(TOKENS)[:, None, None] < count, rng.normal(size=(TOKENS, HEADS, SIZE)), 0.0)
     seen = seen_keys(sequences, window or 10**6)
     seen[count:, -1] = True
     exact = grad_of_dense(fresh, stored, seen, weights)
-    for mine, theirs in zip(grad_of_tiles(fresh, with_window(flat, window), weights), exact, strict=True):
+    grads = grad_of_tried(fresh, with_window(flat, window), weights, implementation == "kernel")
+    for mine, theirs in zip(grads, exact, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
@@ -131,3 +153,32 @@ def test_no_tile_is_read_in_vain():
     # Four prompts of 16 tokens that begin with the same four blocks read these once.
     assert read(*(FlatSequence([1] * 16, blocks=[3, 1, 4, 5]) for _ in range(4))) == 1 + 4
     assert read(*(FlatSequence([1] * 16, blocks=[3, 1, 4, 5 + i]) for i in range(4))) == 4 * 2
+
+
+def tile_work(sequences) -> float:
+    """Work of ``TilePairs`` over the pairs of tokens that see each other."""
+    layout = flatten(sequences, pad_id=0, tiled=False).layout
+    useful = sum(len(one.ids) * (len(one.ids) + 1) / 2 for one in sequences)
+    return layout.by_query[: layout.counts[0], 2].sum() * TILE**2 / useful
+
+
+def test_work_follows_the_lengths_of_a_mixed_batch():
+    one_long = [FlatSequence([1] * 2048), *[FlatSequence([1] * 128)] * 240]
+    assert tile_work(one_long) <= 1.5
+    assert tile_work(one_long[:1]) <= 1.1
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10**6))
+def test_pairs_are_those_of_tiles_that_see_each_other(grouped, seed):
+    sequences = random_sequences(np.random.default_rng(seed), grouped=grouped)
+    layout = flatten(sequences, pad_id=0, tiled=False, stored=STORED, tokens=TOKENS).layout
+    by_query, by_key = (
+        {tuple(pair[:2]) for pair in table[:count] if pair[2]}
+        for table, count in zip((layout.by_query, layout.by_key), layout.counts, strict=True)
+    )
+    assert by_query == by_key
+    for column, table, count in zip((0, 1), (layout.by_query, layout.by_key), layout.counts, strict=True):
+        tiles = table[:count, column]
+        assert set(tiles) == set(range(tiles.max() + 1)) and (np.diff(tiles) >= 0).all()  # each, and in order

@@ -48,7 +48,7 @@ def test_every_architecture_is_stored():
     assert (*families, "smollm3") == tuple(NAMES)
 
 
-@pytest.mark.parametrize("attention", ["tiled", "fused"])
+@pytest.mark.parametrize("attention", ["tiled", "chunked"])
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_and_logits(name, attention):
     network, params, config, golden = load(name, attention)

@@ -14,10 +14,10 @@ from optimas_jax.engine.pool import LoadedModel, network_on
 from optimas_jax.engine.sampler import SampleRequest
 from optimas_jax.learn.batches import deal, make_batches
 from optimas_jax.learn.config import LossConfig, PolicyLoss
+from optimas_jax.learn.memory import compile_layer, layer_arguments
 from optimas_jax.learn.policy_batch import Targets, make_policy_batch, sampled_tokens
 from optimas_jax.learn.ppo import PolicyFunctions, init_policy
-from optimas_jax.learn.reward_model import RewardFunctions, _compiled_gradients
-from optimas_jax.learn.token_group import TokenGroup
+from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.train_state import apply_gradients, init_state, init_trainable
 from optimas_jax.models.attention import divisible_heads
 from optimas_jax.models.backbone import abstract_params, init_lora
@@ -30,10 +30,10 @@ ON_MESHES = [pytest.param(shape, marks=[pytest.mark.long] * (shape not in QUICK)
 GROUPS = [tiny.random_group(np.random.default_rng(index), component=index % 2) for index in range(20)]
 
 
-def model_on(shape, layerwise=True):
+def model_on(shape, attention="tiled"):
     """The tiny model on the first devices; one device for ``(1, 1)``."""
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
-    network, params = tiny.model(tiny.SHALLOW, dataclasses.replace(tiny.F32, layerwise=layerwise))
+    network, params = tiny.model(tiny.SHALLOW, dataclasses.replace(tiny.F32, attention=attention))
     return LoadedModel(network_on(mesh, network.config, network.compute), mesh, place(params, mesh), None)
 
 
@@ -50,16 +50,16 @@ def assert_placed_alike(before, tree):
     assert all(old.is_equivalent_to(new, ndim) for (old, ndim), (new, _) in zip(before, placement(tree), strict=True))
 
 
-def reward_step(shape, layerwise=True):
+def reward_step(shape, attention="tiled"):
     """Loss, scores by group and trainable after a step of the local rewards."""
-    model = model_on(shape, layerwise)
+    model = model_on(shape, attention)
     functions = RewardFunctions(model.network, tiny.LORA, LossConfig(), tiny.OPTIMIZER)
     trainable = init_trainable(tiny.SHALLOW, tiny.LORA, 2, jax.random.key(0))
     trainable["lora"] = tiny.random_lora(trainable["lora"])
     state = place(init_state(trainable, tiny.OPTIMIZER), model.mesh)
     parts = parts_of(model)
     dealt = [[GROUPS[index] for index in part] for part in parts]
-    batch = model.put(make_batches(dealt, candidates=4, pad_id=0, tiled=layerwise))
+    batch = model.put(make_batches(dealt, candidates=4, pad_id=0, tiled=attention == "tiled"))
     features = functions.features(model.params, batch.flat)
     scores = np.asarray(functions.score(model.params, state.trainable["head"], batch, features))
     scores = scores if scores.ndim == 3 else scores[None]
@@ -101,10 +101,10 @@ def expected_reward_step():
     return reward_step((1, 1))
 
 
-@pytest.mark.parametrize("layerwise", [True, False])
+@pytest.mark.parametrize("attention", ["tiled", "chunked"])
 @pytest.mark.parametrize("shape", ON_MESHES)
-def test_a_step_of_local_rewards_is_that_of_one_device(shape, layerwise, expected_reward_step):
-    loss, trainable, scores = reward_step(shape, layerwise)
+def test_a_step_of_local_rewards_is_that_of_one_device(shape, attention, expected_reward_step):
+    loss, trainable, scores = reward_step(shape, attention)
     expected_loss, expected_trainable, expected_scores = expected_reward_step
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
@@ -135,31 +135,23 @@ def test_sampling_on_a_mesh_gives_the_same_tokens(shape):
     assert keys.sharding.shard_shape(keys.shape)[0] == 1  # each device along data has its own store
 
 
-def compiled_gradients(shape):
-    """The program of a step's gradients on 32 groups of 128 tokens: FLOPs of a device, and elements of its largest
-    array."""
+def compiled_layer(shape):
+    """A layer's programs on 32 sequences of 128 tokens: FLOPs of a device, and elements of its largest array."""
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
     config = dataclasses.replace(tiny.SHALLOW, num_heads=8, num_kv_heads=8, head_dim=16, embed_dim=128, mlp_dim=512)
-    compute = dataclasses.replace(tiny.F32, layerwise=False, cpu_forms=False, attention="fused")
-    _, params = tiny.model(config, compute)
-    model = LoadedModel(network_on(mesh, config, compute), mesh, place(params, mesh), None)
-    functions = RewardFunctions(model.network, tiny.LORA, LossConfig(), tiny.OPTIMIZER)
-    trainable = place(init_trainable(config, tiny.LORA, 2, jax.random.key(0)), mesh)
-    candidates = ((5,) * 24, (6,) * 24, (7,) * 24)
-    groups = [TokenGroup((index + 1,) * 56, candidates, (0.0, 0.5, 1.0), 0) for index in range(32)]
-    parts = deal([group.length for group in groups], model.shards)
-    dealt = [[groups[index] for index in part] for part in parts]
-    batch = model.put(make_batches(dealt, candidates=4, pad_id=0, tiled=False))
-    features = functions.features(model.params, batch.flat)
-    program = _compiled_gradients.lower(functions, trainable, model.params, batch, features).compile()
-    shapes = re.findall(r"f32\[([\d,]+)\]", program.as_text())
-    return program.cost_analysis()["flops"], max(math.prod(map(int, dims.split(","))) for dims in shapes)
+    compute = dataclasses.replace(tiny.F32, cpu_forms=False, attention="chunked")
+    network = network_on(mesh, config, compute)
+    args = layer_arguments(network, mesh, tiny.LORA, 128 * -(-32 // shape[0]))
+    programs = compile_layer(network, tiny.LORA, args)
+    shapes = [dims for program in programs for dims in re.findall(r"f32\[([\d,]+)\]", program.as_text())]
+    flops = sum(program.cost_analysis()["flops"] for program in programs)
+    return flops, max(math.prod(map(int, dims.split(","))) for dims in shapes)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8), (3, 1), (6, 1)])
 def test_each_device_computes_its_share_of_the_groups(shape):
-    (flops, largest), (whole, largest_of_one) = compiled_gradients(shape), compiled_gradients((1, 1))
+    (flops, largest), (whole, largest_of_one) = compiled_layer(shape), compiled_layer((1, 1))
     devices, divides = shape[0] * shape[1], 32 % shape[0] == 0
     assert flops <= (1.2 if divides else 1.35) * whole / devices
     assert largest <= (1.0 if divides else 1.6) * largest_of_one / shape[0]  # nothing of the whole batch

@@ -19,7 +19,8 @@ from optimas_jax.core.program import ProgramError
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, Hyperparameters, Prompt
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.programs.declared import DeclarationError
 from optimas_jax.programs.plain import PlainError
 

@@ -55,7 +55,8 @@ class AnthropicCompleter:
         return await self._remote.complete(request, lambda pause: self._complete(request, pause))
 
     def _complete(self, request: CompletionRequest, pause: Pause) -> Completion:
-        create = self._remote.client(_sdk().Anthropic, self._http_client).messages.with_raw_response.create
+        client = self._remote.client(_sdk(), _sdk().Anthropic, self._http_client)
+        create = client.messages.with_raw_response.create
 
         def send(sent: Body) -> Any:
             sampling = {name: sent[name] for name in _SAMPLING if name in sent}

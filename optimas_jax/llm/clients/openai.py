@@ -83,7 +83,7 @@ class OpenAICompleter:
 
     def _prepared(self, request: CompletionRequest) -> tuple[Body, Callable[[Body], Any]]:
         """The body of a request, and what sends it."""
-        client = self._remote.client(_sdk().OpenAI, self._http_client)
+        client = self._remote.client(_sdk(), _sdk().OpenAI, self._http_client)
         more = ["return_token_ids"]  # what is no argument of the SDK
         body: Body = {
             "model": request.adapter or model_name(request.model),
@@ -115,7 +115,7 @@ class OpenAICompleter:
 
     def _load(self, adapter: str) -> None:
         """Makes the server load an adapter, once."""
-        client = self._remote.client(_sdk().OpenAI, self._http_client)
+        client = self._remote.client(_sdk(), _sdk().OpenAI, self._http_client)
         with self._lock:
             if adapter in self._served:
                 return

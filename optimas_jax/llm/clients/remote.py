@@ -10,9 +10,11 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import email.utils
+import functools
 import json
 import os
 import re
+import ssl
 import threading
 import time
 import weakref
@@ -20,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from optimas_jax.core.schema import NonNegativeInt, PositiveFloat, PositiveInt
+from optimas_jax.core.schema import NonNegativeInt, PositiveFloat
 from optimas_jax.core.types import Outcome, StopRun, digest
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.clients.limits import Rate, Retries, retry
@@ -44,6 +46,7 @@ _FORMS = {
 _THIS_ONE = re.compile(r"invalid schema|schema is invalid", re.IGNORECASE)
 _OWN = "the model's own holds"
 _UNSUPPORTED = re.compile(r"unsupported|not support|deprecated|unrecognized", re.IGNORECASE)
+_MOST_THREADS = 4096  # each takes some 50 kB, and there are only as many as requests in flight
 _OVERFLOW = re.compile(r"context.?length|context.?window|context limit|prompt is too long", re.IGNORECASE)
 
 
@@ -55,14 +58,14 @@ class ServerConfig:
       base_url: as the provider's client wants it, for example ``http://127.0.0.1:8000/v1`` for ``openai:NAME``; empty
         for the provider itself.
       timeout: seconds for one answer.
-      connections: requests in flight, at most.
+      connections: requests in flight, at most; 0 for all that ``config.concurrency`` lets through.
       requests_per_minute, tokens_per_minute: of each model, at most; 0 for no limit.
       retries: of transient errors: 408, 409, 429, 5xx, no connection, an answer that is not JSON.
     """
 
     base_url: str = ""
     timeout: PositiveFloat = 600.0
-    connections: PositiveInt = 64
+    connections: NonNegativeInt = 0
     requests_per_minute: NonNegativeInt = 0
     tokens_per_minute: NonNegativeInt = 0
     retries: Retries = Retries()
@@ -109,9 +112,9 @@ class Remote:
         self._lock = threading.Lock()
         self._rates: dict[str, tuple[Rate, Rate]] = {}
         self._left_out: dict[str, frozenset[tuple[str, str]]] = {}  # model -> settings, and digests of one value or ""
-        self._client: Any = None
         # Threads: connections of an asynchronous client would belong to one event loop, and callers may have several.
-        self._pool = concurrent.futures.ThreadPoolExecutor(config.connections, provider)
+        self._pool = concurrent.futures.ThreadPoolExecutor(config.connections or _MOST_THREADS, provider)
+        self._own = threading.local()
 
     @property
     def key(self) -> str:
@@ -121,19 +124,34 @@ class Remote:
             raise ServerError(f"set {KEYS[self._provider]} to your key for {self.url}: the tape lacks an answer")
         return key or "none"
 
-    def client(self, make: Callable[..., Any], http_client: Any) -> Any:
-        """The SDK's client, built by ``make`` at the first call. It does not retry; it is closed with ``self``."""
-        with self._lock:
-            if self._client is None:
-                self._client = make(
-                    base_url=self.url,
-                    api_key=self.key,
-                    max_retries=0,
-                    timeout=self.config.timeout,
-                    http_client=http_client,
-                )
-                weakref.finalize(self, self._client.close)
-            return self._client
+    def client(self, sdk: Any, make: Callable[..., Any], http_client: Any) -> Any:
+        """The SDK's client of this thread, built by ``make`` at its first call. It does not retry; it is closed with
+        ``self``.
+
+        Each thread has a connection of its own: a client that all share looks at every connection for every request.
+
+        Args:
+          sdk: the package ``openai`` or ``anthropic``.
+          http_client: to use for all threads, or None.
+        """
+        client = getattr(self._own, "client", None)
+        if client is None:
+            client = self._own.client = make(
+                base_url=self.url,
+                api_key=self.key,
+                max_retries=0,
+                timeout=self.config.timeout,
+                http_client=http_client or sdk.DefaultHttpxClient(verify=self._certificates),
+            )
+            weakref.finalize(self, client.close)
+        return client
+
+    @functools.cached_property
+    def _certificates(self) -> ssl.SSLContext:
+        """For all clients: to read them takes as long as some requests."""
+        import httpx2
+
+        return httpx2.create_ssl_context()
 
     async def complete(self, request: CompletionRequest, ask: Callable[[Pause], Completion]) -> Completion:
         """Answers a request in a thread, within the rate limits; adds seconds and dollars.

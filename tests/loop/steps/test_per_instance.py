@@ -24,7 +24,8 @@ from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component, model_selector
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape, TapedCompleter
+from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig
 from optimas_jax.loop.context import Device, Host, Run
 from optimas_jax.loop.folder.record import begin

@@ -1,0 +1,140 @@
+"""A completer in front of a tape and a ledger: what is on the tape is not asked for again, and costs what it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from optimas_jax.core.types import StopRun
+from optimas_jax.core.usage import Usage
+from optimas_jax.llm.base import (
+    Completer,
+    Completion,
+    CompletionRequest,
+    Effect,
+    FunctionCall,
+    Result,
+    Returned,
+    count_prompt,
+)
+from optimas_jax.llm.ledger import Ledger
+from optimas_jax.llm.sandbox import Execution, ExecutionRequest
+from optimas_jax.llm.tape import Tape
+
+R = TypeVar("R", bound=Result)
+
+
+class NotOnTape(StopRun):
+    """A replay-only tape does not hold the result of a request."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Flight:
+    """A request in flight.
+
+    Attributes:
+      task: gets its result.
+      waiting: callers that wait for the task.
+    """
+
+    task: asyncio.Task[Any]
+    waiting: int = 0
+
+
+class TapedCompleter:
+    """Answers from the tape; asks ``inner`` only for results that are missing there, within the ledger's limits.
+
+    Equal requests in flight share one task:
+
+        caller 1 --+                on the tape: admit(true cost) ---------------------------> settle --> result
+        caller 2 --+--> task of key
+        caller 3 --+                missing:     admit(worst case) --> inner --> record  ----> settle --> result
+
+    When the last caller is cancelled, the task is cancelled, too. If ``inner`` is working on the request by then,
+    ``inner`` decides whether it can still be stopped: a result that it returns is recorded.
+
+    With ``inner=None`` it only replays. Requests come from one event loop at a time.
+    """
+
+    def __init__(self, tape: Tape, ledger: Ledger, inner: Completer | None):
+        self._tape, self._ledger, self._inner = tape, ledger, inner
+        self._flights: dict[str, _Flight] = {}
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """Answers one request.
+
+        Raises:
+          NotOnTape: if it only replays, and the answer is missing.
+          OverBudget, OutOfBudget: if the answer could cost more than is left, after the requests in flight have ended.
+        """
+        return await self._get(request, lambda inner: inner.complete(request))
+
+    async def execute(self, request: ExecutionRequest) -> Execution:
+        """Executes a program; raises what ``complete`` raises. ``inner`` must execute programs (``llm.sandbox``)."""
+        return await self._get(request, lambda inner: inner.execute(request))
+
+    async def call(self, request: FunctionCall) -> Returned:
+        """Calls a function of the user's; raises what ``complete`` raises, and what the function raises."""
+
+        async def perform(inner: Any) -> Returned:
+            began = time.monotonic()
+            return Returned(await request.perform(), time.monotonic() - began)
+
+        return await self._get(request, perform)
+
+    async def _get(self, effect: Effect[R], perform: Callable[[Any], Awaitable[R]]) -> R:
+        """Waits for the task of a request; starts it if there is none."""
+        key = effect.key
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._fly(effect, key, perform)))
+            flight.task.add_done_callback(lambda task: self._land(key, task))
+        flight.waiting += 1
+        try:
+            await asyncio.wait([flight.task])
+            if flight.task.cancelled():
+                raise StopRun("the request was cancelled")
+            self._ledger.count_call(effect.role)
+            return flight.task.result()
+        except asyncio.CancelledError:
+            if flight.waiting == 1 and not flight.task.done():
+                flight.task.cancel()
+                await asyncio.wait([flight.task])
+            raise
+        finally:
+            flight.waiting -= 1
+
+    def _land(self, key: str, task: asyncio.Task) -> None:
+        del self._flights[key]
+        if not task.cancelled():
+            task.exception()  # marked as retrieved: all callers may have left
+
+    async def _fly(self, effect: Effect[R], key: str, perform: Callable[[Any], Awaitable[R]]) -> R:
+        """Gets a result from the tape, or from ``inner``; see the drawing of the class."""
+        result = await self._tape.find(effect, key)
+        if result is not None:
+            ticket = await self._ledger.admit(effect.role, key, result.usage, paid=False)
+            self._ledger.settle(ticket, result.usage)
+            return result
+        if self._inner is None:
+            raise NotOnTape(f"the tape {self._tape.path} has no result for {json.dumps(effect.to_json())[:500]}")
+        ticket = await self._ledger.admit(effect.role, key, self.most(effect), paid=True)
+        usage = None
+        try:
+            result = await perform(self._inner)
+            usage = result.usage
+            await self._tape.record(effect, key, result)
+            return result
+        finally:
+            self._ledger.settle(ticket, usage)
+
+    def most(self, effect: Effect[Any]) -> Usage:
+        """The worst case of a request; with limits from the exact length of its prompt, where ``inner`` knows it."""
+        exact = None
+        if isinstance(effect, CompletionRequest) and self._ledger.is_limited:
+            exact = count_prompt(self._inner, effect)
+        return self._ledger.most(effect, exact)

@@ -1,0 +1,286 @@
+"""The device part of a plan: what each local model of a run takes on each device, and how long a training step lasts.
+
+Needs no weights, no device and no key: sizes come from configurations (``models.known`` has those of the presets),
+memory from shapes (``learn.memory``). What no compiler for the device has seen is an estimate and called so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from optimas_jax.checkpoints.weights import RANDOM_CONFIG, load_config, resolve
+from optimas_jax.engine.decode_batch import most_rows
+from optimas_jax.engine.memory import token_bytes, with_caches
+from optimas_jax.learn.config import TokenBatch
+from optimas_jax.learn.memory import StepMemory, place_shapes, placed_bytes, step_memory, tokens_that_fit
+from optimas_jax.llm.specs import provider
+from optimas_jax.loop.completers import language_models
+from optimas_jax.loop.config import RunConfig
+from optimas_jax.models.backbone import Network, abstract_params
+from optimas_jax.models.config import BackboneConfig, LoraConfig
+from optimas_jax.models.known import KNOWN
+from optimas_jax.models.lora import module_shapes
+from optimas_jax.parallel.devices import DeviceKind
+from optimas_jax.parallel.mesh import DATA, MODEL, MeshConfig
+from optimas_jax.parallel.platform import default_compute
+
+UTILISATION = 0.4  # of the peak rate, which large products reach: an estimate, until a device was measured
+_DOUBLINGS = 8  # of the devices, that a way out may ask for
+_SLOTS = 2048  # for which rows of a decode batch are told
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A training step of a model.
+
+    Attributes:
+      what: ``local rewards`` or ``policy``.
+      tokens: on each device along ``data``.
+      memory: on each device, beside the frozen weights.
+      flops: operations of a device.
+      traffic: bytes that a device receives from others.
+      seconds: the longer of computing and receiving.
+    """
+
+    what: str
+    tokens: int
+    memory: StepMemory
+    flops: float
+    traffic: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelPlan:
+    """One local model on the devices.
+
+    Attributes:
+      spec: of the model.
+      parameters: number of weights.
+      weights: bytes on each device.
+      training: its training steps.
+      rows: requests of ``_SLOTS`` tokens that are decoded together, on all devices; 0 where it samples nothing.
+      caches: bytes on each device of keys and values.
+    """
+
+    spec: str
+    parameters: int
+    weights: int
+    training: tuple[Training, ...] = ()
+    rows: int = 0
+    caches: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DevicePlan:
+    """All local models of a run on the devices.
+
+    Attributes:
+      kind, count: of the devices.
+      mesh: devices along ``data`` and ``model``.
+      models: see ``ModelPlan``; empty where servers answer everything.
+      needed: bytes on each device at the same time, at most.
+      way_out: settings that fit, where these do not.
+    """
+
+    kind: DeviceKind
+    count: int
+    mesh: tuple[int, int]
+    models: tuple[ModelPlan, ...]
+    needed: int
+    way_out: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.kind.memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A use of a local model.
+
+    Attributes:
+      spec: of the model.
+      what: ``sampling``, ``local rewards`` or ``policy``.
+      lora, batch: of training; None where nothing is trained.
+      setting: name of the configuration of ``batch``.
+      longest: tokens that the batch of a device must hold at least.
+      is_shared: whether all devices share the tokens of ``batch``, or each has as many.
+    """
+
+    spec: str
+    what: str
+    lora: LoraConfig | None = None
+    batch: TokenBatch | None = None
+    setting: str = ""
+    longest: int = 0
+    is_shared: bool = False
+
+
+def plan_devices(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count: int) -> DevicePlan:
+    """Plans the local models of a run.
+
+    Raises:
+      ValueError: for a model whose sizes are not known here, and a mesh that does not fit the devices.
+    """
+    plan = _plan(uses, mesh, kind, count)
+    return plan if plan.fits else dataclasses.replace(plan, way_out=_way_out(uses, mesh, kind, count))
+
+
+def _plan(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count: int) -> DevicePlan:
+    shape = _mesh_shape(mesh, kind, count)
+    abstract = _abstract(shape)
+    plans, largest = {}, 0
+    for spec in dict.fromkeys(use.spec for use in uses):
+        network = _network(spec, kind, abstract)
+        trained = [use for use in uses if use.spec == spec and use.lora]
+        steps = tuple(_training(use, network, abstract, kind) for use in trained)
+        plans[spec] = ModelPlan(spec, _parameters(network.config), _weights(network, abstract), steps)
+        largest = max(largest, *(step.memory.total for step in steps), 0)
+    weights = sum(plan.weights for plan in plans.values())
+    for spec in {use.spec for use in uses if use.what == "sampling"}:
+        free = kind.memory - weights - largest
+        plans[spec] = _with_caches(plans[spec], _network(spec, kind, abstract), shape[0], free)
+    needed = weights + largest + sum(plan.caches for plan in plans.values())
+    return DevicePlan(kind, count, shape, tuple(plans.values()), needed)
+
+
+def config_of(spec: str) -> BackboneConfig:
+    """Sizes of a model, without fetching it.
+
+    Raises:
+      ValueError: for a model that neither ships its sizes with this package nor lies on this machine.
+    """
+    if spec in KNOWN:
+        return KNOWN[spec]
+    if spec.startswith("random:"):
+        return RANDOM_CONFIG
+    if Path(spec).expanduser().exists():
+        return load_config(resolve(spec))
+    raise ValueError(f"the sizes of {spec!r} are not known before it is fetched: give the path of a local copy")
+
+
+def _mesh_shape(mesh: MeshConfig, kind: DeviceKind, count: int) -> tuple[int, int]:
+    data = mesh.data or count // mesh.model
+    if not 1 <= data * mesh.model <= count or (mesh.data == 0 and data * mesh.model != count):
+        raise ValueError(
+            f"config.mesh: a mesh of {data} x {mesh.model} (data x model) does not fit {count} {kind.name}: choose "
+            "sizes whose product is at most that, or a model size that divides it"
+        )
+    return data, mesh.model
+
+
+def _abstract(shape: tuple[int, int]) -> AbstractMesh:
+    return AbstractMesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def _network(spec: str, kind: DeviceKind, mesh: AbstractMesh) -> Network:
+    return Network(config_of(spec), default_compute(kind.platform), mesh if mesh.size > 1 else None)
+
+
+def _weights(network: Network, mesh: AbstractMesh) -> int:
+    return placed_bytes(place_shapes(abstract_params(network.config, network.compute), mesh))
+
+
+def _parameters(config: BackboneConfig) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config, default_compute("gpu"))))
+
+
+def _tokens(use: Use, mesh: AbstractMesh) -> int:
+    """Tokens of a training step on each device along ``data``."""
+    assert use.batch is not None
+    return max(-(-use.batch.tokens // mesh.shape[DATA]), use.longest) if use.is_shared else use.batch.tokens
+
+
+def _for_training(network: Network, remat: bool) -> Network:
+    return dataclasses.replace(network, compute=dataclasses.replace(network.compute, remat=remat))
+
+
+def _training(use: Use, network: Network, mesh: AbstractMesh, kind: DeviceKind) -> Training:
+    assert use.lora is not None and use.batch is not None
+    tokens, lora, config = _tokens(use, mesh), use.lora, network.config
+    memory = step_memory(_for_training(network, use.batch.remat), mesh, lora, tokens)
+    adapted = config.num_layers - lora.first(config.num_layers)
+    of_layer = sum(math.prod(shape) for shape in module_shapes(config).values()) / mesh.shape[MODEL]
+    longest = use.longest or tokens
+    attention = 2 * longest * config.num_heads * config.head_dim / mesh.shape[MODEL]  # two products, half of the keys
+    forward = 2.0 * of_layer + attention
+    # The backward pass of frozen weights is one product for each of the forward pass; with remat that is done again.
+    flops = tokens * forward * (config.num_layers + adapted * (2 if use.batch.remat else 1))
+    size = np.dtype(network.compute.dtype).itemsize
+    away = 1 - 1 / mesh.shape[DATA]
+    traffic = away * (of_layer * size * (config.num_layers + adapted) + 2.0 * memory.state / 4)
+    seconds = max(flops / (UTILISATION * kind.flops), traffic / kind.interconnect)
+    return Training(use.what, tokens, memory, flops, traffic, seconds)
+
+
+def _with_caches(plan: ModelPlan, network: Network, shards: int, free: int) -> ModelPlan:
+    network = with_caches(network, max(free, 0))
+    compute = network.compute
+    rows = most_rows(compute, _SLOTS)
+    of_token = token_bytes(network)
+    prefixes = compute.prefix_tokens * of_token
+    return dataclasses.replace(plan, rows=rows * shards, caches=prefixes + rows * _SLOTS * of_token)
+
+
+def _way_out(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count: int) -> str:
+    """The nearest settings that fit: first time for memory, then smaller batches, then more devices."""
+    for more in (count << doubling for doubling in range(_DOUBLINGS)):
+        try:
+            abstract = _abstract(_mesh_shape(mesh, kind, more))
+        except ValueError:
+            continue
+        networks = {use.spec: _network(use.spec, kind, abstract) for use in uses}
+        free = kind.memory - sum(_weights(network, abstract) for network in networks.values())
+        changed, settings = [], [] if more == count else [f"use {more} devices"]
+        for use in uses:
+            fitting = _fitting(use, networks[use.spec], abstract, free)
+            if fitting is None:
+                break
+            changed.append(fitting[0])
+            settings += fitting[1]
+        if len(changed) == len(uses) and _plan(changed, mesh, kind, more).fits:
+            return ", ".join(settings)
+    return "choose a smaller model, or devices with more memory"
+
+
+def _fitting(use: Use, network: Network, mesh: AbstractMesh, free: int) -> tuple[Use, list[str]] | None:
+    """The use with a training step that fits ``free`` bytes, and the settings that differ; None if none fits."""
+    if use.lora is None or use.batch is None:
+        return use, []
+    tokens = _tokens(use, mesh)
+    if step_memory(_for_training(network, use.batch.remat), mesh, use.lora, tokens).total <= free:
+        return use, []
+    settings = [] if use.batch.remat else [f"{use.setting}.batch.remat = True"]
+    batch, remat = dataclasses.replace(use.batch, remat=True), _for_training(network, remat=True)
+    if step_memory(remat, mesh, use.lora, tokens).total > free:
+        most = tokens_that_fit(remat, mesh, use.lora, free)
+        if most < max(use.longest, 64):
+            return None
+        batch = dataclasses.replace(batch, tokens=most * (mesh.shape[DATA] if use.is_shared else 1))
+        settings.append(f"{use.setting}.batch.tokens = {batch.tokens}")
+    return dataclasses.replace(use, batch=batch), settings
+
+
+def uses_of(config: RunConfig) -> list[Use]:
+    """The local models that a run loads, and what for."""
+    models = [model.model for model in language_models(config) if not provider(model.model)]
+    uses = [Use(spec, "sampling") for spec in dict.fromkeys(models)]
+    reward = config.reward
+    if reward.heads == "trained":
+        batch = reward.batch
+        uses.append(Use(reward.model, "local rewards", reward.lora, batch, "config.reward", batch.group_tokens, True))
+    else:
+        uses.append(Use(reward.model, "local rewards"))
+    policy = config.policy
+    tuned = policy.model or (models[0] if models and getattr(config.system, "weights", "") else "")
+    if tuned:
+        uses.append(Use(tuned, "policy", policy.lora, policy.batch, "config.policy"))
+    return uses
