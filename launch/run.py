@@ -1,9 +1,10 @@
 """Runs an experiment, or one stage of it, in a run folder; the same command resumes.
 
 python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
-    [--stage=all|probe|collect|train|optimize|refresh|align|evaluate] [--plan]
+    [--stage=all|probe|collect|train|optimize|refresh|align|evaluate] [--plan [--devices=NAME]]
 
-``--plan`` only says what the run will take, and needs no key, data or model for that.
+``--plan`` only says what the run will take, and needs no key, data or model for that; with ``--devices=v5e-16`` also
+whether its local models fit these devices, which need not be here.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Conf
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
 _STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, REFRESH, ALIGN], "Which stage to run.")
 _PLAN = flags.DEFINE_bool("plan", False, "Say what the run is expected to take, and do nothing else.")
+_DEVICES = flags.DEFINE_string("devices", "", "For --plan: devices by name, such as h100, 8xa100-80, v5e-16.")
 
 
 def main(argv: list[str]) -> int:
@@ -70,9 +72,10 @@ def plan(config: RunConfig, workdir: Path) -> None:
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.run import report_plan
 
-    planned = plan_run(config, _STAGE.value)
+    planned = plan_run(config, _STAGE.value, devices=_DEVICES.value)
     planned.save(workdir)
     report_plan(planned.to_json(), ConsoleProgress())
+    planned.check()
 
 
 if __name__ == "__main__":

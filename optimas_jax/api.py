@@ -118,6 +118,7 @@ def plan(
     workdir: str | Path | None = None,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
+    devices: str = "",
     progress: Progress | None = None,
 ) -> Plan:
     """What ``optimize`` with the same arguments is expected to take: calls, tokens, dollars, seconds by step, each as
@@ -125,6 +126,7 @@ def plan(
     and its results then have it beside what was spent.
 
     Args:
+      devices: on which local models are planned: ``h100``, ``8xa100-80``, ``v5e-16``; "" for none.
       progress: receives the table of the plan; by default the console.
 
     Raises:
@@ -139,7 +141,7 @@ def plan(
 
     shown = ConsoleProgress() if progress is None else progress
     declared, settings, made = _prepared(program, metric, data, model, proposer, budget, split, seed, config, shown)
-    planned = plan_run(settings, benchmark=made)
+    planned = plan_run(settings, benchmark=made, devices=devices)
     planned.save(Path(workdir or f"runs/{declared.name}"))
     if isinstance(shown, ConsoleProgress):
         report_plan(planned.to_json(), shown)

@@ -34,7 +34,6 @@ MAY_IMPORT = {
     "policy": {*DEVICE, "core", "llm", "rewards", "policy"},
     "search": {"core", "llm", "search"},
     "loop": {*HOST, *DEVICE, "rewards", "policy", "search", "loop"},
-    "plan": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "plan"},
     "saved": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "presets", "report", "server", "saved"},
     "result.py": {*HOST, "loop", "saved"},
     "api.py": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "presets", "report", "saved", "result"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.devices import device_lines
 from optimas_jax.report.page import write_html
 from optimas_jax.report.tables import alignment_table, confirmation_line, plan_table, probe_table, tables
 from optimas_jax.report.tensorboard import write_tensorboard
@@ -73,6 +74,8 @@ def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
     )
     for line in host["unknown"]:
         progress.line(f"  {line}")
+    for line in device_lines(plan["device"]):
+        progress.line(line)
 
 
 def report_probe(workdir: Path, progress: ConsoleProgress) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.benchmarks.modules import find_benchmark, title
+from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Limit, Usage
 from optimas_jax.llm.providers import models_named
 from optimas_jax.loop.budget import total
 from optimas_jax.loop.completers import answering, check_completers, own_prices, without_price
 from optimas_jax.loop.config import PROBE, STAGES, RunConfig
+from optimas_jax.loop.forecast.device import DevicePlan, plan_on
 from optimas_jax.loop.forecast.imagined import World
 from optimas_jax.loop.forecast.rates import counter_of, seconds_of
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
@@ -97,14 +99,24 @@ class Plan:
       title: of the run.
       config: digest of its settings.
       host: forecast of the host loop.
+      device: what local models take on each device; None where no devices were named.
     """
 
     title: str
     config: str
     host: HostForecast
+    device: DevicePlan | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"title": self.title, "config": self.config, "host": self.host.to_json()}
+        device = None if self.device is None else self.device.to_json()
+        return {"title": self.title, "config": self.config, "host": self.host.to_json(), "device": device}
+
+    def check(self) -> None:
+        """Raises ``StopRun`` if the local models do not fit the devices, with settings that do."""
+        if self.device is not None and not self.device.fits:
+            raise StopRun(
+                f"{self.title} does not fit {self.device.count} x {self.device.kind.name}: {self.device.way_out}"
+            )
 
     def save(self, workdir: Path) -> None:
         """Writes it into the folder of its run, whose results then have it beside what was spent."""
@@ -119,17 +131,19 @@ class Plan:
         )
 
 
-def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None) -> Plan:
+def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devices: str = "") -> Plan:
     """The plan of a run, or of the probe before it. Needs no key, no download and no model.
 
     Args:
       stage: ``probe``, or any other for the whole run.
       benchmark: in place of the one that the configuration names.
+      devices: for which local models are planned, by name (``parallel.devices.devices_named``); "" for none.
 
     Raises:
       ValueError, StopRun: as the run itself before it spends anything, but for keys.
     """
     check_completers(config, Path(), keys=False)
+    device = plan_on(config, devices) if devices else None
     benchmark = benchmark or find_benchmark(config.benchmark)
     data, system, said = rows_and_system(benchmark, config)
     choices = models_named(system)
@@ -158,7 +172,7 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None) -> Pl
     ]
     rehearsals = [_at_length(one, config) for one in rehearsals]
     host = _forecast(rehearsals, startup, config, (*unknown, *unsure))
-    return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host)
+    return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host, device)
 
 
 def _shortened(config: RunConfig) -> RunConfig:

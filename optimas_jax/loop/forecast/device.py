@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.known import KNOWN
 from optimas_jax.models.lora import module_shapes
-from optimas_jax.parallel.devices import DeviceKind
+from optimas_jax.parallel.devices import DeviceKind, devices_named
 from optimas_jax.parallel.mesh import DATA, MODEL, MeshConfig
 from optimas_jax.parallel.platform import default_compute
 
@@ -101,6 +102,9 @@ class DevicePlan:
     def fits(self) -> bool:
         return self.needed <= self.kind.memory
 
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "fits": self.fits, "utilisation": UTILISATION}
+
 
 @dataclasses.dataclass(frozen=True)
 class Use:
@@ -122,6 +126,15 @@ class Use:
     setting: str = ""
     longest: int = 0
     is_shared: bool = False
+
+
+def plan_on(config: RunConfig, devices: str) -> DevicePlan:
+    """Plans the local models of a run on devices by name (``parallel.devices.devices_named``).
+
+    Raises:
+      ValueError: as ``plan_devices``, and for devices that are not known.
+    """
+    return plan_devices(uses_of(config), config.mesh, *devices_named(devices))
 
 
 def plan_devices(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count: int) -> DevicePlan:

