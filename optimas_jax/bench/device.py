@@ -27,7 +27,7 @@ from optimas_jax.engine.pool import LoadedModel, network_on
 from optimas_jax.engine.sampler import Sampler, SampleRequest
 from optimas_jax.learn.batches import make_batches
 from optimas_jax.learn.config import LossConfig, TokenBatch
-from optimas_jax.learn.memory import placed_bytes, step_memory
+from optimas_jax.learn.memory import Step, placed_bytes, step_memory
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import init_state, init_trainable, make_optimizer
@@ -96,7 +96,7 @@ def measure(model: LoadedModel, tokens: int, rows: Sequence[int]) -> Iterator[di
 def reward_step(model: LoadedModel, tokens: int, remat: bool) -> dict[str, Any]:
     """A step of local rewards on groups of four candidates: seconds, and memory beside the weights."""
     network = model.for_training(TokenBatch(tokens, remat))
-    predicted = step_memory(network, model.mesh, _LORA, tokens)
+    predicted = step_memory(Step(network, model.mesh, _LORA), tokens)
     row = {"what": "reward step", "tokens": tokens, "remat": remat, "predicted": predicted.total}
     free = free_memory(model.mesh.devices.flat[0])
     if free is not None and predicted.total > free:

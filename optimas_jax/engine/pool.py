@@ -19,7 +19,7 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.engine.memory import with_caches
 from optimas_jax.engine.sampler import Sampler
 from optimas_jax.learn.config import TokenBatch
-from optimas_jax.learn.memory import step_memory, tokens_that_fit
+from optimas_jax.learn.memory import Step, step_memory, tokens_that_fit
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.lora import Params
@@ -57,7 +57,9 @@ class LoadedModel:
         """Arrays of each shard of a batch, all of the same shapes, on the devices (``parallel.sharding``)."""
         return replicate(parts[0], self.mesh) if self.mesh.size == 1 else put_shards(parts, self.mesh)
 
-    def check_memory(self, lora: LoraConfig, batch: TokenBatch, setting: str, shards: int = 1) -> None:
+    def check_memory(
+        self, lora: LoraConfig, batch: TokenBatch, setting: str, *, shards: int = 1, over_vocabulary: bool = False
+    ) -> None:
         """Raises ``StopRun`` if a training step does not fit into memory, with settings that do.
 
         Where batches have one size the step's programs are compiled; the step itself then finds them in the
@@ -66,15 +68,17 @@ class LoadedModel:
         Args:
           setting: name of the configuration of ``batch``, for the message.
           shards: that share the tokens of a batch.
+          over_vocabulary: see ``learn.memory.Step``.
         """
         network = self.for_training(batch)
         free, lanes = free_memory(self.mesh.devices.flat[0]), Lanes.of(network.compute, self.mesh).count
         if free is None:
             return
         compiled = network.compute.one_size
-        memory = step_memory(network, self.mesh, lora, -(-batch.tokens // shards), lanes=lanes, compiled=compiled)
+        step = Step(network, self.mesh, lora, lanes, over_vocabulary)
+        memory = step_memory(step, -(-batch.tokens // shards), compiled=compiled)
         if memory.total > free:
-            fits = tokens_that_fit(network, self.mesh, lora, free, lanes) * shards
+            fits = tokens_that_fit(step, free) * shards
             way_out = (
                 f"set {setting}.batch.tokens = {fits} or less" if fits else "adapt fewer layers (lora.last_layers)"
             )

@@ -58,36 +58,54 @@ class StepMemory:
         return self.state + self.kept + self.working
 
 
-def step_memory(
-    network: Network, mesh: AnyMesh, lora: LoraConfig, tokens: int, *, lanes: int = 1, compiled: bool = False
-) -> StepMemory:
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A kind of training step.
+
+    Attributes:
+      network: with ``Compute.remat`` as training sets it.
+      mesh: of one device, too; its devices need not be there (``jax.experimental.topologies``).
+      lora: the trained adapters.
+      lanes: batches that are computed side by side, and share the tokens.
+      over_vocabulary: whether the loss reads distributions over the vocabulary, as a policy's does.
+    """
+
+    network: Network
+    mesh: AnyMesh
+    lora: LoraConfig
+    lanes: int = 1
+    over_vocabulary: bool = False
+
+    def with_remat(self, remat: bool = True) -> Step:
+        compute = dataclasses.replace(self.network.compute, remat=remat)
+        return dataclasses.replace(self, network=dataclasses.replace(self.network, compute=compute))
+
+
+def step_memory(step: Step, tokens: int, *, compiled: bool = False) -> StepMemory:
     """Memory of a step on batches of ``tokens`` tokens on each device along ``data``.
 
     Args:
-      network: with ``Compute.remat`` as training sets it.
-      mesh: of one device, too; its devices need not be there (``jax.experimental.topologies``).
-      lanes: batches that are computed side by side, and share the tokens.
       compiled: whether the programs of a layer are compiled, for the devices of the mesh.
     """
+    network, mesh, lora = step.network, step.mesh, step.lora
     adapted = network.config.num_layers - lora.first(network.config.num_layers)
     kept = kept_by_layer(network, mesh, lora, tokens)
     adapters = _adapter_bytes(network, mesh, lora) * adapted
-    logits = _LOGITS * network.compute.vocab_chunk * network.config.vocab_size * _FLOAT32 // mesh.shape[MODEL]
     if compiled:
         working = compiled_working(network, lora, layer_arguments(network, mesh, lora, tokens))
     else:
         working = estimated_working(network, mesh, lora, tokens)
-    return StepMemory(adapters * (_STATE + lanes), adapted * kept, max(working, logits * lanes), compiled)
+    if step.over_vocabulary:
+        chunk = network.compute.vocab_chunk * network.config.vocab_size * _FLOAT32 // mesh.shape[MODEL]
+        working = max(working, _LOGITS * chunk * step.lanes)
+    return StepMemory(adapters * (_STATE + step.lanes), adapted * kept, working, compiled)
 
 
-def tokens_that_fit(network: Network, mesh: AnyMesh, lora: LoraConfig, free: int, lanes: int = 1) -> int:
+def tokens_that_fit(step: Step, free: int) -> int:
     """The largest batch, in tokens on each device along ``data``, whose step needs no more than ``free`` bytes by
     estimate; 0 if there is none."""
     sizes = range(_TOKENS, _MOST_TOKENS + 1, _TOKENS)
-    fitting = bisect.bisect_right(
-        sizes, free, key=lambda tokens: step_memory(network, mesh, lora, tokens, lanes=lanes).total
-    )
-    return fitting * _TOKENS
+    return bisect.bisect_right(sizes, free, key=lambda tokens: step_memory(step, tokens).total) * _TOKENS
 
 
 def layer_arguments(network: Network, mesh: AnyMesh, lora: LoraConfig, tokens: int) -> LayerArgs:

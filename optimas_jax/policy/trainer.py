@@ -43,7 +43,7 @@ class PolicyTrainer:
     def __init__(self, config: PolicyConfig, model: LoadedModel):
         self.config = config
         self._model = model
-        model.check_memory(config.lora, config.batch, "config.policy")
+        model.check_memory(config.lora, config.batch, "config.policy", over_vocabulary=True)
         self._functions = PolicyFunctions(model.for_training(config.batch), config.lora, config.loss, make_optimizer())
         self._lanes = Lanes.of(model.network.compute, model.mesh)
 

@@ -123,7 +123,7 @@ class RewardTrainer:
         metadata = {"groups": len(learnable), "alike": alike, "history": []}
         if not learnable:
             return trainable, metadata
-        batches.model.check_memory(config.lora, config.batch, "config.reward", batches.model.shards)
+        batches.model.check_memory(config.lora, config.batch, "config.reward", shards=batches.model.shards)
         rng = np.random.default_rng(seed)
         most = config.batch_groups or max(1, batches.max_tokens // _TRAINING_GROUP)
         plans = [plan_batches(learnable, batches.max_tokens, most=most, rng=rng) for _ in range(epochs)]

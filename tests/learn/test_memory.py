@@ -11,7 +11,14 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.engine import pool as loaded
 from optimas_jax.engine.pool import Engines, network_on
 from optimas_jax.learn.config import TokenBatch
-from optimas_jax.learn.memory import compiled_working, kept_by_layer, layer_arguments, step_memory, tokens_that_fit
+from optimas_jax.learn.memory import (
+    Step,
+    compiled_working,
+    kept_by_layer,
+    layer_arguments,
+    step_memory,
+    tokens_that_fit,
+)
 from optimas_jax.models.backbone import Network, init_lora, init_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.forward import forward_layer
@@ -51,16 +58,16 @@ def test_what_is_predicted_is_what_layers_keep(remat, attention):
 @pytest.mark.parametrize("shape", [(1, 1), (4, 2)])
 def test_the_estimate_is_near_what_the_compiler_needs(shape, remat):
     network, mesh = on_mesh(shape, dtype=jnp.dtype(jnp.float32), remat=remat)
-    compiled, estimate = (step_memory(network, mesh, LORA, 1024, compiled=how) for how in (True, False))
+    compiled, estimate = (step_memory(Step(network, mesh, LORA), 1024, compiled=how) for how in (True, False))
     assert compiled.kept == estimate.kept and compiled.state == estimate.state
     assert 0.5 * compiled.total < estimate.total < 1.5 * compiled.total
 
 
 def test_layers_that_are_computed_again_are_not_kept():
     (network, mesh), (remat, _) = on_mesh(), on_mesh(remat=True)
-    whole = step_memory(network, mesh, LORA, 4096).total
-    assert step_memory(remat, mesh, LORA, 4096).total < 0.7 * whole
-    assert step_memory(network, mesh, dataclasses.replace(LORA, last_layers=1), 4096).total < 0.7 * whole
+    whole = step_memory(Step(network, mesh, LORA), 4096).total
+    assert step_memory(Step(remat, mesh, LORA), 4096).total < 0.7 * whole
+    assert step_memory(Step(network, mesh, dataclasses.replace(LORA, last_layers=1)), 4096).total < 0.7 * whole
 
 
 def test_memory_of_attention_grows_with_the_length_not_with_its_square():
@@ -73,15 +80,15 @@ def test_memory_of_attention_grows_with_the_length_not_with_its_square():
 
 def test_the_largest_batch_that_fits():
     network, mesh = on_mesh()
-    fits = tokens_that_fit(network, mesh, LORA, step_memory(network, mesh, LORA, 1024).total)
+    fits = tokens_that_fit(Step(network, mesh, LORA), step_memory(Step(network, mesh, LORA), 1024).total)
     assert fits == 1024
-    assert tokens_that_fit(network, mesh, LORA, 1000) == 0
+    assert tokens_that_fit(Step(network, mesh, LORA), 1000) == 0
 
 
 def test_a_step_that_does_not_fit_is_refused_before_anything_is_compiled(monkeypatch):
     model = Engines(MeshConfig(data=1), ConsoleProgress(quiet=True)).model("random:0")
     config = PolicyConfig(lora=LORA, batch=TokenBatch(tokens=4096))
-    enough = step_memory(model.network, model.mesh, LORA, 1024, lanes=model.network.compute.lanes).total
+    enough = step_memory(Step(model.network, model.mesh, LORA, model.network.compute.lanes, True), 1024).total
     monkeypatch.setattr(loaded, "free_memory", lambda device: enough)
     with pytest.raises(StopRun, match=r"set config.policy.batch.tokens = \d+ or less, or config.policy.batch.remat"):
         PolicyTrainer(config, model)

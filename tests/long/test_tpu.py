@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optimas_jax.learn.memory import compile_layer, layer_arguments, place_shapes, placed_bytes, step_memory
+from optimas_jax.learn.memory import Step, compile_layer, layer_arguments, place_shapes, placed_bytes, step_memory
 from optimas_jax.models.attention import attention
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import LoraConfig
@@ -60,14 +60,15 @@ def compiled_attention(device, tokens, backward):
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_attention_is_the_kernel_and_its_memory_grows_with_the_length(v5e, backward):
+def test_attention_is_the_kernel_and_holds_nothing_of_length_squared(v5e, backward):
     memory = {}
     for tokens in (512, 2048, 8192):
         program = compiled_attention(v5e[0], tokens, backward)
         text = program.as_text()
         assert text.count("tpu_custom_call") == (3 if backward else 1)
         shapes = [[int(size) for size in dims.split(",")] for dims in re.findall(r"\b\w+\[([\d,]+)\]", text)]
-        assert not [shape for shape in shapes if sum(size >= tokens for size in shape) > 1]  # nothing of length squared
+        if tokens == 8192:  # longer than all other dimensions
+            assert not [shape for shape in shapes if sum(size >= tokens for size in shape) > 1]
         memory[tokens] = program.memory_analysis().temp_size_in_bytes
     assert memory[8192] <= 4.5 * memory[2048]
 
@@ -77,7 +78,7 @@ def test_the_papers_step_of_an_8b_model_fits_a_v5e_16_and_the_plan_is_near(v5e, 
     """16 groups of 2,048 tokens, one on each device. All layers run the same two programs."""
     mesh = Mesh(np.asarray(v5e).reshape(16, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     network = Network(LLAMA, dataclasses.replace(default_compute("tpu"), remat=remat), mesh)
-    compiled, planned = (step_memory(network, mesh, LORA, 2048, compiled=how) for how in (True, False))
+    compiled, planned = (step_memory(Step(network, mesh, LORA), 2048, compiled=how) for how in (True, False))
     weights = placed_bytes(place_shapes(abstract_params(LLAMA, network.compute), mesh))
     print(f"compiled {compiled}, planned {planned}, weights {weights}")
     assert weights + compiled.total < KINDS["v5e"].memory

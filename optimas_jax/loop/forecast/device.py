@@ -20,7 +20,7 @@ from optimas_jax.checkpoints.weights import RANDOM_CONFIG, load_config, resolve
 from optimas_jax.engine.decode_batch import most_rows
 from optimas_jax.engine.memory import token_bytes, with_caches
 from optimas_jax.learn.config import TokenBatch
-from optimas_jax.learn.memory import StepMemory, place_shapes, placed_bytes, step_memory, tokens_that_fit
+from optimas_jax.learn.memory import Step, StepMemory, place_shapes, placed_bytes, step_memory, tokens_that_fit
 from optimas_jax.llm.specs import provider
 from optimas_jax.loop.completers import language_models
 from optimas_jax.loop.config import RunConfig
@@ -212,14 +212,16 @@ def _tokens(use: Use, mesh: AbstractMesh) -> int:
     return max(-(-use.batch.tokens // mesh.shape[DATA]), use.longest) if use.is_shared else use.batch.tokens
 
 
-def _for_training(network: Network, remat: bool) -> Network:
-    return dataclasses.replace(network, compute=dataclasses.replace(network.compute, remat=remat))
+def _step(use: Use, network: Network, mesh: AbstractMesh) -> Step:
+    assert use.lora is not None and use.batch is not None
+    step = Step(network, mesh, use.lora, over_vocabulary=use.what == "policy")
+    return step.with_remat(use.batch.remat)
 
 
 def _training(use: Use, network: Network, mesh: AbstractMesh, kind: DeviceKind) -> Training:
     assert use.lora is not None and use.batch is not None
     tokens, lora, config = _tokens(use, mesh), use.lora, network.config
-    memory = step_memory(_for_training(network, use.batch.remat), mesh, lora, tokens)
+    memory = step_memory(_step(use, network, mesh), tokens)
     adapted = config.num_layers - lora.first(config.num_layers)
     of_layer = sum(math.prod(shape) for shape in module_shapes(config).values()) / mesh.shape[MODEL]
     longest = use.longest or tokens
@@ -268,13 +270,13 @@ def _fitting(use: Use, network: Network, mesh: AbstractMesh, free: int) -> tuple
     """The use with a training step that fits ``free`` bytes, and the settings that differ; None if none fits."""
     if use.lora is None or use.batch is None:
         return use, []
-    tokens = _tokens(use, mesh)
-    if step_memory(_for_training(network, use.batch.remat), mesh, use.lora, tokens).total <= free:
+    tokens, step = _tokens(use, mesh), _step(use, network, mesh)
+    if step_memory(step, tokens).total <= free:
         return use, []
     settings = [] if use.batch.remat else [f"{use.setting}.batch.remat = True"]
-    batch, remat = dataclasses.replace(use.batch, remat=True), _for_training(network, remat=True)
-    if step_memory(remat, mesh, use.lora, tokens).total > free:
-        most = tokens_that_fit(remat, mesh, use.lora, free)
+    batch, step = dataclasses.replace(use.batch, remat=True), step.with_remat()
+    if step_memory(step, tokens).total > free:
+        most = tokens_that_fit(step, free)
         if most < max(use.longest, 64):
             return None
         batch = dataclasses.replace(batch, tokens=most * (mesh.shape[DATA] if use.is_shared else 1))
