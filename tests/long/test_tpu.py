@@ -11,7 +11,12 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optimas_jax.learn.batches import make_batches
+from optimas_jax.learn.config import LossConfig
 from optimas_jax.learn.memory import Step, compile_layer, layer_arguments, place_shapes, placed_bytes, step_memory
+from optimas_jax.learn.reward_model import RewardFunctions, _loss_gradients
+from optimas_jax.learn.token_group import TokenGroup
+from optimas_jax.learn.train_state import apply_gradients, init_state, init_trainable, make_optimizer
 from optimas_jax.models.attention import attention
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import LoraConfig
@@ -19,6 +24,7 @@ from optimas_jax.models.flat import FlatSequence, flatten
 from optimas_jax.models.known import KNOWN
 from optimas_jax.parallel.devices import KINDS
 from optimas_jax.parallel.platform import default_compute
+from optimas_jax.parallel.sharding import shardings
 
 pytestmark = pytest.mark.long
 
@@ -83,6 +89,31 @@ def test_the_papers_step_of_an_8b_model_fits_a_v5e_16_and_the_plan_is_near(v5e, 
     print(f"compiled {compiled}, planned {planned}, weights {weights}")
     assert weights + compiled.total < KINDS["v5e"].memory
     assert weights + planned.total == pytest.approx(weights + compiled.total, rel=0.1)
+
+
+def test_the_other_programs_of_the_step_compile_and_are_small(v5e):
+    """The loss, and the optimiser's step, which reads and writes the whole state in place."""
+    mesh = Mesh(np.asarray(v5e).reshape(16, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    tx, rows = make_optimizer(), NamedSharding(mesh, P("data"))
+    state = jax.eval_shape(lambda: init_state(init_trainable(LLAMA, LORA, 5, jax.random.key(0)), tx))
+    state = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, shardings(state, mesh)
+    )
+    pair = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    metrics = {"loss": pair, "pair_accuracy": pair}
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    step = apply_gradients.lower(tx, state, [(state.trainable, metrics)], rate, mesh).compile().memory_analysis()
+    assert step.alias_size_in_bytes == pytest.approx(step.output_size_in_bytes, rel=0.01)  # in place
+    assert step.temp_size_in_bytes < 0.2 * step.output_size_in_bytes
+
+    group = TokenGroup((5,) * 1024, ((6,) * 256,) * 4, (0.0, 0.3, 0.6, 1.0), 0)
+    [batch] = make_batches([[group]], candidates=8, pad_id=0, tiled=False)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((16, *leaf.shape), leaf.dtype, sharding=rows), batch)
+    functions = RewardFunctions(Network(LLAMA, default_compute("tpu"), mesh), LORA, LossConfig(), tx)
+    ends = jax.ShapeDtypeStruct((16, 8, LLAMA.embed_dim), jnp.bfloat16, sharding=rows)
+    norm = {"scale": jax.ShapeDtypeStruct((LLAMA.embed_dim,), jnp.float32, sharding=NamedSharding(mesh, P()))}
+    loss = _loss_gradients.lower(functions, state.trainable["head"], ends, norm, batch).compile().memory_analysis()
+    assert loss.temp_size_in_bytes < 1 << 20
 
 
 def test_a_layers_programs_hold_no_whole_batch(v5e):

@@ -135,6 +135,22 @@ def test_gradients(implementation, grouped, seed, window):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("use_kernel", [False, True])
+@settings(max_examples=5)
+@given(seed=st.integers(0, 10**6))
+def test_outputs_and_gradients_are_those_of_tiled_attention(use_kernel, seed):
+    rng = np.random.default_rng(seed)
+    sequences = [dataclasses.replace(one, blocks=()) for one in random_sequences(rng, grouped=True)]
+    tiles, pairs = (flatten(sequences, pad_id=0, tiled=tiled, tokens=TOKENS).layout for tiled in (True, False))
+    fresh, _ = arrays(seed)
+    weights = rng.normal(size=(TOKENS, HEADS, SIZE))
+    weights[sum(len(one.ids) for one in sequences) :] = 0.0
+    expected = tried(fresh, tiles, None, False) * (weights != 0), *grad_of_tried(fresh, tiles, weights, False)
+    found = tried(fresh, pairs, None, use_kernel) * (weights != 0), *grad_of_tried(fresh, pairs, weights, use_kernel)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * float(np.abs(theirs).max()))
+
+
 def visits(layout: Tiles) -> int:
     """Key tiles read, over all query tiles."""
     used = layout.segments[: layout.bounds[-1]]
