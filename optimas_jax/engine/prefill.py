@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from optimas_jax.engine.multi_lora import AdapterStore, LoadedAdapter, Stack
@@ -196,7 +195,7 @@ class Prefiller:
         if one.adapters is None:
             return run()
         stack, gate = one.adapters
-        return run(stack.config, stack.params, jnp.asarray(gate))
+        return run(stack.config, stack.params, gate)
 
     def _indices(self, one: _Pass) -> list[np.ndarray]:
         """For each prompt of a pass, the index of each token's key in ``[stored | computed]`` of its shard."""

@@ -20,10 +20,12 @@ from optimas_jax.engine.decode_batch import DecodeBatch, RowRequest
 from optimas_jax.engine.multi_lora import AdapterStore
 from optimas_jax.engine.prefill import Prefiller
 from optimas_jax.engine.prefix_cache import PrefixCache
+from optimas_jax.engine.shared import SharedBatch
 from optimas_jax.engine.stop_texts import StopTexts, answer_text, certain, crossing, cut
 from optimas_jax.models.backbone import Network
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.lockstep import Shared, open_shared, together
 from optimas_jax.parallel.platform import return_free_memory
 
 
@@ -81,11 +83,13 @@ class Sampler:
       network: without LoRA.
       params: frozen weights.
       tokenizer: for stop texts and answers.
+      shared: see ``parallel.lockstep``.
     """
 
     network: Network
     params: Params
     tokenizer: Tokenizer
+    shared: Shared | None = None
 
     def check(self, request: SampleRequest) -> None:
         """Raises ``ContextOverflow`` or ``ValueError`` for a request that cannot be served."""
@@ -117,18 +121,31 @@ class Sampler:
                 samples[index] = self.sample(requests[index], tokens, logprobs)
         return [samples[index] for index in range(len(requests))]
 
-    def batch(self) -> ContinuousBatch[Any]:
-        """An empty batch; all batches of a sampler share its prefix cache."""
+    def batch(self) -> ContinuousBatch[Any] | SharedBatch[Any]:
+        """An empty batch; all batches of a sampler share its prefix cache. Of several processes all have it, one at a
+        time."""
+        if self.shared is None:
+            return self.own_batch()
+        leader, name = self.shared.leader, self.shared.name
+        return open_shared(leader, f"batch of {name}", "batch", (name,), self.shared_batch)
+
+    def own_batch(self) -> ContinuousBatch[Any]:
+        """``batch`` of this process."""
         return ContinuousBatch(
             self._lanes,
             self._prefiller,
             lambda: DecodeBatch(self.network, self.params, self._prefiller, self._blank_ids),
         )
 
+    def shared_batch(self, shared: Shared | None = None) -> SharedBatch[Any]:
+        """``batch`` by request number, for a process that follows."""
+        return SharedBatch(self.own_batch(), self.row_request, shared)
+
     def rest(self) -> None:
         """To be called when there is nothing to do for a while."""
         return_free_memory()
 
+    @together
     def forget_prompts(self) -> None:
         """Empties the prefix cache. Changes speed and nothing else."""
         self._prefiller.prefixes.clear()
@@ -146,6 +163,7 @@ class Sampler:
             self.adapters.get(request.adapter),
             StopTexts(across, self.tokenizer) if across else None,
             self._constrainer.start(request.schema, request.max_tokens) if request.schema else None,
+            request,
         )
 
     @cached_property
@@ -155,7 +173,7 @@ class Sampler:
     @cached_property
     def adapters(self) -> AdapterStore:
         """The adapters that requests can name."""
-        return AdapterStore(self.network.config)
+        return AdapterStore(self.network.config, self.network.mesh, self.shared and self.shared.part("adapters"))
 
     @cached_property
     def _lanes(self) -> Lanes:

@@ -31,6 +31,7 @@ from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.platform import in_turn
 from optimas_jax.parallel.sharding import keep_placed
+from optimas_jax.parallel.transfer import fetch
 
 Minibatch = Sequence[Sequence[PolicyBatch]]  # batches one after another, each in parts that are computed side by side
 
@@ -108,7 +109,7 @@ class PolicyFunctions:
         taken: list[dict[str, float]] = []
         for minibatch in steps:
             state, metrics = self.train_step(state, params, minibatch, learning_rate, lanes)
-            taken.append(means([jax.device_get(metrics)]))
+            taken.append(means([fetch(metrics)]))
             if not taken[-1]["moved"] <= kl_step:
                 break
         return state, taken

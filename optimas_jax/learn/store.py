@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from orbax.checkpoint import v1 as ocp
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file, save_file
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.models.lora import Params
+from optimas_jax.parallel.transfer import fetch, put
+
+_ARRAYS = "arrays.safetensors"
 
 
 class CheckpointError(StopRun):
@@ -24,7 +30,7 @@ class CheckpointError(StopRun):
 
 
 class CheckpointStore:
-    """Checkpoints in one folder: ``<name>/arrays`` (Orbax) and ``<name>/metadata.json``."""
+    """Checkpoints in one folder: ``<name>/arrays.safetensors`` and ``<name>/metadata.json``."""
 
     def __init__(self, folder: Path):
         self.folder = folder.resolve()
@@ -38,7 +44,7 @@ class CheckpointStore:
     def metadata(self, name: str) -> dict[str, Any] | None:
         """The metadata of a checkpoint, or None if there is no complete checkpoint of that name."""
         path = self._folder_of(name) / "metadata.json"
-        if not path.is_file():
+        if not path.is_file() or not (path.parent / _ARRAYS).is_file():
             return None
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -54,11 +60,12 @@ class CheckpointStore:
             if path.exists():
                 shutil.rmtree(path)
             path.mkdir(parents=True)
-            ocp.save(str(path / "arrays"), _flatten(params))
+            arrays = {key: np.ascontiguousarray(array) for key, array in _flatten(fetch(params)).items()}
+            save_file(arrays, path / _ARRAYS)
             partial = path / "metadata.json.partial"
             partial.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
             partial.replace(path / "metadata.json")
-        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+        except (OSError, safetensors.SafetensorError) as error:  # the latter for a disk that fills up under the arrays
             raise CheckpointError(
                 f"cannot write the checkpoint {path} ({error}): make room and run the same command again"
             ) from error
@@ -72,19 +79,21 @@ class CheckpointStore:
           sharding: of the loaded arrays, independent of the mesh that they were saved from; None for the default
             device.
         """
-        path = self._folder_of(name) / "arrays"
-        placed = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = {
-            key: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=placed) for key, leaf in _flatten(like).items()
-        }
+        path = self._folder_of(name) / _ARRAYS
         try:
-            flat = ocp.load(str(path), abstract)
-        except Exception as error:
+            stored = load_file(path)
+            shapes = {key: tuple(leaf.shape) for key, leaf in _flatten(like).items()}
+            found = {key: array.shape for key, array in stored.items()}
+            if found != shapes:
+                unlike = sorted(key for key in {*found, *shapes} if found.get(key) != shapes.get(key))
+                raise ValueError(f"it has other arrays or shapes: {', '.join(unlike[:5])}")
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise CheckpointError(
                 f"cannot read the checkpoint {path} ({type(error).__name__}: {error}). Delete {path.parent}, it will "
                 "be trained again"
             ) from error
-        return _unflatten(flat, like)
+        move = jnp.asarray if sharding is None else partial(put, sharding=sharding)
+        return _unflatten({key: move(array) for key, array in stored.items()}, like)
 
 
 def _flatten(params: Params) -> dict[str, jax.Array]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from optimas_jax.engine.batching import ContinuousBatch
     from optimas_jax.engine.decode_batch import RowRequest
     from optimas_jax.engine.sampler import Sample, Sampler, SampleRequest
+    from optimas_jax.engine.shared import SharedBatch
 
 _STREAM_TOKENS = 4  # tokens between two looks at the answers so far, while a request has a callback for them
 _ADAPTERS = 8  # loaded from the folder; the oldest goes first
@@ -219,7 +220,7 @@ class LocalCompleter:
         pending: list[_Entry] = []  # waiting or in flight
         error: BaseException = StopRun("it was closed")
         try:
-            batch: ContinuousBatch[_Entry] = self.sampler().batch()
+            batch: ContinuousBatch[_Entry] | SharedBatch[_Entry] = self.sampler().batch()
             stopping = False
             while not stopping or batch.active:
                 pending = _unanswered(pending)
@@ -258,7 +259,7 @@ class LocalCompleter:
             if idle:
                 idle, deadline = False, time.monotonic() + _GATHER_MOST_SECONDS
 
-    def _advance(self, batch: ContinuousBatch[_Entry], waiting: list[_Entry]) -> None:
+    def _advance(self, batch: ContinuousBatch[_Entry] | SharedBatch[_Entry], waiting: list[_Entry]) -> None:
         """Admits requests to the batch, decodes for a while, and answers the finished ones."""
         started = time.perf_counter()
         flying = batch.active

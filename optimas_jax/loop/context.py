@@ -20,7 +20,7 @@ from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, Outcome, Trace
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.watch import Watch, tell_waits
-from optimas_jax.engine.pool import Engines
+from optimas_jax.engine.pool import Engines, make_engines
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.component import LanguageModel
@@ -37,6 +37,7 @@ from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
 from optimas_jax.loop.same_program import check_components, check_program
 from optimas_jax.loop.start import data_and_system, keep, read_start
+from optimas_jax.parallel.lockstep import Leader
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
 from optimas_jax.rewards.engine import RewardEngine, reward_engine
@@ -205,6 +206,7 @@ def build_run(
     shared: Path | None = None,
     benchmark: ModuleType | Benchmark | None = None,
     command: str = "",
+    leader: Leader | None = None,
 ) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
@@ -214,6 +216,7 @@ def build_run(
       shared: folder of results that several processes share (``llm.shared``).
       benchmark: in place of the one that the configuration names.
       command: the text that ``run.json`` has of it; by default the command line.
+      leader: tells the other processes of the run what to compute (``loop.follow``).
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -223,7 +226,7 @@ def build_run(
     benchmark = benchmark or find_benchmark(config.benchmark)
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
-    engines = Engines(config.mesh, progress)
+    engines = make_engines(config.mesh, progress, leader)
     if completer is None:
         check_completers(config, workdir)
     start = read_start(config.optimize.start)

@@ -44,6 +44,7 @@ from optimas_jax.loop.probe import run_probe
 from optimas_jax.loop.start import ROWS
 from optimas_jax.loop.steps.fields import OBSERVED
 from optimas_jax.loop.steps.observe import observed
+from optimas_jax.parallel.lockstep import Leader
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
 
@@ -61,9 +62,10 @@ def run_stages(
     shared: Path | None = None,
     benchmark: Benchmark | None = None,
     command: str = "",
+    leader: Leader | None = None,
 ) -> str:
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``,
-    ``benchmark``, ``command``: see ``build_run``.
+    ``benchmark``, ``command``, ``leader``: see ``build_run``.
 
     Returns:
       The label of the evaluation (``loop.folder.evaluations``), or "" where none was made.
@@ -75,7 +77,7 @@ def run_stages(
     if stage not in ("all", ALIGN, PROBE, REFRESH, *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN, PROBE, REFRESH))}")
     label = ""
-    with open_run(config, workdir, progress, completer, shared, benchmark, command) as run:
+    with open_run(config, workdir, progress, completer, shared, benchmark, command, leader) as run:
         if completer is None:
             find_models(run)
         for name in STAGES if stage == "all" else (stage,):
@@ -93,13 +95,14 @@ def open_run(
     shared: Path | None = None,
     benchmark: Benchmark | None = None,
     command: str = "",
+    leader: Leader | None = None,
 ) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
 
     Raises:
       OverBudget: as ``with_price``.
     """
-    run = build_run(config, workdir, progress, completer, shared, benchmark, command)
+    run = build_run(config, workdir, progress, completer, shared, benchmark, command, leader)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.host.splits.items())
     progress.line(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"

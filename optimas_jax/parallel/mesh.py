@@ -47,4 +47,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"a mesh of {data} x {config.model} (data x model) does not fit {len(devices)} devices: choose sizes whose "
             "product is at most that, or a model size that divides it"
         )
+    if left := {device.process_index for device in devices} - {device.process_index for device in devices[:size]}:
+        raise ValueError(
+            f"a mesh of {data} x {config.model} (data x model) leaves process {min(left)} without a device: set data "
+            "to 0, for all devices, or start fewer processes"
+        )
     return jax.make_mesh((data, config.model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices[:size])

@@ -23,6 +23,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optimas_jax.parallel.mesh import DATA, MODEL
+from optimas_jax.parallel.transfer import put_tree
 
 T = TypeVar("T")
 AnyMesh = Mesh | AbstractMesh  # of devices, or, for shapes alone, of a number of them
@@ -79,7 +80,7 @@ def shardings(tree: Any, mesh: AnyMesh, rules: Rules = RULES) -> Any:
 
 def place(tree: Any, mesh: AnyMesh | None) -> Any:
     """Parameters or a state of training on a mesh, cut by ``RULES``."""
-    return tree if mesh is None else jax.device_put(tree, shardings(tree, mesh))
+    return tree if mesh is None else put_tree(tree, shardings(tree, mesh))
 
 
 def keep_placed(tree: Any, mesh: AnyMesh | None) -> Any:
@@ -98,7 +99,7 @@ def put_shards(parts: Sequence[T], mesh: AnyMesh | None) -> T:
 
 def place_shards(tree: T, mesh: AnyMesh | None) -> T:
     """Arrays whose first axis is cut along the shards of a mesh; without one as they are."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P(DATA)))
+    return tree if mesh is None else put_tree(tree, NamedSharding(mesh, P(DATA)))
 
 
 def keep_shards(x: jax.Array, mesh: AnyMesh | None, *axes: str | None) -> jax.Array:
@@ -183,4 +184,4 @@ def replicate(tree: Any, mesh: AnyMesh | None) -> Any:
     Also for a mesh of one device: outputs of a jitted step are committed to devices, and with uncommitted inputs the
     same step would be compiled again.
     """
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
+    return tree if mesh is None else put_tree(tree, NamedSharding(mesh, P()))

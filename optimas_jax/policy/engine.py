@@ -29,6 +29,7 @@ from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.learn.train_state import TrainState
 from optimas_jax.models.config import BackboneConfig
 from optimas_jax.models.lora import Params
+from optimas_jax.parallel.lockstep import Shared, open_shared
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.policy.served import check_served, served_limit
 from optimas_jax.policy.trainer import PolicyTrainer
@@ -99,7 +100,10 @@ class PolicyEngine:
 
     @cached_property
     def _trainer(self) -> PolicyTrainer:
-        return PolicyTrainer(self.config, self._engines.model(self._spec))
+        def make(shared: Shared | None) -> PolicyTrainer:
+            return PolicyTrainer(self.config, self._engines.model(self._spec), shared)
+
+        return open_shared(self._engines.leader, "policy", "policy", (self.config, self._spec), make)
 
     def start(self, adapter: str) -> str:
         """Name of the initial state of tuning: an adapter ("" for the base) with a fresh critic and optimiser."""
@@ -192,7 +196,7 @@ class PolicyEngine:
         its KL was measured by."""
         key = name, [group.text for group in rollout.groups]
         if self._measured is None or self._measured[0] != key:
-            self._measured = key, self._trainer.statistics(state.trainable, rollout.groups)
+            self._measured = key, self._trainer.statistics(state.trainable, list(rollout.groups))
         check_served(np.concatenate(rollout.logprobs), self._measured[1], self._dtype)
         return self._measured[1]
 

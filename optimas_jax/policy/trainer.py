@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,9 @@ from optimas_jax.learn.train_state import TrainState, init_state, make_optimizer
 from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
+from optimas_jax.parallel.lockstep import Shared, together
 from optimas_jax.parallel.sharding import place
+from optimas_jax.parallel.transfer import fetch
 from optimas_jax.policy.config import PolicyConfig
 
 Parts = list[list[int]]  # the sequences of a batch, dealt to lanes or to the shards of a mesh; indices
@@ -40,8 +43,9 @@ Parts = list[list[int]]  # the sequences of a batch, dealt to lanes or to the sh
 class PolicyTrainer:
     """Trains one policy over one base model."""
 
-    def __init__(self, config: PolicyConfig, model: LoadedModel):
-        self.config = config
+    def __init__(self, config: PolicyConfig, model: LoadedModel, shared: Shared | None = None):
+        """``shared``: see ``parallel.lockstep``."""
+        self.config, self.shared = config, shared
         self._model = model
         model.check_memory(config.lora, config.batch, "config.policy", over_vocabulary=True)
         self._functions = PolicyFunctions(model.for_training(config.batch), config.lora, config.loss, make_optimizer())
@@ -64,11 +68,21 @@ class PolicyTrainer:
           statistics: of the policy that sampled the answers.
 
         Returns:
-          The state and the metrics of every step that was taken (``learn.ppo.PolicyFunctions.update``).
+          The state, numpy arrays, and the metrics of every step that was taken (``learn.ppo.PolicyFunctions.update``).
 
         Raises:
           StopRun: for a prompt and an answer that no batch can hold.
         """
+        leaves, treedef = jax.tree.flatten(state)
+        leaves, steps = self.learn_leaves(leaves, list(groups), statistics, kl_weight, seed)
+        return jax.tree.unflatten(treedef, leaves), steps
+
+    @together
+    def learn_leaves(
+        self, leaves: list[Any], groups: list[TokenGroup], statistics: Statistics, kl_weight: float, seed: int
+    ) -> tuple[list[np.ndarray], list[dict[str, float]]]:
+        """``learn`` with the arrays of the state in the order of ``jax.tree.leaves``."""
+        state = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(self.start)), leaves)
         sequences, of_group = self._sequences(groups)
         targets = by_group(self._targets(statistics, groups, kl_weight), [sampled_tokens(one) for one in sequences])
         rng, size = np.random.default_rng(seed), self.config.minibatch
@@ -81,9 +95,11 @@ class PolicyTrainer:
         steps = self._minibatches(sequences, targets, plans)
         state = place(state, self._model.mesh)
         rate, kl_step = self.config.learning_rate, self.config.kl_step
-        return self._functions.update(state, self._model.params, steps, rate, kl_step, self._lanes)
+        state, metrics = self._functions.update(state, self._model.params, steps, rate, kl_step, self._lanes)
+        return fetch(jax.tree.leaves(state)), metrics
 
-    def statistics(self, trainable: Params, groups: Sequence[TokenGroup]) -> Statistics:
+    @together
+    def statistics(self, trainable: Params, groups: list[TokenGroup]) -> Statistics:
         """Statistics of all C sampled tokens, answers concatenated; numpy arrays [C]. Raises as ``learn``."""
         trainable = place(trainable, self._model.mesh)
         sequences, _ = self._sequences(groups)
@@ -102,7 +118,7 @@ class PolicyTrainer:
             room, chunk = batches[0].ends.shape, self._model.network.compute.vocab_chunk
             tokens = self._model.put([candidate_tokens(part, room, least, multiple=chunk) for part in chosen])
             flat = self._model.put([batch.flat for batch in batches])
-            return jax.device_get(self._functions.statistics(self._model.params, trainable, flat, tokens))
+            return fetch(self._functions.statistics(self._model.params, trainable, flat, tokens))
 
         def shape(parts: Parts) -> tuple[str, int, int]:
             chosen = [[sequences[index] for index in part] for part in parts]

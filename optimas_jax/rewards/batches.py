@@ -22,6 +22,7 @@ from optimas_jax.learn.train_state import init_trainable, make_optimizer
 from optimas_jax.models.lora import Params, merge_lora
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.sharding import place
+from optimas_jax.parallel.transfer import fetch
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.text import TextGroup
 
@@ -43,7 +44,7 @@ class DeviceBatch(NamedTuple):
 
     def by_group(self, values: Any) -> list[np.ndarray]:
         """What was computed for the groups, [G, ...] or [S, G, ...], as arrays of single groups, part after part."""
-        rows = np.asarray(values)
+        rows = fetch(values)
         rows = rows[None] if len(self.batch.ends.shape) == 2 else rows
         return [of_part[row] for of_part, groups in zip(rows, self.parts, strict=True) for row in range(len(groups))]
 
@@ -157,7 +158,7 @@ class RewardBatches:
             if item.features is not None:
                 return function(item), None
             features = self.functions.features(self.model.params, item.batch.flat)
-            return function(item._replace(features=features)), np.asarray(features) if keep else None
+            return function(item._replace(features=features)), fetch(features) if keep else None
 
         def shape(item: DeviceBatch) -> tuple[str, int, bool]:
             return kind, item.batch.flat.input_ids.shape[-1], item.features is None

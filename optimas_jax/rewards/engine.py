@@ -9,6 +9,7 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.tape import Tape
+from optimas_jax.parallel.lockstep import Shared, open_shared
 from optimas_jax.rewards.batches import RewardBatches
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.scorer import RewardScorer
@@ -33,9 +34,13 @@ def reward_engine(
     progress: Progress,
 ) -> RewardEngine:
     """An engine for the tunable ``components``, whose order numbers the heads. Loads no model."""
-    batches = RewardBatches(config, components, engines, progress)
-    return RewardEngine(
-        config,
-        RewardTrainer(batches, checkpoints, progress),
-        RewardScorer(batches, checkpoints, tape, progress),
-    )
+
+    def make(shared: Shared | None) -> RewardEngine:
+        batches = RewardBatches(config, components, engines, progress)
+        return RewardEngine(
+            config,
+            RewardTrainer(batches, checkpoints, progress, shared and shared.part("trainer")),
+            RewardScorer(batches, checkpoints, tape, progress, shared and shared.part("scorer")),
+        )
+
+    return open_shared(engines.leader, "rewards", "rewards", (config, tuple(components)), make)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,10 @@ from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM, agreement, 
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.store import CheckpointStore
+from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.llm.tape import Tape
+from optimas_jax.models.lora import Params
+from optimas_jax.parallel.lockstep import Shared, together
 from optimas_jax.rewards.batches import BatchFunction, RewardBatches
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.text import TextGroup, output_texts, text_group
@@ -45,7 +49,17 @@ Kind = Literal["score", "loglik"]
 class RewardScorer:
     """Local rewards and log-likelihoods, memoised on the tape by local reward and text."""
 
-    def __init__(self, batches: RewardBatches, checkpoints: CheckpointStore, tape: Tape, progress: Progress):
+    def __init__(
+        self,
+        batches: RewardBatches,
+        checkpoints: CheckpointStore,
+        tape: Tape,
+        progress: Progress,
+        shared: Shared | None = None,
+    ):
+        """``shared``: see ``parallel.lockstep``."""
+        self.shared = shared
+        self._lock = threading.Lock()  # of the loaded weights, where several processes load and score in turn
         self._batches, self._checkpoints, self._tape, self._progress = batches, checkpoints, tape, progress
         self._loaded: tuple[str, BatchFunction[list[np.ndarray]]] | None = None  # the last one used stays
         self._fitted: dict[str, Mapping[str, Any]] = {}  # by name, what the metadata of fitted heads add
@@ -139,7 +153,7 @@ class RewardScorer:
         count, computed = len(self._batches.plan(tokens)), dict[str, float]()
         bar = self._progress.bar(f"local {kind}s", count) if count > 1 else nullcontext(lambda: None)
         with bar as advance:
-            for members, values in self._batches.map(kind, tokens, self._function(kind, name)):
+            for members, values in self._by_batch(kind, name, tokens):
                 fresh = {
                     key: float(value)
                     for row, index in enumerate(members)
@@ -151,6 +165,29 @@ class RewardScorer:
                 advance()
         return computed
 
+    def _by_batch(
+        self, kind: Kind, name: str, groups: Sequence[TokenGroup]
+    ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+        """Indices of the groups of each batch, and [M] scores or log-likelihoods of each; the other processes compute
+        one batch at a time."""
+        if self.shared is None:
+            yield from self._batches.map(kind, groups, self._function(kind, name))
+            return
+        for members in self._batches.plan(groups):
+            with self._lock:
+                self._function(kind, name)  # loads
+                values = self.score_batch(kind, name, [groups[index] for index in members])
+            yield members, values
+
+    @together
+    def score_batch(self, kind: Kind, name: str, groups: list[TokenGroup]) -> list[np.ndarray]:
+        """[M] scores under the loaded local reward, or log-likelihoods, of groups that make up a batch."""
+        rows: list[np.ndarray] = [np.zeros(0)] * len(groups)
+        for members, values in self._batches.map(kind, groups, self._function(kind, name)):
+            for index, value in zip(members, values, strict=True):
+                rows[index] = value
+        return rows
+
     def _function(self, kind: Kind, name: str) -> BatchFunction[list[np.ndarray]]:
         """The function of a batch that gives its scores, or log-likelihoods, [G, M] float32."""
         if kind == "score":
@@ -159,9 +196,14 @@ class RewardScorer:
 
     def _load(self, reward: str) -> BatchFunction[list[np.ndarray]]:
         if self._loaded is None or self._loaded[0] != reward:
-            trainable = self._batches.place(self._checkpoints.load(reward, self._batches.shapes))
-            self._loaded = reward, self._batches.scoring(trainable)
+            self.use(reward, self._checkpoints.load(reward, self._batches.shapes))
+        assert self._loaded is not None
         return self._loaded[1]
+
+    @together
+    def use(self, reward: str, trainable: Params) -> None:
+        """Loads adapters and heads of a local reward in the place of those before."""
+        self._loaded = reward, self._batches.scoring(self._batches.place(trainable))
 
 
 def score_outputs(

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from optimas_jax.core.progress import Progress
@@ -23,9 +22,11 @@ from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.learn.token_group import TokenGroup, are_alike
 from optimas_jax.learn.train_state import TrainState, init_state, learning_rate, make_optimizer, means
 from optimas_jax.models.lora import Params
+from optimas_jax.parallel.lockstep import Shared, together
 from optimas_jax.parallel.platform import return_free_memory
+from optimas_jax.parallel.transfer import fetch
 from optimas_jax.rewards.alignment import pair_accuracy
-from optimas_jax.rewards.batches import BatchFunction, RewardBatches
+from optimas_jax.rewards.batches import RewardBatches
 from optimas_jax.rewards.pairs import count_pairs, is_informative
 from optimas_jax.rewards.text import output_texts, text_group
 
@@ -39,7 +40,15 @@ class NonFiniteLoss(StopRun):
 class RewardTrainer:
     """Trains local rewards of one system."""
 
-    def __init__(self, batches: RewardBatches, checkpoints: CheckpointStore, progress: Progress):
+    def __init__(
+        self,
+        batches: RewardBatches,
+        checkpoints: CheckpointStore,
+        progress: Progress,
+        shared: Shared | None = None,
+    ):
+        """``shared``: see ``parallel.lockstep``."""
+        self.shared = shared
         self._batches, self._checkpoints, self._progress = batches, checkpoints, progress
         self._config = batches.config
         self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by group, see _states
@@ -123,22 +132,44 @@ class RewardTrainer:
         metadata = {"groups": len(learnable), "alike": alike, "history": []}
         if not learnable:
             return trainable, metadata
+        kept, history = self.learn(fetch(trainable), learnable, evaluated, epochs, seed, parent is None)
+        return kept, {**metadata, "history": history}
+
+    @together
+    def learn(
+        self,
+        trainable: Params,
+        learnable: list[TokenGroup],
+        evaluated: list[TokenGroup],
+        epochs: int,
+        seed: int,
+        fresh: bool,
+    ) -> tuple[Params, list[dict[str, float]]]:
+        """Trains adapters and heads on groups; see ``train``.
+
+        Args:
+          trainable: what to start from, numpy arrays; ``fresh`` if nothing was learned before.
+
+        Returns:
+          The arrays of the epoch that is kept, and the metrics of each epoch.
+        """
+        batches, config = self._batches, self._config
         batches.model.check_memory(config.lora, config.batch, "config.reward", shards=batches.model.shards)
         rng = np.random.default_rng(seed)
         most = config.batch_groups or max(1, batches.max_tokens // _TRAINING_GROUP)
         plans = [plan_batches(learnable, batches.max_tokens, most=most, rng=rng) for _ in range(epochs)]
         batches.keep_features(learnable)
-        rate = self._offline_rate if parent is None else self._adaptation_rate
-        kept, best, since_best = jax.device_get(trainable), -1.0, 0
+        rate = self._offline_rate if fresh else self._adaptation_rate
+        kept, best, since_best, history = trainable, -1.0, 0, list[dict[str, float]]()
         for state, row in self._epochs(trainable, learnable, plans, rate):
             row["held_out_pair_accuracy"] = self._pair_accuracy(state.trainable, evaluated)
-            metadata["history"].append(row)
+            history.append(row)
             since_best += 1
             if row["held_out_pair_accuracy"] >= best or not evaluated:  # of equal epochs the later one
-                kept, best, since_best = jax.device_get(state.trainable), row["held_out_pair_accuracy"], 0
+                kept, best, since_best = fetch(state.trainable), row["held_out_pair_accuracy"], 0
             if since_best >= config.patience:
                 break
-        return kept, metadata
+        return kept, history
 
     def _fit(self, system: System, train: Sequence[Group]) -> tuple[Params, dict[str, Any]]:
         """Heads in closed form (``learn.fit``), and adapters that change nothing; metadata as in ``train``."""
@@ -171,7 +202,7 @@ class RewardTrainer:
             "held_out_pair_accuracy": pair_accuracy(unseen, labels, threshold)[0],
         }
         metadata = {"groups": len(informative), "alike": self._tokens(system, informative)[1]}
-        trainable = {**jax.device_get(batches.initial(0)), "head": {"kernel": kernel}}
+        trainable = {**fetch(batches.initial(0)), "head": {"kernel": kernel}}
         return trainable, {
             **metadata,
             "history": [row] if informative else [],
@@ -184,15 +215,14 @@ class RewardTrainer:
         what an earlier fit computed is still known."""
         keys = [digest(group.text) for group in groups]
         new = {key: group for key, group in zip(keys, groups, strict=True) if key not in self._known}
-        hidden = self._by_group("hidden", list(new.values()), self._batches.hidden)
-        logliks = self._by_group("logliks", list(new.values()), self._batches.logliks)
+        hidden, logliks = (self.by_group(kind, list(new.values())) for kind in ("hidden", "logliks"))
         self._known |= dict(zip(new, zip(hidden, logliks, strict=True), strict=True))
         return [self._known[key][0] for key in keys], [self._known[key][1] for key in keys]
 
-    def _by_group(
-        self, kind: str, groups: Sequence[TokenGroup], function: BatchFunction[list[np.ndarray]]
-    ) -> list[np.ndarray]:
-        """The result of a function of batches for the candidates of each group; ``kind`` names what it compiles."""
+    @together
+    def by_group(self, kind: Literal["hidden", "logliks"], groups: list[TokenGroup]) -> list[np.ndarray]:
+        """Hidden states [M, D] or log-likelihoods [M] of the candidates of each group."""
+        function = self._batches.hidden if kind == "hidden" else self._batches.logliks
         rows: list[np.ndarray] = [np.zeros(0)] * len(groups)
         for members, values in self._batches.map(kind, groups, function):
             for row, index in enumerate(members):
@@ -243,7 +273,7 @@ class RewardTrainer:
                     metrics.append(step_metrics)
                     step += 1
                     advance()
-                row = means(jax.device_get(metrics))
+                row = means(fetch(metrics))
                 if not np.isfinite(row["loss"]):
                     raise NonFiniteLoss(
                         f"the loss became {row['loss']} in epoch {epoch + 1}: lower config.reward.learning_rate "

@@ -89,11 +89,11 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_is_compiled(monkeyp
     model = Engines(MeshConfig(data=1), ConsoleProgress(quiet=True)).model("random:0")
     config = PolicyConfig(lora=LORA, batch=TokenBatch(tokens=4096))
     enough = step_memory(Step(model.network, model.mesh, LORA, model.network.compute.lanes, True), 1024).total
-    monkeypatch.setattr(loaded, "free_memory", lambda device: enough)
+    monkeypatch.setattr(loaded, "least_free_memory", lambda mesh: enough)
     with pytest.raises(StopRun, match=r"set config.policy.batch.tokens = \d+ or less, or config.policy.batch.remat"):
         PolicyTrainer(config, model)
-    monkeypatch.setattr(loaded, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(loaded, "least_free_memory", lambda mesh: 1000)
     with pytest.raises(StopRun, match="adapt fewer layers"):
         PolicyTrainer(config, model)
-    monkeypatch.setattr(loaded, "free_memory", lambda device: None)  # nobody knows
+    monkeypatch.setattr(loaded, "least_free_memory", lambda mesh: None)  # nobody knows
     PolicyTrainer(config, model)

@@ -1,5 +1,4 @@
 import errno
-import gc
 from pathlib import Path
 
 import jax
@@ -8,17 +7,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from orbax.checkpoint import v1 as ocp
+from safetensors import SafetensorError
 
 from optimas_jax.core.types import StopRun
+from optimas_jax.learn import store as stores
 from optimas_jax.learn.store import CheckpointError, CheckpointStore
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
 from optimas_jax.parallel.sharding import replicate
-
-# Orbax drops coroutines when it gives up on arrays; Python warns when they are collected, here at the end of the test.
-dropped_coroutines = pytest.mark.filterwarnings(
-    "ignore:coroutine .* was never awaited:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
 
 
 def trainable(seed=0, heads=3):
@@ -80,26 +75,23 @@ def test_damaged_metadata_says_so(store, content):
         store.metadata("a")
 
 
-@dropped_coroutines
-@pytest.mark.parametrize("damage", ["cut", "gone", "all gone"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "other"])
 def test_damaged_arrays_say_so(store, damage):
     store.save("a", trainable(), {"n": 1})
-    arrays = store.folder / "a" / "arrays"
-    for file in [file for file in arrays.rglob("*") if file.is_file()]:
-        if damage == "all gone" or "/d/" in file.as_posix():
-            file.write_bytes(file.read_bytes()[:10]) if damage == "cut" else file.unlink()
-    with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*/a/arrays .*it will be trained again"):
+    file = store.folder / "a" / "arrays.safetensors"
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100] if damage == "cut" else b"something else")
+    with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*/a/arrays.* it will be trained again"):
         store.load("a", trainable())
-    gc.collect()
 
 
-@dropped_coroutines
 def test_arrays_of_another_shape_or_tree_say_so(store):
     store.save("a", trainable(), {"n": 1})
     for like in (trainable(heads=4), {"head": trainable()["head"]}, {**trainable(), "more": np.zeros(2, np.float32)}):
         with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*/a/arrays"):
             store.load("a", like)
-    gc.collect()
 
 
 @pytest.mark.parametrize(("saved_on", "loaded_on"), [((8, 1), (1, 1)), ((1, 1), (4, 2)), ((4, 2), (8, 1))])
@@ -123,7 +115,7 @@ def test_arrays_cut_over_devices_are_saved_and_loaded_whole(store):
     np.testing.assert_array_equal(again, values["w"])
 
 
-@pytest.mark.parametrize(("target", "operation"), [(ocp, "save"), (Path, "write_text"), (Path, "mkdir")])
+@pytest.mark.parametrize(("target", "operation"), [(stores, "save_file"), (Path, "write_text"), (Path, "mkdir")])
 def test_a_full_disk_says_so_and_leaves_no_checkpoint(store, monkeypatch, target, operation):
     monkeypatch.setattr(target, operation, full)
     with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*No space left.*same command again"):
@@ -136,10 +128,10 @@ def test_a_full_disk_says_so_and_leaves_no_checkpoint(store, monkeypatch, target
 
 
 def test_a_disk_that_fills_up_under_the_arrays_says_so_too(store, monkeypatch):
-    def fail(*args):  # what tensorstore raises
-        raise ValueError("OUT_OF_RANGE: Failed writing: No space left on device [os_error_code='28']")
+    def fail(*args):  # what safetensors raises
+        raise SafetensorError('Error while serializing: IoError(Os { code: 28, message: "No space left on device" })')
 
-    monkeypatch.setattr(ocp, "save", fail)
+    monkeypatch.setattr(stores, "save_file", fail)
     with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*No space left"):
         store.save("a", trainable(), {"n": 1})
     assert store.metadata("a") is None

@@ -220,9 +220,7 @@ def test_fitted_heads_are_scored_beside_the_likelihood(tmp_path):
     assert again == (name, metadata) and metadata["history"][0]["pair_accuracy"] == 1.0
     [scores, logliks] = rewards.scorer.scores(name, texts(GROUPS)), rewards.scorer.logliks(texts(GROUPS))
     head = np.asarray(rewards.trainer._checkpoints.load(name, rewards.trainer._batches.shapes)["head"]["kernel"])
-    states = rewards.trainer._by_group(
-        "hidden", rewards.trainer._tokens(SYSTEM, GROUPS)[0], rewards.trainer._batches.hidden
-    )
+    states = rewards.trainer.by_group("hidden", rewards.trainer._tokens(SYSTEM, GROUPS)[0])
     for row, likely, hidden in zip(scores, logliks, states, strict=True):
         assert row == pytest.approx(hidden @ head[:, 0] + metadata["base"][0] * np.array(likely), rel=1e-4, abs=1e-4)
     held_out = rewards.scorer.held_out(name)[GROUPS[0].component]

@@ -1,0 +1,94 @@
+"""A continuous batch that all processes of a run have, with the same requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic
+
+import numpy as np
+
+from optimas_jax.engine.batching import ContinuousBatch
+from optimas_jax.engine.decode_batch import Key, RowRequest
+from optimas_jax.parallel.lockstep import Shared, together
+
+MOST = int(np.iinfo(np.int32).max)  # tokens
+
+
+class SharedBatch(Generic[Key]):
+    """``ContinuousBatch`` by request number. The other processes get each request once, when it comes; which requests
+    are admitted follows from what is in flight, in all processes alike."""
+
+    def __init__(
+        self, batch: ContinuousBatch[int], row_request: Callable[[Any], RowRequest], shared: Shared | None = None
+    ):
+        """``batch``: of this process. ``row_request``: makes a row of an ``engine.sampler.SampleRequest``. ``shared``:
+        see ``parallel.lockstep``."""
+        self.shared = shared
+        self._batch, self._row_request = batch, row_request
+        self._rows: dict[int, RowRequest] = {}
+        self._numbers: dict[Key, int] = {}
+        self._count = 0
+
+    @property
+    def active(self) -> list[Key]:
+        """Keys of the requests in flight."""
+        keys = self._keys()
+        return [keys[number] for number in self._batch.active]
+
+    def _keys(self) -> dict[int, Key]:
+        return {number: key for key, number in self._numbers.items()}
+
+    def admit(self, waiting: Sequence[tuple[Key, RowRequest]]) -> list[Key]:
+        """See ``ContinuousBatch.admit``."""
+        if not waiting:
+            return []
+        new = {}
+        for key, row in waiting:
+            if key not in self._numbers:
+                self._numbers[key], self._rows[self._count], new[self._count] = self._count, row, row.origin
+                self._count += 1
+        admitted = self.admit_numbers([self._numbers[key] for key, _ in waiting], new)
+        self._numbers = {key: number for key, number in self._numbers.items() if number in self._rows}
+        keys = self._keys()
+        return [keys[number] for number in admitted]
+
+    def step(self, most: int = MOST) -> list[tuple[Key, np.ndarray, np.ndarray]]:
+        """See ``ContinuousBatch.step``."""
+        if not self._batch.active:
+            return []
+        keys = self._keys()
+        finished = [(keys[number], tokens, logprobs) for number, tokens, logprobs in self.step_numbers(int(most))]
+        for key, _, _ in finished:
+            del self._numbers[key]
+        return finished
+
+    def partial(self) -> list[tuple[Key, np.ndarray]]:
+        """See ``ContinuousBatch.partial``."""
+        keys = self._keys()
+        return [(keys[number], tokens) for number, tokens in self._batch.partial()]
+
+    @together
+    def admit_numbers(self, waiting: list[int], new: dict[int, Any]) -> list[int]:
+        """Admits some of the waiting requests, of which ``new`` ones were not seen before; those that wait no more and
+        are not in flight are forgotten."""
+        for number, request in new.items():
+            if number not in self._rows:  # in a process that follows
+                self._rows[number] = self._row_request(request)
+        admitted = self._batch.admit([(number, self._rows[number]) for number in waiting])
+        known = {*waiting, *self._batch.active}
+        self._rows = {number: row for number, row in self._rows.items() if number in known}
+        return admitted
+
+    @together
+    def step_numbers(self, most: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Decodes, and forgets the requests that are done."""
+        finished = self._batch.step(most)
+        for number, _, _ in finished:
+            del self._rows[number]
+        return finished
+
+    @together
+    def clear(self) -> None:
+        """Forgets all requests and the caches."""
+        self._batch.clear()
+        self._rows, self._numbers = {}, {}

@@ -1,0 +1,114 @@
+"""Several processes as one run: how they find each other, wait for each other, and agree.
+
+Every function does nothing, or nothing more than its part for one, in a single process.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optimas_jax.core.types import StopRun
+from optimas_jax.parallel.link import Link
+from optimas_jax.parallel.mesh import DATA, MODEL
+from optimas_jax.parallel.platform import free_memory
+from optimas_jax.parallel.transfer import fetch, put_read
+
+# Seconds: JAX's own watch, which aborts a process where ``Link`` cannot end it, after half of them at the earliest.
+_HEARTBEAT = 50
+_MEETING = 3600  # seconds that processes wait for each other
+
+
+def join(coordinator: str, processes: int | None = None, process: int | None = None) -> Link:
+    """Joins the processes of a run. To be called before any array is made.
+
+    Args:
+      coordinator: HOST:PORT at which process 0 can be reached, the same for all; ``auto`` where JAX finds the processes
+        by itself: TPU slices, Slurm, Open MPI.
+      processes, process: their number, and the index of this one; None with ``auto``.
+
+    Raises:
+      ValueError: for arguments that do not belong together.
+      StopRun: if the processes do not find each other.
+    """
+    explicit = coordinator != "auto"
+    if explicit and (":" not in coordinator or processes is None or process is None or not 0 <= process < processes):
+        raise ValueError(
+            f"--coordinator={coordinator} --num_processes={processes} --process_id={process}: give HOST:PORT of the "
+            "first process, their number, and the index of this one, counted from 0; or --coordinator=auto on a TPU "
+            "slice or under Slurm"
+        )
+    # Its handler of SIGTERM would keep a job alive that was cancelled.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator if explicit else None,
+            processes,
+            process,
+            cluster_detection_method="deactivate" if explicit else None,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise StopRun(
+            f"the processes of this run did not find each other ({error}): is --coordinator={coordinator} right, and "
+            "were all of them started?"
+        ) from error
+    link = Link(_client(), jax.process_index(), jax.process_count())
+    link.watch()
+    return link
+
+
+def leave() -> None:
+    """Leaves the processes of a run, when all have ended their work."""
+    jax.distributed.shutdown()
+
+
+def meet(name: str) -> None:
+    """Waits until all processes are here. ``name`` is used once."""
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"meet/{name}", _MEETING * 1000)
+
+
+def _client() -> Any:
+    from jax._src import distributed  # has no public name in jax 0.10
+
+    return distributed.global_state.client
+
+
+def connect(mesh: Mesh) -> None:
+    """Lets the devices of a mesh meet along each axis, while all processes are here: on CPU they have half a minute for
+    the first time, and a program that one of them compiles may take longer."""
+    if mesh.is_multi_process:
+        from jax.experimental import multihost_utils
+
+        _sum_up(mesh, _of_devices(mesh, 1))
+        multihost_utils.broadcast_one_to_all(np.zeros(1, np.float32))
+
+
+@partial(jax.jit, static_argnums=0)
+def _sum_up(mesh: Mesh, x: jax.Array) -> jax.Array:
+    def of_device(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(jax.lax.psum(x, DATA) + jax.lax.psum(x, MODEL), (DATA, MODEL))
+
+    return jax.shard_map(of_device, mesh=mesh, in_specs=P(DATA, MODEL), out_specs=P(), check_vma=False)(x)
+
+
+def least_free_memory(mesh: Mesh) -> int | None:
+    """Bytes that can still be allocated on a device of a mesh (``platform.free_memory``), the least of what all
+    processes see; None if unknown."""
+    free = free_memory(mesh.local_devices[0])
+    if not mesh.is_multi_process:
+        return free
+    least = int(fetch(_of_devices(mesh, -1 if free is None else free >> 20)).min())
+    return None if least < 0 else least << 20
+
+
+def _of_devices(mesh: Mesh, number: int) -> jax.Array:
+    """[data, model] int32: the number of the process of each device."""
+    own = np.full((1, 1), number, np.int32)
+    return put_read(lambda _: own, mesh.devices.shape, NamedSharding(mesh, P(DATA, MODEL)))

@@ -1,0 +1,192 @@
+"""What the processes of a run have of each other: the commands of process 0, signs of life, and the end of all.
+
+It goes over the key-value store of JAX's coordination service, which process 0 serves: no device takes part, and a
+value waits until it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+
+from optimas_jax.core.types import StopRun
+
+SILENCE = 22  # seconds without a sign of life after which a process is given up, before JAX does, which tells less
+LAG = 45  # seconds that a process may be behind without doing anything
+_POLL = 1.0  # seconds between two signs of life
+_WAIT = 3_600_000  # milliseconds of one wait for a command; then it waits again
+_KEPT = 8  # commands that are not deleted yet
+
+
+@dataclasses.dataclass(frozen=True)
+class Pulse:
+    """How far a process is.
+
+    Attributes:
+      begun, ended: numbers of the last command that it began, and of the last that it ended.
+      error: of the command that ended last; "" for none.
+      beat: counts up.
+      cpu: seconds of work so far.
+      host: its machine.
+    """
+
+    begun: int = 0
+    ended: int = 0
+    error: str = ""
+    beat: int = 0
+    cpu: float = 0.0
+    host: str = ""
+
+
+@dataclasses.dataclass
+class _Heard:
+    """What process 0 knows of another one: its pulse, when the pulse changed last, and since when, and since how much
+    work, it is behind."""
+
+    pulse: Pulse
+    at: float
+    behind: tuple[float, float] | None = None
+
+
+class Link:
+    """What a process has of the others: the commands of process 0, and signs of life.
+
+    Attributes:
+      index, count: of this process, and of processes.
+      begun, ended, error: see ``Pulse``; of this process.
+    """
+
+    def __init__(self, client: Any, index: int, count: int):
+        """``client``: of JAX's coordination service."""
+        self.index, self.count = index, count
+        self.begun, self.ended, self.error = 0, 0, ""
+        self._client, self._closed, self._deleted = client, threading.Event(), 0
+        self._heard = {other: _Heard(Pulse(), time.monotonic()) for other in range(1, count)}
+
+    def send(self, command: bytes) -> None:
+        """Sends the next command, which has begun then."""
+        self._client.key_value_set_bytes(f"command/{self.begun + 1}", command)
+        self.begun += 1
+
+    def receive(self) -> bytes:
+        """Waits for the next command, which has begun then. Raises ``StopRun`` if process 0 has gone."""
+        key = f"command/{self.begun + 1}"
+        while True:
+            try:
+                command = self._client.blocking_key_value_get_bytes(key, _WAIT)
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" in str(error):
+                    continue
+                raise StopRun(_gone(error)) from error
+            self.begun += 1
+            return command
+
+    def end_command(self, error: str = "") -> None:
+        """Notes that the last command has ended, with an error or "" for none."""
+        self.error, self.ended = error, self.begun
+
+    def hear_all(self) -> None:
+        """Returns in process 0 when every other process has given a sign of life after this call."""
+        since = time.monotonic()
+        while any(heard.at < since for heard in self._heard.values()):
+            time.sleep(_POLL / 4)
+
+    def wait_for_all(self, seconds: float) -> bool:
+        """Whether in process 0 every other process ends the last command within so many seconds."""
+        until = time.monotonic() + seconds
+        while any(one.pulse.ended < self.begun for one in self._heard.values()):
+            if time.monotonic() > until:
+                return False
+            time.sleep(_POLL / 4)
+        return True
+
+    def wait_until_seen(self) -> None:
+        """Waits in another process until process 0 has seen how its last command ended."""
+        time.sleep(3 * _POLL)
+        self.close()
+
+    def watch(self) -> None:
+        """Watches the other processes from now on, in a thread that ends this process when one is lost."""
+        threading.Thread(target=self._watch, name="watch-processes", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the watch."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        beat = 0
+        while not self._closed.wait(_POLL):
+            beat += 1
+            try:
+                cause = self._hear() if self.index == 0 else self._show(beat)
+            except jax.errors.JaxRuntimeError as error:
+                cause = _gone(error)
+            if cause and not self._closed.is_set():
+                self.end_all(cause)
+
+    def _show(self, beat: int) -> str:
+        """Gives a sign of life; returns why process 0 ended the run, or ""."""
+        pulse = Pulse(self.begun, self.ended, self.error, beat, time.process_time(), socket.gethostname())
+        text = json.dumps(dataclasses.asdict(pulse))
+        self._client.key_value_set(f"pulse/{self.index}", text, allow_overwrite=True)
+        return next((cause for _, cause in self._client.key_value_dir_get("end/")), "")
+
+    def _hear(self) -> str:
+        """Reads the signs of life; returns why the run cannot go on, or ""."""
+        shown = {key.rpartition("/")[2]: json.loads(text) for key, text in self._client.key_value_dir_get("pulse/")}
+        for other, heard in self._heard.items():
+            pulse, now = Pulse(**shown.get(str(other), {})), time.monotonic()
+            if pulse.beat != heard.pulse.beat:
+                heard.at = now
+            heard.pulse = pulse
+            if why := _lost(heard, self, now):
+                return f"process {other}{' on ' * bool(pulse.host)}{pulse.host} {why}"
+        while self._deleted < min(heard.pulse.begun for heard in self._heard.values()) - _KEPT:
+            self._deleted += 1
+            self._client.key_value_delete(f"command/{self._deleted}")
+        return ""
+
+    def end_all(self, cause: str) -> None:
+        """Ends this process at once with exit code 1, and from process 0 all others. What the run has paid for is on
+        disk; a thread that waits inside a collective would never return."""
+        print(f"\nerror: {cause}. All processes end; the same command resumes", file=sys.stderr, flush=True)
+        if self.index == 0:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._client.key_value_set("end/cause", cause, allow_overwrite=True)
+                time.sleep(3 * _POLL)
+        os._exit(1)
+
+
+def _lost(heard: _Heard, mine: Link, now: float) -> str:
+    """Why a process is lost for the run, or ""."""
+    pulse = heard.pulse
+    if now - heard.at > SILENCE:
+        return f"has given no sign of life for {SILENCE} s: it was killed, or its machine is not reached"
+    if pulse.error and pulse.ended == mine.begun == mine.ended and not mine.error:
+        return f"failed where process 0 did not: {pulse.error}"
+    failed = pulse.error if pulse.ended == mine.begun else mine.error if mine.ended == mine.begun else ""
+    if pulse.begun == mine.begun and not (failed and pulse.ended != mine.ended):
+        heard.behind = None
+        return ""
+    since, work = heard.behind or (now, pulse.cpu)
+    if not failed and pulse.cpu - work > 1.0:  # it compiles, or reads files
+        since, work = now, pulse.cpu
+    heard.behind = since, work
+    if now - since <= LAG:
+        return ""
+    if pulse.begun < mine.begun:
+        return f"has not begun command {mine.begun} for {LAG} s, and does nothing: it hangs in command {pulse.begun}"
+    return f"and process 0 are out of step: one failed in command {mine.begun} ({failed}), the other is still in it"
+
+
+def _gone(error: Exception) -> str:
+    return f"process 0 has gone ({str(error).splitlines()[0]}): see its own last lines"
