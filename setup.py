@@ -28,6 +28,7 @@ setup(
         "jax>=0.10.2,<0.11",
         "flax>=0.12.8,<0.12.9",
         "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",  # its interface is moving
         "numpy>=2.2,<3",
         # Weights and tokenizers.
         "transformers>=5.23,<6",  # tokenizers and chat templates only; needs no torch for that

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors.numpy import load_file, save_file
+import orbax.checkpoint as ocp
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.transfer import fetch, put
 
-_ARRAYS = "arrays.safetensors"
+_ARRAYS = "arrays"
 
 
 class CheckpointError(StopRun):
@@ -30,7 +30,7 @@ class CheckpointError(StopRun):
 
 
 class CheckpointStore:
-    """Checkpoints in one folder: ``<name>/arrays.safetensors`` and ``<name>/metadata.json``."""
+    """Checkpoints in one folder: ``<name>/arrays`` (Orbax) and ``<name>/metadata.json``."""
 
     def __init__(self, folder: Path):
         self.folder = folder.resolve()
@@ -44,7 +44,7 @@ class CheckpointStore:
     def metadata(self, name: str) -> dict[str, Any] | None:
         """The metadata of a checkpoint, or None if there is no complete checkpoint of that name."""
         path = self._folder_of(name) / "metadata.json"
-        if not path.is_file() or not (path.parent / _ARRAYS).is_file():
+        if not path.is_file():
             return None
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -60,12 +60,12 @@ class CheckpointStore:
             if path.exists():
                 shutil.rmtree(path)
             path.mkdir(parents=True)
-            arrays = {key: np.ascontiguousarray(array) for key, array in _flatten(fetch(params)).items()}
-            save_file(arrays, path / _ARRAYS)
+            arrays = {key: np.asarray(array) for key, array in _flatten(fetch(params)).items()}
+            _checkpointer().save(path / _ARRAYS, args=ocp.args.PyTreeSave(arrays))
             partial = path / "metadata.json.partial"
             partial.write_text(json.dumps(metadata, indent=1), encoding="utf-8")
             partial.replace(path / "metadata.json")
-        except (OSError, safetensors.SafetensorError) as error:  # the latter for a disk that fills up under the arrays
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             raise CheckpointError(
                 f"cannot write the checkpoint {path} ({error}): make room and run the same command again"
             ) from error
@@ -81,19 +81,34 @@ class CheckpointStore:
         """
         path = self._folder_of(name) / _ARRAYS
         try:
-            stored = load_file(path)
+            stored = _read(path, _flatten(like))
             shapes = {key: tuple(leaf.shape) for key, leaf in _flatten(like).items()}
             found = {key: array.shape for key, array in stored.items()}
             if found != shapes:
                 unlike = sorted(key for key in {*found, *shapes} if found.get(key) != shapes.get(key))
                 raise ValueError(f"it has other arrays or shapes: {', '.join(unlike[:5])}")
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+        except Exception as error:
             raise CheckpointError(
                 f"cannot read the checkpoint {path} ({type(error).__name__}: {error}). Delete {path.parent}, it will "
                 "be trained again"
             ) from error
         move = jnp.asarray if sharding is None else partial(put, sharding=sharding)
         return _unflatten({key: move(array) for key, array in stored.items()}, like)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Of process 0, which alone has the folder: Orbax must not wait for the others."""
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="host")
+    options = alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint, on the host."""
+    own = path / "state"  # where Orbax's other interface writes, which earlier runs used
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    return _checkpointer().restore(own if own.is_dir() else path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def _flatten(params: Params) -> dict[str, jax.Array]:

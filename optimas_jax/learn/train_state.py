@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.heads import init_reward_head
 from optimas_jax.models.lora import Params
-from optimas_jax.parallel.sharding import AnyMesh, keep_placed
+from optimas_jax.parallel.sharding import keep_placed
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divide once, after adding up
 
@@ -54,7 +55,7 @@ def apply_gradients(
     state: TrainState,
     parts: Sequence[tuple[Params, Metrics]],
     learning_rate: jax.Array,
-    mesh: AnyMesh | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step on the mean gradient.
 

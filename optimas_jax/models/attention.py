@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from optimas_jax.models.cpu import over_padded_rows
@@ -15,7 +16,7 @@ from optimas_jax.models.layout import MASKED, AnyLayout, StoredKeysValues, Tiles
 from optimas_jax.models.pairs import pairs_attention
 from optimas_jax.models.tiles import tiled_attention
 from optimas_jax.parallel.mesh import MODEL
-from optimas_jax.parallel.sharding import SHARED, AnyMesh, head_axis, on_each_shard
+from optimas_jax.parallel.sharding import SHARED, head_axis, on_each_shard
 
 
 def attention(
@@ -24,7 +25,7 @@ def attention(
     v: jax.Array,
     layout: AnyLayout,
     stored: StoredKeysValues | None,
-    mesh: AnyMesh | None = None,
+    mesh: Mesh | None = None,
     use_kernel: bool = False,
 ) -> jax.Array:
     """Causal attention within each sequence; differentiable if ``stored`` is None.

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from optimas_jax.models.attention import attention, decode_attention
 from optimas_jax.models.config import BackboneConfig, LoraConfig
@@ -35,7 +36,7 @@ from optimas_jax.models.lora import Params, init_lora_a, low_rank
 from optimas_jax.models.numerics import KEPT, Product, matmul
 from optimas_jax.models.rope import Rotation, rope_angles, rotate
 from optimas_jax.parallel.platform import Compute
-from optimas_jax.parallel.sharding import AnyMesh, head_axis, keep_shards
+from optimas_jax.parallel.sharding import head_axis, keep_shards
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: keys [B, K, H, S] and values [B, K, S, H]
 
@@ -114,7 +115,7 @@ def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
 class Layer(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
-    def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None, mesh: AnyMesh | None = None):
+    def __init__(self, config: BackboneConfig, compute: Compute, lora: LoraConfig | None, mesh: Mesh | None = None):
         def linear(name: str, fan_in: int, fan_out: int, bias: bool = False) -> Linear:
             return Linear(name, fan_in, fan_out, bias=bias, lora=lora, cpu_forms=compute.cpu_forms)
 
@@ -248,7 +249,7 @@ class Network:
 
     config: BackboneConfig
     compute: Compute
-    mesh: AnyMesh | None = None
+    mesh: Mesh | None = None
 
     def graph(self, lora: LoraConfig | None) -> Any:
         """Graph definition of the whole backbone, with adapters if ``lora`` is given."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ def free_memory(device: Any) -> int | None:
         return None
 
 
-def in_turn(tree: T, mesh: Mesh | AbstractMesh | None) -> T:
+def in_turn(tree: T, mesh: Mesh | None) -> T:
     """On a mesh of CPU devices waits until the arrays are there; elsewhere, and inside a jitted function, does nothing.
 
     XLA's CPU devices share few threads. Programs that wait for each other's devices may take all of them, and the

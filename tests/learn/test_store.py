@@ -1,19 +1,24 @@
 import errno
+import gc
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from safetensors import SafetensorError
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.learn import store as stores
 from optimas_jax.learn.store import CheckpointError, CheckpointStore
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
 from optimas_jax.parallel.sharding import replicate
+
+# Orbax drops coroutines when it gives up on arrays; Python warns when they are collected, here at the end of the test.
+dropped_coroutines = pytest.mark.filterwarnings(
+    "ignore:coroutine .* was never awaited:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def trainable(seed=0, heads=3):
@@ -75,23 +80,26 @@ def test_damaged_metadata_says_so(store, content):
         store.metadata("a")
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "other"])
+@dropped_coroutines
+@pytest.mark.parametrize("damage", ["cut", "gone", "all gone"])
 def test_damaged_arrays_say_so(store, damage):
     store.save("a", trainable(), {"n": 1})
-    file = store.folder / "a" / "arrays.safetensors"
-    if damage == "gone":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:100] if damage == "cut" else b"something else")
-    with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*/a/arrays.* it will be trained again"):
+    arrays = store.folder / "a" / "arrays"
+    for file in [file for file in arrays.rglob("*") if file.is_file()]:
+        if damage == "all gone" or "/d/" in file.as_posix():
+            file.write_bytes(file.read_bytes()[:10]) if damage == "cut" else file.unlink()
+    with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*/a/arrays .*it will be trained again"):
         store.load("a", trainable())
+    gc.collect()
 
 
+@dropped_coroutines
 def test_arrays_of_another_shape_or_tree_say_so(store):
     store.save("a", trainable(), {"n": 1})
     for like in (trainable(heads=4), {"head": trainable()["head"]}, {**trainable(), "more": np.zeros(2, np.float32)}):
         with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*/a/arrays"):
             store.load("a", like)
+    gc.collect()
 
 
 @pytest.mark.parametrize(("saved_on", "loaded_on"), [((8, 1), (1, 1)), ((1, 1), (4, 2)), ((4, 2), (8, 1))])
@@ -115,7 +123,7 @@ def test_arrays_cut_over_devices_are_saved_and_loaded_whole(store):
     np.testing.assert_array_equal(again, values["w"])
 
 
-@pytest.mark.parametrize(("target", "operation"), [(stores, "save_file"), (Path, "write_text"), (Path, "mkdir")])
+@pytest.mark.parametrize(("target", "operation"), [(ocp.Checkpointer, "save"), (Path, "write_text"), (Path, "mkdir")])
 def test_a_full_disk_says_so_and_leaves_no_checkpoint(store, monkeypatch, target, operation):
     monkeypatch.setattr(target, operation, full)
     with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*No space left.*same command again"):
@@ -128,10 +136,10 @@ def test_a_full_disk_says_so_and_leaves_no_checkpoint(store, monkeypatch, target
 
 
 def test_a_disk_that_fills_up_under_the_arrays_says_so_too(store, monkeypatch):
-    def fail(*args):  # what safetensors raises
-        raise SafetensorError('Error while serializing: IoError(Os { code: 28, message: "No space left on device" })')
+    def fail(*args, **settings):  # what tensorstore raises
+        raise ValueError("OUT_OF_RANGE: Failed writing: No space left on device [os_error_code='28']")
 
-    monkeypatch.setattr(stores, "save_file", fail)
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
     with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*No space left"):
         store.save("a", trainable(), {"n": 1})
     assert store.metadata("a") is None

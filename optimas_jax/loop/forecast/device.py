@@ -10,11 +10,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from optimas_jax.checkpoints.weights import RANDOM_CONFIG, load_config, resolve
 from optimas_jax.engine.decode_batch import most_rows
@@ -195,7 +195,8 @@ def _abstract(shape: tuple[int, int]) -> AbstractMesh:
 
 
 def _network(spec: str, kind: DeviceKind, mesh: AbstractMesh) -> Network:
-    return Network(config_of(spec), default_compute(kind.platform), mesh if mesh.size > 1 else None)
+    several = cast(Mesh, mesh) if mesh.size > 1 else None  # for shapes alone, a mesh needs no devices
+    return Network(config_of(spec), default_compute(kind.platform), several)
 
 
 def _weights(network: Network, mesh: AbstractMesh) -> int:
