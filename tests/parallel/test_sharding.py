@@ -153,6 +153,7 @@ def compiled_layer(shape):
 def test_each_device_computes_its_share_of_the_groups(shape):
     (flops, largest), (whole, largest_of_one) = compiled_layer(shape), compiled_layer((1, 1))
     devices, divides = shape[0] * shape[1], 32 % shape[0] == 0
+    print(f"{shape}: {flops / (whole / devices):.3f} times its share of the FLOPs")
     assert flops <= (1.2 if divides else 1.35) * whole / devices
     assert largest <= (1.0 if divides else 1.6) * largest_of_one / shape[0]  # nothing of the whole batch
 

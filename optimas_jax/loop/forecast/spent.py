@@ -12,6 +12,7 @@ from optimas_jax.core.usage import Usage
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Host
 from optimas_jax.loop.iteration import ITERATION
+from optimas_jax.loop.journal import RESULTS
 
 PLAN = "plan.json"  # in the run folder, of ``--plan``
 SPENT = "spent.json"  # in the run folder, by step
@@ -40,12 +41,13 @@ def key_of(config: RunConfig) -> str:
 
 def note_spent(host: Host) -> dict[str, Usage]:
     """Adds what this command used to what the folder knows of earlier ones, and returns all of it. What a command
-    repeats from the tape costs as much as before; seconds of waiting add up."""
+    repeats from the tape costs as much as before; seconds of waiting add up. A run that has its results stays as it
+    was."""
     known = {step: Usage.from_json(row) for step, row in (host.folder.read(SPENT) or {}).items()}
     for step, usage in host.ledger.bill.take().items():
         seconds = usage.seconds + (known[step].seconds if step in known else 0.0)
         known[step] = dataclasses.replace(usage, seconds=seconds)
-    if known:
+    if known and host.folder.read(RESULTS) is None:
         host.folder.write(SPENT, {step: usage.to_json() for step, usage in known.items()})
     return known
 
