@@ -46,8 +46,12 @@ for peer in torch trl; do
   python -c "import $peer" 2>/dev/null && peers+=("$peer")
 done
 echo "peers here: ${peers[*]:-none}"
-# Peers run in an environment of their own; without one, in a copy of this one.
-[ -e third_party/peers/.venv ] || python -m venv --system-site-packages --without-pip third_party/peers/.venv
+# Peers run in an environment of their own; without one, in one that sees the packages of this one.
+if [ ! -e third_party/peers/.venv ]; then
+  python -m venv --without-pip third_party/peers/.venv
+  own="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+  echo "$own" >"$(third_party/peers/.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/own.pth"
+fi
 of_suite() { # the peer that does the work of a suite
   case "$1" in
     lrf_train) [[ " ${peers[*]-} " == *" trl "* ]] && echo trl || echo none ;;
