@@ -18,6 +18,16 @@ from jax.experimental.pallas import tpu as pltpu
 from optimas_jax.models.layout import MASKED, TILE, Pairs, Seen, visible
 
 _QUERY, _KEY = 0, 1  # columns of the tables
+_BITS = 15  # of a tile's number in a packed pair
+
+
+def _packed(table: jax.Array) -> jax.Array:
+    """Pairs [n, 3] in a number each, [n]: scalar memory is small, and pads every row to 128 numbers."""
+    return (table[:, _QUERY] << (_BITS + 1)) | (table[:, _KEY] << 1) | table[:, 2]
+
+
+def _tile(pair: jax.Array, column: int) -> jax.Array:
+    return pair >> (_BITS + 1) if column == _QUERY else (pair >> 1) & ((1 << _BITS) - 1)
 
 
 def outputs(
@@ -32,10 +42,10 @@ def outputs(
         _QUERY,
         seen,
         [(rows, _QUERY), (keys, _KEY), (values, _KEY)],
-        [jax.ShapeDtypeStruct(rows.shape, rows.dtype), jax.ShapeDtypeStruct((*rows.shape[:3], 1), jnp.float32)],
+        [jax.ShapeDtypeStruct(rows.shape, rows.dtype), jax.ShapeDtypeStruct(rows.shape[:3], jnp.float32)],
         [(*shape[:2], 1), (*shape[:2], 1), shape],
     )
-    return out, log_total[..., 0]
+    return out, log_total
 
 
 def query_gradients(
@@ -49,7 +59,7 @@ def query_gradients(
     inner: jax.Array,
 ) -> jax.Array:
     """See ``models.pairs.query_gradients``."""
-    of_queries = [(x, _QUERY) for x in (rows, d_out, log_total[..., None], inner[..., None])]
+    of_queries = [(x, _QUERY) for x in (rows, d_out, log_total, inner)]
     [d_rows] = _over_pairs(
         _add_query_gradients,
         pairs.by_query,
@@ -74,7 +84,7 @@ def key_gradients(
     inner: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """See ``models.pairs.key_gradients``."""
-    of_queries = [(x, _QUERY) for x in (rows, d_out, log_total[..., None], inner[..., None])]
+    of_queries = [(x, _QUERY) for x in (rows, d_out, log_total, inner)]
     d_keys, d_values = _over_pairs(
         _add_key_gradients,
         pairs.by_key,
@@ -110,19 +120,19 @@ def _over_pairs(
 
     def tile_spec(shape: Sequence[int], of: int) -> pl.BlockSpec:
         behind = (0,) * (len(shape) - 1)
-        return pl.BlockSpec((1, *shape[1:]), lambda pair, table, window: (table[pair, of], *behind))
+        return pl.BlockSpec((1, *shape[1:]), lambda pair, table, window: (_tile(table[pair], of), *behind))
 
     def kernel(table: Any, window: Any, *refs: Any) -> None:
         pair = pl.program_id(0)
-        tile = table[pair, column]
-        is_first = (pair == 0) | (table[jnp.maximum(pair - 1, 0), column] != tile)
-        is_last = (pair == pl.num_programs(0) - 1) | (table[jnp.minimum(pair + 1, table.shape[0] - 1), column] != tile)
+        tile, last = _tile(table[pair], column), pl.num_programs(0) - 1
+        is_first = (pair == 0) | (_tile(table[jnp.maximum(pair - 1, 0)], column) != tile)
+        is_last = (pair == last) | (_tile(table[jnp.minimum(pair + 1, last)], column) != tile)
         of_arrays, of_results = refs[: len(arrays)], refs[len(arrays) : len(arrays) + len(results)]
         in_sums = refs[len(arrays) + len(results) :]
         add(
             is_first,
             is_last,
-            table[pair, 2] == 1,
+            table[pair] & 1 == 1,
             lambda: visible(of_arrays[0][0], of_arrays[1][0], window[0]),
             [ref.at[0] for ref in of_arrays[2:]],
             [ref.at[0] for ref in of_results],
@@ -140,7 +150,7 @@ def _over_pairs(
         ),
         out_shape=list(results),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
-    )(table, seen.window, *[array for array, _ in arrays])
+    )(_packed(table), seen.window, *[array for array, _ in arrays])
 
 
 def _add_outputs(is_first, is_last, is_real, sees, inputs, results, sums) -> None:
@@ -168,7 +178,7 @@ def _add_outputs(is_first, is_last, is_real, sees, inputs, results, sums) -> Non
     def finish() -> None:
         sum_of_weights = jnp.maximum(total[...], 1e-30)
         out[...] = (mixed[...] / sum_of_weights).astype(out.dtype)
-        log_total[...] = highest[...] + jnp.log(sum_of_weights)
+        log_total[...] = (highest[...] + jnp.log(sum_of_weights))[..., 0]
 
 
 def _add_query_gradients(is_first, is_last, is_real, sees, inputs, results, sums) -> None:
@@ -227,8 +237,8 @@ def _scores(rows: jax.Array, keys: jax.Array, bias: jax.Array) -> jax.Array:
 def _score_gradients(of_head: Sequence[jax.Array], bias: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weights, and gradients of the scores, of one head: [R, TILE] float32 each."""
     rows, d_out, log_total, inner, keys, values = of_head
-    weights = jnp.exp(_scores(rows, keys, bias) - log_total)
-    return weights, weights * (_product(d_out, values, 1, 1) - inner)
+    weights = jnp.exp(_scores(rows, keys, bias) - log_total[:, None])
+    return weights, weights * (_product(d_out, values, 1, 1) - inner[:, None])
 
 
 def _product(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:

@@ -67,7 +67,6 @@ def compiled_attention(device, tokens, backward):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_attention_is_the_kernel_and_holds_nothing_of_length_squared(v5e, backward):
-    memory = {}
     for tokens in (512, 2048, 8192):
         program = compiled_attention(v5e[0], tokens, backward)
         text = program.as_text()
@@ -75,8 +74,9 @@ def test_attention_is_the_kernel_and_holds_nothing_of_length_squared(v5e, backwa
         shapes = [[int(size) for size in dims.split(",")] for dims in re.findall(r"\b\w+\[([\d,]+)\]", text)]
         if tokens == 8192:  # longer than all other dimensions
             assert not [shape for shape in shapes if sum(size >= tokens for size in shape) > 1]
-        memory[tokens] = program.memory_analysis().temp_size_in_bytes
-    assert memory[8192] <= 4.5 * memory[2048]
+        memory = program.memory_analysis()  # what fits a core's own memory is not counted
+        print(f"{tokens} tokens: {memory.temp_size_in_bytes} bytes beside {memory.argument_size_in_bytes}")
+        assert memory.temp_size_in_bytes <= memory.argument_size_in_bytes  # which are linear in the tokens
 
 
 @pytest.mark.parametrize("remat", [False, True])
