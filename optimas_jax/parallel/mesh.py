@@ -27,6 +27,22 @@ class MeshConfig:
     model: PositiveInt = 1
 
 
+def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int]:
+    """Devices along ``data`` and ``model``, of ``count``.
+
+    Raises:
+      ValueError: if the shape needs more devices than there are, or if with ``data=0`` some would not be used.
+    """
+    data = config.data or count // max(config.model, 1)
+    size = data * config.model
+    if not 1 <= size <= count or (config.data == 0 and size != count):
+        raise ValueError(
+            f"a mesh of {data} x {config.model} (data x model) does not fit {count} devices: choose sizes whose "
+            "product is at most that, or a model size that divides it"
+        )
+    return data, config.model
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with Auto axes: XLA propagates the shardings of parameters and batches.
 
@@ -40,13 +56,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     from jax.sharding import AxisType
 
     devices = list(devices if devices is not None else jax.devices())
-    data = config.data or len(devices) // max(config.model, 1)
+    data, _ = mesh_shape(config, len(devices))
     size = data * config.model
-    if not 1 <= size <= len(devices) or (config.data == 0 and size != len(devices)):
-        raise ValueError(
-            f"a mesh of {data} x {config.model} (data x model) does not fit {len(devices)} devices: choose sizes whose "
-            "product is at most that, or a model size that divides it"
-        )
     if left := {device.process_index for device in devices} - {device.process_index for device in devices[:size]}:
         raise ValueError(
             f"a mesh of {data} x {config.model} (data x model) leaves process {min(left)} without a device: set data "

@@ -64,10 +64,10 @@ def test_the_estimate_is_near_what_the_compiler_needs(shape, remat):
 
 
 def test_layers_that_are_computed_again_are_not_kept():
-    (network, mesh), (remat, _) = on_mesh(), on_mesh(remat=True)
+    (network, mesh), (remat, _) = on_mesh(platform="tpu"), on_mesh(platform="tpu", remat=True)
     whole = step_memory(Step(network, mesh, LORA), 4096).total
-    assert step_memory(Step(remat, mesh, LORA), 4096).total < 0.7 * whole
-    assert step_memory(Step(network, mesh, dataclasses.replace(LORA, last_layers=1)), 4096).total < 0.7 * whole
+    assert step_memory(Step(remat, mesh, LORA), 4096).total < 0.6 * whole
+    assert step_memory(Step(network, mesh, dataclasses.replace(LORA, last_layers=1)), 4096).total < 0.6 * whole
 
 
 def test_memory_of_attention_grows_with_the_length_not_with_its_square():

@@ -29,7 +29,7 @@ from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.known import KNOWN
 from optimas_jax.models.lora import module_shapes
 from optimas_jax.parallel.devices import DeviceKind, devices_named
-from optimas_jax.parallel.mesh import DATA, MODEL, MeshConfig
+from optimas_jax.parallel.mesh import DATA, MODEL, MeshConfig, mesh_shape
 from optimas_jax.parallel.platform import default_compute
 
 UTILISATION = 0.4  # of the peak rate, which large products reach: an estimate, until a device was measured
@@ -148,7 +148,7 @@ def plan_devices(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count:
 
 
 def _plan(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count: int) -> DevicePlan:
-    shape = _mesh_shape(mesh, kind, count)
+    shape = mesh_shape(mesh, count)
     abstract = _abstract(shape)
     plans, largest = {}, 0
     for spec in dict.fromkeys(use.spec for use in uses):
@@ -178,16 +178,6 @@ def config_of(spec: str) -> BackboneConfig:
     if Path(spec).expanduser().exists():
         return load_config(resolve(spec))
     raise ValueError(f"the sizes of {spec!r} are not known before it is fetched: give the path of a local copy")
-
-
-def _mesh_shape(mesh: MeshConfig, kind: DeviceKind, count: int) -> tuple[int, int]:
-    data = mesh.data or count // mesh.model
-    if not 1 <= data * mesh.model <= count or (mesh.data == 0 and data * mesh.model != count):
-        raise ValueError(
-            f"config.mesh: a mesh of {data} x {mesh.model} (data x model) does not fit {count} {kind.name}: choose "
-            "sizes whose product is at most that, or a model size that divides it"
-        )
-    return data, mesh.model
 
 
 def _abstract(shape: tuple[int, int]) -> AbstractMesh:
@@ -250,7 +240,7 @@ def _way_out(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count: int
     """The nearest settings that fit: first time for memory, then smaller batches, then more devices."""
     for more in (count << doubling for doubling in range(_DOUBLINGS)):
         try:
-            abstract = _abstract(_mesh_shape(mesh, kind, more))
+            abstract = _abstract(mesh_shape(mesh, more))
         except ValueError:
             continue
         networks = {use.spec: _network(use.spec, kind, abstract) for use in uses}

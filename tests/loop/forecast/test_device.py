@@ -78,7 +78,7 @@ def test_a_policy_has_its_tokens_on_each_device():
 
 
 def test_what_cannot_be_planned_is_refused():
-    with pytest.raises(ValueError, match=r"a mesh of 3 x 3 .* does not fit 8 h100"):
+    with pytest.raises(ValueError, match=r"a mesh of 3 x 3 .* does not fit 8 devices"):
         plan("8xh100", mesh=(3, 3))
     with pytest.raises(ValueError, match="the sizes of 'hf:some/model' are not known"):
         plan("h100", Use("hf:some/model", "sampling"))
