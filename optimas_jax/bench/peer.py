@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 from optimas_jax.bench.work import Task
 from optimas_jax.core.shipped import PACKAGE, python_path
@@ -32,14 +33,18 @@ class Peer:
       name: value of ``--peer``.
       scripts: task -> script in ``third_party/peers``.
       exact: tasks in which it computes the same function of the same numbers, so that its answers must equal ours.
+      tree: checkout of this project that does our own side of each task; None for scripts in the peers' environment.
     """
 
     name: str
     scripts: Mapping[Task, str]
     exact: tuple[Task, ...] = ()
+    tree: Path | None = None
 
     def command(self, task: Task) -> list[str]:
         """The command that starts the peer; raises ``SideError`` if the peers' environment is not installed."""
+        if self.tree:
+            return OURS
         python = PEERS / ".venv" / "bin" / "python"
         if not python.is_file():
             raise SideError(
@@ -60,15 +65,22 @@ PEERS_BY_NAME = {
 OURS = [sys.executable, "-m", "optimas_jax.bench.ours"]
 
 
+def baseline(commit: str, tree: Path) -> Peer:
+    """Our own side as it was at ``commit``, checked out at ``tree``."""
+    return Peer(commit, dict.fromkeys(get_args(Task), ""), exact=("score", "train", "generate"), tree=tree)
+
+
 class Side:
     """A worker process, as a context manager that ends it."""
 
-    def __init__(self, name: str, command: Sequence[str]):
+    def __init__(self, name: str, command: Sequence[str], tree: Path | None = None):
+        """``tree``: the checkout whose package the worker imports; None for this one."""
         self.name = name
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed on exit
-        paths = python_path(os.environ.get("PYTHONPATH", ""))
+        paths = [str(tree)] if tree else python_path(os.environ.get("PYTHONPATH", ""))
         self._process = subprocess.Popen(  # noqa: S603 - no shell, our own scripts
             command,
+            cwd=tree,  # `python -m` imports from there first
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binom
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Row:
     Attributes:
       suite, case, unit: name of the measurement; ``ours`` and ``peer`` are medians in ``unit``, more is better.
       peer_name: None without a peer; then ``peer`` and ``ratio`` are None as well.
-      ratio: ours / peer.
+      ratio: ours / peer, the median of the ratios of all repeats; ``interval`` holds it with at least 95 % (None below
+        six repeats).
       spread: (most - least) / median over the repeats, by side.
       roofline_fraction: least time for the work at the measured rates / our median time. None for whole runs.
       peak_mb: peak resident memory by side.
@@ -41,6 +43,13 @@ class Row:
     peak_mb: dict[str, float]
     agreement: float | None
     notes: dict[str, str]
+    interval: tuple[float, float] | None = None
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Interval of the median of any distribution, at least 95 %, between two of the values; None for fewer than six."""
+    rank = int(binom.ppf(0.025, len(values), 0.5)) if values else 0
+    return (sorted(values)[rank - 1], sorted(values)[-rank]) if rank else None
 
 
 def spread(seconds: Sequence[float]) -> float:
@@ -65,11 +74,17 @@ def table(rows: Sequence[Row]) -> Table:
             row.unit,
             _median(row.ours, row.spread["ours"]),
             peer,
-            "" if row.ratio is None else f"{row.ratio:.2f}x",
+            _ratio(row),
             "" if row.roofline_fraction is None else f"{row.roofline_fraction:.0%}",
             " / ".join(f"{value:,.0f}" for value in row.peak_mb.values()),
         )
     return columns
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None:
+        return ""
+    return f"{row.ratio:.2f}x" + (f" [{row.interval[0]:.2f}, {row.interval[1]:.2f}]" if row.interval else "")
 
 
 def _median(value: float, spread_: float) -> str:
