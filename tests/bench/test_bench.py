@@ -288,7 +288,7 @@ def test_an_interval_of_a_median_holds_it_with_95_percent(count: int, expected: 
 
 def test_a_baseline_imports_its_own_checkout(tmp_path: Path) -> None:
     (tmp_path / "optimas_jax" / "bench").mkdir(parents=True)
-    (tmp_path / "optimas_jax" / "bench" / "ours.py").write_text("input(); print('{\"note\": \"as it was\"}')\n")
+    (tmp_path / "optimas_jax" / "bench" / "ours.py").write_text('input(); print(\'{"note": "as it was"}\')\n')
     earlier = peer.baseline("abc123", tmp_path)
     assert earlier.name == "abc123" and set(earlier.scripts) == {case.task for case in SMALL.values()}
     with Side(earlier.name, earlier.command("ppo"), earlier.tree) as worker:
