@@ -124,6 +124,7 @@ def run_program(
             for name in ("work", "home", "tmp"):
                 os.chown(scratch / name, walls.NOBODY, walls.NOBODY)
         for name, text in files.items():
+            (scratch / "program" / name).parent.mkdir(exist_ok=True)
             (scratch / "program" / name).write_text(text, encoding="utf-8", errors="surrogatepass")
         with tempfile.TemporaryFile() as message_file:
             message_file.write(message)

@@ -2,12 +2,16 @@
 
 The verdict does not depend on the program's output or exit status. The names of the tests are read from the tests'
 source beforehand, and each must be reported as passed, exactly once, with a secret that only this process and the
-``runner`` know; then the runner must have reached its end. So no program passes by exiting early, printing ``OK``,
-replacing ``unittest`` or ``sys.exit``, patching assertions, skipping, or defining more test classes.
+``runner`` know; then the runner must have reached its end.
 
-Limits: program and tests share an interpreter, as in the official evaluation. A program that searches the interpreter's
-memory (frames, ``gc``, ``ctypes``) for the runner's secret or the expected values can cheat, and so can one whose
-results claim to be equal to everything. That takes intent, which a wrong program does not have.
+Tests that call the program's functions and compare plain data run in a process of their own (``split``,
+``inside.apart``), which the program's process sends data and no code: there no program passes but by returning what the
+tests expect. Others (mocks, streams, results that are more than plain data) share the program's process
+(``inside.together``). There no program passes by exiting early, printing ``OK``, replacing or patching ``unittest``, its
+assertions or what it stands on, import hooks, built-in functions or the tests' methods, by threads or within a call, nor
+by skipping. But it passes if it searches the interpreter's memory (frames, ``gc``, subclasses, globals of functions,
+``ctypes``) for the tests or the runner's secret, if its results claim to be equal to everything, or if it replaces
+functions of libraries with which the tests look at results. That takes intent, which a wrong program does not have.
 """
 
 from __future__ import annotations
@@ -23,8 +27,11 @@ from typing import Literal
 
 from optimas_jax.sandbox.program import Ended, Limits, run_program
 from optimas_jax.sandbox.source import parse
+from optimas_jax.sandbox.split import Split, split
 
-RUNNER = Path(__file__).with_name("runner.py")
+INSIDE = Path(__file__).with_name("inside")
+RUNNER = ("__init__.py", "runner.py", "apart.py", "together.py", "outcomes.py", "plain.py")
+START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inside import runner; del sys.path[0]; runner.main()"
 Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
 
 
@@ -91,22 +98,59 @@ def run_tests(
         return Verdict("crashed", (), {"": f"the tests are no Python: {error}"})
     if case and not expected:
         return Verdict("crashed", (), {"": f"the tests have no class {case} with a test"})
+    parts = split(program, tests)
+    if parts:
+        verdict = _run(program, tests, limits, case, expected, parts, stop)
+        if verdict:
+            return verdict
+    verdict = _run(program, tests, limits, case, expected, None, stop)
+    assert verdict, "tests that share the program's process ask for no other"
+    return verdict
+
+
+def _run(
+    program: str,
+    tests: str,
+    limits: Limits,
+    case: str,
+    expected: tuple[str, ...],
+    parts: Split | None,
+    stop: threading.Event | None,
+) -> Verdict | None:
+    """Runs the tests once, apart from the program by ``parts``; None if it turns out that they cannot be."""
     secret = secrets.token_hex(16)
     work = {"secret": secret, "program": program, "tests": tests, "case": case}
     ended = run_program(
-        ("-s", "-P", "{program}/runner.py", "{message}", "{report}"),
-        {"runner.py": RUNNER.read_text(encoding="utf-8")},
+        ("-s", "-P", "-c", START, "{program}", "{message}", "{report}", "apart" if parts else "together"),
+        {f"inside/{name}": (INSIDE / name).read_text(encoding="utf-8") for name in RUNNER},
         limits,
-        message=json.dumps(work).encode(),
+        message=json.dumps(work | (dataclasses.asdict(parts) if parts else {})).encode(),
         stop=stop,
     )
-    return _verdict(expected, _read(ended.report, secret), ended)
+    lines = _read(ended.report, secret)
+    if parts and any(outcome == "together" for _, outcome, _ in lines):
+        return None
+    return _verdict(expected, lines, ended)
 
 
 def _read(report: bytes, secret: str) -> list[tuple[str, str, str]]:
-    """The lines that begin with the secret, as (test, outcome, detail)."""
+    """The lines that begin with the secret, as (test, outcome, detail); lines that are no outcome are left out."""
     lines = report.decode(errors="replace").splitlines()
-    return [tuple(json.loads(line[len(secret) :])) for line in lines if line.startswith(f"{secret} ")]
+    return [outcome for line in lines if line.startswith(f"{secret} ") and (outcome := _outcome(line[len(secret) :]))]
+
+
+def _outcome(line: str) -> tuple[str, str, str] | None:
+    try:
+        test, outcome, detail = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    valid = isinstance(test, str) and isinstance(outcome, str) and isinstance(detail, str)
+    return (test, outcome, _clean(detail)) if valid else None
+
+
+def _clean(text: str) -> str:
+    """The text without lone surrogates, which no file can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _verdict(expected: tuple[str, ...], lines: list[tuple[str, str, str]], ended: Ended) -> Verdict:
