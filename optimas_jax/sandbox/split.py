@@ -6,24 +6,98 @@ from __future__ import annotations
 import ast
 import builtins
 import dataclasses
-import symtable
 from collections.abc import Sequence
 
-from optimas_jax.sandbox.source import parse
+from optimas_jax.sandbox.source import parse, symbols
 
 # Modules that tests may use: those that deal with values and files. Not those by which a test looks into the program's
 # process or changes it: mocks, streams, warnings, logs, threads.
 APART = frozenset(
-    "__future__ abc base64 binascii bisect calendar cmath codecs collections configparser copy csv dataclasses datetime decimal "
-    "difflib doctest enum filecmp fnmatch fractions functools glob gzip hashlib heapq hmac html io ipaddress itertools "
-    "json math numbers operator os pathlib platform posixpath pprint queue random re secrets shutil socket sqlite3 "
-    "stat statistics string struct subprocess tarfile tempfile textwrap time typing unicodedata unittest urllib uuid "
-    "xml zipfile zlib".split()
+    [
+        "__future__",
+        "abc",
+        "base64",
+        "binascii",
+        "bisect",
+        "calendar",
+        "cmath",
+        "codecs",
+        "collections",
+        "configparser",
+        "copy",
+        "csv",
+        "dataclasses",
+        "datetime",
+        "decimal",
+        "difflib",
+        "doctest",
+        "enum",
+        "filecmp",
+        "fnmatch",
+        "fractions",
+        "functools",
+        "glob",
+        "gzip",
+        "hashlib",
+        "heapq",
+        "hmac",
+        "html",
+        "io",
+        "ipaddress",
+        "itertools",
+        "json",
+        "math",
+        "numbers",
+        "operator",
+        "os",
+        "pathlib",
+        "platform",
+        "posixpath",
+        "pprint",
+        "queue",
+        "random",
+        "re",
+        "secrets",
+        "shutil",
+        "socket",
+        "sqlite3",
+        "stat",
+        "statistics",
+        "string",
+        "struct",
+        "subprocess",
+        "tarfile",
+        "tempfile",
+        "textwrap",
+        "time",
+        "typing",
+        "unicodedata",
+        "unittest",
+        "urllib",
+        "uuid",
+        "xml",
+        "zipfile",
+        "zlib",
+    ]
 )
 # Names by which a test reaches for more than a function's value.
 TOGETHER = frozenset(
-    "assertLogs assertNoLogs assertWarns assertWarnsRegex exec eval globals locals mock patch vars __import__ "
-    "__builtins__ __dict__".split()
+    [
+        "assertLogs",
+        "assertNoLogs",
+        "assertWarns",
+        "assertWarnsRegex",
+        "exec",
+        "eval",
+        "globals",
+        "locals",
+        "mock",
+        "patch",
+        "vars",
+        "__import__",
+        "__builtins__",
+        "__dict__",
+    ]
 )
 
 
@@ -43,13 +117,11 @@ class Split:
 
 
 def split(program: str, tests: str) -> Split | None:
-    """How the tests can run apart from the program; None if they must share its process.
-
-    Raises:
-      SyntaxError: for tests that are not Python.
-    """
-    tree = parse(tests)
-    free = _free_names(tests)
+    """How the tests can run apart from the program; None if they must share its process, or are not Python."""
+    try:
+        tree, free = parse(tests), _free_names(tests)
+    except SyntaxError:
+        return None
     if "sys" in free or not _is_plain(tree):
         return None
     shared = _imports(program, free)
@@ -91,7 +163,7 @@ def _modules(node: ast.AST) -> set[str]:
 
 def _free_names(source: str) -> set[str]:
     """Global names that a module uses and does not bind."""
-    top = symtable.symtable(source, "tests.py", "exec")
+    top = symbols(source)
     used, tables = set(), [top]
     while tables:
         table = tables.pop()

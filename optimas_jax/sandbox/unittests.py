@@ -7,11 +7,12 @@ source beforehand, and each must be reported as passed, exactly once, with a sec
 Tests that call the program's functions and compare plain data run in a process of their own (``split``,
 ``inside.apart``), which the program's process sends data and no code: there no program passes but by returning what the
 tests expect. Others (mocks, streams, results that are more than plain data) share the program's process
-(``inside.together``). There no program passes by exiting early, printing ``OK``, replacing or patching ``unittest``, its
-assertions or what it stands on, import hooks, built-in functions or the tests' methods, by threads or within a call, nor
-by skipping. But it passes if it searches the interpreter's memory (frames, ``gc``, subclasses, globals of functions,
-``ctypes``) for the tests or the runner's secret, if its results claim to be equal to everything, or if it replaces
-functions of libraries with which the tests look at results. That takes intent, which a wrong program does not have.
+(``inside.together``). There no program passes by exiting early, printing ``OK``, replacing or patching ``unittest``,
+its assertions or what it stands on, import hooks, built-in functions or the tests' methods, by threads or within a
+call, nor by skipping. But it passes if it searches the interpreter's memory (frames, ``gc``, subclasses, globals of
+functions, ``ctypes``) for the tests or the runner's secret, if its results claim to be equal to everything, or if it
+replaces functions of libraries with which the tests look at results. That takes intent, which a wrong program does not
+have.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ import json
 import secrets
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from optimas_jax.sandbox.program import Ended, Limits, run_program
+from optimas_jax.sandbox.limits import Limits
+from optimas_jax.sandbox.program import Ended, run_program
 from optimas_jax.sandbox.source import parse
-from optimas_jax.sandbox.split import Split, split
+from optimas_jax.sandbox.split import split
 
 INSIDE = Path(__file__).with_name("inside")
-RUNNER = ("__init__.py", "runner.py", "apart.py", "together.py", "outcomes.py", "plain.py")
+RUNNER = ("__init__.py", "apart.py", "kernel.py", "outcomes.py", "plain.py", "runner.py", "together.py")
 START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inside import runner; del sys.path[0]; runner.main()"
 Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
 
@@ -85,9 +87,17 @@ def test_names(tests: str, case: str = "TestCases") -> tuple[str, ...]:
 
 
 def run_tests(
-    program: str, tests: str, limits: Limits, case: str = "TestCases", stop: threading.Event | None = None
+    program: str,
+    tests: str,
+    limits: Limits,
+    case: str = "TestCases",
+    stop: threading.Event | None = None,
+    weak: bool = False,
 ) -> Verdict:
     """Runs the tests of class ``case`` against the program; with ``case=""`` all tests.
+
+    Args:
+      stop, weak: as in ``run_program``.
 
     Raises:
       SandboxError: if the sandbox cannot be built. Errors of program and tests are part of the verdict.
@@ -98,39 +108,29 @@ def run_tests(
         return Verdict("crashed", (), {"": f"the tests are no Python: {error}"})
     if case and not expected:
         return Verdict("crashed", (), {"": f"the tests have no class {case} with a test"})
-    parts = split(program, tests)
-    if parts:
-        verdict = _run(program, tests, limits, case, expected, parts, stop)
-        if verdict:
-            return verdict
-    verdict = _run(program, tests, limits, case, expected, None, stop)
-    assert verdict, "tests that share the program's process ask for no other"
-    return verdict
+    work = {"program": program, "tests": tests, "case": case}
+    if parts := split(program, tests):
+        ended, lines = _run(work | dataclasses.asdict(parts), "apart", limits, stop, weak)
+        if not any(outcome == "together" for _, outcome, _ in lines):
+            return _verdict(expected, lines, ended)
+    ended, lines = _run(work, "together", limits, stop, weak)
+    return _verdict(expected, lines, ended)
 
 
 def _run(
-    program: str,
-    tests: str,
-    limits: Limits,
-    case: str,
-    expected: tuple[str, ...],
-    parts: Split | None,
-    stop: threading.Event | None,
-) -> Verdict | None:
-    """Runs the tests once, apart from the program by ``parts``; None if it turns out that they cannot be."""
+    work: dict[str, Any], how: Literal["apart", "together"], limits: Limits, stop: threading.Event | None, weak: bool
+) -> tuple[Ended, list[tuple[str, str, str]]]:
+    """Runs the tests once; returns how the runner ended, and its report."""
     secret = secrets.token_hex(16)
-    work = {"secret": secret, "program": program, "tests": tests, "case": case}
     ended = run_program(
-        ("-s", "-P", "-c", START, "{program}", "{message}", "{report}", "apart" if parts else "together"),
+        ("-s", "-P", "-c", START, "{program}", "{message}", "{report}", how),
         {f"inside/{name}": (INSIDE / name).read_text(encoding="utf-8") for name in RUNNER},
         limits,
-        message=json.dumps(work | (dataclasses.asdict(parts) if parts else {})).encode(),
+        message=json.dumps(work | {"secret": secret}).encode(),
         stop=stop,
+        weak=weak,
     )
-    lines = _read(ended.report, secret)
-    if parts and any(outcome == "together" for _, outcome, _ in lines):
-        return None
-    return _verdict(expected, lines, ended)
+    return ended, _read(ended.report, secret)
 
 
 def _read(report: bytes, secret: str) -> list[tuple[str, str, str]]:

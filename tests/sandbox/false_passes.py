@@ -102,3 +102,17 @@ MEMORY = {
         "return x + 1 if x < 9 else x",
     ),
 }
+
+# The tests' process, from the program's.
+NEIGHBOUR = {
+    "the tests' memory": f"import os\n{WRONG}for place in ('mem', 'environ', 'maps'):\n    try: open(f'/proc/{{os.getppid()}}/{{place}}', 'rb').close()\n    except OSError: continue\n    def task_func(x): return x + 1",
+    "the tests' descriptors": f"import os, sys\nsys.path.insert(0, '/program')\n{WRONG}for pid in (os.getppid(), *range(1, 50)):\n    try: names = os.listdir(f'/proc/{{pid}}/fd')\n    except OSError: continue\n    if pid == os.getpid(): continue\n    for name in names:\n        try:\n            with open(f'/proc/{{pid}}/fd/{{name}}', 'wb') as f: f.write(b'x ' * 99)\n        except OSError: pass",
+    "the tests' process is ended": f"import os\n{WRONG}os.kill(os.getppid(), 9)",
+    "the tests' process is stopped": f"import os, signal\n{WRONG}os.kill(os.getppid(), signal.SIGTERM)",
+    "an answer of its own on every descriptor": f"import os\n{WRONG}for fd in range(3, 64):\n    try: os.write(fd, (20).to_bytes(8, 'big') + b'\\x80\\x04\\x88.' + b' ' * 16)\n    except OSError: pass",
+    "an answer that is code": "import os, pickle, struct\nclass Bad:\n    def __reduce__(self): return (exec, ('import os; os._exit(0)',))\ndef task_func(x): return Bad()",
+    "an answer that imports": "class Bad:\n    def __reduce__(self): return (__import__, ('antigravity',))\ndef task_func(x): return [Bad()]",
+    "an exception that equals": "class E(ValueError):\n    def __init__(self, *a): raise SystemExit\ndef task_func(x): raise E.__new__(E)",
+    "the answer of a forked child": "import os\ndef task_func(x):\n    os.fork()\n    return x",
+    "the environment of the tests": "import os\ndef task_func(x):\n    os.environ['PYTHONSTARTUP'] = os.environ['PYTHONPATH'] = os.environ['LD_PRELOAD'] = '/tmp/x'\n    return x",
+}

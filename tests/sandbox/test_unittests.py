@@ -5,7 +5,7 @@
 import pytest
 
 from optimas_jax.sandbox import unittests
-from optimas_jax.sandbox.program import Limits
+from optimas_jax.sandbox.limits import Limits
 from optimas_jax.sandbox.unittests import Verdict, run_tests
 
 LIMITS = Limits(seconds=120, cpu_seconds=20, memory_mb=1024)

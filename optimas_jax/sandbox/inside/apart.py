@@ -8,7 +8,6 @@ the run is given up, and ``together`` takes its place in another sandbox.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import select
@@ -22,21 +21,13 @@ from typing import Any, NoReturn
 
 from . import outcomes, plain
 
-PR_SET_DUMPABLE = 4
-
 
 class ProgramEnded(Exception):
     """The program's process is gone."""
 
 
-def hide() -> None:
-    """Keeps other processes of this user out of this one's memory and descriptors."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
 def start(closed: list[int]) -> tuple[int, socket.socket]:
-    """Forks the program's process, which does not get the descriptors ``closed``; returns its id and a channel to it."""
+    """Forks the program's process, which does not get the descriptors ``closed``; returns its id and a channel."""
     here, there = socket.socketpair()
     process = os.fork()
     if process == 0:

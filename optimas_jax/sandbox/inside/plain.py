@@ -14,7 +14,23 @@ import sys
 from typing import Any
 
 VALUES = {
-    "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple".split(),
+    "builtins": [
+        "bool",
+        "bytearray",
+        "bytes",
+        "complex",
+        "dict",
+        "float",
+        "frozenset",
+        "int",
+        "list",
+        "object",
+        "range",
+        "set",
+        "slice",
+        "str",
+        "tuple",
+    ],
     "collections": ["Counter", "OrderedDict", "defaultdict", "deque"],
     "datetime": ["date", "datetime", "time", "timedelta", "timezone"],
     "decimal": ["Decimal"],
@@ -99,7 +115,7 @@ def error_of(data: bytes, classes: list[tuple[str, str]], text: str) -> BaseExce
     except NotPlain:
         pass
     for module, name in classes:
-        known = getattr(builtins if module == "builtins" else sys.modules.get(module), name, None)
+        known: Any = getattr(builtins if module == "builtins" else sys.modules.get(module), name, None)
         if is_error(known) and known not in (BaseException, Exception):
-            return BaseException.__new__(known, text)
+            return known.__new__(known, text)
     return Exception(text)

@@ -13,13 +13,14 @@ import sys
 from typing import Any, NoReturn
 
 from . import apart, outcomes, together
+from .kernel import hide
 
 
 def main() -> None:
     """Reads the work, runs its tests, reports ``done`` at the end, and exits without running exit handlers."""
     message, descriptor = int(sys.argv[1]), int(sys.argv[2])
     leave = os._exit
-    apart.hide()
+    hide()
     os.set_inheritable(message, False)
     os.set_inheritable(descriptor, False)
     if sys.argv[3] == "apart":  # before anything of the tests is in memory

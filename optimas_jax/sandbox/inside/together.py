@@ -13,7 +13,6 @@ import functools
 import os
 import sys
 import types
-import unittest
 from collections.abc import Callable, Iterator
 from importlib import machinery
 from typing import Any, NoReturn
@@ -26,7 +25,7 @@ BENEATH = ("contextlib", "difflib", "pprint", "traceback")  # Python modules tha
 def run(work: dict[str, Any], report: outcomes.Report) -> None:
     """Runs the tests of ``work``; ``unittests`` says what it holds."""
     if "mock" in work["tests"]:
-        import unittest.mock
+        pass
     public, private = _copies()
     module = types.ModuleType(outcomes.MODULE)
     program = vars(module)
@@ -127,7 +126,12 @@ class _Copies:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         spec = machinery.PathFinder.find_spec(name, path, target)
-        if spec and spec.origin and spec.origin.endswith(".py") and name.split(".")[0] in ("unittest", *BENEATH):
+        if (
+            spec
+            and spec.origin
+            and spec.origin.endswith(".py")
+            and name.split(".", maxsplit=1)[0] in ("unittest", *BENEATH)
+        ):
             spec.loader = _Loader(name, spec.origin)
         return spec
 
