@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from optimas_jax.sandbox.inside import landlock, namespaces
+from optimas_jax.sandbox.inside import landlock, namespaces, watch
 from optimas_jax.sandbox.limits import Limits
 
 Walls = Literal["bubblewrap", "namespaces", "limits"]
@@ -86,7 +86,7 @@ def make(
             "AS": limits.memory_mb * mb,
             "FSIZE": limits.file_mb * mb,
             "CORE": 0,
-            "NOFILE": 256,
+            "NOFILE": watch.DESCRIPTORS,
         },
     }
 
@@ -139,7 +139,7 @@ def _bubblewrap(plan: Mapping[str, Any]) -> list[str]:
 
     For root the supervisor keeps what it needs to become the program's user; others are mapped to an ordinary user.
     """
-    rights = ("CAP_SETUID", "CAP_SETGID", "CAP_SYS_PTRACE")
+    rights = ("CAP_SETUID", "CAP_SETGID", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")  # the last two: to read /proc
     as_root = ["--cap-drop", "ALL", *(word for right in rights for word in ("--cap-add", right))]
     mapped = ["--unshare-user", "--uid", str(namespaces.INSIDE_USER), "--gid", str(namespaces.INSIDE_USER)]
     words = [str(bubblewrap()), *(as_root if plan["user"] else mapped)]

@@ -9,8 +9,8 @@ Two kinds of isolation, the stronger one first:
 
 What holds in both, held by ``tests/sandbox``:
 
-- Time, memory of all processes (forked memory once; no other shared memory can be made), number of processes and
-  threads, size of a file, of all files and of the output are limited.
+- Time, memory of all processes (forked memory once, buffers of sockets; no other shared memory can be made), number of
+  processes and threads, size of a file, of all files and of the output are limited.
 - Visible files: the interpreter with its packages and the system's libraries, read-only; nothing of any home, project,
   key or other program. The environment is stated here. No descriptor is inherited but the program's own channels.
 - Files are written to a scratch folder that is removed, however it is nested; no System V objects, shared memory, keys.
@@ -27,8 +27,8 @@ Where they differ:
     disk_mb             the kernel refuses more               ended within a second
     needs               namespaces                            as root Linux 6.2, else 6.12, for Landlock
 
-So ``multiprocessing``'s locks, queues and pools work in a jail only. Memory in buffers of sockets and pipes is not
-counted. Where even limits cannot be had whole, nothing runs unless it is asked for by name (``isolation=weak``,
+So ``multiprocessing``'s locks, queues and pools work in a jail only; and where the program's user cannot enter the
+folders above the interpreter, it cannot start another Python. Where even limits cannot be had whole, nothing runs unless it is asked for by name (``isolation=weak``,
 ``check_walls``); then ``lacking`` says what is missing. None of them protects against errors of the kernel. Not for
 Windows.
 """

@@ -134,7 +134,7 @@ class Outside:
 
 
 class Meter:
-    """Memory of this process's descendants and of the machine's shared memory, every few milliseconds."""
+    """Memory of this process's descendants, of the machine's shared memory and of the kernel, every few milliseconds."""
 
     def __init__(self):
         self.most, self.over, self._done = 0, 0.0, threading.Event()
@@ -142,7 +142,8 @@ class Meter:
         self._thread = threading.Thread(target=self._look)
 
     def _shared(self):
-        return next(int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("Shmem:"))
+        rows = [line.split() for line in open("/proc/meminfo")]
+        return sum(int(row[1]) * 1024 for row in rows if row[0] in ("Shmem:", "SUnreclaim:"))
 
     def _look(self):
         since = None

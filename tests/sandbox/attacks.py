@@ -125,6 +125,16 @@ STAYING = {
 }
 
 _FILL = "for i in range(0, len(m), 4096): m[i] = 1"
+_FORKED = """
+def fill(s):
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20); s.setblocking(False)
+    try:
+        while True: s.send(bytes(65536))
+    except BlockingIOError: return s
+children = [os.fork() for _ in range(4)]
+children += [os.fork() for _ in range(1)]
+if True:
+"""
 MEMORY = {
     "many processes": "for _ in range(8):\n    if os.fork() == 0: m = bytearray(os.urandom(1)) * (160 << 20); time.sleep(60)\ntime.sleep(60)",
     "shared mappings": f"for _ in range(8):\n    if os.fork() == 0:\n        m = mmap.mmap(-1, 200 << 20)\n        {_FILL}\n        time.sleep(60)\ntime.sleep(3)",
@@ -136,6 +146,9 @@ MEMORY = {
     "deleted files": "kept = []\nfor i in range(40):\n    try:\n        f = open('f', 'wb'); os.unlink('f'); kept.append(f); f.write(bytes(30 << 20)); f.flush()\n    except OSError: pass\ntime.sleep(1)",
     "copied after a fork": "m = bytearray(300 << 20)\nfor _ in range(8):\n    if os.fork() == 0:\n        for i in range(0, len(m), 4096): m[i] = 1\n        time.sleep(60)\ntime.sleep(60)",
     "tables of pages": "import mmap\nfor _ in range(20):\n    if os.fork() == 0:\n        m = mmap.mmap(-1, 450 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n        for i in range(0, len(m), 4096): m[i] = 1\n        time.sleep(60)\ntime.sleep(60)",
+    "buffers of sockets": f"{_FORKED}    kept, end = [], time.time() + 4\n    while time.time() < end:\n        try: kept += [fill(s) for s in socket.socketpair()]\n        except OSError: time.sleep(0.1)\n    os._exit(0)\nos.wait()",
+    "buffers of sockets that are hidden": f"libc.prctl(4, 0, 0, 0, 0)\n{_FORKED}    kept, end = [], time.time() + 4\n    while time.time() < end:\n        try: kept += [fill(s) for s in socket.socketpair()]\n        except OSError: time.sleep(0.1)\n    os._exit(0)\nos.wait()",
+    "buffers of connections": f"{_FORKED}    kept, end = [], time.time() + 4\n    while time.time() < end:\n        try:\n            server = socket.create_server(('127.0.0.1', 0)); a = socket.create_connection(server.getsockname()); kept += [fill(a), fill(server.accept()[0])]\n        except OSError: time.sleep(0.1)\n    os._exit(0)\nos.wait()",
     "one process": "kept = []\nwhile True: kept.append(bytearray(16 << 20))",
 }
 

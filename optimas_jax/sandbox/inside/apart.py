@@ -22,6 +22,9 @@ from typing import Any, NoReturn
 from . import outcomes, plain
 
 
+World = tuple[str, dict[str, str], Any]
+
+
 class ProgramEnded(Exception):
     """The program's process is gone."""
 
@@ -69,7 +72,9 @@ def _answer(names: dict[str, Any], kind: str, what: Any) -> bytes:
         else:
             name, args, kwargs, world = what
             _enter(world)
-            value = (names[name](*args, **kwargs), args, kwargs, _world())
+            before = _world()
+            result = names[name](*args, **kwargs)
+            value = (result, args, kwargs, _since(before))
     except BaseException as error:
         return plain.dump(("raised", _told(error)))
     try:
@@ -102,6 +107,7 @@ class Program:
     def __init__(self, process: int, channel: socket.socket, give_up: Callable[[str], NoReturn]):
         """``give_up`` ends this process, with a reason: the tests need the program's own."""
         self._process, self._channel, self._give_up = process, channel, give_up
+        self._world: World | None = None  # as both know it
 
     def load(self, program: str, imports: str, names: tuple[str, ...]) -> dict[str, Any]:
         """Loads the program; returns those of the names that it has: functions as what calls them, other values."""
@@ -111,11 +117,14 @@ class Program:
 
     def _caller(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            value, new_args, new_kwargs, world = self._ask("call", (name, args, kwargs, _world()))
+            world = _since(self._world)
+            self._world = world or self._world
+            value, new_args, new_kwargs, world = self._ask("call", (name, args, kwargs, world))
             pairs = [*zip(args, new_args, strict=True), *((kwargs[key], new_kwargs[key]) for key in kwargs)]
             for old, new in pairs:
                 plain.update(old, new)
             _enter(world)
+            self._world = world or self._world
             return next((old for old, new in pairs if new is value), value)
 
         call.__name__ = call.__qualname__ = name
@@ -136,6 +145,7 @@ class Program:
             raise ProgramEnded("the program ended its process")
         kind, value = plain.load(answer)
         if kind == "raised":
+            self._world = None
             _raise(*value)
         try:
             if kind == "odd":
@@ -171,7 +181,7 @@ def _receive(channel: socket.socket, process: int = 0) -> bytes:
     return read(size) if size <= plain.MOST else b""
 
 
-def _world() -> tuple[str, dict[str, str], Any]:
+def _world() -> World:
     """What a call shares with its caller beside its arguments: working folder, environment, state of ``random``."""
     try:
         folder = os.getcwd()
@@ -180,7 +190,15 @@ def _world() -> tuple[str, dict[str, str], Any]:
     return folder, dict(os.environ), random.getstate()
 
 
-def _enter(world: tuple[str, dict[str, str], Any]) -> None:
+def _since(known: World | None) -> World | None:
+    """The world; None if it is as it is known."""
+    now = _world()
+    return None if now == known else now
+
+
+def _enter(world: World | None) -> None:
+    if world is None:
+        return
     folder, environment, state = world
     now, variables, _ = _world()
     if folder and folder != now:
@@ -197,6 +215,7 @@ def run(work: dict[str, Any], program: Program, report: outcomes.Report) -> None
     names = vars(module)
     names.update(outcomes.names_of(outcomes.MODULE))
     sys.modules[outcomes.MODULE] = module
+    outcomes.show(work["program"], outcomes.PROGRAM)
     names.update(program.load(work["program"], work["test_imports"], tuple(work["remote"])))
     exec(work["program_imports"], names)  # noqa: S102 (import statements alone)
     outcomes.load(work["tests"], outcomes.TESTS, names)

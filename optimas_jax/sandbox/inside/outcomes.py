@@ -35,9 +35,14 @@ def names_of(module: str) -> dict[str, Any]:
     return {"__name__": module, "__file__": file, "__builtins__": builtins, "sys": sys, "os": os, "environ": os.environ}
 
 
+def show(source: str, name: str) -> None:
+    """Lets tracebacks show the lines of a source text."""
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+
+
 def load(source: str, name: str, names: dict[str, Any]) -> None:
     """Runs source text with these global names; tracebacks show its lines."""
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    show(source, name)
     exec(compile(source, name, "exec"), names)  # noqa: S102 (in the sandbox)
 
 

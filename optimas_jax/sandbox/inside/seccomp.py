@@ -97,7 +97,8 @@ OF_FILES = {
     "lremovexattr": (198, 15),
     "fremovexattr": (199, 16),
 }
-CLONE, CLONE3, MMAP, SOCKET = (56, 220), (435, 435), (9, 222), (41, 198)
+CLONE, CLONE3, MMAP, SOCKET, SETSOCKOPT = (56, 220), (435, 435), (9, 222), (41, 198), (54, 208)
+BUFFERS = (7, 8)  # SO_SNDBUF, SO_RCVBUF
 NEW_NAMESPACES = 0x7E020000
 SHARED_ANONYMOUS = 0x21
 FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink: those that a network namespace confines
@@ -155,6 +156,8 @@ def program(machine: str, sockets: bool, attributes: bool) -> list[tuple[int, in
     made += on(CLONE, (LOAD, 0, 0, 16), (ANY_BIT, 0, 1, NEW_NAMESPACES), refuse(errno.EPERM), allow)
     shared = ((LOAD, 0, 0, 40), (AND, 0, 0, SHARED_ANONYMOUS), (EQUAL, 0, 1, SHARED_ANONYMOUS))
     made += on(MMAP, *shared, refuse(errno.EPERM), allow)
+    buffers = [(LOAD, 0, 0, 32), *((EQUAL, len(BUFFERS) - index, 0, name) for index, name in enumerate(BUFFERS))]
+    made += on(SETSOCKOPT, *buffers, allow, refuse(0))  # without effect: what a socket holds is counted by its default
     if sockets:
         families = [(EQUAL, len(FAMILIES) - index, 0, family) for index, family in enumerate(FAMILIES)]
         made += on(SOCKET, (LOAD, 0, 0, 16), *families, refuse(errno.EAFNOSUPPORT), allow)

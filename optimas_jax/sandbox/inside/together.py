@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib
 import os
 import sys
 import types
@@ -24,9 +25,7 @@ BENEATH = ("contextlib", "difflib", "pprint", "traceback")  # Python modules tha
 
 def run(work: dict[str, Any], report: outcomes.Report) -> None:
     """Runs the tests of ``work``; ``unittests`` says what it holds."""
-    if "mock" in work["tests"]:
-        pass
-    public, private = _copies()
+    public, private = _copies(["unittest", *(["unittest.mock"] if "mock" in work["tests"] else [])])
     module = types.ModuleType(outcomes.MODULE)
     program = vars(module)
     program.update(outcomes.names_of(outcomes.MODULE))
@@ -98,21 +97,22 @@ def _surroundings() -> dict[str, Any]:
 def _changed(before: dict[str, Any]) -> str:
     """Name of what is not as it was before, or ""."""
     now = _surroundings()
-    names = (name for name in before.keys() | now.keys() if name != "_" and now.get(name) is not before.get(name))
-    return next(names, "")
+    return next((name for name in before if name != "_" and now.get(name) is not before[name]), "")
 
 
 # Copies that the program cannot import
 
 
-def _copies() -> tuple[dict[str, Any], dict[str, Any]]:
+def _copies(wanted: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The modules of ``unittest`` as the program imports them, and copies of them for the tests alone."""
+    for name in wanted:  # first, so that what they import stands on what the program imports, and not on the copies
+        importlib.import_module(name)
     names = [name for name in sys.modules if name.split(".")[0] == "unittest"]
     beneath = {name: sys.modules.pop(name) for name in BENEATH if name in sys.modules}
     public = {name: sys.modules.pop(name) for name in names}
     sys.meta_path.insert(0, _Copies())
     for name in names:
-        __import__(name)
+        importlib.import_module(name)
     del sys.meta_path[0]
     private = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "unittest"}
     for name in BENEATH:

@@ -86,7 +86,7 @@ def _wait(plan: dict[str, Any], command: int) -> tuple[str, int]:
             return "timeout", 0
         if now >= look:
             pids = _inside(plan)
-            if watch.memory(pids, plan["memory_bytes"]) > plan["memory_bytes"]:
+            if watch.memory(pids, plan["memory_bytes"], plan["walls"] != "limits") > plan["memory_bytes"]:
                 return "memory", 0
             if plan["writable"] and now >= disk:
                 if watch.disk(plan["writable"], pids, plan["disk_bytes"]) > plan["disk_bytes"]:
