@@ -7,14 +7,15 @@ Two kinds of isolation, the stronger one first:
     limits  where namespaces are forbidden, as in most containers. By Landlock and seccomp, and as a user of its own for
             every program if root starts it.
 
-What holds in both, held by ``tests/sandbox``:
+What holds in both, under ``tests/sandbox/test_attacks.py`` (effects outside, leftovers, memory), ``test_sandbox.py``:
 
-- Time, memory of all processes (forked memory once, buffers of sockets; no other shared memory can be made), number of
-  processes and threads, size of a file, of all files and of the output are limited.
+- Limited are time; memory of all processes, counted every 40 ms (what forked processes share counts once, sockets with
+  their buffers, and no other shared memory can be made); processes and threads; the size of a file, of all files and of
+  the output.
 - Visible files: the interpreter with its packages and the system's libraries, read-only; nothing of any home, project,
   key or other program. The environment is stated here. No descriptor is inherited but the program's own channels.
-- Files are written to a scratch folder that is removed, however it is nested; no System V objects, shared memory, keys.
-- No network. No signal to, no memory or environment of a process that is not the program's own.
+- Files are written to a scratch folder that is removed, however it is nested. No System V objects, queues, keys.
+- No network. No signal to, no limit, memory or environment of a process that is not the program's own.
 - No process of the program lives on after it, also if this process is killed.
 - Whatever a program does, it ends as ``Ended``; ``SandboxError`` means that it was not run.
 
@@ -22,15 +23,17 @@ Where they differ:
 
                         jail                                  limits
     network             a loopback of its own                 none: no sockets but pairs
-    /tmp                its own; /dev/shm is the same         not to be written; TMPDIR names a folder in the scratch
+    /tmp, /dev/shm      its own                               not to be written; TMPDIR names a folder in the scratch
     processes seen      its own                               names of all of this machine
     disk_mb             the kernel refuses more               ended within a second
-    needs               namespaces                            as root Linux 6.2, else 6.12, for Landlock
+    modes, times        as set                                as set for root's programs; else calls have no effect
+    needs               namespaces                            as root Linux 6.2, else 6.12, for Landlock; seccomp
 
 So ``multiprocessing``'s locks, queues and pools work in a jail only; and where the program's user cannot enter the
-folders above the interpreter, it cannot start another Python. Where even limits cannot be had whole, nothing runs unless it is asked for by name (``isolation=weak``,
-``check_walls``); then ``lacking`` says what is missing. None of them protects against errors of the kernel. Not for
-Windows.
+folders above the interpreter (root's home), limits mode cannot start another Python.
+
+Where limits cannot hold that, nothing runs unless it is asked for by name (``isolation=weak``, ``check_walls``);
+``lacking`` says what is missing. None of them protects against errors of the kernel. Not for Windows.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class Outside:
 
 
 class Meter:
-    """Memory of this process's descendants, of the machine's shared memory and of the kernel, every few milliseconds."""
+    """Memory of this process's descendants, shared memory of the machine and of its kernel, every few milliseconds."""
 
     def __init__(self):
         self.most, self.over, self._done = 0, 0.0, threading.Event()
@@ -142,7 +142,7 @@ class Meter:
         self._thread = threading.Thread(target=self._look)
 
     def _shared(self):
-        rows = [line.split() for line in open("/proc/meminfo")]
+        rows = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
         return sum(int(row[1]) * 1024 for row in rows if row[0] in ("Shmem:", "SUnreclaim:"))
 
     def _look(self):

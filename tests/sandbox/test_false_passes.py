@@ -9,6 +9,7 @@ from optimas_jax.sandbox.limits import Limits
 from optimas_jax.sandbox.split import split
 from optimas_jax.sandbox.unittests import run_tests
 
+pytestmark = pytest.mark.skipif(bool(sandbox._why_no_jail() and sandbox.lacking()), reason=sandbox.lacking())
 LIMITS = Limits(seconds=5, cpu_seconds=5, memory_mb=1024)
 APART = """
 import unittest

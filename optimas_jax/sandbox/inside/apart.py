@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 
 from . import outcomes, plain
 
-
 World = tuple[str, dict[str, str], Any]
 
 
@@ -68,7 +67,7 @@ def _answer(names: dict[str, Any], kind: str, what: Any) -> bytes:
             exec(what["imports"], names)  # noqa: S102 (names that the tests import are the program's, too)
             value = None
         elif kind == "look":
-            value = {name: "function" if callable(names[name]) else names[name] for name in what if name in names}
+            value = {name: _shown(names[name]) for name in what if name in names}
         else:
             name, args, kwargs, world = what
             _enter(world)
@@ -81,6 +80,11 @@ def _answer(names: dict[str, Any], kind: str, what: Any) -> bytes:
         return plain.dump(("returned", plain.dump(value)))
     except plain.NotPlain as error:
         return plain.dump(("odd", str(error)))
+
+
+def _shown(value: Any) -> Any:
+    """What the tests are told of a name: the word ``function``, or the value; a class is no plain data."""
+    return "function" if callable(value) and not isinstance(value, type) else value
 
 
 def _told(error: BaseException) -> tuple[bytes, list[tuple[str, str]], str, list[tuple[str, int, str]], Any]:
