@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-from optimas_jax.core.types import digest, freeze, thaw
+from optimas_jax.core.types import digest, freeze, thaw, valid_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Prompt:
 
     instruction: str
     demos: tuple[Demo, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "instruction", valid_text(self.instruction))
 
 
 @dataclasses.dataclass(frozen=True)

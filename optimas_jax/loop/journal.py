@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.schema import to_dict
+from optimas_jax.core.secrets import redact
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import StopRun, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
@@ -24,12 +25,14 @@ from optimas_jax.loop.config import RunConfig, differences, parse_config
 
 TAPE, LOCK, JOURNAL, RUN = "tape.sqlite", ".lock", "journal.jsonl", "run.json"
 CONFIGURATION, RESULTS = "configuration.json", "results.json"  # of a best/, and of the run's own evaluation
+UNFINISHED = "unfinished.json"  # what is known of a run that ended early, until it has results
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
 OPTIMIZED, REFRESHED_REWARD = "optimized.json", "refreshed.json"  # what the search found; a reward trained after it
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
-RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget")  # fields on which no result depends
+# Fields on which no result depends.
+RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget", "stop_grace")
 # Fields that may differ from run to run in one folder: of stages whose results have files of their own, too.
 _FREE = (*RESOURCES, "align", "probe", "refresh", "evaluate")
 
@@ -45,7 +48,8 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text in the same way."""
+    """Writes a text in the same way, without secrets of the environment."""
+    text = redact(text)
     if path.is_file() and path.read_bytes() == text.encode("utf-8", "backslashreplace"):
         return
     partial = path.with_name(path.name + ".partial")
@@ -56,7 +60,7 @@ def write_text(path: Path, text: str) -> None:
 def json_line(row: Mapping[str, Any]) -> str:
     """A row of a file of JSON lines. What JSON does not know becomes text: numbers that are not finite, objects of a
     user's components."""
-    text = json.dumps(_for_json(row), ensure_ascii=False, allow_nan=False)
+    text = redact(json.dumps(_for_json(row), ensure_ascii=False, allow_nan=False))
     return text.encode("utf-8", "backslashreplace").decode()  # JSON's escapes of half a character
 
 
@@ -182,7 +186,7 @@ class RunFolder:
 
     def emit(self, event: str, **fields: Any) -> None:
         """Appends one event. A resumed run emits its old events again; they are not written twice."""
-        entry = json.loads(json.dumps({"event": event, **thaw(fields)}, ensure_ascii=False))
+        entry = json.loads(redact(json.dumps({"event": event, **thaw(fields)}, ensure_ascii=False)))
         for index in range(self._cursor, len(self._events)):  # a command may begin with a later stage
             if _without_clock(self._events[index]) == _without_clock(entry):
                 self._cursor = index + 1
