@@ -116,6 +116,8 @@ def model_app() -> tuple[Any, str]:
     sampler = Engines(MeshConfig(_DATA.value, _MODEL_AXIS.value), ConsoleProgress()).sampler(_MODEL.value)
     for given in _ADAPTERS.value:
         name, _, folder = given.partition("=")
+        if not name or not folder:
+            raise app.UsageError(f"--adapter={given}: give NAME=FOLDER")
         sampler.adapters.load(name, *read_adapter(Path(folder), sampler.network.config))
     completer = LocalCompleter(_MODEL.value, lambda: sampler)
     name = _NAME.value or _MODEL.value
