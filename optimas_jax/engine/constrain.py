@@ -36,7 +36,7 @@ class Constrainer:
 
     Attributes:
       tokenizer: of the model.
-      vocab: V, which may be more than the tokenizer has.
+      vocab: V, which may be more than the tokenizer has, or less by tokens that no text has.
     """
 
     tokenizer: Tokenizer
@@ -96,7 +96,8 @@ class Constrainer:
     @cached_property
     def _words(self) -> LLTokenizer:
         ends = list(self.tokenizer.eos_ids)
-        return llguidance.hf.from_tokenizer(self.tokenizer.backend, n_vocab=self.vocab, eos_token=ends)
+        most = max(self.vocab, len(self.tokenizer.backend))
+        return llguidance.hf.from_tokenizer(self.tokenizer.backend, n_vocab=most, eos_token=ends)
 
     @cached_property
     def _byte_ids(self) -> np.ndarray:
@@ -128,7 +129,9 @@ class Constraint:
     def fill(self, allowed: np.ndarray) -> None:
         """Writes which tokens may come next: [ceil(V / 32)] int32, a bit each."""
         if not self._closing:
-            llguidance.numpy.fill_next_token_bitmask(self._path.matcher, allowed[None])
+            whole = np.zeros((1, max(len(allowed), -(-len(self._constrainer.tokenizer.backend) // 32))), np.int32)
+            llguidance.numpy.fill_next_token_bitmask(self._path.matcher, whole)
+            allowed[:] = whole[0, : len(allowed)]
             return
         token = self._plan[len(self._ids) - self.settled]
         allowed[:] = 0

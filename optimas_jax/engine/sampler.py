@@ -197,7 +197,7 @@ class Sampler:
     def _blank_ids(self) -> np.ndarray:
         """[V] bool: tokens of white space."""
         blank = np.zeros((self.network.config.vocab_size,), bool)
-        texts = self.tokenizer.token_texts
+        texts = self.tokenizer.token_texts[: len(blank)]
         blank[: len(texts)] = [text.isspace() for text in texts]
         return blank
 
@@ -210,7 +210,7 @@ class Sampler:
         if stop not in self._stop_tables:
             ids = np.zeros((self.network.config.vocab_size,), np.int8)
             for text in stop:
-                containing = self.tokenizer.ids_containing(text)
+                containing = self.tokenizer.ids_containing(text)[: len(ids)]
                 ids[: len(containing)] |= containing
             ids[list(self.tokenizer.eos_ids)] = 2
             self._stop_tables[stop] = ids
