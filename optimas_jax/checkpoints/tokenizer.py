@@ -68,9 +68,13 @@ class Tokenizer:
         return self.backend.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The filled-in chat template, up to the beginning of the assistant's answer."""
+        """The filled-in chat template, up to the beginning of the assistant's answer. Raises ``ValueError`` for
+        messages that the template refuses."""
         chat = [dict(message) for message in messages]
-        text = self.backend.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.backend.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates are programs, and refuse what they were not written for
+            raise ValueError(f"the model's chat template does not take these messages: {error}") from error
         assert isinstance(text, str)
         return text
 
@@ -85,16 +89,23 @@ class Tokenizer:
         texts = "".join(value for message in messages for value in message.values())
         guard = next(char for char in map(chr, range(0xFDD0, 0x110000)) if char not in texts)  # noncharacters first
         special = "|".join(map(re.escape, self._special_ids)) or "(?!)"
-        guarded = [
-            {key: re.sub(f"(?={special}).", rf"\g<0>{guard}", value, flags=re.DOTALL) for key, value in message.items()}
-            for message in messages
-        ]
+        guarded = [{key: self._guarded(value, guard) for key, value in message.items()} for message in messages]
         pieces = re.split(f"((?:{special})(?!{guard}))", self.render_chat(guarded))
         ids = []
         for plain, token in zip(pieces[::2], [*pieces[1::2], None], strict=True):
             ids += self.encode(plain.replace(guard, ""))
             ids += [] if token is None else [self._special_ids[token]]
         return ids
+
+    def _guarded(self, text: str, guard: str) -> str:
+        """A text with a guard behind the first character of every special token in it, overlapping ones included."""
+        for token in self._special_ids:
+            parted = token[0] + guard + token[1:]
+            while token in text and (broken := text.replace(token, parted)) != text:
+                text = broken
+                if len(token) == 1:
+                    break
+        return text
 
     @cached_property
     def _special_ids(self) -> dict[str, int]:

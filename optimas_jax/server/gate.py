@@ -6,6 +6,7 @@ application that ends refuses new requests with 503 and finishes those that it h
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import os
@@ -27,14 +28,14 @@ class Gate:
     """An ASGI application around another.
 
     Attributes:
-      active: requests that are being answered.
       closing: whether new requests are refused.
     """
 
     def __init__(self, application: Application, key: str = ""):
         """``key``: that requests must bring; "" for none."""
         self._application, self._key = application, key.encode()
-        self.active, self.closing = 0, False
+        self.closing, self._given_up = False, False
+        self._tasks: set[asyncio.Future[None]] = set()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,19 +45,47 @@ class Gate:
         if refused is not None:
             await refused(scope, receive, send)
             return
-        self.active += 1
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        task = asyncio.ensure_future(self._application(scope, receive, sending))
+        self._tasks.add(task)
         try:
-            await self._application(scope, receive, send)
+            await task
+        except asyncio.CancelledError:
+            if not self._given_up:
+                raise
+            if not begun:
+                await _ending()(scope, receive, send)
         finally:
-            self.active -= 1
+            self._tasks.discard(task)
+
+    @property
+    def active(self) -> int:
+        """Requests that are being answered."""
+        return len(self._tasks)
+
+    def give_up(self) -> None:
+        """Answers the requests in flight with 503, or cuts answers that have begun."""
+        self.closing = self._given_up = True
+        for task in self._tasks:
+            task.cancel()
 
     def _refusal(self, scope: Message) -> Response | None:
         if self.closing:
-            return _error(503, "the server is about to end: ask again in a moment, or another one", "unavailable")
+            return _ending()
         if self._key and scope["path"] != OPEN and not hmac.compare_digest(_bearer(scope), self._key):
             message = "this server wants its key: send it as 'Authorization: Bearer KEY' (api_key of OpenAI's clients)"
             return _error(401, message, "invalid_api_key", {"www-authenticate": "Bearer"})
         return None
+
+
+def _ending() -> Response:
+    return _error(503, "the server is about to end: ask again in a moment, or another one", "unavailable")
 
 
 def _bearer(scope: Message) -> bytes:

@@ -26,11 +26,11 @@ class _Stop:
     def __init__(self) -> None:
         self.signal, self.since = 0, 0.0
 
-    def handle(self, number: int, _: FrameType | None) -> None:
+    def handle(self, sig: int, frame: FrameType | None) -> None:
         """Signal handler."""
         if self.signal:
-            os._exit(128 + number)  # threads inside XLA cannot be waited for
-        self.signal, self.since = number, time.monotonic()
+            os._exit(128 + sig)  # threads inside XLA cannot be waited for
+        self.signal, self.since = sig, time.monotonic()
 
 
 def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
@@ -72,4 +72,5 @@ async def _watch(server: uvicorn.Server, gate: Gate, stop: _Stop, grace: float) 
         )
     while gate.active and time.monotonic() < stop.since + grace:
         await asyncio.sleep(_LOOK_SECONDS)
+    gate.give_up()
     server.should_exit = True
