@@ -51,7 +51,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optimas_jax.benchmarks.code_extraction import extract_program, extract_tests
-from optimas_jax.benchmarks.data import TEXT, DataConfig, DataError, Dataset, deal, fields_of, hub_rows, read_rows
+from optimas_jax.benchmarks.data import (
+    TEXT,
+    DataConfig,
+    DataError,
+    Dataset,
+    deal,
+    fields_of,
+    hub_rows,
+    read_rows,
+    repetitions,
+)
 from optimas_jax.benchmarks.parts import stops, tuned_by_weights
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
 from optimas_jax.core.schema import NonNegativeInt
@@ -112,7 +122,7 @@ def load(config: DataConfig) -> Dataset:
         for task in examples
     ]
     try:
-        return Dataset(deal(examples, config), {METRIC: 0.0}, origin)
+        return Dataset(deal(examples, config), {METRIC: 0.0}, origin + repetitions(examples))
     except DataError as error:
         raise DataError(f"{error} ({origin})") from error
 
@@ -200,7 +210,12 @@ def _is_wanted(imports: Iterable[str], source: str) -> bool:
 
 
 def _is_installed(module: str) -> bool:
-    return module in sys.stdlib_module_names or importlib.util.find_spec(module) is not None
+    if module in sys.stdlib_module_names:
+        return True
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # __main__, which is imported already, has no spec
+        return True
 
 
 # System
