@@ -64,6 +64,7 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.parts import stops, tuned_by_weights
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
+from optimas_jax.core.json_text import shown
 from optimas_jax.core.schema import NonNegativeInt
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome
@@ -157,14 +158,14 @@ def parse_row(item: Any, where: str) -> tuple[Example, tuple[str, ...]]:
     """
     row = fields_of(item, where, dict.fromkeys(_FIELDS, TEXT))
     if row["entry_point"] != FUNCTION:
-        raise DataError(f"{where}: field entry_point is {row['entry_point']!r}, expected {FUNCTION!r}")
+        raise DataError(f"{where}: field entry_point is {shown(row['entry_point'])}, expected {FUNCTION!r}")
     solution = row["code_prompt"] + row["canonical_solution"]
     imports: set[str] = set()
     for name, text in (("canonical_solution", solution), ("test", row["test"])):
         try:
             imports |= set(imported(text))
         except SyntaxError as error:
-            raise DataError(f"{where}: field {name} is no Python ({error})") from error
+            raise DataError(f"{where}: field {name} is no Python ({error!s:.200})") from error
     if not test_names(row["test"], CASE):
         raise DataError(f"{where}: field test has no class {CASE} with a test")
     gold = {"test": row["test"], "solution": solution, "stub": row["code_prompt"]}

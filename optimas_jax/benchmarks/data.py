@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
-from optimas_jax.core.json_text import JsonError, parse_json
+from optimas_jax.core.json_text import JsonError, parse_json, shown
 from optimas_jax.core.schema import NonNegativeInt
 from optimas_jax.core.types import Example, digest
 
@@ -158,7 +158,7 @@ def text_or_none(row: Mapping[str, Any], name: str, where: str) -> str:
     """A field that may be absent, null or empty: "" then; raises ``DataError`` if it is no text."""
     value = row.get(name)
     if not isinstance(value, str | None):
-        raise DataError(f"{where}: field {name} is {_short_repr(value)}, expected a text")
+        raise DataError(f"{where}: field {name} is {shown(value)}, expected a text")
     return value or ""
 
 
@@ -323,13 +323,5 @@ def fields_of(item: Any, where: str, kinds: Mapping[str, Kind]) -> Mapping[str, 
         raise DataError(f"{where}: lacks {', '.join(missing)} (a row needs {', '.join(kinds)})")
     for name, kind in kinds.items():
         if not kind.holds(item[name]):
-            raise DataError(f"{where}: field {name} is {_short_repr(item[name])}, expected {kind.description}")
+            raise DataError(f"{where}: field {name} is {shown(item[name])}, expected {kind.description}")
     return item
-
-
-def _short_repr(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of thousands of digits, from Python
-        text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -139,7 +139,7 @@ def build_search(articles: Sequence[Article]) -> Callable[[str, int], tuple[str,
 
     texts = [f"{article.title}: {article.text}" for article in articles]
     index = bm25s.BM25()
-    words_of = bm25s.tokenize(texts, stopwords="en", show_progress=False)
+    words_of: Any = bm25s.tokenize(texts, stopwords="en", show_progress=False)
     if not any(words_of.ids):
         raise DataError(f"the {len(texts)} articles have no word that can be searched for, but stop words at most")
     index.index(words_of, show_progress=False)

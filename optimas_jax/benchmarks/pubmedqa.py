@@ -49,6 +49,7 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.metrics import macro_f1
 from optimas_jax.benchmarks.parts import stops
+from optimas_jax.core.json_text import shown
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Models
@@ -112,7 +113,7 @@ def parse_row(item: Any, where: str) -> Example:
         }
     row = fields_of(item, where, {"id": TEXT, "question": TEXT, "context": TEXTS, "answer": TEXT})
     if row["answer"] not in LABELS:
-        raise DataError(f"{where}: field answer is {row['answer']!r}, expected one of {', '.join(LABELS)}")
+        raise DataError(f"{where}: field answer is {shown(row['answer'])}, expected one of {', '.join(LABELS)}")
     inputs = {"context": " ".join(row["context"]), "question": row["question"]}
     return Example(row["id"], inputs, {"answer": row["answer"]}, official_split(row, where))
 

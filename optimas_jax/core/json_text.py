@@ -82,7 +82,8 @@ def check_form(kind: Any, data: Any) -> None:
         _adapter(kind).validate_python(data, strict=True)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}, got {_shortened(one['input'])}"
+            f"{shown('.'.join(map(str, one['loc'])) or 'the whole')[1:-1]}: {one['msg']:.200}"
+            + (f", got {shown(one['input'])}" if one["type"] != "missing" else "")
             for one in error.errors(include_url=False, include_context=False)[:_MOST_PROBLEMS]
         ]
         more = error.error_count() - len(problems)
@@ -105,7 +106,7 @@ def _whole_number(digits: str) -> int:
 def _number(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise JsonError(f"the number {_shortened(digits)} is too large")
+        raise JsonError(f"the number {shown(digits)} is too large")
     return number
 
 
@@ -132,6 +133,10 @@ def _check_characters(text: str, value: Any) -> None:
         raise JsonError("a text holds half of a character (a lone surrogate)")
 
 
-def _shortened(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def shown(value: Any, most: int = 80) -> str:
+    """A value in a message: its ``repr``, cut, in characters that any terminal takes."""
+    try:
+        text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, what holds itself
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

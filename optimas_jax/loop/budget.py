@@ -28,7 +28,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ from optimas_jax.llm.base import Completion, CompletionRequest, Effect
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Host, Price
+from optimas_jax.loop.folder.files import read_rows
 from optimas_jax.sandbox.unittests import Verdict
 
 USED = "used.json"  # what each stage used, in the run folder
@@ -306,5 +306,4 @@ def emit_curve(host: Host, at: str, iteration: int, val_score: float) -> None:
 
 def read_curve(workdir: Path) -> list[dict[str, Any]]:
     """The points that a run's journal holds, in order."""
-    lines = (workdir / "journal.jsonl").read_text(encoding="utf-8").split("\n")
-    return [event for event in map(json.loads, filter(None, lines)) if event["event"] == "curve"]
+    return [event for event in read_rows(workdir / "journal.jsonl") if event["event"] == "curve"]
