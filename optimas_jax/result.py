@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimas_jax.loop.folder.files import read_file, read_rows
+from optimas_jax.core.folder.files import read_file, read_rows
 from optimas_jax.loop.journal import BEST, RESULTS
 from optimas_jax.programs.program import Program
 from optimas_jax.saved import Optimized, load

@@ -13,11 +13,11 @@ from typing import Any
 from fuzzing import TEXTS, Watch, as_bytes, bend, broken, damaged, damaged_lines, dump
 from scripted import scripted_config
 
+from optimas_jax.core.folder.files import read_file, read_rows
 from optimas_jax.core.usage import Usage
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.evaluate import after_each
-from optimas_jax.loop.folder.files import read_file, read_rows
 from optimas_jax.loop.folder.record import _closed
 from optimas_jax.loop.journal import RunFolder, config_of, load_best, reward_name
 from optimas_jax.report.page import write_html

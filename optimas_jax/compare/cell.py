@@ -27,6 +27,7 @@ from optimas_jax.compare.optimizers import OPTIMIZERS, Optimizer, Ours
 from optimas_jax.compare.peer import run_peer
 from optimas_jax.compare.state import Point, SearchState, state_at
 from optimas_jax.compare.stopwatch import Meter, before_phase, keeping_time, read_seconds
+from optimas_jax.core.folder.files import read_file, write_json
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
@@ -34,7 +35,6 @@ from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig, parse_config
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.evaluate import Evaluation, evaluate
-from optimas_jax.loop.folder.files import read_file, write_json
 from optimas_jax.loop.journal import RESULTS
 from optimas_jax.loop.stages import find_models, open_run, run_stage
 from optimas_jax.report.console import ConsoleProgress

@@ -11,11 +11,11 @@ from rich.markup import escape
 
 from optimas_jax.compare.cell import CELL, RUN, write_task
 from optimas_jax.compare.optimizers import Optimizer
+from optimas_jax.core.folder.files import read_file, read_rows
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.folder.files import read_file, read_rows
-from optimas_jax.report.process import INTERRUPTED, run_module
+from optimas_jax.report.process import STOPPED, run_module
 
 Cells = dict[str, dict[int, dict[str, Any]]]  # optimiser -> seed -> cell.json, or {"error": message}
 Runner = Callable[[Path], Awaitable[tuple[int, str]]]
@@ -68,7 +68,7 @@ def run_cells(
             if not (folder / CELL).is_file():
                 line(f"{label}: {folder / 'log.txt'}")
                 code, message = await (runner or run_process)(folder)
-                if code == INTERRUPTED:
+                if code in STOPPED:
                     raise _Interrupted
                 if not (folder / CELL).is_file():
                     raise StopRun(message or f"exit code {code}")

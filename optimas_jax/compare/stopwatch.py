@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import read_file, write_json
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.loop.folder.files import read_file, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,11 +64,6 @@ def is_text(text: str) -> bool:
     return True
 
 
-def valid_text(text: str) -> str:
-    """The text with a question mark in place of each half of a character."""
-    return text.encode(errors="replace").decode()
-
-
 def check_form(kind: Any, data: Any) -> None:
     """Checks that data has a type as JSON knows it: ``TypedDict`` classes, lists, dicts, numbers, texts. Fields that a
     class does not name are left alone.

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from optimas_jax.core.json_text import shown
-from optimas_jax.core.types import digest, freeze, thaw
+from optimas_jax.core.types import digest, freeze, thaw, valid_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,9 @@ class Prompt:
 
     instruction: str
     demos: tuple[Demo, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "instruction", valid_text(self.instruction))
 
 
 @dataclasses.dataclass(frozen=True)

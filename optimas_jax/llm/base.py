@@ -11,11 +11,12 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from optimas_jax.core.types import Outcome, digest, thaw
+from optimas_jax.core.types import Outcome, digest, thaw, valid_text
 from optimas_jax.core.usage import Usage
 
 _TEMPLATE_TOKENS = 64  # of a chat template: its own words, and the marks around one turn
 _IMAGE_TOKENS = 50_000  # that an image counts as, at most (gpt-4o-mini: 2,833 and 5,667 for each of 8 tiles)
+_RARE = ("detail", "reasoning", "estimated")  # fields of a completion that are recorded where there is something
 _FORMAT_TOKENS = 512  # of what a provider says to its model about a schema
 
 
@@ -203,6 +204,9 @@ class Completion:
       seconds: from request to answer; for a batch, this request's share.
       usd: price, 0 for local models.
       tokens: where the request asked for them.
+      detail: why there is no answer.
+      reasoning: what the model thought before it answered; never part of the answer.
+      estimated: whether the server did not say what the answer used: tokens are then the most that it can have.
     """
 
     text: str
@@ -212,6 +216,14 @@ class Completion:
     seconds: float = 0.0
     usd: float = 0.0
     tokens: Tokens | None = None
+    detail: str = ""
+    reasoning: str = ""
+    estimated: bool = False
+
+    def __post_init__(self) -> None:
+        """Texts are made valid here, where they enter: what is paid for can be written and read again."""
+        for name in ("text", "detail", "reasoning"):
+            object.__setattr__(self, name, valid_text(getattr(self, name)))
 
     @property
     def usage(self) -> Usage:
@@ -219,7 +231,9 @@ class Completion:
 
     def to_json(self) -> dict[str, Any]:
         tokens = None if self.tokens is None else dataclasses.asdict(self.tokens)
-        return {**vars(self), "outcome": str(self.outcome), "tokens": tokens}
+        extra = {name: value for name in _RARE if (value := getattr(self, name))}
+        fields = {name: value for name, value in vars(self).items() if name not in _RARE}
+        return {**fields, "outcome": str(self.outcome), "tokens": tokens, **extra}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Completion:

@@ -36,6 +36,11 @@ def provider(spec: str) -> str:
     return kind if kind in KEYS else ""
 
 
+def is_served(spec: str) -> bool:
+    """Whether a provider's server answers for a model, and may bill it; "" is no model."""
+    return spec.partition(":")[0] in KEYS
+
+
 def model_name(spec: str) -> str:
     """What the provider calls the model."""
     return spec.partition(":")[2] if provider(spec) else spec

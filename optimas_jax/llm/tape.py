@@ -8,7 +8,9 @@ bill in one mechanism. No event loop waits for the disk, and results that come t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +29,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS effects
     (key TEXT PRIMARY KEY, kind TEXT NOT NULL, request TEXT NOT NULL, result TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS attempts
+    (id INTEGER PRIMARY KEY, key TEXT NOT NULL, most TEXT NOT NULL);
 """
 _PART = 200  # rows of a statement, which may hold 999 values in an older SQLite
 _COSTS = ("prompt_tokens", "completion_tokens", "usd", "seconds")  # fields of Usage that a result holds
@@ -94,13 +98,33 @@ class Tape:
     def put(self, results: Sequence[tuple[Effect[Any], Result]]) -> None:
         """Records results of effects; on return they are on disk."""
         with self._guard("write to") as database:
-            database.do(_insert, [_row(effect, effect.key, result) for effect, result in results])
+            database.do(_insert, ([_row(effect, effect.key, result) for effect, result in results], None))
 
-    async def record(self, effect: Effect[Any], key: str, result: Result) -> None:
-        """Records a result; on return it is on disk. It is recorded even if the caller is cancelled meanwhile. ``key``:
-        of the effect."""
+    async def record(self, effect: Effect[Any], key: str, result: Result, attempt: int | None = None) -> None:
+        """Records a result; on return it is on disk. It is recorded even if the caller is cancelled meanwhile.
+
+        Args:
+          key: of the effect.
+          attempt: that it answers, which is done with (``begin``).
+        """
         with self._guard("write to") as database:
-            await database.wait_for(_insert, [_row(effect, key, result)])
+            await database.wait_for(_insert, ([_row(effect, key, result)], attempt))
+
+    async def begin(self, key: str, most: Usage) -> int:
+        """Notes an attempt at a request, before it leaves this process; returns its number. It counts as ``most`` until
+        it is done with, by ``record`` or ``end``: for ever, if it may have cost something and has no result."""
+        with self._guard("write to") as database:
+            begun = asyncio.ensure_future(database.wait_for(_begin, (key, json.dumps(dataclasses.asdict(most)))))
+            try:
+                return await asyncio.shield(begun)
+            except asyncio.CancelledError:
+                await self.end(await begun)
+                raise
+
+    async def end(self, attempt: int) -> None:
+        """Forgets an attempt that cost nothing."""
+        with self._guard("write to") as database:
+            await database.wait_for(_end, attempt)
 
     def get_scores(self, keys: Sequence[str]) -> dict[str, float]:
         """Recorded scores among ``keys``."""
@@ -113,20 +137,25 @@ class Tape:
             database.do(_insert_scores, scores)
 
     def usage(self) -> Usage:
-        """What all recorded results cost together."""
-        sums = ", ".join(f"TOTAL(json_extract(result, '$.{name}'))" for name in _COSTS)
-        calls, prompt_tokens, completion_tokens, usd, seconds = self._sums(sums)
+        """What all recorded results cost together, and what attempts without a result may have cost."""
+        return self._sum("result", "effects") + self._sum("most", "attempts")
+
+    def uncertain(self) -> Usage:
+        """The part of ``usage`` that is a worst case: attempts without a result, and answers of servers that do not say
+        what they used."""
+        return self._sum("result", "effects WHERE json_extract(result, '$.estimated')") + self._sum("most", "attempts")
+
+    def _sum(self, column: str, where: str) -> Usage:
+        sums = ", ".join(f"TOTAL(json_extract({column}, '$.{name}'))" for name in _COSTS)
+        query = f"SELECT COUNT(*), {sums} FROM {where}"  # noqa: S608 (our own names)
+        with self._guard("read") as database:
+            calls, prompt_tokens, completion_tokens, usd, seconds = database.do(_rows, query)[0]
         return Usage(calls, int(prompt_tokens), int(completion_tokens), usd, seconds)
 
     def __len__(self) -> int:
         """Number of recorded results."""
-        return self._sums("0")[0]
-
-    def _sums(self, sums: str) -> tuple[Any, ...]:
-        """The number of recorded results, and sums over them."""
-        query = f"SELECT COUNT(*), {sums} FROM effects"  # noqa: S608 (our own names)
         with self._guard("read") as database:
-            return database.do(_rows, query)[0]
+            return database.do(_rows, "SELECT COUNT(*) FROM effects")[0][0]
 
     def _select(self, connection: sqlite3.Connection, keys: Sequence[str]) -> list[str | None]:
         """Recorded results, as text."""
@@ -150,15 +179,32 @@ def _row(effect: Effect[Any], key: str, result: Result) -> tuple[str, ...]:
     return (key, effect.kind, json.dumps(effect.to_json(), ensure_ascii=False), json.dumps(result.to_json()))
 
 
-def _insert(connection: sqlite3.Connection, puts: Sequence[Sequence[tuple[str, ...]]]) -> list[None]:
+def _insert(connection: sqlite3.Connection, puts: Sequence[tuple[Sequence[tuple[str, ...]], int | None]]) -> list[None]:
     """Many rows in a statement: between two statements the thread waits for its turn among busy ones."""
-    rows = [row for put in puts for row in put]
+    rows = [row for put, _ in puts for row in put]
+    _end(connection, [attempt for _, attempt in puts if attempt is not None])
     for start in range(0, len(rows), _PART):
         part = rows[start : start + _PART]
         values = ",".join(["(?, ?, ?, ?)"] * len(part))
         fields = [field for row in part for field in row]
         connection.execute(f"INSERT OR REPLACE INTO effects VALUES {values}", fields)  # noqa: S608 (question marks)
     return [None] * len(puts)
+
+
+def _begin(connection: sqlite3.Connection, begun: Sequence[tuple[str, str]]) -> list[int]:
+    [last] = connection.execute("SELECT COALESCE(MAX(id), 0) FROM attempts").fetchone()
+    numbers = range(last + 1, last + 1 + len(begun))
+    connection.executemany(
+        "INSERT INTO attempts VALUES (?, ?, ?)", [(number, *row) for number, row in zip(numbers, begun, strict=True)]
+    )
+    return [*numbers]
+
+
+def _end(connection: sqlite3.Connection, attempts: Sequence[int]) -> list[None]:
+    for start in range(0, len(attempts), _PART):
+        part = attempts[start : start + _PART]
+        connection.execute(f"DELETE FROM attempts WHERE id IN ({','.join('?' * len(part))})", part)  # noqa: S608
+    return [None] * len(attempts)
 
 
 def _insert_scores(connection: sqlite3.Connection, puts: Sequence[Mapping[str, float]]) -> list[None]:

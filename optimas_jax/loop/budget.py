@@ -35,6 +35,7 @@ from typing import Any
 
 from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.execution import Job, gather
+from optimas_jax.core.folder.files import read_rows
 from optimas_jax.core.scoring import MetricError
 from optimas_jax.core.types import Call, Example, Outcome, StopRun, freeze
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
@@ -42,7 +43,6 @@ from optimas_jax.llm.base import Completion, CompletionRequest, Effect
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Host, Price
-from optimas_jax.loop.folder.files import read_rows
 from optimas_jax.sandbox.unittests import Verdict
 
 USED = "used.json"  # what each stage used, in the run folder

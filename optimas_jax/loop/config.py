@@ -13,7 +13,7 @@ from typing import Any, Literal
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
 from optimas_jax.core.json_text import shown
-from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveInt, Share, from_dict, to_dict
+from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, Share, from_dict, to_dict
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
@@ -267,6 +267,7 @@ class RunConfig:
       prices: override ``llm.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
       budget: the most that all completions of the run folder may cost. What baseline, confirmation and final test need
         is set aside from the start.
+      stop_grace: seconds that answers in flight have after an interrupt or SIGTERM, before they are left behind.
       system: settings of the benchmark's own class.
       data, proposer, offline, collect, reward, policy, optimize, align, probe, refresh, evaluate: see
         the classes.
@@ -285,6 +286,7 @@ class RunConfig:
     anthropic: ServerConfig = ServerConfig()
     prices: str = ""
     budget: Budget = Budget()
+    stop_grace: PositiveFloat = 30.0
     offline: OfflineConfig = OfflineConfig()
     collect: CollectConfig = CollectConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -14,13 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.schema import to_dict
-from optimas_jax.core.selection import UNTRAINED
-from optimas_jax.core.types import thaw
-from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
-from optimas_jax.llm.tape import Tape
-from optimas_jax.loop.config import RunConfig, differences, parse_config
-from optimas_jax.loop.folder.files import (
+from optimas_jax.core.folder.files import (
     DAMAGED,
     FolderError,
     append_lines,
@@ -31,16 +25,24 @@ from optimas_jax.loop.folder.files import (
     write_json,
     write_text,
 )
+from optimas_jax.core.schema import to_dict
+from optimas_jax.core.selection import UNTRAINED
+from optimas_jax.core.types import thaw
+from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
+from optimas_jax.llm.tape import Tape
+from optimas_jax.loop.config import RunConfig, differences, parse_config
 
 TAPE, LOCK, JOURNAL, RUN = "tape.sqlite", ".lock", "journal.jsonl", "run.json"
 CONFIGURATION, RESULTS = "configuration.json", "results.json"  # of a best/, and of the run's own evaluation
+UNFINISHED = "unfinished.json"  # what is known of a run that ended early, until it has results
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
 OPTIMIZED, REFRESHED_REWARD = "optimized.json", "refreshed.json"  # what the search found; a reward trained after it
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
 _LATER = ("alignment", "evaluation")  # events of stages that can be run without those before them
-RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget")  # fields on which no result depends
+# Fields on which no result depends.
+RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget", "stop_grace")
 # Fields that may differ from run to run in one folder: of stages whose results have files of their own, too.
 _FREE = (*RESOURCES, "align", "probe", "refresh", "evaluate")
 

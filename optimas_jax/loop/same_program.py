@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import FolderError, read_file
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
-from optimas_jax.loop.folder.files import FolderError, read_file
 from optimas_jax.loop.journal import RESULTS, RunFolder, is_unused
 
 PROGRAM = "identity.json"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.benchmarks.data import Dataset
+from optimas_jax.core.folder.files import FolderError, read_file
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
 from optimas_jax.core.values import Configuration
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.folder.files import FolderError, read_file
 from optimas_jax.loop.journal import BEST, TAPE, RunFolder, load_best
 
 ROWS = "rows.json"  # rows of a run and of those that it started from, in its folder and in its best/

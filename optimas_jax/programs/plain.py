@@ -12,8 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from optimas_jax.core.json_text import MOST_NESTED, is_text, valid_text
-from optimas_jax.core.types import StopRun
+from optimas_jax.core.json_text import MOST_NESTED
+from optimas_jax.core.types import StopRun, valid_text
 
 _OF_RECORDS = 20  # levels of what records put around a value
 _RECORDED = "texts, numbers, true and false, None, lists, dicts, dataclasses and pydantic models can be recorded"
@@ -25,7 +25,7 @@ class PlainError(StopRun):
 
 def to_plain(value: Any, where: str) -> Any:
     """JSON-like copy of a value: dataclasses and pydantic models become dicts, tuples lists, enums their values, arrays
-    and scalars of NumPy lists and numbers. Texts become valid Unicode (``core.json_text.valid_text``).
+    and scalars of NumPy lists and numbers. Texts become valid (``core.types.valid_text``).
 
     Args:
       where: names the value in errors.
@@ -45,7 +45,7 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     if isinstance(value, enum.Enum):
         return _plain(value.value, where, depth + 1)
     if isinstance(value, str):
-        return value if is_text(value) else valid_text(value)
+        return valid_text(value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):

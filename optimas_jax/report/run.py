@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.loop.folder.files import read_file
+from optimas_jax.core.folder.files import read_file
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.devices import device_lines
 from optimas_jax.report.page import write_html
@@ -21,6 +21,8 @@ def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> Non
         return
     for table in tables(results):
         progress.console.print(table)
+    if (worst := uncertain_line(read_file(workdir / "run.json") or {})) is not None:
+        progress.line(worst)
     progress.line(last_line(results, path))
 
 
@@ -55,6 +57,17 @@ def last_line(results: Mapping[str, Any], path: Path) -> str:
     return (
         f"gain {results['gain']['mean']:+.3f} ({confirmation}); {results['wall_seconds']:.0f} s, "
         f"{results['peak_rss_mb']} MB at most, {results['paid_calls']} completions paid for; {path}"
+    )
+
+
+def uncertain_line(record: Mapping[str, Any]) -> str | None:
+    """How much of the bill is a worst case; None where nothing is."""
+    worst = record.get("uncertain") or {}
+    if not worst.get("calls"):
+        return None
+    return (
+        f"of the bill {worst['calls']} requests are at their worst case, {worst['tokens']:,} tokens: they had no "
+        "answer after the model may have worked on them, or one that does not say what it used"
     )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import FolderError, read_file
 from optimas_jax.core.types import digest
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.specs import provider
-from optimas_jax.loop.folder.files import FolderError, read_file
 from optimas_jax.loop.journal import BEST, CONFIGURATION, JOURNAL, config_json, load_best
 from optimas_jax.saved.models import language_model
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from optimas_jax.benchmarks.modules import import_file, importing
-from optimas_jax.loop.folder.files import read_file, write_json
+from optimas_jax.core.folder.files import read_file, write_json
 from optimas_jax.programs.declared import DeclarationError
 from optimas_jax.programs.program import Program
 from optimas_jax.programs.program import program as declare

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import FolderError, read_file, read_rows, write_json
 from optimas_jax.core.schema import to_dict
-from optimas_jax.loop.folder.files import FolderError, read_file, read_rows, write_json
 from optimas_jax.loop.journal import RESOURCES, RESULTS, changed_fields
 from optimas_jax.sweep.locks import LOCK, SECONDS, hold
 from optimas_jax.sweep.points import Point, SweepError

@@ -19,8 +19,8 @@ if __name__ == "__main__":
 # Otherwise transformers reports that torch, which is not needed here, is absent.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from optimas_jax.core.folder.files import read_file
 from optimas_jax.loop.config import parse_config
-from optimas_jax.loop.folder.files import read_file
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.process import run_alone

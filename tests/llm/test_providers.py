@@ -25,7 +25,8 @@ from optimas_jax.compare.optimizers import Ours
 from optimas_jax.core.schema import ConfigError, from_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
-from optimas_jax.llm.clients.limits import Rate, Retries
+from optimas_jax.llm.attempts import Retries
+from optimas_jax.llm.clients.limits import Rate
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
@@ -156,7 +157,10 @@ def test_a_bound_on_tokens_is_at_least_every_byte(text, limit):
     assert most.prompt_tokens >= len(text.encode()) and most.completion_tokens == limit and most.calls == 1
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://host/", "http://me:secret@host/v1"])
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:80", "ftp://host/", "http://me:secret@host/v1", "https://host/v1?key=secret", "https://host/v1#secret"],
+)
 def test_addresses_that_cannot_be_used_or_hold_a_secret_are_refused(url):
     with pytest.raises(ConfigError, match=r"base_url") as raised:
         from_dict(ServerConfig, {"base_url": url})
@@ -371,7 +375,7 @@ def test_a_run_is_recorded_billed_and_replayed_without_keys(tmp_path, monkeypatc
         results = run()
     paid = [row for roles in results["ledger"].values() for row in roles.values()]
     assert not servers.problems and sum(row["usd"] for row in paid) > 0
-    assert {"messages" if "system" in body or "max_tokens" in body else "chat" for body in servers.bodies} == {
+    assert {"messages" if body["model"].startswith("claude") else "chat" for body in servers.bodies} == {
         "messages",
         "chat",
     }

@@ -12,13 +12,13 @@ import pytest
 from fakes import ScriptedCompleter, request
 from runs import ROOT, run_config
 
+from optimas_jax.core.folder.files import read_rows
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration, Demo, Hyperparameters, Prompt
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape
 from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.config import EvaluateConfig
-from optimas_jax.loop.folder.files import read_rows
 from optimas_jax.loop.journal import FolderError, RunFolder, config_of, load_best
 from optimas_jax.parallel.mesh import MeshConfig
 
@@ -241,7 +241,7 @@ def test_what_no_line_can_hold_is_written_as_text(tmp_path):
     for _ in range(2):
         folder(tmp_path).emit("pick", score=float("nan"), text="half \ud800 of a character", number=1e400)
     [row] = read_rows(journal(tmp_path))
-    assert (row["score"], row["text"], row["number"]) == ("nan", "half ? of a character", "inf")
+    assert (row["score"], row["text"], row["number"]) == ("nan", "half \ufffd of a character", "inf")
 
 
 def test_a_write_that_stopped_within_a_character_is_repaired(tmp_path):

@@ -127,4 +127,5 @@ def _call(call: Call) -> dict[str, Any]:
         "outputs": call.outputs,
         "outcome": str(call.outcome),
         "detail": call.detail,
+        **({"reasoning": call.reasoning} if call.reasoning else {}),
     }

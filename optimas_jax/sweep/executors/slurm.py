@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from optimas_jax.core.folder.files import read_file, write_json
 from optimas_jax.core.shipped import python_path
-from optimas_jax.loop.folder.files import read_file, write_json
 from optimas_jax.sweep.executors.base import Resources, Runner
 from optimas_jax.sweep.folder import read_result
 from optimas_jax.sweep.points import SweepError

@@ -81,6 +81,7 @@ class Record(TypedDict):
     paid_calls: Count
     tokens: Count
     usd: Amount
+    uncertain: NotRequired[Usage]
     parts: list[Part]
 
 
@@ -310,6 +311,14 @@ class Source(TypedDict):
     declarations: NotRequired[Declarations]
 
 
+class Unfinished(TypedDict):
+    reason: str
+    accepted: list[Change]
+    spent: Usage
+    uncertain: Usage
+    go_on: str
+
+
 class Task(TypedDict):
     optimizer: str
     config: Config
@@ -379,6 +388,7 @@ _FORMS = {
     r"reward\.json": Form(Trained, "delete it and run --stage=train again"),
     r"optimized\.json": Form(Optimized, "delete it and run --stage=optimize again"),
     r"refreshed\.json": Form(Refreshed, "delete it and run --stage=refresh again"),
+    r"unfinished\.json": Form(Unfinished, "delete it: the command that made the run goes on"),
     r"results\.json": Form(Results, "delete it and run --stage=evaluate again"),
     r"plan\.json": Form(Plan, "delete it, or plan again (--plan)"),
     r"identity\.json": Form(Identity, "delete it: the next command notes what the program is made of"),

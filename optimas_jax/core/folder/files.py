@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.json_text import check_form, parse_json, valid_text
-from optimas_jax.core.types import StopRun
+from optimas_jax.core.json_text import check_form, parse_json
+from optimas_jax.core.secrets import redact
+from optimas_jax.core.types import StopRun, valid_text
 
 DAMAGED = "damaged"  # the field of a line that stands for one that cannot be read: its text
 
@@ -30,8 +31,8 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text in the same way; it survives a power cut."""
-    data = valid_text(text).encode()
+    """Writes a text in the same way, without secrets of the environment; it survives a power cut."""
+    data = valid_text(redact(text)).encode()
     if path.is_file() and path.read_bytes() == data:
         return
     partial = path.with_name(path.name + ".partial")
@@ -45,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 def json_line(row: Mapping[str, Any]) -> str:
     """A row of a file of JSON lines. What JSON does not know becomes text: numbers that are not finite, objects of a
     user's components."""
-    return valid_text(json.dumps(_for_json(row), ensure_ascii=False, allow_nan=False))
+    return valid_text(redact(json.dumps(_for_json(row), ensure_ascii=False, allow_nan=False)))
 
 
 def _for_json(value: Any) -> Any:
@@ -62,7 +63,7 @@ def read_file(path: Path) -> Any:
     """Data of a JSON file of a run folder, or None where there is none.
 
     Raises:
-      FolderError: it cannot be read, or does not have the form of this file (``loop.folder.forms``).
+      FolderError: it cannot be read, or does not have the form of this file (``core.folder.forms``).
     """
     data = _read_bytes(path)
     if data is None:
@@ -160,6 +161,6 @@ def _read_bytes(path: Path) -> bytes | None:
 
 
 def _form_of(path: Path) -> Any:
-    from optimas_jax.loop.folder.forms import form_of  # its imports are slow, and most commands read no file
+    from optimas_jax.core.folder.forms import form_of  # its imports are slow, and most commands read no file
 
     return form_of(path.parent.name, path.name)
