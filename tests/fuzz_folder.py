@@ -24,6 +24,7 @@ from optimas_jax.report.page import write_html
 from optimas_jax.report.tables import tables
 from optimas_jax.result import Result, open_run
 from optimas_jax.rewards.data import load_groups
+from optimas_jax.rewards.scorer import LocalReward
 from optimas_jax.saved.folder import read_folder
 
 
@@ -129,7 +130,7 @@ def fuzz_metadata(watch: Watch, whole: Path, folder: Path, rng: random.Random, c
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def read() -> None:
-        metadata = CheckpointStore(folder / "checkpoints").metadata("abc")
+        metadata = CheckpointStore(folder / "checkpoints").metadata("abc", LocalReward)
         if metadata is not None:
             str([*metadata["history"][-1:], metadata.get("backbone")])
 

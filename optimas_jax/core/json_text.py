@@ -11,6 +11,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 MOST_NESTED = 100  # lists and objects in each other: far from where recursion ends, and from what people write
@@ -83,6 +84,28 @@ def check_form(kind: Any, data: Any) -> None:
         ]
         more = error.error_count() - len(problems)
         raise ValueError("; ".join(problems) + (f"; and {more} more" if more else "")) from None
+
+
+def check_record(data: Any, kinds: Mapping[str, Any], **optional: Any) -> None:
+    """The same for a flat record that is read very often: its fields have these types; a number is not negative.
+
+    Args:
+      kinds: by field; ``float`` stands for any number.
+      optional: of fields that may be absent.
+
+    Raises:
+      TypeError: names the field and the value.
+    """
+    if not isinstance(data, dict):
+        raise TypeError(f"an object is expected, got {shown(data)}")
+    for name, kind in {**kinds, **optional}.items():
+        if name not in data and name in optional:
+            continue
+        value = data.get(name)
+        whole = type(value) is int and value >= 0
+        right = whole or (type(value) is float and value >= 0) if kind is float else whole if kind is int else None
+        if not (isinstance(value, kind) if right is None else right):
+            raise TypeError(f"{name} is {shown(value)}" if name in data else f"{name} is missing")
 
 
 @functools.cache

@@ -64,7 +64,8 @@ class RunFolder:
       path: of the folder.
       first: the configuration of the first command, as plain data.
       last_written: when a command before this one wrote to the journal or the tape (``time.time``); 0 if none did.
-      damaged: number of lines of the journal that could not be read.
+      events: of the journal, those of earlier commands; a damaged line is ``{DAMAGED: text}``.
+      damaged: number of these.
     """
 
     def __init__(self, workdir: Path, config: RunConfig):
@@ -80,8 +81,8 @@ class RunFolder:
         self._cursor = 0
         self.last_written = _last_written(self.path)
         try:
-            self._events = self._open(json.loads(json.dumps(to_dict(config))))
-            self.damaged = sum(DAMAGED in event for event in self._events)
+            self.events = self._open(json.loads(json.dumps(to_dict(config))))
+            self.damaged = sum(DAMAGED in event for event in self.events)
         except Exception:
             self.close()
             raise
@@ -151,23 +152,23 @@ class RunFolder:
     def emit(self, event: str, **fields: Any) -> None:
         """Appends one event. A resumed run emits its old events again; they are not written twice."""
         entry = json.loads(json_line({"event": event, **thaw(fields)}))
-        for index in range(self._cursor, len(self._events)):  # a command may begin with a later stage
-            if _without_clock(self._events[index]) == _without_clock(entry):
+        for index in range(self._cursor, len(self.events)):  # a command may begin with a later stage
+            if _without_clock(self.events[index]) == _without_clock(entry):
                 self._cursor = index + 1
                 return
         line = json_line({**entry, "time": round(time.time(), 3)})
         if self._is_lost(event):
             self._guarded(JOURNAL, lambda path: replace_line(path, self._cursor, line))
-            self._events[self._cursor] = entry
+            self.events[self._cursor] = entry
             self._cursor += 1
             return
-        self._cursor = len(self._events)  # new work, or a changed program: go on behind what is there
+        self._cursor = len(self.events)  # new work, or a changed program: go on behind what is there
         self._guarded(JOURNAL, lambda path: append_lines(path, [line]))
 
     def _is_lost(self, event: str) -> bool:
         """Whether the next line is damaged, and was this event. The first line was one of a search, unless its text
         says otherwise: a command may begin with a later stage."""
-        lost = self._events[self._cursor].get(DAMAGED) if self._cursor < len(self._events) else None
+        lost = self.events[self._cursor].get(DAMAGED) if self._cursor < len(self.events) else None
         return lost is not None and (self._cursor > 0 or event not in _LATER or f'"{event}"' in lost)
 
     def append_new(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
