@@ -11,12 +11,15 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from optimas_jax.core.json_text import check_record
 from optimas_jax.core.types import Outcome, digest, thaw, valid_text
 from optimas_jax.core.usage import Usage
 
 _TEMPLATE_TOKENS = 64  # of a chat template: its own words, and the marks around one turn
 _IMAGE_TOKENS = 50_000  # that an image counts as, at most (gpt-4o-mini: 2,833 and 5,667 for each of 8 tiles)
 _RARE = ("detail", "reasoning", "estimated")  # fields of a completion that are recorded where there is something
+_COSTS = {"prompt_tokens": int, "completion_tokens": int, "seconds": float, "usd": float}
+_RECORDED = {"text": str, "outcome": str, **_COSTS}  # fields of every completion
 _FORMAT_TOKENS = 512  # of what a provider says to its model about a schema
 
 
@@ -237,9 +240,20 @@ class Completion:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Completion:
+        """Raises ``TypeError`` or ``ValueError`` for data that is no completion."""
+        check_record(data, _RECORDED, tokens=dict | None, detail=str, reasoning=str, estimated=bool)
         tokens = data.get("tokens")
-        read = None if tokens is None else Tokens(**{name: tuple(part) for name, part in tokens.items()})
+        read = None if tokens is None else _tokens(tokens)
         return cls(**{**data, "outcome": Outcome(data["outcome"]), "tokens": read})
+
+
+def _tokens(data: Mapping[str, Any]) -> Tokens:
+    """Raises ``TypeError`` for data that is no tokens."""
+    check_record(data, {"prompt_ids": list, "ids": list, "logprobs": list})
+    whole = [*data["prompt_ids"], *data["ids"]]
+    if not all(type(one) is int for one in whole) or not all(type(one) in (int, float) for one in data["logprobs"]):
+        raise TypeError("tokens are whole numbers, and their log-probabilities numbers")
+    return Tokens(**{name: tuple(part) for name, part in data.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +303,8 @@ class FunctionCall:
         return Usage(calls=1)
 
     def read(self, data: Mapping[str, Any]) -> Returned:
-        """Raises ``TypeError`` for data that is no result."""
+        """Raises ``TypeError`` or ``ValueError`` for data that is no result."""
+        check_record(data, {"outputs": dict, "seconds": float})
         return Returned(**data)
 
 

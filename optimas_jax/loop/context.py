@@ -34,6 +34,7 @@ from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.checks import check_search, chosen_components, tell_unmetered
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.folder.bought import check_tape
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
 from optimas_jax.loop.same_program import check_components, check_program
@@ -251,6 +252,7 @@ def build_run(
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         tape = Tape(folder.path / TAPE, earlier=start and start.tape)
         opened.callback(tape.close)
+        check_tape(folder, tape)
         check_program(folder, bare, data.splits, progress)
         if isinstance(benchmark, Benchmark) and benchmark.on_open is not None:
             benchmark.on_open(folder.path)

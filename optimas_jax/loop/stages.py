@@ -33,6 +33,7 @@ from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import (
     BEST,
     CONFIGURATION,
+    JOURNAL,
     OPTIMIZED,
     REFRESHED_REWARD,
     RESULTS,
@@ -111,6 +112,11 @@ def open_run(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
         f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.host.folder.path}"
     )
+    if run.host.folder.damaged:
+        progress.line(
+            f"[yellow]warning[/yellow]: {run.host.folder.damaged} damaged lines of {JOURNAL} are kept, and so is all "
+            "that stands behind them; a command that repeats their events writes them in their places again"
+        )
     if config.optimize.start and not run.host.splits.get("confirm"):
         progress.line(
             "[yellow]warning[/yellow]: no row is new to the run that this one starts from, so that nothing can be "
