@@ -45,7 +45,7 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
       The exit code: 143 after SIGTERM, 130 after SIGINT.
     """
     stop = _Stop()
-    server = uvicorn.Server(uvicorn.Config(gate, log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(gate, log_config=None, log_level="warning", timeout_graceful_shutdown=1))
     server.handle_exit = stop.handle  # which uvicorn installs
 
     async def serve() -> None:
