@@ -124,10 +124,24 @@ class OpenAICompleter:
             body = {"lora_name": adapter, "lora_path": str((self._adapters / adapter).resolve())}
             try:
                 self._remote.call(_sdk(), lambda: client.post("/load_lora_adapter", body=body, cast_to=str))
-            except Refused as error:
-                if "already" not in str(error):
-                    raise ServerError(f"the server cannot load the adapter {body['lora_path']}: {error}") from error
+            except (Refused, Unknown) as error:
+                if isinstance(error, Unknown) or "already" not in str(error):
+                    raise ServerError(
+                        f"the server cannot load the adapter {body['lora_path']}: {error}{_way_out(error)}"
+                    ) from error
             self._served.add(adapter)
+
+
+def _way_out(error: ServerError) -> str:
+    """What to set where a server does not find an adapter, or has no way to load one."""
+    if not isinstance(error, Unknown):
+        return ""
+    if "adapter" in str(error):
+        return "; the server must see this folder under the same path"
+    return (
+        "; launch/serve.py loads adapters while it runs, and so does vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True "
+        "and --enable-lora"
+    )
 
 
 def _sdk() -> Any:
@@ -158,6 +172,7 @@ def _form(request: CompletionRequest) -> Body:
 
 
 def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
+    _check_model(request, answer)
     try:
         [choice] = answer["choices"]
         message = choice.get("message")
@@ -176,6 +191,17 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
         raise ServerError(
             f"the server's answer cannot be read ({type(error).__name__}: {error}): {str(answer)[:500]}"
         ) from error
+
+
+def _check_model(request: CompletionRequest, answer: Mapping[str, Any]) -> None:
+    """Raises ``ServerError`` for an answer of another model than the adapter that was asked for, as a proxy may give
+    that knows the base alone. A server that does not say is checked by log-probs (``policy.served``)."""
+    said = answer.get("model")
+    if request.adapter and isinstance(said, str) and said and request.adapter not in said:
+        raise ServerError(
+            f"asked for the adapter {request.adapter}, and the answer is of the model {said[:200]!r}: see that what is "
+            "between here and the server hands on the model's name"
+        )
 
 
 def _decoded(arguments: str | None) -> Any:
