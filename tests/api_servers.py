@@ -55,10 +55,12 @@ class ApiServers:
       faults: names of what goes wrong with the next requests, one each; "" for nothing.
       bodies: of all requests, in order.
       problems: what was wrong with them.
+      odd: a response in place of the server's own, by kind of the request and its body; None for its own.
     """
 
     def __init__(self, answer: Answer = last_words):
         self._answer = answer
+        self.odd: Callable[[str, dict[str, Any]], Response | None] = lambda kind, body: None
         self.faults: collections.deque[str] = collections.deque()
         self.bodies: list[dict[str, Any]] = []
         self.problems: list[str] = []
@@ -73,6 +75,9 @@ class ApiServers:
             if problems:
                 self.problems += problems
                 return failure(kind, 400, "; ".join(problems))
+            odd = self.odd(kind, body)
+            if odd is not None:
+                return odd
             fault = self.faults.popleft() if self.faults else ""
             return await self._respond(kind, body, fault)
 

@@ -1,112 +1,159 @@
-"""Random requests for a server, most of them nearly right, and what every answer to one must be."""
+"""Damaged and hostile inputs, and a watch over what they do: only typed errors, quickly, in little memory."""
 
-import concurrent.futures
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
 import json
 import random
-import threading
+import time
+import traceback
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
-import httpx2
+from optimas_jax.core.json_text import is_text
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-WORDS = ["hi", "", " ", "\n", "日本", "😀", "\ud800", "\x00", "<|end|>", "yes no", "a" * 300, "\u202e", '"', "\\"]
-ODD = [None, True, False, 0, 1, -1, 3, 2**63, 2**64, -(2**70), 0.5, 1.5, float("nan"), float("inf"), 1e308]
-ODD += ["", "x", "\ud83d", [], {}, [None], [1], ["a"], {"a": 1}, [[]], [{"type": "text", "text": "x"}], "a" * 2000]
-FIELDS = ["model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed", "n", "logprobs"]
-FIELDS += ["stream", "stream_options", "response_format", "return_token_ids", "user", "tools", "min_p", "logit_bias"]
-FIELDS += ["top_logprobs", "echo", "suffix", "best_of", "messages", "prompt", "of_next_year", "\ud800"]
-FORMS = [{"type": "json_object"}, {"type": "text"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}]
-FORMS += [
-    {"type": "json_schema", "json_schema": {"name": "p", "schema": schema}}
-    for schema in (
-        {},
-        {"type": "object"},
-        {"type": "x"},
-        {"type": "string", "pattern": "(("},
-        {"enum": []},
-        {"$ref": "#/a"},
-    )
-]
+ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 2**63, 10**30, 10**400, 1.5, 1e308, -0.0),
+    *(float("nan"), float("inf"), float("-inf")),
+    *("", " ", "x", "é", "\ud800", "a\udfffb", "\x00", "x\x00y", "\u2028", "yes", "x" * 10_000, "9" * 5000),
+    *([], [None], [[]], ["a", 1], [1, 2, 3, 4, 5], ["a"] * 1000, {}, {"a": None}, {"": {}}, [[[]]], {"a": [{}]}),
+)
+TEXTS = (
+    *("", "{", "[]", "{}", "null", "123", "-", '"x"', "NaN", "Infinity", "[NaN]", '{"id": 1}', "\x00", "\ufeff{}"),
+    *("{} {}", "{'a': 1}", "[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000, "9" * 5000, "[1e999]"),
+    *('{"id": "\\ud800"}', '"\\ud800"', "\ud800", "[" + "9" * 5000 + "]", "\r", "\x1a", '{"a": 1', '{"a": 1}}'),
+    *('{"a": "\x01"}', '{"a": "\\x"}', "// no", "<html></html>", '{"a": 1, "a": 2}', '{"__class__": "x"}'),
+)
 
 
-def some_body(rng):
-    """A body for chat or text: a right one with a few changes."""
-    chat = rng.random() < 0.6
-    body = {
-        "model": "m",
-        "max_tokens": rng.choice([1, 2, 4]),
-        "temperature": rng.choice([0, 0.7, 2]),
-        "seed": rng.randrange(9),
-    }
-    turns = [
-        {"role": rng.choice(["user", "system", "assistant"]), "content": rng.choice(WORDS)}
-        for _ in range(rng.randint(1, 3))
-    ]
-    body |= {"messages": turns} if chat else {"prompt": rng.choice([rng.choice(WORDS), [rng.choice(WORDS), "b"]])}
-    for _ in range(rng.choice([0, 0, 1, 1, 2, 3])):
-        name = rng.choice(FIELDS)
-        body[name] = rng.choice(FORMS) if name == "response_format" and rng.random() < 0.7 else rng.choice(ODD + WORDS)
-    if rng.random() < 0.1 and chat and isinstance(body.get("messages"), list) and body["messages"]:
-        body["messages"][0] = rng.choice([*ODD, {"role": rng.choice(ODD), "content": rng.choice(ODD)}])
-    for name in rng.sample(list(body), rng.choice([0, 0, 0, 1])):
-        del body[name]
-    return CHAT if chat else TEXT, body
+def bend(value: Any, rng: random.Random) -> Any:
+    """A copy of plain data with another thing at one place."""
+    value = copy.deepcopy(value)
+    places: list[tuple[Any, Any]] = []
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for key, item in items:
+            places.append((node, key))
+            waiting.append(item)
+    if not places or rng.random() < 0.03:
+        return rng.choice(ODD)
+    node, key = rng.choice(places)
+    if isinstance(node, dict) and rng.random() < 0.15:
+        del node[key]
+    elif isinstance(node, dict) and rng.random() < 0.1:
+        node[rng.choice(["x", "", "id", "\ud800", "type", "event"])] = rng.choice(ODD)
+    else:
+        node[key] = rng.choice(ODD)
+    return value
 
 
-def some_content(rng):
-    """Path and bytes of a request."""
-    path, body = some_body(rng)
-    content = json.dumps(body).encode()
+def dump(value: Any) -> str:
+    """JSON with numbers of any size, NaN and halves of characters."""
+    try:
+        return json.dumps(value)
+    except ValueError:  # too many digits for Python
+        return "[" + "9" * 5000 + "]"
+
+
+def as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def broken(data: bytes, rng: random.Random) -> bytes:
+    """Bytes cut, with one flipped bit, with noise, or with something inserted."""
+    if not data:
+        return b"\x00"
+    place = rng.randrange(len(data))
+    match rng.randrange(5):
+        case 0:
+            return data[:place]
+        case 1:
+            return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+        case 2:
+            return data[:place] + rng.randbytes(16) + data[place + 16 :]
+        case 3:
+            return data[:place] + rng.choice([b"\x00", b"\xff", b"\n", b"{", b'"', b"\xed\xa0\x80"]) + data[place:]
+        case _:
+            return rng.randbytes(min(len(data), 300))
+
+
+def damaged(text: str, rng: random.Random) -> bytes:
+    """A file of JSON, damaged in one of the ways."""
     kind = rng.random()
-    if kind < 0.05:
-        content = content[: rng.randrange(len(content))]
-    elif kind < 0.08:
-        position = rng.randrange(len(content))
-        content = content[:position] + rng.randbytes(3) + content[position + 1 :]
-    elif kind < 0.1:
-        content = rng.choice(
-            [b"", b"null", b"[" * 50_000, b'{"a":' * 5000, b"9" * 5000, b"\xef\xbb\xbf{}", b"[" + b"[]," * 200_000]
-        )
-    elif kind < 0.12:
-        path = rng.choice(
-            ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/models", "/v2", "/v1/../health", "/%00"]
-        )
-    return path, content
+    if kind < 0.25:
+        return as_bytes(rng.choice(TEXTS))
+    if kind < 0.5:
+        return broken(text.encode(), rng)
+    return as_bytes(dump(bend(json.loads(text), rng)))
 
 
-def check(response):
-    """Asserts that an answer is right in form, or a refusal in JSON."""
-    status, kind = response.status_code, response.headers.get("content-type", "")
-    if status == 200:
-        if kind.startswith("text/event-stream"):
-            events = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
-            assert events[-1] == "[DONE]" and all("error" not in json.loads(event) for event in events[:-1])
-            return "stream"
-        answer = response.json()
-        assert answer["choices"] and answer["usage"]["total_tokens"] > 0
-        return "answer"
-    assert 400 <= status < 500, (status, response.text[:500])
-    error = response.json()["error"]
-    assert kind == "application/json" and isinstance(error["message"], str) and error["message"]
-    return str(status)
+def damaged_lines(text: str, rng: random.Random) -> bytes:
+    """A file of JSON lines, damaged in one of the ways."""
+    if rng.random() < 0.3:
+        return broken(text.encode(), rng)
+    lines = [line.encode() for line in text.splitlines()]
+    index = rng.randrange(len(lines))
+    lines[index] = damaged(lines[index].decode(), rng).replace(b"\n", b"")
+    return b"\n".join(lines) + b"\n"
 
 
-def fuzz(url, seed, count, clients=8):
-    """Sends requests from some clients at once; returns how many answers there were of each kind."""
-    kinds, lock = {}, threading.Lock()
+class Watch:
+    """Calls functions with inputs, and keeps what they should not have done.
 
-    def send(number):
-        rng = random.Random(seed * 1000 + number)
-        with httpx2.Client(base_url=url, timeout=120) as client:
-            for _ in range(count // clients):
-                path, content = some_content(rng)
-                try:
-                    kind = check(client.post(path, content=content))
-                except Exception as error:
-                    error.add_note(f"{path} {content[:2000]!r}")
-                    raise
-                with lock:
-                    kinds[kind] = kinds.get(kind, 0) + 1
+    Attributes:
+      slowest: seconds of the longest call.
+      faults: by kind, the first input that showed it.
+      counts: by what came out.
+    """
 
-    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        list(pool.map(send, range(clients)))
-    return kinds
+    def __init__(self, most_seconds: float = 0.1):
+        self.most_seconds, self.slowest, self.faults = most_seconds, 0.0, dict[str, str]()
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def call(self, shown: Any, function: Callable[[], Any], most_seconds: float = 0.0) -> Any:
+        """The function's result, or None for an error. An error of the project's own is right."""
+        began, result = time.perf_counter(), None
+        try:
+            result = function()
+            self.counts["a result"] += 1
+        except Exception as error:
+            kind, said = type(error), str(error)
+            self.counts[kind.__name__] += 1
+            if not kind.__module__.startswith("optimas_jax"):
+                *_, frame = traceback.extract_tb(error.__traceback__)
+                self._note(f"{kind.__name__} in {frame.filename}:{frame.lineno}: {ascii(said)[:200]}", shown)
+            elif len(said) > 2000:
+                self._note(f"{kind.__name__} with a long message: {ascii(said)[:200]}", shown)
+            elif not is_text(said):
+                self._note(f"{kind.__name__} with a message that no terminal shows: {ascii(said)[:200]}", shown)
+        seconds = time.perf_counter() - began
+        if seconds > (most_seconds or self.most_seconds):
+            again = time.perf_counter()  # another process may have had the machine
+            with contextlib.suppress(Exception):
+                function()
+            seconds = min(seconds, time.perf_counter() - again)
+        self.slowest = max(self.slowest, seconds)
+        if seconds > (most_seconds or self.most_seconds):
+            self._note("slow", f"{seconds:.2f} s: {shown}")
+        return result
+
+    def _note(self, kind: str, shown: Any) -> None:
+        self.faults.setdefault(kind, ascii(shown)[:300])  # one of a kind: the message may differ
+
+    def check(self) -> None:
+        assert not self.faults, "\n".join(f"{kind}\n    {shown}" for kind, shown in self.faults.items())
+
+
+def peak_mb(function: Callable[[], Any]) -> float:
+    """The most memory that Python takes for a call, in MB."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()

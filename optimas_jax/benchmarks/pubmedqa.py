@@ -44,10 +44,12 @@ from optimas_jax.benchmarks.data import (
     most_frequent,
     official_split,
     read_rows,
+    repetitions,
     shorten,
 )
 from optimas_jax.benchmarks.metrics import macro_f1
 from optimas_jax.benchmarks.parts import stops
+from optimas_jax.core.json_text import shown
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Models
@@ -93,7 +95,8 @@ def load(config: DataConfig) -> Dataset:
     golds = [example.gold["answer"] for example in splits["test"]]
     guesses = [most_frequent(splits, "answer")] * len(golds)
     hits = sum(map(operator.eq, guesses, golds))
-    return Dataset(splits, {METRIC: hits / len(golds), "macro-F1": macro_f1(guesses, golds)}, origin)
+    chance = {METRIC: hits / len(golds), "macro-F1": macro_f1(guesses, golds)}
+    return Dataset(splits, chance, origin + repetitions(shortened))
 
 
 def parse_row(item: Any, where: str) -> Example:
@@ -103,16 +106,16 @@ def parse_row(item: Any, where: str) -> Example:
         context = item.get("context")
         sections = context.get("contexts") if isinstance(context, Mapping) else None
         item = {
-            "id": str(item.get("pubid", "")),
+            "id": str(pubid) if isinstance(pubid := item.get("pubid"), int) else pubid,
             "question": item.get("question"),
             "context": sections,
             "answer": item["final_decision"],
         }
     row = fields_of(item, where, {"id": TEXT, "question": TEXT, "context": TEXTS, "answer": TEXT})
     if row["answer"] not in LABELS:
-        raise DataError(f"{where}: field answer is {row['answer']!r}, expected one of {', '.join(LABELS)}")
+        raise DataError(f"{where}: field answer is {shown(row['answer'])}, expected one of {', '.join(LABELS)}")
     inputs = {"context": " ".join(row["context"]), "question": row["question"]}
-    return Example(row["id"], inputs, {"answer": row["answer"]}, official_split(row))
+    return Example(row["id"], inputs, {"answer": row["answer"]}, official_split(row, where))
 
 
 def with_official_split(rows: Sequence[Example]) -> list[Example]:

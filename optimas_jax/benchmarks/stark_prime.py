@@ -52,6 +52,7 @@ from optimas_jax.benchmarks.data import (
     numbered,
     official_split,
     read_rows,
+    repetitions,
 )
 from optimas_jax.benchmarks.metrics import hit_at, reciprocal_rank
 from optimas_jax.benchmarks.parts import stops
@@ -110,13 +111,14 @@ def load(config: DataConfig) -> Dataset:
             "--config.data.path to a file of rows with id, question, answer_ids, candidate_ids, candidate_scores, "
             "text_info and relation_info"
         )
-    splits = deal([_example(row, config) for row in rows], config)
+    examples = [_example(row, config) for row in rows]
+    splits = deal(examples, config)
     relevant = [example.gold["relevant"] for example in splits["test"]]
     chance = {
         METRIC: sum(random_reciprocal_rank(len(row), sum(row)) for row in relevant) / len(relevant),
         "Hit@1": sum(sum(row) / len(row) for row in relevant) / len(relevant),
     }
-    return Dataset(splits, chance, origin)
+    return Dataset(splits, chance, origin + repetitions(examples))
 
 
 def _example(row: Question, config: DataConfig) -> Example:
@@ -146,25 +148,30 @@ def parse_row(item: Any, where: str) -> Question:
     if len(set(sizes.values())) > 1:
         raise DataError(f"{where}: candidates differ in number: {sizes}")
     if len(set(row["candidate_ids"])) < len(row["candidate_ids"]):
-        raise DataError(f"{where}: a candidate is listed twice in candidate_ids {row['candidate_ids']}")
+        raise DataError(f"{where}: a candidate is listed twice in candidate_ids {row['candidate_ids']!s:.200}")
+    answers = frozenset(row["answer_ids"])
     return Question(
         id=str(row["id"]),
         question=row["question"],
         texts=tuple(row["text_info"]),
         relations=tuple(row["relation_info"]),
         similarities=tuple(float(score) for score in row["candidate_scores"]),
-        relevant=tuple(candidate in row["answer_ids"] for candidate in row["candidate_ids"]),
-        split=official_split(row),
+        relevant=tuple(candidate in answers for candidate in row["candidate_ids"]),
+        split=official_split(row, where),
     )
 
 
 def random_reciprocal_rank(candidates: int, relevant: int) -> float:
     """Mean of 1 / rank of the first relevant item over all orders: sum over ranks r of P(first at r) / r, where
-    P(first at r) = C(candidates - r, relevant - 1) / C(candidates, relevant)."""
-    ways = math.comb(candidates, relevant)
+    P(first at r) = C(candidates - r, relevant - 1) / C(candidates, relevant). Each P follows from the one before it."""
     if relevant == 0:
         return 0.0
-    return sum(math.comb(candidates - r, relevant - 1) / ways / r for r in range(1, candidates - relevant + 2))
+    mean, first_here = 0.0, relevant / candidates
+    for rank in range(1, candidates - relevant + 2):
+        mean += first_here / rank
+        if rank < candidates:
+            first_here *= (candidates - rank - relevant + 1) / (candidates - rank)
+    return mean
 
 
 def synthetic(count: int, seed: int) -> list[Question]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.component import ComponentFailure
+from optimas_jax.core.component import ComponentFailure, RunContext
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.llm.base import Completion, Message
@@ -155,7 +155,7 @@ def answered(*answers, style="chat"):
     completer = ScriptedCompleter(lambda one: next(left))
     asked = request("q") if style == "chat" else request(messages=(Message("text", "Say.\n\nPoint:"),))
     try:
-        return event_loop.run(ask(completer, asked, AnswerType("p", Point))), completer.requests
+        return event_loop.run(ask(RunContext(completer, 0, "p"), asked, AnswerType("p", Point))), completer.requests
     except ComponentFailure as failure:
         return failure, completer.requests
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-import fuzzing
+import fuzz_requests
 import httpx2
 import pytest
 
@@ -37,9 +37,9 @@ def watch(url):
 
 
 def test_5000_random_requests(url):
-    fuzzing.fuzz(url, seed=1, count=800)  # what is compiled and loaded once
+    fuzz_requests.fuzz(url, seed=1, count=800)  # what is compiled and loaded once
     before = watch(url)
-    kinds = fuzzing.fuzz(url, seed=2, count=5000)
+    kinds = fuzz_requests.fuzz(url, seed=2, count=5000)
     after = watch(url)
     print(kinds, before, after)
     assert sum(kinds.values()) == 5000 and kinds["answer"] > 1000

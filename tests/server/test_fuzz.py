@@ -1,6 +1,6 @@
 """Random requests: right answers, or refusals in JSON."""
 
-import fuzzing
+import fuzz_requests
 import pytest
 import tiny
 from served import serving
@@ -13,5 +13,5 @@ def url():
 
 
 def test_requests_are_answered_or_refused(url):
-    kinds = fuzzing.fuzz(url, seed=0, count=400)
+    kinds = fuzz_requests.fuzz(url, seed=0, count=400)
     assert kinds["answer"] > 50 and kinds["400"] > 50

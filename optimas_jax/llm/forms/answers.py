@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
-from optimas_jax.core.component import ComponentFailure
+from optimas_jax.core.component import ComponentFailure, RunContext
 from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.core.values import Demo, Prompt
-from optimas_jax.llm.base import Completer, Completion, CompletionRequest, Message, Tool
+from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tool
 from optimas_jax.llm.forms.schemas import clean_schema, format_line, object_schema
 
 _FENCED = re.compile(r"\s*```\w*\s*\n(.*?)```\s*", re.DOTALL)
@@ -177,19 +177,19 @@ def describe(error: ValueError) -> str:
     return "; ".join(said[:_MOST_PROBLEMS] + rest)
 
 
-async def ask(completer: Completer, request: CompletionRequest, reader: Reader) -> dict[str, Any]:
+async def ask(context: RunContext, request: CompletionRequest, reader: Reader) -> dict[str, Any]:
     """The fields of the answer to a request. A model whose answer cannot be read is asked once more, with its answer
     and what is wrong with it.
 
     Raises:
       ComponentFailure: no answer, or two that cannot be read: a parse error, or truncated if both were.
     """
-    first = await _completed(completer, request)
+    first = await completed(context, request)
     try:
         return reader.read(first.text)
     except AnswerError as error:
         problem = _problem(error, first, request)
-    second = await _completed(completer, repaired(request, first.text, problem, reader.schema))
+    second = await completed(context, repaired(request, first.text, problem, reader.schema))
     try:
         return reader.read(second.text)
     except AnswerError as error:
@@ -200,10 +200,21 @@ async def ask(completer: Completer, request: CompletionRequest, reader: Reader) 
         ) from error
 
 
-async def _completed(completer: Completer, request: CompletionRequest) -> Completion:
-    completion = await completer.complete(request)
+async def completed(context: RunContext, request: CompletionRequest) -> Completion:
+    """The answer to a request of a component; its reasoning goes to the record of the call.
+
+    Raises:
+      ComponentFailure: without an answer, or if all of it was reasoning.
+    """
+    completion: Completion = await context.completer.complete(request)
+    if completion.reasoning:
+        context.notes.append(completion.reasoning)
     if completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
-        raise ComponentFailure(completion.outcome, completion.text)
+        raise ComponentFailure(completion.outcome, completion.detail or completion.text)
+    if completion.outcome is Outcome.TRUNCATED and completion.reasoning and not completion.text.strip():
+        raise ComponentFailure(
+            Outcome.TRUNCATED, f"max_tokens = {request.max_tokens} ended before the reasoning did: set it higher"
+        )
     return completion
 
 
