@@ -17,7 +17,6 @@ end, up to --grace seconds, while new ones get 503; a second signal ends at once
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import socket
@@ -93,8 +92,6 @@ def serve(make: Callable[[], tuple[Any, str]]) -> int:
             listener.listen()
         except OSError as error:  # another server began to listen while this one loaded
             raise _unavailable(host, port, error) from error
-        gc.collect()
-        gc.freeze()  # what is loaded stays: looking through it would hold up requests for a tenth of a second
         print(f"{what} http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         return run_until_stopped(Gate(application, key), listener, _GRACE.value)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optimas_jax.engine.sampler import Sample, Sampler, SampleRequest
     from optimas_jax.engine.shared import SharedBatch
 
-_STEP_TOKENS = 32  # between two looks at who joins the batch, and who has left
+_STEP_TOKENS = 16  # between two looks at who joins the batch, and who has left
 _STREAM_TOKENS = 4  # the same, and at the answers so far, while a request has a callback for them
 _LONG = 8192  # characters of a prompt that are tokenised in a thread: some milliseconds
 _ADAPTERS = 8  # loaded from the folder; the oldest goes first

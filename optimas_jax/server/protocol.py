@@ -294,6 +294,8 @@ def _unused(name: str) -> tuple[Any, ...]:
 def _request_error(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> RequestError:
     """The first error of a body, by the path of the field and what it must be."""
     first = error.errors(include_url=False, include_context=False)[0]
+    if not first["loc"]:
+        return RequestError(400, "names of fields must be text without halves of characters (surrogates)")
     place = first["loc"][:1] if first["loc"][0] in ("stop", "prompt") else first["loc"]  # of one text, too
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     expected = first["msg"] if first["type"] == "value" else _expected(kind, first["loc"])

@@ -6,7 +6,7 @@ after the grace. A second one ends it at once.
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import os
 import socket
 import sys
@@ -17,7 +17,8 @@ import uvicorn
 
 from optimas_jax.server.gate import Gate
 
-_LOOK_SECONDS = 0.05  # between two looks at whether all is answered
+INTERRUPTED = 130  # exit code
+_TIDY_SECONDS = 10.0  # between two looks for garbage
 
 
 class _Stop:
@@ -33,6 +34,26 @@ class _Stop:
         self.signal, self.since = sig, time.monotonic()
 
 
+class _Tidy:
+    """Looks for garbage while nothing is asked for. To look through all that a model and its compiled programs have
+    takes a tenth of a second, in which nobody is answered: it is set aside, and what is new is looked at in small
+    parts."""
+
+    def __init__(self) -> None:
+        gc.set_threshold(5_000, 20, 1_000)
+        self._set_aside()
+
+    def look(self, *, idle: bool) -> None:
+        """To be called now and then."""
+        if idle and time.monotonic() > self._last + _TIDY_SECONDS:
+            self._set_aside()
+
+    def _set_aside(self) -> None:
+        gc.collect()
+        gc.freeze()
+        self._last = time.monotonic()
+
+
 def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
     """Serves until a signal; must be called in the main thread.
 
@@ -44,33 +65,31 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
     Returns:
       The exit code: 143 after SIGTERM, 130 after SIGINT.
     """
-    stop = _Stop()
-    server = uvicorn.Server(uvicorn.Config(gate, log_config=None, log_level="warning", timeout_graceful_shutdown=1))
+    stop, tidy = _Stop(), _Tidy()
+
+    async def look() -> None:
+        """Ends the server when a signal came and all is answered, or the grace is over."""
+        if not stop.signal:
+            tidy.look(idle=not gate.active)
+            return
+        if not gate.closing:
+            gate.closing = True
+            _tell(gate.active, grace)
+        if not gate.active or time.monotonic() > stop.since + grace:
+            gate.give_up()
+            server.should_exit = True
+
+    settings: dict[str, Any] = {"log_config": None, "log_level": "warning", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(gate, callback_notify=look, timeout_notify=0, **settings))
     server.handle_exit = stop.handle  # which uvicorn installs
-
-    async def serve() -> None:
-        watching = asyncio.create_task(_watch(server, gate, stop, grace))
-        try:
-            await server.serve([listener])
-        finally:
-            watching.cancel()
-
-    asyncio.run(serve())
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # before that
+        return INTERRUPTED
     return 128 + stop.signal if stop.signal else 0
 
 
-async def _watch(server: uvicorn.Server, gate: Gate, stop: _Stop, grace: float) -> None:
-    """Ends the server when a signal came and all is answered, or the grace is over."""
-    while not stop.signal:
-        await asyncio.sleep(_LOOK_SECONDS)
-    gate.closing = True
-    if gate.active:
-        print(
-            f"\nstopping: {gate.active} requests in flight have up to {grace:g} seconds; once more ends at once",
-            file=sys.stderr,
-            flush=True,
-        )
-    while gate.active and time.monotonic() < stop.since + grace:
-        await asyncio.sleep(_LOOK_SECONDS)
-    gate.give_up()
-    server.should_exit = True
+def _tell(active: int, grace: float) -> None:
+    if active:
+        requests = f"{active} request{'s' if active > 1 else ''} in flight"
+        print(f"\nstopping: {requests}, up to {grace:g} seconds; once more ends at once", file=sys.stderr, flush=True)

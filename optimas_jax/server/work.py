@@ -88,6 +88,7 @@ async def answer_all(work: Answering, request: Request) -> list[Completion]:
     """
     async with _cancelled_together([work.complete(index) for index in range(len(work.requests))]) as tasks:
         answers = asyncio.gather(*tasks)
+        answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # marked as retrieved
         leaving = asyncio.ensure_future(_left(request))
         try:
             await asyncio.wait([answers, leaving], return_when=asyncio.FIRST_COMPLETED)

@@ -8,7 +8,6 @@ import json
 import re
 import runpy
 import shutil
-import signal
 import socket
 import sys
 import urllib.error
@@ -283,12 +282,10 @@ def test_an_address_taken_while_the_program_is_loaded_is_told_too(kind, capsys, 
 
 
 def test_an_interrupt_is_how_a_server_ends(kind, capsys, monkeypatch):
-    async def serve(server, sockets):
-        server.handle_exit(signal.SIGINT, None)
-        while not server.should_exit:
-            await asyncio.sleep(0.01)
+    def run(server, sockets):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(uvicorn.Server, "serve", serve)
+    monkeypatch.setattr(uvicorn.Server, "run", run)
     assert command("serve", f"--system={kind}", "--port=0") == 130
     told = capsys.readouterr()
     assert "words of" in told.out and "stopped" not in told.err

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-PROGRAM = Path(__file__).parent / "stopping_program.py"
+PROGRAM = Path(__file__).parent.parent / "stopping_program.py"
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def test_what_is_in_flight_is_finished(number, code):
         assert httpx2.get(f"{url}/health").status_code == 503  # a load balancer sends nobody any more
         assert answer.result().text == "done"
         assert process.wait(10) == code
-        assert "1 requests in flight have up to 30 seconds" in process.stderr.read()
+        assert "1 request in flight, up to 30 seconds" in process.stderr.read()
 
 
 def test_the_grace_ends():
