@@ -64,6 +64,7 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.parts import stops, tuned_by_weights
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
+from optimas_jax.core.event_loop import off_loop
 from optimas_jax.core.json_text import shown
 from optimas_jax.core.schema import NonNegativeInt
 from optimas_jax.core.system import System
@@ -318,7 +319,8 @@ def _reading(component: Component, extract: Callable[[str, str], str], settings:
             demos = tuple(Demo(cut(demo.inputs), cut(demo.outputs)) for demo in value.demos)
             value = Prompt(value.instruction, demos)
         answer = await component.run(cut(inputs), value, context)
-        return {output: extract(answer[output], inputs["question"])}
+        text = answer[output]
+        return {output: await off_loop(lambda: extract(text, inputs["question"]), len(text))}
 
     return dataclasses.replace(component, run=run)
 
