@@ -16,6 +16,7 @@ from optimas_jax.benchmarks.modules import Benchmark, SystemConfig, refuse_while
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
 from optimas_jax.core import event_loop
 from optimas_jax.core.blame import without_our_frames
+from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
@@ -315,7 +316,7 @@ def evaluate(
         jobs = [Job(configuration, example, seed) for example in examples]
         system = dataclasses.replace(system, watch=Watch())
         tell = functools.partial(tell_waits, system.watch, console.line)
-        traces = run_many(system, jobs, concurrency=concurrency, on_wait=tell)
+        traces = run_many(system, jobs, concurrency=concurrency, waiting=Waiting(tell))
     rows = [
         {
             "id": example.id,

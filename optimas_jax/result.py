@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimas_jax.core.folder.files import read_file, read_rows
 from optimas_jax.loop.journal import BEST, RESULTS
 from optimas_jax.programs.program import Program
 from optimas_jax.saved import Optimized, load
@@ -56,7 +56,7 @@ class Result:
     @property
     def examples(self) -> pd.DataFrame:
         """Every evaluated example before and after: outputs and feedback (of the first repeat), and mean scores."""
-        rows = _rows(self.folder / "evaluations" / f"{self.results['label']}.jsonl")
+        rows = read_rows(self.folder / "evaluations" / f"{self.results['label']}.jsonl")
         return _frame(
             [
                 {
@@ -85,7 +85,7 @@ class Result:
     @property
     def proposals(self) -> pd.DataFrame:
         """Every proposal, with its verdict and the reason; ``race.*`` and ``gate.*`` are figures of race and gate."""
-        latest = {row["id"]: row for row in _rows(self.folder / "proposals.jsonl")}  # a higher budget may know more
+        latest = {row["id"]: row for row in read_rows(self.folder / "proposals.jsonl")}  # a higher budget may know more
         flat = [
             {
                 **{name: row[name] for name in row if name not in ("race", "gate")},
@@ -98,7 +98,7 @@ class Result:
     @property
     def history(self) -> pd.DataFrame:
         """Validation score against cost: after the first validation, every iteration and every accepted proposal."""
-        events = [row for row in _rows(self.folder / "journal.jsonl") if row["event"] == "curve"]
+        events = [row for row in read_rows(self.folder / "journal.jsonl") if row["event"] == "curve"]
         points = [{name: event[name] for name in event if name not in ("event", "time")} for event in events]
         return _frame(points, "at iteration val_score tokens calls usd seconds")
 
@@ -114,7 +114,7 @@ class Result:
         """What the run took (``run.json``), and in later rows what other commands in its folder did."""
         later = self.folder.glob("run-*.json")
         files = [self.folder / "run.json", *sorted(later, key=lambda path: int(path.stem.removeprefix("run-")))]
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.is_file()]
+        records = [record for record in map(read_file, files) if record is not None]
         columns = "command started finished seconds peak_rss_mb paid_calls tokens usd"
         return _frame([{name: record[name] for name in columns.split()} for record in records], columns)
 
@@ -146,12 +146,6 @@ class Result:
         return f"<table>{''.join(cells)}</table>"
 
 
-def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
-    """Rows of a file of JSON lines; none without the file, nor of a line that is being written."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
 def _frame(rows: Iterable[Mapping[str, Any]], columns: str) -> pd.DataFrame:
     """A data frame with these columns first, which it has even without rows."""
     import pandas as pd  # takes longer to import than all of this package's front door
@@ -172,6 +166,7 @@ def open_run(
 
     Raises:
       FileNotFoundError: there is no such result.
+      FolderError: it is damaged.
     """
     folder = Path(folder)
     path = folder / (f"evaluations/{evaluation}.json" if evaluation else RESULTS)
@@ -181,4 +176,4 @@ def open_run(
         labels = sorted(file.stem for file in folder.glob("evaluations/*.json"))
         others = f"; it has the evaluations {', '.join(labels)}" if labels else ""
         raise FileNotFoundError(f"no {path}: the command that made {folder} resumes it{others}")
-    return Result(folder, json.loads(path.read_text(encoding="utf-8")), program)
+    return Result(folder, read_file(path) or {}, program)

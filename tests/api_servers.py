@@ -55,10 +55,15 @@ class ApiServers:
       faults: names of what goes wrong with the next requests, one each; "" for nothing.
       bodies: of all requests, in order.
       problems: what was wrong with them.
+      delay: seconds of every answer; it is counted when its time has passed, whether or not anybody waits for it.
+      answered: bodies of answers that were given, as text.
+      odd: a response in place of the server's own, by kind of the request and its body; None for its own.
     """
 
     def __init__(self, answer: Answer = last_words):
         self._answer = answer
+        self.delay, self.answered = 0.0, collections.Counter[str]()
+        self.odd: Callable[[str, dict[str, Any]], Response | None] = lambda kind, body: None
         self.faults: collections.deque[str] = collections.deque()
         self.bodies: list[dict[str, Any]] = []
         self.problems: list[str] = []
@@ -73,7 +78,13 @@ class ApiServers:
             if problems:
                 self.problems += problems
                 return failure(kind, 400, "; ".join(problems))
+            odd = self.odd(kind, body)
+            if odd is not None:
+                return odd
             fault = self.faults.popleft() if self.faults else ""
+            if self.delay:
+                await asyncio.shield(asyncio.ensure_future(asyncio.sleep(self.delay)))
+            self.answered[json.dumps(body, sort_keys=True)] += 1
             return await self._respond(kind, body, fault)
 
         return handle

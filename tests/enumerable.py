@@ -181,7 +181,7 @@ def make_run(
         engines,
         tape,
         find_benchmark(config.benchmark),
-        begin(host.folder, ledger, engines, "a test"),
+        begin(host.folder, ledger, tape, engines, "a test"),
     )
 
 

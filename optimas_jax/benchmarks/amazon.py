@@ -45,7 +45,9 @@ from optimas_jax.benchmarks.data import (
     numbered,
     official_split,
     read_rows,
+    repetitions,
     shorten,
+    text_or_none,
     uniform_chance,
 )
 from optimas_jax.benchmarks.metrics import first_character
@@ -106,9 +108,9 @@ def load(config: DataConfig) -> Dataset:
         sessions, origin = synthetic(sum(config.sizes.values()), config.seed), "made-up sessions"
     else:
         sessions, origin = [row for name in FILES for row in _official(name)], "Shopping MMLU, by snap-stanford/optimas"
-    splits = deal([_example(session, config) for session in sessions], config)
+    examples = [_example(session, config) for session in sessions]
     sizes = [len(session.choices) for session in sessions]
-    return Dataset(splits, {METRIC: uniform_chance(sizes)}, origin)
+    return Dataset(deal(examples, config), {METRIC: uniform_chance(sizes)}, origin + repetitions(examples))
 
 
 def _example(session: Session, config: DataConfig) -> Example:
@@ -126,7 +128,8 @@ def parse_row(item: Any, where: str) -> Session:
             f"{where}: answer {row['answer']} of {len(choices)} choices; a row has 2 to 10 and the index of one"
         )
     products = tuple(line.strip() for line in row["sequence"].splitlines() if line.strip())
-    return Session(row["id"], products, choices, row["answer"], official_split(row), str(row.get("language") or ""))
+    split, language = official_split(row, where), text_or_none(row, "language", where)
+    return Session(row["id"], products, choices, row["answer"], split, language)
 
 
 def _official(name: str) -> list[Session]:
@@ -144,7 +147,7 @@ def parse_csv_row(item: Any, where: str, name: str, split: str) -> Session:
     row = fields_of(item, where, {"question": TEXT, "choices": TEXT})
     try:
         fields = {"choices": list(ast.literal_eval(row["choices"])), "answer": int(item["answer"])}
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+    except (KeyError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise DataError(f"{where}: choices is not a list, or answer is no number ({error})") from error
     sequence = row["question"].split("Product Sequence:")[-1].strip()
     return parse_row({"id": name, "sequence": sequence, "split": split, **fields}, where)

@@ -53,9 +53,21 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.benchmarks.code_extraction import extract_program, extract_tests
-from optimas_jax.benchmarks.data import TEXT, DataConfig, DataError, Dataset, deal, fields_of, hub_rows, read_rows
+from optimas_jax.benchmarks.data import (
+    TEXT,
+    DataConfig,
+    DataError,
+    Dataset,
+    deal,
+    fields_of,
+    hub_rows,
+    read_rows,
+    repetitions,
+)
 from optimas_jax.benchmarks.parts import stops, tuned_by_weights
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
+from optimas_jax.core.event_loop import off_loop
+from optimas_jax.core.json_text import shown
 from optimas_jax.core.schema import NonNegativeInt
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome
@@ -116,7 +128,7 @@ def load(config: DataConfig) -> Dataset:
         for task in examples
     ]
     try:
-        return Dataset(deal(examples, config), {METRIC: 0.0}, origin)
+        return Dataset(deal(examples, config), {METRIC: 0.0}, origin + repetitions(examples))
     except DataError as error:
         raise DataError(f"{error} ({origin})") from error
 
@@ -151,14 +163,14 @@ def parse_row(item: Any, where: str) -> tuple[Example, tuple[str, ...]]:
     """
     row = fields_of(item, where, dict.fromkeys(_FIELDS, TEXT))
     if row["entry_point"] != FUNCTION:
-        raise DataError(f"{where}: field entry_point is {row['entry_point']!r}, expected {FUNCTION!r}")
+        raise DataError(f"{where}: field entry_point is {shown(row['entry_point'])}, expected {FUNCTION!r}")
     solution = row["code_prompt"] + row["canonical_solution"]
     imports: set[str] = set()
     for name, text in (("canonical_solution", solution), ("test", row["test"])):
         try:
             imports |= set(imported(text))
         except SyntaxError as error:
-            raise DataError(f"{where}: field {name} is no Python ({error})") from error
+            raise DataError(f"{where}: field {name} is no Python ({error!s:.200})") from error
     if not test_names(row["test"], CASE):
         raise DataError(f"{where}: field test has no class {CASE} with a test")
     gold = {"test": row["test"], "solution": solution, "stub": row["code_prompt"]}
@@ -204,7 +216,12 @@ def _is_wanted(imports: Iterable[str], source: str) -> bool:
 
 
 def _is_installed(module: str) -> bool:
-    return module in sys.stdlib_module_names or importlib.util.find_spec(module) is not None
+    if module in sys.stdlib_module_names:
+        return True
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # __main__, which is imported already, has no spec
+        return True
 
 
 # System
@@ -307,7 +324,8 @@ def _reading(component: Component, extract: Callable[[str, str], str], settings:
             demos = tuple(Demo(cut(demo.inputs), cut(demo.outputs)) for demo in value.demos)
             value = Prompt(value.instruction, demos)
         answer = await component.run(cut(inputs), value, context)
-        return {output: extract(answer[output], inputs["question"])}
+        text = answer[output]
+        return {output: await off_loop(lambda: extract(text, inputs["question"]), len(text))}
 
     return dataclasses.replace(component, run=run)
 

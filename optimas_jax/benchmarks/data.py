@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
+from optimas_jax.core.json_text import JsonError, parse_json, shown
 from optimas_jax.core.schema import NonNegativeInt
 from optimas_jax.core.types import Example, digest
 
@@ -110,7 +111,8 @@ def most_frequent(splits: Mapping[str, Sequence[Example]], field: str) -> Any:
 def deal(examples: Sequence[Example], config: DataConfig) -> dict[str, tuple[Example, ...]]:
     """Divides examples among the splits by a seeded shuffle that does not depend on their order.
 
-    Of examples with equal inputs one is used, so that no example is in two splits. With ``splits="official"`` the
+    Of examples with equal inputs the last is used (``repetitions`` counts the others), so that no example is in two
+    splits. With ``splits="official"`` the
     examples' ``split`` field tells whether they are in the official test set.
 
     Raises:
@@ -129,9 +131,35 @@ def deal(examples: Sequence[Example], config: DataConfig) -> dict[str, tuple[Exa
     return {**_cut(rest, sizes, "different examples outside the official test set"), **tested}
 
 
-def official_split(row: Mapping[str, Any]) -> str:
-    """``test`` or, for any other value, ``train``, by the row's field ``split``; "" without that field."""
-    return "test" if row.get("split") == "test" else "train" if row.get("split") else ""
+def repetitions(examples: Sequence[Example]) -> str:
+    """Words about the rows that ``deal`` leaves out, for ``Dataset.origin``: ", without 3 rows whose inputs other rows
+    have, 2 of them with another answer"; "" where there are none."""
+    keys = [digest(example.inputs) for example in examples]
+    used = dict(zip(keys, examples, strict=True))
+    left_out = len(examples) - len(used)
+    if not left_out:
+        return ""
+    others = sum(example.gold != used[key].gold for key, example in zip(keys, examples, strict=True))
+    answers = f", {others} of them with another answer" if others else ""
+    return f", without {left_out} rows whose inputs other rows have{answers}"
+
+
+def official_split(row: Mapping[str, Any], where: str) -> str:
+    """``test`` or, for any other text, ``train``, by the row's field ``split``; "" without that field.
+
+    Raises:
+      DataError: it is no text.
+    """
+    split = text_or_none(row, "split", where)
+    return "test" if split == "test" else "train" if split else ""
+
+
+def text_or_none(row: Mapping[str, Any], name: str, where: str) -> str:
+    """A field that may be absent, null or empty: "" then; raises ``DataError`` if it is no text."""
+    value = row.get(name)
+    if not isinstance(value, str | None):
+        raise DataError(f"{where}: field {name} is {shown(value)}, expected a text")
+    return value or ""
 
 
 def check_ids(examples: Sequence[Example]) -> None:
@@ -165,19 +193,15 @@ def read_rows(path: Path, parse: Callable[[Any, str], Row]) -> list[Row]:
       parse: ``(item, where) -> row``; raises ``DataError`` that begins with ``where``.
 
     Raises:
-      DataError: for a missing or empty file, text that is not UTF-8, or a line that is not JSON.
+      DataError: for a missing or empty file, text that is not UTF-8, or a line that is no JSON (``core.json_text``).
     """
-    if not path.is_file():
-        raise DataError(f"no file {str(path)!r}: set --config.data.path to a file of rows (JSONL, or JSON: one array)")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error})") from error
+    text = read_text(path, ": set --config.data.path to a file of rows (JSONL, or JSON: one array)")
     if path.suffix == ".json":
         try:
-            items = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+            items = parse_json(text)
+        except JsonError as error:
+            place = "" if error.line is None else f", line {error.line}"
+            raise DataError(f"{path}{place}: {error.reason}") from error
         if not isinstance(items, list):
             raise DataError(f"{path} holds {type(items).__name__}, expected an array of rows")
         rows = [parse(item, f"{path}, item {index}") for index, item in enumerate(items)]
@@ -188,13 +212,25 @@ def read_rows(path: Path, parse: Callable[[Any, str], Row]) -> list[Row]:
     return rows
 
 
+def read_text(path: Path, way_out: str = "") -> str:
+    """The text of a file, with or without a byte order mark; raises ``DataError`` if there is none, or not in UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error})") from error
+    except (OSError, ValueError) as error:  # no such file, a folder, a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"no file {str(path)!r} to read ({reason}){way_out}") from error
+
+
 def _parse_lines(path: Path, text: str, parse: Callable[[Any, str], Row]) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):  # only line feeds end a row
         if line.strip():
             try:
-                item = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+                item = parse_json(line)
+            except JsonError as error:
+                column = "" if error.column is None else f" at column {error.column}"
+                raise DataError(f"{path}, line {number}: {error.reason}{column}") from error
             yield parse(item, f"{path}, line {number}")
 
 
@@ -261,12 +297,17 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number, and ``float`` can hold it."""
+    return is_number(value) and abs(value) <= sys.float_info.max  # false for NaN
+
+
 ANY = Kind("anything", lambda value: True)
 TEXT = Kind("a text", _is_text)
 TEXTS = Kind("a list of texts", lambda value: _is_list(value, _is_text))
 INTEGER = Kind("a whole number", _is_integer)
 INTEGERS = Kind("a list of whole numbers", lambda value: _is_list(value, _is_integer))
-NUMBERS = Kind("a list of numbers", lambda value: _is_list(value, is_number))
+NUMBERS = Kind("a list of finite numbers", lambda value: _is_list(value, _is_finite))
 
 
 def fields_of(item: Any, where: str, kinds: Mapping[str, Kind]) -> Mapping[str, Any]:
@@ -282,10 +323,5 @@ def fields_of(item: Any, where: str, kinds: Mapping[str, Kind]) -> Mapping[str, 
         raise DataError(f"{where}: lacks {', '.join(missing)} (a row needs {', '.join(kinds)})")
     for name, kind in kinds.items():
         if not kind.holds(item[name]):
-            raise DataError(f"{where}: field {name} is {_short_repr(item[name])}, expected {kind.description}")
+            raise DataError(f"{where}: field {name} is {shown(item[name])}, expected {kind.description}")
     return item
-
-
-def _short_repr(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -32,7 +32,9 @@ from optimas_jax.benchmarks.data import (
     fields_of,
     hub_rows,
     read_rows,
+    repetitions,
     shorten,
+    text_or_none,
 )
 from optimas_jax.benchmarks.metrics import exact_match, token_f1
 from optimas_jax.benchmarks.parts import tuned_by_weights
@@ -92,8 +94,9 @@ def load(config: DataConfig) -> Dataset:
     }
     if not articles:
         raise DataError("no row has a paragraph in its context: there is nothing to retrieve from")
-    splits = deal([example for example, _ in rows], config)
-    return Dataset(splits, origin=config.path or HUB[0], corpus=tuple(articles.values()))
+    examples = [example for example, _ in rows]
+    origin = (config.path or HUB[0]) + repetitions(examples)
+    return Dataset(deal(examples, config), origin=origin, corpus=tuple(articles.values()))
 
 
 def parse_row(item: Any, where: str) -> tuple[Example, tuple[Article, ...]]:
@@ -110,22 +113,36 @@ def parse_row(item: Any, where: str) -> tuple[Example, tuple[Article, ...]]:
             pairs = [(paragraph["title"], paragraph["sentences"]) for paragraph in context]
         else:
             pairs = [(title, sentences) for title, sentences in context]
-        articles = tuple(Article(title, "".join(sentences).strip()) for title, sentences in pairs)
+        articles = tuple(_article(title, sentences) for title, sentences in pairs)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: context is not a list of titles with sentences ({error!r})") from error
-    kind = str(row.get("type") or "")
+        raise DataError(f"{where}: context is not a list of titles with sentences ({error!r:.200})") from error
+    kind = text_or_none(row, "type", where)
     return Example(row["id"], {"question": row["question"]}, {"answer": row["answer"]}, "", kind), articles
+
+
+def _article(title: Any, sentences: Any) -> Article:
+    """Raises ``TypeError`` unless these are a text and a list of texts."""
+    if not isinstance(title, str) or not isinstance(sentences, list | tuple):
+        raise TypeError(f"got {title!r:.40} with {sentences!r:.40}")
+    return Article(title, "".join(sentences).strip())
 
 
 def build_search(articles: Sequence[Article]) -> Callable[[str, int], tuple[str, ...]]:
     """BM25 over titles and texts: ``search(query, k)`` gives the k best articles as ``Title: text``, best first.
-    Equal scores keep corpus order. A query without a word of the corpus has no results."""
+    Equal scores keep corpus order. A query without a word of the corpus has no results.
+
+    Raises:
+      DataError: the articles have no word that can be searched for.
+    """
     import bm25s  # both imports are slow, and a configuration needs neither
     import numpy as np
 
     texts = [f"{article.title}: {article.text}" for article in articles]
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
+    words_of: Any = bm25s.tokenize(texts, stopwords="en", show_progress=False)
+    if not any(words_of.ids):
+        raise DataError(f"the {len(texts)} articles have no word that can be searched for, but stop words at most")
+    index.index(words_of, show_progress=False)
     known_words = index.vocab_dict
 
     def search(query: str, k: int) -> tuple[str, ...]:

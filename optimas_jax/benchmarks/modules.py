@@ -13,6 +13,7 @@ and, where it needs them,
     SOURCES        allowed values of ``config.data.source``
     OFFLINE        those of them whose rows need no download, for a forecast (``loop.forecast``)
     OTHER_METRICS  name -> (outputs, gold) -> score, reported beside the metric
+    READ           component -> (outputs, example) -> whether its answer can be read; those that cannot are counted
     SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics of a set of examples
 
 Your own system is such a module too: a file, named by its path. Where that file has a ``get_config``, it is also the
@@ -25,6 +26,7 @@ import contextlib
 import contextvars
 import dataclasses
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +36,7 @@ from typing import Any
 from optimas_jax.benchmarks import amazon, bigcodebench, hotpotqa, pubmedqa, stark_prime
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core import shipped
+from optimas_jax.core.json_text import shown
 from optimas_jax.core.system import System
 from optimas_jax.llm.component import LanguageModel
 
@@ -86,7 +89,8 @@ def find_benchmark(name: str) -> ModuleType:
         return BENCHMARKS[name]
     if not name.endswith(".py"):
         raise BenchmarkError(
-            f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}, or the path of a .py file that defines one"
+            f"unknown benchmark {shown(name)}; known: {', '.join(BENCHMARKS)}, or the path of a .py file that defines "
+            "one"
         )
     module = import_file(shipped.find(name))
     missing = [part for part in _NEEDED if not hasattr(module, part)]
@@ -102,9 +106,9 @@ def import_file(path: Path) -> ModuleType:
     Raises:
       BenchmarkError: there is no such file.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # which, unlike the method of Path, raises for no name
         seen_from = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise BenchmarkError(f"config.benchmark: no file {str(path)!r}{seen_from}")
+        raise BenchmarkError(f"config.benchmark: no file {shown(str(path))}{seen_from}")
     name = f"benchmark:{path.resolve()}"
     if name in sys.modules:
         return sys.modules[name]

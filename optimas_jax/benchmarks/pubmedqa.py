@@ -44,20 +44,25 @@ from optimas_jax.benchmarks.data import (
     most_frequent,
     official_split,
     read_rows,
+    repetitions,
     shorten,
 )
 from optimas_jax.benchmarks.metrics import macro_f1
 from optimas_jax.benchmarks.parts import stops
+from optimas_jax.core.json_text import shown
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Models
 from optimas_jax.llm.component import LanguageModel, llm_component, model_selector
+from optimas_jax.llm.forms.loose import loose_json
 
 METRIC = "accuracy"
 SOURCES = ("pubmedqa", "synthetic")
 OFFLINE = ("synthetic",)
 HUB = ("qiaojin/PubMedQA", "pqa_labeled", "train")
 LABELS = ("yes", "no", "maybe")
+_LABEL = re.compile(r"(?:the )?(?:final )?(?:answer(?: is)? ?:?)? ?(yes|no|maybe) ?[.,;!]?")
+_TAG = re.compile(r"</?[A-Za-z][\w:-]{0,30}>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,8 @@ def load(config: DataConfig) -> Dataset:
     golds = [example.gold["answer"] for example in splits["test"]]
     guesses = [most_frequent(splits, "answer")] * len(golds)
     hits = sum(map(operator.eq, guesses, golds))
-    return Dataset(splits, {METRIC: hits / len(golds), "macro-F1": macro_f1(guesses, golds)}, origin)
+    chance = {METRIC: hits / len(golds), "macro-F1": macro_f1(guesses, golds)}
+    return Dataset(splits, chance, origin + repetitions(shortened))
 
 
 def parse_row(item: Any, where: str) -> Example:
@@ -103,16 +109,16 @@ def parse_row(item: Any, where: str) -> Example:
         context = item.get("context")
         sections = context.get("contexts") if isinstance(context, Mapping) else None
         item = {
-            "id": str(item.get("pubid", "")),
+            "id": str(pubid) if isinstance(pubid := item.get("pubid"), int) else pubid,
             "question": item.get("question"),
             "context": sections,
             "answer": item["final_decision"],
         }
     row = fields_of(item, where, {"id": TEXT, "question": TEXT, "context": TEXTS, "answer": TEXT})
     if row["answer"] not in LABELS:
-        raise DataError(f"{where}: field answer is {row['answer']!r}, expected one of {', '.join(LABELS)}")
+        raise DataError(f"{where}: field answer is {shown(row['answer'])}, expected one of {', '.join(LABELS)}")
     inputs = {"context": " ".join(row["context"]), "question": row["question"]}
-    return Example(row["id"], inputs, {"answer": row["answer"]}, official_split(row))
+    return Example(row["id"], inputs, {"answer": row["answer"]}, official_split(row, where))
 
 
 def with_official_split(rows: Sequence[Example]) -> list[Example]:
@@ -194,12 +200,17 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
 def final_answer(text: str) -> str:
     """The label in the last line, or "" if there is none.
 
-    The line is a label, or ``Answer:`` and a label; upper case, quotes, stars, brackets and a full stop are ignored. A
-    line with other text, such as two labels or a reason, has no label.
+    The line is a label, or ``Answer:`` and a label; upper case, quotes, stars, brackets, tags, fences and a mark at the
+    end are ignored. A line with other text, such as two labels or a reason, has no label. An answer of JSON has the
+    label in a field ``answer``.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
-    bare = re.sub(r"[*_`\"'()\[\]$]", "", lines[-1]).strip().lower() if lines else ""
-    match = re.fullmatch(r"(?:the )?(?:final )?(?:answer(?: is)?\s*:?)?\s*(yes|no|maybe)\s*[.!]?", bare)
+    data = loose_json(text)
+    if isinstance(data, Mapping):
+        fields = {str(name).lower(): value for name, value in data.items()}
+        text = next((str(fields[name]) for name in ("answer", "final_answer", "final answer") if name in fields), "")
+    lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith(("```", "~~~"))]
+    bare = re.sub(r"[*_`\"'()\[\]$]", "", _TAG.sub("", lines[-1])).lower() if lines else ""
+    match = _LABEL.fullmatch(" ".join(bare.split()))
     return match[1] if match else ""
 
 
@@ -213,4 +224,5 @@ def _macro_f1(outputs: Sequence[Mapping[str, Any]], golds: Sequence[Mapping[str,
     return macro_f1(answers, [gold["answer"] for gold in golds])
 
 
+READ = {"problem_solver": lambda outputs, example: bool(final_answer(outputs["answer"]))}
 SET_METRICS = {"macro-F1": _macro_f1}

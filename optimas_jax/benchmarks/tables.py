@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.benchmarks.data import DataError, check_ids, read_rows
+from optimas_jax.benchmarks.data import DataError, check_ids, read_rows, read_text
 from optimas_jax.core.types import Example, digest, freeze
 from optimas_jax.programs.plain import PlainError, to_plain
 
@@ -61,8 +63,8 @@ def _rows_of(data: Any) -> Iterable[Any]:
 
 def _read_file(path: Path) -> list[tuple[str, Any]]:
     """The rows of a file, each with its place in it."""
-    if not path.is_file():
-        raise DataError(f"no file {str(path)!r}" + " (it is a folder)" * path.is_dir())
+    if not os.path.isfile(path):  # which, unlike the method of Path, raises for no name
+        raise DataError(f"no file {str(path)!r}" + " (it is a folder)" * os.path.isdir(path))
     match path.suffix.lower():
         case ".json" | ".jsonl":
             return read_rows(path, lambda item, where: (where.rpartition(", ")[2], item))
@@ -74,28 +76,28 @@ def _read_file(path: Path) -> list[tuple[str, Any]]:
 
             try:
                 return [(f"row {i}", row) for i, row in enumerate(pyarrow.parquet.read_table(path).to_pylist())]
-            except pyarrow.ArrowException as error:
+            except (pyarrow.ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{path} is no Parquet file ({error})") from error
     raise DataError(f"{path}: expected a .json, .jsonl, .csv or .parquet file; others can be read with pandas")
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # with or without a byte order mark
-            lines = csv.reader(file, strict=True)
-            columns = next(lines, [])
-            if len(set(columns)) < len(columns) or (len(columns) == 1 and any(sign in columns[0] for sign in ";\t")):
-                raise DataError(f"{path} has the columns {columns}, expected different names, separated by commas")
-            for values in lines:
-                if len(values) not in (0, len(columns)):
-                    raise DataError(
-                        f"{path}, line {lines.line_num} has {len(values)} values, expected {len(columns)}: "
-                        f"{', '.join(columns)}"
-                    )
-                if values:
-                    yield f"line {lines.line_num}", dict(zip(columns, values, strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV file in UTF-8 ({error})") from error
+        columns = next(lines, [])
+        if len(set(columns)) < len(columns) or (len(columns) == 1 and any(sign in columns[0] for sign in ";\t")):
+            shown = f"{columns!r:.200}"
+            raise DataError(f"{path} has the columns {shown}, expected different names, separated by commas")
+        for values in lines:
+            if len(values) not in (0, len(columns)):
+                raise DataError(
+                    f"{path}, line {lines.line_num} has {len(values)} values, expected {len(columns)}: "
+                    f"{', '.join(columns):.200}"
+                )
+            if values:
+                yield f"line {lines.line_num}", dict(zip(columns, values, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {lines.line_num}: no CSV ({error})") from error
 
 
 def _checked(row: Any, where: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from optimas_jax.compare.optimizers import OPTIMIZERS, Optimizer, Ours
 from optimas_jax.compare.peer import run_peer
 from optimas_jax.compare.state import Point, SearchState, state_at
 from optimas_jax.compare.stopwatch import Meter, before_phase, keeping_time, read_seconds
+from optimas_jax.core.folder.files import read_file, write_json
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
@@ -34,7 +35,7 @@ from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig, parse_config
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.evaluate import Evaluation, evaluate
-from optimas_jax.loop.journal import RESULTS, write_json
+from optimas_jax.loop.journal import RESULTS
 from optimas_jax.loop.stages import find_models, open_run, run_stage
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.process import run_alone
@@ -88,7 +89,7 @@ def run_cell(
         if run.host.splits.get(CONFIRM):
             before, after = _evaluate(run, state.configuration, CONFIRM)
             confirm = {"n": len(after.scores), "baseline": before.scores, "scores": after.scores}
-    results = json.loads((workdir / RESULTS).read_text(encoding="utf-8"))
+    results = read_file(workdir / RESULTS) or {}
     return {
         **{name: results[name] for name in ("metric", "chance")},
         "split": "test",
@@ -128,7 +129,7 @@ def main(folder: Path) -> int:
     """Runs the cell of a folder by its ``task.json`` (name of the optimiser, configuration); returns an exit code."""
 
     def run() -> None:
-        task = json.loads((folder / TASK).read_text(encoding="utf-8"))
+        task = read_file(folder / TASK) or {}
         write_json(folder / CELL, run_cell(OPTIMIZERS[task["optimizer"]], parse_config(task["config"]), folder))
 
     return run_alone(run)
@@ -142,7 +143,8 @@ def write_task(folder: Path, name: str, config: dict[str, Any]) -> None:
     """
     task = {"optimizer": name, "config": json.loads(json.dumps(config))}
     path = folder / TASK
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != task:
+    known = read_file(path)
+    if known is not None and known != task:
         raise StopRun(
             f"{folder} belongs to another configuration or budget: use another --workdir, or the same ones to resume"
         )

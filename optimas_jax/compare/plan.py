@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from rich.markup import escape
 
 from optimas_jax.compare.cell import CELL, RUN, write_task
 from optimas_jax.compare.optimizers import Optimizer
+from optimas_jax.core.folder.files import read_file, read_rows
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.report.process import INTERRUPTED, run_module
+from optimas_jax.report.process import STOPPED, run_module
 
 Cells = dict[str, dict[int, dict[str, Any]]]  # optimiser -> seed -> cell.json, or {"error": message}
 Runner = Callable[[Path], Awaitable[tuple[int, str]]]
@@ -68,11 +68,11 @@ def run_cells(
             if not (folder / CELL).is_file():
                 line(f"{label}: {folder / 'log.txt'}")
                 code, message = await (runner or run_process)(folder)
-                if code == INTERRUPTED:
+                if code in STOPPED:
                     raise _Interrupted
                 if not (folder / CELL).is_file():
                     raise StopRun(message or f"exit code {code}")
-            return json.loads((folder / CELL).read_text(encoding="utf-8"))
+            return read_file(folder / CELL) or {}
         except (StopRun, ValueError, OSError) as error:
             line(f"{label} failed: {escape(str(error))}")
             return {"error": str(error)}
@@ -96,8 +96,7 @@ def read_order(workdir: Path) -> list[str]:
     journal = workdir / "journal.jsonl"
     if not journal.is_file():
         raise StopRun(f"no {journal}: the run whose order of components is followed has failed")
-    events = map(json.loads, filter(None, journal.read_text(encoding="utf-8").split("\n")))
-    picks = {event["iteration"]: event["component"] for event in events if event["event"] == "pick"}
+    picks = {event["iteration"]: event["component"] for event in read_rows(journal) if event["event"] == "pick"}
     return [picks[number] for number in sorted(picks)]
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import read_file, write_json
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.loop.journal import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,4 +107,4 @@ def before_phase(ledger: Ledger, name: str, action: Callable[[], None]) -> Itera
 
 def read_seconds(path: Path) -> Seconds:
     """What ``keeping_time`` wrote; zeros without a file."""
-    return Seconds(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Seconds()
+    return Seconds(**(read_file(path) or {}))

@@ -38,12 +38,14 @@ class RunContext:
       seed: seed of this component in this run.
       component: name of the component, the role of its requests.
       temperature: sampling temperature instead of the component's default, or None.
+      notes: what a model thought before its answers (``Call.reasoning``); components add to it.
     """
 
     completer: Any
     seed: int
     component: str
     temperature: float | None = None
+    notes: list[str] = dataclasses.field(default_factory=list, compare=False)
 
 
 RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]

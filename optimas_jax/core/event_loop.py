@@ -12,7 +12,9 @@ import concurrent.futures
 import contextlib
 import contextvars
 import ctypes
+import dataclasses
 import functools
+import math
 import os
 import sys
 import threading
@@ -23,7 +25,8 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
-_WAIT_SECONDS = 60.0  # between two calls of ``on_wait``
+_QUICK = 2_000  # characters that any reader of texts reads within about a millisecond
+_WAIT_SECONDS = 60.0  # between two calls of ``Waiting.tell``
 _END = 2.0  # that the loop has to end; a function that blocks it never will
 _LOCK = threading.Lock()
 
@@ -47,12 +50,27 @@ class _Threads(concurrent.futures.ThreadPoolExecutor):
         return future
 
 
-def run(coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = None) -> T:
-    """The result of a coroutine, which runs on the loop. An interrupt of the waiting thread cancels it, and is raised
-    when it has ended; another one leaves it behind.
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """What is told while a caller waits for a coroutine, and how long it waits after an interrupt.
 
-    Args:
-      on_wait: called every minute until then, in the waiting thread.
+    Attributes:
+      tell: called every minute, in the waiting thread.
+      in_flight: what a coroutine that is interrupted waits for, in words; "" if that is nothing.
+      grace: seconds that it has for that.
+    """
+
+    tell: Callable[[], None] | None = None
+    in_flight: Callable[[], str] = lambda: ""
+    grace: float = 30.0
+
+
+QUIET = Waiting()
+
+
+def run(coroutine: Coroutine[Any, Any, T], waiting: Waiting = QUIET) -> T:
+    """The result of a coroutine, which runs on the loop. An interrupt of the waiting thread cancels it, and is raised
+    when it has ended, or after ``waiting.grace``; another one leaves it behind at once.
 
     Raises:
       RuntimeError: called on the loop itself, which would wait for itself.
@@ -81,23 +99,30 @@ def run(coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = 
 
     try:
         loop.call_soon_threadsafe(start)
-        _acquire(ended, on_wait)
+        _acquire(ended, tell=waiting.tell)
     except BaseException:
+        what = waiting.in_flight()
         loop.call_soon_threadsafe(cancel)
-        if not ended.acquire(timeout=_END):
-            print("\nwaiting for what runs; another interrupt leaves it behind", file=sys.stderr)
-            _acquire(ended)  # what is paid for is recorded before the end
+        if what or not _acquire(ended, _END):  # what is paid for is recorded before the end
+            what = what or "what runs"
+            print(f"\nstopping: {what}, up to {waiting.grace:.0f} s; another signal leaves it behind", file=sys.stderr)
+            if not _acquire(ended, waiting.grace):
+                print(f"left behind after {waiting.grace:.0f} s: {waiting.in_flight() or what}", file=sys.stderr)
         raise
     return started[0].result()
 
 
-def _acquire(lock: threading.Lock, on_wait: Callable[[], None] | None = None) -> None:
-    """Waits for a lock. In other threads than the main one an interrupt (``in_thread``) comes between two looks."""
-    told = time.monotonic()
-    while not lock.acquire(timeout=_LOOK_SECONDS):
-        if on_wait is not None and time.monotonic() - told >= _WAIT_SECONDS:
-            on_wait()
+def _acquire(lock: threading.Lock, seconds: float = math.inf, tell: Callable[[], None] | None = None) -> bool:
+    """Waits for a lock; returns whether it came. In other threads than the main one an interrupt (``in_thread``) comes
+    between two looks."""
+    began = told = time.monotonic()
+    while not lock.acquire(timeout=min(_LOOK_SECONDS, max(0.0, began + seconds - time.monotonic()))):
+        if time.monotonic() - began >= seconds:
+            return False
+        if tell is not None and time.monotonic() - told >= _WAIT_SECONDS:
+            tell()
             told = time.monotonic()
+    return True
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -192,3 +217,8 @@ def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
 
 
 os.register_at_fork(after_in_child=_started.cache_clear)  # the thread stays behind
+
+
+async def off_loop(work: Callable[[], T], characters: int) -> T:
+    """The result of reading a text of so many characters: in a thread, if that may take above a millisecond."""
+    return work() if characters <= _QUICK else await asyncio.to_thread(work)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from optimas_jax.core import event_loop
 from optimas_jax.core.blame import first_of
+from optimas_jax.core.event_loop import QUIET, Waiting
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Call, CallKey, Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration
@@ -33,11 +34,11 @@ def run_many(
     *,
     concurrency: int,
     on_done: Callable[[], None] | None = None,
-    on_wait: Callable[[], None] | None = None,
+    waiting: Waiting = QUIET,
 ) -> list[Trace]:
     """Runs all jobs and returns their traces in the order of the jobs; see ``gather``."""
     calls = [functools.partial(system.run, job.configuration, job.example, job.seed, job.given) for job in jobs]
-    return gather(calls, concurrency=concurrency, on_done=on_done, on_wait=on_wait)
+    return gather(calls, concurrency=concurrency, on_done=on_done, waiting=waiting)
 
 
 def gather(
@@ -45,16 +46,15 @@ def gather(
     *,
     concurrency: int,
     on_done: Callable[[], None] | None = None,
-    on_wait: Callable[[], None] | None = None,
+    waiting: Waiting = QUIET,
 ) -> list[T]:
     """Awaits all calls, at most ``concurrency`` at once; results are in the order of the calls.
 
-    The first error cancels the rest and is raised. ``on_done`` is called once per finished call, for progress bars;
-    ``on_wait`` every minute.
+    The first error cancels the rest and is raised. ``on_done`` is called once per finished call, for progress bars.
     """
 
     try:
-        return event_loop.run(await_all(calls, concurrency, on_done), on_wait)
+        return event_loop.run(await_all(calls, concurrency, on_done), waiting)
     except BaseExceptionGroup as group:
         error = first_of(group)
         raise error from error.__cause__

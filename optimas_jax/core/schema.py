@@ -12,6 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
+from optimas_jax.core.json_text import is_text, shown
+
 T = typing.TypeVar("T")
 
 
@@ -63,12 +65,12 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
       ConfigError: for an unknown or missing field, or a value of another type or outside its range.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} is {data!r}, expected the fields of {cls.__name__}")
+        raise ConfigError(f"{where} is {shown(data)}, expected the fields of {cls.__name__}")
     hints = typing.get_type_hints(cls, include_extras=True)
     names = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
-    unknown = sorted(set(data) - set(names))
+    unknown = sorted(key if isinstance(key, str) and is_text(key) else shown(key) for key in set(data) - set(names))
     if unknown:
-        raise ConfigError(f"{where} has no field {', '.join(unknown)}; it has {', '.join(names)}")
+        raise ConfigError(f"{where} has no field {', '.join(unknown):.200}; it has {', '.join(names)}")
     values = {}
     for name, field in names.items():
         if name not in data:
@@ -79,7 +81,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
     try:
         return cls(**values)
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error!s:.500}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -93,23 +95,29 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         kind, allowed = typing.get_args(hint)
         value = _convert(kind, value, where)
         if value not in allowed:
-            raise ConfigError(f"{where} is {value!r}, expected {allowed}")
+            raise ConfigError(f"{where} is {shown(value)}, expected {allowed}")
         return value
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(f"{where} is {value!r}; allowed: {', '.join(map(repr, typing.get_args(hint)))}")
+            raise ConfigError(f"{where} is {shown(value)}; allowed: {', '.join(map(repr, typing.get_args(hint)))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} is {value!r}, expected a list")
+            raise ConfigError(f"{where} is {shown(value)}, expected a list")
         return tuple(_convert(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} is {value!r}, expected names with values")
-        return {key: _convert(typing.get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
+            raise ConfigError(f"{where} is {shown(value)}, expected names with values")
+        kind = typing.get_args(hint)[1]
+        return {_convert(str, key, where): _convert(kind, item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where} is {shown(value)}, which no float can hold") from None
+    if isinstance(value, str) and not is_text(value):
+        raise ConfigError(f"{where} is {shown(value)}, which holds half of a character (a lone surrogate)")
     wrong = isinstance(hint, type) and not isinstance(value, hint)
     if wrong or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} is {value!r}, expected {hint.__name__}")
+        raise ConfigError(f"{where} is {shown(value)}, expected {hint.__name__}")
     return value

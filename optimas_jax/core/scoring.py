@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from optimas_jax.core.blame import UserBug
-from optimas_jax.core.types import Example, thaw
+from optimas_jax.core.types import Example, thaw, valid_text
 
 ARGUMENTS = ("example", "outputs", "gold", "trace", "context")
 _LARGEST_SCORE = 1e100  # in size: sums of scores stay finite
@@ -108,7 +108,7 @@ def read_score(returned: Any, metric: str, outputs: Mapping[str, Any], example: 
     for part, value in values.items():
         finite_score(float(value), f"{metric} ({part})" if part else metric, outputs, example)
     parts = {part: float(value) for part, value in score.parts.items()}
-    return Score(float(score.value), score.feedback, parts)
+    return Score(float(score.value), valid_text(score.feedback), parts)
 
 
 def _is_number(value: Any) -> bool:

@@ -3,6 +3,7 @@ checkout (and an editable install)."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ def find(path: str | Path) -> Path:
     parts = Path(path).parts
     if parts[:1] == (PACKAGE.name,):
         parts = parts[1:]
-    if Path(path).is_file() or parts[:1] not in {(name,) for name in _FOLDERS}:
+    if os.path.isfile(path) or parts[:1] not in {(name,) for name in _FOLDERS}:
         return Path(path)
     return folder(parts[0]).joinpath(*parts[1:])
 

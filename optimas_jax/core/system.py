@@ -306,7 +306,10 @@ class System:
             with self._waiting("request" if component.ends else "component", component.name):
                 outputs = await component.run(thaw(call.inputs), value, context)
         except ComponentFailure as failure:
-            return dataclasses.replace(call, outputs=freeze({}), outcome=failure.outcome, detail=failure.detail)
+            thought = _thoughts(context)
+            return dataclasses.replace(
+                call, outputs=freeze({}), outcome=failure.outcome, detail=failure.detail, reasoning=thought
+            )
         except StopRun as error:
             error.add_note(f"while component {component.name!r} ran on example {example_id!r}")
             raise
@@ -325,7 +328,8 @@ class System:
                 f"component {component.name!r} returned fields {sorted(outputs)} on example {example_id!r}, "
                 f"declared are {sorted(component.outputs)}"
             )
-        return dataclasses.replace(call, outputs=freeze(outputs), outcome=Outcome.OK, detail="")
+        thought = _thoughts(context)
+        return dataclasses.replace(call, outputs=freeze(outputs), outcome=Outcome.OK, detail="", reasoning=thought)
 
     async def _select(
         self, call: Call, value: PerInstance, example_id: str, seed: int, temperature: float | None
@@ -389,10 +393,15 @@ class System:
         return dataclasses.replace(trace, score=score.value, feedback=score.feedback, parts=score.parts)
 
 
+def _thoughts(context: RunContext) -> str:
+    return "\n\n".join(context.notes)
+
+
 def _answered(call: Call, answer: Call | Mapping[str, Any]) -> Call:
     """A call with another answer: outputs, or a call that may have failed in its own way."""
     if isinstance(answer, Call):
-        return dataclasses.replace(call, outputs=answer.outputs, outcome=answer.outcome, detail=answer.detail)
+        fields = {name: getattr(answer, name) for name in ("outputs", "outcome", "detail", "reasoning")}
+        return dataclasses.replace(call, **fields)
     if not answer and call.outcome is not Outcome.OK:
         return call
     return dataclasses.replace(call, outputs=answer, outcome=Outcome.OK if answer else Outcome.PARSE_ERROR)

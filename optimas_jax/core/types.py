@@ -7,6 +7,7 @@ import enum
 import functools
 import hashlib
 import json
+import re
 import statistics
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -33,10 +34,20 @@ class StopRun(Exception):
     """
 
 
+_INVALID = re.compile("[\0\ud800-\udfff]")
+
+
+def valid_text(text: str) -> str:
+    """The text as it can be written to any file and sent to any server: NUL and lone surrogates become U+FFFD."""
+    return _INVALID.sub("\ufffd", text)
+
+
 def freeze(value: Any) -> Any:
-    """Read-only copy of JSON-like data: mappings become proxies, lists become tuples."""
+    """Read-only copy of JSON-like data: mappings become proxies, lists become tuples, texts are valid."""
+    if isinstance(value, str):
+        return valid_text(value)
     if isinstance(value, Mapping):
-        return MappingProxyType({key: freeze(item) for key, item in value.items()})
+        return MappingProxyType({freeze(key): freeze(item) for key, item in value.items()})
     if isinstance(value, list | tuple):
         return tuple(freeze(item) for item in value)
     return value
@@ -93,6 +104,7 @@ class Call:
       occurrence: number of the component's calls before it, in the order of the program.
       repeat: number of those that had equal inputs; each has a seed of its own.
       position: in the order of the program (``core.program``).
+      reasoning: what a model thought before its answer; no part of ``outputs``.
     """
 
     component: str
@@ -103,6 +115,7 @@ class Call:
     occurrence: int = 0
     repeat: int = 0
     position: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+    reasoning: str = dataclasses.field(default="", compare=False)
 
     @functools.cached_property
     def key(self) -> CallKey:

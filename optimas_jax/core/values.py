@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-from optimas_jax.core.types import digest, freeze, thaw
+from optimas_jax.core.json_text import shown
+from optimas_jax.core.types import digest, freeze, thaw, valid_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Prompt:
 
     instruction: str
     demos: tuple[Demo, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "instruction", valid_text(self.instruction))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,23 +168,40 @@ def value_from_json(data: Mapping[str, Any]) -> Value:
     try:
         match data["type"]:
             case "prompt":
-                demos = tuple(Demo(d["inputs"], d["outputs"], d.get("example_id", "")) for d in data["demos"])
-                return Prompt(data["instruction"], demos)
+                return Prompt(
+                    _field(data, "instruction", str), tuple(map(_demo_from_json, _field(data, "demos", list)))
+                )
             case "hyperparameters":
-                return Hyperparameters(data["settings"])
+                settings = _field(data, "settings", dict)
+                return Hyperparameters({name: _field(settings, name, str | int | float | bool) for name in settings})
             case "choice":
-                return Choice(data["name"])
+                return Choice(_field(data, "name", str))
             case "adapter":
-                return Adapter(data["digest"])
+                return Adapter(_field(data, "digest", str))
             case "per_instance":
-                values = tuple(value_from_json(one) for one in data["values"])
-                return PerInstance(values, *(data[name] for name in ("reward", "samples", "mode", "temperature")))  # type: ignore[arg-type]
+                values = tuple(value_from_json(one) for one in _field(data, "values", list))
+                kinds = {"reward": str, "samples": int, "mode": str, "temperature": int | float}
+                rest = [_field(data, name, kind) for name, kind in kinds.items()]
+                return PerInstance(values, *rest)  # type: ignore[arg-type]
             case other:
                 raise ValueError(
-                    f"unknown value type {other!r}; known: prompt, hyperparameters, choice, adapter, per_instance"
+                    f"unknown value type {shown(other)}; known: prompt, hyperparameters, choice, adapter, per_instance"
                 )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"not a value ({type(error).__name__}: {error}): {data!r}") from error
+        raise ValueError(f"not a value ({type(error).__name__}: {error}): {shown(data)}") from error
+
+
+def _demo_from_json(data: Any) -> Demo:
+    example_id = _field(data, "example_id", str) if "example_id" in data else ""
+    return Demo(_field(data, "inputs", dict), _field(data, "outputs", dict), example_id)
+
+
+def _field(data: Any, name: str, kind: Any) -> Any:
+    """A field of an object; raises ``KeyError`` or ``TypeError`` if it is absent or of another type."""
+    value = data[name]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, int | float)):
+        raise TypeError(f"{name} is {shown(value)}")
+    return value
 
 
 def value_digest(value: Value) -> str:

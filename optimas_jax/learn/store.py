@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from optimas_jax.core.json_text import check_form, parse_json
 from optimas_jax.core.types import StopRun
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.transfer import fetch, put
@@ -41,17 +42,26 @@ class CheckpointStore:
             raise CheckpointError(f"no checkpoint can be called {name!r}")
         return self.folder / name
 
-    def metadata(self, name: str) -> dict[str, Any] | None:
-        """The metadata of a checkpoint, or None if there is no complete checkpoint of that name."""
+    def metadata(self, name: str, form: Any = dict[str, Any]) -> dict[str, Any] | None:
+        """The metadata of a checkpoint, or None if there is no complete checkpoint of that name.
+
+        Args:
+          form: that they have (``core.json_text.check_form``).
+
+        Raises:
+          CheckpointError: they are damaged.
+        """
         path = self._folder_of(name) / "metadata.json"
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # not JSON, or not even text
+            data = parse_json(path.read_bytes())
+            check_form(form, data)
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is damaged ({error}): delete {path.parent}, it will be trained again"
             ) from error
+        return data
 
     def save(self, name: str, params: Params, metadata: dict[str, Any]) -> None:
         """Writes a checkpoint; an incomplete one of the same name is replaced."""

@@ -11,11 +11,15 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from optimas_jax.core.types import Outcome, digest, thaw
+from optimas_jax.core.json_text import check_record
+from optimas_jax.core.types import Outcome, digest, thaw, valid_text
 from optimas_jax.core.usage import Usage
 
 _TEMPLATE_TOKENS = 64  # of a chat template: its own words, and the marks around one turn
 _IMAGE_TOKENS = 50_000  # that an image counts as, at most (gpt-4o-mini: 2,833 and 5,667 for each of 8 tiles)
+_RARE = ("detail", "reasoning", "estimated")  # fields of a completion that are recorded where there is something
+_COSTS = {"prompt_tokens": int, "completion_tokens": int, "seconds": float, "usd": float}
+_RECORDED = {"text": str, "outcome": str, **_COSTS}  # fields of every completion
 _FORMAT_TOKENS = 512  # of what a provider says to its model about a schema
 
 
@@ -203,6 +207,9 @@ class Completion:
       seconds: from request to answer; for a batch, this request's share.
       usd: price, 0 for local models.
       tokens: where the request asked for them.
+      detail: why there is no answer.
+      reasoning: what the model thought before it answered; never part of the answer.
+      estimated: whether the server did not say what the answer used: tokens are then the most that it can have.
     """
 
     text: str
@@ -212,6 +219,14 @@ class Completion:
     seconds: float = 0.0
     usd: float = 0.0
     tokens: Tokens | None = None
+    detail: str = ""
+    reasoning: str = ""
+    estimated: bool = False
+
+    def __post_init__(self) -> None:
+        """Texts are made valid here, where they enter: what is paid for can be written and read again."""
+        for name in ("text", "detail", "reasoning"):
+            object.__setattr__(self, name, valid_text(getattr(self, name)))
 
     @property
     def usage(self) -> Usage:
@@ -219,13 +234,26 @@ class Completion:
 
     def to_json(self) -> dict[str, Any]:
         tokens = None if self.tokens is None else dataclasses.asdict(self.tokens)
-        return {**vars(self), "outcome": str(self.outcome), "tokens": tokens}
+        extra = {name: value for name in _RARE if (value := getattr(self, name))}
+        fields = {name: value for name, value in vars(self).items() if name not in _RARE}
+        return {**fields, "outcome": str(self.outcome), "tokens": tokens, **extra}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Completion:
+        """Raises ``TypeError`` or ``ValueError`` for data that is no completion."""
+        check_record(data, _RECORDED, tokens=dict | None, detail=str, reasoning=str, estimated=bool)
         tokens = data.get("tokens")
-        read = None if tokens is None else Tokens(**{name: tuple(part) for name, part in tokens.items()})
+        read = None if tokens is None else _tokens(tokens)
         return cls(**{**data, "outcome": Outcome(data["outcome"]), "tokens": read})
+
+
+def _tokens(data: Mapping[str, Any]) -> Tokens:
+    """Raises ``TypeError`` for data that is no tokens."""
+    check_record(data, {"prompt_ids": list, "ids": list, "logprobs": list})
+    whole = [*data["prompt_ids"], *data["ids"]]
+    if not all(type(one) is int for one in whole) or not all(type(one) in (int, float) for one in data["logprobs"]):
+        raise TypeError("tokens are whole numbers, and their log-probabilities numbers")
+    return Tokens(**{name: tuple(part) for name, part in data.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +303,8 @@ class FunctionCall:
         return Usage(calls=1)
 
     def read(self, data: Mapping[str, Any]) -> Returned:
-        """Raises ``TypeError`` for data that is no result."""
+        """Raises ``TypeError`` or ``ValueError`` for data that is no result."""
+        check_record(data, {"outputs": dict, "seconds": float})
         return Returned(**data)
 
 

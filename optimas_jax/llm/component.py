@@ -22,8 +22,8 @@ from optimas_jax.core.values import (
     PromptSpace,
     Value,
 )
-from optimas_jax.llm.base import Completion, CompletionRequest, Message
-from optimas_jax.llm.forms.answers import Reader, ask
+from optimas_jax.llm.base import CompletionRequest, Message
+from optimas_jax.llm.forms.answers import Reader, ask, completed
 from optimas_jax.llm.forms.schemas import with_line
 from optimas_jax.llm.forms.templates import Template
 from optimas_jax.llm.render import Turn, images_in, render_chat, render_text
@@ -142,11 +142,8 @@ class ModelCall:
         be read, or without an answer."""
         request = self.request(fields, value, context)
         if self.form.reader is not None:
-            return await ask(context.completer, request, self.form.reader)
-        completion: Completion = await context.completer.complete(request)
-        if completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
-            raise ComponentFailure(completion.outcome, completion.text)
-        text = completion.text.strip()
+            return await ask(context, request, self.form.reader)
+        text = (await completed(context, request)).text.strip()
         if not text:
             raise ComponentFailure(Outcome.PARSE_ERROR, "empty answer")
         return {self.output: text}

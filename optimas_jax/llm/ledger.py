@@ -179,6 +179,11 @@ class Ledger:
         """Whether the worst case of a request matters."""
         return self.budget.is_set or self.left.is_set
 
+    @property
+    def in_flight(self) -> str:
+        """What is in flight, in words; "" for nothing."""
+        return f"{self._in_flight} request{'s are' if self._in_flight > 1 else ' is'} in flight" * bool(self._in_flight)
+
     # --- admission
 
     def most(self, effect: Effect[Any], prompt_tokens: int | None = None) -> Usage:
@@ -232,14 +237,19 @@ class Ledger:
             raise
         return ticket
 
-    def settle(self, ticket: Ticket, usage: Usage | None) -> None:
-        """Replaces the reserved cost of a request by its true cost, which is zero without a result."""
+    def settle(self, ticket: Ticket, usage: Usage | None, lost: Usage | None = None) -> None:
+        """Replaces the reserved cost of a request by its true cost, which is zero without a result.
+
+        Args:
+          lost: what it may have cost without a result.
+        """
         if ticket.used.calls or ticket.paid.calls:
             self._in_flight -= 1
             self.bill.end(self._step)
             self._reserved -= ticket.paid
             if ticket.allowance is not None:
                 ticket.allowance.release(ticket.used)
+        self._spent += lost or Usage()
         if usage is not None:
             self._spent += usage if ticket.paid.calls else Usage()
             self._paid_calls[self._phase, ticket.role] += bool(ticket.paid.calls)

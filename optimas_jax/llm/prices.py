@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
+from optimas_jax.core.json_text import shown
+from optimas_jax.core.schema import ConfigError
 from optimas_jax.llm.specs import model_name, provider
 
 _SNAPSHOT = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2}|latest)$")  # names one version of a model
@@ -83,7 +85,7 @@ def parse_prices(text: str) -> dict[str, Price]:
     """Reads ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
 
     Raises:
-      ValueError: for anything else; names the text.
+      ConfigError: for anything else; names the text.
     """
     prices: dict[str, Price] = {}
     for part in filter(None, map(str.strip, text.split(","))):
@@ -93,9 +95,9 @@ def parse_prices(text: str) -> dict[str, Price]:
             if not (provider(spec) and 0 <= prompt < float("inf") and 0 <= completion < float("inf")):
                 raise ValueError
         except ValueError:
-            raise ValueError(
-                f"a price is {part!r}, expected MODEL=PROMPT/COMPLETION in US dollars per million tokens, for example "
-                "openai:gpt-4o-mini=0.15/0.60"
+            raise ConfigError(
+                f"a price is {shown(part)}, expected MODEL=PROMPT/COMPLETION in US dollars per million tokens, for "
+                "example openai:gpt-4o-mini=0.15/0.60"
             ) from None
         prices[spec] = FlatPrice(prompt, completion)
     return prices

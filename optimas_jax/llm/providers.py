@@ -11,7 +11,9 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, count_prompt
-from optimas_jax.llm.clients.remote import SETTINGS, ServerConfig
+from optimas_jax.llm.clients.errors import SETTINGS
+from optimas_jax.llm.clients.remote import ServerConfig
+from optimas_jax.llm.forms.reasoning import separate
 from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
 
 
@@ -32,7 +34,7 @@ class RoutedCompleter:
             raise StopRun(str(error)) from None
         if name:
             return await self._remote[name].complete(request)
-        return await self._local_completer(request.model).complete(request)
+        return separate(request, await self._local_completer(request.model).complete(request))
 
     def prompt_tokens(self, request: CompletionRequest) -> int | None:
         """Tokens of a request's prompt, where a local model serves it; else None."""

@@ -13,15 +13,16 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 from optimas_jax.core.component import RunContext
+from optimas_jax.core.json_text import check_record, shown
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, count_prompt
 from optimas_jax.sandbox.limits import Limits
 from optimas_jax.sandbox.program import SandboxError
-from optimas_jax.sandbox.unittests import Verdict, run_tests
+from optimas_jax.sandbox.unittests import Status, Verdict, run_tests
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -88,7 +89,11 @@ class ExecutionRequest:
         return Usage(calls=1)
 
     def read(self, data: Mapping[str, Any]) -> Execution:
-        """Raises ``TypeError`` or ``KeyError`` for data that is no verdict."""
+        """Raises ``TypeError`` or ``ValueError`` for data that is no verdict."""
+        check_record(data, {"status": str, "passed": list, "failed": dict, "seconds": float})
+        texts = (*data["passed"], *data["failed"].values())
+        if data["status"] not in get_args(Status) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"no verdict: {shown(data)}")
         return Execution(Verdict(**{**data, "passed": tuple(data["passed"])}))
 
 

@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from optimas_jax.core.json_text import parse_json
 from optimas_jax.llm.base import Completion, CompletionRequest, Effect, Result, count_prompt
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.llm.tape import TapeError
@@ -48,7 +49,7 @@ class ResultFiles:
         self._folder = folder
 
     def get(self, effect: Effect[R], *, fresh: bool = False) -> R | None:
-        """The result of an effect, or None.
+        """The result of an effect, or None; raises ``TapeError`` if it is damaged or cannot be read.
 
         Args:
           fresh: whether it must be found if another machine has written it before this call. A network file system
@@ -59,16 +60,18 @@ class ResultFiles:
             if fresh:
                 os.listdir(self._folder)  # which may have got the next one
                 os.listdir(path.parent)
-            return effect.read(json.loads(path.read_text(encoding="utf-8"))["result"])
+            return effect.read(parse_json(path.read_bytes())["result"])
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
-            return None  # cut off when the machine lost its power: asked again, and written over
+        except (ValueError, TypeError, KeyError) as error:
+            raise TapeError(
+                f"the shared result {path} is damaged ({error}): delete it, and it is asked for, and paid for, again"
+            ) from error
         except OSError as error:
             raise TapeError(f"cannot read {path} ({error}). The same command resumes") from error
 
     def put(self, effect: Effect[R], result: R) -> None:
-        """Writes a result, whole or not at all."""
+        """Writes a result, whole or not at all, also where the machine loses its power."""
         data = {"kind": effect.kind, "request": effect.to_json(), "result": result.to_json()}
         path = self._path(effect.key)
         try:
@@ -76,6 +79,8 @@ class ResultFiles:
             descriptor, partial = tempfile.mkstemp(suffix=".partial", dir=path.parent)
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(data, file)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, path)
         except OSError as error:
             raise TapeError(

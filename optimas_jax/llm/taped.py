@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Usage
+from optimas_jax.llm.attempts import Attempts, Fault, ServerError
 from optimas_jax.llm.base import (
     Completer,
     Completion,
@@ -23,6 +24,7 @@ from optimas_jax.llm.base import (
 )
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
+from optimas_jax.llm.specs import is_served
 from optimas_jax.llm.tape import Tape
 
 R = TypeVar("R", bound=Result)
@@ -53,6 +55,11 @@ class TapedCompleter:
         caller 1 --+                on the tape: admit(true cost) ---------------------------> settle --> result
         caller 2 --+--> task of key
         caller 3 --+                missing:     admit(worst case) --> inner --> record  ----> settle --> result
+                                                    ^                    |
+                                                    +--- wait, again <---+ fault (``llm.attempts``)
+
+    An attempt to reach a server is on disk before it leaves. What it may have cost counts until its answer is there: if
+    it fails after the model may have worked, or if this process is killed.
 
     When the last caller is cancelled, the task is cancelled, too. If ``inner`` is working on the request by then,
     ``inner`` decides whether it can still be stopped: a result that it returns is recorded.
@@ -63,6 +70,7 @@ class TapedCompleter:
     def __init__(self, tape: Tape, ledger: Ledger, inner: Completer | None):
         self._tape, self._ledger, self._inner = tape, ledger, inner
         self._flights: dict[str, _Flight] = {}
+        self._attempts = Attempts(self._probe)
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """Answers one request.
@@ -122,15 +130,63 @@ class TapedCompleter:
             return result
         if self._inner is None:
             raise NotOnTape(f"the tape {self._tape.path} has no result for {json.dumps(effect.to_json())[:500]}")
-        ticket = await self._ledger.admit(effect.role, key, self.most(effect), paid=True)
-        usage = None
         try:
+            return await self._attempts.get(effect.model, lambda: self._attempt(effect, key, perform))
+        except Fault as fault:
+            result: Any = fault.failure
+        ticket = await self._ledger.admit(effect.role, key, result.usage, paid=True)
+        await self._tape.record(effect, key, result)
+        self._ledger.settle(ticket, result.usage)
+        return result
+
+    async def _attempt(
+        self, effect: Effect[R], key: str, perform: Callable[[Any], Awaitable[R]], *, keep: bool = True
+    ) -> R:
+        """One attempt, within the ledger's limits; its result is on disk before it is used.
+
+        Args:
+          keep: whether the result is recorded; else it is booked at its worst case.
+        """
+        most = self.most(effect)
+        ticket = await self._ledger.admit(effect.role, key, most, paid=True)
+        usage, lost, attempt = None, None, None
+        try:
+            if is_served(effect.model):
+                attempt = await self._tape.begin(key, most)
             result = await perform(self._inner)
-            usage = result.usage
-            await self._tape.record(effect, key, result)
+            if keep:
+                await self._tape.record(effect, key, result, attempt)
+                usage = result.usage
+            else:
+                lost = most
+            self._check(effect, result.usage)
             return result
+        except Fault as fault:
+            if fault.reached:
+                lost = most
+            elif attempt is not None:
+                await self._tape.end(attempt)
+            raise
+        except (ServerError, asyncio.CancelledError):  # it was not sent, or nobody is billed
+            if attempt is not None and usage is None and lost is None:
+                await self._tape.end(attempt)
+            raise
         finally:
-            self._ledger.settle(ticket, usage)
+            self._ledger.settle(ticket, usage, lost)
+
+    async def _probe(self, request: CompletionRequest) -> None:
+        """Attempts a request that was answered before; raises ``Fault``."""
+        await self._attempt(request, request.key, lambda inner: inner.complete(request), keep=False)
+
+    def _check(self, effect: Effect[Any], used: Usage) -> None:
+        """Raises ``ServerError`` for an answer that is longer than asked for, where costs are limited."""
+        most = effect.most().completion_tokens
+        if self._ledger.is_limited and used.completion_tokens > most:
+            raise ServerError(
+                f"{effect.model} wrote {used.completion_tokens:,} tokens where it was asked for at most {most:,}: no "
+                "budget can be kept with a server that does not keep to max_tokens. Set no config.budget, or ask "
+                "another server"
+            )
 
     def most(self, effect: Effect[Any]) -> Usage:
         """The worst case of a request; with limits from the exact length of its prompt, where ``inner`` knows it."""

@@ -28,7 +28,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from typing import Any
 
 from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.execution import Job, gather
+from optimas_jax.core.folder.files import read_rows
 from optimas_jax.core.scoring import MetricError
 from optimas_jax.core.types import Call, Example, Outcome, StopRun, freeze
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
@@ -306,5 +306,4 @@ def emit_curve(host: Host, at: str, iteration: int, val_score: float) -> None:
 
 def read_curve(workdir: Path) -> list[dict[str, Any]]:
     """The points that a run's journal holds, in order."""
-    lines = (workdir / "journal.jsonl").read_text(encoding="utf-8").split("\n")
-    return [event for event in map(json.loads, filter(None, lines)) if event["event"] == "curve"]
+    return [event for event in read_rows(workdir / "journal.jsonl") if event["event"] == "curve"]

@@ -14,8 +14,9 @@ from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.selection import LIKELIHOOD
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
+from optimas_jax.llm.clients.errors import SETTINGS
 from optimas_jax.llm.clients.openai import OpenAICompleter
-from optimas_jax.llm.clients.remote import SETTINGS, ServerConfig
+from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.llm.prices import Price, parse_prices, price_of

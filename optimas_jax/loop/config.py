@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
-from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveInt, Share, from_dict, to_dict
+from optimas_jax.core.json_text import shown
+from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, Share, from_dict, to_dict
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
@@ -229,7 +230,8 @@ def _names(text: str) -> tuple[str, ...]:
 def with_mode(optimize: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data of an ``OptimizeConfig``; switches that are None or absent get the values of its ``mode``."""
     data = dict(optimize)
-    for name, value in MODES.get(data.get("mode", "improved"), {}).items():  # from_dict refuses an unknown mode
+    mode = data.get("mode", "improved")
+    for name, value in MODES[mode].items() if mode in tuple(MODES) else ():  # from_dict refuses an unknown mode
         if isinstance(value, Mapping):
             given = data.get(name)
             if given is None or isinstance(given, Mapping):
@@ -265,6 +267,7 @@ class RunConfig:
       prices: override ``llm.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
       budget: the most that all completions of the run folder may cost. What baseline, confirmation and final test need
         is set aside from the start.
+      stop_grace: seconds that answers in flight have after an interrupt or SIGTERM, before they are left behind.
       system: settings of the benchmark's own class.
       data, proposer, offline, collect, reward, policy, optimize, align, probe, refresh, evaluate: see
         the classes.
@@ -283,6 +286,7 @@ class RunConfig:
     anthropic: ServerConfig = ServerConfig()
     prices: str = ""
     budget: Budget = Budget()
+    stop_grace: PositiveFloat = 30.0
     offline: OfflineConfig = OfflineConfig()
     collect: CollectConfig = CollectConfig()
     policy: PolicyConfig = PolicyConfig()
@@ -300,7 +304,7 @@ def parse_config(data: Mapping[str, Any]) -> RunConfig:
     Raises:
       ConfigError: as ``from_dict``; and for an unknown benchmark, or a data source that it does not have.
     """
-    if isinstance(data.get("optimize"), Mapping):
+    if isinstance(data, Mapping) and isinstance(data.get("optimize"), Mapping):
         data = {**data, "optimize": with_mode(data["optimize"])}
     config = from_dict(RunConfig, data)
     try:
@@ -342,5 +346,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "c
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, path)
         elif before != after:
-            lines.append(f"{path}: {before!r} -> {after!r}")
+            lines.append(f"{path}: {shown(before)} -> {shown(after)}")
     return lines

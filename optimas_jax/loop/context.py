@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.benchmarks.modules import Benchmark, find_benchmark
+from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, gather, run_many
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import Meter, System
@@ -33,6 +34,7 @@ from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.checks import check_search, chosen_components, tell_unmetered
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.folder.bought import check_tape
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
 from optimas_jax.loop.same_program import check_components, check_program
@@ -103,6 +105,7 @@ class Host:
       concurrency: calls in flight; changes speed, and under a budget the request at which it ends (``RunConfig``).
       max_tokens: limit of collecting and the search together; 0 for no limit.
       price: of the run's measurements, where ``config.budget`` limits them.
+      stop_grace: seconds that answers in flight have after an interrupt.
       judge: the language model that scores outputs where ``config.optimize.score`` is ``judge``.
     """
 
@@ -117,6 +120,7 @@ class Host:
     concurrency: int
     max_tokens: int = 0
     price: Price = Price()
+    stop_grace: float = 30.0
     judge: LanguageModel | None = None
 
     def run(self, label: str, jobs: Sequence[Job]) -> list[Trace]:
@@ -124,14 +128,19 @@ class Host:
         if not jobs:
             return []
         with self.progress.bar(label, len(jobs)) as advance:
-            return run_many(self.system, jobs, concurrency=self.concurrency, on_done=advance, on_wait=self._tell_waits)
+            return run_many(self.system, jobs, concurrency=self.concurrency, on_done=advance, waiting=self.waiting)
 
     def gather(self, label: str, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
         """Awaits all calls; results are in the order of the calls. Shows a bar under ``label``."""
         if not calls:
             return []
         with self.progress.bar(label, len(calls)) as advance:
-            return gather(calls, concurrency=self.concurrency, on_done=advance, on_wait=self._tell_waits)
+            return gather(calls, concurrency=self.concurrency, on_done=advance, waiting=self.waiting)
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is told while calls run, and what happens to them after an interrupt."""
+        return Waiting(self._tell_waits, lambda: self.ledger.in_flight, self.stop_grace)
 
     def _tell_waits(self) -> None:
         tell_waits(self.system.watch, lambda text: self.progress.line(f"  {escape(text)}"))
@@ -243,12 +252,13 @@ def build_run(
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         tape = Tape(folder.path / TAPE, earlier=start and start.tape)
         opened.callback(tape.close)
+        check_tape(folder, tape)
         check_program(folder, bare, data.splits, progress)
         if isinstance(benchmark, Benchmark) and benchmark.on_open is not None:
             benchmark.on_open(folder.path)
         keep(folder, data, start)
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
-        record = begin(folder, ledger, engines, command)
+        record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)
         taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
@@ -266,6 +276,7 @@ def build_run(
             seed=config.seed,
             concurrency=config.concurrency,
             max_tokens=config.optimize.max_tokens,
+            stop_grace=config.stop_grace,
             judge=config.proposer,
         )
         return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, record, opened.pop_all())
@@ -300,7 +311,7 @@ def _checked_completer(
             f"[yellow]warning[/yellow]: no price of {spec} is known, and its dollars are not counted: set "
             f"config.prices to {spec}=PROMPT/COMPLETION"
         )
-    return make_completer(config, workdir, progress.line, engines.sampler)
+    return make_completer(config, workdir, lambda text: progress.line(escape(text)), engines.sampler)
 
 
 def _tuned_model(config: RunConfig) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
 import shutil
 import time
@@ -15,59 +14,37 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import (
+    DAMAGED,
+    FolderError,
+    append_lines,
+    json_line,
+    mend_lines,
+    read_file,
+    replace_line,
+    write_json,
+    write_text,
+)
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.selection import UNTRAINED
-from optimas_jax.core.types import StopRun, thaw
+from optimas_jax.core.types import thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
 
 TAPE, LOCK, JOURNAL, RUN = "tape.sqlite", ".lock", "journal.jsonl", "run.json"
 CONFIGURATION, RESULTS = "configuration.json", "results.json"  # of a best/, and of the run's own evaluation
+UNFINISHED = "unfinished.json"  # what is known of a run that ended early, until it has results
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
 OPTIMIZED, REFRESHED_REWARD = "optimized.json", "refreshed.json"  # what the search found; a reward trained after it
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
-RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget")  # fields on which no result depends
+_LATER = ("alignment", "evaluation")  # events of stages that can be run without those before them
+# Fields on which no result depends.
+RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget", "stop_grace")
 # Fields that may differ from run to run in one folder: of stages whose results have files of their own, too.
 _FREE = (*RESOURCES, "align", "probe", "refresh", "evaluate")
-
-
-class FolderError(StopRun):
-    """A run folder that cannot be used; the message has the reason and the way out."""
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Writes JSON in one step: a reader sees the old file or the new one, never a part. A file that holds the same
-    stays as it is."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text in the same way."""
-    if path.is_file() and path.read_bytes() == text.encode("utf-8", "backslashreplace"):
-        return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escapes of half a character
-    partial.replace(path)
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """A row of a file of JSON lines. What JSON does not know becomes text: numbers that are not finite, objects of a
-    user's components."""
-    text = json.dumps(_for_json(row), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "backslashreplace").decode()  # JSON's escapes of half a character
-
-
-def _for_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _for_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_for_json(item) for item in value]
-    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return str(value)
 
 
 def is_unused(workdir: Path) -> bool:
@@ -87,6 +64,8 @@ class RunFolder:
       path: of the folder.
       first: the configuration of the first command, as plain data.
       last_written: when a command before this one wrote to the journal or the tape (``time.time``); 0 if none did.
+      events: of the journal, those of earlier commands; a damaged line is ``{DAMAGED: text}``.
+      damaged: number of these.
     """
 
     def __init__(self, workdir: Path, config: RunConfig):
@@ -102,20 +81,18 @@ class RunFolder:
         self._cursor = 0
         self.last_written = _last_written(self.path)
         try:
-            self._events = self._open(json.loads(json.dumps(to_dict(config))))
+            self.events = self._open(json.loads(json.dumps(to_dict(config))))
+            self.damaged = sum(DAMAGED in event for event in self.events)
         except Exception:
             self.close()
             raise
 
     def _open(self, plain: dict[str, Any]) -> list[dict[str, Any]]:
         """Locks and checks the folder; returns the events of earlier commands."""
-        file = self.path / "config.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path)
-            known = [json.loads(path.read_text(encoding="utf-8")) for path in config_files(self.path)]
-            if known and not isinstance(known[0], dict):
-                raise ValueError(f"it holds {type(known[0]).__name__}")
+            known = [read_file(path) for path in config_files(self.path)]
             if known:
                 self._check(known[0], plain)
             self.first = plain if not known or (plain not in known and self.is_unused()) else known[0]
@@ -124,9 +101,7 @@ class RunFolder:
                 self.write("config.json", plain)
             elif plain != known[-1]:  # free fields differ from those of the command before
                 self.write(f"config-{len(known) + 1}.json", plain)
-            return [json.loads(line) for line in read_lines(self.path / JOURNAL)]
-        except ValueError as error:  # not UTF-8, not JSON, not an object
-            raise FolderError(f"{file} is damaged ({error}): use another --workdir") from error
+            return mend_lines(self.path / JOURNAL)
         except OSError as error:
             raise FolderError(f"cannot write to {self.path} ({error})") from error
 
@@ -170,40 +145,44 @@ class RunFolder:
                 "again"
             ) from error
 
-    def read(self, name: str) -> Any | None:
-        """JSON of a file in the folder, or None if there is none."""
-        path = self.path / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except ValueError as error:
-            raise FolderError(
-                f"{path} is damaged ({error}): delete it and run the stage that makes it again"
-            ) from error
+    def read(self, name: str) -> Any:
+        """Data of a JSON file in the folder, or None if there is none; raises ``FolderError`` if it is damaged."""
+        return read_file(self.path / name)
 
     def emit(self, event: str, **fields: Any) -> None:
         """Appends one event. A resumed run emits its old events again; they are not written twice."""
-        entry = json.loads(json.dumps({"event": event, **thaw(fields)}, ensure_ascii=False))
-        for index in range(self._cursor, len(self._events)):  # a command may begin with a later stage
-            if _without_clock(self._events[index]) == _without_clock(entry):
+        entry = json.loads(json_line({"event": event, **thaw(fields)}))
+        for index in range(self._cursor, len(self.events)):  # a command may begin with a later stage
+            if _without_clock(self.events[index]) == _without_clock(entry):
                 self._cursor = index + 1
                 return
-        self._cursor = len(self._events)  # new work, or a changed program: go on behind what is there
-        line = json.dumps({**entry, "time": round(time.time(), 3)}, ensure_ascii=False)
-        self._append(JOURNAL, [line])
+        line = json_line({**entry, "time": round(time.time(), 3)})
+        if self._is_lost(event):
+            self._guarded(JOURNAL, lambda path: replace_line(path, self._cursor, line))
+            self.events[self._cursor] = entry
+            self._cursor += 1
+            return
+        self._cursor = len(self.events)  # new work, or a changed program: go on behind what is there
+        self._guarded(JOURNAL, lambda path: append_lines(path, [line]))
+
+    def _is_lost(self, event: str) -> bool:
+        """Whether the next line is damaged, and was this event. The first line was one of a search, unless its text
+        says otherwise: a command may begin with a later stage."""
+        lost = self.events[self._cursor].get(DAMAGED) if self._cursor < len(self.events) else None
+        return lost is not None and (self._cursor > 0 or event not in _LATER or f'"{event}"' in lost)
 
     def append_new(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends rows to a file of JSON lines; a row that it has already is left out."""
-        known = set(read_lines(self.path / name))
-        self._append(name, [line for line in map(json_line, rows) if line not in known])
 
-    def _append(self, name: str, lines: Sequence[str]) -> None:
-        if not lines:
-            return
+        def append(path: Path) -> None:
+            known = set(map(json_line, mend_lines(path)))
+            append_lines(path, [line for line in map(json_line, rows) if line not in known])
+
+        self._guarded(name, append)
+
+    def _guarded(self, name: str, write: Callable[[Path], None]) -> None:
         try:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
+            write(self.path / name)
         except OSError as error:
             raise FolderError(f"cannot write {name} in {self.path} ({error})") from error
 
@@ -269,26 +248,6 @@ def _last_written(folder: Path) -> float:
     return max((path.stat().st_mtime for path in files if path.is_file()), default=0.0)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a file of JSON lines; none without the file. A line that a killed process left half-written is
-    taken out of the file, with what stands behind it."""
-    if not path.is_file():
-        return []
-    lines: list[str] = []
-    data = path.read_bytes()
-    for line in data.split(b"\n"):  # only line feeds end a line: texts may hold other line separators
-        try:
-            json.loads(line.decode())
-        except ValueError:
-            break  # behind the last line end, or half-written
-        lines.append(line.decode())
-    whole = "".join(f"{line}\n" for line in lines).encode()
-    if whole != data:
-        path.with_suffix(".partial").write_bytes(whole)
-        path.with_suffix(".partial").replace(path)
-    return lines
-
-
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str]) -> list[str]:
     """``loop.config.differences`` of two configurations, but for the sections in ``free``."""
     before, after = ({name: config[name] for name in config if name not in free} for config in (old, new))
@@ -310,15 +269,7 @@ def config_json(folder: Path) -> dict[str, Any] | None:
       FolderError: it is damaged.
     """
     files = config_files(folder)
-    return read_json(files[-1]) if files else None
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """Plain data of a file of a run, or None where there is none; raises ``FolderError`` if it is damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except ValueError as error:
-        raise FolderError(f"{file} is damaged ({error})") from error
+    return read_file(files[-1]) if files else None
 
 
 def config_of(folder: Path) -> RunConfig:
@@ -371,17 +322,21 @@ def load_best(folder: Path) -> Configuration:
       FolderError: if there is none, or it is damaged.
     """
     path = folder / CONFIGURATION
-    try:
-        return Configuration.from_json(json.loads(path.read_text(encoding="utf-8"))["configuration"])
-    except FileNotFoundError as error:
-        if not folder.is_dir() and folder.name != BEST:
-            raise FolderError(f"there is no folder {folder}") from error
+    data = read_file(path)
+    if data is None and not folder.is_dir() and folder.name != BEST:
+        raise FolderError(f"there is no folder {folder}")
+    if data is None:
         raise FolderError(
             f"{folder} is neither a run with a finished search nor its {BEST}/: there is no {CONFIGURATION}. The "
             "command that made the run resumes it; its stage is --stage=optimize"
+        )
+    try:
+        return Configuration.from_json(data["configuration"])
+    except ValueError as error:
+        raise FolderError(
+            f"{path} is not a saved configuration ({error}): put it back as it was, or delete {folder} and run "
+            "--stage=optimize again"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FolderError(f"{path} is not a saved configuration ({type(error).__name__}: {error})") from error
 
 
 def reward_name(folder: Path, configuration: Configuration) -> str:
@@ -391,7 +346,7 @@ def reward_name(folder: Path, configuration: Configuration) -> str:
     Raises:
       FolderError: a file is damaged.
     """
-    refreshed, search, trained = (read_json(folder / name) for name in (REFRESHED_REWARD, OPTIMIZED, "reward.json"))
+    refreshed, search, trained = (read_file(folder / name) for name in (REFRESHED_REWARD, OPTIMIZED, "reward.json"))
     if refreshed and refreshed["configuration"] == configuration.to_json():  # of a longer search it may be another one
         return refreshed["name"]
     return (search or {}).get("reward") or (trained or {}).get("name") or ""

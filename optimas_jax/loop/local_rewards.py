@@ -153,6 +153,7 @@ def collect_wave(
             seed=host.seed,
             concurrency=host.concurrency,
             progress=host.progress,
+            waiting=host.waiting,
         )
 
     first = [one for name, pairs in runs.items() for one in _tries(host, config, configuration, name, pairs)]

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import FolderError, read_file
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
-from optimas_jax.loop.journal import RESULTS, FolderError, RunFolder, is_unused, read_json
+from optimas_jax.loop.journal import RESULTS, RunFolder, is_unused
 
 PROGRAM = "identity.json"
 _DATA = "the data"
@@ -27,7 +28,7 @@ def check_components(workdir: Path, system: System) -> None:
     Raises:
       FolderError: the folder belongs to a program with other components.
     """
-    known = read_json(workdir / PROGRAM)
+    known = read_file(workdir / PROGRAM)
     if system.program is None or known is None:
         return
     old, new = known["declared"], system.declared
@@ -74,7 +75,7 @@ def _another(folder: Path, what: str, finished: bool) -> FolderError:
 def edited_since(run: Path, system: System) -> tuple[str, ...]:
     """The parts of a program that are not as they were in the run of a folder: its function, components, their
     defaults; () where nothing is known. The metric is left out: a program runs without it."""
-    known = read_json(run / PROGRAM)
+    known = read_file(run / PROGRAM)
     if system.program is None or known is None:
         return ()
     now = {**system.declared, **system.code}

@@ -32,9 +32,13 @@ from optimas_jax.loop.forecast.spent import beside_plan, note_spent
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import (
     BEST,
+    CONFIGURATION,
+    JOURNAL,
     OPTIMIZED,
     REFRESHED_REWARD,
+    RESULTS,
     UNCONFIRMED,
+    UNFINISHED,
     config_of,
     load_best,
     reward_name,
@@ -108,6 +112,11 @@ def open_run(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
         f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.host.folder.path}"
     )
+    if run.host.folder.damaged:
+        progress.line(
+            f"[yellow]warning[/yellow]: {run.host.folder.damaged} damaged lines of {JOURNAL} are kept, and so is all "
+            "that stands behind them; a command that repeats their events writes them in their places again"
+        )
     if config.optimize.start and not run.host.splits.get("confirm"):
         progress.line(
             "[yellow]warning[/yellow]: no row is new to the run that this one starts from, so that nothing can be "
@@ -120,8 +129,31 @@ def open_run(
         )
     try:
         yield with_price(observed(run))
+    except (Exception, KeyboardInterrupt) as error:
+        with contextlib.suppress(Exception):  # the error itself is what the user should see
+            keep_what_is_known(run, error)
+        raise
     finally:
         run.opened.close()
+
+
+def keep_what_is_known(run: Run, error: BaseException) -> None:
+    """Leaves what a run that ends early has: ``best/`` as it is so far, and a file with the reason, the accepted
+    changes, the bill, and the command that goes on."""
+    host = run.host
+    if host.folder.is_unused() or host.folder.read(RESULTS) is not None:
+        return
+    if not (host.folder.path / BEST).is_dir():
+        host.folder.save_best(host.system.default_configuration(), {"accepted": [], "confirmed": None})
+    reason = "" if isinstance(error, KeyboardInterrupt) else f": {error}"
+    known = {
+        "reason": f"{type(error).__name__}{reason}",
+        "accepted": (host.folder.read(f"{BEST}/{CONFIGURATION}") or {}).get("accepted", []),
+        "spent": host.ledger.spent.to_json(),
+        "uncertain": run.tape.uncertain().to_json(),
+        "go_on": run.record.command,
+    }
+    host.folder.write(UNFINISHED, known)
 
 
 def with_price(run: Run) -> Run:
@@ -423,4 +455,5 @@ def _evaluate(run: Run) -> str:
     label = save(host.folder, settings.split, measured.identity, results, measured.rows, own=own)
     if own:
         finish(run.record)
+        (host.folder.path / UNFINISHED).unlink(missing_ok=True)
     return label

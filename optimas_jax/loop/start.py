@@ -4,17 +4,17 @@ its run are free, and what is found replaces it only if that is confirmed on row
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optimas_jax.benchmarks.data import Dataset
+from optimas_jax.core.folder.files import FolderError, read_file
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
 from optimas_jax.core.values import Configuration
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.journal import BEST, TAPE, FolderError, RunFolder, load_best
+from optimas_jax.loop.journal import BEST, TAPE, RunFolder, load_best
 
 ROWS = "rows.json"  # rows of a run and of those that it started from, in its folder and in its best/
 NO_FRESH_ROWS = "not confirmed: no fresh rows"
@@ -55,7 +55,7 @@ def read_start(folder: str) -> Start | None:
             "confirmed on others. Run the command that made it once more with this version"
         )
     tape = run / TAPE
-    used = frozenset(json.loads(file.read_text(encoding="utf-8")))
+    used = frozenset(read_file(file) or ())
     return Start(best, configuration, used, tape if tape.is_file() else None)
 
 

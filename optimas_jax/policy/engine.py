@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from typing_extensions import TypedDict
 
 from optimas_jax.checkpoints.peft import read_adapter, write_adapter
 from optimas_jax.core.types import StopRun, digest
@@ -56,6 +57,13 @@ class Rollout:
                         f"the score of answer {index} to prompt {number} of a rollout is {score}, expected a finite "
                         "number: see the metric or the local reward. The adapter before it is kept"
                     )
+
+
+class _Updated(TypedDict):
+    """Metadata of an update's checkpoint."""
+
+    adapter: str
+    metrics: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +127,7 @@ class PolicyEngine:
         """
         rollout.check()
         name = digest("policy", dataclasses.asdict(self.config), self._spec, parent, dataclasses.asdict(rollout), seed)
-        metadata = self._checkpoints.metadata(name)
+        metadata = self._checkpoints.metadata(name, _Updated)
         if metadata is None:
             state, kl_weight = self._load(parent)
             measured = self._statistics(parent, state, rollout)

@@ -105,8 +105,9 @@ class _Recording:
 
     async def complete(self, request: CompletionRequest) -> Completion:
         completion = await self.inner.complete(dataclasses.replace(request, tokens=True, top_p=1.0))
-        if completion.tokens is not None:
-            self.tokens.append(completion.tokens)
+        if completion.tokens is None:
+            raise StopRun(f"weights are tuned on what was sampled, and a request failed: {completion.detail}")
+        self.tokens.append(completion.tokens)
         return completion
 
 

@@ -6,13 +6,16 @@ import dataclasses
 import enum
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from optimas_jax.core.types import StopRun
+from optimas_jax.core.json_text import MOST_NESTED
+from optimas_jax.core.types import StopRun, valid_text
 
+_OF_RECORDS = 20  # levels of what records put around a value
 _RECORDED = "texts, numbers, true and false, None, lists, dicts, dataclasses and pydantic models can be recorded"
 
 
@@ -22,17 +25,32 @@ class PlainError(StopRun):
 
 def to_plain(value: Any, where: str) -> Any:
     """JSON-like copy of a value: dataclasses and pydantic models become dicts, tuples lists, enums their values, arrays
-    and scalars of NumPy lists and numbers.
+    and scalars of NumPy lists and numbers. Texts become valid (``core.types.valid_text``).
 
     Args:
       where: names the value in errors.
 
     Raises:
-      PlainError: for any other type, NaN or infinity.
+      PlainError: for any other type, NaN, infinity, numbers that no float can hold, or what is nested too deep.
     """
+    try:
+        return _plain(value, where, 0)
+    except RecursionError:  # of a dataclass or a model, by its own methods
+        raise PlainError(f"{where} is nested too deep, or holds itself") from None
+
+
+def _plain(value: Any, where: str, depth: int) -> Any:
+    if depth > MOST_NESTED - _OF_RECORDS:
+        raise PlainError(f"{where[:100]}... is nested more than {MOST_NESTED - _OF_RECORDS} deep, or holds itself")
     if isinstance(value, enum.Enum):
-        return to_plain(value.value, where)
-    if value is None or isinstance(value, str | bool | int):
+        return _plain(value.value, where, depth + 1)
+    if isinstance(value, str):
+        return valid_text(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if abs(value) > sys.float_info.max:
+            raise PlainError(f"{where} is a whole number of {value.bit_length()} bits, which no float can hold")
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -42,16 +60,16 @@ def to_plain(value: Any, where: str) -> Any:
         odd = [key for key in value if not isinstance(key, str)]
         if odd:
             raise PlainError(f"{where} has the key {odd[0]!r}, expected texts as keys")
-        return {key: to_plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {_plain(key, where, depth): _plain(item, f"{where}[{key!r}]", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_plain(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {field.name: to_plain(getattr(value, field.name), f"{where}.{field.name}") for field in fields}
+        return {field.name: _plain(getattr(value, field.name), f"{where}.{field.name}", depth + 1) for field in fields}
     if dump := getattr(value, "model_dump", None):  # pydantic
-        return to_plain(dump(mode="json"), where)
+        return _plain(dump(mode="json"), where, depth + 1)
     if hasattr(value, "dtype") and (tolist := getattr(value, "tolist", None)):  # NumPy
-        return to_plain(tolist(), where)
+        return _plain(tolist(), where, depth + 1)
     raise PlainError(f"{where} is of type {type(value).__name__}: {_way_out(value)}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +21,10 @@ from optimas_jax.core.blame import (
     own_frames,
     where,
 )
+from optimas_jax.core.secrets import Redacted
 from optimas_jax.core.shipped import folder
 from optimas_jax.core.types import StopRun
-from optimas_jax.report.process import INTERRUPTED
+from optimas_jax.report.process import code_of, interrupt_on_terminate
 
 _ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)
 _PARSERS = re.compile(r"[/\\](absl|ml_collections)[/\\]")
@@ -91,22 +94,29 @@ def _flag_error(flags: Any, error: Exception) -> str:
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
-    """Runs a command: its own exit code or 0; 1 after an error, printed in one line with its notes, and 130 after
-    an interrupt. Warnings for the user are one line, too."""
+    """Runs a command: its own exit code or 0; 1 after an error, printed in one line with its notes, 130 after an
+    interrupt and 143 after SIGTERM. Warnings for the user are one line, too, and no secret is in any line."""
+    interrupt_on_terminate()
+    with contextlib.redirect_stdout(Redacted(sys.stdout)), contextlib.redirect_stderr(Redacted(sys.stderr)):
+        return _exit_code(action)
+
+
+def _exit_code(action: Callable[[], int | None]) -> int:
     try:
         with warnings.catch_warnings(record=False):
             warnings.showwarning = _show_warning
             return action() or 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nstopped; the same command resumes", file=sys.stderr)
-        return INTERRUPTED
+        return code_of(stopped)
     except (StopRun, ValueError) as error:
         print(f"\nerror: {error_text(error)}", file=sys.stderr)
         return 1
     except Exception as error:
-        if not is_users(error):
-            raise  # a fault of this package
-        print(f"\nerror: {type(error).__name__}: {error}\n{frames_text(error)}", file=sys.stderr)
+        if is_users(error):
+            print(f"\nerror: {type(error).__name__}: {error}\n{frames_text(error)}", file=sys.stderr)
+        else:  # a fault of this package
+            print("".join(traceback.format_exception(error)), file=sys.stderr)
         return 1
 
 

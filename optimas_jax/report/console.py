@@ -24,6 +24,8 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from optimas_jax.core.secrets import redact
+
 _LINE_SECONDS = 15.0
 
 
@@ -50,6 +52,7 @@ class ConsoleProgress:
 
     def line(self, text: str) -> None:
         """One line about one decision."""
+        text = redact(text)
         try:
             self.console.print(text)
         except MarkupError:  # a name in it looks like markup

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from optimas_jax.core.secrets import redact
 from optimas_jax.report.tables import tables
 
 
@@ -20,5 +21,5 @@ def write_html(path: Path, results: Mapping[str, Any]) -> None:
     html = console.export_html(inline_styles=True)
     if path.is_file() and path.read_text(encoding="utf-8") == html:
         return
-    path.with_suffix(".partial").write_text(html, encoding="utf-8")
+    path.with_suffix(".partial").write_text(redact(html), encoding="utf-8")
     path.with_suffix(".partial").replace(path)

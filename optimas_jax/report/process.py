@@ -13,10 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from optimas_jax.core.blame import error_text
+from optimas_jax.core.secrets import redact
 from optimas_jax.core.shipped import python_path
 from optimas_jax.core.types import StopRun
 
-INTERRUPTED = 130  # exit code of a process that was interrupted
+INTERRUPTED, TERMINATED = 130, 143  # exit codes of a process that was interrupted, or stopped by SIGTERM
+STOPPED = (INTERRUPTED, TERMINATED)
+_LEAVE_SECONDS = 0.5  # that threads have, which may wait for answers that nobody reads any more
 _PARENT = "OPTIMAS_JAX_PARENT"  # variable that names the process of ``run_module``
 _LOOK_SECONDS = 0.5  # between two looks at whether the parent lives
 _END_SECONDS = 15.0  # that a process without parent has to end in order
@@ -93,14 +96,36 @@ def run_alone(action: Callable[[], None]) -> int:
     logging.disable(logging.INFO)  # of libraries; progress has its own lines
     try:
         action()
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        return code_of(stopped)
     except (StopRun, ValueError) as error:
-        print(f"\nerror: {error_text(error)}", file=sys.stderr)
+        print(redact(f"\nerror: {error_text(error)}"), file=sys.stderr)
         return 1
     return 0
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is how a scheduler stops a process."""
+
+
 def interrupt_on_terminate() -> None:
-    """Makes SIGTERM, which is how a scheduler stops a process, the same as an interrupt (``KeyboardInterrupt``)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Makes SIGTERM the same as an interrupt."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
+
+
+def code_of(stopped: KeyboardInterrupt) -> int:
+    """The exit code of a process that was stopped. It ends soon after, whatever its threads wait for: what was paid for
+    is on disk."""
+    code = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
+
+    def leave() -> None:
+        time.sleep(_LEAVE_SECONDS)
+        os._exit(code)
+
+    threading.Thread(target=leave, name="leave", daemon=True).start()
+    return code

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import read_file
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.devices import device_lines
 from optimas_jax.report.page import write_html
@@ -21,6 +21,8 @@ def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> Non
         return
     for table in tables(results):
         progress.console.print(table)
+    if (worst := uncertain_line(read_file(workdir / "run.json") or {})) is not None:
+        progress.line(worst)
     progress.line(last_line(results, path))
 
 
@@ -33,24 +35,20 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
         has ``report.html`` and TensorBoard; others have ``evaluations/LABEL.html``.
     """
     own = workdir / "results.json"
-    results = _read(own) or {}
+    results = read_file(own) or {}
     path, page = own, workdir / "report.html"
     if label and results.get("label") != label:
         path, page = (workdir / "evaluations" / f"{label}.{kind}" for kind in ("json", "html"))
-        results = _read(path)
+        results = read_file(path)
     if not results:
         return path, None
     if path == own:
-        history = (_read(workdir / "reward.json") or {"history": []})["history"]
+        history = (read_file(workdir / "reward.json") or {"history": []})["history"]
         # A search that a higher budget continued has events of its own.
         first = results.get("label", results["split"]) == results["split"]
         write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
     write_html(page, results)
     return path, results
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def last_line(results: Mapping[str, Any], path: Path) -> str:
@@ -59,6 +57,17 @@ def last_line(results: Mapping[str, Any], path: Path) -> str:
     return (
         f"gain {results['gain']['mean']:+.3f} ({confirmation}); {results['wall_seconds']:.0f} s, "
         f"{results['peak_rss_mb']} MB at most, {results['paid_calls']} completions paid for; {path}"
+    )
+
+
+def uncertain_line(record: Mapping[str, Any]) -> str | None:
+    """How much of the bill is a worst case; None where nothing is."""
+    worst = record.get("uncertain") or {}
+    if not worst.get("calls"):
+        return None
+    return (
+        f"of the bill {worst['calls']} requests are at their worst case, {worst['tokens']:,} tokens: they had no "
+        "answer after the model may have worked on them, or one that does not say what it used"
     )
 
 
@@ -80,7 +89,7 @@ def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
 
 def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
     """Shows the results of the probe stage."""
-    data = json.loads((workdir / "probe.json").read_text(encoding="utf-8"))
+    data = read_file(workdir / "probe.json") or {}
     progress.console.print(probe_table(data))
     for line in data["advice"]:
         progress.line(f"[bold]{line}[/bold]")
@@ -94,7 +103,7 @@ def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
 
 def report_alignment(workdir: Path, progress: ConsoleProgress) -> None:
     """Shows the results of the align stage."""
-    data = json.loads((workdir / "alignment.json").read_text(encoding="utf-8"))
+    data = read_file(workdir / "alignment.json") or {}
     progress.console.print(alignment_table(data["alignment"]))
     if not data["alignment"]:
         progress.line("nothing to align: on no input had the outputs of a component different global rewards")

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
+from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import gather, global_rewards, rollout_seeds
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -137,6 +138,7 @@ def collect(
     concurrency: int,
     progress: Progress,
     label: str = "candidates",
+    waiting: Waiting | None = None,
 ) -> list[Group]:
     """Runs tries and follows every new output to its global reward.
 
@@ -174,9 +176,9 @@ def collect(
         return key, answer.outputs
 
     calls = [functools.partial(follow, one) for one in tries]
-    tell = functools.partial(tell_waits, system.watch, progress.line)
+    waiting = waiting or Waiting(functools.partial(tell_waits, system.watch, progress.line))
     with progress.bar(label, len(tries)) as advance:
-        ends = gather(calls, concurrency=concurrency, on_done=advance, on_wait=tell)
+        ends = gather(calls, concurrency=concurrency, on_done=advance, waiting=waiting)
     new = [
         Group(
             one.call.component,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,9 @@ from typing import Any
 
 import datasets
 
+from optimas_jax.core.json_text import parse_json, shown
 from optimas_jax.core.types import Candidate, Group, StopRun, digest, freeze, thaw
+from optimas_jax.rewards.checksums import check_files, write_checksums
 
 
 class GroupsError(StopRun):
@@ -43,6 +46,7 @@ def save_groups(path: Path, groups: Sequence[Group]) -> None:
         pairs = {name: datasets.Dataset.from_list(rows) for name, rows in to_preferences(groups).items()}
         if pairs:
             datasets.DatasetDict(**pairs).save_to_disk(str(partial / "preferences"))
+        write_checksums(partial)
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             path.rename(old)
@@ -65,7 +69,8 @@ def load_groups(path: Path) -> list[Group] | None:
     if not path.is_dir():
         return None
     try:
-        if not json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+        check_files(path)  # before pyarrow reads them, which a single flipped bit can crash
+        if not parse_json((path / "state.json").read_bytes())["_data_files"]:
             return []  # datasets writes no file for no rows, and then cannot read the folder
         rows = datasets.Dataset.load_from_disk(str(path), keep_in_memory=True).to_list()
         return [group_from_row(row) for row in rows]
@@ -117,7 +122,7 @@ def from_preferences(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[G
         known: dict[tuple[str, str], dict[str, Candidate]] = {}  # (example, inputs) -> response -> candidate
         for number, row in enumerate(rows):
             try:
-                trajectory = json.loads(row["context"])
+                trajectory = parse_json(row["context"])
                 inputs = json.dumps(trajectory[component]["input"], sort_keys=True)
                 key = _example_id(trajectory), inputs
                 for side in ("chosen", "rejected"):
@@ -127,7 +132,7 @@ def from_preferences(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[G
                     f"row {number} of {component!r} is not a preference pair ({type(error).__name__}: {error})"
                 ) from error
         for (example_id, inputs), candidates in known.items():
-            groups.append(Group(component, example_id, freeze(json.loads(inputs)), tuple(candidates.values())))
+            groups.append(Group(component, example_id, freeze(parse_json(inputs)), tuple(candidates.values())))
     return groups
 
 
@@ -146,7 +151,23 @@ def _candidate(row: Mapping[str, Any], side: str) -> Candidate:
     variable = row[f"variable_{side}"]
     ours = re.fullmatch(r'"(current|sampled:\d+|value:\w+)"', str(variable))
     source = ours[1] if ours else f"variable:{variable}"
-    return Candidate(freeze(json.loads(row[f"response_{side}"])), source, (float(row[f"score_{side}"]),))
+    return Candidate(_fields(row[f"response_{side}"]), source, _rewards([row[f"score_{side}"]]))
+
+
+def _fields(text: str) -> Mapping[str, Any]:
+    """Fields from a JSON text; raises ``ValueError`` for anything else."""
+    data = parse_json(text)
+    if not isinstance(data, dict):
+        raise ValueError(f"the fields of a component are an object, got {shown(data)}")
+    return freeze(data)
+
+
+def _rewards(numbers: Iterable[Any]) -> tuple[float, ...]:
+    """Rewards; raises ``ValueError`` unless there is one, and all are finite."""
+    rewards = tuple(map(float, numbers))
+    if not rewards or not all(map(math.isfinite, rewards)):
+        raise ValueError(f"rewards are finite numbers, at least one, got {shown(rewards)}")
+    return rewards
 
 
 def group_to_row(group: Group) -> dict[str, Any]:
@@ -164,11 +185,13 @@ def group_to_row(group: Group) -> dict[str, Any]:
 
 
 def group_from_row(row: Mapping[str, Any]) -> Group:
-    """The inverse of ``group_to_row``."""
+    """The inverse of ``group_to_row``; raises ``ValueError``, ``KeyError`` or ``TypeError`` for other data."""
     candidates = tuple(
-        Candidate(freeze(json.loads(outputs)), source, tuple(rewards))
+        Candidate(_fields(outputs), str(source), _rewards(rewards))
         for outputs, source, rewards in zip(row["outputs"], row["sources"], row["rewards"], strict=True)
     )
-    inputs = freeze(json.loads(row["inputs"]))
     configuration, occurrence = row.get("configuration", ""), row.get("occurrence", 0)  # not in older data sets
-    return Group(row["component"], row["example_id"], inputs, candidates, configuration, occurrence)
+    names = (row["component"], row["example_id"], configuration)
+    if not candidates or type(occurrence) is not int or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"a group has texts as names and at least one candidate, got {shown(dict(row))}")
+    return Group(row["component"], row["example_id"], _fields(row["inputs"]), candidates, configuration, occurrence)

@@ -11,15 +11,16 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM, agreement, random_score
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
-from optimas_jax.learn.store import CheckpointStore
+from optimas_jax.learn.store import CheckpointError, CheckpointStore
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.llm.tape import Tape
 from optimas_jax.models.lora import Params
@@ -41,6 +42,17 @@ class ScoredGroup(NamedTuple):
     scores: Sequence[float]
     logliks: Sequence[float]
     agreement: Sequence[float]
+
+
+class LocalReward(TypedDict):
+    """Metadata of a checkpoint of local rewards (``rewards.trainer``)."""
+
+    groups: int
+    alike: int
+    history: list[dict[str, float]]
+    backbone: NotRequired[dict[str, Any]]
+    base: NotRequired[list[float]]
+    held_out: NotRequired[dict[str, list[list[str | list[float]]]]]
 
 
 Kind = Literal["score", "loglik"]
@@ -91,11 +103,15 @@ class RewardScorer:
         """By component, the groups that heads were fitted on, with scores from heads fitted without their input; empty
         for trained heads."""
         rows = self._of_fitted(reward).get("held_out", {})
-        return {name: [ScoredGroup(*row) for row in of_component] for name, of_component in rows.items()}
+        try:
+            return {name: [ScoredGroup(*row) for row in of_component] for name, of_component in rows.items()}
+        except TypeError as error:
+            folder = self._checkpoints.folder / reward
+            raise CheckpointError(f"{folder} is damaged ({error}): delete it, it will be trained again") from error
 
     def _of_fitted(self, reward: str) -> Mapping[str, Any]:
         if reward not in self._fitted:
-            metadata = self._checkpoints.metadata(reward) or {}
+            metadata = self._checkpoints.metadata(reward, LocalReward) or {}
             self._fitted[reward] = {key: metadata[key] for key in ("base", "held_out") if key in metadata}
         return self._fitted[reward]
 
@@ -103,7 +119,7 @@ class RewardScorer:
         """Raises ``StopRun`` if the run has no local reward of that name, or its backbone differs."""
         if reward == LIKELIHOOD:
             return
-        metadata = self._checkpoints.metadata(reward)
+        metadata = self._checkpoints.metadata(reward, LocalReward)
         if metadata is None:
             raise StopRun(
                 f"no local reward {reward!r} in {self._checkpoints.folder}: a configuration that chooses outputs by it "

@@ -28,6 +28,7 @@ from optimas_jax.parallel.transfer import fetch
 from optimas_jax.rewards.alignment import pair_accuracy
 from optimas_jax.rewards.batches import RewardBatches
 from optimas_jax.rewards.pairs import count_pairs, is_informative
+from optimas_jax.rewards.scorer import LocalReward
 from optimas_jax.rewards.text import output_texts, text_group
 
 _TRAINING_GROUP = 128  # tokens: a batch of T has at most T / 128 groups, so that its step has few shapes
@@ -98,7 +99,7 @@ class RewardTrainer:
         data = [[_group_digest(group) for group in part] for part in (learnable, evaluated)]
         how = ("fit",) if fitted else (parent, epochs, seed)
         name = digest("train", config, self._batches.components, data, *how)
-        metadata = self._checkpoints.metadata(name)
+        metadata = self._checkpoints.metadata(name, LocalReward)
         if metadata is None:
             if fitted:
                 trainable, metadata = self._fit(system, learnable)

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import FolderError, read_file
 from optimas_jax.core.types import digest
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.specs import provider
-from optimas_jax.loop.journal import BEST, CONFIGURATION, FolderError, config_json, load_best, read_json
+from optimas_jax.loop.journal import BEST, CONFIGURATION, JOURNAL, config_json, load_best
 from optimas_jax.saved.models import language_model
 
 _OF_RUNS = {"benchmark", "system"}  # of the fields of a run's config.json
@@ -85,10 +86,20 @@ def read_folder(folder: str | Path) -> Saved:
     path = Path(folder).resolve()
     best = path if (path / CONFIGURATION).is_file() or not (path / BEST).is_dir() else path / BEST
     configuration = load_best(best)
-    around = config_json(best.parent)
-    if not isinstance(around, dict) or not around.keys() >= _OF_RUNS:  # a config.json of something else
-        around = None
-    return Saved(best, configuration, around or (read_json(best / CONFIGURATION) or {}).get("settings", {}))
+    carried = (read_file(best / CONFIGURATION) or {}).get("settings", {})
+    return Saved(best, configuration, _settings_around(best, carried))
+
+
+def _settings_around(best: Path, carried: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the run around a ``best/`` folder, or those that it carries: it may lie beside a ``config.json``
+    of something else."""
+    try:
+        around = config_json(best.parent)
+    except FolderError:
+        if not carried and (best.parent / JOURNAL).is_file():  # it is a run
+            raise
+        return carried
+    return around if around is not None and around.keys() >= _OF_RUNS else carried
 
 
 def read_saved(

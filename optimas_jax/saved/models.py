@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import SystemConfig
 from optimas_jax.core.schema import from_dict, to_dict
+from optimas_jax.llm.attempts import Persistent
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.sandbox import SandboxCompleter
 from optimas_jax.loop.config import RunConfig
@@ -54,4 +55,4 @@ def completer_of(
 
     config = serving_config(name, answers, settings)
     load = (engines or make_engines()).sampler
-    return SandboxCompleter(make_completer(config, folder, ConsoleProgress(quiet=True).line, load))
+    return SandboxCompleter(Persistent(make_completer(config, folder, ConsoleProgress(quiet=True).line, load)))

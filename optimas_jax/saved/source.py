@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from optimas_jax.benchmarks.modules import import_file, importing
-from optimas_jax.loop.journal import read_json, write_json
+from optimas_jax.core.folder.files import read_file, write_json
 from optimas_jax.programs.declared import DeclarationError
 from optimas_jax.programs.program import Program
 from optimas_jax.programs.program import program as declare
@@ -34,7 +34,7 @@ def record_source(folder: Path, program: Program | Callable[..., Any], metric: C
     declared = declare(program)
     if others := [one for one in _declaring_files(declared) if one["file"] != source.get("file")]:
         where[DECLARATIONS] = {"components": _names(declared), "files": [_seen_from(folder, one) for one in others]}
-    if read_json(folder / SOURCE) != where:
+    if read_file(folder / SOURCE) != where:
         write_json(folder / SOURCE, where)
 
 
@@ -50,7 +50,7 @@ def import_program(folder: Path) -> Program:
     Raises:
       SourceError: it cannot be imported, nothing is known of it, or it has no components.
     """
-    declarations = (read_json(folder / SOURCE) or {}).get(DECLARATIONS)
+    declarations = (read_file(folder / SOURCE) or {}).get(DECLARATIONS)
     function = import_source(folder, PROGRAM)
     with contextlib.suppress(DeclarationError):
         program = declare(function)
@@ -72,7 +72,7 @@ def import_source(folder: Path, what: str) -> Any:
     Raises:
       SourceError: it cannot be imported, or nothing is known of it.
     """
-    where = (read_json(folder / SOURCE) or {}).get(what)
+    where = (read_file(folder / SOURCE) or {}).get(what)
     if where is None:
         raise SourceError(f"{folder} does not say where its {what} is: {_way_out(what)}")
     if reason := where.get("reason"):

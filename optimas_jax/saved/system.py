@@ -9,12 +9,12 @@ from typing import Any
 
 from optimas_jax.benchmarks.data import DataConfig, Dataset
 from optimas_jax.benchmarks.modules import BENCHMARKS, find_benchmark, settings_class, title
+from optimas_jax.core.folder.files import read_file
 from optimas_jax.core.schema import from_dict
 from optimas_jax.core.scoring import name_of
 from optimas_jax.core.system import System
 from optimas_jax.core.types import freeze
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.journal import read_json
 from optimas_jax.loop.same_program import edited_since
 from optimas_jax.loop.steps.fields import OBSERVED, with_fields
 from optimas_jax.programs.program import Program
@@ -129,7 +129,7 @@ def as_observed(saved: Saved, system: System) -> System:
 def observed_fields(saved: Saved) -> dict[str, Any]:
     """The fields of components that the run saw, those that are called last at the end; of a ``best/`` folder alone,
     its own. {} where nothing was seen."""
-    return read_json(saved.run / OBSERVED) or read_json(saved.folder / OBSERVED) or {}
+    return read_file(saved.run / OBSERVED) or read_file(saved.folder / OBSERVED) or {}
 
 
 def check(saved: Saved, name: str, system: System) -> None:

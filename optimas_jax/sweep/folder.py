@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.files import FolderError, read_file, read_rows, write_json
 from optimas_jax.core.schema import to_dict
-from optimas_jax.loop.journal import RESOURCES, RESULTS, changed_fields, write_json
+from optimas_jax.loop.journal import RESOURCES, RESULTS, changed_fields
 from optimas_jax.sweep.locks import LOCK, SECONDS, hold
 from optimas_jax.sweep.points import Point, SweepError
 
@@ -59,9 +60,9 @@ def _read_points(path: Path, configs: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))["points"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SweepError(f"{path} is damaged ({error}): use another --workdir") from error
+        old = (read_file(path) or {})["points"]
+    except FolderError as error:
+        raise SweepError(str(error)) from error
     missing = [f"it has the point {name}" for name in old if name not in configs]
     known = [name for name in configs if name in old]
     changed = [line for name in known for line in changed_fields(old[name], configs[name], RESOURCES)]
@@ -83,18 +84,17 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
     path = folder / name / RESULTS
     try:
         # A look into the folder: a network file system may still say of a file itself that it is not there.
-        return json.loads(path.read_text(encoding="utf-8")) if RESULTS in os.listdir(path.parent) else None
+        return read_file(path) if RESULTS in os.listdir(path.parent) else None
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise SweepError(f"{path} is damaged ({error}): delete it, and the same command makes it again") from error
+    except FolderError as error:
+        raise SweepError(f"{error}; the same command makes it again") from error
 
 
 def read_progress(folder: Path, name: str) -> str:
     """The last event of a point's journal, as text, or ""."""
     path = folder / name / "journal.jsonl"
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        event = json.loads(path.read_text(encoding="utf-8").rstrip("\n").rsplit("\n", 1)[-1])
-        number = event.get("iteration")
-        return f"{event['event']}{f' {number + 1}' if isinstance(number, int) else ''}"
+    with contextlib.suppress(OSError, FolderError, IndexError):
+        event = read_rows(path)[-1]
+        return f"{event['event']} {event['iteration'] + 1}" if "iteration" in event else event["event"]
     return ""

@@ -8,7 +8,6 @@ folder like any other. Completions go through the results that all points share 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ if __name__ == "__main__":
 # Otherwise transformers reports that torch, which is not needed here, is absent.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from optimas_jax.core.folder.files import read_file
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.console import ConsoleProgress
@@ -34,7 +34,7 @@ def main(folder: Path, name: str) -> int:
     def run() -> None:
         (folder / name).mkdir(exist_ok=True)
         wait_for_run(folder / name)  # the same point, begun before on this machine or another, may still be ending
-        config = parse_config(json.loads((folder / SWEEP).read_text(encoding="utf-8"))["points"][name])
+        config = parse_config((read_file(folder / SWEEP) or {})["points"][name])
         run_stages(config, folder / name, "all", ConsoleProgress(), shared=folder / SHARED)
 
     return run_alone(run)

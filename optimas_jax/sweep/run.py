@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.report.process import INTERRUPTED
+from optimas_jax.report.process import STOPPED
 from optimas_jax.sweep.executors.base import Runner
 from optimas_jax.sweep.folder import read_result
 from optimas_jax.sweep.points import Point
@@ -63,7 +63,7 @@ def run_points(
 
     async def run_one(name: str) -> dict[str, Any]:
         code, message = await runner(name)
-        if code == INTERRUPTED:
+        if code in STOPPED:
             raise _Interrupted
         return read_result(folder, name) or {"error": message or f"exit code {code}"}
 

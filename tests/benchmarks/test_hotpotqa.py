@@ -81,7 +81,7 @@ def test_only_line_feeds_end_a_row(tmp_path):
 
 
 def test_a_broken_line_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 3: not JSON \(.* at column 9\)"):
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 3: not JSON \(.*\) at column 9"):
         read(jsonl(tmp_path, row(0), row(1), '{"id": 1'))
 
 

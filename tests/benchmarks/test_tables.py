@@ -53,7 +53,7 @@ def test_what_holds_no_rows(data, message):
         ("a,b\n", "holds no rows"),
         ("a,a\n1,2\n", r"has the columns \['a', 'a'\], expected different names"),
         ("a;b\n1;2\n", r"has the columns \['a;b'\], .* separated by commas"),
-        ('a,b\n"1,2\n', r"is no CSV file in UTF-8 \(unexpected end of data\)"),
+        ('a,b\n"1,2\n', r"line 2: no CSV \(unexpected end of data\)"),
     ],
 )
 def test_csv_files_that_do_not_hold_together(tmp_path, text, message):

@@ -38,7 +38,7 @@ class Nothing:
     async def find(self, effect, key):
         return None
 
-    async def record(self, effect, key, result):
+    async def record(self, effect, key, result, attempt):
         await asyncio.sleep(0)
 
 

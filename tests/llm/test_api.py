@@ -10,11 +10,11 @@ from api_servers import ApiServers
 from served import serving_app
 
 from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.llm.attempts import Persistent, Retries, ServerError
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
-from optimas_jax.llm.clients.limits import Retries
 from optimas_jax.llm.clients.openai import OpenAICompleter
-from optimas_jax.llm.clients.remote import ServerConfig, ServerError
+from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
 from optimas_jax.llm.tape import Tape
@@ -63,8 +63,10 @@ def request_to(name, **changes):
 
 
 def complete(completer, *requests):
+    persistent = Persistent(completer)
+
     async def all_of_them():
-        return await asyncio.gather(*(completer.complete(one) for one in requests))
+        return await asyncio.gather(*(persistent.complete(one) for one in requests))
 
     return asyncio.run(all_of_them())
 
@@ -82,7 +84,7 @@ def test_an_answer_comes_with_its_tokens_and_its_price(api):
         assert body["system"] == "Be short." and body["max_tokens"] == 8
         assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
     else:
-        assert (body["max_completion_tokens"], body["stop"], body["seed"]) == (8, ["\n"], 0)
+        assert (body["max_tokens"], body["stop"], body["seed"]) == (8, ["\n"], 0)
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "503", "529", "drop", "not JSON"])
@@ -97,9 +99,9 @@ def test_a_fault_that_passes_is_asked_again(api, fault):
     ("fault", "message"),
     [
         ("429", r"refuses for its limits .*3 attempts.*requests_per_minute.*same command again"),
-        ("529", r"failed: .*same command again"),
+        ("529", r"failed with status 529 .*same command again"),
         ("drop", r"does not answer .*3 attempts.*same command again"),
-        ("not JSON", r"not JSON .*Bad gateway.*3 attempts"),
+        ("not JSON", r"not JSON: .*Bad gateway.*3 attempts"),
     ],
 )
 def test_a_fault_that_stays_stops_the_run_with_the_way_out(api, fault, message):
@@ -114,12 +116,34 @@ def test_a_fault_that_stays_stops_the_run_with_the_way_out(api, fault, message):
     ("fault", "message"),
     [("401", r"wants a key that it accepts in [A-Z]+_API_KEY"), ("404", "asked for"), ("overflow", "lower max_tokens")],
 )
-def test_what_will_not_pass_is_asked_once(api, fault, message):
+def test_what_the_first_request_meets_and_will_not_pass_stops_a_run_at_once(api, fault, message):
     name, servers, make = api
     servers.faults.append(fault)
     with pytest.raises(ServerError, match=message):
         complete(make(), request_to(name))
     assert len(servers.bodies) == 1
+
+
+@pytest.mark.parametrize(("fault", "asked"), [("overflow", 2), ("404", 3)])
+def test_what_one_request_alone_meets_is_its_outcome(api, fault, asked):
+    """A prompt that is too long is known to be at fault; else the last request that was answered is asked again."""
+    name, servers, make = api
+    servers.faults.extend(["", fault])
+    completer = make()
+    complete(completer, request_to(name))
+    [failed] = complete(completer, request_to(name, seed=1))
+    assert (failed.outcome, failed.text, failed.completion_tokens) == (Outcome.REFUSED, "", 0) and failed.detail
+    assert len(servers.bodies) == asked
+
+
+def test_a_fault_that_all_requests_meet_from_some_time_on_stops_the_run(api):
+    name, servers, make = api
+    completer = make()
+    complete(completer, request_to(name))
+    servers.faults.extend(["not JSON"] * 6)  # three attempts, and three at the one that was answered
+    with pytest.raises(ServerError, match="cannot be read"):
+        complete(completer, request_to(name, seed=1))
+    assert len(servers.bodies) == 7
 
 
 @pytest.mark.parametrize(

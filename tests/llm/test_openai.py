@@ -22,10 +22,11 @@ from optimas_jax.checkpoints.peft import write_adapter
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.engine.pool import Engines
+from optimas_jax.llm.attempts import Persistent, Retries, ServerError
 from optimas_jax.llm.base import CompletionRequest, Message
-from optimas_jax.llm.clients.limits import Retries, retry
+from optimas_jax.llm.clients.errors import retry_after
 from optimas_jax.llm.clients.openai import OpenAICompleter
-from optimas_jax.llm.clients.remote import Remote, ServerConfig, ServerError
+from optimas_jax.llm.clients.remote import Remote, ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.llm.forms.tools import ReplyType
@@ -46,8 +47,10 @@ def request(messages=CHAT, **changes):
 
 
 def complete(completer, *requests):
+    persistent = Persistent(completer)
+
     async def all_of_them():
-        return await asyncio.gather(*(completer.complete(one) for one in requests))
+        return await asyncio.gather(*(persistent.complete(one) for one in requests))
 
     return asyncio.run(all_of_them())
 
@@ -217,7 +220,7 @@ ANSWER = {
 }
 
 
-def scripted(*answers):
+def scripted(*answers, say=lambda text: None):
     """A completer whose server gives one answer after another: a body, a status with headers, or an error."""
     rest, seen = list(answers), []
 
@@ -227,10 +230,10 @@ def scripted(*answers):
         if isinstance(answer, Exception):
             raise answer
         status, headers, body = answer if isinstance(answer, tuple) else (200, {}, answer)
-        return httpx2.Response(status, headers=headers, json=body)
+        return httpx2.Response(status, headers=headers, content=json.dumps(body))
 
     client = httpx2.Client(transport=httpx2.MockTransport(handle))
-    return OpenAICompleter(ServerConfig("http://server/v1", retries=HASTY), http_client=client), seen
+    return OpenAICompleter(ServerConfig("http://server/v1", retries=HASTY), http_client=client, say=say), seen
 
 
 def test_connections_follow_the_calls_in_flight():
@@ -290,7 +293,7 @@ def test_a_fault_that_passes_is_asked_again():
     completer, seen = scripted((503, {}, fault), (429, {"retry-after": "0.01"}, fault), ANSWER)
     [completion] = complete(completer, request())
     assert completion.text == "Paris" and completion.outcome is Outcome.OK and len(seen) == 3
-    assert seen[0]["max_completion_tokens"] == 8 and "seed" not in seen[0]  # greedy
+    assert seen[0]["max_tokens"] == 8 and "seed" not in seen[0]  # greedy
 
 
 def test_a_server_that_dies_stops_the_run_and_says_how_to_go_on():
@@ -323,16 +326,102 @@ def test_how_an_answer_ended_is_its_outcome(answer, outcome, text):
 
 
 @pytest.mark.parametrize(
+    ("content", "text", "reasoning"),
+    [
+        ([{"type": "text", "text": "Par"}, {"type": "text", "text": "is"}], "Paris", ""),
+        ([{"type": "thinking", "text": "Hm."}, {"type": "text", "text": "Paris"}], "Paris", "Hm."),
+        ("<think>\nHm.\n</think>\n\nParis", "Paris", "Hm."),
+        ("Hm.\n</think>\nParis", "Paris", "Hm."),  # opened by the template
+        ("<think>Hm. Is it", "", "Hm. Is it"),
+        ("a \ud83d b\0c", "a \ufffd b\ufffdc", ""),
+        ("x < y, </b>", "x < y, </b>", ""),
+    ],
+)
+def test_an_answer_is_valid_text_without_what_was_thought_before(content, text, reasoning):
+    [completion] = complete(scripted(with_choice(message={"role": "assistant", "content": content}))[0], request())
+    assert (completion.text, completion.reasoning, completion.outcome) == (text, reasoning, Outcome.OK)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_in_a_field_of_its_own_is_kept(name):
+    message = {"role": "assistant", "content": "Paris", name: "Hm."}
+    [completion] = complete(scripted(with_choice(message=message))[0], request())
+    assert (completion.text, completion.reasoning) == ("Paris", "Hm.")
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        [],
+        {"prompt_tokens": 5},
+        *({"prompt_tokens": 5, "completion_tokens": n} for n in (-1, "2", True, 1e400)),
+    ],
+)
+def test_an_answer_without_usage_is_booked_at_its_worst_case(usage):
+    said = []
+    completer, _ = scripted({**ANSWER, "usage": usage}, {**ANSWER, "usage": usage}, say=said.append)
+    for completion in complete(completer, request(), request(seed=4)):
+        most = request().most()
+        assert completion.estimated and completion.usage.tokens == most.tokens
+    assert len(said) == 1 and "booked at its worst case" in said[0]
+
+
+@pytest.mark.parametrize("refused", [(400, {}, {"error": {"message": "Unsupported parameter: 'max_tokens'"}}), None])
+def test_the_name_of_the_limit_of_an_answer_is_found_out_once(refused):
+    long = {**ANSWER, "usage": {"prompt_tokens": 5, "completion_tokens": 99}}
+    completer, seen = scripted(*([refused] if refused else [long]), ANSWER, ANSWER)
+    for seed in range(2 + (not refused)):
+        complete(completer, request(seed=seed))
+    assert [sorted({"max_tokens", "max_completion_tokens"} & {*body}) for body in seen] == [
+        ["max_tokens"],
+        ["max_completion_tokens"],
+        ["max_completion_tokens"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": {"message": "overloaded", "code": 502}},
+        [],
+        "text",
+        {"choices": None},
+        {"choices": [{}]},
+        {"choices": [{"message": {"content": 3}}]},
+        {"choices": [{"message": {"content": [3]}}]},
+        {"choices": [{"message": {"content": {"text": "a"}}}]},
+        {"choices": [{"message": {"content": "a", "tool_calls": [1]}}]},
+        {"choices": "a"},
+    ],
+)
+def test_what_is_no_answer_is_asked_again(answer):
+    completer, seen = scripted(answer, answer, ANSWER)
+    [completion] = complete(completer, request())
+    assert completion.text == "Paris" and len(seen) == 3
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"\xff\xfe{", b""])
+def test_a_body_that_no_parser_takes_is_a_fault(content):
+    rest = [httpx2.Response(200, content=content), httpx2.Response(200, json=ANSWER)]
+    client = httpx2.Client(transport=httpx2.MockTransport(lambda asked: rest.pop(0)))
+    completer = OpenAICompleter(ServerConfig("http://server/v1", retries=HASTY), http_client=client)
+    [completion] = complete(completer, request())
+    assert completion.text == "Paris"
+
+
+@pytest.mark.parametrize(
     ("answer", "changes", "message"),
     [
-        ({"hello": 1}, {}, r"cannot be read \(KeyError: 'choices'\)"),
-        ({**ANSWER, "choices": []}, {}, r"cannot be read \(ValueError"),
+        ({"hello": 1}, {}, r"cannot be read \(KeyError: 'choices'"),
+        ({**ANSWER, "choices": []}, {}, r"cannot be read \(IndexError"),
         (ANSWER, {"tokens": True}, "the server does not tell"),
     ],
 )
 def test_an_answer_that_cannot_be_used_is_shown(answer, changes, message):
     with pytest.raises(ServerError, match=message):
-        complete(scripted(answer)[0], request(**changes))
+        complete(scripted(*[answer] * 3)[0], request(**changes))
 
 
 # --- waiting
@@ -340,18 +429,15 @@ def test_an_answer_that_cannot_be_used_is_shown(answer, changes, message):
 
 def test_waits_grow_and_honour_what_the_server_asks():
     retries = Retries(first_wait=1.0, longest_wait=5.0)
-    assert [retries.wait(n, None, jitter=1.0) for n in (1, 2, 3, 4)] == [1.0, 2.0, 4.0, 5.0]
-    assert retries.wait(1, None, jitter=0.0) == 0.5
+    assert [retries.wait(n, 0.0, jitter=1.0) for n in (1, 2, 3, 4)] == [1.0, 2.0, 4.0, 5.0]
+    assert retries.wait(1, 0.0, jitter=0.0) == 0.5
     assert retries.wait(1, 30.0, jitter=1.0) == 30.0
+    assert retries.wait(1, 1e12, jitter=1.0) == retries.wait(2000, float("inf"), jitter=1.0) == 300.0
 
 
-def test_what_will_not_pass_is_not_asked_again():
-    calls = []
-
-    def call():
-        calls.append(1)
-        raise ValueError("for good")
-
-    with pytest.raises(ValueError, match="for good"):
-        retry(call, lambda _: None, HASTY, calls.append)
-    assert calls == [1]
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("2.5", 2.5), ("inf", float("inf")), ("-3", 0.0), ("nan", 0.0), ("soon", 0.0), ("Thu, 99 Foo 2099", 0.0), ("", 0)],
+)
+def test_what_a_server_asks_to_wait_is_read_or_ignored(text, seconds):
+    assert retry_after({"retry-after": text} if text else {}) == seconds

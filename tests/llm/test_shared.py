@@ -91,13 +91,17 @@ def test_a_result_costs_what_it_cost_whoever_paid(tmp_path):
     assert first.usage == second.usage and first.usage.completion_tokens and len(asked.requests) == 1
 
 
-def test_a_file_that_a_crash_of_the_machine_cut_off_is_asked_for_again(tmp_path):
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"123", b"{}", b'{"result": {}}', b"\xff", b"[" * 10**5])
+def test_a_damaged_result_is_not_paid_for_again_without_a_word(tmp_path, damage):
     asked = ScriptedCompleter(lambda asked: "well")
     shared = SharedCompleter(tmp_path, asked)
     first = asyncio.run(shared.complete(request("a")))
     [path] = tmp_path.glob("*/*.json")
     assert path.parent.name == path.stem[:2] and json.loads(path.read_text())["kind"] == "completion"
-    path.write_text(path.read_text()[:-9])
+    path.write_bytes(damage)
+    with pytest.raises(TapeError, match=r"the shared result .*json is damaged \(.*delete it, and it is asked for"):
+        asyncio.run(shared.complete(request("a")))
+    path.unlink()
     assert asyncio.run(shared.complete(request("a"))) == first and len(asked.requests) == 2
     assert ResultFiles(tmp_path).get(request("a")) == first and len(ResultFiles(tmp_path)) == 1
     shared.close()

@@ -1,7 +1,9 @@
 import asyncio
 import contextlib
 import gc
+import json
 import logging
+import random
 import sqlite3
 import threading
 
@@ -154,6 +156,107 @@ def test_a_damaged_entry_says_so(path):
     with pytest.raises(TapeError, match="is damaged"):
         tape.get(request())
     tape.close()
+
+
+DAMAGES = (
+    *("{", "[]", "123", "{}", "null", "[" * 100_000, "9" * 5000, '{"text": "\\ud800"}', "NaN", "\x00"),
+    *(b"\xff", b"{}"),
+)
+
+
+@pytest.mark.parametrize("result", DAMAGES)
+def test_a_damaged_row_is_named_when_the_tape_is_opened(path, result):
+    tape = Tape(path)
+    results = [(request(name), Completion("x", Outcome.OK, 1, 1)) for name in "abc"]
+    tape.put(results)
+    tape.close()
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE effects SET result = ? WHERE key = ?", (result, request("b").key))
+    with pytest.raises(
+        TapeError, match=rf"{request('b').key}.*Put a copy of the file back; or delete these rows alone"
+    ):
+        Tape(path)
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        other.execute("DELETE FROM effects WHERE key = ?", (request("b").key,))
+    tape = Tape(path)
+    assert [tape.get(request(name)) is None for name in "abc"] == [False, True, False]
+    tape.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": None},
+        {"text": ["x"]},
+        {"outcome": "fine"},
+        {"outcome": []},
+        {"prompt_tokens": -1},
+        {"prompt_tokens": 1.5},
+        {"completion_tokens": True},
+        {"usd": "1"},
+        {"seconds": None},
+        {"tokens": []},
+        {"tokens": {"ids": [1]}},
+        {"tokens": {"prompt_ids": ["a"], "ids": [], "logprobs": []}},
+        {"more": 1},
+    ],
+)
+def test_a_result_of_another_form_is_damage(path, change):
+    good = Completion("x", Outcome.OK, 1, 1).to_json()
+    with pytest.raises((TypeError, ValueError)):
+        request().read({**good, **change})
+
+
+@pytest.mark.parametrize("name", ["text", "outcome", "prompt_tokens", "completion_tokens", "usd", "seconds"])
+def test_a_result_without_a_field_is_damage(name):
+    whole = Completion("x", Outcome.OK, 1, 1).to_json()
+    with pytest.raises(TypeError, match=f"{name} is missing"):
+        request().read({key: value for key, value in whole.items() if key != name})
+
+
+def test_every_flipped_bit_of_a_row_is_noticed(path, tmp_path):
+    tape = Tape(path)
+    tape.put([(request("a" * 500), Completion("b" * 500, Outcome.OK, 1, 1))])
+    tape.put_scores({"k": 0.5})
+    tape.close()
+    whole, rng = path.read_bytes(), random.Random(0)
+    places = [index for index in range(len(whole)) if whole[index : index + 1] in (b"a", b"b")]
+    for number, place in enumerate(rng.sample(places, 40)):
+        data = bytearray(whole)
+        data[place] ^= 1 << rng.randrange(8)
+        bent = tmp_path / f"{number}.sqlite"
+        bent.write_bytes(data)
+        with pytest.raises(TapeError):
+            Tape(bent).close()
+
+
+def test_rows_of_an_earlier_version_get_their_checks(path):
+    Tape(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        for table in ("effects", "scores", "attempts"):
+            other.execute(f"ALTER TABLE {table} DROP COLUMN crc")
+        text = json.dumps(Completion("x", Outcome.OK, 1, 1).to_json())
+        other.execute("INSERT INTO effects VALUES (?, 'completion', '{}', ?)", (request().key, text))
+        other.execute("INSERT INTO scores VALUES ('k', 0.25)")
+    tape = Tape(path)
+    assert tape.get(request()) is not None and tape.get_scores(["k"]) == {"k": 0.25}
+    tape.put([(request("b"), Completion("y", Outcome.OK, 1, 1))])
+    tape.close()
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE scores SET score = 0.75")
+    with pytest.raises(TapeError, match="scores, key k"):
+        Tape(path)
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_tape_that_is_gone_beside_its_log_is_not_begun_anew(path, left):
+    log = path.with_name("tape.sqlite-wal")
+    log.write_bytes(b"results that were paid for")
+    if left is not None:
+        path.write_bytes(left)
+    with pytest.raises(TapeError, match=r"is (gone|empty), and tape.sqlite-wal beside it holds results"):
+        Tape(path)
+    assert log.read_bytes()
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_was_there(path):

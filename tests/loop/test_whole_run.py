@@ -86,6 +86,26 @@ def test_the_same_command_again_pays_nothing_and_says_the_same(straight) -> None
     assert (workdir / "journal.jsonl").read_text() == journal
 
 
+@pytest.mark.parametrize("left", [None, b""])
+def test_nothing_is_bought_again_without_a_word(straight, tmp_path: Path, left: bytes | None) -> None:
+    workdir, _, results = straight
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    (folder / "tape.sqlite").unlink()
+    if left is not None:
+        (folder / "tape.sqlite").write_bytes(left)
+    for stage in ("all", "evaluate"):
+        again = ScriptedCompleter(answer)
+        with pytest.raises(
+            FolderError, match=r"the tape .* is empty, and .* has results of \d+ calls: .*Put the tape back"
+        ):
+            run_stages(scripted_config(), folder, stage, ConsoleProgress(quiet=True), again)
+        assert not again.requests
+    shutil.copy(workdir / "tape.sqlite", folder)
+    again, repeated = run(folder)
+    assert not again.requests and comparable(repeated) == comparable(results)
+
+
 def test_changes_need_not_be_evaluated_one_by_one(straight, tmp_path: Path) -> None:
     workdir, _, _ = straight
     values = [value_to_json(Hyperparameters({"k": k})) for k in (2, 1)]

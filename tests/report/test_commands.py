@@ -85,6 +85,7 @@ def test_a_benchmark_file_that_raises_shows_its_own_frames(tmp_path, capsys):
     ]
 
 
-def test_a_fault_of_ours_keeps_its_frames():
-    with pytest.raises(ZeroDivisionError):
-        exit_code(functools.partial(divmod, 1, 0))
+def test_a_fault_of_ours_keeps_its_frames(capsys):
+    assert exit_code(functools.partial(divmod, 1, 0)) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and "commands.py" in shown and "ZeroDivisionError" in shown

@@ -30,6 +30,7 @@ from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.llm.base import Completion
 from optimas_jax.loop.journal import RunFolder
 from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.result import Result
 from optimas_jax.saved.check import Bench, Gate, check_bests, move
 from optimas_jax.saved.check_page import MOST_EXAMPLES, check_page, move_page
 from optimas_jax.saved.folder import read_folder
@@ -118,8 +119,7 @@ def rude(tmp_path, module, model):
 
 
 def test_a_result_needs_no_program_for_its_best(kind):
-    (kind / "results.json").write_text("{}")
-    assert oj.open_run(kind).best(question="3?") == {"answer": "3"}
+    assert Result(kind, {}).best(question="3?") == {"answer": "3"}
 
 
 def test_a_best_without_its_run_knows_its_model(tmp_path, module, model):
@@ -286,7 +286,7 @@ def test_an_interrupt_is_how_a_server_ends(kind, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
-    assert command("serve", f"--system={kind}", "--port=0") == 0
+    assert command("serve", f"--system={kind}", "--port=0") == 130
     told = capsys.readouterr()
     assert "words of" in told.out and "stopped" not in told.err
 

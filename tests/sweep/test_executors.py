@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
+from runs import RESULTS
 
 from optimas_jax.sweep.executors import local, ray_cluster, ray_task, slurm
 from optimas_jax.sweep.executors.base import Resources
@@ -167,7 +169,7 @@ def queue(monkeypatch):
 
 def end(folder, name):
     (folder / name).mkdir()
-    (folder / name / "results.json").write_text("{}")
+    (folder / name / "results.json").write_text(json.dumps(RESULTS))
 
 
 def test_an_array_has_the_points_that_no_earlier_one_still_runs(tmp_path, queue):

@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 from rich.console import Console
-from runs import get_config
+from runs import RESULTS, get_config
 
 from optimas_jax.core.stats import two_level_interval
 from optimas_jax.loop.config import parse_config, with_overrides
@@ -29,12 +29,14 @@ GAINS = dict(zip(NAMES, ([0.1, 0.3], [0.3, 0.5], [0.0, 0.0], [0.2, 0.0]), strict
 
 
 def result(gains):
-    cost = {"prompt_tokens": 90, "completion_tokens": 10}
+    cost = {"calls": 1, "paid_calls": 1, "prompt_tokens": 90, "completion_tokens": 10, "usd": 0.0}
+    after = {"mean": 0.5 + float(np.mean(gains)), "ci95": [0.0, 1.0], "scores": [0.5 + gain for gain in gains]}
     return {
-        "baseline": {"mean": 0.5, "scores": [0.5, 0.5]},
-        "optimized": {"mean": 0.5 + float(np.mean(gains)), "scores": [0.5 + gain for gain in gains]},
+        **RESULTS,
+        "baseline": {"mean": 0.5, "ci95": [0.5, 0.5], "scores": [0.5, 0.5]},
+        "optimized": after,
         "gain": {"mean": float(np.mean(gains)), "ci95": [min(gains), max(gains)], "p_value": 0.5},
-        "confirmed": {"verdict": "confirmed" if sum(gains) > 0.5 else "not confirmed"},
+        "confirmed": {"n": 2, "changes": None, "verdict": "confirmed" if sum(gains) > 0.5 else "not confirmed"},
         "ledger": {"collect": {"a": cost}, "optimize": {"a": cost, "b": cost}, "evaluate": {"a": cost}},
         "wall_seconds": 10.0,
         "peak_rss_mb": 100,

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from optimas_jax.core.types import Outcome, thaw
+from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
-from optimas_jax.llm.clients.remote import Body, Pause, Remote, ServerConfig, ServerError, Unknown
+from optimas_jax.llm.clients.errors import Unknown, Unreadable, tokens_used
+from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig
 from optimas_jax.llm.forms.schemas import is_closed, told
 from optimas_jax.llm.forms.tools import native_reply
 from optimas_jax.llm.prices import Price
@@ -21,6 +23,7 @@ from optimas_jax.llm.specs import model_name
 
 URL = "https://api.anthropic.com"
 _SAMPLING = ("temperature", "top_p")  # on the wire, but no longer arguments of the SDK
+_CACHED = ("cache_creation_input_tokens", "cache_read_input_tokens")
 _OUTCOMES = {
     "max_tokens": Outcome.TRUNCATED,
     "model_context_window_exceeded": Outcome.TRUNCATED,
@@ -45,16 +48,17 @@ class AnthropicCompleter:
         self._http_client = http_client
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Answers one request.
+        """Attempts one request.
 
         Raises:
-          ServerError: for a request that the server refuses or that it cannot be asked (a plain text, an adapter,
-            tokens), for an answer that cannot be read, or if the server does not answer after all attempts.
+          Fault: without an answer that can be read.
+          ServerError: for what it cannot be asked (a plain text, an adapter, tokens), and for what no request to this
+            server would be answered with.
         """
         _check(request)
-        return await self._remote.complete(request, lambda pause: self._complete(request, pause))
+        return await self._remote.complete(request, lambda: self._complete(request))
 
-    def _complete(self, request: CompletionRequest, pause: Pause) -> Completion:
+    def _complete(self, request: CompletionRequest) -> Completion:
         client = self._remote.client(_sdk(), _sdk().Anthropic, self._http_client)
         create = client.messages.with_raw_response.create
 
@@ -62,10 +66,14 @@ class AnthropicCompleter:
             sampling = {name: sent[name] for name in _SAMPLING if name in sent}
             return create(**{name: sent[name] for name in sent if name not in sampling}, extra_body=sampling)
 
+        def read() -> Completion:
+            answer = self._remote.post(_sdk(), lambda: _body(request), send, lambda: _body(told(request)))
+            return _read(request, answer)
+
         try:
-            return _read(self._remote.post(_sdk(), _body(request), send, pause, _body(told(request))))
+            return self._remote.call(_sdk(), read)
         except Unknown as error:
-            raise ServerError(f"{error} (asked for {request.model!r})") from None
+            raise Unknown(f"{error} (asked for {request.model!r})", error.server) from None
 
 
 def _sdk() -> Any:
@@ -135,19 +143,23 @@ def _form(request: CompletionRequest) -> Body:
     return {} if taken is None else {"output_config": {"format": {"type": "json_schema", "schema": taken}}}
 
 
-def _read(answer: Mapping[str, Any]) -> Completion:
+def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
+    """Raises ``Unreadable`` for an answer that is not of the API's schema."""
     try:
-        usage = answer["usage"]
-        read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-        text = "".join(block["text"] for block in answer["content"] if block["type"] == "text")
-        calls = [(block["name"], block["input"]) for block in answer["content"] if block["type"] == "tool_use"]
+        blocks = [(block["type"], block) for block in answer["content"]]
+        text = "".join(block["text"] for kind, block in blocks if kind == "text")
+        calls = [(block["name"], block["input"]) for kind, block in blocks if kind == "tool_use"]
+        usage = answer["usage"] if isinstance(answer.get("usage"), dict) else {}
+        parts = [usage.get("input_tokens"), *(usage.get(name) or 0 for name in _CACHED)]
+        read, written, estimated = tokens_used(parts, usage.get("output_tokens"), request.most())
+        reason = answer.get("stop_reason")
         return Completion(
             text=native_reply(text, calls),
-            outcome=_OUTCOMES.get(answer["stop_reason"], Outcome.OK),
-            prompt_tokens=sum(int(usage.get(name) or 0) for name in read),
-            completion_tokens=int(usage["output_tokens"]),
+            outcome=_OUTCOMES.get(reason, Outcome.OK) if isinstance(reason, str) else Outcome.OK,
+            prompt_tokens=read,
+            completion_tokens=written,
+            reasoning="".join(str(block.get("thinking", "")) for kind, block in blocks if kind == "thinking"),
+            estimated=estimated,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ServerError(
-            f"the server's answer cannot be read ({type(error).__name__}: {error}): {str(answer)[:500]}"
-        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Unreadable(f"{type(error).__name__}: {error}; {str(answer)[:4000]}") from error

@@ -11,16 +11,19 @@ same folder of adapters.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from optimas_jax.core.json_text import parse_json
 from optimas_jax.core.types import Outcome, thaw
+from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
-from optimas_jax.llm.clients.remote import Body, Pause, Refused, Remote, ServerConfig, ServerError, Unknown
+from optimas_jax.llm.clients.errors import Refused, Unknown, Unreadable, tokens_used
+from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig, address
 from optimas_jax.llm.forms.schemas import is_closed, subschemas, told
 from optimas_jax.llm.forms.tools import native_reply
 from optimas_jax.llm.prices import Price
@@ -32,6 +35,8 @@ _STRICT = re.compile(  # keywords that OpenAI's strict mode knows
     r"type|properties|required|additionalProperties|items|anyOf|\$ref|\$defs|enum|const|description|pattern|format|"
     r"multipleOf|(exclusiveM|m)(in|ax)imum|(min|max)Items"
 )
+_LIMITS = ("max_tokens", "max_completion_tokens")  # names of the limit of an answer; most servers know the first
+_REASONING = ("reasoning_content", "reasoning")  # of a message, as servers separate it
 _OUTCOMES = {"stop": Outcome.OK, "length": Outcome.TRUNCATED, "content_filter": Outcome.REFUSED}
 
 
@@ -49,42 +54,61 @@ class OpenAICompleter:
     ):
         """``adapters``: the folder whose adapters requests may name. ``prices``, ``say``: see ``Remote``.
         ``http_client``: an ``httpx2.Client`` to use."""
-        self._remote = Remote("openai", URL, config, prices or {}, say)
+        own = urlsplit(address("openai", URL, config)).hostname == urlsplit(URL).hostname
+        limits = _LIMITS[::-1] if own else _LIMITS  # OpenAI's own models want the newer name
+        self._remote = Remote("openai", URL, config, prices or {}, say, limits)
         self._adapters, self._http_client = adapters, http_client
         self._lock = threading.Lock()
         self._served: set[str] = set()
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Answers one request.
+        """Attempts one request.
 
         Raises:
-          ServerError: for a request that the server refuses, for an answer that cannot be read, or if the server does
-            not answer after all attempts.
+          Fault: without an answer that can be read.
+          ServerError: for what no request to this server would be answered with.
         """
-        return await self._remote.complete(request, lambda pause: self._complete(request, pause))
+        return await self._remote.complete(request, lambda: self._complete(request))
 
-    def _complete(self, request: CompletionRequest, pause: Pause) -> Completion:
+    def _complete(self, request: CompletionRequest) -> Completion:
         if request.adapter:
             self._load(request.adapter)
         try:
-            return _read(request, self._ask(request, pause))
+            return self._ask(request)
         except Unknown as error:
             if not request.adapter:
                 text = [message.role for message in request.messages] == ["text"]
                 hint = "; a chat model is asked with language_model.style = chat" if text else ""
-                raise ServerError(f"{error} (asked for {request.model!r}){hint}") from None
+                raise Unknown(f"{error} (asked for {request.model!r}){hint}", error.server) from None
         self._served.discard(request.adapter)  # the server started anew
         self._load(request.adapter)
-        return _read(request, self._ask(request, pause))
+        return self._ask(request)
 
-    def _ask(self, request: CompletionRequest, pause: Pause) -> Mapping[str, Any]:
-        body, send = self._prepared(request)
-        return self._remote.post(_sdk(), body, send, pause, self._prepared(told(request))[0])
+    def _ask(self, request: CompletionRequest) -> Completion:
+        def read() -> Completion:
+            answer = self._remote.post(
+                _sdk(), lambda: self._body(request), self._send(request), lambda: self._body(told(request))
+            )
+            return _read(request, answer)
 
-    def _prepared(self, request: CompletionRequest) -> tuple[Body, Callable[[Body], Any]]:
-        """The body of a request, and what sends it."""
+        return self._remote.call(_sdk(), read)
+
+    def _send(self, request: CompletionRequest) -> Callable[[Body], Any]:
+        """What sends the body of a request."""
         client = self._remote.client(_sdk(), _sdk().OpenAI, self._http_client)
-        more = ["return_token_ids"]  # what is no argument of the SDK
+        is_text = [message.role for message in request.messages] == ["text"]
+        completions = client.completions if is_text else client.chat.completions
+        # What is no argument of the SDK; OpenAI's own completions of texts have no form.
+        more = ("return_token_ids", "response_format") if is_text else ("return_token_ids",)
+
+        def send(sent: Body) -> Any:
+            extra = {name: sent[name] for name in more if name in sent}
+            named = {name: value for name, value in sent.items() if name not in extra}
+            return completions.with_raw_response.create(**named, extra_body=extra or None)
+
+        return send
+
+    def _body(self, request: CompletionRequest) -> Body:
         body: Body = {
             "model": request.adapter or model_name(request.model),
             "temperature": request.temperature,
@@ -98,20 +122,9 @@ class OpenAICompleter:
             if request.messages[0].images:
                 raise ServerError(f"{request.model} is asked to continue a text, which has no images: set style = chat")
             body |= {"prompt": request.messages[0].content, "max_tokens": request.max_tokens}
-            body |= {"logprobs": 0} if request.tokens else {}
-            create = client.completions.with_raw_response.create
-            more.append("response_format")  # OpenAI's own completions have none
-        else:
-            body["messages"] = [{"role": one.role, "content": _content(one)} for one in request.messages]
-            body |= {"max_completion_tokens": request.max_tokens, **({"logprobs": True} if request.tokens else {})}
-            create = client.chat.completions.with_raw_response.create
-
-        def send(sent: Body) -> Any:
-            extra = {name: sent[name] for name in more if name in sent}
-            named = {name: value for name, value in sent.items() if name not in extra}
-            return create(**named, extra_body=extra or None)
-
-        return body, send
+            return body | ({"logprobs": 0} if request.tokens else {})
+        body["messages"] = [{"role": one.role, "content": _content(one)} for one in request.messages]
+        return body | {self._remote.limit: request.max_tokens, **({"logprobs": True} if request.tokens else {})}
 
     def _load(self, adapter: str) -> None:
         """Makes the server load an adapter, once."""
@@ -126,7 +139,17 @@ class OpenAICompleter:
                 self._remote.call(_sdk(), lambda: client.post("/load_lora_adapter", body=body, cast_to=str))
             except Refused as error:
                 if "already" not in str(error):
-                    raise ServerError(f"the server cannot load the adapter {body['lora_path']}: {error}") from error
+                    raise ServerError(f"the server cannot load the adapter {body['lora_path']}: {error}") from None
+            except Unknown as error:
+                if "adapter" in str(error).replace("load_lora_adapter", ""):  # it looked for the folder
+                    raise ServerError(
+                        f"the server cannot load the adapter {body['lora_path']}: {error}; it must see this folder "
+                        "under the same path"
+                    ) from None
+                raise ServerError(
+                    f"the server does not load adapters ({error}): start vLLM with --enable-lora and "
+                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or use launch/serve.py"
+                ) from None
             self._served.add(adapter)
 
 
@@ -158,32 +181,69 @@ def _form(request: CompletionRequest) -> Body:
 
 
 def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
+    """Raises ``Unreadable`` for an answer that is not of the API's schema, and ``ServerError`` for one of another model
+    than the adapter."""
+    _check_model(request, answer)
     try:
-        [choice] = answer["choices"]
+        choice = answer["choices"][0]
         message = choice.get("message")
-        text = choice["text"] if message is None else message.get("content") or ""
-        refusal = message and message.get("refusal")
+        reasoning, text = _text(choice["text"] if message is None else message.get("content"))
+        refusal = _text(message and message.get("refusal"))[1]
         calls = [one["function"] for one in (message or {}).get("tool_calls") or ()]
-        usage = answer.get("usage") or {}
+        said = [_text((message or {}).get(name))[1] for name in _REASONING]
+        usage = answer["usage"] if isinstance(answer.get("usage"), dict) else {}
+        read, written, estimated = tokens_used(
+            [usage.get("prompt_tokens")], usage.get("completion_tokens"), request.most()
+        )
         return Completion(
             text=refusal or native_reply(text, [(call["name"], _decoded(call["arguments"])) for call in calls]),
-            outcome=Outcome.REFUSED if refusal else _OUTCOMES.get(choice["finish_reason"], Outcome.OK),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
+            outcome=Outcome.REFUSED if refusal else _outcome(choice.get("finish_reason")),
+            prompt_tokens=read,
+            completion_tokens=written,
             tokens=_tokens(answer, choice) if request.tokens else None,
+            reasoning="\n".join(filter(None, (*said, reasoning))),
+            estimated=estimated,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Unreadable(f"{type(error).__name__}: {error}; {str(answer)[:4000]}") from error
+
+
+def _text(content: Any) -> tuple[str, str]:
+    """(reasoning, text) of a content: a text, parts, or nothing. Raises ``TypeError`` for anything else."""
+    if content is None or isinstance(content, str):
+        return "", content or ""
+    if not isinstance(content, list):
+        raise TypeError(f"content is {type(content).__name__}")
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for part in content:
+        kind, text = (part["type"], part.get("text", "")) if isinstance(part, dict) else ("text", part)
+        if not isinstance(text, str):
+            raise TypeError(f"a part of the content is {type(text).__name__}")
+        texts[kind in ("reasoning", "thinking")].append(text)
+    return "".join(texts[True]), "".join(texts[False])
+
+
+def _outcome(finish_reason: Any) -> Outcome:
+    return _OUTCOMES.get(finish_reason, Outcome.OK) if isinstance(finish_reason, str) else Outcome.OK
+
+
+def _check_model(request: CompletionRequest, answer: Mapping[str, Any]) -> None:
+    """Raises ``ServerError`` for an answer of another model than the adapter that was asked for, as a proxy may give
+    that knows the base alone. A server that does not say is checked by log-probs (``policy.served``)."""
+    said = answer.get("model")
+    if request.adapter and isinstance(said, str) and said and request.adapter not in said:
         raise ServerError(
-            f"the server's answer cannot be read ({type(error).__name__}: {error}): {str(answer)[:500]}"
-        ) from error
+            f"asked for the adapter {request.adapter}, and the answer is of the model {said[:200]!r}: see that what is "
+            "between here and the server hands on the model's name"
+        )
 
 
 def _decoded(arguments: str | None) -> Any:
     """Arguments of a tool; none where some servers write an empty text. A text that is no JSON as it is, for the reader
     of the reply to refuse."""
     try:
-        return json.loads(arguments or "{}")
-    except ValueError:
+        return parse_json(arguments or "{}")
+    except (TypeError, ValueError):  # some servers send them as an object
         return arguments
 
 

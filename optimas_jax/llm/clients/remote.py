@@ -1,7 +1,7 @@
-"""The parts that all clients of model servers share: threads, rate limits, retries, prices, and error messages.
+"""The parts that all clients of model servers share: threads, rate limits, prices, and what a server does not take.
 
-Both SDKs come from one generator: they raise errors of the same names and return raw responses of the same shape. A
-client builds the body of a request and reads the body of an answer; everything between is here.
+Both SDKs return raw responses of the same shape. A client builds the body of a request and reads the body of an answer;
+everything between is here. One call is one attempt: what follows a fault is decided in ``llm.attempts``.
 """
 
 from __future__ import annotations
@@ -9,33 +9,32 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
-import email.utils
 import functools
-import json
 import os
 import re
 import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from optimas_jax.core.schema import NonNegativeInt, PositiveFloat
-from optimas_jax.core.types import Outcome, StopRun, digest
+from optimas_jax.core.secrets import key_problem, redact
+from optimas_jax.core.types import Outcome, digest
+from optimas_jax.llm.attempts import Retries, Server, ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest
-from optimas_jax.llm.clients.limits import Rate, Retries, retry
+from optimas_jax.llm.clients.errors import Refused, fault_of, read_json
+from optimas_jax.llm.clients.limits import Rate
+from optimas_jax.llm.forms.reasoning import separate
 from optimas_jax.llm.prices import Price, price_of
 from optimas_jax.llm.specs import KEYS
 
 T = TypeVar("T")
 Body = dict[str, Any]
-Pause = Callable[[float], None]  # waits some seconds, and raises if the request is no longer wanted
 
-SETTINGS = {"openai": "config.server", "anthropic": "config.anthropic"}  # provider -> its ServerConfig
 _ADDRESSES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}  # variables that their SDKs read
-_TRANSIENT = (408, 409, 429)  # and 5xx
 _OPTIONAL = ("temperature", "top_p", "seed", "stop")  # models that think take only some of them
 # What asks for a form of the answer, with the words that a refusal names it by. Answers are checked in any case.
 _FORMS = {
@@ -44,10 +43,10 @@ _FORMS = {
     "output_config": re.compile(r"output_(config|format)|json_schema|structured output", re.IGNORECASE),
 }
 _THIS_ONE = re.compile(r"invalid schema|schema is invalid", re.IGNORECASE)
+_KEY = re.compile(r"\b(sk|pk|key|token)-\w{8,}")
 _OWN = "the model's own holds"
 _UNSUPPORTED = re.compile(r"unsupported|not support|deprecated|unrecognized", re.IGNORECASE)
 _MOST_THREADS = 4096  # each takes some 50 kB, and there are only as many as requests in flight
-_OVERFLOW = re.compile(r"context.?length|context.?window|context limit|prompt is too long", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ class ServerConfig:
       timeout: seconds for one answer.
       connections: requests in flight, at most; 0 for all that ``config.concurrency`` lets through.
       requests_per_minute, tokens_per_minute: of each model, at most; 0 for no limit.
-      retries: of transient errors: 408, 409, 429, 5xx, no connection, an answer that is not JSON.
+      retries: of faults that may pass: 408, 409, 429, 5xx, no connection, an answer that cannot be read.
     """
 
     base_url: str = ""
@@ -74,54 +73,69 @@ class ServerConfig:
         url = urlsplit(self.base_url)
         if self.base_url and (url.scheme not in ("http", "https") or not url.hostname):
             raise ValueError(f"base_url is {self.base_url!r}, expected http://HOST[:PORT]/PATH or https://...")
-        if url.username or url.password:
-            raise ValueError(
-                f"base_url for {url.hostname} holds a name or a password, which would be written to the run folder: "
-                f"keys come from {' or '.join(KEYS.values())}"
-            )
+        held = {
+            "a name or a password": url.username or url.password,
+            "a query": url.query,
+            "a fragment": url.fragment,
+            "a key": _KEY.search(self.base_url) or redact(self.base_url) != self.base_url,
+        }
+        for what, there in held.items():
+            if there:
+                raise ValueError(
+                    f"base_url for {url.hostname} holds {what}, which would be written to the run folder: keys come "
+                    f"from {' or '.join(KEYS.values())}"
+                )
 
 
-class ServerError(StopRun):
-    """The server does not answer, or refuses the request."""
-
-
-class Refused(ServerError):
-    """Status 400."""
-
-
-class Unknown(ServerError):
-    """Status 404."""
-
-
-class _NotJson(Exception):
-    pass
+def address(provider: str, default: str, config: ServerConfig) -> str:
+    """The address of a provider's server: the configuration's, else the environment's, else the provider's own."""
+    return config.base_url or os.environ.get(_ADDRESSES[provider]) or default
 
 
 class Remote:
-    """Client of one provider, or of a server with its API. Safe for use from several threads and event loops."""
+    """Client of one provider, or of a server with its API. Safe for use from several threads and event loops.
 
-    def __init__(self, provider: str, url: str, config: ServerConfig, prices: Mapping[str, Price], say: Callable):
+    Attributes:
+      config: of the server.
+      url: its address.
+      server: what is known of it from its answers.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        url: str,
+        config: ServerConfig,
+        prices: Mapping[str, Price],
+        say: Callable[[str], None],
+        limits: Sequence[str] = ("max_tokens",),
+    ):
         """Args:
         url: of the provider, where neither the configuration nor the environment has another.
         prices: of ``config.prices``.
         say: callback for messages to the user.
+        limits: names of the limit of an answer, of which the first is tried first.
         """
-        self.config = config
-        self.url = config.base_url or os.environ.get(_ADDRESSES[provider]) or url
+        self.config, self.server = config, Server(config.retries, say)
+        self.url = address(provider, url, config)
         self._provider, self._prices, self._say = provider, prices, say
         self._lock = threading.Lock()
         self._rates: dict[str, tuple[Rate, Rate]] = {}
         self._left_out: dict[str, frozenset[tuple[str, str]]] = {}  # model -> settings, and digests of one value or ""
+        self._limits, self._ignores_limit = tuple(limits), False
+        self._warned: set[str] = set()
         # Threads: connections of an asynchronous client would belong to one event loop, and callers may have several.
         self._pool = concurrent.futures.ThreadPoolExecutor(config.connections or _MOST_THREADS, provider)
         self._own = threading.local()
 
     @property
     def key(self) -> str:
-        """The key from the environment; a server at ``base_url`` may need none."""
-        key = os.environ.get(KEYS[self._provider], "")
+        """The key from the environment, without white space around it; a server at ``base_url`` may need none."""
+        key = os.environ.get(KEYS[self._provider], "").strip()
         if not key and not self.config.base_url:
             raise ServerError(f"set {KEYS[self._provider]} to your key for {self.url}: the tape lacks an answer")
+        if problem := key_problem(key):
+            raise ServerError(f"the key in {KEYS[self._provider]} cannot be sent: {problem}")
         return key or "none"
 
     def client(self, sdk: Any, make: Callable[..., Any], http_client: Any) -> Any:
@@ -153,19 +167,14 @@ class Remote:
 
         return httpx2.create_ssl_context()
 
-    async def complete(self, request: CompletionRequest, ask: Callable[[Pause], Completion]) -> Completion:
-        """Answers a request in a thread, within the rate limits; adds seconds and dollars.
+    async def complete(self, request: CompletionRequest, ask: Callable[[], Completion]) -> Completion:
+        """Attempts a request in a thread, within the rate limits; adds seconds and dollars.
 
         A request that is cancelled before it was sent is not sent. A request in flight is paid for in any case:
         cancelling waits for its answer and returns it, so that the caller can record it.
         """
         cancelled = threading.Event()
-
-        def pause(seconds: float) -> None:
-            if cancelled.wait(seconds):
-                raise ServerError("the request was cancelled")
-
-        submitted = self._pool.submit(self._complete, request, ask, pause)
+        submitted = self._pool.submit(self._complete, request, ask, cancelled)
         answer = asyncio.wrap_future(submitted)  # once: a second wrapper's exception would have no reader
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # marked as retrieved
         try:
@@ -177,25 +186,64 @@ class Remote:
             await asyncio.wait([answer])
         return answer.result()
 
-    def _complete(self, request: CompletionRequest, ask: Callable[[Pause], Completion], pause: Pause) -> Completion:
+    def _complete(
+        self, request: CompletionRequest, ask: Callable[[], Completion], cancelled: threading.Event
+    ) -> Completion:
         with self._lock:
             if request.model not in self._rates:
                 self._rates[request.model] = Rate(self.config.requests_per_minute), Rate(self.config.tokens_per_minute)
             requests, tokens = self._rates[request.model]
         most = request.most().tokens
-        pause(max(requests.take(1), tokens.take(most)))
+        if cancelled.wait(max(requests.take(1), tokens.take(most))):
+            raise ServerError("the request was cancelled")
         started = time.perf_counter()
-        completion = ask(pause)
+        completion = ask()
+        self.server.note(request)
         tokens.take(completion.usage.tokens - most)
+        self._check_answer(request, completion)
         price = price_of(request.model, self._prices)
         return dataclasses.replace(
-            _cut(completion, request.stop),
+            _cut(separate(request, completion), request.stop),
             seconds=time.perf_counter() - started,
             usd=price.usd(completion.prompt_tokens, completion.completion_tokens) if price else 0.0,
         )
 
+    def _check_answer(self, request: CompletionRequest, completion: Completion) -> None:
+        """Tells of a server whose answers have no usage, are longer than asked for, or quote a key."""
+        if redact(completion.text) != completion.text:
+            self._warn(
+                f"an answer of {request.model} quotes a key of this environment: it is on the tape as it is, and "
+                "masked elsewhere"
+            )
+        if completion.estimated:
+            self._warn(
+                f"{request.model} does not say what an answer used: each is booked at its worst case, its prompt in "
+                "bytes and max_tokens"
+            )
+        if completion.completion_tokens > request.max_tokens and not self._ignores_limit:
+            self._ignores_limit = True
+            ignored, *others = self._limits
+            self._limits = (*others, ignored)
+            self._say(
+                f"{request.model} wrote {completion.completion_tokens} tokens where {ignored} was {request.max_tokens}"
+                + f": it is asked with {others[0]} from now on" * bool(others)
+            )
+
+    @property
+    def limit(self) -> str:
+        """The name of the limit of an answer that the server minds."""
+        return self._limits[0]
+
+    def _warn(self, text: str) -> None:
+        """Says something once."""
+        with self._lock:
+            new = text not in self._warned
+            self._warned.add(text)
+        if new:
+            self._say(text)
+
     def post(
-        self, sdk: Any, body: Body, send: Callable[[Body], Any], pause: Pause, without_tools: Body | None = None
+        self, sdk: Any, make_body: Callable[[], Body], send: Callable[[Body], Any], told: Callable[[], Body]
     ) -> Mapping[str, Any]:
         """Sends the body of a request and returns the body of the answer.
 
@@ -204,99 +252,52 @@ class Remote:
 
         Args:
           sdk: the package ``openai`` or ``anthropic``.
+          make_body: of the request.
           send: sends a body, and returns the raw response.
-          without_tools: the body where the model takes no tools, or not these.
+          told: makes the body where the model takes no tools, or not these.
+
+        Raises:
+          Fault, ServerError: see ``errors.fault_of``.
         """
-        model = body["model"]
+        tried: set[str] = set()  # names of the limit
         while True:
+            body = make_body()
+            model = body["model"]
             left_out = self._left_out.get(model, frozenset())
-            if without_tools and "tools" in body and left_out & {("tools", ""), _this("tools", body["tools"])}:
-                body = without_tools
+            if "tools" in body and left_out & {("tools", ""), _this("tools", body["tools"])}:
+                body = told()
             sent = {name: value for name, value in body.items() if not left_out & {(name, ""), _this(name, value)}}
+            tried |= {*self._limits} & {*sent}
             try:
-                return self.call(sdk, lambda: _json(send(sent)), pause)  # noqa: B023 (called before the next round)
+                return self.call(sdk, lambda: read_json(send(sent).http_response.content))  # noqa: B023 (called now)
             except Refused as error:
-                name = _unsupported(error, sent)
-                if name is None:
+                name = _unsupported(error, sent, self._limits)
+                if name is None or (name in self._limits and {*self._limits} == tried):
                     raise
-                setting = _this(name, sent[name]) if _THIS_ONE.search(str(error)) else (name, "")
-                with self._lock:
-                    known = self._left_out.get(model, frozenset())
-                    self._left_out[model] = known | {setting}
-                if setting not in known:
-                    kind, rest = ("form", "answers are checked here") if name in _FORMS else ("setting", _OWN)
-                    self._say(f"{model} does not take the {kind} {name}: it is left out, and {rest}")
+                self._leave_out(name, model, sent, str(error))
 
-    def call(self, sdk: Any, call: Callable[[], T], pause: Pause = time.sleep) -> T:
-        """Calls with retries; raises ``ServerError`` for errors of the SDK."""
-        setting, attempts = SETTINGS[self._provider], self.config.retries.attempts
-        again = "What it answered before is on the tape: run the same command again"
+    def _leave_out(self, name: str, model: str, sent: Body, said: str) -> None:
+        """Leaves out what a server refuses whatever its value; the limit of an answer gets its other name."""
+        if name in self._limits:
+            self._limits = (*(other for other in self._limits if other != name), name)
+            return
+        setting = _this(name, sent[name]) if _THIS_ONE.search(said) else (name, "")
+        with self._lock:
+            known = self._left_out.get(model, frozenset())
+            self._left_out[model] = known | {setting}
+        if setting not in known:
+            kind, rest = ("form", "answers are checked here") if name in _FORMS else ("setting", _OWN)
+            self._say(f"{model} does not take the {kind} {name}: it is left out, and {rest}")
+
+    def call(self, sdk: Any, call: Callable[[], T]) -> T:
+        """One call of the SDK; raises ``Fault`` or ``ServerError`` for its errors."""
         try:
-            pause(0.0)
-            return retry(call, lambda error: _wait(sdk, error), self.config.retries, pause)
-        except sdk.NotFoundError as error:
-            raise Unknown(f"{self.url}: {self._quote(error)}") from None
-        except sdk.BadRequestError as error:
-            said = self._quote(error)
-            shorter = "; shorten prompts (fewer demonstrations or passages) or lower max_tokens"
-            raise Refused(f"{self.url}: {said}{shorter if _OVERFLOW.search(said) else ''}") from None
-        except sdk.AuthenticationError:  # whose message quotes parts of the key
-            raise ServerError(f"{self.url} wants a key that it accepts in {KEYS[self._provider]}") from None
-        except sdk.PermissionDeniedError as error:
-            raise ServerError(
-                f"{self.url} denies what the key in {KEYS[self._provider]} asks for ({self._quote(error)})"
-            ) from None
-        except sdk.RateLimitError as error:
-            raise ServerError(
-                f"{self.url} refuses for its limits ({self._quote(error)}), {attempts} attempts: set "
-                f"{setting}.requests_per_minute, {setting}.tokens_per_minute or a lower config.concurrency. {again}"
-            ) from None
-        except sdk.APIConnectionError as error:
-            cause = self._redact(f"{type(error).__name__}: {error.__cause__ or error}")
-            raise ServerError(f"{self.url} does not answer ({cause}), {attempts} attempts. {again}") from None
-        except _NotJson as error:
-            raise ServerError(
-                f"{self.url} answers what is not JSON ({self._redact(str(error))}), {attempts} attempts. {again}"
-            ) from None
-        except sdk.APIError as error:
-            raise ServerError(f"{self.url} failed: {self._quote(error)}. {again}") from None
-
-    def _quote(self, error: Exception) -> str:
-        return self._redact(str(getattr(error, "message", error))[:500])
-
-    def _redact(self, text: str) -> str:
-        key = os.environ.get(KEYS[self._provider])
-        return text.replace(key, "***") if key else text
-
-
-def _json(response: Any) -> Mapping[str, Any]:
-    try:
-        return json.loads(response.http_response.content)
-    except ValueError:
-        raise _NotJson(repr(response.http_response.text[:200])) from None
-
-
-def _wait(sdk: Any, error: Any) -> float | None:
-    """Seconds to wait before the next attempt; None if the error is final."""
-    if isinstance(error, _NotJson | sdk.APIConnectionError):
-        return 0.0
-    if not isinstance(error, sdk.APIStatusError):
-        return None
-    if getattr(error, "code", None) == "insufficient_quota" or error.response.headers.get("x-should-retry") == "false":
-        return None
-    if error.status_code not in _TRANSIENT and error.status_code < 500:
-        return None
-    return _retry_after(error.response.headers)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to wait: Retry-After in seconds or as a date; 0 if it does not say."""
-    text = headers.get("retry-after", "")
-    try:
-        return float(text)
-    except ValueError:
-        date = email.utils.parsedate_tz(text)
-        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
+            return call()
+        except Exception as error:
+            fault = fault_of(sdk, error, self._provider, self.url, self.server)
+            if fault is error:
+                raise
+            raise fault from None
 
 
 def _this(name: str, value: Any) -> tuple[str, str]:
@@ -304,20 +305,23 @@ def _this(name: str, value: Any) -> tuple[str, str]:
     return (name, digest(value)) if name in _FORMS else (name, "")
 
 
-def _unsupported(error: Refused, body: Mapping[str, Any]) -> str | None:
+def _unsupported(error: Refused, body: Mapping[str, Any], limits: Sequence[str]) -> str | None:
     """The setting that a server refuses whatever its value, or the form of an answer that it refuses; or None."""
     said = str(error)
     for name, words in _FORMS.items():
         if name in body and words.search(said):
             return name
-    named = [name for name in _OPTIONAL if name in body and re.search(rf"\b{name}\b", said)]
-    return named[0] if named and _UNSUPPORTED.search(said) else None
+    if not _UNSUPPORTED.search(said):
+        return None
+    named = [name for name in (*_OPTIONAL, *limits) if name in body and re.search(rf"\b{name}\b", said)]
+    return named[0] if named else None
 
 
 def _cut(completion: Completion, stops: tuple[str, ...]) -> Completion:
-    """The answer up to the first stop text, for servers that take none or not this one."""
-    text = completion.text.lstrip()
+    """The answer without white space before it, up to the first stop text, for servers that take none or not this
+    one."""
+    text = completion.text.lstrip()  # as the local engine's answers
     places = [text.find(stop) for stop in stops if stop in text]
     if not places or completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
-        return completion
+        return dataclasses.replace(completion, text=text)
     return dataclasses.replace(completion, text=text[: min(places)], outcome=Outcome.OK)

@@ -41,7 +41,7 @@ class Measured:
 
 def is_own(folder: RunFolder, settings: EvaluateConfig) -> bool:
     """Whether an evaluation is the one that the folder's first command asks for."""
-    return folder.first["evaluate"] == json.loads(json.dumps(to_dict(settings)))
+    return folder.first.get("evaluate") == json.loads(json.dumps(to_dict(settings)))
 
 
 def save(
@@ -127,4 +127,5 @@ def _call(call: Call) -> dict[str, Any]:
         "outputs": call.outputs,
         "outcome": str(call.outcome),
         "detail": call.detail,
+        **({"reasoning": call.reasoning} if call.reasoning else {}),
     }

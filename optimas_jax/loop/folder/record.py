@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core import shipped
+from optimas_jax.core.folder.files import FolderError
 from optimas_jax.core.usage import Usage
 from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.ledger import Ledger
-from optimas_jax.loop.journal import RUN, FolderError, RunFolder
+from optimas_jax.llm.tape import Tape
+from optimas_jax.loop.journal import RUN, RunFolder
 
 _ROOT = Path(__file__).parents[3]
 _PACKAGES = (
@@ -38,7 +40,7 @@ class Record:
     """A command, from its start to its end.
 
     Attributes:
-      folder, ledger, engines: of its run.
+      folder, ledger, tape, engines: of its run.
       facts: command, commit, versions and platform: of the command that began the execution.
       command: the command itself.
       parts: what earlier commands of the same execution took, which did not finish; None after the first execution.
@@ -49,6 +51,7 @@ class Record:
 
     folder: RunFolder
     ledger: Ledger
+    tape: Tape
     engines: Engines
     facts: Mapping[str, Any]
     command: str
@@ -58,7 +61,7 @@ class Record:
     paid_before: Usage
 
 
-def begin(folder: RunFolder, ledger: Ledger, engines: Engines, command: str = "") -> Record:
+def begin(folder: RunFolder, ledger: Ledger, tape: Tape, engines: Engines, command: str = "") -> Record:
     """The record of a command that starts now; ``run.json`` has its facts from now on, until the run has finished.
 
     Args:
@@ -74,7 +77,7 @@ def begin(folder: RunFolder, ledger: Ledger, engines: Engines, command: str = ""
         if known["finished"] is None:
             facts = {name: known[name] for name in facts}
             parts = tuple(_closed(part, folder.last_written) for part in known["parts"])
-    record = Record(folder, ledger, engines, facts, command, parts, now, time.monotonic(), ledger.spent)
+    record = Record(folder, ledger, tape, engines, facts, command, parts, now, time.monotonic(), ledger.spent)
     if parts is not None:
         folder.write(RUN, _as_json(record, (*parts, {"command": command, "started": now, "seconds": None})))
     return record
@@ -150,6 +153,7 @@ def _as_json(record: Record, parts: tuple[Mapping[str, Any], ...], finished: flo
         "finished": finished and _date(finished),
         "devices": _devices(record.engines),
         **took(record),
+        "uncertain": record.tape.uncertain().to_json(),
         "parts": list(parts),
     }
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from optimas_jax.report.process import INTERRUPTED, run_module
+from optimas_jax.report.process import STOPPED, run_module
 from optimas_jax.sweep.locks import is_held
 
 
@@ -45,6 +45,6 @@ def run_point(folder: str, name: str, cwd: str, variables: Mapping[str, str]) ->
     log = Path(folder, name, "log.txt")
     run = run_module("optimas_jax.sweep.point", [folder, name], log, variables=variables, cwd=Path(cwd))
     code, message = asyncio.run(run)
-    if code < 0 or code == INTERRUPTED:
+    if code < 0 or code in STOPPED:
         raise PointKilledError(f"killed on {machine} ({f'signal {-code}' if code < 0 else 'interrupted'}), see {log}")
     return code, message

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -15,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from optimas_jax.core.folder.files import read_file, write_json
 from optimas_jax.core.shipped import python_path
-from optimas_jax.loop.journal import write_json
 from optimas_jax.sweep.executors.base import Resources, Runner
 from optimas_jax.sweep.folder import read_result
 from optimas_jax.sweep.points import SweepError
@@ -160,5 +159,4 @@ def _still_running(jobs: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int,
 
 def _read(path: Path) -> dict[str, dict[int, str]]:
     """Names of points by index, by job."""
-    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {job: {int(index): name for index, name in names.items()} for job, names in data.items()}
+    return {job: {int(index): name for index, name in names.items()} for job, names in (read_file(path) or {}).items()}

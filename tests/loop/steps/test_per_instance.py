@@ -111,7 +111,9 @@ def make_run(system: System, workdir: Path, **settings) -> Run:
         seed=config.seed,
         concurrency=config.concurrency,
     )
-    return Run(config, host, Device(engine, None), data, engines, tape, None, begin(folder, ledger, engines, "a test"))
+    return Run(
+        config, host, Device(engine, None), data, engines, tape, None, begin(folder, ledger, tape, engines, "a test")
+    )
 
 
 def tuned(run: Run) -> Configuration:

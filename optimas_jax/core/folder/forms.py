@@ -1,0 +1,422 @@
+"""What the JSON files of a run folder hold, as far as anything reads it, and the way out where one is damaged.
+
+Fields that a later version adds, or an earlier one lacked, are left alone: only what a reader relies on is named.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Annotated, Any, NamedTuple, NotRequired
+
+from annotated_types import Ge, Le, Len
+from pydantic import AfterValidator, ConfigDict, StringConstraints
+from typing_extensions import TypedDict
+
+from optimas_jax.core.json_text import check_form
+from optimas_jax.core.values import value_from_json
+
+_MOST = 10**15  # of a count, tokens or seconds: what is above it was never counted
+
+
+def _date(text: str) -> str:
+    datetime.datetime.fromisoformat(text)
+    return text
+
+
+Count = Annotated[int, Ge(0), Le(_MOST)]
+Amount = Annotated[float, Ge(0), Le(_MOST)]
+Date = Annotated[str, AfterValidator(_date)]
+Name = Annotated[str, Len(1, 200)]
+Interval = Annotated[list[float], Len(2, 2)]
+Index = Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")]
+Settings = dict[str, Any]
+
+
+class Server(TypedDict):
+    base_url: NotRequired[str]
+
+
+class System(TypedDict):
+    language_model: NotRequired[Settings]
+
+
+class Config(TypedDict):
+    benchmark: NotRequired[str]
+    seed: NotRequired[int]
+    system: NotRequired[System]
+    server: NotRequired[Server]
+    anthropic: NotRequired[Server]
+    evaluate: NotRequired[Settings]
+
+
+class Usage(TypedDict):
+    calls: Count
+    prompt_tokens: Count
+    completion_tokens: Count
+    usd: Amount
+    seconds: Amount
+    system_runs: Count
+    component_calls: Count
+    tokens: Count
+
+
+class Part(TypedDict):
+    command: str
+    started: Date
+    seconds: Amount | None
+    peak_rss_mb: NotRequired[Count]
+    paid_calls: NotRequired[Count]
+
+
+class Record(TypedDict):
+    command: str
+    commit: str | None
+    started: Date
+    finished: Date | None
+    versions: dict[str, str]
+    platform: str
+    seconds: Amount
+    peak_rss_mb: Count
+    paid_calls: Count
+    tokens: Count
+    usd: Amount
+    uncertain: NotRequired[Usage]
+    parts: list[Part]
+
+
+class Price(TypedDict):
+    prices: str
+    baseline_runs: Count
+    confirm_runs: Count
+    test_runs: Count
+    first: Usage
+    baseline: Usage
+    final: Usage
+    largest: Usage
+
+
+def _request(request: list[Any]) -> list[Any]:
+    role, key, *costs = request
+    whole, parts = [*costs[:3], *costs[5:]], costs[3:5]
+    right = isinstance(role, str) and isinstance(key, str) and len(costs) == 7
+    if not (right and all(type(one) is int for one in whole) and all(type(one) in (int, float) for one in parts)):
+        raise ValueError("a role, a key and seven costs are expected")
+    if not all(0 <= one <= _MOST for one in costs):
+        raise ValueError(f"costs are numbers from 0 to {_MOST}")
+    return request
+
+
+class Cut(TypedDict):
+    executed: Usage
+    requests: list[Annotated[list[Any], Len(9, 9), AfterValidator(_request)]]
+
+
+class Trained(TypedDict):
+    name: Name
+    history: list[dict[str, float | None]]
+
+
+class Refreshed(TypedDict):
+    name: Name
+    configuration: dict[str, ValueData]
+
+
+def _value(data: dict[str, Any]) -> dict[str, Any]:
+    value_from_json(data)
+    return data
+
+
+ValueData = Annotated[Settings, AfterValidator(_value)]
+
+
+class Change(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # the split's name, with what it brought there
+    iteration: Count
+    component: str
+    kind: str
+    value: ValueData
+    val_gain: float
+
+
+class Confirmed(TypedDict):
+    n: Count
+    changes: Count | None
+    verdict: str
+
+
+class LabelUse(TypedDict):
+    labelled_runs: Count
+    effective_runs: float
+    local_reward: bool
+
+
+class Controls(TypedDict):
+    shorter: float
+    loglik: float
+    majority: NotRequired[float]
+
+
+class Alignment(TypedDict):
+    pair_accuracy: float
+    ci95: Interval | None
+    n_pairs: Count
+    n_inputs: Count
+    spearman: float
+    controls: Controls
+    ceiling: NotRequired[float | None]
+
+
+class Optimized(TypedDict):
+    reward: str
+    alignment: dict[str, Alignment]
+    label_use: dict[str, LabelUse]
+    dropped: dict[str, dict[str, Count]]
+    accepted: list[Change]
+    confirmed: Confirmed | None
+
+
+class Gain(TypedDict):
+    mean: float
+    ci95: Interval
+    p_value: float
+
+
+class Side(TypedDict):
+    mean: float
+    ci95: Interval
+    scores: list[float]
+
+
+class Mean(TypedDict):
+    mean: float
+
+
+class MeanGain(TypedDict):
+    mean: float
+    ci95: NotRequired[Interval]
+    p_value: NotRequired[float]
+
+
+class OtherMetric(TypedDict):
+    chance: float
+    baseline: Mean
+    optimized: Mean
+    gain: MeanGain
+
+
+class Unconfirmed(TypedDict):
+    mean: float
+    gain: Gain
+
+
+class Kind(TypedDict):
+    n: Count
+    baseline: float
+    optimized: float
+
+
+class Bill(TypedDict):
+    calls: Count
+    paid_calls: Count
+    prompt_tokens: Count
+    completion_tokens: Count
+    usd: Amount
+
+
+class Spent(TypedDict):
+    spent: Usage
+    predicted: dict[str, Usage] | None
+
+
+class Brought(TypedDict):
+    gain: Gain | None
+    local_gain: Gain | None
+
+
+class Unread(TypedDict):
+    baseline: Count
+    optimized: Count
+    answers: Count
+
+
+class ResultFields(TypedDict):
+    label: NotRequired[str]
+    evaluation: NotRequired[Settings]
+    benchmark: str
+    variant: str
+    split: str
+    n: Count
+    metric: str
+    chance: float
+    baseline: Side
+    optimized: Side
+    gain: Gain
+    confirmed: Confirmed | None
+    unconfirmed: NotRequired[Unconfirmed | None]
+    other_metrics: NotRequired[dict[str, OtherMetric]]
+    by_kind: dict[str, Kind]
+    outcomes: dict[str, Count]
+    unread: NotRequired[dict[str, Unread]]
+    alignment: dict[str, Alignment]
+    label_use: NotRequired[dict[str, LabelUse]]
+    dropped: NotRequired[dict[str, dict[str, Count]]]
+    accepted: list[Change]
+    ledger: dict[str, dict[str, Bill]]
+    spent: NotRequired[dict[str, Spent]]
+    paid_calls: Count
+    wall_seconds: Amount
+    peak_rss_mb: Count
+
+
+def _agree(results: Any) -> Any:
+    """What one field asks of another: gains of each change on the split, tests of metrics, both sides of examples."""
+    for change in results["accepted"]:
+        if results["split"] in change:
+            check_form(Brought, change[results["split"]])
+    for metric in results.get("other_metrics", {}).values():
+        if "ci95" in metric["gain"]:
+            check_form(Gain, metric["gain"])
+    before, after = (len(results[side]["scores"]) for side in ("baseline", "optimized"))
+    if before != after:
+        raise ValueError(f"baseline has {before} scores, and optimized {after}")
+    return results
+
+
+Results = Annotated[ResultFields, AfterValidator(_agree)]
+
+
+class Steps(TypedDict):
+    steps: dict[str, dict[str, Usage]]
+
+
+class Plan(TypedDict):
+    config: str
+    host: Steps
+
+
+class Identity(TypedDict):
+    declared: dict[str, str]
+    code: dict[str, str]
+
+
+class Place(TypedDict):
+    file: NotRequired[str]
+    relative: NotRequired[str]
+    name: NotRequired[str]
+    reason: NotRequired[str]
+
+
+class Declarations(TypedDict):
+    components: list[str]
+    files: list[Place]
+
+
+class Source(TypedDict):
+    program: NotRequired[Place]
+    metric: NotRequired[Place]
+    declarations: NotRequired[Declarations]
+
+
+class Unfinished(TypedDict):
+    reason: str
+    accepted: list[Change]
+    spent: Usage
+    uncertain: Usage
+    go_on: str
+
+
+class Task(TypedDict):
+    optimizer: str
+    config: Config
+
+
+class Clock(TypedDict):
+    search: NotRequired[Amount]
+    rewards: NotRequired[Amount]
+
+
+class Points(TypedDict):
+    points: dict[str, Config]
+
+
+class Saved(TypedDict):
+    configuration: dict[str, ValueData]
+    settings: NotRequired[Config]
+
+
+class Run(TypedDict):
+    outputs: Settings
+    feedback: str
+
+
+class Outcome(TypedDict):
+    score: float
+    runs: Annotated[list[Run], Len(1)]
+
+
+class ExampleRow(TypedDict):
+    id: str
+    kind: str
+    inputs: Settings
+    gold: Settings
+    before: Outcome
+    after: Outcome
+
+
+class ProposalRow(TypedDict):
+    id: str
+    race: Settings | None
+    gate: Settings | None
+
+
+class Event(TypedDict):
+    event: str
+    time: float
+    iteration: NotRequired[Count]
+    component: NotRequired[str]
+
+
+class Form(NamedTuple):
+    """What a file holds, and what to do where it does not."""
+
+    kind: Any
+    way_out: str
+
+
+_AGAIN = "delete it: the command that made the run makes it again, from answers that are on the tape"
+_FORMS = {
+    r"config(-\d+)?\.json": Form(Config, "put it back as it was, or use another --workdir"),
+    r"run(-\d+)?\.json": Form(Record, "delete it: it only tells what commands took"),
+    r"(used|spent)\.json": Form(dict[str, Usage], _AGAIN),
+    r"price\.json": Form(Price, _AGAIN),
+    r"budget_cuts\.json": Form(dict[str, Cut], _AGAIN),
+    r"rows\.json": Form(list[str], "delete it: the command that made the run notes its rows again"),
+    r"reward\.json": Form(Trained, "delete it and run --stage=train again"),
+    r"optimized\.json": Form(Optimized, "delete it and run --stage=optimize again"),
+    r"refreshed\.json": Form(Refreshed, "delete it and run --stage=refresh again"),
+    r"unfinished\.json": Form(Unfinished, "delete it: the command that made the run goes on"),
+    r"results\.json": Form(Results, "delete it and run --stage=evaluate again"),
+    r"plan\.json": Form(Plan, "delete it, or plan again (--plan)"),
+    r"identity\.json": Form(Identity, "delete it: the next command notes what the program is made of"),
+    r"observed\.json": Form(dict[str, Annotated[list[list[str]], Len(2, 2)]], _AGAIN),
+    r"program\.json": Form(Source, "delete it and run the program's optimisation again, or pass the program"),
+    r"sweep\.json": Form(Points, "put it back as it was, or use another --workdir"),
+    r"jobs\.json": Form(dict[str, dict[Index, str]], "delete it when none of the sweep's jobs is running any more"),
+    r"task\.json": Form(Task, "delete it: the comparison writes it again"),
+    r"cell\.json": Form(Settings, "delete it: the comparison makes it again from the cell's tape"),
+    r"seconds\.json": Form(Clock, "delete it: it only tells how long the search took"),
+    r"configuration\.json": Form(Saved, "delete its folder and run --stage=optimize again"),
+    r"journal\.jsonl": Form(Event, "the command that made the run mends it"),
+    r"proposals\.jsonl": Form(ProposalRow, "the command that made the run mends it"),
+}
+_EVALUATION = Form(Results, "delete it and run --stage=evaluate again")
+_EXAMPLES = Form(ExampleRow, "delete it with the .json file of its name and run --stage=evaluate again")
+_ANY = Form(Any, "delete it and run the stage that makes it again")
+
+
+def form_of(folder: str, name: str) -> Form:
+    """The form of a file, by its name and that of its folder."""
+    if folder == "evaluations" and name.endswith((".json", ".jsonl")):
+        return _EXAMPLES if name.endswith("l") else _EVALUATION
+    return next((form for pattern, form in _FORMS.items() if re.fullmatch(pattern, name)), _ANY)

@@ -1,0 +1,207 @@
+"""Attempts at a request: which faults pass, which are the request's own, and which stop a run.
+
+    attempt --> answer
+       |
+       +--> fault that may pass ------> wait, and attempt again (``Retries``)
+       +--> fault that stays: does the server answer anybody else?
+                it has answered another request since ---> yes: this request failed, the run goes on
+                it answers the last one of before again -> yes
+                it does not, or has never answered ------> no: the run stops
+
+So one odd answer to one prompt never ends a run, and a server that is down never fills a tape with failures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from optimas_jax.core.schema import NonNegativeFloat, PositiveInt
+from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.llm.base import Completer, Completion, CompletionRequest, count_prompt
+
+R = TypeVar("R")
+
+_CYCLES = 5  # rounds of attempts at a request that a rate limit refuses while others are answered
+_PROBES = 3  # attempts at the last request that was answered
+_MOST_ASKED = 300.0  # seconds that a server may ask to wait
+_TOLD = 10.0  # seconds of waiting that are told of
+_TELL_AGAIN = 30.0  # seconds between two lines about waiting
+
+
+class ServerError(StopRun):
+    """The server does not answer, or refuses what every request asks of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Retries:
+    """Exponential back-off with jitter.
+
+    Attributes:
+      attempts: at most, the first one included.
+      first_wait: seconds before the second attempt, doubled before every further one.
+      longest_wait: seconds, at most; a server that asks for more (Retry-After) gets up to five minutes.
+    """
+
+    attempts: PositiveInt = 6
+    first_wait: NonNegativeFloat = 1.0
+    longest_wait: NonNegativeFloat = 60.0
+
+    def wait(self, failures: int, retry_after: float, jitter: float) -> float:
+        """Seconds before the next attempt.
+
+        Args:
+          failures: attempts so far.
+          retry_after: what the server asked for (Retry-After); 0 if it did not.
+          jitter: from 0 to 1; many clients must not come back at the same moment.
+        """
+        backoff = min(self.first_wait * 2 ** min(failures - 1, 30), self.longest_wait)
+        return max(min(retry_after, _MOST_ASKED), backoff * (0.5 + 0.5 * jitter))
+
+
+class Server:
+    """What is known of a server from its answers. Safe for use from several threads.
+
+    Attributes:
+      retries: how often it is asked.
+    """
+
+    def __init__(self, retries: Retries, say: Callable[[str], None] = lambda text: None):
+        """``say``: callback for messages to the user."""
+        self.retries, self._say = retries, say
+        self._answered: dict[str, tuple[float, CompletionRequest]] = {}  # by model: when last, and which
+        self._told = -_TELL_AGAIN
+
+    def note(self, request: CompletionRequest) -> None:
+        """Notes that a request was answered."""
+        self._answered[request.model] = time.monotonic(), request
+
+    def last_answered(self, model: str) -> CompletionRequest | None:
+        """The last request of a model that was answered."""
+        return self._answered[model][1] if model in self._answered else None
+
+    def answered_since(self, model: str, since: float) -> bool:
+        """Whether a request of a model was answered after a moment of ``time.monotonic``."""
+        return model in self._answered and self._answered[model][0] > since
+
+    def tell_wait(self, fault: Fault, seconds: float) -> None:
+        """Says that a request waits, if it waits long, and not for every request."""
+        if seconds >= _TOLD and time.monotonic() - self._told >= _TELL_AGAIN:
+            self._told = time.monotonic()
+            self._say(f"waiting {seconds:.0f} s: {fault}")
+
+
+class Fault(Exception):
+    """An attempt without an answer that can be used; the message is for the user.
+
+    Attributes:
+      server: that was asked.
+      outcome: of the request, if the fault stays and is its own.
+      passes: whether the same request may be answered later.
+      reached: whether a model may have worked on it, so that it may be on the bill.
+      own: whether it is known to be the request's own, such as a prompt that is too long.
+      retry_after: seconds that the server asks to wait; 0 if it does not.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        server: Server,
+        *,
+        outcome: Outcome = Outcome.REFUSED,
+        passes: bool = False,
+        reached: bool = False,
+        own: bool = False,
+        retry_after: float = 0.0,
+    ):
+        super().__init__(message)
+        self.server, self.outcome, self.passes, self.reached, self.own = server, outcome, passes, reached, own
+        self.retry_after = retry_after
+
+    @property
+    def failure(self) -> Completion:
+        """The answer in its place: none."""
+        return Completion("", self.outcome, 0, 0, detail=str(self))
+
+
+class Attempts:
+    """Makes attempts until there is a result. Used from one event loop at a time."""
+
+    def __init__(self, probe: Callable[[CompletionRequest], Awaitable[Any]]):
+        """``probe``: attempts a request that was answered before."""
+        self._probe = probe
+        self._probing: dict[str, asyncio.Task[bool]] = {}  # by model
+
+    async def get(self, model: str, attempt: Callable[[], Awaitable[R]]) -> R:
+        """The result of ``attempt``, a request to ``model``.
+
+        Raises:
+          Fault: that stays, and is the request's own.
+          ServerError: where others would meet it, too.
+        """
+        began = time.monotonic()
+        failures = cycles = 0
+        while True:
+            latest = time.monotonic()
+            try:
+                return await attempt()
+            except Fault as error:
+                fault, failures = error, failures + 1
+            retries = fault.server.retries
+            limited = fault.outcome is Outcome.RATE_LIMITED and failures >= retries.attempts
+            if limited and cycles < _CYCLES and fault.server.answered_since(model, began):  # it waits in a queue
+                began, failures, cycles = time.monotonic(), 1, cycles + 1
+            if not fault.passes or failures >= retries.attempts:
+                known = fault.own and fault.server.last_answered(model) is not None
+                if known or await self._others_are_answered(fault.server, model, latest):
+                    raise fault
+                raise ServerError(str(fault)) from None
+            wait = retries.wait(failures, fault.retry_after, random.random())
+            fault.server.tell_wait(fault, wait)
+            await asyncio.sleep(wait)
+
+    async def _others_are_answered(self, server: Server, model: str, since: float) -> bool:
+        """Whether a server answers other requests than the one whose last attempt began at ``since``."""
+        if server.answered_since(model, since):
+            return True
+        task = self._probing.get(model)
+        if task is None:  # one for all requests that fail together
+            task = self._probing[model] = asyncio.ensure_future(self._answers_again(server, model))
+            task.add_done_callback(lambda done: self._probing.pop(model, None))
+        await asyncio.wait([task])
+        return not task.cancelled() and task.result()
+
+    async def _answers_again(self, server: Server, model: str) -> bool:
+        request = server.last_answered(model)
+        if request is None:
+            return False
+        for failures in range(1, _PROBES + 1):
+            try:
+                await self._probe(request)
+            except Fault as fault:
+                if failures < _PROBES:
+                    await asyncio.sleep(server.retries.wait(failures, fault.retry_after, random.random()))
+            else:
+                return True
+        return False
+
+
+class Persistent:
+    """A completer that asks by as many attempts as it takes, for callers without a tape (``llm.taped``)."""
+
+    def __init__(self, inner: Completer):
+        self._inner = inner
+        self._attempts = Attempts(inner.complete)
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        try:
+            return await self._attempts.get(request.model, lambda: self._inner.complete(request))
+        except Fault as fault:
+            return fault.failure
+
+    def prompt_tokens(self, request: CompletionRequest) -> int | None:
+        return count_prompt(self._inner, request)
