@@ -68,7 +68,10 @@ def _supervise(plan: dict[str, Any]) -> dict[str, Any]:
     if command == 0:
         _start(plan)
     _report(plan, {"how": "started"})
-    how, status = _wait(plan, command)
+    try:
+        how, status = _wait(plan, command)
+    except OSError:  # it cannot be watched: ended as for a limit
+        how, status = "killed", 0
     _end_all(plan, command)
     if how:
         return {"how": how, "code": signal.SIGXFSZ if how == "killed" else -1}
@@ -85,7 +88,7 @@ def _wait(plan: dict[str, Any], command: int) -> tuple[str, int]:
         if now >= deadline:
             return "timeout", 0
         if now >= look:
-            pids = _inside(plan)
+            pids = watch.descendants(os.getpid())
             if watch.memory(pids, plan["memory_bytes"], plan["walls"] != "limits") > plan["memory_bytes"]:
                 return "memory", 0
             if plan["writable"] and now >= disk:
@@ -109,13 +112,6 @@ def _pause(seconds: float) -> int:
     return told.si_signo if told else 0
 
 
-def _inside(plan: dict[str, Any]) -> set[int]:
-    """The command's processes."""
-    if plan["walls"] == "limits" and os.geteuid() == 0:
-        return watch.of_user(plan["user"])
-    return watch.descendants(os.getpid())
-
-
 def _reap(command: int) -> int | None:
     """Status of the command if it has exited. Also reaps orphans, which become children of this process."""
     status = None
@@ -136,9 +132,9 @@ def _end_all(plan: dict[str, Any], command: int) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(-1, signal.SIGKILL)  # everybody whom this process may signal: the command's processes alone
         else:
-            watch.kill_each({command} | _inside(plan))
+            watch.kill_each(watch.descendants(os.getpid()))
         _reap(command)
-        if not _inside(plan) or time.monotonic() > deadline:
+        if not watch.descendants(os.getpid()) or time.monotonic() > deadline:
             return
 
 
