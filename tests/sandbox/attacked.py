@@ -149,7 +149,7 @@ class Meter:
     def _look(self):
         since = None
         while not self._done.wait(0.02):
-            used = watch.memory(watch.descendants(os.getpid()), MEMORY) + max(0, self._shared() - self._before)
+            used = sum(map(watch._shared_out, watch.descendants(os.getpid()))) + max(0, self._shared() - self._before)
             self.most = max(self.most, used)
             since = (since or time.monotonic()) if used > MEMORY else None
             self.over = max(self.over, time.monotonic() - since if since else 0.0)

@@ -53,13 +53,14 @@ def memory(pids: set[int], most: int, network: bool = False) -> int:
     """Bytes that processes use without pages of files; memory that forked processes share counts once, and a socket as
     what its buffers may hold. ``network``: with what waits in TCP connections of this network namespace.
 
-    There is no other shared memory (``seccomp``). Shares are looked at only if the sum without them is above ``most``,
-    and until it is clear that they are, too.
+    There is no other shared memory (``seccomp``). Shares take long to read: they are looked at only if the sum without
+    them is above ``most``, until it is clear that they are, too, and not where the sum is above twice ``most``.
     """
     used = {pid: _field(pid, "status", ("RssAnon", "VmSwap", "VmPTE")) for pid in pids}
     buffers = _buffers(pids, most) + (_queues() if network else 0)
-    if sum(used.values()) + buffers <= most:
-        return sum(used.values()) + buffers
+    total = sum(used.values()) + buffers
+    if total <= most or total > 2 * most:
+        return total
     shares = buffers
     for pid in sorted(pids, key=lambda pid: -used[pid]):
         shares += _shared_out(pid)
