@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 
 DESCRIPTORS = 256  # of a process
+FEW_SOCKETS = 8  # whose connections are not looked at: the kernel takes milliseconds to list them
 SOCKET_BYTES = 2 * 212_992  # of a socket's buffers as they are by default; ``seccomp`` keeps them so
 
 
@@ -57,7 +58,9 @@ def memory(pids: set[int], most: int, network: bool = False) -> int:
     them is above ``most``, until it is clear that they are, too, and not where the sum is above twice ``most``.
     """
     used = {pid: _field(pid, "status", ("RssAnon", "VmSwap", "VmPTE")) for pid in pids}
-    buffers = _buffers(pids, most) + (_queues() if network else 0)
+    buffers = _buffers(pids, most)
+    if network and buffers > FEW_SOCKETS * SOCKET_BYTES:
+        buffers += _queues()
     total = sum(used.values()) + buffers
     if total <= most or total > 2 * most:
         return total
