@@ -24,7 +24,8 @@ _TIDY_SECONDS = 10.0  # between two looks for garbage
 class _Stop:
     """The signal that came, if one did."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate) -> None:
+        self._gate, self._told = gate, False
         self.signal, self.since = 0, 0.0
 
     def handle(self, sig: int, frame: FrameType | None) -> None:
@@ -32,6 +33,15 @@ class _Stop:
         if self.signal:
             os._exit(128 + sig)  # threads inside XLA cannot be waited for
         self.signal, self.since = sig, time.monotonic()
+        self._gate.closing = True
+
+    def tell(self, grace: float) -> None:
+        """Says once what is waited for."""
+        if not self._told and (active := self._gate.active):
+            requests = f"{active} request{'s' if active > 1 else ''} in flight"
+            message = f"\nstopping: {requests}, up to {grace:g} seconds; once more ends at once"
+            print(message, file=sys.stderr, flush=True)
+        self._told = True
 
 
 class _Tidy:
@@ -65,16 +75,14 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
     Returns:
       The exit code: 143 after SIGTERM, 130 after SIGINT.
     """
-    stop, tidy = _Stop(), _Tidy()
+    stop, tidy = _Stop(gate), _Tidy()
 
     async def look() -> None:
         """Ends the server when a signal came and all is answered, or the grace is over."""
         if not stop.signal:
             tidy.look(idle=not gate.active)
             return
-        if not gate.closing:
-            gate.closing = True
-            _tell(gate.active, grace)
+        stop.tell(grace)
         if not gate.active or time.monotonic() > stop.since + grace:
             gate.give_up()
             server.should_exit = True
@@ -87,9 +95,3 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
     except KeyboardInterrupt:  # before that
         return INTERRUPTED
     return 128 + stop.signal if stop.signal else 0
-
-
-def _tell(active: int, grace: float) -> None:
-    if active:
-        requests = f"{active} request{'s' if active > 1 else ''} in flight"
-        print(f"\nstopping: {requests}, up to {grace:g} seconds; once more ends at once", file=sys.stderr, flush=True)

@@ -203,7 +203,7 @@ def test_white_space_and_bytes_are_those_of_the_tokens(http):
 
 
 def shown(text):
-    """A text as answers have it: NUL is no text (``core.text``)."""
+    """A text as answers have it: NUL is no text (``core.types``)."""
     return text.replace("\x00", "\ufffd")
 
 
