@@ -18,6 +18,8 @@ from optimas_jax.sandbox.source import parse
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)")
 _STARTS = re.compile(r"^(?:import |from |def |async def |class |@)")
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_MOST_STARTS = 50  # lines from which a program is looked for
+_PARSED, _FREE = 2, 20_000  # characters that may be parsed: as many times the text, and beside that
 _ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
 
 
@@ -98,18 +100,24 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 def _stretches(text: str) -> Iterator[str]:
-    """Sequences of lines that parse: from each line that looks like the beginning of code, the longest one."""
+    """Sequences of lines that parse: from each line that looks like the beginning of code, the longest one. All parsing
+    together takes time in proportion to the text."""
     lines = _lines(text)
     starts = [index for index, line in enumerate(lines) if _STARTS.match(line)]
-    for start in starts[:50]:
+    left = _PARSED * len(text) + _FREE
+    for start in starts[:_MOST_STARTS]:
         end = len(lines)
-        while end > start:
+        while end > start and left > 0:
+            piece = "\n".join(lines[start:end])
+            left -= len(piece)
             try:
-                parse("\n".join(lines[start:end]))
-            except SyntaxError as error:  # lines after the error cannot resolve it
+                parse(piece)
+            except SyntaxError as error:  # lines after the error cannot resolve it, nor can comments before it
                 end = min(end - 1, start + (error.lineno or 1) - 1)
+                while end > start and lines[end - 1].lstrip()[:1] in ("", "#"):
+                    end -= 1
                 continue
-            yield "\n".join(lines[start:end])
+            yield piece
             break
 
 

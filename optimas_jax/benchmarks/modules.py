@@ -13,6 +13,7 @@ and, where it needs them,
     SOURCES        allowed values of ``config.data.source``
     OFFLINE        those of them whose rows need no download, for a forecast (``loop.forecast``)
     OTHER_METRICS  name -> (outputs, gold) -> score, reported beside the metric
+    READ           component -> (outputs, example) -> whether its answer can be read; those that cannot are counted
     SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics of a set of examples
 
 Your own system is such a module too: a file, named by its path. Where that file has a ``get_config``, it is also the

@@ -54,12 +54,15 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Models
 from optimas_jax.llm.component import LanguageModel, llm_component, model_selector
+from optimas_jax.llm.forms.loose import loose_json
 
 METRIC = "accuracy"
 SOURCES = ("pubmedqa", "synthetic")
 OFFLINE = ("synthetic",)
 HUB = ("qiaojin/PubMedQA", "pqa_labeled", "train")
 LABELS = ("yes", "no", "maybe")
+_LABEL = re.compile(r"(?:the )?(?:final )?(?:answer(?: is)? ?:?)? ?(yes|no|maybe) ?[.,;!]?")
+_TAG = re.compile(r"</?[A-Za-z][\w:-]{0,30}>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,12 +200,17 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
 def final_answer(text: str) -> str:
     """The label in the last line, or "" if there is none.
 
-    The line is a label, or ``Answer:`` and a label; upper case, quotes, stars, brackets and a full stop are ignored. A
-    line with other text, such as two labels or a reason, has no label.
+    The line is a label, or ``Answer:`` and a label; upper case, quotes, stars, brackets, tags, fences and a mark at the
+    end are ignored. A line with other text, such as two labels or a reason, has no label. An answer of JSON has the
+    label in a field ``answer``.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
-    bare = re.sub(r"[*_`\"'()\[\]$]", "", lines[-1]).strip().lower() if lines else ""
-    match = re.fullmatch(r"(?:the )?(?:final )?(?:answer(?: is)?\s*:?)?\s*(yes|no|maybe)\s*[.!]?", bare)
+    data = loose_json(text)
+    if isinstance(data, Mapping):
+        fields = {str(name).lower(): value for name, value in data.items()}
+        text = next((str(fields[name]) for name in ("answer", "final_answer", "final answer") if name in fields), "")
+    lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith(("```", "~~~"))]
+    bare = re.sub(r"[*_`\"'()\[\]$]", "", _TAG.sub("", lines[-1])).lower() if lines else ""
+    match = _LABEL.fullmatch(" ".join(bare.split()))
     return match[1] if match else ""
 
 
@@ -216,4 +224,5 @@ def _macro_f1(outputs: Sequence[Mapping[str, Any]], golds: Sequence[Mapping[str,
     return macro_f1(answers, [gold["answer"] for gold in golds])
 
 
+READ = {"problem_solver": lambda outputs, example: bool(final_answer(outputs["answer"]))}
 SET_METRICS = {"macro-F1": _macro_f1}

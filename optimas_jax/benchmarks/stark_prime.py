@@ -29,11 +29,12 @@ Where this differs from the paper or its released code, and why:
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
+import itertools
 import math
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,24 @@ from optimas_jax.benchmarks.data import (
 from optimas_jax.benchmarks.metrics import hit_at, reciprocal_rank
 from optimas_jax.benchmarks.parts import stops
 from optimas_jax.core.component import Component, RunContext
+from optimas_jax.core.event_loop import off_loop
+from optimas_jax.core.json_text import find_json
 from optimas_jax.core.schema import NonNegativeFloat
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
+from optimas_jax.llm.forms.loose import NOTHING, loose_json, without_thoughts
 
 METRIC = "MRR"
 SOURCES = ("stark", "synthetic")
 OFFLINE = ("synthetic",)
+_LATEST = 5  # lines, or pieces of JSON, that are looked at from the end of an answer
+# A number that is no part of a word, of a longer number or of a label ("2:"), and its sign of percent.
+_NUMBER = re.compile(r"(?<![\w.])([-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d{1,3}+)?+)(?![\w])\s?+(%?)(?!\s*+:)")
+_LABELLED = re.compile(
+    r"\W{0,9}(?:\w{1,20}\s)?(\d{1,4}+)\s?[.):\-=]{1,2}[^\d\n+-]{0,80}([-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d{1,3}+)?+)\s?+(%?)\W{0,9}$"
+)
 WEIGHTS = ("relation_weight", "text_weight")
 
 
@@ -235,7 +245,10 @@ async def aggregate(inputs: Mapping[str, Any], value: Value | None, context: Run
     """final = relation_weight r + text_weight t + similarity."""
     assert isinstance(value, Hyperparameters)
     similarities = inputs["similarities"]
-    relations, texts = (read_scores(inputs[name], len(similarities)) for name in ("relation_scores", "text_scores"))
+    relations, texts = [
+        await off_loop(functools.partial(read_scores, inputs[name], len(similarities)), len(inputs[name]))
+        for name in ("relation_scores", "text_scores")
+    ]
     return {
         "final_scores": tuple(
             value["relation_weight"] * r + value["text_weight"] * t + s
@@ -245,20 +258,75 @@ async def aggregate(inputs: Mapping[str, Any], value: Value | None, context: Run
 
 
 def read_scores(text: str, count: int) -> tuple[float, ...]:
-    """Scores in a model's answer, each clipped to [0, 1]: a JSON list, a JSON object with keys "1" to ``count``, or a
-    text with ``count`` numbers. All 0 if the answer is none of these."""
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):  # nesting of a thousand brackets
-        parsed = [float(number) for number in re.findall(r"(?<![\w.])\d*\.?\d+(?![\w.]*:)(?!\w)", text)]
-    if isinstance(parsed, Mapping):
-        parsed = [parsed.get(str(number)) for number in range(1, count + 1)]
-    values = parsed if isinstance(parsed, list) else []
-    # Clipped before the conversion: some integers are too large for a float.
-    numbers = [float(min(max(value, 0), 1)) for value in values if is_number(value)]
-    if len(numbers) != count or any(map(math.isnan, numbers)):
-        return (0.0,) * count
-    return tuple(numbers)
+    """Scores in a model's answer, each clipped to [0, 1]: all 0 if it has no ``count`` scores (``find_scores``)."""
+    return find_scores(text, count) or (0.0,) * count
+
+
+def find_scores(text: str, count: int) -> tuple[float, ...] | None:
+    """Scores in a model's answer, each clipped to [0, 1]; None if there are no ``count`` scores.
+
+    They are a list, or an object with the keys "1" to ``count``, also inside of one field, as JSON or as Python writes
+    it, alone or in a text; or one line for each with its number; or ``count`` numbers: in the whole text, behind its
+    last colon, or in its last lines.
+    """
+    text = without_thoughts(text).strip()
+    data = loose_json(text)
+    pieces = [data] if data is not NOTHING else find_json(text)[-_LATEST:][::-1]
+    for piece in pieces:
+        if (scores := _scores_in(piece, count)) is not None:
+            return scores
+    if pieces and data is not NOTHING:
+        return None
+    lines = [line for line in text.split("\n") if _NUMBER.search(line)]
+    labelled = [_LABELLED.match(line) for line in lines[-count:]]
+    if len(labelled) == count and [found and found[1] for found in labelled] == [str(n) for n in range(1, count + 1)]:
+        return _clipped([_number(found[2], found[3]) for found in labelled if found], count)
+    for part in (text, text.rpartition(":")[2], *lines[-_LATEST:][::-1], "\n".join(lines[-count:])):
+        numbers = [_number(*found.groups()) for found in itertools.islice(_NUMBER.finditer(part), count + 1)]
+        if (scores := _clipped(numbers, count)) is not None:
+            return scores
+    return None
+
+
+def _scores_in(data: Any, count: int, depth: int = 0) -> tuple[float, ...] | None:
+    if isinstance(data, Mapping):
+        keyed = [data.get(str(number)) for number in range(1, count + 1)]
+        if len(data) == count and None not in keyed:
+            return _clipped(list(map(_as_number, keyed)), count)
+        inner = list(data.values())[:_LATEST] if depth < _LATEST else []
+        found = (_scores_in(one, count, depth + 1) for one in inner if isinstance(one, Mapping | list))
+        return next((scores for scores in found if scores is not None), None)
+    if isinstance(data, list):
+        scores = [one.get("score") if isinstance(one, Mapping) else one for one in data[: count + 1]]
+        return _clipped(list(map(_as_number, scores)), count)
+    return None
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, or one that is written as a text; None for anything else."""
+    if isinstance(value, str) and (found := _NUMBER.fullmatch(value.strip())):
+        return _number(*found.groups())
+    return value if is_number(value) else None
+
+
+def _number(digits: str, percent: str) -> float:
+    return float(digits) / (100 if percent else 1)
+
+
+def _clipped(numbers: Sequence[float | None], count: int) -> tuple[float, ...] | None:
+    """The numbers in [0, 1], if there are ``count`` and none is missing."""
+    if len(numbers) != count or any(number is None or math.isnan(number) for number in numbers):
+        return None
+    return tuple(float(min(max(number, 0), 1)) for number in numbers if number is not None)
+
+
+def _is_read(outputs: Mapping[str, Any], example: Example) -> bool:
+    """Whether the answer of a scorer has scores."""
+    [text] = outputs.values()
+    return find_scores(str(text), len(example.gold["relevant"])) is not None
+
+
+READ = {"relation_scorer": _is_read, "text_scorer": _is_read}
 
 
 def mean_reciprocal_rank(outputs: Mapping[str, Any], gold: Mapping[str, Any]) -> float:

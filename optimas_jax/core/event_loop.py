@@ -25,6 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 _LOOK_SECONDS = 0.2
+_QUICK = 2_000  # characters that any reader of texts reads within about a millisecond
 _WAIT_SECONDS = 60.0  # between two calls of ``Waiting.tell``
 _END = 2.0  # that the loop has to end; a function that blocks it never will
 _LOCK = threading.Lock()
@@ -216,3 +217,8 @@ def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
 
 
 os.register_at_fork(after_in_child=_started.cache_clear)  # the thread stays behind
+
+
+async def off_loop(work: Callable[[], T], characters: int) -> T:
+    """The result of reading a text of so many characters: in a thread, if that may take above a millisecond."""
+    return work() if characters <= _QUICK else await asyncio.to_thread(work)

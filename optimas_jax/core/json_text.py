@@ -14,8 +14,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from optimas_jax.core.types import valid_text
+
 MOST_NESTED = 100  # lists and objects in each other: far from where recursion ends, and from what people write
 _MOST_DIGITS = 310  # of a whole number that a float can hold, with its sign
+_MOST_FAILED = 200  # brackets in a text that begin no JSON: for each, Python counts the lines before it
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NO_BRACKET = re.compile(r"[^\[\]{}]++")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -54,6 +57,26 @@ def parse_json(text: str | bytes) -> Any:
         raise _too_deep()
     _check_characters(text, value)
     return value
+
+
+def find_json(text: str) -> list[Any]:
+    """The JSON objects and lists in a text, from left to right; what ``parse_json`` refuses is left out, and halves of
+    characters are replaced. Takes time in proportion to the text: nothing is looked for in what was cut off."""
+    values: list[Any] = []
+    start, failed, halves = _OPENING.search(text), 0, _SURROGATE.search(text) or not is_text(text)
+    while start is not None and failed < _MOST_FAILED:
+        try:
+            value, end = _DECODER.raw_decode(text, start.start())
+            if not _is_too_deep(text[start.start() : end]):
+                values.append(_with_whole_characters(value) if halves else value)
+        except json.JSONDecodeError as error:
+            end, failed = max(error.pos, start.end()), failed + 1
+        except JsonError:
+            end, failed = start.end(), failed + 1
+        except RecursionError:
+            break
+        start = _OPENING.search(text, end)
+    return values
 
 
 def is_text(text: str) -> bool:
@@ -115,6 +138,11 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
+def _with_whole_characters(value: Any) -> Any:
+    text = json.dumps(value, ensure_ascii=False)
+    return value if is_text(text) else json.loads(valid_text(text))
+
+
 def _whole_number(digits: str) -> int:
     if len(digits) <= _MOST_DIGITS and abs(number := int(digits)) <= sys.float_info.max:
         return number
@@ -149,6 +177,10 @@ def _is_too_deep(text: str) -> bool:
 def _check_characters(text: str, value: Any) -> None:
     if not is_text(text) or (_SURROGATE.search(text) and not is_text(json.dumps(value, ensure_ascii=False))):
         raise JsonError("a text holds half of a character (a lone surrogate)")
+
+
+_OPENING = re.compile(r"[\[{]")
+_DECODER = json.JSONDecoder(parse_int=_whole_number, parse_float=_number, parse_constant=_no_number)
 
 
 def shown(value: Any, most: int = 80) -> str:

@@ -16,7 +16,7 @@ from optimas_jax.core.execution import Job
 from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
 from optimas_jax.core.stats import compare, mean_interval
 from optimas_jax.core.system import Metric
-from optimas_jax.core.types import Example, Trace, derive_seed, digest
+from optimas_jax.core.types import Example, Outcome, Trace, derive_seed, digest
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Configuration, value_from_json
 from optimas_jax.loop.budget import block
@@ -219,6 +219,23 @@ def _local_gain(run: Run, reward: str, name: str, before: Evaluation, after: Eva
     return _difference(new, old)
 
 
+def unread(benchmark: Any, examples: Sequence[Example], sides: Mapping[str, Evaluation]) -> dict[str, dict[str, int]]:
+    """By component whose answers the benchmark reads by rules (``READ``): how many were answered, and how many of these
+    could not be read, by side. Only components that have some."""
+    table: dict[str, dict[str, int]] = {}
+    for name, is_read in getattr(benchmark, "READ", {}).items():
+        counts, answered = dict.fromkeys(sides, 0), 0
+        for side, evaluation in sides.items():
+            for traces in evaluation.traces:
+                for trace, example in zip(traces, examples, strict=True):
+                    outputs = [call.outputs for call in trace.calls_of(name) if call.outcome is Outcome.OK]
+                    answered += len(outputs)
+                    counts[side] += sum(not is_read(one, example) for one in outputs)
+        if any(counts.values()):
+            table[name] = {**counts, "answers": answered}
+    return table
+
+
 def by_kind(examples: Sequence[Example], evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
     """Mean scores per kind of example, where the benchmark has kinds."""
     table: dict[str, dict[str, Any]] = {}
@@ -343,6 +360,7 @@ def measure(run: Run) -> Measured:
         },
         "by_kind": by_kind(examples, {"baseline": baseline, "optimized": optimized}),
         "outcomes": optimized.outcomes,
+        "unread": unread(benchmark, examples, {"baseline": baseline, "optimized": optimized}),
         "alignment": search["alignment"],
         "label_use": search["label_use"],
         "score": run.config.optimize.score,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from optimas_jax.core.execution import gather
+from optimas_jax.core.json_text import JsonError, parse_json
 from optimas_jax.core.types import Outcome, derive_seed
 from optimas_jax.llm.base import Completer, CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
@@ -104,8 +104,8 @@ def judge_scores(
 def parse_scores(answer: str, count: int) -> tuple[float, ...] | None:
     """The numbers of an answer that is exactly a JSON list of ``count`` finite numbers; otherwise None."""
     try:
-        numbers = json.loads(answer)
-    except (ValueError, RecursionError):
+        numbers = parse_json(answer)
+    except JsonError:
         return None
     if not isinstance(numbers, list) or len(numbers) != count:
         return None

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -87,7 +88,7 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
             gate.give_up()
             server.should_exit = True
 
-    settings = {"log_level": "warning", "timeout_graceful_shutdown": 1}
+    settings: dict[str, Any] = {"log_config": None, "log_level": "warning", "timeout_graceful_shutdown": 1}
     server = uvicorn.Server(uvicorn.Config(gate, callback_notify=look, timeout_notify=0, **settings))
     server.handle_exit = stop.handle  # which uvicorn installs
     try:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import random
 
 import pytest
@@ -169,8 +170,23 @@ def test_proposals_are_distinct_new_and_of_one_demonstration_per_example(pool, s
         ("  Do this.\n", "Do this."),
         ("Sure!\n<instruction>\nDo this.\nThen that.\n</instruction>\nDone.", "Do this.\nThen that."),
         ("<instruction>Do this.\nThen", "Do this.\nThen"),
-        ("<instruction>A</instruction><instruction>B</instruction>", "A"),
+        ("<instruction>A</instruction><instruction>B</instruction>", "B"),  # drafts come first
         ('"Do this."', "Do this."),
+        ('{"instruction": "Do this."}', "Do this."),
+        ('```json\n{"instruction": "Do this."}\n```', "Do this."),
+        (json.dumps(json.dumps({"instruction": "Do this."})), "Do this."),
+        ("{'reason': 'Clear.', 'new_instruction': 'Do this.'}", "Do this."),
+        ("```\nDo this.\n```", "Do this."),
+        ("Between <instruction> and </instruction>:\n<instruction>Do this.</instruction>", "Do this."),
+        ("<instruction>Do this.</instruction>\nIt is between <instruction> and </instruction>.", "Do this."),
+        ("<think>maybe <instruction>a draft</instruction></think>\n<instruction>Do this.</instruction>", "Do this."),
+        ("maybe <instruction>a draft</instruction></think><instruction>Do this.</instruction>", "Do this."),
+        ("<INSTRUCTION>Do this.</Instruction>", "Do this."),
+        ("<instruction><instruction>Do this.</instruction></instruction>", "Do this."),
+        ("Do this.</instruction>", "Do this."),
+        ("<instruction>a draft\n<instruction>Do this.</instruction>", "Do this."),
+        ('<instruction>{"instruction": "Do this."}</instruction>', "Do this."),
+        ('{"answer": 5}', '{"answer": 5}'),
         ("<instruction>'Do this.'</instruction>", "Do this."),
         ('Say "yes"', 'Say "yes"'),
         ("\"Do this.'", "\"Do this.'"),

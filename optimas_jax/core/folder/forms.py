@@ -234,6 +234,12 @@ class Brought(TypedDict):
     local_gain: Gain | None
 
 
+class Unread(TypedDict):
+    baseline: Count
+    optimized: Count
+    answers: Count
+
+
 class ResultFields(TypedDict):
     label: NotRequired[str]
     evaluation: NotRequired[Settings]
@@ -251,6 +257,7 @@ class ResultFields(TypedDict):
     other_metrics: NotRequired[dict[str, OtherMetric]]
     by_kind: dict[str, Kind]
     outcomes: dict[str, Count]
+    unread: NotRequired[dict[str, Unread]]
     alignment: dict[str, Alignment]
     label_use: NotRequired[dict[str, LabelUse]]
     dropped: NotRequired[dict[str, dict[str, Count]]]

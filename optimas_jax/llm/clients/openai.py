@@ -11,7 +11,6 @@ same folder of adapters.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from optimas_jax.core.json_text import parse_json
 from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
@@ -242,8 +242,8 @@ def _decoded(arguments: str | None) -> Any:
     """Arguments of a tool; none where some servers write an empty text. A text that is no JSON as it is, for the reader
     of the reply to refuse."""
     try:
-        return json.loads(arguments or "{}")
-    except ValueError:
+        return parse_json(arguments or "{}")
+    except (TypeError, ValueError):  # some servers send them as an object
         return arguments
 
 

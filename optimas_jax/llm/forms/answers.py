@@ -10,18 +10,20 @@ import contextlib
 import dataclasses
 import inspect
 import json
-import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
 from optimas_jax.core.component import ComponentFailure, RunContext
+from optimas_jax.core.event_loop import off_loop
+from optimas_jax.core.json_text import JsonError, find_json, parse_json
 from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tool
+from optimas_jax.llm.forms.loose import NOTHING, loose_json, unfenced
 from optimas_jax.llm.forms.schemas import clean_schema, format_line, object_schema
 
-_FENCED = re.compile(r"\s*```\w*\s*\n(.*?)```\s*", re.DOTALL)
+_LATEST = 20  # JSON values in an answer that may be of its type
 _MOST_PROBLEMS = 5  # that a message names
 
 
@@ -139,19 +141,22 @@ class AnswerType:
         return json.dumps(data, ensure_ascii=False)
 
     def read(self, text: str) -> dict[str, Any]:
-        """The fields of the first JSON value in a text that is of the type. Marks around it and words before and after
-        it do not count; numbers and words, which prose is full of, must be the whole answer.
+        """The fields of the last JSON value in a text that is of the type: drafts come before it. Marks around it and
+        words before and after it do not count; numbers and words, which prose is full of, must be the whole answer.
 
         Raises:
           AnswerError: for a text without one.
         """
         problem = None
-        for data in _json_values(text, words=self._in_field):
-            fits = isinstance(data, dict) and self.name in data
-            try:
-                return self._recorded(self._validated(data[self.name] if self._in_field and fits else data))
-            except ValueError as error:
-                problem = problem or describe(error)
+        try:
+            for data in _json_values(text, words=self._in_field):
+                fits = isinstance(data, dict) and self.name in data
+                try:
+                    return self._recorded(self._validated(data[self.name] if self._in_field and fits else data))
+                except ValueError as error:
+                    problem = problem or describe(error)
+        except JsonError as error:
+            problem = f"there is no complete JSON in the answer ({error})"
         raise AnswerError(problem or "there is no complete JSON in the answer")
 
     def restore(self, outputs: Mapping[str, Any]) -> Any:
@@ -164,6 +169,7 @@ class AnswerType:
 
     def _recorded(self, value: Any) -> dict[str, Any]:
         plain = self._adapter.dump_python(value, mode="json", by_alias=True)
+        json.dumps(plain, allow_nan=False)  # a text may stand for a number that is not finite, which no file holds
         return {self.name: plain} if self._in_field else plain
 
 
@@ -186,12 +192,12 @@ async def ask(context: RunContext, request: CompletionRequest, reader: Reader) -
     """
     first = await completed(context, request)
     try:
-        return reader.read(first.text)
+        return await off_loop(lambda: reader.read(first.text), len(first.text))
     except AnswerError as error:
         problem = _problem(error, first, request)
     second = await completed(context, repaired(request, first.text, problem, reader.schema))
     try:
-        return reader.read(second.text)
+        return await off_loop(lambda: reader.read(second.text), len(second.text))
     except AnswerError as error:
         truncated = first.outcome is second.outcome is Outcome.TRUNCATED
         raise ComponentFailure(
@@ -237,31 +243,28 @@ def repaired(request: CompletionRequest, text: str, problem: str, schema: Mappin
 
 
 def _json_values(text: str, *, words: bool) -> Iterator[Any]:
-    """JSON values in a text: the text itself, without marks around it, or the objects and lists in it, from left to
-    right; with ``words`` also the text as a word, after them."""
-    fenced = _FENCED.fullmatch(text)
-    whole = (fenced.group(1) if fenced else text).strip()
-    decoder = json.JSONDecoder(parse_constant=_no_number)
+    """JSON values in a text: the text itself, without marks around it, or the objects and lists in its last fenced
+    block, and then all others, from the last to the first; with ``words`` also the text as a word, after them.
+
+    Raises:
+      JsonError: the text itself is meant as JSON, and there is none in it.
+    """
+    whole, problem = unfenced(text), None
     try:
-        yield decoder.decode(whole)
-        return
-    except (ValueError, RecursionError):
-        pass
-    start = re.search(r"[{\[]", text)
-    while start is not None:
-        try:
-            value, end = decoder.raw_decode(text, start.start())
-            yield value
-        except json.JSONDecodeError as error:  # nothing inside of what is cut is a value of its own
-            end = max(error.pos, start.end())
-        except ValueError:
-            end = start.end()
-        except RecursionError:
+        whole_value = parse_json(whole)
+        yield whole_value
+        if not isinstance(whole_value, str):  # which may hold JSON again
             return
-        start = re.compile(r"[{\[]").search(text, end)
+    except JsonError as error:
+        problem = error
+    data = loose_json(text)
+    if data is not NOTHING:
+        yield data
+        return
+    fenced = text.split("```")[1::2]
+    found = [*find_json(text)[-_LATEST:], *find_json(fenced[-1] if fenced else "")[-_LATEST:]]
+    yield from found[::-1]
     if words and whole and whole[0] not in '{["':
         yield whole
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    elif problem is not None and not found and whole and whole[0] in '{["':
+        raise problem

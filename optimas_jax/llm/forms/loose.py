@@ -1,0 +1,85 @@
+"""What models write where data was asked for: JSON in a fence, in a string, with Python's quotes or a comma too many.
+
+Everything here takes time in proportion to the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from optimas_jax.core.json_text import JsonError, parse_json
+
+_THOUGHT = re.compile(r"<(think|thinking|reasoning)>", re.IGNORECASE)
+_FENCE = re.compile(r"[ \t]*(?:```|~~~)[\w+-]*[ \t]*")
+# A string of JSON, one of Python, a word of Python, or a comma behind which a list or an object ends. A string without
+# an end goes to the end of the text, so that it is looked at once.
+_PYTHON = re.compile(
+    r"""("[^"\\]*+(?:\\.[^"\\]*+)*+"?+)"""
+    r"""|'([^'\\]*+(?:\\.[^'\\]*+)*+)'?+"""
+    r"""|\b(True|False|None)\b|(,)(?=\s*+[\]}])""",
+    re.DOTALL,
+)
+_WORDS = {"True": "true", "False": "false", "None": "null"}
+_MOST_WRAPPED = 3  # strings and fences around each other
+NOTHING = object()  # where there is no data; JSON has a null of its own
+
+
+def without_thoughts(text: str) -> str:
+    """The text without what a model marks as its thinking, also where only the end is marked."""
+    rest, kept, lower = 0, [], text.lower()
+    for opened in _THOUGHT.finditer(text):
+        closed = lower.find(f"</{opened[1].lower()}>", opened.end())
+        if closed < 0:
+            break
+        if opened.start() >= rest:
+            kept.append(text[rest : opened.start()])
+            rest = text.index(">", closed) + 1
+    return "".join([*kept, text[rest:]]).rpartition("</think>")[2]
+
+
+def unfenced(text: str) -> str:
+    """The content of a text that is one fenced block; any other text as it is. Without spaces around it."""
+    text = text.strip()
+    lines = text.split("\n")
+    fence = text[:3]
+    if len(lines) < 2 or fence not in ("```", "~~~") or not _FENCE.fullmatch(lines[0]):
+        return text
+    if lines[-1].strip() == fence:
+        lines.pop()
+    body = "\n".join(lines[1:])
+    return text if fence in body else body.strip()
+
+
+def loose_json(text: str) -> Any:
+    """The data that a text is, or ``NOTHING``: JSON, also in a fence, in a string of JSON, or as Python writes it."""
+    data: Any = NOTHING
+    for _ in range(_MOST_WRAPPED):
+        text = unfenced(text)
+        inner = _parse(text) if text and text[0] in "[{\"'" else NOTHING
+        if inner is NOTHING:
+            break
+        data = inner
+        if not isinstance(data, str):
+            break
+        text = data
+    return data
+
+
+def _parse(text: str) -> Any:
+    for form in (text, _PYTHON.sub(_as_json, text)):
+        try:
+            return parse_json(form)
+        except JsonError:
+            continue
+    return NOTHING
+
+
+def _as_json(found: re.Match[str]) -> str:
+    string, of_python, word, _ = found.groups()
+    if string is not None:
+        return string
+    if of_python is not None:
+        return json.dumps(of_python.replace("\\'", "'"), ensure_ascii=False)
+    return _WORDS.get(word, "")
