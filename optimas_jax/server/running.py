@@ -19,7 +19,7 @@ import uvicorn
 from optimas_jax.server.gate import Gate
 
 INTERRUPTED = 130  # exit code
-_TIDY_SECONDS = 10.0  # between two looks for garbage
+_TIDY_SECONDS = 10.0  # between two full collections
 
 
 class _Stop:
@@ -46,9 +46,9 @@ class _Stop:
 
 
 class _Tidy:
-    """Looks for garbage while nothing is asked for. To look through all that a model and its compiled programs have
-    takes a tenth of a second, in which nobody is answered: it is set aside, and what is new is looked at in small
-    parts."""
+    """Garbage collection of a server, while no request is in flight. A full collection over a model's objects and its
+    compiled programs holds the event loop up for a tenth of a second: they are frozen (``gc.freeze``), and full
+    collections are rare."""
 
     def __init__(self) -> None:
         gc.set_threshold(5_000, 20, 1_000)
