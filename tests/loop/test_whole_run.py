@@ -86,6 +86,18 @@ def test_the_same_command_again_pays_nothing_and_says_the_same(straight) -> None
     assert (workdir / "journal.jsonl").read_text() == journal
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "report.html"])
+def test_what_is_in_the_place_of_the_report_is_named(straight, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight[0], folder, ignore=shutil.ignore_patterns("tensorboard", "report.html"))
+    if name == "tensorboard":
+        (folder / name).write_text("in the way")
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(FolderError, match=rf"cannot write the report of .*{name}.*move what is in its place away"):
+        report_run(folder, ConsoleProgress(Console(quiet=True)))
+
+
 @pytest.mark.parametrize("left", [None, b""])
 def test_nothing_is_bought_again_without_a_word(straight, tmp_path: Path, left: bytes | None) -> None:
     workdir, _, results = straight

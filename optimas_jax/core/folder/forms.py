@@ -29,6 +29,7 @@ Amount = Annotated[float, Ge(0), Le(_MOST)]
 Date = Annotated[str, AfterValidator(_date)]
 Name = Annotated[str, Len(1, 200)]
 Interval = Annotated[list[float], Len(2, 2)]
+Label = Annotated[str, StringConstraints(pattern=r"^[\w-]{1,100}$")]  # part of a file's name
 Index = Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")]
 Settings = dict[str, Any]
 
@@ -137,6 +138,7 @@ class Change(TypedDict):
     kind: str
     value: ValueData
     val_gain: float
+    val_score: NotRequired[float]
 
 
 class Confirmed(TypedDict):
@@ -241,11 +243,11 @@ class Unread(TypedDict):
 
 
 class ResultFields(TypedDict):
-    label: NotRequired[str]
+    label: NotRequired[Label]
     evaluation: NotRequired[Settings]
     benchmark: str
     variant: str
-    split: str
+    split: Label
     n: Count
     metric: str
     chance: float
@@ -307,14 +309,25 @@ class Place(TypedDict):
     reason: NotRequired[str]
 
 
+def _place(place: Any) -> Any:
+    if "reason" not in place and not ("name" in place and ("file" in place or "relative" in place)):
+        raise ValueError("a name and a file are expected, or the reason why there is none")
+    return place
+
+
+class File(TypedDict):
+    file: NotRequired[str]
+    relative: NotRequired[str]
+
+
 class Declarations(TypedDict):
     components: list[str]
-    files: list[Place]
+    files: list[File]
 
 
 class Source(TypedDict):
-    program: NotRequired[Place]
-    metric: NotRequired[Place]
+    program: NotRequired[Annotated[Place, AfterValidator(_place)]]
+    metric: NotRequired[Annotated[Place, AfterValidator(_place)]]
     declarations: NotRequired[Declarations]
 
 
