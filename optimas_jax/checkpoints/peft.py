@@ -11,36 +11,28 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from safetensors.numpy import load_file, save
 
+from optimas_jax.checkpoints.peft_config import (
+    CONFIG,
+    AdapterDescription,
+    AdapterError,
+    is_representable,
+    read_description,
+)
 from optimas_jax.checkpoints.weights import hf_name
 from optimas_jax.models.config import TARGETS, BackboneConfig, LoraConfig
-from optimas_jax.models.lora import Params
+from optimas_jax.models.lora import Params, module_shapes
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Settings of the layout that this package does not support, each with the values that mean "not used".
-_UNUSED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "fan_in_fan_out": (False, None),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
-    "layer_replication": (None, []),
-}
-
-
-class AdapterError(ValueError):
-    """An adapter folder that cannot be read."""
+_DIGEST = re.compile(r"[0-9a-f]{20}")
 
 
 def _hf_module(name: str) -> str:
@@ -49,6 +41,7 @@ def _hf_module(name: str) -> str:
 
 
 _MODULES = {_hf_module(name).rsplit(".", 1)[-1]: name for name in TARGETS}  # q_proj -> q
+_MODULE_NAMES = ", ".join(_MODULES)
 
 
 def write_adapter(folder: Path, base: BackboneConfig, base_name: str, config: LoraConfig, params: Params) -> str:
@@ -72,7 +65,7 @@ def write_adapter(folder: Path, base: BackboneConfig, base_name: str, config: Lo
             tensors[f"{stem}.lora_B.weight"] = np.ascontiguousarray(np.asarray(matrices["lora_b"], np.float32).T)
     weights = save(tensors, metadata={"format": "pt"})
     described = json.dumps(_describe(base, base_name, config), indent=2, sort_keys=True).encode()
-    name = hashlib.sha256(described + weights).hexdigest()[:20]
+    name = _digest(described, weights)
     target = folder / name
     if target.is_dir():
         return name
@@ -109,70 +102,136 @@ def _describe(base: BackboneConfig, base_name: str, config: LoraConfig) -> dict[
     }
 
 
+def _digest(described: bytes, weights: bytes) -> str:
+    return hashlib.sha256(described + weights).hexdigest()[:20]
+
+
 def read_adapter(folder: Path, base: BackboneConfig) -> tuple[LoraConfig, Params]:
     """Reads an adapter of ``base`` that PEFT or ``write_adapter`` wrote.
 
+    Every way to an adapter (training, evaluation, serving, merging) begins here. Where ranks or scales differ from
+    module to module the matrices get columns of zeros up to the largest rank, and the scales go into B; modules that
+    are not adapted beside others that are get zeros.
+
     Raises:
-      AdapterError: if the folder has none, if it is damaged, uses unsupported settings (DoRA, biases, other modules),
-        or does not fit the base.
+      AdapterError: if the folder has none, if it is damaged, if its name is a digest and its contents have another, if
+        its settings change what plain LoRA means, or if matrices are missing, unknown, not finite, or not of the ranks
+        that it says and the widths of the base.
     """
-    described = _read_description(folder)
-    for name, unused in _UNUSED.items():
-        if described.get(name) not in unused:
-            raise AdapterError(f"{folder}: {name} = {described[name]!r} is not supported, only plain LoRA is")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise AdapterError(f"{folder / WEIGHTS} is not a whole safetensors file ({error})") from error
-    rank = int(described["r"])
-    layers: Params = {}
-    for key, tensor in tensors.items():
-        index, name, side = _parse_name(folder, key)
-        part = layers.setdefault(index, {}).setdefault(name, {})
-        part["lora_a" if side == "A" else "lora_b"] = jnp.asarray(np.asarray(tensor, np.float32).T)
-    if not layers:
-        raise AdapterError(f"{folder / WEIGHTS} has no matrices")
-    targets = tuple(name for name in TARGETS if any(name in layer for layer in layers.values()))
-    lowest = min(layers)
-    # rsLoRA divides alpha by the root of the rank (Kalajdzievski, arXiv 2312.03732).
-    alpha = float(described["lora_alpha"]) * (rank**0.5 if described.get("use_rslora") else 1.0)
-    config = LoraConfig(rank, alpha, targets, max(base.num_layers - lowest, 0) if lowest else 0)
-    missing = [
-        f"layers/{index}/{name}/{side}"
-        for index in range(lowest, base.num_layers)
-        for name in targets
-        for side in ("lora_a", "lora_b")
-        if side not in layers.get(index, {}).get(name, {})
-    ]
+    described, tensors, digest = _read(folder)
+    shapes = module_shapes(base)
+    places = [(index, name) for index in range(base.num_layers) for name in TARGETS]
+    modules = {place: module for place in places if described.adapts(module := _hf_name(*place))}
+    missing = [key for module in modules.values() for key in _keys(module) if key not in tensors]
     if missing:
         raise AdapterError(
-            f"{folder}: {len(missing)} matrices are missing, the first is {missing[0]}: it was made for another base, "
-            "or adapts layers that are not the last ones, or not alike"
+            f"{folder}: {len(missing)} matrices are missing that {CONFIG} promises, the first is {missing[0]}: it was "
+            "made for another base, or is damaged"
         )
-    return config, {"layers": layers}
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG}") from error
-    except ValueError as error:
-        raise AdapterError(f"{path} is damaged ({error})") from error
-    if not isinstance(described, dict) or described.get("peft_type") != "LORA":
-        raise AdapterError(f"{path} does not describe a LoRA adapter (peft_type LORA)")
-    for name in ("r", "lora_alpha"):
-        if not isinstance(described.get(name), int | float):
-            raise AdapterError(f"{path} has no number {name}")
-    return described
-
-
-def _parse_name(folder: Path, key: str) -> tuple[int, str, str]:
-    """Layer, module and side (A or B) of a tensor's name."""
-    match = re.fullmatch(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight", key)
-    if match is None or match[2] not in _MODULES:
+    adapted = {
+        place: _matrices(folder, tensors, module, described.rank(module), shapes[place[1]])
+        for place, module in modules.items()
+    }
+    unread = [module for module in ("lm_head", "model.embed_tokens") if described.adapts(module)]
+    if unread:
         raise AdapterError(
-            f"{folder / WEIGHTS} has {key!r}; adapted can be the modules {', '.join(_MODULES)} of a layer only"
+            f"{folder} adapts {', '.join(unread)}; adapted can be the modules {_MODULE_NAMES} of a layer only"
         )
-    return int(match[1]), _MODULES[match[2]], match[3]
+    if tensors:
+        raise AdapterError(_unused(folder, tensors, base))
+    if not adapted:
+        raise AdapterError(f"{folder}: target_modules = {described.target_modules!r} are no modules of this base")
+    if _DIGEST.fullmatch(folder.name) and folder.name != digest:
+        raise AdapterError(
+            f"{folder} is named by the digest of what an adapter holds, and holds something else, of digest {digest}: "
+            "it was changed or damaged. Take it from where it was made; one changed on purpose needs another name"
+        )
+    return _uniform(folder, described, base, adapted)
+
+
+def _read(folder: Path) -> tuple[AdapterDescription, dict[str, np.ndarray], str]:
+    """Description, tensors by name, and digest of both files."""
+    try:
+        text = (folder / CONFIG).read_bytes()
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG} that can be read ({error})") from error
+    described = read_description(folder, text)
+    try:
+        weights = (folder / WEIGHTS).read_bytes()
+        tensors = load_file(folder / WEIGHTS)
+    except Exception as error:  # a dtype that numpy does not have is an error of another kind
+        pickled = (folder / "adapter_model.bin").exists()
+        way_out = (
+            ": adapter_model.bin is pickled, which is not read; save it with safe_serialization" if pickled else ""
+        )
+        raise AdapterError(
+            f"{folder / WEIGHTS} is not a whole safetensors file ({type(error).__name__}: {error}){way_out}"
+        ) from error
+    return described, tensors, _digest(text, weights)
+
+
+def _hf_name(index: int, name: str) -> str:
+    """3, ``q`` -> ``model.layers.3.self_attn.q_proj``."""
+    return hf_name(("layers", index, name, "weight")).removesuffix(".weight")
+
+
+def _keys(module: str) -> list[str]:
+    """Names of A and B of a module."""
+    return [f"{_PREFIX}{module}.lora_{side}.weight" for side in "AB"]
+
+
+def _matrices(
+    folder: Path, tensors: dict[str, np.ndarray], module: str, rank: int, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A [in, R] and B [R, out] of a module, float32, taken out of ``tensors``."""
+    for key, expected in zip(_keys(module), ((rank, shape[1]), (shape[0], rank)), strict=True):
+        tensor = tensors[key]
+        if tensor.shape != expected or not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise AdapterError(
+                f"{folder}: {key} is {tensor.dtype} {tensor.shape}, expected floating point {expected} by the rank "
+                f"{rank} of {CONFIG} and the widths of this base: it was made for another base or rank"
+            )
+        if not np.isfinite(tensor.astype(np.float32)).all():
+            raise AdapterError(f"{folder}: {key} has numbers that are not finite")
+    a, b = (np.asarray(tensors.pop(key), np.float32).T for key in _keys(module))
+    return a, b
+
+
+def _unused(folder: Path, tensors: Mapping[str, Any], base: BackboneConfig) -> str:
+    """What is wrong with tensors that nothing asked for."""
+    key = min(tensors)
+    match = re.fullmatch(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_[AB]\.weight", key)
+    if match is None or match[2] not in _MODULES:
+        why = f"adapted can be the modules {_MODULE_NAMES} of a layer only"
+    elif int(match[1]) >= base.num_layers:
+        why = f"this base has {base.num_layers} layers: it was made for another base"
+    else:
+        why = f"which {CONFIG} does not name"
+    return f"{folder / WEIGHTS} has {key!r}; {why}"
+
+
+def _uniform(
+    folder: Path,
+    described: AdapterDescription,
+    base: BackboneConfig,
+    adapted: Mapping[tuple[int, str], tuple[np.ndarray, np.ndarray]],
+) -> tuple[LoraConfig, Params]:
+    """An adapter of one rank and scale, on the same modules of all layers from the lowest one."""
+    scales = {key: described.scale(_hf_name(*key)) for key in adapted}
+    if not all(map(is_representable, scales.values())):
+        raise AdapterError(f"{folder}: lora_alpha = {described.lora_alpha} is too large for the rank {described.r}")
+    rank, lowest = max(len(b) for _, b in adapted.values()), min(index for index, _ in adapted)
+    alike = len(set(scales.values())) == 1
+    targets = tuple(name for name in TARGETS if any(name == other for _, other in adapted))
+    shapes, layers = module_shapes(base), {}
+    for index in range(lowest, base.num_layers):
+        layers[index] = {}
+        for name in targets:
+            fan_out, fan_in = shapes[name]
+            a, b = np.zeros((fan_in, rank), np.float32), np.zeros((rank, fan_out), np.float32)
+            if (index, name) in adapted:
+                given_a, given_b = adapted[index, name]
+                a[:, : len(given_b)], b[: len(given_b)] = given_a, given_b * (1.0 if alike else scales[index, name])
+            layers[index][name] = {"lora_a": jnp.asarray(a), "lora_b": jnp.asarray(b)}
+    alpha = next(iter(scales.values())) * rank if alike else float(rank)
+    return LoraConfig(rank, alpha, targets, base.num_layers - lowest if lowest else 0), {"layers": layers}

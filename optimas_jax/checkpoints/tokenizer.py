@@ -14,7 +14,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,13 @@ class Tokenizer:
         return self.backend.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The filled-in chat template, up to the beginning of the assistant's answer."""
+        """The filled-in chat template, up to the beginning of the assistant's answer. Raises ``ValueError`` for
+        messages that the template refuses."""
         chat = [dict(message) for message in messages]
-        text = self.backend.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.backend.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates are programs, and refuse what they were not written for
+            raise ValueError(f"the model's chat template does not take these messages: {error}") from error
         assert isinstance(text, str)
         return text
 
@@ -85,16 +89,23 @@ class Tokenizer:
         texts = "".join(value for message in messages for value in message.values())
         guard = next(char for char in map(chr, range(0xFDD0, 0x110000)) if char not in texts)  # noncharacters first
         special = "|".join(map(re.escape, self._special_ids)) or "(?!)"
-        guarded = [
-            {key: re.sub(f"(?={special}).", rf"\g<0>{guard}", value, flags=re.DOTALL) for key, value in message.items()}
-            for message in messages
-        ]
+        guarded = [{key: self._guarded(value, guard) for key, value in message.items()} for message in messages]
         pieces = re.split(f"((?:{special})(?!{guard}))", self.render_chat(guarded))
         ids = []
         for plain, token in zip(pieces[::2], [*pieces[1::2], None], strict=True):
             ids += self.encode(plain.replace(guard, ""))
             ids += [] if token is None else [self._special_ids[token]]
         return ids
+
+    def _guarded(self, text: str, guard: str) -> str:
+        """A text with a guard behind the first character of every special token in it, overlapping ones included."""
+        for token in self._special_ids:
+            parted = token[0] + guard + token[1:]
+            while token in text and (broken := text.replace(token, parted)) != text:
+                text = broken
+                if len(token) == 1:
+                    break
+        return text
 
     @cached_property
     def _special_ids(self) -> dict[str, int]:
@@ -112,13 +123,56 @@ class Tokenizer:
         """[V] bool: ids whose text contains ``text``."""
         return np.fromiter((text in token for token in self.token_texts), bool, len(self.token_texts))
 
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of an id's text, which for a part of a character is a part of its bytes. Special tokens have none."""
+        text = self.decode([token])
+        if "\ufffd" not in text:
+            return text.encode()
+        word = self.backend.backend_tokenizer.id_to_token(token) or ""
+        if (byte := re.fullmatch("<0x([0-9A-F]{2})>", word)) is not None:  # as SentencePiece has them
+            return bytes.fromhex(byte[1])
+        bytes_of = _byte_level()
+        return bytes(bytes_of[char] for char in word) if set(word) <= set(bytes_of) else text.encode()
 
-def load_tokenizer(source: ModelSource) -> Tokenizer:
+    def check_fits(self, vocab_size: int, where: str) -> None:
+        """Checks that a model of this many tokens knows all that may come from texts, and all that end an answer.
+
+        Tokens that stand for images and sounds may be beyond them: text models of a family share its tokenizer.
+
+        Raises:
+          WeightsError: naming the tokens that the model does not know.
+        """
+        named = self.backend.special_tokens_map.items()
+        unread = {str(token) for name, token in named if re.fullmatch(r"(image|video|audio|boi|eoi)_token", name)}
+        beyond = {token: index for token, index in self.backend.get_vocab().items() if index >= vocab_size}
+        beyond |= {f"id {index}": index for index in (*self.eos_ids, self.pad_id) if index >= vocab_size}
+        beyond = {token: index for token, index in beyond.items() if token not in unread}
+        if beyond:
+            first = min(beyond, key=lambda token: beyond[token])
+            raise WeightsError(
+                f"{where}: the tokenizer has {len(beyond)} tokens more than the model's embedding, which ends at id "
+                f"{vocab_size - 1}; the first is {first[:80]!r}, {beyond[first]}. Resize the embedding "
+                "(resize_token_embeddings), or take the model's own tokenizer"
+            )
+
+
+def load_tokenizer(source: ModelSource, vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer that belongs to a model.
 
+    Args:
+      vocab_size: of the model, which must know all tokens; None for a tokenizer alone.
+
     Raises:
-      WeightsError: if the source has no readable tokenizer, or the tokenizer has no chat template.
+      WeightsError: if the source has no readable tokenizer, the tokenizer has no chat template, or has tokens that the
+        model does not know.
     """
+    tokenizer = _load(source)
+    if vocab_size is not None:
+        tokenizer.check_fits(vocab_size, source.spec)
+    return tokenizer
+
+
+def _load(source: ModelSource) -> Tokenizer:
     if source.kind == "random":
         return _random_tokenizer()
     assert source.path is not None
@@ -206,6 +260,15 @@ _PRE_TOKENIZERS = {
     "llama-bpe": lambda: _split_then_bytes(_regex(_LLAMA3_SPLIT)),
     "qwen2": lambda: _split_then_bytes(_regex(_QWEN2_SPLIT)),
 }
+
+
+@cache
+def _byte_level() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, the others, in
+    order, for 256 and on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 def _random_tokenizer() -> Tokenizer:

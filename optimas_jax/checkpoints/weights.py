@@ -211,6 +211,8 @@ def load_config(source: ModelSource) -> BackboneConfig:
         raise
     except ValueError as error:
         raise WeightsError(f"{source.path}: {error}") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:  # a value of any kind may stand under any name
+        raise WeightsError(f"{source.path}: its metadata has a value of a wrong kind ({error})") from error
 
 
 # The model of ``random:SEED``: small enough to compile and run in seconds, with every feature of Llama.
@@ -329,7 +331,10 @@ def _hf_tensors(folder: Path) -> dict[str, Callable[[], np.ndarray | StoredTenso
     files = [folder / "model.safetensors"]
     index_path = folder / "model.safetensors.index.json"
     if not files[0].is_file() and index_path.is_file():
-        files = [folder / name for name in sorted(set(_read_json(index_path)["weight_map"].values()))]
+        listed = _read_json(index_path).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise WeightsError(f"{index_path} has no weight_map of tensors to files: download it again")
+        files = [folder / name for name in sorted(set(listed.values()))]
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise WeightsError(f"{index_path} lists {', '.join(absent)}, which the folder lacks: download it again")
@@ -438,8 +443,11 @@ def _undo_interleaved_rope(weight: np.ndarray, head_dim: int) -> np.ndarray:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not whole JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} holds a JSON {type(value).__name__}, expected an object: download it again")
+    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Generic
 
 import numpy as np
@@ -62,6 +62,11 @@ class ContinuousBatch(Generic[Key]):
     def partial(self) -> list[tuple[Key, np.ndarray]]:
         """Key and tokens so far of each request in flight."""
         return [answer for batch in self._batches for answer in batch.partial()]
+
+    def drop(self, keys: Collection[Key]) -> None:
+        """Takes requests that nobody waits for out of their batches."""
+        for batch in self._batches:
+            batch.drop(keys)
 
     def clear(self) -> None:
         """Forgets all requests in flight and the caches."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
 from typing import Any
 
 import llguidance.hf
@@ -23,6 +23,7 @@ from optimas_jax.engine.closing import Path, close, start
 
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps writes
 _LARGEST = 1e15  # number where a schema names no bound: with exponents a model may write 1e999, which is none
+_SCHEMAS = 64  # compiled ones that are kept
 _PART = 4  # a plan is made anew when this part of the room that it leaves is used
 
 
@@ -36,7 +37,7 @@ class Constrainer:
 
     Attributes:
       tokenizer: of the model.
-      vocab: V, which may be more than the tokenizer has.
+      vocab: V, which may be more than the tokenizer has, or less by tokens that no text has.
     """
 
     tokenizer: Tokenizer
@@ -52,9 +53,7 @@ class Constrainer:
         Raises:
           SchemaError: the schema cannot be kept to, or the smallest answer that fits it is longer than ``limit``.
         """
-        if schema not in self._known:
-            self._known[schema] = self._compiled(schema)
-        path, plan = self._known[schema]
+        path, plan = self._known(schema)
         if len(plan) > limit:
             raise SchemaError(
                 f"max_tokens is {limit}, and the smallest answer of the type that is asked for has {len(plan)} tokens "
@@ -90,13 +89,14 @@ class Constrainer:
         return self._words.decode_bytes([token])
 
     @cached_property
-    def _known(self) -> dict[str, tuple[Path, list[int]]]:
-        return {}
+    def _known(self) -> Callable[[str], tuple[Path, list[int]]]:
+        return lru_cache(_SCHEMAS)(self._compiled)
 
     @cached_property
     def _words(self) -> LLTokenizer:
         ends = list(self.tokenizer.eos_ids)
-        return llguidance.hf.from_tokenizer(self.tokenizer.backend, n_vocab=self.vocab, eos_token=ends)
+        most = max(self.vocab, len(self.tokenizer.backend))
+        return llguidance.hf.from_tokenizer(self.tokenizer.backend, n_vocab=most, eos_token=ends)
 
     @cached_property
     def _byte_ids(self) -> np.ndarray:
@@ -128,7 +128,9 @@ class Constraint:
     def fill(self, allowed: np.ndarray) -> None:
         """Writes which tokens may come next: [ceil(V / 32)] int32, a bit each."""
         if not self._closing:
-            llguidance.numpy.fill_next_token_bitmask(self._path.matcher, allowed[None])
+            whole = np.zeros((1, max(len(allowed), -(-len(self._constrainer.tokenizer.backend) // 32))), np.int32)
+            llguidance.numpy.fill_next_token_bitmask(self._path.matcher, whole)
+            allowed[:] = whole[0, : len(allowed)]
             return
         token = self._plan[len(self._ids) - self.settled]
         allowed[:] = 0

@@ -10,7 +10,7 @@ which bound the number of compilations.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -280,6 +280,13 @@ class DecodeBatch(Generic[Key]):
         flying = [(row, *flight) for row, flight in enumerate(self._flights) if flight is not None]
         counts = {row: request.constraint.settled for row, _, request in flying if request.constraint is not None}
         return [(key, rows.tokens[row, : counts.get(row, rows.count[row])].copy()) for row, key, _ in flying]
+
+    def drop(self, keys: Collection[Key]) -> None:
+        """Frees the rows of requests that nobody waits for."""
+        for row, flight in enumerate(self._flights):
+            if flight is not None and flight[0] in keys:
+                assert self._rows is not None
+                self._flights[row], self._rows.done[row] = None, True
 
     def clear(self) -> None:
         """Forgets all requests in flight and the cache."""

@@ -152,7 +152,8 @@ class AdapterStore:
 
 
 def check_fits(base: BackboneConfig, config: LoraConfig, params: Params, name: str) -> None:
-    """Raises ``ValueError`` if an adapter does not fit this base, or does not match its configuration."""
+    """Raises ``ValueError`` if an adapter does not fit this base, does not match its configuration, or has numbers that
+    are not finite. Adapters of files were checked when they were read (``checkpoints.peft``)."""
     shapes = module_shapes(base)
     for index in range(base.num_layers):
         layer = params["layers"].get(index, {})
@@ -171,6 +172,8 @@ def check_fits(base: BackboneConfig, config: LoraConfig, params: Params, name: s
                     f"adapter {name!r} does not fit this base: layer {index}, {module} has A and B of shapes {actual}, "
                     f"{needed} are needed; it was made for another base or rank"
                 )
+            if not all(np.isfinite(np.asarray(matrix)).all() for matrix in matrices.values()):
+                raise ValueError(f"adapter {name!r} has numbers that are not finite in layer {index}, {module}")
     beyond = sorted(set(params["layers"]) - set(range(base.num_layers)))
     if beyond:
         raise ValueError(f"adapter {name!r} adapts layers {beyond} of a base of {base.num_layers} layers")

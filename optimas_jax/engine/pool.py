@@ -101,6 +101,7 @@ class Engines:
         """``shared``: see ``parallel.lockstep``."""
         self._mesh_config, self._progress, self.shared = mesh, progress, shared
         self._sources: dict[str, ModelSource] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
         self._models: dict[str, LoadedModel] = {}
         self._samples = False
         self._lock = threading.Lock()
@@ -119,11 +120,17 @@ class Engines:
             raise StopRun(f"config.mesh: {error}") from error
 
     def find(self, specs: Iterable[str]) -> None:
-        """Fetches the files of models that will be loaded later; raises ``WeightsError`` for an unknown model, and for
-        one of an architecture that is not read."""
+        """Fetches the files of models that will be loaded later; raises ``WeightsError`` for an unknown model, for one
+        of an architecture that is not read, and for a tokenizer that does not fit."""
         for spec in specs:
             self._progress.line(f"looking for {spec}")
-            load_config(self._source(spec))
+            self._tokenizer(spec, load_config(self._source(spec)))
+
+    def _tokenizer(self, spec: str, config: BackboneConfig) -> Tokenizer:
+        """The model's tokenizer, cached: a large one takes seconds to read."""
+        if spec not in self._tokenizers:
+            self._tokenizers[spec] = load_tokenizer(self._source(spec), config.vocab_size)
+        return self._tokenizers[spec]
 
     def _source(self, spec: str) -> ModelSource:
         """The resolved spec, cached: resolving asks a hub, or computes the hash of a large file."""
@@ -149,7 +156,7 @@ class Engines:
                 config, compute = load_config(source), default_compute()
                 params = load_params(source, config, compute, shardings(abstract_params(config, compute), mesh))
                 network = network_on(mesh, config, compute)
-                self._models[spec] = LoadedModel(network, mesh, params, load_tokenizer(source))
+                self._models[spec] = LoadedModel(network, mesh, params, self._tokenizer(spec, config))
                 meet(f"loaded {spec}")
             return self._models[spec]
 

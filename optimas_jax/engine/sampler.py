@@ -7,8 +7,8 @@ What a request gets does not depend on which requests share its batch, nor on wh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.lockstep import Shared, open_shared, together
 from optimas_jax.parallel.platform import return_free_memory
+
+_TABLES = 64  # of stop texts, [V] bytes each, that are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,28 +199,35 @@ class Sampler:
     def _blank_ids(self) -> np.ndarray:
         """[V] bool: tokens of white space."""
         blank = np.zeros((self.network.config.vocab_size,), bool)
-        texts = self.tokenizer.token_texts
+        texts = self.tokenizer.token_texts[: len(blank)]
         blank[: len(texts)] = [text.isspace() for text in texts]
         return blank
 
     @cached_property
-    def _stop_tables(self) -> dict[tuple[str, ...], np.ndarray]:
-        return {}
+    def _stop_ids(self) -> Callable[[tuple[str, ...]], np.ndarray]:
+        """[V] int8 of stop texts: 2 for end-of-sequence tokens, 1 for tokens whose text contains a stop text, or 0."""
 
-    def _stop_ids(self, stop: tuple[str, ...]) -> np.ndarray:
-        """[V] int8: 2 for end-of-sequence tokens, 1 for tokens whose text contains a stop text, else 0."""
-        if stop not in self._stop_tables:
+        def stop_ids(stop: tuple[str, ...]) -> np.ndarray:
             ids = np.zeros((self.network.config.vocab_size,), np.int8)
             for text in stop:
-                containing = self.tokenizer.ids_containing(text)
+                containing = self.tokenizer.ids_containing(text)[: len(ids)]
                 ids[: len(containing)] |= containing
             ids[list(self.tokenizer.eos_ids)] = 2
-            self._stop_tables[stop] = ids
-        return self._stop_tables[stop]
+            return ids
+
+        return lru_cache(_TABLES)(stop_ids)
 
     def text_so_far(self, request: SampleRequest, tokens: np.ndarray) -> str:
-        """The text of an unfinished answer that no later token can change."""
-        return certain(answer_text(self.tokenizer, tokens.tolist()), request.stop)
+        """The text of an unfinished answer that no later token can change, with the white space before it."""
+        text = self.tokenizer.decode(tokens.tolist())
+        answer = text.lstrip()
+        return text[: len(text) - len(answer)] + certain(answer, request.stop)
+
+    def space_before(self, ids: Sequence[int]) -> str:
+        """The white space before an answer of these tokens, which is no part of ``Sample.text``."""
+        ended = bool(ids) and ids[-1] in self.tokenizer.eos_ids
+        text = self.tokenizer.decode(ids[:-1] if ended else ids)
+        return text[: len(text) - len(text.lstrip())]
 
     def sample(self, request: SampleRequest, tokens: np.ndarray, logprobs: np.ndarray) -> Sample:
         """The answer to a request from what a batch sampled for it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic
 
 import numpy as np
@@ -66,6 +66,16 @@ class SharedBatch(Generic[Key]):
         """See ``ContinuousBatch.partial``."""
         keys = self._keys()
         return [(keys[number], tokens) for number, tokens in self._batch.partial()]
+
+    def drop(self, keys: Collection[Key]) -> None:
+        """See ``ContinuousBatch.drop``."""
+        self.drop_numbers([self._numbers.pop(key) for key in keys])
+
+    @together
+    def drop_numbers(self, numbers: list[int]) -> None:
+        """Forgets requests in flight."""
+        self._batch.drop(numbers)
+        self._rows = {number: row for number, row in self._rows.items() if number not in numbers}
 
     @together
     def admit_numbers(self, waiting: list[int], new: dict[int, Any]) -> list[int]:

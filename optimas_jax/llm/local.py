@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from optimas_jax.engine.sampler import Sample, Sampler, SampleRequest
     from optimas_jax.engine.shared import SharedBatch
 
-_STREAM_TOKENS = 4  # tokens between two looks at the answers so far, while a request has a callback for them
+_STEP_TOKENS = 16  # between two looks at who joins the batch, and who has left
+_STREAM_TOKENS = 4  # the same, and at the answers so far, while a request has a callback for them
+_LONG = 8192  # characters of a prompt that are tokenised in a thread: some milliseconds
 _ADAPTERS = 8  # loaded from the folder; the oldest goes first
 _GATHER_SECONDS = 0.01  # how long the worker waits for one more request before it goes on
 _GATHER_MOST_SECONDS = 10 * _GATHER_SECONDS  # how long for all of them: a steady trickle must not hold up the batch
@@ -39,6 +41,10 @@ _GATHER_MOST_SECONDS = 10 * _GATHER_SECONDS  # how long for all of them: a stead
 
 class EngineError(StopRun):
     """The local engine cannot answer."""
+
+
+class Refused(EngineError):
+    """A request that the local engine does not take: its prompt, its adapter, its schema or its model."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -98,23 +104,38 @@ class LocalCompleter:
         self._lock = threading.Lock()  # of the sampler
         self._worker_lock = threading.Lock()  # of the worker, and of the queue's end
         self._worker: threading.Thread | None = None
+        self._flying = 0
         # Joined at the end of the process: a thread inside XLA must not outlive the interpreter.
         self._loading = concurrent.futures.ThreadPoolExecutor(1, "local-engine-loading")
 
+    @property
+    def in_flight(self) -> int:
+        """Requests in the batch, at its last step."""
+        return self._flying
+
     def sampler(self) -> Sampler:
         """The engine, loaded if it is not yet."""
+        if self._sampler is not None:  # whatever the lock is held for
+            return self._sampler
         with self._lock:
             if self._sampler is None:
                 self._sampler = self._load()
             return self._sampler
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Tokens of a prompt."""
-        return len(_encode(self.sampler().tokenizer, messages))
+    async def encode(self, request: CompletionRequest) -> tuple[int, ...]:
+        """The tokens of a request's prompt; a long one does not hold up the event loop.
+
+        Raises:
+          Refused: for images, and for messages that the chat template does not take.
+        """
+        sampler = await asyncio.get_running_loop().run_in_executor(self._loading, self.sampler)
+        long = sum(len(message.content) for message in request.messages) > _LONG
+        encode = functools.partial(_prompt_ids, sampler.tokenizer, request)
+        return tuple(await asyncio.to_thread(encode) if long else encode())
 
     def prompt_tokens(self, request: CompletionRequest) -> int | None:
         """Tokens of a request's prompt; None for a model that is not loaded and cannot be found: a run whose requests
-        are all on its tape needs none. Raises ``EngineError`` for images."""
+        are all on its tape needs none. Raises ``Refused`` for images."""
         tokenizer = self._tokenizer if self._sampler is None else self._sampler.tokenizer
         return None if tokenizer is None else len(_prompt_ids(tokenizer, request))
 
@@ -144,28 +165,55 @@ class LocalCompleter:
 
     def _row_request(self, sampler: Sampler, request: SampleRequest) -> RowRequest:
         """Raises ``ValueError`` for a schema that the answer cannot keep to."""
-        with self._lock:  # one schema is compiled once
-            return sampler.row_request(request)
+        try:
+            with self._lock:  # one schema is compiled once
+                return sampler.row_request(request)
+        except RecursionError:
+            raise ValueError("the schema is nested too deep") from None
 
-    async def complete(self, request: CompletionRequest, on_text: Callable[[str], None] | None = None) -> Completion:
-        """Answers one request.
+    async def complete(
+        self,
+        request: CompletionRequest,
+        on_text: Callable[[str], None] | None = None,
+        prompt_ids: tuple[int, ...] | None = None,
+    ) -> Completion:
+        """Answers one request. One that is cancelled leaves the batch at its next step.
 
         Args:
-          on_text: streaming callback with the text so far; called from the engine's thread. An end that may begin a
-            stop text is held back.
+          on_text: streaming callback with the text so far, the white space before the answer included; called from the
+            engine's thread. An end that may begin a stop text is held back.
+          prompt_ids: from ``encode``, if it was called.
 
         Raises:
-          EngineError: for another model, an adapter that cannot be read, a prompt that does not fit the context, a
-            schema that cannot be kept to within ``max_tokens``, or a failure of the engine.
+          Refused: for another model, an adapter that cannot be read, a prompt that does not fit the context, or a
+            schema that cannot be kept to within ``max_tokens``.
+          EngineError: for a failure of the engine.
         """
+        sample_request, row = await self.prepare(request, prompt_ids)
+        future: concurrent.futures.Future[tuple[Sample, float]] = concurrent.futures.Future()
+        self._submit(_Entry(sample_request, row, future, on_text))
+        sample, seconds = await asyncio.wrap_future(future)
+        return Completion(
+            text=sample.text,
+            outcome=Outcome.OK if sample.finish == "stop" else Outcome.TRUNCATED,
+            prompt_tokens=len(sample_request.prompt_ids),
+            completion_tokens=len(sample.ids),
+            seconds=seconds,
+            tokens=Tokens(sample_request.prompt_ids, sample.ids, sample.logprobs) if request.tokens else None,
+        )
+
+    async def prepare(
+        self, request: CompletionRequest, prompt_ids: tuple[int, ...] | None = None
+    ) -> tuple[SampleRequest, RowRequest]:
+        """What ``complete`` hands to the engine; raises ``Refused`` as it does."""
         from optimas_jax.engine.sampler import SampleRequest
 
         if request.model != self._model:
-            raise EngineError(f"this engine serves {self._model!r}, not {request.model!r}")
+            raise Refused(f"this engine serves {self._model!r}, not {request.model!r}")
         loop = asyncio.get_running_loop()
         sampler = await loop.run_in_executor(self._loading, self.sampler)
         sample_request = SampleRequest(
-            prompt_ids=tuple(_prompt_ids(sampler.tokenizer, request)),
+            prompt_ids=await self.encode(request) if prompt_ids is None else prompt_ids,
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
@@ -178,22 +226,13 @@ class LocalCompleter:
             if request.adapter and request.adapter not in sampler.adapters.names:
                 await loop.run_in_executor(self._loading, self._load_adapter, sampler, request.adapter)
             sampler.check(sample_request)
-            # A new schema is compiled, which takes a while.
+            # A new schema is compiled, and a new stop text looked for in all tokens: both take a while.
             making = functools.partial(self._row_request, sampler, sample_request)
-            row = await asyncio.to_thread(making) if sample_request.schema else making()
+            slow = sample_request.schema or sample_request.stop
+            row = await asyncio.to_thread(making) if slow else making()
         except ValueError as error:
-            raise EngineError(str(error)) from error
-        future: concurrent.futures.Future[tuple[Sample, float]] = concurrent.futures.Future()
-        self._submit(_Entry(sample_request, row, future, on_text))
-        sample, seconds = await asyncio.wrap_future(future)
-        return Completion(
-            text=sample.text,
-            outcome=Outcome.OK if sample.finish == "stop" else Outcome.TRUNCATED,
-            prompt_tokens=len(sample_request.prompt_ids),
-            completion_tokens=len(sample.ids),
-            seconds=seconds,
-            tokens=Tokens(sample_request.prompt_ids, sample.ids, sample.logprobs) if request.tokens else None,
-        )
+            raise Refused(str(error)) from error
+        return sample_request, row
 
     def _submit(self, entry: _Entry) -> None:
         """Queues a request, for a new worker where none is alive."""
@@ -221,16 +260,18 @@ class LocalCompleter:
         error: BaseException = StopRun("it was closed")
         try:
             batch: ContinuousBatch[_Entry] | SharedBatch[_Entry] = self.sampler().batch()
-            stopping = False
+            stopping, answered = False, True
             while not stopping or batch.active:
                 pending = _unanswered(pending)
-                stopping = stopping or not self._gather(pending, idle=not (pending or batch.active))
+                idle = not (pending or batch.active)
+                stopping = stopping or not self._gather(pending, idle=idle, more=answered)
                 flying = set(batch.active)
                 waiting = [] if stopping else [entry for entry in _unanswered(pending) if entry not in flying]
-                self._advance(batch, waiting)
+                answered = self._advance(batch, waiting)
         except BaseException as fault:
             error = fault
         finally:
+            self._flying = 0
             self._give_up(pending, error)
 
     def _give_up(self, entries: list[_Entry], error: BaseException) -> None:
@@ -242,11 +283,16 @@ class LocalCompleter:
         for entry in entries:
             entry.fail(error)
 
-    def _gather(self, pending: list[_Entry], *, idle: bool) -> bool:
-        """Moves queued entries to ``pending``, and waits for the first one if ``idle``; returns False to stop."""
+    def _gather(self, pending: list[_Entry], *, idle: bool, more: bool = True) -> bool:
+        """Moves queued entries to ``pending``, and waits for the first one if ``idle``; returns False to stop.
+
+        Args:
+          more: whether to wait a little for more than what is queued: who was answered may ask again.
+        """
         if idle:
+            self._flying = 0
             self.sampler().rest()
-        deadline = time.monotonic() + _GATHER_MOST_SECONDS
+        deadline = time.monotonic() + (_GATHER_MOST_SECONDS if more or idle else 0.0)
         while True:
             left = deadline - time.monotonic()  # once it is over, only what is queued already is taken
             try:
@@ -259,15 +305,19 @@ class LocalCompleter:
             if idle:
                 idle, deadline = False, time.monotonic() + _GATHER_MOST_SECONDS
 
-    def _advance(self, batch: ContinuousBatch[_Entry] | SharedBatch[_Entry], waiting: list[_Entry]) -> None:
-        """Admits requests to the batch, decodes for a while, and answers the finished ones."""
+    def _advance(self, batch: ContinuousBatch[_Entry] | SharedBatch[_Entry], waiting: list[_Entry]) -> bool:
+        """Takes those that were given up out of the batch, admits others, decodes for a while, and answers the finished
+        ones; returns whether there were any."""
         started = time.perf_counter()
         flying = batch.active
         try:
+            if given_up := [entry for entry in flying if entry.future.done()]:
+                batch.drop(given_up)
             batch.admit([(entry, entry.row) for entry in waiting])
             flying = batch.active
+            self._flying = len(flying)
             listening = any(entry.on_text for entry in flying)
-            ended = batch.step(_STREAM_TOKENS) if listening else batch.step()
+            ended = batch.step(_STREAM_TOKENS if listening else _STEP_TOKENS)
             sampler = self.sampler()
             samples = [(entry, sampler.sample(entry.request, tokens, logprobs)) for entry, tokens, logprobs in ended]
             parts = [
@@ -280,6 +330,7 @@ class LocalCompleter:
             for entry in {*flying, *batch.active} or waiting:
                 entry.fail(error)
             batch.clear()
+            return True
         else:
             share = (time.perf_counter() - started) / max(len(flying), 1)
             for entry in flying:
@@ -288,6 +339,7 @@ class LocalCompleter:
                 entry.show(text)
             for entry, sample in samples:
                 entry.finish(sample)
+            return bool(samples)
 
 
 def _unanswered(entries: Sequence[_Entry]) -> list[_Entry]:
@@ -296,10 +348,13 @@ def _unanswered(entries: Sequence[_Entry]) -> list[_Entry]:
 
 
 def _prompt_ids(tokenizer: Tokenizer, request: CompletionRequest) -> list[int]:
-    """The prompt; raises ``EngineError`` for images."""
+    """The prompt; raises ``Refused`` for images, and for messages that the chat template does not take."""
     if any(message.images for message in request.messages):
-        raise EngineError(f"{request.model} reads no images: ask a provider's model that does (openai:, anthropic:)")
-    return _encode(tokenizer, told(request).messages)
+        raise Refused(f"{request.model} reads no images: ask a provider's model that does (openai:, anthropic:)")
+    try:
+        return _encode(tokenizer, told(request).messages)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def _encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

@@ -20,7 +20,8 @@ from optimas_jax.core.json_text import check_record, shown
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, count_prompt
-from optimas_jax.sandbox.program import Limits, SandboxError
+from optimas_jax.sandbox.limits import Limits
+from optimas_jax.sandbox.program import SandboxError
 from optimas_jax.sandbox.unittests import Status, Verdict, run_tests
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -54,6 +55,7 @@ class ExecutionRequest:
       limits: of time, memory and output.
       role: the component that asks; for the ledger, not part of the key.
       python: version that runs them.
+      weak: whether they run even where walls are missing (``sandbox.program.lacking``); not part of the key.
     """
 
     program: str
@@ -62,6 +64,7 @@ class ExecutionRequest:
     limits: Limits
     role: str = ""
     python: str = PYTHON
+    weak: bool = False
 
     @property
     def kind(self) -> str:
@@ -79,7 +82,7 @@ class ExecutionRequest:
     def to_json(self) -> dict[str, Any]:
         """The part that affects the verdict, as plain data."""
         data = dataclasses.asdict(self)
-        del data["role"]
+        del data["role"], data["weak"]
         return data
 
     def most(self) -> Usage:
@@ -94,9 +97,11 @@ class ExecutionRequest:
         return Execution(Verdict(**{**data, "passed": tuple(data["passed"])}))
 
 
-async def execute_tests(program: str, tests: str, limits: Limits, case: str, context: RunContext) -> Verdict:
+async def execute_tests(
+    program: str, tests: str, limits: Limits, case: str, context: RunContext, weak: bool = False
+) -> Verdict:
     """Runs tests against a program on behalf of a component or a judge, and returns the verdict."""
-    request = ExecutionRequest(program, tests, case, limits, context.component)
+    request = ExecutionRequest(program, tests, case, limits, context.component, weak=weak)
     execution: Execution = await context.completer.execute(request)
     return execution.verdict
 
@@ -118,7 +123,7 @@ class SandboxCompleter:
         """Runs the tests; raises ``SandboxStopped`` if the sandbox cannot run programs. Faults of a program are in its
         verdict."""
         stop = threading.Event()
-        arguments = (request.program, request.tests, request.limits, request.case, stop)
+        arguments = (request.program, request.tests, request.limits, request.case, stop, request.weak)
         try:
             return Execution(await asyncio.get_running_loop().run_in_executor(self._pool, run_tests, *arguments))
         except SandboxError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "gemma3_text")
@@ -137,6 +137,7 @@ def config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
     ]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
+    _check_kinds(config)
     _refuse_what_is_not_computed(config, architecture)
     num_heads = config["num_attention_heads"]
     # transformers' own defaults where a hand-written config leaves a key out
@@ -162,6 +163,50 @@ def config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
         **(_gemma3_settings(config) if architecture == "gemma3_text" else {}),
         **(_smollm3_settings(config) if architecture == "smollm3" else {}),
     )
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "no_rope_layer_interval",
+    "sliding_window_pattern",
+    "_sliding_window_pattern",
+)
+_NUMBERS = ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "partial_rotary_factor")
+_OBJECTS = ("rope_parameters", "rope_scaling", "quantization_config")
+
+
+def _check_kinds(config: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for a value of a kind that it cannot be; null is as good as left out."""
+
+    def refuse(name: str, expected: str) -> None:
+        raise ValueError(f"config.json has {name} {repr(config[name])[:80]}, expected {expected}")
+
+    for name, value in config.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is None:
+            continue
+        if name in _SIZES and not (number and isinstance(value, int) and value > 0):
+            refuse(name, "a positive integer")
+        if name == "sliding_window" and not (number and isinstance(value, int) and value >= 0):
+            refuse(name, "an integer of at least 0")
+        if name in _NUMBERS and not (number and 0 < value < math.inf):
+            refuse(name, "a positive number")
+        if name in _OBJECTS and not isinstance(value, dict):
+            refuse(name, "an object")
+        if name == "layer_types" and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+            refuse(name, "a list of texts")
+        if name == "no_rope_layers" and not (isinstance(value, list) and set(map(str, value)) <= {"0", "1"}):
+            refuse(name, "a list of 0 and 1")
+    missing = [name for name in _SIZES[:5] if config[name] is None]
+    if missing:
+        raise ValueError(f"config.json has null for {', '.join(missing)}")
 
 
 def _refuse_what_is_not_computed(config: Mapping[str, Any], architecture: str) -> None:
@@ -220,9 +265,13 @@ def _smollm3_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rope_settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     """RoPE of (full) layers. transformers 5 writes ``rope_parameters``, for Gemma 3 by kind of layer; transformers 4
-    wrote ``rope_theta`` and ``rope_scaling`` side by side."""
-    parameters = config.get("rope_parameters") or {}
-    rope = {**(config.get("rope_scaling") or {}), **parameters.get("full_attention", parameters)}
+    wrote ``rope_theta`` and ``rope_scaling`` side by side, which stands above the other as it does there."""
+    parameters, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    own = parameters.get("full_attention", parameters)
+    if not isinstance(own, dict):
+        raise ValueError(f"config.json has rope_parameters {str(parameters)[:80]}, expected an object of settings")
+    kind = {"rope_type": scaling["type"]} if "type" in scaling else {}
+    rope = {**own, **kind, **scaling}
     default = {"gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0}.get(architecture, 10_000.0)
     rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or default
     if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
@@ -232,7 +281,7 @@ def _rope_settings(config: Mapping[str, Any], architecture: str) -> dict[str, An
 
 def _rope_divisors(rope: Mapping[str, Any], head_dim: int) -> tuple[float, ...] | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    keys = {"default": (), "linear": ("factor",), "llama3": _LLAMA3_KEYS}.get(kind)
+    keys = {"default": (), "linear": ("factor",), "llama3": _LLAMA3_KEYS}.get(str(kind))
     if keys is None:
         raise ValueError(f"config.json has RoPE type {kind!r}; the backbone computes 'default', 'linear' and 'llama3'")
     missing = [key for key in keys if not isinstance(rope.get(key), int | float)]
@@ -303,9 +352,6 @@ def config_from_gguf(
             raise ValueError(f"GGUF metadata lacks {architecture}.{name}")
         return value
 
-    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise ValueError(f"GGUF file has RoPE scaling {scaling!r}; load the model from a Hugging Face folder instead")
     num_heads = field("attention.head_count")
     if not isinstance(num_heads, int):
         raise ValueError(
@@ -326,7 +372,7 @@ def config_from_gguf(
         head_dim=head_dim,
         max_positions=field("context_length"),
         rope_theta=float(field("rope.freq_base", 10_000.0)),
-        rope_divisors=rope_divisors,
+        rope_divisors=_gguf_rope_divisors(field, head_dim, rope_divisors),
         norm_eps=field("attention.layer_norm_rms_epsilon"),
         tied_embeddings=tied_embeddings,
         qkv_bias=architecture == "qwen2",
@@ -334,3 +380,22 @@ def config_from_gguf(
         # llama.cpp has the interval in its code, not in the file
         **(_smollm3_settings({"num_hidden_layers": field("block_count")}) if architecture == "smollm3" else {}),
     )
+
+
+def _gguf_rope_divisors(
+    field: Callable[[str, Any], Any], head_dim: int, stored: tuple[float, ...] | None
+) -> tuple[float, ...] | None:
+    """Divisors of RoPE's frequencies, as llama.cpp reads them: a factor without a type is linear scaling, also under
+    its older name, and a factor of 0 is none. ``stored``: of ``rope_freqs.weight``."""
+    kind = field("rope.scaling.type", "linear")
+    factor = field("rope.scaling.factor", field("rope.scale_linear", 0.0)) or 1.0
+    if kind not in ("none", "linear") or (kind == "linear" and factor != 1.0 and stored is not None):
+        raise ValueError(
+            f"GGUF file has RoPE scaling {kind!r}{'' if stored is None else ' beside rope_freqs.weight'}; the backbone "
+            "computes linear scaling and that of Llama 3.1: load the model from a Hugging Face folder instead"
+        )
+    if field("rope.scaling.attn_factor", 1.0) != 1.0:
+        raise ValueError("GGUF file has a rope.scaling.attn_factor, which the backbone does not compute")
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise ValueError(f"GGUF file has a RoPE scaling factor of {factor!r}, expected a positive number")
+    return stored if kind == "none" or factor == 1.0 else (float(factor),) * (head_dim // 2)

@@ -40,9 +40,9 @@ def check_served(served: np.ndarray, statistics: Statistics, dtype: Any) -> None
     to_policy, to_base = distance(served, statistics.logprobs), distance(served, statistics.ref_logprobs)
     between = distance(statistics.logprobs, statistics.ref_logprobs)
     rounding = served_limit(dtype) / 20  # root mean square; the limit is for the largest of thousands
-    if between <= rounding:
-        return
     noise = max(min(to_policy, to_base), rounding)
+    if between < noise / 20:  # too little was learned to tell them apart: a few rare tokens would decide
+        return
     ratio = math.sqrt(len(served)) * (to_base**2 - to_policy**2) / (2 * noise * between)
     if ratio < -4.0:
         raise StopRun(

@@ -1,76 +1,72 @@
-"""Runs programs that a model wrote, in a child process with limits and isolation; removes all that they leave.
+"""Runs programs that a model wrote, in child processes with walls around them; removes all that they leave.
 
 Two kinds of isolation, the stronger one first:
 
-    jail     Linux (5.12 or newer) whose kernel lets this user create namespaces. No network. Visible files: the
-             interpreter and the system's libraries, read-only; nothing of the user's home. A separate process tree.
-             Files that the program writes are in memory, of limited size, and deleted at its end. See ``walls``.
-    limits   elsewhere, or where a container forbids namespaces. Time, memory, file size and number of processes are
-             limited, the environment is empty and the working folder is a scratch folder. But the program can reach the
-             network and all files that this user can read and write. Started by root it runs as user 65534, with access
-             to the interpreter's folders; if that user cannot enter the folders above them, the program cannot start
-             another Python.
+    jail    Linux whose kernel lets this user create namespaces, by bubblewrap where ``bwrap`` is installed (0.8 or
+            newer), else by our own walls (Linux 5.12).
+    limits  where namespaces are forbidden, as in most containers. By Landlock and seccomp, and as a user of its own for
+            every program if root starts it.
 
-``wall_kind`` returns the kind; ``check_walls`` refuses the weaker one where a configuration asks for it. Neither
-protects against errors of the kernel. Not for Windows.
+What holds in both, under ``tests/sandbox/test_attacks.py`` (effects outside, leftovers, memory), ``test_sandbox.py``:
+
+- Limited are time; memory of all processes, counted every 40 ms (what forked processes share counts once, sockets with
+  their buffers, and no other shared memory can be made); processes and threads; the size of a file, of all files and of
+  the output.
+- Visible files: the interpreter with its packages and the system's libraries, read-only; nothing of any home, project,
+  key or other program. The environment is stated here. No descriptor is inherited but the program's own channels.
+- Files are written to a scratch folder that is removed, however it is nested. No System V objects, queues, keys.
+- No network. No signal to, no limit, memory or environment of a process that is not the program's own.
+- No process of the program lives on after it, also if this process is killed.
+- Whatever a program does, it ends as ``Ended``; ``SandboxError`` means that it was not run.
+
+Where they differ:
+
+                        jail                                  limits
+    network             a loopback of its own                 none: no sockets but pairs
+    /tmp, /dev/shm      its own                               not to be written; TMPDIR names a folder in the scratch
+    processes seen      its own                               names of all of this machine
+    disk_mb             the kernel refuses more               ended within a second
+    modes, times        as set                                as set for root's programs; else calls have no effect
+    needs               namespaces                            as root Linux 6.2, else 6.12, for Landlock; seccomp
+
+So ``multiprocessing``'s locks, queues and pools work in a jail only; and where the program's user cannot enter the
+folders above the interpreter (root's home), limits mode cannot start another Python.
+
+Where limits cannot hold that, nothing runs unless it is asked for by name (``isolation=weak``, ``check_walls``);
+``lacking`` says what is missing. None of them protects against errors of the kernel. Not for Windows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import selectors
+import shutil
 import signal
-import site
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from optimas_jax.sandbox import walls
+from optimas_jax.sandbox import plan as plans
+from optimas_jax.sandbox.inside import landlock, seccomp
+from optimas_jax.sandbox.limits import Limits
+from optimas_jax.sandbox.plan import Walls
 
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix", "/opt")
+Isolation = Literal["required", "preferred", "weak"]
 _GRACE = 10.0  # seconds that a supervisor may take longer than its time before it is ended itself
+_NOTHING = ("-I", "-S", "-c", "pass")
 
 
 class SandboxError(RuntimeError):
     """Programs cannot be run here, or not with the isolation that the configuration asks for."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a program may use.
-
-    Attributes:
-      seconds: wall-clock time of the program.
-      cpu_seconds: CPU time of each process.
-      memory_mb: address space of each process, and memory of all processes together.
-      file_mb: size of a file.
-      disk_mb: size of all files (in a jail).
-      processes: number of processes and threads.
-      output_bytes: bytes of standard output and error, together, that are kept; the rest is read and dropped.
-    """
-
-    seconds: float = 240.0
-    cpu_seconds: int = 60
-    memory_mb: int = 4096
-    file_mb: int = 64
-    disk_mb: int = 256
-    processes: int = 64
-    output_bytes: int = 20_000
-
-    def __post_init__(self) -> None:
-        wrong = {name: value for name, value in dataclasses.asdict(self).items() if not value > 0}
-        if wrong:
-            raise ValueError(
-                f"limits are above 0, got {', '.join(f'{name} = {value}' for name, value in wrong.items())}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +96,7 @@ def run_program(
     message: bytes = b"",
     jail: bool | None = None,
     stop: threading.Event | None = None,
+    weak: bool = False,
 ) -> Ended:
     """Runs ``python ARGUMENTS`` in a new folder, with a fixed environment and empty standard input.
 
@@ -110,46 +107,88 @@ def run_program(
       message: bytes that the program can read from the descriptor ``{message}``; they are gone once it is closed.
       jail: whether to use a jail; default: if one can be built.
       stop: ends the program when it is set.
+      weak: without a jail, run even where ``lacking`` names missing walls.
 
     Raises:
-      SandboxError: if the walls cannot be built, or the program was stopped.
+      SandboxError: if the walls cannot be built, or the program was stopped. Nothing that the program does.
     """
     jail = wall_kind() == "jail" if jail is None else jail
-    with tempfile.TemporaryDirectory(prefix="optimas-sandbox-", ignore_cleanup_errors=True) as folder:
-        scratch = Path(folder)
+    if not jail and not weak and (missing := lacking()):
+        raise SandboxError(f"programs would run with weak walls: {missing}. {_WAY_OUT}")
+    walls: Walls = "limits" if not jail else "bubblewrap" if _has_bubblewrap() else "namespaces"
+    return _run_in(walls, arguments, files, limits, message, stop or threading.Event(), weak)
+
+
+def _run_in(
+    walls: Walls,
+    arguments: Sequence[str],
+    files: Mapping[str, str],
+    limits: Limits,
+    message: bytes = b"",
+    stop: threading.Event | None = None,
+    weak: bool = False,
+) -> Ended:
+    try:
+        with _scratch(files) as scratch, plans.user_of_its_own() as user, tempfile.TemporaryFile() as message_file:
+            if user and walls == "limits":
+                for name in ("work", "home", "tmp"):
+                    os.chown(scratch / name, user, user)
+            message_file.write(message)
+            message_file.seek(0)
+            pipes = {name: os.pipe() for name in ("output", "report", "status")}
+            ends = {name: write_end for name, (_, write_end) in pipes.items()}
+            descriptors = {"message": message_file.fileno(), "report": ends["report"], "status": ends["status"]}
+            plan = plans.make(arguments, scratch, limits, walls, user, weak, descriptors)
+            return _run(plan, limits, pipes, stop or threading.Event())
+    except OSError as error:
+        raise SandboxError(f"no place or process for the sandbox ({error})") from error
+
+
+@contextlib.contextmanager
+def _scratch(files: Mapping[str, str]) -> Iterator[Path]:
+    """A folder for one program, with its files; removed with all that the program has put there."""
+    scratch = Path(tempfile.mkdtemp(prefix="optimas-sandbox-"))
+    try:
         scratch.chmod(0o755)
         for name in ("program", "root", "work", "home", "tmp"):
             (scratch / name).mkdir()
-        if os.geteuid() == 0 and not jail:
-            for name in ("work", "home", "tmp"):
-                os.chown(scratch / name, walls.NOBODY, walls.NOBODY)
         for name, text in files.items():
+            (scratch / "program" / name).parent.mkdir(exist_ok=True)
             (scratch / "program" / name).write_text(text, encoding="utf-8", errors="surrogatepass")
-        with tempfile.TemporaryFile() as message_file:
-            message_file.write(message)
-            message_file.seek(0)
-            return _run(arguments, scratch, limits, message_file.fileno(), jail, stop or threading.Event())
+        yield scratch
+    finally:
+        _remove(scratch)
 
 
-def _run(
-    arguments: Sequence[str], scratch: Path, limits: Limits, message: int, jail: bool, stop: threading.Event
-) -> Ended:
-    pipes = {name: os.pipe() for name in ("output", "report", "status")}
-    ends = {name: write_end for name, (_, write_end) in pipes.items()}
+def _remove(folder: Path) -> None:
+    """Removes a folder, however deep and whatever its rights: what Python cannot remove (at 1,000 levels it raises
+    ``RecursionError``) the system's commands can."""
+    for words in ((), ("rm", "-rf", "--"), ("chmod", "-R", "u+rwx", "--"), ("rm", "-rf", "--")):
+        if not words:
+            with contextlib.suppress(OSError, RecursionError):
+                shutil.rmtree(folder)
+        elif folder.exists():
+            subprocess.run([*words, folder], capture_output=True, check=False)  # noqa: S603
+
+
+def _run(plan: dict[str, Any], limits: Limits, pipes: Mapping[str, tuple[int, int]], stop: threading.Event) -> Ended:
+    """Runs the supervisor with its plan, and reads what it and the program say."""
     started = time.monotonic()
+    ends = {name: write_end for name, (_, write_end) in pipes.items()}
     try:
-        plan = _plan(arguments, scratch, limits, jail, message, ends["report"], ends["status"])
-        process = subprocess.Popen(  # noqa: S603 (our own file, no shell)
-            [sys.executable, "-I", "-S", walls.__file__, json.dumps(plan)],
+        process = subprocess.Popen(  # noqa: S603 (our own command, no shell)
+            plans.command(plan),
             stdin=subprocess.DEVNULL,
             stdout=ends["output"],
             stderr=ends["output"],
-            pass_fds=(message, ends["report"], ends["status"]),
+            pass_fds=(int(plan["message"]), ends["report"], ends["status"]),
             env={},
             start_new_session=True,
         )
-    except OSError as error:
-        raise SandboxError(f"no process for the sandbox ({error})") from error
+    except BaseException:
+        for read_end, _ in pipes.values():
+            os.close(read_end)
+        raise
     finally:
         for write_end in ends.values():
             os.close(write_end)
@@ -159,85 +198,22 @@ def _run(
     finally:
         for read_end, _ in pipes.values():
             os.close(read_end)
-        _end(process)
-    seconds = time.monotonic() - started
+        _end(process, walls=plan["walls"])
     if stop.is_set():
         raise SandboxError("the program was stopped")
-    ended: dict[str, Any] = json.loads((received["status"] or b"{}").splitlines()[0])
-    if ended.get("how") == "walls" or (not ended and seconds < limits.seconds):
-        output = received["output"].decode(errors="replace")
-        raise SandboxError(f"the walls of the sandbox could not be built: {ended.get('detail') or output[-2000:]}")
-    return Ended(
-        how=ended.get("how", "timeout"),
-        code=ended.get("code", -1),
-        output=received["output"].decode(errors="replace"),
-        report=received["report"],
-        seconds=seconds,
-    )
+    return _ended(received, time.monotonic() - started, limits)
 
 
-def _plan(
-    arguments: Sequence[str], scratch: Path, limits: Limits, jail: bool, message: int, report: int, status: int
-) -> dict[str, Any]:
-    """The plan that ``walls`` reads, as plain data."""
-    writable = walls.TMP if jail else str(scratch)
-    program = "/program" if jail else f"{scratch}/program"
-    marks = {"{program}": program, "{message}": str(message), "{report}": str(report)}
-    filled = list(arguments)
-    for mark, text in marks.items():
-        filled = [argument.replace(mark, text) for argument in filled]
-    mb = 1024 * 1024
-    return {
-        "jail": jail,
-        "command": [sys.executable, *filled],
-        "python": [_home(), *filter(os.path.isdir, site.getsitepackages())],
-        "cwd": f"{writable}/work",
-        "environment": {
-            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
-            "HOME": f"{writable}/home",
-            "TMPDIR": writable if jail else str(scratch / "tmp"),
-            "LANG": "C.UTF-8",
-            "TZ": "UTC",
-            "PYTHONHASHSEED": "0",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "MPLBACKEND": "Agg",
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        },
-        "folder": str(scratch / "program"),
-        "root": str(scratch / "root"),
-        "visible": _visible(),
-        "status": status,
-        "seconds": limits.seconds,
-        "memory_bytes": limits.memory_mb * mb,
-        "disk_bytes": limits.disk_mb * mb,
-        "processes": limits.processes,
-        "limits": {
-            "CPU": limits.cpu_seconds,
-            "AS": limits.memory_mb * mb,
-            "FSIZE": limits.file_mb * mb,
-            "CORE": 0,
-            "NOFILE": 256,
-        },
-    }
-
-
-def _home() -> str:
-    """Installation folder of the interpreter; a virtual environment only links to it."""
-    return str(Path(sys.executable).resolve().parents[1])
-
-
-@functools.cache
-def _visible() -> list[str]:
-    """Paths that are visible in a jail: the system's libraries, and the interpreter with its packages."""
-    interpreter = [sys.prefix, sys.base_prefix, _home(), *site.getsitepackages()]
-    wanted = [*_SYSTEM, *interpreter, *map(os.path.realpath, interpreter)]
-    paths: list[str] = []
-    for path in sorted({os.path.abspath(path) for path in wanted}, key=len):
-        inside = any(path == known or path.startswith(f"{known}/") for known in paths if not os.path.islink(known))
-        if path != "/" and os.path.exists(path) and not inside:
-            paths.append(path)
-    return paths
+def _ended(received: Mapping[str, bytes], seconds: float, limits: Limits) -> Ended:
+    output = received["output"].decode(errors="replace")
+    told: dict[str, dict[str, Any]] = {line["how"]: line for line in map(json.loads, received["status"].splitlines())}
+    if "walls" in told or "started" not in told:
+        detail = told.get("walls", {}).get("detail") or output[-2000:]
+        raise SandboxError(f"the walls of the sandbox could not be built: {detail}")
+    del told["started"]
+    lost = {"how": "timeout" if seconds >= limits.seconds else "killed", "code": signal.SIGKILL}
+    end = next(iter(told.values()), lost)  # a supervisor without a word was killed
+    return Ended(end["how"], end["code"], output, received["report"], seconds)
 
 
 def _drain(
@@ -257,14 +233,33 @@ def _drain(
     return {name: bytes(data) for name, data in received.items()}
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kills the process of ``walls`` if it still runs, and with it all processes inside."""
-    if process.poll() is None:
-        try:
-            process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def _end(process: subprocess.Popen[bytes], walls: Walls) -> None:
+    """Ends the supervisor if it still runs, and with it all processes inside."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.5)
+        return
+    if walls == "limits":  # it ends the program's processes first
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.terminate()
+            process.wait(_GRACE)
+            return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# Which walls there are
+
+_WAY_OUT = (
+    "Allow user namespaces on this machine, or run in a container that allows them; isolation=weak runs programs all "
+    "the same"
+)
+
+
+@functools.cache
+def _has_bubblewrap() -> bool:
+    """Whether bubblewrap is installed, knows our options and is allowed to work."""
+    return bool(plans.bubblewrap()) and not _why_not("bubblewrap")
 
 
 @functools.cache
@@ -272,8 +267,12 @@ def _why_no_jail() -> str:
     """The reason that no jail can be built here; empty if one can."""
     if sys.platform != "linux":
         return f"it needs Linux, this is {sys.platform}"
+    return "" if _has_bubblewrap() else _why_not("namespaces")
+
+
+def _why_not(walls: Walls) -> str:
     try:
-        ended = run_program(("-I", "-S", "-c", "pass"), {}, Limits(seconds=20), jail=True)
+        ended = _run_in(walls, _NOTHING, {}, Limits(seconds=20))
     except SandboxError as error:
         return str(error)
     return "" if (ended.how, ended.code) == ("exited", 0) else f"a first program {ended.how}: {ended.output[-500:]}"
@@ -284,22 +283,42 @@ def wall_kind() -> Literal["jail", "limits"]:
     return "limits" if _why_no_jail() else "jail"
 
 
-def check_walls(isolation: Literal["required", "preferred"]) -> str:
-    """A warning if there is no isolation here, else "".
+def lacking() -> str:
+    """What limits mode cannot promise here, and why; "" if it holds all that it promises."""
+    since = landlock.TRUNCATE_SINCE if os.geteuid() == 0 else landlock.SCOPES_SINCE
+    if not seccomp.available():
+        return "network, shared memory and other processes are open without seccomp"
+    if landlock.version() < since:
+        found = f"this kernel has version {landlock.version()} of Landlock, {since} is needed"
+        return (
+            f"files of this machine are open ({found})"
+            if os.geteuid() == 0
+            else f"files and processes of this user are open ({found})"
+        )
+    return ""
+
+
+def check_walls(isolation: Isolation) -> str:
+    """What is to be said about the isolation here: "" for a jail, else a warning.
+
+    Args:
+      isolation: ``required`` asks for a jail, ``preferred`` for a jail or limits that hold what they promise; ``weak``
+        takes what there is.
 
     Raises:
-      SandboxError: if a jail is required and cannot be built, or no program can be run at all.
+      SandboxError: if that cannot be had, or no program can be run at all.
     """
     reason = _why_no_jail()
     if not reason:
         return ""
     if isolation == "required":
+        raise SandboxError(f"model-written programs would run without a jail: {reason}. {_WAY_OUT}")
+    missing = lacking()
+    if missing and isolation == "preferred":
         raise SandboxError(
-            f"model-written programs would run without isolation: {reason}. Allow user namespaces on this machine, run "
-            "in a container that allows them, or accept limits without isolation (isolation=preferred)"
+            f"model-written programs would run with weak walls: {missing}; no jail: {reason}. {_WAY_OUT}"
         )
-    run_program(("-I", "-S", "-c", "pass"), {}, Limits(seconds=20), jail=False)
-    return (
-        "model-written programs run with limits but WITHOUT isolation: they can reach the network and this user's "
-        f"files ({reason})"
-    )
+    run_program(_NOTHING, {}, Limits(seconds=20), jail=False, weak=True)
+    if missing:
+        return f"model-written programs run with WEAK walls: {missing}; no jail: {reason}"
+    return f"model-written programs run without a jail, in limits mode: no sockets, pools or /tmp for them ({reason})"

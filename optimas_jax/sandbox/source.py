@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import symtable
 import threading
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
+T = TypeVar("T")
 _LOCK = threading.Lock()  # warning filters are shared by all threads
 
 
@@ -15,9 +19,18 @@ def parse(text: str) -> ast.Module:
     Raises:
       SyntaxError: for text that is not Python, or too deeply nested for the parser.
     """
+    return _quietly(ast.parse, text)
+
+
+def symbols(text: str) -> symtable.SymbolTable:
+    """The names of a program, by scope. Raises as ``parse`` does, and where a statement stands in the wrong place."""
+    return _quietly(symtable.symtable, text, "program", "exec")
+
+
+def _quietly(read: Callable[..., T], *arguments: str) -> T:
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return ast.parse(text)
+            return read(*arguments)
         except (ValueError, RecursionError, MemoryError) as error:  # a null byte, brackets nested too deep
             raise SyntaxError(str(error) or type(error).__name__) from error

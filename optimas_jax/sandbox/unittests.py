@@ -2,12 +2,17 @@
 
 The verdict does not depend on the program's output or exit status. The names of the tests are read from the tests'
 source beforehand, and each must be reported as passed, exactly once, with a secret that only this process and the
-``runner`` know; then the runner must have reached its end. So no program passes by exiting early, printing ``OK``,
-replacing ``unittest`` or ``sys.exit``, patching assertions, skipping, or defining more test classes.
+``runner`` know; then the runner must have reached its end.
 
-Limits: program and tests share an interpreter, as in the official evaluation. A program that searches the interpreter's
-memory (frames, ``gc``, ``ctypes``) for the runner's secret or the expected values can cheat, and so can one whose
-results claim to be equal to everything. That takes intent, which a wrong program does not have.
+Tests that call the program's functions and compare plain data run in a process of their own (``split``,
+``inside.apart``), which the program's process sends data and no code: there no program passes but by returning what the
+tests expect. Others (mocks, streams, results that are more than plain data) share the program's process
+(``inside.together``). There no program passes by exiting early, printing ``OK``, replacing or patching ``unittest``,
+its assertions or what it stands on, import hooks, built-in functions or the tests' methods, by threads or within a
+call, nor by skipping. But it passes if it searches the interpreter's memory (frames, ``gc``, subclasses, globals of
+functions, ``ctypes``) for the tests or the runner's secret, if its results claim to be equal to everything, or if it
+replaces functions of libraries with which the tests look at results. That takes intent, which a wrong program does not
+have.
 """
 
 from __future__ import annotations
@@ -19,12 +24,16 @@ import json
 import secrets
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from optimas_jax.sandbox.program import Ended, Limits, run_program
+from optimas_jax.sandbox.limits import Limits
+from optimas_jax.sandbox.program import Ended, run_program
 from optimas_jax.sandbox.source import parse
+from optimas_jax.sandbox.split import split
 
-RUNNER = Path(__file__).with_name("runner.py")
+INSIDE = Path(__file__).with_name("inside")
+RUNNER = ("__init__.py", "apart.py", "kernel.py", "outcomes.py", "plain.py", "runner.py", "together.py")
+START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inside import runner; del sys.path[0]; runner.main()"
 Status = Literal["passed", "failed", "timeout", "memory", "crashed"]
 
 
@@ -78,9 +87,17 @@ def test_names(tests: str, case: str = "TestCases") -> tuple[str, ...]:
 
 
 def run_tests(
-    program: str, tests: str, limits: Limits, case: str = "TestCases", stop: threading.Event | None = None
+    program: str,
+    tests: str,
+    limits: Limits,
+    case: str = "TestCases",
+    stop: threading.Event | None = None,
+    weak: bool = False,
 ) -> Verdict:
     """Runs the tests of class ``case`` against the program; with ``case=""`` all tests.
+
+    Args:
+      stop, weak: as in ``run_program``.
 
     Raises:
       SandboxError: if the sandbox cannot be built. Errors of program and tests are part of the verdict.
@@ -91,22 +108,49 @@ def run_tests(
         return Verdict("crashed", (), {"": f"the tests are no Python: {error}"})
     if case and not expected:
         return Verdict("crashed", (), {"": f"the tests have no class {case} with a test"})
+    work = {"program": program, "tests": tests, "case": case}
+    if parts := split(program, tests):
+        ended, lines = _run(work | dataclasses.asdict(parts), "apart", limits, stop, weak)
+        if not any(outcome == "together" for _, outcome, _ in lines):
+            return _verdict(expected, lines, ended)
+    ended, lines = _run(work, "together", limits, stop, weak)
+    return _verdict(expected, lines, ended)
+
+
+def _run(
+    work: dict[str, Any], how: Literal["apart", "together"], limits: Limits, stop: threading.Event | None, weak: bool
+) -> tuple[Ended, list[tuple[str, str, str]]]:
+    """Runs the tests once; returns how the runner ended, and its report."""
     secret = secrets.token_hex(16)
-    work = {"secret": secret, "program": program, "tests": tests, "case": case}
     ended = run_program(
-        ("-s", "-P", "{program}/runner.py", "{message}", "{report}"),
-        {"runner.py": RUNNER.read_text(encoding="utf-8")},
+        ("-s", "-P", "-c", START, "{program}", "{message}", "{report}", how),
+        {f"inside/{name}": (INSIDE / name).read_text(encoding="utf-8") for name in RUNNER},
         limits,
-        message=json.dumps(work).encode(),
+        message=json.dumps(work | {"secret": secret}).encode(),
         stop=stop,
+        weak=weak,
     )
-    return _verdict(expected, _read(ended.report, secret), ended)
+    return ended, _read(ended.report, secret)
 
 
 def _read(report: bytes, secret: str) -> list[tuple[str, str, str]]:
-    """The lines that begin with the secret, as (test, outcome, detail)."""
+    """The lines that begin with the secret, as (test, outcome, detail); lines that are no outcome are left out."""
     lines = report.decode(errors="replace").splitlines()
-    return [tuple(json.loads(line[len(secret) :])) for line in lines if line.startswith(f"{secret} ")]
+    return [outcome for line in lines if line.startswith(f"{secret} ") and (outcome := _outcome(line[len(secret) :]))]
+
+
+def _outcome(line: str) -> tuple[str, str, str] | None:
+    try:
+        test, outcome, detail = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    valid = isinstance(test, str) and isinstance(outcome, str) and isinstance(detail, str)
+    return (test, outcome, _clean(detail)) if valid else None
+
+
+def _clean(text: str) -> str:
+    """The text without lone surrogates, which no file can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _verdict(expected: tuple[str, ...], lines: list[tuple[str, str, str]], ended: Ended) -> Verdict:

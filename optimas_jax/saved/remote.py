@@ -7,6 +7,7 @@ import dataclasses
 import http.client
 import json
 import math
+import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,6 +16,7 @@ from typing import Any
 
 from optimas_jax.core.types import StopRun, thaw
 
+KEY = "OPTIMAS_REWARD_KEY"  # environment variable: what a server with --api-key-env wants
 _SECONDS = 300.0  # until an answer; the first one loads the reward model
 
 
@@ -54,7 +56,10 @@ class RemoteScorer:
 
     def _post(self, body: Mapping[str, Any]) -> Any:
         url, data = self._url, json.dumps(body).encode()
-        request = urllib.request.Request(url, data, {"content-type": "application/json"})  # noqa: S310 (checked)
+        headers = {"content-type": "application/json"}
+        if key := os.environ.get(KEY, "").strip():
+            headers["authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(url, data, headers)  # noqa: S310 (checked)
         try:
             with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
                 return json.load(answer)

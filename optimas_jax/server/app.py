@@ -6,40 +6,38 @@
     POST /v1/unload_lora_adapter  {"lora_name": NAME}
 
 Requests of all clients share the engine's batch, also those for different adapters; an adapter is named as the model.
+A request whose client leaves is given up at the next step. Errors are JSON, in OpenAI's form.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from optimas_jax.checkpoints.peft import read_adapter
-from optimas_jax.engine.constrain import SchemaError
-from optimas_jax.llm.base import Completion, CompletionRequest
-from optimas_jax.llm.local import EngineError, LocalCompleter
-from optimas_jax.server.protocol import (
-    CompletionBody,
-    RequestError,
-    choice,
-    chunk_choice,
-    last_choice,
-    parse,
-    token_ids,
-    usage,
-)
+from optimas_jax.engine.sampler import Sampler
+from optimas_jax.llm.base import CompletionRequest
+from optimas_jax.llm.local import LocalCompleter, Refused
+from optimas_jax.server.answers import choice, token_ids, usage
+from optimas_jax.server.bodies import BodyError, read_object
+from optimas_jax.server.protocol import CompletionBody, RequestError, parse
+from optimas_jax.server.system_app import left
+from optimas_jax.server.work import Answering, answer_all, stream
 
 DEFAULT_TOKENS = 512  # most tokens of an answer where the request gives no limit
+_BODY = 2**20  # bytes of a body, and so many more for each token of the context:
+_BODY_PER_TOKEN = 8
+_CHARACTERS_PER_TOKEN = 32  # of a prompt, on average; a longer one does not fit, and is not tokenised to say so
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -55,23 +53,39 @@ def make_app(completer: LocalCompleter, model: str, name: str) -> Starlette:
     return Starlette(
         routes=[
             Route("/health", server.health),
-            Route("/v1/models", _guarded(server.models)),
-            Route("/v1/chat/completions", _guarded(server.chat), methods=["POST"]),
-            Route("/v1/completions", _guarded(server.text), methods=["POST"]),
-            Route("/v1/load_lora_adapter", _guarded(server.load_adapter), methods=["POST"]),
-            Route("/v1/unload_lora_adapter", _guarded(server.unload_adapter), methods=["POST"]),
-        ]
+            Route("/v1/models", server.models),
+            Route("/v1/models/{name:path}", server.one_model),
+            Route("/v1/chat/completions", server.chat, methods=["POST"]),
+            Route("/v1/completions", server.text, methods=["POST"]),
+            Route("/v1/load_lora_adapter", server.load_adapter, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", server.unload_adapter, methods=["POST"]),
+        ],
+        exception_handlers={
+            RequestError: _refused,
+            BodyError: _refused,
+            HTTPException: _refused,
+            ClientDisconnect: left,
+            Exception: _failed,
+        },
     )
 
 
-def _guarded(handler: Handler) -> Handler:
-    async def guarded(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except RequestError as error:
-            return JSONResponse(error.to_json(), error.status)
+async def _refused(request: Request, error: Exception) -> Response:
+    """The answer to a request that is not taken."""
+    if isinstance(error, RequestError):
+        return JSONResponse(error.to_json(), error.status)
+    if isinstance(error, BodyError):
+        close = {"connection": "close"} if error.status in (408, 413) else None
+        return JSONResponse(RequestError(error.status, str(error)).to_json(), error.status, close)
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(RequestError(error.status_code, message).to_json(), error.status_code, error.headers)
 
-    return guarded
+
+async def _failed(_: Request, error: Exception) -> Response:
+    """The answer to an exception that nothing foresaw; what it says stays in the server's log."""
+    message = f"the server failed on this request ({type(error).__name__}): its log has the reason"
+    return JSONResponse(RequestError(500, message).to_json(), 500)
 
 
 class _Server:
@@ -86,174 +100,138 @@ class _Server:
 
     async def models(self, _: Request) -> Response:
         """The base and the loaded adapters, as OpenAI lists models."""
-        sampler = await asyncio.to_thread(self._completer.sampler)
+        sampler = await self._sampler()
         names = [self._name, *sampler.adapters.names]
-        described = [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._started,
-                "owned_by": "optimas_jax",
-                "root": self._model,
-                "parent": None if name == self._name else self._name,
-                "max_model_len": sampler.network.config.max_positions,
-            }
-            for name in names
-        ]
-        return JSONResponse({"object": "list", "data": described})
+        return JSONResponse({"object": "list", "data": [self._described(name, sampler) for name in names]})
+
+    async def one_model(self, request: Request) -> Response:
+        """One of them."""
+        sampler, name = await self._sampler(), request.path_params["name"]
+        self._adapter(name, sampler)
+        return JSONResponse(self._described(name, sampler))
+
+    def _described(self, name: str, sampler: Sampler) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "optimas_jax",
+            "root": self._model,
+            "parent": None if name == self._name else self._name,
+            "max_model_len": sampler.network.config.max_positions,
+        }
 
     async def chat(self, request: Request) -> Response:
-        return await self._answer(await _json(request), chat=True)
+        return await self._answer(request, chat=True)
 
     async def text(self, request: Request) -> Response:
-        return await self._answer(await _json(request), chat=False)
+        return await self._answer(request, chat=False)
 
     async def load_adapter(self, request: Request) -> Response:
         """Loads an adapter from a folder on the server's machine."""
-        body = await _json(request)
+        body, sampler = await read_object(request, _BODY), await self._sampler()
         name, path = (_field(body, field) for field in ("lora_name", "lora_path"))
-        sampler = await asyncio.to_thread(self._completer.sampler)
-        if name == self._name or (name in sampler.adapters.names and not body.get("load_inplace")):
-            raise RequestError(400, f"{name!r} is served already: unload it first, or say load_inplace", "lora_name")
+        if name == self._name:
+            raise RequestError(400, f"{name!r} is the model itself: give the adapter another name", "lora_name")
+        if name in sampler.adapters.names and body.get("load_inplace") is not True:
+            message = f"{name!r} has already been loaded: unload it first, or say load_inplace: true"
+            raise RequestError(400, message, "lora_name")
         try:
             read = await asyncio.to_thread(read_adapter, Path(path), sampler.network.config)
-            sampler.adapters.load(name, *read)
+            await asyncio.to_thread(sampler.adapters.load, name, *read)
         except ValueError as error:
             raise RequestError(400, str(error), "lora_path") from error
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload_adapter(self, request: Request) -> Response:
         """Unloads an adapter; requests in flight finish with it."""
-        name = _field(await _json(request), "lora_name")
-        sampler = await asyncio.to_thread(self._completer.sampler)
+        name = _field(await read_object(request, _BODY), "lora_name")
+        sampler = await self._sampler()
         try:
-            sampler.adapters.unload(name)
+            await asyncio.to_thread(sampler.adapters.unload, name)
         except ValueError as error:
             raise RequestError(404, str(error), "lora_name") from error
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
-    async def _answer(self, json_body: Any, *, chat: bool) -> Response:
-        body = parse(json_body, chat=chat)
-        sampler = await asyncio.to_thread(self._completer.sampler)
-        adapter = "" if body.model == self._name else body.model
-        if adapter and adapter not in sampler.adapters.names:
-            known = ", ".join([self._name, *sampler.adapters.names])
-            raise RequestError(404, f"no model {body.model!r}; served are {known}", "model", "model_not_found")
-        limits = [self._limit(body, tokens) for tokens in map(self._completer.count_tokens, body.prompts)]
-        seed = secrets.randbits(32) if body.seed is None else body.seed
-        requests = body.requests(self._model, adapter, limits, seed)
+    async def _answer(self, request: Request, *, chat: bool) -> Response:
+        sampler = await self._sampler()
+        context = sampler.network.config.max_positions
+        json_body = await read_object(request, _BODY + _BODY_PER_TOKEN * context)
+        try:
+            body = parse(json_body, chat=chat)
+            requests, prompts = await self._requests(body, sampler, context)
+        except RecursionError:
+            raise RequestError(400, "the body is nested too deep") from None
         frame = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
             "model": body.model,
         }
+        work = Answering(self._completer, sampler, requests, prompts, body.logprobs)
         if body.stream:
+            await work.check()
             if chat:
                 frame["object"] = "chat.completion.chunk"
-            return StreamingResponse(self._stream(body, requests, frame, chat=chat), media_type="text/event-stream")
-        async with _cancelled_together([self._complete(request) for request in requests]) as tasks:
-            completions = await asyncio.gather(*tasks)
+            events = stream(work, frame, chat=chat, answers=body.n, include_usage=body.include_usage)
+            return StreamingResponse(events, media_type="text/event-stream")
+        completions = await answer_all(work, request)
         choices = []
         for index, completion in enumerate(completions):
             ids = token_ids(completion) if body.token_ids else {}
-            choices.append({**choice(completion, index, self._pieces(body, completion), chat=chat), **ids})
-        return JSONResponse({**frame, "choices": choices, "usage": usage(completions)})
+            choices.append({**choice(completion, index, work.pieces(completion), chat=chat), **ids})
+        return JSONResponse({**frame, "choices": choices, "usage": usage(completions, body.n)})
 
-    def _limit(self, body: CompletionBody, prompt_tokens: int) -> int:
-        """Most tokens of an answer to a prompt of that many tokens."""
-        context = self._completer.sampler().network.config.max_positions
-        room = context - prompt_tokens
-        limit = min(DEFAULT_TOKENS, room) if body.max_tokens is None else body.max_tokens
-        if not 0 < limit <= room:
-            raise RequestError(
-                400,
-                f"the context is {context} tokens; the prompt has {prompt_tokens}, {limit} more are asked for: shorten "
-                "the prompt or lower max_tokens",
-                "messages",
-                "context_length_exceeded",
-            )
-        return limit
-
-    async def _complete(self, request: CompletionRequest, on_text: Callable[[str], None] | None = None) -> Completion:
-        try:
-            return await self._completer.complete(request, on_text)
-        except EngineError as error:
-            if isinstance(error.__cause__, SchemaError):
-                raise RequestError(400, str(error), "response_format") from error
-            raise RequestError(500, str(error)) from error
-
-    def _pieces(self, body: CompletionBody, completion: Completion) -> list[str] | None:
-        """The texts of an answer's tokens, if log-probs are wanted."""
-        if not body.logprobs or completion.tokens is None:
-            return None
-        decode = self._completer.sampler().tokenizer.decode
-        return [decode([token]) for token in completion.tokens.ids]
-
-    async def _stream(
-        self, body: CompletionBody, requests: list[CompletionRequest], frame: dict[str, Any], *, chat: bool
-    ) -> AsyncIterator[str]:
-        """Server-sent events: the new text of each answer, then its finish reason."""
-        loop = asyncio.get_running_loop()
-        updates: asyncio.Queue[tuple[int, str | Completion | RequestError]] = asyncio.Queue()
-
-        async def run(index: int, request: CompletionRequest) -> None:
-            def on_text(text: str) -> None:
-                loop.call_soon_threadsafe(updates.put_nowait, (index, text))
-
+    async def _requests(
+        self, body: CompletionBody, sampler: Sampler, context: int
+    ) -> tuple[list[CompletionRequest], list[tuple[int, ...]]]:
+        """The engine's requests, and the tokens of their prompts."""
+        adapter = self._adapter(body.model, sampler)
+        seed = secrets.randbits(32) if body.seed is None else body.seed
+        where = "messages" if body.prompts[0][0].role != "text" else "prompt"
+        tokens, limits = [], []
+        for number, request in enumerate(body.requests(self._model, adapter, [1] * len(body.prompts), seed)):
+            if number % body.n:
+                continue
+            characters = sum(len(message.content) for message in request.messages)
+            if characters > _CHARACTERS_PER_TOKEN * context:
+                raise _too_long(context, f"{characters} characters", body.max_tokens, where)
             try:
-                result: Completion | RequestError = await self._complete(request, on_text)
-            except RequestError as error:
-                result = error
-            updates.put_nowait((index, result))
+                ids = await self._completer.encode(request)
+            except Refused as error:
+                raise RequestError(400, str(error), where) from error
+            room = context - len(ids)
+            limit = min(DEFAULT_TOKENS, room) if body.max_tokens is None else body.max_tokens
+            if not ids:
+                raise RequestError(400, f"{where} must have at least one token", where)
+            if not 0 < limit <= room:
+                raise _too_long(context, f"{len(ids)} tokens", limit, where)
+            tokens.append(ids)
+            limits.append(limit)
+        requests = body.requests(self._model, adapter, limits, seed)
+        return requests, [ids for ids in tokens for _ in range(body.n)]
 
-        sent = [""] * len(requests)
-        completions: list[Completion] = []
+    def _adapter(self, name: str, sampler: Sampler) -> str:
+        """The adapter that a model's name means; "" for the base."""
+        if name != self._name and name not in sampler.adapters.names:
+            known = ", ".join([self._name, *sampler.adapters.names])
+            raise RequestError(404, f"no model {name[:200]!r}; served are {known}", "model", "model_not_found")
+        return "" if name == self._name else name
 
-        def event(*choices: dict[str, Any], **fields: Any) -> str:
-            return f"data: {json.dumps({**frame, 'choices': choices, **fields})}\n\n"
-
-        async with _cancelled_together([run(index, request) for index, request in enumerate(requests)]):
-            for index in range(len(requests)):
-                if chat:
-                    yield event(chunk_choice(index, "", chat=chat, first=True))
-            while len(completions) < len(requests):
-                index, update = await updates.get()
-                if isinstance(update, RequestError):
-                    yield f"data: {json.dumps(update.to_json())}\n\n"
-                    return
-                text = update.text if isinstance(update, Completion) else update.removesuffix("\ufffd")
-                new_text = text.removeprefix(sent[index])
-                if new_text and text.startswith(sent[index]):
-                    sent[index] = text
-                    yield event(chunk_choice(index, new_text, chat=chat))
-                if isinstance(update, Completion):
-                    completions.append(update)
-                    yield event(last_choice(update, index, self._pieces(body, update), chat=chat))
-        if body.include_usage:
-            yield event(usage=usage(completions))
-        yield "data: [DONE]\n\n"
+    async def _sampler(self) -> Sampler:
+        return await asyncio.to_thread(self._completer.sampler)
 
 
-@contextlib.asynccontextmanager
-async def _cancelled_together(calls: list[Any]) -> AsyncIterator[list[asyncio.Task[Any]]]:
-    """Runs calls as tasks; cancels those that still run at the end (the client has left, or another call failed)."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            task.cancel()
+def _too_long(context: int, prompt: str, more: int | None, where: str) -> RequestError:
+    answer = "" if more is None else f", {more} tokens more are asked for"
+    message = (
+        f"the context is {context} tokens; the prompt has {prompt}{answer}: shorten the prompt or lower max_tokens"
+    )
+    return RequestError(400, message, where, "context_length_exceeded")
 
 
-async def _json(request: Request) -> Any:
-    try:
-        return await request.json()
-    except ValueError as error:
-        raise RequestError(400, f"the body is not JSON ({error})") from error
-
-
-def _field(body: Any, name: str) -> str:
-    if not isinstance(body, dict) or not isinstance(body.get(name), str) or not body[name]:
-        raise RequestError(400, f"{name} must be a text", name)
-    return body[name]
+def _field(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise RequestError(400, f"{name} must be a text, got {value!r:.200}", name)
+    return value

@@ -1,30 +1,62 @@
-"""OpenAI's wire format for chat and text completions: parsing of request bodies, and the fields of answers."""
+"""OpenAI's wire format for chat and text completions: bodies of requests, by a schema.
+
+A field that would change the answer and that the engine does not have is refused by name, also one that nobody knows:
+an answer is what was asked for, or an error says why not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from optimas_jax.core.types import Outcome, derive_seed
-from optimas_jax.llm.base import Completion, CompletionRequest, Message
+import pydantic
+from pydantic_core import PydanticCustomError
 
-_MOST_ANSWERS = 64
+from optimas_jax.core.types import derive_seed
+from optimas_jax.llm.base import CompletionRequest, Message
+
+MOST_ANSWERS = 64  # to one prompt
+MOST_IN_ALL = 1024  # prompts times answers to each
+_MOST_MESSAGES, _MOST_STOPS, _MOST_STOP = 4096, 16, 1000
 # Settings that would change the answer and that the engine does not have, each with the values that mean "not used".
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "logit_bias": (None, {}),
-    "top_logprobs": (None, 0),
-    "top_k": (None, 0, -1),
-    "tools": (None, []),
-    "functions": (None, []),
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "suffix": (None, ""),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logit_bias_exp": ({},),
+    "top_logprobs": (0,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "use_beam_search": (False,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "modalities": (["text"],),
 }
-_FINISH = {Outcome.OK: "stop", Outcome.TRUNCATED: "length"}
+# Fields that say nothing of the answer.
+_NO_MATTER = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+}
 
 
 class RequestError(Exception):
@@ -36,7 +68,8 @@ class RequestError(Exception):
 
     def to_json(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        message, param = (text and text.encode(errors="replace").decode() for text in (self.message, self.param))
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +124,116 @@ class CompletionBody:
         ]
 
 
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("value", message)  # type: ignore[arg-type] - a literal is wanted for translations alone
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _joined(content: Any) -> Any:
+    """The text of a message that is given in parts."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise _wrong("a text or parts that are text: this server reads text only")
+        if not isinstance(part.get("text"), str):
+            raise _wrong("a text or parts whose text is a text")
+    return "".join(part["text"] for part in content)
+
+
+def _read_schema(wanted: Any) -> Mapping[str, Any] | None:
+    """The schema of ``response_format``."""
+    match wanted:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
+            _valid(json.dumps(schema, ensure_ascii=False))
+            return schema
+    raise _wrong("of type text, json_object, or json_schema with json_schema.schema")
+
+
+def _as_flag(value: Any) -> Any:
+    """Text completions say by a number how many other tokens' log-probs are wanted; those of the sampled are known."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return True if number and value in (0, 1) else value
+
+
+def _valid(text: str) -> str:
+    """A text that has an encoding: JSON can write halves of characters alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _wrong("text without halves of characters (surrogates)") from None
+    return text
+
+
+AnyText = Annotated[str, pydantic.AfterValidator(_valid)]
+Text = Annotated[AnyText, pydantic.Field(min_length=1)]
+Number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+_MODEL = pydantic.ConfigDict(strict=True, extra="allow", frozen=True)
+
+
+class _Turn(pydantic.BaseModel):
+    model_config = _MODEL
+    role: Literal["system", "developer", "user", "assistant"] = pydantic.Field(description="system, user or assistant")
+    content: Annotated[AnyText, pydantic.BeforeValidator(_joined)] = pydantic.Field(description="a text")
+    name: str | None = pydantic.Field(None, description="a text")
+
+
+class _Stream(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True, extra="ignore", frozen=True)
+    include_usage: bool | None = pydantic.Field(None, description="true or false")
+
+
+class _Fields(pydantic.BaseModel):
+    """Fields that both kinds of completion have; ``description`` says what a field must be."""
+
+    model_config = _MODEL
+    model: Text = pydantic.Field(description="a text")
+    max_tokens: int | None = pydantic.Field(None, ge=1, description="a number of at least 1")
+    max_completion_tokens: int | None = pydantic.Field(None, ge=1, description="a number of at least 1")
+    temperature: Number | None = pydantic.Field(None, ge=0, le=2, description="a number from 0 to 2")
+    top_p: Number | None = pydantic.Field(None, ge=1e-6, le=1, description="a number from 1e-06 to 1")
+    stop: Annotated[
+        list[Annotated[Text, pydantic.Field(max_length=_MOST_STOP)]] | None, pydantic.BeforeValidator(_as_list)
+    ] = pydantic.Field(
+        None,
+        max_length=_MOST_STOPS,
+        description=f"a text or a list of up to {_MOST_STOPS} texts of up to {_MOST_STOP} characters",
+    )
+    seed: int | None = pydantic.Field(None, ge=-(2**63), lt=2**64, description="a whole number of 64 bits")
+    n: int | None = pydantic.Field(None, ge=1, le=MOST_ANSWERS, description=f"a number from 1 to {MOST_ANSWERS}")
+    return_token_ids: bool | None = pydantic.Field(None, description="true or false")
+    stream: bool | None = pydantic.Field(None, description="true or false")
+    stream_options: _Stream | None = pydantic.Field(None, description="an object")
+    response_format: Annotated[Any, pydantic.AfterValidator(_read_schema)] = None
+
+
+class _Chat(_Fields):
+    messages: list[_Turn] = pydantic.Field(
+        min_length=1,
+        max_length=_MOST_MESSAGES,
+        description=f"a list of at least one message, and at most {_MOST_MESSAGES}",
+    )
+    logprobs: bool | None = pydantic.Field(None, description="true or false")
+
+
+class _Completion(_Fields):
+    prompt: Annotated[list[Text], pydantic.BeforeValidator(_as_list)] = pydantic.Field(
+        min_length=1,
+        max_length=MOST_IN_ALL,
+        description=f"a text or a list of 1 to {MOST_IN_ALL} texts; token ids are not read",
+    )
+    logprobs: Annotated[bool | None, pydantic.BeforeValidator(_as_flag)] = pydantic.Field(
+        None, description="0: this server knows the log-probs of the sampled tokens"
+    )
+
+
 def parse(body: Any, *, chat: bool) -> CompletionBody:
     """Reads a body.
 
@@ -99,154 +242,83 @@ def parse(body: Any, *, chat: bool) -> CompletionBody:
     """
     if not isinstance(body, Mapping):
         raise RequestError(400, "the body must be a JSON object")
-    for name, unused in _REFUSED.items():
-        if body.get(name) not in unused:
-            raise RequestError(400, f"{name} = {body[name]!r} is not supported by this server", name)
-    stop = body.get("stop") or ()
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(text, str) and text for text in stop):
-        raise RequestError(400, f"stop must be a text or a list of texts, got {body['stop']!r}", "stop")
-    limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    options = body.get("stream_options") or {}
-    return CompletionBody(
-        model=_text(body, "model"),
-        prompts=(_messages(body),) if chat else _prompts(body),
-        max_tokens=_number(body, limit, None if chat else 16, int, 1),
-        temperature=_number(body, "temperature", 1.0, float, 0.0, 2.0),
-        top_p=_number(body, "top_p", 1.0, float, 1e-6, 1.0),
-        stop=stop,
-        seed=_number(body, "seed", None, int),
-        n=_number(body, "n", 1, int, 1, _MOST_ANSWERS),
-        logprobs=_wants_logprobs(body, chat=chat),
-        token_ids=bool(body.get("return_token_ids")),
-        stream=bool(body.get("stream")),
-        include_usage=bool(options.get("include_usage")) if isinstance(options, Mapping) else False,
-        schema=_schema(body),
-    )
-
-
-def _schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The schema of ``response_format``."""
-    name, wanted = "response_format", body.get("response_format")
-    match wanted:
-        case None | {"type": "text"}:
-            return None
-        case {"type": "json_object"}:
-            return {"type": "object"}
-        case {"type": "json_schema", "json_schema": {"schema": Mapping() as schema}}:
-            return schema
-    raise RequestError(
-        400,
-        f"{name} must be of type text, json_object, or json_schema with json_schema.schema, got {wanted!r}",
-        name,
-    )
-
-
-def _wants_logprobs(body: Mapping[str, Any], *, chat: bool) -> bool:
-    """Whether log-probs of the sampled tokens are wanted; log-probs of other tokens are not supported. In text
-    completions the field is a number of other tokens, 0 or 1."""
-    value = body.get("logprobs")
-    if chat or value is None or isinstance(value, bool):
-        return bool(value)
-    if value not in (0, 1):
-        raise RequestError(400, f"logprobs = {value!r}: this server knows those of the sampled tokens, 0", "logprobs")
-    return True
-
-
-def _text(body: Mapping[str, Any], name: str) -> str:
-    if not isinstance(body.get(name), str) or not body[name]:
-        raise RequestError(400, f"{name} must be a text, got {body.get(name)!r}", name)
-    return body[name]
-
-
-def _number(
-    body: Mapping[str, Any], name: str, default: Any, kind: type, least: float = -(2**63), most: float = 2**63
-) -> Any:
-    value = body.get(name)
-    if value is None:
-        return default
-    allowed = int if kind is int else int | float
-    if isinstance(value, bool) or not isinstance(value, allowed) or not least <= value <= most:
-        limits = f"from {least:g} to {most:g}" if most < 2**63 else f"of at least {least:g}"
-        raise RequestError(400, f"{name} must be a number {limits}, got {value!r}", name)
-    return kind(value)
-
-
-def _messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
-    turns = body.get("messages")
-    if not isinstance(turns, list) or not turns:
-        raise RequestError(400, "messages must be a list of at least one message", "messages")
-    messages = []
-    for number, turn in enumerate(turns):
-        where = f"messages[{number}]"
-        role = turn.get("role") if isinstance(turn, Mapping) else None
-        if role not in ("system", "developer", "user", "assistant"):
-            raise RequestError(400, f"{where}.role must be system, user or assistant, got {role!r}", where)
-        content = turn.get("content")
-        if isinstance(content, list):  # parts
-            if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-                raise RequestError(400, f"{where} has a part that is not text: this server reads text only", where)
-            content = "".join(str(part.get("text", "")) for part in content)
-        if not isinstance(content, str):
-            raise RequestError(400, f"{where}.content must be a text, got {content!r}", where)
-        messages.append(Message("system" if role == "developer" else role, content))
-    return tuple(messages)
-
-
-def _prompts(body: Mapping[str, Any]) -> tuple[tuple[Message, ...], ...]:
-    prompt = body.get("prompt")
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise RequestError(400, "prompt must be a text or a list of texts; token ids are not read", "prompt")
-    return tuple((Message("text", text),) for text in texts)
-
-
-def usage(completions: Sequence[Completion]) -> dict[str, int]:
-    """Numbers of tokens of all completions of a request."""
-    prompt = sum(completion.prompt_tokens for completion in completions)
-    answer = sum(completion.completion_tokens for completion in completions)
-    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
-
-
-def choice(completion: Completion, index: int, pieces: Sequence[str] | None, *, chat: bool) -> dict[str, Any]:
-    """One entry of ``choices``; ``pieces`` are the texts of the answer's tokens, where log-probs are wanted."""
-    logprobs = None if pieces is None else _logprobs(completion, pieces, chat=chat)
-    entry = {"index": index, "finish_reason": _FINISH[completion.outcome], "logprobs": logprobs}
-    if not chat:
-        return {**entry, "text": completion.text}
-    return {**entry, "message": {"role": "assistant", "content": completion.text, "refusal": None}}
-
-
-def token_ids(completion: Completion) -> dict[str, list[int]]:
-    """Prompt and answer in tokens, for an entry of ``choices``."""
-    assert completion.tokens is not None
-    return {"prompt_token_ids": list(completion.tokens.prompt_ids), "token_ids": list(completion.tokens.ids)}
-
-
-def chunk_choice(index: int, text: str | None, *, chat: bool, first: bool = False) -> dict[str, Any]:
-    """One entry of ``choices`` of a part of a streamed answer."""
-    entry: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": None}
-    if not chat:
-        return {**entry, "text": text or ""}
-    role = {"role": "assistant"} if first else {}
-    return {**entry, "delta": {**role, **({} if text is None else {"content": text})}}
-
-
-def last_choice(completion: Completion, index: int, pieces: Sequence[str] | None, *, chat: bool) -> dict[str, Any]:
-    """The last entry of ``choices`` of a streamed answer."""
-    complete = choice(completion, index, pieces, chat=chat)
-    entry = {name: complete[name] for name in ("index", "finish_reason", "logprobs")}
-    return {**entry, "delta": {}} if chat else {**entry, "text": ""}
-
-
-def _logprobs(completion: Completion, pieces: Sequence[str], *, chat: bool) -> dict[str, Any]:
-    assert completion.tokens is not None
-    values = [float(value) for value in completion.tokens.logprobs]
+    kind = _Chat if chat else _Completion
+    _refuse_others(body, kind)
+    try:
+        fields: Any = kind.model_validate(body)
+    except pydantic.ValidationError as error:
+        raise _request_error(error, kind) from None
     if chat:
-        content = [
-            {"token": piece, "logprob": value, "bytes": list(piece.encode()), "top_logprobs": []}
-            for piece, value in zip(pieces, values, strict=True)
-        ]
-        return {"content": content, "refusal": None}
-    offsets = [sum(map(len, pieces[:index])) for index in range(len(pieces))]
-    return {"tokens": list(pieces), "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
+        for index, turn in enumerate(fields.messages):
+            _refuse_others(turn.model_extra or {}, _Turn, f"messages[{index}].")
+        turns = [Message("system" if turn.role == "developer" else turn.role, turn.content) for turn in fields.messages]
+        prompts = (tuple(turns),)
+    else:
+        prompts = tuple((Message("text", text),) for text in fields.prompt)
+    count = 1 if fields.n is None else fields.n
+    if len(prompts) * count > MOST_IN_ALL:
+        raise RequestError(400, f"{len(prompts)} prompts with n = {count}: at most {MOST_IN_ALL} answers at once", "n")
+    limit = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
+    return CompletionBody(
+        model=fields.model,
+        prompts=prompts,
+        max_tokens=16 if limit is None and not chat else limit,
+        temperature=1.0 if fields.temperature is None else float(fields.temperature),
+        top_p=1.0 if fields.top_p is None else float(fields.top_p),
+        stop=tuple(fields.stop or ()),
+        seed=fields.seed,
+        n=count,
+        logprobs=bool(fields.logprobs),
+        token_ids=bool(fields.return_token_ids),
+        stream=bool(fields.stream),
+        include_usage=bool(fields.stream_options and fields.stream_options.include_usage),
+        schema=fields.response_format,
+    )
+
+
+def _refuse_others(body: Mapping[str, Any], kind: type[pydantic.BaseModel], where: str = "") -> None:
+    """Refuses fields that are not in the schema, unless they have no effect; null is as good as left out."""
+    for name, value in body.items():
+        if name in kind.model_fields or name in _NO_MATTER or value is None:
+            continue
+        if not any(value == unused and isinstance(value, bool) == isinstance(unused, bool) for unused in _unused(name)):
+            raise RequestError(
+                400, f"{where}{name} = {_short(value)} is not supported by this server", f"{where}{name}"
+            )
+
+
+def _unused(name: str) -> tuple[Any, ...]:
+    return _REFUSED.get(name, ())
+
+
+def _request_error(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> RequestError:
+    """The first error of a body, by the path of the field and what it must be."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    if not first["loc"]:
+        return RequestError(400, "names of fields must be text without halves of characters (surrogates)")
+    place = first["loc"][:1] if first["loc"][0] in ("stop", "prompt") else first["loc"]  # of one text, too
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    expected = first["msg"] if first["type"] == "value" else _expected(kind, first["loc"])
+    got = "nothing" if first["type"] == "missing" else _short(first["input"])
+    message = f"{path} must be {expected}, got {got}"
+    if path == "logprobs" and kind is _Completion:
+        message = f"logprobs = {got}: this server knows those of the sampled tokens, 0"
+    return RequestError(400, message, path)
+
+
+def _expected(kind: type[pydantic.BaseModel], path: Sequence[int | str]) -> str:
+    """What the field at a path must be, by the innermost description."""
+    expected, fields = "another value", kind.model_fields
+    inner = {"messages": _Turn, "stream_options": _Stream}
+    for part in path:
+        if isinstance(part, int) and expected.startswith("a list of at least one message"):
+            expected = "a message: an object with role and content"
+        if isinstance(part, str) and part in fields:
+            expected = fields[part].description or expected
+            fields = inner[part].model_fields if part in inner else {}
+    return expected
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

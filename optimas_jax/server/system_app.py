@@ -11,18 +11,18 @@ answer, 500 for an exception of the program.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.types import Call, Outcome, StopRun, Trace, thaw
+from optimas_jax.server.bodies import BodyError, read_object
 
 MOST_BYTES = 8 * 2**20  # of a body
 Run = Callable[[Mapping[str, Any]], Awaitable[Trace]]
@@ -87,7 +87,12 @@ async def refused(request: Request, error: Exception) -> Response:
     return RunError(error.status_code, "invalid_request_error", message).response(error.headers)
 
 
-HANDLERS = {HTTPException: refused, Exception: unexpected}
+async def left(_: Request, error: Exception) -> Response:
+    """The answer that nobody reads, as its client has left."""
+    return Response(status_code=499)
+
+
+HANDLERS = {HTTPException: refused, ClientDisconnect: left, Exception: unexpected}
 
 
 async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:
@@ -109,19 +114,10 @@ async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:
 
 async def read_fields(request: Request) -> Mapping[str, Any]:
     """The JSON object of a body; raises ``RunError``."""
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise RunError(413, "invalid_request_error", f"the body is larger than {MOST_BYTES:,} bytes")
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:  # or JSON that is too deep
-        raise RunError(400, "invalid_request_error", f"the body is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        message = f"the body is a JSON {type(fields).__name__}, expected an object with the fields by name"
-        raise RunError(400, "invalid_request_error", message)
-    return fields
+        return await read_object(request, MOST_BYTES)
+    except BodyError as error:
+        raise RunError(error.status, "invalid_request_error", str(error)) from error
 
 
 def _call(call: Call) -> dict[str, Any]:

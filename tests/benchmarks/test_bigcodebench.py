@@ -22,7 +22,7 @@ from optimas_jax.llm.sandbox import SandboxCompleter
 from optimas_jax.llm.tape import Tape
 from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.config import parse_config
-from optimas_jax.sandbox.program import Limits
+from optimas_jax.sandbox.limits import Limits
 from optimas_jax.sandbox.unittests import run_tests
 
 ROOT = Path(__file__).parents[2]

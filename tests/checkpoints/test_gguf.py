@@ -19,7 +19,7 @@ from optimas_jax.checkpoints.gguf import GGUF_TYPES, read_gguf
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import WeightsError, load_config, load_params, params_from_tensors, resolve
 from optimas_jax.models.backbone import Network, merge_model
-from optimas_jax.models.config import config_from_hf
+from optimas_jax.models.config import config_from_gguf, config_from_hf
 from optimas_jax.models.forward import forward
 from optimas_jax.parallel.platform import Compute
 
@@ -254,3 +254,31 @@ def test_other_files_are_refused(tmp_path, content, message):
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(WeightsError, match=message):
         load_config(resolve(str(tmp_path / "model.gguf")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"rope.scaling.factor": 2.0}, 2.0),
+        ({"rope.scale_linear": 4.0}, 4.0),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}, 8.0),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 8.0}, None),
+        ({"rope.scaling.type": "linear"}, None),
+        ({"rope.scaling.factor": 0.0}, None),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}, "RoPE scaling 'yarn'"),
+        ({"rope.scaling.type": "longrope"}, "RoPE scaling 'longrope'"),
+        ({"rope.scaling.factor": -1.0}, "factor of -1.0"),
+        ({"rope.scaling.attn_factor": 1.5}, "attn_factor"),
+    ],
+)
+def test_rope_is_scaled_as_llama_cpp_scales_it(fields, expected):
+    """A factor without a type is linear, also under its older name."""
+    sizes = {"embedding_length": 64, "feed_forward_length": 96, "block_count": 1, "context_length": 128}
+    sizes |= {"attention.head_count": 4, "attention.layer_norm_rms_epsilon": 1e-5, "vocab_size": 32, **fields}
+    metadata = {"general.architecture": "llama", **{f"llama.{name}": value for name, value in sizes.items()}}
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            config_from_gguf(metadata, tied_embeddings=True)
+    else:
+        divisors = config_from_gguf(metadata, tied_embeddings=True).rope_divisors
+        assert divisors == (None if expected is None else (expected,) * 8)

@@ -30,6 +30,14 @@ def written(folder, config=LORAS[0], seed=1):
     return folder / write_adapter(folder, BASE, "hf:org/base", config, random_adapter(config, seed))
 
 
+def copied(folder, **changes):
+    """An adapter under a name that is no digest, with a changed description."""
+    place = written(folder).rename(folder / "changed")
+    described = json.loads((place / CONFIG).read_text())
+    (place / CONFIG).write_text(json.dumps({**described, **changes}))
+    return place
+
+
 @pytest.mark.parametrize("config", LORAS)
 def test_adapters_come_back_as_they_were_written(tmp_path, config):
     read, params = read_adapter(written(tmp_path, config), BASE)
@@ -60,10 +68,7 @@ def test_a_folder_is_named_by_what_is_in_it(tmp_path):
 
 
 def test_root_scaled_adapters_are_read(tmp_path):
-    folder = written(tmp_path)
-    described = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**described, "use_rslora": True}))
-    config, _ = read_adapter(folder, BASE)
+    config, _ = read_adapter(copied(tmp_path, use_rslora=True), BASE)
     np.testing.assert_allclose(config.scale, 8.0 / 4**0.5)
 
 
@@ -73,17 +78,64 @@ def test_root_scaled_adapters_are_read(tmp_path):
         ({"use_dora": True}, "use_dora = True is not supported"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"rank_pattern": {"q_proj": 2}}, "by the rank 2 of"),
+        ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern = .*greater than or equal to 1"),
         ({"peft_type": "IA3"}, "does not describe a LoRA"),
-        ({"r": None}, "has no number r"),
+        ({"r": None}, "has r = None: Input should be a valid integer"),
+        ({"r": 2}, r"expected floating point .*by the rank 2"),
+        ({"r": True}, "has r = True"),
+        ({"lora_alpha": float("nan")}, "has lora_alpha = nan: Input should be a finite number"),
+        ({"lora_alpha": 1e300}, "is too large"),
+        ({"target_modules": None}, "has target_modules = None"),
+        ({"target_modules": "q_proj("}, "cannot be read"),
+        ({"target_modules": ["q_proj"]}, r"has 'base_model.*which adapter_config.json does not name"),
+        ({"target_modules": ["c_attn"]}, r"has 'base_model.*which adapter_config.json does not name"),
+        ({"layers_to_transform": [0]}, r"which adapter_config.json does not name"),
+        ({"exclude_modules": ["q_proj"]}, r"q_proj.*which adapter_config.json does not name"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4' is not supported"),
+        ({"init_lora_weights": "of next year"}, "init_lora_weights = 'of next year' is not supported"),
+        ({"init_lora_weights": ["x"]}, "init_lora_weights"),
+        ({"meaning_of_next_year": 1}, "meaning_of_next_year = 1 is not supported"),
+        ({"megatron_config": {"x": 1}}, "megatron_config"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
     ],
 )
 def test_what_is_not_computed_here_is_refused(tmp_path, change, message):
-    folder = written(tmp_path)
-    described = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**described, **change}))
+    with pytest.raises(AdapterError, match=message):
+        read_adapter(copied(tmp_path, **change), BASE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda name, value: {name: value[:, :8]}, "the widths of this base"),
+        (lambda name, value: {name: value[:, 0]}, "the widths of this base"),
+        (lambda name, value: {}, "1 matrices are missing that adapter_config.json promises"),
+        (lambda name, value: {name: np.full_like(value, np.nan)}, "not finite"),
+        (lambda name, value: {name: np.full_like(value, np.inf)}, "not finite"),
+        (lambda name, value: {name: value.astype(np.int8)}, "is int8"),
+        (lambda name, value: {name: value, name.replace(".0.", ".7."): value}, "this base has 3 layers"),
+        (lambda name, value: {name: value, name.replace("lora_A", "lora_magnitude_vector"): value}, "magnitude"),
+        (lambda name, value: {name: value, name.replace(".lora_A.weight", ".base_layer.bias"): value}, "base_layer"),
+    ],
+)
+def test_matrices_that_do_not_fit_are_named(tmp_path, change, message):
+    folder = copied(tmp_path)
+    tensors, name = load_file(folder / WEIGHTS), "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    value = tensors.pop(name)
+    save_file({**tensors, **change(name, value)}, folder / WEIGHTS)
     with pytest.raises(AdapterError, match=message):
         read_adapter(folder, BASE)
+
+
+def test_a_digest_is_the_content(tmp_path):
+    folder = written(tmp_path)
+    read_adapter(folder, BASE)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: np.zeros_like(value) for name, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(AdapterError, match="holds something else, of digest"):
+        read_adapter(folder, BASE)
+    read_adapter(folder.rename(tmp_path / "zeros"), BASE)
 
 
 def test_damaged_adapters_are_named(tmp_path):
@@ -103,13 +155,13 @@ def test_damaged_adapters_are_named(tmp_path):
 
 
 def test_other_modules_and_missing_layers_are_named(tmp_path):
-    folder = written(tmp_path)
+    folder = copied(tmp_path)
     tensors = load_file(folder / WEIGHTS)
     save_file({**tensors, "base_model.model.lm_head.lora_A.weight": np.ones((4, 4))}, folder / WEIGHTS)
     with pytest.raises(AdapterError, match=r"lm_head.*can be the modules q_proj"):
         read_adapter(folder, BASE)
     save_file({name: value for name, value in tensors.items() if ".1." not in name}, folder / WEIGHTS)
-    with pytest.raises(AdapterError, match="14 matrices are missing, the first is layers/1/q/lora_a"):
+    with pytest.raises(AdapterError, match=r"14 matrices are missing.* the first is .*layers\.1\.self_attn\.q_proj"):
         read_adapter(folder, BASE)
     with pytest.raises(AdapterError, match="made for another base"):
         read_adapter(written(tmp_path, LORAS[1]), dataclasses.replace(BASE, num_layers=4))

@@ -302,3 +302,26 @@ def test_the_random_tokenizer_fits_the_random_model():
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode(" Europe") == ids_of(tokenizer, " Europe")
     assert tokenizer.encode_chat(user("a <|end|>")).count(tokenizer.eos_ids[0]) == 1
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(tmp_path):
+    """But for those of images, which a text model's tokenizer may share with the others of its family."""
+    source = resolve(str(write_folder(tmp_path)))
+    size = len(small().backend)
+    load_tokenizer(source, size)
+    with pytest.raises(
+        WeightsError, match=rf"has 1 tokens more than .* ends at id {size - 2}; the first is .*{size - 1}"
+    ):
+        load_tokenizer(source, size - 1)
+    place = tmp_path / "tokenizer_config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "image_token": "<image_soft_token>"}))
+    assert len(load_tokenizer(source, size).backend) == size + 1
+    with pytest.raises(WeightsError, match="has 1 tokens more"):
+        load_tokenizer(source, size - 1)
+
+
+def test_bytes_of_tokens_add_up_to_the_text(tmp_path):
+    for tokenizer in (small(), load_tokenizer(resolve("random:0"))):
+        for text in ("日本 😀", "naïve café", " a\tb\n", "x\x00y"):
+            assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
+        assert tokenizer.token_bytes(tokenizer.eos_ids[0]) == b""

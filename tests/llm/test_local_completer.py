@@ -408,7 +408,7 @@ def test_a_stream_is_the_answer_and_holds_back_what_may_begin_a_stop_text():
         request_of = plain("The", seed=seed, stop=(stop,), **settings)
         answer = asyncio.run(completer.complete(request_of, parts.append))
         assert answer.text == free.text[: free.text.find(stop)]
-        assert all(answer.text.startswith(part) for part in parts)
+        assert all(answer.text.startswith(part.lstrip()) for part in parts)
         assert answer.completion_tokens < free.completion_tokens
         streamed += bool(parts)
     assert streamed > 2

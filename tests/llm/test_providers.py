@@ -14,9 +14,9 @@ from api_servers import ApiServers
 from fakes import ScriptedCompleter, request
 from hypothesis import given
 from hypothesis import strategies as st
+from paid_runs import paid_config
 from rich.console import Console
 from runs import ROOT, run_config
-from scripted import scripted_config
 from served import serving_app
 
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
@@ -25,7 +25,6 @@ from optimas_jax.compare.optimizers import Ours
 from optimas_jax.core.schema import ConfigError, from_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
-from optimas_jax.llm.attempts import Retries
 from optimas_jax.llm.clients.limits import Rate
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
@@ -35,7 +34,7 @@ from optimas_jax.llm.providers import RoutedCompleter, models_named
 from optimas_jax.llm.specs import model_name, provider, served
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.completers import check_completers, loaded_here, without_price
-from optimas_jax.loop.config import EvaluateConfig, OptimizeConfig, RunConfig
+from optimas_jax.loop.config import EvaluateConfig, OptimizeConfig
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.parallel.mesh import MeshConfig
@@ -337,21 +336,6 @@ def test_without_a_key_the_paper_configuration_stops_before_anything_slow_is_imp
 
 
 # --- a whole run against both APIs
-
-
-def paid_config(address) -> RunConfig:
-    base = scripted_config()
-    model = LanguageModel("openai:gpt-4o-mini", max_tokens=8, temperature=0.6)
-    return dataclasses.replace(
-        base,
-        system=SystemConfig(model, k_grid=(1, 2), k=1),
-        proposer=LanguageModel("anthropic:claude-3-haiku-20240307", max_tokens=16),
-        data=dataclasses.replace(base.data, train=6, val=4, test=4, confirm=4),
-        offline=dataclasses.replace(base.offline, inputs=6, calls=24),
-        optimize=dataclasses.replace(base.optimize, components="answer_generator", iterations=1, inputs=3, demo_sets=0),
-        server=ServerConfig(f"{address}/v1", retries=Retries(first_wait=0.01)),
-        anthropic=ServerConfig(address, retries=Retries(first_wait=0.01)),
-    )
 
 
 def test_a_run_is_recorded_billed_and_replayed_without_keys(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.llm.tape import Tape, TapeError
 from optimas_jax.llm.taped import NotOnTape, TapedCompleter
-from optimas_jax.sandbox.program import Limits
+from optimas_jax.sandbox.limits import Limits
 from optimas_jax.sandbox.unittests import Verdict
 
 

@@ -205,7 +205,7 @@ def test_the_record_says_what_ran_without_secrets(searched: Path, monkeypatch: p
     assert record["command"] == "launch/run.py" and record["versions"]["numpy"] and record["finished"]
     assert set(record) == {
         *("command", "commit", "started", "finished", "versions", "platform", "devices", "parts"),
-        *("seconds", "peak_rss_mb", "paid_calls", "prompt_tokens", "completion_tokens", "tokens", "usd"),
+        *("seconds", "peak_rss_mb", "paid_calls", "prompt_tokens", "completion_tokens", "tokens", "usd", "uncertain"),
     }
     assert command_line(["launch/run.py", "--workdir=/home/me/runs/x", "--config=configs/a.py:b", "/data/y"]) == (
         "launch/run.py --workdir=x --config=configs/a.py:b y"

@@ -8,25 +8,31 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from optimas_jax.sandbox import program as sandbox
-from optimas_jax.sandbox.program import Limits, SandboxError, run_program
+from optimas_jax.sandbox.limits import Limits
+from optimas_jax.sandbox.program import SandboxError, run_program
 
 QUICK = Limits(seconds=120, cpu_seconds=10, memory_mb=512, file_mb=8, disk_mb=32, processes=32, output_bytes=2000)
-JAIL = sandbox.wall_kind() == "jail"
-needs_jail = pytest.mark.skipif(not JAIL, reason=f"no jail here: {sandbox._why_no_jail()}")
+needs_jail = pytest.mark.skipif(sandbox.wall_kind() != "jail", reason=f"no jail here: {sandbox._why_no_jail()}")
+needs_limits = pytest.mark.skipif(bool(sandbox.lacking()), reason=sandbox.lacking())
+needs_bubblewrap = pytest.mark.skipif(not sandbox._has_bubblewrap(), reason="no bubblewrap here")
+JAIL = pytest.param("namespaces", id="jail", marks=needs_jail)
+BUBBLEWRAP = pytest.param("bubblewrap", id="bubblewrap", marks=needs_bubblewrap)
+LIMITED = pytest.param("limits", id="limits", marks=needs_limits)
+jails = pytest.mark.parametrize("walls", [JAIL, BUBBLEWRAP])
+all_walls = pytest.mark.parametrize("walls", [JAIL, BUBBLEWRAP, LIMITED])
 
 
-both = pytest.mark.parametrize(
-    "jail", [pytest.param(True, id="jail", marks=needs_jail), pytest.param(False, id="limits")]
-)
-
-
-def run(source, limits=QUICK, **options):
-    return run_program(("-s", "-P", "-c", textwrap.dedent(source)), {}, limits, **options)
+def run(source, limits=QUICK, walls=None, **options):
+    arguments = ("-s", "-P", "-c", textwrap.dedent(source))
+    if walls:
+        return sandbox._run_in(walls, arguments, {}, limits, **options)
+    return run_program(arguments, {}, limits, **options)
 
 
 @pytest.fixture
@@ -38,18 +44,18 @@ def temporary(monkeypatch):
         yield Path(folder)
 
 
-@both
-def test_a_program_reads_its_files_and_message_and_reports(jail):
+@all_walls
+def test_a_program_reads_its_files_and_message_and_reports(walls):
     source = (
         "import sys, pathlib; text = pathlib.Path(sys.argv[1], 'a.txt').read_text()\n"
         "report = open(int(sys.argv[3]), 'w'); report.write(text + open(int(sys.argv[2])).read()); print('done')"
     )
     arguments = ("-c", source, "{program}", "{message}", "{report}")
-    ended = run_program(arguments, {"a.txt": "file "}, QUICK, b"message", jail=jail)
+    ended = sandbox._run_in(walls, arguments, {"a.txt": "file "}, QUICK, b"message")
     assert (ended.how, ended.code, ended.output, ended.report) == ("exited", 0, "done\n", b"file message")
 
 
-@both
+@all_walls
 @pytest.mark.parametrize(
     ("source", "how", "code"),
     [
@@ -65,8 +71,8 @@ def test_a_program_reads_its_files_and_message_and_reports(jail):
         ("input()", "exited", 1),
     ],
 )
-def test_every_end_is_told_as_it_was(source, how, code, jail):
-    ended = run(source, jail=jail)
+def test_every_end_is_told_as_it_was(source, how, code, walls):
+    ended = run(source, walls=walls)
     assert (ended.how, ended.code) == (how, code), ended.output
 
 
@@ -75,7 +81,7 @@ def test_limits_that_allow_nothing_are_refused():
         Limits(seconds=-1, memory_mb=0)
 
 
-@both
+@all_walls
 @pytest.mark.parametrize(
     "source",
     [
@@ -85,27 +91,27 @@ def test_limits_that_allow_nothing_are_refused():
         "import os, time\nos.fork() or time.sleep(600)\nos.wait()",
     ],
 )
-def test_a_program_without_end_is_ended(source, jail):
-    ended = run(source, dataclasses.replace(QUICK, seconds=1.0), jail=jail)
+def test_a_program_without_end_is_ended(source, walls):
+    ended = run(source, dataclasses.replace(QUICK, seconds=1.0), walls=walls)
     assert ended.how == "timeout"
 
 
-@both
-def test_computing_time_is_limited(jail):
-    ended = run("while True: pass", dataclasses.replace(QUICK, cpu_seconds=1), jail=jail)
+@all_walls
+def test_computing_time_is_limited(walls):
+    ended = run("while True: pass", dataclasses.replace(QUICK, cpu_seconds=1), walls=walls)
     assert ended.how == "killed"
 
 
-@both
-def test_endless_output_neither_blocks_nor_fills_memory(jail):
+@all_walls
+def test_endless_output_neither_blocks_nor_fills_memory(walls):
     source = "import sys\nfor _ in range(2000): sys.stdout.write('x' * 10000); sys.stderr.write('y' * 10000)"
-    ended = run(source, jail=jail)
+    ended = run(source, walls=walls)
     assert (ended.how, ended.code) == ("exited", 0)
     assert len(ended.output) == QUICK.output_bytes
 
 
-@both
-def test_no_process_outlives_its_program(jail, tmp_path):
+@all_walls
+def test_no_process_outlives_its_program(walls, tmp_path):
     # a grandchild in a session of its own, which holds the output open
     seconds = f"61.{os.getpid()}"  # other tests may run the same at the same time
     source = f"""
@@ -118,13 +124,13 @@ def test_no_process_outlives_its_program(jail, tmp_path):
         print("left", flush=True)
         time.sleep(0.3)
     """
-    ended = run(source, jail=jail)
+    ended = run(source, walls=walls)
     assert (ended.how, ended.output) == ("exited", "left\n")
     assert f"sleep {seconds}" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=False).stdout
 
 
-@both
-def test_a_fork_bomb_runs_into_the_limit(jail):
+@all_walls
+def test_a_fork_bomb_runs_into_the_limit(walls):
     source = """
         import os, time
         started = 0
@@ -136,26 +142,26 @@ def test_a_fork_bomb_runs_into_the_limit(jail):
         except OSError as error:
             print(started, type(error).__name__)
     """
-    ended = run(source, jail=jail)
+    ended = run(source, walls=walls)
     started, error = ended.output.split()
     assert int(started) < 2 * QUICK.processes
     assert error == "BlockingIOError"
 
 
-@both
-def test_threads_count_as_processes(jail):
+@all_walls
+def test_threads_count_as_processes(walls):
     source = """
         import threading, time
         for made in range(500):
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
     """
-    ended = run(source, jail=jail)
+    ended = run(source, walls=walls)
     assert (ended.how, ended.code) == ("exited", 1)
     assert "can't start new thread" in ended.output
 
 
-@both
-def test_the_memory_of_all_processes_together_is_limited(jail):
+@all_walls
+def test_the_memory_of_all_processes_together_is_limited(walls):
     source = """
         import os, time
         for _ in range(8):
@@ -164,37 +170,37 @@ def test_the_memory_of_all_processes_together_is_limited(jail):
                 time.sleep(60)
         time.sleep(60)
     """
-    assert run(source, jail=jail).how == "memory"
+    assert run(source, walls=walls).how == "memory"
 
 
-@both
-def test_files_are_limited_in_size(jail):
-    ended = run("open('big', 'wb').write(bytes(9 * 2**20))", jail=jail)
+@all_walls
+def test_files_are_limited_in_size(walls):
+    ended = run("open('big', 'wb').write(bytes(9 * 2**20))", walls=walls)
     assert (ended.how, ended.code) != ("exited", 0)
 
 
-@needs_jail
-def test_files_are_limited_in_sum():
+@jails
+def test_files_are_limited_in_sum(walls):
     source = "for i in range(20): open(f'f{i}', 'wb').write(bytes(4 * 2**20))"
-    ended = run(source)
+    ended = run(source, walls=walls)
     assert "No space left on device" in ended.output
 
 
-@both
-def test_the_environment_is_stated_and_has_no_secrets(jail, monkeypatch):
+@all_walls
+def test_the_environment_is_stated_and_has_no_secrets(walls, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
-    ended = run("import json, os; print(json.dumps(dict(os.environ)))", jail=jail)
+    ended = run("import json, os; print(json.dumps(dict(os.environ)))", walls=walls)
     environment = json.loads(ended.output)
     assert "sk-secret" not in str(environment)
     expected = {"PATH", "HOME", "TMPDIR", "LANG", "TZ", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "MPLBACKEND"}
     through_proc = {name for name, value in environment.items() if value.startswith("/proc/self/fd/")}
-    assert not through_proc or (through_proc == {"PYTHONPATH", "LD_LIBRARY_PATH"} and not jail)
+    assert not through_proc or (through_proc == {"PYTHONPATH", "LD_LIBRARY_PATH"} and walls == "limits")
     assert set(environment) - through_proc == {*expected, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
 
 
-@both
-def test_home_temporary_files_and_the_working_folder_are_scratch(jail, temporary):
+@all_walls
+def test_home_temporary_files_and_the_working_folder_are_scratch(walls, temporary):
     source = """
         import os, pathlib, tempfile
         for folder in (pathlib.Path.home(), tempfile.gettempdir(), os.getcwd()):
@@ -202,7 +208,7 @@ def test_home_temporary_files_and_the_working_folder_are_scratch(jail, temporary
             print(folder)
         print(os.listdir("."))
     """
-    ended = run(source, jail=jail)
+    ended = run(source, walls=walls)
     assert ended.code == 0, ended.output
     *places, listing = ended.output.splitlines()
     assert listing == "['mine']"
@@ -262,8 +268,8 @@ for path in ("venv/mine", "venv/bin/mine"):
         assert not Path("/tmp/mine").exists()
 
 
-@needs_jail
-def test_a_jail_shows_no_file_but_the_interpreters_and_the_systems(tmp_path):
+@jails
+def test_a_jail_shows_no_file_but_the_interpreters_and_the_systems(walls, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("secret")
     os.chmod(secret, 0o666)
@@ -282,12 +288,12 @@ def test_a_jail_shows_no_file_but_the_interpreters_and_the_systems(tmp_path):
             except OSError:
                 pass
     """
-    ended = run(source)
+    ended = run(source, walls=walls)
     assert (ended.how, ended.code, ended.output) == ("exited", 0, "")
 
 
-@needs_jail
-def test_a_jail_has_no_network_but_its_own():
+@jails
+def test_a_jail_has_no_network_but_its_own(walls):
     source = """
         import socket
         for host in ("1.1.1.1", "10.0.0.1", "169.254.169.254"):
@@ -301,11 +307,11 @@ def test_a_jail_has_no_network_but_its_own():
         client.sendall(b"x")
         print(server.accept()[0].recv(1))
     """
-    assert run(source).output == "b'x'\n"
+    assert run(source, walls=walls).output == "b'x'\n"
 
 
-@needs_jail
-def test_a_jail_cannot_be_reached_into_from_within_nor_left():
+@jails
+def test_a_jail_cannot_be_reached_into_from_within_nor_left(walls):
     source = """
         import ctypes, os, signal
         libc = ctypes.CDLL(None, use_errno=True)
@@ -323,15 +329,17 @@ def test_a_jail_cannot_be_reached_into_from_within_nor_left():
                 pass
         print("alive")
     """
-    ended = run(source)
+    ended = run(source, walls=walls)
     # killing process 1 has no effect from within, whether or not the kernel says so
     lines = [line for line in ended.output.splitlines() if "os.kill" not in line]
     assert lines == ["True 0000000000000000", "True", "-1 -1 -1 -1", "alive"]
 
 
-@needs_jail
-def test_what_a_set_user_id_program_would_gain_is_not_gained():
-    ended = run("print([l for l in open('/proc/self/status') if l.startswith('NoNewPrivs')][0].split()[1])")
+@all_walls
+def test_what_a_set_user_id_program_would_gain_is_not_gained(walls):
+    ended = run(
+        "print([l for l in open('/proc/self/status') if l.startswith('NoNewPrivs')][0].split()[1])", walls=walls
+    )
     assert ended.output == "1\n"
 
 
@@ -342,20 +350,123 @@ def test_a_program_is_stopped_when_asked():
         run("import time; time.sleep(600)", stop=stop)
 
 
-def test_walls_that_cannot_be_built_are_an_error_and_not_a_verdict(monkeypatch):
-    make = sandbox._plan
-    monkeypatch.setattr(sandbox, "_plan", lambda *parts: {**make(*parts), "root": "/nowhere", "cwd": "/nowhere"})
+@all_walls
+def test_walls_that_cannot_be_built_are_an_error_and_not_a_verdict(walls, monkeypatch):
+    make = sandbox.plans.make
+    changes = {"root": "/nowhere", "cwd": "/nowhere", "folder": "/nowhere"}
+    monkeypatch.setattr(sandbox.plans, "make", lambda *parts: {**make(*parts), **changes})
     with pytest.raises(SandboxError, match=r"could not be built.*nowhere"):
+        run("pass", walls=walls)
+
+
+def test_without_a_place_for_its_files_a_program_is_not_run(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(SandboxError, match=r"no place or process for the sandbox .*nowhere"):
         run("pass")
 
 
-def test_missing_isolation_is_refused_or_said(monkeypatch):
+@needs_limits
+def test_without_a_jail_limits_are_preferred_and_said_and_a_jail_can_be_required(monkeypatch):
     monkeypatch.setattr(sandbox, "_why_no_jail", lambda: "namespaces are forbidden")
-    monkeypatch.setattr(sandbox, "run_program", lambda *a, **k: None)
     assert sandbox.wall_kind() == "limits"
-    assert "WITHOUT isolation: they can reach the network" in sandbox.check_walls("preferred")
-    with pytest.raises(SandboxError, match=r"without isolation: namespaces are forbidden\. Allow user namespaces"):
+    assert "in limits mode: no sockets" in sandbox.check_walls("preferred")
+    assert run("pass").how == "exited"
+    with pytest.raises(SandboxError, match=r"without a jail: namespaces are forbidden\. Allow user namespaces"):
         sandbox.check_walls("required")
+
+
+@pytest.mark.parametrize("missing", ["landlock", "seccomp"])
+def test_weak_walls_are_refused_unless_asked_for_by_name(missing, monkeypatch):
+    monkeypatch.setattr(sandbox, "_why_no_jail", lambda: "namespaces are forbidden")
+    if missing == "landlock":
+        monkeypatch.setattr(sandbox.landlock, "version", lambda: 2)
+    else:
+        monkeypatch.setattr(sandbox.seccomp, "available", lambda: False)
+    for isolation in ("required", "preferred"):
+        with pytest.raises(SandboxError, match=r"isolation=weak runs programs all the same"):
+            sandbox.check_walls(isolation)
+    with pytest.raises(SandboxError, match=rf"programs would run with weak walls: .*(?i:{missing})"):
+        run("pass")
+    assert "run with WEAK walls: " in sandbox.check_walls("weak")
+    assert run("pass", weak=True).how == "exited"
+
+
+def test_bubblewrap_that_does_not_work_is_found_out(monkeypatch):
+    monkeypatch.setattr(sandbox.plans, "bubblewrap", lambda: "/bin/false")
+    assert "could not be built" in sandbox._why_not("bubblewrap")
+    assert not sandbox._has_bubblewrap.__wrapped__()
+
+
+@all_walls
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start programs as somebody else")
+def test_every_program_of_root_has_a_user_of_its_own(walls):
+    with sandbox.plans.user_of_its_own() as first, sandbox.plans.user_of_its_own() as second:
+        assert first != second
+        assert min(first, second) > 0
+    ended = run("import os; print(os.getuid(), os.getgroups())", walls=walls)
+    user, groups = ended.output.split(maxsplit=1)
+    assert int(user) > 0
+    assert groups == "[]\n"
+
+
+@all_walls
+def test_a_product_that_is_killed_leaves_no_program(walls):
+    seconds = f"62.{os.getpid()}"
+    program = f"import os; os.fork(); os.execv('/bin/sleep', ['sleep', '{seconds}'])"
+    caller = (
+        f"import sys; sys.path.insert(0, {os.getcwd()!r})\n"
+        "from optimas_jax.sandbox import program as sandbox\n"
+        f"sandbox._run_in({walls!r}, ('-c', {program!r}), {{}}, sandbox.Limits())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", caller])
+    assert eventually(lambda: listed(f"sleep {seconds}") == 2)
+    process.kill()
+    process.wait()
+    assert eventually(lambda: listed(f"sleep {seconds}") == 0)
+
+
+def listed(command):
+    lines = subprocess.run(["ps", "axo", "args"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return lines.count(command)
+
+
+def eventually(holds, seconds=20):
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
+    return holds()
+
+
+@all_walls
+@pytest.mark.parametrize(
+    "source",
+    ["os.kill(os.getppid(), 9)", "os.kill(-1, 9)", "[os.mkdir('a') or os.chdir('a') for _ in range(1500)]"],
+    ids=["parent", "everybody", "nested"],
+)
+def test_what_a_program_does_is_its_verdict(source, walls, temporary):
+    assert run(f"import os; {source}", walls=walls).how in ("exited", "killed")
+    assert not [*temporary.iterdir()]
+
+
+@needs_limits
+def test_a_program_whose_supervisor_was_killed_is_one_that_was_killed(monkeypatch):
+    told = {"status": b'{"how": "started"}\n', "output": b"", "report": b""}
+    assert sandbox._ended(told, 1.0, QUICK).how == "killed"
+    assert sandbox._ended(told, QUICK.seconds + 1, QUICK).how == "timeout"
+
+
+@all_walls
+def test_memory_that_forked_processes_share_counts_once(walls):
+    source = """
+        import os, time
+        held = bytearray(b"x") * (200 * 2**20)
+        for _ in range(5):
+            if os.fork() == 0:
+                time.sleep(0.5)
+                os._exit(0)
+        for _ in range(5): os.wait()
+    """
+    assert run(source, walls=walls).how == "exited"
 
 
 @needs_jail
@@ -364,6 +475,6 @@ def test_full_isolation_needs_no_words():
 
 
 def test_the_inside_needs_only_the_standard_library():
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import walls, runner"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from inside import walls, runner"
     folder = os.path.dirname(sandbox.__file__)
     assert subprocess.run([sys.executable, "-I", "-S", "-c", code, folder], check=False).returncode == 0

@@ -2,12 +2,17 @@
 
 # ruff: noqa: E501 (programs stand on one line)
 
+import json
+
 import pytest
 
+from optimas_jax.sandbox import program as sandbox
 from optimas_jax.sandbox import unittests
-from optimas_jax.sandbox.program import Limits
+from optimas_jax.sandbox.limits import Limits
+from optimas_jax.sandbox.split import split
 from optimas_jax.sandbox.unittests import Verdict, run_tests
 
+pytestmark = pytest.mark.skipif(bool(sandbox._why_no_jail() and sandbox.lacking()), reason=sandbox.lacking())
 LIMITS = Limits(seconds=120, cpu_seconds=20, memory_mb=1024)
 TESTS = """
 import unittest
@@ -180,3 +185,116 @@ def test_a_summary_is_short_and_shows_where_the_errors_stand():
     assert "the end" in text
     assert len(text) <= 400
     assert Verdict("passed", ("a",), {}).summary() == "1 of 1 tests passed."
+
+
+# Tests in a process of their own
+
+WORLDLY = """
+import os, random, json
+FACTOR = 3
+class Mine(ValueError):
+    pass
+def task_func(x, seen=None, out=None):
+    if x == "raise": raise Mine("no " + x)
+    if x == "key": return {}["k"]
+    if x == "json": return json.loads("{")
+    if x == "exit": raise SystemExit(3)
+    if x == "oserror": open("/nowhere/file")
+    if x == "random": return [random.random() for _ in range(3)]
+    if x == "cd": os.chdir("/"); return os.getcwd()
+    if x == "env": os.environ["MINE"] = "1"; return os.environ.get("YOURS")
+    if x == "same": return seen
+    if seen is not None: seen.append(x); seen.sort()
+    if out is not None: out["x"] = x; out.pop("y", None)
+    return x * FACTOR
+"""
+OF_THE_WORLD = """
+import json, os, random, unittest
+class TestCases(unittest.TestCase):
+    def test_args(self):
+        a, o = [3, 2], {"y": 1}
+        self.assertEqual(task_func(1, a, out=o), FACTOR)
+        self.assertEqual((a, o), ([1, 2, 3], {"x": 1}))
+        self.assertIs(task_func("same", a), a)
+    def test_errors(self):
+        errors = {"raise": ValueError, "key": KeyError, "json": json.JSONDecodeError, "oserror": FileNotFoundError, "exit": SystemExit}
+        for name, error in errors.items():
+            with self.subTest(name), self.assertRaises(error) as caught: task_func(name)
+        self.assertEqual(str(caught.exception), "3")
+        with self.assertRaisesRegex(ValueError, "no raise"): task_func("raise")
+        try: task_func("oserror")
+        except OSError as error: self.assertEqual((error.errno, error.filename), (2, "/nowhere/file"))
+        with self.assertRaises(TypeError): task_func()
+    def test_world(self):
+        random.seed(5)
+        first = task_func("random")
+        again = random.random()
+        random.seed(5)
+        self.assertEqual(first + [again], [random.random() for _ in range(4)])
+        os.environ["YOURS"] = "2"
+        self.assertEqual(task_func("env"), "2")
+        self.assertEqual(os.environ["MINE"], "1")
+        here = os.getcwd()
+        self.assertEqual((task_func("cd"), os.getcwd()), ("/", "/"))
+        os.chdir(here)
+        with open("f", "w") as f: f.write("x")
+        self.assertEqual(os.listdir("."), ["f"])
+"""
+
+
+def test_a_program_in_another_process_is_as_it_is_in_one():
+    parts = split(WORLDLY, OF_THE_WORLD)
+    assert (parts.remote, parts.test_imports) == (("FACTOR", "task_func"), "import json, os, random, unittest")
+    verdict = run_tests(WORLDLY, OF_THE_WORLD, LIMITS)
+    assert (verdict.status, verdict.failed) == ("passed", {})
+    wrong = run_tests(WORLDLY.replace("x * FACTOR", "x / 0"), OF_THE_WORLD, LIMITS)
+    assert list(wrong.failed) == ["test_args"]
+    assert wrong.failed["test_args"].endswith("return x / 0\nZeroDivisionError: division by zero\n")
+    assert "runner" not in wrong.failed["test_args"]
+
+
+@pytest.mark.parametrize(
+    ("program", "assertion"),
+    [
+        ("class A: x = 2\ndef task_func(x): return A()", "assertEqual(task_func(1).x, 2)"),
+        ("def task_func(x): return (y for y in [2])", "assertEqual(list(task_func(1)), [2])"),
+        ("def task_func(x): return x(1)", "assertEqual(task_func(lambda y: y + 1), 2)"),
+        ("async def task_func(x): return 2", "assertEqual(__import__('asyncio').run(task_func(1)), 2)"),
+        ("import os\ndef task_func(x): return os.stat('/')", "assertTrue(task_func(1).st_mode)"),
+        ("class task_func:\n    def __init__(self, x): self.x = x", "assertEqual(task_func(2).x, 2)"),
+        ("class E(Exception): pass\ndef task_func(x): raise E", "assertRaises(E, task_func, 1)"),
+        ("def task_func(x): 'two'", "assertEqual(task_func.__doc__, 'two')"),
+        ("from json import *\ndef task_func(x): return dumps(x)", "assertEqual(loads(task_func(1)), 1)"),
+        ("import sys\ndef task_func(x): print(x, file=sys.stderr)", "assertIn('write', dir(sys.stderr))"),
+    ],
+)
+def test_tests_that_look_at_more_than_data_pass_in_the_programs_process(program, assertion):
+    tests = f"import unittest\nclass TestCases(unittest.TestCase):\n    def test_it(self): self.{assertion}\n"
+    assert run_tests(program, tests, LIMITS).status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("tests", "apart"),
+    [
+        ("x = task_func(1)", True),
+        ("import os, numpy\nnumpy.equal(task_func(1), 1)", False),
+        ("from unittest import mock", False),
+        ("import unittest.mock", False),
+        ("with self.assertLogs(): task_func(1)", False),
+        ("from os import *", False),
+        ("print(sys.stdout)", False),
+        ("eval('task_func')", False),
+        ("nonlocal x", False),
+        ("d.loads(task_func(1))", False),  # the program's name for a module that is not of values
+        ("js.loads(task_func(1))", True),
+    ],
+)
+def test_which_tests_run_apart_is_read_from_their_text(tests, apart):
+    program = "import json as js\nimport numpy as d\ndef task_func(x): return x"
+    assert bool(split(program, tests)) == apart
+
+
+def test_a_verdict_holds_what_a_file_can_hold():
+    verdict = run_tests("def task_func(x): raise ValueError('\\ud83d\\0')", TESTS, LIMITS)
+    assert "ValueError: ?" in verdict.failed["test_small"]
+    json.dumps(verdict.failed, ensure_ascii=False).encode()

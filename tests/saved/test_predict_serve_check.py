@@ -286,7 +286,7 @@ def test_an_interrupt_is_how_a_server_ends(kind, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
-    assert command("serve", f"--system={kind}", "--port=0") == 0
+    assert command("serve", f"--system={kind}", "--port=0") == 130
     told = capsys.readouterr()
     assert "words of" in told.out and "stopped" not in told.err
 

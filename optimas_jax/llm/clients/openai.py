@@ -141,6 +141,11 @@ class OpenAICompleter:
                 if "already" not in str(error):
                     raise ServerError(f"the server cannot load the adapter {body['lora_path']}: {error}") from None
             except Unknown as error:
+                if "adapter" in str(error).replace("load_lora_adapter", ""):  # it looked for the folder
+                    raise ServerError(
+                        f"the server cannot load the adapter {body['lora_path']}: {error}; it must see this folder "
+                        "under the same path"
+                    ) from None
                 raise ServerError(
                     f"the server does not load adapters ({error}): start vLLM with --enable-lora and "
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or use launch/serve.py"
@@ -176,7 +181,9 @@ def _form(request: CompletionRequest) -> Body:
 
 
 def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
-    """Raises ``Unreadable`` for an answer that is not of the API's schema."""
+    """Raises ``Unreadable`` for an answer that is not of the API's schema, and ``ServerError`` for one of another model
+    than the adapter."""
+    _check_model(request, answer)
     try:
         choice = answer["choices"][0]
         message = choice.get("message")
@@ -218,6 +225,17 @@ def _text(content: Any) -> tuple[str, str]:
 
 def _outcome(finish_reason: Any) -> Outcome:
     return _OUTCOMES.get(finish_reason, Outcome.OK) if isinstance(finish_reason, str) else Outcome.OK
+
+
+def _check_model(request: CompletionRequest, answer: Mapping[str, Any]) -> None:
+    """Raises ``ServerError`` for an answer of another model than the adapter that was asked for, as a proxy may give
+    that knows the base alone. A server that does not say is checked by log-probs (``policy.served``)."""
+    said = answer.get("model")
+    if request.adapter and isinstance(said, str) and said and request.adapter not in said:
+        raise ServerError(
+            f"asked for the adapter {request.adapter}, and the answer is of the model {said[:200]!r}: see that what is "
+            "between here and the server hands on the model's name"
+        )
 
 
 def _decoded(arguments: str | None) -> Any:

@@ -318,9 +318,10 @@ def _unsupported(error: Refused, body: Mapping[str, Any], limits: Sequence[str])
 
 
 def _cut(completion: Completion, stops: tuple[str, ...]) -> Completion:
-    """The answer up to the first stop text, for servers that take none or not this one."""
-    text = completion.text.lstrip()
+    """The answer without white space before it, up to the first stop text, for servers that take none or not this
+    one."""
+    text = completion.text.lstrip()  # as the local engine's answers
     places = [text.find(stop) for stop in stops if stop in text]
     if not places or completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):
-        return completion
+        return dataclasses.replace(completion, text=text)
     return dataclasses.replace(completion, text=text[: min(places)], outcome=Outcome.OK)

@@ -89,8 +89,8 @@ def test_llama31_divisors():
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor, high_freq_factor, original_max"),
         ({"num_key_value_heads": 3}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
         ({"head_dim": 7}, r"head_dim \(7\) must be even"),
-        ({"num_hidden_layers": 0}, "sizes must be positive integers; got {'num_layers': 0}"),
-        ({"vocab_size": "96"}, "sizes must be positive integers; got {'vocab_size': '96'}"),
+        ({"num_hidden_layers": 0}, "has num_hidden_layers 0, expected a positive integer"),
+        ({"vocab_size": "96"}, "has vocab_size '96', expected a positive integer"),
     ],
 )
 def test_what_the_backbone_does_not_compute_is_refused(change, message):

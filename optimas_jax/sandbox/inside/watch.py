@@ -1,0 +1,188 @@
+"""What the processes of a program use, read from /proc, and how all of them are ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+from collections.abc import Iterator
+
+DESCRIPTORS = 256  # of a process
+SOCKET_BYTES = 2 * 212_992  # of a socket's buffers as they are by default; ``seccomp`` keeps them so
+
+
+def descendants(ancestor: int) -> set[int]:
+    """Living descendants of a process; empty without /proc. Orphans are children of the supervisor."""
+    parents = {pid: parent for pid in _all_processes() if (parent := _parent(pid))}
+    family, size = {ancestor}, 0
+    while size < len(family):
+        size = len(family)
+        family |= {pid for pid, parent in parents.items() if parent in family}
+    return family - {ancestor}
+
+
+def of_user(user: int) -> set[int]:
+    """Processes of a user; empty without /proc."""
+    found = set()
+    for pid in _all_processes():
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}").st_uid == user:
+                found.add(pid)
+    return found
+
+
+def tasks_of(user: int) -> int:
+    """Threads of a user on the machine: the kernel's limit of processes counts them all."""
+    tasks = 0
+    for pid in of_user(user):
+        with contextlib.suppress(OSError):
+            tasks += len(os.listdir(f"/proc/{pid}/task"))
+    return tasks
+
+
+def memory(pids: set[int], most: int, network: bool = False) -> int:
+    """Bytes that processes use without pages of files; memory that forked processes share counts once, and a socket as
+    what its buffers may hold. ``network``: with what waits in TCP connections of this network namespace.
+
+    There is no other shared memory (``seccomp``). Shares are looked at only if the sum without them is above ``most``,
+    and until it is clear that they are, too.
+    """
+    used = {pid: _field(pid, "status", ("RssAnon", "VmSwap", "VmPTE")) for pid in pids}
+    buffers = _buffers(pids, most) + (_queues() if network else 0)
+    if sum(used.values()) + buffers <= most:
+        return sum(used.values()) + buffers
+    shares = buffers
+    for pid in sorted(pids, key=lambda pid: -used[pid]):
+        shares += _shared_out(pid)
+        if shares > most:
+            break
+    return shares
+
+
+def _buffers(pids: set[int], most: int) -> int:
+    """Bytes that sockets of processes may hold; counting ends above ``most``. A process that hides its descriptors may
+    have as many as are allowed, but for the tests' own (``runner``)."""
+    sockets: set[str] = set()
+    hidden = -1
+    for pid in pids:
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except PermissionError:
+            hidden += 1
+            continue
+        except OSError:
+            continue
+        for name in names:
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+                if target.startswith("socket:"):
+                    sockets.add(target)
+        if len(sockets) * SOCKET_BYTES > most:
+            break
+    return (len(sockets) + max(0, hidden) * DESCRIPTORS) * SOCKET_BYTES
+
+
+def _queues() -> int:
+    """Bytes that wait in TCP connections; their buffers grow beyond those of other sockets."""
+    waiting = 0
+    for file in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open(f"/proc/self/net/{file}") as lines:
+            for line in list(lines)[1:]:
+                sent, _, received = line.split()[4].partition(":")
+                waiting += int(sent, 16) + int(received, 16)
+    return waiting
+
+
+def _shared_out(pid: int) -> int:
+    anonymous = _field(pid, "smaps_rollup", ("Pss_Anon", "SwapPss"))
+    if not anonymous:  # closed to us: count all that it has
+        return _field(pid, "status", ("RssAnon", "VmSwap", "VmPTE"))
+    return anonymous + _field(pid, "status", ("VmPTE",))
+
+
+def _field(pid: int, file: str, names: tuple[str, ...]) -> int:
+    """Sum of the named lines of a file of /proc, in bytes; 0 if it cannot be read."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}", encoding="utf-8", errors="replace") as lines:
+        rows = (line.split() for line in lines)
+        return sum(int(row[1]) * 1024 for row in rows if len(row) > 1 and row[0][:-1] in names)
+    return 0
+
+
+def disk(folders: list[str], pids: set[int], most: int) -> int:
+    """Bytes of all files below folders and of deleted ones that processes hold open; counting ends above ``most``."""
+    used, seen = 0, set()
+    for status in (*_files(folders), *_deleted(pids)):
+        if status.st_ino not in seen:
+            seen.add(status.st_ino)
+            used += status.st_blocks * 512
+        if used > most:
+            break
+    return used
+
+
+def _files(folders: list[str]) -> Iterator[os.stat_result]:
+    """Everything below folders, however deep; no path is longer than one name."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    stack: list[int] = []
+
+    def enter(name: str, parent: int | None) -> None:
+        with contextlib.suppress(OSError):
+            stack.append(os.open(name, flags, dir_fd=parent))
+
+    for name in folders:
+        enter(name, None)
+    while stack:
+        folder, found = stack.pop(), []
+        try:
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    found.append(entry.stat(follow_symlinks=False))
+                    if entry.is_dir(follow_symlinks=False):
+                        enter(entry.name, folder)
+        finally:
+            os.close(folder)
+        yield from found
+
+
+def _deleted(pids: set[int]) -> Iterator[os.stat_result]:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                status = os.stat(f"/proc/{pid}/fd/{name}")
+                if stat.S_ISREG(status.st_mode) and not status.st_nlink:
+                    yield status
+
+
+def kill_user(user: int) -> None:
+    """Kills all processes of a user that is the program's alone; for root."""
+    cleaner = os.fork()
+    if cleaner == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            if user and os.getresuid() == (user, user, user):
+                os.kill(-1, signal.SIGKILL)  # at one moment: no process can fork its way out
+        finally:
+            os._exit(0)
+    os.waitpid(cleaner, 0)
+
+
+def kill_each(pids: set[int]) -> None:
+    """Kills processes one by one."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _all_processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc/self") else []
+
+
+def _parent(pid: int) -> int:
+    """The parent of a living process; 0 for others."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        state, parent, *_ = file.read().rpartition(b")")[2].decode().split()
+        return 0 if state in "ZX" else int(parent)
+    return 0

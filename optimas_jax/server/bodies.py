@@ -1,0 +1,61 @@
+"""Bodies of requests: read up to a limit, and parsed as JSON objects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.requests import Request
+
+_MOST_DISCARDED = 64 * 2**20  # bytes of a body that is too large, read so that its sender sees the answer
+_SECONDS = 60.0  # until a body is here
+
+
+class BodyError(Exception):
+    """A body that is not read: HTTP status and message."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+async def read_object(request: Request, most: int) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Args:
+      most: bytes that a body may have; what is beyond is not kept.
+
+    Raises:
+      BodyError: for a body that is too large, too slow, no JSON, or no object.
+    """
+    try:
+        async with asyncio.timeout(_SECONDS):
+            body = await _read(request, most)
+    except TimeoutError:
+        raise BodyError(408, f"the body did not arrive within {_SECONDS:.0f} seconds") from None
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:  # or JSON that is nested too deep
+        raise BodyError(400, f"the body is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise BodyError(400, f"the body is a JSON {type(value).__name__}, expected an object with the fields by name")
+    return value
+
+
+async def _read(request: Request, most: int) -> bytes:
+    parts: list[bytes] = []
+    size, announced = 0, request.headers.get("content-length", "")
+    large = announced.isdecimal() and int(announced) > most
+    async for part in request.stream():
+        size += len(part)
+        large = large or size > most
+        if large:
+            parts.clear()
+        else:
+            parts.append(part)
+        if size > max(_MOST_DISCARDED, most):
+            break
+    if large:
+        raise BodyError(413, f"the body is larger than {most:,} bytes, which this server reads at most")
+    return b"".join(parts)

@@ -1,0 +1,191 @@
+"""The answers to one request of a client: all together, or in parts while they are made.
+
+Who does not read any more is not answered any more: a client that leaves cancels its requests, and of an answer that is
+read slowly only the latest text is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from optimas_jax.engine.sampler import Sampler
+from optimas_jax.llm.base import Completion, CompletionRequest
+from optimas_jax.llm.local import EngineError, LocalCompleter, Refused
+from optimas_jax.server.answers import Piece, chunk_choice, last_choice, usage
+from optimas_jax.server.protocol import RequestError
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """The requests of one client's request.
+
+    Attributes:
+      completer: the engine.
+      sampler: of the engine.
+      requests: in the order of the choices.
+      prompts: the tokens of their prompts.
+      logprobs: whether answers are wanted with their log-probs.
+    """
+
+    completer: LocalCompleter
+    sampler: Sampler
+    requests: Sequence[CompletionRequest]
+    prompts: Sequence[tuple[int, ...]]
+    logprobs: bool
+
+    async def check(self) -> None:
+        """Raises ``RequestError`` for what the engine does not take."""
+        for index, request in enumerate(self.requests):
+            if index == 0 or self.prompts[index] is not self.prompts[index - 1]:
+                with _as_request_error(request):
+                    await self.completer.prepare(request, self.prompts[index])
+
+    async def complete(self, index: int, on_text: Callable[[str], None] | None = None) -> Completion:
+        """One answer, with the white space before it.
+
+        Raises:
+          RequestError: with status 400 for what the engine does not take, and 500 for its failures.
+        """
+        request = self.requests[index]
+        with _as_request_error(request):
+            completion = await self.completer.complete(request, on_text, self.prompts[index])
+        assert completion.tokens is not None
+        space = self.sampler.space_before(completion.tokens.ids)
+        return dataclasses.replace(completion, text=space + completion.text)
+
+    def pieces(self, completion: Completion) -> list[Piece] | None:
+        """The tokens of an answer, if log-probs are wanted."""
+        if not self.logprobs or completion.tokens is None:
+            return None
+        tokenizer = self.sampler.tokenizer
+        return [Piece(tokenizer.decode([token]), tokenizer.token_bytes(token)) for token in completion.tokens.ids]
+
+
+@contextlib.contextmanager
+def _as_request_error(request: CompletionRequest) -> Iterator[None]:
+    """Errors of the engine as those of the server."""
+    try:
+        yield
+    except Refused as error:
+        raise RequestError(400, str(error), None if request.schema is None else "response_format") from error
+    except EngineError as error:
+        raise RequestError(500, str(error)) from error
+
+
+async def answer_all(work: Answering, request: Request) -> list[Completion]:
+    """All answers.
+
+    Raises:
+      RequestError: of any of them; the others are given up.
+      ClientDisconnect: if the client leaves before.
+    """
+    async with _cancelled_together([work.complete(index) for index in range(len(work.requests))]) as tasks:
+        answers = asyncio.gather(*tasks)
+        answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # marked as retrieved
+        leaving = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait([answers, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if not answers.done():
+                answers.cancel()
+                raise ClientDisconnect
+            return list(await answers)
+        finally:
+            leaving.cancel()
+            await asyncio.wait([leaving])
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client has left; its body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Latest:
+    """What is new of several answers: the latest text of each, until it is taken."""
+
+    def __init__(self) -> None:
+        self._new: dict[int, str | Completion | RequestError] = {}
+        self._event = asyncio.Event()
+
+    def put(self, index: int, update: str | Completion | RequestError) -> None:
+        self._new[index] = update
+        self._event.set()
+
+    async def take(self) -> list[tuple[int, str | Completion | RequestError]]:
+        await self._event.wait()
+        self._event.clear()
+        new, self._new = self._new, {}
+        return sorted(new.items(), key=lambda item: item[0])
+
+
+async def stream(
+    work: Answering, frame: dict[str, Any], *, chat: bool, answers: int, include_usage: bool
+) -> AsyncIterator[str]:
+    """Server-sent events: the new text of each answer, then its finish reason.
+
+    Args:
+      frame: fields of every event.
+      answers: to each prompt.
+    """
+    loop, latest = asyncio.get_running_loop(), _Latest()
+    sent = [""] * len(work.requests)
+    completions: dict[int, Completion] = {}
+
+    async def run(index: int) -> None:
+        def on_text(text: str) -> None:
+            loop.call_soon_threadsafe(show, text)
+
+        def show(text: str) -> None:
+            if index not in ended:
+                latest.put(index, text)
+
+        try:
+            result: Completion | RequestError = await work.complete(index, on_text)
+        except RequestError as error:
+            result = error
+        ended.add(index)
+        latest.put(index, result)
+
+    ended: set[int] = set()
+
+    def event(*choices: dict[str, Any], **fields: Any) -> str:
+        return f"data: {json.dumps({**frame, 'choices': choices, **fields})}\n\n"
+
+    async with _cancelled_together([run(index) for index in range(len(work.requests))]):
+        for index in range(len(work.requests)):
+            if chat:
+                yield event(chunk_choice(index, "", chat=chat, first=True))
+        while len(completions) < len(work.requests):
+            for index, update in await latest.take():
+                if isinstance(update, RequestError):
+                    yield f"data: {json.dumps(update.to_json())}\n\n"
+                    return
+                text = update.text if isinstance(update, Completion) else update
+                new_text = text.removeprefix(sent[index])
+                if new_text and text.startswith(sent[index]):
+                    sent[index] = text
+                    yield event(chunk_choice(index, new_text, chat=chat))
+                if isinstance(update, Completion):
+                    completions[index] = update
+                    yield event(last_choice(update, index, work.pieces(update), chat=chat))
+    if include_usage:
+        yield event(usage=usage([completions[index] for index in sorted(completions)], answers))
+    yield "data: [DONE]\n\n"
+
+
+@contextlib.asynccontextmanager
+async def _cancelled_together(calls: list[Any]) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """Runs calls as tasks; cancels those that still run at the end (the client has left, or another call failed)."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
