@@ -115,8 +115,12 @@ class Watch:
         self.most_seconds, self.slowest, self.faults = most_seconds, 0.0, dict[str, str]()
         self.counts: collections.Counter[str] = collections.Counter()
 
-    def call(self, shown: Any, function: Callable[[], Any], most_seconds: float = 0.0) -> Any:
-        """The function's result, or None for an error. An error of the project's own is right."""
+    def call(self, shown: Any, function: Callable[[], Any], longer: float = 1.0) -> Any:
+        """The function's result, or None for an error. An error of the project's own is right.
+
+        Args:
+          longer: how many times as long as usual it may take.
+        """
         began, result = time.process_time(), None
         try:
             result = function()
@@ -132,13 +136,13 @@ class Watch:
             elif not is_text(said):
                 self._note(f"{kind.__name__} with a message that no terminal shows: {ascii(said)[:200]}", shown)
         seconds = time.process_time() - began
-        if seconds > (most_seconds or self.most_seconds):
+        if seconds > longer * self.most_seconds:
             again = time.process_time()  # the first time of all imports what it needs
             with contextlib.suppress(Exception):
                 function()
             seconds = min(seconds, time.process_time() - again)
         self.slowest = max(self.slowest, seconds)
-        if seconds > (most_seconds or self.most_seconds):
+        if seconds > longer * self.most_seconds:
             self._note("slow", f"{seconds:.2f} s: {shown}")
         return result
 
