@@ -34,7 +34,6 @@ from optimas_jax.loop.config import RunConfig, differences, parse_config
 
 TAPE, LOCK, JOURNAL, RUN = "tape.sqlite", ".lock", "journal.jsonl", "run.json"
 CONFIGURATION, RESULTS = "configuration.json", "results.json"  # of a best/, and of the run's own evaluation
-UNFINISHED = "unfinished.json"  # what is known of a run that ended early, until it has results
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/

@@ -28,17 +28,15 @@ from optimas_jax.loop.context import Host, Run, build_run
 from optimas_jax.loop.evaluate import after_each, confirm_search, measure
 from optimas_jax.loop.folder.evaluations import is_own, save
 from optimas_jax.loop.folder.record import finish, took
+from optimas_jax.loop.folder.unfinished import UNFINISHED, leave_unfinished
 from optimas_jax.loop.forecast.spent import beside_plan, note_spent
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import (
     BEST,
-    CONFIGURATION,
     JOURNAL,
     OPTIMIZED,
     REFRESHED_REWARD,
-    RESULTS,
     UNCONFIRMED,
-    UNFINISHED,
     config_of,
     load_best,
     reward_name,
@@ -131,29 +129,10 @@ def open_run(
         yield with_price(observed(run))
     except (Exception, KeyboardInterrupt) as error:
         with contextlib.suppress(Exception):  # the error itself is what the user should see
-            keep_what_is_known(run, error)
+            leave_unfinished(run.record, run.host.system.default_configuration(), error)
         raise
     finally:
         run.opened.close()
-
-
-def keep_what_is_known(run: Run, error: BaseException) -> None:
-    """Leaves what a run that ends early has: ``best/`` as it is so far, and a file with the reason, the accepted
-    changes, the bill, and the command that goes on."""
-    host = run.host
-    if host.folder.is_unused() or host.folder.read(RESULTS) is not None:
-        return
-    if not (host.folder.path / BEST).is_dir():
-        host.folder.save_best(host.system.default_configuration(), {"accepted": [], "confirmed": None})
-    reason = "" if isinstance(error, KeyboardInterrupt) else f": {error}"
-    known = {
-        "reason": f"{type(error).__name__}{reason}",
-        "accepted": (host.folder.read(f"{BEST}/{CONFIGURATION}") or {}).get("accepted", []),
-        "spent": host.ledger.spent.to_json(),
-        "uncertain": run.tape.uncertain().to_json(),
-        "go_on": run.record.command,
-    }
-    host.folder.write(UNFINISHED, known)
 
 
 def with_price(run: Run) -> Run:
