@@ -201,7 +201,7 @@ class ProposalRow(TypedDict):
 
 class Event(TypedDict):
     event: str
-    time: float
+    time: NotRequired[float]
     iteration: NotRequired[Count]
     component: NotRequired[str]
 
