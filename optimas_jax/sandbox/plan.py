@@ -139,7 +139,7 @@ def _bubblewrap(plan: Mapping[str, Any]) -> list[str]:
 
     For root the supervisor keeps what it needs to become the program's user; others are mapped to an ordinary user.
     """
-    rights = ("CAP_SETUID", "CAP_SETGID", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")  # the last two: to read /proc
+    rights = ("CAP_SETUID", "CAP_SETGID", "CAP_SYS_NICE", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")  # it reads /proc
     as_root = ["--cap-drop", "ALL", *(word for right in rights for word in ("--cap-add", right))]
     mapped = ["--unshare-user", "--uid", str(namespaces.INSIDE_USER), "--gid", str(namespaces.INSIDE_USER)]
     words = [str(bubblewrap()), *(as_root if plan["user"] else mapped)]

@@ -9,9 +9,9 @@ Two kinds of isolation, the stronger one first:
 
 What holds in both, under ``tests/sandbox/test_attacks.py`` (effects outside, leftovers, memory), ``test_sandbox.py``:
 
-- Limited are time; memory of all processes, counted every 40 ms (what forked processes share counts once, sockets with
-  their buffers, and no other shared memory can be made); processes and threads; the size of a file, of all files and of
-  the output.
+- Limited are time; memory of all processes, counted every 40 ms (what forked processes share counts once, up to twice
+  the limit; sockets with their buffers; no other shared memory can be made); processes and threads; the size of a file,
+  of all files and of the output.
 - Visible files: the interpreter with its packages and the system's libraries, read-only; nothing of any home, project,
   key or other program. The environment is stated here. No descriptor is inherited but the program's own channels.
 - Files are written to a scratch folder that is removed, however it is nested. No System V objects, queues, keys.

@@ -12,93 +12,19 @@ from optimas_jax.sandbox.source import parse, symbols
 
 # Modules that tests may use: those that deal with values and files. Not those by which a test looks into the program's
 # process or changes it: mocks, streams, warnings, logs, threads.
-APART = frozenset(
-    [
-        "__future__",
-        "abc",
-        "base64",
-        "binascii",
-        "bisect",
-        "calendar",
-        "cmath",
-        "codecs",
-        "collections",
-        "configparser",
-        "copy",
-        "csv",
-        "dataclasses",
-        "datetime",
-        "decimal",
-        "difflib",
-        "doctest",
-        "enum",
-        "filecmp",
-        "fnmatch",
-        "fractions",
-        "functools",
-        "glob",
-        "gzip",
-        "hashlib",
-        "heapq",
-        "hmac",
-        "html",
-        "io",
-        "ipaddress",
-        "itertools",
-        "json",
-        "math",
-        "numbers",
-        "operator",
-        "os",
-        "pathlib",
-        "platform",
-        "posixpath",
-        "pprint",
-        "queue",
-        "random",
-        "re",
-        "secrets",
-        "shutil",
-        "socket",
-        "sqlite3",
-        "stat",
-        "statistics",
-        "string",
-        "struct",
-        "subprocess",
-        "tarfile",
-        "tempfile",
-        "textwrap",
-        "time",
-        "typing",
-        "unicodedata",
-        "unittest",
-        "urllib",
-        "uuid",
-        "xml",
-        "zipfile",
-        "zlib",
-    ]
-)
-# Names by which a test reaches for more than a function's value.
-TOGETHER = frozenset(
-    [
-        "assertLogs",
-        "assertNoLogs",
-        "assertWarns",
-        "assertWarnsRegex",
-        "exec",
-        "eval",
-        "globals",
-        "locals",
-        "mock",
-        "patch",
-        "vars",
-        "__import__",
-        "__builtins__",
-        "__dict__",
-    ]
-)
+_APART = """
+    __future__ abc base64 binascii bisect calendar cmath codecs collections configparser copy csv dataclasses datetime
+    decimal difflib doctest enum filecmp fnmatch fractions functools glob gzip hashlib heapq hmac html io ipaddress
+    itertools json math numbers operator os pathlib platform posixpath pprint queue random re secrets shutil socket
+    sqlite3 stat statistics string struct subprocess tarfile tempfile textwrap time typing unicodedata unittest urllib
+    uuid xml zipfile zlib
+"""
+# Names by which a test reaches for more than a function's value, or sets what belongs to the process.
+_TOGETHER = """
+    assertLogs assertNoLogs assertWarns assertWarnsRegex delattr eval exec getcontext globals localcontext locals mock
+    patch register_dialect setattr setcontext setdefaulttimeout tzset umask vars __builtins__ __dict__ __import__
+"""
+APART, TOGETHER = frozenset(_APART.split()), frozenset(_TOGETHER.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +52,7 @@ def split(program: str, tests: str) -> Split | None:
         return None
     shared = _imports(program, free)
     remote = free - {name for statement in shared for name in _bound(statement)}
-    if remote & _looked_into(tree) or not all(_modules(statement) <= APART for statement in shared):
+    if remote & _looked_into(tree) or not all(_modules(statement) <= APART - {"unittest"} for statement in shared):
         return None
     own = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     return Split(tuple(sorted(remote)), _text(shared), _text(own))
@@ -149,9 +75,16 @@ def _is_plain(tree: ast.Module) -> bool:
             if not _modules(node) <= APART or names & (TOGETHER | {"*"}):
                 return False
         named = getattr(node, "id", None) or getattr(node, "attr", None)
-        if named in TOGETHER or isinstance(node, ast.AsyncFunctionDef):
+        if named in TOGETHER or isinstance(node, ast.AsyncFunctionDef) or _replaces(node):
             return False
     return True
+
+
+def _replaces(node: ast.AST) -> bool:
+    """Whether a statement sets an attribute of something else than the test, such as a function of a module."""
+    if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load):
+        return False
+    return not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
 
 
 def _modules(node: ast.AST) -> set[str]:

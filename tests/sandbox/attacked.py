@@ -5,6 +5,7 @@ KEY=... python attacked.py '{"walls": "limits", "names": [...]}'        prints o
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import resource
@@ -148,7 +149,7 @@ class Meter:
     def _look(self):
         since = None
         while not self._done.wait(0.02):
-            used = watch.memory(watch.descendants(os.getpid()), MEMORY) + max(0, self._shared() - self._before)
+            used = sum(map(watch._shared_out, watch.descendants(os.getpid()))) + max(0, self._shared() - self._before)
             self.most = max(self.most, used)
             since = (since or time.monotonic()) if used > MEMORY else None
             self.over = max(self.over, time.monotonic() - since if since else 0.0)
@@ -162,21 +163,22 @@ class Meter:
         self._thread.join()
 
 
-def attack(outside, walls, source):
+def attack(outside, walls, name):
     """Problems, how the program ended, and what it used."""
-    before = {*os.listdir(tempfile.gettempdir())}
-    started = time.monotonic()
-    with Meter() as meter:
+    program = outside.fill(attacks.ATTACKS[name])
+    with contextlib.ExitStack() as stack:
+        if name in attacks.MEMORY:  # the machine's memory is measured: no other of these runs now
+            fcntl.flock(stack.enter_context(open(__file__)), fcntl.LOCK_EX)
+        meter, started = stack.enter_context(Meter()), time.monotonic()
         try:
-            ended = sandbox._run_in(walls, ("-s", "-P", "-c", outside.fill(source)), {}, LIMITS)
+            ended = sandbox._run_in(walls, ("-s", "-P", "-c", program), {}, LIMITS)
             problems, how = [], f"{ended.how} {ended.code}: {ended.output[-300:]}"
             problems += [line for line in ended.output.splitlines() if "BREACH" in line][:3]
         except BaseException as error:
             problems, how = [f"the run ends: {type(error).__name__}: {str(error)[:300]}"], "raised"
     seconds = time.monotonic() - started
     problems += [*outside.problems()]
-    left = [name for name in {*os.listdir(tempfile.gettempdir())} - before if name.startswith("optimas-sandbox-")]
-    problems += [f"left the scratch folder {left}"] if left else []
+    problems += [f"left {name} of the scratch folder" for name in os.listdir(tempfile.gettempdir())]
     if meter.most > 1.2 * MEMORY and meter.over > 0.3:
         problems.append(f"memory: {meter.most >> 20} MB, {meter.over:.2f} s above the limit")
     if seconds > LIMITS.seconds + 10:
@@ -187,15 +189,18 @@ def attack(outside, walls, source):
 def main():
     spec = json.loads(sys.argv[1])
     results = {}
+    tempfile.tempdir = tempfile.mkdtemp(dir="/var/tmp")  # nobody else's
+    os.chmod(tempfile.tempdir, 0o711)
     outside = Outside()
     try:
         for name in spec["names"]:
-            results[name] = attack(outside, spec["walls"], attacks.ATTACKS[name])
+            results[name] = attack(outside, spec["walls"], name)
             if outside.other.poll() is not None:
                 outside.close()
                 outside = Outside()
     finally:
         outside.close()
+        shutil.rmtree(tempfile.tempdir)
     print(json.dumps(results))
 
 

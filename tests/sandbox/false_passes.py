@@ -115,4 +115,6 @@ NEIGHBOUR = {
     "an exception that equals": "class E(ValueError):\n    def __init__(self, *a): raise SystemExit\ndef task_func(x): raise E.__new__(E)",
     "the answer of a forked child": "import os\ndef task_func(x):\n    os.fork()\n    return x",
     "the environment of the tests": "import os\ndef task_func(x):\n    os.environ['PYTHONSTARTUP'] = os.environ['PYTHONPATH'] = os.environ['LD_PRELOAD'] = '/tmp/x'\n    return x",
+    "an import in the place of a function": "from unittest import expectedFailure as task_func",
+    "a SkipTest of another module": "import test.support\ndef task_func(x): raise test.support.ResourceDenied",
 }

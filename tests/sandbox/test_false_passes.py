@@ -26,7 +26,11 @@ TOGETHER = f"""from unittest.mock import patch
 """
 # These need the program while they load, so that it is loaded first.
 LATE = TOGETHER.replace("    def test_small", "    limit = task_func\n    def test_small")
-PATCHED = TOGETHER.replace("    def test_", "    @patch('os.getcwd')\n    def test_").replace("(self)", "(self, *_)")
+PATCHED = (
+    TOGETHER.replace("    def test_", "    @patch('os.getcwd')\n    def test_")
+    .replace("(self)", "(self, *_)")
+    .replace("(self, _)", "(self, *_)")
+)
 WAYS = {"apart": APART, "together": TOGETHER, "late": LATE, "patched": PATCHED}
 CLOSED = [(way, name) for way in WAYS for name in false_passes.FAKES]
 CLOSED += [("apart", name) for name in (*false_passes.NEIGHBOUR, *false_passes.MEMORY) if name != "equal to everything"]

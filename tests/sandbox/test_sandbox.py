@@ -460,11 +460,11 @@ def test_memory_that_forked_processes_share_counts_once(walls):
     source = """
         import os, time
         held = bytearray(b"x") * (200 * 2**20)
-        for _ in range(5):
+        for _ in range(3):
             if os.fork() == 0:
                 time.sleep(0.5)
                 os._exit(0)
-        for _ in range(5): os.wait()
+        for _ in range(3): os.wait()
     """
     assert run(source, walls=walls).how == "exited"
 

@@ -287,6 +287,9 @@ def test_tests_that_look_at_more_than_data_pass_in_the_programs_process(program,
         ("nonlocal x", False),
         ("d.loads(task_func(1))", False),  # the program's name for a module that is not of values
         ("js.loads(task_func(1))", True),
+        ("import time\ntime.sleep = print", False),
+        ("import os\ndel os.getcwd", False),
+        ("class A:\n    def f(self): self.x = task_func(1)", True),
     ],
 )
 def test_which_tests_run_apart_is_read_from_their_text(tests, apart):

@@ -82,9 +82,10 @@ def _answer(names: dict[str, Any], kind: str, what: Any) -> bytes:
         return plain.dump(("odd", str(error)))
 
 
-def _shown(value: Any) -> Any:
-    """What the tests are told of a name: the word ``function``, or the value; a class is no plain data."""
-    return "function" if callable(value) and not isinstance(value, type) else value
+def _shown(value: Any) -> tuple[bool, Any]:
+    """What the tests are told of a name: whether it is a function, else its value; a class is no plain data."""
+    is_function = callable(value) and not isinstance(value, type)
+    return is_function, None if is_function else value
 
 
 def _told(error: BaseException) -> tuple[bytes, list[tuple[str, str]], str, list[tuple[str, int, str]], Any]:
@@ -117,7 +118,7 @@ class Program:
         """Loads the program; returns those of the names that it has: functions as what calls them, other values."""
         self._ask("load", {"program": program, "imports": imports})
         found = self._ask("look", names)
-        return {name: self._caller(name) if value == "function" else value for name, value in found.items()}
+        return {name: self._caller(name) if is_function else value for name, (is_function, value) in found.items()}
 
     def _caller(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -13,24 +13,9 @@ import socket
 import sys
 from typing import Any
 
+_BUILTINS = "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple"
 VALUES = {
-    "builtins": [
-        "bool",
-        "bytearray",
-        "bytes",
-        "complex",
-        "dict",
-        "float",
-        "frozenset",
-        "int",
-        "list",
-        "object",
-        "range",
-        "set",
-        "slice",
-        "str",
-        "tuple",
-    ],
+    "builtins": _BUILTINS.split(),
     "collections": ["Counter", "OrderedDict", "defaultdict", "deque"],
     "datetime": ["date", "datetime", "time", "timedelta", "timezone"],
     "decimal": ["Decimal"],
@@ -58,7 +43,7 @@ class _Reader(pickle.Unpickler):
 def is_error(value: Any) -> bool:
     """Whether this is a class of exceptions that a program may raise in a test; to skip a test is none of them."""
     is_class = isinstance(value, type) and issubclass(value, BaseException)
-    return is_class and not value.__module__.startswith("unittest")
+    return is_class and not any(known.__module__.startswith("unittest") for known in value.__mro__)
 
 
 def load(data: bytes) -> Any:

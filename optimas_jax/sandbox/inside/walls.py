@@ -29,7 +29,7 @@ from .kernel import PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSI
 
 LOOK_EVERY = 0.04  # seconds between two looks at memory
 DISK_EVERY = 0.25
-NICE = 5
+URGENT = -10
 ENDED = {signal.SIGCHLD, signal.SIGTERM}
 
 
@@ -64,11 +64,17 @@ def _report(plan: dict[str, Any], ended: dict[str, Any]) -> None:
 def _supervise(plan: dict[str, Any]) -> dict[str, Any]:
     """Runs the command until it exits or exceeds a limit, then kills all processes that are left."""
     hide()
+    plan["nice"] = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(PermissionError):  # root's looks in time on a busy machine, too
+        os.setpriority(os.PRIO_PROCESS, 0, URGENT)
     command = os.fork()
     if command == 0:
         _start(plan)
     _report(plan, {"how": "started"})
-    how, status = _wait(plan, command)
+    try:
+        how, status = _wait(plan, command)
+    except OSError:  # it cannot be watched: ended as for a limit
+        how, status = "killed", 0
     _end_all(plan, command)
     if how:
         return {"how": how, "code": signal.SIGXFSZ if how == "killed" else -1}
@@ -85,7 +91,7 @@ def _wait(plan: dict[str, Any], command: int) -> tuple[str, int]:
         if now >= deadline:
             return "timeout", 0
         if now >= look:
-            pids = _inside(plan)
+            pids = watch.descendants(os.getpid())
             if watch.memory(pids, plan["memory_bytes"], plan["walls"] != "limits") > plan["memory_bytes"]:
                 return "memory", 0
             if plan["writable"] and now >= disk:
@@ -109,13 +115,6 @@ def _pause(seconds: float) -> int:
     return told.si_signo if told else 0
 
 
-def _inside(plan: dict[str, Any]) -> set[int]:
-    """The command's processes."""
-    if plan["walls"] == "limits" and os.geteuid() == 0:
-        return watch.of_user(plan["user"])
-    return watch.descendants(os.getpid())
-
-
 def _reap(command: int) -> int | None:
     """Status of the command if it has exited. Also reaps orphans, which become children of this process."""
     status = None
@@ -136,9 +135,9 @@ def _end_all(plan: dict[str, Any], command: int) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(-1, signal.SIGKILL)  # everybody whom this process may signal: the command's processes alone
         else:
-            watch.kill_each({command} | _inside(plan))
+            watch.kill_each(watch.descendants(os.getpid()))
         _reap(command)
-        if not _inside(plan) or time.monotonic() > deadline:
+        if not watch.descendants(os.getpid()) or time.monotonic() > deadline:
             return
 
 
@@ -150,7 +149,7 @@ def _start(plan: dict[str, Any]) -> NoReturn:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDED)
         os.setsid()
-        os.nice(NICE)  # what it does to the machine, the supervisor sees in time
+        os.setpriority(os.PRIO_PROCESS, 0, plan["nice"])
         command, environment = plan["command"], plan["environment"]
         confined = plan["walls"] == "limits" and bool(landlock.version())
         paths = landlock.opened(plan["paths"]) if confined else []

@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import stat
 from collections.abc import Iterator
 
 DESCRIPTORS = 256  # of a process
+FEW_SOCKETS = 8  # whose connections are not looked at: the kernel takes milliseconds to list them
 SOCKET_BYTES = 2 * 212_992  # of a socket's buffers as they are by default; ``seccomp`` keeps them so
 
 
 def descendants(ancestor: int) -> set[int]:
-    """Living descendants of a process; empty without /proc. Orphans are children of the supervisor."""
-    parents = {pid: parent for pid in _all_processes() if (parent := _parent(pid))}
-    family, size = {ancestor}, 0
-    while size < len(family):
-        size = len(family)
-        family |= {pid for pid, parent in parents.items() if parent in family}
-    return family - {ancestor}
+    """Descendants of a process; empty without /proc. Orphans are children of the supervisor."""
+    family: set[int] = set()
+    fresh = [ancestor]
+    children = _children if os.path.exists(f"/proc/self/task/{os.getpid()}/children") else _children_by_search
+    while fresh:
+        found = children(fresh.pop()) - family
+        family |= found
+        fresh += found
+    return family
 
 
-def of_user(user: int) -> set[int]:
-    """Processes of a user; empty without /proc."""
-    found = set()
-    for pid in _all_processes():
-        with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{pid}").st_uid == user:
-                found.add(pid)
+def _children(pid: int) -> set[int]:
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children") as file:
+                found |= set(map(int, file.read().split()))
     return found
+
+
+def _children_by_search(pid: int) -> set[int]:
+    """As ``_children``, for kernels that do not list them."""
+    return {other for other in _all_processes() if _parent(other) == pid}
 
 
 def tasks_of(user: int) -> int:
     """Threads of a user on the machine: the kernel's limit of processes counts them all."""
     tasks = 0
-    for pid in of_user(user):
+    for pid in _all_processes():
         with contextlib.suppress(OSError):
-            tasks += len(os.listdir(f"/proc/{pid}/task"))
+            if os.stat(f"/proc/{pid}").st_uid == user:
+                tasks += len(os.listdir(f"/proc/{pid}/task"))
     return tasks
 
 
@@ -45,13 +54,16 @@ def memory(pids: set[int], most: int, network: bool = False) -> int:
     """Bytes that processes use without pages of files; memory that forked processes share counts once, and a socket as
     what its buffers may hold. ``network``: with what waits in TCP connections of this network namespace.
 
-    There is no other shared memory (``seccomp``). Shares are looked at only if the sum without them is above ``most``,
-    and until it is clear that they are, too.
+    There is no other shared memory (``seccomp``). Shares take long to read: they are looked at only if the sum without
+    them is above ``most``, until it is clear that they are, too, and not where the sum is above twice ``most``.
     """
     used = {pid: _field(pid, "status", ("RssAnon", "VmSwap", "VmPTE")) for pid in pids}
-    buffers = _buffers(pids, most) + (_queues() if network else 0)
-    if sum(used.values()) + buffers <= most:
-        return sum(used.values()) + buffers
+    buffers = _buffers(pids, most)
+    if network and buffers > FEW_SOCKETS * SOCKET_BYTES:
+        buffers += _queues()
+    total = sum(used.values()) + buffers
+    if total <= most or total > 2 * most:
+        return total
     shares = buffers
     for pid in sorted(pids, key=lambda pid: -used[pid]):
         shares += _shared_out(pid)
@@ -112,7 +124,7 @@ def _field(pid: int, file: str, names: tuple[str, ...]) -> int:
 def disk(folders: list[str], pids: set[int], most: int) -> int:
     """Bytes of all files below folders and of deleted ones that processes hold open; counting ends above ``most``."""
     used, seen = 0, set()
-    for status in (*_files(folders), *_deleted(pids)):
+    for status in itertools.chain(_files(folders), _deleted(pids)):
         if status.st_ino not in seen:
             seen.add(status.st_ino)
             used += status.st_blocks * 512
@@ -132,17 +144,21 @@ def _files(folders: list[str]) -> Iterator[os.stat_result]:
 
     for name in folders:
         enter(name, None)
-    while stack:
-        folder, found = stack.pop(), []
-        try:
-            with contextlib.suppress(OSError), os.scandir(folder) as entries:
-                for entry in entries:
-                    found.append(entry.stat(follow_symlinks=False))
-                    if entry.is_dir(follow_symlinks=False):
-                        enter(entry.name, folder)
-        finally:
+    try:
+        while stack:
+            folder, found = stack.pop(), []
+            try:
+                with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                    for entry in entries:
+                        found.append(entry.stat(follow_symlinks=False))
+                        if entry.is_dir(follow_symlinks=False):
+                            enter(entry.name, folder)
+            finally:
+                os.close(folder)
+            yield from found
+    finally:
+        for folder in stack:
             os.close(folder)
-        yield from found
 
 
 def _deleted(pids: set[int]) -> Iterator[os.stat_result]:
