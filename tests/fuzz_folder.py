@@ -120,7 +120,7 @@ def fuzz_files(watch: Watch, whole: Path, folder: Path, rng: random.Random, coun
             path.mkdir()
         else:
             path.write_bytes(data)
-        watch.call((name, data), lambda path=path, name=name: READERS[name](path), most_seconds=1.0)
+        watch.call((name, data), lambda path=path, name=name: READERS[name](path), longer=10.0)
 
 
 def fuzz_metadata(watch: Watch, whole: Path, folder: Path, rng: random.Random, count: int) -> None:
@@ -188,7 +188,7 @@ def fuzz_tape_rows(watch: Watch, whole: Path, folder: Path, rng: random.Random, 
             else:
                 connection.execute("UPDATE scores SET score = ?", (value,))
         connection.close()
-        watch.call(text, lambda: read_tape(path), most_seconds=1.0)
+        watch.call(text, lambda: read_tape(path), longer=10.0)
 
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
@@ -206,7 +206,7 @@ def fuzz_tape_bytes(watch: Watch, whole: Path, folder: Path, rng: random.Random,
         shutil.rmtree(path.parent, ignore_errors=True)
         path.parent.mkdir()
         path.write_bytes(flipped(data, rng) if number % 2 else broken(data, rng))
-        read = watch.call(f"bytes, number {number}", lambda path=path: read_tape(path), most_seconds=1.0)
+        read = watch.call(f"bytes, number {number}", lambda path=path: read_tape(path), longer=10.0)
         if read is not None and read != good and read[1]:
             wrong.append(f"number {number}")
     return wrong
@@ -226,7 +226,7 @@ def fuzz_groups(watch: Watch, whole: Path, folder: Path, rng: random.Random, cou
             path.unlink()
         else:
             path.write_bytes(flipped(data, rng) if number % 2 or not data else broken(data, rng))
-        read = watch.call(f"{path.name}, number {number}", lambda: load_groups(target), most_seconds=1.0)
+        read = watch.call(f"{path.name}, number {number}", lambda: load_groups(target), longer=10.0)
         if read is not None and read != good:
             wrong.append(f"{path.name}, number {number}")
     return wrong

@@ -106,7 +106,7 @@ class Watch:
     """Calls functions with inputs, and keeps what they should not have done.
 
     Attributes:
-      slowest: seconds of the longest call.
+      slowest: seconds of the longest call, of this process alone: others have the machine, too.
       faults: by kind, the first input that showed it.
       counts: by what came out.
     """
@@ -115,9 +115,13 @@ class Watch:
         self.most_seconds, self.slowest, self.faults = most_seconds, 0.0, dict[str, str]()
         self.counts: collections.Counter[str] = collections.Counter()
 
-    def call(self, shown: Any, function: Callable[[], Any], most_seconds: float = 0.0) -> Any:
-        """The function's result, or None for an error. An error of the project's own is right."""
-        began, result = time.perf_counter(), None
+    def call(self, shown: Any, function: Callable[[], Any], longer: float = 1.0) -> Any:
+        """The function's result, or None for an error. An error of the project's own is right.
+
+        Args:
+          longer: how many times as long as usual it may take.
+        """
+        began, result = time.process_time(), None
         try:
             result = function()
             self.counts["a result"] += 1
@@ -131,14 +135,14 @@ class Watch:
                 self._note(f"{kind.__name__} with a long message: {ascii(said)[:200]}", shown)
             elif not is_text(said):
                 self._note(f"{kind.__name__} with a message that no terminal shows: {ascii(said)[:200]}", shown)
-        seconds = time.perf_counter() - began
-        if seconds > (most_seconds or self.most_seconds):
-            again = time.perf_counter()  # another process may have had the machine
+        seconds = time.process_time() - began
+        if seconds > longer * self.most_seconds:
+            again = time.process_time()  # the first time of all imports what it needs
             with contextlib.suppress(Exception):
                 function()
-            seconds = min(seconds, time.perf_counter() - again)
+            seconds = min(seconds, time.process_time() - again)
         self.slowest = max(self.slowest, seconds)
-        if seconds > (most_seconds or self.most_seconds):
+        if seconds > longer * self.most_seconds:
             self._note("slow", f"{seconds:.2f} s: {shown}")
         return result
 

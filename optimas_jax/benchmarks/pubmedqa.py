@@ -61,7 +61,8 @@ SOURCES = ("pubmedqa", "synthetic")
 OFFLINE = ("synthetic",)
 HUB = ("qiaojin/PubMedQA", "pqa_labeled", "train")
 LABELS = ("yes", "no", "maybe")
-_LABEL = re.compile(r"(?:the )?(?:final )?(?:answer(?: is)? ?:?)? ?(yes|no|maybe) ?[.,;!]?")
+_LABEL = re.compile(r"[-#> ]{0,5}(?:the )?(?:final )?(?:answer(?: is)? ?[:=-]?)? ?(yes|no|maybe) ?[.,;!]?")
+_MARKS = re.compile(r"\\(?:boxed|text)|[*_`\"'()\[\]{}$]")  # of Markdown and LaTeX
 _TAG = re.compile(r"</?[A-Za-z][\w:-]{0,30}>")
 
 
@@ -209,7 +210,7 @@ def final_answer(text: str) -> str:
         fields = {str(name).lower(): value for name, value in data.items()}
         text = next((str(fields[name]) for name in ("answer", "final_answer", "final answer") if name in fields), "")
     lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith(("```", "~~~"))]
-    bare = re.sub(r"[*_`\"'()\[\]$]", "", _TAG.sub("", lines[-1])).lower() if lines else ""
+    bare = _MARKS.sub("", _TAG.sub("", lines[-1])).lower() if lines else ""
     match = _LABEL.fullmatch(" ".join(bare.split()))
     return match[1] if match else ""
 

@@ -70,11 +70,15 @@ from optimas_jax.llm.forms.loose import NOTHING, loose_json, without_thoughts
 METRIC = "MRR"
 SOURCES = ("stark", "synthetic")
 OFFLINE = ("synthetic",)
+_KEY = re.compile(r"[^\d]{0,20}(\d{1,4})")  # of an object: "2", "entity 2"
 _LATEST = 5  # lines, or pieces of JSON, that are looked at from the end of an answer
-# A number that is no part of a word, of a longer number or of a label ("2:"), and its sign of percent.
-_NUMBER = re.compile(r"(?<![\w.])([-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d{1,3}+)?+)(?![\w])\s?+(%?)(?!\s*+:)")
+# A number that is no part of a word, of a longer number or of a label ("2:"), maybe with a sign of percent or out of
+# another one ("8/10").
+_DIGITS = r"([-+]?(?:\d++(?:\.\d++)?+|\.\d++)(?:[eE][-+]?\d{1,3}+)?+)(?!\w)(?:\s?+(%)|\s?/\s?(\d{1,4}+))?+"
+_NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}(?!\s*+:)")
+# A line for one candidate: its number, its score, and maybe why, in a text without digits.
 _LABELLED = re.compile(
-    r"\W{0,9}(?:\w{1,20}\s)?(\d{1,4}+)\s?[.):\-=]{1,2}[^\d\n+-]{0,80}([-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d{1,3}+)?+)\s?+(%?)\W{0,9}$"
+    rf"\W{{0,9}}(?:\w{{1,20}}\s)?(\d{{1,4}}+)\s?[.):|=*-]{{1,4}}[^\d\n+-]{{0,80}}{_DIGITS}(?:\W[^\d\n]{{0,300}})?$"
 )
 WEIGHTS = ("relation_weight", "text_weight")
 
@@ -280,7 +284,7 @@ def find_scores(text: str, count: int) -> tuple[float, ...] | None:
     lines = [line for line in text.split("\n") if _NUMBER.search(line)]
     labelled = [_LABELLED.match(line) for line in lines[-count:]]
     if len(labelled) == count and [found and found[1] for found in labelled] == [str(n) for n in range(1, count + 1)]:
-        return _clipped([_number(found[2], found[3]) for found in labelled if found], count)
+        return _clipped([_number(*found.groups()[1:]) for found in labelled if found], count)
     for part in (text, text.rpartition(":")[2], *lines[-_LATEST:][::-1], "\n".join(lines[-count:])):
         numbers = [_number(*found.groups()) for found in itertools.islice(_NUMBER.finditer(part), count + 1)]
         if (scores := _clipped(numbers, count)) is not None:
@@ -290,9 +294,9 @@ def find_scores(text: str, count: int) -> tuple[float, ...] | None:
 
 def _scores_in(data: Any, count: int, depth: int = 0) -> tuple[float, ...] | None:
     if isinstance(data, Mapping):
-        keyed = [data.get(str(number)) for number in range(1, count + 1)]
-        if len(data) == count and None not in keyed:
-            return _clipped(list(map(_as_number, keyed)), count)
+        named = {int(found[1]): value for key, value in data.items() if (found := _KEY.fullmatch(str(key)))}
+        if sorted(named) == [*range(1, count + 1)] and len(data) == count:
+            return _clipped([_as_number(named[number]) for number in sorted(named)], count)
         inner = list(data.values())[:_LATEST] if depth < _LATEST else []
         found = (_scores_in(one, count, depth + 1) for one in inner if isinstance(one, Mapping | list))
         return next((scores for scores in found if scores is not None), None)
@@ -309,8 +313,8 @@ def _as_number(value: Any) -> float | None:
     return value if is_number(value) else None
 
 
-def _number(digits: str, percent: str) -> float:
-    return float(digits) / (100 if percent else 1)
+def _number(digits: str, percent: str | None, out_of: str | None) -> float:
+    return float(digits) / (100 if percent else int(out_of or 1) or 1)
 
 
 def _clipped(numbers: Sequence[float | None], count: int) -> tuple[float, ...] | None:

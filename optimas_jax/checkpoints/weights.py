@@ -278,8 +278,8 @@ def params_from_tensors(
             read = partial(_read, value, leaf.dtype, less_one)
             leaves.append(jnp.asarray(read(...)) if sharding is None else put_read(read, leaf.shape, sharding))
     if problems:
-        listed = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise WeightsError(f"{where} does not fit {config.architecture} ({len(problems)} problems):\n  {listed}")
+        listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise WeightsError(f"{where} does not fit {config.architecture} ({len(problems)} problems): {listed}")
     return jax.tree_util.tree_unflatten(treedef, leaves)
 
 

@@ -96,7 +96,10 @@ def read_order(workdir: Path) -> list[str]:
     journal = workdir / "journal.jsonl"
     if not journal.is_file():
         raise StopRun(f"no {journal}: the run whose order of components is followed has failed")
-    picks = {event["iteration"]: event["component"] for event in read_rows(journal) if event["event"] == "pick"}
+    events = [event for event in read_rows(journal) if event["event"] == "pick"]
+    if damaged := [event for event in events if not event.keys() >= {"iteration", "component"}]:
+        raise StopRun(f"{journal} has a damaged event, {damaged[0]}: the command that made the run mends it")
+    picks = {event["iteration"]: event["component"] for event in events}
     return [picks[number] for number in sorted(picks)]
 
 

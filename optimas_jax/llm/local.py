@@ -260,14 +260,17 @@ class LocalCompleter:
         error: BaseException = StopRun("it was closed")
         try:
             batch: ContinuousBatch[_Entry] | SharedBatch[_Entry] = self.sampler().batch()
-            stopping, answered = False, True
+            stopping, answered, used = False, True, False
             while not stopping or batch.active:
                 pending = _unanswered(pending)
                 idle = not (pending or batch.active)
+                if idle and used:
+                    batch.clear()  # a cache for long answers may be large
+                    used = False
                 stopping = stopping or not self._gather(pending, idle=idle, more=answered)
                 flying = set(batch.active)
                 waiting = [] if stopping else [entry for entry in _unanswered(pending) if entry not in flying]
-                answered = self._advance(batch, waiting)
+                answered, used = self._advance(batch, waiting), True
         except BaseException as fault:
             error = fault
         finally:

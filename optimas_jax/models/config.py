@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from optimas_jax.models.config_kinds import check_kinds
+
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "gemma3_text")
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
 KINDS = ("full", "sliding", "unrotated")  # of layers: causal attention, within a window, without RoPE
@@ -137,7 +139,7 @@ def config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
     ]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
-    _check_kinds(config)
+    check_kinds(config)
     _refuse_what_is_not_computed(config, architecture)
     num_heads = config["num_attention_heads"]
     # transformers' own defaults where a hand-written config leaves a key out
@@ -163,50 +165,6 @@ def config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
         **(_gemma3_settings(config) if architecture == "gemma3_text" else {}),
         **(_smollm3_settings(config) if architecture == "smollm3" else {}),
     )
-
-
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "no_rope_layer_interval",
-    "sliding_window_pattern",
-    "_sliding_window_pattern",
-)
-_NUMBERS = ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "partial_rotary_factor")
-_OBJECTS = ("rope_parameters", "rope_scaling", "quantization_config")
-
-
-def _check_kinds(config: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for a value of a kind that it cannot be; null is as good as left out."""
-
-    def refuse(name: str, expected: str) -> None:
-        raise ValueError(f"config.json has {name} {repr(config[name])[:80]}, expected {expected}")
-
-    for name, value in config.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is None:
-            continue
-        if name in _SIZES and not (number and isinstance(value, int) and value > 0):
-            refuse(name, "a positive integer")
-        if name == "sliding_window" and not (number and isinstance(value, int) and value >= 0):
-            refuse(name, "an integer of at least 0")
-        if name in _NUMBERS and not (number and 0 < value < math.inf):
-            refuse(name, "a positive number")
-        if name in _OBJECTS and not isinstance(value, dict):
-            refuse(name, "an object")
-        if name == "layer_types" and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
-            refuse(name, "a list of texts")
-        if name == "no_rope_layers" and not (isinstance(value, list) and set(map(str, value)) <= {"0", "1"}):
-            refuse(name, "a list of 0 and 1")
-    missing = [name for name in _SIZES[:5] if config[name] is None]
-    if missing:
-        raise ValueError(f"config.json has null for {', '.join(missing)}")
 
 
 def _refuse_what_is_not_computed(config: Mapping[str, Any], architecture: str) -> None:

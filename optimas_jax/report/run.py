@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.folder.files import read_file
+from optimas_jax.core.folder.files import FolderError, read_file
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.devices import device_lines
 from optimas_jax.report.page import write_html
@@ -33,6 +33,9 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
     Args:
       label: of the evaluation (``evaluations/LABEL.json``); by default the run's own, which ``results.json`` holds. It
         has ``report.html`` and TensorBoard; others have ``evaluations/LABEL.html``.
+
+    Raises:
+      FolderError: a file is damaged, or cannot be written.
     """
     own = workdir / "results.json"
     results = read_file(own) or {}
@@ -42,12 +45,18 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
         results = read_file(path)
     if not results:
         return path, None
-    if path == own:
-        history = (read_file(workdir / "reward.json") or {"history": []})["history"]
-        # A search that a higher budget continued has events of its own.
-        first = results.get("label", results["split"]) == results["split"]
-        write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
-    write_html(page, results)
+    try:
+        if path == own:
+            history = (read_file(workdir / "reward.json") or {"history": []})["history"]
+            # A search that a higher budget continued has events of its own.
+            first = results.get("label", results["split"]) == results["split"]
+            write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
+        write_html(page, results)
+    except OSError as error:
+        raise FolderError(
+            f"cannot write the report of {workdir} ({error}): make room, or move what is in its place away, and run "
+            "the same command again. The results are there"
+        ) from error
     return path, results
 
 

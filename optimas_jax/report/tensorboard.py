@@ -23,7 +23,8 @@ def write_tensorboard(folder: Path, results: Mapping[str, Any], history: list[Ma
         for name, value in row.items():
             writer.add_scalar(f"reward/{name}", value, step=epoch)
     for step in results["accepted"]:
-        writer.add_scalar("search/val_score", step["val_score"], step=step["iteration"])
+        if "val_score" in step:
+            writer.add_scalar("search/val_score", step["val_score"], step=step["iteration"])
     for name in ("baseline", "optimized"):
         writer.add_scalar(f"test/{name}", results[name]["mean"], step=0)
     for name, row in results["alignment"].items():

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optimas_jax.core.json_text import parse_json
 from optimas_jax.core.types import StopRun, thaw
 
 KEY = "OPTIMAS_REWARD_KEY"  # environment variable: what a server with --api-key-env wants
@@ -62,7 +63,7 @@ class RemoteScorer:
         request = urllib.request.Request(url, data, headers)  # noqa: S310 (checked)
         try:
             with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
-                return json.load(answer)
+                return parse_json(answer.read())
         except urllib.error.HTTPError as error:
             with error:
                 raise StopRun(f"{url} refuses to score: {error.read().decode(errors='replace')[:500]}") from None

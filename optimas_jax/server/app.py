@@ -83,7 +83,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    """The answer to an exception that nothing foresaw; what it says stays in the server's log."""
+    """The answer to an unexpected exception, whose message stays in the server's log."""
     message = f"the server failed on this request ({type(error).__name__}): its log has the reason"
     return JSONResponse(RequestError(500, message).to_json(), 500)
 

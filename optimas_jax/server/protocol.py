@@ -1,6 +1,6 @@
 """OpenAI's wire format for chat and text completions: bodies of requests, by a schema.
 
-A field that would change the answer and that the engine does not have is refused by name, also one that nobody knows:
+A field that would change the answer and that the engine does not have is refused by name, also an unknown one:
 an answer is what was asked for, or an error says why not.
 """
 

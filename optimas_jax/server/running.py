@@ -19,13 +19,14 @@ import uvicorn
 from optimas_jax.server.gate import Gate
 
 INTERRUPTED = 130  # exit code
-_TIDY_SECONDS = 10.0  # between two looks for garbage
+_TIDY_SECONDS = 10.0  # between two full collections
 
 
 class _Stop:
     """The signal that came, if one did."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate) -> None:
+        self._gate, self._told = gate, False
         self.signal, self.since = 0, 0.0
 
     def handle(self, sig: int, frame: FrameType | None) -> None:
@@ -33,12 +34,21 @@ class _Stop:
         if self.signal:
             os._exit(128 + sig)  # threads inside XLA cannot be waited for
         self.signal, self.since = sig, time.monotonic()
+        self._gate.closing = True
+
+    def tell(self, grace: float) -> None:
+        """Says once what is waited for."""
+        if not self._told and (active := self._gate.active):
+            requests = f"{active} request{'s' if active > 1 else ''} in flight"
+            message = f"\nstopping: {requests}, up to {grace:g} seconds; once more ends at once"
+            print(message, file=sys.stderr, flush=True)
+        self._told = True
 
 
 class _Tidy:
-    """Looks for garbage while nothing is asked for. To look through all that a model and its compiled programs have
-    takes a tenth of a second, in which nobody is answered: it is set aside, and what is new is looked at in small
-    parts."""
+    """Garbage collection of a server, while no request is in flight. A full collection over a model's objects and its
+    compiled programs holds the event loop up for a tenth of a second: they are frozen (``gc.freeze``), and full
+    collections are rare."""
 
     def __init__(self) -> None:
         gc.set_threshold(5_000, 20, 1_000)
@@ -66,16 +76,14 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
     Returns:
       The exit code: 143 after SIGTERM, 130 after SIGINT.
     """
-    stop, tidy = _Stop(), _Tidy()
+    stop, tidy = _Stop(gate), _Tidy()
 
     async def look() -> None:
         """Ends the server when a signal came and all is answered, or the grace is over."""
         if not stop.signal:
             tidy.look(idle=not gate.active)
             return
-        if not gate.closing:
-            gate.closing = True
-            _tell(gate.active, grace)
+        stop.tell(grace)
         if not gate.active or time.monotonic() > stop.since + grace:
             gate.give_up()
             server.should_exit = True
@@ -88,9 +96,3 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
     except KeyboardInterrupt:  # before that
         return INTERRUPTED
     return 128 + stop.signal if stop.signal else 0
-
-
-def _tell(active: int, grace: float) -> None:
-    if active:
-        requests = f"{active} request{'s' if active > 1 else ''} in flight"
-        print(f"\nstopping: {requests}, up to {grace:g} seconds; once more ends at once", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from optimas_jax.core.types import valid_text
 from optimas_jax.engine.sampler import Sampler
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.local import EngineError, LocalCompleter, Refused
@@ -137,6 +138,7 @@ async def stream(
     loop, latest = asyncio.get_running_loop(), _Latest()
     sent = [""] * len(work.requests)
     completions: dict[int, Completion] = {}
+    ended: set[int] = set()
 
     async def run(index: int) -> None:
         def on_text(text: str) -> None:
@@ -144,16 +146,16 @@ async def stream(
 
         def show(text: str) -> None:
             if index not in ended:
-                latest.put(index, text)
+                latest.put(index, valid_text(text))  # as the whole answer's text will be
 
         try:
             result: Completion | RequestError = await work.complete(index, on_text)
         except RequestError as error:
             result = error
+        except Exception as error:  # else the stream would wait for ever
+            result = RequestError(500, f"the server failed on this request ({type(error).__name__})")
         ended.add(index)
         latest.put(index, result)
-
-    ended: set[int] = set()
 
     def event(*choices: dict[str, Any], **fields: Any) -> str:
         return f"data: {json.dumps({**frame, 'choices': choices, **fields})}\n\n"

@@ -2,6 +2,7 @@ import asyncio
 import collections
 import json
 import re
+from pathlib import Path
 
 import pytest
 from fakes import ScriptedCompleter
@@ -106,7 +107,11 @@ def test_all_missing_fields_are_named_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "context", [5, "text", [["only a title"]], [{"title": "t"}], {"title": ["t"], "sentences": []}, [["t", [1]]]]
+    "context",
+    [
+        *(5, "text", [["only a title"]], [{"title": "t"}], {"title": ["t"], "sentences": []}, [["t", [1]]]),
+        *([[None, ["x"]]], [[5, ["x"]]], [[["t"], ["x"]]], ["ab", "cd"], [["t", "text"]], {"title": 5, "sentences": 5}),
+    ],
 )
 def test_a_context_of_another_shape_is_named(tmp_path, context):
     with pytest.raises(DataError, match=r"line 2: context is not a list of titles with sentences"):
@@ -123,6 +128,12 @@ def test_a_context_of_another_shape_is_named(tmp_path, context):
         ("rows.json", b"[]", r"rows\.json holds no rows"),
         ("rows.jsonl", b"\n", r"rows\.jsonl holds no rows"),
         ("rows.json", b"[[]]", r"rows\.json, item 0: expected an object, got list"),
+        ("rows.jsonl", b"\n" + b"[" * 100_000, r"rows\.jsonl, line 2: lists and objects are nested"),
+        ("rows.jsonl", b'{"n": ' + b"9" * 5000 + b"}", r"rows\.jsonl, line 1: a whole number of 5,000 digits"),
+        ("rows.jsonl", b'{"id": "\\ud800"}', r"rows\.jsonl, line 1: a text holds half of a character"),
+        ("rows.jsonl", b'{"id": NaN}', r"rows\.jsonl, line 1: NaN is no number"),
+        ("rows.jsonl", b'{"id": 1\x00}', r"rows\.jsonl, line 1: not JSON .* at column 9"),
+        ("rows.json", b"[" * 100_000, r"rows\.json: lists and objects are nested"),
     ],
 )
 def test_files_that_hold_something_else_say_so(tmp_path, name, content, message):
@@ -394,3 +405,22 @@ def test_the_chain_runs_as_in_the_paper():
 def test_kinds_are_listed_as_they_appear():
     examples = [Example(str(i), {}, {}, "test", kind) for i, kind in enumerate(("b", "", "a", "b"))]
     assert kinds(examples) == ("b", "a")
+
+
+def test_a_folder_or_a_name_that_no_file_can_have_is_no_file(tmp_path):
+    for path in (tmp_path, Path("x" * 400), Path("a\0b")):
+        with pytest.raises(DataError, match=r"no file .*--config\.data\.path"):
+            read(path)
+
+
+def test_rows_of_one_input_are_counted(tmp_path):
+    rows = [row(number) for number in range(6)]
+    again = [{**rows[1], "id": "other"}, {**rows[2], "id": "third", "answer": "something else"}]
+    path = jsonl(tmp_path, *rows, *again)
+    origin = load(DataConfig(path=str(path), train=2, val=2, test=2)).origin
+    assert origin == f"{path}, without 2 rows whose inputs other rows have, 1 of them with another answer"
+
+
+def test_articles_without_a_word_are_refused():
+    with pytest.raises(DataError, match="the 2 articles have no word that can be searched for"):
+        build_search([Article("the", "of"), Article("", "")])

@@ -171,7 +171,7 @@ def test_all_problems_come_in_one_error(tmp_path):
 
 
 def test_long_lists_of_problems_are_cut(tmp_path):
-    with pytest.raises(WeightsError, match=r"\(22 problems\):(\n.*){20}\n  \.\.\. and 2 more"):
+    with pytest.raises(WeightsError, match=r"\(22 problems\): (missing: [^;]*; ){20}and 2 more"):
         load(folder(tmp_path, {"x": np.zeros(1, np.float32)}, model_type="llama"))
 
 

@@ -14,6 +14,7 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.learn.store import CheckpointError, CheckpointStore
 from optimas_jax.parallel.mesh import MeshConfig, make_mesh
 from optimas_jax.parallel.sharding import replicate
+from optimas_jax.rewards.scorer import LocalReward
 
 # Orbax drops coroutines when it gives up on arrays; Python warns when they are collected, here at the end of the test.
 dropped_coroutines = pytest.mark.filterwarnings(
@@ -72,12 +73,25 @@ def test_a_half_written_checkpoint_does_not_count_and_is_replaced(store):
     assert_equal(store.load("a", trainable()), trainable(2))
 
 
-@pytest.mark.parametrize("content", [b'{"n": ', b"", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [b'{"n": ', b"", b"\xff\xfe", b"[]", b"123", b"null", b"[" * 100_000, b'{"n": NaN}', b"\x00", b"9" * 5000],
+)
 def test_damaged_metadata_says_so(store, content):
     store.save("a", trainable(), {"n": 1})
     (store.folder / "a" / "metadata.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"metadata\.json is damaged .*it will be trained again"):
         store.metadata("a")
+
+
+@pytest.mark.parametrize("change", [{"history": None}, {"groups": "7"}, {"alike": [1]}, {"base": ["x"]}])
+def test_metadata_of_another_form_say_so(store, change):
+    whole = {"groups": 7, "alike": 0, "history": [{"loss": 0.5}], "parent": None, "seed": 0}
+    store.save("a", trainable(), whole)
+    assert store.metadata("a", LocalReward) == whole
+    store.save("a", trainable(), {**whole, **change})
+    with pytest.raises(CheckpointError, match=rf"metadata\.json is damaged \({next(iter(change))}.*trained again"):
+        store.metadata("a", LocalReward)
 
 
 @dropped_coroutines

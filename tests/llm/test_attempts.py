@@ -23,13 +23,13 @@ class Scripted:
     """A server: ``answers(text, attempt)`` returns a completion or keywords of a fault."""
 
     def __init__(self, answers, retries=HASTY):
-        self.server, self._answers, self.asked = Server(retries), answers, []
+        self.server, self._answers, self.asked, self.seconds = Server(retries), answers, [], {}
 
     async def complete(self, asked):
         text = asked.messages[0].content
         self.asked.append(text)
         answer = self._answers(text, self.asked.count(text))
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.seconds.get(text, 0.0))
         if isinstance(answer, dict):
             raise Fault("it broke", self.server, **answer)
         self.server.note(asked)
@@ -111,7 +111,8 @@ def test_with_other_answers_in_between_nobody_is_asked_twice(tape):
     def answers(text, n):
         return {"passes": True} if text == "odd" else answer()
 
-    server = Scripted(answers, Retries(attempts=3, first_wait=0.05))
+    server = Scripted(answers, HASTY)
+    server.seconds["odd"] = 0.5  # in which others are answered
 
     async def together():
         completer = TapedCompleter(tape, Ledger(), server)

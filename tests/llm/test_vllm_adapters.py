@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from optimas_jax.checkpoints.peft import write_adapter
 from optimas_jax.llm.base import CompletionRequest, Message
+from optimas_jax.llm.clients.errors import Unknown
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig, ServerError
 from optimas_jax.llm.local import LocalCompleter
@@ -171,7 +172,7 @@ def test_what_stands_against_loading_is_told_with_the_way_out(vllm, adapters, tm
 
 
 def test_an_unknown_model_is_named(vllm):
-    with pytest.raises(ServerError, match=r"The model `other` does not exist.*asked for 'openai:other'"):
+    with pytest.raises(Unknown, match=r"The model `other` does not exist.*asked for 'openai:other'"):
         asked(OpenAICompleter(ServerConfig(vllm.url)), request(model="openai:other"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from fakes import ScriptedCompleter
+from fuzz_folder import fuzz_files, fuzz_groups, fuzz_metadata, fuzz_tape_bytes, fuzz_tape_rows
+from fuzzing import Watch
 from rich.console import Console
 from runs import comparable
 from scripted import answer, scripted_config
@@ -84,6 +87,28 @@ def test_the_same_command_again_pays_nothing_and_says_the_same(straight) -> None
     assert not model.requests
     assert comparable(again) == comparable(results)
     assert (workdir / "journal.jsonl").read_text() == journal
+
+
+def test_damaged_files_meet_typed_errors_and_no_flipped_bit_is_read(straight, tmp_path: Path) -> None:
+    watch, rng = Watch(most_seconds=5.0), random.Random(0)
+    fuzz_files(watch, straight[0], tmp_path, rng, 65)
+    fuzz_metadata(watch, straight[0], tmp_path, rng, 10)
+    fuzz_tape_rows(watch, straight[0], tmp_path, rng, 10)
+    assert not fuzz_tape_bytes(watch, straight[0], tmp_path, rng, 10)
+    assert not fuzz_groups(watch, straight[0], tmp_path, rng, 10)
+    watch.check()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "report.html"])
+def test_what_is_in_the_place_of_the_report_is_named(straight, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight[0], folder, ignore=shutil.ignore_patterns("tensorboard", "report.html"))
+    if name == "tensorboard":
+        (folder / name).write_text("in the way")
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(FolderError, match=rf"cannot write the report of .*{name}.*move what is in its place away"):
+        report_run(folder, ConsoleProgress(Console(quiet=True)))
 
 
 @pytest.mark.parametrize("left", [None, b""])

@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from optimas_jax.core.types import Candidate, Group, StopRun, digest, freeze
 from optimas_jax.rewards.data import (
     GroupsError,
     from_preferences,
+    group_from_row,
+    group_to_row,
     load_groups,
     save_groups,
     to_preferences,
@@ -141,6 +144,54 @@ def test_a_damaged_folder_says_so(tmp_path, damage):
         datasets.Dataset.from_list([{"component": "a"}]).save_to_disk(str(path))
     with pytest.raises(GroupsError, match=r"offline is damaged .*run --stage=collect again"):
         load_groups(path)
+
+
+def test_every_flipped_bit_is_an_error_that_names_the_file(tmp_path):
+    save_groups(tmp_path / "offline", GROUPS)
+    files = [path for path in sorted((tmp_path / "offline").rglob("*")) if path.is_file()]
+    rng = random.Random(0)
+    for number in range(60):
+        file = files[number % len(files)]
+        whole = bytearray(file.read_bytes())
+        place = rng.randrange(len(whole))
+        whole[place] ^= 1 << rng.randrange(8)
+        kept = file.read_bytes()
+        file.write_bytes(whole)
+        with pytest.raises(GroupsError, match=r"offline is damaged .*run --stage=collect again"):
+            load_groups(tmp_path / "offline")
+        file.write_bytes(kept)
+    assert load_groups(tmp_path / "offline") == GROUPS
+
+
+def test_groups_of_an_earlier_version_have_no_checksums(tmp_path):
+    save_groups(tmp_path / "offline", GROUPS)
+    (tmp_path / "offline" / "checksums.json").unlink()
+    assert load_groups(tmp_path / "offline") == GROUPS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": "[1]"},
+        {"inputs": "{"},
+        {"inputs": "[" * 100_000},
+        {"inputs": 5},
+        {"outputs": ["[]", "{}", "{}"]},
+        {"outputs": ["{}"]},
+        {"rewards": [[], [1.0], [1.0]]},
+        {"rewards": [[float("nan")], [1.0], [1.0]]},
+        {"rewards": [["x"], [1.0], [1.0]]},
+        {"outputs": [], "sources": [], "rewards": []},
+        {"component": None},
+        {"example_id": 5},
+        {"occurrence": "1"},
+    ],
+)
+def test_a_row_of_another_form_is_no_group(change):
+    row = group_to_row(next(group for group in GROUPS if len(group.candidates) == 3))
+    assert group_from_row(row).candidates
+    with pytest.raises((ValueError, TypeError)):
+        group_from_row({**row, **change})
 
 
 def test_preferences_are_all_ordered_pairs_with_different_rewards():

@@ -5,32 +5,25 @@ Fields that a later version adds, or an earlier one lacked, are left alone: only
 
 from __future__ import annotations
 
-import datetime
 import re
 from typing import Annotated, Any, NamedTuple, NotRequired
 
-from annotated_types import Ge, Le, Len
-from pydantic import AfterValidator, ConfigDict, StringConstraints
+from annotated_types import Len
+from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
-from optimas_jax.core.json_text import check_form
-from optimas_jax.core.values import value_from_json
-
-_MOST = 10**15  # of a count, tokens or seconds: what is above it was never counted
-
-
-def _date(text: str) -> str:
-    datetime.datetime.fromisoformat(text)
-    return text
-
-
-Count = Annotated[int, Ge(0), Le(_MOST)]
-Amount = Annotated[float, Ge(0), Le(_MOST)]
-Date = Annotated[str, AfterValidator(_date)]
-Name = Annotated[str, Len(1, 200)]
-Interval = Annotated[list[float], Len(2, 2)]
-Index = Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")]
-Settings = dict[str, Any]
+from optimas_jax.core.folder.parts import (
+    MOST,
+    Amount,
+    Count,
+    Date,
+    Index,
+    Name,
+    Settings,
+    Usage,
+    ValueData,
+)
+from optimas_jax.core.folder.results import Change, Optimized, Results
 
 
 class Server(TypedDict):
@@ -48,17 +41,6 @@ class Config(TypedDict):
     server: NotRequired[Server]
     anthropic: NotRequired[Server]
     evaluate: NotRequired[Settings]
-
-
-class Usage(TypedDict):
-    calls: Count
-    prompt_tokens: Count
-    completion_tokens: Count
-    usd: Amount
-    seconds: Amount
-    system_runs: Count
-    component_calls: Count
-    tokens: Count
 
 
 class Part(TypedDict):
@@ -102,8 +84,8 @@ def _request(request: list[Any]) -> list[Any]:
     right = isinstance(role, str) and isinstance(key, str) and len(costs) == 7
     if not (right and all(type(one) is int for one in whole) and all(type(one) in (int, float) for one in parts)):
         raise ValueError("a role, a key and seven costs are expected")
-    if not all(0 <= one <= _MOST for one in costs):
-        raise ValueError(f"costs are numbers from 0 to {_MOST}")
+    if not all(0 <= one <= MOST for one in costs):
+        raise ValueError(f"costs are numbers from 0 to {MOST}")
     return request
 
 
@@ -120,170 +102,6 @@ class Trained(TypedDict):
 class Refreshed(TypedDict):
     name: Name
     configuration: dict[str, ValueData]
-
-
-def _value(data: dict[str, Any]) -> dict[str, Any]:
-    value_from_json(data)
-    return data
-
-
-ValueData = Annotated[Settings, AfterValidator(_value)]
-
-
-class Change(TypedDict):
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # the split's name, with what it brought there
-    iteration: Count
-    component: str
-    kind: str
-    value: ValueData
-    val_gain: float
-
-
-class Confirmed(TypedDict):
-    n: Count
-    changes: Count | None
-    verdict: str
-
-
-class LabelUse(TypedDict):
-    labelled_runs: Count
-    effective_runs: float
-    local_reward: bool
-
-
-class Controls(TypedDict):
-    shorter: float
-    loglik: float
-    majority: NotRequired[float]
-
-
-class Alignment(TypedDict):
-    pair_accuracy: float
-    ci95: Interval | None
-    n_pairs: Count
-    n_inputs: Count
-    spearman: float
-    controls: Controls
-    ceiling: NotRequired[float | None]
-
-
-class Optimized(TypedDict):
-    reward: str
-    alignment: dict[str, Alignment]
-    label_use: dict[str, LabelUse]
-    dropped: dict[str, dict[str, Count]]
-    accepted: list[Change]
-    confirmed: Confirmed | None
-
-
-class Gain(TypedDict):
-    mean: float
-    ci95: Interval
-    p_value: float
-
-
-class Side(TypedDict):
-    mean: float
-    ci95: Interval
-    scores: list[float]
-
-
-class Mean(TypedDict):
-    mean: float
-
-
-class MeanGain(TypedDict):
-    mean: float
-    ci95: NotRequired[Interval]
-    p_value: NotRequired[float]
-
-
-class OtherMetric(TypedDict):
-    chance: float
-    baseline: Mean
-    optimized: Mean
-    gain: MeanGain
-
-
-class Unconfirmed(TypedDict):
-    mean: float
-    gain: Gain
-
-
-class Kind(TypedDict):
-    n: Count
-    baseline: float
-    optimized: float
-
-
-class Bill(TypedDict):
-    calls: Count
-    paid_calls: Count
-    prompt_tokens: Count
-    completion_tokens: Count
-    usd: Amount
-
-
-class Spent(TypedDict):
-    spent: Usage
-    predicted: dict[str, Usage] | None
-
-
-class Brought(TypedDict):
-    gain: Gain | None
-    local_gain: Gain | None
-
-
-class Unread(TypedDict):
-    baseline: Count
-    optimized: Count
-    answers: Count
-
-
-class ResultFields(TypedDict):
-    label: NotRequired[str]
-    evaluation: NotRequired[Settings]
-    benchmark: str
-    variant: str
-    split: str
-    n: Count
-    metric: str
-    chance: float
-    baseline: Side
-    optimized: Side
-    gain: Gain
-    confirmed: Confirmed | None
-    unconfirmed: NotRequired[Unconfirmed | None]
-    other_metrics: NotRequired[dict[str, OtherMetric]]
-    by_kind: dict[str, Kind]
-    outcomes: dict[str, Count]
-    unread: NotRequired[dict[str, Unread]]
-    alignment: dict[str, Alignment]
-    label_use: NotRequired[dict[str, LabelUse]]
-    dropped: NotRequired[dict[str, dict[str, Count]]]
-    accepted: list[Change]
-    ledger: dict[str, dict[str, Bill]]
-    spent: NotRequired[dict[str, Spent]]
-    paid_calls: Count
-    wall_seconds: Amount
-    peak_rss_mb: Count
-
-
-def _agree(results: Any) -> Any:
-    """What one field asks of another: gains of each change on the split, tests of metrics, both sides of examples."""
-    for change in results["accepted"]:
-        if results["split"] in change:
-            check_form(Brought, change[results["split"]])
-    for metric in results.get("other_metrics", {}).values():
-        if "ci95" in metric["gain"]:
-            check_form(Gain, metric["gain"])
-    before, after = (len(results[side]["scores"]) for side in ("baseline", "optimized"))
-    if before != after:
-        raise ValueError(f"baseline has {before} scores, and optimized {after}")
-    return results
-
-
-Results = Annotated[ResultFields, AfterValidator(_agree)]
 
 
 class Steps(TypedDict):
@@ -307,14 +125,25 @@ class Place(TypedDict):
     reason: NotRequired[str]
 
 
+def _place(place: Any) -> Any:
+    if "reason" not in place and not ("name" in place and ("file" in place or "relative" in place)):
+        raise ValueError("a name and a file are expected, or the reason why there is none")
+    return place
+
+
+class File(TypedDict):
+    file: NotRequired[str]
+    relative: NotRequired[str]
+
+
 class Declarations(TypedDict):
     components: list[str]
-    files: list[Place]
+    files: list[File]
 
 
 class Source(TypedDict):
-    program: NotRequired[Place]
-    metric: NotRequired[Place]
+    program: NotRequired[Annotated[Place, AfterValidator(_place)]]
+    metric: NotRequired[Annotated[Place, AfterValidator(_place)]]
     declarations: NotRequired[Declarations]
 
 
@@ -372,7 +201,7 @@ class ProposalRow(TypedDict):
 
 class Event(TypedDict):
     event: str
-    time: float
+    time: NotRequired[float]
     iteration: NotRequired[Count]
     component: NotRequired[str]
 

@@ -5,6 +5,7 @@ Everything here takes time in proportion to the text.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -21,6 +22,7 @@ _PYTHON = re.compile(
     r"""|\b(True|False|None)\b|(,)(?=\s*+[\]}])""",
     re.DOTALL,
 )
+_IS_PYTHON = re.compile(r"'|\b(?:True|False|None)\b|,\s*+[\]}]")  # what JSON has not, outside of its strings
 _WORDS = {"True": "true", "False": "false", "None": "null"}
 _MOST_WRAPPED = 3  # strings and fences around each other
 NOTHING = object()  # where there is no data; JSON has a null of its own
@@ -68,11 +70,11 @@ def loose_json(text: str) -> Any:
 
 
 def _parse(text: str) -> Any:
-    for form in (text, _PYTHON.sub(_as_json, text)):
-        try:
-            return parse_json(form)
-        except JsonError:
-            continue
+    with contextlib.suppress(JsonError):
+        return parse_json(text)
+    if _IS_PYTHON.search(text):
+        with contextlib.suppress(JsonError):
+            return parse_json(_PYTHON.sub(_as_json, text))
     return NOTHING
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from optimas_jax.core.json_text import find_json
 from optimas_jax.core.values import Prompt, PromptSpace
 from optimas_jax.llm.forms.loose import loose_json, unfenced, without_thoughts
 
-_TAG = re.compile(r"</?instruction>", re.IGNORECASE)
+_TAG = re.compile(r"<\s?(/?)\s?instruction\s?(?:>|\Z)", re.IGNORECASE)
+_ESCAPED = "&lt;instruction&gt;"
+_SECTION = re.compile(r"\[\[ ?## ?(\w{1,40}) ?## ?\]\]")  # of DSPy
+_HEADING = re.compile(
+    r"\A[*#\s]{0,4}(?:(?:new|improved|better|revised|updated|final) )?instruction[*\s]{0,3}:[*\s]{0,4}", re.IGNORECASE
+)
 _LATEST = 9  # texts between tags that are looked at
 _PLACEHOLDER = re.compile(
     r"</?instruction>|[\[<{(][^\]>})\n]{0,40}\binstruction\b[^\]>})\n]{0,40}[\]>})]", re.IGNORECASE
@@ -17,24 +25,33 @@ _ECHO = "and"  # the text between the tags in an answer that repeats the request
 
 
 def parse_instruction(answer: str) -> str:
-    """The instruction in a proposer's answer: the last text between tags that is one, a field ``instruction`` of JSON,
-    or the whole answer. What the model thought before, and tags that it only mentions, are left out."""
+    """The instruction in a proposer's answer: the last text between tags that is one, the section or the field of JSON
+    with that name, or the whole answer. What the model thought before, and tags that it only mentions, are left out."""
     answer = without_thoughts(answer)
-    tagged = [_bare(text) for text in _between_tags(answer)[-_LATEST:]]
+    if _ESCAPED in answer.lower():
+        answer = html.unescape(answer)
+    closed, opened = _between_tags(answer)
+    tagged = [_bare(text) for text in (*closed[-_LATEST:], *opened)]
     usable = [text for text in tagged if text and not _is_placeholder(text)]
-    return usable[-1] if usable else tagged[-1] if tagged else _bare(answer)
+    if tagged:  # what is closed comes before what is not
+        closed_ones = [text for text in usable if not opened or text != tagged[-1]]
+        return (closed_ones or usable or tagged)[-1]
+    sections = _SECTION.split(answer)
+    named = [text for name, text in zip(sections[1::2], sections[2::2], strict=True) if "instruction" in name.lower()]
+    return _bare(named[-1] if named else answer)
 
 
-def _between_tags(answer: str) -> list[str]:
-    """Texts between the tags of an answer. The first may lack its opening tag, the last its closing one."""
+def _between_tags(answer: str) -> tuple[list[str], list[str]]:
+    """Texts between the tags of an answer, the first maybe without its opening tag; and the text behind an opening tag
+    that is not closed."""
     texts: list[str] = []
     opened, start = False, 0
     for tag in _TAG.finditer(answer):
-        closing = answer[tag.start() + 1] == "/"
+        closing = bool(tag[1])
         if closing and (opened or not texts):
             texts.append(answer[start : tag.start()])
         opened, start = not closing, tag.end()
-    return [*texts, answer[start:]] if opened else texts
+    return texts, [answer[start:]] if opened else []
 
 
 def _bare(text: str) -> str:
@@ -42,15 +59,25 @@ def _bare(text: str) -> str:
     text = text.strip()
     data = loose_json(text)
     if isinstance(data, Mapping):
-        named = [value for name, value in data.items() if "instruction" in name.lower() and isinstance(value, str)]
         only = [value for value in data.values() if isinstance(value, str)] if len(data) == 1 else []
-        return (named or only or [text])[-1].strip()
+        return (_named(data) or only or [text])[-1].strip()
     if isinstance(data, str):
         return data.strip()
-    text = unfenced(text)
+    pieces = [named[-1] for piece in find_json(text)[-_LATEST:] if isinstance(piece, dict) and (named := _named(piece))]
+    if pieces:
+        return pieces[-1].strip()
+    text = _HEADING.sub("", unfenced(text)).strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return text
+
+
+def _named(data: Mapping[str, Any]) -> list[str]:
+    """Texts of the fields that are called an instruction."""
+    fields = [value for name, value in data.items() if "instruction" in name.lower()]
+    return [
+        text for value in fields for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
+    ]
 
 
 def propose_instructions(

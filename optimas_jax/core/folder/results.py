@@ -1,0 +1,168 @@
+"""What the results of a run hold, and what its search found (``results.json``, ``optimized.json``)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NotRequired
+
+from pydantic import AfterValidator, ConfigDict
+from typing_extensions import TypedDict
+
+from optimas_jax.core.folder.parts import Amount, Count, Interval, Label, Settings, Usage, ValueData
+from optimas_jax.core.json_text import check_form
+
+
+class Change(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # the split's name, with what it brought there
+    iteration: Count
+    component: str
+    kind: str
+    value: ValueData
+    val_gain: float
+    val_score: NotRequired[float]
+
+
+class Confirmed(TypedDict):
+    n: Count
+    changes: Count | None
+    verdict: str
+
+
+class LabelUse(TypedDict):
+    labelled_runs: Count
+    effective_runs: float
+    local_reward: bool
+
+
+class Controls(TypedDict):
+    shorter: float
+    loglik: float
+    majority: NotRequired[float]
+
+
+class Alignment(TypedDict):
+    pair_accuracy: float
+    ci95: Interval | None
+    n_pairs: Count
+    n_inputs: Count
+    spearman: float
+    controls: Controls
+    ceiling: NotRequired[float | None]
+
+
+class Optimized(TypedDict):
+    reward: str
+    alignment: dict[str, Alignment]
+    label_use: dict[str, LabelUse]
+    dropped: dict[str, dict[str, Count]]
+    accepted: list[Change]
+    confirmed: Confirmed | None
+
+
+class Gain(TypedDict):
+    mean: float
+    ci95: Interval
+    p_value: float
+
+
+class Side(TypedDict):
+    mean: float
+    ci95: Interval
+    scores: list[float]
+
+
+class Mean(TypedDict):
+    mean: float
+
+
+class MeanGain(TypedDict):
+    mean: float
+    ci95: NotRequired[Interval]
+    p_value: NotRequired[float]
+
+
+class OtherMetric(TypedDict):
+    chance: float
+    baseline: Mean
+    optimized: Mean
+    gain: MeanGain
+
+
+class Unconfirmed(TypedDict):
+    mean: float
+    gain: Gain
+
+
+class Kind(TypedDict):
+    n: Count
+    baseline: float
+    optimized: float
+
+
+class Bill(TypedDict):
+    calls: Count
+    paid_calls: Count
+    prompt_tokens: Count
+    completion_tokens: Count
+    usd: Amount
+
+
+class Spent(TypedDict):
+    spent: Usage
+    predicted: dict[str, Usage] | None
+
+
+class Brought(TypedDict):
+    gain: Gain | None
+    local_gain: Gain | None
+
+
+class Unread(TypedDict):
+    baseline: Count
+    optimized: Count
+    answers: Count
+
+
+class ResultFields(TypedDict):
+    label: NotRequired[Label]
+    evaluation: NotRequired[Settings]
+    benchmark: str
+    variant: str
+    split: Label
+    n: Count
+    metric: str
+    chance: float
+    baseline: Side
+    optimized: Side
+    gain: Gain
+    confirmed: Confirmed | None
+    unconfirmed: NotRequired[Unconfirmed | None]
+    other_metrics: NotRequired[dict[str, OtherMetric]]
+    by_kind: dict[str, Kind]
+    outcomes: dict[str, Count]
+    unread: NotRequired[dict[str, Unread]]
+    alignment: dict[str, Alignment]
+    label_use: NotRequired[dict[str, LabelUse]]
+    dropped: NotRequired[dict[str, dict[str, Count]]]
+    accepted: list[Change]
+    ledger: dict[str, dict[str, Bill]]
+    spent: NotRequired[dict[str, Spent]]
+    paid_calls: Count
+    wall_seconds: Amount
+    peak_rss_mb: Count
+
+
+def _agree(results: Any) -> Any:
+    """What one field asks of another: gains of each change on the split, tests of metrics, both sides of examples."""
+    for change in results["accepted"]:
+        if results["split"] in change:
+            check_form(Brought, change[results["split"]])
+    for metric in results.get("other_metrics", {}).values():
+        if "ci95" in metric["gain"]:
+            check_form(Gain, metric["gain"])
+    before, after = (len(results[side]["scores"]) for side in ("baseline", "optimized"))
+    if before != after:
+        raise ValueError(f"baseline has {before} scores, and optimized {after}")
+    return results
+
+
+Results = Annotated[ResultFields, AfterValidator(_agree)]
