@@ -25,6 +25,7 @@ from optimas_jax.sandbox.inside import watch
 
 LIMITS = sandbox.Limits(seconds=4, cpu_seconds=4, memory_mb=512, file_mb=64, disk_mb=64, processes=48)
 MEMORY = LIMITS.memory_mb << 20
+BUSY = 1.0  # seconds above the limit; on an idle machine it is 0.3
 PUBLIC = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/run/lock", "/dev/mqueue", "/")
 
 
@@ -80,7 +81,9 @@ class Outside:
         return source + f"\n# {self.mark}"
 
     def _objects(self):
-        return {kind: Path(f"/proc/sysvipc/{kind}").read_text().count("\n") for kind in ("shm", "sem", "msg")}
+        """System V objects that everybody may use, as attacks make them."""
+        tables = {kind: Path(f"/proc/sysvipc/{kind}").read_text().splitlines()[1:] for kind in ("shm", "sem", "msg")}
+        return {kind: sum(row.split()[2].endswith("666") for row in rows) for kind, rows in tables.items()}
 
     def problems(self):
         """What is not as it was."""
@@ -179,7 +182,7 @@ def attack(outside, walls, name):
     seconds = time.monotonic() - started
     problems += [*outside.problems()]
     problems += [f"left {name} of the scratch folder" for name in os.listdir(tempfile.gettempdir())]
-    if meter.most > 1.2 * MEMORY and meter.over > 0.3:
+    if meter.most > 1.2 * MEMORY and meter.over > BUSY:
         problems.append(f"memory: {meter.most >> 20} MB, {meter.over:.2f} s above the limit")
     if seconds > LIMITS.seconds + 10:
         problems.append(f"ended after {seconds:.1f} s")

@@ -410,7 +410,7 @@ def test_every_program_of_root_has_a_user_of_its_own(walls):
 
 
 @all_walls
-def test_a_product_that_is_killed_leaves_no_program(walls):
+def test_a_product_that_is_killed_leaves_no_program(walls, temporary):
     seconds = f"62.{os.getpid()}"
     program = f"import os; os.fork(); os.execv('/bin/sleep', ['sleep', '{seconds}'])"
     caller = (
@@ -418,7 +418,7 @@ def test_a_product_that_is_killed_leaves_no_program(walls):
         "from optimas_jax.sandbox import program as sandbox\n"
         f"sandbox._run_in({walls!r}, ('-c', {program!r}), {{}}, sandbox.Limits())"
     )
-    process = subprocess.Popen([sys.executable, "-c", caller])
+    process = subprocess.Popen([sys.executable, "-c", caller], env={**os.environ, "TMPDIR": str(temporary)})
     assert eventually(lambda: listed(f"sleep {seconds}") == 2)
     process.kill()
     process.wait()
