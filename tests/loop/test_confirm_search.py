@@ -45,7 +45,10 @@ def searched(
     config = dataclasses.replace(run.config, benchmark=str(ROOT / "configs" / "own_system.py"))
 
     def script(host: Any, device: Any, config: Any, reward: str, groups: Any) -> State:
-        changes = tuple({"component": "setting", "value": value_to_json(value)} for value in accepted)
+        facts = {"component": "setting", "kind": "grid", "val_gain": 0.25}
+        changes = tuple(
+            {"iteration": index, **facts, "value": value_to_json(value)} for index, value in enumerate(accepted)
+        )
         return dataclasses.replace(start(host, config.optimize, reward, groups), accepted=changes)
 
     monkeypatch.setattr("optimas_jax.loop.stages.optimize", script)
