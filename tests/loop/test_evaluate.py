@@ -11,7 +11,7 @@ from systems import example, system, tool
 from optimas_jax.core.component import Component, ComponentFailure
 from optimas_jax.core.types import Call, Outcome, Trace
 from optimas_jax.loop.context import build_run, failures, report_failures
-from optimas_jax.loop.evaluate import Evaluation, by_kind, evaluate, gain
+from optimas_jax.loop.evaluate import Evaluation, by_kind, evaluate, gain, unread
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.page import write_html
 from optimas_jax.report.tables import accepted_table, alignment_table, dropped_table, ledger_table, result_table, tables
@@ -54,6 +54,24 @@ def test_failures_are_scored_and_counted():
     failing = evaluation([1.0, None], [1.0, None])
     assert failing.scores == [1.0, 0.0]
     assert failing.outcomes == {"ok": 2, "parse_error": 2}
+
+
+def test_answers_that_cannot_be_read_are_counted_by_component_and_side():
+    def of(*answers):
+        """One run of two calls for each example; None for a call that failed."""
+        calls = [
+            tuple(Call("scorer", {}, {"x": x} if x else {}, Outcome.OK if x else Outcome.TIMEOUT) for x in pair)
+            for pair in answers
+        ]
+        return Evaluation((tuple(Trace(f"e{i}", 0, made, {}, Outcome.OK, 0.0) for i, made in enumerate(calls)),))
+
+    benchmark = SimpleNamespace(READ={"scorer": lambda outputs, example: outputs["x"].isdigit(), "idle": None})
+    examples = [example(i, {}) for i in range(2)]
+    sides = {"baseline": of(("1", "?"), ("x", None)), "optimized": of(("1", "2"), ("3", "4"))}
+    counted = {"scorer": {"baseline": 2, "optimized": 0, "answers": 7}}
+    assert unread(benchmark, examples, sides) == counted
+    assert unread(benchmark, examples, dict.fromkeys(sides, sides["optimized"])) == {}
+    assert unread(SimpleNamespace(), examples, sides) == {}
 
 
 def test_runs_that_failed_say_where_and_why():
