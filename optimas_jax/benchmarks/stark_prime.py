@@ -74,7 +74,10 @@ _KEY = re.compile(r"[^\d]{0,20}(\d{1,4})")  # of an object: "2", "entity 2"
 _LATEST = 5  # lines, or pieces of JSON, that are looked at from the end of an answer
 # A number that is no part of a word, of a longer number or of a label ("2:"), maybe with a sign of percent or out of
 # another one ("8/10").
-_DIGITS = r"([-+]?(?:\d++(?:\.\d++)?+|\.\d++)(?:[eE][-+]?\d{1,3}+)?+)(?!\w)(?:\s?+(%)|\s?/\s?(\d{1,4}+))?+"
+_DIGITS = (  # found ahead and then taken as a whole: possessive groups go wrong before Python 3.11.5
+    r"(?=(?P<number>[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?))(?P=number)(?!\w)"
+    r"(?:\s?(%)|\s?/\s?(\d{1,4})(?!\d))?"
+)
 _NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}(?!\s*+:)")
 # A line for one candidate: its number, its score, and maybe why, in a text without digits.
 _LABELLED = re.compile(

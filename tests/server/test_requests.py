@@ -231,7 +231,7 @@ def test_clients_that_leave_are_not_served_to_the_end(url, sampler):
     with serving_app(make_app(completer, "random:0", "m")) as address:
         host, port = address.removeprefix("http://").split(":")
         for stream in (False, True):
-            endless = {**TEXT, "max_tokens": 8000, "stream": stream, "temperature": 1.0}
+            endless = {**TEXT, "max_tokens": 8000, "stream": stream, "temperature": 0.0}
             body = json.dumps(endless).encode()
             head = f"POST {TEXT_PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
             with socket.create_connection((host, int(port))) as connection:
