@@ -65,7 +65,8 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, Value
 from optimas_jax.llm.component import LanguageModel, llm_component
-from optimas_jax.llm.forms.loose import NOTHING, loose_json, without_thoughts
+from optimas_jax.llm.forms.loose import NOTHING, loose_json
+from optimas_jax.llm.forms.reasoning import split_thoughts
 
 METRIC = "MRR"
 SOURCES = ("stark", "synthetic")
@@ -276,7 +277,7 @@ def find_scores(text: str, count: int) -> tuple[float, ...] | None:
     it, alone or in a text; or one line for each with its number; or ``count`` numbers: in the whole text, behind its
     last colon, or in its last lines.
     """
-    text = without_thoughts(text).strip()
+    text = split_thoughts(text)[1].strip()
     data = loose_json(text)
     pieces = [data] if data is not NOTHING else find_json(text)[-_LATEST:][::-1]
     for piece in pieces:

@@ -37,8 +37,8 @@ from optimas_jax.loop.context import Run
 from optimas_jax.loop.evaluate import Evaluation, evaluate
 from optimas_jax.loop.journal import RESULTS
 from optimas_jax.loop.stages import find_models, open_run, run_stage
+from optimas_jax.report.commands import run_alone
 from optimas_jax.report.console import ConsoleProgress
-from optimas_jax.report.process import run_alone
 
 TASK, CELL, RUN = "task.json", "cell.json", "run"  # the optimiser and its configuration, the result, the run folder
 CLOCK = "seconds.json"  # ``stopwatch.Seconds`` so far

@@ -22,8 +22,9 @@ _SHORTEST = 8  # letters: a shorter text is a word that may stand anywhere
 def redact(text: str) -> str:
     """The text with all secrets of the environment masked, in whatever form a library or a server may quote them."""
     secrets = tuple(value for name, value in os.environ.items() if _NAMES.search(name))
-    pattern = _pattern(secrets) if secrets else None
-    return text if pattern is None else pattern.sub(MASK, text)
+    for form in _forms_of(secrets):
+        text = text.replace(form, MASK)
+    return text
 
 
 def redacted(text: str, most: int) -> str:
@@ -48,10 +49,10 @@ class Redacted:
 
 
 @functools.lru_cache(maxsize=8)
-def _pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
+def _forms_of(secrets: tuple[str, ...]) -> list[str]:
+    """All forms of secrets, the longest first."""
     forms = {form for secret in secrets for form in _forms(secret) if len(form) >= _SHORTEST}
-    longest_first = sorted(forms, key=lambda form: (-len(form), form))
-    return re.compile("|".join(map(re.escape, longest_first))) if forms else None
+    return sorted(forms, key=lambda form: (-len(form), form))
 
 
 def _forms(secret: str) -> Iterator[str]:

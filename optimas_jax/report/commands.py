@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sys
 import traceback
@@ -24,7 +25,7 @@ from optimas_jax.core.blame import (
 from optimas_jax.core.secrets import Redacted
 from optimas_jax.core.shipped import folder
 from optimas_jax.core.types import StopRun
-from optimas_jax.report.process import code_of, interrupt_on_terminate
+from optimas_jax.report.process import code_of, end_with_parent, interrupt_on_terminate
 
 _ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)
 _PARSERS = re.compile(r"[/\\](absl|ml_collections)[/\\]")
@@ -99,6 +100,14 @@ def exit_code(action: Callable[[], int | None]) -> int:
     interrupt_on_terminate()
     with contextlib.redirect_stdout(Redacted(sys.stdout)), contextlib.redirect_stderr(Redacted(sys.stderr)):
         return _exit_code(action)
+
+
+def run_alone(action: Callable[[], None]) -> int:
+    """``exit_code`` of the work of a process that ``run_module`` started. An error for the user is the last thing that
+    it prints."""
+    end_with_parent()
+    logging.disable(logging.INFO)  # of libraries; progress has its own lines
+    return exit_code(action)
 
 
 def _exit_code(action: Callable[[], int | None]) -> int:

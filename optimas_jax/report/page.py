@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.folder.files import write_text
 from optimas_jax.report.tables import tables
 
 
@@ -18,8 +18,4 @@ def write_html(path: Path, results: Mapping[str, Any]) -> None:
     console = Console(record=True, width=140, file=io.StringIO(), force_jupyter=False)  # a notebook would show it, too
     for table in reversed(tables(results)):
         console.print(table)
-    html = console.export_html(inline_styles=True)
-    if path.is_file() and path.read_text(encoding="utf-8") == html:
-        return
-    path.with_suffix(".partial").write_text(redact(html), encoding="utf-8")
-    path.with_suffix(".partial").replace(path)
+    write_text(path, console.export_html(inline_styles=True))

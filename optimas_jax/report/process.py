@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from optimas_jax.core.blame import error_text
-from optimas_jax.core.secrets import redact
 from optimas_jax.core.shipped import python_path
-from optimas_jax.core.types import StopRun
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes of a process that was interrupted, or stopped by SIGTERM
 STOPPED = (INTERRUPTED, TERMINATED)
@@ -86,22 +82,6 @@ def end_with_parent() -> None:
         os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
-
-
-def run_alone(action: Callable[[], None]) -> int:
-    """Runs the work of a process that ``run_module`` started; returns its exit code. An error for the user is the last
-    thing that it prints."""
-    interrupt_on_terminate()
-    end_with_parent()
-    logging.disable(logging.INFO)  # of libraries; progress has its own lines
-    try:
-        action()
-    except KeyboardInterrupt as stopped:
-        return code_of(stopped)
-    except (StopRun, ValueError) as error:
-        print(redact(f"\nerror: {error_text(error)}"), file=sys.stderr)
-        return 1
-    return 0
 
 
 class Terminated(KeyboardInterrupt):

@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from optimas_jax.core.secrets import key_problem
 from optimas_jax.core.types import StopRun
 
 Message = MutableMapping[str, Any]
@@ -123,8 +124,8 @@ def read_key(variable: str, host: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise StopRun(f"--api-key-env={variable}: the environment has no key under this name")
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise StopRun(f"--api-key-env={variable}: the key has characters that a header cannot hold")
+    if problem := key_problem(key):
+        raise StopRun(f"--api-key-env={variable}: the key has what a header cannot hold: {problem}")
     return key
 
 

@@ -22,8 +22,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from optimas_jax.core.folder.files import read_file
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.stages import run_stages
+from optimas_jax.report.commands import run_alone
 from optimas_jax.report.console import ConsoleProgress
-from optimas_jax.report.process import run_alone
 from optimas_jax.sweep.folder import SHARED, SWEEP
 from optimas_jax.sweep.locks import wait_for_run
 

@@ -55,7 +55,6 @@ def fault_of(sdk: Any, error: Any, provider: str, url: str, server: Server) -> E
     attempts, setting = server.retries.attempts, SETTINGS[provider]
     said = redacted(str(getattr(error, "message", error)), _MOST_QUOTED)
     if isinstance(error, Unreadable):
-        said = redacted(str(error), _MOST_QUOTED)
         return Fault(
             f"{url} answers what cannot be read ({said}), {attempts} attempts. {AGAIN}",
             server,

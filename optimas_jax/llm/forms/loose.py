@@ -12,7 +12,6 @@ from typing import Any
 
 from optimas_jax.core.json_text import JsonError, parse_json
 
-_THOUGHT = re.compile(r"<(think|thinking|reasoning)>", re.IGNORECASE)
 _FENCE = re.compile(r"[ \t]*(?:```|~~~)[\w+-]*[ \t]*")
 # A string of JSON, one of Python, a word of Python, or a comma behind which a list or an object ends. A string without
 # an end goes to the end of the text, so that it is looked at once.
@@ -26,19 +25,6 @@ _IS_PYTHON = re.compile(r"'|\b(?:True|False|None)\b|,\s*+[\]}]")  # what JSON ha
 _WORDS = {"True": "true", "False": "false", "None": "null"}
 _MOST_WRAPPED = 3  # strings and fences around each other
 NOTHING = object()  # where there is no data; JSON has a null of its own
-
-
-def without_thoughts(text: str) -> str:
-    """The text without what a model marks as its thinking, also where only the end is marked."""
-    rest, kept, lower = 0, [], text.lower()
-    for opened in _THOUGHT.finditer(text):
-        closed = lower.find(f"</{opened[1].lower()}>", opened.end())
-        if closed < 0:
-            break
-        if opened.start() >= rest:
-            kept.append(text[rest : opened.start()])
-            rest = text.index(">", closed) + 1
-    return "".join([*kept, text[rest:]]).rpartition("</think>")[2]
 
 
 def unfenced(text: str) -> str:

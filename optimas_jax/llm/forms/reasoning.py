@@ -7,19 +7,30 @@ import re
 
 from optimas_jax.llm.base import Completion, CompletionRequest
 
-_OPENED = re.compile(r"\s*<(think|thinking|reasoning)>(.*?)(?:</\1>|\Z)", re.DOTALL)
-_CLOSED = re.compile(r"\A(.*?)</(?:think|thinking)>", re.DOTALL)  # the template of the chat has opened it
+_OPENED = re.compile(r"\s*<(think|thinking|reasoning)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_CLOSED = re.compile(r"\A(.*?)</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+
+
+def split_thoughts(text: str, *, template_opens: bool = True) -> tuple[str, str]:
+    """(thoughts, answer) of what a model wrote. Without a closing mark all of it is thoughts.
+
+    Args:
+      template_opens: whether the chat's template may have opened the thoughts, so that only their end is marked.
+    """
+    thoughts: list[str] = []
+    while found := _OPENED.match(text):
+        thoughts.append(found[2].strip())
+        text = text[found.end() :]
+    if template_opens and (found := _CLOSED.match(text)):
+        thoughts.append(found[1].strip())
+        text = text[found.end() :]
+    return "\n".join(filter(None, thoughts)), text
 
 
 def separate(request: CompletionRequest, completion: Completion) -> Completion:
-    """The completion with reasoning in a field of its own. Without a closing mark all of the text is reasoning."""
-    text, parts = completion.text, [completion.reasoning]
-    while found := _OPENED.match(text):
-        parts.append(found[2].strip())
-        text = text[found.end() :]
-    if request.schema is None and (found := _CLOSED.match(text)):
-        parts.append(found[1].strip())
-        text = text[found.end() :]
-    if text == completion.text:
+    """The completion with reasoning in a field of its own."""
+    thoughts, answer = split_thoughts(completion.text, template_opens=request.schema is None)
+    if answer == completion.text:
         return completion
-    return dataclasses.replace(completion, text=text.lstrip("\n"), reasoning="\n".join(filter(None, parts)))
+    reasoning = "\n".join(filter(None, (completion.reasoning, thoughts)))
+    return dataclasses.replace(completion, text=answer.lstrip("\n"), reasoning=reasoning)

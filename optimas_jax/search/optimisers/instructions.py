@@ -9,7 +9,8 @@ from typing import Any
 
 from optimas_jax.core.json_text import find_json
 from optimas_jax.core.values import Prompt, PromptSpace
-from optimas_jax.llm.forms.loose import loose_json, unfenced, without_thoughts
+from optimas_jax.llm.forms.loose import loose_json, unfenced
+from optimas_jax.llm.forms.reasoning import split_thoughts
 
 _TAG = re.compile(r"<\s?(/?)\s?instruction\s?(?:>|\Z)", re.IGNORECASE)
 _ESCAPED = "&lt;instruction&gt;"
@@ -27,7 +28,7 @@ _ECHO = "and"  # the text between the tags in an answer that repeats the request
 def parse_instruction(answer: str) -> str:
     """The instruction in a proposer's answer: the last text between tags that is one, the section or the field of JSON
     with that name, or the whole answer. What the model thought before, and tags that it only mentions, are left out."""
-    answer = without_thoughts(answer)
+    answer = split_thoughts(answer)[1]
     if _ESCAPED in answer.lower():
         answer = html.unescape(answer)
     closed, opened = _between_tags(answer)
