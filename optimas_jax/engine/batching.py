@@ -48,14 +48,15 @@ class ContinuousBatch(Generic[Key]):
         return [key for admission in admissions for key in admission.keys]
 
     def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
-        """Decodes each batch until a quarter of its requests are done, or for at most ``most`` tokens.
+        """Decodes each batch until a quarter of its requests are done, for at most ``most`` tokens or as many as it has
+        slots for.
 
         Returns:
           For each request that is done: key, tokens and log-probs.
         """
         busy = [batch for batch in self._batches if batch.active]
         for batch in busy:
-            batch.shrink()
+            batch.fit()
         finished = self._lanes.map(lambda batch: batch.step(most), busy, lambda batch: batch.shape)
         return [answer for answers in finished for answer in answers]
 

@@ -4,7 +4,8 @@ The batch is a cache on the device and a few numbers per row on the host. Betwee
 waiting requests are prefilled into free rows, and the batch is resized. On CPU the answer to a request does not depend
 on any of this, to the bit: its keys stand in its row by position, and the number of rows is one of
 ``Compute.decode_rows`` (tests hold this for vocabularies of at least 1,024 tokens). Rows and slots come in buckets,
-which bound the number of compilations.
+which bound the number of compilations. Every token reads all slots, so a batch has slots for the first tokens of its
+answers, and more when an answer gets that long: most answers end far before their limit.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from optimas_jax.parallel.sharding import place_shards, put_shards
 from optimas_jax.parallel.transfer import fetch
 
 _STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
+_FIRST_TOKENS = 256  # of an answer that a batch has slots for; four times as many when they are full, and so on
+_MANY = 4  # times too many slots are dropped
 _MOST_PASSES = 16  # times that the oldest waiting request is passed over before the others wait for it
 
 Key = TypeVar("Key")
@@ -91,6 +94,7 @@ class DecodeBatch(Generic[Key]):
         self._rows: Rows | None = None
         self._cache: Cache | None = None
         self._slots = 0
+        self._reserved = 0  # slots that the cache may grow to, which memory is kept for
         self._oldest: Key | None = None  # the waiting request that was passed over last, and how often
         self._passes = 0
 
@@ -107,10 +111,10 @@ class DecodeBatch(Generic[Key]):
     def admit(self, waiting: Sequence[tuple[Key, RowRequest]], most: int) -> Admission:
         """Assigns rows to as many waiting requests as there is room for, oldest first, up to ``most`` in flight.
 
-        A request that needs more slots than the batch has waits until no other request fits, or until it has been
-        passed over ``_MOST_PASSES`` times: under steady load some other request always fits.
+        A request that needs more slots than the batch may grow to waits until no other request fits, or until it has
+        been passed over ``_MOST_PASSES`` times: under steady load some other request always fits.
         """
-        slots = self._slots if self.active else 0
+        slots = self._reserved if self.active else 0
         fitting = [(key, request) for key, request in waiting if request.slots <= slots]
         due = bool(waiting) and self._oldest == waiting[0][0] and self._passes >= _MOST_PASSES
         if waiting and (due or not fitting):
@@ -122,7 +126,10 @@ class DecodeBatch(Generic[Key]):
         admitted = fitting[: max(room, 0)]
         shards = self._choose_shards([request for _, request in admitted], most_rows(self._network.compute, slots))
         if admitted:
-            self._resize(max(load + shards.count(shard) for shard, load in enumerate(self._loads)), slots)
+            first = max(_wanted_slots(request, 0) for _, request in admitted)
+            count = max(load + shards.count(shard) for shard, load in enumerate(self._loads))
+            self._resize(count, max(first, self._slots if self.active else 0))
+            self._reserved = slots
             if admitted[0][0] != waiting[0][0]:
                 self._passes = self._passes + 1 if self._oldest == waiting[0][0] else 1
                 self._oldest = waiting[0][0]
@@ -156,11 +163,20 @@ class DecodeBatch(Generic[Key]):
             chosen.append(shard)
         return chosen
 
-    def shrink(self) -> None:
-        """Drops rows that are not needed, if they are many: every size of a batch is a program to compile."""
+    def fit(self) -> None:
+        """Gives the batch, with requests in flight, slots for their next tokens, and drops rows and slots that are not
+        needed, if they are many: every size of a batch is a program to compile."""
+        flying = [(row, flight[1]) for row, flight in enumerate(self._flights) if flight is not None]
+        assert flying and self._rows is not None
+        limit = max(_slot_bucket(request.slots) for _, request in flying)
+        self._reserved = limit if _MANY * limit <= self._reserved else self._reserved
+        wanted = max(_wanted_slots(request, int(self._rows.count[row])) for row, request in flying)
+        slots = self._slots if wanted <= self._slots < _MANY * wanted else wanted
         sizes = self._row_sizes[::2]
         if self._rows_for(max(self._loads), sizes) * self._shards < len(self._flights):
-            self._resize(max(self._loads), self._slots, sizes)
+            self._resize(max(self._loads), slots, sizes)
+        elif slots != self._slots:
+            self._resize(len(self._flights) // self._shards, slots)
 
     def write(self, prefilled: Prefilled, admission: Admission) -> None:
         """Writes the keys and values of a prefill pass into the rows of admitted requests."""
@@ -182,11 +198,18 @@ class DecodeBatch(Generic[Key]):
             self._cache = tuple(cache)
 
     def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
-        """Decodes until a quarter of the requests in flight are done, or for at most ``most`` tokens.
+        """Decodes until a quarter of the requests in flight are done, for at most ``most`` tokens or as many as there
+        are slots for (``fit``).
 
         Returns:
           For each request that is done: key, tokens and log-probs.
         """
+        positions = [
+            self._rows.position[row]
+            for row, flight in enumerate(self._flights)
+            if flight is not None and self._rows is not None
+        ]
+        most = min(most, self._slots - int(max(positions, default=0)))
         enough = max(len(self.active) // 4, 1)
         free = len(self._flights) - len(self.active) + enough
         finished: list[tuple[Key, np.ndarray, np.ndarray]] = []
@@ -290,7 +313,7 @@ class DecodeBatch(Generic[Key]):
 
     def clear(self) -> None:
         """Forgets all requests in flight and the cache."""
-        self._flights, self._rows, self._cache, self._slots = [], None, None, 0
+        self._flights, self._rows, self._cache, self._slots, self._reserved = [], None, None, 0, 0
 
     def _rows_for(self, count: int, sizes: Sequence[int]) -> int:
         """The smallest of ``sizes`` that holds ``count`` requests."""
@@ -385,6 +408,14 @@ def most_rows(compute: Compute, slots: int) -> int:
     """Most requests of a shard that are decoded together, with ``slots`` slots each."""
     least = compute.decode_rows[0]
     return max(rows for rows in compute.decode_rows if rows == least or rows * slots <= compute.cache_tokens)
+
+
+def _wanted_slots(request: RowRequest, count: int) -> int:
+    """Slots for a request with ``count`` tokens so far, and for some more."""
+    tokens = _FIRST_TOKENS
+    while tokens <= count:
+        tokens *= _MANY
+    return _slot_bucket(len(request.prompt) + min(request.limit, tokens) - 1)
 
 
 def _slot_bucket(slots: int) -> int:

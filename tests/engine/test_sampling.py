@@ -200,6 +200,32 @@ def test_requests_too_large_for_the_batch_wait_for_room():
     assert finished["large"] == list(sampler.generate([SampleRequest((3,) * 200, 20)])[0].ids)
 
 
+def test_a_batch_has_slots_for_what_was_answered_and_some_more(sampler, monkeypatch):
+    """With a limit of 900 tokens: slots for the first 16, then four times as many; fewer once it is alone again."""
+    monkeypatch.setattr("optimas_jax.engine.decode_batch._FIRST_TOKENS", 16)
+    monkeypatch.setattr("optimas_jax.engine.decode_batch._slot_bucket", lambda slots: slots)
+    long, short = SampleRequest((1, 2), 900, 1.0, seed=4), SampleRequest((7, 8, 9), 10, 1.0, seed=5)
+    rows = {key: sampler.row_request(request) for key, request in (("long", long), ("short", short))}
+    batch, finished, slots = sampler.own_batch(), {}, []
+    for entry in rows.items():
+        batch.admit([entry])
+    while batch.active:
+        finished |= {key: tokens.tolist() for key, tokens, _ in batch.step(40)}
+        slots += [batch._batches[0].shape[1]]
+    answer = list(sampler.generate([long])[0].ids)
+    assert finished == {"long": answer, "short": list(sampler.generate([short])[0].ids)}
+    grown = [17, 65, 257, 901]
+    assert [*dict.fromkeys(slots)] == [room for before, room in zip([0, *grown], grown) if before < len(answer) + 1]
+    batch.admit([("long", rows["long"])])
+    for _ in range(3):
+        batch.step(200)
+    batch.admit([("short", rows["short"])])
+    assert batch._batches[0].shape[1] == 257
+    batch.drop(["long"])
+    batch.step(1)
+    assert batch._batches[0].shape[1] == 12
+
+
 def test_requests_that_keep_coming_do_not_pass_a_large_one_for_ever(monkeypatch):
     """Under steady load some small request always fits. The batch has no room for the large one beside others."""
     monkeypatch.setattr("optimas_jax.engine.decode_batch._MOST_PASSES", 3)

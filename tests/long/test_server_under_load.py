@@ -108,6 +108,6 @@ def test_clients_that_leave_stall_or_send_megabytes(url):
     time.sleep(2)
     after = watch(url)
     print("health and answer, idle", idle, "beside 200 clients", busy, before, after)
-    assert busy[0] < 2 * idle[0] + 0.01 and busy[1] < 2 * idle[1] + 0.05
+    assert busy[0] < 2 * idle[0] and busy[1] < 2 * idle[1]
     assert after["memory"] - before["memory"] < 300
     assert after["busy"] < 0.2  # a full garbage collection while it is idle
