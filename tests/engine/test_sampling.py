@@ -214,8 +214,8 @@ def test_a_batch_has_slots_for_what_was_answered_and_some_more(sampler, monkeypa
         slots += [batch._batches[0].shape[1]]
     answer = list(sampler.generate([long])[0].ids)
     assert finished == {"long": answer, "short": list(sampler.generate([short])[0].ids)}
-    grown = [17, 65, 257, 901]
-    assert [*dict.fromkeys(slots)] == [room for before, room in zip([0, *grown[:-1]], grown, strict=True) if before < len(answer) + 1]
+    needed = {0: 17, 16: 65, 64: 257, 256: 901}  # by tokens so far
+    assert [*dict.fromkeys(slots)] == [room for tokens, room in needed.items() if tokens < len(answer)]
     batch.admit([("long", rows["long"])])
     for _ in range(3):
         batch.step(200)
