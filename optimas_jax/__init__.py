@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optimas_jax.api import Evaluation, aoptimize, benchmark, evaluate, optimize, plan
     from optimas_jax.core.component import ComponentFailure
+    from optimas_jax.core.folder import events
     from optimas_jax.core.scoring import Score
     from optimas_jax.core.system import System
     from optimas_jax.core.types import Example
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from optimas_jax.result import Result, open_run
     from optimas_jax.saved.optimized import Optimized, load
     from optimas_jax.saved.rewards import load_reward
+    from optimas_jax.search.hooks import Hooks
 
 _HOMES = {
     "optimas_jax.api": ("Evaluation", "aoptimize", "benchmark", "evaluate", "optimize", "plan"),
@@ -55,7 +57,9 @@ _HOMES = {
     "optimas_jax.result": ("Result", "open_run"),
     "optimas_jax.saved.optimized": ("Optimized", "load"),
     "optimas_jax.saved.rewards": ("load_reward",),
+    "optimas_jax.search.hooks": ("Hooks",),
 }
+_MODULES = {"events": "optimas_jax.core.folder.events"}
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Budget",
@@ -63,6 +67,7 @@ __all__ = [
     "Demo",
     "Evaluation",
     "Example",
+    "Hooks",
     "Image",
     "LanguageModel",
     "Optimized",
@@ -76,6 +81,7 @@ __all__ = [
     "choice",
     "component",
     "evaluate",
+    "events",
     "load",
     "load_reward",
     "lora",
@@ -89,6 +95,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOME[name]), name)

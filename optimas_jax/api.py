@@ -18,6 +18,7 @@ from optimas_jax.core import event_loop
 from optimas_jax.core.blame import without_our_frames
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.folder.events import Event
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
 from optimas_jax.core.stats import mean_interval
@@ -40,6 +41,7 @@ from optimas_jax.saved.models import completer_of, language_model, make_engines
 from optimas_jax.saved.rewards import scorer_of
 from optimas_jax.saved.source import record_source
 from optimas_jax.saved.system import as_observed
+from optimas_jax.search.hooks import Hooks
 
 if TYPE_CHECKING:
     from optimas_jax.loop.forecast.plan import Plan
@@ -58,6 +60,8 @@ def optimize(
     workdir: str | Path | None = None,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
+    hooks: Hooks | None = None,
+    callbacks: Sequence[Callable[[Event], Any]] = (),
     progress: Progress | None = None,
 ) -> Result:
     """Improves a program's components by its metric; the same call with the same ``workdir`` resumes.
@@ -75,6 +79,10 @@ def optimize(
       workdir: folder of the run; by default ``runs/NAME``.
       seed: names all randomness of the search and of the split.
       config: other settings by their path, such as ``{"optimize.iterations": 8}``.
+      hooks: own steps of the search.
+      callbacks: functions, plain or ``async``, each of which gets every event of the run (``events``) in its order, in
+        a thread of its own. An exception in one is shown and stops nothing. What a resumed run repeats is not told
+        again: ``events.read_events(workdir)`` has it.
       progress: receives lines and bars; by default the console, or one table in a notebook.
 
     Raises:
@@ -89,7 +97,9 @@ def optimize(
     from optimas_jax.loop.stages import run_stages
 
     shown = default_progress() if progress is None else progress
-    declared, settings, made = _prepared(program, metric, data, model, proposer, budget, split, seed, config, shown)
+    declared, settings, made = _prepared(
+        program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
+    )
     folder = Path(workdir or f"runs/{declared.name}")
     label = run_stages(
         settings,
@@ -119,6 +129,8 @@ def plan(
     workdir: str | Path | None = None,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
+    hooks: Hooks | None = None,
+    callbacks: Sequence[Callable[[Event], Any]] = (),
     devices: str = "",
     progress: Progress | None = None,
 ) -> Plan:
@@ -141,7 +153,9 @@ def plan(
     from optimas_jax.loop.forecast.plan import plan_run
 
     shown = ConsoleProgress() if progress is None else progress
-    declared, settings, made = _prepared(program, metric, data, model, proposer, budget, split, seed, config, shown)
+    declared, settings, made = _prepared(
+        program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
+    )
     planned = plan_run(settings, benchmark=made, devices=devices)
     planned.save(Path(workdir or f"runs/{declared.name}"))
     if isinstance(shown, ConsoleProgress):
@@ -160,6 +174,8 @@ def _prepared(
     seed: int,
     config: Mapping[str, Any] | None,
     progress: Progress,
+    hooks: Hooks | None,
+    callbacks: Sequence[Callable[[Event], Any]],
 ) -> tuple[Program, RunConfig, Benchmark]:
     """The program, the settings of its run, and both with their rows as a benchmark; see ``optimize``."""
     refuse_while_importing()
@@ -172,6 +188,8 @@ def _prepared(
     made = dataclasses.replace(
         _benchmark(declared, metric, inputs, examples),
         on_open=functools.partial(record_source, program=program, metric=metric),
+        HOOKS=hooks,
+        CALLBACKS=callbacks,
     )
     return declared, overridden(base, config or {}), made
 

@@ -116,6 +116,7 @@ class Plan(TypedDict):
 class Identity(TypedDict):
     declared: dict[str, str]
     code: dict[str, str]
+    hooks: NotRequired[list[str]]
 
 
 class Place(TypedDict):
