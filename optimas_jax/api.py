@@ -187,7 +187,9 @@ def _prepared(
     base = _settings(declared, sizes, language_model(model), proposer, budget or Budget())
     made = dataclasses.replace(
         _benchmark(declared, metric, inputs, examples),
-        on_open=functools.partial(record_source, program=program, metric=metric),
+        on_open=functools.partial(
+            record_source, program=program, metric=metric, local_reward=hooks and hooks.local_reward
+        ),
         HOOKS=hooks,
         CALLBACKS=callbacks,
     )

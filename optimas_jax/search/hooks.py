@@ -124,7 +124,7 @@ class PickTask:
     """What an own pick rule is given.
 
     Attributes:
-      components: to choose from, in the order of the program.
+      components: to choose from.
       iteration: from 0.
       seed: names the randomness of the iteration.
     """

@@ -145,6 +145,7 @@ class Declarations(TypedDict):
 class Source(TypedDict):
     program: NotRequired[Annotated[Place, AfterValidator(_place)]]
     metric: NotRequired[Annotated[Place, AfterValidator(_place)]]
+    local_reward: NotRequired[Annotated[Place, AfterValidator(_place)]]
     declarations: NotRequired[Declarations]
 
 

@@ -105,5 +105,9 @@ def with_own_reward(
     """Trainer and scorer of a run, with an own local reward if there is one."""
     if function is None:
         return rewards
-    scorer = OwnScorer(function, rewards.scorer, tape, concurrency)
-    return dataclasses.replace(rewards, scorer=cast(RewardScorer, scorer))
+    return dataclasses.replace(rewards, scorer=with_own_scores(rewards.scorer, function, tape, concurrency))
+
+
+def with_own_scores(scorer: RewardScorer, function: Callable[..., Any], tape: Tape, concurrency: int) -> RewardScorer:
+    """A scorer that scores by an own local reward under ``OWN_REWARD``, too."""
+    return cast(RewardScorer, OwnScorer(function, scorer, tape, concurrency))
