@@ -39,6 +39,7 @@ class RunContext:
       component: name of the component, the role of its requests.
       temperature: sampling temperature instead of the component's default, or None.
       notes: what a model thought before its answers (``Call.reasoning``); components add to it.
+      cuts: how answers that were used were cut short (``Call.detail``); components add to it.
     """
 
     completer: Any
@@ -46,6 +47,7 @@ class RunContext:
     component: str
     temperature: float | None = None
     notes: list[str] = dataclasses.field(default_factory=list, compare=False)
+    cuts: list[str] = dataclasses.field(default_factory=list, compare=False)
 
 
 RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]

@@ -328,8 +328,8 @@ class System:
                 f"component {component.name!r} returned fields {sorted(outputs)} on example {example_id!r}, "
                 f"declared are {sorted(component.outputs)}"
             )
-        thought = _thoughts(context)
-        return dataclasses.replace(call, outputs=freeze(outputs), outcome=Outcome.OK, detail="", reasoning=thought)
+        detail, thought = "; ".join(dict.fromkeys(context.cuts)), _thoughts(context)
+        return dataclasses.replace(call, outputs=freeze(outputs), outcome=Outcome.OK, detail=detail, reasoning=thought)
 
     async def _select(
         self, call: Call, value: PerInstance, example_id: str, seed: int, temperature: float | None

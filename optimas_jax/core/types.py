@@ -100,7 +100,7 @@ class Call:
       component: its name.
       inputs: fields that it read.
       outputs: fields that it wrote; empty unless ``outcome`` is ok.
-      outcome, detail: how it ended, and why it failed.
+      outcome, detail: how it ended, and why it failed, or how an answer that was used was cut short.
       occurrence: number of the component's calls before it, in the order of the program.
       repeat: number of those that had equal inputs; each has a seed of its own.
       position: in the order of the program (``core.program``).

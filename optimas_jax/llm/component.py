@@ -23,7 +23,7 @@ from optimas_jax.core.values import (
     Value,
 )
 from optimas_jax.llm.base import CompletionRequest, Message
-from optimas_jax.llm.forms.answers import Reader, ask, completed
+from optimas_jax.llm.forms.answers import Reader, ask, completed, used_text
 from optimas_jax.llm.forms.schemas import with_line
 from optimas_jax.llm.forms.templates import Template
 from optimas_jax.llm.render import Turn, images_in, render_chat, render_text
@@ -143,7 +143,7 @@ class ModelCall:
         request = self.request(fields, value, context)
         if self.form.reader is not None:
             return await ask(context, request, self.form.reader)
-        text = (await completed(context, request)).text.strip()
+        text = used_text(context, request, await completed(context, request)).strip()
         if not text:
             raise ComponentFailure(Outcome.PARSE_ERROR, "empty answer")
         return {self.output: text}
