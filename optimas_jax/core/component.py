@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from optimas_jax.core.blame import UserBug
+from optimas_jax.core.frames import UserBug
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import Space, Value, check_value

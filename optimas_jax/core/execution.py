@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.blame import first_of
 from optimas_jax.core.event_loop import QUIET, Waiting
+from optimas_jax.core.frames import first_of
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Call, CallKey, Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from optimas_jax.core import graph
-from optimas_jax.core.blame import first_of, where
 from optimas_jax.core.component import Component, ComponentBug, ComponentFailure, ProgramFailure, RunContext
+from optimas_jax.core.frames import first_of, where
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.program import Recorder
 from optimas_jax.core.scoring import Score, is_finite_score, metric_arguments, name_of, read_score, row_of, shortened
