@@ -95,8 +95,8 @@ async def global_rewards(
     answers: Mapping[int, Call | Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> tuple[float, ...]:
-    """Global rewards of other outputs of some calls of a run (paper, Eq. 3): what follows from them is run once with
-    every seed.
+    """Global rewards (``Trace.reward``) of other outputs of some calls of a run (paper, Eq. 3): what follows from them
+    is run once with every seed.
 
     Args:
       answers: as in ``System.followed``.
@@ -107,7 +107,7 @@ async def global_rewards(
             group.create_task(system.run(configuration, example, seed, system.followed(trace, answers, seed)))
             for seed in seeds
         ]
-    return tuple(task.result().score for task in tasks)
+    return tuple(task.result().reward for task in tasks)
 
 
 def rollout_seeds(seed: int, rollouts: int) -> list[int]:
