@@ -50,18 +50,16 @@ class Scope:
       ended: done when the program has ended, with the error of a component that ended it.
       path: position of the task.
       numbers: of the calls that it makes and of the tasks that it starts.
-      clock: seconds of recorded costs until here (``seconds``).
       task: that runs in it; None for the program itself.
-      started: tasks that it has started since its last call.
+      log: what came after what: seconds of a call, a task that was started, None where all tasks before had ended.
     """
 
     recorder: Recorder
     ended: asyncio.Future[BaseException]
     path: Position = ()
     numbers: itertools.count[int] = dataclasses.field(default_factory=itertools.count)
-    clock: float = 0.0
     task: asyncio.Future[Any] | None = None
-    started: list[Scope] = dataclasses.field(default_factory=list)
+    log: list[float | Scope | None] = dataclasses.field(default_factory=list)
 
     def position(self) -> Position:
         """The next position in the task."""
@@ -69,26 +67,29 @@ class Scope:
 
     def child(self) -> Scope:
         """A task that this one starts. It comes after those that have all ended, and beside those that have not."""
-        if all(one.task is not None and one.task.done() for one in self.started):
-            self._join()
-        child = Scope(self.recorder, self.ended, self.position(), clock=self.clock)
-        self.started.append(child)
+        before = itertools.takewhile(lambda one: isinstance(one, Scope), reversed(self.log))
+        if all(isinstance(one, Scope) and one.task is not None and one.task.done() for one in before):
+            self.log.append(None)
+        child = Scope(self.recorder, self.ended, self.position())
+        self.log.append(child)
         return child
 
     @property
     def seconds(self) -> float:
         """Seconds of the longest chain of calls until here, in this task and in those that it started. A call counts
         as behind all tasks that were started before it, for whether they had ended depends on latencies."""
-        return max([self.clock, *(one.seconds for one in self.started)])
-
-    def _join(self) -> None:
-        self.clock, self.started = self.seconds, []
+        clock = beside = 0.0
+        for one in self.log:
+            if isinstance(one, Scope):
+                beside = max(beside, one.seconds)
+            else:
+                clock, beside = clock + beside + (one or 0.0), 0.0
+        return clock + beside
 
     async def call(self, component: str, inputs: Mapping[str, Any]) -> Call:
         """Calls a component from the task; a failure is a call with its outcome, any other error ends the program."""
-        self._join()
         call = await self.recorder.call(component, inputs, self.position(), self.ended)
-        self.clock += call.cost.seconds
+        self.log.append(call.cost.seconds)
         return call
 
     def fail(self, error: BaseException) -> BaseException:
