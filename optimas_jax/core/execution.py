@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.blame import first_of
 from optimas_jax.core.event_loop import QUIET, Waiting
+from optimas_jax.core.frames import first_of
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Call, CallKey, Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration
@@ -109,8 +109,8 @@ async def global_rewards(
     answers: Mapping[int, Call | Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> tuple[float, ...]:
-    """Global rewards of other outputs of some calls of a run (paper, Eq. 3): what follows from them is run once with
-    every seed.
+    """Global rewards (``Trace.reward``) of other outputs of some calls of a run (paper, Eq. 3): what follows from them
+    is run once with every seed.
 
     Args:
       answers: as in ``System.followed``.
@@ -121,7 +121,7 @@ async def global_rewards(
             group.create_task(system.run(configuration, example, seed, system.followed(trace, answers, seed)))
             for seed in seeds
         ]
-    return tuple(task.result().score for task in tasks)
+    return tuple(task.result().reward for task in tasks)
 
 
 def rollout_seeds(seed: int, rollouts: int) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
 from optimas_jax.core.schema import ConfigError, NonNegativeFloat, PositiveInt, PositiveShare, from_dict, to_dict
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import (
     BASE,
@@ -216,3 +217,14 @@ def model_selector(*, name: str, description: str, inputs: tuple[str, ...], outp
         return {output: value.name}
 
     return Component(name, description, inputs, (output,), run, models, Choice(models.names[0]))
+
+
+def models_of(system: System) -> dict[str, str]:
+    """The language model of every component that ``llm_component`` made, by component; without those that another
+    component names."""
+    calls = {name: getattr(one.run, "__self__", None) for name, one in system.by_name.items()}
+    return {
+        name: call.language_model.model
+        for name, call in calls.items()
+        if isinstance(call, ModelCall) and not call.model_from
+    }

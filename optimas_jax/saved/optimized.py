@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.blame import without_our_frames
 from optimas_jax.core.component import ComponentFailure
+from optimas_jax.core.frames import without_our_frames
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome, Trace, freeze, thaw
 from optimas_jax.core.values import Configuration

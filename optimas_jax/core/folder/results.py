@@ -49,6 +49,25 @@ class Alignment(TypedDict):
     ceiling: NotRequired[float | None]
 
 
+class Estimate(TypedDict):
+    mean: float
+    ci95: Interval
+
+
+class Point(TypedDict):
+    changes: Count
+    component: str
+    configuration: str
+    score: Estimate
+    dollars: Estimate
+    tokens: Estimate
+    seconds: Estimate | None
+    reward: Estimate
+    exceeds: list[str]
+    dominated: bool
+    kept: bool
+
+
 class Optimized(TypedDict):
     reward: str
     alignment: dict[str, Alignment]
@@ -56,6 +75,7 @@ class Optimized(TypedDict):
     dropped: dict[str, dict[str, Count]]
     accepted: list[Change]
     confirmed: Confirmed | None
+    pareto: NotRequired[list[Point]]
 
 
 class Gain(TypedDict):
@@ -116,6 +136,12 @@ class Brought(TypedDict):
     local_gain: Gain | None
 
 
+class Objective(TypedDict):
+    settings: Settings
+    gain: Gain
+    costs: dict[str, dict[str, Estimate]]
+
+
 class Answers(TypedDict):
     baseline: Count
     optimized: Count
@@ -145,6 +171,8 @@ class ResultFields(TypedDict):
     label_use: NotRequired[dict[str, LabelUse]]
     dropped: NotRequired[dict[str, dict[str, Count]]]
     accepted: list[Change]
+    objective: NotRequired[Objective]
+    pareto: NotRequired[list[Point]]
     ledger: dict[str, dict[str, Bill]]
     spent: NotRequired[dict[str, Spent]]
     paid_calls: Count

@@ -22,6 +22,7 @@ from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import PLAN, in_order, key_of
 from optimas_jax.loop.iteration import ITERATION
 from optimas_jax.loop.journal import write_json
+from optimas_jax.loop.objective import check_measurable, check_objective
 
 # Expected: as configs/hotpotqa.py and its ``:tiny`` behave. Low: answers hardly differ, and nothing is accepted.
 # High: every answer differs, every iteration accepts a proposal, and no gain is confirmed.
@@ -148,6 +149,8 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
     data, system, said = rows_and_system(benchmark, config)
     choices = models_named(system)
     check_completers(config, Path(), choices, keys=False)
+    check_objective(config, system)
+    check_measurable(config, system)
     models = tuple(dict.fromkeys(answering(config, choices)))
     count, estimated = counter_of(models)
     seconds, startup, unsure = seconds_of(models)
