@@ -124,7 +124,7 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
     with host.ledger.part("validation"), host.ledger.limit() as allowance:
         traces = host.run("validation, default values", jobs)
     report_failures(host, traces)
-    evidence = tuple(group for group in groups if len(group.candidates) > 1)
+    evidence = tuple(group for group in groups if len(group.candidates) > 1 or group.candidates[0].recorded)
     state = State(configuration, reward, evidence, tuple(traces), costs=(costs_by_role(allowance),))
     state = state.having_learned(
         {name: [group.example_id for group in groups if group.component == name] for name in host.components}
