@@ -222,7 +222,7 @@ def _why_done(host: Host, config: RunConfig, name: str, groups: Sequence[Group])
     """Why a component needs no more groups, or ""."""
     of_component = [group for group in groups if group.component == name]
     # A single recorded output tells nothing yet; beside others it is worth what a collected one costs.
-    tried = [g for g in of_component if len(g.candidates) > 1 or not g.candidates[0].recorded]
+    tried = [g for g in of_component if len(g.candidates) > 1 or not all(one.recorded for one in g.candidates)]
     candidates = sum(len(group.candidates) for group in tried)
     if count_informative(groups, name, config.reward.loss.threshold) >= config.offline.groups:
         return "enough groups with different rewards"

@@ -117,20 +117,25 @@ def complete(
 
 
 def without_recorded(tries: Sequence[Try], known: Sequence[Group], recorded: Sequence[Try]) -> list[Try]:
-    """Tries without as many samples of a call as it has recorded outputs beside the first."""
-    outputs: collections.Counter[tuple[str, str, int]] = collections.Counter()
+    """Tries without as many samples of a call as it has recorded outputs beside its own."""
+    outputs: dict[tuple[str, str, int], set[str]] = {}
     for group in known:
-        outputs[group.component, group.example_id, group.occurrence] += len(group.candidates)
+        key = (group.component, group.example_id, group.occurrence)
+        outputs.setdefault(key, set()).update(digest(one.outputs) for one in group.candidates)
     for one in recorded:
-        outputs[one.call.component, one.example.id, one.call.occurrence] += 1
+        outputs.setdefault(_key(one), set()).add(digest(one.outputs))
+    spared = {_key(one): len(outputs.get(_key(one), set()) - {digest(one.call.outputs)}) for one in tries}
     kept: list[Try] = []
     for one in reversed(tries):
-        key = (one.call.component, one.example.id, one.call.occurrence)
-        if one.source.startswith("sampled:") and outputs[key] > 1:
-            outputs[key] -= 1
+        if one.source.startswith("sampled:") and spared[_key(one)]:
+            spared[_key(one)] -= 1
         else:
             kept.append(one)
     return kept[::-1]
+
+
+def _key(one: Try) -> tuple[str, str, int]:
+    return one.call.component, one.example.id, one.call.occurrence
 
 
 def _recordings(
@@ -177,7 +182,7 @@ def _recordings(
 
 
 def _different(demos: Iterable[Demo]) -> list[Demo]:
-    return list({digest(demo.inputs, demo.outputs): demo for demo in demos}.values())
+    return list({digest(demo.inputs, demo.outputs): demo for demo in reversed([*demos])}.values())[::-1]
 
 
 def _identity(calls: Sequence[Matched]) -> str:

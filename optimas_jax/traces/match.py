@@ -77,7 +77,7 @@ def component_of(call: Recorded, components: Sequence[Component]) -> str:
         alike = alike or [one.name for one in components if _plain(one.name) == _plain(name)]
         if len(alike) == 1:
             return alike[0]
-    said = [(len(one.default.instruction), one.name) for one in components if _begins_with_default(call, one)]
+    said = [(len(_instruction(one.default)), one.name) for one in components if _begins_with_default(call, one)]
     longest = max(said, default=(0, ""))
     return longest[1] if [length for length, _ in said].count(longest[0]) == 1 else ""
 
