@@ -150,6 +150,11 @@ class ModelCall:
         return {self.output: text}
 
 
+def asks_model(run: Any) -> bool:
+    """Whether the ``run`` of a component is ``llm_component``'s."""
+    return isinstance(getattr(run, "__self__", None), ModelCall)
+
+
 def _with_images(turns: Sequence[Turn], inputs: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
     """Turns as messages, with the images of all inputs: each in the turn that shows it, or all in a single one."""
     images = [tuple(images_in(one)) for one in inputs]
