@@ -19,6 +19,7 @@ from typing import Any
 
 from optimas_jax.bridges.asked import Asked
 from optimas_jax.bridges.chat import chat_answer, chat_events, read_chat
+from optimas_jax.bridges.order import preceding
 from optimas_jax.bridges.responses import read_responses, responses_answer, responses_events
 from optimas_jax.core import event_loop
 from optimas_jax.core.arrivals import RunEnded
@@ -183,7 +184,7 @@ class Door:
             here = current_scope()
             inside = here if here is not None and here.token == run.token else None
             again = request.headers.get(_RETRIED, "0") not in ("", "0")
-            call = await run.arrivals.call(name, inputs, inside, again=again)
+            call = await run.arrivals.call(name, inputs, inside, again=again, preceding=preceding)
             unread = functools.partial(run.arrivals.unread, name, inputs, call)
         if call.outcome is not Outcome.OK:
             code = _REFUSED.get(call.outcome, str(call.outcome))

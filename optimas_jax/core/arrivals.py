@@ -1,9 +1,10 @@
 """Calls that frameworks make by a client or over a wire: what is tried again is the same call, and keeps its place.
 
 A call from a task of the program has its place there. One from a thread that does not know its run, or from another
-process, has none: it stands behind all calls that were answered before it arrived, and calls that overlap stand in the
-order of their content. Equal ones are numbered as they arrive, and one that arrives while its equal is in flight is its
-repetition, by a client that did not wait: both get one answer.
+process, has none: it stands behind the calls that it follows from, as far as those who read its inputs know
+(``Preceding``), and behind all that the program's tasks have called by then; others stand in the order of their
+content. Equal ones are numbered as they arrive, and one that arrives while its equal is in flight is its repetition, by
+a client that did not wait: both get one answer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimas_jax.core.types import Call, Outcome, digest
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 OUTSIDE = -1  # in the position of a call from outside of the program's tasks; no number of a task or a call
 Content = tuple[str, str]  # component, digest of its inputs
+Preceding = Callable[[Mapping[str, Any], Sequence[Call]], Sequence[bool]]  # which of the answered ones come before
+
+
+def all_precede(inputs: Mapping[str, Any], answered: Sequence[Call]) -> Sequence[bool]:
+    """A call follows from all that were answered when it came."""
+    return [True] * len(answered)
 
 
 class RunEnded(Exception):
@@ -40,20 +47,29 @@ class Arrivals:
 
     def __init__(self, root: Scope):
         self._root = root
-        self._level, self._answered, self._number = 0, 0, 0
+        self._answered: list[tuple[int, Call]] = []  # with their levels
+        self._numbers: list[int] = []  # of the levels, among those of the root's calls and tasks
+        self._own = 0  # calls of the program's tasks, when the last level began
         self._count = itertools.count()
         self._flying: dict[Content, asyncio.Task[Call]] = {}
         self._open: dict[Content, list[_Open]] = {}
         self._last: dict[Content, Call] = {}
 
     async def call(
-        self, component: str, inputs: Mapping[str, Any], scope: Scope | None = None, *, again: bool = False
+        self,
+        component: str,
+        inputs: Mapping[str, Any],
+        scope: Scope | None = None,
+        *,
+        again: bool = False,
+        preceding: Preceding = all_precede,
     ) -> Call:
         """The answer of a component, maybe a failure.
 
         Args:
           scope: the task of the program that calls; None from outside of them.
           again: whether the client says that it asked the same before.
+          preceding: what a call from outside follows from.
 
         Raises:
           RunEnded: the run ended before, or meanwhile; to a caller outside of its tasks.
@@ -64,7 +80,8 @@ class Arrivals:
         if (flying := self._flying.get(content)) is None:
             if again and content in self._last and not self._open.get(content):
                 return self._last[content]
-            flying = self._flying[content] = asyncio.get_running_loop().create_task(self._from_outside(content, inputs))
+            call = self._from_outside(content, inputs, preceding)
+            flying = self._flying[content] = asyncio.get_running_loop().create_task(call)
             flying.add_done_callback(lambda done: self._landed(content, done))
         try:
             return await asyncio.shield(flying)  # what is paid for is recorded, whoever left
@@ -86,17 +103,25 @@ class Arrivals:
         position = scope.position()
         return await self._made(content, inputs, known or _Open(position), retried=known is not None)
 
-    async def _from_outside(self, content: Content, inputs: Mapping[str, Any]) -> Call:
+    async def _from_outside(self, content: Content, inputs: Mapping[str, Any], preceding: Preceding) -> Call:
         known = self._reopened(content)
         if known is not None and known.answer is not None:
             return known.answer
-        level = self._answered + 1
-        if level > self._level:
-            self._level, self._number = level, next(self._root.numbers)
-        place = (*self._root.path, self._number, OUTSIDE, int(content[1][:12], 16), next(self._count))
+        level = self._level(inputs, preceding)
+        place = (*self._root.path, self._numbers[level], OUTSIDE, int(content[1][:12], 16), next(self._count))
         call = await self._made(content, inputs, known or _Open(place), retried=known is not None)
-        self._answered = max(self._answered, level)
+        self._answered.append((level, call))
         return call
+
+    def _level(self, inputs: Mapping[str, Any], preceding: Preceding) -> int:
+        """One above those of all calls that come before."""
+        before = preceding(inputs, [call for _, call in self._answered])
+        level = max((1 + one for (one, _), precedes in zip(self._answered, before, strict=True) if precedes), default=0)
+        if self._own != (own := self._root.recorder.begun):
+            level, self._own = len(self._numbers), own
+        if level == len(self._numbers):
+            self._numbers.append(next(self._root.numbers))
+        return level
 
     async def _made(self, content: Content, inputs: Mapping[str, Any], place: _Open, *, retried: bool) -> Call:
         """Makes a call at its place; one that fails or is given up leaves it open for the next of its content."""

@@ -169,6 +169,11 @@ class Recorder:
         self._places = {content: places for content, places in _places(recorded).items() if len(places) > 1}
 
     @property
+    def begun(self) -> int:
+        """Number of calls that the program's tasks have begun."""
+        return len(self._begun)
+
+    @property
     def calls(self) -> tuple[Call, ...]:
         """All calls, in the order of the program."""
         counts: dict[str, itertools.count[int]] = {}
