@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optimas_jax.api import Evaluation, aoptimize, benchmark, evaluate, optimize, plan
+    from optimas_jax.bridges.agent import agent
     from optimas_jax.core.component import ComponentFailure
     from optimas_jax.core.folder import events
     from optimas_jax.core.scoring import Score
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     from optimas_jax.programs.prompts import choice, prompt, setting
     from optimas_jax.programs.weights import lora
     from optimas_jax.result import Result, open_run
+    from optimas_jax.saved.agents import api_key, base_url, client, proxy
     from optimas_jax.saved.optimized import Optimized, load
     from optimas_jax.saved.rewards import load_reward
     from optimas_jax.search.hooks import Hooks
 
 _HOMES = {
     "optimas_jax.api": ("Evaluation", "aoptimize", "benchmark", "evaluate", "optimize", "plan"),
+    "optimas_jax.bridges.agent": ("agent",),
     "optimas_jax.core.scoring": ("Score",),
     "optimas_jax.core.component": ("ComponentFailure",),
     "optimas_jax.core.system": ("System",),
@@ -55,6 +58,7 @@ _HOMES = {
     "optimas_jax.programs.prompts": ("choice", "prompt", "setting"),
     "optimas_jax.programs.weights": ("lora",),
     "optimas_jax.result": ("Result", "open_run"),
+    "optimas_jax.saved.agents": ("api_key", "base_url", "client", "proxy"),
     "optimas_jax.saved.optimized": ("Optimized", "load"),
     "optimas_jax.saved.rewards": ("load_reward",),
     "optimas_jax.search.hooks": ("Hooks",),
@@ -76,9 +80,13 @@ __all__ = [
     "Score",
     "System",
     "ToolCall",
+    "agent",
     "aoptimize",
+    "api_key",
+    "base_url",
     "benchmark",
     "choice",
+    "client",
     "component",
     "evaluate",
     "events",
@@ -90,6 +98,7 @@ __all__ = [
     "plan",
     "program",
     "prompt",
+    "proxy",
     "setting",
 ]
 

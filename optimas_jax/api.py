@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,10 @@ from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig, refuse_while_importing
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
 from optimas_jax.core import event_loop
-from optimas_jax.core.blame import without_our_frames
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.folder.events import Event
+from optimas_jax.core.frames import without_our_frames
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
 from optimas_jax.core.stats import mean_interval
@@ -31,6 +32,8 @@ from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.tape import Tape
 from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.config import RunConfig, overridden
+from optimas_jax.loop.hooks.callbacks import checked_callbacks
+from optimas_jax.loop.hooks.settings import checked_hooks
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.presets import local
 from optimas_jax.programs.program import Program
@@ -59,6 +62,8 @@ def optimize(
     split: Sequence[float] = SHARES,
     workdir: str | Path | None = None,
     seed: int = 0,
+    start: str | Path | Mapping[str, str] = "",
+    traces: str | Path | Sequence[str | Path] = (),
     config: Mapping[str, Any] | None = None,
     hooks: Hooks | None = None,
     callbacks: Sequence[Callable[[Event], Any]] = (),
@@ -78,6 +83,10 @@ def optimize(
       split: shares of train, validation, confirmation and test.
       workdir: folder of the run; by default ``runs/NAME``.
       seed: names all randomness of the search and of the split.
+      start: where the search starts: the folder of an earlier run or its ``best/``, a ``.json`` file that
+        ``module.save`` of DSPy wrote, or instructions by component, as a dict or such a file (``loop.start``).
+      traces: files of recorded calls, with or without scores (``traces.read``): they become demonstrations and spare
+        the run a part of its calls.
       config: other settings by their path, such as ``{"optimize.iterations": 8}``.
       hooks: own steps of the search.
       callbacks: functions, plain or ``async``, each of which gets every event of the run (``events``) in its order, in
@@ -97,6 +106,7 @@ def optimize(
     from optimas_jax.loop.stages import run_stages
 
     shown = default_progress() if progress is None else progress
+    config = {**_given(start, traces), **(config or {})}
     declared, settings, made = _prepared(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
@@ -163,6 +173,14 @@ def plan(
     return planned
 
 
+def _given(start: str | Path | Mapping[str, str], traces: str | Path | Sequence[str | Path]) -> dict[str, Any]:
+    """Arguments of ``optimize`` as settings, without those that are left out."""
+    files = [traces] if isinstance(traces, str | Path) else traces
+    begin = json.dumps(dict(start), ensure_ascii=False) if isinstance(start, Mapping) else str(start)
+    settings = {"optimize.start": begin if start else "", "traces": ",".join(map(str, files))}
+    return {name: value for name, value in settings.items() if value}
+
+
 def _prepared(
     program: Program | Callable[..., Any],
     metric: Callable[..., Any],
@@ -179,6 +197,7 @@ def _prepared(
 ) -> tuple[Program, RunConfig, Benchmark]:
     """The program, the settings of its run, and both with their rows as a benchmark; see ``optimize``."""
     refuse_while_importing()
+    own, told = checked_hooks(hooks), checked_callbacks(callbacks)
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
     if repeated:
@@ -187,11 +206,9 @@ def _prepared(
     base = _settings(declared, sizes, language_model(model), proposer, budget or Budget())
     made = dataclasses.replace(
         _benchmark(declared, metric, inputs, examples),
-        on_open=functools.partial(
-            record_source, program=program, metric=metric, local_reward=hooks and hooks.local_reward
-        ),
-        HOOKS=hooks,
-        CALLBACKS=callbacks,
+        on_open=functools.partial(record_source, program=program, metric=metric, local_reward=own.local_reward),
+        HOOKS=own,
+        CALLBACKS=told,
     )
     return declared, overridden(base, config or {}), made
 

@@ -142,7 +142,8 @@ class AcceptTask:
       component: its name.
       kind: the optimiser that proposed, ``own:NAME`` for an own one.
       current, proposal: the value in use and the proposed one.
-      before, after: scores under each of them of the same examples, in the same order.
+      before, after: scores under each of them of the same examples, in the same order; minus weighted costs where the
+        objective has some.
       n: validation examples in all; after them ``continue`` is no answer.
       looks: numbers of examples after which it is asked.
       expected_gain: that the race estimated on training inputs.

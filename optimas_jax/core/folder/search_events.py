@@ -186,7 +186,9 @@ class Gate:
       val_gain, ci95, p_value: mean paired difference of the score, its interval, one-sided sign-flip test.
       n, of: examples that it was tested on, and of the whole test.
       accepted: whether it takes the place of the value in use.
-      before, after: mean scores on these examples of the value in use and of the proposal.
+      before, after: mean scores on these examples of the value in use and of the proposal, minus weighted costs where
+        the objective has some.
+      exceeds: costs whose limit it exceeds, so that it is refused whatever its scores.
       rule: ``paired``, ``strict``, ``none``, or ``own:NAME``.
       covered: whether the level of the gate holds for this verdict; not for an own rule's.
       reason: a sentence.
@@ -208,6 +210,7 @@ class Gate:
     of: int | None = None
     before: float | None = None
     after: float | None = None
+    exceeds: tuple[str, ...] = ()
     rule: str = ""
     covered: bool = True
     reason: str = ""

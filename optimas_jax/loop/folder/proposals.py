@@ -48,12 +48,14 @@ class Drop(NamedTuple):
       text: the answer, where one model gave it.
       kind: the optimiser.
       value: the value, where there is one.
+      detail: the reason in full, where there is more to tell.
     """
 
     reason: str
     text: str = ""
     kind: str = ""
     value: Value | None = None
+    detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,26 +74,33 @@ class Verdict:
     gate: Mapping[str, Any] | None = None
 
 
-def gate_verdict(comparison: Comparison, total: int, chance: float, *, passed: bool) -> Verdict:
+def gate_verdict(
+    comparison: Comparison, total: int, chance: float, *, passed: bool, exceeds: Sequence[str] = ()
+) -> Verdict:
     """The verdict of the gate.
 
     Args:
       comparison: on the examples that it has seen.
       total: examples of the gate.
       chance: predictive probability of passing in the end, from these examples.
+      exceeds: a sentence on each limit of a run's cost that it exceeds.
     """
     figures = {**dataclasses.asdict(comparison), "gain": comparison.mean, "of": total}
     del figures["mean"]
     gain = f"gain {comparison.mean:+.3f} on {comparison.n} validation examples (p = {comparison.p_value:.3f})"
     if passed:
         return Verdict("accepted", gain, figures)
+    if exceeds:
+        return Verdict("refused", f"{'; '.join(exceeds)}; {gain}", figures)
     if comparison.n < total:
         early = f"given up after {comparison.n} of {total} examples: P = {chance:.2f} that it would pass"
         return Verdict("given up early", f"{early}; {gain}", figures)
     return Verdict("refused", f"not shown to be better: {gain}", figures)
 
 
-def own_gate_verdict(comparison: Comparison, total: int, rule: str, reason: str, *, passed: bool) -> Verdict:
+def own_gate_verdict(
+    comparison: Comparison, total: int, rule: str, reason: str, *, passed: bool, exceeds: Sequence[str] = ()
+) -> Verdict:
     """The verdict of an own acceptance.
 
     Args:
@@ -99,12 +108,14 @@ def own_gate_verdict(comparison: Comparison, total: int, rule: str, reason: str,
       total: validation examples.
       rule: its name.
       reason: that it gave, or "".
+      exceeds: a sentence on each limit of the objective that it exceeds, although the rule accepts it.
     """
     figures = {**dataclasses.asdict(comparison), "gain": comparison.mean, "of": total, "rule": rule, "covered": False}
     del figures["mean"]
     gain = f"gain {comparison.mean:+.3f} on {comparison.n} of {total} validation examples"
     why = f"{rule}{': ' * bool(reason)}{reason} ({gain}); the level of the gate does not cover it"
-    early = comparison.n < total and not passed
+    why = "; ".join([why, *exceeds])
+    early = comparison.n < total and not passed and not exceeds
     return Verdict("accepted" if passed else "given up early" if early else "refused", why, figures)
 
 
@@ -165,7 +176,7 @@ def write_proposals(
     ]
     for drop in rejected:
         text = drop.text if drop.value is None else text_of(drop.value)
-        why = _WHY.get(drop.reason, drop.reason)
+        why = drop.detail or _WHY.get(drop.reason, drop.reason)
         seen = drop.reason == "same outputs"
         rows.append(_row(drop.kind, drop.value, text, None, Verdict("not tested" if seen else "not tried", why)))
     head = {"iteration": number, "component": component, "parent": value_digest(current)}

@@ -15,8 +15,8 @@ from typing import Any
 from rich.markup import escape
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.blame import describe_error, first_of
 from optimas_jax.core.folder.events import Event, name_of
+from optimas_jax.core.frames import describe_error, first_of
 from optimas_jax.core.json_text import shown
 from optimas_jax.search.hooks import HookError, check_callable, function_name
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.blame import UserBug, describe_error, first_of
 from optimas_jax.core.event_loop import QUIET, Waiting
+from optimas_jax.core.frames import UserBug, describe_error, first_of
 from optimas_jax.core.json_text import shown
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.watch import Watch

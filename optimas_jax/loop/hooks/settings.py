@@ -13,12 +13,17 @@ from optimas_jax.search.optimisers.registry import OWN, proposer_names
 
 
 def hooks_of(benchmark: Any) -> Hooks:
-    """The hooks of a benchmark (``HOOKS``); those of a file that has none do nothing.
+    """The hooks of a benchmark (``HOOKS``); raises as ``checked_hooks``."""
+    return checked_hooks(getattr(benchmark, "HOOKS", None))
+
+
+def checked_hooks(hooks: Any) -> Hooks:
+    """Hooks as they are given to a run; without any, those that do nothing.
 
     Raises:
-      HookError: it has something else of that name.
+      HookError: it is something else.
     """
-    hooks = getattr(benchmark, "HOOKS", None) or Hooks()
+    hooks = Hooks() if hooks is None else hooks
     if not isinstance(hooks, Hooks):
         raise HookError(f"hooks is a {type(hooks).__name__}, expected Hooks(propose=..., pick=..., ...)")
     return hooks

@@ -22,6 +22,7 @@ from optimas_jax.loop.state import Ranked, State
 from optimas_jax.search.gate import GateConfig, all_looks, chance_of_passing, decide, looks
 from optimas_jax.search.hooks import own_name
 from optimas_jax.search.optimisers.registry import OWN
+from optimas_jax.search.pareto import Point, point_of, tell_exceeded
 
 
 def gate(
@@ -56,7 +57,7 @@ def gate(
             return state, verdicts | untested
         try:
             with block(host, f"{number}/gate {value_digest(value)}") as allowance:
-                tested = test(host, config.gate, state, name, one)
+                tested = within_limits(host, state, name, value, test(host, config.gate, state, name, one))
                 costs = (*state.costs, {**state.costs[-1], **costs_by_role(allowance)})
                 if tested.passed:
                     hold_final(host, costs, len(tested.traces), final_runs)
@@ -67,10 +68,13 @@ def gate(
         _report(host, number, name, state, one, tested, verdict.reason)
         verdicts[one.proposal.digest] = verdict
         state = state.gated(name, comparison.mean if tested.passed else 0.0)
-        if tested.passed:
+        if tested.passed and tested.point is not None:
             verdicts |= dict.fromkeys(later, Verdict("not tested", "another proposal of this iteration was accepted"))
-            return accept(host, dataclasses.replace(state, costs=costs), number, name, one, tested), verdicts
-        state = state.refusing(name, value, f"refused: gain {comparison.mean:+.2f} on {comparison.n} other examples")
+            state = dataclasses.replace(state, costs=costs, front=(*state.front, tested.point))
+            return accept(host, state, number, name, one, tested), verdicts
+        too_dear = "; ".join(["", *tested.exceeds])
+        why = f"refused: gain {comparison.mean:+.2f} on {comparison.n} other examples{too_dear}"
+        state = state.refusing(name, value, why)
     return state, verdicts
 
 
@@ -84,6 +88,8 @@ class Tested:
       traces: validation runs with its value, on all examples if it passes.
       rule: that decided: of the configuration's gate, or ``own:NAME``.
       reason: of an own rule.
+      point: its configuration in the Pareto set, where its scores pass.
+      exceeds: a sentence on each limit of the objective above which it is.
     """
 
     passed: bool
@@ -91,6 +97,8 @@ class Tested:
     traces: Sequence[Trace]
     rule: str
     reason: str = ""
+    point: Point | None = None
+    exceeds: tuple[str, ...] = ()
 
     @property
     def covered(self) -> bool:
@@ -106,7 +114,7 @@ def test(host: Host, config: GateConfig, state: State, name: str, one: Ranked) -
     after: list[Trace] = []
     for stop in looks(config, total) if own is None else all_looks(total):
         after += _validate(host, state, name, value, len(after), stop)
-        scores = [trace.score for trace in after], [trace.score for trace in before[:stop]]
+        scores = [trace.reward for trace in after], [trace.reward for trace in before[:stop]]
         if own is None:
             verdict = decide(config, [new - old for new, old in zip(*scores, strict=True)], total)
         else:
@@ -119,12 +127,31 @@ def test(host: Host, config: GateConfig, state: State, name: str, one: Ranked) -
     return Tested(verdict == "accept", compare(*scores), after, rule, reason)
 
 
+def within_limits(host: Host, state: State, name: str, value: Value, tested: Tested) -> Tested:
+    """The test of a value whose scores pass with the point of its configuration; it does not pass above a limit."""
+    if not tested.passed:
+        return tested
+    objective = host.system.objective
+    point = point_of(
+        tested.traces,
+        state.configuration.replace(name, value).digest,
+        objective,
+        changes=len(state.accepted) + 1,
+        component=name,
+        seconds=not host.shared_engine,
+    )
+    exceeds = () if objective is None else tuple(tell_exceeded(point, objective))
+    return dataclasses.replace(tested, passed=not exceeds, point=point, exceeds=exceeds)
+
+
 def _verdict(config: GateConfig, tested: Tested, before: Sequence[Trace]) -> Verdict:
-    comparison, passed = tested.comparison, tested.passed
+    comparison, passed, exceeds = tested.comparison, tested.passed, tested.exceeds
     if not tested.covered:
-        return own_gate_verdict(comparison, len(before), tested.rule, tested.reason, passed=passed)
-    seen = [new.score - old.score for new, old in zip(tested.traces, before, strict=False)][: comparison.n]
-    return gate_verdict(comparison, len(before), chance_of_passing(config, seen, len(before)), passed=passed)
+        rule, reason = tested.rule, tested.reason
+        return own_gate_verdict(comparison, len(before), rule, reason, passed=passed, exceeds=exceeds)
+    seen = [new.reward - old.reward for new, old in zip(tested.traces, before, strict=False)][: comparison.n]
+    chance = chance_of_passing(config, seen, len(before))
+    return gate_verdict(comparison, len(before), chance, passed=passed, exceeds=exceeds)
 
 
 def _validate(host: Host, state: State, name: str, value: Value, start: int, stop: int) -> list[Trace]:
@@ -160,6 +187,9 @@ def accept(host: Host, state: State, number: int, name: str, ranked: Ranked, tes
         "p_value": comparison.p_value,
         **({} if tested.covered else {"rule": tested.rule, "covered": False}),
     }
+    if host.system.objective is not None and host.system.objective.is_weighted:  # gains are of the score minus costs
+        before = statistics.fmean(trace.score for trace in state.val_traces)
+        summary["val_score_gain"] = val_score - before
     accepted = (*state.accepted, summary)
     if host.system.watch is not None:
         host.system.watch.configuration = configuration
@@ -212,8 +242,9 @@ def _report(host: Host, number: int, name: str, state: State, ranked: Ranked, te
             n=comparison.n,
             accepted=tested.passed,
             of=len(state.val_traces),
-            before=statistics.fmean(trace.score for trace in state.val_traces[: comparison.n]),
-            after=statistics.fmean(trace.score for trace in tested.traces[: comparison.n]),
+            before=statistics.fmean(trace.reward for trace in state.val_traces[: comparison.n]),
+            after=statistics.fmean(trace.reward for trace in tested.traces[: comparison.n]),
+            exceeds=tested.point.exceeds if tested.point is not None and tested.exceeds else (),
             rule=tested.rule,
             covered=tested.covered,
             reason=reason,
@@ -226,4 +257,5 @@ def _report(host: Host, number: int, name: str, state: State, ranked: Ranked, te
     host.progress.line(
         f"  {verdict}: {proposal.kind}, expected gain {ranked.expected_gain:+.3f}, validation gain "
         f"{comparison.mean:+.3f} (p = {comparison.p_value:.3f}, n = {comparison.n}){by}"
+        + "".join(f"; {sentence}" for sentence in tested.exceeds)
     )

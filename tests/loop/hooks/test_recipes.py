@@ -7,7 +7,7 @@ import pytest
 from fakes import ScriptedCompleter
 
 import optimas_jax as oj
-from optimas_jax.core.blame import UserBug
+from optimas_jax.core.frames import UserBug
 from optimas_jax.loop import context
 from optimas_jax.report.console import ConsoleProgress
 
