@@ -85,7 +85,7 @@ def chosen_components(system: System, config: OptimizeConfig, progress: Progress
     _check_order(names, config)
     if not names:
         raise ConfigError("config.optimize.components is 'all', and no component has anything to tune")
-    if "mipro" in config.proposers:
+    if "mipro" in proposer_names(config.proposers):
         check_tpe("config.optimize.proposers names mipro, which searches")
     return tuple(names)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 
 from optimas_jax.core.folder.events import Begin, End
+from optimas_jax.core.folder.files import json_line
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.usage import Usage
 from optimas_jax.loop.context import Run
@@ -24,7 +26,7 @@ def telling(run: Run, stage: str) -> Iterator[None]:
             stage=stage,
             components=host.components,
             examples={split: len(examples) for split, examples in host.splits.items()},
-            settings=to_dict(config),
+            settings=json.loads(json_line(to_dict(config))),  # without secrets
             resumed=bool(host.folder.events),
         )
     )
