@@ -16,7 +16,7 @@ import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from enumerable import EXAMPLES, QUIET, ExactRewards, enumerable_system
 from fakes import ScriptedCompleter
@@ -39,6 +39,7 @@ from optimas_jax.loop.steps.blame import behind, run_scores
 from optimas_jax.programs.program import program as declare
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig
+from optimas_jax.rewards.scorer import RewardScorer
 from optimas_jax.search.blame import Scores, blame, passes
 from optimas_jax.search.optimisers.demos import demo_pool, propose_demos
 
@@ -271,7 +272,7 @@ def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
                 "tuner": Hyperparameters({"x": rng.choice((1, 2)), "y": rng.choice((1, 2))}),
             }
         )
-        rewards = ExactUnder(configuration, system, workdir / str(index))
+        rewards = cast(RewardScorer, ExactUnder(configuration, system, workdir / str(index)))
 
         def corrupt(call: Call, drawn: random.Random) -> Mapping[str, Any]:
             return {field[call.component]: drawn.choice(words)}
@@ -322,13 +323,13 @@ class Spoiled:
 
 
 def embedded_config(seed: int) -> RunConfig:
-    """``configs/hotpotqa.py`` on SmolLM2, two or three candidates an input."""
+    """``configs/hotpotqa.py`` on SmolLM2, two candidates an input."""
     config = parse_config(get_config("embedded").to_dict())
     return dataclasses.replace(
         config,
         seed=seed,
-        data=dataclasses.replace(config.data, seed=1000 + seed, train=72, val=32, confirm=64, test=160),
-        collect=dataclasses.replace(config.collect, samples=2, temperature=1.0, other_values=1),
+        data=dataclasses.replace(config.data, seed=1000 + seed, train=56, val=8, confirm=8, test=104),
+        collect=dataclasses.replace(config.collect, samples=1, temperature=1.0, other_values=0),
         offline=dataclasses.replace(config.offline, groups=60, stop=0.0, report=0.0),
     )
 
@@ -340,7 +341,7 @@ def planted_in_embedded(seed: int, count: int, workdir: Path) -> Planted:
         host = run.host
         default, train = host.system.default_configuration(), list(host.splits["train"])
         with host.ledger.phase("demonstrations"):
-            groups = collect_on(host, config, default, ["answer_generator"], train[:16], ())
+            groups = collect_on(host, config, default, ["answer_generator"], train[:12], ())
         prompt = default["answer_generator"]
         assert isinstance(prompt, Prompt)
         [shown, *_] = propose_demos(demo_pool(groups), prompt, size=2, count=1, rng=random.Random(seed))

@@ -392,6 +392,7 @@ def measure(run: Run) -> Measured:
         "accepted": accepted,
         **({"objective": _objective(host, optimized, baseline)} if host.system.objective != Objective() else {}),
         "pareto": search.get("pareto", []),
+        **({"blame": search["blame"]} if search.get("blame") else {}),
         "ledger": host.ledger.to_json(),
     }
     return Measured(results, identity, example_rows(examples, baseline.traces, optimized.traces))

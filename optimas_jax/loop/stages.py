@@ -44,6 +44,7 @@ from optimas_jax.loop.journal import (
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
 from optimas_jax.loop.start import ROWS
+from optimas_jax.loop.steps.blame import blame_of, to_json
 from optimas_jax.loop.steps.caps import within_caps
 from optimas_jax.loop.steps.fields import OBSERVED
 from optimas_jax.loop.steps.observe import observed
@@ -303,6 +304,10 @@ def _optimize(run: Run) -> None:
         host.folder.save_best(steps[-1], info, folder=UNCONFIRMED)
     alignment = {} if config.optimize.score != "local" else alignment_of(host, run.device, config, state)
     host.folder.emit("alignment", reward=state.reward, alignment=alignment)
+    blamed = blame_of(host, run.device, state)
+    if blamed is not None:
+        counts = {"passing": blamed.passing, "failing": blamed.failing, "first": blamed.first}
+        host.folder.emit("blame", reward=state.reward, **counts, reason=blamed.reason)
     host.folder.write(
         OPTIMIZED,
         {
@@ -313,6 +318,7 @@ def _optimize(run: Run) -> None:
             "accepted": list(state.accepted),
             "confirmed": confirmed,
             "pareto": rows_of(state.front, kept),
+            "blame": to_json(blamed),
         },
     )
 

@@ -14,7 +14,7 @@ from optimas_jax.loop.state import State
 from optimas_jax.rewards.scorer import RewardScorer, score_outputs
 from optimas_jax.search.blame import FAILED, Blame, Scores, Summary, blame, passes, summarise
 
-_MOST = 48  # failing runs, and passing ones, that are scored
+_PASSING, _FAILING = 48, 24  # runs of each kind that are scored, at most
 
 
 def run_scores(
@@ -67,10 +67,12 @@ def blame_runs(
 def divided(host: Host, traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
     """Runs that passed and runs that failed, a random part of many."""
     passed = passes([trace.score for trace in traces])
-    parts = [[trace for trace, one in zip(traces, passed, strict=True) if one == which] for which in (True, False)]
     rng = random.Random(derive_seed(host.seed, "blame"))
-    drawn = [part if len(part) <= _MOST else rng.sample(part, _MOST) for part in parts]
-    return drawn[0], drawn[1]
+    parts = []
+    for which, most in ((True, _PASSING), (False, _FAILING)):
+        part = [trace for trace, one in zip(traces, passed, strict=True) if one == which]
+        parts.append(part if len(part) <= most else rng.sample(part, most))
+    return parts[0], parts[1]
 
 
 def blame_of(host: Host, device: Device, state: State) -> Summary | None:
@@ -80,6 +82,18 @@ def blame_of(host: Host, device: Device, state: State) -> Summary | None:
         return None
     passing, failing = divided(host, state.val_traces)
     return summarise(len(passing), blame_runs(host, device, state.reward, passing, failing))
+
+
+def blame_for_proposers(host: Host, device: Device, state: State, traces: Sequence[Trace]) -> dict[str, Blame]:
+    """Blame of those among training runs that failed, by example, beside validation runs that passed, all under the
+    configuration in use; empty as ``blame_of``."""
+    if not is_blamed(state) or len(host.components) < 2:
+        return {}
+    unique = list({trace.example_id: trace for trace in traces}.values())
+    passed = passes([trace.score for trace in (*unique, *state.val_traces)])
+    failing = [trace for trace, one in zip(unique, passed, strict=False) if not one]
+    passing = [trace for trace, one in zip(state.val_traces, passed[len(unique) :], strict=True) if one]
+    return blame_runs(host, device, state.reward, passing[:_PASSING], failing) if failing else {}
 
 
 def to_json(summary: Summary | None) -> dict[str, Any]:
