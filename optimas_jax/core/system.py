@@ -16,7 +16,7 @@ from optimas_jax.core.cost import Cost, Counted, side_by_side, total
 from optimas_jax.core.frames import first_of, where
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.objective import Objective
-from optimas_jax.core.program import Recorder
+from optimas_jax.core.program import Recorder, beside_programs
 from optimas_jax.core.scoring import Score, is_finite_score, metric_arguments, name_of, read_score, row_of, shortened
 from optimas_jax.core.selection import Scorer, candidates, choose
 from optimas_jax.core.types import Call, CallKey, Example, Outcome, StopRun, Trace, derive_seed, freeze, thaw
@@ -57,6 +57,7 @@ class System:
       declared, code: digests of what a program is made of, by name: its prompts and settings, its functions.
       program: ``async (fields of the example) -> outputs``; calls components by ``core.program.current_scope``. None
         for a graph, which the components' fields define.
+      alone: held by each run of a program whose calls do not tell which run they belong to; None for runs side by side.
       called_after, read_by: which components a program was seen to call after each, and to pass its outputs to
         (``loop.steps.observe``); None where it is not known, and all are taken for it.
     """
@@ -70,6 +71,7 @@ class System:
     scorer: Scorer | None = None
     meter: Meter | None = None
     program: Program | None = None
+    alone: asyncio.Lock | None = None
     called_after: Mapping[str, frozenset[str]] | None = None
     read_by: Mapping[str, frozenset[str]] | None = None
     watch: Watch | None = None
@@ -213,14 +215,16 @@ class System:
             return await self.run_component(call, configuration.get(name), example, seed)
 
         inputs = {field: example.inputs[field] for field in self.input_fields}
-        recorder = Recorder(execute, given or {}, self.order, freeze(inputs), configuration)
+        components = {name: self.by_name[name] for name in self.order}
+        recorder = Recorder(execute, given or {}, components, freeze(inputs), configuration)
         if self.program is None:
             fields = await self._run_graph(recorder, inputs)
             seconds = self._seconds(recorder.calls)
             outcome = next((call.outcome for call in recorder.calls if call.outcome is not Outcome.OK), Outcome.OK)
         else:
-            fields, outcome, detail = await self._run_program(recorder, inputs, example.id, self.program)
-            seconds = recorder.seconds
+            async with self.alone or contextlib.nullcontext():
+                fields, outcome, detail = await self._run_program(recorder, inputs, example.id, self.program)
+                seconds = recorder.seconds
         if outcome is Outcome.OK and any(field not in fields for field in self.output_fields):
             outcome = Outcome.CRASHED
         if outcome is not Outcome.OK:
@@ -354,8 +358,8 @@ class System:
                 f"component {component.name!r} returned fields {sorted(outputs)} on example {example_id!r}, "
                 f"declared are {sorted(component.outputs)}"
             )
-        thought = _thoughts(context)
-        ended = {"outcome": Outcome.OK, "detail": "", "reasoning": thought, "cost": total(costs)}
+        detail, thought = "; ".join(dict.fromkeys(context.cuts)), _thoughts(context)
+        ended = {"outcome": Outcome.OK, "detail": detail, "reasoning": thought, "cost": total(costs)}
         return dataclasses.replace(call, outputs=freeze(outputs), **ended)
 
     async def _select(
@@ -398,7 +402,7 @@ class System:
             "trace": lambda: trace,
             "context": lambda: RunContext(self.completer, derive_seed(seed, example.id, "metric"), "metric"),
         }
-        with self._waiting("metric", name_of(self.metric)):
+        with self._waiting("metric", name_of(self.metric)), beside_programs():
             returned = self.metric(*(known[name]() for name in metric_arguments(self.metric)))
             if inspect.isawaitable(returned):
                 returned = await returned

@@ -102,7 +102,7 @@ class Call:
       component: its name.
       inputs: fields that it read.
       outputs: fields that it wrote; empty unless ``outcome`` is ok.
-      outcome, detail: how it ended, and why it failed.
+      outcome, detail: how it ended, and why it failed, or how an answer that was used was cut short.
       occurrence: number of the component's calls before it, in the order of the program.
       repeat: number of those that had equal inputs; each has a seed of its own.
       position: in the order of the program (``core.program``).
@@ -184,6 +184,9 @@ class Trace:
         raise KeyError(f"no call of {component!r} in the run of example {self.example_id!r}")
 
 
+RECORDED = "trace:"  # the source of a recorded candidate begins with it
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """One candidate output of a component on one input.
@@ -191,13 +194,19 @@ class Candidate:
     Attributes:
       outputs: outputs of the component; empty if it failed.
       source: ``current`` for the value in use, ``sampled:<i>`` for hotter samples of it, ``value:<digest>`` for another
-        value, ``variable:<text>`` in imported data. Candidates have no order.
+        value, ``variable:<text>`` in imported data, ``trace:<file, line>`` of a recorded call. Candidates have no
+        order.
       rewards: global reward of each Monte Carlo rollout.
     """
 
     outputs: Mapping[str, Any]
     source: str
     rewards: tuple[float, ...]
+
+    @property
+    def recorded(self) -> str:
+        """File and line of the recorded call that it is from; "" if it is from none."""
+        return self.source.removeprefix(RECORDED) if self.source.startswith(RECORDED) else ""
 
     @property
     def reward(self) -> float:
@@ -227,8 +236,9 @@ class Group:
 
     @property
     def current(self) -> Candidate | None:
-        """The output of the value in use, if it is among the candidates."""
-        return next((candidate for candidate in self.candidates if candidate.source == "current"), None)
+        """The output of the value in use, if it is among the candidates: of a run, else a recorded one."""
+        recorded = next((candidate for candidate in self.candidates if candidate.recorded), None)
+        return next((candidate for candidate in self.candidates if candidate.source == "current"), recorded)
 
     @property
     def rewards(self) -> tuple[float, ...]:

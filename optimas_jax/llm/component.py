@@ -24,7 +24,7 @@ from optimas_jax.core.values import (
     Value,
 )
 from optimas_jax.llm.base import CompletionRequest, Message
-from optimas_jax.llm.forms.answers import Reader, ask, completed
+from optimas_jax.llm.forms.answers import Reader, ask, completed, used_text
 from optimas_jax.llm.forms.schemas import with_line
 from optimas_jax.llm.forms.templates import Template
 from optimas_jax.llm.render import Turn, images_in, render_chat, render_text
@@ -144,10 +144,15 @@ class ModelCall:
         request = self.request(fields, value, context)
         if self.form.reader is not None:
             return await ask(context, request, self.form.reader)
-        text = (await completed(context, request)).text.strip()
+        text = used_text(context, request, await completed(context, request)).strip()
         if not text:
             raise ComponentFailure(Outcome.PARSE_ERROR, "empty answer")
         return {self.output: text}
+
+
+def asks_model(run: Any) -> bool:
+    """Whether the ``run`` of a component is ``llm_component``'s."""
+    return isinstance(getattr(run, "__self__", None), ModelCall)
 
 
 def _with_images(turns: Sequence[Turn], inputs: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:

@@ -271,6 +271,8 @@ class RunConfig:
       budget: the most that all completions of the run folder may cost. What baseline, confirmation and final test need
         is set aside from the start.
       stop_grace: seconds that answers in flight have after an interrupt or SIGTERM, before they are left behind.
+      traces: files of recorded calls, separated by commas (``traces.read``): they become demonstrations and the first
+        candidates of groups (``loop.recordings``).
       system: settings of the benchmark's own class.
       data, proposer, offline, collect, reward, policy, optimize, align, probe, refresh, evaluate: see
         the classes.
@@ -290,6 +292,7 @@ class RunConfig:
     prices: str = ""
     budget: Budget = Budget()
     stop_grace: PositiveFloat = 30.0
+    traces: str = ""
     offline: OfflineConfig = OfflineConfig()
     collect: CollectConfig = CollectConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -260,6 +260,20 @@ def unread(benchmark: Any, examples: Sequence[Example], sides: Mapping[str, Eval
     return table
 
 
+def cut_short(sides: Mapping[str, Evaluation]) -> dict[str, dict[str, int]]:
+    """By component: how many answers were used, and how many of these the limit of tokens had cut, by side. Only
+    components that have some."""
+    table: dict[str, dict[str, int]] = {}
+    for side, evaluation in sides.items():
+        calls = [call for traces in evaluation.traces for trace in traces for call in trace.calls]
+        for call in calls:
+            if call.outcome is Outcome.OK:
+                row = table.setdefault(call.component, {**dict.fromkeys(sides, 0), "answers": 0})
+                row[side] += bool(call.detail)
+                row["answers"] += 1
+    return {name: row for name, row in table.items() if any(row[side] for side in sides)}
+
+
 def by_kind(examples: Sequence[Example], evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
     """Mean scores per kind of example, where the benchmark has kinds."""
     table: dict[str, dict[str, Any]] = {}
@@ -353,6 +367,7 @@ def measure(run: Run) -> Measured:
         steps, kept = [states[0], configuration, *states[kept + 1 :][-1:]], 1
     examples, steps, kept, evaluations = _evaluate_states(host, settings, steps, kept)
     baseline, optimized, accepted = evaluations[0], evaluations[kept], search["accepted"]
+    sides = {"baseline": baseline, "optimized": optimized}
     if steps == states:
         accepted = contributions(run, search, settings.split, evaluations)
     benchmark = run.benchmark
@@ -382,9 +397,10 @@ def measure(run: Run) -> Measured:
             name: {"chance": run.data.chance.get(name, 0.0), **row}
             for name, row in other_metrics(benchmark, examples, baseline, optimized).items()
         },
-        "by_kind": by_kind(examples, {"baseline": baseline, "optimized": optimized}),
+        "by_kind": by_kind(examples, sides),
         "outcomes": optimized.outcomes,
-        "unread": unread(benchmark, examples, {"baseline": baseline, "optimized": optimized}),
+        "unread": unread(benchmark, examples, sides),
+        "cut": cut_short(sides),
         "alignment": search["alignment"],
         "label_use": search["label_use"],
         "score": run.config.optimize.score,

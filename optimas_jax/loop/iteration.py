@@ -125,7 +125,9 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
     with host.ledger.part("validation"), host.ledger.limit() as allowance:
         traces = host.run("validation, default values", jobs)
     report_failures(host, traces)
-    evidence = tuple(group for group in groups if len(group.candidates) > 1)
+    evidence = tuple(
+        group for group in groups if len(group.candidates) > 1 or any(one.recorded for one in group.candidates)
+    )
     first = point_of(traces, configuration.digest, host.system.objective, seconds=not host.shared_engine)
     state = State(configuration, reward, evidence, tuple(traces), costs=(costs_by_role(allowance),), front=(first,))
     for sentence in tell_exceeded(first, host.system.objective) if host.system.objective is not None else ():

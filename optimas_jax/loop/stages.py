@@ -43,6 +43,7 @@ from optimas_jax.loop.journal import (
 )
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
+from optimas_jax.loop.recordings import use_recordings
 from optimas_jax.loop.start import ROWS
 from optimas_jax.loop.steps.blame import blame_of, to_json
 from optimas_jax.loop.steps.caps import within_caps
@@ -215,14 +216,15 @@ def _probe(run: Run) -> None:
 def _collect(run: Run) -> None:
     """Collects groups under the default configuration: for the first local reward, for gaps and for demonstrations."""
     host, config = run.host, run.config
-    collected = Collected((), {})
+    recordings = use_recordings(host, host.recorded)
+    collected = Collected(recordings.groups, {})
     if host.folder.read("probe.json") is None:
         host.progress.line(
             f"  (--stage=probe tells beforehand, for at most {config.probe.tokens:,} tokens, whether a search can gain)"
         )
     if config.offline.groups:
         with run_limit(host, "collect"), search_limit(host, "collect"):
-            collected = collect_offline(host, config)
+            collected = collect_offline(host, config, recordings)
     else:
         host.progress.line("  nothing is collected (config.offline.groups is 0)")
     save_groups(host.folder.path / "groups" / "offline", collected.groups)

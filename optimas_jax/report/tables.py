@@ -67,9 +67,11 @@ def result_table(results: Mapping[str, Any]) -> Table:
         table.add_row(f"{name}, chance {row['chance']:.2f}", f"{before:.3f} -> {after:.3f}", interval, surely)
     for kind, row in results["by_kind"].items():
         table.add_row(f"  {kind} (n = {row['n']})", f"{row['baseline']:.3f} -> {row['optimized']:.3f}", "", "")
-    for name, row in results.get("unread", {}).items():
-        counts = f"{row['baseline']} -> {row['optimized']}"
-        table.add_row(f"answers of {name} that cannot be read, of {row['answers'] // 2}", counts, "", "")
+    problems = {"unread": "that cannot be read", "cut": "cut at max_tokens"}
+    for field, problem in problems.items():
+        for name, row in results.get(field, {}).items():
+            counts = f"{row['baseline']} -> {row['optimized']}"
+            table.add_row(f"answers of {name} {problem}, of {row['answers'] // 2}", counts, "", "")
     failed = {outcome: count for outcome, count in results.get("outcomes", {}).items() if outcome != "ok"}
     runs = sum(results.get("outcomes", {}).values())
     for outcome, count in failed.items():

@@ -120,7 +120,7 @@ def plain_outputs(trace: Trace) -> Any:
 
 def failure_of(trace: Trace) -> str:
     """Why a run failed, in the words of the first component that failed; "" without any."""
-    return next((call.detail for call in trace.calls if call.detail), "")
+    return next((call.detail for call in trace.calls if call.outcome is not Outcome.OK), "")
 
 
 def load(

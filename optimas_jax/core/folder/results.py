@@ -164,7 +164,7 @@ class Objective(TypedDict):
     costs: dict[str, dict[str, Estimate]]
 
 
-class Unread(TypedDict):
+class Answers(TypedDict):
     baseline: Count
     optimized: Count
     answers: Count
@@ -187,7 +187,8 @@ class ResultFields(TypedDict):
     other_metrics: NotRequired[dict[str, OtherMetric]]
     by_kind: dict[str, Kind]
     outcomes: dict[str, Count]
-    unread: NotRequired[dict[str, Unread]]
+    unread: NotRequired[dict[str, Answers]]
+    cut: NotRequired[dict[str, Answers]]
     alignment: dict[str, Alignment]
     label_use: NotRequired[dict[str, LabelUse]]
     dropped: NotRequired[dict[str, dict[str, Count]]]

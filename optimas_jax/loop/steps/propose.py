@@ -32,6 +32,7 @@ from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.folder.proposals import Drop
+from optimas_jax.loop.folder.recorded import recorded_demos
 from optimas_jax.loop.state import Proposal, Runs, State, current_trials
 from optimas_jax.loop.steps.blame import blame_for_proposers
 from optimas_jax.loop.steps.caps import above_cap, known_inputs
@@ -294,6 +295,7 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
         runs=proposer.runs,
         pool=demo_pool(evidence),
         labelled=labelled_demos(component, proposer.runs),
+        recorded=recorded_demos(host.folder, name),
         history=state.history.get(name, ()),
         current_score=statistics.fmean([t.reward for _, t in proposer.runs] or [0.0]) if by_metric else 0.0,
         scale=by_all if by_metric else LOCAL_SCALE,

@@ -70,6 +70,7 @@ class PromptTask:
       gains: mean gain of each prompt over the current one, on the training inputs.
       dropped: callback for rejected answers: (reason, text).
       blame: which component is likeliest at fault in training runs that failed, by example.
+      recorded: demonstrations from recorded calls without a score.
     """
 
     component: Component
@@ -89,6 +90,7 @@ class PromptTask:
     gains: Callable[[Sequence[Prompt]], Sequence[float]]
     dropped: Callable[[str, str], None] = lambda reason, text: None
     blame: Mapping[str, Blame] = dataclasses.field(default_factory=dict)
+    recorded: Sequence[Demo] = ()
 
     def worst(self, count: int) -> list[tuple[Call, Example, Trace]]:
         """The component's steps in the runs with the lowest scores, worst first."""
