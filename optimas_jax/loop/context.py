@@ -38,7 +38,7 @@ from optimas_jax.loop.folder.bought import check_tape
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.folder.recorded import check_traces
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
-from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, under_objective
+from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, tell_noise, under_objective
 from optimas_jax.loop.same_program import check_components, check_program
 from optimas_jax.loop.start import data_and_system, keep, read_start
 from optimas_jax.parallel.lockstep import Leader
@@ -255,6 +255,7 @@ def build_run(
     components = chosen_components(bare, config.optimize, progress)
     check_search(config, bare, components, len(data.splits["val"][: config.optimize.gate_examples or None]))
     tell_unmetered(config, bare, progress)
+    tell_noise(config, progress)
     with contextlib.ExitStack() as opened:
         check_components(workdir, bare)
         folder = RunFolder(workdir, config)
