@@ -22,8 +22,9 @@ from absl import app, flags
 from optimas_jax.core.json_text import JsonError, parse_json
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.saved.export.messages import fill, to_messages
-from optimas_jax.saved.export.prompts import ExportError, as_json, prompts_of, read_names, to_dspy, to_markdown
+from optimas_jax.saved.export.prompts import ExportError, as_json, prompts_of, to_dspy, to_markdown
 from optimas_jax.saved.folder import Saved, read_folder
+from optimas_jax.traces.prompts import read_names
 
 KINDS = {"dspy": ".dspy.json", "openai": ".openai.json", "markdown": ".md", "reward": "-reward"}
 

@@ -242,7 +242,7 @@ def build_run(
     engines = make_engines(config.mesh, progress, leader)
     if completer is None:
         check_completers(config, workdir)
-    start, recorded = read_start(config.optimize.start), read_traces(config.traces)
+    start, recorded = read_start(config.optimize.start, config.optimize.start_names), read_traces(config.traces)
     data, bare = data_and_system(benchmark, config, start)
     if completer is None:
         completer = _checked_completer(config, workdir, bare, progress, engines)

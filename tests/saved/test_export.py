@@ -20,7 +20,7 @@ from optimas_jax.core.values import Adapter, Configuration, Demo, Hyperparameter
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.saved.export.messages import fill, to_messages
-from optimas_jax.saved.export.prompts import ExportError, prompts_of, read_names, to_dspy, to_markdown
+from optimas_jax.saved.export.prompts import ExportError, prompts_of, to_dspy, to_markdown
 from optimas_jax.saved.export.reward import export_rewards, text_function
 from optimas_jax.saved.folder import read_folder
 
@@ -64,9 +64,6 @@ def test_dspys_json_has_instructions_and_demonstrations_by_predictor():
         prompts_of(Configuration({"a": Adapter("d")}))
     best_of = Configuration({"say": PerInstance((Prompt("Say."),), "r", 4)})
     assert prompts_of(best_of) == ({"say": Prompt("Say.")}, ["say keeps the best of 4 samples"])
-    assert read_names("a=b, c = d") == {"a": "b", "c": "d"}
-    with pytest.raises(ExportError, match="NAME=OTHER"):
-        read_names("a")
 
 
 def test_markdown_shows_every_text_whatever_marks_it_holds():

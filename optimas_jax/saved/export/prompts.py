@@ -106,17 +106,6 @@ def _fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def read_names(text: str) -> dict[str, str]:
-    """``COMPONENT=PREDICTOR, ...`` as a mapping; raises ``ExportError`` for another form."""
-    names = {}
-    for part in filter(None, (one.strip() for one in text.split(","))):
-        name, equals, other = (one.strip() for one in part.partition("="))
-        if not (name and equals and other):
-            raise ExportError(f"names are NAME=OTHER, separated by commas, got {part!r}")
-        names[name] = other
-    return names
-
-
 def as_json(data: Any) -> str:
     """Text of a JSON file."""
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
