@@ -16,10 +16,8 @@ end, up to --grace seconds, while new ones get 503; a second signal ends at once
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +32,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from absl import app, flags
 
 from optimas_jax.checkpoints.peft import read_adapter
-from optimas_jax.core.types import StopRun
 from optimas_jax.engine.pool import Engines
 from optimas_jax.llm.local import LocalCompleter
 from optimas_jax.parallel.mesh import MeshConfig
@@ -82,7 +79,7 @@ def serve(make: Callable[[], tuple[Any, str]]) -> int:
     """Serves an application until it is stopped; returns the exit code. What stands against it, such as an address that
     is in use, is an error before a model is loaded."""
     from optimas_jax.server.gate import Gate, read_key
-    from optimas_jax.server.running import run_until_stopped
+    from optimas_jax.server.running import bound, run_until_stopped, unavailable
 
     key = read_key(_KEY.value, _HOST.value)
     with bound(_HOST.value, _PORT.value) as listener:
@@ -91,31 +88,9 @@ def serve(make: Callable[[], tuple[Any, str]]) -> int:
         try:
             listener.listen()
         except OSError as error:  # another server began to listen while this one loaded
-            raise _unavailable(host, port, error) from error
+            raise unavailable(host, port, error) from error
         print(f"{what} http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         return run_until_stopped(Gate(application, key), listener, _GRACE.value)
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, on which nothing listens yet.
-
-    Raises:
-      StopRun: the address cannot be had.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with contextlib.ExitStack() as opened:
-            listener = opened.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            opened.pop_all()
-    except (OSError, OverflowError) as error:
-        raise _unavailable(host, port, error) from error
-    return listener
-
-
-def _unavailable(host: str, port: int, error: Exception) -> StopRun:
-    return StopRun(f"cannot listen on {host}:{port} ({error}): choose another --port or --host")
 
 
 def model_app() -> tuple[Any, str]:

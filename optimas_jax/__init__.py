@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optimas_jax.api import Evaluation, aoptimize, benchmark, evaluate, optimize, plan
+    from optimas_jax.bridges.agent import agent
     from optimas_jax.core.component import ComponentFailure
     from optimas_jax.core.scoring import Score
     from optimas_jax.core.system import System
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
     from optimas_jax.programs.prompts import choice, prompt, setting
     from optimas_jax.programs.weights import lora
     from optimas_jax.result import Result, open_run
+    from optimas_jax.saved.agents import api_key, base_url, client, proxy
     from optimas_jax.saved.optimized import Optimized, load
     from optimas_jax.saved.rewards import load_reward
 
 _HOMES = {
     "optimas_jax.api": ("Evaluation", "aoptimize", "benchmark", "evaluate", "optimize", "plan"),
+    "optimas_jax.bridges.agent": ("agent",),
     "optimas_jax.core.scoring": ("Score",),
     "optimas_jax.core.component": ("ComponentFailure",),
     "optimas_jax.core.system": ("System",),
@@ -53,6 +56,7 @@ _HOMES = {
     "optimas_jax.programs.prompts": ("choice", "prompt", "setting"),
     "optimas_jax.programs.weights": ("lora",),
     "optimas_jax.result": ("Result", "open_run"),
+    "optimas_jax.saved.agents": ("api_key", "base_url", "client", "proxy"),
     "optimas_jax.saved.optimized": ("Optimized", "load"),
     "optimas_jax.saved.rewards": ("load_reward",),
 }
@@ -71,9 +75,13 @@ __all__ = [
     "Score",
     "System",
     "ToolCall",
+    "agent",
     "aoptimize",
+    "api_key",
+    "base_url",
     "benchmark",
     "choice",
+    "client",
     "component",
     "evaluate",
     "load",
@@ -84,6 +92,7 @@ __all__ = [
     "plan",
     "program",
     "prompt",
+    "proxy",
     "setting",
 ]
 

@@ -16,9 +16,9 @@ from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig, refuse_while_importing
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
 from optimas_jax.core import event_loop
-from optimas_jax.core.blame import without_our_frames
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.frames import without_our_frames
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
 from optimas_jax.core.stats import mean_interval

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from optimas_jax.core.blame import UserBug
+from optimas_jax.core.cost import Cost
+from optimas_jax.core.frames import UserBug
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import Space, Value, check_value
@@ -39,6 +40,8 @@ class RunContext:
       component: name of the component, the role of its requests.
       temperature: sampling temperature instead of the component's default, or None.
       notes: what a model thought before its answers (``Call.reasoning``); components add to it.
+      cuts: how answers that were used were cut short (``Call.detail``); components add to it.
+      costs: of results of ``completer``, which counts them; a component adds what it pays otherwise.
     """
 
     completer: Any
@@ -46,9 +49,36 @@ class RunContext:
     component: str
     temperature: float | None = None
     notes: list[str] = dataclasses.field(default_factory=list, compare=False)
+    cuts: list[str] = dataclasses.field(default_factory=list, compare=False)
+    costs: list[Cost] = dataclasses.field(default_factory=list, compare=False)
 
 
 RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """Which requests of a framework are calls of a component.
+
+    Attributes:
+      model: the model's name that they have.
+      prefix: beginning of their first system message; "" for any.
+      headers: that they have, with their values.
+    """
+
+    model: str
+    prefix: str = ""
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_rule(self) -> bool:
+        """Whether it takes only some of the requests with its model's name."""
+        return bool(self.prefix or self.headers)
+
+    def __str__(self) -> str:
+        rules = [f"system message begins {self.prefix!r}"] if self.prefix else []
+        rules += [f"header {name}: {value}" for name, value in self.headers.items()]
+        return f"model {self.model!r}" + "".join(f", {rule}" for rule in rules)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +96,7 @@ class Component:
       default: its value before optimisation; None if and only if there is no space.
       ends: whether every call of it comes to an end; a function of the user's without ``timeout`` may not.
       metered: whether the tokens of its calls are counted; those of a client of the user's own are not.
+      route: of the requests that are its calls; None where the program calls it by itself.
     """
 
     name: str
@@ -77,6 +108,7 @@ class Component:
     default: Value | None = None
     ends: bool = True
     metered: bool = True
+    route: Route | None = None
 
     def __post_init__(self) -> None:
         if self.space is None and self.default is not None:

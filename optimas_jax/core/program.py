@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import contextvars
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Collection, Coroutine, Mapping
+import secrets
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.component import ComponentBug
+from optimas_jax.core.arrivals import OUTSIDE, Arrivals
+from optimas_jax.core.component import Component, ComponentBug
 from optimas_jax.core.types import Call, CallKey, Outcome, StopRun, digest
 from optimas_jax.core.values import Hyperparameters, Value
 
@@ -50,24 +54,56 @@ class Scope:
       ended: done when the program has ended, with the error of a component that ended it.
       path: position of the task.
       numbers: of the calls that it makes and of the tasks that it starts.
+      task: that runs in it; None for the program itself.
+      log: what came after what: seconds of a call, a task that was started, None where all tasks before had ended.
+      root: the task in which the program began; None for that task itself.
+      token: names the run, to callers that do not know it by its context.
     """
 
     recorder: Recorder
     ended: asyncio.Future[BaseException]
     path: Position = ()
     numbers: itertools.count[int] = dataclasses.field(default_factory=itertools.count)
+    task: asyncio.Future[Any] | None = None
+    log: list[float | Scope | None] = dataclasses.field(default_factory=list)
+    root: Scope | None = None
+    token: str = ""
+
+    @functools.cached_property
+    def arrivals(self) -> Arrivals:
+        """Calls that frameworks make in the run."""
+        return Arrivals(self) if self.root is None else self.root.arrivals
 
     def position(self) -> Position:
         """The next position in the task."""
         return (*self.path, next(self.numbers))
 
     def child(self) -> Scope:
-        """A task that this one starts."""
-        return Scope(self.recorder, self.ended, self.position())
+        """A task that this one starts. It comes after those that have all ended, and beside those that have not."""
+        before = itertools.takewhile(lambda one: isinstance(one, Scope), reversed(self.log))
+        if all(isinstance(one, Scope) and one.task is not None and one.task.done() for one in before):
+            self.log.append(None)
+        child = Scope(self.recorder, self.ended, self.position(), root=self.root or self, token=self.token)
+        self.log.append(child)
+        return child
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the longest chain of calls until here, in this task and in those that it started. A call counts
+        as behind all tasks that were started before it, for whether they had ended depends on latencies."""
+        clock = beside = 0.0
+        for one in self.log:
+            if isinstance(one, Scope):
+                beside = max(beside, one.seconds)
+            else:
+                clock, beside = clock + beside + (one or 0.0), 0.0
+        return clock + beside
 
     async def call(self, component: str, inputs: Mapping[str, Any]) -> Call:
         """Calls a component from the task; a failure is a call with its outcome, any other error ends the program."""
-        return await self.recorder.call(component, inputs, self.position(), self.ended)
+        call = await self.recorder.call(component, inputs, self.position(), self.ended)
+        self.log.append(call.cost.seconds)
+        return call
 
     def fail(self, error: BaseException) -> BaseException:
         """Ends the program with an error that it cannot catch; returns what to raise here."""
@@ -82,12 +118,34 @@ class Scope:
 
 _SCOPE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("optimas_jax_scope", default=None)
 _COMPONENT: contextvars.ContextVar[str] = contextvars.ContextVar("optimas_jax_component", default="")
-_RUNNING: set[int] = set()  # recorders at work in this process
+_RUNNING: dict[str, Scope] = {}  # programs that run in this process, by token
+_BESIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("optimas_jax_beside", default=False)
 
 
 def is_running() -> bool:
     """Whether a program runs anywhere in this process."""
     return bool(_RUNNING)
+
+
+@contextlib.contextmanager
+def beside_programs() -> Iterator[None]:
+    """Around what belongs to the run of a system and not to its program, such as a metric: whatever programs run
+    meanwhile, its calls are none of theirs."""
+    token = _BESIDE.set(True)
+    try:
+        yield
+    finally:
+        _BESIDE.reset(token)
+
+
+def is_beside() -> bool:
+    """Whether this is within ``beside_programs``."""
+    return _BESIDE.get()
+
+
+def running_programs() -> dict[str, Scope]:
+    """The programs that run in this process, each by the token of its run."""
+    return dict(_RUNNING)
 
 
 def current_scope() -> Scope | None:
@@ -107,7 +165,7 @@ class Recorder:
     Args:
       execute: runs a component.
       given: calls with known outputs, by ``Call.key``.
-      components: names that may be called.
+      components: that may be called, by name.
       inputs: of the program.
       values: of the components.
     """
@@ -116,7 +174,7 @@ class Recorder:
         self,
         execute: Execute,
         given: Mapping[CallKey, Call],
-        components: Collection[str] = (),
+        components: Mapping[str, Component] = MappingProxyType({}),
         inputs: Mapping[str, Any] = MappingProxyType({}),
         values: Mapping[str, Value] = MappingProxyType({}),
     ):
@@ -125,11 +183,19 @@ class Recorder:
         self._given = given
         self._done: dict[CallKey, Call] = {}
         self._begun: dict[Position, CallKey] = {}
+        self._arrived: dict[Position, CallKey] = {}  # the same, of calls from outside of the program's tasks
         self._made: dict[Position, Call] = {}
         self._in_flight: set[asyncio.Task[Call]] = set()
         self._failed: list[Position] = []
-        recorded = {call.position: call.key for call in given.values() if call.position}
+        self._root: Scope | None = None
+        placed = [call for call in given.values() if call.position and OUTSIDE not in call.position]
+        recorded = {call.position: call.key for call in placed}
         self._places = {content: places for content, places in _places(recorded).items() if len(places) > 1}
+
+    @property
+    def begun(self) -> int:
+        """Number of calls that the program's tasks have begun."""
+        return len(self._begun)
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -142,26 +208,30 @@ class Recorder:
             for position, call in sorted(self._made.items())
         )
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of the longest chain of a program's calls, by recorded costs (``Scope.seconds``)."""
+        return 0.0 if self._root is None else self._root.seconds
+
     async def call(
         self,
         component: str,
         inputs: Mapping[str, Any],
         position: Position,
         ended: asyncio.Future[BaseException] | None = None,
+        *,
+        again: bool = False,
     ) -> Call:
         """The call of a component at a position: known, or executed.
 
         Args:
           ended: of the program, which errors end; None for a graph, whose calls raise them.
+          again: whether a call at this position has failed in this run, and is now executed once more.
         """
         if ended is not None and ended.done():
             raise asyncio.CancelledError
-        content = (component, digest(inputs))
-        places = self._places.setdefault(content, [])
-        if position not in places:
-            bisect.insort(places, position)
-        key = self._begun[position] = (*content, places.index(position))
-        call = self._given.get(key) or self._done.get(key)
+        key = self._key((component, digest(inputs)), position)
+        call = self._given.get(key) or (None if again else self._done.get(key))
         if call is None:
             call = self._done[key] = await self._executed(component, inputs, key[-1], ended)
         if ended is not None and call.outcome is not Outcome.OK:
@@ -170,6 +240,20 @@ class Recorder:
             raise asyncio.CancelledError
         self._made[position] = call
         return call
+
+    def _key(self, content: tuple[str, str], position: Position) -> CallKey:
+        """The name of a call: by its place among those with equal inputs. Calls from outside of the program's tasks are
+        numbered as they come, behind all others."""
+        if OUTSIDE in position:
+            if position not in self._arrived:
+                begun = [*self._begun.values(), *self._arrived.values()]
+                self._arrived[position] = (*content, sum(key[:2] == content for key in begun))
+            return self._arrived[position]
+        places = self._places.setdefault(content, [])
+        if position not in places:
+            bisect.insort(places, position)
+        key = self._begun[position] = (*content, places.index(position))
+        return key
 
     async def _all_quiet(self, position: Position) -> None:
         """Waits until no other call is in flight: a failure may end the program, and what parallel tasks had called by
@@ -238,27 +322,24 @@ class Recorder:
           ProgramError: the order never settles, because the program depends on more than its inputs and components.
           Exception: what the program raises, or a component other than as its failure.
         """
-        _number_tasks(asyncio.get_running_loop())
-        _RUNNING.add(id(self))
-        try:
-            return await self._run(program)
-        finally:
-            _RUNNING.discard(id(self))
-
-    async def _run(self, program: Callable[[], Coroutine[Any, Any, T]]) -> T:
         loop = asyncio.get_running_loop()
+        _number_tasks(loop)
         attempts = 0
         while True:
             attempts += 1
-            self._begun, self._made, self._failed = {}, {}, []
+            self._begun, self._arrived, self._made, self._failed = {}, {}, {}, []
             ended: asyncio.Future[BaseException] = loop.create_future()
+            scope = Scope(self, ended, token=secrets.token_hex(12))
             context = contextvars.copy_context()
-            context.run(_SCOPE.set, Scope(self, ended))
+            self._root = scope
+            context.run(_SCOPE.set, scope)
             context.run(_COMPONENT.set, "")
+            _RUNNING[scope.token] = scope
             task = loop.create_task(program(), context=context)
             try:
                 await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                del _RUNNING[scope.token]
                 if not task.done():
                     task.cancel()
                     await asyncio.wait({task})
@@ -300,12 +381,18 @@ def _number_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
     def create(loop: asyncio.AbstractEventLoop, coroutine: Any, context: contextvars.Context | None = None) -> Any:
         scope = _SCOPE.get() if context is None else context.get(_SCOPE)
+        child = None
         if scope is not None:
             context = contextvars.copy_context() if context is None else context
-            context.run(_SCOPE.set, scope.child())
+            child = scope.child()
+            context.run(_SCOPE.set, child)
         if inner is None:
-            return asyncio.Task(coroutine, loop=loop, context=context)
-        return inner(loop, coroutine) if context is None else inner(loop, coroutine, context=context)  # type: ignore[call-arg]
+            task = asyncio.Task(coroutine, loop=loop, context=context)
+        else:
+            task = inner(loop, coroutine) if context is None else inner(loop, coroutine, context=context)  # type: ignore[call-arg]
+        if child is not None:
+            child.task = task
+        return task
 
     create.numbers_tasks = True  # type: ignore[attr-defined]
     loop.set_task_factory(create)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from optimas_jax.core.cost import NOTHING, Cost
+
 
 class Outcome(enum.StrEnum):
     """How a component, or a whole run, ended."""
@@ -100,11 +102,12 @@ class Call:
       component: its name.
       inputs: fields that it read.
       outputs: fields that it wrote; empty unless ``outcome`` is ok.
-      outcome, detail: how it ended, and why it failed.
+      outcome, detail: how it ended, and why it failed, or how an answer that was used was cut short.
       occurrence: number of the component's calls before it, in the order of the program.
       repeat: number of those that had equal inputs; each has a seed of its own.
       position: in the order of the program (``core.program``).
       reasoning: what a model thought before its answer; no part of ``outputs``.
+      cost: of all its requests.
     """
 
     component: str
@@ -116,6 +119,7 @@ class Call:
     repeat: int = 0
     position: tuple[int, ...] = dataclasses.field(default=(), compare=False)
     reasoning: str = dataclasses.field(default="", compare=False)
+    cost: Cost = dataclasses.field(default=NOTHING, compare=False)
 
     @functools.cached_property
     def key(self) -> CallKey:
@@ -140,6 +144,8 @@ class Trace:
       score: the metric, or its failure score.
       feedback: why, in the metric's words.
       parts: of the score, where the metric tells them.
+      cost: of the run; the metric's own requests are no part of it.
+      penalty: score that the cost is worth (``core.objective``).
     """
 
     example_id: str
@@ -150,6 +156,13 @@ class Trace:
     score: float
     feedback: str = ""
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    cost: Cost = dataclasses.field(default=NOTHING, compare=False)
+    penalty: float = dataclasses.field(default=0.0, compare=False)
+
+    @property
+    def reward(self) -> float:
+        """What runs are compared by: the score, minus what the cost is worth."""
+        return self.score - self.penalty if self.penalty else self.score
 
     def calls_of(self, component: str) -> tuple[Call, ...]:
         """The component's calls, in the order of the program."""

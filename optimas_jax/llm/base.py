@@ -75,21 +75,49 @@ class Effect(Protocol[R_co]):
 
 
 @dataclasses.dataclass(frozen=True)
+class ToolUse:
+    """A call of a tool that a model asked for in an earlier turn.
+
+    Attributes:
+      id: names it, for the turn with its result.
+      name: of the tool.
+      arguments: an object; or a text, as it was written, where that is no JSON.
+    """
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any] | str = dataclasses.field(hash=False)
+
+    @property
+    def written(self) -> str:
+        """The arguments as JSON."""
+        if isinstance(self.arguments, str):
+            return self.arguments
+        return json.dumps(thaw(self.arguments), ensure_ascii=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class Message:
     """One turn.
 
     Attributes:
-      role: system, user or assistant; or ``text``, alone: a plain text to continue.
+      role: system, user, assistant or tool; or ``text``, alone: a plain text to continue.
       content: its text.
       images: URLs of images, which the text has marks for.
+      calls: of tools, that an assistant asked for.
+      call_id: of the call whose result a tool's turn has.
     """
 
     role: str
     content: str
     images: tuple[str, ...] = ()
+    calls: tuple[ToolUse, ...] = ()
+    call_id: str = ""
 
     def to_json(self) -> list[Any]:
-        return [self.role, self.content, *([list(self.images)] if self.images else [])]
+        calls = [[call.id, call.name, thaw(call.arguments)] for call in self.calls]
+        tools = {**({"calls": calls} if calls else {}), **({"call_id": self.call_id} if self.call_id else {})}
+        return [self.role, self.content, *([list(self.images)] if self.images else []), *([tools] if tools else [])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +150,11 @@ class CompletionRequest:
       adapter: digest of the LoRA weights that answer, "" for the model itself.
       tokens: whether the answer shall also come as tokens (``Completion.tokens``).
       schema: JSON Schema of the answer, for servers and engines that can keep to one; None for any text.
-      tools: that the model may ask for; ``schema`` is then that of replies (``llm.forms.tools``). The messages say
-        nothing of either: an API has its own form for tools; ``llm.forms.schemas.told`` adds a line for the others.
+      tools: that the model may ask for; ``schema`` is then that of replies (``llm.forms.tools``), None where ``choice``
+        is ``none``. The messages say nothing of either: an API has its own form for tools;
+        ``llm.forms.schemas.told`` adds a line for the others.
+      choice: of tools: ``auto``, ``none``, ``required``, or the name of the one to ask for.
+      text_schema: JSON Schema of the text of a reply without calls; None for any text.
     """
 
     model: str
@@ -138,6 +169,8 @@ class CompletionRequest:
     tokens: bool = False
     schema: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
     tools: tuple[Tool, ...] = ()
+    choice: str = "auto"
+    text_schema: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     @property
     def kind(self) -> str:
@@ -155,6 +188,8 @@ class CompletionRequest:
             **({"tokens": True} if self.tokens else {}),
             **({} if self.schema is None else {"schema": thaw(self.schema)}),
             **({"tools": [thaw(vars(tool)) for tool in self.tools]} if self.tools else {}),
+            **({} if self.choice == "auto" else {"choice": self.choice}),
+            **({} if self.text_schema is None else {"text_schema": thaw(self.text_schema)}),
             "model": self.model,
             "messages": [message.to_json() for message in self.messages],
             "max_tokens": self.max_tokens,
@@ -168,10 +203,13 @@ class CompletionRequest:
         """Upper bound of calls and tokens. A token is at least one byte of UTF-8: the bound of a prompt is about four
         times its tokens, which ``count_prompt`` may know. Providers show a schema to their models, too."""
         prompt = sum(
-            len(message.content.encode()) + _TEMPLATE_TOKENS + _IMAGE_TOKENS * len(message.images)
+            len(message.content.encode())
+            + _TEMPLATE_TOKENS
+            + _IMAGE_TOKENS * len(message.images)
+            + sum(len((call.id + call.name + call.written).encode()) + _TEMPLATE_TOKENS for call in message.calls)
             for message in self.messages
         )
-        if self.schema is not None:
+        if self.schema is not None or self.tools:
             shown = [self.schema, *(thaw(vars(tool)) for tool in self.tools)]
             prompt += len(json.dumps(thaw(shown)).encode()) + _FORMAT_TOKENS
         return Usage(calls=1, prompt_tokens=prompt, completion_tokens=self.max_tokens)
@@ -233,7 +271,7 @@ class Completion:
         return Usage(1, self.prompt_tokens, self.completion_tokens, self.usd, self.seconds)
 
     def to_json(self) -> dict[str, Any]:
-        tokens = None if self.tokens is None else dataclasses.asdict(self.tokens)
+        tokens = None if self.tokens is None else dict(vars(self.tokens))
         extra = {name: value for name in _RARE if (value := getattr(self, name))}
         fields = {name: value for name, value in vars(self).items() if name not in _RARE}
         return {**fields, "outcome": str(self.outcome), "tokens": tokens, **extra}

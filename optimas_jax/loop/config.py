@@ -13,6 +13,7 @@ from typing import Any, Literal
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
 from optimas_jax.core.json_text import shown
+from optimas_jax.core.objective import Objective
 from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, Share, from_dict, to_dict
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
@@ -127,6 +128,7 @@ class OptimizeConfig:
       drift_accuracy: ``on_drift`` trains when pair accuracy on fresh groups is below this.
       max_tokens: prompt and completion tokens, of collecting and of answers from the tape too, after which the search
         stops with the best configuration so far; 0 for no limit.
+      objective: what costs of a run are worth, and limits on them.
     """
 
     mode: Literal["paper", "improved"] = "improved"
@@ -163,6 +165,7 @@ class OptimizeConfig:
     buffer: NonNegativeInt = 32
     drift_accuracy: Share = 0.75
     max_tokens: NonNegativeInt = 0
+    objective: Objective = Objective()
 
     def __post_init__(self) -> None:
         proposer_names(self.proposers)

@@ -38,6 +38,7 @@ from optimas_jax.loop.folder.bought import check_tape
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.folder.recorded import check_traces
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
+from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, under_objective
 from optimas_jax.loop.same_program import check_components, check_program
 from optimas_jax.loop.start import data_and_system, keep, read_start
 from optimas_jax.parallel.lockstep import Leader
@@ -109,6 +110,7 @@ class Host:
       price: of the run's measurements, where ``config.budget`` limits them.
       stop_grace: seconds that answers in flight have after an interrupt.
       judge: the language model that scores outputs where ``config.optimize.score`` is ``judge``.
+      shared_engine: whether runs share a local engine, so that the seconds of one are no measurement.
       recorded: calls of ``config.traces``.
     """
 
@@ -125,6 +127,7 @@ class Host:
     price: Price = Price()
     stop_grace: float = 30.0
     judge: LanguageModel | None = None
+    shared_engine: bool = False
     recorded: TraceFiles = TraceFiles()
 
     def run(self, label: str, jobs: Sequence[Job]) -> list[Trace]:
@@ -244,7 +247,10 @@ def build_run(
         check_completers(config, workdir)
     start, recorded = read_start(config.optimize.start, config.optimize.start_names), read_traces(config.traces)
     data, bare = data_and_system(benchmark, config, start)
+    check_objective(config, bare)
+    shared_engine = completer is None and is_shared(bare)
     if completer is None:
+        check_measurable(config, bare)
         completer = _checked_completer(config, workdir, bare, progress, engines)
     components = chosen_components(bare, config.optimize, progress)
     check_search(config, bare, components, len(data.splits["val"][: config.optimize.gate_examples or None]))
@@ -271,7 +277,14 @@ def build_run(
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
         watch = Watch(bare.default_configuration())
         host = Host(
-            system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter(), watch=watch),
+            system=dataclasses.replace(
+                bare,
+                completer=under_objective(config, bare, taped),
+                scorer=scorer,
+                meter=Meter(),
+                watch=watch,
+                objective=config.optimize.objective,
+            ),
             completer=taped,
             splits=data.splits,
             components=components,
@@ -283,6 +296,7 @@ def build_run(
             max_tokens=config.optimize.max_tokens,
             stop_grace=config.stop_grace,
             judge=config.proposer,
+            shared_engine=shared_engine,
             recorded=recorded,
         )
         return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, record, opened.pop_all())

@@ -19,6 +19,7 @@ from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
 from optimas_jax.loop.recordings import NO_RECORDINGS, Recordings, complete, without_recorded
 from optimas_jax.loop.state import Runs, State
+from optimas_jax.loop.steps.caps import above_cap
 from optimas_jax.rewards.collect import (
     ROLLOUT_TEMPERATURE,
     Try,
@@ -185,6 +186,8 @@ def collect_wave(
     shown: list[Try] = []
     for name, pairs in runs.items():
         values = _with_demos(host, search, configuration, name, [*known, *groups])
+        inputs = [(example, call.inputs) for example, trace in pairs for call in trace.calls_of(name)]
+        values = [value for value in values if not above_cap(host, name, value, lambda inputs=inputs: inputs)]
         shown += value_tries(name, pairs, values, count=settings.other_values, seed=host.seed)
     return follow(shown, groups)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from optimas_jax.core.blame import is_library
+from optimas_jax.core.frames import is_library
 from optimas_jax.programs.declared import Declared
 
 
@@ -54,11 +55,20 @@ def functions_from(function: Callable[..., Any]) -> Iterator[tuple[Any, list[tup
         if code is None or id(code) in seen:
             continue
         seen.add(id(code))
-        known = {**getattr(code_of, "__globals__", {}), **inspect.getclosurevars(code_of).nonlocals}
+        known = {**getattr(code_of, "__globals__", {}), **nonlocals_of(code_of)}
         named = [pair for variable in _names_in(code) for pair in _values_of(variable, known)]
         yield code_of, named
         functions = [value for _, value in named if inspect.isfunction(value)]
         waiting += [one for one in functions if not is_library(one.__code__.co_filename)]
+
+
+def nonlocals_of(function: Any) -> dict[str, Any]:
+    """Variables of the functions around a function, as far as they have values yet."""
+    held = dict[str, Any]()
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # without one
+            held[name] = cell.cell_contents
+    return held
 
 
 def _names_in(code: Any) -> list[str]:

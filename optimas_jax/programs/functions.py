@@ -14,8 +14,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.blame import describe_error
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
+from optimas_jax.core.frames import describe_error
 from optimas_jax.core.program import ProgramEnded
 from optimas_jax.core.types import Outcome, StopRun, digest, thaw
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, Space, Value, value_digest
@@ -71,8 +71,7 @@ def component(
     for declared in tuned.values():
         if isinstance(declared, PromptDeclaration):
             declared.check_own()
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-        raise DeclarationError(f"timeout is {timeout!r}, expected seconds above 0, or None for no limit")
+    check_timeout(timeout)
     named = without_partials(function)
     called = getattr(named, "__name__", type(named).__name__).replace("<lambda>", "")
     doc = (inspect.getdoc(named) or "").split("\n")[0]
@@ -92,6 +91,13 @@ def check_on_error(on_error: str) -> None:
     """Raises ``DeclarationError`` for a policy that does not exist."""
     if on_error not in ("count", "stop"):
         raise DeclarationError(f"on_error is {on_error!r}, expected 'count' or 'stop'")
+
+
+def check_timeout(timeout: Any) -> None:
+    """Raises ``DeclarationError`` for a time limit that is none."""
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and timeout > 0):
+        raise DeclarationError(f"timeout is {timeout!r}, expected seconds above 0, or None for no limit")
 
 
 @dataclasses.dataclass(frozen=True)

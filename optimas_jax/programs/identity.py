@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from optimas_jax.programs.declared import Declared
-from optimas_jax.programs.discover import function_of, functions_from, object_of
+from optimas_jax.programs.discover import function_of, functions_from, nonlocals_of, object_of
 
 _STORES = ("STORE_GLOBAL", "STORE_DEREF")  # instructions that write variables around a function
 _CONSTANTS = str | int | float
@@ -53,7 +53,7 @@ def constants_of(function: Callable[..., Any], without: Collection[str] = ()) ->
     if not inspect.isfunction(function):
         return {}
     values = {name: function.__globals__[name] for name in globals_read(function)}
-    values |= inspect.getclosurevars(function).nonlocals
+    values |= nonlocals_of(function)
     names = [name for name in values if name not in without and name not in _written(function)]
     return {name: values[name] for name in names if isinstance(values[name], _CONSTANTS)}
 

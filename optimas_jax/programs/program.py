@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import inspect
@@ -9,15 +10,15 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.blame import describe_error, first_of
 from optimas_jax.core.component import ComponentFailure, ProgramFailure
+from optimas_jax.core.frames import describe_error, first_of
 from optimas_jax.core.scoring import metric_arguments, name_of
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Outcome, StopRun, digest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.programs.declared import DeclarationError, Declared
 from optimas_jax.programs.discover import declared_in, function_of
-from optimas_jax.programs.functions import call_function, check_on_error
+from optimas_jax.programs.functions import call_function, check_on_error, check_timeout
 from optimas_jax.programs.identity import identity_of
 from optimas_jax.programs.plain import PlainError, check_kind, from_fields, to_fields
 
@@ -30,6 +31,8 @@ def program(
     components: Sequence[Declared] = (),
     name: str = "",
     on_error: str = "count",
+    timeout: float | None = None,
+    alone: bool = False,
 ) -> Any:
     """Declares a program; a decorator, with or without arguments. Where a program is asked for, a function will do.
 
@@ -38,12 +41,17 @@ def program(
       name: by default the function's name.
       on_error: ``count`` makes an exception of the program a failed run; too many of them end the optimisation
         (``core.watch``). ``stop`` ends it at the first one.
+      timeout: seconds, after which a run has failed. A function that blocks in a thread is left behind, and ends at its
+        next call; an ``async`` one must await something to be ended.
+      alone: whether runs go one at a time: for a program whose calls come from threads or processes that cannot tell
+        which run they belong to (``bridges``).
 
     Raises:
       DeclarationError: for no function, no components, two of one name, or types that cannot be recorded.
     """
     if function is None:
-        return functools.partial(program, components=components, name=name, on_error=on_error)
+        given = {"components": components, "name": name, "on_error": on_error, "timeout": timeout, "alone": alone}
+        return functools.partial(program, **given)
     if isinstance(function, Program):
         return function
     if isinstance(function, Declared):
@@ -55,6 +63,7 @@ def program(
     if not callable(function) or isinstance(function, type):
         raise DeclarationError(f"the program is {function!r}, expected a function that calls components")
     check_on_error(on_error)
+    check_timeout(timeout)
     inner = function_of(function)
     title = name or getattr(function, "__name__", type(function).__name__)
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
@@ -81,7 +90,7 @@ def program(
         check_kind(Program(function, (), title).returns, f"what the program {title!r} returns")
     except PlainError as error:
         raise DeclarationError(str(error)) from None
-    return Program(function, tuple(found.values()), title, on_error)
+    return Program(function, tuple(found.values()), title, on_error, timeout, alone)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +101,20 @@ class Program:
       function: ``async`` or plain; its arguments are fields of an example.
       components: that it may call.
       name: for folders and reports.
-      on_error: ``count`` or ``stop`` (``program``).
+      on_error, timeout, alone: see ``program``.
     """
 
     function: Callable[..., Any]
     components: tuple[Declared, ...]
     name: str
     on_error: str = "count"
+    timeout: float | None = None
+    alone: bool = False
+
+    @functools.cached_property
+    def _lock(self) -> asyncio.Lock:
+        """Held by each run of a program whose runs go one at a time."""
+        return asyncio.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function itself."""
@@ -139,11 +155,15 @@ class Program:
 
         async def run(fields: Mapping[str, Any]) -> Mapping[str, Any]:
             try:
-                value = await call_function(self.function, fields)
+                async with asyncio.timeout(self.timeout) as limit:
+                    value = await call_function(self.function, fields)
             except (ComponentFailure, StopRun):
                 raise
             except Exception as group:
                 error = first_of(group)
+                if limit.expired():
+                    detail = f"the program {self.name!r} has no result within {self.timeout:g} s"
+                    raise ProgramFailure(Outcome.TIMEOUT, detail) from None
                 if self.on_error == "stop" or isinstance(error, ComponentFailure | StopRun):
                     raise
                 detail = f"the program {self.name!r}: {describe_error(error)}"
@@ -156,6 +176,7 @@ class Program:
             output_fields=(),
             metric=metric_of(metric, self.returns),
             program=run,
+            alone=self._lock if self.alone else None,
             declared={f"component {one.name!r}": digest(one.declared) for one in self.components},
             code={
                 f"the program {self.name!r}": digest(identity_of(self.function)),

@@ -210,6 +210,6 @@ async def _rewards(
     system: System, configuration: Configuration, one: Try, answer: Call, seeds: Sequence[int]
 ) -> tuple[float, ...]:
     """Global reward of each rollout (paper, Eq. 3). The current output's reward under the run's own seed is known."""
-    known = (one.trace.score,) if one.source == "current" and one.trace.seed == seeds[0] else ()
+    known = (one.trace.reward,) if one.source == "current" and one.trace.seed == seeds[0] else ()
     new, answers = seeds[len(known) :], {one.index: answer}
     return known + await global_rewards(system, configuration, one.example, one.trace, answers, new)

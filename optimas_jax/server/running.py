@@ -6,6 +6,7 @@ after the grace. A second one ends it at once.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 import uvicorn
 
+from optimas_jax.core.types import StopRun
 from optimas_jax.server.gate import Gate
 
 INTERRUPTED = 130  # exit code
@@ -96,3 +98,26 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
     except KeyboardInterrupt:  # before that
         return INTERRUPTED
     return 128 + stop.signal if stop.signal else 0
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, on which nothing listens yet.
+
+    Raises:
+      StopRun: the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with contextlib.ExitStack() as opened:
+            listener = opened.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            opened.pop_all()
+    except (OSError, OverflowError) as error:
+        raise unavailable(host, port, error) from error
+    return listener
+
+
+def unavailable(host: str, port: int, error: Exception) -> StopRun:
+    """The error of an address that cannot be had."""
+    return StopRun(f"cannot listen on {host}:{port} ({error}): choose another --port or --host")

@@ -16,7 +16,8 @@ from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig
-from optimas_jax.llm.forms.tools import Reply, ReplyType, ToolCall, native_reply
+from optimas_jax.llm.forms.schemas import native_reply
+from optimas_jax.llm.forms.tools import Reply, ReplyType, ToolCall
 from optimas_jax.programs.declared import DeclarationError
 
 

@@ -8,16 +8,15 @@ Schema that the API knows; one with free keys is left to the prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.llm.attempts import ServerError
-from optimas_jax.llm.base import Completion, CompletionRequest, Message
+from optimas_jax.llm.base import Completion, CompletionRequest, Message, ToolUse
 from optimas_jax.llm.clients.errors import Unknown, Unreadable, tokens_used
 from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig
-from optimas_jax.llm.forms.schemas import is_closed, told
-from optimas_jax.llm.forms.tools import native_reply
+from optimas_jax.llm.forms.schemas import is_closed, native_reply, told
 from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
 
@@ -101,11 +100,7 @@ def _body(request: CompletionRequest) -> Body:
         "model": model_name(request.model),
         "max_tokens": request.max_tokens,
         **({"system": system} if system else {}),
-        "messages": [
-            {"role": message.role, "content": _content(message)}
-            for message in request.messages
-            if message.role != "system"
-        ],
+        "messages": _turns([message for message in request.messages if message.role != "system"]),
         "temperature": request.temperature,
         **({"top_p": request.top_p} if request.top_p < 1 else {}),
         **({"stop_sequences": stops} if stops else {}),
@@ -113,12 +108,42 @@ def _body(request: CompletionRequest) -> Body:
     }
 
 
+def _turns(messages: Sequence[Message]) -> list[Body]:
+    """Messages of the API: all results of the tools that a turn asked for are in one turn of the user's."""
+    turns: list[Body] = []
+    for index, message in enumerate(messages):
+        if message.role != "tool":
+            turns.append({"role": message.role, "content": _content(message)})
+            continue
+        result = {"type": "tool_result", "tool_use_id": _id(message.call_id), "content": message.content}
+        if index and messages[index - 1].role == "tool":
+            turns[-1]["content"].append(result)
+        else:
+            turns.append({"role": "user", "content": [result]})
+    return turns
+
+
+def _id(call_id: str) -> str:
+    """The id of a call in the letters that the API takes."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "-", call_id)
+
+
 def _content(message: Message) -> Any:
-    """A text, or blocks: the text and the images in it."""
+    """A text, or blocks: the text and the images in it, and calls of tools."""
+    if message.calls:
+        said = [{"type": "text", "text": message.content}] if message.content.strip() else []
+        return said + [
+            {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": _input(call)} for call in message.calls
+        ]
     if not message.images:
         return message.content
     images = [{"type": "image", "source": _source(url)} for url in message.images]
     return [{"type": "text", "text": message.content}, *images]
+
+
+def _input(call: ToolUse) -> Any:
+    """Arguments as the API has them: an object, also where a model wrote none."""
+    return {"arguments": call.arguments} if isinstance(call.arguments, str) else thaw(call.arguments)
 
 
 def _source(url: str) -> Body:
@@ -132,10 +157,19 @@ def _form(request: CompletionRequest) -> Body:
     """What asks for the form of the answer."""
     if request.tools:
         tools = [(tool.name, tool.description, thaw(tool.parameters)) for tool in request.tools]
-        return {"tools": [dict(zip(("name", "description", "input_schema"), tool, strict=True)) for tool in tools]}
-    if request.schema is None:
-        return {}
-    schema = thaw(request.schema)
+        kinds = {"none": {"type": "none"}, "required": {"type": "any"}}
+        choice = kinds.get(request.choice, {"type": "tool", "name": request.choice})
+        return {
+            "tools": [dict(zip(("name", "description", "input_schema"), tool, strict=True)) for tool in tools],
+            **({} if request.choice == "auto" else {"tool_choice": choice}),
+            **({} if request.text_schema is None else _format(request.text_schema)),
+        }
+    return {} if request.schema is None else _format(request.schema)
+
+
+def _format(wanted: Mapping[str, Any]) -> Body:
+    """What asks for a text of a schema."""
+    schema = thaw(wanted)
     try:
         taken = _sdk().transform_schema(schema) if is_closed(schema) else None
     except ValueError:  # a field of any type

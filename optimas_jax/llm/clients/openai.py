@@ -24,8 +24,7 @@ from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
 from optimas_jax.llm.clients.errors import Refused, Unknown, Unreadable, tokens_used
 from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig, address
-from optimas_jax.llm.forms.schemas import is_closed, subschemas, told
-from optimas_jax.llm.forms.tools import native_reply
+from optimas_jax.llm.forms.schemas import is_closed, native_reply, subschemas, told
 from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
 
@@ -123,7 +122,7 @@ class OpenAICompleter:
                 raise ServerError(f"{request.model} is asked to continue a text, which has no images: set style = chat")
             body |= {"prompt": request.messages[0].content, "max_tokens": request.max_tokens}
             return body | ({"logprobs": 0} if request.tokens else {})
-        body["messages"] = [{"role": one.role, "content": _content(one)} for one in request.messages]
+        body["messages"] = [_turn(one) for one in request.messages]
         return body | {self._remote.limit: request.max_tokens, **({"logprobs": True} if request.tokens else {})}
 
     def _load(self, adapter: str) -> None:
@@ -159,6 +158,20 @@ def _sdk() -> Any:
     return openai
 
 
+def _turn(message: Message) -> Body:
+    """A message of the API."""
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.written}}
+        for call in message.calls
+    ]
+    return {
+        "role": message.role,
+        "content": _content(message) or ("" if not calls else None),
+        **({"tool_calls": calls} if calls else {}),
+        **({"tool_call_id": message.call_id} if message.role == "tool" else {}),
+    }
+
+
 def _content(message: Message) -> Any:
     """A text, or parts: the text and the images in it."""
     if not message.images:
@@ -171,10 +184,19 @@ def _form(request: CompletionRequest) -> Body:
     """What asks for the form of the answer."""
     if request.tools:
         tools = [{"type": "function", "function": thaw(vars(tool))} for tool in request.tools]
-        return {"tools": tools}
-    if request.schema is None:
-        return {}
-    schema = thaw(request.schema)
+        named = {"type": "function", "function": {"name": request.choice}}
+        choice = request.choice if request.choice in ("none", "required") else named
+        return {
+            "tools": tools,
+            **({} if request.choice == "auto" else {"tool_choice": choice}),
+            **({} if request.text_schema is None else _format(request.text_schema)),
+        }
+    return {} if request.schema is None else _format(request.schema)
+
+
+def _format(wanted: Mapping[str, Any]) -> Body:
+    """What asks for a text of a schema."""
+    schema = thaw(wanted)
     strict = is_closed(schema) and all(_STRICT.fullmatch(key) for one in subschemas(schema) for key in one)
     named = {"name": _ANSWER, "schema": schema, "strict": strict}
     return {"response_format": {"type": "json_schema", "json_schema": named}}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.types import thaw
-from optimas_jax.llm.base import CompletionRequest
+from optimas_jax.llm.base import CompletionRequest, Message
 
 # Keywords that no model needs, and that servers refuse.
 _DROPPED = ("title", "default", "examples", "discriminator", "uniqueItems")
@@ -88,9 +88,38 @@ def with_line(text: str, schema: Mapping[str, Any]) -> str:
 
 
 def told(request: CompletionRequest) -> CompletionRequest:
-    """A request whose messages say what form a reply has, for models without a form of their own for tools."""
-    if not request.tools or request.schema is None:
+    """A request whose messages say what form a reply has, and hold calls and results of tools as texts, for models
+    without a form of their own for tools."""
+    turns = plain_turns(request.messages)
+    if request.tools and request.schema is not None:
+        first, *rest = turns
+        turns = (dataclasses.replace(first, content=with_line(first.content, request.schema)), *rest)
+    if turns == request.messages and not request.tools:
         return request
-    first, *rest = request.messages
-    messages = (dataclasses.replace(first, content=with_line(first.content, request.schema)), *rest)
-    return dataclasses.replace(request, messages=messages, tools=())
+    return dataclasses.replace(request, messages=turns, tools=(), choice="auto")
+
+
+def plain_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """A conversation whose calls of tools and their results are texts: a reply as JSON, and a turn of the user's with
+    all results of it."""
+    turns: list[Message] = []
+    names = {call.id: call.name for message in messages for call in message.calls}
+    for index, message in enumerate(messages):
+        if message.calls:
+            text = native_reply(message.content, [(call.name, call.arguments) for call in message.calls])
+            turns.append(Message("assistant", text, message.images))
+        elif message.role == "tool":
+            result = f"Result of {names.get(message.call_id) or 'the tool'}: {message.content}"
+            if index and messages[index - 1].role == "tool":
+                turns[-1] = dataclasses.replace(turns[-1], content=f"{turns[-1].content}\n\n{result}")
+            else:
+                turns.append(Message("user", result))
+        else:
+            turns.append(message)
+    return tuple(turns)
+
+
+def native_reply(text: str, calls: Sequence[tuple[str, Any]]) -> str:
+    """A reply that an API gave in its own form, as JSON; without calls the text alone."""
+    data = [{"name": name, "arguments": thaw(arguments)} for name, arguments in calls]
+    return json.dumps({"text": text, "calls": data}, ensure_ascii=False) if data else text

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from optimas_jax.core.types import thaw
 from optimas_jax.core.values import Prompt
 from optimas_jax.llm.base import Tool
 from optimas_jax.llm.forms.answers import AnswerError, AnswerType
@@ -23,7 +21,7 @@ from optimas_jax.llm.forms.schemas import clean_schema
 
 _NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
 # What is meant as a reply or as a call: never taken for prose, which would lose the call.
-_MEANT = re.compile(r'\A(```\w*)?\s*\{\s*"text"\s*:|"(calls|arguments)"\s*:')
+MEANT = re.compile(r'\A(```\w*)?\s*\{\s*"text"\s*:|"(calls|arguments)"\s*:')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +109,7 @@ class ReplyType:
         try:
             fields = self._answers.read(text)
         except AnswerError:
-            if not prose or _MEANT.search(prose):
+            if not prose or MEANT.search(prose):
                 raise
             return {"text": prose, "calls": []}
         if not fields["text"].strip() and not fields["calls"]:
@@ -149,9 +147,3 @@ def _arguments(function: Callable[..., Any]) -> Any:
     optional = {name for name, one in parameters.items() if one.default is not one.empty}
     fields = {name: typing.NotRequired[kind] if name in optional else kind for name, kind in kinds.items()}
     return with_config(ConfigDict(extra="forbid"))(TypedDict("Arguments", fields))  # type: ignore[misc]
-
-
-def native_reply(text: str, calls: Sequence[tuple[str, Any]]) -> str:
-    """A reply that an API gave in its own form, as JSON; without calls the text alone."""
-    data = [{"name": name, "arguments": thaw(arguments)} for name, arguments in calls]
-    return json.dumps({"text": text, "calls": data}, ensure_ascii=False) if data else text

@@ -22,6 +22,7 @@ from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import PLAN, in_order, key_of
 from optimas_jax.loop.iteration import ITERATION
 from optimas_jax.loop.journal import write_json
+from optimas_jax.loop.objective import check_measurable, check_objective
 from optimas_jax.traces.read import read_traces
 
 # Expected: as configs/hotpotqa.py and its ``:tiny`` behave. Low: answers hardly differ, and nothing is accepted.
@@ -152,6 +153,8 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
         said = (*said, "recorded calls (traces) spare a part of collecting, which is planned without them")
     choices = models_named(system)
     check_completers(config, Path(), choices, keys=False)
+    check_objective(config, system)
+    check_measurable(config, system)
     models = tuple(dict.fromkeys(answering(config, choices)))
     count, estimated = counter_of(models)
     seconds, startup, unsure = seconds_of(models)

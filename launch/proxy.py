@@ -1,0 +1,97 @@
+"""Serves agents that are already there to OpenAI clients on this machine, with the prompts that a run found.
+
+python launch/proxy.py --system=runs/X/best [--port=8000]
+python launch/proxy.py --agents=FILE.py [--model=openai:NAME] [--port=8000]
+                       [--host=0.0.0.0 --api-key-env=NAME]
+
+An agent whose base URL is ``http://127.0.0.1:8000/v1`` sends the model's name that it is declared with (``oj.agent``):
+``POST /v1/chat/completions`` and ``/v1/responses``, with tools, streamed or not. With --system it gets the tuned prompt
+and the model of the run, with --agents what the file declares. During a search agents have a base URL for each run:
+``oj.base_url()``.
+
+It listens on this machine alone unless --host says otherwise, and then requests must bring the key that the environment
+has under the name that --api-key-env gives. SIGTERM and Ctrl-C let requests in flight end, up to --grace seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import runpy
+import sys
+
+from optimas_jax.parallel.large_pages import use_large_pages
+
+if __name__ == "__main__":
+    use_large_pages()
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from absl import app, flags
+
+from optimas_jax.bridges.agent import AgentDeclaration
+from optimas_jax.bridges.proxy import make_app
+from optimas_jax.core.types import StopRun
+from optimas_jax.report.commands import exit_code
+from optimas_jax.saved.agents import outside_of
+from optimas_jax.saved.optimized import load
+
+_SYSTEM = flags.DEFINE_string("system", "", "Folder of a run, or its best/: serves the agents of its program.")
+_AGENTS = flags.DEFINE_string("agents", "", "A Python file that declares agents: serves them as they are.")
+_MODEL = flags.DEFINE_string("model", "", "That answers; default: the run's, or the embedded one.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
+_PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.")
+_KEY = flags.DEFINE_string("api_key_env", "", "Environment variable with the key that requests must bring.")
+flags.DEFINE_alias("api-key-env", "api_key_env")
+_GRACE = flags.DEFINE_float("grace", 30.0, "Seconds that requests in flight have after SIGTERM or Ctrl-C.", 0.0)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if bool(_SYSTEM.value) == bool(_AGENTS.value):
+        raise app.UsageError("give --system=FOLDER of a run, or --agents=FILE.py that declares agents")
+    logging.disable(logging.INFO)  # libraries narrate
+    return exit_code(serve)
+
+
+def serve() -> int:
+    """Serves until it is stopped; returns the exit code."""
+    outside, names = system_agents() if _SYSTEM.value else declared_agents()
+    application = make_app(outside)
+    from optimas_jax.server.gate import Gate, read_key
+    from optimas_jax.server.running import bound, run_until_stopped
+
+    key = read_key(_KEY.value, _HOST.value)
+    with bound(_HOST.value, _PORT.value) as listener:
+        listener.listen()
+        host, port = listener.getsockname()[:2]
+        print(f"agents {', '.join(names)}: http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
+        return run_until_stopped(Gate(application, key), listener, _GRACE.value)
+
+
+def system_agents():
+    """What answers for the agents of a program with what its run found, and their names."""
+    optimized = load(_SYSTEM.value, model=_MODEL.value or None)
+    names = [one.name for one in optimized.system.components if one.route is not None]
+    if not names:
+        raise StopRun(
+            f"{optimized.name} of {_SYSTEM.value} has no agents (optimas_jax.agent): serve it by launch/serve.py"
+        )
+    return outside_of(optimized), names
+
+
+def declared_agents():
+    """What answers for the agents that a file declares, and their names."""
+    sys.path.insert(0, os.path.dirname(os.path.abspath(_AGENTS.value)))
+    try:
+        variables = runpy.run_path(_AGENTS.value)
+    except OSError as error:
+        raise StopRun(f"--agents={_AGENTS.value}: {error}") from None
+    agents = [one for one in variables.values() if isinstance(one, AgentDeclaration)]
+    if not agents:
+        raise StopRun(f"--agents={_AGENTS.value} declares no agent: NAME = optimas_jax.agent(...) at its top")
+    return outside_of(_MODEL.value or None, agents), [one.name for one in agents]
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,141 @@
+"""Agents that are already there: the model's name that an agent sends is a component with a prompt to tune."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.component import Component, Route
+from optimas_jax.core.values import Demo, Prompt, PromptSpace
+from optimas_jax.llm.agent import INPUTS, OUTPUTS, AgentCall
+from optimas_jax.llm.component import LanguageModel
+from optimas_jax.programs.declared import DeclarationError, Declared
+
+_MOST_LETTERS = 8000  # of an instruction: those of agents are long
+_DECLARED: weakref.WeakValueDictionary[str, AgentDeclaration] = weakref.WeakValueDictionary()  # the last of a name
+
+
+def agent(
+    name: str,
+    instruction: str = "",
+    *,
+    sends: str = "",
+    when: str | Mapping[str, str] = "",
+    keep: bool = False,
+    description: str = "",
+    model: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    stop: Sequence[str] = (),
+    demos: Sequence[Demo] = (),
+    most_demos: int = 4,
+) -> AgentDeclaration:
+    """Declares an agent of a framework as a component: each of its requests is a call. The agent stays as it is, but
+    for its client (``oj.client``) or its base URL (``oj.base_url``).
+
+    Its instruction and demonstrations are tuned. The model, its temperature and seed are the run's, whatever the agent
+    asks for; its messages, tools, form of answers, stop texts and limit of tokens are kept.
+
+    Args:
+      name: of the component, and the model's name that the agent sends.
+      instruction: where tuning starts: it replaces the agent's own system message. By default that one stays as it
+        is, and is where proposers start.
+      sends: the model's name that the agent sends, where it is not ``name``.
+      when: which requests with this model's name are the agent's, where several agents share it: those whose first
+        system message begins with a text, or those with headers, ``{"x-agent": "researcher"}``.
+      keep: whether the agent's own system message stands below the instruction, and is not replaced: for one that is
+        put together anew for each conversation.
+      description: one sentence on its purpose, for proposers and local rewards; by default the instruction.
+      model, max_tokens, temperature, stop: in place of the run's settings.
+      demos: demonstrations to start with: ``Demo({"messages": [...]}, {"text": "...", "calls": []})``.
+      most_demos: number of demonstrations that tuning may use.
+
+    Raises:
+      DeclarationError: for a name that no request can have, or a rule that is none.
+    """
+    for what, text in (("name", name), ("model's name that the agent sends", sends or name)):
+        if not isinstance(text, str) or not text.strip() or not text.isprintable():
+            raise DeclarationError(f"the {what} is {text!r}, expected a text of printable letters")
+    if not isinstance(instruction, str):
+        raise DeclarationError(f"the instruction of an agent is {instruction!r}, expected a text, or none")
+    settings = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "stop": tuple(stop)}
+    return AgentDeclaration(
+        instruction,
+        Route(sends or name, *_rule(when)),
+        keep,
+        settings,
+        demos,
+        most_demos,
+        name=name,
+        description=description or " ".join(instruction.split()) or f"Answers as the agent {name}.",
+    )
+
+
+def _rule(when: str | Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
+    """(prefix, headers) of a rule; raises ``DeclarationError`` for anything else."""
+    if isinstance(when, str):
+        return when, {}
+    headers = dict(when) if isinstance(when, Mapping) else {}
+    texts = all(isinstance(one, str) and one for pair in headers.items() for one in pair)
+    if not headers or not texts:
+        raise DeclarationError(
+            f"when is {when!r}, expected the beginning of a system message, or headers such as "
+            '{"x-agent": "researcher"}'
+        )
+    return "", {name.lower(): value for name, value in headers.items()}
+
+
+class AgentDeclaration(Declared):
+    """An agent of a framework; see ``agent``."""
+
+    def __init__(
+        self,
+        instruction: str,
+        route: Route,
+        keep: bool,
+        settings: Mapping[str, Any],
+        demos: Sequence[Demo],
+        most: int,
+        **names: str,
+    ):
+        super().__init__(**names)
+        self.instruction, self.route, self.demos = instruction, route, tuple(demos)
+        self._keep, self._settings, self._most = keep, settings, most
+        _DECLARED[self.name] = self
+
+    @property
+    def declared(self) -> Any:
+        demos = [[demo.inputs, demo.outputs] for demo in self.demos]
+        return [
+            self.description,
+            self.instruction,
+            str(self.route),
+            self._keep,
+            dict(self._settings),
+            demos,
+            self._most,
+        ]
+
+    def build(self, language_model: LanguageModel) -> Component:
+        """A component that asks the model of the run, or its own, with its own limits."""
+        settings = {key: value for key, value in self._settings.items() if value is not None}
+        stop = settings.pop("stop", ())
+        call = AgentCall(dataclasses.replace(language_model, **settings), stop, "max_tokens" in settings, self._keep)
+        longest = max(_MOST_LETTERS, 2 * len(self.instruction))
+        return Component(
+            name=self.name,
+            description=self.description,
+            inputs=INPUTS,
+            outputs=OUTPUTS,
+            run=call.run,
+            space=PromptSpace(self._most, longest),
+            default=Prompt(self.instruction, self.demos),
+            route=self.route,
+        )
+
+
+def declared_agents() -> list[AgentDeclaration]:
+    """The agents that this process has declared; of several with one name the last."""
+    return sorted(_DECLARED.values(), key=lambda one: one.name)

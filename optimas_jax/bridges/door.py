@@ -1,0 +1,323 @@
+"""The door: from a request in OpenAI's form to the call of a component, and back.
+
+A request belongs to the run whose token is in its path (``/run/TOKEN/v1/chat/completions``) or is its key, else to the
+run whose context it comes from, else to the only one in flight. Outside of all runs agents answer with what the door
+was made with. Errors have OpenAI's form, and say that nothing is gained by asking again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from optimas_jax.bridges.asked import Asked
+from optimas_jax.bridges.chat import chat_answer, chat_events, read_chat
+from optimas_jax.bridges.order import preceding
+from optimas_jax.bridges.responses import read_responses, responses_answer, responses_events
+from optimas_jax.core import event_loop
+from optimas_jax.core.arrivals import RunEnded
+from optimas_jax.core.component import Component, Route
+from optimas_jax.core.program import (
+    ProgramEnded,
+    ProgramError,
+    Scope,
+    current_scope,
+    is_beside,
+    running_programs,
+)
+from optimas_jax.core.types import Call, Outcome, StopRun, digest, freeze
+from optimas_jax.llm.agent import call_ids
+from optimas_jax.server.protocol import RequestError
+
+_PATH = re.compile(
+    r"(?:.*/run/(?P<token>\w+))?/?(?:v1/)?(?P<rest>chat/completions|responses|models(?:/(?P<name>.+))?)/?"
+)
+_RETRIED = "x-stainless-retry-count"  # of OpenAI's SDKs: how often the request was sent before
+_WIRES = {
+    "chat/completions": (read_chat, chat_answer, chat_events),
+    "responses": (read_responses, responses_answer, responses_events),
+}
+_REFUSED = {Outcome.REFUSED: "content_filter"}
+NO_RETRY = {"x-should-retry": "false"}  # the run has tried again by itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request as any wire brings it; headers have names in small letters."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What is sent back.
+
+    Attributes:
+      body: JSON; or the events of a stream.
+      unread: to be called where the client left before.
+    """
+
+    status: int
+    body: Mapping[str, Any] | Iterable[str]
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unread: Callable[[], None] = lambda: None
+
+    @property
+    def streams(self) -> bool:
+        return not isinstance(self.body, Mapping)
+
+    @property
+    def kind(self) -> str:
+        return "text/event-stream" if self.streams else "application/json"
+
+    @property
+    def content(self) -> bytes:
+        """All of it."""
+        text = json.dumps(self.body) if isinstance(self.body, Mapping) else "".join(self.body)
+        return text.encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside:
+    """What answers outside of all runs.
+
+    Attributes:
+      components: agents by name.
+      call: the call of one of them on inputs.
+    """
+
+    components: Mapping[str, Component]
+    call: Callable[[str, Mapping[str, Any]], Awaitable[Call]]
+
+
+NOTHING = Outside({}, lambda name, inputs: _no_call())
+
+
+async def _no_call() -> Call:
+    raise NotImplementedError  # without components nothing is called
+
+
+@dataclasses.dataclass(frozen=True)
+class Door:
+    """Answers requests, each on the event loop of the run that it belongs to.
+
+    Args:
+      outside: makes what answers outside of all runs.
+    """
+
+    outside: Callable[[], Outside] = lambda: NOTHING
+
+    async def answer(self, request: Request) -> Answer:
+        """The answer to a request, on any event loop.
+
+        Raises:
+          asyncio.CancelledError: in a task of the program, whose run has ended.
+        """
+        try:
+            run = find_run(request)
+        except RequestError as error:
+            return failed(error)
+        answering = self._answered(request, run)
+        if run is None or event_loop.running() is run.ended.get_loop():
+            return await answering
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answering, run.ended.get_loop()))
+
+    def answer_in_thread(self, request: Request) -> Answer:
+        """The same in a thread without an event loop, which waits."""
+        try:
+            run = find_run(request)
+            if event_loop.running() is not None:
+                raise RequestError(
+                    400,
+                    "a client that blocks was called on an event loop, which it would hold up: use the asynchronous "
+                    "one, optimas_jax.client(), or call it by asyncio.to_thread",
+                )
+        except RequestError as error:
+            return failed(error)
+        answering = self._answered(request, run)
+        if run is None:
+            return event_loop.run(answering)
+        try:
+            return asyncio.run_coroutine_threadsafe(answering, run.ended.get_loop()).result()
+        except concurrent.futures.CancelledError:
+            raise ProgramEnded from None
+
+    async def _answered(self, request: Request, run: Scope | None) -> Answer:
+        try:
+            found = _PATH.fullmatch(request.path)
+            if found is None:
+                raise RequestError(
+                    404, f"there is no {request.path[:200]}: there are chat/completions, responses, models"
+                )
+            if found["rest"].startswith("models"):
+                return self._models(request, found["name"], run)
+            if request.method != "POST":
+                raise RequestError(405, f"{request.method} {request.path[:200]}: send POST")
+            return await self._called(request, run, *_WIRES[found["rest"]])
+        except RequestError as error:
+            return failed(error)
+        except RecursionError:
+            return failed(RequestError(400, "the body is nested too deep"))
+        except RunEnded:
+            return failed(_ended())
+
+    async def _called(self, request: Request, run: Scope | None, read: Any, write: Any, stream: Any) -> Answer:
+        if not isinstance(request.body, Mapping):
+            raise RequestError(400, "the body must be a JSON object")
+        asked: Asked = read(request.body)
+        components = self._components(run)
+        name = choose(components, asked, request.headers)
+        inputs = freeze(asked.inputs)
+        if run is None:
+            call, unread = await self._outside(name, inputs), lambda: None
+        else:
+            here = current_scope()
+            inside = here if here is not None and here.token == run.token else None
+            again = request.headers.get(_RETRIED, "0") not in ("", "0")
+            call = await run.arrivals.call(name, inputs, inside, again=again, preceding=preceding)
+            unread = functools.partial(run.arrivals.unread, name, inputs, call)
+        if call.outcome is not Outcome.OK:
+            code = _REFUSED.get(call.outcome, str(call.outcome))
+            raise RequestError(422, f"{name} has no answer ({call.outcome}): {call.detail}", None, code)
+        outputs = _whole(inputs, call.outputs)
+        key = digest(name, inputs, outputs, call.repeat) + secrets.token_hex(4)
+        body = stream(asked, key, outputs) if asked.stream else write(asked, key, outputs)
+        return Answer(200, body, unread=unread)
+
+    async def _outside(self, name: str, inputs: Mapping[str, Any]) -> Call:
+        try:
+            return await self.outside().call(name, inputs)
+        except StopRun as error:
+            raise RequestError(503, str(error), None, "unavailable") from error
+
+    def _components(self, run: Scope | None) -> Mapping[str, Component]:
+        """The agents that a request may be for."""
+        known = self.outside().components if run is None else run.recorder.components
+        return {name: one for name, one in known.items() if one.route is not None}
+
+    def _models(self, request: Request, name: str | None, run: Scope | None) -> Answer:
+        """The models' names that agents may send, as OpenAI lists models."""
+        if request.method != "GET":
+            raise RequestError(405, f"{request.method} {request.path[:200]}: send GET")
+        names = list(dict.fromkeys(one.model for one in _routes(self._components(run)).values()))
+        rows = {one: {"id": one, "object": "model", "created": 0, "owned_by": "optimas_jax"} for one in names}
+        if name is None:
+            return Answer(200, {"object": "list", "data": [*rows.values()]})
+        if name not in rows:
+            raise _unknown(name, self._components(run))
+        return Answer(200, rows[name])
+
+
+def find_run(request: Request) -> Scope | None:
+    """The run that a request belongs to; None outside of all runs.
+
+    Raises:
+      RequestError: it names one that has ended, comes from a component or a metric, or may belong to several.
+    """
+    running = running_programs()
+    path = _PATH.fullmatch(request.path)
+    key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    token = path["token"] if path is not None else None
+    if token is not None and token not in running:
+        raise _ended()
+    if token is not None or key in running:
+        return running[token or key]
+    try:
+        here = current_scope()
+    except ProgramError as error:
+        raise RequestError(409, f"{error}; ask for the agent in the program itself", None, "not_in_program") from None
+    if here is not None:  # where its run has ended, so does the task
+        return here
+    if is_beside():
+        raise RequestError(
+            409,
+            "a metric asked for an agent: agents belong to the program; give a judge its own client",
+            None,
+            "metric",
+        )
+    if len(running) > 1:
+        raise RequestError(
+            409,
+            f"{len(running)} runs are in flight, and this request does not say which one it belongs to: give the agent "
+            "the base URL of its run, optimas_jax.base_url(), start threads by asyncio.to_thread, or declare "
+            "optimas_jax.program(alone=True), whose runs go one at a time",
+            None,
+            "which_run",
+        )
+    return next(iter(running.values()), None)
+
+
+def choose(components: Mapping[str, Component], asked: Asked, headers: Mapping[str, str]) -> str:
+    """The agent that a request is for.
+
+    Raises:
+      RequestError: there is none, or several.
+    """
+    routes = {name: one for name, one in _routes(components).items() if one.model == asked.model}
+    if not routes:
+        raise _unknown(asked.model, components)
+    first = asked.inputs["messages"][0]
+    system = first["content"] if first["role"] == "system" else ""
+    fitting = [
+        name
+        for name, route in routes.items()
+        if route.is_rule
+        and system.startswith(route.prefix)
+        and all(headers.get(header) == value for header, value in route.headers.items())
+    ]
+    fitting = fitting or [name for name, route in routes.items() if not route.is_rule]
+    if len(fitting) == 1:
+        return fitting[0]
+    rules = "; ".join(f"{name}: {route}" for name, route in routes.items())
+    said = f"its system message begins {system[:60]!r}" if system else "it has no system message"
+    problem = f"{' and '.join(fitting)} both take it" if fitting else "none of them takes it"
+    raise RequestError(
+        404,
+        f"several agents send the model {asked.model!r}, and {problem} ({said}): tell them apart by agent(when=...), a "
+        f"beginning of the system message or headers. Their rules: {rules}",
+        "model",
+        "model_not_found",
+    )
+
+
+def _routes(components: Mapping[str, Component]) -> dict[str, Route]:
+    return {name: one.route for name, one in components.items() if one.route is not None}
+
+
+def _unknown(model: str, components: Mapping[str, Component]) -> RequestError:
+    known = "; ".join(f"{name}: {route}" for name, route in _routes(components).items())
+    has = f"there are {known}" if known else "there is none here"
+    message = (
+        f"no agent sends the model {model[:200]!r}; {has}: declare it by optimas_jax.agent, and name it to the program"
+    )
+    return RequestError(404, message, "model", "model_not_found")
+
+
+def _ended() -> RequestError:
+    known = sorted({name for run in running_programs().values() for name in _routes(run.recorder.components)})
+    has = f"; runs in flight have the agents {', '.join(known)}" if known else "; no run is in flight"
+    return RequestError(410, f"the run that this request belongs to has ended{has}", None, "run_ended")
+
+
+def _whole(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Outputs with all fields; those of other sources than a model may have a text and calls alone."""
+    calls = outputs.get("calls", ())
+    finish = outputs.get("finish") or ("tool_calls" if calls else "stop")
+    ids = outputs.get("ids", ())
+    ids = ids if len(ids) == len(calls) else call_ids(inputs, calls)
+    return {"text": outputs.get("text", ""), "calls": calls, "ids": ids, "finish": finish}
+
+
+def failed(error: RequestError) -> Answer:
+    """The answer to a request that is not taken."""
+    return Answer(error.status, error.to_json(), NO_RETRY)

@@ -1,0 +1,183 @@
+"""The door as a server on this machine, for agents in other processes; needs the extra ``serve``.
+
+    GET  /health  /v1/models
+    POST /v1/chat/completions  /v1/responses
+    ...  /run/TOKEN/v1/...      the same, for the run with this token (``base_url``)
+
+It runs on the event loop of the package, where runs are. One is started at the first ``base_url`` of a process, and
+ends with it; ``proxy`` chooses its port.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from optimas_jax.bridges.door import Answer, Door, Outside, Request
+from optimas_jax.core import event_loop
+from optimas_jax.core.program import ProgramError, current_scope
+from optimas_jax.core.types import StopRun
+from optimas_jax.server.protocol import RequestError
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request as WebRequest
+    from starlette.responses import Response
+
+MOST_BYTES = 64 * 2**20  # of a body: images are in it
+_OPEN: list[str] = []  # addresses of the servers of this process, the last one in use
+
+
+def make_app(outside: Callable[[], Outside]) -> Starlette:
+    """The application.
+
+    Args:
+      outside: makes what answers outside of all runs.
+
+    Raises:
+      StopRun: the extra ``serve`` is not installed.
+    """
+    try:
+        from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import JSONResponse, PlainTextResponse
+        from starlette.routing import Route
+    except ImportError as error:
+        raise StopRun(f"{error}; install the server with: pip install 'optimas_jax[serve]'") from None
+    from optimas_jax.server.bodies import BodyError, read_object
+    from optimas_jax.server.system_app import left
+
+    door = Door(outside)
+
+    async def answer(request: WebRequest) -> Response:
+        body = await read_object(request, MOST_BYTES) if request.method == "POST" else None
+        return await _respond(door, request, body)
+
+    async def health(_: WebRequest) -> Response:
+        return PlainTextResponse("")
+
+    async def refused(request: WebRequest, error: Exception) -> Response:
+        if isinstance(error, BodyError):
+            close = {"connection": "close"} if error.status in (408, 413) else None
+            return JSONResponse(RequestError(error.status, str(error)).to_json(), error.status, close)
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return JSONResponse(RequestError(error.status_code, message).to_json(), error.status_code, error.headers)
+
+    async def unexpected(_: WebRequest, error: Exception) -> Response:
+        message = f"the door failed on this request ({type(error).__name__}): the log of its process has the reason"
+        return JSONResponse(RequestError(500, message).to_json(), 500, {"x-should-retry": "false"})
+
+    return Starlette(
+        routes=[Route("/health", health), Route("/{path:path}", answer, methods=["GET", "POST"])],
+        exception_handlers={
+            BodyError: refused,
+            HTTPException: refused,
+            ClientDisconnect: left,
+            Exception: unexpected,
+        },
+    )
+
+
+async def _respond(door: Door, request: WebRequest, body: Any) -> Response:
+    from starlette.responses import Response, StreamingResponse
+
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    answer = await door.answer(Request(request.method, request.url.path, headers, body))
+    if await request.is_disconnected():
+        answer.unread()
+    if not answer.streams:
+        return Response(answer.content, answer.status, dict(answer.headers), answer.kind)
+    return StreamingResponse(_events(answer), answer.status, dict(answer.headers), answer.kind)
+
+
+async def _events(answer: Answer) -> AsyncIterator[str]:
+    sent = False
+    try:
+        for part in answer.body:
+            yield str(part)
+        sent = True
+    finally:
+        if not sent:
+            answer.unread()
+
+
+def base_url(outside: Callable[[], Outside]) -> str:
+    """The address for agents of the run that is current here, to be given to the processes that the program starts.
+
+    Raises:
+      ProgramError: outside of a run.
+      StopRun: the extra ``serve`` is not installed, or no port is free.
+    """
+    return f"{_address(outside)}/run/{api_key()}/v1"
+
+
+def api_key() -> str:
+    """The key of the run that is current here: for agents whose base URL is fixed.
+
+    Raises:
+      ProgramError: outside of a run.
+    """
+    scope = current_scope()
+    if scope is None:
+        raise ProgramError(
+            "base_url and api_key name the run that a request belongs to, and this is outside of a run: call them in "
+            "the program, and hand them to the threads and processes that it starts"
+        )
+    return scope.token
+
+
+@contextlib.contextmanager
+def serving(outside: Callable[[], Outside], host: str, port: int) -> Iterator[str]:
+    """Serves the door; yields its address, which ``base_url`` uses meanwhile.
+
+    Raises:
+      StopRun: the address cannot be had, or the extra ``serve`` is not installed.
+    """
+    address, stop = _start(outside, host, port)
+    _OPEN.append(address)
+    try:
+        yield f"{address}/v1"
+    finally:
+        _OPEN.remove(address)
+        stop()
+
+
+def _address(outside: Callable[[], Outside]) -> str:
+    """The server of this process, started if there is none."""
+    if not _OPEN:
+        address, stop = _start(outside, "127.0.0.1", 0)
+        _OPEN.append(address)
+        atexit.register(stop)
+    return _OPEN[-1]
+
+
+os.register_at_fork(after_in_child=_OPEN.clear)  # the server stays behind
+
+
+def _start(outside: Callable[[], Outside], host: str, port: int) -> tuple[str, Callable[[], None]]:
+    """Starts a server; returns its address, and what ends it."""
+    application = make_app(outside)
+    import uvicorn
+
+    from optimas_jax.server.gate import Gate
+    from optimas_jax.server.running import bound
+
+    listener = bound(host, port)
+    listener.listen(1024)  # from now on requests wait, until the server takes them
+    settings: dict[str, Any] = {"log_config": None, "log_level": "warning", "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(Gate(application), lifespan="off", **settings))
+    started = event_loop.submit(server.serve([listener]))
+
+    def stop() -> None:
+        server.should_exit = True
+        with contextlib.suppress(Exception):
+            if event_loop.running() is None:
+                started.result(5)
+
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}", stop

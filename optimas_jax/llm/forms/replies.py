@@ -1,0 +1,154 @@
+"""Replies to a conversation whose tools are JSON Schemas, as frameworks send them: a text, calls of tools, or both."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from optimas_jax.core.json_text import JsonError, find_json, parse_json
+from optimas_jax.core.types import thaw
+from optimas_jax.core.values import Demo, Prompt
+from optimas_jax.llm.base import Tool
+from optimas_jax.llm.forms.answers import AnswerError
+from optimas_jax.llm.forms.loose import unfenced
+from optimas_jax.llm.forms.schemas import clean_schema, native_reply, object_schema
+from optimas_jax.llm.forms.tools import MEANT
+
+_TEXT = {"type": "string"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplyForm:
+    """Reads the replies to such a conversation.
+
+    Attributes:
+      tools: that the model may ask for, at least one.
+      choice: ``auto``, ``required`` or the name of one of them (``llm.base.CompletionRequest``).
+      text_schema: of the text of a reply without calls; None for any text.
+    """
+
+    tools: tuple[Tool, ...]
+    choice: str = "auto"
+    text_schema: Mapping[str, Any] | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("text", "calls")
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """JSON Schema of replies: ``{"text": ..., "calls": [{"name": ..., "arguments": {...}}]}``."""
+        return self._schema
+
+    @cached_property
+    def _schema(self) -> dict[str, Any]:
+        definitions: dict[str, Any] = {}
+        asked = [tool for tool in self.tools if self.choice in ("auto", "required", tool.name)]
+        kinds = [
+            object_schema({"name": {"const": tool.name}, "arguments": _arguments(tool, number, definitions)})
+            for number, tool in enumerate(asked)
+        ]
+        call = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+        calls = {"type": "array", "items": call}
+        if self.choice != "auto":
+            reply = object_schema({"text": _TEXT, "calls": {**calls, "minItems": 1}})
+        elif self.text_schema is None:
+            reply = object_schema({"text": _TEXT, "calls": calls})
+        else:
+            text = _inside(clean_schema(self.text_schema, all_required=False), "text", definitions)
+            answer = object_schema({"text": text, "calls": {**calls, "maxItems": 0}})
+            reply = {"anyOf": [answer, object_schema({"text": _TEXT, "calls": {**calls, "minItems": 1}})]}
+        return {**reply, **({"$defs": definitions} if definitions else {})}
+
+    def shown(self, prompt: Prompt, output: str) -> Prompt:
+        demos = (Demo(demo.inputs, {output: _as_text(demo.outputs)}) for demo in prompt.demos)
+        return Prompt(prompt.instruction, tuple(demos))
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The text and the calls of a reply; a text that is not meant as one is its text.
+
+        Raises:
+          AnswerError: for nothing, a reply or a call of another form, a tool that is none, or no call where one was
+            asked for.
+        """
+        prose = text.strip()
+        reply = next(_replies(text), None)
+        if reply is None:
+            if not prose or MEANT.search(prose):
+                raise AnswerError("it is no complete JSON object with the fields text and calls")
+            reply = {"text": prose, "calls": []}
+        said = reply.get("text") or ""
+        said = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+        calls = [self._call(call) for call in _listed(reply.get("calls"))]
+        if not calls and self.choice != "auto":
+            raise AnswerError(f"a call of {self._named()} was asked for, and there is none")
+        if not calls and not said.strip():
+            raise AnswerError("there is neither a text nor a call")
+        return {"text": said, "calls": calls}
+
+    def _call(self, call: Any) -> dict[str, Any]:
+        if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+            raise AnswerError('a call is {"name": ..., "arguments": {...}}')
+        name, arguments = call["name"], call.get("arguments", {})
+        if name not in [tool.name for tool in self.tools]:
+            raise AnswerError(
+                f"there is no tool {name[:100]!r}; tools are {', '.join(tool.name for tool in self.tools)}"
+            )
+        if not isinstance(arguments, Mapping | str):
+            raise AnswerError(f"the arguments of {name} are {type(arguments).__name__}, expected an object")
+        return {"name": name, "arguments": thaw(arguments)}
+
+    def _named(self) -> str:
+        return "a tool" if self.choice == "required" else self.choice
+
+
+def _as_text(outputs: Mapping[str, Any]) -> str:
+    calls = [(call["name"], call["arguments"]) for call in outputs.get("calls", ())]
+    return native_reply(outputs.get("text", ""), calls)
+
+
+def _replies(text: str) -> Iterator[Mapping[str, Any]]:
+    """Objects in a text that are meant as replies: the text itself, then all others, from the last to the first."""
+    try:
+        found = [parse_json(unfenced(text))]
+    except JsonError:
+        found = find_json(text)[::-1]
+    for data in found:
+        if isinstance(data, Mapping) and ("calls" in data or set(data) == {"text"}):
+            yield data
+        elif isinstance(data, Mapping) and set(data) == {"name", "arguments"}:  # a call alone
+            yield {"text": "", "calls": [data]}
+
+
+def _listed(calls: Any) -> Sequence[Any]:
+    if calls is None:
+        return []
+    if not isinstance(calls, list):
+        raise AnswerError(f"calls are {type(calls).__name__}, expected a list")
+    return calls
+
+
+def _arguments(tool: Tool, number: int, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments as a part of another schema."""
+    schema = clean_schema(tool.parameters, all_required=False)
+    return _inside({"type": "object", "properties": {}, **schema}, f"{number}", definitions)
+
+
+def _inside(schema: Mapping[str, Any], name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """A schema as a part of another, whose definitions get its own."""
+
+    def renamed(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            inner = {key: renamed(value) for key, value in part.items()}
+            reference = inner.get("$ref")
+            if isinstance(reference, str) and reference.startswith("#/$defs/"):
+                inner["$ref"] = f"#/$defs/{name}.{reference.removeprefix('#/$defs/')}"
+            return inner
+        return [renamed(value) for value in part] if isinstance(part, list | tuple) else part
+
+    own = renamed({key: value for key, value in schema.items() if key not in ("$defs", "$schema")})
+    definitions |= {f"{name}.{key}": renamed(value) for key, value in schema.get("$defs", {}).items()}
+    return own
