@@ -129,7 +129,9 @@ def _demo(fields: Mapping[str, Any], component: Component) -> Demo | None:
     if len(outputs) > 1 or not rest or len(fields) < 2:
         return None
     last = rest[-1]
-    output = outputs[0] if component.outputs or isinstance(asking, ModelCall) else last  # else the user's own message
+    output = (
+        next(iter(outputs)) if component.outputs or isinstance(asking, ModelCall) else last
+    )  # else the user's own message
     return Demo({name: value for name, value in fields.items() if name != last}, {output: fields[last]})
 
 
