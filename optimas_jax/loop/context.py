@@ -254,7 +254,7 @@ def build_run(
     engines = make_engines(config.mesh, progress, leader)
     if completer is None:
         check_completers(config, workdir)
-    start, recorded = read_start(config.optimize.start), read_traces(config.traces)
+    start, recorded = read_start(config.optimize.start, config.optimize.start_names), read_traces(config.traces)
     data, bare = data_and_system(benchmark, config, start)
     check_objective(config, bare)
     shared_engine = completer is None and is_shared(bare)
