@@ -1,11 +1,14 @@
 """Runs an experiment, or one stage of it, in a run folder; the same command resumes.
 
 python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
-    [--stage=all|probe|collect|train|optimize|refresh|align|evaluate] [--plan [--devices=NAME]]
+    [--stage=all|probe|collect|train|optimize|refresh|align|evaluate] [--plan [--devices=NAME]] [--traces=FILE,...]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I | --coordinator=auto]
 
 ``--plan`` only says what the run will take, and needs no key, data or model for that; with ``--devices=v5e-16`` also
 whether its local models fit these devices, which need not be here.
+
+``--traces`` names recorded calls (JSON Lines: messages of OpenAI, OpenTelemetry spans, evaluations/*.jsonl of a run),
+which become demonstrations and spare the run a part of its calls; it is config.traces.
 
 With a coordinator the command is one of several processes, on several machines: the first one runs everything, the
 others compute with it. ``auto`` is for TPU slices and Slurm; see launch/pod/.
@@ -13,6 +16,7 @@ others compute with it. ``auto`` is for TPU slices and Slurm; see launch/pod/.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from functools import partial
@@ -44,6 +48,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMAR
 _STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, REFRESH, ALIGN], "Which stage to run.")
 _PLAN = flags.DEFINE_bool("plan", False, "Say what the run is expected to take, and do nothing else.")
 _DEVICES = flags.DEFINE_string("devices", "", "For --plan: devices by name, such as h100, 8xa100-80, v5e-16.")
+_TRACES = flags.DEFINE_string("traces", "", "Files of recorded calls, separated by commas; the same as config.traces.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes, or auto.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; left out with auto.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0; left out with auto.")
@@ -78,6 +83,8 @@ def run_together() -> int:
 def run(leader: Leader | None = None) -> None:
     """Runs the stage, and shows its results. ``leader`` tells the other processes of the run."""
     config = parse_config(_CONFIG.value.to_dict())
+    if _TRACES.value:
+        config = dataclasses.replace(config, traces=_TRACES.value)
     workdir = Path(_WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}")
     if _PLAN.value:
         plan(config, workdir)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig, refuse_while_importing
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
 from optimas_jax.core import event_loop
-from optimas_jax.core.blame import without_our_frames
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.frames import without_our_frames
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
 from optimas_jax.core.stats import mean_interval
@@ -57,6 +58,8 @@ def optimize(
     split: Sequence[float] = SHARES,
     workdir: str | Path | None = None,
     seed: int = 0,
+    start: str | Path | Mapping[str, str] = "",
+    traces: str | Path | Sequence[str | Path] = (),
     config: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -74,6 +77,10 @@ def optimize(
       split: shares of train, validation, confirmation and test.
       workdir: folder of the run; by default ``runs/NAME``.
       seed: names all randomness of the search and of the split.
+      start: where the search starts: the folder of an earlier run or its ``best/``, a ``.json`` file that
+        ``module.save`` of DSPy wrote, or instructions by component, as a dict or such a file (``loop.start``).
+      traces: files of recorded calls, with or without scores (``traces.read``): they become demonstrations and spare
+        the run a part of its calls.
       config: other settings by their path, such as ``{"optimize.iterations": 8}``.
       progress: receives lines and bars; by default the console, or one table in a notebook.
 
@@ -89,6 +96,7 @@ def optimize(
     from optimas_jax.loop.stages import run_stages
 
     shown = default_progress() if progress is None else progress
+    config = {**_given(start, traces), **(config or {})}
     declared, settings, made = _prepared(program, metric, data, model, proposer, budget, split, seed, config, shown)
     folder = Path(workdir or f"runs/{declared.name}")
     label = run_stages(
@@ -147,6 +155,14 @@ def plan(
     if isinstance(shown, ConsoleProgress):
         report_plan(planned.to_json(), shown)
     return planned
+
+
+def _given(start: str | Path | Mapping[str, str], traces: str | Path | Sequence[str | Path]) -> dict[str, Any]:
+    """Arguments of ``optimize`` as settings, without those that are left out."""
+    files = [traces] if isinstance(traces, str | Path) else traces
+    begin = json.dumps(dict(start), ensure_ascii=False) if isinstance(start, Mapping) else str(start)
+    settings = {"optimize.start": begin if start else "", "traces": ",".join(map(str, files))}
+    return {name: value for name, value in settings.items() if value}
 
 
 def _prepared(

@@ -103,6 +103,23 @@ class Result:
         return _frame(points, "at iteration val_score tokens calls usd seconds")
 
     @property
+    def pareto(self) -> pd.DataFrame:
+        """The start and every configuration that passed the gate: score, cost of a run (``dollars``, ``tokens``,
+        ``seconds``) and ``reward`` (the score minus weighted costs) on the validation split, each with its interval;
+        whether it is ``dominated``, which limits it ``exceeds``, and whether it was ``kept``."""
+        measures = ("score", "dollars", "tokens", "seconds", "reward")
+        rows = []
+        for point in self.results.get("pareto", []):
+            row = {name: point[name] for name in ("changes", "component", "configuration")}
+            for name in measures:
+                measured = point[name] or {"mean": None, "ci95": (None, None)}
+                low, high = measured["ci95"]
+                row |= {name: measured["mean"], f"{name}_low": low, f"{name}_high": high}
+            rows.append(row | {name: point[name] for name in ("exceeds", "dominated", "kept")})
+        numbers = " ".join(f"{name} {name}_low {name}_high" for name in measures)
+        return _frame(rows, f"changes component configuration {numbers} exceeds dominated kept")
+
+    @property
     def by_kind(self) -> pd.DataFrame:
         """Mean scores by kind of example, where examples have kinds."""
         rows = [{"kind": kind, **row} for kind, row in self.results["by_kind"].items()]

@@ -10,7 +10,7 @@ import optimas_jax
 
 SOURCE = Path(optimas_jax.__file__).parent
 HOST, DEVICE = (
-    ("core", "sandbox", "llm", "programs", "bridges", "benchmarks"),
+    ("core", "sandbox", "llm", "programs", "bridges", "traces", "benchmarks"),
     ("parallel", "models", "checkpoints", "engine", "learn"),
 )
 ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax", "chex")
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "sandbox": {"sandbox"},
     "llm": {"core", "sandbox", "llm"},
     "programs": {"core", "llm", "programs"},
+    "traces": {"core", "llm", "traces"},
     "bridges": {"core", "llm", "programs", "server", "bridges"},
     "benchmarks": {"core", "sandbox", "llm", "programs", "benchmarks"},
     "parallel": {"core", "parallel"},

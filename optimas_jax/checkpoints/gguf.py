@@ -32,6 +32,10 @@ _DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4
 
 
+class UnreadGguf(ValueError):
+    """A file that may be whole, of a kind that is not read here."""
+
+
 @dataclasses.dataclass(frozen=True)
 class GgufTensor:
     """One stored tensor.
@@ -114,7 +118,7 @@ def _read_file(path: Path) -> GgufFile:
         raise ValueError("it does not start with the four letters GGUF")
     version, num_tensors, num_fields = cursor.unpack("IQQ")
     if version not in _VERSIONS:
-        raise ValueError(f"it is of GGUF version {version}; read are {', '.join(map(str, _VERSIONS))} (little-endian)")
+        raise UnreadGguf(f"it is of GGUF version {version}; read are {', '.join(map(str, _VERSIONS))} (little-endian)")
     metadata = {}
     for _ in range(num_fields):
         key = cursor.string()
@@ -122,7 +126,10 @@ def _read_file(path: Path) -> GgufFile:
     infos = [_tensor_info(cursor) for _ in range(num_tensors)]
     refused = sorted({kind for _, kind, _, _ in infos} - set(GGUF_TYPES))
     if refused:
-        raise ValueError(f"it has tensors of type {', '.join(refused)}; read are {', '.join(GGUF_TYPES)}")
+        raise UnreadGguf(
+            f"it has tensors of type {', '.join(refused)}; read are {', '.join(GGUF_TYPES)}: take the model in one of "
+            "these types"
+        )
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"its general.alignment is {alignment!r}, expected a power of two")

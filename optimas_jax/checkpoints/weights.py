@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from optimas_jax.checkpoints.gguf import GgufFile, GgufTensor, read_gguf
+from optimas_jax.checkpoints.gguf import GgufFile, GgufTensor, UnreadGguf, read_gguf
 from optimas_jax.models.backbone import abstract_params, init_params
 from optimas_jax.models.config import BackboneConfig, config_from_gguf, config_from_hf
 from optimas_jax.models.lora import Params
@@ -397,6 +397,8 @@ def open_gguf(path: Path) -> GgufFile:
     """A GGUF file's metadata and tensors; raises ``WeightsError`` if it is truncated or not supported."""
     try:
         return read_gguf(path)
+    except UnreadGguf as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
     except (ValueError, OSError) as error:
         raise WeightsError(
             f"{path} cannot be read as GGUF: {error}. If it is truncated or altered, fetch it again"

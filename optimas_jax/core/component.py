@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from optimas_jax.core.blame import UserBug
+from optimas_jax.core.cost import Cost
+from optimas_jax.core.frames import UserBug
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import Space, Value, check_value
@@ -39,6 +40,8 @@ class RunContext:
       component: name of the component, the role of its requests.
       temperature: sampling temperature instead of the component's default, or None.
       notes: what a model thought before its answers (``Call.reasoning``); components add to it.
+      cuts: how answers that were used were cut short (``Call.detail``); components add to it.
+      costs: of results of ``completer``, which counts them; a component adds what it pays otherwise.
     """
 
     completer: Any
@@ -46,6 +49,8 @@ class RunContext:
     component: str
     temperature: float | None = None
     notes: list[str] = dataclasses.field(default_factory=list, compare=False)
+    cuts: list[str] = dataclasses.field(default_factory=list, compare=False)
+    costs: list[Cost] = dataclasses.field(default_factory=list, compare=False)
 
 
 RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[Mapping[str, Any]]]

@@ -37,8 +37,11 @@ class JsonError(ValueError):
         self.reason, self.line, self.column = reason, line, column
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, mend: bool = False) -> Any:
     """The value of a JSON text: numbers that a float can hold, valid Unicode, at most 100 levels deep.
+
+    Args:
+      mend: replaces halves of characters (lone surrogates) by U+FFFD, in place of an error.
 
     Raises:
       JsonError: for anything else.
@@ -55,6 +58,8 @@ def parse_json(text: str | bytes) -> Any:
         raise _too_deep() from None
     if _is_too_deep(text):
         raise _too_deep()
+    if mend:
+        return _with_whole_characters(value) if _SURROGATE.search(text) else value
     _check_characters(text, value)
     return value
 

@@ -54,6 +54,8 @@ class Scope:
       ended: done when the program has ended, with the error of a component that ended it.
       path: position of the task.
       numbers: of the calls that it makes and of the tasks that it starts.
+      task: that runs in it; None for the program itself.
+      log: what came after what: seconds of a call, a task that was started, None where all tasks before had ended.
       root: the task in which the program began; None for that task itself.
       token: names the run, to callers that do not know it by its context.
     """
@@ -62,6 +64,8 @@ class Scope:
     ended: asyncio.Future[BaseException]
     path: Position = ()
     numbers: itertools.count[int] = dataclasses.field(default_factory=itertools.count)
+    task: asyncio.Future[Any] | None = None
+    log: list[float | Scope | None] = dataclasses.field(default_factory=list)
     root: Scope | None = None
     token: str = ""
 
@@ -75,12 +79,31 @@ class Scope:
         return (*self.path, next(self.numbers))
 
     def child(self) -> Scope:
-        """A task that this one starts."""
-        return Scope(self.recorder, self.ended, self.position(), root=self.root or self, token=self.token)
+        """A task that this one starts. It comes after those that have all ended, and beside those that have not."""
+        before = itertools.takewhile(lambda one: isinstance(one, Scope), reversed(self.log))
+        if all(isinstance(one, Scope) and one.task is not None and one.task.done() for one in before):
+            self.log.append(None)
+        child = Scope(self.recorder, self.ended, self.position(), root=self.root or self, token=self.token)
+        self.log.append(child)
+        return child
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the longest chain of calls until here, in this task and in those that it started. A call counts
+        as behind all tasks that were started before it, for whether they had ended depends on latencies."""
+        clock = beside = 0.0
+        for one in self.log:
+            if isinstance(one, Scope):
+                beside = max(beside, one.seconds)
+            else:
+                clock, beside = clock + beside + (one or 0.0), 0.0
+        return clock + beside
 
     async def call(self, component: str, inputs: Mapping[str, Any]) -> Call:
         """Calls a component from the task; a failure is a call with its outcome, any other error ends the program."""
-        return await self.recorder.call(component, inputs, self.position(), self.ended)
+        call = await self.recorder.call(component, inputs, self.position(), self.ended)
+        self.log.append(call.cost.seconds)
+        return call
 
     def fail(self, error: BaseException) -> BaseException:
         """Ends the program with an error that it cannot catch; returns what to raise here."""
@@ -164,6 +187,7 @@ class Recorder:
         self._made: dict[Position, Call] = {}
         self._in_flight: set[asyncio.Task[Call]] = set()
         self._failed: list[Position] = []
+        self._root: Scope | None = None
         placed = [call for call in given.values() if call.position and OUTSIDE not in call.position]
         recorded = {call.position: call.key for call in placed}
         self._places = {content: places for content, places in _places(recorded).items() if len(places) > 1}
@@ -183,6 +207,11 @@ class Recorder:
             )
             for position, call in sorted(self._made.items())
         )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the longest chain of a program's calls, by recorded costs (``Scope.seconds``)."""
+        return 0.0 if self._root is None else self._root.seconds
 
     async def call(
         self,
@@ -302,6 +331,7 @@ class Recorder:
             ended: asyncio.Future[BaseException] = loop.create_future()
             scope = Scope(self, ended, token=secrets.token_hex(12))
             context = contextvars.copy_context()
+            self._root = scope
             context.run(_SCOPE.set, scope)
             context.run(_COMPONENT.set, "")
             _RUNNING[scope.token] = scope
@@ -351,12 +381,18 @@ def _number_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
     def create(loop: asyncio.AbstractEventLoop, coroutine: Any, context: contextvars.Context | None = None) -> Any:
         scope = _SCOPE.get() if context is None else context.get(_SCOPE)
+        child = None
         if scope is not None:
             context = contextvars.copy_context() if context is None else context
-            context.run(_SCOPE.set, scope.child())
+            child = scope.child()
+            context.run(_SCOPE.set, child)
         if inner is None:
-            return asyncio.Task(coroutine, loop=loop, context=context)
-        return inner(loop, coroutine) if context is None else inner(loop, coroutine, context=context)  # type: ignore[call-arg]
+            task = asyncio.Task(coroutine, loop=loop, context=context)
+        else:
+            task = inner(loop, coroutine) if context is None else inner(loop, coroutine, context=context)  # type: ignore[call-arg]
+        if child is not None:
+            child.task = task
+        return task
 
     create.numbers_tasks = True  # type: ignore[attr-defined]
     loop.set_task_factory(create)

@@ -11,9 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from optimas_jax.core import graph
-from optimas_jax.core.blame import first_of, where
 from optimas_jax.core.component import Component, ComponentBug, ComponentFailure, ProgramFailure, RunContext
+from optimas_jax.core.cost import Cost, Counted, side_by_side, total
+from optimas_jax.core.frames import first_of, where
 from optimas_jax.core.graph import GraphError
+from optimas_jax.core.objective import Objective
 from optimas_jax.core.program import Recorder, beside_programs
 from optimas_jax.core.scoring import Score, is_finite_score, metric_arguments, name_of, read_score, row_of, shortened
 from optimas_jax.core.selection import Scorer, candidates, choose
@@ -51,6 +53,7 @@ class System:
       scorer: scores outputs for ``PerInstance`` values; None if no value needs it.
       meter: counts executions, or None.
       watch: looks at runs as they go, or None.
+      objective: what the cost of a run is worth; None for nothing.
       declared, code: digests of what a program is made of, by name: its prompts and settings, its functions.
       program: ``async (fields of the example) -> outputs``; calls components by ``core.program.current_scope``. None
         for a graph, which the components' fields define.
@@ -72,6 +75,7 @@ class System:
     called_after: Mapping[str, frozenset[str]] | None = None
     read_by: Mapping[str, frozenset[str]] | None = None
     watch: Watch | None = None
+    objective: Objective | None = None
     declared: Mapping[str, str] = dataclasses.field(default_factory=dict)
     code: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -215,10 +219,12 @@ class System:
         recorder = Recorder(execute, given or {}, components, freeze(inputs), configuration)
         if self.program is None:
             fields = await self._run_graph(recorder, inputs)
+            seconds = self._seconds(recorder.calls)
             outcome = next((call.outcome for call in recorder.calls if call.outcome is not Outcome.OK), Outcome.OK)
         else:
             async with self.alone or contextlib.nullcontext():
                 fields, outcome, detail = await self._run_program(recorder, inputs, example.id, self.program)
+                seconds = recorder.seconds
         if outcome is Outcome.OK and any(field not in fields for field in self.output_fields):
             outcome = Outcome.CRASHED
         if outcome is not Outcome.OK:
@@ -227,9 +233,23 @@ class System:
             names = self.output_fields or tuple(fields)  # a program may return what it likes
             outputs = freeze({field: fields[field] for field in names})
             trace = await self._scored(Trace(example.id, seed, recorder.calls, outputs, outcome, 0.0), example)
+        trace = self._with_cost(trace, seconds)
         if self.watch is not None and not given:  # not what follows another output of a call
             self.watch.ended(trace, configuration)
         return trace
+
+    def _with_cost(self, trace: Trace, seconds: float) -> Trace:
+        cost = dataclasses.replace(total(call.cost for call in trace.calls), seconds=seconds)
+        penalty = 0.0 if self.objective is None else self.objective.penalty(cost)
+        return dataclasses.replace(trace, cost=cost, penalty=penalty)
+
+    def _seconds(self, calls: Sequence[Call]) -> float:
+        """Seconds of the longest chain of a graph's calls: each begins when its parents have ended."""
+        ends: dict[str, float] = {}
+        for call in calls:
+            begin = max((ends.get(parent, 0.0) for parent in self.parents[call.component]), default=0.0)
+            ends[call.component] = begin + call.cost.seconds
+        return max(ends.values(), default=0.0)
 
     async def _run_graph(self, recorder: Recorder, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Calls every component when its parents have ended; returns all fields."""
@@ -305,14 +325,20 @@ class System:
         if self.meter is not None:
             self.meter.executions += 1
         component = self.by_name[call.component]
-        context = RunContext(self.completer, seed, component.name, temperature)
+        costs: list[Cost] = []
+        context = RunContext(Counted(self.completer, costs), seed, component.name, temperature, costs=costs)
         try:
             with self._waiting("request" if component.ends else "component", component.name):
                 outputs = await component.run(thaw(call.inputs), value, context)
         except ComponentFailure as failure:
             thought = _thoughts(context)
             return dataclasses.replace(
-                call, outputs=freeze({}), outcome=failure.outcome, detail=failure.detail, reasoning=thought
+                call,
+                outputs=freeze({}),
+                outcome=failure.outcome,
+                detail=failure.detail,
+                reasoning=thought,
+                cost=total(costs),
             )
         except StopRun as error:
             error.add_note(f"while component {component.name!r} ran on example {example_id!r}")
@@ -332,13 +358,14 @@ class System:
                 f"component {component.name!r} returned fields {sorted(outputs)} on example {example_id!r}, "
                 f"declared are {sorted(component.outputs)}"
             )
-        thought = _thoughts(context)
-        return dataclasses.replace(call, outputs=freeze(outputs), outcome=Outcome.OK, detail="", reasoning=thought)
+        detail, thought = "; ".join(dict.fromkeys(context.cuts)), _thoughts(context)
+        ended = {"outcome": Outcome.OK, "detail": detail, "reasoning": thought, "cost": total(costs)}
+        return dataclasses.replace(call, outputs=freeze(outputs), **ended)
 
     async def _select(
         self, call: Call, value: PerInstance, example_id: str, seed: int, temperature: float | None
     ) -> Call:
-        """Runs every candidate and selects one that succeeded; the first one if all failed."""
+        """Runs every candidate and selects one that succeeded; the first one if all failed. It costs all of them."""
         name = call.component
         if self.scorer is None:
             raise StopRun(
@@ -350,9 +377,11 @@ class System:
                 group.create_task(self._execute(call, candidate, example_id, sample_seed, hotter))
                 for candidate, sample_seed, hotter in candidates(value, seed, temperature)
             ]
-        succeeded = [one for one in (task.result() for task in tasks) if one.outcome is Outcome.OK]
+        cost = side_by_side(task.result().cost for task in tasks)
+        made = [dataclasses.replace(task.result(), cost=cost) for task in tasks]
+        succeeded = [one for one in made if one.outcome is Outcome.OK]
         if not succeeded:
-            return tasks[0].result()
+            return made[0]
         outputs = [one.outputs for one in succeeded]
         if all(fields == outputs[0] for fields in outputs):
             return succeeded[0]
@@ -404,7 +433,7 @@ def _thoughts(context: RunContext) -> str:
 def _answered(call: Call, answer: Call | Mapping[str, Any]) -> Call:
     """A call with another answer: outputs, or a call that may have failed in its own way."""
     if isinstance(answer, Call):
-        fields = {name: getattr(answer, name) for name in ("outputs", "outcome", "detail", "reasoning")}
+        fields = {name: getattr(answer, name) for name in ("outputs", "outcome", "detail", "reasoning", "cost")}
         return dataclasses.replace(call, **fields)
     if not answer and call.outcome is not Outcome.OK:
         return call

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from optimas_jax.core.cost import NOTHING, Cost
+
 
 class Outcome(enum.StrEnum):
     """How a component, or a whole run, ended."""
@@ -100,11 +102,12 @@ class Call:
       component: its name.
       inputs: fields that it read.
       outputs: fields that it wrote; empty unless ``outcome`` is ok.
-      outcome, detail: how it ended, and why it failed.
+      outcome, detail: how it ended, and why it failed, or how an answer that was used was cut short.
       occurrence: number of the component's calls before it, in the order of the program.
       repeat: number of those that had equal inputs; each has a seed of its own.
       position: in the order of the program (``core.program``).
       reasoning: what a model thought before its answer; no part of ``outputs``.
+      cost: of all its requests.
     """
 
     component: str
@@ -116,6 +119,7 @@ class Call:
     repeat: int = 0
     position: tuple[int, ...] = dataclasses.field(default=(), compare=False)
     reasoning: str = dataclasses.field(default="", compare=False)
+    cost: Cost = dataclasses.field(default=NOTHING, compare=False)
 
     @functools.cached_property
     def key(self) -> CallKey:
@@ -140,6 +144,8 @@ class Trace:
       score: the metric, or its failure score.
       feedback: why, in the metric's words.
       parts: of the score, where the metric tells them.
+      cost: of the run; the metric's own requests are no part of it.
+      penalty: score that the cost is worth (``core.objective``).
     """
 
     example_id: str
@@ -150,6 +156,13 @@ class Trace:
     score: float
     feedback: str = ""
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    cost: Cost = dataclasses.field(default=NOTHING, compare=False)
+    penalty: float = dataclasses.field(default=0.0, compare=False)
+
+    @property
+    def reward(self) -> float:
+        """What runs are compared by: the score, minus what the cost is worth."""
+        return self.score - self.penalty if self.penalty else self.score
 
     def calls_of(self, component: str) -> tuple[Call, ...]:
         """The component's calls, in the order of the program."""
@@ -171,6 +184,9 @@ class Trace:
         raise KeyError(f"no call of {component!r} in the run of example {self.example_id!r}")
 
 
+RECORDED = "trace:"  # the source of a recorded candidate begins with it
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """One candidate output of a component on one input.
@@ -178,13 +194,19 @@ class Candidate:
     Attributes:
       outputs: outputs of the component; empty if it failed.
       source: ``current`` for the value in use, ``sampled:<i>`` for hotter samples of it, ``value:<digest>`` for another
-        value, ``variable:<text>`` in imported data. Candidates have no order.
+        value, ``variable:<text>`` in imported data, ``trace:<file, line>`` of a recorded call. Candidates have no
+        order.
       rewards: global reward of each Monte Carlo rollout.
     """
 
     outputs: Mapping[str, Any]
     source: str
     rewards: tuple[float, ...]
+
+    @property
+    def recorded(self) -> str:
+        """File and line of the recorded call that it is from; "" if it is from none."""
+        return self.source.removeprefix(RECORDED) if self.source.startswith(RECORDED) else ""
 
     @property
     def reward(self) -> float:
@@ -214,8 +236,9 @@ class Group:
 
     @property
     def current(self) -> Candidate | None:
-        """The output of the value in use, if it is among the candidates."""
-        return next((candidate for candidate in self.candidates if candidate.source == "current"), None)
+        """The output of the value in use, if it is among the candidates: of a run, else a recorded one."""
+        recorded = next((candidate for candidate in self.candidates if candidate.recorded), None)
+        return next((candidate for candidate in self.candidates if candidate.source == "current"), recorded)
 
     @property
     def rewards(self) -> tuple[float, ...]:

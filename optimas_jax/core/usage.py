@@ -47,7 +47,7 @@ class Usage:
 
     def to_json(self) -> dict[str, Any]:
         """All fields, and ``tokens``; dollars and seconds without the noise of their sums."""
-        fields = {**dataclasses.asdict(self), "usd": round(self.usd, 12), "seconds": round(self.seconds, 3)}
+        fields = {**vars(self), "usd": round(self.usd, 12), "seconds": round(self.seconds, 3)}
         return {**fields, "tokens": self.tokens}
 
     def times(self, factor: float) -> Usage:

@@ -25,11 +25,13 @@ class Demo:
       inputs, outputs: fields shown in a prompt.
       example_id: the example that it was taken from, or "". It is saved with the prompt, but is not shown, compared or
         part of ``value_digest``.
+      recorded: file and line of the recorded call that it was taken from, or "". As ``example_id``.
     """
 
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
     example_id: str = dataclasses.field(default="", compare=False)
+    recorded: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", freeze(self.inputs))
@@ -132,8 +134,11 @@ def shows(value: Value, example_id: str, inputs: Mapping[str, Any]) -> bool:
     return any((demo.example_id and demo.example_id == example_id) or demo.inputs == freeze(inputs) for demo in demos)
 
 
+_ORIGIN = ("example_id", "recorded")
+
+
 def _demo_to_json(demo: Demo) -> dict[str, Any]:
-    origin = {"example_id": demo.example_id} if demo.example_id else {}
+    origin = {name: text for name in _ORIGIN if (text := getattr(demo, name))}
     return {"inputs": thaw(demo.inputs), "outputs": thaw(demo.outputs), **origin}
 
 
@@ -192,8 +197,8 @@ def value_from_json(data: Mapping[str, Any]) -> Value:
 
 
 def _demo_from_json(data: Any) -> Demo:
-    example_id = _field(data, "example_id", str) if "example_id" in data else ""
-    return Demo(_field(data, "inputs", dict), _field(data, "outputs", dict), example_id)
+    origin = [_field(data, name, str) if name in data else "" for name in _ORIGIN]
+    return Demo(_field(data, "inputs", dict), _field(data, "outputs", dict), *origin)
 
 
 def _field(data: Any, name: str, kind: Any) -> Any:

@@ -271,7 +271,7 @@ class Completion:
         return Usage(1, self.prompt_tokens, self.completion_tokens, self.usd, self.seconds)
 
     def to_json(self) -> dict[str, Any]:
-        tokens = None if self.tokens is None else dataclasses.asdict(self.tokens)
+        tokens = None if self.tokens is None else dict(vars(self.tokens))
         extra = {name: value for name in _RARE if (value := getattr(self, name))}
         fields = {name: value for name, value in vars(self).items() if name not in _RARE}
         return {**fields, "outcome": str(self.outcome), "tokens": tokens, **extra}

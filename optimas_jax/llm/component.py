@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
 from optimas_jax.core.schema import ConfigError, NonNegativeFloat, PositiveInt, PositiveShare, from_dict, to_dict
+from optimas_jax.core.system import System
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import (
     BASE,
@@ -23,7 +24,7 @@ from optimas_jax.core.values import (
     Value,
 )
 from optimas_jax.llm.base import CompletionRequest, Message
-from optimas_jax.llm.forms.answers import Reader, ask, completed
+from optimas_jax.llm.forms.answers import Reader, ask, completed, used_text
 from optimas_jax.llm.forms.schemas import with_line
 from optimas_jax.llm.forms.templates import Template
 from optimas_jax.llm.render import Turn, images_in, render_chat, render_text
@@ -143,10 +144,15 @@ class ModelCall:
         request = self.request(fields, value, context)
         if self.form.reader is not None:
             return await ask(context, request, self.form.reader)
-        text = (await completed(context, request)).text.strip()
+        text = used_text(context, request, await completed(context, request)).strip()
         if not text:
             raise ComponentFailure(Outcome.PARSE_ERROR, "empty answer")
         return {self.output: text}
+
+
+def asks_model(run: Any) -> bool:
+    """Whether the ``run`` of a component is ``llm_component``'s."""
+    return isinstance(getattr(run, "__self__", None), ModelCall)
 
 
 def _with_images(turns: Sequence[Turn], inputs: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
@@ -216,3 +222,14 @@ def model_selector(*, name: str, description: str, inputs: tuple[str, ...], outp
         return {output: value.name}
 
     return Component(name, description, inputs, (output,), run, models, Choice(models.names[0]))
+
+
+def models_of(system: System) -> dict[str, str]:
+    """The language model of every component that ``llm_component`` made, by component; without those that another
+    component names."""
+    calls = {name: getattr(one.run, "__self__", None) for name, one in system.by_name.items()}
+    return {
+        name: call.language_model.model
+        for name, call in calls.items()
+        if isinstance(call, ModelCall) and not call.model_from
+    }

@@ -51,11 +51,13 @@ class _Call:
       work: done once for the arguments of all callers of a group that ask for it.
       argument: of the caller.
       tell: see ``Tell``.
+      loop: on which it is told; None for the database's own thread.
     """
 
     work: Work[Any, Any]
     argument: Any
     tell: Tell
+    loop: asyncio.AbstractEventLoop | None = None
 
 
 class Database:
@@ -110,7 +112,7 @@ class Database:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[T] = loop.create_future()
 
-        def end(result: Any, error: BaseException | None) -> None:
+        def tell(result: Any, error: BaseException | None) -> None:
             if ended.done():  # cancelled
                 return
             if error is None:
@@ -118,11 +120,7 @@ class Database:
             else:
                 ended.set_exception(error)
 
-        def tell(result: Any, error: BaseException | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(end, result, error)
-
-        self._put(_Call(work, argument, tell))
+        self._put(_Call(work, argument, tell, loop))
         return await ended
 
     def close(self) -> None:
@@ -179,8 +177,25 @@ def _do_together(connection: sqlite3.Connection, calls: Sequence[_Call]) -> None
     except BaseException as failure:
         error, results = failure, [None] * len(calls)
     asked = [call for equal in of_work.values() for call in equal]
-    for call, result in zip(asked, results, strict=True):
-        call.tell(result, error)
+    _tell_all(list(zip(asked, results, strict=True)), error)
+
+
+def _tell_all(told: Sequence[tuple[_Call, Any]], error: BaseException | None) -> None:
+    """Tells callers of their results, those of an event loop together: each word to a loop wakes it."""
+    of_loop: dict[asyncio.AbstractEventLoop | None, list[tuple[_Call, Any]]] = {}
+    for call, result in told:
+        of_loop.setdefault(call.loop, []).append((call, result))
+
+    def tell(calls: Sequence[tuple[_Call, Any]]) -> None:
+        for call, result in calls:
+            call.tell(result, error)
+
+    for loop, calls in of_loop.items():
+        if loop is None:
+            tell(calls)
+            continue
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(tell, calls)
 
 
 def _end(waiting: queue.SimpleQueue[_Call | None], thread: threading.Thread) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,7 +121,7 @@ class Tape:
         """Notes an attempt at a request, before it leaves this process; returns its number. It counts as ``most`` until
         it is done with, by ``record`` or ``end``: for ever, if it may have cost something and has no result."""
         with self._guard("write to") as database:
-            begun = asyncio.ensure_future(database.wait_for(_begin, (key, json.dumps(dataclasses.asdict(most)))))
+            begun = asyncio.ensure_future(database.wait_for(_begin, (key, json.dumps(vars(most)))))
             try:
                 return await asyncio.shield(begun)
             except asyncio.CancelledError:

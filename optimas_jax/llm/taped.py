@@ -188,6 +188,10 @@ class TapedCompleter:
                 "another server"
             )
 
+    def prompt_tokens(self, request: CompletionRequest) -> int | None:
+        """Exact number of tokens of a request's prompt, where ``inner`` knows it; else None."""
+        return count_prompt(self._inner, request)
+
     def most(self, effect: Effect[Any]) -> Usage:
         """The worst case of a request; with limits from the exact length of its prompt, where ``inner`` knows it."""
         exact = None

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
 from optimas_jax.core.json_text import shown
+from optimas_jax.core.objective import Objective
 from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, Share, from_dict, to_dict
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
@@ -126,6 +127,7 @@ class OptimizeConfig:
       drift_accuracy: ``on_drift`` trains when pair accuracy on fresh groups is below this.
       max_tokens: prompt and completion tokens, of collecting and of answers from the tape too, after which the search
         stops with the best configuration so far; 0 for no limit.
+      objective: what costs of a run are worth, and limits on them.
     """
 
     mode: Literal["paper", "improved"] = "improved"
@@ -161,6 +163,7 @@ class OptimizeConfig:
     buffer: NonNegativeInt = 32
     drift_accuracy: Share = 0.75
     max_tokens: NonNegativeInt = 0
+    objective: Objective = Objective()
 
     def __post_init__(self) -> None:
         proposer_names(self.proposers)
@@ -268,6 +271,8 @@ class RunConfig:
       budget: the most that all completions of the run folder may cost. What baseline, confirmation and final test need
         is set aside from the start.
       stop_grace: seconds that answers in flight have after an interrupt or SIGTERM, before they are left behind.
+      traces: files of recorded calls, separated by commas (``traces.read``): they become demonstrations and the first
+        candidates of groups (``loop.recordings``).
       system: settings of the benchmark's own class.
       data, proposer, offline, collect, reward, policy, optimize, align, probe, refresh, evaluate: see
         the classes.
@@ -287,6 +292,7 @@ class RunConfig:
     prices: str = ""
     budget: Budget = Budget()
     stop_grace: PositiveFloat = 30.0
+    traces: str = ""
     offline: OfflineConfig = OfflineConfig()
     collect: CollectConfig = CollectConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -36,7 +36,9 @@ from optimas_jax.loop.completers import check_completers, make_completer, own_pr
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.folder.bought import check_tape
 from optimas_jax.loop.folder.record import Record, begin, close
+from optimas_jax.loop.folder.recorded import check_traces
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
+from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, under_objective
 from optimas_jax.loop.same_program import check_components, check_program
 from optimas_jax.loop.start import data_and_system, keep, read_start
 from optimas_jax.parallel.lockstep import Leader
@@ -44,6 +46,7 @@ from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
 from optimas_jax.rewards.engine import RewardEngine, reward_engine
 from optimas_jax.rewards.scorer import InstanceScorer
+from optimas_jax.traces.read import TraceFiles, read_traces
 
 _PRICES = ("first", "baseline", "final", "largest")
 T = TypeVar("T")
@@ -107,6 +110,8 @@ class Host:
       price: of the run's measurements, where ``config.budget`` limits them.
       stop_grace: seconds that answers in flight have after an interrupt.
       judge: the language model that scores outputs where ``config.optimize.score`` is ``judge``.
+      shared_engine: whether runs share a local engine, so that the seconds of one are no measurement.
+      recorded: calls of ``config.traces``.
     """
 
     system: System
@@ -122,6 +127,8 @@ class Host:
     price: Price = Price()
     stop_grace: float = 30.0
     judge: LanguageModel | None = None
+    shared_engine: bool = False
+    recorded: TraceFiles = TraceFiles()
 
     def run(self, label: str, jobs: Sequence[Job]) -> list[Trace]:
         """Runs the system; traces are in the order of the jobs. Shows a bar under ``label``."""
@@ -238,9 +245,12 @@ def build_run(
     engines = make_engines(config.mesh, progress, leader)
     if completer is None:
         check_completers(config, workdir)
-    start = read_start(config.optimize.start)
+    start, recorded = read_start(config.optimize.start), read_traces(config.traces)
     data, bare = data_and_system(benchmark, config, start)
+    check_objective(config, bare)
+    shared_engine = completer is None and is_shared(bare)
     if completer is None:
+        check_measurable(config, bare)
         completer = _checked_completer(config, workdir, bare, progress, engines)
     components = chosen_components(bare, config.optimize, progress)
     check_search(config, bare, components, len(data.splits["val"][: config.optimize.gate_examples or None]))
@@ -253,6 +263,7 @@ def build_run(
         tape = Tape(folder.path / TAPE, earlier=start and start.tape)
         opened.callback(tape.close)
         check_tape(folder, tape)
+        check_traces(folder, recorded)
         check_program(folder, bare, data.splits, progress)
         if isinstance(benchmark, Benchmark) and benchmark.on_open is not None:
             benchmark.on_open(folder.path)
@@ -266,7 +277,14 @@ def build_run(
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
         watch = Watch(bare.default_configuration())
         host = Host(
-            system=dataclasses.replace(bare, completer=taped, scorer=scorer, meter=Meter(), watch=watch),
+            system=dataclasses.replace(
+                bare,
+                completer=under_objective(config, bare, taped),
+                scorer=scorer,
+                meter=Meter(),
+                watch=watch,
+                objective=config.optimize.objective,
+            ),
             completer=taped,
             splits=data.splits,
             components=components,
@@ -278,6 +296,8 @@ def build_run(
             max_tokens=config.optimize.max_tokens,
             stop_grace=config.stop_grace,
             judge=config.proposer,
+            shared_engine=shared_engine,
+            recorded=recorded,
         )
         return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, record, opened.pop_all())
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.execution import Job
+from optimas_jax.core.objective import Objective
+from optimas_jax.core.schema import to_dict
 from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
 from optimas_jax.core.stats import compare, mean_interval
 from optimas_jax.core.system import Metric
@@ -27,6 +29,7 @@ from optimas_jax.loop.stage_configs import EvaluateConfig
 from optimas_jax.loop.start import NO_FRESH_ROWS
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.confirm import Confirmation, confirm
+from optimas_jax.search.pareto import costs_of
 
 _PARTS, _FEWEST_AT_ONCE = 8, 4  # of an evaluation within a budget, and examples of one
 NO_SEARCH: Mapping[str, Any] = {
@@ -53,6 +56,11 @@ class Evaluation:
     def scores(self) -> list[float]:
         """Mean over repeats of each example, in example order."""
         return [statistics.fmean(trace.score for trace in traces) for traces in zip(*self.traces, strict=True)]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The same of what runs are compared by (``Trace.reward``)."""
+        return [statistics.fmean(trace.reward for trace in traces) for traces in zip(*self.traces, strict=True)]
 
     @property
     def repeat_means(self) -> list[float]:
@@ -174,6 +182,22 @@ def _difference(new: Sequence[float], old: Sequence[float]) -> dict[str, Any]:
     return {"mean": comparison.mean, "ci95": comparison.ci95, "p_value": comparison.p_value}
 
 
+def _objective(host: Host, optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:
+    """What runs were compared by, and what they took, beside the metric, on the evaluated examples."""
+    objective = host.system.objective or Objective()
+    sides = {"baseline": baseline, "optimized": optimized}
+    runs = {name: [trace for traces in side.traces for trace in traces] for name, side in sides.items()}
+    costs = {name: costs_of(of_side, seconds=not host.shared_engine) for name, of_side in runs.items()}
+    return {
+        "settings": to_dict(objective),
+        "gain": _difference(optimized.rewards, baseline.rewards),
+        "costs": {
+            name: {measure: dataclasses.asdict(cost) for measure, cost in of_side.items()}
+            for name, of_side in costs.items()
+        },
+    }
+
+
 def after_each(default: Configuration, accepted: Sequence[Mapping[str, Any]]) -> list[Configuration]:
     """The default configuration, and the configuration after each accepted change."""
     changes = ((change["component"], value_from_json(change["value"])) for change in accepted)
@@ -236,6 +260,20 @@ def unread(benchmark: Any, examples: Sequence[Example], sides: Mapping[str, Eval
     return table
 
 
+def cut_short(sides: Mapping[str, Evaluation]) -> dict[str, dict[str, int]]:
+    """By component: how many answers were used, and how many of these the limit of tokens had cut, by side. Only
+    components that have some."""
+    table: dict[str, dict[str, int]] = {}
+    for side, evaluation in sides.items():
+        calls = [call for traces in evaluation.traces for trace in traces for call in trace.calls]
+        for call in calls:
+            if call.outcome is Outcome.OK:
+                row = table.setdefault(call.component, {**dict.fromkeys(sides, 0), "answers": 0})
+                row[side] += bool(call.detail)
+                row["answers"] += 1
+    return {name: row for name, row in table.items() if any(row[side] for side in sides)}
+
+
 def by_kind(examples: Sequence[Example], evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
     """Mean scores per kind of example, where the benchmark has kinds."""
     table: dict[str, dict[str, Any]] = {}
@@ -279,12 +317,12 @@ def _confirmation(
     if len(steps) == 1:
         return (), confirm((), ())
     done, (default, *final) = evaluate_within(host, "confirmation", [steps[0], *steps[1:][-1:]], examples, 1)
-    scores: list[Sequence[float] | None] = [*[None] * max(0, len(steps) - 2), *(one.scores for one in final)]
-    confirmation = confirm(default.scores, scores)
+    scores: list[Sequence[float] | None] = [*[None] * max(0, len(steps) - 2), *(one.rewards for one in final)]
+    confirmation = confirm(default.rewards, scores)
     if confirmation.changes is None and len(scores) > 1 and confirmation.tests and len(done) == len(examples):
         with contextlib.suppress(OutOfBudget), block(host, "confirmation, earlier states"):
             earlier = evaluate(host, steps[1:-1], examples, 1)
-            confirmation = confirm(default.scores, [*(one.scores for one in earlier), scores[-1]])
+            confirmation = confirm(default.rewards, [*(one.rewards for one in earlier), scores[-1]])
     return done, confirmation
 
 
@@ -329,6 +367,7 @@ def measure(run: Run) -> Measured:
         steps, kept = [states[0], configuration, *states[kept + 1 :][-1:]], 1
     examples, steps, kept, evaluations = _evaluate_states(host, settings, steps, kept)
     baseline, optimized, accepted = evaluations[0], evaluations[kept], search["accepted"]
+    sides = {"baseline": baseline, "optimized": optimized}
     if steps == states:
         accepted = contributions(run, search, settings.split, evaluations)
     benchmark = run.benchmark
@@ -358,14 +397,17 @@ def measure(run: Run) -> Measured:
             name: {"chance": run.data.chance.get(name, 0.0), **row}
             for name, row in other_metrics(benchmark, examples, baseline, optimized).items()
         },
-        "by_kind": by_kind(examples, {"baseline": baseline, "optimized": optimized}),
+        "by_kind": by_kind(examples, sides),
         "outcomes": optimized.outcomes,
-        "unread": unread(benchmark, examples, {"baseline": baseline, "optimized": optimized}),
+        "unread": unread(benchmark, examples, sides),
+        "cut": cut_short(sides),
         "alignment": search["alignment"],
         "label_use": search["label_use"],
         "score": run.config.optimize.score,
         "dropped": search["dropped"],
         "accepted": accepted,
+        **({"objective": _objective(host, optimized, baseline)} if host.system.objective != Objective() else {}),
+        "pareto": search.get("pareto", []),
         "ledger": host.ledger.to_json(),
     }
     return Measured(results, identity, example_rows(examples, baseline.traces, optimized.traces))

@@ -39,6 +39,7 @@ from optimas_jax.loop.steps.propose import count_drops, propose
 from optimas_jax.loop.steps.race import Race, label, race
 from optimas_jax.search.evidence import WeightEvidence, weight_evidence
 from optimas_jax.search.optimisers.templates import ScoredInstruction
+from optimas_jax.search.pareto import point_of, tell_exceeded
 from optimas_jax.search.pick import pick_component, reward_gaps
 
 ITERATION = ("base runs", "propose", "label", "race", "gate", "adapt")  # its parts, as the ledger's bill names them
@@ -124,8 +125,16 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
     with host.ledger.part("validation"), host.ledger.limit() as allowance:
         traces = host.run("validation, default values", jobs)
     report_failures(host, traces)
-    evidence = tuple(group for group in groups if len(group.candidates) > 1)
-    state = State(configuration, reward, evidence, tuple(traces), costs=(costs_by_role(allowance),))
+    evidence = tuple(
+        group for group in groups if len(group.candidates) > 1 or any(one.recorded for one in group.candidates)
+    )
+    first = point_of(traces, configuration.digest, host.system.objective, seconds=not host.shared_engine)
+    state = State(configuration, reward, evidence, tuple(traces), costs=(costs_by_role(allowance),), front=(first,))
+    for sentence in tell_exceeded(first, host.system.objective) if host.system.objective is not None else ():
+        host.progress.line(
+            f"[yellow]warning[/yellow]: the start {sentence}. Only what keeps to it, and is better, takes its place: "
+            "start from cheaper values, or raise the limit in a new --workdir"
+        )
     state = state.having_learned(
         {name: [group.example_id for group in groups if group.component == name] for name in host.components}
     )
@@ -207,7 +216,7 @@ def remember(
     """Adds the results of a race to the state: labelled groups, statistics of local scores against global rewards, and
     instructions with their expected scores."""
     by_metric = config.score == "global" or config.ranking == "corrected"
-    before = statistics.fmean([trace.score for _, trace in runs] or [0.0]) if by_metric else 0.0
+    before = statistics.fmean([trace.reward for _, trace in runs] or [0.0]) if by_metric else 0.0
     for one in ranking.ranked:
         host.folder.emit(
             "proposal",

@@ -120,7 +120,7 @@ class RunFolder:
                 f"{self.path} was made by an earlier version, whose work cannot be resumed: use another --workdir (its "
                 "best/ can still be evaluated: --stage=evaluate --config.evaluate.folder=.../best)"
             )
-        changed = changed_fields(old, new, _FREE)
+        changed = changed_fields(old, new, _free(old))
         if changed and not self.is_unused():
             rows = any(line.startswith("config.data.") for line in changed)
             raise FolderError(
@@ -251,6 +251,13 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequenc
     """``loop.config.differences`` of two configurations, but for the sections in ``free``."""
     before, after = ({name: config[name] for name in config if name not in free} for config in (old, new))
     return differences(before, after)
+
+
+def _free(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields that may differ; prices not where dollars are part of what a search decides by."""
+    objective = config.get("optimize", {}).get("objective", {})
+    dollars = objective.get("dollars") or objective.get("max_dollars")
+    return tuple(name for name in _FREE if name != "prices" or not dollars)
 
 
 def config_files(folder: Path) -> list[Path]:

@@ -17,7 +17,9 @@ from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prom
 from optimas_jax.loop.budget import FIRST_RUNS, block, costs_by_role, hold_final, require
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
+from optimas_jax.loop.recordings import NO_RECORDINGS, Recordings, complete, without_recorded
 from optimas_jax.loop.state import Runs, State
+from optimas_jax.loop.steps.caps import above_cap
 from optimas_jax.rewards.collect import (
     ROLLOUT_TEMPERATURE,
     Try,
@@ -48,8 +50,9 @@ class Collected:
     reasons: Mapping[str, str]
 
 
-def collect_offline(host: Host, config: RunConfig) -> Collected:
-    """Groups of the components under the default configuration, on training inputs in random order.
+def collect_offline(host: Host, config: RunConfig, recordings: Recordings = NO_RECORDINGS) -> Collected:
+    """Groups of the components under the default configuration, on training inputs in random order; those with
+    recorded calls come first, and what was recorded is not collected again.
 
     A component is done when it has ``config.offline.groups`` informative groups, when the inputs or its calls
     (``config.offline.calls``) are used up, or when its candidates do not differ. Collecting uses at most
@@ -58,10 +61,10 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
     configuration = host.system.default_configuration()
     inputs = list(host.splits["train"])
     random.Random(derive_seed(host.seed, "collect")).shuffle(inputs)
-    inputs = inputs[: config.offline.inputs]
-    groups: list[Group] = []
+    inputs = sorted(inputs[: config.offline.inputs], key=lambda example: example.id not in recordings.examples)
+    groups: list[Group] = list(recordings.groups)
     traces: list[Trace] = []
-    reasons: dict[str, str] = {}
+    reasons = {name: reason for name in host.components if groups and (reason := _why_done(host, config, name, groups))}
     expected = Usage()  # of the next wave: what the last one cost
     _hold_expected(host, inputs[:FIRST_RUNS])
     left = host.ledger.left
@@ -74,9 +77,9 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
                 with block(host, f"collect/{wave}") as allowance:
                     require(host, expected)
                     examples = inputs[begin : begin + _WAVE]
-                    jobs = [Job(configuration, example, host.seed) for example in examples]
-                    runs = list(zip(examples, host.run("base runs", jobs), strict=True))
-                    fresh = collect_wave(host, config, configuration, dict.fromkeys(names, runs), groups)
+                    runs = _base_runs(host, configuration, examples, recordings)
+                    by_name = dict.fromkeys(names, runs)
+                    fresh = collect_wave(host, config, configuration, by_name, groups, recordings)
             except OutOfBudget:
                 reasons |= dict.fromkeys(names, "its share of the budget is used")
                 break
@@ -86,6 +89,18 @@ def collect_offline(host: Host, config: RunConfig) -> Collected:
             reasons |= {name: reason for name in names if (reason := _why_done(host, config, name, groups))}
     report_failures(host, traces)
     return Collected(tuple(groups), {name: reasons.get(name, "no more inputs") for name in host.components})
+
+
+def _base_runs(
+    host: Host, configuration: Configuration, examples: Sequence[Example], recordings: Recordings
+) -> list[tuple[Example, Trace]]:
+    """Runs of the default configuration: recorded ones where there are any."""
+    jobs = [Job(configuration, example, host.seed) for example in examples if example.id not in recordings.runs]
+    made = iter(host.run("base runs", jobs))
+    return [
+        (example, recordings.runs[example.id][0] if example.id in recordings.runs else next(made))
+        for example in examples
+    ]
 
 
 def _hold_expected(host: Host, inputs: Sequence[Example]) -> None:
@@ -134,12 +149,14 @@ def collect_wave(
     configuration: Configuration,
     runs: Mapping[str, Runs],
     known: Sequence[Group],
+    recordings: Recordings = NO_RECORDINGS,
 ) -> list[Group]:
     """Groups of components, each on its runs: first the tries of ``_tries``, then prompts with demonstrations taken
     from the best candidates so far.
 
     Args:
       known: groups from before, for demonstrations.
+      recordings: whose candidates are not tried again, and stand in the place of samples.
     """
     search, settings = config.optimize, config.collect
 
@@ -156,13 +173,21 @@ def collect_wave(
             waiting=host.waiting,
         )
 
-    first = [one for name, pairs in runs.items() for one in _tries(host, config, configuration, name, pairs)]
-    groups = follow(first, ())
+    first: list[Try] = []
+    half_filled: list[Group] = []
+    for name, pairs in runs.items():
+        begun, recorded = complete(recordings, configuration, name, pairs)
+        tries = _tries(host, config, configuration, name, pairs)
+        first += [*recorded, *without_recorded(tries, begun, recorded)]
+        half_filled += begun
+    groups = follow(first, half_filled)
     if search.pairs == "two":
         return groups
     shown: list[Try] = []
     for name, pairs in runs.items():
         values = _with_demos(host, search, configuration, name, [*known, *groups])
+        inputs = [(example, call.inputs) for example, trace in pairs for call in trace.calls_of(name)]
+        values = [value for value in values if not above_cap(host, name, value, lambda inputs=inputs: inputs)]
         shown += value_tries(name, pairs, values, count=settings.other_values, seed=host.seed)
     return follow(shown, groups)
 
@@ -200,12 +225,14 @@ def _with_demos(
 def _why_done(host: Host, config: RunConfig, name: str, groups: Sequence[Group]) -> str:
     """Why a component needs no more groups, or ""."""
     of_component = [group for group in groups if group.component == name]
-    candidates = sum(len(group.candidates) for group in of_component)
+    # A single recorded output tells nothing yet; beside others it is worth what a collected one costs.
+    tried = [g for g in of_component if len(g.candidates) > 1 or not all(one.recorded for one in g.candidates)]
+    candidates = sum(len(group.candidates) for group in tried)
     if count_informative(groups, name, config.reward.loss.threshold) >= config.offline.groups:
         return "enough groups with different rewards"
     if config.offline.calls and candidates * (1 + len(host.system.descendants(name))) >= config.offline.calls:
         return f"its calls are used (config.offline.calls = {config.offline.calls})"
-    if len(of_component) >= _PATIENCE and candidates == len(of_component):
+    if len(tried) >= _PATIENCE and candidates == len(tried):
         return "all its candidates are alike"
     return ""
 

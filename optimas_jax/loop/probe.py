@@ -219,7 +219,7 @@ class _Cells:
         self.bases.update({(index, repeat): trace for index, trace in zip(new, traces, strict=True)})
         bases = [self.bases[index, repeat] for index in inputs]
         if not changes:
-            return np.array([trace.score for trace in bases])
+            return np.array([trace.reward for trace in bases])
         configuration = self.configuration
         for name, value in changes.items():
             configuration = configuration.replace(name, self.values[name][value])
@@ -227,7 +227,7 @@ class _Cells:
             Job(configuration, self.examples[index], seed, host.system.kept(trace, *changes))
             for index, trace in zip(inputs, bases, strict=True)
         ]
-        return np.array([trace.score for trace in host.run(f"random {', '.join(changes)}", jobs)])
+        return np.array([trace.reward for trace in host.run(f"random {', '.join(changes)}", jobs)])
 
 
 def _iteration_tokens(

@@ -43,12 +43,15 @@ from optimas_jax.loop.journal import (
 )
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
+from optimas_jax.loop.recordings import use_recordings
 from optimas_jax.loop.start import ROWS
+from optimas_jax.loop.steps.caps import within_caps
 from optimas_jax.loop.steps.fields import OBSERVED
 from optimas_jax.loop.steps.observe import observed
 from optimas_jax.parallel.lockstep import Leader
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
+from optimas_jax.search.pareto import rows_of
 
 
 class MissingStage(StopRun):
@@ -126,7 +129,7 @@ def open_run(
             f"the language model has random weights: this shows that everything works, scores mean nothing{passes}"
         )
     try:
-        yield with_price(observed(run))
+        yield with_price(observed(within_caps(run)))
     except (Exception, KeyboardInterrupt) as error:
         with contextlib.suppress(Exception):  # the error itself is what the user should see
             leave_unfinished(run.record, run.host.system.default_configuration(), error)
@@ -212,14 +215,15 @@ def _probe(run: Run) -> None:
 def _collect(run: Run) -> None:
     """Collects groups under the default configuration: for the first local reward, for gaps and for demonstrations."""
     host, config = run.host, run.config
-    collected = Collected((), {})
+    recordings = use_recordings(host, host.recorded)
+    collected = Collected(recordings.groups, {})
     if host.folder.read("probe.json") is None:
         host.progress.line(
             f"  (--stage=probe tells beforehand, for at most {config.probe.tokens:,} tokens, whether a search can gain)"
         )
     if config.offline.groups:
         with run_limit(host, "collect"), search_limit(host, "collect"):
-            collected = collect_offline(host, config)
+            collected = collect_offline(host, config, recordings)
     else:
         host.progress.line("  nothing is collected (config.offline.groups is 0)")
     save_groups(host.folder.path / "groups" / "offline", collected.groups)
@@ -310,6 +314,7 @@ def _optimize(run: Run) -> None:
             "dropped": {name: dict(reasons) for name, reasons in state.dropped.items()},
             "accepted": list(state.accepted),
             "confirmed": confirmed,
+            "pareto": rows_of(state.front, kept),
         },
     )
 

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from optimas_jax.core.cost import total
+from optimas_jax.core.objective import Objective
 from optimas_jax.core.types import Call, Candidate, Example, Group, Trace, derive_seed, digest
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration, Prompt, Value, plain_values, value_digest
 from optimas_jax.search.evidence import WeightEvidence
 from optimas_jax.search.optimisers.registry import FEEDBACK
 from optimas_jax.search.optimisers.templates import ScoredInstruction
+from optimas_jax.search.pareto import Point
 
 Runs = Sequence[tuple[Example, Trace]]
 
@@ -42,12 +45,14 @@ class Trial:
       answers: outputs on the inputs of each of its calls in the run of the value in use; empty ones where it failed.
       rewards: global reward of each Monte Carlo run of what follows; empty without runs.
       calls: that gave the answers; empty for those of the run itself.
+      penalty: score that the cost of these calls is worth, where costs are part of the objective.
     """
 
     value: Value
     answers: tuple[Mapping[str, Any], ...]
     rewards: tuple[float, ...] = ()
     calls: tuple[Call, ...] = dataclasses.field(default=(), compare=False)
+    penalty: float = 0.0
 
     @property
     def reward(self) -> float | None:
@@ -128,6 +133,7 @@ class State:
         all answers were alike are among them.
       adaptations: of local rewards so far.
       costs: of the validation runs, by role, under the default configuration and after each accepted proposal.
+      front: the configurations that passed the gate, the start first.
     """
 
     configuration: Configuration
@@ -149,6 +155,7 @@ class State:
     learned: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     adaptations: int = 0
     costs: tuple[Mapping[str, Usage], ...] = ()
+    front: tuple[Point, ...] = ()
 
     def visited(self, name: str) -> State:
         """The state after one more iteration on a component."""
@@ -191,15 +198,24 @@ class State:
         return self.configuration.replace(name, value).digest in self.refused
 
 
-def current_trials(state: State, name: str, runs: Runs) -> dict[tuple[str, str], Trial]:
+def current_trials(
+    state: State, name: str, runs: Runs, objective: Objective | None = None
+) -> dict[tuple[str, str], Trial]:
     """The current value's trials, from the runs of the system; one Monte Carlo run of each is known."""
     value = state.configuration[name]
-    return {
-        (value_digest(value), example.id): Trial(
-            value, tuple(call.outputs for call in trace.calls_of(name)), (trace.score,)
+    trials = {}
+    for example, trace in runs:
+        calls = trace.calls_of(name)
+        outputs = tuple(call.outputs for call in calls)
+        trials[value_digest(value), example.id] = Trial(
+            value, outputs, (trace.reward,), penalty=penalty_of(calls, objective)
         )
-        for example, trace in runs
-    }
+    return trials
+
+
+def penalty_of(calls: Sequence[Call], objective: Objective | None) -> float:
+    """Score that the cost of calls is worth."""
+    return 0.0 if objective is None else objective.penalty(total(call.cost for call in calls))
 
 
 def groups_of_trials(state: State, name: str, trials: Trials, runs: Runs, most: int) -> list[Group]:
@@ -237,7 +253,7 @@ def groups_of_runs(configuration: Configuration, runs: Runs) -> list[Group]:
             call.component,
             example.id,
             call.inputs,
-            (Candidate(call.outputs, "current", (trace.score,)),),
+            (Candidate(call.outputs, "current", (trace.reward,)),),
             configuration.digest,
             call.occurrence,
         )

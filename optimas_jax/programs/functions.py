@@ -14,8 +14,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.blame import describe_error
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
+from optimas_jax.core.frames import describe_error
 from optimas_jax.core.program import ProgramEnded
 from optimas_jax.core.types import Outcome, StopRun, digest, thaw
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, Space, Value, value_digest

@@ -10,8 +10,8 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.blame import describe_error, first_of
 from optimas_jax.core.component import ComponentFailure, ProgramFailure
+from optimas_jax.core.frames import describe_error, first_of
 from optimas_jax.core.scoring import metric_arguments, name_of
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Outcome, StopRun, digest

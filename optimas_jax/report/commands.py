@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.blame import (
+from optimas_jax.core.frames import (
     describe_error,
     error_text,
     files_of,

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from optimas_jax.core.folder.files import write_text
-from optimas_jax.report.tables import tables
+from optimas_jax.report.pareto import pareto_svg
+from optimas_jax.report.tables import shows_pareto, tables
 
 
 def write_html(path: Path, results: Mapping[str, Any]) -> None:
@@ -18,4 +19,8 @@ def write_html(path: Path, results: Mapping[str, Any]) -> None:
     console = Console(record=True, width=140, file=io.StringIO(), force_jupyter=False)  # a notebook would show it, too
     for table in reversed(tables(results)):
         console.print(table)
-    write_text(path, console.export_html(inline_styles=True))
+    page = console.export_html(inline_styles=True)
+    if shows_pareto(results):
+        head, end, rest = page.rpartition("</body>")
+        page = f"{head}{pareto_svg(results['pareto'])}{end}{rest}"
+    write_text(path, page)

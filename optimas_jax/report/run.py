@@ -6,12 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.folder.files import FolderError, read_file
+from optimas_jax.core.folder.files import FolderError, read_file, write_text
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.devices import device_lines
 from optimas_jax.report.page import write_html
-from optimas_jax.report.tables import alignment_table, confirmation_line, plan_table, probe_table, tables
+from optimas_jax.report.pareto import pareto_svg
+from optimas_jax.report.tables import (
+    alignment_table,
+    confirmation_line,
+    plan_table,
+    probe_table,
+    shows_pareto,
+    tables,
+)
 from optimas_jax.report.tensorboard import write_tensorboard
+
+PICTURE = "pareto.svg"  # of a run folder
 
 
 def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> None:
@@ -32,7 +42,7 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
 
     Args:
       label: of the evaluation (``evaluations/LABEL.json``); by default the run's own, which ``results.json`` holds. It
-        has ``report.html`` and TensorBoard; others have ``evaluations/LABEL.html``.
+        has ``report.html``, ``pareto.svg`` and TensorBoard; others have ``evaluations/LABEL.html``.
 
     Raises:
       FolderError: a file is damaged, or cannot be written.
@@ -52,6 +62,8 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
             first = results.get("label", results["split"]) == results["split"]
             write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
         write_html(page, results)
+        if path == own and shows_pareto(results):
+            write_text(workdir / PICTURE, pareto_svg(results["pareto"]))
     except OSError as error:
         raise FolderError(
             f"cannot write the report of {workdir} ({error}): make room, or move what is in its place away, and run "

@@ -20,6 +20,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         *([label_table(results["label_use"], results.get("score", "local"))] if results.get("label_use") else []),
         *([dropped_table(results["dropped"])] if results.get("dropped") else []),
         *([accepted_table(accepted, results["split"])] if accepted else []),
+        *([pareto_table(results["pareto"])] if shows_pareto(results) else []),
         result_table(results),
     ]
 
@@ -51,6 +52,10 @@ def result_table(results: Mapping[str, Any]) -> Table:
             f"{change['p_value']:.3f}",
         )
     table.caption = confirmation_line(results) or None
+    if objective := results.get("objective"):
+        change = objective["gain"]
+        cells = f"{change['mean']:+.3f}", format_interval(change["ci95"]), f"{change['p_value']:.3f}"
+        table.add_row("gain of the objective", *cells)
     for name, row in results.get("other_metrics", {}).items():
         before, after = (row[side]["mean"] for side in ("baseline", "optimized"))
         tested = "ci95" in row["gain"]
@@ -60,9 +65,11 @@ def result_table(results: Mapping[str, Any]) -> Table:
         table.add_row(f"{name}, chance {row['chance']:.2f}", f"{before:.3f} -> {after:.3f}", interval, surely)
     for kind, row in results["by_kind"].items():
         table.add_row(f"  {kind} (n = {row['n']})", f"{row['baseline']:.3f} -> {row['optimized']:.3f}", "", "")
-    for name, row in results.get("unread", {}).items():
-        counts = f"{row['baseline']} -> {row['optimized']}"
-        table.add_row(f"answers of {name} that cannot be read, of {row['answers'] // 2}", counts, "", "")
+    problems = {"unread": "that cannot be read", "cut": "cut at max_tokens"}
+    for field, problem in problems.items():
+        for name, row in results.get(field, {}).items():
+            counts = f"{row['baseline']} -> {row['optimized']}"
+            table.add_row(f"answers of {name} {problem}, of {row['answers'] // 2}", counts, "", "")
     failed = {outcome: count for outcome, count in results.get("outcomes", {}).items() if outcome != "ok"}
     runs = sum(results.get("outcomes", {}).values())
     for outcome, count in failed.items():
@@ -153,6 +160,39 @@ def accepted_table(accepted: Sequence[Mapping[str, Any]], split: str) -> Table:
             cells += ["", ""] if row is None else [f"{row['mean']:+.3f}", format_interval(row["ci95"])]
         table.add_row(*cells)
     return table
+
+
+def shows_pareto(results: Mapping[str, Any]) -> bool:
+    """Whether there is anything to compare: a configuration beside the start, or an objective."""
+    return len(results.get("pareto", ())) > 1 or bool(results.get("pareto") and results.get("objective"))
+
+
+PARETO_COSTS = (("dollars", "{:.6f}"), ("tokens", "{:,.1f}"), ("seconds", "{:.2f}"))
+
+
+def pareto_table(points: Sequence[Mapping[str, Any]]) -> Table:
+    """Configurations that passed the gate, quality against cost of a run, on the validation split."""
+    table = Table(title="Configurations that passed the gate: score and cost of a run on the validation split")
+    for column in ("", "score", "dollars", "tokens", "seconds", "set"):
+        table.add_column(column, justify="left" if column in ("", "set") else "right")
+    for point in points:
+        score = point["score"]
+        cells = [f"{score['mean']:.3f} {format_interval(score['ci95'])}"]
+        for name, form in PARETO_COSTS:
+            cost = point[name]
+            if cost is None:
+                cells.append("shared engine")
+                continue
+            low, high = (form.format(bound) for bound in cost["ci95"])
+            cells.append(f"{form.format(cost['mean'])} [{low}, {high}]")
+        marks = ["dominated" if point["dominated"] else "Pareto", *(f"exceeds max_{one}" for one in point["exceeds"])]
+        table.add_row(point_name(point), *cells, ", ".join(marks), style="bold" if point["kept"] else None)
+    return table
+
+
+def point_name(point: Mapping[str, Any]) -> str:
+    """A name of a configuration for tables: the change that leads to it."""
+    return f"{point['changes']}: {point['component']}" if point["changes"] else "start"
 
 
 def ledger_table(ledger: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:

@@ -17,7 +17,7 @@ from optimas_jax.core.execution import gather, global_rewards, rollout_seeds
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt, PositiveInt
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Call, Candidate, Example, Group, Trace, derive_seed, digest
+from optimas_jax.core.types import Call, Candidate, Example, Group, Outcome, Trace, derive_seed, digest
 from optimas_jax.core.values import (
     Configuration,
     Grid,
@@ -69,6 +69,7 @@ class Try:
       value: of the component.
       source: see ``Candidate``.
       temperature: in place of the component's own, or None.
+      outputs: of the call, where they are known; else None.
     """
 
     index: int
@@ -77,6 +78,7 @@ class Try:
     value: Value
     source: str
     temperature: float | None = None
+    outputs: Mapping | None = None
 
     @property
     def call(self) -> Call:
@@ -198,6 +200,8 @@ async def _answer(system: System, one: Try, seed: int) -> Call:
     """The call that gives the candidate's outputs; empty ones if it failed."""
     if one.source == "current":
         return one.call
+    if one.outputs is not None:
+        return dataclasses.replace(one.call, outputs=one.outputs, outcome=Outcome.OK, detail="")
     drawn = derive_seed(seed, one.source) if one.source.startswith("sampled:") else seed
     return await system.run_component(one.call, one.value, one.example, drawn, one.temperature)
 
@@ -206,6 +210,6 @@ async def _rewards(
     system: System, configuration: Configuration, one: Try, answer: Call, seeds: Sequence[int]
 ) -> tuple[float, ...]:
     """Global reward of each rollout (paper, Eq. 3). The current output's reward under the run's own seed is known."""
-    known = (one.trace.score,) if one.source == "current" and one.trace.seed == seeds[0] else ()
+    known = (one.trace.reward,) if one.source == "current" and one.trace.seed == seeds[0] else ()
     new, answers = seeds[len(known) :], {one.index: answer}
     return known + await global_rewards(system, configuration, one.example, one.trace, answers, new)

@@ -149,7 +149,7 @@ def _example_id(trajectory: Mapping[str, Any]) -> str:
 def _candidate(row: Mapping[str, Any], side: str) -> Candidate:
     """One side of a pair; keeps a source that ``to_preferences`` wrote."""
     variable = row[f"variable_{side}"]
-    ours = re.fullmatch(r'"(current|sampled:\d+|value:\w+)"', str(variable))
+    ours = re.fullmatch(r'"(current|sampled:\d+|value:\w+|trace:[^"\\]+)"', str(variable))
     source = ours[1] if ours else f"variable:{variable}"
     return Candidate(_fields(row[f"response_{side}"]), source, _rewards([row[f"score_{side}"]]))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.blame import without_our_frames
 from optimas_jax.core.component import ComponentFailure
+from optimas_jax.core.frames import without_our_frames
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome, Trace, freeze, thaw
 from optimas_jax.core.values import Configuration
@@ -120,7 +120,7 @@ def plain_outputs(trace: Trace) -> Any:
 
 def failure_of(trace: Trace) -> str:
     """Why a run failed, in the words of the first component that failed; "" without any."""
-    return next((call.detail for call in trace.calls if call.detail), "")
+    return next((call.detail for call in trace.calls if call.outcome is not Outcome.OK), "")
 
 
 def load(

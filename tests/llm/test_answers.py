@@ -12,9 +12,11 @@ from pydantic import BaseModel, Field
 
 from optimas_jax.core import event_loop
 from optimas_jax.core.component import ComponentFailure, RunContext
-from optimas_jax.core.types import Outcome
+from optimas_jax.core.system import System
+from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.llm.base import Completion, Message
+from optimas_jax.llm.component import LanguageModel, llm_component
 from optimas_jax.llm.forms.answers import AnswerError, AnswerType, ask
 from optimas_jax.llm.forms.schemas import clean_schema, with_line
 
@@ -190,6 +192,23 @@ def test_two_wrong_answers_are_a_failure_of_their_kind():
     refused, requests = answered(Completion("I will not.", Outcome.REFUSED, 1, 1))
     assert (refused.outcome, refused.detail, len(requests)) == (Outcome.REFUSED, "I will not.", 1)
     assert answered(Completion('{"x": 1} and', Outcome.TRUNCATED, 1, 8))[0] == {"x": 1, "y": 0.0}
+
+
+def test_the_record_of_a_call_says_that_an_answer_that_was_used_was_cut():
+    cut = Completion('{"x": 1} and', Outcome.TRUNCATED, 1, 8)
+    repaired = [Completion("{", Outcome.TRUNCATED, 1, 8), '{"x": 1}']  # what was cut is not used
+    for answers, told in (([cut], ["cut at max_tokens = 8"]), (['{"x": 1}'], []), (repaired, [])):
+        left = iter(answers)
+        context = RunContext(ScriptedCompleter(lambda _, left=left: next(left)), 0, "p")
+        event_loop.run(ask(context, request("q"), AnswerType("p", Point)))
+        assert context.cuts == told
+    model = LanguageModel("m", max_tokens=16)
+    writer = llm_component(
+        name="writer", description="Say.", inputs=("q",), output="a", instruction="Say.", language_model=model
+    )
+    system = System((writer,), ("q",), ("a",), lambda outputs, gold: 1.0, completer=ScriptedCompleter(lambda _: cut))
+    [call] = event_loop.run(system.run(system.default_configuration(), Example("1", {"q": "?"}, {}, "test"), 0)).calls
+    assert (call.outcome, call.detail, call.outputs["a"]) == (Outcome.OK, "cut at max_tokens = 16", cut.text)
 
 
 def test_a_schema_is_part_of_the_key_where_there_is_one():

@@ -11,7 +11,7 @@ from systems import example, system, tool
 from optimas_jax.core.component import Component, ComponentFailure
 from optimas_jax.core.types import Call, Outcome, Trace
 from optimas_jax.loop.context import build_run, failures, report_failures
-from optimas_jax.loop.evaluate import Evaluation, by_kind, evaluate, gain, unread
+from optimas_jax.loop.evaluate import Evaluation, by_kind, cut_short, evaluate, gain, unread
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.page import write_html
 from optimas_jax.report.tables import accepted_table, alignment_table, dropped_table, ledger_table, result_table, tables
@@ -72,6 +72,17 @@ def test_answers_that_cannot_be_read_are_counted_by_component_and_side():
     assert unread(benchmark, examples, sides) == counted
     assert unread(benchmark, examples, dict.fromkeys(sides, sides["optimized"])) == {}
     assert unread(SimpleNamespace(), examples, sides) == {}
+
+
+def test_answers_that_the_limit_of_tokens_cut_are_counted():
+    def of(*details):
+        calls = tuple(Call("writer", {}, {"x": "1"}, Outcome.OK, detail) for detail in details)
+        failed = Call("writer", {}, {}, Outcome.TIMEOUT, "no answer within 3 s")
+        return Evaluation(((Trace("e", 0, (*calls, failed), {}, Outcome.TIMEOUT, 0.0),),))
+
+    sides = {"baseline": of("cut at max_tokens = 8", "", "cut at max_tokens = 8"), "optimized": of("", "")}
+    assert cut_short(sides) == {"writer": {"baseline": 2, "optimized": 0, "answers": 5}}
+    assert cut_short(dict.fromkeys(sides, sides["optimized"])) == {}
 
 
 def test_runs_that_failed_say_where_and_why():

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 import optimas_jax as oj
 from optimas_jax.core import event_loop, watch
-from optimas_jax.core.blame import is_library
 from optimas_jax.core.component import ComponentBug
+from optimas_jax.core.frames import is_library
 from optimas_jax.core.types import Outcome, StopRun, Trace, digest
 from optimas_jax.core.values import Configuration, Hyperparameters
 
@@ -41,7 +41,7 @@ def files_shown(call):
     with pytest.raises((ValueError, StopRun)) as caught:
         call()
     text = "".join(traceback.format_exception(caught.value))
-    return [file for file in re.findall(r'File "([^"]+)", line', text) if not file.endswith("blame.py")], text
+    return [file for file in re.findall(r'File "([^"]+)", line', text) if not file.endswith("frames.py")], text
 
 
 def raising(question):

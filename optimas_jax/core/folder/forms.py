@@ -104,6 +104,13 @@ class Refreshed(TypedDict):
     configuration: dict[str, ValueData]
 
 
+class Traces(TypedDict):
+    files: dict[str, str]
+    calls: Count
+    left_out: dict[str, Count]
+    demos: dict[str, ValueData]
+
+
 class Steps(TypedDict):
     steps: dict[str, dict[str, Usage]]
 
@@ -221,6 +228,7 @@ _FORMS = {
     r"price\.json": Form(Price, _AGAIN),
     r"budget_cuts\.json": Form(dict[str, Cut], _AGAIN),
     r"rows\.json": Form(list[str], "delete it: the command that made the run notes its rows again"),
+    r"traces\.json": Form(Traces, "delete it and run --stage=collect again"),
     r"reward\.json": Form(Trained, "delete it and run --stage=train again"),
     r"optimized\.json": Form(Optimized, "delete it and run --stage=optimize again"),
     r"refreshed\.json": Form(Refreshed, "delete it and run --stage=refresh again"),

@@ -49,6 +49,25 @@ class Alignment(TypedDict):
     ceiling: NotRequired[float | None]
 
 
+class Estimate(TypedDict):
+    mean: float
+    ci95: Interval
+
+
+class Point(TypedDict):
+    changes: Count
+    component: str
+    configuration: str
+    score: Estimate
+    dollars: Estimate
+    tokens: Estimate
+    seconds: Estimate | None
+    reward: Estimate
+    exceeds: list[str]
+    dominated: bool
+    kept: bool
+
+
 class Optimized(TypedDict):
     reward: str
     alignment: dict[str, Alignment]
@@ -56,6 +75,7 @@ class Optimized(TypedDict):
     dropped: dict[str, dict[str, Count]]
     accepted: list[Change]
     confirmed: Confirmed | None
+    pareto: NotRequired[list[Point]]
 
 
 class Gain(TypedDict):
@@ -116,7 +136,13 @@ class Brought(TypedDict):
     local_gain: Gain | None
 
 
-class Unread(TypedDict):
+class Objective(TypedDict):
+    settings: Settings
+    gain: Gain
+    costs: dict[str, dict[str, Estimate]]
+
+
+class Answers(TypedDict):
     baseline: Count
     optimized: Count
     answers: Count
@@ -139,11 +165,14 @@ class ResultFields(TypedDict):
     other_metrics: NotRequired[dict[str, OtherMetric]]
     by_kind: dict[str, Kind]
     outcomes: dict[str, Count]
-    unread: NotRequired[dict[str, Unread]]
+    unread: NotRequired[dict[str, Answers]]
+    cut: NotRequired[dict[str, Answers]]
     alignment: dict[str, Alignment]
     label_use: NotRequired[dict[str, LabelUse]]
     dropped: NotRequired[dict[str, dict[str, Count]]]
     accepted: list[Change]
+    objective: NotRequired[Objective]
+    pareto: NotRequired[list[Point]]
     ledger: dict[str, dict[str, Bill]]
     spent: NotRequired[dict[str, Spent]]
     paid_calls: Count

@@ -192,12 +192,16 @@ async def ask(context: RunContext, request: CompletionRequest, reader: Reader) -
     """
     first = await completed(context, request)
     try:
-        return await off_loop(lambda: reader.read(first.text), len(first.text))
+        fields = await off_loop(lambda: reader.read(first.text), len(first.text))
+        used_text(context, request, first)
+        return fields
     except AnswerError as error:
         problem = _problem(error, first, request)
     second = await completed(context, repaired(request, first.text, problem, reader.schema))
     try:
-        return await off_loop(lambda: reader.read(second.text), len(second.text))
+        fields = await off_loop(lambda: reader.read(second.text), len(second.text))
+        used_text(context, request, second)
+        return fields
     except AnswerError as error:
         truncated = first.outcome is second.outcome is Outcome.TRUNCATED
         raise ComponentFailure(
@@ -222,6 +226,13 @@ async def completed(context: RunContext, request: CompletionRequest) -> Completi
             Outcome.TRUNCATED, f"max_tokens = {request.max_tokens} ended before the reasoning did: set it higher"
         )
     return completion
+
+
+def used_text(context: RunContext, request: CompletionRequest, completion: Completion) -> str:
+    """The text of an answer that a component uses; that the limit of tokens cut it goes to the record of the call."""
+    if completion.outcome is Outcome.TRUNCATED:
+        context.cuts.append(f"cut at max_tokens = {request.max_tokens}")
+    return completion.text
 
 
 def _problem(error: AnswerError, completion: Completion, request: CompletionRequest) -> str:

@@ -46,12 +46,14 @@ class Drop(NamedTuple):
       text: the answer, where one model gave it.
       kind: the optimiser.
       value: the value, where there is one.
+      detail: the reason in full, where there is more to tell.
     """
 
     reason: str
     text: str = ""
     kind: str = ""
     value: Value | None = None
+    detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +72,24 @@ class Verdict:
     gate: Mapping[str, Any] | None = None
 
 
-def gate_verdict(comparison: Comparison, total: int, chance: float, *, passed: bool) -> Verdict:
+def gate_verdict(
+    comparison: Comparison, total: int, chance: float, *, passed: bool, exceeds: Sequence[str] = ()
+) -> Verdict:
     """The verdict of the gate.
 
     Args:
       comparison: on the examples that it has seen.
       total: examples of the gate.
       chance: predictive probability of passing in the end, from these examples.
+      exceeds: a sentence on each limit of a run's cost that it exceeds.
     """
     figures = {**dataclasses.asdict(comparison), "gain": comparison.mean, "of": total}
     del figures["mean"]
     gain = f"gain {comparison.mean:+.3f} on {comparison.n} validation examples (p = {comparison.p_value:.3f})"
     if passed:
         return Verdict("accepted", gain, figures)
+    if exceeds:
+        return Verdict("refused", f"{'; '.join(exceeds)}; {gain}", figures)
     if comparison.n < total:
         early = f"given up after {comparison.n} of {total} examples: P = {chance:.2f} that it would pass"
         return Verdict("given up early", f"{early}; {gain}", figures)
@@ -140,7 +147,7 @@ def write_proposals(
     ]
     for drop in rejected:
         text = drop.text if drop.value is None else text_of(drop.value)
-        why = _WHY.get(drop.reason, drop.reason)
+        why = drop.detail or _WHY.get(drop.reason, drop.reason)
         seen = drop.reason == "same outputs"
         rows.append(_row(drop.kind, drop.value, text, None, Verdict("not tested" if seen else "not tried", why)))
     head = {"iteration": number, "component": component, "parent": value_digest(current)}

@@ -22,6 +22,8 @@ from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import PLAN, in_order, key_of
 from optimas_jax.loop.iteration import ITERATION
 from optimas_jax.loop.journal import write_json
+from optimas_jax.loop.objective import check_measurable, check_objective
+from optimas_jax.traces.read import read_traces
 
 # Expected: as configs/hotpotqa.py and its ``:tiny`` behave. Low: answers hardly differ, and nothing is accepted.
 # High: every answer differs, every iteration accepts a proposal, and no gain is confirmed.
@@ -146,12 +148,17 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
     device = plan_on(config, devices) if devices else None
     benchmark = benchmark or find_benchmark(config.benchmark)
     data, system, said = rows_and_system(benchmark, config)
+    if config.traces:
+        read_traces(config.traces)
+        said = (*said, "recorded calls (traces) spare a part of collecting, which is planned without them")
     choices = models_named(system)
     check_completers(config, Path(), choices, keys=False)
+    check_objective(config, system)
+    check_measurable(config, system)
     models = tuple(dict.fromkeys(answering(config, choices)))
     count, estimated = counter_of(models)
     seconds, startup, unsure = seconds_of(models)
-    short = _shortened(config)
+    short = dataclasses.replace(_shortened(config), traces="")
     rehearsals = [
         rehearse(
             short,

@@ -18,6 +18,7 @@ from optimas_jax.loop.folder.proposals import Verdict, gate_verdict, not_tested
 from optimas_jax.loop.journal import OPTIMIZED
 from optimas_jax.loop.state import Ranked, State
 from optimas_jax.search.gate import GateConfig, chance_of_passing, decide, looks
+from optimas_jax.search.pareto import Point, point_of, tell_exceeded
 
 
 def gate(
@@ -53,21 +54,26 @@ def gate(
         try:
             with block(host, f"{number}/gate {value_digest(value)}") as allowance:
                 passed, comparison, traces = test(host, config.gate, state, name, value)
+                point, exceeds = _point(host, state, name, value, traces) if passed else (None, [])
+                passed = passed and not exceeds
                 costs = (*state.costs, {**state.costs[-1], **costs_by_role(allowance)})
                 if passed:
                     hold_final(host, costs, len(traces), final_runs)
         except OutOfBudget as reason:
             host.progress.line(f"  {one.proposal.kind}: its test was cut, {reason}")
             return state, verdicts | untested
-        _report(host, number, name, one, comparison, passed)
-        verdicts[one.proposal.digest] = _verdict(config.gate, comparison, traces, state.val_traces, passed=passed)
+        _report(host, number, name, one, comparison, passed, point)
+        verdicts[one.proposal.digest] = _verdict(
+            config.gate, comparison, traces, state.val_traces, passed=passed, exceeds=exceeds
+        )
         state = state.gated(name, comparison.mean if passed else 0.0)
-        if passed:
+        if passed and point is not None:
             verdicts |= dict.fromkeys(later, Verdict("not tested", "another proposal of this iteration was accepted"))
-            return accept(
-                host, dataclasses.replace(state, costs=costs), number, name, one, comparison, traces
-            ), verdicts
-        state = state.refusing(name, value, f"refused: gain {comparison.mean:+.2f} on {comparison.n} other examples")
+            state = dataclasses.replace(state, costs=costs, front=(*state.front, point))
+            return accept(host, state, number, name, one, comparison, traces), verdicts
+        too_dear = "; ".join(["", *exceeds])
+        why = f"refused: gain {comparison.mean:+.2f} on {comparison.n} other examples{too_dear}"
+        state = state.refusing(name, value, why)
     return state, verdicts
 
 
@@ -82,7 +88,7 @@ def test(host: Host, config: GateConfig, state: State, name: str, value: Value) 
     after: list[Trace] = []
     for stop in looks(config, total):
         after += _validate(host, state, name, value, len(after), stop)
-        scores = [trace.score for trace in after], [trace.score for trace in before[:stop]]
+        scores = [trace.reward for trace in after], [trace.reward for trace in before[:stop]]
         verdict = decide(config, [new - old for new, old in zip(*scores, strict=True)], total)
         if verdict != "continue":
             break
@@ -91,11 +97,32 @@ def test(host: Host, config: GateConfig, state: State, name: str, value: Value) 
     return verdict == "accept", compare(*scores), after
 
 
+def _point(host: Host, state: State, name: str, value: Value, traces: Sequence[Trace]) -> tuple[Point, list[str]]:
+    """The point of a configuration whose scores pass, and a sentence on each limit that it exceeds."""
+    objective = host.system.objective
+    point = point_of(
+        traces,
+        state.configuration.replace(name, value).digest,
+        objective,
+        changes=len(state.accepted) + 1,
+        component=name,
+        seconds=not host.shared_engine,
+    )
+    return point, [] if objective is None else tell_exceeded(point, objective)
+
+
 def _verdict(
-    config: GateConfig, comparison: Comparison, after: Sequence[Trace], before: Sequence[Trace], *, passed: bool
+    config: GateConfig,
+    comparison: Comparison,
+    after: Sequence[Trace],
+    before: Sequence[Trace],
+    *,
+    passed: bool,
+    exceeds: Sequence[str],
 ) -> Verdict:
-    seen = [new.score - old.score for new, old in zip(after, before, strict=False)][: comparison.n]
-    return gate_verdict(comparison, len(before), chance_of_passing(config, seen, len(before)), passed=passed)
+    seen = [new.reward - old.reward for new, old in zip(after, before, strict=False)][: comparison.n]
+    chance = chance_of_passing(config, seen, len(before))
+    return gate_verdict(comparison, len(before), chance, passed=passed, exceeds=exceeds)
 
 
 def _validate(host: Host, state: State, name: str, value: Value, start: int, stop: int) -> list[Trace]:
@@ -126,6 +153,9 @@ def accept(
         "val_score": val_score,
         "p_value": comparison.p_value,
     }
+    if host.system.objective is not None and host.system.objective.is_weighted:  # gains are of the score minus costs
+        before = statistics.fmean(trace.score for trace in state.val_traces)
+        summary["val_score_gain"] = val_score - before
     accepted = (*state.accepted, summary)
     if host.system.watch is not None:
         host.system.watch.configuration = configuration
@@ -146,8 +176,11 @@ def accept(
     return state
 
 
-def _report(host: Host, number: int, name: str, ranked: Ranked, comparison: Comparison, passed: bool) -> None:
-    proposal = ranked.proposal
+def _report(
+    host: Host, number: int, name: str, ranked: Ranked, comparison: Comparison, passed: bool, point: Point | None
+) -> None:
+    proposal, objective = ranked.proposal, host.system.objective
+    exceeds = [] if point is None or objective is None else tell_exceeded(point, objective)
     host.folder.emit(
         "gate",
         iteration=number,
@@ -162,9 +195,11 @@ def _report(host: Host, number: int, name: str, ranked: Ranked, comparison: Comp
         p_value=comparison.p_value,
         n=comparison.n,
         accepted=passed,
+        **({"exceeds": list(point.exceeds)} if point is not None and exceeds else {}),
     )
     verdict = "[green]accepted[/green]" if passed else "refused"
     host.progress.line(
         f"  {verdict}: {proposal.kind}, expected gain {ranked.expected_gain:+.3f}, validation gain "
         f"{comparison.mean:+.3f} (p = {comparison.p_value:.3f}, n = {comparison.n})"
+        + "".join(f"; {sentence}" for sentence in exceeds)
     )

@@ -32,7 +32,9 @@ from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.folder.proposals import Drop
+from optimas_jax.loop.folder.recorded import recorded_demos
 from optimas_jax.loop.state import Proposal, Runs, State, current_trials
+from optimas_jax.loop.steps.caps import above_cap, known_inputs
 from optimas_jax.loop.steps.choosing import best_of, choice_of_model
 from optimas_jax.loop.steps.race import labels_all
 from optimas_jax.loop.steps.trials import answer, follow, local_scores
@@ -49,6 +51,8 @@ from optimas_jax.search.optimisers.task import PromptTask, with_own_instruction
 
 LOCAL_SCALE = "mean local reward minus that of the instruction in use"  # part of a prompt: a change voids tapes
 GLOBAL_SCALE = "mean of the system's metric"
+NET_SCALE = "mean of the system's metric minus what its costs are worth"
+ABOVE_CAP = "above the cap on its prompt"
 _USABLE = (Outcome.OK, Outcome.TRUNCATED)
 
 
@@ -88,12 +92,15 @@ class Proposer:
         0 for a value without a score."""
         runs = self.runs[: self.search.trial_inputs]
         wrapped = [self.wrapped(value) for value in values]
-        trials = current_trials(self.state, self.name, runs) | answer(self.host, self.name, wrapped, runs, {})
+        trials = current_trials(self.state, self.name, runs, self.host.system.objective) | answer(
+            self.host, self.name, wrapped, runs, {}
+        )
         if self.search.score == "off" or labels_all(self.host, self.search, self.name):
             trials = follow(self.host, self.state, self.name, trials, runs, 1)
             scores = {key: trial.reward or 0.0 for key, trial in trials.items()}
         else:
-            scores = local_scores(self.host, self.device, self.state, self.name, trials, runs)
+            local = local_scores(self.host, self.device, self.state, self.name, trials, runs)
+            scores = {key: score - trials[key].penalty for key, score in local.items()}
         current = value_digest(self.state.configuration[self.name])
         return [
             statistics.fmean(
@@ -138,8 +145,11 @@ def propose(
         rejected.append(Drop("local reward not ahead", kind="best_of"))
     several = None if name in state.no_choice else best_of(config, search, value, state.reward)
     for proposal in [*wrapped, *([Proposal("best_of", several)] if several else [])]:
+        known = functools.partial(known_inputs, host, state, name)
         if reason := _why_not(state, name, proposal, proposals):
             rejected.append(Drop(reason, kind=proposal.kind, value=proposal.value))
+        elif why := above_cap(host, name, proposal.value, known):
+            rejected.append(Drop(ABOVE_CAP, kind=proposal.kind, value=proposal.value, detail=why))
         else:
             proposals[proposal.digest] = proposal
     return tuple(proposals.values()), rejected
@@ -276,6 +286,7 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
     assert isinstance(component.space, PromptSpace)
     evidence = [group for group in state.evidence if group.component == name]
     by_metric = search.score == "global" or search.ranking == "corrected"
+    by_all = NET_SCALE if search.objective.is_weighted else GLOBAL_SCALE
     task = PromptTask(
         component=component,
         space=component.space,
@@ -283,9 +294,10 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
         runs=proposer.runs,
         pool=demo_pool(evidence, component=component),
         labelled=labelled_demos(component, proposer.runs),
+        recorded=recorded_demos(host.folder, name),
         history=state.history.get(name, ()),
-        current_score=statistics.fmean([t.score for _, t in proposer.runs] or [0.0]) if by_metric else 0.0,
-        scale=GLOBAL_SCALE if by_metric else LOCAL_SCALE,
+        current_score=statistics.fmean([t.reward for _, t in proposer.runs] or [0.0]) if by_metric else 0.0,
+        scale=by_all if by_metric else LOCAL_SCALE,
         proposer=proposer.config.proposer,
         effort=search.effort,
         seed=proposer.seed,

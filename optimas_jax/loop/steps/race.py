@@ -82,7 +82,9 @@ def label(
     """
     labelled = runs[: config.labels]
     answers = answer(host, name, [proposal.value for proposal in proposals], labelled, {})
-    return follow(host, state, name, current_trials(state, name, labelled) | answers, labelled, rollouts)
+    return follow(
+        host, state, name, current_trials(state, name, labelled, host.system.objective) | answers, labelled, rollouts
+    )
 
 
 def race(
@@ -101,7 +103,8 @@ def race(
     Args:
       labels: from ``label``, with the same runs.
     """
-    trials, alive = {**current_trials(state, name, runs), **labels}, list(proposals)
+    current = current_trials(state, name, runs, host.system.objective)
+    trials, alive = {**current, **labels}, list(proposals)
     entered: dict[str, int] = {}  # the last round of each proposal
     for number, inputs in enumerate(rounds(len(runs), config.rounds)):
         entered |= dict.fromkeys((proposal.digest for proposal in alive), number)
@@ -112,6 +115,7 @@ def race(
         evidence = differences(host, device, config, state, name, proposals, trials, runs)
         estimate = estimate_gains(evidence, state.weight_evidence(name))
         gains = mean_local(evidence) if config.ranking == "mean" and config.score != "global" else estimate.gain
+        gains = gains - mean_own_costs(state, name, proposals, trials, runs)
         order = sorted(range(len(proposals)), key=lambda row: -gains[row])
         alive = [proposals[row] for row in order if proposals[row] in alive]
         alive = alive[: survivors(len(alive), config.gate_top)]
@@ -158,7 +162,8 @@ def differences(
     trials: Trials,
     runs: Runs,
 ) -> Evidence:
-    """Differences of every proposal to the current value, by input.
+    """Differences of every proposal to the current value, by input, without what the component's own calls cost: that
+    is known of every trial (``mean_own_costs``).
 
     Labels are ``seen`` if the local reward may have been trained on one of the two answers.
     """
@@ -182,9 +187,22 @@ def differences(
                 continue
             local[row, column] = scores[value, example.id] - scores[current, example.id]
             reward[row, column] = rewards.get((value, example.id), np.nan) - rewards.get((current, example.id), np.nan)
+            reward[row, column] += after.penalty - before.penalty
             answers = {(example.id, digest(outputs)) for trial in (before, after) for outputs in trial.answers}
             seen[row, column] = bool(answers & learned)
     return Evidence(local=local, reward=reward, changed=changed, tried=tried, seen=seen)
+
+
+def mean_own_costs(state: State, name: str, proposals: Sequence[Proposal], trials: Trials, runs: Runs) -> np.ndarray:
+    """[proposals] what the component's own calls cost more than with the current value, in score, on the inputs that a
+    proposal was tried on."""
+    current = value_digest(state.configuration[name])
+    means = []
+    for proposal in proposals:
+        tried = [example.id for example, _ in runs if (proposal.digest, example.id) in trials]
+        more = [trials[proposal.digest, one].penalty - trials[current, one].penalty for one in tried]
+        means.append(sum(more) / len(more) if more else 0.0)
+    return np.array(means)
 
 
 def _ranked(
@@ -198,12 +216,17 @@ def _ranked(
     gains: np.ndarray,
     uses_local: bool,
 ) -> list[Ranked]:
-    """Proposals whose answers differ from the current value's and from each other's, in the order of proposing."""
+    """Proposals whose answers, or their costs, differ from the current value's and from each other's, in the order of
+    proposing."""
     ranked: list[Ranked] = []
-    known: list[dict[str, tuple[Mapping[str, Any], ...]]] = []
+    known: list[dict[str, tuple[tuple[Mapping[str, Any], ...], float]]] = []
+    current = value_digest(state.configuration[name])
+    own = mean_own_costs(state, name, proposals, trials, runs)
     for row, proposal in enumerate(proposals):
-        answers = {e.id: trials[proposal.digest, e.id].answers for e, _ in runs if (proposal.digest, e.id) in trials}
-        if not evidence.changed[row].any() or answers in known:
+        tried = {e.id: trials[proposal.digest, e.id] for e, _ in runs if (proposal.digest, e.id) in trials}
+        answers = {example_id: (trial.answers, trial.penalty) for example_id, trial in tried.items()}
+        dearer = any(trial.penalty != trials[current, one].penalty for one, trial in tried.items())
+        if not (evidence.changed[row].any() or dearer) or answers in known:
             continue
         known.append(answers)
         labels = int(evidence.labelled[row].sum())
@@ -211,7 +234,7 @@ def _ranked(
             Ranked(
                 proposal=proposal,
                 expected_gain=float(gains[row]),
-                labelled_gain=float(estimate.labelled_gain[row]) if labels else None,
+                labelled_gain=float(estimate.labelled_gain[row] - own[row]) if labels else None,
                 local_gain=float(np.asarray(evidence.local)[row][np.asarray(evidence.tried)[row]].mean())
                 if uses_local
                 else None,

@@ -14,7 +14,7 @@ from optimas_jax.core.types import derive_seed, digest
 from optimas_jax.core.values import Value, shows, value_digest
 from optimas_jax.loop.budget import expected_cost, require
 from optimas_jax.loop.context import Device, Host
-from optimas_jax.loop.state import Runs, State, Trial, Trials
+from optimas_jax.loop.state import Runs, State, Trial, Trials, penalty_of
 from optimas_jax.rewards.judge import judge_examples, judge_scores
 from optimas_jax.rewards.scorer import Fields, score_outputs
 from optimas_jax.rewards.text import text_group
@@ -42,7 +42,12 @@ def answer(host: Host, name: str, values: Sequence[Value], runs: Runs, known: Tr
     answers = iter(host.gather("proposals on training inputs", every))
     made = [(key, value, example, tuple(next(answers) for _ in calls)) for key, value, example, calls in tries]
     return {
-        (key, example.id): Trial(value, tuple(call.outputs for call in calls), calls=calls)
+        (key, example.id): Trial(
+            value,
+            tuple(call.outputs for call in calls),
+            calls=calls,
+            penalty=penalty_of(calls, host.system.objective),
+        )
         for key, value, example, calls in made
     }
 
@@ -51,7 +56,7 @@ def follow(
     host: Host, state: State, name: str, trials: Trials, runs: Runs, rollouts: int
 ) -> dict[tuple[str, str], Trial]:
     """The same trials with their global rewards, which are of whole runs: calls that come of the trial's answers have
-    its value, too. Trials that cannot differ are followed once.
+    its value, too. Trials that cannot differ, in what they cost neither, are followed once.
 
     Args:
       rollouts: Monte Carlo runs of what follows, per trial (paper, Eq. 3).
@@ -61,7 +66,8 @@ def follow(
     def what(key: tuple[str, str], trial: Trial) -> tuple[str, ...]:
         """The example and the answers; in a program the value, too, which may be called again."""
         same = host.system.calls_once or list(trial.answers) == [c.outputs for c in pairs[key[1]][1].calls_of(name)]
-        return (key[1], digest(trial.answers)) if same else (key[1], digest(trial.answers), key[0])
+        named = (key[1], digest(trial.answers)) if same else (key[1], digest(trial.answers), key[0])
+        return (*named, repr(trial.penalty)) if trial.penalty else named
 
     names = {key: what(key, trial) for key, trial in trials.items()}
     rewards = {names[key]: trial.rewards for key, trial in trials.items() if len(trial.rewards) >= rollouts}

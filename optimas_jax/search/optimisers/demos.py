@@ -39,7 +39,8 @@ def demo_pool(
         read = {name: value for name, value in group.inputs.items() if not shown or name in shown}
         length = len(str(thaw(read) if shown else read)) + len(str(dict(best.outputs)))
         if best.reward > mean and not math.isclose(best.reward, mean) and length <= max_chars:
-            demo = ScoredDemo(Demo(group.inputs, best.outputs, group.example_id), best.reward, group.example_id)
+            shown = Demo(group.inputs, best.outputs, group.example_id, best.recorded)
+            demo = ScoredDemo(shown, best.reward, group.example_id)
             pool.setdefault(digest(group.example_id, group.inputs, best.outputs, best.reward), demo)
     return sorted(pool.values(), key=lambda scored: -scored.reward)
 
@@ -72,18 +73,25 @@ def propose_demos(
 
 
 def propose(task: PromptTask) -> Proposals:
-    """The current instruction with bootstrapped demonstrations, and for every three such sets one labelled set."""
+    """The current instruction with bootstrapped demonstrations, and for every three such sets one labelled set and one
+    of recorded calls without a score."""
     size, count = min(task.effort.demo_size, task.space.max_demos), task.effort.demo_sets
     bootstrapped = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng)
-    labelled = [Prompt(task.current.instruction, demos) for demos in labelled_sets(task, -(-count // 3))]
-    return [("demos", prompt) for prompt in bootstrapped] + [("labelled", prompt) for prompt in labelled]
+    sets = [("demos", prompt.demos) for prompt in bootstrapped]
+    sets += [("labelled", demos) for demos in labelled_sets(task, -(-count // 3))]
+    sets += [("recorded", demos) for demos in _random_sets(task, "recorded", task.recorded, -(-count // 3))]
+    return [(kind, Prompt(task.current.instruction, demos)) for kind, demos in sets]
 
 
 def labelled_sets(task: PromptTask, count: int) -> list[tuple[Demo, ...]]:
     """Random sets of labelled demonstrations; empty without labels."""
-    size = min(task.effort.demo_size, task.space.max_demos, len(task.labelled))
-    rng = random.Random(derive_seed(task.seed, "labelled"))
-    return [tuple(rng.sample(list(task.labelled), size)) for _ in range(count)] if size else []
+    return _random_sets(task, "labelled", task.labelled, count)
+
+
+def _random_sets(task: PromptTask, name: str, demos: Sequence[Demo], count: int) -> list[tuple[Demo, ...]]:
+    size = min(task.effort.demo_size, task.space.max_demos, len(demos))
+    rng = random.Random(derive_seed(task.seed, name))
+    return [tuple(rng.sample(list(demos), size)) for _ in range(count)] if size else []
 
 
 def labelled_demos(component: Component, runs: Sequence[tuple[Example, Trace]], max_chars: int = 1500) -> list[Demo]:

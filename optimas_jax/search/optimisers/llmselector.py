@@ -72,7 +72,7 @@ def count_right(task: SelectorTask) -> list[float]:
     that did not reach the module, in which it failed, or without a verdict count as wrong."""
     rows = task.run(task.values)
     if task.terminal:
-        return [sum(trace.score for trace in row) for row in rows]
+        return [sum(trace.reward for trace in row) for row in rows]
     cases = [
         (index, example, trace)
         for index, row in enumerate(rows)

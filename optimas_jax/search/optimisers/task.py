@@ -69,6 +69,7 @@ class PromptTask:
       ask: sends requests to the proposer; answers in their order, "" for a failed one.
       gains: mean gain of each prompt over the current one, on the training inputs.
       dropped: callback for rejected answers: (reason, text).
+      recorded: demonstrations from recorded calls without a score.
     """
 
     component: Component
@@ -87,6 +88,7 @@ class PromptTask:
     ask: Callable[[Sequence[CompletionRequest]], Sequence[str]]
     gains: Callable[[Sequence[Prompt]], Sequence[float]]
     dropped: Callable[[str, str], None] = lambda reason, text: None
+    recorded: Sequence[Demo] = ()
 
     def worst(self, count: int) -> list[tuple[Call, Example, Trace]]:
         """The component's steps in the runs with the lowest scores, worst first."""

@@ -1,4 +1,4 @@
-"""Blame: which frames of an error are the user's. Users see those, and none of this package."""
+"""Frames of an error: which of them are the user's. Users see those, and none of this package."""
 
 from __future__ import annotations
 

@@ -1,0 +1,332 @@
+"""Recorded calls in a run (``config.traces``): what they give to collecting, and demonstrations.
+
+A recorded run of a training example is *replayed*: the program runs on the example with the recorded answers in the
+place of its models, so that every call has its exact inputs, and the metric scores what comes out. A replayed run
+stands in the place of a run of the default configuration, and its calls are the first candidates of their groups.
+Calls that cannot be replayed (of inputs that are no example, of runs of which a part is missing) keep the inputs that
+their messages have, and the recorded score.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import functools
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.component import Component, ComponentFailure, RunContext
+from optimas_jax.core.execution import Job
+from optimas_jax.core.system import System
+from optimas_jax.core.types import RECORDED, Candidate, Example, Group, Outcome, StopRun, Trace, digest
+from optimas_jax.core.values import (
+    Configuration,
+    Demo,
+    LoraSpace,
+    PromptSpace,
+    Value,
+    plain_values,
+)
+from optimas_jax.llm.component import asks_model
+from optimas_jax.loop.context import Host
+from optimas_jax.loop.folder.recorded import write_traces
+from optimas_jax.loop.state import Runs
+from optimas_jax.rewards.collect import Try
+from optimas_jax.rewards.pairs import merge_groups
+from optimas_jax.traces.match import Matched, agrees, as_seen, match_calls, texts_of
+from optimas_jax.traces.read import TraceFiles
+from optimas_jax.traces.rows import ExampleIndex
+
+_MOST_DEMOS = 64  # of a component, without a score
+
+
+@dataclasses.dataclass(frozen=True)
+class Recordings:
+    """What recorded calls give.
+
+    Attributes:
+      runs: replayed runs by id of their example, each different one once.
+      groups: of calls with a score, some with a single candidate.
+      loose: calls of training examples that were not replayed, by (component, id of the example).
+      demos: of calls without a score that collecting cannot complete, by component.
+    """
+
+    runs: Mapping[str, tuple[Trace, ...]] = dataclasses.field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    loose: Mapping[tuple[str, str], tuple[Matched, ...]] = dataclasses.field(default_factory=dict)
+    demos: Mapping[str, tuple[Demo, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def examples(self) -> frozenset[str]:
+        """Ids of the examples with recorded calls."""
+        return frozenset(self.runs) | {example_id for _, example_id in self.loose}
+
+
+NO_RECORDINGS = Recordings()
+
+
+def use_recordings(host: Host, files: TraceFiles) -> Recordings:
+    """Matches recorded calls with components and examples, replays whole runs, and tells what came of them."""
+    if not files.calls:
+        return NO_RECORDINGS
+    components = [one for one in host.system.components if one.space is not None or _asks(one)]
+    matched, left_out = match_calls(files.calls, components)
+    train = {example.id for example in host.splits["train"]}
+    index = ExampleIndex(example for examples in host.splits.values() for example in examples)
+    by_run: dict[str, list[Matched]] = {}
+    for number, one in enumerate(matched):
+        by_run.setdefault(one.call.run or f"#{number}", []).append(one)
+    of_runs: list[tuple[Example | None, list[Matched]]] = []
+    for calls in by_run.values():
+        row = next((one.call.row for one in calls if one.call.row is not None), None)
+        found = index.find(texts_of(one.call for one in calls), row)
+        if any(example.id not in train for example in found):
+            left_out["of a validation, confirmation or test example"] += len(calls)
+        else:
+            of_runs.append((found[0] if found else None, calls))
+    recordings = _recordings(host, of_runs, left_out)
+    _tell(host, files, sum(len(calls) for _, calls in of_runs), left_out, recordings)
+    write_traces(host.folder, files, left_out, recordings.demos)
+    return recordings
+
+
+def complete(
+    recordings: Recordings, configuration: Configuration, name: str, runs: Runs
+) -> tuple[list[Group], list[Try]]:
+    """What collecting a component's groups on some runs begins with: the recorded groups of these examples, recorded
+    calls with a score as candidates of the calls that read the same, and those without one as tries."""
+    ids = {example.id for example, _ in runs}
+    groups = [one for one in recordings.groups if one.component == name and one.example_id in ids]
+    tries: list[Try] = []
+    for example, trace in runs:
+        left = list(recordings.loose.get((name, example.id), ()))
+        for index in trace.indices(name):
+            call = trace.calls[index]
+            for one in [one for one in left if agrees(one, call.inputs)]:
+                left.remove(one)
+                outputs, source = as_seen(one.outputs or {}, call.outputs), f"{RECORDED}{one.call.where}"
+                if one.call.score is None:
+                    tries.append(Try(index, example, trace, configuration[name], source, outputs=outputs))
+                    continue
+                candidate = Candidate(outputs, source, (one.call.score,))
+                key = (name, example.id, call.inputs)
+                groups.append(Group(*key, (candidate,), configuration.digest, call.occurrence))
+    return groups, tries
+
+
+def without_recorded(tries: Sequence[Try], known: Sequence[Group], recorded: Sequence[Try]) -> list[Try]:
+    """Tries without as many samples of a call as it has recorded outputs beside its own."""
+    outputs: dict[tuple[str, str, int], set[str]] = {}
+    for group in known:
+        key = (group.component, group.example_id, group.occurrence)
+        outputs.setdefault(key, set()).update(digest(one.outputs) for one in group.candidates)
+    for one in recorded:
+        outputs.setdefault(_key(one), set()).add(digest(one.outputs))
+    spared = {_key(one): len(outputs.get(_key(one), set()) - {digest(one.call.outputs)}) for one in tries}
+    kept: list[Try] = []
+    for one in reversed(tries):
+        if one.source.startswith("sampled:") and spared[_key(one)]:
+            spared[_key(one)] -= 1
+        else:
+            kept.append(one)
+    return kept[::-1]
+
+
+def _key(one: Try) -> tuple[str, str, int]:
+    return one.call.component, one.example.id, one.call.occurrence
+
+
+def _recordings(
+    host: Host, of_runs: Sequence[tuple[Example | None, list[Matched]]], left_out: collections.Counter[str]
+) -> Recordings:
+    replayed = _replay(host, [(example, calls) for example, calls in of_runs if example is not None])
+    _tell_scores(host, [(replayed[id(calls)][0], calls) for _, calls in of_runs if id(calls) in replayed])
+    configuration = host.system.default_configuration().digest
+    runs: dict[str, dict[str, Trace]] = {}
+    groups, loose, demos = list[Group](), dict[tuple[str, str], list[Matched]](), dict[str, list[Demo]]()
+    for example, calls in of_runs:
+        declared = configuration if all(one.as_declared for one in calls) else ""
+        found = replayed.get(id(calls))
+        if found is not None:
+            trace, sources = found
+            assert example is not None
+            if declared:
+                runs.setdefault(example.id, {}).setdefault(digest([call.outputs for call in trace.calls]), trace)
+            groups += _groups_of_replay(trace, sources, declared)
+            continue
+        name = example.id if example is not None else f"recorded-{_identity(calls)}"
+        for one in calls:
+            if host.system.by_name[one.component].space is None:
+                continue
+            if example is not None and declared:
+                loose.setdefault((one.component, name), []).append(one)
+            if one.inputs is None:
+                left_out["with inputs that cannot be read"] += example is None or not declared
+                continue
+            if not _fits(host.system.by_name[one.component], one, host.system):
+                left_out["with other fields than their component"] += 1
+                continue
+            if one.call.score is not None:
+                groups.append(_group(one, name, declared))
+            elif example is None or not declared:
+                origin = "" if example is None else name
+                demos.setdefault(one.component, []).append(Demo(one.inputs, one.outputs or {}, origin, one.call.where))
+    return Recordings(
+        {name: tuple(traces.values()) for name, traces in runs.items()},
+        tuple(merge_groups(groups)),
+        {key: tuple(calls) for key, calls in loose.items()},
+        {name: tuple(different[:_MOST_DEMOS]) for name, found in demos.items() if (different := _different(found))},
+    )
+
+
+def _different(demos: Iterable[Demo]) -> list[Demo]:
+    return list({digest(demo.inputs, demo.outputs): demo for demo in reversed([*demos])}.values())[::-1]
+
+
+def _identity(calls: Sequence[Matched]) -> str:
+    """Names the input of a run that is of no example, by the first call's inputs."""
+    first = calls[0]
+    return digest(first.component, first.inputs if first.inputs is not None else list(first.call.turns))
+
+
+def _fits(component: Component, one: Matched, system: System) -> bool:
+    """Whether a local reward and a prompt can show the fields of a call as they are."""
+    inputs, outputs = set(one.inputs or {}), set(one.outputs or {})
+    if component.outputs and outputs != set(component.outputs):
+        return False
+    return not component.inputs or inputs == set(component.inputs) or system.program is not None
+
+
+def _group(one: Matched, example_id: str, configuration: str) -> Group:
+    assert one.call.score is not None
+    candidate = Candidate(one.outputs or {}, f"{RECORDED}{one.call.where}", (one.call.score,))
+    return Group(one.component, example_id, one.inputs or {}, (candidate,), configuration)
+
+
+def _groups_of_replay(trace: Trace, sources: Sequence[str], configuration: str) -> list[Group]:
+    return [
+        Group(
+            call.component,
+            trace.example_id,
+            call.inputs,
+            (Candidate(call.outputs, f"{RECORDED}{source}", (trace.score,)),),
+            configuration,
+            call.occurrence,
+        )
+        for call, source in zip(trace.calls, sources, strict=True)
+        if source
+    ]
+
+
+def _tell_scores(host: Host, replayed: Sequence[tuple[Trace, Sequence[Matched]]]) -> None:
+    """Warns where the metric scores replayed runs otherwise than they were recorded: other scores are on its scale only
+    by chance."""
+    pairs = [(trace.score, one.call.score) for trace, calls in replayed for one in calls[:1]]
+    other = [(score, known) for score, known in pairs if known is not None and abs(known - score) > 1e-6]
+    if other and not _judges(host.system):
+        score, known = other[0]
+        host.progress.line(
+            f"[yellow]warning[/yellow]: the metric gives {len(other)} of {len(pairs)} replayed runs another score than "
+            f"they were recorded with (such as {score:.3g}, recorded {known:.3g}); there the metric's is used"
+        )
+
+
+@dataclasses.dataclass
+class _Answers:
+    """Recorded answers to the calls of one run, each given once.
+
+    Attributes:
+      left: recorded calls that were not given yet.
+      given: where each answer comes from, by (component, digest of its inputs, number of equal calls before).
+      missing: whether a call had no answer.
+    """
+
+    left: list[Matched]
+    given: dict[tuple[str, str, int], str] = dataclasses.field(default_factory=dict)
+    missing: bool = False
+
+    def take(self, name: str, fields: Mapping[str, Any], seen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The recorded outputs of a component on some inputs; raises ``ComponentFailure`` where there are none."""
+        one = next((one for one in self.left if one.component == name and agrees(one, fields)), None)
+        if one is None:
+            self.missing = True
+            raise ComponentFailure(Outcome.CRASHED, "no recorded answer")
+        self.left.remove(one)
+        key = digest(fields)
+        repeat = sum(known[:2] == (name, key) for known in self.given)
+        self.given[name, key, repeat] = one.call.where
+        return as_seen(one.outputs or {}, seen)
+
+
+def _replay(host: Host, runs: Sequence[tuple[Example, list[Matched]]]) -> dict[int, tuple[Trace, Sequence[str]]]:
+    """Replayed runs with where each of their calls comes from ("" for calls that were not recorded), by ``id`` of
+    their calls; runs that cannot be replayed are left out."""
+    if not runs:
+        return {}
+    default = host.system.default_configuration()
+    single = Configuration({name: plain_values(value)[0] for name, value in default.items()})
+    [first] = host.run("first run", [Job(default, host.splits["val"][0], host.seed)])  # it is on the tape
+    seen = {call.component: call.outputs for call in first.calls}
+
+    async def replay(example: Example, calls: list[Matched]) -> tuple[Trace, Sequence[str]] | None:
+        answers = _Answers(list(calls))
+        score = next((one.call.score for one in calls if one.call.score is not None), None)
+        system = _answered(host.system, answers, seen, score)
+        try:
+            trace = await system.run(single, example, host.seed)
+        except (asyncio.CancelledError, StopRun):
+            raise
+        except Exception:  # of code that the recorded answers lead elsewhere: the run is not replayed
+            return None
+        if answers.missing or trace.outcome is not Outcome.OK or (_judges(host.system) and score is None):
+            return None
+        return trace, [answers.given.get(call.key, "") for call in trace.calls]
+
+    ends = host.gather("recorded runs", [functools.partial(replay, example, calls) for example, calls in runs])
+    return {id(calls): end for (_, calls), end in zip(runs, ends, strict=True) if end is not None}
+
+
+def _asks(component: Component) -> bool:
+    """Whether a component asks a model."""
+    return isinstance(component.space, PromptSpace | LoraSpace) or asks_model(component.run)
+
+
+def _judges(system: System) -> bool:
+    return inspect.iscoroutinefunction(system.metric)
+
+
+def _answered(system: System, answers: _Answers, seen: Mapping[str, Mapping], score: float | None) -> System:
+    """The system with recorded answers in the place of its prompts. A metric that asks a model is not asked: its score
+    is the recorded one."""
+
+    def recorded(component: Component) -> Component:
+        async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+            return answers.take(component.name, fields, seen.get(component.name, {}))
+
+        return dataclasses.replace(component, run=run)
+
+    def known() -> float:
+        return score or 0.0
+
+    components = tuple(recorded(one) if _asks(one) else one for one in system.components)
+    metric = known if _judges(system) else system.metric
+    return dataclasses.replace(system, components=components, metric=metric, meter=None, watch=None)
+
+
+def _tell(host: Host, files: TraceFiles, used: int, left_out: Mapping[str, int], found: Recordings) -> None:
+    """Tells in a line what came of the recorded calls, and in one what is left out."""
+    runs, pairs = sum(map(len, found.runs.values())), sum(len(group.candidates) > 1 for group in found.groups)
+    demos = sum(map(len, found.demos.values()))
+    host.progress.line(
+        f"  {used} of {len(files.calls)} recorded calls are used: {runs} runs of {len(found.runs)} training examples "
+        f"replayed, {len(found.groups)} groups ({pairs} with several outputs), {demos} demonstrations without a score"
+    )
+    if left_out := {reason: count for reason, count in sorted(left_out.items()) if count}:
+        words = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
+        hint = ""
+        if left_out.get("of no component"):
+            names = ", ".join(host.system.tunable)
+            hint = f". Components are {names}: a call names its own, or has its instruction as the system message"
+        host.progress.line(f"  recorded calls left out: {words}{hint}")

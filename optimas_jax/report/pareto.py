@@ -1,0 +1,72 @@
+"""Picture of the Pareto set: score against each cost of a run, as an SVG that needs no library."""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimas_jax.report.tables import PARETO_COSTS, point_name
+
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _RIGHT = 380, 300, 60, 30, 50, 90  # of a panel, in pixels
+_SET, _DOMINATED, _LINE = "#1f77b4", "#b0b0b0", "#404040"
+_AXIS = {"dollars": "US dollars a run", "tokens": "tokens a run", "seconds": "seconds a run"}
+
+
+def pareto_svg(points: Sequence[Mapping[str, Any]]) -> str:
+    """Score against dollars, tokens and seconds, a panel for each cost that differs; tokens if none does. Points of the
+    set are blue and joined, the one that was kept has a ring, thin lines are 95 % intervals."""
+    costs = [name for name, _ in PARETO_COSTS if all(point[name] is not None for point in points)]
+    shown = [name for name in costs if len({point[name]["mean"] for point in points}) > 1] or ["tokens"]
+    panels = "".join(_panel(points, name, index * _WIDTH) for index, name in enumerate(shown))
+    width = _WIDTH * len(shown)
+    size = f'width="{width}" height="{_HEIGHT}" viewBox="0 0 {width} {_HEIGHT}"'
+    style = 'font-family="sans-serif" font-size="11"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{panels}</svg>\n'
+
+
+def _panel(points: Sequence[Mapping[str, Any]], cost: str, offset: int) -> str:
+    """One panel, its left edge at ``offset``."""
+    left, bottom = offset + _LEFT, _HEIGHT - _BOTTOM
+    right, top = offset + _WIDTH - _RIGHT, _TOP
+    costs, scores = ([bound for point in points for bound in point[name]["ci95"]] for name in (cost, "score"))
+
+    def x(value: float) -> float:
+        return _scaled(value, costs, left, right)
+
+    def y(value: float) -> float:
+        return _scaled(value, scores, bottom, top)
+
+    parts = [_line(left, bottom, right, bottom, _LINE), _line(left, bottom, left, top, _LINE)]
+    parts += [_text(x(bound), bottom + 16, f"{bound:,.4g}", "middle") for bound in sorted({min(costs), max(costs)})]
+    parts += [_text(left - 6, y(bound) + 4, f"{bound:.3f}", "end") for bound in sorted({min(scores), max(scores)})]
+    parts += [_text((left + right) / 2, bottom + 36, _AXIS[cost], "middle"), _text(left, top - 12, "score", "start")]
+    front = sorted((point for point in points if not point["dominated"]), key=lambda point: point[cost]["mean"])
+    places = [(x(point[cost]["mean"]), y(point["score"]["mean"])) for point in front]
+    parts += [_line(*one, *other, _SET) for one, other in itertools.pairwise(places)]
+    for point in points:
+        at, height = x(point[cost]["mean"]), y(point["score"]["mean"])
+        color = _DOMINATED if point["dominated"] else _SET
+        low, high = point[cost]["ci95"]
+        parts.append(_line(x(low), height, x(high), height, color))
+        low, high = point["score"]["ci95"]
+        parts.append(_line(at, y(low), at, y(high), color))
+        ring = f' stroke="{_LINE}" stroke-width="2"' if point["kept"] else ""
+        parts.append(f'<circle cx="{at:.1f}" cy="{height:.1f}" r="5" fill="{color}"{ring}/>')
+        parts.append(_text(at + 8, height - 6, point_name(point), "start"))
+    return "".join(parts)
+
+
+def _scaled(value: float, values: Sequence[float], start: float, end: float) -> float:
+    """Where a value lies between ``start`` and ``end``, which stand for the least and the largest of ``values``."""
+    low, high = min(values), max(values)
+    return start + (end - start) * ((value - low) / (high - low) if high > low else 0.5)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'

@@ -1,0 +1,179 @@
+"""A recorded call, whatever form its file has, and what the readers of all forms share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from optimas_jax.core.json_text import shown
+from optimas_jax.core.types import freeze, valid_text
+
+SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
+_ROLES = {
+    "system": SYSTEM,
+    "developer": SYSTEM,
+    "user": USER,
+    "human": USER,
+    "assistant": ASSISTANT,
+    "model": ASSISTANT,
+    "ai": ASSISTANT,
+    "tool": TOOL,
+    "function": TOOL,
+}
+
+
+class TraceError(ValueError):
+    """Recorded calls that cannot be read; the message names the file, the line and the way out."""
+
+
+Turn = tuple[str, str]  # (role, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """One recorded call.
+
+    Attributes:
+      where: file and line that it comes from.
+      names: that may be its component's, the likeliest first.
+      run: id of the run that it belongs to, or "".
+      turns: messages before the answer; none where ``inputs`` are known.
+      answer: of the model; "" where ``outputs`` are known.
+      inputs, outputs: fields of the component, where the file has them; else None.
+      row: inputs of the whole run, where the file has them; else None.
+      score: of the call or of its run, or None.
+      feedback: why, or "".
+      as_declared: whether the values in use were those of the program as it was declared; None if nothing says so.
+    """
+
+    where: str
+    names: tuple[str, ...] = ()
+    run: str = ""
+    turns: tuple[Turn, ...] = ()
+    answer: str = ""
+    inputs: Mapping[str, Any] | None = None
+    outputs: Mapping[str, Any] | None = None
+    row: Mapping[str, Any] | None = None
+    score: float | None = None
+    feedback: str = ""
+    as_declared: bool | None = None
+
+    @property
+    def instruction(self) -> str:
+        """The system messages before the answer; "" without any."""
+        return "\n\n".join(text for role, text in self.turns if role == SYSTEM)
+
+    @property
+    def asked(self) -> str:
+        """The last message of the user, if the answer follows it at once; "" in the middle of calls of tools."""
+        role, text = self.turns[-1] if self.turns else ("", "")
+        return text if role == USER else ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts that the call read."""
+        if self.inputs is not None:
+            return tuple(leaves(self.inputs))
+        return tuple(text for _, text in self.turns)
+
+
+def leaves(value: Any) -> list[str]:
+    """Texts and numbers in plain data, as texts; empty ones are left out."""
+    if isinstance(value, Mapping):
+        return [leaf for item in value.values() for leaf in leaves(item)]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [] if value is None or isinstance(value, bool) or not str(value).strip() else [str(value).strip()]
+
+
+def read_role(value: Any, where: str) -> str:
+    """One of the four roles; raises ``TraceError`` for any other name."""
+    role = _ROLES.get(value.lower()) if isinstance(value, str) else None
+    if role is None:
+        raise TraceError(f"{where}: a message has the role {shown(value)}; known: {', '.join(_ROLES)}")
+    return role
+
+
+def read_text(content: Any, where: str) -> str:
+    """The text of a message: a text, or a list of parts, of which images become a mark; "" for none."""
+    match content:
+        case None:
+            return ""
+        case str():
+            return valid_text(content)
+        case list():
+            return "\n".join(filter(None, (_part(part, where) for part in content)))
+        case {"parts": list(parts)}:
+            return read_text(parts, where)
+        case _:
+            raise TraceError(
+                f"{where}: the content of a message is {shown(content)}, expected a text or a list of parts"
+            )
+
+
+def _part(part: Any, where: str) -> str:
+    match part:
+        case str():
+            return valid_text(part)
+        case {"text": str(text)} | {"type": "text", "content": str(text)} | {"refusal": str(text)}:
+            return valid_text(text)
+        case {"type": "reasoning" | "thinking"}:
+            return ""
+        case {"type": "tool_call_response", **rest}:
+            return _as_text(rest.get("response", rest.get("result")))
+        case {"type": "tool_call", "name": name, **rest}:
+            return json.dumps({"name": name, "arguments": rest.get("arguments")}, ensure_ascii=False)
+        case {"type": "tool_result" | "function_call_output", **rest}:
+            return _as_text(rest.get("content", rest.get("output")))
+        case {"type": str(kind)} if "image" in kind or kind in ("uri", "blob", "file", "input_file", "input_audio"):
+            return "[image]"
+        case {"type": str()}:  # of a later version, or of one server
+            return ""
+        case _:
+            raise TraceError(f"{where}: a part of a message is {shown(part)}, expected an object with a type")
+
+
+def _as_text(value: Any) -> str:
+    return valid_text(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def read_score(item: Mapping[str, Any], where: str) -> tuple[float | None, str]:
+    """Score and feedback of an object, or of its ``metadata``; (None, "") without.
+
+    Raises:
+      TraceError: the score is no finite number.
+    """
+    metadata = item.get("metadata")
+    for data in (item, metadata if isinstance(metadata, Mapping) else {}):
+        feedback = data.get("feedback")
+        for name in ("score", "reward"):
+            if data.get(name) is not None:
+                return finite(data[name], f"{where}: {name}"), feedback if isinstance(feedback, str) else ""
+    return None, ""
+
+
+def finite(value: Any, what: str) -> float:
+    """A score as a number: numbers, truth values, texts of numbers; raises ``TraceError`` for others."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise TraceError(f"{what} is {shown(value)}, expected a finite number, or leave it out")
+    return number
+
+
+def first_text(item: Mapping[str, Any], *names: str) -> str:
+    """The first of some fields that is a text or a whole number; "" without."""
+    values = (item.get(name) for name in names)
+    return next((str(value) for value in values if isinstance(value, str | int) and value not in ("", True, False)), "")
+
+
+def whole(fields: Any, what: str) -> Mapping[str, Any]:
+    """Fields of a component, frozen; raises ``TraceError`` if they are no object."""
+    if not isinstance(fields, Mapping):
+        raise TraceError(f"{what} is {shown(fields)}, expected an object of fields")
+    return freeze(fields)

@@ -1,0 +1,200 @@
+"""Recorded calls in a run: what they spare collecting, what becomes of those that are no example, what is left out."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+from fakes import ScriptedCompleter
+from rich.console import Console
+
+import optimas_jax as oj
+from optimas_jax.benchmarks.data import DataConfig, DataError, deal
+from optimas_jax.benchmarks.modules import SystemConfig
+from optimas_jax.benchmarks.tables import examples_of
+from optimas_jax.core.folder.files import FolderError, read_rows
+from optimas_jax.core.types import StopRun
+from optimas_jax.llm.component import LanguageModel
+from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig
+from optimas_jax.loop.stages import run_stages
+from optimas_jax.presets import local
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.rewards.data import load_groups
+from optimas_jax.traces.records import TraceError
+
+ROWS = [{"question": f"What is number {i} of the list?", "wanted": f"{i} it is"} for i in range(48)]
+MODEL = LanguageModel("scripted", max_tokens=8)
+SIZES = DataConfig(train=24, val=8, confirm=8, test=8)
+PARTS = deal(examples_of(ROWS, ("question",))[0], SIZES)
+
+draft = oj.prompt("Write a draft.")
+final = oj.prompt("Give the answer.")
+
+
+async def pipeline(question):
+    return {"answer": await final(question=question, draft=await draft(question=question))}
+
+
+def metric(example, outputs):
+    return float(outputs["answer"] == example["wanted"])
+
+
+def number(text):
+    return text.partition("number ")[2].partition(" ")[0]
+
+
+def answer(request):
+    text = request.messages[-1].content
+    if request.role == "draft":
+        return f"about {number(text)}"
+    right = len(request.messages) > 2 or (request.temperature > 0 and request.seed % 2)
+    return f"{number(text)} it is" if right else "I do not know"
+
+
+def config(traces="", **changes):
+    base = local("own", SystemConfig(MODEL), SIZES, variant="program", proposer=MODEL, traces=str(traces))
+    base = dataclasses.replace(
+        base,
+        offline=OfflineConfig(inputs=12, groups=6, calls=24),
+        optimize=OptimizeConfig.improved(score="off", iterations=1, components="final", inputs=6, instructions=0),
+        evaluate=EvaluateConfig(changes=False),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def run(folder, config, stage="collect"):
+    model, log = ScriptedCompleter(answer), io.StringIO()
+    made = oj.benchmark(pipeline, metric, ROWS)
+    run_stages(config, folder, stage, ConsoleProgress(Console(file=log, width=400)), model, benchmark=made)
+    return len(model.requests), log.getvalue()
+
+
+def call(run, question, said, instruction="Give the answer.", score=None, **fields):
+    shown = {"question": question, **fields}
+    user = "\n".join(f"{name.capitalize()}: {text}" for name, text in shown.items())
+    turns = [("system", instruction), ("user", user), ("assistant", said)]
+    told = {} if score is None else {"score": score}
+    return {"trace_id": run, "messages": [{"role": role, "content": text} for role, text in turns], **told}
+
+
+def recorded(questions, scores=True, times=2):
+    """Runs on questions, every second of them right."""
+    lines = []
+    for place, question in enumerate(questions):
+        for time in range(times):
+            text, right = f"about {number(question)}", (place + time) % 2
+            said = f"{number(question)} it is" if right else "I do not know"
+            score = float(right) if scores else None
+            name = f"run {place} {time}"
+            lines.append(call(name, question, text, "Write a draft.", score))
+            lines.append(call(name, question, said, score=score, draft=text))
+    return lines
+
+
+def questions(split, count):
+    return [example.inputs["question"] for example in PARTS[split]][:count]
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(lines):
+        path = tmp_path / "calls.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return path
+
+    return write
+
+
+def test_recorded_runs_with_scores_spare_collecting(tmp_path, file):
+    plain, _ = run(tmp_path / "plain", config())
+    path = file(recorded(questions("train", 8)))
+    asked, log = run(tmp_path / "run", config(path))
+    assert asked == 2 < plain  # the first run of the program, and nothing after it
+    assert "32 of 32 recorded calls are used: 16 runs of 8 training examples replayed, 16 groups (8 with" in log
+    groups = load_groups(tmp_path / "run" / "groups" / "offline")
+    answers = [group for group in groups if group.component == "final"]
+    assert len(answers) == 8 and {group.occurrence for group in groups} == {0}
+    assert all(sorted(group.rewards) == [0.0, 1.0] and group.current is group.candidates[0] for group in answers)
+    assert {candidate.source for candidate in answers[0].candidates} <= {
+        f"trace:calls.jsonl, line {i}" for i in range(33)
+    }
+    assert {group.configuration for group in groups} != {""}
+
+
+def test_recorded_runs_without_scores_are_scored_by_the_metric(tmp_path, file):
+    asked, log = run(tmp_path / "run", config(file(recorded(questions("train", 8), scores=False))))
+    assert asked == 2 and "8 training examples replayed" in log
+    groups = load_groups(tmp_path / "run" / "groups" / "offline")
+    assert sum(sorted(group.rewards) == [0.0, 1.0] for group in groups) == 8
+
+
+def test_single_calls_are_half_of_a_group_that_collecting_completes(tmp_path, file):
+    plain, _ = run(tmp_path / "plain", config())
+    path = file(recorded(questions("train", 24), times=1))
+    asked, _ = run(tmp_path / "run", config(path))
+    groups = load_groups(tmp_path / "run" / "groups" / "offline")
+    mixed = [group for group in groups if len({bool(one.recorded) for one in group.candidates}) == 2]
+    assert mixed and 2 < asked < plain
+    alone = file(
+        [line for line in recorded(questions("train", 24), times=1, scores=False) if "draft." not in str(line)]
+    )
+    asked, log = run(tmp_path / "alone", config(alone))  # runs of which the drafts are missing
+    assert "24 of 24 recorded calls are used: 0 runs of 0 training examples replayed" in log and asked < plain
+    groups = load_groups(tmp_path / "alone" / "groups" / "offline")
+    assert any(group.candidates[0].recorded or group.candidates[-1].recorded for group in groups)
+
+
+def test_calls_of_other_inputs_are_groups_and_demonstrations(tmp_path, file):
+    other = "What is number {} of another list, in short?"
+    scored = [call("", other.format(1), said, score=score, draft="d") for said, score in (("a", 0.0), ("b", 1.0))]
+    open_ended = [call("", other.format(2), "c", draft="d"), call("", other.format(2), "c", draft="d")]
+    path = file([*scored, *open_ended])
+    run(tmp_path / "run", config(path), "collect")
+    groups = load_groups(tmp_path / "run" / "groups" / "offline")
+    [pair] = [group for group in groups if group.example_id.startswith("recorded-")]
+    assert pair.rewards == (0.0, 1.0) and pair.inputs == {"question": other.format(1), "draft": "d"}
+    run(tmp_path / "run", config(path), "optimize")
+    rows = read_rows(tmp_path / "run" / "proposals.jsonl")
+    by_kind = {row["optimiser"]: row["value"]["demos"] for row in rows if (row["value"] or {}).get("demos")}
+    assert [demo["recorded"] for demo in by_kind["recorded"]] == ["calls.jsonl, line 3"]
+    assert "recorded" in {name for demos in by_kind.values() for demo in demos for name in demo}
+
+
+def test_calls_of_rows_that_measure_are_left_out(tmp_path, file):
+    lines = recorded([question for split in ("val", "confirm", "test") for question in questions(split, 2)])
+    asked, log = run(tmp_path / "run", config(file([*lines, {"messages": [{"role": "user", "content": "a"}]}])))
+    assert "0 of 25 recorded calls are used" in log
+    assert "24 of a validation, confirmation or test example; 1 without content" in log
+    assert asked == run(tmp_path / "plain", config())[0]
+    told = json.loads((tmp_path / "run" / "traces.json").read_text())
+    assert told["calls"] == 25 and told["left_out"]["without content"] == 1
+
+
+def test_what_is_of_no_component_is_counted_with_the_way_out(tmp_path, file):
+    lines = [{"messages": [{"role": "system", "content": "Sing."}, *call("", "q", "a")["messages"][1:]]}]
+    _, log = run(tmp_path / "run", config(file(lines)))
+    assert "1 of no component. Components are " in log, log
+
+
+def test_scores_on_another_scale_are_told(tmp_path, file):
+    lines = [{**line, "score": 5} for line in recorded(questions("train", 2))]
+    _, log = run(tmp_path / "run", config(file(lines)))
+    assert "the metric gives 4 of 4 replayed runs another score" in log and "recorded 5" in log
+
+
+def test_a_run_goes_on_with_the_same_recorded_calls_alone(tmp_path, file):
+    path = file(recorded(questions("train", 4)))
+    run(tmp_path / "run", config(path))
+    assert run(tmp_path / "run", config(path))[0] == 0
+    file(recorded(questions("train", 5)))
+    with pytest.raises(FolderError, match=r"other recorded calls than .*calls\.jsonl holds now"):
+        run(tmp_path / "run", config(path))
+
+
+def test_bad_files_are_refused_before_anything_is_paid_for(tmp_path, file):
+    path = file([])
+    with pytest.raises(TraceError, match="is empty"):
+        run(tmp_path / "run", config(path))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises((TraceError, StopRun, DataError), match="no file"):
+        oj.optimize(pipeline, metric, ROWS, traces=tmp_path / "none.jsonl", workdir=tmp_path / "run", model="random:0")
