@@ -27,7 +27,7 @@ def demo_pool(
     Args:
       component: whose groups they are. Of an agent's inputs demonstrations show the conversation alone.
     """
-    shown = component.inputs if component is not None and component.route is not None else ()
+    is_agent = component is not None and component.route is not None
     pool: dict[str, ScoredDemo] = {}
     rewards = [reward for group in groups for reward in group.rewards]
     mean = statistics.fmean(rewards) if rewards else 0.0
@@ -36,8 +36,8 @@ def demo_pool(
         if not answered:
             continue
         best = min(answered, key=lambda c: (-c.reward, len(str(dict(c.outputs)))))
-        read = {name: value for name, value in group.inputs.items() if not shown or name in shown}
-        length = len(str(thaw(read) if shown else read)) + len(str(dict(best.outputs)))
+        read = {"messages": thaw(group.inputs["messages"])} if is_agent else dict(group.inputs)
+        length = len(str(read)) + len(str(dict(best.outputs)))
         if best.reward > mean and not math.isclose(best.reward, mean) and length <= max_chars:
             shown = Demo(group.inputs, best.outputs, group.example_id, best.recorded)
             demo = ScoredDemo(shown, best.reward, group.example_id)
