@@ -50,7 +50,7 @@ from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos
 from optimas_jax.search.optimisers.instructions import drop_summary
 from optimas_jax.search.optimisers.random_search import draw_values
 from optimas_jax.search.optimisers.registry import FEEDBACK, OWN, PROPOSERS, REFLECT, REWRITING, proposer_names
-from optimas_jax.search.optimisers.task import PromptTask
+from optimas_jax.search.optimisers.task import PromptTask, with_own_instruction
 
 LOCAL_SCALE = "mean local reward minus that of the instruction in use"  # part of a prompt: a change voids tapes
 GLOBAL_SCALE = "mean of the system's metric"
@@ -302,9 +302,9 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
     task = PromptTask(
         component=component,
         space=component.space,
-        current=cast(Prompt, proposer.current),
+        current=with_own_instruction(component, cast(Prompt, proposer.current), proposer.runs),
         runs=proposer.runs,
-        pool=demo_pool(evidence),
+        pool=demo_pool(evidence, component=component),
         labelled=labelled_demos(component, proposer.runs),
         recorded=recorded_demos(host.folder, name),
         history=state.history.get(name, ()),
