@@ -202,6 +202,8 @@ def _prepared(
     inputs, examples, repeated = _examples(declared, data)
     if repeated:
         progress.line(_repeated(repeated))
+    if declared.alone:
+        progress.line(_ALONE.format(declared.name))
     sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
     base = _settings(declared, sizes, language_model(model), proposer, budget or Budget())
     made = dataclasses.replace(
@@ -260,6 +262,9 @@ def _examples(program: Program, data: Any) -> tuple[tuple[str, ...], list[Exampl
     rows = read_table(data)
     inputs = program.inputs_of(rows[0])
     return inputs, *examples_of(rows, inputs)
+
+
+_ALONE = "runs of {} go one at a time (alone=True): its calls do not tell which run they belong to"
 
 
 def _repeated(rows: int) -> str:
@@ -337,6 +342,8 @@ def evaluate(
     console = ConsoleProgress()
     if repeated:
         console.line(_repeated(repeated))
+    if declared.alone:
+        console.line(_ALONE.format(declared.name))
     folder = Path(workdir or f"runs/{declared.name}-evaluate")
     folder.mkdir(parents=True, exist_ok=True)
     configuration, answers, saved = read_saved(best, model)

@@ -86,8 +86,9 @@ class OptimizeConfig:
         labels, ``on_drift`` (in iterations whose labels they order badly) or ``never``.
       adapt_inputs: training examples drawn anew for each adaptation ``after_accept``.
       pairs: ``all`` ordered pairs of a group, or of ``two`` sampled candidates, the current output not among them.
-      start: ``best/`` folder of an earlier run, whose values the search starts from (``loop.start``); "" for the
-        defaults of the system.
+      start: ``best/`` folder of an earlier run, whose values the search starts from (``loop.start``); or a ``.json``
+        file of DSPy or of instructions by component, or such an object itself; "" for the defaults of the system.
+      start_names: names of components by those that ``start`` has for prompts: NAME=COMPONENT, separated by commas.
       order: components of the first iterations, names separated by commas; then ``pick`` chooses.
       score: ranks proposals: ``local`` rewards corrected by labels, or what stands in their place: ``random`` numbers
         (a control); the ``likelihood`` of an output under the untrained reward model; the ``oracle``, the global reward
@@ -142,6 +143,7 @@ class OptimizeConfig:
     adapt_inputs: PositiveInt = 20
     pairs: Literal["two", "all"] = "all"
     start: str = ""
+    start_names: str = ""
     order: str = ""
     score: Literal["local", "random", "likelihood", "oracle", "judge", "own", "off", "global"] = "local"
     labels: NonNegativeInt = 4

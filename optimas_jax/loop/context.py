@@ -41,7 +41,7 @@ from optimas_jax.loop.hooks.callbacks import Callbacks, checked_callbacks
 from optimas_jax.loop.hooks.local_reward import with_own_reward
 from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
-from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, under_objective
+from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, tell_noise, under_objective
 from optimas_jax.loop.same_program import check_components, check_program
 from optimas_jax.loop.start import data_and_system, keep, read_start
 from optimas_jax.parallel.lockstep import Leader
@@ -254,7 +254,7 @@ def build_run(
     engines = make_engines(config.mesh, progress, leader)
     if completer is None:
         check_completers(config, workdir)
-    start, recorded = read_start(config.optimize.start), read_traces(config.traces)
+    start, recorded = read_start(config.optimize.start, config.optimize.start_names), read_traces(config.traces)
     data, bare = data_and_system(benchmark, config, start)
     check_objective(config, bare)
     shared_engine = completer is None and is_shared(bare)
@@ -265,6 +265,7 @@ def build_run(
     gated = len(data.splits["val"][: config.optimize.gate_examples or None])
     check_search(config, bare, components, None if hooks.accept else gated)
     tell_unmetered(config, bare, progress)
+    tell_noise(config, progress)
     with contextlib.ExitStack() as opened:
         check_components(workdir, bare)
         told = Callbacks(callbacks, progress.line, config.stop_grace)

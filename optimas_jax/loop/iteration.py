@@ -43,6 +43,7 @@ from optimas_jax.search.hooks import own_name
 from optimas_jax.search.optimisers.templates import ScoredInstruction
 from optimas_jax.search.pareto import point_of, tell_exceeded
 from optimas_jax.search.pick import pick_component, reward_gaps
+from optimas_jax.traces.prompts import is_written
 
 ITERATION = ("base runs", "propose", "label", "race", "gate", "adapt")  # its parts, as the ledger's bill names them
 
@@ -151,6 +152,7 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
         {name: [group.example_id for group in groups if group.component == name] for name in host.components}
     )
     which = f"best of {config.start}" if config.start else "default configuration"
+    which = "prompts that it starts from" if is_written(config.start) else which
     host.progress.line(f"validation score of the {which}: {mean_score(state):.3f}")
     emit_curve(host, "start", 0, mean_score(state))
     return state

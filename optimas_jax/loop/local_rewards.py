@@ -213,10 +213,11 @@ def _with_demos(
     host: Host, config: OptimizeConfig, configuration: Configuration, name: str, groups: Sequence[Group]
 ) -> list[Value]:
     """The current prompt of a component with demonstrations bootstrapped from its candidates so far."""
-    space, current = host.system.by_name[name].space, configuration[name]
+    component, current = host.system.by_name[name], configuration[name]
+    space = component.space
     if not isinstance(space, PromptSpace) or not isinstance(current, Prompt) or not config.demo_sets:
         return []
-    pool = demo_pool([group for group in groups if group.component == name])
+    pool = demo_pool([group for group in groups if group.component == name], component=component)
     rng = random.Random(derive_seed(host.seed, "collect", name, configuration.digest))
     size = min(config.demo_size, space.max_demos)
     return list(propose_demos(pool, current, size=size, count=config.demo_sets, rng=rng))

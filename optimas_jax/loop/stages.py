@@ -47,6 +47,7 @@ from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, 
 from optimas_jax.loop.probe import run_probe
 from optimas_jax.loop.recordings import use_recordings
 from optimas_jax.loop.start import ROWS
+from optimas_jax.loop.steps.blame import blame_of, to_json
 from optimas_jax.loop.steps.caps import within_caps
 from optimas_jax.loop.steps.fields import OBSERVED
 from optimas_jax.loop.steps.observe import observed
@@ -310,6 +311,17 @@ def _optimize(run: Run) -> None:
         host.folder.save_best(steps[-1], info, folder=UNCONFIRMED)
     alignment = {} if config.optimize.score not in ALIGNED else alignment_of(host, run.device, config, state)
     host.folder.emit(events.Alignment(reward=state.reward, alignment=alignment))
+    blamed = blame_of(host, run.device, state)
+    if blamed is not None:
+        host.folder.emit(
+            events.Blame(
+                reward=state.reward,
+                passing=blamed.passing,
+                failing=blamed.failing,
+                first=blamed.first,
+                reason=blamed.reason,
+            )
+        )
     host.folder.write(
         OPTIMIZED,
         {
@@ -320,6 +332,7 @@ def _optimize(run: Run) -> None:
             "accepted": list(state.accepted),
             "confirmed": confirmed,
             "pareto": rows_of(state.front, kept),
+            "blame": to_json(blamed),
         },
     )
 

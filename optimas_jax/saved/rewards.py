@@ -132,12 +132,18 @@ def load_reward(folder: str | Path, program: Program | System | Callable[..., An
     keep_libraries_quiet()
     saved = read_folder(folder)
     system = build(saved, program).system
+    components = trained_components(saved, system)
+    scorer, name = _reward_scorer(saved, system, make_engines()), reward_name(saved.run, saved.configuration)
+    scorer.check(name)
+    return LocalRewards({one: LocalReward(one, name, system, scorer) for one in components})
+
+
+def trained_components(saved: Saved, system: System) -> list[str]:
+    """Components whose local reward the run trained; raises ``NoLocalReward`` without any."""
     counts = _trained(saved, system)
     if not any(counts.values()):
         raise NoLocalReward(_why_none(saved, counts))
-    scorer, name = _reward_scorer(saved, system, make_engines()), reward_name(saved.run, saved.configuration)
-    scorer.check(name)
-    return LocalRewards({one: LocalReward(one, name, system, scorer) for one in system.tunable if counts[one]})
+    return [name for name in system.tunable if counts[name]]
 
 
 def with_best_of(

@@ -151,6 +151,24 @@ class Alignment:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Blame:
+    """Which components are likeliest at fault in the failing validation runs of what a search ends with.
+
+    Attributes:
+      reward: name of the local reward.
+      passing, failing: numbers of runs.
+      first: number of failing runs in which each component is likeliest at fault.
+      reason: why nothing can be said, or "".
+    """
+
+    reward: str
+    passing: int
+    failing: int
+    first: Mapping[str, int]
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Refresh:
     """Fresh groups for local rewards were labelled after a search.
 
@@ -178,7 +196,7 @@ class Evaluation:
 OF_COMMANDS = (Begin, End)
 OF_RUNS = (
     *(Groups, Epoch, Pick, Update, Validation, Tuned, Label, Dropped, Proposed, Proposal, Race, Gate, Accept, Verdict),
-    *(Adaptation, Curve, OutOfBudget, SearchEnd, Confirmation, Alignment, Refresh, Evaluation),
+    *(Adaptation, Curve, OutOfBudget, SearchEnd, Confirmation, Alignment, Blame, Refresh, Evaluation),
 )
 Event = (
     Groups
@@ -201,6 +219,7 @@ Event = (
     | SearchEnd
     | Confirmation
     | Alignment
+    | Blame
     | Refresh
     | Evaluation
     | Begin

@@ -36,6 +36,7 @@ from optimas_jax.loop.folder.proposals import Drop
 from optimas_jax.loop.folder.recorded import recorded_demos
 from optimas_jax.loop.hooks.propose import own_values
 from optimas_jax.loop.state import Proposal, Runs, State, current_trials
+from optimas_jax.loop.steps.blame import blame_for_proposers
 from optimas_jax.loop.steps.caps import above_cap, known_inputs
 from optimas_jax.loop.steps.choosing import best_of, choice_of_model
 from optimas_jax.loop.steps.race import labels_all
@@ -48,8 +49,8 @@ from optimas_jax.search.optimisers.choices import model_values, propose_values
 from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos
 from optimas_jax.search.optimisers.instructions import drop_summary
 from optimas_jax.search.optimisers.random_search import draw_values
-from optimas_jax.search.optimisers.registry import FEEDBACK, OWN, PROPOSERS, REWRITING, proposer_names
-from optimas_jax.search.optimisers.task import PromptTask
+from optimas_jax.search.optimisers.registry import FEEDBACK, OWN, PROPOSERS, REFLECT, REWRITING, proposer_names
+from optimas_jax.search.optimisers.task import PromptTask, with_own_instruction
 
 LOCAL_SCALE = "mean local reward minus that of the instruction in use"  # part of a prompt: a change voids tapes
 GLOBAL_SCALE = "mean of the system's metric"
@@ -301,9 +302,9 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
     task = PromptTask(
         component=component,
         space=component.space,
-        current=cast(Prompt, proposer.current),
+        current=with_own_instruction(component, cast(Prompt, proposer.current), proposer.runs),
         runs=proposer.runs,
-        pool=demo_pool(evidence),
+        pool=demo_pool(evidence, component=component),
         labelled=labelled_demos(component, proposer.runs),
         recorded=recorded_demos(host.folder, name),
         history=state.history.get(name, ()),
@@ -320,6 +321,9 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
     kinds = [kind for kind in proposer_names(search.proposers) if kind in PROPOSERS]
     if FEEDBACK in kinds and _has_new_rules(proposer, task):
         kinds = [kind for kind in kinds if kind not in REWRITING]
+    if REFLECT in kinds:
+        traces = [trace for _, trace in proposer.runs]
+        task = dataclasses.replace(task, blame=blame_for_proposers(host, proposer.device, state, traces))
     for kind in kinds:
         dropped = functools.partial(_drop, rejected, kind)
         prompts += PROPOSERS[kind](dataclasses.replace(task, dropped=dropped))

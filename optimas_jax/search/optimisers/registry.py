@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from optimas_jax.search.optimisers import copro, demos, feedback, mipro, opro, random_search, reflect
 from optimas_jax.search.optimisers.task import Effort, Proposer
 
-FEEDBACK = "feedback"
+FEEDBACK, REFLECT = "feedback", "reflect"
 PROPOSERS: Mapping[str, Proposer] = {
     "demos": demos.propose,
     "opro": opro.propose,
     "copro": copro.propose,
     "mipro": mipro.propose,
-    "reflect": reflect.propose,
+    REFLECT: reflect.propose,
     FEEDBACK: feedback.propose,
     "random": random_search.propose,
 }
 OWN = "own:"  # before the name of an optimiser that is a function of the user's (``search.hooks``)
-REWRITING = ("opro", "copro", "reflect")  # ask a language model for another instruction
+REWRITING = ("opro", "copro", REFLECT)  # ask a language model for another instruction
 SELECTORS = ("llmselector",)  # of models, which ``search.optimisers.llmselector`` chooses; they write no prompts
 # Settings of which an optimiser needs all, or one, to write any prompt.
 _NEEDS_ALL = {
