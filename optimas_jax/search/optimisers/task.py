@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from optimas_jax.core.component import Component
 from optimas_jax.core.types import Call, Example, Trace
@@ -16,6 +16,7 @@ from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.agent import AgentCall, own_instruction
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.search.blame import Blame
 from optimas_jax.search.optimisers.templates import ScoredInstruction
 
 
@@ -69,6 +70,7 @@ class PromptTask:
       ask: sends requests to the proposer; answers in their order, "" for a failed one.
       gains: mean gain of each prompt over the current one, on the training inputs.
       dropped: callback for rejected answers: (reason, text).
+      blame: which component is likeliest at fault in training runs that failed, by example.
       recorded: demonstrations from recorded calls without a score.
     """
 
@@ -88,6 +90,7 @@ class PromptTask:
     ask: Callable[[Sequence[CompletionRequest]], Sequence[str]]
     gains: Callable[[Sequence[Prompt]], Sequence[float]]
     dropped: Callable[[str, str], None] = lambda reason, text: None
+    blame: Mapping[str, Blame] = dataclasses.field(default_factory=dict)
     recorded: Sequence[Demo] = ()
 
     def worst(self, count: int) -> list[tuple[Call, Example, Trace]]:
