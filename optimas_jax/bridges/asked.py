@@ -178,14 +178,15 @@ class Conversation:
         self.turns: list[Turn] = []
         self._ids: dict[str, str] = {}
 
-    def say(self, role: Any, content: Any, path: str) -> None:
-        """A turn of the system, the user or the assistant."""
+    def say(self, role: Any, content: Any, path: str, name: Any = None) -> None:
+        """A turn of the system, the user or the assistant; ``name``: of who speaks."""
         role = "system" if role == "developer" else role
         if role not in ("system", "user", "assistant"):
             raise wrong(f"{path}.role", "system, developer, user, assistant or tool", role)
         if content is None and role != "assistant":
             raise wrong(f"{path}.content", "a text or a list of parts", content)
-        self.turns.append({"role": role, **content_of(content, f"{path}.content")})
+        speaker = {} if name is None else {"name": text_of(name, f"{path}.name")}
+        self.turns.append({"role": role, **content_of(content, f"{path}.content"), **speaker})
 
     def ask(self, call_id: Any, name: Any, arguments: Any, path: str) -> None:
         """A call that the assistant asked for in its last turn."""
