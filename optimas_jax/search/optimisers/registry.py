@@ -46,8 +46,8 @@ def proposer_names(text: str) -> tuple[str, ...]:
         or len(set(names)) < len(names)
     ):
         raise ValueError(
-            f"proposers is {shown(text)}: name one or more, separated by commas, each once; known: {', '.join(known)}, and "
-            f"{OWN}NAME for an own proposer"
+            f"proposers is {shown(text)}: name one or more, separated by commas, each once; known: {', '.join(known)}, "
+            f"and {OWN}NAME for an own proposer"
         )
     return names
 
