@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optimas_jax.api import Evaluation, aoptimize, benchmark, evaluate, optimize, plan
+    from optimas_jax.bridges import dspy
     from optimas_jax.bridges.agent import agent
     from optimas_jax.core.component import ComponentFailure
     from optimas_jax.core.folder import events
@@ -63,7 +64,7 @@ _HOMES = {
     "optimas_jax.saved.rewards": ("load_reward",),
     "optimas_jax.search.hooks": ("Hooks",),
 }
-_MODULES = {"events": "optimas_jax.core.folder.events"}
+_MODULES = {"dspy": "optimas_jax.bridges.dspy", "events": "optimas_jax.core.folder.events"}
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Budget",
@@ -88,6 +89,7 @@ __all__ = [
     "choice",
     "client",
     "component",
+    "dspy",
     "evaluate",
     "events",
     "load",
