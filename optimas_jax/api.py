@@ -126,6 +126,8 @@ def plan(
     split: Sequence[float] = SHARES,
     workdir: str | Path | None = None,
     seed: int = 0,
+    start: str | Path | Mapping[str, str] = "",
+    traces: str | Path | Sequence[str | Path] = (),
     config: Mapping[str, Any] | None = None,
     devices: str = "",
     progress: Progress | None = None,
@@ -149,6 +151,7 @@ def plan(
     from optimas_jax.loop.forecast.plan import plan_run
 
     shown = ConsoleProgress() if progress is None else progress
+    config = {**_given(start, traces), **(config or {})}
     declared, settings, made = _prepared(program, metric, data, model, proposer, budget, split, seed, config, shown)
     planned = plan_run(settings, benchmark=made, devices=devices)
     planned.save(Path(workdir or f"runs/{declared.name}"))
