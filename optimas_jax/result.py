@@ -120,6 +120,22 @@ class Result:
         return _frame(rows, f"changes component configuration {numbers} exceeds dominated kept")
 
     @property
+    def blame(self) -> pd.DataFrame:
+        """The failing validation runs of the final configuration: the ``component`` that is likeliest at fault, "" with
+        the ``reason`` where that cannot be said, its share of the blame, and by component the percentile of its local
+        reward among passing runs."""
+        runs = (self.results.get("blame") or {}).get("examples", [])
+        rows = [
+            {
+                **{name: run[name] for name in ("id", "component", "reason")},
+                "share": run["shares"].get(run["component"]),
+                **{f"percentile.{name}": level for name, level in run["percentiles"].items()},
+            }
+            for run in runs
+        ]
+        return _frame(rows, "id component share reason")
+
+    @property
     def by_kind(self) -> pd.DataFrame:
         """Mean scores by kind of example, where examples have kinds."""
         rows = [{"kind": kind, **row} for kind, row in self.results["by_kind"].items()]

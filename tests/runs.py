@@ -43,5 +43,9 @@ RESULTS: dict[str, Any] = {  # the fields that every ``results.json`` has
 
 def comparable(results: dict[str, Any]) -> dict[str, Any]:
     """What must be the same in every repetition: all but the bill, the clock and memory."""
-    free = ("ledger", "paid_calls", "wall_seconds", "peak_rss_mb", "spent")
-    return {key: value for key, value in results.items() if key not in free}
+    free = ("ledger", "paid_calls", "wall_seconds", "peak_rss_mb", "spent", "pareto")
+    points = [
+        {key: value for key, value in point.items() if key not in ("seconds", "dominated")}
+        for point in results.get("pareto", [])
+    ]
+    return {**{key: value for key, value in results.items() if key not in free}, "pareto": points}

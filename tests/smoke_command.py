@@ -43,6 +43,8 @@ def outcome(folder):
         results.pop(name, None)
     for row in (row for phase in results["ledger"].values() for row in phase.values()):
         del row["paid_calls"], row["seconds"]
+    for point in results["pareto"]:
+        del point["seconds"], point["dominated"]  # which seconds may decide
     journal = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     events = [{name: event[name] for name in event if name not in ("time", "seconds")} for event in journal]
     best = {

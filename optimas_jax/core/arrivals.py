@@ -49,6 +49,7 @@ class Arrivals:
         self._root = root
         self._answered: list[tuple[int, Call]] = []  # with their levels
         self._numbers: list[int] = []  # of the levels, among those of the root's calls and tasks
+        self._stretches: list[Scope] = []  # of the root's log, one for each level
         self._own = 0  # calls of the program's tasks, when the last level began
         self._count = itertools.count()
         self._flying: dict[Content, asyncio.Task[Call]] = {}
@@ -101,7 +102,10 @@ class Arrivals:
         if known is None and again and content in self._last:
             return self._last[content]
         position = scope.position()
-        return await self._made(content, inputs, known or _Open(position), retried=known is not None)
+        call = await self._made(content, inputs, known or _Open(position), retried=known is not None)
+        if known is None or known.answer is None:
+            scope.log.append(call.cost.seconds)
+        return call
 
     async def _from_outside(self, content: Content, inputs: Mapping[str, Any], preceding: Preceding) -> Call:
         known = self._reopened(content)
@@ -111,6 +115,7 @@ class Arrivals:
         place = (*self._root.path, self._numbers[level], OUTSIDE, int(content[1][:12], 16), next(self._count))
         call = await self._made(content, inputs, known or _Open(place), retried=known is not None)
         self._answered.append((level, call))
+        self._stretches[level].took_beside(call.cost.seconds)
         return call
 
     def _level(self, inputs: Mapping[str, Any], preceding: Preceding) -> int:
@@ -121,6 +126,7 @@ class Arrivals:
             level, self._own = len(self._numbers), own
         if level == len(self._numbers):
             self._numbers.append(next(self._root.numbers))
+            self._stretches.append(self._root.stretch())
         return level
 
     async def _made(self, content: Content, inputs: Mapping[str, Any], place: _Open, *, retried: bool) -> Call:

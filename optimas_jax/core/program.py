@@ -99,6 +99,16 @@ class Scope:
                 clock, beside = clock + beside + (one or 0.0), 0.0
         return clock + beside
 
+    def stretch(self) -> Scope:
+        """A part of the log behind all that it has, for what the task did not start (``took_beside``)."""
+        part = Scope(self.recorder, self.ended, self.path)
+        self.log += [None, part]
+        return part
+
+    def took_beside(self, seconds: float) -> None:
+        """Notes a call beside the others of this part."""
+        self.log.append(Scope(self.recorder, self.ended, self.path, log=[seconds]))
+
     async def call(self, component: str, inputs: Mapping[str, Any]) -> Call:
         """Calls a component from the task; a failure is a call with its outcome, any other error ends the program."""
         call = await self.recorder.call(component, inputs, self.position(), self.ended)

@@ -225,11 +225,12 @@ def model_selector(*, name: str, description: str, inputs: tuple[str, ...], outp
 
 
 def models_of(system: System) -> dict[str, str]:
-    """The language model of every component that ``llm_component`` made, by component; without those that another
+    """The language model that answers for every component which asks one, by component; without those that another
     component names."""
     calls = {name: getattr(one.run, "__self__", None) for name, one in system.by_name.items()}
+    models = {name: getattr(call, "language_model", None) for name, call in calls.items()}
     return {
-        name: call.language_model.model
-        for name, call in calls.items()
-        if isinstance(call, ModelCall) and not call.model_from
+        name: model.model
+        for name, model in models.items()
+        if isinstance(model, LanguageModel) and not getattr(calls[name], "model_from", "")
     }

@@ -63,9 +63,10 @@ _WITHOUT_REWARDS: Mapping[str, Mapping[str, str]] = {
     "local": {},
     "random": {"adapt": "never"},
     "likelihood": {"adapt": "never"},
+    "own": {"adapt": "never"},
     **{score: {"adapt": "never", "per_instance": "never"} for score in ("oracle", "judge", "off", "global")},
 }
-_CHOOSES = ("local", "random", "likelihood")  # scores that need neither a run of the system nor a request
+_CHOOSES = ("local", "random", "likelihood", "own")  # scores that need neither a run of the system nor a request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +93,11 @@ class OptimizeConfig:
       score: ranks proposals: ``local`` rewards corrected by labels, or what stands in their place: ``random`` numbers
         (a control); the ``likelihood`` of an output under the untrained reward model; the ``oracle``, the global reward
         itself, whose runs of the system are not charged (the most that local rewards can bring); a language model as
-        ``judge``, the proposer's; ``off`` for the labels alone; or the ``global`` metric on all training inputs that a
-        proposal is tried on. Without ``local``, ``adapt`` is ``never``. Random numbers and likelihood also choose
-        outputs and tune weights as local rewards do (controls: by likelihood a policy is paid for likelier answers);
-        with the others ``per_instance`` is ``never``, and weights are tuned by ``policy.reinforce``.
+        ``judge``, the proposer's; ``own``, a function of the user's (``search.hooks``), which is set where there is
+        one; ``off`` for the labels alone; or the ``global`` metric on all training inputs that a proposal is tried on.
+        Without ``local``, ``adapt`` is ``never``. Random numbers, likelihood and an own function also choose outputs
+        and tune weights as local rewards do (controls: by likelihood a policy is paid for likelier answers); with
+        the others ``per_instance`` is ``never``, and weights are tuned by ``policy.reinforce``.
       labels: inputs of an iteration on which every proposal is followed to its global reward, for the correction.
       trial_inputs: inputs on which an optimiser scores a value while it proposes; it scores at most ``trials`` values
         (TPE, MIPRO) or ``depth`` times ``instructions`` (COPRO).
@@ -109,7 +111,8 @@ class OptimizeConfig:
         1 tries all proposals on all inputs.
       proposers: optimisers (``search.optimisers``), separated by commas, all in every iteration: of prompts ``demos``,
         ``opro``, ``copro``, ``mipro``, ``reflect``, ``feedback``, ``random``; of models ``llmselector``, in place of
-        trying each. ``random`` alone also draws listed values at random.
+        trying each. ``random`` alone also draws listed values at random. ``own:NAME`` is a function of the user's
+        (``search.hooks``), of any of them.
       instructions: instructions that an optimiser requests per step; the breadth of COPRO.
       local_steps: steps of proposing prompts in an iteration, each from the best value of the steps before.
       depth: rounds of COPRO.
@@ -142,7 +145,7 @@ class OptimizeConfig:
     start: str = ""
     start_names: str = ""
     order: str = ""
-    score: Literal["local", "random", "likelihood", "oracle", "judge", "off", "global"] = "local"
+    score: Literal["local", "random", "likelihood", "oracle", "judge", "own", "off", "global"] = "local"
     labels: NonNegativeInt = 4
     trial_inputs: PositiveInt = 4
     global_search: str = ""

@@ -13,9 +13,9 @@ from typing import Any
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.execution import Job
-from optimas_jax.core.objective import Objective
-from optimas_jax.core.schema import to_dict
+from optimas_jax.core.folder import events
 from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
+from optimas_jax.core.selection import OWN_REWARD
 from optimas_jax.core.stats import compare, mean_interval
 from optimas_jax.core.system import Metric
 from optimas_jax.core.types import Example, Outcome, Trace, derive_seed, digest
@@ -27,9 +27,9 @@ from optimas_jax.loop.folder.evaluations import Measured, example_rows
 from optimas_jax.loop.journal import OPTIMIZED, load_best
 from optimas_jax.loop.stage_configs import EvaluateConfig
 from optimas_jax.loop.start import NO_FRESH_ROWS
+from optimas_jax.loop.steps.costs import objective_fields
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.confirm import Confirmation, confirm
-from optimas_jax.search.pareto import costs_of
 
 _PARTS, _FEWEST_AT_ONCE = 8, 4  # of an evaluation within a budget, and examples of one
 NO_SEARCH: Mapping[str, Any] = {
@@ -182,22 +182,6 @@ def _difference(new: Sequence[float], old: Sequence[float]) -> dict[str, Any]:
     return {"mean": comparison.mean, "ci95": comparison.ci95, "p_value": comparison.p_value}
 
 
-def _objective(host: Host, optimized: Evaluation, baseline: Evaluation) -> dict[str, Any]:
-    """What runs were compared by, and what they took, beside the metric, on the evaluated examples."""
-    objective = host.system.objective or Objective()
-    sides = {"baseline": baseline, "optimized": optimized}
-    runs = {name: [trace for traces in side.traces for trace in traces] for name, side in sides.items()}
-    costs = {name: costs_of(of_side, seconds=not host.shared_engine) for name, of_side in runs.items()}
-    return {
-        "settings": to_dict(objective),
-        "gain": _difference(optimized.rewards, baseline.rewards),
-        "costs": {
-            name: {measure: dataclasses.asdict(cost) for measure, cost in of_side.items()}
-            for name, of_side in costs.items()
-        },
-    }
-
-
 def after_each(default: Configuration, accepted: Sequence[Mapping[str, Any]]) -> list[Configuration]:
     """The default configuration, and the configuration after each accepted change."""
     changes = ((change["component"], value_from_json(change["value"])) for change in accepted)
@@ -215,7 +199,7 @@ def contributions(
       split: key of the gains.
       evaluations: of ``after_each``.
     """
-    reward = search["reward"] if run.config.optimize.score == "local" else ""
+    reward = search["reward"] if run.config.optimize.score in ("local", OWN_REWARD) else ""
     return [
         {
             **change,
@@ -297,14 +281,14 @@ def confirm_search(host: Host, steps: Sequence[Configuration], needed: bool = Fa
         return None
     if not examples:
         confirmation = Confirmation(0, None, NO_FRESH_ROWS)
-        host.folder.emit("confirmation", **confirmation.to_json())
+        host.folder.emit(events.Confirmation(**confirmation.to_json()))
         host.progress.line(confirmation.verdict)
         return confirmation
     try:
         done, confirmation = _confirmation(host, steps, examples)
     except OutOfBudget as reason:
         done, confirmation = (), Confirmation(0, None, f"not confirmed: {reason}")
-    host.folder.emit("confirmation", **confirmation.to_json())
+    host.folder.emit(events.Confirmation(**confirmation.to_json()))
     where = f"on {len(done)} examples that no gate has seen: " if done else ""
     host.progress.line(f"{where}{confirmation.verdict}")
     return confirmation
@@ -406,8 +390,9 @@ def measure(run: Run) -> Measured:
         "score": run.config.optimize.score,
         "dropped": search["dropped"],
         "accepted": accepted,
-        **({"objective": _objective(host, optimized, baseline)} if host.system.objective != Objective() else {}),
+        **objective_fields(host, optimized.traces, baseline.traces, _difference(optimized.rewards, baseline.rewards)),
         "pareto": search.get("pareto", []),
+        **({"blame": search["blame"]} if search.get("blame") else {}),
         "ledger": host.ledger.to_json(),
     }
     return Measured(results, identity, example_rows(examples, baseline.traces, optimized.traces))

@@ -7,6 +7,7 @@ from typing import Any
 
 from optimas_jax.core.component import ComponentFailure
 from optimas_jax.core.objective import Objective
+from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Outcome, StopRun
@@ -16,7 +17,7 @@ from optimas_jax.llm.prices import Price, price_of
 from optimas_jax.llm.providers import models_named
 from optimas_jax.llm.specs import is_served, served
 from optimas_jax.llm.taped import TapedCompleter
-from optimas_jax.loop.completers import answering, own_prices
+from optimas_jax.loop.completers import own_prices
 from optimas_jax.loop.config import RunConfig
 
 _WHERE = "config.optimize.objective"
@@ -61,9 +62,18 @@ def check_measurable(config: RunConfig, system: System) -> None:
     unknown = [spec for spec in served(specs) if price_of(spec, own_prices(config)) is None]
     if unknown:
         raise ConfigError(f"{_settings(objective, ['dollars'])}, and {_no_price(unknown[0])}")
-    if specs and not served((*specs, *answering(config))):
+    if specs and not served(specs):
         raise ConfigError(
             f"{_settings(objective, ['dollars'])}, and all models are local, which cost none: set tokens in their place"
+        )
+
+
+def tell_noise(config: RunConfig, progress: Progress) -> None:
+    """Says that seconds are noisy, where they are part of the objective."""
+    if "seconds" in config.optimize.objective.measured:
+        progress.line(
+            "the objective has seconds, which are noisy: they are those of the hour in which a run asked, with up to "
+            f"{config.concurrency} calls beside it (config.concurrency)"
         )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from optimas_jax.core.folder.files import write_text
-from optimas_jax.report.pareto import pareto_svg
-from optimas_jax.report.tables import shows_pareto, tables
+from optimas_jax.report.pareto import pareto_svg, shows_pareto
+from optimas_jax.report.tables import tables
 
 
 def write_html(path: Path, results: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Picture of the Pareto set: score against each cost of a run, as an SVG that needs no library."""
+"""The Pareto set: a table, and a picture of score against each cost of a run, an SVG that needs no library."""
 
 from __future__ import annotations
 
@@ -7,17 +7,50 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.report.tables import PARETO_COSTS, point_name
+from rich.table import Table
+
+from optimas_jax.report.format import format_interval
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _RIGHT = 380, 300, 60, 30, 50, 90  # of a panel, in pixels
 _SET, _DOMINATED, _LINE = "#1f77b4", "#b0b0b0", "#404040"
+_COSTS = (("dollars", "{:.6f}"), ("tokens", "{:,.1f}"), ("seconds", "{:.2f}"))
 _AXIS = {"dollars": "US dollars a run", "tokens": "tokens a run", "seconds": "seconds a run"}
+
+
+def shows_pareto(results: Mapping[str, Any]) -> bool:
+    """Whether there is anything to compare: a configuration beside the start, or an objective."""
+    return len(results.get("pareto", ())) > 1 or bool(results.get("pareto") and results.get("objective"))
+
+
+def pareto_table(points: Sequence[Mapping[str, Any]]) -> Table:
+    """Configurations that passed the gate, quality against cost of a run, on the validation split."""
+    table = Table(title="Configurations that passed the gate: score and cost of a run on the validation split")
+    for column in ("", "score", "dollars", "tokens", "seconds", "set"):
+        table.add_column(column, justify="left" if column in ("", "set") else "right")
+    for point in points:
+        score = point["score"]
+        cells = [f"{score['mean']:.3f} {format_interval(score['ci95'])}"]
+        for name, form in _COSTS:
+            cost = point[name]
+            if cost is None:
+                cells.append("shared engine")
+                continue
+            low, high = (form.format(bound) for bound in cost["ci95"])
+            cells.append(f"{form.format(cost['mean'])} [{low}, {high}]")
+        marks = ["dominated" if point["dominated"] else "Pareto", *(f"exceeds max_{one}" for one in point["exceeds"])]
+        table.add_row(point_name(point), *cells, ", ".join(marks), style="bold" if point["kept"] else None)
+    return table
+
+
+def point_name(point: Mapping[str, Any]) -> str:
+    """A name of a configuration for tables: the change that leads to it."""
+    return f"{point['changes']}: {point['component']}" if point["changes"] else "start"
 
 
 def pareto_svg(points: Sequence[Mapping[str, Any]]) -> str:
     """Score against dollars, tokens and seconds, a panel for each cost that differs; tokens if none does. Points of the
     set are blue and joined, the one that was kept has a ring, thin lines are 95 % intervals."""
-    costs = [name for name, _ in PARETO_COSTS if all(point[name] is not None for point in points)]
+    costs = [name for name, _ in _COSTS if all(point[name] is not None for point in points)]
     shown = [name for name in costs if len({point[name]["mean"] for point in points}) > 1] or ["tokens"]
     panels = "".join(_panel(points, name, index * _WIDTH) for index, name in enumerate(shown))
     width = _WIDTH * len(shown)

@@ -10,13 +10,12 @@ from optimas_jax.core.folder.files import FolderError, read_file, write_text
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.devices import device_lines
 from optimas_jax.report.page import write_html
-from optimas_jax.report.pareto import pareto_svg
+from optimas_jax.report.pareto import pareto_svg, shows_pareto
 from optimas_jax.report.tables import (
     alignment_table,
     confirmation_line,
     plan_table,
     probe_table,
-    shows_pareto,
     tables,
 )
 from optimas_jax.report.tensorboard import write_tensorboard

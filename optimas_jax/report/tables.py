@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from optimas_jax.report.format import format_interval
+from optimas_jax.report.pareto import pareto_table, shows_pareto
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
@@ -20,6 +21,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         *([label_table(results["label_use"], results.get("score", "local"))] if results.get("label_use") else []),
         *([dropped_table(results["dropped"])] if results.get("dropped") else []),
         *([accepted_table(accepted, results["split"])] if accepted else []),
+        *([blame_table(results["blame"])] if results.get("blame") else []),
         *([pareto_table(results["pareto"])] if shows_pareto(results) else []),
         result_table(results),
     ]
@@ -162,37 +164,16 @@ def accepted_table(accepted: Sequence[Mapping[str, Any]], split: str) -> Table:
     return table
 
 
-def shows_pareto(results: Mapping[str, Any]) -> bool:
-    """Whether there is anything to compare: a configuration beside the start, or an objective."""
-    return len(results.get("pareto", ())) > 1 or bool(results.get("pareto") and results.get("objective"))
-
-
-PARETO_COSTS = (("dollars", "{:.6f}"), ("tokens", "{:,.1f}"), ("seconds", "{:.2f}"))
-
-
-def pareto_table(points: Sequence[Mapping[str, Any]]) -> Table:
-    """Configurations that passed the gate, quality against cost of a run, on the validation split."""
-    table = Table(title="Configurations that passed the gate: score and cost of a run on the validation split")
-    for column in ("", "score", "dollars", "tokens", "seconds", "set"):
-        table.add_column(column, justify="left" if column in ("", "set") else "right")
-    for point in points:
-        score = point["score"]
-        cells = [f"{score['mean']:.3f} {format_interval(score['ci95'])}"]
-        for name, form in PARETO_COSTS:
-            cost = point[name]
-            if cost is None:
-                cells.append("shared engine")
-                continue
-            low, high = (form.format(bound) for bound in cost["ci95"])
-            cells.append(f"{form.format(cost['mean'])} [{low}, {high}]")
-        marks = ["dominated" if point["dominated"] else "Pareto", *(f"exceeds max_{one}" for one in point["exceeds"])]
-        table.add_row(point_name(point), *cells, ", ".join(marks), style="bold" if point["kept"] else None)
+def blame_table(blame: Mapping[str, Any]) -> Table:
+    """Components by how often they are likeliest at fault in validation runs that failed."""
+    title = f"Likeliest at fault in {blame['failing']} failing validation runs, beside {blame['passing']} that passed"
+    table = Table(title=title)
+    for column in ("component", "first", "mean share of the blame"):
+        table.add_column(column, justify="left" if column == "component" else "right")
+    for name, row in sorted(blame["components"].items(), key=lambda item: -item[1]["share"]):
+        table.add_row(name, str(row["first"]), f"{row['share']:.2f}")
+    table.caption = blame["reason"] or None
     return table
-
-
-def point_name(point: Mapping[str, Any]) -> str:
-    """A name of a configuration for tables: the change that leads to it."""
-    return f"{point['changes']}: {point['component']}" if point["changes"] else "start"
 
 
 def ledger_table(ledger: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:

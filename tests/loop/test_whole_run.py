@@ -77,7 +77,11 @@ def test_a_run_improves_the_system_and_leaves_everything(straight) -> None:
     ):
         assert (workdir / name).exists(), name
     events = [json.loads(line)["event"] for line in (workdir / "journal.jsonl").read_text().splitlines()]
-    assert {"groups", "epoch", "pick", "proposal", "gate", "alignment", "evaluation"} <= set(events)
+    assert {"groups", "epoch", "pick", "proposal", "gate", "alignment", "blame", "evaluation"} <= set(events)
+    blame = results["blame"]
+    assert blame["passing"] + blame["failing"] == 8 and len(blame["examples"]) == blame["failing"]
+    assert set(blame["components"]) <= {"context_retriever", "answer_generator"}
+    assert [row["changes"] for row in results["pareto"]] == list(range(1 + len(results["accepted"])))
 
 
 def test_the_same_command_again_pays_nothing_and_says_the_same(straight) -> None:

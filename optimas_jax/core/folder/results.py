@@ -68,6 +68,27 @@ class Point(TypedDict):
     kept: bool
 
 
+class Blamed(TypedDict):
+    first: Count
+    share: float
+
+
+class BlamedRun(TypedDict):
+    id: str
+    component: str
+    shares: dict[str, float]
+    percentiles: dict[str, float | None]
+    reason: str
+
+
+class Blame(TypedDict):
+    passing: NotRequired[Count]
+    failing: NotRequired[Count]
+    reason: NotRequired[str]
+    components: NotRequired[dict[str, Blamed]]
+    examples: NotRequired[list[BlamedRun]]
+
+
 class Optimized(TypedDict):
     reward: str
     alignment: dict[str, Alignment]
@@ -76,6 +97,7 @@ class Optimized(TypedDict):
     accepted: list[Change]
     confirmed: Confirmed | None
     pareto: NotRequired[list[Point]]
+    blame: NotRequired[Blame]
 
 
 class Gain(TypedDict):
@@ -173,6 +195,7 @@ class ResultFields(TypedDict):
     accepted: list[Change]
     objective: NotRequired[Objective]
     pareto: NotRequired[list[Point]]
+    blame: NotRequired[Blame]
     ledger: dict[str, dict[str, Bill]]
     spent: NotRequired[dict[str, Spent]]
     paid_calls: Count

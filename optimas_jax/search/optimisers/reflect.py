@@ -31,7 +31,8 @@ def propose(task: PromptTask) -> Proposals:
         seed = derive_seed(task.seed, "reflect", component.name, index)
         drawn = random.Random(seed).sample(worse, min(_READ, len(worse)))
         runs = [
-            FailedRun(call, trace.outputs, example.gold, trace.score, trace.feedback) for call, example, trace in drawn
+            FailedRun(call, trace.outputs, example.gold, trace.score, trace.feedback, _blamed(task, example.id))
+            for call, example, trace in drawn
         ]
         turns = render_reflect(
             component.description,
@@ -45,3 +46,14 @@ def propose(task: PromptTask) -> Proposals:
         requests.append(task.request(turns, temperature=_TEMPERATURE, seed=seed))
     prompts = propose_instructions(task.ask(requests), task.current, task.space, task.dropped)
     return [("reflect", prompt) for prompt in prompts]
+
+
+def _blamed(task: PromptTask, example_id: str) -> str:
+    """Which component is likeliest at fault in a run, and whether it is this one; "" where that is not known."""
+    known = task.blame.get(example_id)
+    if known is None or not known.component:
+        return ""
+    share = f"{known.shares[known.component]:.0%} of the blame"
+    if known.component == task.component.name:
+        return f"Likeliest at fault: this component ({share})"
+    return f"Likeliest at fault: {known.component} ({share}), not this component"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from optimas_jax.core.component import Component
 from optimas_jax.core.types import Call, Example, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
+from optimas_jax.llm.agent import AgentCall, own_instruction
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
+from optimas_jax.search.blame import Blame
 from optimas_jax.search.optimisers.templates import ScoredInstruction
 
 
@@ -68,6 +70,7 @@ class PromptTask:
       ask: sends requests to the proposer; answers in their order, "" for a failed one.
       gains: mean gain of each prompt over the current one, on the training inputs.
       dropped: callback for rejected answers: (reason, text).
+      blame: which component is likeliest at fault in training runs that failed, by example.
       recorded: demonstrations from recorded calls without a score.
     """
 
@@ -87,6 +90,7 @@ class PromptTask:
     ask: Callable[[Sequence[CompletionRequest]], Sequence[str]]
     gains: Callable[[Sequence[Prompt]], Sequence[float]]
     dropped: Callable[[str, str], None] = lambda reason, text: None
+    blame: Mapping[str, Blame] = dataclasses.field(default_factory=dict)
     recorded: Sequence[Demo] = ()
 
     def worst(self, count: int) -> list[tuple[Call, Example, Trace]]:
@@ -106,6 +110,17 @@ class PromptTask:
             seed=seed,
             role="proposer",
         )
+
+
+def with_own_instruction(component: Component, current: Prompt, runs: Sequence[tuple[Example, Trace]]) -> Prompt:
+    """The prompt that proposers improve: where an agent's own system message is in use, with that message as its
+    instruction, if all conversations have the same."""
+    call = getattr(component.run, "__self__", None)
+    if current.instruction or not isinstance(call, AgentCall) or call.keep:
+        return current
+    own = own_instruction([one.inputs for _, trace in runs for one in trace.calls_of(component.name)])
+    fits = isinstance(component.space, PromptSpace) and len(own) <= component.space.max_instruction_chars
+    return Prompt(own, current.demos) if fits else current
 
 
 Proposals = list[tuple[str, Prompt]]  # (kind, prompt)

@@ -157,6 +157,7 @@ class FailedRun:
       gold: gold fields of the example.
       score: of the run.
       feedback: why, in the metric's words, or "".
+      blamed: what is known of the component at fault, in a sentence, or "".
     """
 
     step: Call
@@ -164,6 +165,7 @@ class FailedRun:
     gold: Mapping[str, Any]
     score: float
     feedback: str = ""
+    blamed: str = ""
 
 
 def render_reflect(
@@ -183,7 +185,8 @@ def render_reflect(
         f"<example>\n{_fields(run.step.inputs, input_names)}\n"
         f"{_fields(run.step.outputs, output_names) if run.step.outputs else f'(failed: {run.step.outcome})'}\n"
         f"In the end the system answered: {_fields(run.outputs, list(run.outputs)) or 'nothing'}\n"
-        f"Expected was: {_fields(run.gold, list(run.gold))}\n{_feedback(run.feedback)}(score {run.score:.2f})\n"
+        f"Expected was: {_fields(run.gold, list(run.gold))}\n{_feedback(run.feedback)}"
+        f"{_line(run.blamed)}(score {run.score:.2f})\n"
         "</example>"
         for run in runs
     )
@@ -246,6 +249,10 @@ def _standing(item: ScoredInstruction, current: str) -> str:
 def _feedback(text: str) -> str:
     """A line with the whole of what the metric says, which a proposer is to read word by word."""
     return f"Feedback: {text.strip()}\n" if text.strip() else ""
+
+
+def _line(text: str) -> str:
+    return f"{text}\n" if text else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,0 +1,121 @@
+"""Blame of a run: local rewards of the calls of runs, and what they tell of those that failed (``search.blame``)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.selection import UNTRAINED
+from optimas_jax.core.system import System
+from optimas_jax.core.types import Outcome, Trace, derive_seed
+from optimas_jax.loop.context import Device, Host
+from optimas_jax.loop.state import State
+from optimas_jax.rewards.scorer import RewardScorer, score_outputs
+from optimas_jax.search.blame import FAILED, Blame, Scores, Summary, blame, passes, summarise
+
+_PASSING, _FAILING = 48, 24  # runs of each kind that are scored, at most
+
+
+def run_scores(
+    scorer: RewardScorer, system: System, reward: str, names: Sequence[str], traces: Sequence[Trace]
+) -> Sequence[Scores]:
+    """The lowest local reward of each component's calls, in the order of its first call, for every run.
+
+    Args:
+      names: components with a local reward.
+    """
+    by_run: list[dict[str, float]] = [{} for _ in traces]
+    for index, trace in enumerate(traces):
+        for call in trace.calls:
+            if call.component in names:
+                by_run[index].setdefault(call.component, float("inf"))
+    for name in names:
+        calls = [(index, call) for index, trace in enumerate(traces) for call in trace.calls_of(name)]
+        ended = [(index, call) for index, call in calls if call.outcome is Outcome.OK]
+        rows = [(call.inputs, [call.outputs]) for _, call in ended]
+        scores = score_outputs(scorer, system, reward, name, rows) if rows else []
+        for (index, _), [score] in zip(ended, scores, strict=True):
+            by_run[index][name] = min(by_run[index][name], score)
+        for index, call in calls:
+            if call.outcome is not Outcome.OK:
+                by_run[index][name] = FAILED
+    return by_run
+
+
+def behind(system: System, names: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Component -> components that read what it writes, directly or through others."""
+    return {name: system.descendants(name) & set(names) for name in names}
+
+
+def is_blamed(state: State) -> bool:
+    """Whether the search has a trained local reward, which blame needs."""
+    return bool(state.reward) and state.reward not in UNTRAINED
+
+
+def blame_runs(
+    host: Host, device: Device, reward: str, passing: Sequence[Trace], failing: Sequence[Trace]
+) -> dict[str, Blame]:
+    """Blame of failing runs, by example."""
+    names, scorer = host.components, device.rewards.scorer
+    known = run_scores(scorer, host.system, reward, names, passing)
+    after = behind(host.system, names)
+    scored = run_scores(scorer, host.system, reward, names, failing)
+    return {trace.example_id: blame(one, known, after) for trace, one in zip(failing, scored, strict=True)}
+
+
+def divided(host: Host, traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
+    """Runs that passed and runs that failed, a random part of many."""
+    passed = passes([trace.score for trace in traces])
+    rng = random.Random(derive_seed(host.seed, "blame"))
+    parts = []
+    for which, most in ((True, _PASSING), (False, _FAILING)):
+        part = [trace for trace, one in zip(traces, passed, strict=True) if one == which]
+        parts.append(part if len(part) <= most else rng.sample(part, most))
+    return parts[0], parts[1]
+
+
+def blame_of(host: Host, device: Device, state: State) -> Summary | None:
+    """Blame of the failing validation runs under the configuration in use; None without trained local rewards, and for
+    a single component."""
+    if not is_blamed(state) or len(host.components) < 2:
+        return None
+    passing, failing = divided(host, state.val_traces)
+    return summarise(len(passing), blame_runs(host, device, state.reward, passing, failing))
+
+
+def blame_for_proposers(host: Host, device: Device, state: State, traces: Sequence[Trace]) -> dict[str, Blame]:
+    """Blame of those among training runs that failed, by example, beside validation runs that passed, all under the
+    configuration in use; empty as ``blame_of``."""
+    if not is_blamed(state) or len(host.components) < 2:
+        return {}
+    unique = list({trace.example_id: trace for trace in traces}.values())
+    passed = passes([trace.score for trace in (*unique, *state.val_traces)])
+    failing = [trace for trace, one in zip(unique, passed, strict=False) if not one]
+    passing = [trace for trace, one in zip(state.val_traces, passed[len(unique) :], strict=True) if one]
+    return blame_runs(host, device, state.reward, passing[:_PASSING], failing) if failing else {}
+
+
+def to_json(summary: Summary | None) -> dict[str, Any]:
+    """Plain data; empty for None."""
+    if summary is None:
+        return {}
+    return {
+        "passing": summary.passing,
+        "failing": summary.failing,
+        "reason": summary.reason,
+        "components": {
+            name: {"first": summary.first[name], "share": summary.shares.get(name, 0.0)} for name in summary.first
+        },
+        "examples": [_run(example_id, one) for example_id, one in summary.runs.items()],
+    }
+
+
+def _run(example_id: str, one: Blame) -> Mapping[str, Any]:
+    return {
+        "id": example_id,
+        "component": one.component,
+        "shares": dict(one.shares),
+        "percentiles": dict(one.percentiles),
+        "reason": one.reason,
+    }
