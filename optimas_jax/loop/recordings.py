@@ -72,8 +72,9 @@ def use_recordings(host: Host, files: TraceFiles) -> Recordings:
     """Matches recorded calls with components and examples, replays whole runs, and tells what came of them."""
     if not files.calls:
         return NO_RECORDINGS
-    components = [one for one in host.system.components if one.space is not None or _asks(one)]
-    matched, left_out = match_calls(files.calls, components)
+    matched, left_out = match_calls(files.calls, host.system.components)
+    tunable = set(host.system.tunable)
+    matched = [one for one in matched if one.component in tunable]  # functions run when a run is replayed
     train = {example.id for example in host.splits["train"]}
     index = ExampleIndex(example for examples in host.splits.values() for example in examples)
     by_run: dict[str, list[Matched]] = {}
@@ -98,8 +99,15 @@ def complete(
 ) -> tuple[list[Group], list[Try]]:
     """What collecting a component's groups on some runs begins with: the recorded groups of these examples, recorded
     calls with a score as candidates of the calls that read the same, and those without one as tries."""
-    ids = {example.id for example, _ in runs}
-    groups = [one for one in recordings.groups if one.component == name and one.example_id in ids]
+    calls = {
+        (name, example.id, call.occurrence, digest(call.inputs)) for example, t in runs for call in t.calls_of(name)
+    }
+    groups = [
+        one
+        for one in recordings.groups
+        if one.configuration == configuration.digest
+        and (one.component, one.example_id, one.occurrence, digest(one.inputs)) in calls
+    ]
     tries: list[Try] = []
     for example, trace in runs:
         left = list(recordings.loose.get((name, example.id), ()))
@@ -160,8 +168,6 @@ def _recordings(
             continue
         name = example.id if example is not None else f"recorded-{_identity(calls)}"
         for one in calls:
-            if host.system.by_name[one.component].space is None:
-                continue
             if example is not None and declared:
                 loose.setdefault((one.component, name), []).append(one)
             if one.inputs is None:

@@ -206,7 +206,7 @@ def test_rows_of_an_evaluation_are_calls_with_their_fields(tmp_path):
     row = {"id": "1", "kind": "", "inputs": {"q": "iron"}, "gold": {}, "before": side, "after": side}
     calls = read(tmp_path, row)
     assert [(one.names, dict(one.outputs), one.score) for one in calls] == [(("answer",), {"answer": "Fe"}, 0.5)] * 2
-    assert [one.as_declared for one in calls] == [True, None] and calls[0].run != calls[1].run
+    assert [one.as_declared for one in calls] == [True, False] and calls[0].run != calls[1].run
 
 
 def test_forms_may_be_mixed_and_characters_that_no_file_holds_are_replaced(tmp_path):
