@@ -326,10 +326,11 @@ def _answered(system: System, answers: _Answers, seen: Mapping[str, Mapping], sc
 def _tell(host: Host, files: TraceFiles, used: int, left_out: Mapping[str, int], found: Recordings) -> None:
     """Tells in a line what came of the recorded calls, and in one what is left out."""
     runs, pairs = sum(map(len, found.runs.values())), sum(len(group.candidates) > 1 for group in found.groups)
-    demos = sum(map(len, found.demos.values()))
+    demos, single = sum(map(len, found.demos.values())), sum(map(len, found.loose.values()))
     host.progress.line(
         f"  {used} of {len(files.calls)} recorded calls are used: {runs} runs of {len(found.runs)} training examples "
-        f"replayed, {len(found.groups)} groups ({pairs} with several outputs), {demos} demonstrations without a score"
+        f"replayed, {len(found.groups)} groups ({pairs} with several outputs), {single} single calls of training "
+        f"examples, {demos} demonstrations without a score"
     )
     if left_out := {reason: count for reason, count in sorted(left_out.items()) if count}:
         words = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
