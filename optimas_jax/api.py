@@ -177,9 +177,13 @@ def plan(
 
 
 def _given(start: str | Path | Mapping[str, str], traces: str | Path | Sequence[str | Path]) -> dict[str, Any]:
-    """Arguments of ``optimize`` as settings, without those that are left out."""
+    """Arguments of ``optimize`` as settings, without those that are left out; raises ``ValueError`` for what is neither
+    text nor JSON."""
     files = [traces] if isinstance(traces, str | Path) else traces
-    begin = json.dumps(dict(start), ensure_ascii=False) if isinstance(start, Mapping) else str(start)
+    try:
+        begin = json.dumps(dict(start), ensure_ascii=False) if isinstance(start, Mapping) else str(start)
+    except TypeError as error:
+        raise ValueError(f"start holds more than texts by component ({error}): give instructions as texts") from None
     settings = {"optimize.start": begin if start else "", "traces": ",".join(map(str, files))}
     return {name: value for name, value in settings.items() if value}
 
