@@ -177,9 +177,9 @@ def collect_wave(
     first: list[Try] = []
     half_filled: list[Group] = []
     for name, pairs in runs.items():
-        begun, recorded = complete(recordings, configuration, name, pairs)
+        begun, recorded, beside = complete(recordings, configuration, name, pairs)
         tries = _tries(host, config, configuration, name, pairs)
-        first += [*recorded, *without_recorded(tries, begun, recorded)]
+        first += [*recorded, *without_recorded(tries, beside)]
         half_filled += begun
     groups = follow(first, half_filled)
     if search.pairs == "two":
