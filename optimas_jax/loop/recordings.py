@@ -75,6 +75,12 @@ class Recordings:
         """Ids of the examples with recorded calls."""
         return frozenset(self.runs) | {example_id for _, example_id in self.loose}
 
+    def calls_of(self, group: Group) -> int:
+        """Calls that a group's candidates took, recorded ones among them, however many gave the same output."""
+        name = group.component, group.example_id, group.occurrence, digest(group.inputs)
+        made = sum(not one.recorded for one in group.candidates)
+        return max(len(group.candidates), made + self.draws.get(name, 0))
+
 
 NO_RECORDINGS = Recordings()
 
