@@ -70,6 +70,8 @@ setup(
         "openai-agents": [*_SERVE, "openai-agents>=0.24,<0.25"],
         "langgraph": [*_SERVE, "langchain>=1.5,<2", "langgraph>=1.2,<2", "langchain-openai>=1.7,<2"],
         "autogen": [*_SERVE, "autogen-agentchat>=0.7.5,<0.8", "autogen-ext[openai]>=0.7.5,<0.8"],
+        "textgrad": ["textgrad>=0.1.8,<0.2"],
+        "mcp": ["mcp>=2.3,<3"],
         "dspy": [*_SERVE, "dspy>=3.4,<3.5"],
         "test": [
             "pytest>=9,<10",
