@@ -138,6 +138,8 @@ def plan(
     split: Sequence[float] = SHARES,
     workdir: str | Path | None = None,
     seed: int = 0,
+    start: str | Path | Mapping[str, str] = "",
+    traces: str | Path | Sequence[str | Path] = (),
     config: Mapping[str, Any] | None = None,
     hooks: Hooks | None = None,
     callbacks: Sequence[Callable[[Event], Any]] = (),
@@ -163,6 +165,7 @@ def plan(
     from optimas_jax.loop.forecast.plan import plan_run
 
     shown = ConsoleProgress() if progress is None else progress
+    config = {**_given(start, traces), **(config or {})}
     declared, settings, made = _prepared(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
@@ -174,9 +177,13 @@ def plan(
 
 
 def _given(start: str | Path | Mapping[str, str], traces: str | Path | Sequence[str | Path]) -> dict[str, Any]:
-    """Arguments of ``optimize`` as settings, without those that are left out."""
+    """Arguments of ``optimize`` as settings, without those that are left out; raises ``ValueError`` for what is neither
+    text nor JSON."""
     files = [traces] if isinstance(traces, str | Path) else traces
-    begin = json.dumps(dict(start), ensure_ascii=False) if isinstance(start, Mapping) else str(start)
+    try:
+        begin = json.dumps(dict(start), ensure_ascii=False) if isinstance(start, Mapping) else str(start)
+    except TypeError as error:
+        raise ValueError(f"start holds more than texts by component ({error}): give instructions as texts") from None
     settings = {"optimize.start": begin if start else "", "traces": ",".join(map(str, files))}
     return {name: value for name, value in settings.items() if value}
 

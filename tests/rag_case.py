@@ -147,5 +147,6 @@ async def record(module: Any, model: Model, rows: list[dict[str, Any]], file: Pa
             request = {"model": "m", "messages": messages}
             told = {"trace_id": f"run-{number}", "score": score, "feedback": feedback}
             lines.append(json.dumps({"request": request, "response": answer, **told}))
+    await module.client.close()
     file.write_text("\n".join(lines) + "\n")
     return len(lines)

@@ -65,7 +65,7 @@ def collect_offline(host: Host, config: RunConfig, recordings: Recordings = NO_R
     inputs = sorted(inputs[: config.offline.inputs], key=lambda example: example.id not in recordings.examples)
     groups: list[Group] = list(recordings.groups)
     traces: list[Trace] = []
-    reasons = {name: reason for name in host.components if groups and (reason := _why_done(host, config, name, groups))}
+    reasons = _done(host, config, host.components, groups, recordings) if groups else {}
     expected = Usage()  # of the next wave: what the last one cost
     _hold_expected(host, inputs[:FIRST_RUNS])
     left = host.ledger.left
@@ -87,7 +87,7 @@ def collect_offline(host: Host, config: RunConfig, recordings: Recordings = NO_R
             expected = allowance.used
             traces += [trace for _, trace in runs]
             groups = merge_groups([*groups, *fresh])
-            reasons |= {name: reason for name in names if (reason := _why_done(host, config, name, groups))}
+            reasons |= _done(host, config, names, groups, recordings)
     report_failures(host, traces)
     return Collected(tuple(groups), {name: reasons.get(name, "no more inputs") for name in host.components})
 
@@ -177,9 +177,9 @@ def collect_wave(
     first: list[Try] = []
     half_filled: list[Group] = []
     for name, pairs in runs.items():
-        begun, recorded = complete(recordings, configuration, name, pairs)
+        begun, recorded, beside = complete(recordings, configuration, name, pairs)
         tries = _tries(host, config, configuration, name, pairs)
-        first += [*recorded, *without_recorded(tries, begun, recorded)]
+        first += [*recorded, *without_recorded(tries, beside)]
         half_filled += begun
     groups = follow(first, half_filled)
     if search.pairs == "two":
@@ -223,15 +223,24 @@ def _with_demos(
     return list(propose_demos(pool, current, size=size, count=config.demo_sets, rng=rng))
 
 
-def _why_done(host: Host, config: RunConfig, name: str, groups: Sequence[Group]) -> str:
-    """Why a component needs no more groups, or ""."""
+def _done(
+    host: Host, config: RunConfig, names: Sequence[str], groups: Sequence[Group], recordings: Recordings
+) -> dict[str, str]:
+    """Why components need no more groups, by those that need none."""
+    reasons = {name: _why_done(host, config, name, groups, recordings) for name in names}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_done(host: Host, config: RunConfig, name: str, groups: Sequence[Group], recordings: Recordings) -> str:
+    """Why a component needs no more groups, or "". Calls that were recorded count as those that were made."""
     of_component = [group for group in groups if group.component == name]
     # A single recorded output tells nothing yet; beside others it is worth what a collected one costs.
     tried = [g for g in of_component if len(g.candidates) > 1 or not all(one.recorded for one in g.candidates)]
     candidates = sum(len(group.candidates) for group in tried)
+    calls = sum(recordings.calls_of(group) for group in tried)
     if count_informative(groups, name, config.reward.loss.threshold) >= config.offline.groups:
         return "enough groups with different rewards"
-    if config.offline.calls and candidates * (1 + len(host.system.descendants(name))) >= config.offline.calls:
+    if config.offline.calls and calls * (1 + len(host.system.descendants(name))) >= config.offline.calls:
         return f"its calls are used (config.offline.calls = {config.offline.calls})"
     if len(tried) >= _PATIENCE and candidates == len(tried):
         return "all its candidates are alike"

@@ -20,7 +20,7 @@ from typing import Any
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
 from optimas_jax.core.execution import Job
 from optimas_jax.core.system import System
-from optimas_jax.core.types import RECORDED, Candidate, Example, Group, Outcome, StopRun, Trace, digest
+from optimas_jax.core.types import RECORDED, Call, Candidate, Example, Group, Outcome, StopRun, Trace, digest
 from optimas_jax.core.values import (
     Configuration,
     Demo,
@@ -43,18 +43,29 @@ from optimas_jax.traces.rows import ExampleIndex
 _MOST_DEMOS = 64  # of a component, without a score
 
 
+CallName = tuple[str, str, int, str]  # component, id of the example, occurrence, digest of the inputs
+
+
+def call_name(example_id: str, call: Call) -> CallName:
+    """Names a call whose outputs may differ."""
+    return call.component, example_id, call.occurrence, digest(call.inputs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Recordings:
     """What recorded calls give.
 
     Attributes:
-      runs: replayed runs by id of their example, each different one once.
+      runs: replayed runs by id of their example, each different one once; first the one whose calls were made most
+        often.
+      draws: how often each call of replayed runs was made with the same inputs, by ``call_name``.
       groups: of calls with a score, some with a single candidate.
       loose: calls of training examples that were not replayed, by (component, id of the example).
       demos: of calls without a score that collecting cannot complete, by component.
     """
 
     runs: Mapping[str, tuple[Trace, ...]] = dataclasses.field(default_factory=dict)
+    draws: Mapping[CallName, int] = dataclasses.field(default_factory=dict)
     groups: tuple[Group, ...] = ()
     loose: Mapping[tuple[str, str], tuple[Matched, ...]] = dataclasses.field(default_factory=dict)
     demos: Mapping[str, tuple[Demo, ...]] = dataclasses.field(default_factory=dict)
@@ -64,6 +75,12 @@ class Recordings:
         """Ids of the examples with recorded calls."""
         return frozenset(self.runs) | {example_id for _, example_id in self.loose}
 
+    def calls_of(self, group: Group) -> int:
+        """Calls that a group's candidates took, recorded ones among them, however many gave the same output."""
+        name = group.component, group.example_id, group.occurrence, digest(group.inputs)
+        made = sum(not one.recorded for one in group.candidates)
+        return max(len(group.candidates), made + self.draws.get(name, 0))
+
 
 NO_RECORDINGS = Recordings()
 
@@ -72,8 +89,9 @@ def use_recordings(host: Host, files: TraceFiles) -> Recordings:
     """Matches recorded calls with components and examples, replays whole runs, and tells what came of them."""
     if not files.calls:
         return NO_RECORDINGS
-    components = [one for one in host.system.components if one.space is not None or _asks(one)]
-    matched, left_out = match_calls(files.calls, components)
+    matched, left_out = match_calls(files.calls, host.system.components)
+    tunable = set(host.system.tunable)
+    matched = [one for one in matched if one.component in tunable]  # functions run when a run is replayed
     train = {example.id for example in host.splits["train"]}
     index = ExampleIndex(example for examples in host.splits.values() for example in examples)
     by_run: dict[str, list[Matched]] = {}
@@ -95,49 +113,45 @@ def use_recordings(host: Host, files: TraceFiles) -> Recordings:
 
 def complete(
     recordings: Recordings, configuration: Configuration, name: str, runs: Runs
-) -> tuple[list[Group], list[Try]]:
+) -> tuple[list[Group], list[Try], Mapping[CallName, int]]:
     """What collecting a component's groups on some runs begins with: the recorded groups of these examples, recorded
-    calls with a score as candidates of the calls that read the same, and those without one as tries."""
-    ids = {example.id for example, _ in runs}
-    groups = [one for one in recordings.groups if one.component == name and one.example_id in ids]
+    calls with a score as candidates of the calls that read the same, and those without one as tries; and how many
+    outputs of each call were recorded beside its own."""
+    calls = {call_name(example.id, call) for example, trace in runs for call in trace.calls_of(name)}
+    declared = [group for group in recordings.groups if group.configuration == configuration.digest]
+    groups = [g for g in declared if (g.component, g.example_id, g.occurrence, digest(g.inputs)) in calls]
     tries: list[Try] = []
+    beside: collections.Counter[CallName] = collections.Counter()
     for example, trace in runs:
         left = list(recordings.loose.get((name, example.id), ()))
         for index in trace.indices(name):
             call = trace.calls[index]
+            beside[call_name(example.id, call)] += max(recordings.draws.get(call_name(example.id, call), 0) - 1, 0)
             for one in [one for one in left if agrees(one, call.inputs)]:
                 left.remove(one)
                 outputs = with_ids(as_seen(one.outputs or {}, call.outputs), call.inputs)
                 source = f"{RECORDED}{one.call.where}"
+                beside[call_name(example.id, call)] += outputs != call.outputs
                 if one.call.score is None:
                     tries.append(Try(index, example, trace, configuration[name], source, outputs=outputs))
                     continue
                 candidate = Candidate(outputs, source, (one.call.score,))
                 key = (name, example.id, call.inputs)
                 groups.append(Group(*key, (candidate,), configuration.digest, call.occurrence))
-    return groups, tries
+    return groups, tries, beside
 
 
-def without_recorded(tries: Sequence[Try], known: Sequence[Group], recorded: Sequence[Try]) -> list[Try]:
-    """Tries without as many samples of a call as it has recorded outputs beside its own."""
-    outputs: dict[tuple[str, str, int], set[str]] = {}
-    for group in known:
-        key = (group.component, group.example_id, group.occurrence)
-        outputs.setdefault(key, set()).update(digest(one.outputs) for one in group.candidates)
-    for one in recorded:
-        outputs.setdefault(_key(one), set()).add(digest(one.outputs))
-    spared = {_key(one): len(outputs.get(_key(one), set()) - {digest(one.call.outputs)}) for one in tries}
-    kept: list[Try] = []
+def without_recorded(tries: Sequence[Try], recorded: Mapping[CallName, int]) -> list[Try]:
+    """Tries without as many samples of a call as were ``recorded`` beside its own output: a production system drew them
+    from the value in use."""
+    spared, kept = dict(recorded), list[Try]()
     for one in reversed(tries):
-        if one.source.startswith("sampled:") and spared[_key(one)]:
-            spared[_key(one)] -= 1
+        name = call_name(one.example.id, one.call)
+        if one.source.startswith("sampled:") and spared.get(name):
+            spared[name] -= 1
         else:
             kept.append(one)
     return kept[::-1]
-
-
-def _key(one: Try) -> tuple[str, str, int]:
-    return one.call.component, one.example.id, one.call.occurrence
 
 
 def _recordings(
@@ -147,6 +161,7 @@ def _recordings(
     _tell_scores(host, [(replayed[id(calls)][0], calls) for _, calls in of_runs if id(calls) in replayed])
     configuration = host.system.default_configuration().digest
     runs: dict[str, dict[str, Trace]] = {}
+    draws: collections.Counter[CallName] = collections.Counter()
     groups, loose, demos = list[Group](), dict[tuple[str, str], list[Matched]](), dict[str, list[Demo]]()
     for example, calls in of_runs:
         declared = configuration if all(one.as_declared for one in calls) else ""
@@ -156,12 +171,11 @@ def _recordings(
             assert example is not None
             if declared:
                 runs.setdefault(example.id, {}).setdefault(digest([call.outputs for call in trace.calls]), trace)
+                draws.update(call_name(example.id, call) for call in trace.calls)
             groups += _groups_of_replay(trace, sources, declared)
             continue
         name = example.id if example is not None else f"recorded-{_identity(calls)}"
         for one in calls:
-            if host.system.by_name[one.component].space is None:
-                continue
             if example is not None and declared:
                 loose.setdefault((one.component, name), []).append(one)
             if one.inputs is None:
@@ -176,11 +190,17 @@ def _recordings(
                 origin = "" if example is None else name
                 demos.setdefault(one.component, []).append(Demo(one.inputs, one.outputs or {}, origin, one.call.where))
     return Recordings(
-        {name: tuple(traces.values()) for name, traces in runs.items()},
+        {name: _most_drawn(tuple(traces.values()), draws) for name, traces in runs.items()},
+        draws,
         tuple(merge_groups(groups)),
         {key: tuple(calls) for key, calls in loose.items()},
         {name: tuple(different[:_MOST_DEMOS]) for name, found in demos.items() if (different := _different(found))},
     )
+
+
+def _most_drawn(traces: tuple[Trace, ...], draws: Mapping[CallName, int]) -> tuple[Trace, ...]:
+    """Runs of an example, those first whose calls were made most often."""
+    return tuple(sorted(traces, key=lambda trace: -sum(draws[call_name(trace.example_id, one)] for one in trace.calls)))
 
 
 def _different(demos: Iterable[Demo]) -> list[Demo]:
@@ -320,10 +340,11 @@ def _answered(system: System, answers: _Answers, seen: Mapping[str, Mapping], sc
 def _tell(host: Host, files: TraceFiles, used: int, left_out: Mapping[str, int], found: Recordings) -> None:
     """Tells in a line what came of the recorded calls, and in one what is left out."""
     runs, pairs = sum(map(len, found.runs.values())), sum(len(group.candidates) > 1 for group in found.groups)
-    demos = sum(map(len, found.demos.values()))
+    demos, single = sum(map(len, found.demos.values())), sum(map(len, found.loose.values()))
     host.progress.line(
         f"  {used} of {len(files.calls)} recorded calls are used: {runs} runs of {len(found.runs)} training examples "
-        f"replayed, {len(found.groups)} groups ({pairs} with several outputs), {demos} demonstrations without a score"
+        f"replayed, {len(found.groups)} groups ({pairs} with several outputs), {single} single calls of training "
+        f"examples, {demos} demonstrations without a score"
     )
     if left_out := {reason: count for reason, count in sorted(left_out.items()) if count}:
         words = "; ".join(f"{count} {reason}" for reason, count in left_out.items())

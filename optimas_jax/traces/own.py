@@ -8,7 +8,7 @@ from typing import Any
 from optimas_jax.core.json_text import shown
 from optimas_jax.traces.records import Recorded, TraceError, finite, first_text, read_score, whole
 
-_SIDES = {"before": True, "after": None}  # whether the values in use were the declared ones
+_SIDES = {"before": True, "after": False}  # whether the values in use were the declared ones
 
 
 def is_own(item: Mapping[str, Any]) -> bool:

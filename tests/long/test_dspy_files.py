@@ -1,6 +1,6 @@
 """Files for DSPy, read by DSPy itself.
 
-Needs a Python with ``dspy==3.*``, named by ``OPTIMAS_DSPY_PYTHON``; skipped without.
+Needs a Python with ``dspy==3.*``, named by ``OPTIMAS_FRAMEWORK_PYTHON``; skipped without.
 """
 
 import json
@@ -52,11 +52,11 @@ print(json.dumps({"answer": answer, "messages": messages}))
 @pytest.fixture(scope="module")
 def dspy():
     """A Python with DSPy."""
-    for python in filter(None, (os.environ.get("OPTIMAS_DSPY_PYTHON"), sys.executable)):
+    for python in filter(None, (os.environ.get("OPTIMAS_FRAMEWORK_PYTHON"), sys.executable)):
         check = [python, "-c", "import dspy"]
         if Path(python).is_file() and subprocess.run(check, capture_output=True, check=False).returncode == 0:
             return python
-    pytest.skip("no DSPy: name a Python with dspy==3.* by OPTIMAS_DSPY_PYTHON")
+    pytest.skip("no DSPy: name a Python with dspy==3.* by OPTIMAS_FRAMEWORK_PYTHON")
 
 
 def test_plain_dspy_loads_an_export_and_asks_with_it(dspy, tmp_path):

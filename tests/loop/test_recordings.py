@@ -236,3 +236,21 @@ def test_calls_of_an_agent_with_tools_are_replayed_as_conversations(tmp_path, fi
     first = next(group for group in groups if group.occurrence == 0)
     [call] = first.candidates[0].outputs["calls"]
     assert call["name"] == "add" and first.candidates[0].outputs["ids"][0].startswith("call_")
+
+
+def test_a_plan_reads_recorded_calls_and_says_that_it_does_not_count_them(tmp_path, file):
+    log = io.StringIO()
+    path = file(recorded(questions("train", 2)))
+    planned = oj.plan(
+        pipeline,
+        metric,
+        ROWS,
+        model="random:0",
+        traces=path,
+        workdir=tmp_path / "run",
+        config={"optimize.score": "off", "optimize.iterations": 0, "offline.groups": 2},
+        progress=ConsoleProgress(Console(file=log, width=300)),
+    )
+    assert "recorded calls (traces) spare a part of collecting" in log.getvalue() and planned.config
+    with pytest.raises(TraceError, match="no file"):
+        oj.plan(pipeline, metric, ROWS, model="random:0", traces=tmp_path / "none", workdir=tmp_path / "run")

@@ -90,6 +90,11 @@ def test_names_are_pairs():
         read_names("a")
 
 
+def test_a_start_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"start holds more than texts by component .*Prompt"):
+        oj.optimize(words, metric, [{"question": "a"}], start={"say": Prompt("a")}, workdir=tmp_path)
+
+
 def test_a_search_begins_with_them(tmp_path):
     log = io.StringIO()
     result = oj.optimize(

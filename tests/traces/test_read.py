@@ -1,6 +1,9 @@
 """Recorded calls of all forms, alone and mixed, and files that are damaged."""
 
+import copy
+import functools
 import json
+import random
 
 import pytest
 
@@ -206,7 +209,7 @@ def test_rows_of_an_evaluation_are_calls_with_their_fields(tmp_path):
     row = {"id": "1", "kind": "", "inputs": {"q": "iron"}, "gold": {}, "before": side, "after": side}
     calls = read(tmp_path, row)
     assert [(one.names, dict(one.outputs), one.score) for one in calls] == [(("answer",), {"answer": "Fe"}, 0.5)] * 2
-    assert [one.as_declared for one in calls] == [True, None] and calls[0].run != calls[1].run
+    assert [one.as_declared for one in calls] == [True, False] and calls[0].run != calls[1].run
 
 
 def test_forms_may_be_mixed_and_characters_that_no_file_holds_are_replaced(tmp_path):
@@ -252,3 +255,51 @@ def test_missing_files_and_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "bytes").write_bytes(b'{"messages": []}\n\xff\n')
     with pytest.raises(TraceError, match=r"line 2: not UTF-8"):
         read_traces([tmp_path / "bytes"])
+
+
+ODD = [
+    None,
+    3,
+    -1.5,
+    "x",
+    "",
+    [],
+    {},
+    True,
+    [None],
+    [1],
+    {"a": 1},
+    "{",
+    "[1",
+    "\ud800",
+    {"role": "user"},
+    [[]],
+    "1e999",
+]
+
+
+def places(value, path=()):
+    """Where parts of plain data are."""
+    if path:
+        yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from places(part, (*path, key))
+
+
+def test_damaged_items_are_read_or_refused_with_their_file(tmp_path):
+    rng = random.Random(0)
+    export = {"resourceSpans": [{"scopeSpans": [{"spans": spans()}]}]}
+    items = [*OPENAI.values(), *(item for of_form in OTEL.values() for item in of_form), export]
+    refused = 0
+    for _ in range(400):
+        item = copy.deepcopy(rng.choice(items))
+        *outer, last = rng.choice(list(places(item)))
+        part = functools.reduce(lambda found, key: found[key], outer, item)
+        part[last] = copy.deepcopy(rng.choice(ODD))
+        try:
+            read(tmp_path, item)
+        except TraceError as error:
+            assert "calls.jsonl" in str(error)
+            refused += 1
+    assert 100 < refused < 300
