@@ -35,7 +35,7 @@ from optimas_jax.loop.config import OfflineConfig, RunConfig, parse_config
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.local_rewards import collect_on, train_first
 from optimas_jax.loop.stages import open_run
-from optimas_jax.loop.steps.blame import behind, run_scores
+from optimas_jax.loop.steps.blame import behind, contrasts_of, run_scores
 from optimas_jax.programs.program import program as declare
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig
@@ -140,8 +140,9 @@ def measured(
             corrupt.learn([trace for _, trace in known])
         planted = plant(host.system, configuration, spoiled, names, corrupt, count, seed)
         scorer = run.device.rewards.scorer
-        passing = run_scores(scorer, host.system, reward, names, [trace for _, trace in known])
-        scores = run_scores(scorer, host.system, reward, names, [trace for _, trace in planted])
+        contrasts = contrasts_of([trace for _, trace in known], names, host.seed)
+        passing = run_scores(scorer, host.system, reward, contrasts, [trace for _, trace in known])
+        scores = run_scores(scorer, host.system, reward, contrasts, [trace for _, trace in planted])
     several = [group for group in groups if len(group.candidates) > 1]
     return Planted(
         [Fault(name, one) for (name, _), one in zip(planted, scores, strict=True)],
@@ -279,10 +280,11 @@ def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
 
         traces = run_many(system, [Job(configuration, example, 0) for example in EXAMPLES], concurrency=8)
         good = [(e, trace) for e, trace in zip(EXAMPLES, traces, strict=True) if trace.score >= 0.5]
-        passing += run_scores(rewards, system, "exact", names, [trace for _, trace in good])
+        contrasts = {name: [{field[name]: word} for word in words] for name in names}
+        passing += run_scores(rewards, system, "exact", contrasts, [trace for _, trace in good])
         turn = names[index % 3]
         planted = plant(system, configuration, good[:1], [turn], corrupt, 1, derive_seed(seed, index))
-        scores = run_scores(rewards, system, "exact", names, [trace for _, trace in planted])
+        scores = run_scores(rewards, system, "exact", contrasts, [trace for _, trace in planted])
         faults += [Fault(name, one) for (name, _), one in zip(planted, scores, strict=True)]
         if len(faults) == count:
             break
