@@ -16,8 +16,8 @@ from optimas_jax.loop.state import State
 from optimas_jax.rewards.scorer import Fields, RewardScorer, score_outputs
 from optimas_jax.search.blame import FAILED, Blame, Scores, Summary, blame, passes, summarise
 
-_PASSING, _FAILING = 48, 24  # runs of each kind that are scored, at most
-_CONTRASTS = 6  # other outputs that one is compared with on its input
+_PASSING, _FAILING = 32, 16  # runs of each kind that are scored, at most
+_CONTRASTS = 4  # other outputs that one is compared with on its input
 
 
 def contrasts_of(passing: Sequence[Trace], names: Sequence[str], seed: int) -> dict[str, list[Fields]]:
