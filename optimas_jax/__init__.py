@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from optimas_jax.api import Evaluation, aoptimize, benchmark, evaluate, optimize, plan
     from optimas_jax.bridges.agent import agent
     from optimas_jax.core.component import ComponentFailure
+    from optimas_jax.core.folder import events
     from optimas_jax.core.scoring import Score
     from optimas_jax.core.system import System
     from optimas_jax.core.types import Example
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from optimas_jax.saved.agents import api_key, base_url, client, proxy
     from optimas_jax.saved.optimized import Optimized, load
     from optimas_jax.saved.rewards import load_reward
+    from optimas_jax.search.hooks import Hooks
 
 _HOMES = {
     "optimas_jax.api": ("Evaluation", "aoptimize", "benchmark", "evaluate", "optimize", "plan"),
@@ -59,7 +61,9 @@ _HOMES = {
     "optimas_jax.saved.agents": ("api_key", "base_url", "client", "proxy"),
     "optimas_jax.saved.optimized": ("Optimized", "load"),
     "optimas_jax.saved.rewards": ("load_reward",),
+    "optimas_jax.search.hooks": ("Hooks",),
 }
+_MODULES = {"events": "optimas_jax.core.folder.events"}
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Budget",
@@ -67,6 +71,7 @@ __all__ = [
     "Demo",
     "Evaluation",
     "Example",
+    "Hooks",
     "Image",
     "LanguageModel",
     "Optimized",
@@ -84,6 +89,7 @@ __all__ = [
     "client",
     "component",
     "evaluate",
+    "events",
     "load",
     "load_reward",
     "lora",
@@ -98,6 +104,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOME[name]), name)

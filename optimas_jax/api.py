@@ -18,6 +18,7 @@ from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes
 from optimas_jax.core import event_loop
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.folder.events import Event
 from optimas_jax.core.frames import without_our_frames
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.scoring import name_of
@@ -31,6 +32,8 @@ from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.tape import Tape
 from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.config import RunConfig, overridden
+from optimas_jax.loop.hooks.callbacks import checked_callbacks
+from optimas_jax.loop.hooks.settings import checked_hooks
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.presets import local
 from optimas_jax.programs.program import Program
@@ -41,6 +44,7 @@ from optimas_jax.saved.models import completer_of, language_model, make_engines
 from optimas_jax.saved.rewards import scorer_of
 from optimas_jax.saved.source import record_source
 from optimas_jax.saved.system import as_observed
+from optimas_jax.search.hooks import Hooks
 
 if TYPE_CHECKING:
     from optimas_jax.loop.forecast.plan import Plan
@@ -61,6 +65,8 @@ def optimize(
     start: str | Path | Mapping[str, str] = "",
     traces: str | Path | Sequence[str | Path] = (),
     config: Mapping[str, Any] | None = None,
+    hooks: Hooks | None = None,
+    callbacks: Sequence[Callable[[Event], Any]] = (),
     progress: Progress | None = None,
 ) -> Result:
     """Improves a program's components by its metric; the same call with the same ``workdir`` resumes.
@@ -82,6 +88,10 @@ def optimize(
       traces: files of recorded calls, with or without scores (``traces.read``): they become demonstrations and spare
         the run a part of its calls.
       config: other settings by their path, such as ``{"optimize.iterations": 8}``.
+      hooks: own steps of the search.
+      callbacks: functions, plain or ``async``, each of which gets every event of the run (``events``) in its order, in
+        a thread of its own. An exception in one is shown and stops nothing. What a resumed run repeats is not told
+        again: ``events.read_events(workdir)`` has it.
       progress: receives lines and bars; by default the console, or one table in a notebook.
 
     Raises:
@@ -97,7 +107,9 @@ def optimize(
 
     shown = default_progress() if progress is None else progress
     config = {**_given(start, traces), **(config or {})}
-    declared, settings, made = _prepared(program, metric, data, model, proposer, budget, split, seed, config, shown)
+    declared, settings, made = _prepared(
+        program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
+    )
     folder = Path(workdir or f"runs/{declared.name}")
     label = run_stages(
         settings,
@@ -127,6 +139,8 @@ def plan(
     workdir: str | Path | None = None,
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
+    hooks: Hooks | None = None,
+    callbacks: Sequence[Callable[[Event], Any]] = (),
     devices: str = "",
     progress: Progress | None = None,
 ) -> Plan:
@@ -149,7 +163,9 @@ def plan(
     from optimas_jax.loop.forecast.plan import plan_run
 
     shown = ConsoleProgress() if progress is None else progress
-    declared, settings, made = _prepared(program, metric, data, model, proposer, budget, split, seed, config, shown)
+    declared, settings, made = _prepared(
+        program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
+    )
     planned = plan_run(settings, benchmark=made, devices=devices)
     planned.save(Path(workdir or f"runs/{declared.name}"))
     if isinstance(shown, ConsoleProgress):
@@ -176,18 +192,25 @@ def _prepared(
     seed: int,
     config: Mapping[str, Any] | None,
     progress: Progress,
+    hooks: Hooks | None,
+    callbacks: Sequence[Callable[[Event], Any]],
 ) -> tuple[Program, RunConfig, Benchmark]:
     """The program, the settings of its run, and both with their rows as a benchmark; see ``optimize``."""
     refuse_while_importing()
+    own, told = checked_hooks(hooks), checked_callbacks(callbacks)
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
     if repeated:
         progress.line(_repeated(repeated))
+    if declared.alone:
+        progress.line(_ALONE.format(declared.name))
     sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
     base = _settings(declared, sizes, language_model(model), proposer, budget or Budget())
     made = dataclasses.replace(
         _benchmark(declared, metric, inputs, examples),
-        on_open=functools.partial(record_source, program=program, metric=metric),
+        on_open=functools.partial(record_source, program=program, metric=metric, local_reward=own.local_reward),
+        HOOKS=own,
+        CALLBACKS=told,
     )
     return declared, overridden(base, config or {}), made
 
@@ -239,6 +262,9 @@ def _examples(program: Program, data: Any) -> tuple[tuple[str, ...], list[Exampl
     rows = read_table(data)
     inputs = program.inputs_of(rows[0])
     return inputs, *examples_of(rows, inputs)
+
+
+_ALONE = "runs of {} go one at a time (alone=True): its calls do not tell which run they belong to"
 
 
 def _repeated(rows: int) -> str:
@@ -316,6 +342,8 @@ def evaluate(
     console = ConsoleProgress()
     if repeated:
         console.line(_repeated(repeated))
+    if declared.alone:
+        console.line(_ALONE.format(declared.name))
     folder = Path(workdir or f"runs/{declared.name}-evaluate")
     folder.mkdir(parents=True, exist_ok=True)
     configuration, answers, saved = read_saved(best, model)

@@ -133,7 +133,7 @@ class ApiServers:
 
 def prompt_of(body: Mapping[str, Any]) -> str:
     content = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
-    return content if isinstance(content, str) else content[0]["text"]
+    return content if isinstance(content, str) else content[0].get("text", "")
 
 
 def wrong_headers(kind: str, headers: Mapping[str, str]) -> list[str]:

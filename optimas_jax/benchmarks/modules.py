@@ -14,6 +14,8 @@ and, where it needs them,
     OFFLINE        those of them whose rows need no download, for a forecast (``loop.forecast``)
     OTHER_METRICS  name -> (outputs, gold) -> score, reported beside the metric
     READ           component -> (outputs, example) -> whether its answer can be read; those that cannot are counted
+    HOOKS          own steps of the search (``optimas_jax.Hooks``)
+    CALLBACKS      list of functions that are told of every event (``optimas_jax.events``)
     SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics of a set of examples
 
 Your own system is such a module too: a file, named by its path. Where that file has a ``get_config``, it is also the
@@ -71,12 +73,15 @@ class Benchmark:
 
     Attributes:
       on_open: called with the folder of a run when it is opened.
+      HOOKS, CALLBACKS: as of a module.
     """
 
     METRIC: str
     load: Callable[[Any], Dataset]
     build: Callable[[Dataset, Any], System]
     on_open: Callable[[Path], None] | None = None
+    HOOKS: Any = None
+    CALLBACKS: Any = ()
 
 
 def find_benchmark(name: str) -> ModuleType:

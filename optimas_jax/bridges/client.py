@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from optimas_jax.bridges.door import Answer, Door, Outside, Request
+from optimas_jax.core.types import StopRun
 
 if TYPE_CHECKING:
     import openai
@@ -20,9 +21,18 @@ def make_client(outside: Callable[[], Outside], *, sync: bool = False) -> openai
 
     Args:
       outside: makes what answers outside of all runs.
+
+    Raises:
+      StopRun: the SDK is too old for it.
     """
-    import httpx2
     import openai
+
+    if int(openai.__version__.split(".")[0]) < 3:
+        raise StopRun(
+            f"optimas_jax.client needs openai 3, and openai {openai.__version__} is installed: give the agent the base "
+            "URL of its run, optimas_jax.base_url()"
+        )
+    import httpx2
 
     door = Door(outside)
 

@@ -45,6 +45,7 @@ _WIRES = {
     "responses": (read_responses, responses_answer, responses_events),
 }
 _REFUSED = {Outcome.REFUSED: "content_filter"}
+_PATIENCE = 20.0  # seconds in which the event loop of a run takes a request of another thread
 NO_RETRY = {"x-should-retry": "false"}  # the run has tried again by itself
 
 
@@ -130,7 +131,11 @@ class Door:
         answering = self._answered(request, run)
         if run is None or event_loop.running() is run.ended.get_loop():
             return await answering
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answering, run.ended.get_loop()))
+        loop = run.ended.get_loop()
+        if not await _listens(loop):
+            answering.close()
+            return failed(_held_up())
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answering, loop))
 
     def answer_in_thread(self, request: Request) -> Answer:
         """The same in a thread without an event loop, which waits."""
@@ -216,6 +221,29 @@ class Door:
         if name not in rows:
             raise _unknown(name, self._components(run))
         return Answer(200, rows[name])
+
+
+async def _listens(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether another event loop takes work."""
+    heard: concurrent.futures.Future[None] = concurrent.futures.Future()
+    loop.call_soon_threadsafe(heard.set_result, None)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await asyncio.shield(asyncio.wrap_future(heard))
+    except TimeoutError:
+        return False
+    return True
+
+
+def _held_up() -> RequestError:
+    return RequestError(
+        409,
+        f"the event loop of the run did not take this request within {_PATIENCE:g} s: the program holds it up by a "
+        "call that blocks, such as one that waits for this answer; make the program a plain function, or make the call "
+        "by asyncio.to_thread",
+        None,
+        "held_up",
+    )
 
 
 def find_run(request: Request) -> Scope | None:

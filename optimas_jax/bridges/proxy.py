@@ -4,8 +4,8 @@
     POST /v1/chat/completions  /v1/responses
     ...  /run/TOKEN/v1/...      the same, for the run with this token (``base_url``)
 
-It runs on the event loop of the package, where runs are. One is started at the first ``base_url`` of a process, and
-ends with it; ``proxy`` chooses its port.
+It has a thread of its own, and hands requests over to the event loop of the package, where runs are. One is started at
+the first ``base_url`` of a process, and ends with it; ``serving`` chooses its port.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from optimas_jax.bridges.door import Answer, Door, Outside, Request
-from optimas_jax.core import event_loop
 from optimas_jax.core.program import ProgramError, current_scope
 from optimas_jax.core.types import StopRun
 from optimas_jax.server.protocol import RequestError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 MOST_BYTES = 64 * 2**20  # of a body: images are in it
+_END = 5.0  # seconds that requests in flight have when the server is ended
 _OPEN: list[str] = []  # addresses of the servers of this process, the last one in use
 
 
@@ -171,13 +172,12 @@ def _start(outside: Callable[[], Outside], host: str, port: int) -> tuple[str, C
     listener.listen(1024)  # from now on requests wait, until the server takes them
     settings: dict[str, Any] = {"log_config": None, "log_level": "warning", "timeout_graceful_shutdown": 1}
     server = uvicorn.Server(uvicorn.Config(Gate(application), lifespan="off", **settings))
-    started = event_loop.submit(server.serve([listener]))
+    thread = threading.Thread(target=server.run, args=([listener],), name="optimas_jax proxy", daemon=True)
+    thread.start()
 
     def stop() -> None:
         server.should_exit = True
-        with contextlib.suppress(Exception):
-            if event_loop.running() is None:
-                started.result(5)
+        thread.join(_END)
 
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}", stop

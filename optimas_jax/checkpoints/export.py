@@ -67,11 +67,12 @@ def export(source: ModelSource, folder: Path, adapter: Path | None = None) -> No
         tensors[hf_name(keys, config)] = np.asarray(leaf) - (config.norms_less_one and keys[-1] == "scale")
     folder.mkdir(parents=True)
     tokenizer.backend.save_pretrained(str(folder))
-    (folder / "config.json").write_text(json.dumps(_config_json(source, config), indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config_json(source, config), indent=2), encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _config_json(source: ModelSource, config: BackboneConfig) -> dict[str, Any]:
+def config_json(source: ModelSource, config: BackboneConfig) -> dict[str, Any]:
+    """The ``config.json`` of a model's folder, or of one from another source; float32."""
     if source.kind != "hf" or source.path is None:
         return hf_config(config)
     settings = json.loads((source.path / "config.json").read_text("utf-8"))

@@ -78,6 +78,11 @@ class Tokenizer:
         assert isinstance(text, str)
         return text
 
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template has turns for the results of tools."""
+        return bool(re.search(r"""['"]tool['"]""", str(self.backend.chat_template)))
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of the filled-in chat template: special tokens of the template are single ids, those in messages are
         text.

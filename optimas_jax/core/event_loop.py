@@ -183,12 +183,6 @@ async def run_beside(coroutine: Coroutine[Any, Any, T]) -> T:
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
 
 
-def submit(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    """Starts a coroutine on the loop. It knows nothing of its caller's context, such as a run."""
-    loop, _ = _loop()
-    return contextvars.Context().run(asyncio.run_coroutine_threadsafe, coroutine, loop)
-
-
 def _loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     """The loop and its thread, the same for all callers of a process."""
     with _LOCK:

@@ -100,7 +100,7 @@ def read_score(returned: Any, metric: str, outputs: Mapping[str, Any], example: 
         case _:
             score = Score(returned)
     values = {"": score.value, **score.parts}
-    if not isinstance(score.feedback, str) or not all(_is_number(value) for value in values.values()):
+    if not isinstance(score.feedback, str) or not all(is_number(value) for value in values.values()):
         raise MetricError(
             f"the metric {metric!r} returned {returned!r:.{_LONGEST}} on example {example.id!r}, expected a number, a "
             f"number and a text, or Score(value, feedback, parts){_NO_RETURN * (returned is None)}"
@@ -111,7 +111,7 @@ def read_score(returned: Any, metric: str, outputs: Mapping[str, Any], example: 
     return Score(float(score.value), valid_text(score.feedback), parts)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether a value is a number, true and false and NumPy's scalars among them."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()

@@ -16,9 +16,9 @@ from optimas_jax.core.types import derive_seed
 from optimas_jax.core.values import PerInstance, Value
 
 # What can stand where the name of a local reward stands otherwise: random numbers, the log-likelihood of an output
-# under the untrained reward model, the global reward itself, a language model as judge.
-RANDOM, LIKELIHOOD, ORACLE, JUDGE = "random", "likelihood", "oracle", "judge"
-UNTRAINED = (RANDOM, LIKELIHOOD, ORACLE, JUDGE)
+# under the untrained reward model, the global reward itself, a language model as judge, a function of the user's.
+RANDOM, LIKELIHOOD, ORACLE, JUDGE, OWN_REWARD = "random", "likelihood", "oracle", "judge", "own"
+UNTRAINED = (RANDOM, LIKELIHOOD, ORACLE, JUDGE, OWN_REWARD)
 MAJORITY = "majority"  # among several outputs only: how much an output agrees with the others
 _DIGITS = 4  # compared digits of a score: the last digits of float32 can depend on the batch
 

@@ -18,7 +18,7 @@ _SHARE, _FEWEST = 0.2, 20  # of them may end with an exception; of fewer runs
 _ALL = 5  # not all
 _LATE = 60.0  # seconds
 
-Kind = Literal["component", "metric", "request", "program"]
+Kind = Literal["component", "metric", "hook", "request", "program"]
 
 
 class TooManyFailures(UserBug):
@@ -30,8 +30,8 @@ class Wait:
     """Something that a run waits for.
 
     Attributes:
-      kind: a ``component`` or ``metric`` of the user's, which may never end; a ``request``, which ends in any case; or
-        the whole ``program``.
+      kind: a ``component``, ``metric`` or ``hook`` of the user's, which may never end; a ``request``, which ends in any
+        case; or the whole ``program``.
       name: of it.
       since: ``time.monotonic()``.
     """
@@ -68,7 +68,7 @@ class Watch:
     def late(self, seconds: float) -> list[str]:
         """Lines on what is waited for since long ago: users' functions, or a program that waits for nothing else."""
         waits = list(self.waits.values())
-        functions = [one for one in waits if one.kind in ("component", "metric")]
+        functions = [one for one in waits if one.kind in ("component", "metric", "hook")]
         alone = not functions and all(one.kind == "program" for one in waits)
         now, oldest = time.monotonic(), dict[tuple[Kind, str], list[float]]()
         for one in waits if alone else functions:
@@ -117,6 +117,7 @@ def why_failed(trace: Trace) -> str:
 
 
 def _line(kind: Kind, name: str, seconds: float, count: int) -> str:
-    what = {"component": f"component {name!r}", "metric": f"the metric {name!r}"}.get(kind, "the program itself")
+    titles = {"component": f"component {name!r}", "metric": f"the metric {name!r}", "hook": name}
+    what = titles.get(kind, "the program itself")
     way = "; give it timeout=SECONDS if it may never end" if kind == "component" else ""
     return f"waiting for {what} for {seconds:.0f} s" + f" ({count} calls)" * (count > 1) + way

@@ -17,20 +17,19 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from optimas_jax.engine.constrain import Constraint
+from optimas_jax.engine.memory import most_rows, slot_bucket, wanted_slots
 from optimas_jax.engine.multi_lora import LoadedAdapter
 from optimas_jax.engine.prefill import Prefilled, Prefiller, Prompt
 from optimas_jax.engine.prefix_cache import Ids
 from optimas_jax.engine.sampling import Rows, decode, empty_cache, insert, rearrange
 from optimas_jax.engine.stop_texts import StopTexts
 from optimas_jax.models.backbone import Cache, Network
-from optimas_jax.models.flat import bucket
 from optimas_jax.models.lora import Params
-from optimas_jax.parallel.platform import Compute, in_turn, return_free_memory
+from optimas_jax.parallel.platform import in_turn, return_free_memory
 from optimas_jax.parallel.sharding import place_shards, put_shards
 from optimas_jax.parallel.transfer import fetch
 
 _STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
-_FIRST_TOKENS = 256  # of an answer that a batch has slots for; four times as many when they are full, and so on
 _MANY = 4  # times too many slots are dropped
 _MOST_PASSES = 16  # times that the oldest waiting request is passed over before the others wait for it
 
@@ -119,14 +118,14 @@ class DecodeBatch(Generic[Key]):
         due = bool(waiting) and self._oldest == waiting[0][0] and self._passes >= _MOST_PASSES
         if waiting and (due or not fitting):
             # The size that most requests need, or the one whose turn it is; smaller requests fit as well.
-            wanted = [_slot_bucket(request.slots) for _, request in (waiting[:1] if due else waiting)]
+            wanted = [slot_bucket(request.slots) for _, request in (waiting[:1] if due else waiting)]
             slots = max(max(set(wanted), key=lambda size: (wanted.count(size), -size)), slots)
             fitting = [(key, request) for key, request in waiting if request.slots <= slots]
         room = min(most_rows(self._network.compute, slots) * self._shards, most) - len(self.active) if fitting else 0
         admitted = fitting[: max(room, 0)]
         shards = self._choose_shards([request for _, request in admitted], most_rows(self._network.compute, slots))
         if admitted:
-            first = max(_wanted_slots(request, 0) for _, request in admitted)
+            first = max(wanted_slots(len(request.prompt), request.limit) for _, request in admitted)
             count = max(load + shards.count(shard) for shard, load in enumerate(self._loads))
             self._resize(count, max(first, self._slots if self.active else 0))
             self._reserved = slots
@@ -168,9 +167,11 @@ class DecodeBatch(Generic[Key]):
         needed, if they are many: every size of a batch is a program to compile."""
         flying = [(row, flight[1]) for row, flight in enumerate(self._flights) if flight is not None]
         assert flying and self._rows is not None
-        limit = max(_slot_bucket(request.slots) for _, request in flying)
+        limit = max(slot_bucket(request.slots) for _, request in flying)
         self._reserved = limit if _MANY * limit <= self._reserved else self._reserved
-        wanted = max(_wanted_slots(request, int(self._rows.count[row])) for row, request in flying)
+        wanted = max(
+            wanted_slots(len(request.prompt), request.limit, int(self._rows.count[row])) for row, request in flying
+        )
         slots = self._slots if wanted <= self._slots < _MANY * wanted else wanted
         sizes = self._row_sizes[::2]
         if self._rows_for(max(self._loads), sizes) * self._shards < len(self._flights):
@@ -402,21 +403,3 @@ class DecodeBatch(Generic[Key]):
             if len(ids) > 1:
                 rows_of.setdefault(Prompt(ids[:-1], request.adapter, shard), []).append(row)
         return Admission([key for key, _ in admitted], rows_of)
-
-
-def most_rows(compute: Compute, slots: int) -> int:
-    """Most requests of a shard that are decoded together, with ``slots`` slots each."""
-    least = compute.decode_rows[0]
-    return max(rows for rows in compute.decode_rows if rows == least or rows * slots <= compute.cache_tokens)
-
-
-def _wanted_slots(request: RowRequest, count: int) -> int:
-    """Slots for a request with ``count`` tokens so far, and for some more."""
-    tokens = _FIRST_TOKENS
-    while tokens <= count:
-        tokens *= _MANY
-    return _slot_bucket(len(request.prompt) + min(request.limit, tokens) - 1)
-
-
-def _slot_bucket(slots: int) -> int:
-    return bucket(slots, 128)

@@ -1,4 +1,4 @@
-"""Sizes of the stores of keys and values, by the memory that a model leaves on its devices."""
+"""Sizes of the stores of keys and values: by the memory that a model leaves on its devices, and by the requests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import dataclasses
 import numpy as np
 
 from optimas_jax.models.backbone import Network
+from optimas_jax.models.flat import bucket
 from optimas_jax.models.layout import BLOCK
 from optimas_jax.parallel.mesh import MODEL
+from optimas_jax.parallel.platform import Compute
 from optimas_jax.parallel.sharding import head_axis
 
 _CACHE, _PREFIXES = 0.5, 0.15  # shares of free memory; the rest is for activations, logits and a cache that is resized
 _LEAST = 10 * 1024  # tokens of a cache
+_FIRST_TOKENS = 256  # of an answer that a batch has slots for; four times as many when they are full, and so on
 
 
 def token_bytes(network: Network) -> int:
@@ -40,3 +43,23 @@ def with_caches(network: Network, free: int | None) -> Network:
     return dataclasses.replace(
         network, compute=dataclasses.replace(compute, cache_tokens=cache, prefix_tokens=max(prefixes, BLOCK))
     )
+
+
+def most_rows(compute: Compute, slots: int) -> int:
+    """Most requests of a shard that are decoded together, with ``slots`` slots each."""
+    least = compute.decode_rows[0]
+    return max(rows for rows in compute.decode_rows if rows == least or rows * slots <= compute.cache_tokens)
+
+
+def wanted_slots(prompt: int, limit: int, count: int = 0) -> int:
+    """Slots for a request of ``prompt`` tokens and an answer of at most ``limit``, of which it has ``count``: for these
+    and for some more."""
+    tokens = _FIRST_TOKENS
+    while tokens <= count:
+        tokens *= 4
+    return slot_bucket(prompt + min(limit, tokens) - 1)
+
+
+def slot_bucket(slots: int) -> int:
+    """The number of slots that a batch has for ``slots``."""
+    return bucket(slots, 128)

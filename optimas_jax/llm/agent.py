@@ -124,7 +124,7 @@ def conversation(fields: Mapping[str, Any], prompt: Prompt, *, keep: bool = Fals
       keep: whether the agent's own system message stands below the instruction.
     """
     own, rest = _own(fields.get("messages", ()))
-    parts = [prompt.instruction, own if keep or not prompt.instruction else ""]
+    parts = [prompt.instruction.strip(), own if keep or not prompt.instruction else ""]
     system = "\n\n".join(filter(None, parts))
     demos = [turn for number, demo in enumerate(prompt.demos, 1) for turn in _shown(demo, f"example{number}-")]
     turns = [message_of(one) for one in rest]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
@@ -354,6 +355,9 @@ def _prompt_ids(tokenizer: Tokenizer, request: CompletionRequest) -> list[int]:
     """The prompt; raises ``Refused`` for images, and for messages that the chat template does not take."""
     if any(message.images for message in request.messages):
         raise Refused(f"{request.model} reads no images: ask a provider's model that does (openai:, anthropic:)")
+    if any(message.role == "tool" for message in request.messages) and tokenizer.knows_tools:
+        with contextlib.suppress(ValueError):  # of a template that wants such turns in another way
+            return _encode(tokenizer, told(request, results=True).messages)
     try:
         return _encode(tokenizer, told(request).messages)
     except ValueError as error:

@@ -31,10 +31,11 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.execution import Job, gather
+from optimas_jax.core.folder.events import Curve
 from optimas_jax.core.folder.files import read_rows
 from optimas_jax.core.scoring import MetricError
 from optimas_jax.core.types import Call, Example, Outcome, StopRun, freeze
@@ -298,10 +299,11 @@ def _mean_tokens(host: Host) -> dict[str, float]:
     return {role: usage.tokens / usage.calls for role, usage in host.ledger.usage(_PHASE).items()}
 
 
-def emit_curve(host: Host, at: str, iteration: int, val_score: float) -> None:
-    """A point of score against cost, for the journal. ``at``: ``start``, ``accept``, ``iteration`` (its end) or ``end``
-    (by the budget)."""
-    host.folder.emit("curve", at=at, iteration=iteration, val_score=val_score, **cost_so_far(host).to_json())
+def emit_curve(
+    host: Host, at: Literal["start", "accept", "iteration", "end"], iteration: int, val_score: float
+) -> None:
+    """A point of score against cost, for the journal."""
+    host.folder.emit(Curve(at=at, iteration=iteration, val_score=val_score, spent=cost_so_far(host)))
 
 
 def read_curve(workdir: Path) -> list[dict[str, Any]]:

@@ -14,8 +14,11 @@ from optimas_jax.search.optimisers.choices import GRID_LIMIT, check_tpe
 from optimas_jax.search.optimisers.registry import proposer_names, why_no_prompts
 
 
-def check_search(config: RunConfig, system: System, components: Sequence[str], examples: int) -> None:
+def check_search(config: RunConfig, system: System, components: Sequence[str], examples: int | None) -> None:
     """Checks the local rewards and the gate of a search before anything is paid.
+
+    Args:
+      examples: validation examples of the gate; None where an own acceptance is in its place.
 
     Raises:
       ConfigError: weights would be tuned by local rewards that hold likelihood.
@@ -23,7 +26,8 @@ def check_search(config: RunConfig, system: System, components: Sequence[str], e
     """
     if not config.optimize.iterations:
         return
-    looks(config.optimize.gate, examples)
+    if examples is not None:
+        looks(config.optimize.gate, examples)
     paid = [name for name in components if isinstance(system.by_name[name].space, LoraSpace)]
     if paid and config.reward.heads == "fitted" and config.optimize.score == "local":
         raise ConfigError(
@@ -81,7 +85,7 @@ def chosen_components(system: System, config: OptimizeConfig, progress: Progress
     _check_order(names, config)
     if not names:
         raise ConfigError("config.optimize.components is 'all', and no component has anything to tune")
-    if "mipro" in config.proposers:
+    if "mipro" in proposer_names(config.proposers):
         check_tpe("config.optimize.proposers names mipro, which searches")
     return tuple(names)
 

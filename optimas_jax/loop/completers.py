@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.schema import ConfigError
-from optimas_jax.core.selection import LIKELIHOOD
+from optimas_jax.core.selection import LIKELIHOOD, OWN_REWARD
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.errors import SETTINGS
@@ -122,7 +122,7 @@ def loaded_here(config: RunConfig, choices: Sequence[str] = ()) -> tuple[str, ..
     """Local models that a run loads, each once: for answers, for local rewards, and for tuning. A reward model
     scores by local rewards and by likelihood alone."""
     specs = [spec for spec in answering(config, choices) if not provider(spec)]
-    rewards = [config.reward.model] if config.optimize.score in ("local", LIKELIHOOD) else []
+    rewards = [config.reward.model] if config.optimize.score in ("local", LIKELIHOOD, OWN_REWARD) else []
     tuned = [config.policy.model] if config.policy.model else []
     return tuple(dict.fromkeys((*specs, *rewards, *tuned)))
 

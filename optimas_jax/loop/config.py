@@ -63,9 +63,10 @@ _WITHOUT_REWARDS: Mapping[str, Mapping[str, str]] = {
     "local": {},
     "random": {"adapt": "never"},
     "likelihood": {"adapt": "never"},
+    "own": {"adapt": "never"},
     **{score: {"adapt": "never", "per_instance": "never"} for score in ("oracle", "judge", "off", "global")},
 }
-_CHOOSES = ("local", "random", "likelihood")  # scores that need neither a run of the system nor a request
+_CHOOSES = ("local", "random", "likelihood", "own")  # scores that need neither a run of the system nor a request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +86,18 @@ class OptimizeConfig:
         labels, ``on_drift`` (in iterations whose labels they order badly) or ``never``.
       adapt_inputs: training examples drawn anew for each adaptation ``after_accept``.
       pairs: ``all`` ordered pairs of a group, or of ``two`` sampled candidates, the current output not among them.
-      start: ``best/`` folder of an earlier run, whose values the search starts from (``loop.start``); "" for the
-        defaults of the system.
+      start: ``best/`` folder of an earlier run, whose values the search starts from (``loop.start``); or a ``.json``
+        file of DSPy or of instructions by component, or such an object itself; "" for the defaults of the system.
+      start_names: names of components by those that ``start`` has for prompts: NAME=COMPONENT, separated by commas.
       order: components of the first iterations, names separated by commas; then ``pick`` chooses.
       score: ranks proposals: ``local`` rewards corrected by labels, or what stands in their place: ``random`` numbers
         (a control); the ``likelihood`` of an output under the untrained reward model; the ``oracle``, the global reward
         itself, whose runs of the system are not charged (the most that local rewards can bring); a language model as
-        ``judge``, the proposer's; ``off`` for the labels alone; or the ``global`` metric on all training inputs that a
-        proposal is tried on. Without ``local``, ``adapt`` is ``never``. Random numbers and likelihood also choose
-        outputs and tune weights as local rewards do (controls: by likelihood a policy is paid for likelier answers);
-        with the others ``per_instance`` is ``never``, and weights are tuned by ``policy.reinforce``.
+        ``judge``, the proposer's; ``own``, a function of the user's (``search.hooks``), which is set where there is
+        one; ``off`` for the labels alone; or the ``global`` metric on all training inputs that a proposal is tried on.
+        Without ``local``, ``adapt`` is ``never``. Random numbers, likelihood and an own function also choose outputs
+        and tune weights as local rewards do (controls: by likelihood a policy is paid for likelier answers); with
+        the others ``per_instance`` is ``never``, and weights are tuned by ``policy.reinforce``.
       labels: inputs of an iteration on which every proposal is followed to its global reward, for the correction.
       trial_inputs: inputs on which an optimiser scores a value while it proposes; it scores at most ``trials`` values
         (TPE, MIPRO) or ``depth`` times ``instructions`` (COPRO).
@@ -108,7 +111,8 @@ class OptimizeConfig:
         1 tries all proposals on all inputs.
       proposers: optimisers (``search.optimisers``), separated by commas, all in every iteration: of prompts ``demos``,
         ``opro``, ``copro``, ``mipro``, ``reflect``, ``feedback``, ``random``; of models ``llmselector``, in place of
-        trying each. ``random`` alone also draws listed values at random.
+        trying each. ``random`` alone also draws listed values at random. ``own:NAME`` is a function of the user's
+        (``search.hooks``), of any of them.
       instructions: instructions that an optimiser requests per step; the breadth of COPRO.
       local_steps: steps of proposing prompts in an iteration, each from the best value of the steps before.
       depth: rounds of COPRO.
@@ -139,8 +143,9 @@ class OptimizeConfig:
     adapt_inputs: PositiveInt = 20
     pairs: Literal["two", "all"] = "all"
     start: str = ""
+    start_names: str = ""
     order: str = ""
-    score: Literal["local", "random", "likelihood", "oracle", "judge", "off", "global"] = "local"
+    score: Literal["local", "random", "likelihood", "oracle", "judge", "own", "off", "global"] = "local"
     labels: NonNegativeInt = 4
     trial_inputs: PositiveInt = 4
     global_search: str = ""

@@ -37,6 +37,9 @@ from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.folder.bought import check_tape
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.folder.recorded import check_traces
+from optimas_jax.loop.hooks.callbacks import Callbacks, checked_callbacks
+from optimas_jax.loop.hooks.local_reward import with_own_reward
+from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
 from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, tell_noise, under_objective
 from optimas_jax.loop.same_program import check_components, check_program
@@ -46,6 +49,7 @@ from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
 from optimas_jax.rewards.engine import RewardEngine, reward_engine
 from optimas_jax.rewards.scorer import InstanceScorer
+from optimas_jax.search.hooks import Hooks
 from optimas_jax.traces.read import TraceFiles, read_traces
 
 _PRICES = ("first", "baseline", "final", "largest")
@@ -110,6 +114,7 @@ class Host:
       price: of the run's measurements, where ``config.budget`` limits them.
       stop_grace: seconds that answers in flight have after an interrupt.
       judge: the language model that scores outputs where ``config.optimize.score`` is ``judge``.
+      hooks: the user's own steps of the search.
       shared_engine: whether runs share a local engine, so that the seconds of one are no measurement.
       recorded: calls of ``config.traces``.
     """
@@ -127,6 +132,7 @@ class Host:
     price: Price = Price()
     stop_grace: float = 30.0
     judge: LanguageModel | None = None
+    hooks: Hooks = Hooks()
     shared_engine: bool = False
     recorded: TraceFiles = TraceFiles()
 
@@ -240,12 +246,15 @@ def build_run(
       FolderError: for a folder of another configuration.
     """
     benchmark = benchmark or find_benchmark(config.benchmark)
+    hooks = hooks_of(benchmark)
+    config = with_hooks(config, hooks)
+    callbacks = checked_callbacks(getattr(benchmark, "CALLBACKS", ()))
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
     engines = make_engines(config.mesh, progress, leader)
     if completer is None:
         check_completers(config, workdir)
-    start, recorded = read_start(config.optimize.start), read_traces(config.traces)
+    start, recorded = read_start(config.optimize.start, config.optimize.start_names), read_traces(config.traces)
     data, bare = data_and_system(benchmark, config, start)
     check_objective(config, bare)
     shared_engine = completer is None and is_shared(bare)
@@ -253,19 +262,22 @@ def build_run(
         check_measurable(config, bare)
         completer = _checked_completer(config, workdir, bare, progress, engines)
     components = chosen_components(bare, config.optimize, progress)
-    check_search(config, bare, components, len(data.splits["val"][: config.optimize.gate_examples or None]))
+    gated = len(data.splits["val"][: config.optimize.gate_examples or None])
+    check_search(config, bare, components, None if hooks.accept else gated)
     tell_unmetered(config, bare, progress)
     tell_noise(config, progress)
     with contextlib.ExitStack() as opened:
         check_components(workdir, bare)
-        folder = RunFolder(workdir, config)
+        told = Callbacks(callbacks, progress.line, config.stop_grace)
+        opened.callback(told.close)
+        folder = RunFolder(workdir, config, told.tell)
         opened.callback(folder.close)
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         tape = Tape(folder.path / TAPE, earlier=start and start.tape)
         opened.callback(tape.close)
         check_tape(folder, tape)
         check_traces(folder, recorded)
-        check_program(folder, bare, data.splits, progress)
+        check_program(folder, bare, data.splits, progress, hooks.titles)
         if isinstance(benchmark, Benchmark) and benchmark.on_open is not None:
             benchmark.on_open(folder.path)
         keep(folder, data, start)
@@ -274,6 +286,7 @@ def build_run(
         opened.callback(close, record)
         taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
+        rewards = with_own_reward(rewards, hooks.local_reward, tape, config.concurrency)
         policies = _policies(config, engines, folder, checkpoints)
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
         watch = Watch(bare.default_configuration())
@@ -297,6 +310,7 @@ def build_run(
             max_tokens=config.optimize.max_tokens,
             stop_grace=config.stop_grace,
             judge=config.proposer,
+            hooks=hooks,
             shared_engine=shared_engine,
             recorded=recorded,
         )

@@ -13,7 +13,9 @@ from typing import Any
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.execution import Job
+from optimas_jax.core.folder import events
 from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
+from optimas_jax.core.selection import OWN_REWARD
 from optimas_jax.core.stats import compare, mean_interval
 from optimas_jax.core.system import Metric
 from optimas_jax.core.types import Example, Outcome, Trace, derive_seed, digest
@@ -197,7 +199,7 @@ def contributions(
       split: key of the gains.
       evaluations: of ``after_each``.
     """
-    reward = search["reward"] if run.config.optimize.score == "local" else ""
+    reward = search["reward"] if run.config.optimize.score in ("local", OWN_REWARD) else ""
     return [
         {
             **change,
@@ -279,14 +281,14 @@ def confirm_search(host: Host, steps: Sequence[Configuration], needed: bool = Fa
         return None
     if not examples:
         confirmation = Confirmation(0, None, NO_FRESH_ROWS)
-        host.folder.emit("confirmation", **confirmation.to_json())
+        host.folder.emit(events.Confirmation(**confirmation.to_json()))
         host.progress.line(confirmation.verdict)
         return confirmation
     try:
         done, confirmation = _confirmation(host, steps, examples)
     except OutOfBudget as reason:
         done, confirmation = (), Confirmation(0, None, f"not confirmed: {reason}")
-    host.folder.emit("confirmation", **confirmation.to_json())
+    host.folder.emit(events.Confirmation(**confirmation.to_json()))
     where = f"on {len(done)} examples that no gate has seen: " if done else ""
     host.progress.line(f"{where}{confirmation.verdict}")
     return confirmation

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Sequence
 
 from optimas_jax.core.execution import Job
+from optimas_jax.core.folder import events
 from optimas_jax.core.types import Example, Group, derive_seed
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import (
@@ -25,22 +26,24 @@ from optimas_jax.core.values import (
     other_values,
     plain_values,
     value_digest,
-    value_to_json,
 )
 from optimas_jax.loop.budget import block, cost_so_far, costs_by_role, costs_from, emit_curve, hold_final
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
-from optimas_jax.loop.folder.proposals import Drop, unraced, write_proposals
+from optimas_jax.loop.folder.proposals import Drop, proposal_id, unraced, write_proposals
+from optimas_jax.loop.hooks.pick import own_pick
 from optimas_jax.loop.local_rewards import adapt, known_weights
-from optimas_jax.loop.state import LabelUse, Runs, State, groups_of_runs, groups_of_trials
+from optimas_jax.loop.state import LabelUse, Proposal, Runs, State, Trials, groups_of_runs, groups_of_trials
 from optimas_jax.loop.steps.choosing import choice_of_model, with_choosers
 from optimas_jax.loop.steps.gate import gate
 from optimas_jax.loop.steps.propose import count_drops, propose
 from optimas_jax.loop.steps.race import Race, label, race
 from optimas_jax.search.evidence import WeightEvidence, weight_evidence
+from optimas_jax.search.hooks import own_name
 from optimas_jax.search.optimisers.templates import ScoredInstruction
 from optimas_jax.search.pareto import point_of, tell_exceeded
 from optimas_jax.search.pick import pick_component, reward_gaps
+from optimas_jax.traces.prompts import is_written
 
 ITERATION = ("base runs", "propose", "label", "race", "gate", "adapt")  # its parts, as the ledger's bill names them
 
@@ -65,20 +68,29 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
         state = with_choosers(host, device, config, state)
         if not open_components(host, config.optimize, state):
             host.progress.line("stopped: every value of every component was refused")
-            break
+            return ended(host, state, number, "every value of every component was refused")
         try:
             state = iterate(host, device, config, state, number)
         except OutOfBudget as reason:
             return stopped(host, state, number, reason)
         emit_curve(host, "iteration", number, mean_score(state))
-    return state
+    return ended(host, state, config.optimize.iterations, "all iterations are done")
 
 
 def stopped(host: Host, state: State, number: int, reason: OutOfBudget) -> State:
     """The state with which the budget ends the search; tells of it, and of the costs of the iteration that it cut."""
     emit_curve(host, "end", number, mean_score(state))
-    host.folder.emit("out_of_budget", **cost_so_far(host).to_json())
+    host.folder.emit(events.OutOfBudget(spent=cost_so_far(host)))
     host.progress.line(f"stopped in iteration {number + 1}: {reason}")
+    return ended(host, state, number, "the budget allows no further step")
+
+
+def ended(host: Host, state: State, iterations: int, reason: str) -> State:
+    """The state with which the search ends, which the journal tells."""
+    accepted = len(state.accepted)
+    host.folder.emit(
+        events.SearchEnd(iterations=iterations, reason=reason, accepted=accepted, val_score=mean_score(state))
+    )
     return state
 
 
@@ -96,10 +108,11 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
         with host.ledger.part("base runs"):
             state, runs = with_base_runs(host, state.visited(name), name, inputs)
         with host.ledger.part("propose"):
-            proposals, rejected = propose(host, device, config, search, state, name, runs, seed)
+            proposals, rejected = propose(host, device, config, search, state, name, runs, seed, number)
         try:
             with host.ledger.part("label"):
                 labels = label(host, search, state, name, proposals, runs, rollouts)
+                tell_labels(host, search, number, name, proposals, labels, runs)
             with host.ledger.part("race"):
                 ranking = race(host, device, search, state, name, proposals, labels, runs, rollouts)
         except OutOfBudget:  # proposals were paid for, too
@@ -107,9 +120,9 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
             raise
         ranking = ranking.over_whole_runs(len(runs) / len(inputs))
     rejected += [Drop("same outputs", kind=one.kind, value=one.value) for one in ranking.without_effect(proposals)]
-    state = count_drops(host, state, name, len(ranking.ranked), rejected).having_tried_rules(name, proposals)
+    state = count_drops(host, state, number, name, len(ranking.ranked), rejected).having_tried_rules(name, proposals)
     fresh = groups_of_trials(state, name, ranking.trials, runs, config.reward.batch.candidates)
-    state = remember(host, search, state, name, ranking, runs, fresh)
+    state = remember(host, search, state, number, name, ranking, runs, fresh)
     with host.ledger.part("gate"):
         state, verdicts = gate(host, search, state, name, ranking.ranked, number)
     write_proposals(host.folder, number, name, current, proposals, ranking.ranked, verdicts, rejected)
@@ -139,6 +152,7 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
         {name: [group.example_id for group in groups if group.component == name] for name in host.components}
     )
     which = f"best of {config.start}" if config.start else "default configuration"
+    which = "prompts that it starts from" if is_written(config.start) else which
     host.progress.line(f"validation score of the {which}: {mean_score(state):.3f}")
     emit_curve(host, "start", 0, mean_score(state))
     return state
@@ -166,11 +180,15 @@ def pick(host: Host, config: OptimizeConfig, state: State, number: int, rng: ran
     components = open_components(host, config, state)
     order = config.first_components
     if number < len(order) and order[number] in components:
-        name = order[number]
+        name, rule = order[number], "order"
     else:
-        gaps = reward_gaps(state.evidence, components, state.configuration.digest)
-        name = pick_component(config.pick, components, gaps, state.visits, state.gains, costs_from(host), rng)
-    host.folder.emit("pick", iteration=number, component=name)
+        gaps, own = reward_gaps(state.evidence, components, state.configuration.digest), host.hooks.pick
+        rule = config.pick if own is None else own_name(own)
+        if own is None:
+            name = pick_component(rule, components, gaps, state.visits, state.gains, costs_from(host), rng)
+        else:
+            name = own_pick(host, own, state, components, gaps, number)
+    host.folder.emit(events.Pick(iteration=number, component=name, rule=rule))
     host.progress.line(f"[bold]iteration {number + 1}/{config.iterations}: {name}[/bold]")
     return name
 
@@ -204,10 +222,28 @@ def with_base_runs(host: Host, state: State, name: str, inputs: Sequence[Example
     return state, [(example, trace) for example, trace in runs if trace.reaches(name)]
 
 
+def tell_labels(
+    host: Host,
+    config: OptimizeConfig,
+    number: int,
+    name: str,
+    proposals: Sequence[Proposal],
+    labels: Trials,
+    runs: Runs,
+) -> None:
+    """Writes to the journal how many answers were followed to their global reward."""
+    labelled = sum(bool(trial.rewards) for trial in labels.values())
+    inputs = len(runs[: config.labels])
+    host.folder.emit(
+        events.Label(iteration=number, component=name, proposals=len(proposals), inputs=inputs, labelled=labelled)
+    )
+
+
 def remember(
     host: Host,
     config: OptimizeConfig,
     state: State,
+    number: int,
     name: str,
     ranking: Race,
     runs: Runs,
@@ -219,15 +255,19 @@ def remember(
     before = statistics.fmean([trace.reward for _, trace in runs] or [0.0]) if by_metric else 0.0
     for one in ranking.ranked:
         host.folder.emit(
-            "proposal",
-            component=name,
-            kind=one.proposal.kind,
-            value=value_to_json(one.proposal.value),
-            expected_gain=one.expected_gain,
-            labelled_gain=one.labelled_gain,
-            local_gain=one.local_gain,
-            inputs=one.inputs,
-            labelled=one.labelled,
+            events.Proposal(
+                component=name,
+                kind=one.proposal.kind,
+                value=one.proposal.value,
+                expected_gain=one.expected_gain,
+                labelled_gain=one.labelled_gain,
+                local_gain=one.local_gain,
+                inputs=one.inputs,
+                labelled=one.labelled,
+                iteration=number,
+                id=proposal_id(number, name, one.proposal.digest),
+                parent=value_digest(state.configuration[name]),
+            )
         )
     scored = [
         ScoredInstruction(value.instruction, before + one.expected_gain)
@@ -238,7 +278,8 @@ def remember(
     history = {**state.history, name: (*state.history.get(name, ()), *scored)}
     labelled = int(ranking.evidence.labelled.sum())
     use = LabelUse(labelled, float(ranking.estimate.effective_runs), ranking.uses_local_reward)
-    host.folder.emit("race", component=name, **dataclasses.asdict(use), weight=float(ranking.estimate.weight))
+    weight = float(ranking.estimate.weight)
+    host.folder.emit(events.Race(component=name, **dataclasses.asdict(use), weight=weight, iteration=number))
     label_use = {**state.label_use, name: state.label_use.get(name, LabelUse()) + use}
     weights = {**state.weights, name: state.weights.get(name, WeightEvidence()) + weight_evidence(ranking.evidence)}
     evidence = (*state.evidence, *fresh)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.events import Event, to_json
 from optimas_jax.core.folder.files import (
     DAMAGED,
     FolderError,
@@ -27,7 +28,6 @@ from optimas_jax.core.folder.files import (
 )
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.selection import UNTRAINED
-from optimas_jax.core.types import thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
@@ -62,20 +62,25 @@ class RunFolder:
     Attributes:
       path: of the folder.
       first: the configuration of the first command, as plain data.
+      tell: gets every new event.
       last_written: when a command before this one wrote to the journal or the tape (``time.time``); 0 if none did.
       events: of the journal, those of earlier commands; a damaged line is ``{DAMAGED: text}``.
       damaged: number of these.
     """
 
-    def __init__(self, workdir: Path, config: RunConfig):
+    def __init__(self, workdir: Path, config: RunConfig, tell: Callable[[Event], None] = lambda event: None):
         """Creates the folder, or checks that it belongs to the same configuration, and keeps other processes out until
         ``close``.
+
+        Args:
+          tell: gets every event that is new, when it stands in the journal.
 
         Raises:
           FolderError: if it belongs to another one (names every field that differs), another process runs in it, or it
             cannot be written.
         """
         self.path = workdir.resolve()
+        self.tell = tell
         self._lock: int | None = None
         self._cursor = 0
         self.last_written = _last_written(self.path)
@@ -148,21 +153,23 @@ class RunFolder:
         """Data of a JSON file in the folder, or None if there is none; raises ``FolderError`` if it is damaged."""
         return read_file(self.path / name)
 
-    def emit(self, event: str, **fields: Any) -> None:
-        """Appends one event. A resumed run emits its old events again; they are not written twice."""
-        entry = json.loads(json_line({"event": event, **thaw(fields)}))
+    def emit(self, event: Event) -> None:
+        """Appends one event, and tells of it. A resumed run emits its old events again; they are neither written nor
+        told twice."""
+        entry = json.loads(json_line(to_json(event)))
         for index in range(self._cursor, len(self.events)):  # a command may begin with a later stage
-            if _without_clock(self.events[index]) == _without_clock(entry):
+            if _is_again(self.events[index], entry):
                 self._cursor = index + 1
                 return
         line = json_line({**entry, "time": round(time.time(), 3)})
-        if self._is_lost(event):
+        if self._is_lost(entry["event"]):
             self._guarded(JOURNAL, lambda path: replace_line(path, self._cursor, line))
             self.events[self._cursor] = entry
             self._cursor += 1
             return
         self._cursor = len(self.events)  # new work, or a changed program: go on behind what is there
         self._guarded(JOURNAL, lambda path: append_lines(path, [line]))
+        self.tell(event)
 
     def _is_lost(self, event: str) -> bool:
         """Whether the next line is damaged, and was this event. The first line was one of a search, unless its text
@@ -317,8 +324,9 @@ def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:
     return parts
 
 
-def _without_clock(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in event.items() if key not in _CLOCK}
+def _is_again(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether an event is one that the journal has. A line of an earlier version may lack fields."""
+    return all(key in new and new[key] == value for key, value in old.items() if key not in _CLOCK)
 
 
 def load_best(folder: Path) -> Configuration:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.execution import Job
+from optimas_jax.core.folder import events
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget, Usage
@@ -212,10 +213,11 @@ def _with_demos(
     host: Host, config: OptimizeConfig, configuration: Configuration, name: str, groups: Sequence[Group]
 ) -> list[Value]:
     """The current prompt of a component with demonstrations bootstrapped from its candidates so far."""
-    space, current = host.system.by_name[name].space, configuration[name]
+    component, current = host.system.by_name[name], configuration[name]
+    space = component.space
     if not isinstance(space, PromptSpace) or not isinstance(current, Prompt) or not config.demo_sets:
         return []
-    pool = demo_pool([group for group in groups if group.component == name])
+    pool = demo_pool([group for group in groups if group.component == name], component=component)
     rng = random.Random(derive_seed(host.seed, "collect", name, configuration.digest))
     size = min(config.demo_size, space.max_demos)
     return list(propose_demos(pool, current, size=size, count=config.demo_sets, rng=rng))
@@ -273,7 +275,8 @@ def refresh(
     before = load_groups(host.folder.path / "groups" / REFRESHED) or []
     fresh = merge_groups([*fresh, *(group for group in before if group.configuration == configuration.digest)])
     save_groups(host.folder.path / "groups" / REFRESHED, fresh)
-    host.folder.emit("refresh", groups={name: count_informative(fresh, name, threshold) for name in host.components})
+    counts = {name: count_informative(fresh, name, threshold) for name in host.components}
+    host.folder.emit(events.Refresh(groups=counts))
     learn, earlier = _learnable(config, fresh), _learnable(config, known)
     groups = [*learn, *earlier] if config.reward.heads == "fitted" else learn
     epochs, seed = config.reward.epochs, derive_seed(host.seed, "refresh")
@@ -415,12 +418,13 @@ def pair_accuracy(
 
 def _report(host: Host, fresh: Sequence[Group], accuracy: float, pairs: int, reward: str, *, changed: bool) -> None:
     host.folder.emit(
-        "adaptation",
-        fresh_groups=len(fresh),
-        fresh_pairs=pairs,
-        pair_accuracy_before=accuracy if pairs else None,
-        trained=changed,
-        reward=reward,
+        events.Adaptation(
+            fresh_groups=len(fresh),
+            fresh_pairs=pairs,
+            pair_accuracy_before=accuracy if pairs else None,
+            trained=changed,
+            reward=reward,
+        )
     )
     summary = f"pair accuracy {accuracy:.2f} on {pairs} fresh pairs" if pairs else "no fresh pairs"
     host.progress.line(f"  local reward {'adapted' if changed else 'kept'}: {summary}")

@@ -33,7 +33,7 @@ from optimas_jax.loop.steps.propose import GLOBAL_SCALE, ask
 from optimas_jax.search.optimisers import random_search
 from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos, labelled_sets, propose_demos
 from optimas_jax.search.optimisers.random_search import draw_values
-from optimas_jax.search.optimisers.task import PromptTask
+from optimas_jax.search.optimisers.task import PromptTask, with_own_instruction
 from optimas_jax.search.probe import FEWEST, FINALISTS, TELLING, Findings, Floats, Plan, probe
 
 _POOL = 4  # inputs from which demonstrations are taken; nothing is measured on them
@@ -169,9 +169,9 @@ def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: i
     task = PromptTask(
         component=component,
         space=space,
-        current=cast(Prompt, current),
+        current=with_own_instruction(component, cast(Prompt, current), reached),
         runs=reached,
-        pool=demo_pool([group for group in groups if group.component == name]),
+        pool=demo_pool([group for group in groups if group.component == name], component=component),
         labelled=labelled_demos(component, reached),
         history=(),
         current_score=0.0,

@@ -35,6 +35,7 @@ from optimas_jax.loop.folder.recorded import write_traces
 from optimas_jax.loop.state import Runs
 from optimas_jax.rewards.collect import Try
 from optimas_jax.rewards.pairs import merge_groups
+from optimas_jax.traces.conversations import with_ids
 from optimas_jax.traces.match import Matched, agrees, as_seen, match_calls, texts_of
 from optimas_jax.traces.read import TraceFiles
 from optimas_jax.traces.rows import ExampleIndex
@@ -106,7 +107,8 @@ def complete(
             call = trace.calls[index]
             for one in [one for one in left if agrees(one, call.inputs)]:
                 left.remove(one)
-                outputs, source = as_seen(one.outputs or {}, call.outputs), f"{RECORDED}{one.call.where}"
+                outputs = with_ids(as_seen(one.outputs or {}, call.outputs), call.inputs)
+                source = f"{RECORDED}{one.call.where}"
                 if one.call.score is None:
                     tries.append(Try(index, example, trace, configuration[name], source, outputs=outputs))
                     continue
@@ -194,7 +196,7 @@ def _identity(calls: Sequence[Matched]) -> str:
 def _fits(component: Component, one: Matched, system: System) -> bool:
     """Whether a local reward and a prompt can show the fields of a call as they are."""
     inputs, outputs = set(one.inputs or {}), set(one.outputs or {})
-    if component.outputs and outputs != set(component.outputs):
+    if not set(component.outputs) <= outputs:
         return False
     return not component.inputs or inputs == set(component.inputs) or system.program is not None
 
@@ -257,7 +259,7 @@ class _Answers:
         key = digest(fields)
         repeat = sum(known[:2] == (name, key) for known in self.given)
         self.given[name, key, repeat] = one.call.where
-        return as_seen(one.outputs or {}, seen)
+        return with_ids(as_seen(one.outputs or {}, seen), fields)
 
 
 def _replay(host: Host, runs: Sequence[tuple[Example, list[Matched]]]) -> dict[int, tuple[Trace, Sequence[str]]]:

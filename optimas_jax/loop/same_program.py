@@ -7,8 +7,9 @@ prompts, settings, components or data are another run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from optimas_jax.core.folder.files import FolderError, read_file
@@ -16,9 +17,11 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
 from optimas_jax.loop.journal import RESULTS, RunFolder, is_unused
+from optimas_jax.programs.identity import identity_of
 
 PROGRAM = "identity.json"
 _DATA = "the data"
+_NO_HOOKS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
 
 def check_components(workdir: Path, system: System) -> None:
@@ -39,17 +42,28 @@ def check_components(workdir: Path, system: System) -> None:
 
 
 def check_program(
-    folder: RunFolder, system: System, splits: Mapping[str, Sequence[Example]], progress: Progress
+    folder: RunFolder,
+    system: System,
+    splits: Mapping[str, Sequence[Example]],
+    progress: Progress,
+    hooks: Mapping[str, Callable[..., Any]] = _NO_HOOKS,
 ) -> None:
-    """Keeps what a program is made of in its run folder, and compares it with what earlier commands ran.
+    """Keeps what a program and its hooks are made of in their run folder, and compares it with what earlier commands
+    ran.
+
+    Args:
+      hooks: own steps of the search, by what messages call them.
 
     Raises:
-      FolderError: the folder belongs to another program, or has results of another version of it.
+      FolderError: the folder belongs to another program or to other hooks, or has results of another version of them.
     """
-    if system.program is None:
+    _check_hooks(folder, hooks)
+    if system.program is None and not hooks:
         return
     rows = [[e.id, e.inputs, e.gold, e.kind] for split in sorted(splits) for e in splits[split]]
-    new = {"declared": {**system.declared, _DATA: digest(rows)}, "code": dict(system.code)}
+    declared = {} if system.program is None else {**system.declared, _DATA: digest(rows)}
+    code = {**system.code, **{what: digest(identity_of(one)) for what, one in hooks.items()}}
+    new = {"declared": declared, "code": code, **({"hooks": sorted(hooks)} if hooks else {})}
     old = folder.read(PROGRAM)
     if old is not None and not folder.is_unused():
         declared, code = (_differences(old[part], new[part]) for part in ("declared", "code"))
@@ -64,6 +78,20 @@ def check_program(
         folder.write(PROGRAM, new)
 
 
+def _check_hooks(folder: RunFolder, hooks: Mapping[str, Any]) -> None:
+    """Compares hooks by their names with those of earlier commands; one that was edited is another matter."""
+    if folder.is_unused():
+        return
+    known = (folder.read(PROGRAM) or {}).get("hooks", [])
+    changes = [f"{one} is gone" for one in known if one not in hooks]
+    changes += [f"{one} is new" for one in hooks if one not in known]
+    if changes:
+        raise FolderError(
+            f"{folder.path} belongs to a run with other hooks: {', '.join(changes)}. Use another workdir= (--workdir), "
+            "or the same hooks to resume; with a copy of tape.sqlite there, equal requests are free"
+        )
+
+
 def _another(folder: Path, what: str, finished: bool) -> FolderError:
     results = "its results stay" if finished else "what it holds stays"
     return FolderError(
@@ -74,13 +102,14 @@ def _another(folder: Path, what: str, finished: bool) -> FolderError:
 
 def edited_since(run: Path, system: System) -> tuple[str, ...]:
     """The parts of a program that are not as they were in the run of a folder: its function, components, their
-    defaults; () where nothing is known. The metric is left out: a program runs without it."""
+    defaults; () where nothing is known. Metric and hooks are left out: a program runs without them."""
     known = read_file(run / PROGRAM)
     if system.program is None or known is None:
         return ()
     now = {**system.declared, **system.code}
     changed = _differences({name: was for part in ("declared", "code") for name, was in known[part].items()}, now)
-    return tuple(name for name in dict.fromkeys(changed) if name != _DATA and not name.startswith("the metric "))
+    others = ("the metric ", "the own ")
+    return tuple(name for name in dict.fromkeys(changed) if name != _DATA and not name.startswith(others))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

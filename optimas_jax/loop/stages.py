@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from optimas_jax.benchmarks.modules import Benchmark, title
+from optimas_jax.core.folder import events
 from optimas_jax.core.progress import Progress
-from optimas_jax.core.selection import UNTRAINED
+from optimas_jax.core.selection import OWN_REWARD, UNTRAINED
 from optimas_jax.core.types import Group, StopRun
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Configuration
@@ -30,6 +31,7 @@ from optimas_jax.loop.folder.evaluations import is_own, save
 from optimas_jax.loop.folder.record import finish, took
 from optimas_jax.loop.folder.unfinished import UNFINISHED, leave_unfinished
 from optimas_jax.loop.forecast.spent import beside_plan, note_spent
+from optimas_jax.loop.hooks.command import telling
 from optimas_jax.loop.iteration import optimize
 from optimas_jax.loop.journal import (
     BEST,
@@ -53,6 +55,8 @@ from optimas_jax.parallel.lockstep import Leader
 from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
 from optimas_jax.search.pareto import rows_of
+
+ALIGNED = ("local", OWN_REWARD)  # scores whose alignment a run measures
 
 
 class MissingStage(StopRun):
@@ -86,9 +90,10 @@ def run_stages(
     with open_run(config, workdir, progress, completer, shared, benchmark, command, leader) as run:
         if completer is None:
             find_models(run)
-        for name in STAGES if stage == "all" else (stage,):
-            label = run_stage(run, name)
-            run.engines.forget_programs()
+        with telling(run, stage):
+            for name in STAGES if stage == "all" else (stage,):
+                label = run_stage(run, name)
+                run.engines.forget_programs()
     return label
 
 
@@ -232,7 +237,7 @@ def _collect(run: Run) -> None:
         groups = [group for group in collected.groups if group.component == name]
         rewards = [group.rewards for group in groups if len(group.candidates) > 1]
         informative = sum(is_informative(one, config.reward.loss.threshold) for one in rewards)
-        host.folder.emit("groups", component=name, groups=len(rewards), informative=informative, stopped=reason)
+        host.folder.emit(events.Groups(component=name, groups=len(rewards), informative=informative, stopped=reason))
         host.progress.line(f"  {name}: {len(rewards)} groups, {informative} with different rewards; stopped: {reason}")
     scores = [reward for group in collected.groups for reward in group.rewards]
     if len(scores) > 1 and len(set(scores)) == 1:
@@ -276,7 +281,7 @@ def _train(run: Run) -> None:
     name, metadata = train_first(run.host, run.device, run.config, _offline_groups(run))
     run.host.folder.write("reward.json", {"name": name, "history": metadata["history"]})
     for epoch, row in enumerate(metadata["history"]):
-        run.host.folder.emit("epoch", epoch=epoch, **row)
+        run.host.folder.emit(events.Epoch(epoch=epoch, metrics=row))
         numbers = ", ".join(f"{key} {value:.3f}" for key, value in row.items())
         run.host.progress.line(f"  {'fit' if run.config.reward.heads == 'fitted' else f'epoch {epoch + 1}'}: {numbers}")
 
@@ -304,12 +309,19 @@ def _optimize(run: Run) -> None:
     else:
         info = {"accepted": list(state.accepted), "confirmed": confirmed}
         host.folder.save_best(steps[-1], info, folder=UNCONFIRMED)
-    alignment = {} if config.optimize.score != "local" else alignment_of(host, run.device, config, state)
-    host.folder.emit("alignment", reward=state.reward, alignment=alignment)
+    alignment = {} if config.optimize.score not in ALIGNED else alignment_of(host, run.device, config, state)
+    host.folder.emit(events.Alignment(reward=state.reward, alignment=alignment))
     blamed = blame_of(host, run.device, state)
     if blamed is not None:
-        counts = {"passing": blamed.passing, "failing": blamed.failing, "first": blamed.first}
-        host.folder.emit("blame", reward=state.reward, **counts, reason=blamed.reason)
+        host.folder.emit(
+            events.Blame(
+                reward=state.reward,
+                passing=blamed.passing,
+                failing=blamed.failing,
+                first=blamed.first,
+                reason=blamed.reason,
+            )
+        )
     host.folder.write(
         OPTIMIZED,
         {
@@ -400,12 +412,12 @@ def _align(run: Run) -> None:
         _hold_measurements(run.host)
         alignment = align(run.host, run.device, run.config, configuration, reward)
     run.host.folder.write("alignment.json", {"reward": reward, "alignment": alignment})
-    run.host.folder.emit("alignment", reward=reward, alignment=alignment)
+    run.host.folder.emit(events.Alignment(reward=reward, alignment=alignment))
 
 
-def _check_local(run: Run) -> None:
+def _check_local(run: Run, allowed: Sequence[str] = ("local",)) -> None:
     score = run.config.optimize.score
-    if score != "local":
+    if score not in allowed:
         raise MissingStage(
             f"{run.host.folder.path} has no local rewards, as config.optimize.score is {score!r}: set 'local' in a new "
             "--workdir"
@@ -419,7 +431,9 @@ def last_reward(run: Run, configuration: Configuration) -> str:
     Raises:
       MissingStage: if nothing was trained.
     """
-    _check_local(run)
+    _check_local(run, ALIGNED)
+    if run.config.optimize.score == OWN_REWARD:
+        return OWN_REWARD
     reward = reward_name(run.host.folder.path, configuration)
     if not reward:
         raise MissingStage(f"no local reward in {run.host.folder.path}: --stage=train makes it")
@@ -433,7 +447,7 @@ def _evaluate(run: Run) -> str:
     with run_limit(host, "evaluate", is_part=own):
         measured = measure(run)
     results, costs = measured.results, took(run.record)
-    host.folder.emit("evaluation", split=results["split"], n=results["n"], gain=results["gain"])
+    host.folder.emit(events.Evaluation(split=results["split"], n=results["n"], gain=results["gain"]))
     results = {
         **results,
         "paid_calls": costs["paid_calls"],

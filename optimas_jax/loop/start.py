@@ -1,5 +1,8 @@
 """Going on from a saved result (``config.optimize.start``): the search starts from its values, answers on the tape of
-its run are free, and what is found replaces it only if that is confirmed on rows that its run did not use."""
+its run are free, and what is found replaces it only if that is confirmed on rows that its run did not use.
+
+Prompts that were written elsewhere are a start, too; which rows they were found on nobody knows.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from optimas_jax.core.types import Example, digest
 from optimas_jax.core.values import Configuration
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.journal import BEST, TAPE, RunFolder, load_best
+from optimas_jax.traces.prompts import Written, is_written, prompts_for, read_names, read_written
 
 ROWS = "rows.json"  # rows of a run and of those that it started from, in its folder and in its best/
 NO_FRESH_ROWS = "not confirmed: no fresh rows"
@@ -22,29 +26,49 @@ NO_FRESH_ROWS = "not confirmed: no fresh rows"
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A saved result.
+    """A saved result, or prompts that were written elsewhere.
 
     Attributes:
-      folder: ``best/`` of a run, or a copy of it.
+      folder: ``best/`` of a run, or a copy of it; None for prompts.
       configuration: its values.
       used: digests of the rows that its run used, and those that it started from.
       tape: of its run, if that is still there.
+      written: prompts by the names that they have elsewhere.
+      names: of components by these.
     """
 
-    folder: Path
+    folder: Path | None
     configuration: Configuration
     used: frozenset[str]
     tape: Path | None
+    written: Written | None = None
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def values(self, system: System) -> Configuration:
+        """Its values for the components of a system.
+
+        Raises:
+          TraceError: prompts cannot be matched with components.
+        """
+        if self.written is None:
+            return self.configuration
+        return Configuration(prompts_for(self.written, system.components, self.names))
 
 
-def read_start(folder: str) -> Start | None:
-    """The saved result in a ``best/`` folder, or in the folder of its run; None for "".
+def read_start(folder: str, names: str = "") -> Start | None:
+    """The saved result in a ``best/`` folder, or in the folder of its run, or prompts of a file; None for "".
+
+    Args:
+      names: ``config.optimize.start_names``.
 
     Raises:
       FolderError: there is none, or its rows are not known.
+      TraceError: a file holds no prompts.
     """
     if not folder:
         return None
+    if is_written(folder):
+        return Start(None, Configuration({}), frozenset(), None, read_written(folder), read_names(names))
     best = Path(folder)
     best = best / BEST if (best / BEST).is_dir() else best
     configuration, run = load_best(best), best.parent
@@ -83,13 +107,13 @@ def data_and_system(benchmark: Any, config: RunConfig, start: Start | None) -> t
     if start is not None:
         data = with_fresh_rows(data, start.used)
     system = benchmark.build(data.check(), config.system)
-    return data, system if start is None else starting_from(system, start.configuration)
+    return data, system if start is None else starting_from(system, start.values(system))
 
 
 def keep(folder: RunFolder, data: Dataset, start: Start | None) -> None:
     """Notes in a run folder which rows it uses, beside those that it has paid for before, and copies what the values
     that it starts from need."""
-    if start is not None:
+    if start is not None and start.folder is not None:
         folder.take_parts(start.configuration, start.folder)
     earlier = frozenset() if start is None else start.used
     before = frozenset() if folder.is_unused() else frozenset(folder.read(ROWS) or ())

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from optimas_jax.core.folder import events
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import System
 from optimas_jax.core.types import derive_seed
@@ -106,7 +107,7 @@ class TuningRun:
 
     Attributes:
       system, completer, policies, progress: see their classes.
-      emit: writes an event to the journal: ``emit(event, **fields)``.
+      emit: writes an event to the journal.
       seed: of the run.
       concurrency: answers in flight.
     """
@@ -115,7 +116,7 @@ class TuningRun:
     completer: Completer
     policies: PolicyEngine
     progress: Progress
-    emit: Callable[..., None]
+    emit: Callable[[events.Event], None]
     seed: int
     concurrency: int
 
@@ -142,12 +143,12 @@ def tune_weights(run: TuningRun, name: str, current: Adapter, runs: Runs, scores
     with run.progress.bar(f"updates ({config.loss.algorithm})", config.updates) as advance:
 
         def on_update(number: int, update: Update) -> None:
-            run.emit("update", component=name, number=number, adapter=update.adapter, **update.metrics)
+            run.emit(events.Update(component=name, number=number, adapter=update.adapter, metrics=update.metrics))
             _warn_of_another_model(run.progress, update)
             advance()
 
         def on_validation(number: int, score: float) -> None:
-            run.emit("validation", component=name, number=number, score=score, score_is=scores.label)
+            run.emit(events.Validation(component=name, number=number, score=score, score_is=scores.label))
             run.progress.line(
                 f"  after {number} updates: mean {scores.label} {score:.3f} on {len(policy.held_back)} held-back inputs"
             )
@@ -161,7 +162,7 @@ def tune_weights(run: TuningRun, name: str, current: Adapter, runs: Runs, scores
             on_update=on_update,
             on_validation=on_validation,
         )
-    run.emit("tuned", component=name, **dataclasses.asdict(tuned))
+    run.emit(events.Tuned(component=name, **dataclasses.asdict(tuned)))
     run.progress.line(
         f"  {count_updates(tuned)} in {time.monotonic() - began:.0f} s: mean {scores.label} {tuned.before:.3f} -> "
         f"{tuned.score:.3f}, KL {tuned.kl:.3f} of {config.kl_budget} nats a token"

@@ -19,12 +19,15 @@ class TextGroup:
       task: what the component is for; it tells components apart.
       inputs: rendered input.
       candidates: rendered outputs.
+      fields, outputs: what was rendered, for functions of the user's.
     """
 
     component: str
     task: str
     inputs: str
     candidates: tuple[str, ...]
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    outputs: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     @property
     def prefix(self) -> str:
@@ -42,6 +45,8 @@ def text_group(
         render_reward_task(node.description),
         render_reward_inputs(inputs, node.inputs or tuple(inputs)),
         tuple(render_reward_candidate(fields, node.outputs or tuple(fields)) for fields in outputs),
+        inputs,
+        tuple(outputs),
     )
 
 

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimas_jax.benchmarks.modules import find_benchmark
 from optimas_jax.core.schema import from_dict
+from optimas_jax.core.selection import OWN_REWARD
 from optimas_jax.core.system import System
 from optimas_jax.core.values import Configuration, PerInstance, PromptSpace, Value
 from optimas_jax.llm.tape import Tape
+from optimas_jax.loop.hooks.settings import hooks_of
 from optimas_jax.loop.journal import CHECKPOINTS, REWARDS, reward_name
 from optimas_jax.presets import EMBEDDED
 from optimas_jax.programs.program import Program
@@ -20,11 +23,15 @@ from optimas_jax.rewards.pairs import count_informative
 from optimas_jax.rewards.split import Shares, part_of
 from optimas_jax.saved.folder import Saved, read_folder
 from optimas_jax.saved.models import make_engines
+from optimas_jax.saved.source import LOCAL_REWARD, has_source, import_source
 from optimas_jax.saved.system import build, observed_fields
 
 if TYPE_CHECKING:
     from optimas_jax.engine.pool import Engines
     from optimas_jax.rewards.scorer import InstanceScorer, RewardScorer
+
+
+_AT_ONCE = 32  # calls of an own local reward
 
 
 class NoLocalReward(ValueError):
@@ -125,12 +132,18 @@ def load_reward(folder: str | Path, program: Program | System | Callable[..., An
     keep_libraries_quiet()
     saved = read_folder(folder)
     system = build(saved, program).system
+    components = trained_components(saved, system)
+    scorer, name = _reward_scorer(saved, system, make_engines()), reward_name(saved.run, saved.configuration)
+    scorer.check(name)
+    return LocalRewards({one: LocalReward(one, name, system, scorer) for one in components})
+
+
+def trained_components(saved: Saved, system: System) -> list[str]:
+    """Components whose local reward the run trained; raises ``NoLocalReward`` without any."""
     counts = _trained(saved, system)
     if not any(counts.values()):
         raise NoLocalReward(_why_none(saved, counts))
-    scorer, name = _reward_scorer(saved, system, make_engines()), reward_name(saved.run, saved.configuration)
-    scorer.check(name)
-    return LocalRewards({one: LocalReward(one, name, system, scorer) for one in system.tunable if counts[one]})
+    return [name for name in system.tunable if counts[name]]
 
 
 def with_best_of(
@@ -161,7 +174,7 @@ def with_best_of(
         best_of = {prompts[-1]: best_of}
     reward = reward_name(saved.run, saved.configuration) or "served"
     temperature = from_dict(CollectConfig, saved.settings.get("collect", {}), "config.collect").temperature
-    trained = None if served else _trained(saved, system)
+    trained = None if served or reward == OWN_REWARD else _trained(saved, system)
     for name, samples in best_of.items():
         if name not in configuration or isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
             raise ValueError(
@@ -182,7 +195,27 @@ def scorer_of(saved: Saved, system: System, configuration: Configuration, engine
         return None
     from optimas_jax.rewards.scorer import InstanceScorer
 
-    return InstanceScorer(_reward_scorer(saved, system, engines), system, saved.seed)
+    scorer = _reward_scorer(saved, system, engines)
+    if any(isinstance(value, PerInstance) and value.reward == OWN_REWARD for value in configuration.values()):
+        from optimas_jax.loop.hooks.local_reward import with_own_scores
+
+        scorer = with_own_scores(scorer, own_reward(saved), Tape(Path(":memory:")), _AT_ONCE)
+    return InstanceScorer(scorer, system, saved.seed)
+
+
+def own_reward(saved: Saved) -> Callable[..., Any]:
+    """The own local reward by which a saved configuration chooses among outputs: the run's function, or the one in
+    ``HOOKS`` of its file.
+
+    Raises:
+      SourceError: it cannot be imported.
+    """
+    benchmark = saved.settings.get("benchmark", "")
+    if not has_source(saved.run) and benchmark.endswith(".py"):
+        function = hooks_of(find_benchmark(benchmark)).local_reward
+        if function is not None:
+            return function
+    return import_source(saved.run, LOCAL_REWARD)
 
 
 def _reward_scorer(saved: Saved, system: System, engines: Engines) -> RewardScorer:

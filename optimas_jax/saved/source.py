@@ -18,7 +18,7 @@ from optimas_jax.programs.program import Program
 from optimas_jax.programs.program import program as declare
 
 SOURCE = "program.json"  # in a run folder
-PROGRAM, METRIC = "program", "metric"
+PROGRAM, METRIC, LOCAL_REWARD = "program", "metric", "local_reward"
 DECLARATIONS = "declarations"  # files other than the program's that declare components of it
 
 
@@ -26,11 +26,18 @@ class SourceError(ValueError):
     """A program or metric that cannot be imported; the message has the reason and the way out."""
 
 
-def record_source(folder: Path, program: Program | Callable[..., Any], metric: Callable[..., Any]) -> None:
-    """Writes into a run folder where program and metric can be imported from, or why they cannot; and which other files
-    declare components of the program."""
+def record_source(
+    folder: Path,
+    program: Program | Callable[..., Any],
+    metric: Callable[..., Any],
+    local_reward: Callable[..., Any] | None = None,
+) -> None:
+    """Writes into a run folder where program, metric and an own local reward can be imported from, or why they cannot;
+    and which other files declare components of the program."""
     source = _program_source(program)
     where: dict[str, Any] = {PROGRAM: _seen_from(folder, source), METRIC: _seen_from(folder, source_of(metric))}
+    if local_reward is not None:
+        where[LOCAL_REWARD] = _seen_from(folder, source_of(local_reward))
     declared = declare(program)
     if others := [one for one in _declaring_files(declared) if one["file"] != source.get("file")]:
         where[DECLARATIONS] = {"components": _names(declared), "files": [_seen_from(folder, one) for one in others]}
@@ -67,7 +74,7 @@ def import_program(folder: Path) -> Program:
 
 
 def import_source(folder: Path, what: str) -> Any:
-    """The program, or the metric, of the run in a folder.
+    """The program, the metric or the own local reward of the run in a folder.
 
     Raises:
       SourceError: it cannot be imported, or nothing is known of it.
@@ -86,6 +93,8 @@ def import_source(folder: Path, what: str) -> Any:
 
 
 def _way_out(what: str) -> str:
+    if what == LOCAL_REWARD:
+        return "define it in a module file, as a variable of its own"
     return "use a metric of a module file" if what == METRIC else "pass the program: load(folder, program)"
 
 

@@ -49,7 +49,12 @@ def looks(config: GateConfig, n: int) -> tuple[int, ...]:
         )
     if config.kind != "paired" or n == 1:
         return (n,)
-    return (*[n // 4] * (n // 4 >= _FEWEST), n // 2, n)
+    return all_looks(n)
+
+
+def all_looks(n: int) -> tuple[int, ...]:
+    """Numbers of examples after a quarter (of at least 8 examples), half and all ``n``, at least 1."""
+    return (*[n // 4] * (n // 4 >= _FEWEST), *[n // 2] * (n > 1), n)
 
 
 def decide(config: GateConfig, differences: ArrayLike, n: int) -> Verdict:

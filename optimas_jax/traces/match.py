@@ -16,6 +16,14 @@ from optimas_jax.llm.component import ModelCall
 from optimas_jax.llm.forms.answers import AnswerError
 from optimas_jax.llm.forms.loose import NOTHING, loose_json
 from optimas_jax.llm.render import field_label, render_value
+from optimas_jax.traces.conversations import (
+    conversation_of,
+    is_agent,
+    is_sent_to,
+    reply_of,
+    same_conversation,
+    squeezed,
+)
 from optimas_jax.traces.records import USER, Recorded, leaves
 
 _LABEL = re.compile(r"^([A-Za-z][\w \-]{0,60}):(?=\s|$)", re.MULTILINE)
@@ -75,6 +83,7 @@ def component_of(call: Recorded, components: Sequence[Component]) -> str:
     for name in call.names:
         alike = [one.name for one in components if one.name == name]
         alike = alike or [one.name for one in components if _plain(one.name) == _plain(name)]
+        alike = alike or [one.name for one in components if is_sent_to(call, one, name)]
         if len(alike) == 1:
             return alike[0]
     said = [(len(_instruction(one.default)), one.name) for one in components if _begins_with_default(call, one)]
@@ -94,6 +103,8 @@ def _instruction(value: Value | None) -> str:
 def _begins_with_default(call: Recorded, component: Component) -> bool:
     instruction = _instruction(component.default)
     text = (call.instruction or _first_asked(call)).strip()
+    if is_agent(component) and not call.instruction:
+        return False  # its messages are inputs
     rest = text[len(instruction) :]
     return bool(instruction) and text.startswith(instruction) and (not rest or rest[0].isspace())
 
@@ -130,6 +141,8 @@ def read_inputs(call: Recorded, component: Component, labels: Sequence[str] = ()
     Args:
       labels: that stand at the beginning of a line in every call of the component.
     """
+    if is_agent(component):
+        return conversation_of(call.turns) if call.turns else None
     text, names = _asked(call, component), component.inputs
     if not text:
         return None
@@ -200,6 +213,8 @@ def read_outputs(answer: str, component: Component) -> Mapping[str, Any] | None:
         except AnswerError:
             return None
     names, text = component.outputs, answer.strip()
+    if is_agent(component):
+        return reply_of(text)
     if len(names) < 2:
         return freeze({names[0] if names else component.name: text})
     objects = [one for one in find_json(text) if isinstance(one, Mapping)]
@@ -211,6 +226,8 @@ def agrees(recorded: Matched, inputs: Mapping[str, Any]) -> bool:
     that is empty has a text."""
     if recorded.call.inputs is not None:
         return recorded.call.inputs == freeze(inputs)
+    if recorded.inputs is not None and set(recorded.inputs) == {"messages"} and "messages" in inputs:
+        return same_conversation(recorded.inputs["messages"], inputs["messages"])
     if recorded.inputs is not None and set(recorded.inputs) == set(inputs):
         same = {name: render_value(value) for name, value in inputs.items()}
         if all(render_value(recorded.inputs[name]) == text for name, text in same.items()):
@@ -221,11 +238,6 @@ def agrees(recorded: Matched, inputs: Mapping[str, Any]) -> bool:
     given = recorded.inputs or {}
     empty = [name for name, value in inputs.items() if not leaves(value) and not isinstance(value, bool)]
     return all(str(given.get(name, "")).strip().lower() in _EMPTY for name in empty)
-
-
-def squeezed(text: str) -> str:
-    """The text with single spaces."""
-    return " ".join(text.split())
 
 
 def as_seen(outputs: Mapping[str, Any], seen: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from optimas_jax.core.types import Example, digest
-from optimas_jax.traces.match import squeezed
+from optimas_jax.traces.conversations import squeezed
 from optimas_jax.traces.records import leaves
 
 _ANCHOR = 12  # characters at the beginning of a text by which it is looked for; shorter ones must be a whole line

@@ -5,16 +5,19 @@ import contextlib
 import json
 import random
 import threading
+import urllib.error
 import urllib.request
 
 import openai
+import pytest
 from fakes import ScriptedCompleter
 from tool_agents import adder, adds, begin, plain_tool_loop, record, run, run_all, system_of, tool_loop
 
 import optimas_jax as oj
+from optimas_jax.bridges import door
 from optimas_jax.core import event_loop
 from optimas_jax.core.program import current_scope
-from optimas_jax.core.types import Example, Outcome
+from optimas_jax.core.types import Example, Outcome, StopRun
 
 QUESTIONS = [f"{'q' * (number % 5)}{number}" for number in range(16)]
 ASYNC, SYNC = oj.client(), oj.client(sync=True)
@@ -265,3 +268,32 @@ def test_runs_that_go_alone_do_so():
 
     traces = run_all(program(lonely, alone=True), QUESTIONS[:6], 6, delay=0.01)
     assert max(most) == 1 and all(trace.outcome is Outcome.OK for trace in traces)
+
+
+def test_a_program_that_holds_up_its_event_loop_is_told(monkeypatch):
+    """A call that blocks and waits for an answer that only this loop can give."""
+    monkeypatch.setattr(door, "_PATIENCE", 0.2)
+
+    async def blocking(question):
+        try:
+            return post(oj.base_url())
+        except urllib.error.HTTPError as error:
+            with error:
+                return json.load(error)["error"]["message"]
+
+    trace, requests = run(program(blocking), adds)
+    assert "the program holds it up by a call that blocks" in trace.outputs["output"] and not requests
+
+
+def test_a_thread_with_an_event_loop_of_its_own_knows_its_run():
+    def plain(question):
+        return asyncio.run(tool_loop(ASYNC, question))
+
+    trace, _ = run(program(plain))
+    assert trace.outputs == {"output": "It is 2."} and len(trace.calls) == 2
+
+
+def test_a_client_needs_the_sdk_that_it_is_made_for(monkeypatch):
+    monkeypatch.setattr(openai, "__version__", "2.54.0")
+    with pytest.raises(StopRun, match=r"needs openai 3, and openai 2\.54\.0 is installed: give the agent the base URL"):
+        oj.client()

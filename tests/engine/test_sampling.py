@@ -202,8 +202,9 @@ def test_requests_too_large_for_the_batch_wait_for_room():
 
 def test_a_batch_has_slots_for_what_was_answered_and_some_more(sampler, monkeypatch):
     """With a limit of 900 tokens: slots for the first 16, then four times as many; fewer once it is alone again."""
-    monkeypatch.setattr("optimas_jax.engine.decode_batch._FIRST_TOKENS", 16)
-    monkeypatch.setattr("optimas_jax.engine.decode_batch._slot_bucket", lambda slots: slots)
+    monkeypatch.setattr("optimas_jax.engine.memory._FIRST_TOKENS", 16)
+    for module in ("memory", "decode_batch"):
+        monkeypatch.setattr(f"optimas_jax.engine.{module}.slot_bucket", lambda slots: slots)
     long, short = SampleRequest((1, 2), 900, 1.0, seed=4), SampleRequest((7, 8, 9), 10, 1.0, seed=5)
     rows = {key: sampler.row_request(request) for key, request in (("long", long), ("short", short))}
     batch, finished, slots = sampler.own_batch(), {}, []

@@ -92,7 +92,7 @@ def test_a_limit_refuses_at_the_gate_by_its_name(tmp_path: Path, limit, measure)
     assert f"exceeds max_{measure}: " in refused["reason"] and "the limit is" in refused["reason"]
     events = [event for event in lines_of(tmp_path / "run/journal.jsonl") if event["event"] == "gate"]
     assert events[0]["exceeds"] == [measure] and not events[0]["accepted"]
-    assert "exceeds" not in events[1] and events[1]["accepted"]
+    assert not events[1]["exceeds"] and events[1]["accepted"]
 
 
 def test_a_start_above_a_limit_is_told_of(tmp_path: Path) -> None:

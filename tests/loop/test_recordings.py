@@ -7,6 +7,7 @@ import json
 import pytest
 from fakes import ScriptedCompleter
 from rich.console import Console
+from tool_agents import adds, begin, closing, tool_loop
 
 import optimas_jax as oj
 from optimas_jax.benchmarks.data import DataConfig, DataError, deal
@@ -62,9 +63,9 @@ def config(traces="", **changes):
     return dataclasses.replace(base, **changes)
 
 
-def run(folder, config, stage="collect"):
+def run(folder, config, stage="collect", made=None, answer=answer):
     model, log = ScriptedCompleter(answer), io.StringIO()
-    made = oj.benchmark(pipeline, metric, ROWS)
+    made = made or oj.benchmark(pipeline, metric, ROWS)
     run_stages(config, folder, stage, ConsoleProgress(Console(file=log, width=400)), model, benchmark=made)
     return len(model.requests), log.getvalue()
 
@@ -198,3 +199,40 @@ def test_bad_files_are_refused_before_anything_is_paid_for(tmp_path, file):
     assert not (tmp_path / "run").exists()
     with pytest.raises((TraceError, StopRun, DataError), match="no file"):
         oj.optimize(pipeline, metric, ROWS, traces=tmp_path / "none.jsonl", workdir=tmp_path / "run", model="random:0")
+
+
+def test_calls_of_an_agent_with_tools_are_replayed_as_conversations(tmp_path, file):
+    """The model's name is the component, and each turn of the loop a call with the whole conversation."""
+    client = oj.client()
+
+    async def solve(question):
+        return {"answer": await tool_loop(client, question)}
+
+    def lines(place, question, right):
+        asked = {"id": f"x{place}", "type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}
+        asked["function"]["arguments"] = json.dumps({"x": len(question)})
+        turn = {"role": "assistant", "content": None, "tool_calls": [asked]}
+        result = {"role": "tool", "tool_call_id": asked["id"], "content": str(len(question) + 1)}
+        last = {"role": "assistant", "content": f"It is {len(question) + 1}." if right else "It is."}
+        turns = begin(question)
+        for messages, message in ((turns, turn), ([*turns, turn, result], last)):
+            request = {"model": "adder", "messages": messages}
+            answer = {"choices": [{"message": message}]}
+            yield {"trace_id": f"{place} {right}", "request": request, "response": answer}
+
+    asked = [
+        line for place, one in enumerate(questions("train", 6)) for right in (0, 1) for line in lines(place, one, right)
+    ]
+    program = oj.program(solve, components=[oj.agent("adder")])
+    made = oj.benchmark(program, lambda outputs: float("." in outputs["answer"][6:]), ROWS)
+    settings = config(file(asked))
+    search = dataclasses.replace(settings.optimize, components="adder")
+    with closing(client):
+        _, log = run(tmp_path / "run", dataclasses.replace(settings, optimize=search), made=made, answer=adds)
+    assert "24 of 24 recorded calls are used: 12 runs of 6 training examples replayed" in log
+    groups = load_groups(tmp_path / "run" / "groups" / "offline")
+    last = [group for group in groups if group.occurrence == 1 and group.candidates[0].recorded]
+    assert len(last) == 6 and all(sorted(group.rewards)[:: len(group.rewards) - 1] == [0.0, 1.0] for group in last)
+    first = next(group for group in groups if group.occurrence == 0)
+    [call] = first.candidates[0].outputs["calls"]
+    assert call["name"] == "add" and first.candidates[0].outputs["ids"][0].startswith("call_")

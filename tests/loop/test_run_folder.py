@@ -12,8 +12,10 @@ import pytest
 from fakes import ScriptedCompleter, request
 from runs import ROOT, run_config
 
+from optimas_jax.core.folder import events
 from optimas_jax.core.folder.files import read_rows
 from optimas_jax.core.types import StopRun
+from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration, Demo, Hyperparameters, Prompt
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape
@@ -34,14 +36,29 @@ def journal(path):
     return path / "run" / "journal.jsonl"
 
 
-def events(path):
+def names_in(path):
     return [json.loads(line)["event"] for line in journal(path).read_text(encoding="utf-8").splitlines()]
+
+
+_TESTED = {"iteration": 0, "component": "a", "kind": "opro", "val_gain": 0.5, "ci95": (0.0, 1.0), "p_value": 0.25}
+_RACED = {"value": "0123", "expected_gain": 1.0, "labelled_gain": None, "local_gain": 0.5, "n": 8, "accepted": True}
+SAMPLES = {
+    "groups": events.Groups(component="a", groups=2, informative=1, stopped="one\nline"),
+    "pick": events.Pick(iteration=0, component="a", rule="gap"),
+    "gate": events.Gate(**_TESTED, **_RACED),
+    "accept": events.Accept(**_TESTED, value=Prompt("Say."), val_score=1.0, covered=True, id="0-a-0123", parent="ab"),
+    "curve": events.Curve(at="start", iteration=0, val_score=0.5, spent=Usage(calls=2, usd=0.25)),
+    "adaptation": events.Adaptation(
+        fresh_groups=2, fresh_pairs=0, pair_accuracy_before=None, trained=False, reward="r"
+    ),
+    "evaluation": events.Evaluation(split="test", n=2, gain={"mean": 0.5, "ci95": (0.0, 1.0), "p_value": 0.5}),
+}
 
 
 def emit_all(path, *names):
     opened = folder(path)
     for name in names:
-        opened.emit(name, component="a", scores=(1, 0.5), value={"text": "one\nline"})
+        opened.emit(SAMPLES[name])
     return opened
 
 
@@ -156,8 +173,8 @@ def test_events_are_appended_as_they_happen(tmp_path):
     emit_all(tmp_path, "pick", "gate")
     first = json.loads(journal(tmp_path).read_text().splitlines()[0])
     assert first.pop("time") > 0
-    assert first == {"event": "pick", "component": "a", "scores": [1, 0.5], "value": {"text": "one\nline"}}
-    assert events(tmp_path) == ["pick", "gate"]
+    assert first == {"event": "pick", "iteration": 0, "component": "a", "rule": "gap"}
+    assert names_in(tmp_path) == ["pick", "gate"]
 
 
 def test_a_resumed_run_does_not_write_its_events_twice(tmp_path):
@@ -165,13 +182,13 @@ def test_a_resumed_run_does_not_write_its_events_twice(tmp_path):
     before = journal(tmp_path).read_text()
     emit_all(tmp_path, "pick", "gate", "adaptation")
     assert journal(tmp_path).read_text().startswith(before)
-    assert events(tmp_path) == ["pick", "gate", "adaptation"]
+    assert names_in(tmp_path) == ["pick", "gate", "adaptation"]
 
 
 def test_another_course_of_events_goes_on_behind_the_old_one(tmp_path):
     emit_all(tmp_path, "pick", "gate")
     emit_all(tmp_path, "pick", "accept", "gate")
-    assert events(tmp_path) == ["pick", "gate", "accept", "gate"]
+    assert names_in(tmp_path) == ["pick", "gate", "accept", "gate"]
 
 
 def test_wherever_the_last_write_stopped_the_journal_is_repaired(tmp_path):
@@ -185,7 +202,7 @@ def test_wherever_the_last_write_stopped_the_journal_is_repaired(tmp_path):
         assert kept == (whole if stop == len(whole) - 1 else whole[:start])  # only the line end was missing
         assert not list(resumed.path.glob("*.partial"))
     emit_all(tmp_path, "pick", "gate", "adaptation")
-    assert events(tmp_path) == ["pick", "gate", "adaptation"]
+    assert names_in(tmp_path) == ["pick", "gate", "adaptation"]
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -205,7 +222,7 @@ def test_a_damaged_event_loses_nothing_and_a_resumed_run_mends_it(tmp_path, inde
     ]
     assert [row["event"] for row in read_rows(journal(tmp_path))] == [n for n in names if n != names[index]]
     emit_all(tmp_path, *names, "evaluation")
-    assert events(tmp_path) == [*names, "evaluation"]
+    assert names_in(tmp_path) == [*names, "evaluation"]
 
 
 def test_a_later_stage_takes_no_damaged_place(tmp_path):
@@ -214,7 +231,7 @@ def test_a_later_stage_takes_no_damaged_place(tmp_path):
     emit_all(tmp_path, "evaluation")
     assert [row["event"] for row in read_rows(journal(tmp_path))] == ["gate", "evaluation"]
     emit_all(tmp_path, "pick", "gate", "evaluation")
-    assert events(tmp_path) == ["pick", "gate", "evaluation"]
+    assert names_in(tmp_path) == ["pick", "gate", "evaluation"]
 
 
 def test_a_damaged_proposal_is_kept_and_written_again(tmp_path):
@@ -239,13 +256,13 @@ def test_a_damaged_row_is_named_by_its_line(tmp_path):
 
 def test_what_no_line_can_hold_is_written_as_text(tmp_path):
     for _ in range(2):
-        folder(tmp_path).emit("pick", score=float("nan"), text="half \ud800 of a character", number=1e400)
+        folder(tmp_path).emit(events.Epoch(epoch=0, metrics={"loss": float("nan"), "\ud800 half": 1e400}))
     [row] = read_rows(journal(tmp_path))
-    assert (row["score"], row["text"], row["number"]) == ("nan", "half \ufffd of a character", "inf")
+    assert (row["loss"], row["\ufffd half"]) == ("nan", "inf")
 
 
 def test_a_write_that_stopped_within_a_character_is_repaired(tmp_path):
-    folder(tmp_path).emit("pick", text="é")
+    folder(tmp_path).emit(events.Dropped(iteration=0, component="a", reason="empty", text="é"))
     whole = journal(tmp_path).read_bytes()
     journal(tmp_path).write_bytes(whole + whole[: whole.index("é".encode()) + 1])
     folder(tmp_path)
@@ -254,7 +271,7 @@ def test_a_write_that_stopped_within_a_character_is_repaired(tmp_path):
 
 def test_only_line_feeds_end_an_event(tmp_path):
     for _ in range(2):
-        folder(tmp_path).emit("pick", text="one\u2028two\x85three")
+        folder(tmp_path).emit(events.Dropped(iteration=0, component="a", reason="empty", text="one\u2028two\x85three"))
     assert journal(tmp_path).read_bytes().count(b"\n") == 1
 
 
@@ -276,7 +293,7 @@ def test_a_journal_on_a_full_disk_stops_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(FolderError, match=r"cannot write journal.jsonl .*No space left"):
-        opened.emit("gate")
+        opened.emit(SAMPLES["gate"])
 
 
 # Files

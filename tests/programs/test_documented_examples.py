@@ -19,6 +19,7 @@ CASES = {
     "templated": (["short"], {"output": "Iron"}),
     "react": (["agent", "search", "agent"], {"output": "iron: see page 0"}),
     "describe": (["look"], {"output": "A house."}),
+    "helped": (["helper"], {"output": "Briefly."}),
 }
 
 
@@ -37,6 +38,9 @@ def answer(request):
         case "look":
             assert request.messages[-1].images == (PHOTO,)
             return "A house."
+        case "helper":
+            assert request.messages[0].content == "Be brief."
+            return "Briefly."
 
 
 @pytest.fixture(scope="module")

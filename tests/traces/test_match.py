@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import optimas_jax as oj
 from optimas_jax.core.component import Component
 from optimas_jax.core.types import Example, freeze
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
@@ -163,3 +164,23 @@ def test_examples_are_found_by_all_their_texts():
     assert found("What is the capital of Per") == [] and found("whatever a line") == []
     assert found("Question: a") == ["3"] and found("question: b\nk: 3") == ["4"] and found("question: b") == []
     assert found(row={"question": "b", "k": 3}) == ["4"] and found(row={"question": "c"}) == []
+
+
+def test_agents_read_conversations_and_are_told_apart_by_what_they_send():
+    one = oj.agent("one", sends="gpt", when="You plan").build(LanguageModel("m"))
+    two = oj.agent("two", sends="gpt", when="You write").build(LanguageModel("m"))
+    asks = '{"text": "", "calls": [{"name": "f", "arguments": {"a": 1}}]}'
+    turns = (("system", "You write."), ("user", "Hi"), ("assistant", asks), ("tool", "2"))
+    call = Recorded("f", ("gpt",), turns=turns, answer="Done.")
+    [matched], _ = match_calls([call], [one, two])
+    assert matched.component == "two" and matched.as_declared
+    assert matched.outputs == {"text": "Done.", "calls": (), "ids": (), "finish": "stop"}
+    messages = matched.inputs["messages"]
+    assert messages[2]["calls"][0] == {"id": "call_1", "name": "f", "arguments": {"a": 1}}
+    assert messages[3] == {"role": "tool", "content": "2", "call_id": "call_1"}
+    renamed = [dict(turn) for turn in messages]
+    renamed[3]["call_id"] = "other"
+    assert agrees(matched, {"messages": renamed, "tools": []}) and not agrees(matched, {"messages": renamed[:3]})
+    assert component_of(Recorded("f", ("gpt",), turns=turns[1:], answer="a"), [one, two]) == ""
+    [asked], _ = match_calls([dataclasses.replace(call, turns=turns[:2], answer=asks)], [one, two])
+    assert asked.outputs["finish"] == "tool_calls" and asked.outputs["calls"][0]["name"] == "f"

@@ -123,6 +123,7 @@ class Plan(TypedDict):
 class Identity(TypedDict):
     declared: dict[str, str]
     code: dict[str, str]
+    hooks: NotRequired[list[str]]
 
 
 class Place(TypedDict):
@@ -151,6 +152,7 @@ class Declarations(TypedDict):
 class Source(TypedDict):
     program: NotRequired[Annotated[Place, AfterValidator(_place)]]
     metric: NotRequired[Annotated[Place, AfterValidator(_place)]]
+    local_reward: NotRequired[Annotated[Place, AfterValidator(_place)]]
     declarations: NotRequired[Declarations]
 
 

@@ -87,10 +87,14 @@ def with_line(text: str, schema: Mapping[str, Any]) -> str:
     return f"{text}\n\n{format_line(schema)}"
 
 
-def told(request: CompletionRequest) -> CompletionRequest:
+def told(request: CompletionRequest, *, results: bool = False) -> CompletionRequest:
     """A request whose messages say what form a reply has, and hold calls and results of tools as texts, for models
-    without a form of their own for tools."""
-    turns = plain_turns(request.messages)
+    without a form of their own for tools.
+
+    Args:
+      results: whether results of tools stay turns of their own.
+    """
+    turns = plain_turns(request.messages, results=results)
     if request.tools and request.schema is not None:
         first, *rest = turns
         turns = (dataclasses.replace(first, content=with_line(first.content, request.schema)), *rest)
@@ -99,16 +103,16 @@ def told(request: CompletionRequest) -> CompletionRequest:
     return dataclasses.replace(request, messages=turns, tools=(), choice="auto")
 
 
-def plain_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
+def plain_turns(messages: Sequence[Message], *, results: bool = False) -> tuple[Message, ...]:
     """A conversation whose calls of tools and their results are texts: a reply as JSON, and a turn of the user's with
-    all results of it."""
+    all results of it; with ``results`` each in a tool's turn."""
     turns: list[Message] = []
     names = {call.id: call.name for message in messages for call in message.calls}
     for index, message in enumerate(messages):
         if message.calls:
             text = native_reply(message.content, [(call.name, call.arguments) for call in message.calls])
             turns.append(Message("assistant", text, message.images))
-        elif message.role == "tool":
+        elif message.role == "tool" and not results:
             result = f"Result of {names.get(message.call_id) or 'the tool'}: {message.content}"
             if index and messages[index - 1].role == "tool":
                 turns[-1] = dataclasses.replace(turns[-1], content=f"{turns[-1].content}\n\n{result}")

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from optimas_jax.core.folder import events
 from optimas_jax.core.stats import Comparison
 from optimas_jax.core.types import digest
 from optimas_jax.core.values import (
@@ -34,6 +35,7 @@ _WHY = {  # a drop, for who reads it without the rest of the journal
     "same outputs": "on the training inputs it answers as the value in use, or as an earlier proposal",
     "empty": "the optimiser's answer is empty",
     "placeholder": "the optimiser's answer is a placeholder, not an instruction",
+    "own proposer failed": "the own proposer raised an exception",
     "local reward not ahead": "the local reward is not shown to choose better than what needs no label",
 }
 
@@ -96,6 +98,27 @@ def gate_verdict(
     return Verdict("refused", f"not shown to be better: {gain}", figures)
 
 
+def own_gate_verdict(
+    comparison: Comparison, total: int, rule: str, reason: str, *, passed: bool, exceeds: Sequence[str] = ()
+) -> Verdict:
+    """The verdict of an own acceptance.
+
+    Args:
+      comparison: on the examples that it has seen.
+      total: validation examples.
+      rule: its name.
+      reason: that it gave, or "".
+      exceeds: a sentence on each limit of the objective that it exceeds, although the rule accepts it.
+    """
+    figures = {**dataclasses.asdict(comparison), "gain": comparison.mean, "of": total, "rule": rule, "covered": False}
+    del figures["mean"]
+    gain = f"gain {comparison.mean:+.3f} on {comparison.n} of {total} validation examples"
+    why = f"{rule}{': ' * bool(reason)}{reason} ({gain}); the level of the gate does not cover it"
+    why = "; ".join([why, *exceeds])
+    early = comparison.n < total and not passed and not exceeds
+    return Verdict("accepted" if passed else "given up early" if early else "refused", why, figures)
+
+
 def not_tested(ranked: Sequence[Ranked], most: int) -> dict[str, Verdict]:
     """Verdicts of proposals as the race leaves them, by their digests.
 
@@ -120,6 +143,11 @@ def unraced(proposals: Sequence[Proposal]) -> dict[str, Verdict]:
     return {one.digest: verdict for one in proposals}
 
 
+def proposal_id(number: int, component: str, digest: str) -> str:
+    """Names a value that was proposed in iteration ``number``, by the digest of the value."""
+    return f"{number}-{component}-{digest[:8]}"
+
+
 def write_proposals(
     folder: RunFolder,
     number: int,
@@ -130,7 +158,8 @@ def write_proposals(
     verdicts: Mapping[str, Verdict],
     rejected: Sequence[Drop],
 ) -> None:
-    """Adds the proposals of an iteration, in the order of proposing, and behind them the rejected answers and values.
+    """Adds the proposals of an iteration, in the order of proposing, and behind them the rejected answers and values;
+    the journal gets the verdict of each.
 
     Args:
       number: of the iteration, from 0.
@@ -154,10 +183,13 @@ def write_proposals(
     names: dict[str, int] = {}
     numbered = []
     for row in rows:
-        name = f"{number}-{component}-{row['digest'][:8]}"
+        name = proposal_id(number, component, row["digest"])
         names[name] = names.get(name, 0) + 1  # an optimiser may write the same text several times
         numbered.append({"id": name if names[name] == 1 else f"{name}-{names[name]}", **head, **row})
     folder.append_new(PROPOSALS, numbered)
+    for row in numbered:
+        told = {name: row[name] for name in ("iteration", "component", "verdict", "reason", "id", "parent")}
+        folder.emit(events.Verdict(kind=row["optimiser"], value=row["digest"], **told))
 
 
 def _row(kind: str, value: Value | None, text: str, race: Mapping[str, Any] | None, verdict: Verdict) -> dict[str, Any]:

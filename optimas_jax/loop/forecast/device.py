@@ -17,8 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from optimas_jax.checkpoints.weights import RANDOM_CONFIG, load_config, resolve
-from optimas_jax.engine.decode_batch import most_rows
-from optimas_jax.engine.memory import token_bytes, with_caches
+from optimas_jax.engine.memory import most_rows, token_bytes, with_caches
 from optimas_jax.learn.config import TokenBatch
 from optimas_jax.learn.memory import Step, StepMemory, place_shapes, placed_bytes, step_memory, tokens_that_fit
 from optimas_jax.llm.specs import provider

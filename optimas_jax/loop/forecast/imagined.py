@@ -18,6 +18,7 @@ from optimas_jax.core.scoring import metric_arguments
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, derive_seed, digest
 from optimas_jax.core.values import Value
+from optimas_jax.llm.agent import AgentCall
 from optimas_jax.llm.base import Completion, CompletionRequest, FunctionCall, Returned
 from optimas_jax.llm.component import ModelCall
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
@@ -186,7 +187,7 @@ async def _nothing() -> Mapping[str, Any]:
 
 def _runnable(component: Component) -> Any:
     """The run of a component of a program, if it only renders a request."""
-    if isinstance(getattr(component.run, "__self__", None), ModelCall):
+    if isinstance(getattr(component.run, "__self__", None), ModelCall | AgentCall):
         return component.run
 
     async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:

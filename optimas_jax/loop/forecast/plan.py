@@ -20,6 +20,7 @@ from optimas_jax.loop.forecast.rates import counter_of, seconds_of
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
 from optimas_jax.loop.forecast.rows import rows_and_system
 from optimas_jax.loop.forecast.spent import PLAN, in_order, key_of
+from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
 from optimas_jax.loop.iteration import ITERATION
 from optimas_jax.loop.journal import write_json
 from optimas_jax.loop.objective import check_measurable, check_objective
@@ -32,6 +33,8 @@ EXPECTED = World(changes=0.45, differs=0.5, before=0.2, after=0.8, usable=0.7, l
 HIGH = World(changes=1.0, differs=0.2, before=0.5, after=0.5, accepts=True, length=1.0, speed=2.0)
 _MOST, _FEW = 8, 4  # iterations that are rehearsed whole, and how many are of a longer search
 _PROGRAM = "a program is not run for its plan, which assumes one call of every component in a run"
+
+_HOOKS = "own functions are not run for a plan, which assumes optimize.instructions requests of each own proposer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +147,11 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
     Raises:
       ValueError, StopRun: as the run itself before it spends anything, but for keys.
     """
+    benchmark = benchmark or find_benchmark(config.benchmark)
+    hooks = hooks_of(benchmark)
+    config = with_hooks(config, hooks)
     check_completers(config, Path(), keys=False)
     device = plan_on(config, devices) if devices else None
-    benchmark = benchmark or find_benchmark(config.benchmark)
     data, system, said = rows_and_system(benchmark, config)
     if config.traces:
         read_traces(config.traces)
@@ -167,11 +172,12 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
             (PROBE,) if stage == PROBE else STAGES,
             world,
             ImaginedModel(world, count, seconds, own_prices(config)),
+            hooks,
         )
         for world in (LOW, EXPECTED, HIGH)
     ]
     unmetered = [name for name, one in system.by_name.items() if not one.metered]
-    unknown = [*said, *([_PROGRAM] if system.program is not None else [])]
+    unknown = [*said, *([_PROGRAM] if system.program is not None else []), *([_HOOKS] if hooks.titles else [])]
     unknown += [f"no price of {spec} is known: its dollars are not counted" for spec in without_price(config, choices)]
     unknown += [f"tokens of {spec} are estimated from characters" for spec in estimated]
     unknown += [

@@ -27,6 +27,7 @@ from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.context import Device, Run
 from optimas_jax.loop.forecast.imagined import ImaginedSystem, World, draw, imagined_tokens, is_random
+from optimas_jax.loop.forecast.imagined_hooks import imagined_hooks
 from optimas_jax.loop.forecast.rates import Counter, Seconds
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, OPTIMIZED
 from optimas_jax.loop.stages import open_run, run_stage
@@ -36,6 +37,7 @@ from optimas_jax.rewards.scorer import InstanceScorer, RewardScorer, ScoredGroup
 from optimas_jax.rewards.text import TextGroup
 from optimas_jax.sandbox.unittests import Verdict
 from optimas_jax.search.gate import GateConfig
+from optimas_jax.search.hooks import Hooks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +163,7 @@ def rehearse(
     stages: Sequence[str],
     world: World,
     model: ImaginedModel,
+    hooks: Hooks | None = None,
 ) -> Rehearsal:
     """Runs stages in an imagined world.
 
@@ -172,7 +175,8 @@ def rehearse(
     imagined = ImaginedSystem(system, examples, config.seed, world).system
     gate = GateConfig("none") if world.accepts else config.optimize.gate
     config = dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, start="", gate=gate))
-    benchmark = Benchmark("imagined", lambda settings: data, lambda dataset, settings: imagined)
+    stand_ins = imagined_hooks(hooks or Hooks(), config.optimize.instructions, accepts=world.accepts)
+    benchmark = Benchmark("imagined", lambda settings: data, lambda dataset, settings: imagined, HOOKS=stand_ins)
     whole = dataclasses.replace(config, data=dataclasses.replace(config.data, reserve=0))
     with tempfile.TemporaryDirectory() as temporary:
         workdir = Path(temporary) / "run"

@@ -25,7 +25,8 @@ def rows_and_system(benchmark: Any, config: RunConfig) -> tuple[Dataset, System,
     Raises:
       ValueError: they cannot be used.
     """
-    start, offline = read_start(config.optimize.start), getattr(benchmark, "OFFLINE", None)
+    start = read_start(config.optimize.start, config.optimize.start_names)
+    offline = getattr(benchmark, "OFFLINE", None)
     if offline is None or config.data.path or config.data.source in offline:
         return *data_and_system(benchmark, config, start), ()
     sizes = {split: size for split, size in config.data.sizes.items() if size}

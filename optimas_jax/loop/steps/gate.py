@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from optimas_jax.core.execution import Job
+from optimas_jax.core.folder import events
 from optimas_jax.core.stats import Comparison, compare
 from optimas_jax.core.types import Trace
 from optimas_jax.core.usage import OutOfBudget
@@ -14,10 +15,13 @@ from optimas_jax.core.values import Value, value_digest, value_to_json
 from optimas_jax.loop.budget import block, costs_by_role, emit_curve, expected_cost, fits, hold_final
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Host
-from optimas_jax.loop.folder.proposals import Verdict, gate_verdict, not_tested
+from optimas_jax.loop.folder.proposals import Verdict, gate_verdict, not_tested, own_gate_verdict, proposal_id
+from optimas_jax.loop.hooks.accept import own_verdict
 from optimas_jax.loop.journal import OPTIMIZED
 from optimas_jax.loop.state import Ranked, State
-from optimas_jax.search.gate import GateConfig, chance_of_passing, decide, looks
+from optimas_jax.search.gate import GateConfig, all_looks, chance_of_passing, decide, looks
+from optimas_jax.search.hooks import own_name
+from optimas_jax.search.optimisers.registry import OWN
 from optimas_jax.search.pareto import Point, point_of, tell_exceeded
 
 
@@ -53,74 +57,99 @@ def gate(
             return state, verdicts | untested
         try:
             with block(host, f"{number}/gate {value_digest(value)}") as allowance:
-                passed, comparison, traces = test(host, config.gate, state, name, value)
-                point, exceeds = _point(host, state, name, value, traces) if passed else (None, [])
-                passed = passed and not exceeds
+                tested = within_limits(host, state, name, value, test(host, config.gate, state, name, one))
                 costs = (*state.costs, {**state.costs[-1], **costs_by_role(allowance)})
-                if passed:
-                    hold_final(host, costs, len(traces), final_runs)
+                if tested.passed:
+                    hold_final(host, costs, len(tested.traces), final_runs)
         except OutOfBudget as reason:
             host.progress.line(f"  {one.proposal.kind}: its test was cut, {reason}")
             return state, verdicts | untested
-        _report(host, number, name, one, comparison, passed, point)
-        verdicts[one.proposal.digest] = _verdict(
-            config.gate, comparison, traces, state.val_traces, passed=passed, exceeds=exceeds
-        )
-        state = state.gated(name, comparison.mean if passed else 0.0)
-        if passed and point is not None:
+        comparison, verdict = tested.comparison, _verdict(config.gate, tested, state.val_traces)
+        _report(host, number, name, state, one, tested, verdict.reason)
+        verdicts[one.proposal.digest] = verdict
+        state = state.gated(name, comparison.mean if tested.passed else 0.0)
+        if tested.passed and tested.point is not None:
             verdicts |= dict.fromkeys(later, Verdict("not tested", "another proposal of this iteration was accepted"))
-            state = dataclasses.replace(state, costs=costs, front=(*state.front, point))
-            return accept(host, state, number, name, one, comparison, traces), verdicts
-        too_dear = "; ".join(["", *exceeds])
+            state = dataclasses.replace(state, costs=costs, front=(*state.front, tested.point))
+            return accept(host, state, number, name, one, tested), verdicts
+        too_dear = "; ".join(["", *tested.exceeds])
         why = f"refused: gain {comparison.mean:+.2f} on {comparison.n} other examples{too_dear}"
         state = state.refusing(name, value, why)
     return state, verdicts
 
 
-def test(host: Host, config: GateConfig, state: State, name: str, value: Value) -> tuple[bool, Comparison, list[Trace]]:
-    """The paired test of a value on validation examples, with interim looks (``search.gate``).
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """A test of a proposal.
 
-    Returns:
-      Whether the value passes; the comparison on the examples of the last look; the validation runs with the value, on
-      all examples if it passes.
+    Attributes:
+      passed: whether it passes.
+      comparison: on the examples of the last look.
+      traces: validation runs with its value, on all examples if it passes.
+      rule: that decided: of the configuration's gate, or ``own:NAME``.
+      reason: of an own rule.
+      point: its configuration in the Pareto set, where its scores pass.
+      exceeds: a sentence on each limit of the objective above which it is.
     """
-    before, total = state.val_traces, len(state.val_traces)
+
+    passed: bool
+    comparison: Comparison
+    traces: Sequence[Trace]
+    rule: str
+    reason: str = ""
+    point: Point | None = None
+    exceeds: tuple[str, ...] = ()
+
+    @property
+    def covered(self) -> bool:
+        """Whether the level of the gate holds for it."""
+        return not self.rule.startswith(OWN)
+
+
+def test(host: Host, config: GateConfig, state: State, name: str, one: Ranked) -> Tested:
+    """The paired test of a proposal on validation examples, with interim looks (``search.gate``), or those of an own
+    acceptance."""
+    before, total, value = state.val_traces, len(state.val_traces), one.proposal.value
+    own, reason = host.hooks.accept, ""
     after: list[Trace] = []
-    for stop in looks(config, total):
+    for stop in looks(config, total) if own is None else all_looks(total):
         after += _validate(host, state, name, value, len(after), stop)
         scores = [trace.reward for trace in after], [trace.reward for trace in before[:stop]]
-        verdict = decide(config, [new - old for new, old in zip(*scores, strict=True)], total)
+        if own is None:
+            verdict = decide(config, [new - old for new, old in zip(*scores, strict=True)], total)
+        else:
+            verdict, reason = own_verdict(host, own, state, name, one, *scores)
         if verdict != "continue":
             break
     if verdict == "accept":
         after += _validate(host, state, name, value, len(after), total)
-    return verdict == "accept", compare(*scores), after
+    rule = config.kind if own is None else own_name(own)
+    return Tested(verdict == "accept", compare(*scores), after, rule, reason)
 
 
-def _point(host: Host, state: State, name: str, value: Value, traces: Sequence[Trace]) -> tuple[Point, list[str]]:
-    """The point of a configuration whose scores pass, and a sentence on each limit that it exceeds."""
+def within_limits(host: Host, state: State, name: str, value: Value, tested: Tested) -> Tested:
+    """The test of a value whose scores pass with the point of its configuration; it does not pass above a limit."""
+    if not tested.passed:
+        return tested
     objective = host.system.objective
     point = point_of(
-        traces,
+        tested.traces,
         state.configuration.replace(name, value).digest,
         objective,
         changes=len(state.accepted) + 1,
         component=name,
         seconds=not host.shared_engine,
     )
-    return point, [] if objective is None else tell_exceeded(point, objective)
+    exceeds = () if objective is None else tuple(tell_exceeded(point, objective))
+    return dataclasses.replace(tested, passed=not exceeds, point=point, exceeds=exceeds)
 
 
-def _verdict(
-    config: GateConfig,
-    comparison: Comparison,
-    after: Sequence[Trace],
-    before: Sequence[Trace],
-    *,
-    passed: bool,
-    exceeds: Sequence[str],
-) -> Verdict:
-    seen = [new.reward - old.reward for new, old in zip(after, before, strict=False)][: comparison.n]
+def _verdict(config: GateConfig, tested: Tested, before: Sequence[Trace]) -> Verdict:
+    comparison, passed, exceeds = tested.comparison, tested.passed, tested.exceeds
+    if not tested.covered:
+        rule, reason = tested.rule, tested.reason
+        return own_gate_verdict(comparison, len(before), rule, reason, passed=passed, exceeds=exceeds)
+    seen = [new.reward - old.reward for new, old in zip(tested.traces, before, strict=False)][: comparison.n]
     chance = chance_of_passing(config, seen, len(before))
     return gate_verdict(comparison, len(before), chance, passed=passed, exceeds=exceeds)
 
@@ -135,12 +164,16 @@ def _validate(host: Host, state: State, name: str, value: Value, start: int, sto
     return host.run("gate", jobs)
 
 
-def accept(
-    host: Host, state: State, number: int, name: str, ranked: Ranked, comparison: Comparison, traces: Sequence[Trace]
-) -> State:
+def accept(host: Host, state: State, number: int, name: str, ranked: Ranked, tested: Tested) -> State:
     """The state with a new configuration, saved as ``best/``. Refused values may be tried again under it; runs,
     instructions and weights of the old configuration are dropped."""
-    configuration = state.configuration.replace(name, ranked.proposal.value)
+    parent, proposal, comparison, traces = (
+        value_digest(state.configuration[name]),
+        ranked.proposal,
+        tested.comparison,
+        tested.traces,
+    )
+    configuration = state.configuration.replace(name, proposal.value)
     val_score = statistics.fmean(trace.score for trace in traces)
     summary = {
         "iteration": number,
@@ -152,6 +185,7 @@ def accept(
         "val_gain": comparison.mean,
         "val_score": val_score,
         "p_value": comparison.p_value,
+        **({} if tested.covered else {"rule": tested.rule, "covered": False}),
     }
     if host.system.objective is not None and host.system.objective.is_weighted:  # gains are of the score minus costs
         before = statistics.fmean(trace.score for trace in state.val_traces)
@@ -172,34 +206,56 @@ def accept(
         known={},
         weights={},
     )
+    host.folder.emit(
+        events.Accept(
+            iteration=number,
+            component=name,
+            kind=proposal.kind,
+            value=proposal.value,
+            val_gain=comparison.mean,
+            ci95=comparison.ci95,
+            p_value=comparison.p_value,
+            val_score=val_score,
+            covered=tested.covered,
+            id=proposal_id(number, name, proposal.digest),
+            parent=parent,
+        )
+    )
     emit_curve(host, "accept", number, val_score)
     return state
 
 
-def _report(
-    host: Host, number: int, name: str, ranked: Ranked, comparison: Comparison, passed: bool, point: Point | None
-) -> None:
-    proposal, objective = ranked.proposal, host.system.objective
-    exceeds = [] if point is None or objective is None else tell_exceeded(point, objective)
+def _report(host: Host, number: int, name: str, state: State, ranked: Ranked, tested: Tested, reason: str) -> None:
+    proposal, comparison = ranked.proposal, tested.comparison
     host.folder.emit(
-        "gate",
-        iteration=number,
-        component=name,
-        value=proposal.digest,
-        kind=proposal.kind,
-        expected_gain=ranked.expected_gain,
-        labelled_gain=ranked.labelled_gain,
-        local_gain=ranked.local_gain,
-        val_gain=comparison.mean,
-        ci95=comparison.ci95,
-        p_value=comparison.p_value,
-        n=comparison.n,
-        accepted=passed,
-        **({"exceeds": list(point.exceeds)} if point is not None and exceeds else {}),
+        events.Gate(
+            iteration=number,
+            component=name,
+            value=proposal.digest,
+            kind=proposal.kind,
+            expected_gain=ranked.expected_gain,
+            labelled_gain=ranked.labelled_gain,
+            local_gain=ranked.local_gain,
+            val_gain=comparison.mean,
+            ci95=comparison.ci95,
+            p_value=comparison.p_value,
+            n=comparison.n,
+            accepted=tested.passed,
+            of=len(state.val_traces),
+            before=statistics.fmean(trace.reward for trace in state.val_traces[: comparison.n]),
+            after=statistics.fmean(trace.reward for trace in tested.traces[: comparison.n]),
+            exceeds=tested.point.exceeds if tested.point is not None and tested.exceeds else (),
+            rule=tested.rule,
+            covered=tested.covered,
+            reason=reason,
+            id=proposal_id(number, name, proposal.digest),
+            parent=value_digest(state.configuration[name]),
+        )
     )
-    verdict = "[green]accepted[/green]" if passed else "refused"
+    verdict = "[green]accepted[/green]" if tested.passed else "refused"
+    by = "" if tested.covered else f", by {tested.rule}, which no level covers"
     host.progress.line(
         f"  {verdict}: {proposal.kind}, expected gain {ranked.expected_gain:+.3f}, validation gain "
-        f"{comparison.mean:+.3f} (p = {comparison.p_value:.3f}, n = {comparison.n})"
-        + "".join(f"; {sentence}" for sentence in exceeds)
+        f"{comparison.mean:+.3f} (p = {comparison.p_value:.3f}, n = {comparison.n}){by}"
+        + "".join(f"; {sentence}" for sentence in tested.exceeds)
     )

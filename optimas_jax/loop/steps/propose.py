@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from optimas_jax.core.execution import Job
+from optimas_jax.core.folder import events
 from optimas_jax.core.types import Outcome, Trace, derive_seed
 from optimas_jax.core.values import (
     Adapter,
@@ -33,6 +34,7 @@ from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.folder.proposals import Drop
 from optimas_jax.loop.folder.recorded import recorded_demos
+from optimas_jax.loop.hooks.propose import own_values
 from optimas_jax.loop.state import Proposal, Runs, State, current_trials
 from optimas_jax.loop.steps.blame import blame_for_proposers
 from optimas_jax.loop.steps.caps import above_cap, known_inputs
@@ -47,8 +49,8 @@ from optimas_jax.search.optimisers.choices import model_values, propose_values
 from optimas_jax.search.optimisers.demos import demo_pool, labelled_demos
 from optimas_jax.search.optimisers.instructions import drop_summary
 from optimas_jax.search.optimisers.random_search import draw_values
-from optimas_jax.search.optimisers.registry import FEEDBACK, PROPOSERS, REFLECT, REWRITING, proposer_names
-from optimas_jax.search.optimisers.task import PromptTask
+from optimas_jax.search.optimisers.registry import FEEDBACK, OWN, PROPOSERS, REFLECT, REWRITING, proposer_names
+from optimas_jax.search.optimisers.task import PromptTask, with_own_instruction
 
 LOCAL_SCALE = "mean local reward minus that of the instruction in use"  # part of a prompt: a change voids tapes
 GLOBAL_SCALE = "mean of the system's metric"
@@ -120,11 +122,13 @@ def propose(
     name: str,
     runs: Runs,
     seed: int,
+    number: int = 0,
 ) -> tuple[tuple[Proposal, ...], list[Drop]]:
     """New values of a component, each once, without the value in use and values refused under this configuration.
 
     Args:
       search: settings of this component's search.
+      number: of the iteration, for own proposers.
 
     Returns:
       The proposals; and the rejected answers and values.
@@ -139,6 +143,9 @@ def propose(
         candidates = _listed(proposer, space, rejected)
     else:
         candidates = _prompts_in_steps(proposer, rejected)
+    names = proposer_names(search.proposers)
+    if not isinstance(space, LoraSpace):
+        candidates += own_values(host, config.proposer, state, name, runs, inner, names, number, seed, rejected)
     wrapped = [Proposal(kind, proposer.wrapped(candidate)) for kind, candidate in candidates]
     proposals: dict[str, Proposal] = {}
     if name in state.no_choice:
@@ -165,13 +172,15 @@ def _why_not(state: State, name: str, proposal: Proposal, known: Mapping[str, Pr
     return "repeated" if proposal.digest in known else ""
 
 
-def count_drops(host: Host, state: State, name: str, usable: int, rejected: Sequence[Drop]) -> State:
+def count_drops(host: Host, state: State, number: int, name: str, usable: int, rejected: Sequence[Drop]) -> State:
     """Adds the rejected answers of an iteration to the state and the journal. ``usable``: number of proposals left."""
     for drop in rejected:
         if drop.text:
-            host.folder.emit("dropped", component=name, reason=drop.reason, text=drop.text[:200])
+            told = {"component": name, "reason": drop.reason, "text": drop.text[:200]}
+            host.folder.emit(events.Dropped(**told, iteration=number, kind=drop.kind))
     dropped = collections.Counter(drop.reason for drop in rejected)
-    host.folder.emit("proposed", component=name, usable=usable, dropped=dict(sorted(dropped.items())))
+    counts = dict(sorted(dropped.items()))
+    host.folder.emit(events.Proposed(component=name, usable=usable, dropped=counts, iteration=number))
     if not usable:
         host.progress.line(f"  no usable proposal: {drop_summary(dropped) if dropped else 'nothing was proposed'}")
     if not dropped:
@@ -195,7 +204,7 @@ def _weights(proposer: Proposer) -> list[tuple[str, Value]]:
     )
     scores: Scores
     match proposer.search.score:
-        case "local" | "likelihood":
+        case "local" | "likelihood" | "own":
             scores = LocalScores(host.system, device.rewards.scorer, state.reward, proposer.name)
         case "random":
             scores = RandomScores(proposer.name, host.seed)
@@ -213,6 +222,8 @@ def _listed(proposer: Proposer, space: Grid | Models, rejected: list[Drop]) -> l
     """
     search, current = proposer.search, proposer.current
     names = proposer_names(search.proposers)
+    if all(one.startswith(OWN) for one in names):
+        return []
     if names == ("random",):
         count = search.instructions + search.demo_sets
         return [("random", value) for value in draw_values(other_values(space, current), count, proposer.seed)]
@@ -291,9 +302,9 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
     task = PromptTask(
         component=component,
         space=component.space,
-        current=cast(Prompt, proposer.current),
+        current=with_own_instruction(component, cast(Prompt, proposer.current), proposer.runs),
         runs=proposer.runs,
-        pool=demo_pool(evidence),
+        pool=demo_pool(evidence, component=component),
         labelled=labelled_demos(component, proposer.runs),
         recorded=recorded_demos(host.folder, name),
         history=state.history.get(name, ()),

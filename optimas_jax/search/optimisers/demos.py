@@ -11,17 +11,23 @@ import statistics
 from collections.abc import Sequence
 
 from optimas_jax.core.component import Component
-from optimas_jax.core.types import Example, Group, Trace, derive_seed, digest
+from optimas_jax.core.types import Example, Group, Trace, derive_seed, digest, thaw
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.search.optimisers.task import PromptTask, Proposals, ScoredDemo
 
 
-def demo_pool(groups: Sequence[Group], *, max_chars: int = 1500) -> list[ScoredDemo]:
+def demo_pool(
+    groups: Sequence[Group], *, max_chars: int = 1500, component: Component | None = None
+) -> list[ScoredDemo]:
     """The best candidate of every group if its reward is above the mean over all candidates: best first, then latest.
 
     Among equally rewarded candidates of a group the shortest is taken; groups whose demonstration would be longer than
     ``max_chars`` are left out.
+
+    Args:
+      component: whose groups they are. Of an agent's inputs demonstrations show the conversation alone.
     """
+    is_agent = component is not None and component.route is not None
     pool: dict[str, ScoredDemo] = {}
     rewards = [reward for group in groups for reward in group.rewards]
     mean = statistics.fmean(rewards) if rewards else 0.0
@@ -30,7 +36,8 @@ def demo_pool(groups: Sequence[Group], *, max_chars: int = 1500) -> list[ScoredD
         if not answered:
             continue
         best = min(answered, key=lambda c: (-c.reward, len(str(dict(c.outputs)))))
-        length = len(str(dict(group.inputs))) + len(str(dict(best.outputs)))
+        read = {"messages": thaw(group.inputs["messages"])} if is_agent else dict(group.inputs)
+        length = len(str(read)) + len(str(dict(best.outputs)))
         if best.reward > mean and not math.isclose(best.reward, mean) and length <= max_chars:
             shown = Demo(group.inputs, best.outputs, group.example_id, best.recorded)
             demo = ScoredDemo(shown, best.reward, group.example_id)

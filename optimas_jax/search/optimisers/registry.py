@@ -17,6 +17,7 @@ PROPOSERS: Mapping[str, Proposer] = {
     FEEDBACK: feedback.propose,
     "random": random_search.propose,
 }
+OWN = "own:"  # before the name of an optimiser that is a function of the user's (``search.hooks``)
 REWRITING = ("opro", "copro", REFLECT)  # ask a language model for another instruction
 SELECTORS = ("llmselector",)  # of models, which ``search.optimisers.llmselector`` chooses; they write no prompts
 # Settings of which an optimiser needs all, or one, to write any prompt.
@@ -33,13 +34,19 @@ def proposer_names(text: str) -> tuple[str, ...]:
     """Names separated by commas.
 
     Raises:
-      ValueError: for an unknown name, a repeated one, or none.
+      ValueError: for an unknown name, a repeated one, or none. Whether there is a function of an ``own:NAME`` is
+        checked where hooks are known (``loop.hooks.settings``).
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     known = (*PROPOSERS, *SELECTORS)
-    if not set(names) <= set(known) or not names or len(set(names)) < len(names):
+    if (
+        not {name for name in names if not name.startswith(OWN)} <= set(known)
+        or not names
+        or len(set(names)) < len(names)
+    ):
         raise ValueError(
-            f"proposers is {text!r}: name one or more, separated by commas, each once; known: {', '.join(known)}"
+            f"proposers is {text!r}: name one or more, separated by commas, each once; known: {', '.join(known)}, and "
+            f"{OWN}NAME for an own proposer"
         )
     return names
 
@@ -51,7 +58,7 @@ def why_no_prompts(names: Sequence[str], effort: Effort) -> str:
     for name in names:
         if name == FEEDBACK and len(names) > 1:
             continue
-        if name == FEEDBACK:
+        if name == FEEDBACK or name.startswith(OWN):
             return ""
         if name in SELECTORS:
             reasons.append(f"{name} chooses models only")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from optimas_jax.core.component import Component
 from optimas_jax.core.types import Call, Example, Trace
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
+from optimas_jax.llm.agent import AgentCall, own_instruction
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.search.blame import Blame
@@ -109,6 +110,17 @@ class PromptTask:
             seed=seed,
             role="proposer",
         )
+
+
+def with_own_instruction(component: Component, current: Prompt, runs: Sequence[tuple[Example, Trace]]) -> Prompt:
+    """The prompt that proposers improve: where an agent's own system message is in use, with that message as its
+    instruction, if all conversations have the same."""
+    call = getattr(component.run, "__self__", None)
+    if current.instruction or not isinstance(call, AgentCall) or call.keep:
+        return current
+    own = own_instruction([one.inputs for _, trace in runs for one in trace.calls_of(component.name)])
+    fits = isinstance(component.space, PromptSpace) and len(own) <= component.space.max_instruction_chars
+    return Prompt(own, current.demos) if fits else current
 
 
 Proposals = list[tuple[str, Prompt]]  # (kind, prompt)

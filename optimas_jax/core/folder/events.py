@@ -1,0 +1,297 @@
+"""Events of a run, one frozen dataclass each: what callbacks get, and what a line of ``journal.jsonl`` is made from.
+
+The name of an event in the journal is that of its class: ``SearchEnd`` is ``search_end``. ``Begin`` and ``End`` are of
+a command, and told to callbacks alone; every other event is of the run, and stands in its journal before it is told.
+
+Units: scores and gains are those of the metric, rewards among them; local scores and gains have the scale of their
+local reward, which orders outputs of one input and nothing else; iterations count from 0; intervals are 95 %.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.core.folder.files import read_rows
+from optimas_jax.core.folder.search_events import (
+    FLAT,
+    Accept,
+    Adaptation,
+    Curve,
+    Dropped,
+    Gate,
+    Label,
+    OutOfBudget,
+    Pick,
+    Proposal,
+    Proposed,
+    Race,
+    SearchEnd,
+    Tuned,
+    Update,
+    Validation,
+    Verdict,
+)
+from optimas_jax.core.types import freeze
+from optimas_jax.core.usage import Usage
+from optimas_jax.core.values import Value, value_from_json, value_to_json
+
+# Of a command
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Begin:
+    """A command begins.
+
+    Attributes:
+      folder: of the run.
+      benchmark, variant, seed: of its configuration.
+      stage: ``all``, or the one stage that the command runs.
+      components: that are tuned.
+      examples: number of them by split.
+      settings: the whole configuration, as plain data.
+      resumed: whether the folder has events of earlier commands, which are not told again (``read_events``).
+    """
+
+    folder: str
+    benchmark: str
+    variant: str
+    seed: int
+    stage: str
+    components: tuple[str, ...]
+    examples: Mapping[str, int]
+    settings: Mapping[str, Any]
+    resumed: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class End:
+    """A command ends; the last event in any case, unless the process is killed.
+
+    Attributes:
+      finished: whether it did all that it was to do; the same command goes on otherwise.
+      reason: why it stopped, "" if it is finished.
+      spent: costs by step, such as ``optimize: propose``, answers from the tape included.
+    """
+
+    finished: bool
+    reason: str
+    spent: Mapping[str, Usage]
+
+
+# Before the search
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Collecting is done for a component.
+
+    Attributes:
+      groups: inputs with several candidate outputs.
+      informative: those with different rewards.
+      stopped: why it ended.
+    """
+
+    component: str
+    groups: int
+    informative: int
+    stopped: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """An epoch of the first training of local rewards, or their fit.
+
+    Attributes:
+      epoch: from 0.
+      metrics: by name, such as the loss.
+    """
+
+    epoch: int
+    metrics: Mapping[str, float] = dataclasses.field(metadata=FLAT)
+
+
+# After the search
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """The search's result was tested on examples that no gate has seen.
+
+    Attributes:
+      n: number of the examples.
+      changes: accepted changes of the last confirmed state; None if no state is confirmed.
+      verdict: a sentence.
+      tests: of the last state, then of earlier ones: ``changes``, ``gain``, ``ci95``, ``p_value``, ``level``,
+        ``confirmed`` of each (``search.confirm.StateTest``).
+    """
+
+    n: int
+    changes: int | None
+    verdict: str
+    tests: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """How well local rewards order outputs of inputs that they were not trained on.
+
+    Attributes:
+      reward: name of the local reward.
+      alignment: by component: ``pair_accuracy``, ``ci95``, ``n_pairs``, ``controls`` and so on
+        (``rewards.alignment.Alignment``).
+    """
+
+    reward: str
+    alignment: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blame:
+    """Which components are likeliest at fault in the failing validation runs of what a search ends with.
+
+    Attributes:
+      reward: name of the local reward.
+      passing, failing: numbers of runs.
+      first: number of failing runs in which each component is likeliest at fault.
+      reason: why nothing can be said, or "".
+    """
+
+    reward: str
+    passing: int
+    failing: int
+    first: Mapping[str, int]
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refresh:
+    """Fresh groups for local rewards were labelled after a search.
+
+    Attributes:
+      groups: number of those with different rewards, by component.
+    """
+
+    groups: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result was measured beside the default configuration.
+
+    Attributes:
+      n: examples of ``split``.
+      gain: ``mean``, ``ci95`` and ``p_value`` of the paired difference of the score.
+    """
+
+    split: str
+    n: int
+    gain: Mapping[str, Any]
+
+
+OF_COMMANDS = (Begin, End)
+OF_RUNS = (
+    *(Groups, Epoch, Pick, Update, Validation, Tuned, Label, Dropped, Proposed, Proposal, Race, Gate, Accept, Verdict),
+    *(Adaptation, Curve, OutOfBudget, SearchEnd, Confirmation, Alignment, Blame, Refresh, Evaluation),
+)
+Event = (
+    Groups
+    | Epoch
+    | Pick
+    | Update
+    | Validation
+    | Tuned
+    | Label
+    | Dropped
+    | Proposed
+    | Proposal
+    | Race
+    | Gate
+    | Accept
+    | Verdict
+    | Adaptation
+    | Curve
+    | OutOfBudget
+    | SearchEnd
+    | Confirmation
+    | Alignment
+    | Blame
+    | Refresh
+    | Evaluation
+    | Begin
+    | End
+)
+
+
+def name_of(event: Event | type[Event]) -> str:
+    """The name of an event, or of its class, in the journal: ``out_of_budget``."""
+    kind = event if isinstance(event, type) else type(event)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """The line of an event in the journal, as plain data, without the time."""
+    row: dict[str, Any] = {"event": name_of(event)}
+    for field in dataclasses.fields(event):
+        value = _plain(getattr(event, field.name))
+        row |= value if field.metadata.get("flat") else {field.name: value}
+    return row
+
+
+def from_json(row: Mapping[str, Any]) -> Event | None:
+    """The event of a line of the journal; None for one that this version does not know.
+
+    Raises:
+      ValueError: a field is missing.
+    """
+    kind = _KINDS.get(row["event"])
+    if kind is None:
+        return None
+    rest = {name: value for name, value in row.items() if name not in ("event", "time")}
+    fields: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.metadata.get("flat"):
+            flat[field.name] = None
+        elif field.name in rest:
+            fields[field.name] = _typed(_HINTS[kind][field.name], rest.pop(field.name))
+    for name in flat:
+        fields[name] = _typed(_HINTS[kind][name], rest)
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(f"an event {row['event']!r} lacks a field: {error}") from error
+
+
+def read_events(folder: str | Path) -> list[Event]:
+    """The events in the journal of a run, finished or not, in their order. Those of damaged lines are left out.
+
+    Raises:
+      FolderError: the journal cannot be read.
+    """
+    events = map(from_json, read_rows(Path(folder) / "journal.jsonl"))
+    return [event for event in events if event is not None]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, typing.get_args(Value)):
+        return value_to_json(value)
+    if isinstance(value, Usage):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if hint == Value:
+        return value_from_json(value)
+    return Usage.from_json(value) if hint is Usage else freeze(value)
+
+
+_KINDS: Mapping[str, type[Event]] = {name_of(kind): kind for kind in OF_RUNS}
+_HINTS: Mapping[type[Any], Mapping[str, Any]] = {kind: typing.get_type_hints(kind) for kind in OF_RUNS}

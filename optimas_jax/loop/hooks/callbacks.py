@@ -1,0 +1,108 @@
+"""Callbacks: functions of the user's that are told of every event of a run (``core.folder.events``).
+
+Each has a thread of its own, and gets the events in their order: a slow one holds up neither the run nor another one.
+The run waits for all of them at its end.
+"""
+
+from __future__ import annotations
+
+import inspect
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from rich.markup import escape
+
+from optimas_jax.core import event_loop
+from optimas_jax.core.folder.events import Event, name_of
+from optimas_jax.core.frames import describe_error, first_of
+from optimas_jax.core.json_text import shown
+from optimas_jax.search.hooks import HookError, check_callable, function_name
+
+_LOOK = 0.2  # seconds between two looks at a thread that ends
+
+
+def checked_callbacks(callbacks: Any) -> tuple[Callable[[Event], Any], ...]:
+    """Callbacks as they are given to a run.
+
+    Raises:
+      HookError: they are no list of functions of an event.
+    """
+    if not isinstance(callbacks, list | tuple):
+        raise HookError(f"callbacks is {shown(callbacks)}, expected a list of functions: callbacks=[function]")
+    for index, one in enumerate(callbacks):
+        check_callable(one, f"callbacks[{index}]", "event")
+    return tuple(callbacks)
+
+
+class Callbacks:
+    """Tells callbacks of events."""
+
+    def __init__(self, functions: Sequence[Callable[[Event], Any]], warn: Callable[[str], None], grace: float):
+        """
+        Args:
+          functions: plain or ``async``; these run on the event loop of the run.
+          warn: shows a line.
+          grace: seconds that a callback has for one event when the run is over.
+        """
+        self._listeners = [_Listener(one, warn) for one in functions]
+        self._warn, self._grace = warn, grace
+
+    def tell(self, event: Event) -> None:
+        """Hands an event to every callback; does not wait for them."""
+        for one in self._listeners:
+            one.events.put(event)
+
+    def close(self) -> None:
+        """Waits until every callback was told of all events; one that stays at an event for too long is left behind."""
+        for one in self._listeners:
+            one.events.put(None)
+        for one in self._listeners:
+            if not one.ended(self._grace):
+                self._warn(
+                    f"[yellow]warning[/yellow]: callback {escape(one.name)!r} is at {one.at} since {self._grace:.0f} s "
+                    f"and is left behind, {one.events.qsize()} events before its end"
+                )
+
+
+class _Listener:
+    """A callback with the events that wait for it."""
+
+    def __init__(self, function: Callable[[Event], Any], warn: Callable[[str], None]):
+        self.name, self._function, self._warn = function_name(function), function, warn
+        self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.at, self._told = "its first event", 0
+        self._warned: set[type[BaseException]] = set()
+        self._thread = threading.Thread(target=self._work, name=f"optimas_jax callback {self.name}", daemon=True)
+        self._thread.start()
+
+    def ended(self, grace: float) -> bool:
+        """Waits for its end, up to ``grace`` seconds for each event."""
+        waited, told = 0.0, self._told
+        while self._thread.is_alive() and waited < grace:
+            self._thread.join(_LOOK)
+            waited, told = (waited + _LOOK, told) if told == self._told else (0.0, self._told)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (event := self.events.get()) is not None:
+            self.at = name_of(event)
+            try:
+                if inspect.isawaitable(answer := self._function(event)):
+                    event_loop.run(_awaited(answer))
+            except BaseException as error:  # whatever it is, it is the callback's, and the run goes on
+                self._failed(first_of(error))
+            self._told += 1
+
+    def _failed(self, error: BaseException) -> None:
+        if type(error) not in self._warned:
+            self._warned.add(type(error))
+            self._warn(
+                f"[yellow]warning[/yellow]: callback {escape(repr(self.name))} raised "
+                f"{escape(describe_error(error))} at {self.at}; the run goes on, and this is said once"
+            )
+
+
+async def _awaited(answer: Awaitable[Any]) -> None:
+    await answer

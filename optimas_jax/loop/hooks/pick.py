@@ -1,0 +1,38 @@
+"""An own pick rule in the place of ``config.optimize.pick``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optimas_jax.core.types import derive_seed
+from optimas_jax.loop.budget import costs_from
+from optimas_jax.loop.context import Host
+from optimas_jax.loop.hooks.calls import call, returned
+from optimas_jax.loop.state import State
+from optimas_jax.search.hooks import Pickable, PickTask, function_name, title
+
+
+def own_pick(
+    host: Host,
+    function: Callable[..., Any],
+    state: State,
+    components: Sequence[str],
+    gaps: Mapping[str, float],
+    number: int,
+) -> str:
+    """The component that an own rule picks among ``components``, those with something left to try.
+
+    Raises:
+      HookBug: it raised an exception, or returned another name.
+    """
+    costs, what = costs_from(host), title("pick rule", function_name(function))
+    known = tuple(
+        Pickable(name, gaps[name], state.visits.get(name, 0), state.gains.get(name, ()), costs[name])
+        for name in components
+    )
+    task = PickTask(known, number, derive_seed(host.seed, "own pick", number))
+    name = call(what, function, task, waiting=host.waiting, watch=host.system.watch)
+    if not isinstance(name, str) or name not in components:
+        raise returned(what, name, f"the name of a component with something left to try: {', '.join(components)}")
+    return name
