@@ -35,7 +35,7 @@ from optimas_jax.loop.config import OfflineConfig, RunConfig, parse_config
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.local_rewards import collect_on, train_first
 from optimas_jax.loop.stages import open_run
-from optimas_jax.loop.steps.blame import behind, contrasts_of, run_scores
+from optimas_jax.loop.steps.blame import behind, by_component, contrasts_of, run_scores
 from optimas_jax.programs.program import program as declare
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig
@@ -60,13 +60,13 @@ class Planted:
 
     Attributes:
       groups: that local rewards were trained on, by component.
-      passing: local rewards of passing runs.
+      passing: local rewards of passing runs, by component.
       behind: see ``search.blame.blame``.
     """
 
     faults: Sequence[Fault]
     groups: Mapping[str, int]
-    passing: Sequence[Scores]
+    passing: Mapping[str, Sequence[float]]
     behind: Mapping[str, Any]
 
     def right(self) -> list[bool]:
@@ -86,7 +86,7 @@ class Planted:
     @property
     def chance(self) -> float:
         """Share of right answers of a guess among the components that the run calls."""
-        return sum(1 / len(one.scores) for one in self.faults) / len(self.faults)
+        return sum(1 / len(dict(one.scores)) for one in self.faults) / len(self.faults)
 
 
 def plant(
@@ -141,7 +141,7 @@ def measured(
         planted = plant(host.system, configuration, spoiled, names, corrupt, count, seed)
         scorer = run.device.rewards.scorer
         contrasts = contrasts_of([trace for _, trace in known], names, host.seed)
-        passing = run_scores(scorer, host.system, reward, contrasts, [trace for _, trace in known])
+        passing = by_component(run_scores(scorer, host.system, reward, contrasts, [trace for _, trace in known]))
         scores = run_scores(scorer, host.system, reward, contrasts, [trace for _, trace in planted])
     several = [group for group in groups if len(group.candidates) > 1]
     return Planted(
@@ -259,7 +259,7 @@ def planted_in_program(name: str, seed: int, count: int, workdir: Path) -> Plant
 def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
     """Faults in enumerable systems of many seeds: those whose run on a question scores high, and low with another
     word."""
-    faults, passing = list[Fault](), list[Scores]()
+    faults, good_runs = list[Fault](), list[Scores]()
     words, names, after = ("ape", "bee", "cat", "dog"), ("writer", "router", "tuner"), {}
     field = dict(zip(names, "abc", strict=True))
     for index in range(40 * count):
@@ -281,14 +281,14 @@ def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
         traces = run_many(system, [Job(configuration, example, 0) for example in EXAMPLES], concurrency=8)
         good = [(e, trace) for e, trace in zip(EXAMPLES, traces, strict=True) if trace.score >= 0.5]
         contrasts = {name: [{field[name]: word} for word in words] for name in names}
-        passing += run_scores(rewards, system, "exact", contrasts, [trace for _, trace in good])
+        good_runs += run_scores(rewards, system, "exact", contrasts, [trace for _, trace in good])
         turn = names[index % 3]
         planted = plant(system, configuration, good[:1], [turn], corrupt, 1, derive_seed(seed, index))
         scores = run_scores(rewards, system, "exact", contrasts, [trace for _, trace in planted])
         faults += [Fault(name, one) for (name, _), one in zip(planted, scores, strict=True)]
         if len(faults) == count:
             break
-    return Planted(faults, {}, passing, after)
+    return Planted(faults, {}, by_component(good_runs), after)
 
 
 class ExactUnder(ExactRewards):
@@ -365,7 +365,7 @@ def report(title: str, planted: Planted) -> str:
     cells = [
         title,
         str(min(planted.groups.values())) if planted.groups else "exact",
-        str(len(planted.passing)),
+        str(max(map(len, planted.passing.values()))),
         f"{sum(right)} of {len(right)} = {sum(right) / len(right):.2f}",
         f"{sum(lowest) / len(lowest):.2f}",
         f"{planted.chance:.2f}",
@@ -381,7 +381,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=40)
     parser.add_argument("--workdir", default="")
     flags = parser.parse_args()
-    print("| system | fewest groups | passing runs | guilty one first | lowest percentile | chance | by component |")
+    print("| system | fewest groups | passing calls | guilty one first | lowest percentile | chance | by component |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     with contextlib.ExitStack() as stack:
         folder = Path(flags.workdir or stack.enter_context(tempfile.TemporaryDirectory()))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.selection import UNTRAINED
@@ -38,8 +37,8 @@ def run_scores(
     reward: str,
     contrasts: Mapping[str, Sequence[Fields]],
     traces: Sequence[Trace],
-) -> Sequence[Scores]:
-    """The lowest local reward of each component's calls, in the order of its first call, for every run.
+) -> list[Scores]:
+    """The local rewards of the calls of every run, in their order.
 
     A local reward is trained on differences between outputs on one input: what it adds to all of them is arbitrary.
     Therefore the mean local reward of other outputs on the same input, the contrasts, is taken off.
@@ -47,22 +46,29 @@ def run_scores(
     Args:
       contrasts: by component with a local reward (``contrasts_of``).
     """
-    by_run: list[dict[str, float]] = [{} for _ in traces]
-    for index, trace in enumerate(traces):
-        for call in trace.calls:
-            if call.component in contrasts:
-                by_run[index].setdefault(call.component, math.inf)
+    known: dict[tuple[int, int], float] = {}  # by run and call
     for name, others in contrasts.items():
-        calls = [(index, call) for index, trace in enumerate(traces) for call in trace.calls_of(name)]
-        ended = [(index, call) for index, call in calls if call.outcome is Outcome.OK]
-        rows = [(call.inputs, [call.outputs, *(one for one in others if one != call.outputs)]) for _, call in ended]
+        places = [(number, index) for number, trace in enumerate(traces) for index in trace.indices(name)]
+        calls = {place: traces[place[0]].calls[place[1]] for place in places}
+        ended = [place for place in places if calls[place].outcome is Outcome.OK]
+        outputs = [(calls[place].inputs, calls[place].outputs) for place in ended]
+        rows = [(inputs, [own, *(one for one in others if one != own)]) for inputs, own in outputs]
         scores = score_outputs(scorer, system, reward, name, rows) if rows else []
-        for (index, _), (score, *of_others) in zip(ended, scores, strict=True):
-            by_run[index][name] = min(by_run[index][name], score - statistics.fmean(of_others or [0.0]))
-        for index, call in calls:
-            if call.outcome is not Outcome.OK:
-                by_run[index][name] = FAILED
-    return by_run
+        known |= dict.fromkeys(places, FAILED)
+        for place, (score, *of_others) in zip(ended, scores, strict=True):
+            known[place] = score - statistics.fmean(of_others or [0.0])
+    return [
+        [(call.component, known[number, index]) for index, call in enumerate(trace.calls) if (number, index) in known]
+        for number, trace in enumerate(traces)
+    ]
+
+
+def by_component(runs: Iterable[Scores]) -> dict[str, list[float]]:
+    """The local rewards of all calls of several runs, by component."""
+    scores: dict[str, list[float]] = {}
+    for name, score in (call for run in runs for call in run):
+        scores.setdefault(name, []).append(score)
+    return scores
 
 
 def behind(system: System, names: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -80,7 +86,8 @@ def blame_runs(
 ) -> dict[str, Blame]:
     """Blame of failing runs, by example."""
     scorer, contrasts = device.rewards.scorer, contrasts_of(passing, host.components, host.seed)
-    known, scored = (run_scores(scorer, host.system, reward, contrasts, runs) for runs in (passing, failing))
+    known = by_component(run_scores(scorer, host.system, reward, contrasts, passing))
+    scored = run_scores(scorer, host.system, reward, contrasts, failing)
     after = behind(host.system, host.components)
     return {trace.example_id: blame(one, known, after) for trace, one in zip(failing, scored, strict=True)}
 
