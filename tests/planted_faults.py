@@ -48,10 +48,11 @@ Corrupt = Callable[[Call, random.Random], Mapping[str, Any] | None]  # a wrong o
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A planted fault: the guilty component, and the local rewards of the run that it failed."""
+    """A planted fault: the guilty component, the local rewards of the run that it failed, and who reads whom there."""
 
     guilty: str
     scores: Scores
+    behind: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +62,15 @@ class Planted:
     Attributes:
       groups: that local rewards were trained on, by component.
       passing: local rewards of passing runs, by component.
-      behind: see ``search.blame.blame``.
     """
 
     faults: Sequence[Fault]
     groups: Mapping[str, int]
     passing: Mapping[str, Sequence[float]]
-    behind: Mapping[str, Any]
 
     def right(self) -> list[bool]:
         """Whether the guilty component is first, by fault."""
-        return [blame(one.scores, self.passing, self.behind).component == one.guilty for one in self.faults]
+        return [blame(one.scores, self.passing, one.behind).component == one.guilty for one in self.faults]
 
     def lowest(self) -> list[float]:
         """The same of the component with the lowest percentile, whoever reads whom; of equal ones, one drawn at random
@@ -145,10 +144,9 @@ def measured(
         scores = run_scores(scorer, host.system, reward, contrasts, [trace for _, trace in planted])
     several = [group for group in groups if len(group.candidates) > 1]
     return Planted(
-        [Fault(name, one) for (name, _), one in zip(planted, scores, strict=True)],
+        [Fault(name, one, behind(host.system, trace)) for (name, trace), one in zip(planted, scores, strict=True)],
         {name: sum(group.component == name for group in several) for name in names},
         passing,
-        behind(host.system, names),
     )
 
 
@@ -260,11 +258,10 @@ def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
     """Faults in enumerable systems of many seeds: those whose run on a question scores high, and low with another
     word."""
     faults, good_runs = list[Fault](), list[Scores]()
-    words, names, after = ("ape", "bee", "cat", "dog"), ("writer", "router", "tuner"), {}
+    words, names = ("ape", "bee", "cat", "dog"), ("writer", "router", "tuner")
     field = dict(zip(names, "abc", strict=True))
     for index in range(40 * count):
         system = enumerable_system(derive_seed("enumerable", seed, index))
-        after = behind(system, names)
         rng = random.Random(derive_seed("word", seed, index))
         configuration = Configuration(
             {
@@ -285,10 +282,10 @@ def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
         turn = names[index % 3]
         planted = plant(system, configuration, good[:1], [turn], corrupt, 1, derive_seed(seed, index))
         scores = run_scores(rewards, system, "exact", contrasts, [trace for _, trace in planted])
-        faults += [Fault(name, one) for (name, _), one in zip(planted, scores, strict=True)]
+        faults += [Fault(g, one, behind(system, trace)) for (g, trace), one in zip(planted, scores, strict=True)]
         if len(faults) == count:
             break
-    return Planted(faults, {}, by_component(good_runs), after)
+    return Planted(faults, {}, by_component(good_runs))
 
 
 class ExactUnder(ExactRewards):

@@ -12,6 +12,7 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Outcome, Trace, derive_seed, digest
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.state import State
+from optimas_jax.loop.steps.observe import read_by
 from optimas_jax.rewards.scorer import Fields, RewardScorer, score_outputs
 from optimas_jax.search.blame import FAILED, Blame, Scores, Summary, blame, passes, summarise
 
@@ -71,9 +72,11 @@ def by_component(runs: Iterable[Scores]) -> dict[str, list[float]]:
     return scores
 
 
-def behind(system: System, names: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Component -> components that read what it writes, directly or through others."""
-    return {name: system.descendants(name) & set(names) for name in names}
+def behind(system: System, trace: Trace) -> dict[str, frozenset[str]]:
+    """Component -> components that read what it writes, directly or through others; of a program, in this run."""
+    if system.program is not None:
+        return read_by([trace])
+    return {name: system.descendants(name) for name in system.order}
 
 
 def is_blamed(state: State) -> bool:
@@ -88,8 +91,10 @@ def blame_runs(
     scorer, contrasts = device.rewards.scorer, contrasts_of(passing, host.components, host.seed)
     known = by_component(run_scores(scorer, host.system, reward, contrasts, passing))
     scored = run_scores(scorer, host.system, reward, contrasts, failing)
-    after = behind(host.system, host.components)
-    return {trace.example_id: blame(one, known, after) for trace, one in zip(failing, scored, strict=True)}
+    return {
+        trace.example_id: blame(one, known, behind(host.system, trace))
+        for trace, one in zip(failing, scored, strict=True)
+    }
 
 
 def divided(host: Host, traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
