@@ -239,8 +239,8 @@ def _held_up() -> RequestError:
     return RequestError(
         409,
         f"the event loop of the run did not take this request within {_PATIENCE:g} s: the program holds it up by a "
-        "call that blocks, such as one that waits for this answer; make the program a plain function, or make the call "
-        "by asyncio.to_thread",
+        "call that blocks, such as one that waits for this answer; make the program a plain function, or make the "
+        "call by asyncio.to_thread",
         None,
         "held_up",
     )
