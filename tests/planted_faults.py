@@ -35,7 +35,7 @@ from optimas_jax.loop.config import OfflineConfig, RunConfig, parse_config
 from optimas_jax.loop.context import Run
 from optimas_jax.loop.local_rewards import collect_on, train_first
 from optimas_jax.loop.stages import open_run
-from optimas_jax.loop.steps.blame import behind, run_scores
+from optimas_jax.loop.steps.blame import behind, by_component, contrasts_of, run_scores
 from optimas_jax.programs.program import program as declare
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.rewards.collect import CollectConfig
@@ -48,10 +48,11 @@ Corrupt = Callable[[Call, random.Random], Mapping[str, Any] | None]  # a wrong o
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A planted fault: the guilty component, and the local rewards of the run that it failed."""
+    """A planted fault: the guilty component, the local rewards of the run that it failed, and who reads whom there."""
 
     guilty: str
     scores: Scores
+    behind: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +61,16 @@ class Planted:
 
     Attributes:
       groups: that local rewards were trained on, by component.
-      passing: local rewards of passing runs.
-      behind: see ``search.blame.blame``.
+      passing: local rewards of passing runs, by component.
     """
 
     faults: Sequence[Fault]
     groups: Mapping[str, int]
-    passing: Sequence[Scores]
-    behind: Mapping[str, Any]
+    passing: Mapping[str, Sequence[float]]
 
     def right(self) -> list[bool]:
         """Whether the guilty component is first, by fault."""
-        return [blame(one.scores, self.passing, self.behind).component == one.guilty for one in self.faults]
+        return [blame(one.scores, self.passing, one.behind).component == one.guilty for one in self.faults]
 
     def lowest(self) -> list[float]:
         """The same of the component with the lowest percentile, whoever reads whom; of equal ones, one drawn at random
@@ -86,7 +85,7 @@ class Planted:
     @property
     def chance(self) -> float:
         """Share of right answers of a guess among the components that the run calls."""
-        return sum(1 / len(one.scores) for one in self.faults) / len(self.faults)
+        return sum(1 / len(dict(one.scores)) for one in self.faults) / len(self.faults)
 
 
 def plant(
@@ -104,7 +103,7 @@ def plant(
     rng.shuffle(tries)
     planted: dict[str, list[tuple[str, Trace]]] = {name: [] for name in names}
     jobs, guilty = [], []
-    for name, example, trace in tries:
+    for name, example, trace in tries[: 3 * count]:
         index = rng.choice(trace.indices(name))
         outputs = corrupt(trace.calls[index], rng)
         if outputs is not None and outputs != trace.calls[index].outputs:
@@ -140,14 +139,14 @@ def measured(
             corrupt.learn([trace for _, trace in known])
         planted = plant(host.system, configuration, spoiled, names, corrupt, count, seed)
         scorer = run.device.rewards.scorer
-        passing = run_scores(scorer, host.system, reward, names, [trace for _, trace in known])
-        scores = run_scores(scorer, host.system, reward, names, [trace for _, trace in planted])
+        contrasts = contrasts_of([trace for _, trace in known], names, host.seed)
+        passing = by_component(run_scores(scorer, host.system, reward, contrasts, [trace for _, trace in known]))
+        scores = run_scores(scorer, host.system, reward, contrasts, [trace for _, trace in planted])
     several = [group for group in groups if len(group.candidates) > 1]
     return Planted(
-        [Fault(name, one) for (name, _), one in zip(planted, scores, strict=True)],
+        [Fault(name, one, behind(host.system, trace)) for (name, trace), one in zip(planted, scores, strict=True)],
         {name: sum(group.component == name for group in several) for name in names},
         passing,
-        behind(host.system, names),
     )
 
 
@@ -258,12 +257,11 @@ def planted_in_program(name: str, seed: int, count: int, workdir: Path) -> Plant
 def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
     """Faults in enumerable systems of many seeds: those whose run on a question scores high, and low with another
     word."""
-    faults, passing = list[Fault](), list[Scores]()
-    words, names, after = ("ape", "bee", "cat", "dog"), ("writer", "router", "tuner"), {}
+    faults, good_runs = list[Fault](), list[Scores]()
+    words, names = ("ape", "bee", "cat", "dog"), ("writer", "router", "tuner")
     field = dict(zip(names, "abc", strict=True))
     for index in range(40 * count):
         system = enumerable_system(derive_seed("enumerable", seed, index))
-        after = behind(system, names)
         rng = random.Random(derive_seed("word", seed, index))
         configuration = Configuration(
             {
@@ -279,14 +277,15 @@ def planted_in_enumerable(seed: int, count: int, workdir: Path) -> Planted:
 
         traces = run_many(system, [Job(configuration, example, 0) for example in EXAMPLES], concurrency=8)
         good = [(e, trace) for e, trace in zip(EXAMPLES, traces, strict=True) if trace.score >= 0.5]
-        passing += run_scores(rewards, system, "exact", names, [trace for _, trace in good])
+        contrasts = {name: [{field[name]: word} for word in words] for name in names}
+        good_runs += run_scores(rewards, system, "exact", contrasts, [trace for _, trace in good])
         turn = names[index % 3]
         planted = plant(system, configuration, good[:1], [turn], corrupt, 1, derive_seed(seed, index))
-        scores = run_scores(rewards, system, "exact", names, [trace for _, trace in planted])
-        faults += [Fault(name, one) for (name, _), one in zip(planted, scores, strict=True)]
+        scores = run_scores(rewards, system, "exact", contrasts, [trace for _, trace in planted])
+        faults += [Fault(g, one, behind(system, trace)) for (g, trace), one in zip(planted, scores, strict=True)]
         if len(faults) == count:
             break
-    return Planted(faults, {}, passing, after)
+    return Planted(faults, {}, by_component(good_runs))
 
 
 class ExactUnder(ExactRewards):
@@ -328,7 +327,9 @@ def embedded_config(seed: int) -> RunConfig:
     return dataclasses.replace(
         config,
         seed=seed,
-        data=dataclasses.replace(config.data, seed=1000 + seed, train=56, val=8, confirm=8, test=104),
+        data=dataclasses.replace(
+            config.data, seed=1000 + seed, train=54, val=8, confirm=8, test=164, mix={"one-hop": 1.0}
+        ),
         collect=dataclasses.replace(config.collect, samples=1, temperature=1.0, other_values=0),
         offline=dataclasses.replace(config.offline, groups=60, stop=0.0, report=0.0),
     )
@@ -361,7 +362,7 @@ def report(title: str, planted: Planted) -> str:
     cells = [
         title,
         str(min(planted.groups.values())) if planted.groups else "exact",
-        str(len(planted.passing)),
+        str(max(map(len, planted.passing.values()))),
         f"{sum(right)} of {len(right)} = {sum(right) / len(right):.2f}",
         f"{sum(lowest) / len(lowest):.2f}",
         f"{planted.chance:.2f}",
@@ -377,7 +378,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=40)
     parser.add_argument("--workdir", default="")
     flags = parser.parse_args()
-    print("| system | fewest groups | passing runs | guilty one first | lowest percentile | chance | by component |")
+    print("| system | fewest groups | passing calls | guilty one first | lowest percentile | chance | by component |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     with contextlib.ExitStack() as stack:
         folder = Path(flags.workdir or stack.enter_context(tempfile.TemporaryDirectory()))

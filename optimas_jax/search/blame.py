@@ -7,9 +7,10 @@ too. So the lowest percentile alone blames a late component as often as an early
 
     1 where nothing is wrong,   FAULT u^(FAULT - 1) at the fault,   BEHIND u^(BEHIND - 1) behind it
 
-the likelihood that component k is at fault is the density of its own percentile as a fault, times that of every
-percentile behind it as behind a fault; all others are uniform. Shares are these likelihoods over their sum, for one
-fault and no preference beforehand. Of two percentiles that are both low, the earlier one explains the later one.
+the likelihood that a call is at fault is the density of its own percentile as a fault, times that of every percentile
+behind it as behind a fault; all others are uniform. That of a component is the mean over its calls, and shares are
+likelihoods over their sum, for one fault and no preference beforehand. Of two percentiles that are both low, the
+earlier one explains the later one.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-FAULT, BEHIND = 0.25, 0.6  # chosen on development seeds (docs/objectives.md)
+FAULT, BEHIND = 0.25, 0.75  # chosen on development seeds (docs/objectives.md)
 FEWEST = 8  # scores on passing runs below which a component is not judged
 FAILED = -math.inf  # local reward of a call without outputs
 
-Scores = Mapping[str, float]  # of one run: the lowest local reward of each component's calls
+Scores = Sequence[tuple[str, float]]  # (component, local reward) of the calls of one run, in their order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Blame:
     Attributes:
       component: likeliest at fault; "" where that cannot be said.
       shares: of the blame, by component that can be judged, in the order of the run; they add up to 1.
-      percentiles: of local rewards among passing runs, by component; None with too few of these.
+      percentiles: the lowest one of each component's calls; None with too few passing runs.
       reason: why nothing can be said, or "".
     """
 
@@ -51,36 +52,41 @@ def percentile(score: float, passing: Sequence[float]) -> float | None:
     return (below + (equal + 1) / 2) / (len(passing) + 1)
 
 
-def blame(run: Scores, passing: Sequence[Scores], behind: Mapping[str, Collection[str]]) -> Blame:
+def blame(run: Scores, passing: Mapping[str, Sequence[float]], behind: Mapping[str, Collection[str]]) -> Blame:
     """Which component is likeliest at fault in a run.
 
     Args:
-      run: a failing run, components in the order of their calls.
-      passing: runs that passed.
+      run: a run that failed.
+      passing: local rewards in runs that passed, by component.
       behind: components that read what a component writes, directly or through others.
     """
-    levels = {name: percentile(score, [one[name] for one in passing if name in one]) for name, score in run.items()}
-    known = {name: level for name, level in levels.items() if level is not None}
-    if len(known) < 2:
-        few = max((sum(name in one for one in passing) for name in run), default=0)
-        reason = (
-            f"too few to say: {few} passing runs, and {FEWEST} are needed"
-            if not known
-            else "too few to say: one component can be judged"
-        )
-        return Blame("", {}, levels, reason)
-    logs = {name: _log_likelihood(name, known, behind.get(name, ())) for name in known}
-    top = max(logs.values())
-    weights = {name: math.exp(log - top) for name, log in logs.items()}
+    levels = [(name, percentile(score, passing.get(name, ()))) for name, score in run]
+    known = [(name, level) for name, level in levels if level is not None]
+    lowest: dict[str, float | None] = {}
+    for name, level in levels:
+        lower = [one for one in (lowest.get(name), level) if one is not None]
+        lowest[name] = min(lower, default=None)
+    judged = list(dict.fromkeys(name for name, _ in known))
+    if len(judged) < 2:
+        few = max((len(passing.get(name, ())) for name in lowest), default=0)
+        why = f"{few} calls in passing runs, and {FEWEST} are needed" if not judged else "one component can be judged"
+        return Blame("", {}, lowest, f"too few to say: {why}")
+    logs = [_log_likelihood(index, known, behind) for index in range(len(known))]
+    top = max(logs)
+    of_calls: dict[str, list[float]] = {}
+    for (name, _), log in zip(known, logs, strict=True):
+        of_calls.setdefault(name, []).append(math.exp(log - top))
+    weights = {name: math.fsum(each) / len(each) for name, each in of_calls.items()}
     whole = sum(weights.values())
     shares = {name: weight / whole for name, weight in weights.items()}
-    return Blame(max(shares, key=lambda name: shares[name]), shares, levels)
+    return Blame(max(shares, key=lambda name: shares[name]), shares, lowest)
 
 
-def _log_likelihood(name: str, levels: Mapping[str, float], behind: Collection[str]) -> float:
-    """Of the percentiles, if the component is at fault."""
-    later = [level for other, level in levels.items() if other in behind and other != name]
-    return _log_density(levels[name], FAULT) + sum(_log_density(level, BEHIND) for level in later)
+def _log_likelihood(index: int, calls: Sequence[tuple[str, float]], behind: Mapping[str, Collection[str]]) -> float:
+    """Of the percentiles of calls, if the one at ``index`` is at fault."""
+    name, level = calls[index]
+    later = [other for one, other in calls[index + 1 :] if one in behind.get(name, ())]
+    return _log_density(level, FAULT) + sum(_log_density(other, BEHIND) for other in later)
 
 
 def _log_density(level: float, exponent: float) -> float:

@@ -18,11 +18,15 @@ from optimas_jax.search.optimisers.task import Effort, PromptTask
 
 NAMES = ("first", "second", "third")
 AFTER = {"first": {"second", "third"}, "second": {"third"}, "third": set()}
-PASSING = [{name: float(level) for name in NAMES} for level in range(19)]
+PASSING = {name: [float(level) for level in range(19)] for name in NAMES}
 
 
-def run(first, second, third):
-    return dict(zip(NAMES, (first, second, third), strict=True))
+def run(*scores):
+    return list(zip(NAMES, scores, strict=True))
+
+
+def few(count):
+    return {name: scores[:count] for name, scores in PASSING.items()}
 
 
 def test_percentiles_count_equal_scores_half_and_need_enough_runs() -> None:
@@ -37,8 +41,7 @@ def test_percentiles_count_equal_scores_half_and_need_enough_runs() -> None:
 
 def test_one_low_component_is_blamed() -> None:
     for guilty in NAMES:
-        levels = dict.fromkeys(NAMES, 9.0) | {guilty: -1.0}
-        said = blame(levels, PASSING, AFTER)
+        said = blame([(name, -1.0 if name == guilty else 9.0) for name in NAMES], PASSING, AFTER)
         assert said.component == guilty and sum(said.shares.values()) == pytest.approx(1.0)
 
 
@@ -48,7 +51,7 @@ def test_of_several_low_ones_the_earliest_explains_the_others() -> None:
     low = 0.5 / 20
     fault, later = (exponent * low ** (exponent - 1) for exponent in (FAULT, BEHIND))
     middle = FAULT * 0.5 ** (FAULT - 1), BEHIND * 0.5 ** (BEHIND - 1)
-    likelihoods = run(middle[0] * later * later, fault * later, fault)
+    likelihoods = dict(run(middle[0] * later * later, fault * later, fault))
     assert said.shares == pytest.approx({name: one / sum(likelihoods.values()) for name, one in likelihoods.items()})
 
 
@@ -62,12 +65,12 @@ def test_a_call_that_failed_is_below_every_score() -> None:
 
 
 def test_too_few_runs_and_a_single_component_are_told() -> None:
-    said = blame(run(0.0, 0.0, 0.0), PASSING[:3], AFTER)
+    said = blame(run(0.0, 0.0, 0.0), few(3), AFTER)
     assert (said.component, said.shares) == ("", {}) and said.percentiles == dict.fromkeys(NAMES)
-    assert said.reason == f"too few to say: 3 passing runs, and {FEWEST} are needed"
-    assert blame({"first": 0.0}, PASSING, AFTER).reason == "too few to say: one component can be judged"
-    assert blame({}, [], {}).component == ""
-    new = blame({**run(9.0, -1.0, 9.0), "never": -9.0}, PASSING, AFTER)  # no passing run calls it
+    assert said.reason == f"too few to say: 3 calls in passing runs, and {FEWEST} are needed"
+    assert blame([("first", 0.0)], PASSING, AFTER).reason == "too few to say: one component can be judged"
+    assert blame([], {}, {}).component == ""
+    new = blame([*run(9.0, -1.0, 9.0), ("never", -9.0)], PASSING, AFTER)  # no passing run calls it
     assert new.component == "second" and new.percentiles["never"] is None
 
 
@@ -83,11 +86,19 @@ def test_scales_of_local_rewards_do_not_matter(quarters, scale, shift) -> None:
     """Each component's scores by an increasing function of their own."""
     maps = dict(zip(NAMES, (lambda x: scale * x + shift, math.exp, lambda x: x**3), strict=True))
 
-    def mapped(one):
-        return {name: maps[name](score) for name, score in one.items()}
-
     scores = run(*(quarter / 4 for quarter in quarters))
-    assert blame(mapped(scores), list(map(mapped, PASSING)), AFTER) == blame(scores, PASSING, AFTER)
+    mapped = [(name, maps[name](score)) for name, score in scores]
+    known = {name: list(map(maps[name], of_name)) for name, of_name in PASSING.items()}
+    assert blame(mapped, known, AFTER) == blame(scores, PASSING, AFTER)
+
+
+def test_in_a_loop_the_first_low_call_explains_those_that_follow() -> None:
+    """The second call of the first component reads what the second one wrote, and is low by that."""
+    loop = {"first": {"first", "second"}, "second": {"first", "second"}}
+    calls = [("first", 9.0), ("second", -1.0), ("first", -1.0), ("second", -1.0)]
+    said = blame(calls, PASSING, loop)
+    assert said.component == "second" and said.percentiles == {"first": 0.5 / 20, "second": 0.5 / 20}
+    assert blame([("first", -1.0), *calls[1:]], PASSING, loop).component == "first"
 
 
 def test_a_summary_counts_who_is_first() -> None:
@@ -99,8 +110,8 @@ def test_a_summary_counts_who_is_first() -> None:
     said = summarise(19, runs)
     assert said.first == {"first": 0, "second": 2, "third": 1} and said.failing == 3 and not said.reason
     assert sum(said.shares.values()) == pytest.approx(1.0)
-    few = summarise(2, {"e": blame(run(0.0, 0.0, 0.0), PASSING[:2], AFTER)})
-    assert few.reason.startswith("too few to say") and few.first == dict.fromkeys(NAMES, 0)
+    unsaid = summarise(2, {"e": blame(run(0.0, 0.0, 0.0), few(2), AFTER)})
+    assert unsaid.reason.startswith("too few to say") and unsaid.first == dict.fromkeys(NAMES, 0)
     assert summarise(9, {}).reason == "no run failed"
 
 
@@ -154,6 +165,6 @@ def test_proposers_read_who_is_at_fault(style) -> None:
     assert f"Likeliest at fault: second ({other.shares['second']:.0%} of the blame), not this component\n" in text
     own = blame(run(-1.0, 9.0, 9.0), PASSING, AFTER)
     assert f"Likeliest at fault: this component ({own.shares['first']:.0%} of the blame)\n" in asked({"e1": own}, style)
-    unknown = blame(run(0.0, 0.0, 0.0), PASSING[:2], AFTER)
+    unknown = blame(run(0.0, 0.0, 0.0), few(2), AFTER)
     assert asked({"e1": unknown}, style) == asked({}, style) == asked({"other": own}, style)
     assert "at fault" not in asked({}, style)

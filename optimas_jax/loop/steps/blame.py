@@ -3,49 +3,80 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.system import System
-from optimas_jax.core.types import Outcome, Trace, derive_seed
+from optimas_jax.core.types import Outcome, Trace, derive_seed, digest
 from optimas_jax.loop.context import Device, Host
 from optimas_jax.loop.state import State
-from optimas_jax.rewards.scorer import RewardScorer, score_outputs
+from optimas_jax.loop.steps.observe import read_by
+from optimas_jax.rewards.scorer import Fields, RewardScorer, score_outputs
 from optimas_jax.search.blame import FAILED, Blame, Scores, Summary, blame, passes, summarise
 
-_PASSING, _FAILING = 48, 24  # runs of each kind that are scored, at most
+_PASSING, _FAILING = 32, 16  # runs of each kind that are scored, at most
+_CONTRASTS = 4  # other outputs that one is compared with on its input
+
+
+def contrasts_of(passing: Sequence[Trace], names: Sequence[str], seed: int) -> dict[str, list[Fields]]:
+    """Different outputs of each component in runs that passed, ``_CONTRASTS`` at random, with which others are compared
+    on their own inputs."""
+    contrasts = {}
+    for name in names:
+        calls = [call for trace in passing for call in trace.calls_of(name) if call.outcome is Outcome.OK]
+        outputs = list({digest(call.outputs): call.outputs for call in calls}.values())
+        rng = random.Random(derive_seed(seed, "contrasts", name))
+        contrasts[name] = rng.sample(outputs, min(_CONTRASTS, len(outputs)))
+    return contrasts
 
 
 def run_scores(
-    scorer: RewardScorer, system: System, reward: str, names: Sequence[str], traces: Sequence[Trace]
-) -> Sequence[Scores]:
-    """The lowest local reward of each component's calls, in the order of its first call, for every run.
+    scorer: RewardScorer,
+    system: System,
+    reward: str,
+    contrasts: Mapping[str, Sequence[Fields]],
+    traces: Sequence[Trace],
+) -> list[Scores]:
+    """The local rewards of the calls of every run, in their order.
+
+    A local reward is trained on differences between outputs on one input: what it adds to all of them is arbitrary.
+    Therefore the mean local reward of other outputs on the same input, the contrasts, is taken off.
 
     Args:
-      names: components with a local reward.
+      contrasts: by component with a local reward (``contrasts_of``).
     """
-    by_run: list[dict[str, float]] = [{} for _ in traces]
-    for index, trace in enumerate(traces):
-        for call in trace.calls:
-            if call.component in names:
-                by_run[index].setdefault(call.component, float("inf"))
-    for name in names:
-        calls = [(index, call) for index, trace in enumerate(traces) for call in trace.calls_of(name)]
-        ended = [(index, call) for index, call in calls if call.outcome is Outcome.OK]
-        rows = [(call.inputs, [call.outputs]) for _, call in ended]
+    known: dict[tuple[int, int], float] = {}  # by run and call
+    for name, others in contrasts.items():
+        places = [(number, index) for number, trace in enumerate(traces) for index in trace.indices(name)]
+        calls = {place: traces[place[0]].calls[place[1]] for place in places}
+        ended = [place for place in places if calls[place].outcome is Outcome.OK]
+        outputs = [(calls[place].inputs, calls[place].outputs) for place in ended]
+        rows = [(inputs, [own, *(one for one in others if one != own)]) for inputs, own in outputs]
         scores = score_outputs(scorer, system, reward, name, rows) if rows else []
-        for (index, _), [score] in zip(ended, scores, strict=True):
-            by_run[index][name] = min(by_run[index][name], score)
-        for index, call in calls:
-            if call.outcome is not Outcome.OK:
-                by_run[index][name] = FAILED
-    return by_run
+        known |= dict.fromkeys(places, FAILED)
+        for place, (score, *of_others) in zip(ended, scores, strict=True):
+            known[place] = score - statistics.fmean(of_others or [0.0])
+    return [
+        [(call.component, known[number, index]) for index, call in enumerate(trace.calls) if (number, index) in known]
+        for number, trace in enumerate(traces)
+    ]
 
 
-def behind(system: System, names: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Component -> components that read what it writes, directly or through others."""
-    return {name: system.descendants(name) & set(names) for name in names}
+def by_component(runs: Iterable[Scores]) -> dict[str, list[float]]:
+    """The local rewards of all calls of several runs, by component."""
+    scores: dict[str, list[float]] = {}
+    for name, score in (call for run in runs for call in run):
+        scores.setdefault(name, []).append(score)
+    return scores
+
+
+def behind(system: System, trace: Trace) -> dict[str, frozenset[str]]:
+    """Component -> components that read what it writes, directly or through others; of a program, in this run."""
+    if system.program is not None:
+        return read_by([trace])
+    return {name: system.descendants(name) for name in system.order}
 
 
 def is_blamed(state: State) -> bool:
@@ -57,11 +88,13 @@ def blame_runs(
     host: Host, device: Device, reward: str, passing: Sequence[Trace], failing: Sequence[Trace]
 ) -> dict[str, Blame]:
     """Blame of failing runs, by example."""
-    names, scorer = host.components, device.rewards.scorer
-    known = run_scores(scorer, host.system, reward, names, passing)
-    after = behind(host.system, names)
-    scored = run_scores(scorer, host.system, reward, names, failing)
-    return {trace.example_id: blame(one, known, after) for trace, one in zip(failing, scored, strict=True)}
+    scorer, contrasts = device.rewards.scorer, contrasts_of(passing, host.components, host.seed)
+    known = by_component(run_scores(scorer, host.system, reward, contrasts, passing))
+    scored = run_scores(scorer, host.system, reward, contrasts, failing)
+    return {
+        trace.example_id: blame(one, known, behind(host.system, trace))
+        for trace, one in zip(failing, scored, strict=True)
+    }
 
 
 def divided(host: Host, traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
