@@ -16,7 +16,7 @@ from optimas_jax.loop.steps.observe import read_by
 from optimas_jax.rewards.scorer import Fields, RewardScorer, score_outputs
 from optimas_jax.search.blame import FAILED, Blame, Scores, Summary, blame, passes, summarise
 
-_PASSING, _FAILING = 32, 16  # runs of each kind that are scored, at most
+_PASSING, _FAILING = 20, 10  # runs of each kind that are scored, at most
 _CONTRASTS = 4  # other outputs that one is compared with on its input
 
 
