@@ -218,7 +218,7 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
             [usage.get("prompt_tokens")], usage.get("completion_tokens"), request.most()
         )
         return Completion(
-            text=refusal or native_reply(text, [(call["name"], _decoded(call["arguments"])) for call in calls]),
+            text=refusal or native_reply(text, [(call["name"], _decoded(call.get("arguments"))) for call in calls]),
             outcome=Outcome.REFUSED if refusal else _outcome(choice.get("finish_reason")),
             prompt_tokens=read,
             completion_tokens=written,
@@ -261,8 +261,8 @@ def _check_model(request: CompletionRequest, answer: Mapping[str, Any]) -> None:
 
 
 def _decoded(arguments: str | None) -> Any:
-    """Arguments of a tool; none where some servers write an empty text. A text that is no JSON as it is, for the reader
-    of the reply to refuse."""
+    """Arguments of a tool; none where some servers write an empty text or nothing. A text that is no JSON as it is, for
+    the reader of the reply to refuse."""
     try:
         return parse_json(arguments or "{}")
     except (TypeError, ValueError):  # some servers send them as an object

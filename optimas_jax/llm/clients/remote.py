@@ -26,7 +26,7 @@ from optimas_jax.core.types import Outcome, digest
 from optimas_jax.llm.attempts import Retries, Server, ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.clients.errors import Refused, fault_of, read_json
-from optimas_jax.llm.clients.limits import Rate
+from optimas_jax.llm.clients.limits import Rate, limit_answers
 from optimas_jax.llm.forms.reasoning import separate
 from optimas_jax.llm.prices import Price, price_of
 from optimas_jax.llm.specs import KEYS
@@ -155,7 +155,10 @@ class Remote:
                 api_key=self.key,
                 max_retries=0,
                 timeout=self.config.timeout,
-                http_client=http_client or sdk.DefaultHttpxClient(verify=self._certificates),
+                http_client=http_client
+                or sdk.DefaultHttpxClient(
+                    verify=self._certificates, event_hooks={"response": [limit_answers(self.config.timeout)]}
+                ),
             )
             weakref.finalize(self, client.close)
         return client
