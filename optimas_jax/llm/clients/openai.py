@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from optimas_jax.core.json_text import parse_json
 from optimas_jax.core.types import Outcome, thaw
@@ -53,7 +52,7 @@ class OpenAICompleter:
     ):
         """``adapters``: the folder whose adapters requests may name. ``prices``, ``say``: see ``Remote``.
         ``http_client``: an ``httpx2.Client`` to use."""
-        own = urlsplit(address("openai", URL, config)).hostname == urlsplit(URL).hostname
+        own = address("openai", URL, config).startswith(URL.removesuffix("/v1"))
         limits = _LIMITS[::-1] if own else _LIMITS  # OpenAI's own models want the newer name
         self._remote = Remote("openai", URL, config, prices or {}, say, limits)
         self._adapters, self._http_client = adapters, http_client
