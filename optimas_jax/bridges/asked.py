@@ -126,7 +126,10 @@ def settings_of(body: Mapping[str, Any], limits: Sequence[str]) -> dict[str, Any
 def _is_number(value: Any, kind: type) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | kind):
         return False
-    return math.isfinite(value)
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def is_true(body: Mapping[str, Any], name: str) -> bool:
@@ -274,7 +277,8 @@ def schema_of(wanted: Any, path: str) -> Mapping[str, Any] | None:
         return None
     if kind == "json_object":
         return {"type": "object"}
-    schema = wanted.get("json_schema", wanted).get("schema") if kind == "json_schema" else None
+    named = object_of(wanted.get("json_schema", wanted), f"{path}.json_schema") if kind == "json_schema" else {}
+    schema = named.get("schema")
     if not isinstance(schema, Mapping):
         raise wrong(path, "of type text, json_object, or json_schema with its schema", wanted)
     return schema
