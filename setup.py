@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+_SERVE = ["starlette>=0.48,<2", "uvicorn>=0.35,<1"]
+
 setup(
     name="optimas_jax",
     version="0.2.0",
@@ -62,15 +64,22 @@ setup(
         "ray": [
             "ray>=2.60,<3"
         ],  # launch/sweep.py --executor=ray: tasks and their retries alone; its dashboard is left out
-        "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],  # launch/serve.py
+        "serve": _SERVE,  # launch/serve.py, and base URLs of runs
+        # Frameworks whose agents are programs as they are (docs/frameworks.md). CrewAI is not among them: it wants
+        # openai below 3, and gets here from an environment of its own.
+        "openai-agents": [*_SERVE, "openai-agents>=0.24,<0.25"],
+        "langgraph": [*_SERVE, "langchain>=1.5,<2", "langgraph>=1.2,<2", "langchain-openai>=1.7,<2"],
+        "autogen": [*_SERVE, "autogen-agentchat>=0.7.5,<0.8", "autogen-ext[openai]>=0.7.5,<0.8"],
+        "textgrad": ["textgrad>=0.1.8,<0.2"],
+        "mcp": ["mcp>=2.3,<3"],
+        "dspy": [*_SERVE, "dspy>=3.4,<3.5"],
         "test": [
             "pytest>=9,<10",
             "pytest-xdist>=3.6,<4",  # tests on all cores
             "hypothesis>=6.100,<7",
             "optuna>=5,<6",
             "matplotlib>=3.9,<4",
-            "starlette>=0.48,<2",
-            "uvicorn>=0.35,<1",
+            *_SERVE,
             "ipykernel>=6.29,<8",  # executes the example notebook
             "nbclient>=0.10,<0.12",
         ],

@@ -13,6 +13,7 @@ from typing import Any
 from fuzzing import TEXTS, Watch, as_bytes, bend, broken, damaged, damaged_lines, dump
 from scripted import scripted_config
 
+from optimas_jax.core.folder.events import from_json, read_events
 from optimas_jax.core.folder.files import read_file, read_rows
 from optimas_jax.core.usage import Usage
 from optimas_jax.learn.store import CheckpointStore
@@ -33,9 +34,9 @@ def _open(folder: Path) -> None:
     opened = RunFolder(folder, scripted_config())
     try:
         for line in (folder / "events").read_text().splitlines():
-            event = json.loads(line)
-            event.pop("time")
-            opened.emit(event.pop("event"), **event)
+            event = from_json(json.loads(line))
+            assert event is not None
+            opened.emit(event)
         opened.append_new("proposals.jsonl", [{"id": "a", "race": None, "gate": None}])
     finally:
         opened.close()
@@ -72,6 +73,8 @@ def _results(path: Path) -> None:
 def _rows(path: Path) -> None:
     shown = Result(path.parents[1] if path.parent.name == "evaluations" else path.parent, {"label": path.stem})
     str({"test": "examples", "proposals": "proposals", "journal": "history"}[path.stem] and read_rows(path))
+    if path.stem == "journal":
+        str(read_events(path.parent))
     str(getattr(shown, {"test": "examples", "proposals": "proposals", "journal": "history"}[path.stem]))
 
 

@@ -1,4 +1,4 @@
-"""A crew of CrewAI: pip install 'optimas_jax[crewai]'."""
+"""A crew of CrewAI: pip install 'optimas_jax[serve]', then crewai, which wants an older openai."""
 
 from crewai import LLM, Agent, Crew, Task
 from crewai.tools import tool

@@ -142,7 +142,7 @@ def read_tasks(path: str, source: str, count: int = 0) -> tuple[list[Example], s
       DataError: as ``load``.
     """
     if source not in SOURCES:
-        raise DataError(f"config.data.source is {source!r}; allowed: {', '.join(SOURCES)}")
+        raise DataError(f"config.data.source is {shown(source)}; allowed: {', '.join(SOURCES)}")
     if source == "synthetic" and not path:
         return [parse_row(made_up(number), f"task {number}")[0] for number in range(count)], "made-up tasks"
     rows = read_rows(Path(path), parse_row) if path else hub_rows(*HUB, parse_row)

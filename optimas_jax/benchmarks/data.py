@@ -166,7 +166,7 @@ def check_ids(examples: Sequence[Example]) -> None:
     """Raises ``DataError`` if an id stands for two examples."""
     repeated = [name for name, count in collections.Counter(example.id for example in examples).items() if count > 1]
     if repeated:
-        raise DataError(f"{len(repeated)} ids stand for several examples, the first is {repeated[0]!r}")
+        raise DataError(f"{len(repeated)} ids stand for several examples, the first is {shown(repeated[0])}")
 
 
 def _cut(examples: Sequence[Example], sizes: Mapping[str, int], what: str) -> dict[str, tuple[Example, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,6 +59,11 @@ def agent(
     for what, text in (("name", name), ("model's name that the agent sends", sends or name)):
         if not isinstance(text, str) or not text.strip() or not text.isprintable():
             raise DeclarationError(f"the {what} is {text!r}, expected a text of printable letters")
+    if re.search(r"[/\\]|^\.", name):
+        raise DeclarationError(
+            f"the name is {name!r}, and names of components stand in paths: give it another, and this model's name by "
+            f"sends={name!r}"
+        )
     if not isinstance(instruction, str):
         raise DeclarationError(f"the instruction of an agent is {instruction!r}, expected a text, or none")
     settings = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "stop": tuple(stop)}

@@ -181,14 +181,15 @@ class Conversation:
         self.turns: list[Turn] = []
         self._ids: dict[str, str] = {}
 
-    def say(self, role: Any, content: Any, path: str) -> None:
-        """A turn of the system, the user or the assistant."""
+    def say(self, role: Any, content: Any, path: str, name: Any = None) -> None:
+        """A turn of the system, the user or the assistant; ``name``: of who speaks."""
         role = "system" if role == "developer" else role
         if role not in ("system", "user", "assistant"):
             raise wrong(f"{path}.role", "system, developer, user, assistant or tool", role)
         if content is None and role != "assistant":
             raise wrong(f"{path}.content", "a text or a list of parts", content)
-        self.turns.append({"role": role, **content_of(content, f"{path}.content")})
+        speaker = {} if name is None else {"name": text_of(name, f"{path}.name")}
+        self.turns.append({"role": role, **content_of(content, f"{path}.content"), **speaker})
 
     def ask(self, call_id: Any, name: Any, arguments: Any, path: str) -> None:
         """A call that the assistant asked for in its last turn."""
@@ -241,12 +242,15 @@ def tools_of(tools: Any, inner: str) -> list[dict[str, Any]]:
                 path,
             )
         function = object_of(tool.get(inner), f"{path}.{inner}") if inner else tool
+        description = function.get("description") or ""
+        if not isinstance(description, str):
+            raise wrong(f"{path}.description", "a text", description)
         parameters = function.get("parameters")
         parameters = {} if parameters is None else object_of(parameters, f"{path}.parameters")
         read.append(
             {
                 "name": text_of(function.get("name"), f"{path}.name"),
-                "description": function.get("description") or "",
+                "description": description,
                 "parameters": {"type": "object", "properties": {}, **parameters},
             }
         )
@@ -277,8 +281,8 @@ def schema_of(wanted: Any, path: str) -> Mapping[str, Any] | None:
         return None
     if kind == "json_object":
         return {"type": "object"}
-    named = object_of(wanted.get("json_schema", wanted), f"{path}.json_schema") if kind == "json_schema" else {}
-    schema = named.get("schema")
+    named = wanted.get("json_schema", wanted) if kind == "json_schema" else None
+    schema = named.get("schema") if isinstance(named, Mapping) else None
     if not isinstance(schema, Mapping):
         raise wrong(path, "of type text, json_object, or json_schema with its schema", wanted)
     return schema

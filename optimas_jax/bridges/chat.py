@@ -62,7 +62,7 @@ def _read(conversation: Conversation, message: Mapping[str, Any], path: str) -> 
     if message.get("role") == "tool":
         conversation.result(message.get("tool_call_id"), message.get("content"), path)
         return
-    conversation.say(message.get("role"), message.get("content"), path)
+    conversation.say(message.get("role"), message.get("content"), path, message.get("name"))
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or (calls and message.get("role") != "assistant"):
         raise wrong(f"{path}.tool_calls", "a list of calls in a message of the assistant", calls)

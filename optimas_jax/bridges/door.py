@@ -22,14 +22,13 @@ from optimas_jax.bridges.chat import chat_answer, chat_events, read_chat
 from optimas_jax.bridges.order import preceding
 from optimas_jax.bridges.responses import read_responses, responses_answer, responses_events
 from optimas_jax.core import event_loop
-from optimas_jax.core.arrivals import RunEnded
+from optimas_jax.core.arrivals import RunEnded, is_beside
 from optimas_jax.core.component import Component, Route
 from optimas_jax.core.program import (
     ProgramEnded,
     ProgramError,
     Scope,
     current_scope,
-    is_beside,
     running_programs,
 )
 from optimas_jax.core.types import Call, Outcome, StopRun, digest, freeze
@@ -239,8 +238,8 @@ def _held_up() -> RequestError:
     return RequestError(
         409,
         f"the event loop of the run did not take this request within {_PATIENCE:g} s: the program holds it up by a "
-        "call that blocks, such as one that waits for this answer; make the program a plain function, or make the call "
-        "by asyncio.to_thread",
+        "call that blocks, such as one that waits for this answer; make the program a plain function, or make the "
+        "call by asyncio.to_thread",
         None,
         "held_up",
     )

@@ -10,17 +10,18 @@ a client that did not wait: both get one answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from optimas_jax.core.types import Call, Outcome, digest
 
-if TYPE_CHECKING:
-    from optimas_jax.core.program import Position, Scope
-
+_BESIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("optimas_jax_beside", default=False)
 OUTSIDE = -1  # in the position of a call from outside of the program's tasks; no number of a task or a call
+Position = tuple[int, ...]  # in the order of a program: numbers of the tasks around a call, and its own
 Content = tuple[str, str]  # component, digest of its inputs
 Preceding = Callable[[Mapping[str, Any], Sequence[Call]], Sequence[bool]]  # which of the answered ones come before
 
@@ -30,8 +31,42 @@ def all_precede(inputs: Mapping[str, Any], answered: Sequence[Call]) -> Sequence
     return [True] * len(answered)
 
 
+@contextlib.contextmanager
+def beside_programs() -> Iterator[None]:
+    """Around what belongs to the run of a system and not to its program, such as a metric: whatever programs run
+    meanwhile, its calls are none of theirs."""
+    token = _BESIDE.set(True)
+    try:
+        yield
+    finally:
+        _BESIDE.reset(token)
+
+
+def is_beside() -> bool:
+    """Whether this is within ``beside_programs``."""
+    return _BESIDE.get()
+
+
 class RunEnded(Exception):
     """A call of a run that has ended."""
+
+
+class Task(Protocol):
+    """A task of a program (``core.program.Scope``)."""
+
+    recorder: Any
+    ended: asyncio.Future[BaseException]
+    path: Position
+    numbers: itertools.count[int]
+    log: list[Any]
+
+    def position(self) -> Position:
+        """The next position in the task."""
+        ...
+
+    def stretch(self) -> Any:
+        """A part of the log behind all that it has."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +80,11 @@ class _Open:
 class Arrivals:
     """Such calls of one run. For the event loop of the run alone."""
 
-    def __init__(self, root: Scope):
+    def __init__(self, root: Task):
         self._root = root
         self._answered: list[tuple[int, Call]] = []  # with their levels
         self._numbers: list[int] = []  # of the levels, among those of the root's calls and tasks
-        self._stretches: list[Scope] = []  # of the root's log, one for each level
+        self._stretches: list[Any] = []  # of the root's log, one for each level
         self._own = 0  # calls of the program's tasks, when the last level began
         self._count = itertools.count()
         self._flying: dict[Content, asyncio.Task[Call]] = {}
@@ -60,7 +95,7 @@ class Arrivals:
         self,
         component: str,
         inputs: Mapping[str, Any],
-        scope: Scope | None = None,
+        scope: Task | None = None,
         *,
         again: bool = False,
         preceding: Preceding = all_precede,
@@ -97,7 +132,7 @@ class Arrivals:
         if answer.outcome is Outcome.OK and content not in self._flying:
             self._open.setdefault(content, []).append(_Open((), answer))
 
-    async def _from_task(self, content: Content, inputs: Mapping[str, Any], scope: Scope, again: bool) -> Call:
+    async def _from_task(self, content: Content, inputs: Mapping[str, Any], scope: Task, again: bool) -> Call:
         known = self._reopened(content)
         if known is None and again and content in self._last:
             return self._last[content]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 
 from optimas_jax.core.cost import Cost
+from optimas_jax.core.json_text import shown
 from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt
 
 MEASURES = ("dollars", "tokens", "seconds")  # of a run
@@ -71,8 +72,8 @@ class Objective:
             name, _, number = (text.strip() for text in part.partition("="))
             if not name or not (number.isascii() and number.isdigit()) or not int(number[:18]) > 0 or name in caps:
                 raise ValueError(
-                    f"objective.prompt_tokens_of has {part!r}, expected COMPONENT=TOKENS, ..., every component once, "
-                    "for example draft=800, answer=300"
+                    f"objective.prompt_tokens_of has {shown(part)}, expected COMPONENT=TOKENS, ..., every component "
+                    "once, for example draft=800, answer=300"
                 )
             caps[name] = int(number)
         return caps

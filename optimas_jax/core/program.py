@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import contextlib
 import contextvars
 import dataclasses
 import functools
 import itertools
 import secrets
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from optimas_jax.core import event_loop
-from optimas_jax.core.arrivals import OUTSIDE, Arrivals
+from optimas_jax.core.arrivals import OUTSIDE, Arrivals, Position
 from optimas_jax.core.component import Component, ComponentBug
 from optimas_jax.core.types import Call, CallKey, Outcome, StopRun, digest
 from optimas_jax.core.values import Hyperparameters, Value
@@ -33,7 +32,6 @@ from optimas_jax.core.values import Hyperparameters, Value
 _TICKS = 20  # of the event loop, in which a task that has got its answer makes its next call
 
 T = TypeVar("T")
-Position = tuple[int, ...]  # in the order of a program: numbers of the tasks around a call, and its own
 Execute = Callable[[str, Mapping[str, Any], int], Coroutine[Any, Any, Call]]  # (component, inputs, repeat) -> call
 
 
@@ -129,28 +127,11 @@ class Scope:
 _SCOPE: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("optimas_jax_scope", default=None)
 _COMPONENT: contextvars.ContextVar[str] = contextvars.ContextVar("optimas_jax_component", default="")
 _RUNNING: dict[str, Scope] = {}  # programs that run in this process, by token
-_BESIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("optimas_jax_beside", default=False)
 
 
 def is_running() -> bool:
     """Whether a program runs anywhere in this process."""
     return bool(_RUNNING)
-
-
-@contextlib.contextmanager
-def beside_programs() -> Iterator[None]:
-    """Around what belongs to the run of a system and not to its program, such as a metric: whatever programs run
-    meanwhile, its calls are none of theirs."""
-    token = _BESIDE.set(True)
-    try:
-        yield
-    finally:
-        _BESIDE.reset(token)
-
-
-def is_beside() -> bool:
-    """Whether this is within ``beside_programs``."""
-    return _BESIDE.get()
 
 
 def running_programs() -> dict[str, Scope]:

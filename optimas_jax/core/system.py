@@ -11,12 +11,13 @@ from functools import cached_property
 from typing import Any
 
 from optimas_jax.core import graph
+from optimas_jax.core.arrivals import beside_programs
 from optimas_jax.core.component import Component, ComponentBug, ComponentFailure, ProgramFailure, RunContext
 from optimas_jax.core.cost import Cost, Counted, side_by_side, total
 from optimas_jax.core.frames import first_of, where
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.objective import Objective
-from optimas_jax.core.program import Recorder, beside_programs
+from optimas_jax.core.program import Recorder
 from optimas_jax.core.scoring import Score, is_finite_score, metric_arguments, name_of, read_score, row_of, shortened
 from optimas_jax.core.selection import Scorer, candidates, choose
 from optimas_jax.core.types import Call, CallKey, Example, Outcome, StopRun, Trace, derive_seed, freeze, thaw

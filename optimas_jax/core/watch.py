@@ -80,12 +80,13 @@ class Watch:
         """Counts a run under the configuration in use.
 
         Raises:
-          TooManyFailures: it ended with an exception, as did more than a fifth of the last runs, of 20 at least, or
-            each of the first 5. Answers of models that cannot be used are no exceptions.
+          TooManyFailures: it ended with an exception, or at the program's time limit, as did more than a fifth of the
+            last runs, of 20 at least, or each of the first 5. Answers of models that cannot be used are no exceptions.
         """
         if self.configuration is not None and configuration != self.configuration:
             return
-        self.ends.append(why_failed(trace) if trace.outcome is Outcome.CRASHED else "")
+        by_program = trace.outcome is Outcome.CRASHED or (trace.outcome is Outcome.TIMEOUT and trace.feedback)
+        self.ends.append(why_failed(trace) if by_program else "")
         failed = [why for why in self.ends if why]
         runs = len(self.ends)
         if not self.ends[-1] or not (len(failed) == runs >= _ALL or (runs >= _FEWEST and len(failed) > _SHARE * runs)):
@@ -119,5 +120,5 @@ def why_failed(trace: Trace) -> str:
 def _line(kind: Kind, name: str, seconds: float, count: int) -> str:
     titles = {"component": f"component {name!r}", "metric": f"the metric {name!r}", "hook": name}
     what = titles.get(kind, "the program itself")
-    way = "; give it timeout=SECONDS if it may never end" if kind == "component" else ""
+    way = "; give it timeout=SECONDS if it may never end" if kind in ("component", "program") else ""
     return f"waiting for {what} for {seconds:.0f} s" + f" ({count} calls)" * (count > 1) + way

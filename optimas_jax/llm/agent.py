@@ -1,9 +1,9 @@
 """Components that a framework calls: a conversation in, the next turn of the assistant out.
 
 Inputs are what the framework sent, as ``bridges`` reads it: ``messages`` (``role``, ``content``, maybe ``images``,
-``calls`` and ``call_id``), and where there are any ``tools``, ``tool_choice``, ``response_format`` and ``settings``.
-Outputs are ``text``, ``calls`` (``name``, ``arguments``), their ``ids``, and ``finish``: ``stop``, ``length`` or
-``tool_calls``.
+``calls``, ``call_id`` and ``name``), and where there are any ``tools``, ``tool_choice``, ``response_format`` and
+``settings``. Outputs are ``text``, ``calls`` (``name``, ``arguments``), their ``ids``, and ``finish``: ``stop``,
+``length`` or ``tool_calls``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class AgentCall:
         turns = conversation(fields, value, keep=self.keep)
         stop = [*settings.get("stop", ()), *self.stop]
         if form is None and schema is not None and schema.get("properties"):
-            turns = [dataclasses.replace(turns[0], content=with_line(turns[0].content, schema)), *turns[1:]]
+            first, rest = (turns[0], turns[1:]) if turns[0].role == "system" else (Message("system", ""), turns)
+            turns = [dataclasses.replace(first, content=with_line(first.content, schema).strip()), *rest]
         if model.style == "text":
             turns = [Message("text", as_text(turns, form), tuple(url for turn in turns for url in turn.images))]
             stop += [] if form or schema else [f"\n{_LABELS['user']}:"]
@@ -128,7 +129,7 @@ def conversation(fields: Mapping[str, Any], prompt: Prompt, *, keep: bool = Fals
     system = "\n\n".join(filter(None, parts))
     demos = [turn for number, demo in enumerate(prompt.demos, 1) for turn in _shown(demo, f"example{number}-")]
     turns = [message_of(one) for one in rest]
-    if not turns:  # a plan reads made-up fields
+    if "messages" not in fields:  # a plan reads made-up fields
         turns = [Message("user", json.dumps(dict(fields), ensure_ascii=False, default=str))]
     return [*([Message("system", system)] if system else []), *demos, *turns]
 
@@ -146,7 +147,8 @@ def message_of(turn: Mapping[str, Any], mark: str = "") -> Message:
     """A recorded turn as a message; ``mark`` begins the names of its calls."""
     calls = tuple(ToolUse(mark + one["id"], one["name"], one["arguments"]) for one in turn.get("calls", ()))
     call_id = mark + turn["call_id"] if turn.get("call_id") else ""
-    return Message(turn["role"], turn["content"], tuple(images_in(turn.get("images", ()))), calls, call_id)
+    images = tuple(images_in(turn.get("images", ())))
+    return Message(turn["role"], turn["content"], images, calls, call_id, turn.get("name", ""))
 
 
 def _shown(demo: Demo, mark: str) -> list[Message]:

@@ -106,6 +106,7 @@ class Message:
       images: URLs of images, which the text has marks for.
       calls: of tools, that an assistant asked for.
       call_id: of the call whose result a tool's turn has.
+      name: of who speaks, where several do; "" otherwise.
     """
 
     role: str
@@ -113,11 +114,13 @@ class Message:
     images: tuple[str, ...] = ()
     calls: tuple[ToolUse, ...] = ()
     call_id: str = ""
+    name: str = ""
 
     def to_json(self) -> list[Any]:
         calls = [[call.id, call.name, thaw(call.arguments)] for call in self.calls]
-        tools = {**({"calls": calls} if calls else {}), **({"call_id": self.call_id} if self.call_id else {})}
-        return [self.role, self.content, *([list(self.images)] if self.images else []), *([tools] if tools else [])]
+        fields = {"calls": calls, "call_id": self.call_id, "name": self.name}
+        rare = {name: value for name, value in fields.items() if value}
+        return [self.role, self.content, *([list(self.images)] if self.images else []), *([rare] if rare else [])]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,8 +164,16 @@ class Tape:
 
     def __len__(self) -> int:
         """Number of recorded results."""
+        return self._count("effects")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it holds neither results nor attempts without one."""
+        return not self._count("effects") + self._count("attempts")
+
+    def _count(self, table: str) -> int:
         with self._guard("read") as database:
-            return database.do(_rows, "SELECT COUNT(*) FROM effects")[0][0]
+            return database.do(_rows, f"SELECT COUNT(*) FROM {table}")[0][0]  # noqa: S608 (our own names)
 
     def _select(self, connection: sqlite3.Connection, keys: Sequence[str]) -> list[str | None]:
         """Recorded results, as text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optimas_jax.core.json_text import shown
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.system import System
@@ -72,7 +73,7 @@ def chosen_components(system: System, config: OptimizeConfig, progress: Progress
     for name in (name for name in system.tunable if name in chosen):
         why = _not_tunable(system, name)
         if why and not every:
-            raise ConfigError(f"config.optimize.components names {name!r}, {why}: leave it out")
+            raise ConfigError(f"config.optimize.components names {shown(name)}, {why}: leave it out")
         if why:
             progress.line(f"{name} stays as it is, {why}")
             continue
@@ -95,7 +96,7 @@ def _check_prompts(names: Sequence[str], config: OptimizeConfig) -> None:
     why = why_no_prompts(proposer_names(config.proposers), config.effort)
     if names and why and config.best_of < 2:
         raise ConfigError(
-            f"config.optimize.proposers is {config.proposers!r} and would write no prompt for {', '.join(names)}: "
+            f"config.optimize.proposers is {shown(config.proposers)} and would write no prompt for {', '.join(names)}: "
             f"{why}. Raise that in config.optimize, name another optimiser, or leave these out of "
             "config.optimize.components"
         )

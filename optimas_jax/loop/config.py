@@ -324,7 +324,9 @@ def parse_config(data: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(str(error)) from error
     sources = getattr(benchmark, "SOURCES", ("",))
     if config.data.source not in sources:
-        raise ConfigError(f"config.data.source is {config.data.source!r}; allowed: {', '.join(map(repr, sources))}")
+        raise ConfigError(
+            f"config.data.source is {shown(config.data.source)}; allowed: {', '.join(map(repr, sources))}"
+        )
     return dataclasses.replace(config, system=from_dict(settings_class(benchmark), config.system, "config.system"))
 
 

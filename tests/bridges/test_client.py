@@ -11,7 +11,7 @@ from tool_agents import FLAT_TOOLS, SYSTEM, TOOLS, adder, adds, begin, plain_too
 
 import optimas_jax as oj
 from optimas_jax.core import event_loop
-from optimas_jax.core.types import Outcome, thaw
+from optimas_jax.core.types import Outcome, StopRun, thaw
 from optimas_jax.core.values import Prompt
 from optimas_jax.programs.declared import DeclarationError
 
@@ -269,7 +269,7 @@ USER = [{"role": "user", "content": "Hi."}]
         ({"max_tokens": 0}, "max_tokens must be a number of at least 1"),
         ({"temperature": 10**400}, "temperature must be a number"),
         ({"seed": 10**400}, "seed must be a whole number"),
-        ({"response_format": {"type": "json_schema", "json_schema": "x"}}, "json_schema must be an object, got 'x'"),
+        ({"response_format": {"type": "json_schema", "json_schema": "x"}}, "json_schema with its schema"),
         ({"stop": [1]}, "stop must be a text or a list of texts"),
         ({"response_format": {"type": "xml"}}, "response_format must be of type text, json_object, or json_schema"),
         ({"stream": "yes"}, "stream must be true or false"),
@@ -313,6 +313,7 @@ def test_agents_that_share_a_model_are_told_apart_by_a_rule_or_refused():
     ("declare", "words"),
     [
         (lambda: oj.agent(""), "the name is ''"),
+        (lambda: oj.agent("team/clerk"), "give it another, and this model's name by sends='team/clerk'"),
         (lambda: oj.agent("a", None), "the instruction of an agent is None"),
         (lambda: oj.agent("a", when=3), "when is 3, expected the beginning of a system message, or headers"),
         (lambda: oj.agent("a", when={}), "when is {}"),
@@ -418,3 +419,39 @@ def test_outside_of_all_runs_agents_answer_as_they_are_declared(sync):
     assert answer and answer == ask("speaker").choices[0].message.content
     with pytest.raises(openai.NotFoundError, match=r"no agent sends the model 'nobody'; there are .*speaker"):
         ask("nobody")
+
+
+def test_who_speaks_is_recorded_and_sent():
+    client = oj.client()
+
+    async def program(question):
+        messages = [{"role": "user", "content": question, "name": one} for one in ("ann", "bob")]
+        answer = await client.chat.completions.create(model="adder", messages=messages)
+        return answer.choices[0].message.content
+
+    trace, requests = run(oj.program(program, components=[adder()]), lambda request: "Yes.")
+    assert [turn["name"] for turn in trace.calls[0].inputs["messages"]] == ["ann", "bob"]
+    assert [one.name for one in requests[0].messages] == ["", "ann", "bob"]
+
+
+def test_programs_that_end_at_their_time_limit_end_the_evaluation(tmp_path):
+    async def waits(question):
+        await asyncio.Event().wait()
+
+    program = oj.program(waits, components=[adder()], timeout=0.05)
+    rows = [{"question": str(number)} for number in range(8)]
+    with pytest.raises(StopRun, match=r"the program 'waits' has no result within 0\.05 s"):
+        oj.evaluate(program, lambda outputs: 1.0, rows, model="random:0", workdir=tmp_path)
+
+
+def test_a_form_of_answers_without_a_system_message_has_one():
+    client = oj.client()
+
+    async def program(question):
+        message = [{"role": "user", "content": question}]
+        answer = await client.chat.completions.parse(model="adder", messages=message, response_format=Sum)
+        return answer.choices[0].message.parsed.total
+
+    _, requests = run(oj.program(program, components=[oj.agent("adder")]), lambda request: '{"total": 3}')
+    assert [one.role for one in requests[0].messages] == ["system", "user"]
+    assert requests[0].messages[0].content.startswith("Answer with JSON of this schema")

@@ -167,9 +167,10 @@ def test_replies_are_read_or_refused():
 def test_schemas_of_replies_hold_those_of_all_tools():
     schema = ReplyForm(TOOLS).schema
     assert schema["$defs"] == {"1.It": {"type": "string"}}
-    assert schema["properties"]["calls"]["items"]["anyOf"][1]["properties"]["arguments"]["properties"]["it"] == {
-        "$ref": "#/$defs/1.It"
-    }
+    answers, asks = schema["anyOf"]
+    assert answers["properties"]["text"]["minLength"] == 1 and answers["properties"]["calls"]["maxItems"] == 0
+    name = asks["properties"]["calls"]["items"]["anyOf"][1]
+    assert name["properties"]["arguments"]["properties"]["it"] == {"$ref": "#/$defs/1.It"}
     assert ReplyForm(TOOLS, "add").schema["properties"]["calls"]["minItems"] == 1
     typed = ReplyForm(TOOLS, text_schema={"type": "object", "properties": {"a": {"type": "integer"}}})
     assert [one["properties"]["text"]["type"] for one in typed.schema["anyOf"]] == ["object", "string"]

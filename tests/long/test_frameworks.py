@@ -22,7 +22,10 @@ EXAMPLES = {
     "crewai_agent": "crewai",
     "autogen_agent": "autogen_agentchat",
     "dspy_agent": "dspy",
+    "textgrad_model": "textgrad",
+    "mcp_tool": "mcp",
 }
+ONE_CALL = ("textgrad_model",)  # a run of it
 PYTHON = os.environ.get("OPTIMAS_FRAMEWORK_PYTHON", sys.executable)
 QUESTION = re.compile(r"What do (\d) (\w+) cost\?")
 PRICE = re.compile(r"\b(\d) euros\b")
@@ -89,6 +92,6 @@ def test_an_agent_of_a_framework_is_optimised_and_loaded_back(example, tmp_path)
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert found["outcomes"] == ["ok"] and found["calls"] >= 2 and found["same"]
+    assert found["outcomes"] == ["ok"] and found["calls"] >= 2 - (example in ONE_CALL) and found["same"]
     assert found["gain"] > 0.9 and RULE in found["instruction"]
     assert found["loaded"] == "16 euros"

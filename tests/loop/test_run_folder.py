@@ -21,6 +21,7 @@ from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.tape import Tape
 from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.config import EvaluateConfig
+from optimas_jax.loop.folder.bought import check_tape
 from optimas_jax.loop.journal import FolderError, RunFolder, config_of, load_best
 from optimas_jax.parallel.mesh import MeshConfig
 
@@ -376,3 +377,14 @@ def test_a_damaged_result_says_so(tmp_path, content):
     said = r"configuration\.json is (damaged|not a saved configuration) \(.*--stage=optimize again"
     with pytest.raises(FolderError, match=said):
         load_best(tmp_path)
+
+
+def test_a_tape_of_attempts_without_results_belongs_to_its_folder(tmp_path):
+    """As a server that answers nobody leaves it: the bill counts attempts, and the same command goes on."""
+    run = folder(tmp_path)
+    run.write("spent.json", {"collect": Usage(calls=3).to_json()})
+    with contextlib.closing(Tape(tmp_path / "tape.sqlite")) as tape:
+        with pytest.raises(FolderError, match="results of 3 calls"):
+            check_tape(run, tape)
+        asyncio.run(tape.begin("a request", Usage(calls=1)))
+        check_tape(run, tape)

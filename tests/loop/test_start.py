@@ -13,6 +13,7 @@ from runs import run_config
 
 import optimas_jax as oj
 from optimas_jax.benchmarks.data import Dataset
+from optimas_jax.core.folder.events import Refresh
 from optimas_jax.core.types import Example
 from optimas_jax.loop.journal import FolderError, RunFolder, load_best
 from optimas_jax.loop.start import keep, row_digest, with_fresh_rows, with_reserve
@@ -126,7 +127,7 @@ def test_rows_that_a_folder_has_paid_for_stay_known(tmp_path):
         keep(folder, Dataset({"train": (example(begin), example(begin + 1))}), None)
         assert set(folder.read("rows.json")) == {row_digest(example(number)) for number in known}
         if begin:
-            folder.emit("paid")
+            folder.emit(Refresh(groups={}))
     folder.close()
 
 

@@ -181,7 +181,8 @@ def test_a_component_that_never_returns_is_told_of(tmp_path, monkeypatch, capsys
 def test_what_a_run_waits_for():
     look = watch.Watch()
     with look.waiting("program", ""):
-        assert look.late(0.0) == ["waiting for the program itself for 0 s"]
+        way = "; give it timeout=SECONDS if it may never end"
+        assert look.late(0.0) == [f"waiting for the program itself for 0 s{way}"]
         with look.waiting("request", "answer"):
             assert look.late(0.0) == []  # it ends in any case
             with look.waiting("metric", "grade"):

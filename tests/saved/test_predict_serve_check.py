@@ -38,8 +38,8 @@ from optimas_jax.saved.predict import predict
 from optimas_jax.saved.remote import remote_scorer
 from optimas_jax.saved.serve import app_of
 from optimas_jax.saved.source import record_source
-from optimas_jax.server.reward_app import make_reward_app
 from optimas_jax.server.protocol import RequestError
+from optimas_jax.server.reward_app import make_reward_app
 from optimas_jax.server.system_app import RunError, make_system_app
 
 QUIET = ConsoleProgress(quiet=True)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.folder.files import read_rows
+from optimas_jax.core.folder.files import FolderError, read_rows
 from optimas_jax.core.folder.search_events import (
     FLAT,
     Accept,
@@ -246,34 +246,33 @@ def from_json(row: Mapping[str, Any]) -> Event | None:
     """The event of a line of the journal; None for one that this version does not know.
 
     Raises:
-      ValueError: a field is missing.
+      ValueError: a field is missing, or cannot be read.
     """
     kind = _KINDS.get(row["event"])
     if kind is None:
         return None
     rest = {name: value for name, value in row.items() if name not in ("event", "time")}
-    fields: dict[str, Any] = {}
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        if field.metadata.get("flat"):
-            flat[field.name] = None
-        elif field.name in rest:
-            fields[field.name] = _typed(_HINTS[kind][field.name], rest.pop(field.name))
-    for name in flat:
-        fields[name] = _typed(_HINTS[kind][name], rest)
+    whole = [field.name for field in dataclasses.fields(kind) if not field.metadata.get("flat")]
+    flat = [field.name for field in dataclasses.fields(kind) if field.metadata.get("flat")]
+    fields = {name: rest.pop(name) for name in whole if name in rest} | dict.fromkeys(flat, rest)
     try:
-        return kind(**fields)
-    except TypeError as error:
-        raise ValueError(f"an event {row['event']!r} lacks a field: {error}") from error
+        return kind(**{name: _typed(_HINTS[kind][name], value) for name, value in fields.items()})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not the fields of an event {row['event']!r} ({type(error).__name__}: {error})") from error
 
 
 def read_events(folder: str | Path) -> list[Event]:
-    """The events in the journal of a run, finished or not, in their order. Those of damaged lines are left out.
+    """The events in the journal of a run, finished or not, in their order. Lines that a resumed run found damaged are
+    left out.
 
     Raises:
       FolderError: the journal cannot be read.
     """
-    events = map(from_json, read_rows(Path(folder) / "journal.jsonl"))
+    path = Path(folder) / "journal.jsonl"
+    try:
+        events = [from_json(row) for row in read_rows(path)]
+    except ValueError as error:
+        raise FolderError(f"{path} is damaged ({error}): the command that made the run mends it") from error
     return [event for event in events if event is not None]
 
 

@@ -166,6 +166,7 @@ def _turn(message: Message) -> Body:
     return {
         "role": message.role,
         "content": _content(message) or ("" if not calls else None),
+        **({"name": message.name} if message.name else {}),
         **({"tool_calls": calls} if calls else {}),
         **({"tool_call_id": message.call_id} if message.role == "tool" else {}),
     }

@@ -17,8 +17,6 @@ from optimas_jax.llm.forms.loose import unfenced
 from optimas_jax.llm.forms.schemas import clean_schema, native_reply, object_schema
 from optimas_jax.llm.forms.tools import MEANT
 
-_TEXT = {"type": "string"}
-
 
 @dataclasses.dataclass(frozen=True)
 class ReplyForm:
@@ -53,14 +51,12 @@ class ReplyForm:
         ]
         call = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
         calls = {"type": "array", "items": call}
-        if self.choice != "auto":
-            reply = object_schema({"text": _TEXT, "calls": {**calls, "minItems": 1}})
-        elif self.text_schema is None:
-            reply = object_schema({"text": _TEXT, "calls": calls})
-        else:
+        asks = object_schema({"text": {"type": "string"}, "calls": {**calls, "minItems": 1}})
+        text = {"type": "string", "minLength": 1}
+        if self.text_schema is not None:
             text = _inside(clean_schema(self.text_schema, all_required=False), "text", definitions)
-            answer = object_schema({"text": text, "calls": {**calls, "maxItems": 0}})
-            reply = {"anyOf": [answer, object_schema({"text": _TEXT, "calls": {**calls, "minItems": 1}})]}
+        answers = object_schema({"text": text, "calls": {**calls, "maxItems": 0}})
+        reply = {"anyOf": [answers, asks]} if self.choice == "auto" else asks
         return {**reply, **({"$defs": definitions} if definitions else {})}
 
     def shown(self, prompt: Prompt, output: str) -> Prompt:

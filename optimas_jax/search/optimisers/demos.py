@@ -27,7 +27,7 @@ def demo_pool(
     Args:
       component: whose groups they are. Of an agent's inputs demonstrations show the conversation alone.
     """
-    is_agent = component is not None and component.route is not None
+    of_agent = component.inputs if component is not None and component.route is not None else ()
     pool: dict[str, ScoredDemo] = {}
     rewards = [reward for group in groups for reward in group.rewards]
     mean = statistics.fmean(rewards) if rewards else 0.0
@@ -36,7 +36,7 @@ def demo_pool(
         if not answered:
             continue
         best = min(answered, key=lambda c: (-c.reward, len(str(dict(c.outputs)))))
-        read = {"messages": thaw(group.inputs["messages"])} if is_agent else dict(group.inputs)
+        read = {name: thaw(group.inputs[name]) for name in of_agent} if of_agent else dict(group.inputs)
         length = len(str(read)) + len(str(dict(best.outputs)))
         if best.reward > mean and not math.isclose(best.reward, mean) and length <= max_chars:
             shown = Demo(group.inputs, best.outputs, group.example_id, best.recorded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from optimas_jax.core.json_text import shown
 from optimas_jax.search.optimisers import copro, demos, feedback, mipro, opro, random_search, reflect
 from optimas_jax.search.optimisers.task import Effort, Proposer
 
@@ -45,8 +46,8 @@ def proposer_names(text: str) -> tuple[str, ...]:
         or len(set(names)) < len(names)
     ):
         raise ValueError(
-            f"proposers is {text!r}: name one or more, separated by commas, each once; known: {', '.join(known)}, and "
-            f"{OWN}NAME for an own proposer"
+            f"proposers is {shown(text)}: name one or more, separated by commas, each once; known: {', '.join(known)}, "
+            f"and {OWN}NAME for an own proposer"
         )
     return names
 

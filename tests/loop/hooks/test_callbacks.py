@@ -15,6 +15,7 @@ from scripted import answer, scripted_config
 import optimas_jax as oj
 from optimas_jax.benchmarks import hotpotqa
 from optimas_jax.benchmarks.modules import Benchmark
+from optimas_jax.core.folder.files import FolderError
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Hyperparameters
 from optimas_jax.llm.local import EngineError
@@ -243,3 +244,27 @@ def test_events_are_frozen_and_say_what_they_are():
         fields = {field.name for field in dataclasses.fields(kind)} - known
         assert {name for name in fields if name not in documented} == set(), kind
     assert events.name_of(events.OutOfBudget) == "out_of_budget"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"event": "pick", "component": "a"}, r"not the fields of an event 'pick' .*'iteration'"),
+        (
+            {"event": "curve", "at": "end", "iteration": 0, "val_score": 1.0},
+            r"not the fields of an event 'curve' \(KeyE",
+        ),
+    ],
+)
+def test_a_line_without_its_fields_is_named(tmp_path, line, message):
+    (tmp_path / "journal.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(FolderError, match=message):
+        events.read_events(tmp_path)
+
+
+def test_lines_of_other_versions_are_read(tmp_path):
+    old, newer = {"event": "dropped", "component": "a", "reason": "empty", "text": ""}, {"event": "of_tomorrow", "x": 1}
+    lines = [json.dumps({**line, "time": 1.0}) + "\n" for line in (old, newer)]
+    (tmp_path / "journal.jsonl").write_text("".join(lines))
+    assert events.read_events(tmp_path) == [events.Dropped(component="a", reason="empty", text="")]
+    assert events.read_events(tmp_path / "nothing") == []
