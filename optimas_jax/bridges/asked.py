@@ -126,7 +126,10 @@ def settings_of(body: Mapping[str, Any], limits: Sequence[str]) -> dict[str, Any
 def _is_number(value: Any, kind: type) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | kind):
         return False
-    return isinstance(value, int) or math.isfinite(value)
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def is_true(body: Mapping[str, Any], name: str) -> bool:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from optimas_jax.core.secrets import redact
 from optimas_jax.core.types import valid_text
 
 MOST_NESTED = 100  # lists and objects in each other: far from where recursion ends, and from what people write
@@ -194,4 +195,5 @@ def shown(value: Any, most: int = 80) -> str:
         text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
     except (ValueError, RecursionError):  # a whole number of thousands of digits, what holds itself
         text = f"a value of type {type(value).__name__}"
+    text = redact(text)  # before it is cut: half a secret is not found any more
     return text if len(text) <= most else f"{text[: most - 3]}..."

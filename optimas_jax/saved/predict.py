@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.progress import Progress
-from optimas_jax.core.types import Example, Outcome, Trace, freeze, thaw
+from optimas_jax.core.secrets import redact
+from optimas_jax.core.types import Example, Outcome, Trace, freeze, thaw, valid_text
 from optimas_jax.llm.tape import Tape
 from optimas_jax.saved.optimized import Optimized, failure_of, plain_outputs
 from optimas_jax.saved.runs import CONCURRENCY, run_examples
@@ -64,4 +65,4 @@ def _prediction(example: Example, trace: Trace) -> dict[str, Any]:
     row = {"id": example.id, "inputs": thaw(example.inputs), "outputs": plain_outputs(trace)}
     if trace.outcome is Outcome.OK:
         return {**row, "outcome": "ok"}
-    return {**row, "outcome": str(trace.outcome), "detail": failure_of(trace) or trace.feedback}
+    return {**row, "outcome": str(trace.outcome), "detail": valid_text(redact(failure_of(trace) or trace.feedback))}

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic_core import PydanticCustomError
 
+from optimas_jax.core.secrets import redact
 from optimas_jax.core.types import derive_seed
 from optimas_jax.llm.base import CompletionRequest, Message
 
@@ -68,7 +69,9 @@ class RequestError(Exception):
 
     def to_json(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        message, param = (text and text.encode(errors="replace").decode() for text in (self.message, self.param))
+        message, param = (
+            text and redact(text).encode(errors="replace").decode() for text in (self.message, self.param)
+        )
         return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
 

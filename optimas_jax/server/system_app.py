@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from optimas_jax.core.component import ComponentBug
+from optimas_jax.core.secrets import redact
 from optimas_jax.core.types import Call, Outcome, StopRun, Trace, thaw
 from optimas_jax.server.bodies import BodyError, read_object
 
@@ -36,7 +37,7 @@ class RunError(Exception):
         self.status, self.kind = status, kind
 
     def response(self, headers: Mapping[str, str] | None = None) -> Response:
-        return JSONResponse({"error": {"message": str(self), "type": self.kind}}, self.status, headers)
+        return JSONResponse({"error": {"message": redact(str(self)), "type": self.kind}}, self.status, headers)
 
 
 def make_system_app(
@@ -122,4 +123,4 @@ async def read_fields(request: Request) -> Mapping[str, Any]:
 
 def _call(call: Call) -> dict[str, Any]:
     fields = {"component": call.component, "inputs": thaw(call.inputs), "outputs": thaw(call.outputs)}
-    return {**fields, "outcome": str(call.outcome), **({"detail": call.detail} if call.detail else {})}
+    return {**fields, "outcome": str(call.outcome), **({"detail": redact(call.detail)} if call.detail else {})}

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.json_text import JsonError, parse_json, shown
 from optimas_jax.traces.records import (
     ASSISTANT,
     SYSTEM,
@@ -130,8 +130,8 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except ValueError:  # models write such, too
+            arguments = parse_json(arguments, mend=True)
+        except JsonError:  # models write such, too
             arguments = {}
     return {"name": first_text(function, "name"), "arguments": arguments or {}}
 

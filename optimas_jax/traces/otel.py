@@ -29,6 +29,7 @@ _EXPORTS = ("resourceSpans", "resource_spans", "resourceLogs", "resource_logs")
 _EVALUATION = "gen_ai.evaluation.result"
 _SCORE, _NAME, _WHY = "gen_ai.evaluation.score.value", "gen_ai.evaluation.name", "gen_ai.evaluation.explanation"
 _OPERATIONS = re.compile(r"(chat|text_completion|generate_content|invoke_agent|invoke_workflow|execute_tool)\s+")
+_MOST_AROUND = 100  # spans around a span
 _MESSAGE = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message")
 
 
@@ -192,11 +193,14 @@ def _with_logs(spans: Sequence[Span]) -> list[Span]:
 
 
 def _ancestors(span: Span, by_id: Mapping[tuple[str, str], Span]) -> list[Span]:
-    found: list[Span] = []
-    while (outer := by_id.get((span.trace, span.parent))) is not None and outer not in found and span.parent:
-        found.append(outer)
-        span = outer
-    return found
+    """The spans around a span, the nearest first; at most ``_MOST_AROUND``."""
+    found: dict[int, Span] = {}  # by identity: to compare spans takes long, and some are around themselves
+    while span.parent and len(found) < _MOST_AROUND:
+        outer = by_id.get((span.trace, span.parent))
+        if outer is None or id(outer) in found:
+            break
+        found[id(outer)] = span = outer
+    return [*found.values()]
 
 
 def _is_call(span: Span) -> bool:
@@ -278,8 +282,8 @@ def _text(message: Any, where: str) -> str:
 
 def _numbered(attributes: Mapping[str, Any], prefix: str, where: str) -> list[Turn]:
     """Messages of attributes with numbers: ``gen_ai.prompt.0.role``, ``gen_ai.prompt.0.content``."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.content")
-    numbers = sorted(int(found[1]) for key in attributes if (found := pattern.fullmatch(key)))
+    pattern = re.compile(re.escape(prefix) + r"\.([0-9]{1,9})\.content")
+    numbers = sorted((found[1] for key in attributes if (found := pattern.fullmatch(key))), key=int)
     role = "assistant" if prefix.endswith("completion") else "user"
     return [
         (

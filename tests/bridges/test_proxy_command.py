@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,36 @@ def asked_and_stopped(process):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_request_in_flight_is_answered_before_the_end(tmp_path):
+    (tmp_path / "agents.py").write_text(AGENTS)
+    arguments = (f"--agents={tmp_path / 'agents.py'}", "--model=openai:served", "--port=0")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    servers, arrived, stopped = ApiServers(), threading.Event(), threading.Event()
+
+    def wait(kind, body):
+        arrived.set()
+        assert stopped.wait(60)
+
+    servers.odd = wait
+    body = json.dumps({"model": "teller", "messages": [{"role": "user", "content": "Hi."}]}).encode()
+    with serving_app(servers.app) as model, ThreadPoolExecutor() as pool:
+        variables = {**os.environ, "OPENAI_BASE_URL": f"{model}/v1", "OPENAI_API_KEY": "none"}
+        process = subprocess.Popen(command(*arguments), env=variables, **pipes)
+        try:
+            url = f"{process.stdout.readline().split()[-1]}/chat/completions"
+            asked = pool.submit(lambda: urllib.request.urlopen(urllib.request.Request(url, body), timeout=60).read())
+            assert arrived.wait(60)
+            process.send_signal(signal.SIGTERM)
+            assert "1 request in flight" in process.stderr.readline() + process.stderr.readline()
+            stopped.set()
+            assert json.loads(asked.result(60))["choices"][0]["message"]["content"] == "Hi."
+            assert process.wait(20) == 143
+        finally:
+            stopped.set()
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize(

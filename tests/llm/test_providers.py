@@ -25,7 +25,10 @@ from optimas_jax.compare.optimizers import Ours
 from optimas_jax.core.schema import ConfigError, from_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
+from optimas_jax.llm.attempts import ServerError
+from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.limits import Rate
+from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
@@ -164,6 +167,27 @@ def test_addresses_that_cannot_be_used_or_hold_a_secret_are_refused(url):
     with pytest.raises(ConfigError, match=r"base_url") as raised:
         from_dict(ServerConfig, {"base_url": url})
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:secret@host/v1",
+        "me:secret@host",
+        "http://me:se/cret@host",
+        "https://host?key=secret",
+        "http://h#secret",
+    ],
+)
+@pytest.mark.parametrize("make", [OpenAICompleter, AnthropicCompleter])
+def test_such_addresses_of_the_environment_are_refused_at_the_first_request(url, make, monkeypatch):
+    for name in ("OPENAI", "ANTHROPIC"):
+        monkeypatch.setenv(f"{name}_BASE_URL", url)
+        monkeypatch.setenv(f"{name}_API_KEY", "sk-planted-key-of-a-test")
+    spec = "openai:m" if make is OpenAICompleter else "anthropic:m"
+    with pytest.raises(ServerError, match="_BASE_URL") as raised:
+        asyncio.run(make(ServerConfig()).complete(request(model=spec)))
+    assert "secret" not in str(raised.value) and "cret" not in str(raised.value)
 
 
 # --- dispatch

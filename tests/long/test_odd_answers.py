@@ -1,13 +1,14 @@
 """Answers of servers that are none: to the requests of one proposal alone, and to all requests."""
 
 import dataclasses
+import gzip
 import json
 
 import pytest
 from api_servers import ApiServers, prompt_of, success
 from paid_runs import paid_config, run
 from served import serving_app
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from optimas_jax.llm.attempts import ServerError
 
@@ -20,11 +21,11 @@ def changed(**fields):
     def make(kind, body):
         whole = success(kind, body, "Paris", "")
         if kind == "messages":
-            return JSONResponse(whole | {"content": fields.get("content", 5)})
-        usage = fields.pop("usage", whole["usage"])
+            return Response(json.dumps(whole | {"content": fields.get("content", 5)}))
+        usage = fields.get("usage", whole["usage"])
         choice = whole["choices"][0]
         message = choice["message"] | {name: fields[name] for name in fields if name in ("content", "tool_calls")}
-        rest = {name: fields[name] for name in fields if name not in message}
+        rest = {name: fields[name] for name in fields if name not in message and name != "usage"}
         return Response(json.dumps(whole | {"usage": usage, "choices": [choice | {"message": message} | rest]}))
 
     return make
@@ -34,8 +35,16 @@ def body_of(content):
     return lambda kind, body: Response(content, media_type="application/json")
 
 
+def encoded(encoding):
+    return lambda kind, body: Response(json.dumps(success(kind, body, "Paris", "")).encode(encoding))
+
+
 def status(code, text="no"):
-    return lambda kind, body: JSONResponse({"error": {"message": text, "code": None}}, code)
+    body = json.dumps({"error": {"message": text, "code": None}})
+    return lambda kind, _: Response(body, code, media_type="application/json")
+
+
+PACKED = gzip.compress(json.dumps({"choices": [{"message": {"content": list(range(1000))}}]}).encode())
 
 
 ODD = {
@@ -79,10 +88,30 @@ ODD = {
     "teapot": status(418),
     "broken": status(500),
     "limited": status(429),
+    "choices by name": body_of('{"choices": {"0": {"message": {"content": "a"}}}, "content": {"0": 1}}'),
+    "choices of lists": body_of('{"choices": [[1]], "content": [[1]]}'),
+    "lists in lists": changed(content=[[["a"]]]),
+    "content that is no number": body_of('{"choices": [{"message": {"content": NaN}}], "content": NaN}'),
+    "key twice": body_of('{"choices": [], "choices": [{"message": {"content": "a", "content": 5}}], "content": 5}'),
+    "tool without arguments": changed(content=None, tool_calls=[{"id": "a", "function": {"name": "f"}}]),
+    "usage of parts": changed(content="a", usage={"prompt_tokens": 5.5, "completion_tokens": 0.1}),
+    "usage huge": changed(content="a", usage={"prompt_tokens": 10**300, "completion_tokens": 10**18}),
+    "finish reason long": changed(content="a", finish_reason="x" * 1_000_000),
+    "stream": body_of('data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: [DONE]\n\n'),
+    "two answers": lambda kind, body: Response(json.dumps(success(kind, body, "Paris", "")) * 2),
+    "UTF-16": encoded("utf-16"),
+    "byte order mark": encoded("utf-8-sig"),
+    "packed and cut": lambda kind, body: Response(PACKED[:60], headers={"content-encoding": "gzip"}),
+    "not packed": lambda kind, body: Response(b"{}", headers={"content-encoding": "gzip"}),
+    "around": lambda kind, body: Response(b"", 307, headers={"location": "/v1/chat/completions"}),
+    "elsewhere": lambda kind, body: Response(b"", 302),
+    "no content": lambda kind, body: Response(b"", 204),
+    "half a character": status(400, "\ud83d"),
 }
 # Which a server may give to everybody, and still have answered: an outcome of each run.
 READ = {"usage text", "usage negative", "usage infinite", "lone surrogate", "NUL", "null content", "reasoning alone"}
-READ |= {"finish reason number", "tool calls that are none"}
+READ |= {"finish reason number", "tool calls that are none", "tool without arguments", "usage of parts", "usage huge"}
+READ |= {"finish reason long", "UTF-16", "byte order mark"}
 
 
 PROPOSER = 17  # tokens of its answers, by which its requests are known

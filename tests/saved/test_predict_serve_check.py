@@ -38,8 +38,9 @@ from optimas_jax.saved.predict import predict
 from optimas_jax.saved.remote import remote_scorer
 from optimas_jax.saved.serve import app_of
 from optimas_jax.saved.source import record_source
+from optimas_jax.server.protocol import RequestError
 from optimas_jax.server.reward_app import make_reward_app
-from optimas_jax.server.system_app import make_system_app
+from optimas_jax.server.system_app import RunError, make_system_app
 
 QUIET = ConsoleProgress(quiet=True)
 MODULE = """
@@ -177,6 +178,15 @@ def test_rows_that_fail_are_rows_with_their_outcome(kind, tmp_path):
     assert odd["outcome"] == "crashed" and "KeyError" in odd["detail"]
     assert no_data["outcome"] == "crashed" and "is of type object" in no_data["detail"]
     assert well["outcome"] == "ok" and "detail" not in well
+
+
+def test_a_key_in_a_failure_is_in_no_prediction_and_in_no_answer(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "is of type object")  # a part of what a row's failure says
+    [row] = predict(oj.load(kind), [{"question": "object"}], tmp_path / "out.jsonl", QUIET)
+    assert "***" in row["detail"] and "is of type object" not in (tmp_path / "out.jsonl").read_text()
+    for error in (RunError(502, "crashed", row["detail"]), RunError(502, "crashed", "it is of type object")):
+        assert b"is of type object" not in error.response().body
+    assert "is of type object" not in str(RequestError(422, "it is of type object").to_json())
 
 
 def test_a_missing_column_is_named_before_anything_is_paid(kind, model, tmp_path):

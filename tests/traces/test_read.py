@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import random
+import time
 
 import pytest
 
@@ -303,3 +304,38 @@ def test_damaged_items_are_read_or_refused_with_their_file(tmp_path):
             assert "calls.jsonl" in str(error)
             refused += 1
     assert 100 < refused < 300
+
+
+def test_spans_around_each_other_take_time_in_proportion(tmp_path):
+    call = {"gen_ai.operation.name": "chat", "gen_ai.prompt": "q", "gen_ai.completion": "a"}
+    spans = [
+        {
+            "trace_id": "t",
+            "span_id": f"s{i}",
+            "parent_span_id": f"s{i + 1}",
+            "name": "x",
+            "attributes": call if i == 0 else {},
+        }
+        for i in range(2000)
+    ]
+    around_itself = {"trace_id": "u", "span_id": "s", "parent_span_id": "s", "name": "x", "attributes": {}}
+    began = time.process_time()
+    [read_call] = read(tmp_path, *spans, around_itself)
+    assert read_call.answer == "a" and time.process_time() - began < 10  # compared with each other: half an hour
+
+
+@pytest.mark.parametrize(
+    "arguments", ["[" * 100_000, "9" * 5000, '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud83d"}', "no JSON"]
+)
+def test_arguments_of_tools_that_no_file_holds_are_read(tmp_path, arguments):
+    asked = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    [read_call] = read(tmp_path, {"messages": [USER, asked]})
+    data = json.loads(read_call.answer, parse_constant=pytest.fail)
+    assert data["calls"][0]["name"] == "f" and read_call.answer.encode()
+
+
+@pytest.mark.parametrize("number", ["00", "9" * 5000, "\u0663", "-1"])
+def test_odd_numbers_of_messages_are_read_or_left_out(tmp_path, number):
+    attributes = {f"gen_ai.prompt.{number}.content": "q", "gen_ai.completion.0.content": "a"}
+    [read_call] = read(tmp_path, {"trace_id": "t", "span_id": "s", "name": "x", "attributes": attributes})
+    assert read_call.answer == "a"

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.secrets import redacted
-from optimas_jax.core.types import Outcome
+from optimas_jax.core.types import Outcome, valid_text
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.attempts import Fault, Server, ServerError
 from optimas_jax.llm.specs import KEYS
@@ -53,7 +53,7 @@ def fault_of(sdk: Any, error: Any, provider: str, url: str, server: Server) -> E
       sdk: the package ``openai`` or ``anthropic``.
     """
     attempts, setting = server.retries.attempts, SETTINGS[provider]
-    said = redacted(str(getattr(error, "message", error)), _MOST_QUOTED)
+    said = valid_text(redacted(str(getattr(error, "message", error)), _MOST_QUOTED))
     if isinstance(error, Unreadable):
         return Fault(
             f"{url} answers what cannot be read ({said}), {attempts} attempts. {AGAIN}",

@@ -1,10 +1,14 @@
-"""Rate limits of calls over a network."""
+"""Limits of calls over a network: their rate, and the size and the time of answers."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_MOST_BYTES = 64 * 2**20  # of the body of an answer
+_MOST_PACKED = 2**18  # of one that is compressed, and a thousand times as large at most
 
 
 class Rate:
@@ -28,3 +32,42 @@ class Rate:
             level = min(self._most, self._level + (now - self._filled) * self._per_second)
             self._level, self._filled = level - amount, now
             return max(0.0, -self._level / self._per_second)
+
+
+def limit_answers(seconds: float) -> Callable[[Any], None]:
+    """Hook for the responses of an ``httpx2.Client``, whose own timeout is of each part of an answer: bodies that never
+    end are an error of the connection.
+
+    Args:
+      seconds: from the header of an answer to the end of its body.
+    """
+    import httpx2
+
+    class Limited(httpx2.SyncByteStream):
+        """The body of a response, within the limits."""
+
+        def __init__(self, response: httpx2.Response):
+            packed = response.headers.get("content-encoding", "identity") != "identity"
+            self._inner, self._request = response.stream, response.request
+            self._most, self._end = _MOST_PACKED if packed else _MOST_BYTES, time.monotonic() + seconds
+
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            assert isinstance(self._inner, httpx2.SyncByteStream)
+            for part in self._inner:
+                size += len(part)
+                if size > self._most:
+                    raise httpx2.ReadError(f"the answer is larger than {self._most:,} bytes", request=self._request)
+                if time.monotonic() > self._end:
+                    message = f"the answer does not end within {seconds:g} seconds"
+                    raise httpx2.ReadTimeout(message, request=self._request)
+                yield part
+
+        def close(self) -> None:
+            assert isinstance(self._inner, httpx2.SyncByteStream)
+            self._inner.close()
+
+    def limit(response: httpx2.Response) -> None:
+        response.stream = Limited(response)
+
+    return limit

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from optimas_jax.core.json_text import parse_json
 from optimas_jax.core.types import Outcome, thaw
@@ -53,7 +52,7 @@ class OpenAICompleter:
     ):
         """``adapters``: the folder whose adapters requests may name. ``prices``, ``say``: see ``Remote``.
         ``http_client``: an ``httpx2.Client`` to use."""
-        own = urlsplit(address("openai", URL, config)).hostname == urlsplit(URL).hostname
+        own = address("openai", URL, config).startswith(URL.removesuffix("/v1"))
         limits = _LIMITS[::-1] if own else _LIMITS  # OpenAI's own models want the newer name
         self._remote = Remote("openai", URL, config, prices or {}, say, limits)
         self._adapters, self._http_client = adapters, http_client
@@ -219,7 +218,7 @@ def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
             [usage.get("prompt_tokens")], usage.get("completion_tokens"), request.most()
         )
         return Completion(
-            text=refusal or native_reply(text, [(call["name"], _decoded(call["arguments"])) for call in calls]),
+            text=refusal or native_reply(text, [(call["name"], _decoded(call.get("arguments"))) for call in calls]),
             outcome=Outcome.REFUSED if refusal else _outcome(choice.get("finish_reason")),
             prompt_tokens=read,
             completion_tokens=written,
@@ -262,8 +261,8 @@ def _check_model(request: CompletionRequest, answer: Mapping[str, Any]) -> None:
 
 
 def _decoded(arguments: str | None) -> Any:
-    """Arguments of a tool; none where some servers write an empty text. A text that is no JSON as it is, for the reader
-    of the reply to refuse."""
+    """Arguments of a tool; none where some servers write an empty text or nothing. A text that is no JSON as it is, for
+    the reader of the reply to refuse."""
     try:
         return parse_json(arguments or "{}")
     except (TypeError, ValueError):  # some servers send them as an object

@@ -26,7 +26,7 @@ from optimas_jax.core.types import Outcome, digest
 from optimas_jax.llm.attempts import Retries, Server, ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.clients.errors import Refused, fault_of, read_json
-from optimas_jax.llm.clients.limits import Rate
+from optimas_jax.llm.clients.limits import Rate, limit_answers
 from optimas_jax.llm.forms.reasoning import separate
 from optimas_jax.llm.prices import Price, price_of
 from optimas_jax.llm.specs import KEYS
@@ -70,21 +70,33 @@ class ServerConfig:
     retries: Retries = Retries()
 
     def __post_init__(self) -> None:
-        url = urlsplit(self.base_url)
-        if self.base_url and (url.scheme not in ("http", "https") or not url.hostname):
-            raise ValueError(f"base_url is {self.base_url!r}, expected http://HOST[:PORT]/PATH or https://...")
-        held = {
-            "a name or a password": url.username or url.password,
-            "a query": url.query,
-            "a fragment": url.fragment,
-            "a key": _KEY.search(self.base_url) or redact(self.base_url) != self.base_url,
-        }
-        for what, there in held.items():
-            if there:
-                raise ValueError(
-                    f"base_url for {url.hostname} holds {what}, which would be written to the run folder: keys come "
-                    f"from {' or '.join(KEYS.values())}"
-                )
+        if self.base_url and (problem := address_problem(self.base_url)):
+            raise ValueError(f"base_url {problem}")
+
+
+def address_problem(text: str) -> str:
+    """Why a text cannot be the address of a server; "" if it can. No secret is in the answer."""
+    expected = "expected http://HOST[:PORT]/PATH or https://..."
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:  # whose message quotes parts of it
+        return f"is no address: {expected}"
+    held = {
+        "a name or a password": "@" in text,
+        "a query": url.query,
+        "a fragment": url.fragment,
+        "a key": _KEY.search(text) or redact(text) != text,
+    }
+    for what, there in held.items():
+        if there:
+            return (
+                f"for {redact(url.hostname or 'a server')} holds {what}, which would be written to the run folder: "
+                f"keys come from {' or '.join(KEYS.values())}"
+            )
+    if url.scheme not in ("http", "https") or not url.hostname or port == 0:
+        return f"is {text!r}, {expected}"
+    return ""
 
 
 def address(provider: str, default: str, config: ServerConfig) -> str:
@@ -132,6 +144,8 @@ class Remote:
     def key(self) -> str:
         """The key from the environment, without white space around it; a server at ``base_url`` may need none."""
         key = os.environ.get(KEYS[self._provider], "").strip()
+        if problem := address_problem(self.url):
+            raise ServerError(f"the address in {_ADDRESSES[self._provider]} {problem}")
         if not key and not self.config.base_url:
             raise ServerError(f"set {KEYS[self._provider]} to your key for {self.url}: the tape lacks an answer")
         if problem := key_problem(key):
@@ -155,7 +169,10 @@ class Remote:
                 api_key=self.key,
                 max_retries=0,
                 timeout=self.config.timeout,
-                http_client=http_client or sdk.DefaultHttpxClient(verify=self._certificates),
+                http_client=http_client
+                or sdk.DefaultHttpxClient(
+                    verify=self._certificates, event_hooks={"response": [limit_answers(self.config.timeout)]}
+                ),
             )
             weakref.finalize(self, client.close)
         return client
