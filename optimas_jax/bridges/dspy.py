@@ -17,8 +17,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pydantic
-
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
 from optimas_jax.core.scoring import Score
 from optimas_jax.core.types import Outcome, thaw
@@ -221,9 +219,9 @@ class _Predictor(Declared):
                 )
             )
         defaults = {
-            name: field.default
+            name: field.get_default(call_default_factory=True)
             for name, field in predictor.signature.input_fields.items()
-            if field.default is not pydantic.fields.PydanticUndefined
+            if not field.is_required()
         }
         return self.plain({name: value for name, value in {**defaults, **fields}.items() if name in self.inputs})
 
