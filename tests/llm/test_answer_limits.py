@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from optimas_jax.llm.attempts import Fault
+from optimas_jax.llm.attempts import Fault, ServerError
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.limits import limit_answers
@@ -84,3 +84,29 @@ def test_an_answer_within_the_limits_is_whole():
     transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=b"{}" * 1000))
     with httpx2.Client(transport=transport, event_hooks={"response": [limit_answers(30.0)]}) as client:
         assert client.get("http://host").content == b"{}" * 1000
+
+
+@pytest.mark.parametrize("make", [OpenAICompleter, AnthropicCompleter])
+def test_no_request_is_sent_on_to_another_address(make, monkeypatch):
+    """Its key would go along."""
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(name, "sk-planted-key-of-a-test")
+    provider = "openai" if make is OpenAICompleter else "anthropic"
+    asked = []
+
+    def other():
+        asked.append(True)
+        yield HEAD + b"content-length: 2\r\n\r\n{}"
+
+    with answering(other) as elsewhere:
+        address = f"http://127.0.0.1:{elsewhere}/v1"
+
+        def moved():
+            yield f"HTTP/1.1 307 Moved\r\nlocation: {address}\r\ncontent-length: 0\r\n\r\n".encode()
+
+        with answering(moved) as port:
+            completer = make(ServerConfig(f"http://127.0.0.1:{port}", timeout=10.0))
+            request = CompletionRequest(f"{provider}:m", (Message("user", "Where?"),), max_tokens=8)
+            with pytest.raises(ServerError, match=f"sends requests on to {address}: set config"):
+                asyncio.run(completer.complete(request))
+    assert not asked

@@ -171,7 +171,9 @@ class Remote:
                 timeout=self.config.timeout,
                 http_client=http_client
                 or sdk.DefaultHttpxClient(
-                    verify=self._certificates, event_hooks={"response": [limit_answers(self.config.timeout)]}
+                    verify=self._certificates,
+                    follow_redirects=False,  # to another host the key of Anthropic would go along
+                    event_hooks={"response": [limit_answers(self.config.timeout)]},
                 ),
             )
             weakref.finalize(self, client.close)
