@@ -201,11 +201,11 @@ def test_requests_too_large_for_the_batch_wait_for_room():
 
 
 def test_a_batch_has_slots_for_what_was_answered_and_some_more(sampler, monkeypatch):
-    """With a limit of 900 tokens: slots for the first 16, then four times as many; fewer once it is alone again."""
+    """With a limit of 280 tokens: slots for the first 16, then four times as many; fewer once it is alone again."""
     monkeypatch.setattr("optimas_jax.engine.memory._FIRST_TOKENS", 16)
     for module in ("memory", "decode_batch"):
         monkeypatch.setattr(f"optimas_jax.engine.{module}.slot_bucket", lambda slots: slots)
-    long, short = SampleRequest((1, 2), 900, 1.0, seed=4), SampleRequest((7, 8, 9), 10, 1.0, seed=5)
+    long, short = SampleRequest((1, 2), 280, 1.0, seed=4), SampleRequest((7, 8, 9), 10, 1.0, seed=5)
     rows = {key: sampler.row_request(request) for key, request in (("long", long), ("short", short))}
     batch, finished, slots = sampler.own_batch(), {}, []
     for entry in rows.items():
@@ -215,7 +215,7 @@ def test_a_batch_has_slots_for_what_was_answered_and_some_more(sampler, monkeypa
         slots += [batch._batches[0].shape[1]]
     answer = list(sampler.generate([long])[0].ids)
     assert finished == {"long": answer, "short": list(sampler.generate([short])[0].ids)}
-    needed = {0: 17, 16: 65, 64: 257, 256: 901}  # by tokens so far
+    needed = {0: 17, 16: 65, 64: 257, 256: 281}  # by tokens so far
     assert [*dict.fromkeys(slots)] == [room for tokens, room in needed.items() if tokens < len(answer)]
     batch.admit([("long", rows["long"])])
     for _ in range(3):

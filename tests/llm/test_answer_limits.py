@@ -49,6 +49,9 @@ def answering(parts):
             connection.recv(2**16)
             for part in parts():
                 connection.sendall(part)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(2**16):  # closed with unread bytes, a connection is reset and its last part lost
+                pass
 
     def serve():
         with contextlib.suppress(OSError):

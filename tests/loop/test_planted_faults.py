@@ -15,6 +15,7 @@ def test_exact_local_rewards_name_faults_of_the_enumerable_system(tmp_path: Path
     assert sum(planted.right()) >= 28 > sum(planted.lowest())
 
 
+@pytest.mark.long
 def test_local_rewards_of_a_tiny_model_name_the_guilty_component(tmp_path: Path) -> None:
     planted = planted_in_program("chain", 7, 24, tmp_path / "run")
     assert len(planted.faults) == 24 and min(planted.groups.values()) >= 50
