@@ -69,7 +69,8 @@ def fault_of(sdk: Any, error: Any, provider: str, url: str, server: Server) -> E
     status, key = error.status_code, KEYS[provider]
     if 300 <= status < 400:
         address = redacted(error.response.headers.get("location", "an unknown address"), _MOST_QUOTED)
-        return ServerError(f"{url} sends requests on to {address}: set {setting}.base_url to where they are answered")
+        message = f"{url} sends requests on to {address}: set {setting}.base_url to where they are answered"
+        return Fault(message, server)
     if status == 401:  # whose message quotes parts of the key
         return ServerError(f"{url} wants a key that it accepts in {key}")
     if status == 402 or getattr(error, "code", None) in _UNPAID:
