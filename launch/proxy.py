@@ -19,6 +19,7 @@ import logging
 import os
 import runpy
 import sys
+from typing import Any
 
 from optimas_jax.parallel.large_pages import use_large_pages
 
@@ -51,22 +52,22 @@ def main(argv: list[str]) -> int:
     if bool(_SYSTEM.value) == bool(_AGENTS.value):
         raise app.UsageError("give --system=FOLDER of a run, or --agents=FILE.py that declares agents")
     logging.disable(logging.INFO)  # libraries narrate
-    return exit_code(serve)
+    return exit_code(serve_agents)
 
 
-def serve() -> int:
+def serve_agents() -> int:
     """Serves until it is stopped; returns the exit code."""
-    outside, names = system_agents() if _SYSTEM.value else declared_agents()
-    application = make_app(outside)
-    from optimas_jax.server.gate import Gate, read_key
-    from optimas_jax.server.running import bound, run_until_stopped
+    try:
+        from optimas_jax.server.running import serve
+    except ImportError as error:
+        raise StopRun(f"{error}; install the server with: pip install 'optimas_jax[serve]'") from None
+    return serve(agents_app, _HOST.value, _PORT.value, _KEY.value, _GRACE.value)
 
-    key = read_key(_KEY.value, _HOST.value)
-    with bound(_HOST.value, _PORT.value) as listener:
-        listener.listen()
-        host, port = listener.getsockname()[:2]
-        print(f"agents {', '.join(names)}: http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
-        return run_until_stopped(Gate(application, key), listener, _GRACE.value)
+
+def agents_app() -> tuple[Any, str]:
+    """The application over agents, and a line of what it is, with a place for its address."""
+    outside, names = system_agents() if _SYSTEM.value else declared_agents()
+    return make_app(outside), f"agents {', '.join(names)}: {{}}/v1"
 
 
 def system_agents():

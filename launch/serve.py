@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,29 +71,13 @@ def main(argv: list[str]) -> int:
     if (_BEST_OF.value or _REWARD_URL.value) and not _SYSTEM.value:
         raise app.UsageError("--best_of and --reward_url are of a program: give --system, or leave them out")
     make = system_app if _SYSTEM.value else reward_app if _REWARD.value else model_app
-    return exit_code(lambda: serve(make))
+    from optimas_jax.server.running import serve
 
-
-def serve(make: Callable[[], tuple[Any, str]]) -> int:
-    """Serves an application until it is stopped; returns the exit code. What stands against it, such as an address that
-    is in use, is an error before a model is loaded."""
-    from optimas_jax.server.gate import Gate, read_key
-    from optimas_jax.server.running import bound, run_until_stopped, unavailable
-
-    key = read_key(_KEY.value, _HOST.value)
-    with bound(_HOST.value, _PORT.value) as listener:
-        application, what = make()
-        host, port = listener.getsockname()[:2]
-        try:
-            listener.listen()
-        except OSError as error:  # another server began to listen while this one loaded
-            raise unavailable(host, port, error) from error
-        print(f"{what} http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        return run_until_stopped(Gate(application, key), listener, _GRACE.value)
+    return exit_code(lambda: serve(make, _HOST.value, _PORT.value, _KEY.value, _GRACE.value))
 
 
 def model_app() -> tuple[Any, str]:
-    """The application over a model and its adapters, and a line of what it is, which its address ends."""
+    """The application over a model and its adapters, and a line of what it is, with a place for its address."""
     from optimas_jax.server.app import make_app
 
     sampler = Engines(MeshConfig(_DATA.value, _MODEL_AXIS.value), ConsoleProgress()).sampler(_MODEL.value)
@@ -105,7 +88,7 @@ def model_app() -> tuple[Any, str]:
         sampler.adapters.load(name, *read_adapter(Path(folder), sampler.network.config))
     completer = LocalCompleter(_MODEL.value, lambda: sampler)
     name = _NAME.value or _MODEL.value
-    return make_app(completer, _MODEL.value, name), f"{name} answers at"
+    return make_app(completer, _MODEL.value, name), f"{name} answers at {{}}"
 
 
 def system_app() -> tuple[Any, str]:
@@ -114,14 +97,14 @@ def system_app() -> tuple[Any, str]:
     from optimas_jax.saved.serve import app_of
 
     optimized = load(_SYSTEM.value, best_of=_BEST_OF.value, reward=_REWARD_URL.value)
-    return app_of(optimized), f"{optimized.name} of {_SYSTEM.value} reads {optimized.inputs}: POST /run at"
+    return app_of(optimized), f"{optimized.name} of {_SYSTEM.value} reads {optimized.inputs}: POST /run at {{}}"
 
 
 def reward_app() -> tuple[Any, str]:
     """The application over the local rewards of a run."""
     from optimas_jax.saved.serve import reward_app_of
 
-    return reward_app_of(_REWARD.value), f"local rewards of {_REWARD.value}: POST /score at"
+    return reward_app_of(_REWARD.value), f"local rewards of {_REWARD.value}: POST /score at {{}}"
 
 
 if __name__ == "__main__":

@@ -100,11 +100,11 @@ class Outside:
     call: Callable[[str, Mapping[str, Any]], Awaitable[Call]]
 
 
-NOTHING = Outside({}, lambda name, inputs: _no_call())
+async def _no_call(name: str, inputs: Mapping[str, Any]) -> Call:
+    raise AssertionError(f"there are no agents, and {name!r} was called")
 
 
-async def _no_call() -> Call:
-    raise NotImplementedError  # without components nothing is called
+NOTHING = Outside({}, _no_call)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -258,7 +258,7 @@ class _Engine:
         return _Waiting(self.answer)
 
     def complete(self, request: Any) -> Any:
-        raise NotImplementedError("a predictor is awaited in a run")
+        raise RuntimeError("predictors of a run are awaited: DSPy asked for an answer in a thread")
 
     async def answer(self, request: Any) -> Any:
         """The answer to a request, in DSPy's types."""

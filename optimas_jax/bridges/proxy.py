@@ -49,7 +49,7 @@ def make_app(outside: Callable[[], Outside]) -> Starlette:
         from starlette.routing import Route
     except ImportError as error:
         raise StopRun(f"{error}; install the server with: pip install 'optimas_jax[serve]'") from None
-    from optimas_jax.server.bodies import BodyError, read_object
+    from optimas_jax.server.bodies import BodyError, read_object, refused
     from optimas_jax.server.system_app import left
 
     door = Door(outside)
@@ -60,14 +60,6 @@ def make_app(outside: Callable[[], Outside]) -> Starlette:
 
     async def health(_: WebRequest) -> Response:
         return PlainTextResponse("")
-
-    async def refused(request: WebRequest, error: Exception) -> Response:
-        if isinstance(error, BodyError):
-            close = {"connection": "close"} if error.status in (408, 413) else None
-            return JSONResponse(RequestError(error.status, str(error)).to_json(), error.status, close)
-        assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        return JSONResponse(RequestError(error.status_code, message).to_json(), error.status_code, error.headers)
 
     async def unexpected(_: WebRequest, error: Exception) -> Response:
         message = f"the door failed on this request ({type(error).__name__}): the log of its process has the reason"
@@ -166,7 +158,7 @@ def _start(outside: Callable[[], Outside], host: str, port: int) -> tuple[str, C
     import uvicorn
 
     from optimas_jax.server.gate import Gate
-    from optimas_jax.server.running import bound
+    from optimas_jax.server.running import address_of, bound
 
     listener = bound(host, port)
     listener.listen(1024)  # from now on requests wait, until the server takes them
@@ -179,5 +171,4 @@ def _start(outside: Callable[[], Outside], host: str, port: int) -> tuple[str, C
         server.should_exit = True
         thread.join(_END)
 
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}", stop
+    return address_of(listener), stop

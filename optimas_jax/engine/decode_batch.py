@@ -200,17 +200,10 @@ class DecodeBatch(Generic[Key]):
 
     def step(self, most: int = np.iinfo(np.int32).max) -> list[tuple[Key, np.ndarray, np.ndarray]]:
         """Decodes until a quarter of the requests in flight are done, for at most ``most`` tokens or as many as there
-        are slots for (``fit``).
-
-        Returns:
-          For each request that is done: key, tokens and log-probs.
-        """
-        positions = [
-            self._rows.position[row]
-            for row, flight in enumerate(self._flights)
-            if flight is not None and self._rows is not None
-        ]
-        most = min(most, self._slots - int(max(positions, default=0)))
+        are slots for (``fit``); returns key, tokens and log-probs of each request that is done."""
+        if self._rows is not None:
+            used = self._rows.position[[flight is not None for flight in self._flights]]
+            most = min(most, self._slots - int(used.max(initial=0)))
         enough = max(len(self.active) // 4, 1)
         free = len(self._flights) - len(self.active) + enough
         finished: list[tuple[Key, np.ndarray, np.ndarray]] = []

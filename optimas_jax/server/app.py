@@ -29,7 +29,7 @@ from optimas_jax.engine.sampler import Sampler
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.local import LocalCompleter, Refused
 from optimas_jax.server.answers import choice, token_ids, usage
-from optimas_jax.server.bodies import BodyError, read_object
+from optimas_jax.server.bodies import BodyError, read_object, refused
 from optimas_jax.server.protocol import CompletionBody, RequestError, parse
 from optimas_jax.server.system_app import left
 from optimas_jax.server.work import Answering, answer_all, stream
@@ -61,25 +61,13 @@ def make_app(completer: LocalCompleter, model: str, name: str) -> Starlette:
             Route("/v1/unload_lora_adapter", server.unload_adapter, methods=["POST"]),
         ],
         exception_handlers={
-            RequestError: _refused,
-            BodyError: _refused,
-            HTTPException: _refused,
+            RequestError: refused,
+            BodyError: refused,
+            HTTPException: refused,
             ClientDisconnect: left,
             Exception: _failed,
         },
     )
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    """The answer to a request that is not taken."""
-    if isinstance(error, RequestError):
-        return JSONResponse(error.to_json(), error.status)
-    if isinstance(error, BodyError):
-        close = {"connection": "close"} if error.status in (408, 413) else None
-        return JSONResponse(RequestError(error.status, str(error)).to_json(), error.status, close)
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(RequestError(error.status_code, message).to_json(), error.status_code, error.headers)
 
 
 async def _failed(_: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""Bodies of requests: read up to a limit, and parsed as JSON objects."""
+"""Bodies of requests: read up to a limit, and parsed as JSON objects; and the answer to what is not taken."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import asyncio
 import json
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from optimas_jax.server.protocol import RequestError
 
 _MOST_DISCARDED = 64 * 2**20  # bytes of a body that is too large, read so that its sender sees the answer
 _SECONDS = 60.0  # until a body is here
@@ -41,6 +45,19 @@ async def read_object(request: Request, most: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BodyError(400, f"the body is a JSON {type(value).__name__}, expected an object with the fields by name")
     return value
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """The answer to a request that is not taken, in OpenAI's form: a handler of ``RequestError``, ``BodyError`` and
+    ``HTTPException``."""
+    if isinstance(error, RequestError):
+        return JSONResponse(error.to_json(), error.status)
+    if isinstance(error, BodyError):
+        close = {"connection": "close"} if error.status in (408, 413) else None
+        return JSONResponse(RequestError(error.status, str(error)).to_json(), error.status, close)
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(RequestError(error.status_code, message).to_json(), error.status_code, error.headers)
 
 
 async def _read(request: Request, most: int) -> bytes:

@@ -12,13 +12,14 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from optimas_jax.core.types import StopRun
-from optimas_jax.server.gate import Gate
+from optimas_jax.server.gate import Gate, read_key
 
 INTERRUPTED = 130  # exit code
 _TIDY_SECONDS = 10.0  # between two full collections
@@ -98,6 +99,38 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
     except KeyboardInterrupt:  # before that
         return INTERRUPTED
     return 128 + stop.signal if stop.signal else 0
+
+
+def serve(make: Callable[[], tuple[Any, str]], host: str, port: int, key_variable: str, grace: float) -> int:
+    """Serves an application until it is stopped. What stands against it, such as an address that is in use, is an error
+    before it is made.
+
+    Args:
+      make: the application, and a line of what it is; the line ends with its address, in the place of ``{}``.
+      key_variable: name of the environment variable with the key that requests must bring; "" for none.
+      grace: seconds that requests in flight have to end.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      StopRun: the address cannot be had, or needs a key.
+    """
+    key = read_key(key_variable, host)
+    with bound(host, port) as listener:
+        application, line = make()
+        try:
+            listener.listen()
+        except OSError as error:  # another server began to listen while this one loaded
+            raise unavailable(host, port, error) from error
+        print(line.replace("{}", address_of(listener)), flush=True)
+        return run_until_stopped(Gate(application, key), listener, grace)
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where a socket listens, as an address of HTTP."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -48,11 +48,12 @@ def in_threads(question):
 
 
 class InPairs(ScriptedCompleter):
-    """Answers when two requests are there."""
+    """Answers a request when the other one of its pair is there."""
 
     async def complete(self, request):
         self.requests.append(request)
-        while len(self.requests) % 2:
+        pair = (len(self.requests) + 1) // 2
+        while len(self.requests) < 2 * pair:
             await asyncio.sleep(0.01)
         return timed(request)
 
