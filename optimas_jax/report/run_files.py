@@ -1,0 +1,66 @@
+"""What a run folder holds, as far as reports show it. Everything that a report says is a pure function of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optimas_jax.core.folder.events import Event, read_events
+from optimas_jax.core.folder.files import read_file, read_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """The files of a run, finished or not.
+
+    Attributes:
+      folder: of the run.
+      config: ``config.json``.
+      record: ``run.json``, what its commands took; None before the first one has begun.
+      results: of the evaluation: ``results.json``, or ``evaluations/LABEL.json``; None before there is one.
+      optimized: ``optimized.json``, what the search found; None before its end.
+      unfinished: ``unfinished.json``, why a run has ended without results; None elsewhere.
+      probe, plan: ``probe.json``, ``plan.json``; None without them.
+      events: of the journal, in their order.
+      proposals: rows of ``proposals.jsonl``, the last one of each id.
+      examples: rows of ``evaluations/LABEL.jsonl``: every evaluated example before and after.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    record: Mapping[str, Any] | None
+    results: Mapping[str, Any] | None
+    optimized: Mapping[str, Any] | None
+    unfinished: Mapping[str, Any] | None
+    probe: Mapping[str, Any] | None
+    plan: Mapping[str, Any] | None
+    events: Sequence[Event]
+    proposals: Sequence[Mapping[str, Any]]
+    examples: Sequence[Mapping[str, Any]]
+
+
+def read_run(folder: Path, label: str = "") -> RunFiles:
+    """Reads a run folder; it may be written meanwhile.
+
+    Args:
+      label: of the evaluation; by default the run's own.
+
+    Raises:
+      FolderError: a file cannot be read, or is damaged.
+    """
+    results = read_file(folder / "results.json")
+    if label and (results or {}).get("label") != label:
+        results = read_file(folder / "evaluations" / f"{label}.json")
+    shown = (results or {}).get("label", label)
+    return RunFiles(
+        folder,
+        read_file(folder / "config.json") or {},
+        read_file(folder / "run.json"),
+        results,
+        *(read_file(folder / f"{name}.json") for name in ("optimized", "unfinished", "probe", "plan")),
+        read_events(folder),
+        list({row["id"]: row for row in read_rows(folder / "proposals.jsonl")}.values()),
+        read_rows(folder / "evaluations" / f"{shown}.jsonl") if shown else [],
+    )
