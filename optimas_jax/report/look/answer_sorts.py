@@ -110,22 +110,25 @@ def _no_yes_no(text: str, asked: Asked) -> bool:
     return bool(text.strip()) and all(map(sorts.is_yes_no, asked.gold)) and not sorts.is_yes_no(text)
 
 
+WITHOUT_GOLD = (  # whatever the gold answer is, or where there is none
+    Sort("nothing, or a placeholder", _alone(sorts.is_nothing)),
+    Sort("a refusal", _alone(sorts.is_refusal)),
+    Sort("an error message", _alone(sorts.is_error)),
+    Sort("text that repeats itself", _alone(sorts.is_loop)),
+)
 SORTS = (
+    *WITHOUT_GOLD,
     Sort("a number", _is_number, _alone(sorts.has_number)),
     Sort("a date", _alone(sorts.is_date), _alone(sorts.has_date)),
     Sort("yes or no", _alone(sorts.is_yes_no)),
-    Sort("nothing, or a placeholder", _alone(sorts.is_nothing)),
-    Sort("a refusal", _alone(sorts.is_refusal)),
     Sort("text of another language", _other_language),
     Sort("JSON", _alone(sorts.is_json)),
     Sort("code", _alone(sorts.is_code)),
     Sort("markup", _alone(sorts.is_markup)),
-    Sort("an error message", _alone(sorts.is_error)),
     Sort("its reasoning", _alone(sorts.is_reasoning)),
     Sort("a link", _alone(sorts.is_link)),
     Sort("the letter of an option", _alone(sorts.is_letter)),
     Sort("a list of several answers", _alone(sorts.is_several)),
-    Sort("text that repeats itself", _alone(sorts.is_loop)),
     Sort("a text much longer than the right one", _is_long),
     Sort("a text much shorter than the right one", _is_short),
     Sort("the question again", _echoes),

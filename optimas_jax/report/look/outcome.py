@@ -87,7 +87,8 @@ def _promised(run: RunFiles) -> tuple[float, float]:
 def without_effect(run: RunFiles) -> list[Finding]:
     """Changes were kept, and no output of any example is another one."""
     confirmed = (run.results or {}).get("confirmed")
-    kept = (run.results or {}).get("accepted", ())[: (confirmed["changes"] or 0) if confirmed else None]
+    accepted = (run.results or {}).get("accepted") or []
+    kept = accepted[: (confirmed["changes"] or 0) if confirmed else None]
     rows = run.examples
     if not kept or len(rows) < _FEWEST or any(_outputs(row["before"]) != _outputs(row["after"]) for row in rows):
         return []
