@@ -35,6 +35,7 @@ from optimas_jax.loop.checks import check_search, chosen_components, tell_unmete
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.folder.bought import check_tape
+from optimas_jax.loop.folder.described import describe_system
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.folder.recorded import check_traces
 from optimas_jax.loop.hooks.callbacks import Callbacks, checked_callbacks
@@ -281,6 +282,7 @@ def build_run(
         if isinstance(benchmark, Benchmark) and benchmark.on_open is not None:
             benchmark.on_open(folder.path)
         keep(folder, data, start)
+        describe_system(folder, bare, components)
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
         record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)
