@@ -117,7 +117,7 @@ def optimize(
         "all",
         shown,
         benchmark=made,
-        command=f"optimize({declared.name}, ...) from Python",
+        command=f"optimize({declared.name}, ...{_named(config)}) from Python",
     )
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
@@ -174,6 +174,11 @@ def plan(
     if isinstance(shown, ConsoleProgress):
         report_plan(planned.to_json(), shown)
     return planned
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    """Settings as the record of a run has them; "" for none."""
+    return f", config={json.dumps(dict(config), ensure_ascii=False, default=str)}" if config else ""
 
 
 def _given(start: str | Path | Mapping[str, str], traces: str | Path | Sequence[str | Path]) -> dict[str, Any]:

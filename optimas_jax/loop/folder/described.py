@@ -1,5 +1,5 @@
-"""``system.json``: the components of a run, and the values that its search starts from, for who reads the folder without
-the program."""
+"""``system.json``: the components of a run, and the values that its search starts from, for who reads the folder
+without the program."""
 
 from __future__ import annotations
 

@@ -94,7 +94,8 @@ def _picture(match: re.Match[str]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Any recorded value as text: texts as they are, lists of texts line by line, other data as JSON."""
+    """Any recorded value as text: texts as they are, lists item by item, fields with their names, other data as
+    JSON."""
     if isinstance(value, str):
         return value
     if value is None or isinstance(value, bool | int | float):
@@ -104,9 +105,17 @@ def plain(value: Any) -> str:
             return "[image]"
         if len(value) == 1:
             return plain(next(iter(value.values())))
-    elif isinstance(value, Sequence) and all(isinstance(item, str) for item in value):
-        return "\n".join(value)
+        if value and all(map(_is_line, value.values())):
+            return "\n".join(f"{name}: {plain(item)}" for name, item in value.items())
+    elif isinstance(value, Sequence) and all(map(_is_line, value)):
+        return "\n".join(map(plain, value))
+    elif isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value):
+        return "\n\n".join(map(plain, value))
     return json.dumps(_plain_data(value), ensure_ascii=False, indent=1)
+
+
+def _is_line(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)
 
 
 def _plain_data(value: Any) -> Any:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from optimas_jax.core.folder.events import Confirmation, Event
 from optimas_jax.core.folder.search_events import Curve, Pick, SearchEnd
 from optimas_jax.report.page import text
-from optimas_jax.report.page.svg import element, picture
+from optimas_jax.report.page.svg import element, interval_bar, picture, reach_of
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 6  # examples: on fewer no test of signs is below 5 % on both sides
@@ -26,6 +26,7 @@ class Score:
       before, after: None where it is not known.
       gain, bounds: mean paired difference, and its interval.
       sentence: what the numbers carry.
+      bar: picture of the gain.
     """
 
     what: str
@@ -34,6 +35,7 @@ class Score:
     gain: Any
     bounds: Any
     sentence: str
+    bar: Markup = Markup("")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +167,9 @@ def _score(run: RunFiles) -> Score | None:
         before, after, gain = results["baseline"]["mean"], results["optimized"]["mean"], results["gain"]
         what = f"{text.clip(results['metric'], 60)} on {text.counted(results['n'], results['split'] + ' example')}"
         bounds = gain["ci95"] if results["n"] >= _FEWEST else None
-        return Score(what, before, after, gain["mean"], bounds, gain_sentence(gain, results["n"]))
+        said = gain_sentence(gain, results["n"])
+        bar = interval_bar(gain["mean"], bounds, reach_of([gain["mean"], *(bounds or ())]), width=220, words=said)
+        return Score(what, before, after, gain["mean"], bounds, said, bar)
     curve = [event for event in run.events if isinstance(event, Curve)]
     if not curve:
         return None
