@@ -100,6 +100,7 @@ def optimize(
     """
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.notebook import default_progress, keep_libraries_quiet
+    from optimas_jax.report.page.live import live_page
     from optimas_jax.report.run import report_run, write_report
 
     keep_libraries_quiet()
@@ -111,14 +112,9 @@ def optimize(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
     folder = Path(workdir or f"runs/{declared.name}")
-    label = run_stages(
-        settings,
-        folder,
-        "all",
-        shown,
-        benchmark=made,
-        command=f"optimize({declared.name}, ...{_named(config)}) from Python",
-    )
+    command = f"optimize({declared.name}, ...{_named(config)}) from Python"
+    with live_page(shown.line) as tell_page:
+        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=[tell_page])
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
     elif progress is None:  # a notebook shows the result

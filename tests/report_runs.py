@@ -83,3 +83,53 @@ def event(**row: Any) -> Event:
     known = from_json(json.loads(json.dumps(row)))
     assert known is not None
     return known
+
+
+def large_run(examples: int = 1000, proposals: int = 200, components: int = 10) -> RunFiles:
+    """A finished run as large as pages are to bear: long texts, most examples flipped."""
+    names = [f"component_{number}" for number in range(components)]
+    words = " ".join(f"word{number}" for number in range(60))
+
+    def calls(index: int, after: bool) -> list[dict[str, Any]]:
+        texts = [f"{words} {index} {'after' if after and number > 3 else 'before'}" for number in range(components)]
+        return [
+            call(name, {"question": f"Question {index}?", "text": texts[number - 1]}, {"text": texts[number]})
+            for number, name in enumerate(names)
+        ]
+
+    rows = []
+    for index in range(examples):
+        before, after = (index % 7) / 7, (index % 5) / 5
+        sides = {
+            "before": side(before, {"answer": f"{words} before"}, calls(index, False)),
+            "after": side(after, {"answer": f"{words} after"}, calls(index, True)),
+        }
+        question = {"question": f"Question {index}?"}
+        rows.append({"id": f"row-{index}", "kind": f"kind {index % 6}", "inputs": question, "gold": question, **sides})
+    usage = {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "usd": 0.0, "seconds": 0.0, "system_runs": 0}
+    usage |= {"component_calls": 0}
+    events, made, accepted = [], [], []
+    for index in range(proposals):
+        name, kept = names[index % components], index % 20 == 0
+        verdict = "accepted" if kept else "refused" if index % 2 else "not tested"
+        value = {"type": "prompt", "instruction": f"{words} {index}\n" * 5, "demos": []}
+        changes = {"component": name, "verdict": verdict, "text": value["instruction"], "value": value}
+        made.append(proposal(index, **changes, **({} if verdict != "not tested" else {"gate": None})))
+        gains = {"expected_gain": 0.1, "labelled_gain": None, "local_gain": 0.2, "val_gain": 0.05 - index / 1000}
+        events.append(event(event="pick", iteration=index, component=name))
+        gate = {"value": "v", "kind": "opro", "ci95": [-0.1, 0.2], "p_value": 0.1, "n": 32, "accepted": kept, **gains}
+        events.append(event(event="gate", iteration=index, component=name, **gate))
+        met = {"fresh_groups": 4, "fresh_pairs": index % 9, "pair_accuracy_before": 0.6, "reward": "r"}
+        events.append(event(event="adaptation", trained=kept, **met))
+        spent = {
+            **usage,
+            "prompt_tokens": 1000 * index,
+            "usd": index / 10,
+            "seconds": 3.0 * index,
+            "system_runs": index,
+        }
+        events.append(event(event="curve", at="iteration", iteration=index, val_score=index / 300, **spent))
+        if kept:
+            accepted.append({"iteration": index, "component": name, "kind": "opro", "value": value, "val_gain": 0.1})
+    found = results(rows, accepted=accepted)
+    return run_files(examples=rows, proposals=made, events=events, results=found)

@@ -16,6 +16,7 @@ from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.benchmarks.modules import Benchmark, find_benchmark
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, gather, run_many
+from optimas_jax.core.folder.events import Event
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, Outcome, Trace
@@ -230,6 +231,7 @@ def build_run(
     benchmark: ModuleType | Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
+    callbacks: Sequence[Callable[[Event], Any]] = (),
 ) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
@@ -240,6 +242,7 @@ def build_run(
       benchmark: in place of the one that the configuration names.
       command: the text that ``run.json`` has of it; by default the command line.
       leader: tells the other processes of the run what to compute (``loop.follow``).
+      callbacks: are told of every event, beside those of the benchmark.
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -249,7 +252,7 @@ def build_run(
     benchmark = benchmark or find_benchmark(config.benchmark)
     hooks = hooks_of(benchmark)
     config = with_hooks(config, hooks)
-    callbacks = checked_callbacks(getattr(benchmark, "CALLBACKS", ()))
+    callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *callbacks)
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
     engines = make_engines(config.mesh, progress, leader)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.report.page import text
-
-_WORDS = ("same", "first difference", "differs", "only before", "only after")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,4 +147,8 @@ def marked(shown: str, other: str | None, most: int) -> list[Part]:
 
 def _common(one: str, other: str) -> int:
     """Number of characters at the beginning that two texts share."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # slices are compared faster than letters
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low

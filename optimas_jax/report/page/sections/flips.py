@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class Flip:
       asked: its inputs in short, gold: what was expected.
       before, after: scores; outputs_before, outputs_after: what the runs returned.
       feedback: of the metric on the run after.
-      calls: of both runs.
+      groups: calls of both runs; those in a row that are the same are one group.
       repeat: a sentence on which of several repeats is shown.
     """
 
@@ -42,7 +43,7 @@ class Flip:
     outputs_before: str
     outputs_after: str
     feedback: str
-    calls: Sequence[CallPair]
+    groups: Sequence[Sequence[CallPair]]
     repeat: str
 
 
@@ -121,9 +122,13 @@ def _flip(row: Mapping[str, Any], most: int) -> Flip:
         outputs_before=_returned(before),
         outputs_after=_returned(after),
         feedback=text.clip(str(after.get("feedback") or ""), most),
-        calls=call_pairs(before, after, row, most),
+        groups=[list(group) for _, group in itertools.groupby(call_pairs(before, after, row, most), _group)],
         repeat=said,
     )
+
+
+def _group(pair: CallPair) -> bool:
+    return pair.word == "same"
 
 
 def _telling_repeat(row: Mapping[str, Any]) -> int:

@@ -128,9 +128,9 @@ def _timeline(met: Sequence[Met]) -> Markup:
         return Markup("")
     names = list(dict.fromkeys(one.component for one in met))[:_ROWS]
     last = max(one.iteration for one in met)
-    left, step, row = 190.0, max(26.0, min(90.0, 660.0 / last)), 46.0
+    left, step, row = 190.0, max(30.0, min(90.0, 660.0 / last)), 54.0
     width, height = left + last * step + 10, 26 + len(names) * row + 30
-    rows = {name: 26 + index * row + row / 2 - 6 for index, name in enumerate(names)}
+    rows = {name: 26 + index * row + row / 2 - 9 for index, name in enumerate(names)}
     drawn = []
     for name, y in rows.items():
         short = name if len(name) <= 26 else f"{name[:24]}…"
@@ -164,7 +164,7 @@ def _meeting(one: Met, x: float, y: float, largest: int) -> Markup:
     parts = [
         svg.element("title", _words(one)),
         svg.element("circle", cx=x, cy=y, r=radius, class_=f"dot {side}"),
-        svg.element("text", right, x=x, y=y + 23, text_anchor="middle"),
+        svg.element("text", right, x=x, y=y + radius + 17, text_anchor="middle"),
     ]
     if one.trained:
         parts.append(svg.element("circle", cx=x, cy=y, r=radius + 3, class_="ring"))

@@ -17,7 +17,6 @@ _NAMED = re.compile(r"\.\.\., config=(\{.*\})\) from Python$", re.DOTALL)
 _FILES = {
     "best/configuration.json": "what the run found",
     "results.json": "scores, alignment, bill",
-    "evaluations": "every evaluated example before and after",
     "proposals.jsonl": "every proposal with its verdict",
     "journal.jsonl": "every decision in its order",
     "config.json": "all settings",
@@ -63,14 +62,19 @@ def use(run: RunFiles) -> Use:
     preset, settings = given_settings(command)
     return Use(
         _code(run),
-        text.clip(command, 2_000),
+        text.clip(f"python {command}" if command.split(" ", maxsplit=1)[0].endswith(".py") else command, 2_000),
         text.clip(str(record.get("commit") or ""), 80),
         [(str(name), str(version)) for name, version in versions.items()],
         ", ".join(filter(None, machine)),
         text.clip(preset, 200),
         [(text.clip(name, 120), text.clip(value, 300)) for name, value in settings[:200]],
-        [(name, what) for name, what in _FILES.items() if (run.folder / name).exists()],
+        [(name, what) for name, what in (_examples_of(run) | _FILES).items() if (run.folder / name).is_file()],
     )
+
+
+def _examples_of(run: RunFiles) -> dict[str, str]:
+    label = (run.results or {}).get("label")
+    return {f"evaluations/{label}.jsonl": "every evaluated example before and after"} if label else {}
 
 
 def _code(run: RunFiles) -> str:
