@@ -92,10 +92,12 @@ def run(leader: Leader | None = None) -> None:
     check_completers(config, workdir)  # an error about a missing key comes before slow imports
     from optimas_jax.loop.stages import run_stages
     from optimas_jax.report.console import ConsoleProgress
+    from optimas_jax.report.page.live import live_page
     from optimas_jax.report.run import report_alignment, report_probe, report_run
 
     progress = ConsoleProgress()
-    label = run_stages(config, workdir, _STAGE.value, progress, leader=leader)
+    with live_page(progress.line) as tell_page:
+        label = run_stages(config, workdir, _STAGE.value, progress, leader=leader, callbacks=[tell_page])
     if _STAGE.value == ALIGN:
         report_alignment(workdir, progress)
     elif _STAGE.value == PROBE:
