@@ -9,14 +9,14 @@ from functools import partial
 import numpy as np
 
 from optimas_jax.report.look.examples import Call, Calls, Run, above_zero, calls_of, rise, share_of
-from optimas_jax.report.look.finding import Finding, Tested, counted, plain
+from optimas_jax.report.look.finding import Claim, Finding, counted, plain
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # more runs than before
 _MORE = 1.5  # times as many calls
 
 
-def runs_failed(run: RunFiles) -> list[Tested]:
+def runs_failed(run: RunFiles) -> list[Claim]:
     """More runs fail than before."""
     rows = run.examples
     more = rise(rows, _failed)
@@ -32,10 +32,10 @@ def runs_failed(run: RunFiles) -> list[Tested]:
         sentence = f"{after:.0f} of {counted(total, 'run')} failed ({named}{where}), {before:.0f} before."
         return Finding("failures", sentence, "failures", 2)
 
-    return [Tested(*above_zero(more), finding if more.sum() >= _FEWEST else None, "failures")]
+    return [Claim(*above_zero(more), finding if more.sum() >= _FEWEST else None, "failures")]
 
 
-def calls_failed(run: RunFiles) -> list[Tested]:
+def calls_failed(run: RunFiles) -> list[Claim]:
     """More calls of a component fail than before, or have answers that the limit of tokens cut, though runs go on."""
     tests = []
     for name, sides in calls_of(run.examples).items():
@@ -43,7 +43,7 @@ def calls_failed(run: RunFiles) -> list[Tested]:
             more = share_of(sides["after"], is_so) - share_of(sides["before"], is_so)
             finding = partial(_calls_finding, name, words, is_so, sides) if more.sum() >= _FEWEST else None
             about = "failures" if is_so is _call_failed else f"cut {name}"
-            tests.append(Tested(*above_zero(more), finding, about))
+            tests.append(Claim(*above_zero(more), finding, about))
     return tests
 
 
@@ -54,7 +54,7 @@ def _calls_finding(name: str, words: str, is_so: Callable[[Call], bool], sides: 
     return Finding("failures", sentence, "failures", 3)
 
 
-def answers_unread(run: RunFiles) -> list[Tested]:
+def answers_unread(run: RunFiles) -> list[Claim]:
     """More answers than before cannot be read by the benchmark's rules, by the counts of the results; or are cut, where
     there are no examples that tell it."""
     tests = []
@@ -64,7 +64,7 @@ def answers_unread(run: RunFiles) -> list[Tested]:
             before, after = row["baseline"], row["optimized"]
             chance = above_zero(np.array([1.0] * after + [-1.0] * before))  # of as many answers on both sides
             finding = partial(_unread_finding, name, words, before, after, row["answers"] // 2)
-            tests.append(Tested(*chance, finding if after - before >= _FEWEST else None, f"{field} {name}"))
+            tests.append(Claim(*chance, finding if after - before >= _FEWEST else None, f"{field} {name}"))
     return tests
 
 
@@ -73,7 +73,7 @@ def _unread_finding(name: str, words: str, before: int, after: int, answers: int
     return Finding("failures", sentence, "failures", 3)
 
 
-def calls_grew(run: RunFiles) -> list[Tested]:
+def calls_grew(run: RunFiles) -> list[Claim]:
     """A component is called much more often in a run than before: a loop that does not end."""
     tests = []
     for name, sides in calls_of(run.examples).items():
@@ -81,7 +81,7 @@ def calls_grew(run: RunFiles) -> list[Tested]:
         before, after = (float(counts[side].mean()) for side in ("before", "after"))
         sentence = f"{plain(name)} is called {after:.1f} times in a run, {before:.1f} before: each run pays for it."
         finding = partial(Finding, "calls_grew", sentence, "bill", 4) if before and after >= _MORE * before else None
-        tests.append(Tested(*above_zero(counts["after"] - counts["before"]), finding, f"calls {name}"))
+        tests.append(Claim(*above_zero(counts["after"] - counts["before"]), finding, f"calls {name}"))
     return tests
 
 
