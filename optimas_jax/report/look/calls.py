@@ -164,7 +164,9 @@ def outputs_constant(run: RunFiles) -> list[Tested]:
             )
             constant = (after >= _CONSTANT and 2 * before <= after) or (after == 1 and before <= _CONSTANT)
             finding = partial(Finding, "constant", sentence, "flips", 2) if constant and len(rows) > _FEWEST else None
-            tests.append(Tested(*above_zero(more), finding, f"outputs {name}", frozenset(np.flatnonzero(more > 0))))
+            tests.append(
+                Tested(*above_zero(more), finding, f"outputs {name}", frozenset(np.flatnonzero(more > 0).tolist()))
+            )
     return tests
 
 
