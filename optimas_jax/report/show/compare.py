@@ -188,13 +188,22 @@ def _pair(first: Shown, other: Shown) -> Pair:
     pairs = [(row["before"]["score"], row["after"]["score"]) for row in rows]
     differences = [after - before for before, after in pairs]
     flips = sorted((Flip(row, d) for row, d in zip(rows, differences, strict=True) if d), key=_order)
-    counts = [sum(d > 0 for d in differences), sum(d < 0 for d in differences), sum(d == 0 for d in differences)]
     compared = compare_scores([after for _, after in pairs], [before for before, _ in pairs])
     interval = compared.ci95 if len(rows) >= FEWEST else None
     on = counted(len(rows), "shared example") + (f" (of {sizes})" if sizes != f"{len(rows)} and {len(rows)}" else "")
     said = gain_sentence({"mean": compared.mean, "ci95": interval}, len(rows))
     sentence = f"{letters[1]} minus {letters[0]} on {on}{others}: {said}"
-    return Pair(*letters, len(rows), sentence, compared.mean, interval, *counts, flips)
+    return Pair(
+        *letters,
+        len(rows),
+        sentence,
+        compared.mean,
+        interval,
+        better=sum(difference > 0 for difference in differences),
+        worse=sum(difference < 0 for difference in differences),
+        same=sum(difference == 0 for difference in differences),
+        flips=flips,
+    )
 
 
 def _order(flip: Flip) -> tuple[bool, float]:
