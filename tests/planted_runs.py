@@ -274,9 +274,19 @@ def _gate(iteration: int, name: str, gain: float, accepted: bool) -> events.Gate
 
 
 def _accept(value: Prompt, start: float, gain: float) -> events.Accept:
-    tested = {"val_gain": gain, "ci95": (gain - 0.15, gain + 0.15), "p_value": 0.01, "val_score": start + gain}
-    names = {"id": "0-answerer-1", "parent": value_digest(_START)}
-    return events.Accept(iteration=0, component="answerer", kind="demos", value=value, covered=True, **tested, **names)
+    return events.Accept(
+        iteration=0,
+        component="answerer",
+        kind="demos",
+        value=value,
+        val_gain=gain,
+        ci95=(gain - 0.15, gain + 0.15),
+        p_value=0.01,
+        val_score=start + gain,
+        covered=True,
+        id="0-answerer-1",
+        parent=value_digest(_START),
+    )
 
 
 def _accepted(value: Prompt, start: float, gain: float) -> dict[str, Any]:

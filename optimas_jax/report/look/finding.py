@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 Anchor = Literal["head", "system", "changes", "score", "proposals", "rewards", "flips", "kinds", "failures", "bill"]
-LEVEL = 0.04  # of all tests of a run together: in at most as many runs without any true change one of them speaks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,32 +34,39 @@ class Tested:
     Attributes:
       p_value: one-sided, of the harm.
       least: smallest p-value that the test could have had, whatever the signs: ``0.5 ** n`` for n differences.
-      finding: what to say where the p-value is small enough; None where the effect is too small to be worth a line.
-      about: findings of several tests about the same are said once; "" for none.
+      finding: makes it, once the p-value is small enough; None where the effect is too small to be worth a line.
+      about: what it is about; of several tests about the same with mostly the same ``examples``, one is said.
+      examples: indices of examples that it is about.
     """
 
     p_value: float
     least: float
-    finding: Finding | None
+    finding: Callable[[], Finding] | None
     about: str = ""
+    examples: frozenset[int] = frozenset()
 
 
-def significant(tests: Sequence[Tested], level: float = LEVEL) -> list[Finding]:
+def significant(tests: Sequence[Tested], level: float) -> list[Finding]:
     """Findings of the tests that hold at ``level`` for all of them together.
 
     Bonferroni's correction by the number of tests that could reach it at all (Tarone 1990, "A modified Bonferroni
     method for discrete data"): an answer type that no answer has costs nothing.
     """
-    count = _attainable(sorted(test.least for test in tests), level)
-    found: dict[str, Finding] = {}
-    for index, test in enumerate(sorted(tests, key=lambda test: test.p_value)):
-        if test.finding is not None and test.p_value <= level / count:
-            found.setdefault(test.about or str(index), test.finding)
-    return list(found.values())
+    bound = level / _attainable([test.least for test in tests], level)
+    said: list[Tested] = []
+    for test in sorted(tests, key=lambda test: test.p_value):
+        if test.finding is not None and test.p_value <= bound and not any(_same(test, other) for other in said):
+            said.append(test)
+    return [test.finding() for test in said if test.finding is not None]
+
+
+def _same(test: Tested, other: Tested) -> bool:
+    """Whether a test says what another one has said: of most of its examples."""
+    return test.about == other.about and len(test.examples & other.examples) >= 0.7 * len(test.examples)
 
 
 def _attainable(least: Sequence[float], level: float) -> int:
-    """The smallest k for which at most k tests can have a p-value of ``level / k``; ``least`` is sorted."""
+    """The smallest k for which at most k tests can have a p-value of ``level / k``."""
     return next(k for k in range(1, len(least) + 2) if sum(value <= level / k for value in least) <= k)
 
 
