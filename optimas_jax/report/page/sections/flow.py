@@ -72,8 +72,8 @@ def flow_picture(nodes: Sequence[Node], edges: Sequence[Edge], what: str) -> Mar
 def _places(nodes: Sequence[Node], edges: Sequence[Edge]) -> dict[str, tuple[int, int]]:
     """(column, row) of each box: a column behind those that lead to it, by arrows that go on in the order of boxes."""
     order = {node.name: index for index, node in enumerate(nodes)}
-    columns: dict[str, int] = {}
-    for name, index in order.items():
+    columns: dict[str, int] = {} if edges else order  # nothing is known of what flows between them
+    for name, index in order.items() if edges else ():
         before = [edge.start for edge in edges if edge.end == name and order.get(edge.start, math.inf) < index]
         columns[name] = 1 + max((columns[one] for one in before), default=-1)
     rows: collections.Counter[int] = collections.Counter()

@@ -52,7 +52,8 @@ class Head:
       split: picture of these counts.
       confirmed: word and sentence.
       kept, tested, proposed: numbers of proposals.
-      dollars, tokens, calls, seconds: what was paid, and the time of the first execution.
+      dollars: what was paid.
+      took: tokens, completions and time of the first execution in words, as far as they are known.
       uncertain: how much of the bill is a worst case; "" for nothing.
     """
 
@@ -70,9 +71,7 @@ class Head:
     tested: int
     proposed: int
     dollars: Any
-    tokens: Any
-    calls: Any
-    seconds: Any
+    took: str
     uncertain: str
 
 
@@ -220,17 +219,17 @@ def bill_of(run: RunFiles) -> dict[str, Any]:
             f"Of this {text.counted(worst['calls'], 'request')} are at their worst case, {text.count(worst['tokens'])} "
             "tokens: they had no answer after the model may have worked on them, or one that does not say what it used."
         )
-    bill = {
-        "dollars": record.get("usd"),
-        "tokens": record.get("tokens"),
-        "calls": record.get("paid_calls", results.get("paid_calls")),
-        "seconds": record.get("seconds", results.get("wall_seconds")),
-        "uncertain": uncertain,
-    }
+    dollars, tokens = record.get("usd"), record.get("tokens")
     if not record.get("finished") and spent is not None:
-        bill["dollars"] = max(bill["dollars"] or 0, spent.spent.usd)
-        bill["tokens"] = max(bill["tokens"] or 0, spent.spent.tokens)
-    return bill
+        dollars, tokens = max(dollars or 0, spent.spent.usd), max(tokens or 0, spent.spent.tokens)
+    calls = record.get("paid_calls", results.get("paid_calls"))
+    seconds = record.get("seconds", results.get("wall_seconds"))
+    took = [
+        f"{text.count(tokens)} tokens" if tokens is not None else "",
+        f"{text.count(calls)} completions paid for" if calls or results else "",
+        text.duration(seconds) if seconds else "",
+    ]
+    return {"dollars": dollars, "took": ", ".join(filter(None, took)), "uncertain": uncertain}
 
 
 def _split_bar(better: int, same: int, worse: int) -> Markup:
