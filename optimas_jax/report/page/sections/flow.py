@@ -13,7 +13,7 @@ from optimas_jax.report.page import text
 from optimas_jax.report.page.svg import element, picture
 
 _WIDTH, _HEIGHT, _GAP, _ROW = 176.0, 54.0, 34.0, 78.0  # of a box, between columns, between rows
-_MOST = 40  # boxes that are drawn
+_MOST, _ARROWS = 40, 300  # boxes and arrows that are drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def flow_picture(nodes: Sequence[Node], edges: Sequence[Edge], what: str) -> Mar
     """
     nodes = nodes[:_MOST]
     places = _places(nodes, edges)
-    known = [edge for edge in edges if edge.start in places and edge.end in places]
+    known = [edge for edge in edges if edge.start in places and edge.end in places][:_ARROWS]
     lifts = [_lift(places, edge) for edge in known]
     above, below = max(0.0, *(-lift for lift in lifts), 0.0), max(0.0, *lifts, 0.0)
     columns = 1 + max(column for column, _ in places.values())

@@ -158,7 +158,7 @@ def _about(run: RunFiles) -> list[str]:
         f"seed {config['seed']}" if "seed" in config else "",
         str(record.get("started") or "")[:10],
     ]
-    return [text.clip(part, 80) for part in parts if part]
+    return [text.name(part) for part in parts if part]
 
 
 def _score(run: RunFiles) -> Score | None:

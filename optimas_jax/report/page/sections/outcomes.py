@@ -106,7 +106,7 @@ def kinds(run: RunFiles) -> list[Kind]:
             new,
             gain,
             bounds,
-            interval_bar(gain, bounds, reach, words=f"{name}: {text.signed(gain)}"),
+            interval_bar(gain, bounds, reach, words=f"{text.name(name)}: {text.signed(gain)}"),
         )
         for name, pairs, old, new, gain, bounds in rows
     ]
@@ -158,7 +158,7 @@ def _failed(one: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _notes(results: Mapping[str, Any]) -> list[str]:
     problems = {"unread": "could not be read", "cut": "were cut at max_tokens"}
     return [
-        f"{text.clip(name, 80)}: of {text.counted(row['answers'] // 2, 'answer')} {row['baseline']} before and "
+        f"{text.name(name)}: of {text.counted(row['answers'] // 2, 'answer')} {row['baseline']} before and "
         f"{row['optimized']} after {problem}."
         for field, problem in problems.items()
         for name, row in (results.get(field) or {}).items()
@@ -175,5 +175,8 @@ def blame(run: RunFiles) -> Blame | None:
         first.setdefault(one["component"], one["id"])
     parts = sorted((found.get("components") or {}).items(), key=lambda item: -item[1]["share"])
     largest = max((row["share"] for _, row in parts), default=0.0) or 1.0
-    rows = [Fault(name, row["first"], row["share"], row["share"] / largest, first.get(name, "")) for name, row in parts]
+    rows = [
+        Fault(name, row["first"], row["share"], row["share"] / largest, first.get(name, ""))
+        for name, row in parts[:_MOST]
+    ]
     return Blame(rows, found.get("passing", 0), found.get("failing", 0), str(found.get("reason") or ""))

@@ -87,8 +87,8 @@ def _row(row: Mapping[str, Any], reach: float, most: int, names: Mapping[Any, st
     return Row(
         anchor=proposal_anchor(row["id"]),
         iteration=iteration + 1 if isinstance(iteration, int) else 0,
-        component=text.clip(str(row.get("component", "")), 80),
-        optimiser=text.clip(str(row.get("optimiser", "")), 80),
+        component=text.name(row.get("component", "")),
+        optimiser=text.name(row.get("optimiser", "")),
         verdict=str(row.get("verdict") or "not known"),
         reason=text.clip(str(row.get("reason") or ""), 600),
         promised=race.get("expected_gain"),
