@@ -13,7 +13,7 @@ for every point. Equal requests of all points are paid once.
 
 Points run in processes of this machine, of which no two see the same accelerator; as tasks of a Ray cluster; or as one
 Slurm array, which goes on without this command. With the last two, --workdir, the working folder and this package are
-on all machines (docs/production.md).
+on all machines (docs/pods.md).
 """
 
 from __future__ import annotations
