@@ -109,6 +109,15 @@ def read(run: Planted, folder: Path) -> RunFiles:
     return read_run(write(run, folder))
 
 
+def files_of(run: Planted) -> RunFiles:
+    """The same without a folder."""
+    results = finish(run)
+    record = _record(results)
+    return RunFiles(
+        Path("planted"), run.config, record, results, None, None, None, None, run.events, run.proposals, run.rows
+    )
+
+
 def finish(run: Planted) -> dict[str, Any]:
     """``results.json`` of a run."""
     sides = {name: [row[key]["score"] for row in run.rows] for name, key in _SIDES.items()}

@@ -13,7 +13,7 @@ import numpy as np
 from optimas_jax.report.look.answer_sorts import SORTS, WITHOUT_GOLD, Asked, Sort, is_usual
 from optimas_jax.report.look.changes import Demos, kept_prompts
 from optimas_jax.report.look.examples import Row, above_zero, change
-from optimas_jax.report.look.finding import Finding, Tested, counted, quoted
+from optimas_jax.report.look.finding import Claim, Finding, counted, quoted
 from optimas_jax.report.look.sorts import normal, text_of
 from optimas_jax.report.run_files import RunFiles
 
@@ -42,7 +42,7 @@ class Answers:
     demos: Sequence[str]
 
 
-def answers_of_another_sort(run: RunFiles) -> list[Tested]:
+def answers_of_another_sort(run: RunFiles) -> list[Claim]:
     """Answers that are of some sort more often than before, where the gold answer is not."""
     kept = kept_prompts(run)
     tests = []
@@ -51,12 +51,12 @@ def answers_of_another_sort(run: RunFiles) -> list[Tested]:
         tests += [_test(answers, sort, field) for sort in (SORTS if judged else WITHOUT_GOLD)]
         for usual in _usual(answers) if judged else ():
             same = [dataclasses.replace(one, usual=usual) for one in answers.asked]
-            sort = Sort(f"one and the same text, {quoted(usual)}", is_usual)
+            sort = Sort("one and the same text", is_usual, other="is another one")
             tests.append(_test(dataclasses.replace(answers, asked=same), sort, field))
     return tests
 
 
-def _test(answers: Answers, sort: Sort, field: str) -> Tested:
+def _test(answers: Answers, sort: Sort, field: str) -> Claim:
     """Whether a sort of answers has become more frequent among examples whose gold answer is of another one."""
     eligible = [index for index, one in enumerate(answers.asked) if not sort.expected(one)]
     before, after = (
@@ -67,7 +67,7 @@ def _test(answers: Answers, sort: Sort, field: str) -> Tested:
     new = [index for index, more in zip(eligible, rise, strict=True) if more > 0]
     enough = rise.sum() >= max(_FEWEST, _SHARE * len(answers.rows))
     finding = partial(_finding, answers, sort, new, before, after) if enough else None
-    return Tested(*above_zero(rise), finding, f"answers {field}", frozenset(new))
+    return Claim(*above_zero(rise), finding, f"answers {field}", frozenset(new))
 
 
 def _share(sort: Sort, texts: Sequence[str], asked: Asked) -> float:
@@ -79,7 +79,7 @@ def _finding(answers: Answers, sort: Sort, new: Sequence[int], before: np.ndarra
     gained = change([answers.rows[index] for index in new])
     shown = new[int(gained.argmin())]
     text = next(text for text in answers.after[shown] if sort.holds(text, answers.asked[shown]))
-    other = "whose gold answer is of another sort are" if answers.asked[shown].gold else "are"
+    other = f"whose gold answer {sort.other} are" if answers.asked[shown].gold else "are"
     sentence = (
         f"{_amount(after.sum())} of {len(after)} examples {other} now answered with {sort.words}, "
         f"{_amount(before.sum())} before ({_question(answers.rows[shown])}: {quoted(text)}). Of those that are new, "

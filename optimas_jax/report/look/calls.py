@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from optimas_jax.report.look import sorts
-from optimas_jax.report.look.examples import Row, Run, above_zero, change, mean_of, rise
-from optimas_jax.report.look.finding import Finding, Tested, counted, plain, quoted
-from optimas_jax.report.look.sorts import normal, text_of
+from optimas_jax.report.look.examples import Call, Calls, Run, above_zero, calls_of, rise, share_of
+from optimas_jax.report.look.finding import Claim, Finding, counted, plain
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # more runs than before
@@ -26,7 +24,7 @@ SORTS: Mapping[str, Callable[[str], bool]] = {
 }
 
 
-def runs_failed(run: RunFiles) -> list[Tested]:
+def runs_failed(run: RunFiles) -> list[Claim]:
     """More runs fail than before."""
     rows = run.examples
     more = rise(rows, _failed) if rows else np.zeros(0)
@@ -42,24 +40,18 @@ def runs_failed(run: RunFiles) -> list[Tested]:
         sentence = f"{counts[1]:.0f} of {counted(total, 'run')} failed ({named}{where}), {counts[0]:.0f} before."
         return Finding("failures", sentence, "failures", 2)
 
-    return [Tested(*above_zero(more), finding if more.sum() >= _FEWEST else None, "failures")]
+    return [Claim(*above_zero(more), finding if more.sum() >= _FEWEST else None, "failures")]
 
 
-def calls_failed(run: RunFiles) -> list[Tested]:
+def calls_failed(run: RunFiles) -> list[Claim]:
     """More calls of a component fail than before, or have answers that the limit of tokens cut, though runs go on."""
     tests = []
     for name in _components(run.examples):
         for words, is_so in (("failed", _call_failed), ("were cut at their limit of tokens", _call_cut)):
-            more = rise(run.examples, partial(_any_call, name, is_so))
-            sides = [_count_calls(run.examples, name, is_so, side) for side in ("before", "after")]
-            tests.append(
-                Tested(
-                    *above_zero(more),
-                    partial(_calls_finding, name, words, sides) if more.sum() >= _FEWEST else None,
-                    "failures" if is_so is _call_failed else f"cut {name}",
-                    frozenset(np.flatnonzero(more > 0).tolist()) if is_so is _call_cut else frozenset(),
-                )
-            )
+            more = share_of(sides["after"], is_so) - share_of(sides["before"], is_so)
+            finding = partial(_calls_finding, name, words, is_so, sides) if more.sum() >= _FEWEST else None
+            about = "failures" if is_so is _call_failed else f"cut {name}"
+            tests.append(Claim(*above_zero(more), finding, about))
     return tests
 
 
@@ -69,17 +61,17 @@ def _calls_finding(name: str, words: str, sides: Sequence[tuple[int, int]]) -> F
     return Finding("failures", sentence, "failures", 3)
 
 
-def answers_unread(run: RunFiles) -> list[Tested]:
-    """More answers than before cannot be read, or are cut, by the counts of the results."""
+def answers_unread(run: RunFiles) -> list[Claim]:
+    """More answers than before cannot be read by the benchmark's rules, by the counts of the results; or are cut, where
+    there are no examples that tell it."""
     tests = []
     fields = {"unread": "cannot be read"} | ({} if run.examples else {"cut": "were cut at their limit of tokens"})
     for field, words in fields.items():
         for name, row in ((run.results or {}).get(field) or {}).items():
             before, after = row["baseline"], row["optimized"]
-            p_value, least = above_zero(np.array([1.0] * after + [-1.0] * before))
-            sides = ((before, row["answers"] // 2), (after, row["answers"] // 2))
-            finding = partial(_unread_finding, name, words, sides)
-            tests.append(Tested(p_value, least, finding if after - before >= _FEWEST else None, f"{field} {name}"))
+            chance = above_zero(np.array([1.0] * after + [-1.0] * before))  # of as many answers on both sides
+            finding = partial(_unread_finding, name, words, before, after, row["answers"] // 2)
+            tests.append(Claim(*chance, finding if after - before >= _FEWEST else None, f"{field} {name}"))
     return tests
 
 
@@ -89,7 +81,7 @@ def _unread_finding(name: str, words: str, sides: Sequence[tuple[int, int]]) -> 
     return Finding("failures", sentence, "failures", 3)
 
 
-def calls_grew(run: RunFiles) -> list[Tested]:
+def calls_grew(run: RunFiles) -> list[Claim]:
     """A component is called much more often in a run than before: a loop that does not end."""
     tests = []
     for name in _components(run.examples):
@@ -102,7 +94,7 @@ def calls_grew(run: RunFiles) -> list[Tested]:
             f"{plain(name)} is called {after:.1f} times in a run, {before:.1f} times before: each run pays for it."
         )
         finding = partial(Finding, "calls_grew", sentence, "bill", 4) if before and after >= _MORE * before else None
-        tests.append(Tested(*above_zero(more), finding, f"calls {name}"))
+        tests.append(Claim(*above_zero(counts["after"] - counts["before"]), finding, f"calls {name}"))
     return tests
 
 

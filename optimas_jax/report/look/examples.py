@@ -33,7 +33,7 @@ def rise(rows: Sequence[Row], measure: Callable[[Run], float]) -> np.ndarray:
 
 def above_zero(differences: np.ndarray) -> tuple[float, float]:
     """One-sided p-value that the mean of paired differences is above zero, and the smallest one that their sizes allow
-    (``Tested``)."""
+    (``Claim``)."""
     if not len(differences):
         return 1.0, 1.0
     return float(sign_flip_test(differences)), 0.5 ** int(np.count_nonzero(differences))

@@ -10,7 +10,7 @@ import numpy as np
 
 from optimas_jax.report.look import sorts
 from optimas_jax.report.look.examples import Call, Calls, Row, above_zero, calls_of, change, share_of
-from optimas_jax.report.look.finding import Finding, Tested, counted, plain, quoted
+from optimas_jax.report.look.finding import Claim, Finding, counted, plain, quoted
 from optimas_jax.report.look.sorts import normal, text_of
 from optimas_jax.report.run_files import RunFiles
 
@@ -24,7 +24,7 @@ SORTS: Mapping[str, Callable[[str], bool]] = {
 }
 
 
-def outputs_say_nothing(run: RunFiles) -> list[Tested]:
+def outputs_say_nothing(run: RunFiles) -> list[Claim]:
     """A component gives nothing, a refusal, an error or a loop more often than before."""
     tests = []
     for (name, field), sides in _inner_outputs(run.examples).items():
@@ -32,23 +32,25 @@ def outputs_say_nothing(run: RunFiles) -> list[Tested]:
             is_so = partial(_text_is, field, holds)
             before, after = (share_of(sides[side], is_so) for side in ("before", "after"))
             new = np.flatnonzero(after > before)
-            finding = partial(_output_finding, run.examples, f"{plain(field)} of {plain(name)}", words, before, after)
+            finding = partial(_output_finding, run.examples, name, field, words, before, after)
             enough = (after - before).sum() >= _FEWEST
             about = f"outputs {name}", frozenset(new.tolist())
-            tests.append(Tested(*above_zero(after - before), finding if enough else None, *about))
+            tests.append(Claim(*above_zero(after - before), finding if enough else None, *about))
     return tests
 
 
-def _output_finding(rows: Sequence[Row], what: str, words: str, before: np.ndarray, after: np.ndarray) -> Finding:
+def _output_finding(
+    rows: Sequence[Row], name: str, field: str, words: str, before: np.ndarray, after: np.ndarray
+) -> Finding:
     new = [rows[index] for index in np.flatnonzero(after > before).tolist()]
     sentence = (
-        f"In {after.sum():,.0f} of {counted(len(rows), 'example')} the {what} is {words}, {before.sum():,.0f} before; "
-        f"of those that are new, {(change(new) < 0).sum()} got worse."
+        f"In {after.sum():,.0f} of {counted(len(rows), 'example')} {plain(name)} gives {words} as {plain(field)}, "
+        f"{before.sum():,.0f} before. Of those that are new, {(change(new) < 0).sum()} got worse."
     )
     return Finding("output", sentence, "flips", 3)
 
 
-def outputs_constant(run: RunFiles) -> list[Tested]:
+def outputs_constant(run: RunFiles) -> list[Claim]:
     """A component gives one and the same output, whatever it gets."""
     tests = []
     for (name, field), sides in _inner_outputs(run.examples).items():
@@ -57,13 +59,13 @@ def outputs_constant(run: RunFiles) -> list[Tested]:
             before, after = (share_of(sides[side], is_so) for side in ("before", "after"))
             was, now = float(before.mean()), float(after.mean())
             sentence = (
-                f"{plain(name)} gives one and the same {plain(field)}, {quoted(usual)}, in {now:.0%} of "
-                f"{counted(len(after), 'example')}, {was:.0%} before."
+                f"{plain(name)} gives one and the same {plain(field)}, {quoted(usual)}, in {after.sum():,.0f} of "
+                f"{counted(len(after), 'example')}, {before.sum():,.0f} before."
             )
             constant = (now >= _CONSTANT and 2 * was <= now) or (now == 1 and was <= _CONSTANT)
             finding = partial(Finding, "constant", sentence, "flips", 2) if constant else None
             about = f"outputs {name}", frozenset(np.flatnonzero(after > before).tolist())
-            tests.append(Tested(*above_zero(after - before), finding, *about))
+            tests.append(Claim(*above_zero(after - before), finding, *about))
     return tests
 
 
@@ -79,7 +81,7 @@ def _usual(field: str, sides: Mapping[str, Calls]) -> list[str]:
 def _inner_outputs(rows: Sequence[Row]) -> dict[tuple[str, str], Mapping[str, Calls]]:
     """Calls by component and field of its outputs, where they are not the program's own outputs."""
     found = {}
-    own = [list(run["outputs"].values()) for row in rows for side in ("before", "after") for run in row[side]["runs"]]
+    own = [list(run["outputs"].values()) for side in ("before", "after") for row in rows for run in row[side]["runs"]]
     for name, sides in calls_of(rows).items():
         runs = [one for side in ("before", "after") for runs in sides[side] for one in runs]
         fields = dict.fromkeys(field for one in runs for call in one for field in call["outputs"])
