@@ -1,5 +1,6 @@
 """The page of a run in a browser: what it asks for, how it reads, what it takes."""
 
+import shutil
 import time
 
 import pytest
@@ -8,7 +9,9 @@ from fakes import ScriptedCompleter
 from report_runs import large_run, run_files
 from scripted import answer, scripted_config
 
+from optimas_jax.core.folder.search_events import Curve
 from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.page import live
 from optimas_jax.report.page.write import run_page, write_page
 from optimas_jax.report.run import write_report
 
@@ -19,13 +22,30 @@ WIDTHS = (320, 800, 1600)
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of a real run, on a scripted language model."""
+    """The page of a real run, on a scripted language model; what it said on the way lies beside it."""
     from optimas_jax.loop.stages import run_stages
 
     folder = tmp_path_factory.mktemp("page") / "run"
-    label = run_stages(scripted_config(), folder, "all", ConsoleProgress(quiet=True), ScriptedCompleter(answer))
+    model, progress = ScriptedCompleter(answer), ConsoleProgress(quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "_FIRST", 0.0)
+        patch.setattr(live, "_SHARE", 0.0)
+        with live.live_page(progress.line) as tell:
+
+            def keep(event):
+                tell(event)
+                if isinstance(event, Curve) and event.at == "iteration":
+                    shutil.copy(folder / "report.html", folder.parent / f"{event.iteration}.html")
+
+            label = run_stages(scripted_config(), folder, "all", progress, model, callbacks=[keep])
     write_report(folder, label)
     return folder / "report.html"
+
+
+def test_the_page_of_a_run_was_rewritten_after_every_iteration(page):
+    texts = [(page.parents[1] / f"{number}.html").read_text(encoding="utf-8") for number in range(3)]
+    assert all("running" in text and f"in iteration {number + 1} of 3" in text for number, text in enumerate(texts))
+    assert "running" not in page.read_text(encoding="utf-8").partition("</header>")[0].partition("<header")[2]
 
 
 @pytest.fixture(scope="module")

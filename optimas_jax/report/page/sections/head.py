@@ -11,7 +11,7 @@ from markupsafe import Markup
 from optimas_jax.core.folder.events import Confirmation, Event
 from optimas_jax.core.folder.search_events import Curve, Pick, SearchEnd
 from optimas_jax.report.page import text
-from optimas_jax.report.page.svg import element, interval_bar, picture, reach_of
+from optimas_jax.report.page.svg import element, interval_bar, picture, span_of
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 6  # examples: on fewer no test of signs is below 5 % on both sides
@@ -167,7 +167,7 @@ def _score(run: RunFiles) -> Score | None:
         what = f"{text.clip(results['metric'], 60)} on {text.counted(results['n'], results['split'] + ' example')}"
         bounds = gain["ci95"] if results["n"] >= _FEWEST else None
         said = gain_sentence(gain, results["n"])
-        bar = interval_bar(gain["mean"], bounds, reach_of([gain["mean"], *(bounds or ())]), width=220, words=said)
+        bar = interval_bar(gain["mean"], bounds, span_of([gain["mean"], *(bounds or ())]), width=220, words=said)
         return Score(what, before, after, gain["mean"], bounds, said, bar)
     curve = [event for event in run.events if isinstance(event, Curve)]
     if not curve:
@@ -242,4 +242,4 @@ def _split_bar(better: int, same: int, worse: int) -> Markup:
         parts.append(element("rect", class_=f"fill {kind}", x=at, y=0, width=max(0.0, width - 1.5), height=8, rx=2))
         at += width
     words = f"{better} better, {same} the same, {worse} worse"
-    return picture(words, "", 200, 8, *parts, class_="split")
+    return picture(words, "", 200, 8, *parts, class_="split", stretch=True)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from optimas_jax.core.stats import compare
 from optimas_jax.report.page import text
 from optimas_jax.report.page.sections.flips import example_anchor
-from optimas_jax.report.page.svg import interval_bar, reach_of
+from optimas_jax.report.page.svg import interval_bar, span_of
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 6  # examples of a kind, for an interval
@@ -97,7 +97,7 @@ def kinds(run: RunFiles) -> list[Kind]:
         rows.append(
             (name, pairs, sum(before) / len(pairs), sum(after) / len(pairs), gain, comparison and comparison.ci95)
         )
-    reach = reach_of(bound for *_, gain, bounds in rows for bound in (gain, *(bounds or ())))
+    span = span_of(bound for *_, gain, bounds in rows for bound in (gain, *(bounds or ())))
     return [
         Kind(
             name,
@@ -106,7 +106,7 @@ def kinds(run: RunFiles) -> list[Kind]:
             new,
             gain,
             bounds,
-            interval_bar(gain, bounds, reach, words=f"{text.name(name)}: {text.signed(gain)}"),
+            interval_bar(gain, bounds, span, words=f"{text.name(name)}: {text.signed(gain)}"),
         )
         for name, pairs, old, new, gain, bounds in rows
     ]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from optimas_jax.core.folder.search_events import Proposed
 from optimas_jax.report.page import text
-from optimas_jax.report.page.svg import interval_bar, reach_of
+from optimas_jax.report.page.svg import interval_bar, span_of
 from optimas_jax.report.run_files import RunFiles
 
 MOST = 200  # that are shown
@@ -74,11 +74,11 @@ def proposals(run: RunFiles) -> Proposals:
     ranked = sorted(range(len(run.proposals)), key=lambda index: _rank(run.proposals[index]))
     shown = [run.proposals[index] for index in sorted(ranked[:MOST])]
     gates = [row["gate"] for row in shown if row.get("gate")]
-    reach = reach_of(bound for gate in gates for bound in (*(gate.get("ci95") or ()), gate.get("gain")))
+    span = span_of(bound for gate in gates for bound in (*(gate.get("ci95") or ()), gate.get("gain")))
     names = {row.get("digest"): row["id"] for row in run.proposals}
     most = _CHARACTERS // max(1, len(shown))
     verdicts = {name: sum(row.get("verdict") == name for row in run.proposals) for name in _ORDER}
-    rows = [_row(row, reach, most, names) for row in shown]
+    rows = [_row(row, span, most, names) for row in shown]
     return Proposals(rows, len(run.proposals), {name: n for name, n in verdicts.items() if n}, _dropped(run)[:_LINES])
 
 
@@ -103,7 +103,7 @@ def _rank(row: Mapping[str, Any]) -> int:
     return _ORDER.index(verdict) if verdict in _ORDER else len(_ORDER)
 
 
-def _row(row: Mapping[str, Any], reach: float, most: int, names: Mapping[Any, str]) -> Row:
+def _row(row: Mapping[str, Any], span: tuple[float, float], most: int, names: Mapping[Any, str]) -> Row:
     gate, race, iteration = row.get("gate") or {}, row.get("race") or {}, row.get("iteration")
     parent = row.get("parent")
     gain, bounds = gate.get("gain"), gate.get("ci95")
@@ -119,7 +119,7 @@ def _row(row: Mapping[str, Any], reach: float, most: int, names: Mapping[Any, st
         bounds=bounds,
         n=gate.get("n"),
         of=gate.get("of"),
-        bar=interval_bar(gain, bounds, reach, words=f"{text.signed(gain)} {text.interval(bounds)}"),
+        bar=interval_bar(gain, bounds, span, words=f"{text.signed(gain)} {text.interval(bounds)}"),
         text=text.clip(str(row.get("text") or ""), most),
         parent=f"proposal {names[parent]}" if parent in names else "the default value",
         tested=bool(row.get("gate")),
