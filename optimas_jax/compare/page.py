@@ -31,10 +31,10 @@ def write_comparison_page(workdir: Path, summary: Mapping[str, Any]) -> Path:
     Raises:
       OSError: it cannot be written.
     """
-    rows = [dict(zip(COLUMNS, texts, strict=True)) for texts in table_rows(summary)]
+    rows: list[dict[str, str]] = [dict(zip(COLUMNS, texts, strict=True)) for texts in table_rows(summary)]
     about = "LM tokens and the best validation score so far, means over seeds; the thin line is the budget."
     grids = [
-        Grid("scores", "Test scores", _scores_caption(summary), (*_SCORES, "pages of the runs"), _SCORES[1:3],
+        Grid("scores", "Test scores", _scores_caption(summary), _SCORES, _SCORES[1:3],
              [_score_cells(workdir, summary, row) for row in rows], curves(summary), about),
         Grid("costs", "Costs", "Means over seeds", _COSTS, _COSTS[1:],
              [[Cell(row[name]) for name in _COSTS] for row in rows if any(row[name] for name in _COSTS[1:])]),
@@ -58,14 +58,15 @@ def _scores_caption(summary: Mapping[str, Any]) -> str:
 def _score_cells(workdir: Path, summary: Mapping[str, Any], row: Mapping[str, str]) -> list[Cell]:
     name = row["optimiser"]
     figures = summary["rows"].get(name, {})
-    cells = {column: Cell(row[column]) for column in _SCORES}
+    cells: dict[str, Cell] = {column: Cell(row[column]) for column in _SCORES}
     if difference := figures.get("difference"):
         all_of_them = [one["difference"]["ci95"] for one in summary["rows"].values() if one.get("difference")]
         span = span_of(bound for bounds in all_of_them for bound in bounds)
         bar = interval_bar(difference["mean"], difference["ci95"], span, words=row["difference to ours"])
         cells["difference to ours"] = Cell(row["difference to ours"], picture=bar)
     pages = [(f"seed {seed}", workdir / "cells" / f"{name}-{seed}" / "run" / "report.html") for seed in _seeds(figures)]
-    return [*cells.values(), Cell("", [(words, link_to(page, workdir)) for words, page in pages])]
+    links = [(words, link_to(page, workdir)) for words, page in pages]
+    return [Cell(name, links), *list(cells.values())[1:]]
 
 
 def _seeds(figures: Mapping[str, Any]) -> Sequence[Any]:

@@ -36,10 +36,10 @@ def write_sweep_page(
     seeds = {point.name: point.config.seed for point in points}
     span = span_of(bound for row in rows if "gain" in row for bound in row["ci95"])
     cells = [
-        [*_cells(row, texts, span), Cell("", _links(workdir, row["names"], seeds))]
+        [Cell(texts[0], _links(workdir, row["names"], seeds)), *_cells(row, texts, span)[1:]]
         for row, texts in zip(rows, table_rows(rows), strict=True)
     ]
-    grid = Grid("settings", "Settings", _CAPTION, (*COLUMNS, "pages of the runs"), _NUMBERS, cells)
+    grid = Grid("settings", "Settings", _CAPTION, COLUMNS, _NUMBERS, cells)
     path = workdir / PAGE
     write_grids(path, f"Sweep of {title}", [f"{len(points)} points. {shared}"], [grid])
     return path
