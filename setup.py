@@ -1,5 +1,7 @@
 """Packaging. Every requirement has a window and a reason."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 _SERVE = ["starlette>=0.48,<2", "uvicorn>=0.35,<1"]
@@ -8,7 +10,22 @@ setup(
     name="optimas_jax",
     version="0.2.0",
     description="Optimise compound AI systems end to end with globally aligned local rewards, in JAX",
-    license="Apache-2.0",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The optimas_jax authors",
+    license_expression="Apache-2.0",
+    keywords="prompt optimization, compound AI systems, agents, reward models, LoRA, JAX",
+    project_urls={"Paper": "https://arxiv.org/abs/2507.03041"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     # Configurations and commands stay at the top; an editable install reads them there (core/shipped.py).
     package_dir={
@@ -22,6 +39,7 @@ setup(
         "optimas_jax.configs.sweeps",
         "optimas_jax.launch",
     ],
+    package_data={"optimas_jax.report.page": ["templates/*", "templates/sections/*"]},
     license_files=["LICENSE", "third_party/README.md"],
     entry_points={"console_scripts": ["optimas = optimas_jax.command:main"]},
     install_requires=[
@@ -39,7 +57,7 @@ setup(
         "gguf>=0.19,<0.20",  # dequantisation of GGUF weights
         "huggingface_hub>=2.0,<3",
         "llguidance>=1.7,<2",  # answers by JSON Schema: which tokens may come next; in Rust, and needs nothing else
-        "jinja2>=3.1,<4",  # chat templates; transformers does not ask for it
+        "jinja2>=3.1,<4",  # pages of reports; chat templates, for which transformers does not ask for it
         # Data, search, statistics.
         "datasets>=5.2,<6",
         "pandas>=2.2,<4",  # tables of a result; datasets brings it
@@ -82,6 +100,10 @@ setup(
             *_SERVE,
             "ipykernel>=6.29,<8",  # executes the example notebook
             "nbclient>=0.10,<0.12",
+        ],
+        "docs": [
+            "mkdocs-material>=9.7,<10",  # the site of docs/, by mkdocs
+            "mkdocstrings[python]>=1.0,<2",  # its page of the Python API, from docstrings
         ],
         "libtpu": ["libtpu>=0.0.42,<0.0.43"],  # XLA's TPU compiler, which needs no TPU: tests/long/test_tpu.py
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],

@@ -44,8 +44,18 @@ class Budget:
 
     Attributes:
       usd: US dollars.
-      tokens: read and written, local models included.
+      tokens: read and written, those of local models included.
       calls: completions and executions.
+
+    Raises:
+      ValueError: by ``optimize``, ``plan`` and commands, for a negative number or a limit below what the run needs at
+        least.
+      StopRun: by the run, at a request that no longer fits; ``best/`` and results are there.
+
+    Example:
+      ```python
+      oj.optimize(rag, grade, "questions.jsonl", budget=oj.Budget(usd=2, tokens=3_000_000))
+      ```
     """
 
     usd: NonNegativeFloat = 0.0

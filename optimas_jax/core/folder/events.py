@@ -5,6 +5,13 @@ a command, and told to callbacks alone; every other event is of the run, and sta
 
 Units: scores and gains are those of the metric, rewards among them; local scores and gains have the scale of their
 local reward, which orders outputs of one input and nothing else; iterations count from 0; intervals are 95 %.
+
+Example:
+  ```python
+  for event in oj.events.read_events("runs/rag"):
+      if isinstance(event, oj.events.Accept):
+          print(event)
+  ```
 """
 
 from __future__ import annotations
@@ -264,6 +271,9 @@ def from_json(row: Mapping[str, Any]) -> Event | None:
 def read_events(folder: str | Path) -> list[Event]:
     """The events in the journal of a run, finished or not, in their order. Lines that a resumed run found damaged are
     left out.
+
+    Args:
+      folder: of the run.
 
     Raises:
       FolderError: the journal cannot be read.
