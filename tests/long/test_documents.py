@@ -42,6 +42,9 @@ QUICK = {
 }
 
 
+WITHOUT_REWARDS = {"offline.groups": 0, "optimize.score": "off"}
+
+
 def says(prompt, seed):
     """A model for all examples: it answers briefly where a demonstration or the instruction says so."""
     if "capital of" in prompt:
@@ -235,12 +238,11 @@ def workshop(tmp_path_factory):
     patch.setattr(optimized, "completer_of", lambda *arguments: scripted, raising=False)
     optimize, model = oj.optimize, oj.LanguageModel("random:0", style="text", max_tokens=16)
 
-    def small(program, metric, rows, **options):
+    def small(program, metric, rows, *, settings=WITHOUT_REWARDS, **options):
         options = {"progress": ConsoleProgress(quiet=True), "workdir": f"runs/{time.monotonic_ns()}", **options}
-        options["config"] = {**QUICK, **options.get("config", {})}
+        options["config"] = {**QUICK, **settings, **options.get("config", {})}
         return optimize(program, metric, rows, **{**options, "model": model, "budget": None})
 
-    patch.setattr(oj, "optimize", small)
     rows = [{"question": f"What is the capital of {name}?", "answer": CAPITALS[name]} for name in list(CAPITALS)[:60]]
     (folder / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     shutil.copy(folder / "questions.jsonl", folder / "rows.jsonl")
@@ -248,8 +250,10 @@ def workshop(tmp_path_factory):
     sys.path.insert(0, str(folder))
     import rag
 
-    for name in ("rag", "X", "NAME", "mine"):
-        small(rag.rag, rag.grade, rows, workdir=f"runs/{name}")
+    small(rag.rag, rag.grade, rows, workdir="runs/rag", settings={})
+    for name in ("X", "NAME", "mine"):
+        shutil.copytree("runs/rag", f"runs/{name}")
+    patch.setattr(oj, "optimize", small)
     names = {"oj": oj, "rows": rows, "MODEL": None, "subprocess": subprocess, **vars(rag)}
     names |= {"program": rag.rag, "metric": rag.grade, "my_agent": my_agent}
     yield names
