@@ -39,6 +39,7 @@ setup(
         "optimas_jax.configs.sweeps",
         "optimas_jax.launch",
     ],
+    package_data={"optimas_jax.report.page": ["templates/*", "templates/sections/*"]},
     license_files=["LICENSE", "third_party/README.md"],
     entry_points={"console_scripts": ["optimas = optimas_jax.command:main"]},
     install_requires=[
@@ -56,7 +57,7 @@ setup(
         "gguf>=0.19,<0.20",  # dequantisation of GGUF weights
         "huggingface_hub>=2.0,<3",
         "llguidance>=1.7,<2",  # answers by JSON Schema: which tokens may come next; in Rust, and needs nothing else
-        "jinja2>=3.1,<4",  # chat templates; transformers does not ask for it
+        "jinja2>=3.1,<4",  # pages of reports; chat templates, for which transformers does not ask for it
         # Data, search, statistics.
         "datasets>=5.2,<6",
         "pandas>=2.2,<4",  # tables of a result; datasets brings it

@@ -30,12 +30,14 @@ from optimas_jax.compare.summary import summarize
 from optimas_jax.compare.tables import markdown, tables
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.journal import write_json
-from optimas_jax.report.commands import exit_code, parse_flags
+from optimas_jax.report.commands import DEFAULT_CONFIG, exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
 from optimas_jax.report.process import interrupt_on_terminate
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, f"Configuration file, with :variant; without it {DEFAULT_CONFIG}."
+)
 _OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "random", "twin", "bare"], "Names, separated by commas.")
 _BUDGET = flags.DEFINE_integer("budget", 1_000_000, "LM tokens of each run, prompts and answers.", lower_bound=1)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "A run of every optimiser for each of these.")
@@ -76,4 +78,4 @@ def _read_seeds(texts: list[str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=partial(parse_flags, flags))
+    app.run(main, flags_parser=partial(parse_flags, flags, config=DEFAULT_CONFIG))

@@ -2,10 +2,13 @@
 
 python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
     [--stage=all|probe|collect|train|optimize|refresh|align|evaluate] [--plan [--devices=NAME]] [--traces=FILE,...]
+    [--settings] [--config.path.to.field=value ...]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I | --coordinator=auto]
 
 ``--plan`` only says what the run will take, and needs no key, data or model for that; with ``--devices=v5e-16`` also
 whether its local models fit these devices, which need not be here.
+
+``--settings`` only prints every setting with its value and meaning, and marks those that are not the default.
 
 ``--traces`` names recorded calls (JSON Lines: messages of OpenAI, OpenTelemetry spans, evaluations/*.jsonl of a run),
 which become demonstrations and spare the run a part of its calls; it is config.traces.
@@ -38,16 +41,19 @@ from ml_collections import config_flags
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.loop.completers import check_completers
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig, parse_config
-from optimas_jax.report.commands import exit_code, parse_flags
+from optimas_jax.report.commands import DEFAULT_CONFIG, exit_code, parse_flags
 
 if TYPE_CHECKING:
     from optimas_jax.parallel.lockstep import Leader
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, f"Configuration file, with :variant; without it {DEFAULT_CONFIG}."
+)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; default runs/BENCHMARK-VARIANT-SEED.")
 _STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, REFRESH, ALIGN], "Which stage to run.")
 _PLAN = flags.DEFINE_bool("plan", False, "Say what the run is expected to take, and do nothing else.")
 _DEVICES = flags.DEFINE_string("devices", "", "For --plan: devices by name, such as h100, 8xa100-80, v5e-16.")
+_SETTINGS = flags.DEFINE_bool("settings", False, "Print every setting with its value and meaning, and do nothing else.")
 _TRACES = flags.DEFINE_string("traces", "", "Files of recorded calls, separated by commas; the same as config.traces.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes, or auto.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; left out with auto.", lower_bound=1)
@@ -57,7 +63,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    return exit_code(run_together if _COORDINATOR.value and not _PLAN.value else run)
+    return exit_code(run_together if _COORDINATOR.value and not (_PLAN.value or _SETTINGS.value) else run)
 
 
 def run_together() -> int:
@@ -85,6 +91,9 @@ def run(leader: Leader | None = None) -> None:
     config = parse_config(_CONFIG.value.to_dict())
     if _TRACES.value:
         config = dataclasses.replace(config, traces=_TRACES.value)
+    if _SETTINGS.value:
+        show(config)
+        return
     workdir = Path(_WORKDIR.value or f"runs/{title(config.benchmark)}-{config.variant}-{config.seed}")
     if _PLAN.value:
         plan(config, workdir)
@@ -92,16 +101,27 @@ def run(leader: Leader | None = None) -> None:
     check_completers(config, workdir)  # an error about a missing key comes before slow imports
     from optimas_jax.loop.stages import run_stages
     from optimas_jax.report.console import ConsoleProgress
+    from optimas_jax.report.page.live import live_page
     from optimas_jax.report.run import report_alignment, report_probe, report_run
 
     progress = ConsoleProgress()
-    label = run_stages(config, workdir, _STAGE.value, progress, leader=leader)
+    with live_page(progress.line) as tell_page:
+        label = run_stages(config, workdir, _STAGE.value, progress, leader=leader, callbacks=[tell_page])
     if _STAGE.value == ALIGN:
         report_alignment(workdir, progress)
     elif _STAGE.value == PROBE:
         report_probe(workdir, progress)
     elif _STAGE.value in ("all", "evaluate"):
         report_run(workdir, progress, label)
+
+
+def show(config: RunConfig) -> None:
+    """Shows the settings of a run."""
+    from optimas_jax.core.settings import sections
+    from optimas_jax.report.console import ConsoleProgress
+    from optimas_jax.report.settings import show_settings
+
+    show_settings(sections(RunConfig, config), ConsoleProgress().console)
 
 
 def plan(config: RunConfig, workdir: Path) -> None:
@@ -117,4 +137,4 @@ def plan(config: RunConfig, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=partial(parse_flags, flags))
+    app.run(main, flags_parser=partial(parse_flags, flags, config=DEFAULT_CONFIG))

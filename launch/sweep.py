@@ -44,7 +44,7 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.loop.stages import find_models, open_run
 from optimas_jax.parallel.mesh import MeshConfig
-from optimas_jax.report.commands import exit_code, parse_flags
+from optimas_jax.report.commands import DEFAULT_CONFIG, exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
 from optimas_jax.report.process import interrupt_on_terminate
@@ -59,7 +59,9 @@ from optimas_jax.sweep.tables import markdown, table
 
 Show = Callable[[Mapping[str, Any], Sequence[str]], None]
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/hotpotqa.py", "Configuration file, with :variant.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, f"Configuration file, with :variant; without it {DEFAULT_CONFIG}."
+)
 _SWEEP = flags.DEFINE_string("sweep", "", "Axes ('optimize.rounds=1,3 seed=0:3'), or a file of configs/sweeps.")
 _JOBS = flags.DEFINE_integer(
     "jobs",
@@ -183,4 +185,4 @@ def len_of(tape: Path) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=partial(parse_flags, flags))
+    app.run(main, flags_parser=partial(parse_flags, flags, config=DEFAULT_CONFIG))

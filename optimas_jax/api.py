@@ -107,6 +107,7 @@ def optimize(
     """
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.notebook import default_progress, keep_libraries_quiet
+    from optimas_jax.report.page.live import live_page
     from optimas_jax.report.run import report_run, write_report
 
     keep_libraries_quiet()
@@ -118,14 +119,9 @@ def optimize(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
     folder = Path(workdir or f"runs/{declared.name}")
-    label = run_stages(
-        settings,
-        folder,
-        "all",
-        shown,
-        benchmark=made,
-        command=f"optimize({declared.name}, ...) from Python",
-    )
+    command = f"optimize({declared.name}, ...{_named(config)}) from Python"
+    with live_page(shown.line) as tell_page:
+        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=[tell_page])
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
     elif progress is None:  # a notebook shows the result
@@ -188,6 +184,11 @@ def plan(
     if isinstance(shown, ConsoleProgress):
         report_plan(planned.to_json(), shown)
     return planned
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    """Settings as the record of a run has them; "" for none."""
+    return f", config={json.dumps(dict(config), ensure_ascii=False, default=str)}" if config else ""
 
 
 def _given(start: str | Path | Mapping[str, str], traces: str | Path | Sequence[str | Path]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optimas_jax.core import shipped
+from optimas_jax.core.nearest import did_you_mean
 
 _FLAG = "--config"
 _DEFAULT = "hotpotqa"
@@ -102,7 +103,8 @@ def _path(text: str, known: Mapping[str, Path]) -> str:
 
 def _named(name: str, known: Mapping[str, Path], kind: str, otherwise: str) -> Path:
     if name not in known:
-        raise UnknownName(f"unknown {kind} {name!r}; known: {', '.join(known)}; {otherwise}")
+        near = did_you_mean(name, known) or ";"
+        raise UnknownName(f"unknown {kind} {name!r}{near} known: {', '.join(known)}; {otherwise}")
     return known[name]
 
 

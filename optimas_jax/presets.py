@@ -12,6 +12,8 @@ from typing import Any
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import SystemConfig
+from optimas_jax.core.json_text import shown
+from optimas_jax.core.nearest import did_you_mean
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.shipped import portable
 from optimas_jax.learn.config import BatchShape
@@ -41,7 +43,10 @@ def variant_of(
       ValueError: for another name.
     """
     if name not in variants:
-        raise ValueError(f"unknown variant {name!r} of configs/{Path(file).name}; known: {', '.join(variants)}")
+        raise ValueError(
+            f"unknown variant {shown(name)} of configs/{Path(file).name}{did_you_mean(name, variants) or ';'} known: "
+            f"{', '.join(variants)}"
+        )
     return command_line(variants[name](), placeholder)
 
 

@@ -21,7 +21,8 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.evaluate import after_each
 from optimas_jax.loop.folder.record import _closed
 from optimas_jax.loop.journal import RunFolder, config_of, load_best, reward_name
-from optimas_jax.report.page import write_html
+from optimas_jax.report.page.write import write_page
+from optimas_jax.report.run_files import read_run
 from optimas_jax.report.tables import tables
 from optimas_jax.result import Result, open_run
 from optimas_jax.rewards.data import load_groups
@@ -65,7 +66,7 @@ def _results(path: Path) -> None:
     results = read_file(path)
     for table in tables(results):
         str(table.row_count)
-    write_html(path.parent / "report.html", results)
+    write_page(path.parent / "report.html", read_run(path.parent))
     shown = open_run(path.parent)
     str((shown, shown.by_kind, shown.interval, shown.confirmed, shown._repr_html_()))
 

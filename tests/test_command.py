@@ -39,10 +39,13 @@ def test_help_lists_every_command_without_running_one(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("runn",), "unknown command 'runn'; known: bench, "),
-        (("run", "hotpot:smoke"), "unknown configuration 'hotpot'; known: amazon, "),
+        (("runn",), "unknown command 'runn'; did you mean 'run'? known: bench, "),
+        (("run", "hotpot:smoke"), "unknown configuration 'hotpot'; did you mean 'hotpotqa'? known: amazon, "),
         (("run", "nope.py"), "there is no file 'nope.py'; configurations are amazon, "),
-        (("run", "hotpotqa:smok"), "unknown variant 'smok' of configs/hotpotqa.py; known: embedded, "),
+        (
+            ("run", "hotpotqa:smok"),
+            "unknown variant 'smok' of configs/hotpotqa.py; did you mean 'smoke'? known: embedded, ",
+        ),
     ],
 )
 def test_the_exit_code_and_the_words_are_those_of_the_command(arguments, message, tmp_path):

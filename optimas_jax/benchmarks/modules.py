@@ -39,6 +39,7 @@ from optimas_jax.benchmarks import amazon, bigcodebench, hotpotqa, pubmedqa, sta
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core import shipped
 from optimas_jax.core.json_text import shown
+from optimas_jax.core.nearest import did_you_mean
 from optimas_jax.core.system import System
 from optimas_jax.llm.component import LanguageModel
 
@@ -93,9 +94,10 @@ def find_benchmark(name: str) -> ModuleType:
     if name in BENCHMARKS:
         return BENCHMARKS[name]
     if not name.endswith(".py"):
+        near = did_you_mean(name, BENCHMARKS) or ";"
         raise BenchmarkError(
-            f"unknown benchmark {shown(name)}; known: {', '.join(BENCHMARKS)}, or the path of a .py file that defines "
-            "one"
+            f"unknown benchmark {shown(name)}{near} known: {', '.join(BENCHMARKS)}, or the path of a .py file that "
+            "defines one"
         )
     module = import_file(shipped.find(name))
     missing = [part for part in _NEEDED if not hasattr(module, part)]

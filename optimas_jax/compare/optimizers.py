@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.nearest import did_you_mean
 from optimas_jax.core.shipped import PACKAGE
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
 from optimas_jax.rewards.collect import CollectConfig
@@ -39,8 +40,9 @@ def with_settings(config: Any, settings: Settings) -> Any:
         name, _, rest = path.partition(".")
         names = [field.name for field in dataclasses.fields(config)]
         if name not in names:
+            near = did_you_mean(name, names) or ";"
             raise CompareError(
-                f"{type(config).__name__} has no field {name!r} (of {path!r}); it has {', '.join(names)}"
+                f"{type(config).__name__} has no field {name!r} (of {path!r}){near} it has {', '.join(names)}"
             )
         new = with_settings(getattr(config, name), {rest: value}) if rest else value
         config = dataclasses.replace(config, **{name: new})

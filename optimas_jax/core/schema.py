@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 from optimas_jax.core.json_text import is_text, shown
+from optimas_jax.core.nearest import did_you_mean
 
 T = typing.TypeVar("T")
 
@@ -70,7 +71,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
     names = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     unknown = sorted(key if isinstance(key, str) and is_text(key) else shown(key) for key in set(data) - set(names))
     if unknown:
-        raise ConfigError(f"{where} has no field {', '.join(unknown):.200}; it has {', '.join(names)}")
+        near = did_you_mean(unknown[0], names) or ";"
+        raise ConfigError(f"{where} has no field {', '.join(unknown):.200}{near} it has {', '.join(names)}")
     values = {}
     for name, field in names.items():
         if name not in data:

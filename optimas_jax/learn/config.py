@@ -13,8 +13,9 @@ class TokenBatch:
     """Size of a batch, and how training computes it.
 
     Attributes:
-      tokens: T. Of a training step of local rewards on all devices together, so that it does not depend on their
-        number; where results do not depend on what shares a batch (scores, policies), on each device along ``data``.
+      tokens: of a batch (T). Of a training step of local rewards on all devices together, so that it does not depend on
+        their number; where results do not depend on what shares a batch (scores, policies), on each device along
+        ``data``.
       remat: whether training computes every layer again in the backward pass: a third more work, and memory for one
         layer instead of all.
     """
@@ -29,7 +30,7 @@ class BatchShape(TokenBatch):
 
     Attributes:
       group_tokens: longer groups are truncated to it.
-      candidates: M, at most, of a group.
+      candidates: of a group, at most (M).
     """
 
     group_tokens: PositiveInt = 512

@@ -44,7 +44,7 @@ class Budget:
 
     Attributes:
       usd: US dollars.
-      tokens: read and written, local models included.
+      tokens: read and written, those of local models included.
       calls: completions and executions.
 
     Raises:

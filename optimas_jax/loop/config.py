@@ -79,7 +79,7 @@ class OptimizeConfig:
     Attributes:
       mode: the mode of all switches that were not changed.
       components: names to tune, separated by commas; ``all`` for every one.
-      iterations: T.
+      iterations: of the search (paper: T).
       inputs: training examples per iteration, on which proposals are ranked.
       pick: rule that chooses the next component: ``uniform``, ``gap`` or ``bandit``.
       adapt: when local rewards are trained further: ``after_accept`` of a proposal, in ``every`` iteration on its
@@ -331,10 +331,16 @@ def parse_config(data: Mapping[str, Any]) -> RunConfig:
 
 
 def with_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested plain data with other values at some paths."""
+    """A copy of nested plain data with other values at some paths.
+
+    Raises:
+      ConfigError: a path goes on behind a value.
+    """
     data = dict(base)
     for path, value in overrides.items():
-        name, _, rest = path.partition(".")
+        name, _, rest = path.partition(".") if isinstance(path, str) else (path, "", "")
+        if rest and not isinstance(data.get(name) or {}, Mapping):
+            raise ConfigError(f"config.{name} is a value, {shown(data[name])}, and has no field {shown(rest)}")
         data[name] = with_overrides(data.get(name) or {}, {rest: value}) if rest else value
     return data
 

@@ -16,6 +16,7 @@ from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.benchmarks.modules import Benchmark, find_benchmark
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, gather, run_many
+from optimas_jax.core.folder.events import Event
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, Outcome, Trace
@@ -35,6 +36,7 @@ from optimas_jax.loop.checks import check_search, chosen_components, tell_unmete
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.folder.bought import check_tape
+from optimas_jax.loop.folder.described import describe_system
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.folder.recorded import check_traces
 from optimas_jax.loop.hooks.callbacks import Callbacks, checked_callbacks
@@ -229,6 +231,7 @@ def build_run(
     benchmark: ModuleType | Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
+    callbacks: Sequence[Callable[[Event], Any]] = (),
 ) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
@@ -239,6 +242,7 @@ def build_run(
       benchmark: in place of the one that the configuration names.
       command: the text that ``run.json`` has of it; by default the command line.
       leader: tells the other processes of the run what to compute (``loop.follow``).
+      callbacks: are told of every event, beside those of the benchmark.
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -248,7 +252,7 @@ def build_run(
     benchmark = benchmark or find_benchmark(config.benchmark)
     hooks = hooks_of(benchmark)
     config = with_hooks(config, hooks)
-    callbacks = checked_callbacks(getattr(benchmark, "CALLBACKS", ()))
+    callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *callbacks)
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
     engines = make_engines(config.mesh, progress, leader)
@@ -281,6 +285,7 @@ def build_run(
         if isinstance(benchmark, Benchmark) and benchmark.on_open is not None:
             benchmark.on_open(folder.path)
         keep(folder, data, start)
+        describe_system(folder, bare, components)
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
         record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)

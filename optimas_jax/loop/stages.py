@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from optimas_jax.benchmarks.modules import Benchmark, title
 from optimas_jax.core.folder import events
@@ -73,9 +74,10 @@ def run_stages(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
+    callbacks: Sequence[Callable[[events.Event], Any]] = (),
 ) -> str:
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``,
-    ``benchmark``, ``command``, ``leader``: see ``build_run``.
+    ``benchmark``, ``command``, ``leader``, ``callbacks``: see ``build_run``.
 
     Returns:
       The label of the evaluation (``loop.folder.evaluations``), or "" where none was made.
@@ -87,7 +89,7 @@ def run_stages(
     if stage not in ("all", ALIGN, PROBE, REFRESH, *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN, PROBE, REFRESH))}")
     label = ""
-    with open_run(config, workdir, progress, completer, shared, benchmark, command, leader) as run:
+    with open_run(config, workdir, progress, completer, shared, benchmark, command, leader, callbacks) as run:
         if completer is None:
             find_models(run)
         with telling(run, stage):
@@ -107,13 +109,14 @@ def open_run(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
+    callbacks: Sequence[Callable[[events.Event], Any]] = (),
 ) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
 
     Raises:
       OverBudget: as ``with_price``.
     """
-    run = build_run(config, workdir, progress, completer, shared, benchmark, command, leader)
+    run = build_run(config, workdir, progress, completer, shared, benchmark, command, leader, callbacks)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.host.splits.items())
     progress.line(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"

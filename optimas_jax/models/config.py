@@ -87,7 +87,7 @@ class LoraConfig:
     """Rank, scale and targets of LoRA adapters (paper: rank 32, alpha 16, every layer).
 
     Attributes:
-      rank: R.
+      rank: of the adapters (R).
       alpha: the product is scaled by alpha / R.
       targets: which of a layer's seven matrices get an adapter.
       last_layers: number of layers that are adapted, counted from the top; no gradient is computed below them. 0: all.

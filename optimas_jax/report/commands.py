@@ -12,86 +12,43 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.frames import (
-    describe_error,
-    error_text,
-    files_of,
-    frames_text,
-    is_library,
-    is_users,
-    own_frames,
-    where,
-)
+from optimas_jax.core.frames import error_text, frames_text, is_users
 from optimas_jax.core.secrets import Redacted
-from optimas_jax.core.shipped import folder
 from optimas_jax.core.types import StopRun
+from optimas_jax.report.flag_errors import flag_message
 from optimas_jax.report.process import code_of, end_with_parent, interrupt_on_terminate
 
-_ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)
-_PARSERS = re.compile(r"[/\\](absl|ml_collections)[/\\]")
-_CONFIG_FILE = re.compile(r"Attempted \[.*\]:\s+(.*)")  # of ml_collections
+DEFAULT_CONFIG = "configs/hotpotqa.py"
 
 
-def parse_flags(flags: Any, argv: list[str]) -> list[str]:
+def parse_flags(flags: Any, argv: list[str], *, config: str = "") -> list[str]:
     """Parses flags for ``absl.app.run(main, flags_parser=...)``; ends the process with exit code 1 after an error.
 
     Args:
       flags: the module ``absl.flags``, which this package does not import.
       argv: of the command.
+      config: file of a command line without ``--config``. As a default of the flag it would be loaded, with errors of
+        the flags that change it, while the flag is defined.
 
     Returns:
       What is not a flag.
     """
+    if config and not any(re.match("--?config(=|$)", argument) for argument in argv):
+        argv[1:1] = [f"--config={config}"]  # of sys.argv, which ml_collections reads
     for argument in argv:  # a configuration may import modules beside it
         name, _, file = argument.partition("=")
         if name.lstrip("-") == "config" and (beside := str(Path(file).resolve().parent)) not in sys.path:
             sys.path.append(beside)
     try:
         left = flags.FLAGS(argv)
-        config = flags.FLAGS.config if "config" in flags.FLAGS else ""
-        if not isinstance(config, str):
-            _ = config.to_dict  # where a file that cannot be loaded is told of
+        loaded = flags.FLAGS.config if "config" in flags.FLAGS else ""
+        if not isinstance(loaded, str):
+            _ = loaded.to_dict  # where a file that cannot be loaded is told of
         return left
     except Exception as error:
-        message = _own_error(error) or _flag_error(flags, error)
+        message = flag_message(flags, argv, error)
     print(f"\nerror: {message}", file=sys.stderr)
     sys.exit(1)
-
-
-def _own_error(error: BaseException) -> str:
-    """The message of an error that a configuration's own code raised, with its frames; "" for any other."""
-    raised: BaseException | None = error
-    while raised is not None and _PARSERS.search((files_of(raised) or [""])[-1]):
-        raised = raised.__cause__ or raised.__context__  # the parsers of flags raise errors of their own instead
-    if isinstance(raised, SyntaxError) and raised.filename and not is_library(raised.filename):
-        return f"{raised.filename}, line {raised.lineno}: {type(raised).__name__}: {raised.msg}"
-    if raised is None or not own_frames(raised):
-        return ""
-    if is_users(raised):
-        return f"{type(raised).__name__}: {raised}\n{frames_text(raised)}"
-    shipped = Path(own_frames(raised)[-1].tb_frame.f_code.co_filename).resolve().parent == folder("configs").resolve()
-    return f"{raised}{'' if shipped else where(raised)}" if isinstance(raised, StopRun | ValueError) else ""
-
-
-def _flag_error(flags: Any, error: Exception) -> str:
-    """The message of an error in the flags."""
-    if isinstance(error, flags.Error):
-        inner = _ERROR.findall(str(error))  # the traceback of a configuration's own error is part of its text
-        return inner[-1] if inner else f"{error}. --help lists the flags"
-    if isinstance(error, OSError):
-        file = _CONFIG_FILE.search(str(error))
-        if file and Path(file[1]).is_file():
-            return f"{file[1]} opens a file that is not there: {_last_line(error)}"
-        known = ", ".join(sorted(f"configs/{path.name}" for path in folder("configs").glob("*.py")))
-        return f"{_last_line(error)}. Give a configuration of your own, or one of {known}"
-    if isinstance(error, ValueError):
-        return str(error)
-    if isinstance(error, AttributeError) and "get_config" in str(error):
-        return "the configuration has no function get_config(variant), which configs/own_system.py shows"
-    if isinstance(error, AttributeError) and "ml_collections" in files_of(error)[-1]:
-        words = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
-        return f"the configuration has no field {words}"
-    return describe_error(error)
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
@@ -132,7 +89,3 @@ def _exit_code(action: Callable[[], int | None]) -> int:
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     text = f"warning: {message}" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: {message}"
     print(text, file=sys.stderr)
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()

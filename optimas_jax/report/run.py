@@ -9,8 +9,9 @@ from typing import Any
 from optimas_jax.core.folder.files import FolderError, read_file, write_text
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.devices import device_lines
-from optimas_jax.report.page import write_html
+from optimas_jax.report.page.write import write_page
 from optimas_jax.report.pareto import pareto_svg, shows_pareto
+from optimas_jax.report.run_files import read_run
 from optimas_jax.report.tables import (
     alignment_table,
     confirmation_line,
@@ -60,7 +61,7 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
             # A search that a higher budget continued has events of its own.
             first = results.get("label", results["split"]) == results["split"]
             write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
-        write_html(page, results)
+        write_page(page, read_run(workdir, label))
         if path == own and shows_pareto(results):
             write_text(workdir / PICTURE, pareto_svg(results["pareto"]))
     except OSError as error:

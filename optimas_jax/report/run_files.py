@@ -26,6 +26,8 @@ class RunFiles:
       events: of the journal, in their order.
       proposals: rows of ``proposals.jsonl``, the last one of each id.
       examples: rows of ``evaluations/LABEL.jsonl``: every evaluated example before and after.
+      system: ``system.json``, the components with the values that the search starts from; None in older folders.
+      spent: ``spent.json``, what each step took; None before collecting is done, and in older folders.
     """
 
     folder: Path
@@ -39,6 +41,8 @@ class RunFiles:
     events: Sequence[Event]
     proposals: Sequence[Mapping[str, Any]]
     examples: Sequence[Mapping[str, Any]]
+    system: Mapping[str, Any] | None = None
+    spent: Mapping[str, Any] | None = None
 
 
 def read_run(folder: Path, label: str = "") -> RunFiles:
@@ -63,4 +67,5 @@ def read_run(folder: Path, label: str = "") -> RunFiles:
         read_events(folder),
         list({row["id"]: row for row in read_rows(folder / "proposals.jsonl")}.values()),
         read_rows(folder / "evaluations" / f"{shown}.jsonl") if shown else [],
+        *(read_file(folder / f"{name}.json") for name in ("system", "spent")),
     )

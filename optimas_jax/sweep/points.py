@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.nearest import did_you_mean
 from optimas_jax.core.schema import ConfigError, to_dict
 from optimas_jax.core.shipped import find
 from optimas_jax.core.types import digest
@@ -158,7 +159,8 @@ def _field(plain: Mapping[str, Any], path: str) -> Any:
         if not isinstance(value, Mapping) or name not in value:
             where = ".".join(path.split(".")[:depth]) or "a configuration"
             known = ", ".join(value) if isinstance(value, Mapping) else "no fields"
-            raise SweepError(f"there is no field {path!r}: {where} has {known}")
+            near = did_you_mean(name, value) if isinstance(value, Mapping) else ""
+            raise SweepError(f"there is no field {path!r}{near or ':'} {where} has {known}")
         value = value[name]
     return value
 

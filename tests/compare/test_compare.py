@@ -184,7 +184,10 @@ def test_an_arm_is_data_and_changes_what_it_names():
     assert config.offline == dataclasses.replace(base.offline, calls=7) and config.seed == 3
     assert config.system == base.system and config.reward == base.reward and config.data == base.data
     assert with_settings(base, {"optimize.gate": base.optimize.gate}) == base
-    with pytest.raises(CompareError, match=r"OptimizeConfig has no field 'scores' \(of 'scores'\); it has mode, "):
+    with pytest.raises(
+        CompareError,
+        match=r"OptimizeConfig has no field 'scores' \(of 'scores'\); did you mean 'score'\? it has mode, ",
+    ):
         with_settings(base, {"optimize.scores": "local"})
 
 

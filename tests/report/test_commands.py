@@ -19,13 +19,15 @@ def get_config(variant=""):
 """
 
 
-def command(file, capsys):
-    """The message of ``launch/run.py --config=FILE``."""
+def command(file, capsys, *changes, config=""):
+    """The message of ``launch/run.py --config=FILE ...``."""
     sys.modules.pop("config_config", None)  # by which ml_collections knows the last file
+    argv = ["run.py", *[f"--config={file}"] * bool(file), *changes]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    names = {"FLAGS": values, "Error": flags.Error, "UnrecognizedFlagError": flags.UnrecognizedFlagError}
     with pytest.raises(SystemExit):
-        parse_flags(SimpleNamespace(FLAGS=values, Error=flags.Error), ["run.py", f"--config={file}"])
+        parse_flags(SimpleNamespace(**names), argv, config=config)
     return capsys.readouterr().err.strip()
 
 
@@ -68,6 +70,70 @@ def test_a_configuration_file_that_raises(tmp_path, capsys, text, message):
     shown = command(file, capsys)
     assert shown.startswith(message.format(file=file)), shown
     assert not [line for line in shown.splitlines() if "ml_collections" in line or "importlib" in line]
+
+
+FIELDS = """from ml_collections import config_dict
+
+
+def get_config(variant=""):
+    optimize = {"iterations": 3, "pick": config_dict.placeholder(str), "gate": {"level": 0.5}}
+    return config_dict.ConfigDict({"optimize": optimize, "quiet": False})
+"""
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.optimize.iteratoins=3", "config.optimize has no field 'iteratoins'; did you mean 'iterations'?"),
+        ("--config.Optimize.iterations=3", "config has no field 'Optimize'; did you mean 'optimize'?"),
+        ("--config.optimize.xyz=3", "config.optimize has no field 'xyz'; it has gate, iterations, pick. --settings"),
+        ("--config.optimize.iterations.x=3", "config.optimize.iterations is a value, 3, and has no fields"),
+        ("--config.optimize=3", "config.optimize has fields of its own, set one of them: --config.optimize.gate"),
+        ("--config.optimize.iterations=three", "--config.optimize.iterations is 'three', expected int"),
+        ("--config.optimize.iterations=", "--config.optimize.iterations is '', expected int"),
+        ("--config.optimize.iterations", "--config.optimize.iterations has no value"),
+        ("--config.optimize.gate.level=high", "--config.optimize.gate.level is 'high', expected float"),
+        ("--config.quiet=maybe", "--config.quiet is 'maybe', expected true or false"),
+        ("--noconfig.quite", "config has no field 'quite'; did you mean 'quiet'?"),
+        ("--config.=3", "config has no field ''; it has "),
+        ("--config.a[0]=3", "config has no field 'a[0]'; it has"),
+        (f"--config.optimize.{'x' * 100_000}=3", "config.optimize has no field 'xxx"),
+        ("--cofig=x", "unknown flag --cofig; did you mean '--config'? --help lists the flags"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])  # or the command's own configuration
+def test_a_flag_that_names_no_field_or_has_another_type_is_told_of_in_one_line(
+    tmp_path, capsys, change, message, named
+):
+    file = tmp_path / "mine.py"
+    file.write_text(FIELDS)
+    shown = command(file if named else "", capsys, change, config="" if named else str(file))
+    assert shown.startswith("error: ") and message in shown and len(shown.splitlines()) == 1, shown
+    assert len(shown) < 500
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "config.optimize.iteratoins = 3",
+            "no field 'iteratoins'; did you mean 'iterations'? --settings lists all (mine.py, li",
+        ),
+        ("config.optimize.xyz = 3", "no field 'xyz'; --settings lists all (mine.py, line 5: config.optimize.xyz = 3)"),
+        ("return None", "get_config of the configuration returned a value of type NoneType, expected a ConfigDict"),
+        ("return [3]", "get_config of the configuration returned a value of type list, expected a ConfigDict"),
+    ],
+)
+def test_a_configuration_file_that_names_no_field_is_told_of_in_one_line(tmp_path, capsys, line, message):
+    file = tmp_path / "mine.py"
+    start = "    config = config_dict.ConfigDict({'optimize': {'iterations': 3}}).lock()\n"
+    file.write_text(
+        f"from ml_collections import config_dict\n\ndef get_config(variant=''):\n{start}    {line}\n    return config\n"
+    )
+    shown = command(file, capsys)
+    assert message in shown and len(shown.splitlines()) == 1, shown
 
 
 def test_a_benchmark_file_that_raises_shows_its_own_frames(tmp_path, capsys):

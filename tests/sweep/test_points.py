@@ -55,7 +55,10 @@ def test_folders_are_named_by_what_differs():
     [
         ("", "name what differs"),
         ("nonsense=1", "there is no field 'nonsense': a configuration has benchmark, variant"),
-        ("optimize.gate.kid=strict", r"there is no field 'optimize.gate.kid': optimize.gate has kind"),
+        (
+            "optimize.gate.kid=strict",
+            r"there is no field 'optimize.gate.kid'; did you mean 'kind'\? optimize.gate has kind",
+        ),
         ("seed.x=1", "there is no field 'seed.x': seed has no fields"),
         ("seed=", "'seed=' is no axis"),
         ("seed", "'seed' is no axis"),

@@ -126,6 +126,21 @@ class Identity(TypedDict):
     hooks: NotRequired[list[str]]
 
 
+class Described(TypedDict):
+    name: str
+    description: str
+    inputs: list[str]
+    outputs: list[str]
+    tuned: bool
+    value: ValueData | None
+
+
+class SystemParts(TypedDict):
+    program: bool
+    inputs: list[str]
+    components: list[Described]
+
+
 class Place(TypedDict):
     file: NotRequired[str]
     relative: NotRequired[str]
@@ -238,6 +253,7 @@ _FORMS = {
     r"results\.json": Form(Results, "delete it and run --stage=evaluate again"),
     r"plan\.json": Form(Plan, "delete it, or plan again (--plan)"),
     r"identity\.json": Form(Identity, "delete it: the next command notes what the program is made of"),
+    r"system\.json": Form(SystemParts, "delete it: the next command writes it again"),
     r"observed\.json": Form(dict[str, Annotated[list[list[str]], Len(2, 2)]], _AGAIN),
     r"program\.json": Form(Source, "delete it and run the program's optimisation again, or pass the program"),
     r"sweep\.json": Form(Points, "put it back as it was, or use another --workdir"),

@@ -74,6 +74,7 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
     ("path", "value", "message"),
     [
         ("colour", 1, r"config has no field colour; it has benchmark, variant"),
+        ("optimise", {}, r"config has no field optimise; did you mean 'optimize'\? it has benchmark"),
         ("optimize.gate.colour", 1, r"config\.optimize\.gate has no field colour; it has kind, level"),
         ("benchmark", "quiz", r"unknown benchmark 'quiz'; known: amazon, .*or the path of a \.py file"),
         ("benchmark", "nowhere/quiz.py", r"config\.benchmark: no file 'nowhere/quiz\.py'"),

@@ -1,0 +1,46 @@
+"""Numbers of the evaluated examples that several rules need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from optimas_jax.core.stats import sign_flip_test
+
+Row = Mapping[str, Any]
+Run = Mapping[str, Any]
+
+
+def change(rows: Sequence[Row]) -> np.ndarray:
+    """[rows] score after minus before, of the same example."""
+    return np.array([row["after"]["score"] - row["before"]["score"] for row in rows], np.float64)
+
+
+def mean_of(row: Row, side: str, measure: Callable[[Run], float]) -> float:
+    """Mean of a measure over the runs of an example on one side."""
+    runs = row[side]["runs"]
+    return sum(measure(run) for run in runs) / len(runs)
+
+
+def rise(rows: Sequence[Row], measure: Callable[[Run], float]) -> np.ndarray:
+    """[rows] a measure of runs, after minus before."""
+    return np.array([mean_of(row, "after", measure) - mean_of(row, "before", measure) for row in rows], np.float64)
+
+
+def above_zero(differences: np.ndarray) -> tuple[float, float]:
+    """One-sided p-value that the mean of paired differences is above zero, and the smallest one that their sizes allow
+    (``Tested``)."""
+    if not len(differences):
+        return 1.0, 1.0
+    return float(sign_flip_test(differences)), 0.5 ** int(np.count_nonzero(differences))
+
+
+def groups_of(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, np.ndarray]:
+    """Indices of rows by group; rows whose key is "" are in none."""
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        if name := key(row):
+            groups.setdefault(name, []).append(index)
+    return {name: np.array(indices) for name, indices in groups.items()}

@@ -1,0 +1,171 @@
+"""Settings shown: a table on a terminal, plain lines in a pipe, a page of documentation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from optimas_jax.core.secrets import redact
+from optimas_jax.core.settings import REQUIRED, Section, Setting, value_text
+
+_MARK = "*"  # of a value that is not the default
+_WIDEST = 20  # letters of a value in a table
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def show_settings(found: Sequence[Section], console: Console) -> None:
+    """Prints settings with their values: a row of a table each, which is cut where the terminal ends; with no terminal
+    one whole line each. ``*`` marks those that differ from the default."""
+    changed = sum(differs(one) for section in found for one in section.settings)
+    if not console.is_terminal:
+        console.print("\n".join(plain_lines(found)), markup=False, soft_wrap=True)
+        return
+    console.print(_table(found))
+    console.print(
+        Text(f"{_MARK} {changed} differ from the default. Whole texts: the same command | less, docs/configuration.md"),
+        no_wrap=True,
+        overflow="ellipsis",
+    )
+
+
+def plain_lines(found: Sequence[Section]) -> list[str]:
+    """Every setting as one line: mark, name, value, meaning; where the value is not the default, that too."""
+    lines = [one for section in found for one in section.settings]
+    name, value = (max((len(text(one)) for one in lines), default=0) for text in (_name, _value))
+    return [f"{_mark(one):<1} {_name(one):<{name}}  {_value(one):<{value}}  {_meaning(one)}" for one in lines]
+
+
+def differs(setting: Setting) -> bool:
+    """Whether a value is not the default; one that has no default never is."""
+    return setting.default is not REQUIRED and setting.value != setting.default
+
+
+def _table(found: Sequence[Section]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="bold")
+    table.add_column("", width=1)
+    table.add_column("setting", no_wrap=True, overflow="fold")
+    table.add_column("value", no_wrap=True, overflow="ellipsis", max_width=_WIDEST)
+    table.add_column("meaning", no_wrap=True, overflow="ellipsis", ratio=1)
+    for section in found:
+        if section.path:
+            table.add_row("", Text(section.path, style="bold"), "", Text(_plain(_first(section.meaning)), style="dim"))
+        for one in section.settings:
+            style = "bold" if differs(one) else ""
+            name = f"{'  ' * bool(section.path)}{one.path.rpartition('.')[2]}"
+            table.add_row(_mark(one), Text(name, style), Text(_value(one), style), Text(_meaning(one)))
+    return table
+
+
+def _mark(one: Setting) -> str:
+    return _MARK * differs(one)
+
+
+def _name(one: Setting) -> str:
+    return one.path
+
+
+def _value(one: Setting) -> str:
+    return _CONTROL.sub("?", redact(value_text(one.value)))
+
+
+def _meaning(one: Setting) -> str:
+    return (f"(default {value_text(one.default, 40)}) " if differs(one) else "") + _plain(one.meaning)
+
+
+def _plain(text: str) -> str:
+    """A text of a docstring without its markup, in one line."""
+    return _CONTROL.sub("?", " ".join(text.replace("``", "'").split()))
+
+
+def _first(text: str) -> str:
+    return text.partition("\n\n")[0]
+
+
+# The page
+
+
+def page(
+    found: Sequence[Section], systems: Mapping[str, Sequence[Section]], modes: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """``docs/configuration.md``.
+
+    Args:
+      found: all sections but ``system``.
+      systems: sections of ``system`` by benchmark.
+      modes: values of switches by mode.
+    """
+    parts = [_HEAD]
+    for section in found:
+        parts.append(_section(section, f"config.{section.path}" if section.path else "config"))
+        if section.path == "optimize":
+            parts.append(_modes(modes))
+    parts.append("## config.system\n\nThe system before optimisation. Its settings are those of the benchmark.")
+    for benchmark, inner in systems.items():
+        parts += [_section(one, f"config.{one.path} of {benchmark}", level=3) for one in inner]
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = """\
+# Configuration
+
+<!-- Made from the dataclasses by `python launch/settings.py > docs/configuration.md`; a test holds it to them. -->
+
+Every setting of a run. On the command line a setting is a flag, `--config.optimize.iterations=4`; in Python it is an
+entry of `config`, `oj.optimize(..., config={"optimize.iterations": 4})`. `optimas run hotpotqa:smoke --settings` prints
+all of them with the values of that configuration, and marks those that are not the default. Names such as
+`loop.recordings` in a meaning are modules of `optimas_jax`."""
+
+
+def _section(section: Section, title: str, level: int = 2) -> str:
+    role = "" if section.role.startswith("see ") else section.role
+    head = [f"{'#' * level} {title}", _markdown(section.meaning), _markdown(role[:1].upper() + role[1:])]
+    if section.settings:
+        rows = [_row(f"`{one.path}`", *_type(one), _code(one.default), _cell(one.meaning)) for one in section.settings]
+        head.append("\n".join([_row("setting", "type", "allowed", "default", "meaning"), _row(*["---"] * 5), *rows]))
+    return "\n\n".join(filter(None, head))
+
+
+def _modes(modes: Mapping[str, Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for switches in modes.values() for name in _leaves(switches)))
+    leaves = {mode: _leaves(switches) for mode, switches in modes.items()}
+    rows = [_row(f"`optimize.{name}`", *(_code(leaves[mode][name]) for mode in modes)) for name in names]
+    return "\n\n".join(
+        [
+            "Switches that follow `optimize.mode` unless they are set themselves:",
+            "\n".join([_row("switch", *modes), _row(*["---"] * (1 + len(modes))), *rows]),
+        ]
+    )
+
+
+def _leaves(switches: Mapping[str, Any]) -> dict[str, Any]:
+    leaves = {}
+    for name, value in switches.items():
+        leaves |= (
+            {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return leaves
+
+
+def _type(one: Setting) -> tuple[str, str]:
+    return one.type, one.allowed.replace("'", "`")
+
+
+def _code(value: Any) -> str:
+    return value_text(value) if value is REQUIRED else f"`{value_text(value)}`"
+
+
+def _cell(text: str) -> str:
+    return _markdown(" ".join(text.split())).replace("|", "\\|")
+
+
+def _markdown(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
