@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from functools import cache
+from typing import get_args, get_type_hints
 
 import documents
 import pytest
@@ -11,6 +12,9 @@ from runs import ROOT
 
 import optimas_jax as oj
 from optimas_jax.command import with_configuration
+from optimas_jax.core.types import Outcome
+from optimas_jax.loop.folder.proposals import Verdict
+from optimas_jax.report.page.write import SECTIONS
 
 PAGES = documents.pages()
 COMMANDS = [command for page in PAGES for command in documents.commands(page)]
@@ -148,3 +152,14 @@ def test_the_quickstart_and_the_readme_have_the_same_program():
     [first, *_] = [block for block in BLOCKS if block.page == "docs/quickstart.md" and block.language == "python"]
     assert readme.text.strip() == first.text.strip()
     assert len([line for line in readme.text.splitlines() if line.strip()]) <= 15
+
+
+def test_reading_a_run_explains_every_section_verdict_and_outcome():
+    page = (ROOT / "docs" / "reading-a-run.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    titles = ["Overview", *(title for title, _ in SECTIONS.values())]
+    assert [title for title in titles if title not in headings] == []
+    verdicts = get_args(get_type_hints(Verdict)["verdict"])
+    assert verdicts and all(re.search(rf"^\| .*{verdict}.* \|", page, re.MULTILINE) for verdict in verdicts)
+    assert all(f"| `{outcome}`" in page or f", `{outcome}` |" in page for outcome in Outcome if outcome != "ok")
+    assert all(f"`{name}`" in page for name in ("demos", "opro", "copro", "mipro", "reflect", "feedback", "random"))
