@@ -104,6 +104,7 @@ setup(
         "docs": [
             "mkdocs-material>=9.7,<10",  # the site of docs/, by mkdocs
             "mkdocstrings[python]>=1.0,<2",  # its page of the Python API, from docstrings
+            "ruff>=0.14,<0.18",  # breaks long signatures there
         ],
         "libtpu": ["libtpu>=0.0.42,<0.0.43"],  # XLA's TPU compiler, which needs no TPU: tests/long/test_tpu.py
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],
