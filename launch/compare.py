@@ -68,7 +68,7 @@ def compare() -> int:
     page = write_comparison_page(workdir, summary)
     save(draw(summary), workdir / "compare.png")
     for table in tables(summary):
-        progress.console.print(table)
+        progress.table(table)
     progress.line(f"{workdir / 'compare.md'}, {page}")
     return 0 if any(row["seeds"] for row in summary["rows"].values()) else 1
 

@@ -6,7 +6,7 @@ import time
 import pytest
 from browser import SCHEMES, chromium, complaints, look, requests_of, violations
 from fakes import ScriptedCompleter
-from report_runs import large_run, run_files
+from report_runs import call, event, example, large_run, proposal, results, run_files
 from scripted import answer, scripted_config
 
 from optimas_jax.core.folder.search_events import Curve
@@ -154,3 +154,85 @@ def test_a_large_page_is_small_and_soon_there(large):
             paint = "return performance.getEntriesByName('first-contentful-paint').map((entry) => entry.startTime)[0]"
             paints.append(driver.execute_script(paint))
     assert min(paints) <= 1500
+
+
+HOSTILE = (
+    "</script><script>window.hacked = 1</script>",
+    "<img src=x onerror='window.hacked = 1'>",
+    '" onmouseover="window.hacked = 1" x="',
+    "{{ 7 * 7 }}{% raw %}",
+    "\u202eright to left\u2066 \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+    "\x00\x1b[31m\u2028\u2029\ufeff",
+    "w" * 100_000,
+)
+
+
+def hostile_run(text):
+    """A run whose every text is this one."""
+    row = example(0, 1.0, 0.0, (text, f"{text} other"))
+    row |= {"id": text, "kind": text, "inputs": {text: text}, "gold": {text: [text, {text: text}]}}
+    for name in ("before", "after"):
+        [one] = row[name]["runs"]
+        one["feedback"] = text
+        one["calls"] = [
+            call(text, {text: text}, {text: text + name}),
+            call(f"{text}2", {}, {text: {text: [text]}}, outcome=text, detail=text),
+        ]
+    prompt = {"type": "prompt", "instruction": text, "demos": [{"inputs": {text: text}, "outputs": {text: text}}]}
+    part = {"name": text, "description": text, "inputs": [text], "outputs": [text], "tuned": True, "value": prompt}
+    settings = {"type": "hyperparameters", "settings": {text: text}}
+    change = {"iteration": 0, "component": text, "kind": text, "value": settings, "val_gain": 0.1}
+    aligned = {"pair_accuracy": 0.7, "ci95": None, "n_pairs": 9, "n_inputs": 4, "spearman": 0.1, "controls": {}}
+    usage = {"calls": 1, "prompt_tokens": 1, "completion_tokens": 1, "usd": 1.0, "seconds": 1.0, "system_runs": 1}
+    usage |= {"component_calls": 1, "tokens": 2, "paid_calls": 1}
+    found = results(
+        [row],
+        benchmark=text,
+        variant=text,
+        metric=text,
+        confirmed={"n": 1, "changes": 1, "verdict": text},
+        accepted=[change],
+        alignment={text: aligned},
+        label_use={text: {"labelled_runs": 1, "effective_runs": 1.0, "local_reward": True}},
+        dropped={text: {text: 3}},
+        ledger={text: {text: usage}},
+        spent={text: {"spent": usage, "predicted": None}},
+        blame={"passing": 1, "failing": 1, "reason": text, "components": {text: {"first": 1, "share": 1.0}}},
+        score=text,
+    )
+    gains = {"expected_gain": 0.1, "labelled_gain": None, "local_gain": 0.2, "val_gain": 0.1, "ci95": [0.0, 0.2]}
+    rest = {"value": text, "kind": text, "p_value": 0.1, "n": 3, "accepted": True, "reason": text}
+    spent = {name: usage[name] for name in usage if name not in ("tokens", "paid_calls")}
+    events = [
+        event(event="groups", component=text, groups=1, informative=1, stopped=text),
+        event(event="curve", at="start", iteration=0, val_score=0.5, **spent),
+        event(event="pick", iteration=0, component=text),
+        event(event="gate", iteration=0, component=text, **gains, **rest),
+        event(event="adaptation", fresh_groups=1, fresh_pairs=3, pair_accuracy_before=0.5, trained=True, reward=text),
+        event(event="curve", at="iteration", iteration=0, val_score=0.6, **{**spent, "calls": 9, "prompt_tokens": 9}),
+        event(event="search_end", iterations=1, reason=text, accepted=1, val_score=0.5),
+    ]
+    record = {"command": text, "commit": text, "started": text, "finished": None, "versions": {text: text}}
+    return run_files(
+        examples=[row],
+        results=found,
+        events=events,
+        system={"program": False, "inputs": [text], "components": [part, {**part, "name": f"{text}2"}]},
+        proposals=[proposal(0, component=text, optimiser=text, text=text, reason=text, verdict=text, id=text)],
+        record={**record, "platform": text, "seconds": 1.0, "paid_calls": 1, "tokens": 1, "usd": 1.0},
+        config={"optimize": {"score": text}, "system": {"language_model": {"model": text}}},
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_texts_do_nothing(tmp_path, text):
+    path = tmp_path / "report.html"
+    write_page(path, hostile_run(text))
+    assert path.stat().st_size < 1_000_000
+    with chromium() as driver:
+        look(driver, path, 320)
+        driver.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
+        assert driver.execute_script("return window.hacked") is None
+        assert driver.execute_script("return document.scripts.length + document.images.length") == 1
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= 320
+        assert complaints(driver) == [] and requests_of(driver) == [path.as_uri()]
