@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from planted_runs import Planted, alignment, answer, point, predicted, usage
+
 from optimas_jax.core.folder import events
 from optimas_jax.core.values import Demo, Prompt, value_from_json, value_to_json
-from tests.planted_runs import Planted, alignment, answer, point, predicted, usage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> Non
     if results is None:
         return
     for table in tables(results):
-        progress.console.print(table)
+        progress.table(table)
     if (worst := uncertain_line(read_file(workdir / "run.json") or {})) is not None:
         progress.line(worst)
     progress.line(last_line(results, path))
@@ -95,7 +95,7 @@ def uncertain_line(record: Mapping[str, Any]) -> str | None:
 def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
     """Shows a plan (``loop.forecast.plan.Plan.to_json``)."""
     host = plan["host"]
-    progress.console.print(plan_table(plan))
+    progress.table(plan_table(plan))
     if host["limit"]:
         ends = "is expected to be enough" if host["cut"] is None else f"ends the search in iteration {host['cut'] + 1}"
         progress.line(f"config.budget allows {host['limit']}, which {ends}")
@@ -111,9 +111,9 @@ def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
 def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
     """Shows the results of the probe stage."""
     data = read_file(workdir / "probe.json") or {}
-    progress.console.print(probe_table(data))
+    progress.table(probe_table(data))
     for line in data["advice"]:
-        progress.line(f"[bold]{line}[/bold]")
+        progress.line(f"{line}")
     if data["first"]:
         progress.line(f"a search that begins with it: --config.optimize.order={data['first']}, in a new --workdir")
     progress.line(
@@ -125,7 +125,7 @@ def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
 def report_alignment(workdir: Path, progress: ConsoleProgress) -> None:
     """Shows the results of the align stage."""
     data = read_file(workdir / "alignment.json") or {}
-    progress.console.print(alignment_table(data["alignment"]))
+    progress.table(alignment_table(data["alignment"]))
     if not data["alignment"]:
         progress.line("nothing to align: on no input had the outputs of a component different global rewards")
     progress.line(f"{workdir / 'alignment.json'}")

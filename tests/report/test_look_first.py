@@ -3,12 +3,12 @@
 import dataclasses
 from collections import Counter
 
+import planted_runs as planted
 import pytest
+from planted_harms import HARMS, as_in_the_first_command
 
 from optimas_jax.report.look.finding import Claim, Finding, significant
 from optimas_jax.report.look.first import look_first, shown_first
-from tests import planted_runs as planted
-from tests.planted_harms import HARMS, as_in_the_first_command
 
 HOSTILE = ["</script><script>x", "[bold]x[/bold]", "{{ x }}", "\u202e\x00\x1b[31m\u2028", "long " * 20_000]
 SIZES = [(20, 1), (30, 2), (40, 3), (60, 4), (80, 8), (100, 3), (150, 5), (200, 8), (300, 6), (400, 7)]
@@ -80,7 +80,8 @@ def test_hostile_names_and_texts_stay_short_texts(text):
 
 
 def test_the_rest_is_counted():
-    assert shown_first(["a", "b", "c"], 2) == (["a", "b"], 1)
+    findings = [Finding(kind, "sentence", "head", 1) for kind in ("a", "b", "c")]
+    assert shown_first(findings, 2) == (findings[:2], 1)
 
 
 def test_only_tests_that_can_reach_the_level_count():
