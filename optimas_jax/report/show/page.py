@@ -15,7 +15,7 @@ from optimas_jax.core.folder.files import FolderError, write_text
 from optimas_jax.report.page.base import render
 from optimas_jax.report.page.sections import flips as run_flips
 from optimas_jax.report.page.sections.values import ValueChange, value_change
-from optimas_jax.report.page.svg import interval_bar, reach_of
+from optimas_jax.report.page.svg import interval_bar, span_of
 from optimas_jax.report.page.text import interval, signed
 from optimas_jax.report.show.compare import Comparison, Pair, Value
 from optimas_jax.report.show.read import EVALUATIONS, Shown
@@ -54,14 +54,14 @@ def comparison_page(found: Comparison, folder: Path) -> str:
     Args:
       folder: of the page, from which links lead to the runs' pages.
     """
-    reach = reach_of(bound for pair in found.pairs for bound in (pair.mean or 0.0, *(pair.interval or ())))
+    span = span_of(bound for pair in found.pairs for bound in (pair.mean or 0.0, *(pair.interval or ())))
     return render(
         "show.html",
         title=f"Runs: {', '.join(one.name for one in found.runs)}"[:200],
         sections=SECTIONS,
         found=found,
         links=[link_to(_page_of(one), folder) for one in found.runs],
-        pairs=[_pair(found, pair, reach) for pair in found.pairs],
+        pairs=[_pair(found, pair, span) for pair in found.pairs],
         values=[_value(found, value) for value in found.values],
     )
 
@@ -124,11 +124,11 @@ def link_to(file: Path, folder: Path) -> str:
     return urllib.parse.quote(Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix())
 
 
-def _pair(found: Comparison, pair: Pair, reach: float) -> PairView:
+def _pair(found: Comparison, pair: Pair, span: tuple[float, float]) -> PairView:
     other = next(one for one in found.runs if one.letter == pair.other)
     shown = run_flips.flips(dataclasses.replace(other.run, examples=[flip.row for flip in pair.flips])).shown
     words = f"{signed(pair.mean)} {interval(pair.interval)}"
-    bar = Markup("") if pair.mean is None else interval_bar(pair.mean, pair.interval, reach, width=220, words=words)
+    bar = Markup("") if pair.mean is None else interval_bar(pair.mean, pair.interval, span, width=220, words=words)
     return PairView(pair, bar, shown, len(pair.flips) - len(shown))
 
 
