@@ -11,14 +11,13 @@ from optimas_jax.core.folder.events import Accept
 from optimas_jax.core.values import Prompt, Value, plain_values, value_from_json
 from optimas_jax.report.look.examples import Row
 from optimas_jax.report.look.finding import Finding, counted, plain
-from optimas_jax.report.look.sorts import normal, text_of
+from optimas_jax.report.look.texts.sorts import normal, shingles, text_of
 from optimas_jax.report.run_files import RunFiles
 
-_RUN = 6  # words in a row that are no accident
 _TELLING = 4  # words that a text needs to name an example
 _LONG = 4000  # characters of a prompt that is long by itself
 _GROWTH = 3  # times
-_FEWEST = 400  # characters more
+_FEWEST = 1500  # characters more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +62,6 @@ def kept_prompts(run: RunFiles) -> Demos:
     return Demos(shown, answers, frozenset().union(*(shingles(prompt.instruction) for _, prompt in prompts)))
 
 
-def shingles(text: str) -> frozenset[str]:
-    """Runs of words of a text."""
-    words = normal(text).split()
-    return frozenset(" ".join(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1))
-
-
 def examples_in_prompts(run: RunFiles) -> list[Finding]:
     """Examples of the evaluation stand in prompts that were kept, so that their scores tell nothing of new ones."""
     if not run.examples:
@@ -106,22 +99,22 @@ def _telling(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def prompts_grew(run: RunFiles) -> list[Finding]:
-    """A prompt that was kept is much longer than the one before it, or very long where that is not known."""
-    findings = []
-    starts = start_sizes(run)
+    """Prompts that were kept are much longer than those before them, or very long where that is not known."""
+    starts, grown = start_sizes(run), []
     for name, value in kept_values(run).items():
         size = max((_size(prompt) for prompt in prompts_of(value)), default=0)
         before = starts.get(name)
         grew = before is not None and size >= _GROWTH * before and size - before >= _FEWEST
         if grew or (before is None and size >= _LONG):
             demos = max(len(prompt.demos) for prompt in prompts_of(value))
-            was = "" if before is None else f", {before:,} before"
-            sentence = (
-                f"The prompt of {plain(name)} has grown: {size:,} characters{was}, with "
-                f"{counted(demos, 'demonstration')}. Every run pays for it."
-            )
-            findings.append(Finding("prompt_grew", sentence, "changes", 5))
-    return findings
+            was = "" if before is None else f"{before:,} to "
+            grown.append(f"{plain(name)} {was}{size:,} characters, with {counted(demos, 'demonstration')}")
+    if not grown:
+        return []
+    sentence = (
+        f"The kept prompts have grown: {'; '.join(grown[:3])}{'; ...' * (len(grown) > 3)}. Every run pays for it."
+    )
+    return [Finding("prompt_grew", sentence, "changes", 5)]
 
 
 def start_sizes(run: RunFiles) -> dict[str, int]:

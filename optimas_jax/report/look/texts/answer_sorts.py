@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from optimas_jax.report.look import sorts
-from optimas_jax.report.look.changes import shingles
-from optimas_jax.report.look.languages import language_of
-from optimas_jax.report.look.sorts import normal
+from optimas_jax.report.look.texts import sorts
+from optimas_jax.report.look.texts.languages import language_of
+from optimas_jax.report.look.texts.sorts import normal, shingles
 
 _LENGTH = 3  # times as many words as the gold answer
 _WORDS = 12  # and more of them, at least

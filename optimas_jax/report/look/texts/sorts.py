@@ -66,6 +66,7 @@ _REASONING = re.compile(
     re.IGNORECASE,
 )
 _LINK = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
+_RUN = 6  # words in a row that are no accident
 _LONGEST = 8_000  # characters that are looked at
 
 
@@ -91,6 +92,12 @@ def normal(text: str) -> str:
     """A text as it is compared: words and numbers in lower case, without marks and articles."""
     tokens = re.findall(r"\w+", text.casefold())
     return " ".join(token for token in tokens if token not in ("a", "an", "the"))
+
+
+def shingles(text: str) -> frozenset[str]:
+    """Runs of words of a text."""
+    words = normal(text).split()
+    return frozenset(" ".join(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1))
 
 
 def has_number(text: str) -> bool:
