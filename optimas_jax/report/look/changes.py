@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 from optimas_jax.core.folder.events import Accept
 from optimas_jax.core.values import Prompt, Value, plain_values, value_from_json
 from optimas_jax.report.look.examples import Row
-from optimas_jax.report.look.finding import Finding, counted, plain
-from optimas_jax.report.look.texts.sorts import normal, shingles, text_of
+from optimas_jax.report.look.finding import Finding, counted, plain, quoted
+from optimas_jax.report.look.texts.sorts import is_nothing, normal, shingles, text_of
 from optimas_jax.report.run_files import RunFiles
 
+_NO_INSTRUCTION = re.compile(
+    r"\W*(?:i(?:'m| am) (?:sorry|unable)|sorry|i can(?:'|no)t|i cannot|as an? (?:ai|language)|traceback|\w*error:)",
+    re.IGNORECASE,
+)
 _TELLING = 4  # words that a text needs to name an example
 _LONG = 4000  # characters of a prompt that is long by itself
 _GROWTH = 3  # times
@@ -67,7 +72,7 @@ def examples_in_prompts(run: RunFiles) -> list[Finding]:
     if not run.examples:
         return []
     by_id = {row["id"]: row for row in run.examples}
-    telling = _telling(run.examples)
+    telling, same = _telling(run.examples), {_key(row["inputs"]): row["id"] for row in run.examples if row["inputs"]}
     split = (run.results or {}).get("split", "test")
     findings = []
     for name, value in kept_values(run).items():
@@ -76,6 +81,8 @@ def examples_in_prompts(run: RunFiles) -> list[Finding]:
             for demo in prompt.demos:
                 texts = [normal(text_of(text)) for text in demo.inputs.values()]
                 ids |= {telling[text]: "a demonstration" for text in texts if text in telling}
+                if (known := same.get(_key(demo.inputs))) is not None:
+                    ids[known] = "a demonstration"
                 if demo.example_id in by_id:
                     ids[demo.example_id] = "a demonstration"
             instruction = normal(prompt.instruction)
@@ -91,11 +98,38 @@ def examples_in_prompts(run: RunFiles) -> list[Finding]:
     return findings
 
 
+def _key(inputs: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, normal(text_of(value))) for name, value in inputs.items()))
+
+
 def _telling(rows: Sequence[Row]) -> dict[str, str]:
     """Texts of inputs that name one example alone, and its id."""
     texts = [(normal(text_of(text)), row["id"]) for row in rows for text in row["inputs"].values()]
     counts = Counter(text for text, _ in texts)
     return {text: one for text, one in texts if counts[text] == 1 and len(text.split()) >= _TELLING}
+
+
+def prompts_say_nothing(run: RunFiles) -> list[Finding]:
+    """An instruction that was kept is none: empty, a placeholder, a refusal or an error of the model that wrote it."""
+    return [
+        Finding(
+            "odd_prompt",
+            f"The kept instruction of {plain(name)} is {quoted(prompt.instruction)}: no instruction.",
+            "changes",
+            2,
+        )
+        for name, value in kept_values(run).items()
+        for prompt in prompts_of(value)
+        if (_NO_INSTRUCTION.match(prompt.instruction) or is_nothing(prompt.instruction)) and not _was(run, name, prompt)
+    ]
+
+
+def _was(run: RunFiles, name: str, prompt: Prompt) -> bool:
+    """Whether a component may have had this instruction from the start."""
+    if run.system is None:
+        return bool(prompt.demos)
+    parts = {part["name"]: part["value"] for part in run.system["components"]}
+    return (parts.get(name) or {}).get("instruction") == prompt.instruction
 
 
 def prompts_grew(run: RunFiles) -> list[Finding]:

@@ -47,7 +47,7 @@ def _ends(run: RunFiles) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | 
 
 def bill_above_plan(run: RunFiles) -> list[Finding]:
     """The steps took more than the most that was predicted for them."""
-    rows = [row for row in ((run.results or {}).get("spent") or {}).values() if row["predicted"]]
+    rows = [row for row in _steps(run) if row["predicted"]]
     above = []
     for cost, form in _BILL.items():
         spent = sum(row["spent"][cost] for row in rows)
@@ -57,6 +57,15 @@ def bill_above_plan(run: RunFiles) -> list[Finding]:
     if not above:
         return []
     return [Finding("bill", f"The run took more than its plan: {'; '.join(above)}.", "bill", 4)]
+
+
+def _steps(run: RunFiles) -> list[Mapping[str, Any]]:
+    """What each step took beside what was predicted: of the results, before them of the steps that are done."""
+    found = (run.results or {}).get("spent") or {}
+    if found:
+        return list(found.values())
+    planned = ((run.plan or {}).get("host") or {}).get("steps") or {}
+    return [{"spent": row, "predicted": planned.get(name)} for name, row in (run.spent or {}).items()]
 
 
 def bill_uncertain(run: RunFiles) -> list[Finding]:
