@@ -44,6 +44,7 @@ class Config(TypedDict):
     system: NotRequired[System]
     server: NotRequired[Server]
     anthropic: NotRequired[Server]
+    data: NotRequired[Settings]
     optimize: NotRequired[Optimize]
     evaluate: NotRequired[Settings]
 
@@ -69,6 +70,7 @@ class Record(TypedDict):
     tokens: Count
     usd: Amount
     uncertain: NotRequired[Usage]
+    devices: NotRequired[Settings | None]
     parts: list[Part]
 
 
@@ -228,9 +230,23 @@ class Saved(TypedDict):
     settings: NotRequired[Config]
 
 
+class Call(TypedDict):
+    component: str
+    occurrence: NotRequired[Count]
+    inputs: Settings
+    outputs: Settings
+    outcome: str
+    detail: NotRequired[str]
+    reasoning: NotRequired[str]
+
+
 class Run(TypedDict):
     outputs: Settings
     feedback: str
+    score: NotRequired[float]
+    parts: NotRequired[dict[str, float]]
+    outcome: NotRequired[str]
+    calls: NotRequired[list[Call]]
 
 
 class Outcome(TypedDict):
@@ -249,6 +265,15 @@ class ExampleRow(TypedDict):
 
 class ProposalRow(TypedDict):
     id: str
+    iteration: NotRequired[Count]
+    component: NotRequired[str]
+    parent: NotRequired[str]
+    optimiser: NotRequired[str]
+    digest: NotRequired[str]
+    text: NotRequired[str]
+    value: NotRequired[ValueData | None]
+    verdict: NotRequired[str]
+    reason: NotRequired[str]
     race: Settings | None
     gate: Settings | None
 
