@@ -293,14 +293,13 @@ def build_run(
         rewards = with_own_reward(rewards, hooks.local_reward, tape, config.concurrency)
         policies = _policies(config, engines, folder, checkpoints)
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
-        watch = Watch(bare.default_configuration())
         host = Host(
             system=dataclasses.replace(
                 bare,
                 completer=under_objective(config, bare, taped),
                 scorer=scorer,
                 meter=Meter(),
-                watch=watch,
+                watch=Watch(bare.default_configuration()),
                 objective=config.optimize.objective,
             ),
             completer=taped,
