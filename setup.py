@@ -104,6 +104,7 @@ setup(
         "docs": [
             "mkdocs-material>=9.7,<10",  # the site of docs/, by mkdocs
             "mkdocstrings[python]>=1.0,<2",  # its page of the Python API, from docstrings
+            "ruff>=0.14,<0.18",  # breaks long signatures there
         ],
         "browser": [  # pages in headless Chromium: tests/long/test_page.py
             "selenium>=4.40,<5",

@@ -12,7 +12,7 @@ from optimas_jax.report.page.sections.changes import changes
 from optimas_jax.report.page.sections.flips import Flip, flips
 from optimas_jax.report.page.sections.head import head
 from optimas_jax.report.page.sections.proposals import proposals
-from optimas_jax.report.page.text import count, counted, dollars, duration, interval, number, signed
+from optimas_jax.report.page.text import count, counted, dollars, interval, number, signed
 from optimas_jax.report.run_files import RunFiles
 from optimas_jax.report.show.lines import items, line, section, table
 
@@ -104,8 +104,7 @@ def _flip(flip: Flip) -> Iterator[RenderableType]:
 
 def _bill(run: RunFiles) -> RenderableType:
     top, found = head(run), bill(run)
-    paid = f"{dollars(top.dollars)}, {count(top.tokens)} tokens, {count(top.calls)} completions paid for, "
-    parts: list[RenderableType] = [line(f"{paid}{duration(top.seconds)}")]
+    parts: list[RenderableType] = [line(f"{dollars(top.dollars)}, {top.took}")]
     if top.uncertain:
         parts.append(line(top.uncertain))
     if found.steps:
