@@ -72,6 +72,15 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
     return path, results
 
 
+def write_page_of(workdir: Path, progress: ConsoleProgress) -> None:
+    """Writes ``report.html`` alone, of a run whose tables are part of others'. What goes wrong is a line, and stops
+    nothing: the results are there."""
+    try:
+        write_page(workdir / "report.html", read_run(workdir))
+    except (OSError, FolderError) as error:
+        progress.line(f"no page of {workdir}: {error}")
+
+
 def last_line(results: Mapping[str, Any], path: Path) -> str:
     """The gain with its confirmation, what the run took, and where its results are."""
     confirmation = confirmation_line(results) or "no confirmation"
