@@ -21,7 +21,7 @@ from optimas_jax.core.folder.files import FolderError, json_line, read_file, wri
 CONTROL = "control.json"
 LOCK = ".lock"  # of a run folder, held by the process that runs in it
 Wish = Literal["pause", "resume", "stop"]
-WISHES: tuple[str, ...] = get_args(Wish)
+WISHES: tuple[Wish, ...] = get_args(Wish)
 _LINUX = "hhqqi4x"  # struct flock: type, whence, start, length, process
 _OTHERS = "qqihh"  # start, length, process, type, whence
 
