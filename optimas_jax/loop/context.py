@@ -44,7 +44,7 @@ from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, loa
 from optimas_jax.loop.live.board import Board, Subject, planned_steps
 from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, tell_noise, under_objective
 from optimas_jax.loop.same_program import check_components, check_program
-from optimas_jax.loop.start import data_and_system, keep, read_start
+from optimas_jax.loop.start import Start, data_and_system, keep, read_start
 from optimas_jax.parallel.lockstep import Leader
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
@@ -276,11 +276,7 @@ def build_run(
         check_components(workdir, bare)
         told = Callbacks(callbacks, progress.line, config.stop_grace)
         opened.callback(told.close)
-        folder = RunFolder(workdir, config, told.tell, board.follow)
-        opened.callback(folder.close)
-        checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
-        tape = Tape(folder.path / TAPE, earlier=start and start.tape)
-        opened.callback(tape.close)
+        folder, tape = _opened_folder(RunFolder(workdir, config, told.tell, board.follow), start, opened)
         check_tape(folder, tape)
         check_traces(folder, recorded)
         check_program(folder, bare, data.splits, progress, hooks.titles)
@@ -293,6 +289,7 @@ def build_run(
         opened.callback(close, record)
         opened.enter_context(board.of(_subject(config, data, folder, ledger)))
         taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
+        checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         rewards = with_own_reward(rewards, hooks.local_reward, tape, config.concurrency)
         policies = _policies(config, engines, folder, checkpoints)
@@ -344,6 +341,14 @@ def _policies(config: RunConfig, engines: Engines, folder: RunFolder, checkpoint
     model = config.policy.model or _tuned_model(config)
     tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
     return PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
+
+
+def _opened_folder(folder: RunFolder, start: Start | None, opened: contextlib.ExitStack) -> tuple[RunFolder, Tape]:
+    """A folder and its tape, which ``opened`` closes."""
+    opened.callback(folder.close)
+    tape = Tape(folder.path / TAPE, earlier=start and start.tape)
+    opened.callback(tape.close)
+    return folder, tape
 
 
 def _executing(

@@ -61,9 +61,9 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
             # A search that a higher budget continued has events of its own.
             first = results.get("label", results["split"]) == results["split"]
             write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
-        write_page(page, read_run(workdir, label))
         if path == own and shows_pareto(results):
             write_text(workdir / PICTURE, pareto_svg(results["pareto"]))
+        write_page(page, read_run(workdir, label))  # last: it names the files that are there
     except OSError as error:
         raise FolderError(
             f"cannot write the report of {workdir} ({error}): make room, or move what is in its place away, and run "

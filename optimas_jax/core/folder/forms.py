@@ -34,12 +34,17 @@ class System(TypedDict):
     language_model: NotRequired[Settings]
 
 
+class Optimize(TypedDict):
+    objective: NotRequired[Settings]
+
+
 class Config(TypedDict):
     benchmark: NotRequired[str]
     seed: NotRequired[int]
     system: NotRequired[System]
     server: NotRequired[Server]
     anthropic: NotRequired[Server]
+    optimize: NotRequired[Optimize]
     evaluate: NotRequired[Settings]
 
 
