@@ -27,7 +27,7 @@ _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer("port", 8010, "Port to listen on; 0 for any that is free.")
 _KEY = flags.DEFINE_string("api_key_env", "", "Environment variable with the password that browsers must send.")
 flags.DEFINE_alias("api-key-env", "api_key_env")
-_GRACE = 1.0  # seconds that open pages have at the end
+_GRACE = 3.0  # seconds that open pages have at the end
 
 
 def main(argv: list[str]) -> int:

@@ -25,6 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 OPEN = "/health"  # the path that needs no key
+CLOSING = "closing"  # field of a scope: a function that says whether the server is about to end, for endless answers
 
 
 class Gate:
@@ -59,7 +60,8 @@ class Gate:
             begun = True
             await send(message)
 
-        task = asyncio.ensure_future(self._application(scope, receive, sending))
+        told = {**scope, CLOSING: lambda: self.closing}
+        task = asyncio.ensure_future(self._application(told, receive, sending))
         self._tasks.add(task)
         try:
             await task

@@ -16,7 +16,7 @@ import ipaddress
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,13 +66,13 @@ class Told:
                 self._at = time.monotonic()
             return self._state
 
-    async def events(self) -> AsyncIterator[str]:
-        """What the run does as server-sent events. A browser that reads slowly misses some, and one that does not
-        read gets none: nothing waits for it in memory."""
+    async def events(self, closing: Callable[[], bool]) -> AsyncIterator[str]:
+        """What the run does as server-sent events, until the server is ``closing``. A browser that reads slowly misses
+        some, and one that does not read gets none: nothing waits for it in memory."""
         self.readers += 1
         try:
             sent, at = "", 0.0
-            while True:
+            while not closing():
                 await self.state()
                 if self._text != sent:
                     sent, at = self._text, time.monotonic()
@@ -126,7 +126,9 @@ def make_app(folder: Path, *, has_key: bool) -> Starlette:
         if told.readers >= _MOST:
             return _error(503, f"{_MOST} pages watch this run already: close some")
         headers = {**_HEADERS, "x-accel-buffering": "no"}
-        return StreamingResponse(told.events(), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(
+            told.events(request.scope.get("closing", _never)), media_type="text/event-stream", headers=headers
+        )
 
     async def report(request: Request) -> Response:
         try:
@@ -161,6 +163,10 @@ def make_app(folder: Path, *, has_key: bool) -> Starlette:
         *(Route(f"/{name}", functools.partial(wish, name), methods=["POST"]) for name in WISHES),
     ]
     return Starlette(routes=routes, middleware=[] if has_key else [Middleware(OwnName)])
+
+
+def _never() -> bool:
+    return False
 
 
 def _foreign(request: Request, token: str) -> Response | None:

@@ -220,7 +220,7 @@ def test_all_browsers_share_one_look(held):
     told = Told(held, "server")
 
     async def read():
-        readers = [told.events() for _ in range(5)]
+        readers = [told.events(lambda: False) for _ in range(5)]
         first = [await anext(reader) for reader in readers]
         assert told.readers == 5 and len(set(first)) == 1 and first[0].startswith('data: {"server": "server"')
         write_status(held, iteration=2)

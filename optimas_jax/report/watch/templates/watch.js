@@ -39,7 +39,7 @@ const drawCurve = (points) => {
   at("curve").toggleAttribute("hidden", !points.length);
   at("no-curve").hidden = points.length > 0;
   if (!points.length) return;
-  const [left, right, top, bottom] = [50, 620, 15, 165];
+  const [left, right, top, bottom] = [70, 620, 15, 165];
   const scores = points.map(([, score]) => score);
   const [low, high] = [Math.min(...scores), Math.max(...scores)];
   const most = Math.max(points.at(-1)[0], 1);
@@ -110,7 +110,10 @@ const show = (run) => {
   write(at("title"), run.title);
   write(at("says"), run.says);
   write(at("where"), run.where);
-  for (const [name, text] of Object.entries(run.cells)) write(at(name), text || "-");
+  for (const [name, text] of Object.entries(run.cells)) {
+    write(at(name), text || "-");
+    at(name).parentElement.hidden = !run.id && (text || "-") === "-"; // nothing of a command that has ended
+  }
   for (const name of ["pause", "resume", "stop"]) at(name).hidden = !run.can.includes(name);
   rows(at("bars"), run.bars, () => {
     const row = element("div", element("span"), element("progress"), element("span"));
