@@ -211,6 +211,11 @@ class Live(TypedDict):
     bars: list[Bar]
 
 
+class Control(TypedDict):
+    id: Name
+    wish: Literal["pause", "resume", "stop"]
+
+
 class Task(TypedDict):
     optimizer: str
     config: Config
@@ -305,6 +310,7 @@ _FORMS = {
     r"optimized\.json": Form(Optimized, "delete it and run --stage=optimize again"),
     r"refreshed\.json": Form(Refreshed, "delete it and run --stage=refresh again"),
     r"unfinished\.json": Form(Unfinished, "delete it: the command that made the run goes on"),
+    r"control\.json": Form(Control, "delete it: it only tells a command to pause or to stop"),
     r"live\.json": Form(Live, "delete it: a command that runs writes it again"),
     r"results\.json": Form(Results, "delete it and run --stage=evaluate again"),
     r"plan\.json": Form(Plan, "delete it, or plan again (--plan)"),
