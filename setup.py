@@ -106,6 +106,10 @@ setup(
             "mkdocstrings[python]>=1.0,<2",  # its page of the Python API, from docstrings
             "ruff>=0.14,<0.18",  # breaks long signatures there
         ],
+        "browser": [  # pages in headless Chromium: tests/long/test_page.py
+            "selenium>=4.40,<5",
+            "axe-playwright-python>=0.1.8,<0.2",  # for the axe-core in it, 4.12.1: others have one of years ago
+        ],
         "libtpu": ["libtpu>=0.0.42,<0.0.43"],  # XLA's TPU compiler, which needs no TPU: tests/long/test_tpu.py
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],
     },

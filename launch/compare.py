@@ -66,7 +66,7 @@ def compare() -> int:
     (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
     save(draw(summary), workdir / "compare.png")
     for table in tables(summary):
-        progress.console.print(table)
+        progress.table(table)
     progress.line(f"{workdir / 'compare.md'}")
     return 0 if any(row["seeds"] for row in summary["rows"].values()) else 1
 

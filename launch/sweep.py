@@ -33,9 +33,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 from ml_collections import config_flags
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.console import RenderableType
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
@@ -47,6 +45,7 @@ from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.report.commands import DEFAULT_CONFIG, exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
+from optimas_jax.report.live.grids import fitted
 from optimas_jax.report.process import interrupt_on_terminate
 from optimas_jax.sweep.executors.base import Resources
 from optimas_jax.sweep.executors.choose import EXECUTORS, make_executor
@@ -104,7 +103,7 @@ def sweep() -> int:
     of_file = f"-{Path(_SWEEP.value.strip()).stem}" if _SWEEP.value.strip().endswith(".py") else ""
     workdir = Path(_WORKDIR.value or f"runs/sweep-{title(first.benchmark)}-{first.variant}{of_file}")
     with open_sweep(workdir, points, check_points) as lock:
-        progress.line(f"[bold]{name}[/bold], {len(points)} points, {_JOBS.value or jobs} at a time; {workdir}")
+        progress.line(f"{name}, {len(points)} points, {_JOBS.value or jobs} at a time; {workdir}")
         with (
             executor.open(workdir, remaining(points, workdir), lock) as runner,
             live_table(progress, name, points, workdir) as show,
@@ -140,24 +139,25 @@ def live_table(progress: ConsoleProgress, name: str, points: Sequence[Point], wo
     """A table that moves in place on a terminal; elsewhere a line for each point that has ended."""
     seeds = {point.name: point.config.seed for point in points}
     said: set[str] = set()
+    latest: tuple[Mapping[str, Any], Sequence[str]] = {}, ()
 
-    def rendered(results: Mapping[str, Any], running: Sequence[str]) -> Table:
+    def view(width: int) -> RenderableType:
+        results, running = latest
         doing = {one: f"seed {seeds[one]}: {read_progress(workdir, one) or 'begins'}" for one in running}
-        return table(name, summarize(points, results), doing)
+        return fitted(table(name, summarize(points, results), doing), width)
 
-    if not progress.console.is_terminal:
+    with progress.in_place(view) as is_shown:
 
-        def lines(results: Mapping[str, Any], running: Sequence[str]) -> None:
-            for one in [one for one in results if one not in said]:
+        def show(results: Mapping[str, Any], running: Sequence[str]) -> None:
+            nonlocal latest
+            latest = dict(results), tuple(running)
+            for one in [one for one in results if not is_shown and one not in said]:
                 said.add(one)
                 figures = figures_of(results[one])
                 words = f"failed: {figures['error']}" if figures["error"] else f"gain {figures['gain']:+.3f}"
-                progress.line(escape(f"{len(said)}/{len(points)} {one}: {words}"))
+                progress.line(f"{len(said)}/{len(points)} {one}: {words}")
 
-        yield lines
-        return
-    with Live(rendered({}, ()), console=progress.console, transient=True, refresh_per_second=2) as live:
-        yield lambda results, running: live.update(rendered(results, running))
+        yield show
 
 
 def report(progress: ConsoleProgress, name: str, points: Sequence[Point], results: Results, workdir: Path) -> None:
@@ -169,7 +169,7 @@ def report(progress: ConsoleProgress, name: str, points: Sequence[Point], result
     (workdir / "sweep.csv").write_text(csv_text(points, results), encoding="utf-8")
     for axis in axes_of(rows):
         save(draw(rows, axis), workdir / f"{axis}.png")
-    progress.console.print(table(name, rows))
+    progress.table(table(name, rows))
     progress.line(f"{shared} {workdir / 'sweep.md'}")
 
 

@@ -109,6 +109,15 @@ def read(run: Planted, folder: Path) -> RunFiles:
     return read_run(write(run, folder))
 
 
+def files_of(run: Planted) -> RunFiles:
+    """The same without a folder."""
+    results = finish(run)
+    record = _record(results)
+    return RunFiles(
+        Path("planted"), run.config, record, results, None, None, None, None, run.events, run.proposals, run.rows
+    )
+
+
 def finish(run: Planted) -> dict[str, Any]:
     """``results.json`` of a run."""
     sides = {name: [row[key]["score"] for row in run.rows] for name, key in _SIDES.items()}
@@ -274,9 +283,19 @@ def _gate(iteration: int, name: str, gain: float, accepted: bool) -> events.Gate
 
 
 def _accept(value: Prompt, start: float, gain: float) -> events.Accept:
-    tested = {"val_gain": gain, "ci95": (gain - 0.15, gain + 0.15), "p_value": 0.01, "val_score": start + gain}
-    names = {"id": "0-answerer-1", "parent": value_digest(_START)}
-    return events.Accept(iteration=0, component="answerer", kind="demos", value=value, covered=True, **tested, **names)
+    return events.Accept(
+        iteration=0,
+        component="answerer",
+        kind="demos",
+        value=value,
+        val_gain=gain,
+        ci95=(gain - 0.15, gain + 0.15),
+        p_value=0.01,
+        val_score=start + gain,
+        covered=True,
+        id="0-answerer-1",
+        parent=value_digest(_START),
+    )
 
 
 def _accepted(value: Prompt, start: float, gain: float) -> dict[str, Any]:

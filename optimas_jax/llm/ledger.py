@@ -175,6 +175,11 @@ class Ledger:
             outer.held = usage
 
     @property
+    def step(self) -> str:
+        """The step that is booked now: ``PHASE: PART``, or the phase alone."""
+        return self._step
+
+    @property
     def left(self) -> Limit:
         """What may still be used under the limits that hold now."""
         return self._allowance.left if self._allowance else UNLIMITED

@@ -10,10 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from rich.markup import escape
-
 from optimas_jax.benchmarks.data import Dataset
-from optimas_jax.benchmarks.modules import Benchmark, find_benchmark
+from optimas_jax.benchmarks.modules import Benchmark, find_benchmark, title
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, gather, run_many
 from optimas_jax.core.folder.events import Event
@@ -43,9 +41,10 @@ from optimas_jax.loop.hooks.callbacks import Callbacks, checked_callbacks
 from optimas_jax.loop.hooks.local_reward import with_own_reward
 from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
+from optimas_jax.loop.live.board import Board, Subject, planned_steps
 from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, tell_noise, under_objective
 from optimas_jax.loop.same_program import check_components, check_program
-from optimas_jax.loop.start import data_and_system, keep, read_start
+from optimas_jax.loop.start import Start, data_and_system, keep, read_start
 from optimas_jax.parallel.lockstep import Leader
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
@@ -158,7 +157,7 @@ class Host:
         return Waiting(self._tell_waits, lambda: self.ledger.in_flight, self.stop_grace)
 
     def _tell_waits(self) -> None:
-        tell_waits(self.system.watch, lambda text: self.progress.line(f"  {escape(text)}"))
+        tell_waits(self.system.watch, lambda text: self.progress.line(f"  {text}"))
 
 
 def failures(traces: Sequence[Trace]) -> str:
@@ -177,10 +176,10 @@ def failures(traces: Sequence[Trace]) -> str:
 
 def report_failures(host: Host, traces: Sequence[Trace]) -> None:
     """Prints a line about failed runs; a warning if all failed, since nothing can be learned from them."""
-    words = escape(failures(traces))
+    words = failures(traces)
     if words:
         every = all(trace.outcome is not Outcome.OK for trace in traces)
-        host.progress.line(f"[yellow]warning[/yellow]: {words}" if every else f"  {words}")
+        host.progress.line(f"warning: {words}" if every else f"  {words}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +252,7 @@ def build_run(
     hooks = hooks_of(benchmark)
     config = with_hooks(config, hooks)
     callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *callbacks)
+    progress = board = Board(progress)
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
     engines = make_engines(config.mesh, progress, leader)
@@ -274,11 +274,7 @@ def build_run(
         check_components(workdir, bare)
         told = Callbacks(callbacks, progress.line, config.stop_grace)
         opened.callback(told.close)
-        folder = RunFolder(workdir, config, told.tell)
-        opened.callback(folder.close)
-        checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
-        tape = Tape(folder.path / TAPE, earlier=start and start.tape)
-        opened.callback(tape.close)
+        folder, tape = _opened_folder(RunFolder(workdir, config, told.tell, board.follow), start, opened)
         check_tape(folder, tape)
         check_traces(folder, recorded)
         check_program(folder, bare, data.splits, progress, hooks.titles)
@@ -289,7 +285,10 @@ def build_run(
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
         record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)
+        opened.callback(board.close)
+        board.open(_subject(config, data, folder, ledger))
         taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
+        checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         rewards = with_own_reward(rewards, hooks.local_reward, tape, config.concurrency)
         policies = _policies(config, engines, folder, checkpoints)
@@ -322,10 +321,32 @@ def build_run(
         return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, record, opened.pop_all())
 
 
+def _subject(config: RunConfig, data: Dataset, folder: RunFolder, ledger: Ledger) -> Subject:
+    """The run, for its board."""
+    finals = config.evaluate.repeats * len(data.splits[config.evaluate.split]) + len(data.splits.get("confirm", ()))
+    return Subject(
+        folder=folder.path,
+        title=f"{title(config.benchmark)}:{config.variant}",
+        ledger=ledger,
+        iterations=config.optimize.iterations,
+        val_runs=len(data.splits["val"][: config.optimize.gate_examples or None]),
+        final_runs=2 * finals,
+        plan=planned_steps(folder.path, config),
+    )
+
+
 def _policies(config: RunConfig, engines: Engines, folder: RunFolder, checkpoints: CheckpointStore) -> PolicyEngine:
     model = config.policy.model or _tuned_model(config)
     tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
     return PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
+
+
+def _opened_folder(folder: RunFolder, start: Start | None, opened: contextlib.ExitStack) -> tuple[RunFolder, Tape]:
+    """A folder and its tape, which ``opened`` closes."""
+    opened.callback(folder.close)
+    tape = Tape(folder.path / TAPE, earlier=start and start.tape)
+    opened.callback(tape.close)
+    return folder, tape
 
 
 def _executing(
@@ -348,10 +369,10 @@ def _checked_completer(
     check_completers(config, workdir, choices)
     for spec in without_price(config, choices):
         progress.line(
-            f"[yellow]warning[/yellow]: no price of {spec} is known, and its dollars are not counted: set "
+            f"warning: no price of {spec} is known, and its dollars are not counted: set "
             f"config.prices to {spec}=PROMPT/COMPLETION"
         )
-    return make_completer(config, workdir, lambda text: progress.line(escape(text)), engines.sampler)
+    return make_completer(config, workdir, progress.line, engines.sampler)
 
 
 def _tuned_model(config: RunConfig) -> str:

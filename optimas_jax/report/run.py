@@ -30,7 +30,7 @@ def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> Non
     if results is None:
         return
     for table in tables(results):
-        progress.console.print(table)
+        progress.table(table)
     if (worst := uncertain_line(read_file(workdir / "run.json") or {})) is not None:
         progress.line(worst)
     progress.line(last_line(results, path))
@@ -61,9 +61,9 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
             # A search that a higher budget continued has events of its own.
             first = results.get("label", results["split"]) == results["split"]
             write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
-        write_page(page, read_run(workdir, label))
         if path == own and shows_pareto(results):
             write_text(workdir / PICTURE, pareto_svg(results["pareto"]))
+        write_page(page, read_run(workdir, label))  # last: it names the files that are there
     except OSError as error:
         raise FolderError(
             f"cannot write the report of {workdir} ({error}): make room, or move what is in its place away, and run "
@@ -95,7 +95,7 @@ def uncertain_line(record: Mapping[str, Any]) -> str | None:
 def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
     """Shows a plan (``loop.forecast.plan.Plan.to_json``)."""
     host = plan["host"]
-    progress.console.print(plan_table(plan))
+    progress.table(plan_table(plan))
     if host["limit"]:
         ends = "is expected to be enough" if host["cut"] is None else f"ends the search in iteration {host['cut'] + 1}"
         progress.line(f"config.budget allows {host['limit']}, which {ends}")
@@ -111,9 +111,9 @@ def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
 def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
     """Shows the results of the probe stage."""
     data = read_file(workdir / "probe.json") or {}
-    progress.console.print(probe_table(data))
+    progress.table(probe_table(data))
     for line in data["advice"]:
-        progress.line(f"[bold]{line}[/bold]")
+        progress.line(f"{line}")
     if data["first"]:
         progress.line(f"a search that begins with it: --config.optimize.order={data['first']}, in a new --workdir")
     progress.line(
@@ -125,7 +125,7 @@ def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
 def report_alignment(workdir: Path, progress: ConsoleProgress) -> None:
     """Shows the results of the align stage."""
     data = read_file(workdir / "alignment.json") or {}
-    progress.console.print(alignment_table(data["alignment"]))
+    progress.table(alignment_table(data["alignment"]))
     if not data["alignment"]:
         progress.line("nothing to align: on no input had the outputs of a component different global rewards")
     progress.line(f"{workdir / 'alignment.json'}")

@@ -6,7 +6,7 @@ Fields that a later version adds, or an earlier one lacked, are left alone: only
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, NamedTuple, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from annotated_types import Len
 from pydantic import AfterValidator
@@ -34,12 +34,17 @@ class System(TypedDict):
     language_model: NotRequired[Settings]
 
 
+class Optimize(TypedDict):
+    objective: NotRequired[Settings]
+
+
 class Config(TypedDict):
     benchmark: NotRequired[str]
     seed: NotRequired[int]
     system: NotRequired[System]
     server: NotRequired[Server]
     anthropic: NotRequired[Server]
+    optimize: NotRequired[Optimize]
     evaluate: NotRequired[Settings]
 
 
@@ -179,6 +184,31 @@ class Unfinished(TypedDict):
     go_on: str
 
 
+class Bar(TypedDict):
+    label: str
+    done: Count
+    total: Count
+    seconds: Amount
+
+
+class Live(TypedDict):
+    id: Name
+    title: str
+    state: Literal["running", "pausing", "paused", "stopping"]
+    step: str
+    iteration: Count
+    iterations: Count
+    component: str
+    proposal: str
+    score: float | None
+    start: float | None
+    spent: Usage
+    steps: dict[str, Usage]
+    seconds: Amount
+    left: Amount | None
+    bars: list[Bar]
+
+
 class Task(TypedDict):
     optimizer: str
     config: Config
@@ -250,6 +280,7 @@ _FORMS = {
     r"optimized\.json": Form(Optimized, "delete it and run --stage=optimize again"),
     r"refreshed\.json": Form(Refreshed, "delete it and run --stage=refresh again"),
     r"unfinished\.json": Form(Unfinished, "delete it: the command that made the run goes on"),
+    r"live\.json": Form(Live, "delete it: a command that runs writes it again"),
     r"results\.json": Form(Results, "delete it and run --stage=evaluate again"),
     r"plan\.json": Form(Plan, "delete it, or plan again (--plan)"),
     r"identity\.json": Form(Identity, "delete it: the next command notes what the program is made of"),

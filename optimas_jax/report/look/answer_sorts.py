@@ -43,12 +43,14 @@ class Sort:
     Attributes:
       words: ``answered with WORDS``.
       holds: whether an answer is of it.
+      other: what is said of gold answers that are not: ``is of another sort``.
       in_gold: whether a gold answer is, or is so near to it that an answer may be; by default ``holds``.
     """
 
     words: str
     holds: Callable[[str, Asked], bool]
     in_gold: Callable[[str, Asked], bool] | None = None
+    other: str = "is of another sort"
 
     def expected(self, asked: Asked) -> bool:
         """Whether the gold answer is of this sort."""
@@ -110,26 +112,29 @@ def _no_yes_no(text: str, asked: Asked) -> bool:
     return bool(text.strip()) and all(map(sorts.is_yes_no, asked.gold)) and not sorts.is_yes_no(text)
 
 
-SORTS = (
-    Sort("a number", _is_number, _alone(sorts.has_number)),
-    Sort("a date", _alone(sorts.is_date), _alone(sorts.has_date)),
-    Sort("yes or no", _alone(sorts.is_yes_no)),
+WITHOUT_GOLD = (  # whatever the gold answer is, or where there is none
     Sort("nothing, or a placeholder", _alone(sorts.is_nothing)),
     Sort("a refusal", _alone(sorts.is_refusal)),
-    Sort("text of another language", _other_language),
+    Sort("an error message", _alone(sorts.is_error)),
+    Sort("text that repeats itself", _alone(sorts.is_loop)),
+)
+SORTS = (  # of two that hold for the same answers the first is said
+    *WITHOUT_GOLD,
     Sort("JSON", _alone(sorts.is_json)),
     Sort("code", _alone(sorts.is_code)),
     Sort("markup", _alone(sorts.is_markup)),
-    Sort("an error message", _alone(sorts.is_error)),
     Sort("its reasoning", _alone(sorts.is_reasoning)),
+    Sort("the question again", _echoes),
+    Sort("words of the prompt", _repeats_prompt),
+    Sort("a number", _is_number, _alone(sorts.has_number), "has no number"),
+    Sort("a date", _alone(sorts.is_date), _alone(sorts.has_date), "has no date"),
+    Sort("yes or no", _alone(sorts.is_yes_no)),
+    Sort("text of another language", _other_language),
     Sort("a link", _alone(sorts.is_link)),
     Sort("the letter of an option", _alone(sorts.is_letter)),
     Sort("a list of several answers", _alone(sorts.is_several)),
-    Sort("text that repeats itself", _alone(sorts.is_loop)),
     Sort("a text much longer than the right one", _is_long),
     Sort("a text much shorter than the right one", _is_short),
-    Sort("the question again", _echoes),
-    Sort("words of the prompt", _repeats_prompt),
     Sort("the answer of a demonstration", _repeats_demo),
     Sort("something that is no number, as the right one is", _no_number),
     Sort("something that is neither yes nor no, as the right one is", _no_yes_no),

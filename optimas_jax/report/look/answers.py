@@ -4,86 +4,97 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from optimas_jax.report.look.answer_sorts import SORTS, Asked, Sort, is_usual
+from optimas_jax.report.look.answer_sorts import SORTS, WITHOUT_GOLD, Asked, Sort, is_usual
 from optimas_jax.report.look.changes import Demos, kept_prompts
-from optimas_jax.report.look.examples import Row, above_zero, change, mean_of
-from optimas_jax.report.look.finding import Finding, Tested, counted, quoted
+from optimas_jax.report.look.examples import Row, above_zero, change
+from optimas_jax.report.look.finding import Claim, Finding, counted, quoted
 from optimas_jax.report.look.sorts import normal, text_of
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # more examples with such an answer than before
+_SHARE = 0.03  # of the examples that are more
+_FIELDS = 8  # of the outputs, at most
+
+Texts = Sequence[Sequence[str]]  # [examples][runs]; an answer that is missing is in none
 
 
-def answers_of_another_sort(run: RunFiles) -> list[Tested]:
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """The answers in one field of the outputs.
+
+    Attributes:
+      rows: the examples.
+      asked: what the answers of each example are held against.
+      before, after: the answers.
+      demos: answers in demonstrations that were kept.
+    """
+
+    rows: Sequence[Row]
+    asked: Sequence[Asked]
+    before: Texts
+    after: Texts
+    demos: Sequence[str]
+
+
+def answers_of_another_sort(run: RunFiles) -> list[Claim]:
     """Answers that are of some sort more often than before, where the gold answer is not."""
-    demos = kept_prompts(run)
+    kept = kept_prompts(run)
     tests = []
-    for field in _fields(run.examples):
-        asked = [_asked(row, field, demos) for row in run.examples]
-        tests += [_test(run.examples, asked, sort, demos) for sort in SORTS]
-        for usual in _usual(run.examples, field):
-            same = [dataclasses.replace(one, usual=usual) for one in asked]
-            tests.append(_test(run.examples, same, Sort(f"one and the same text, {quoted(usual)}", is_usual), demos))
+    for field, judged in _fields(run.examples).items():
+        answers = _answers(run.examples, field, kept, judged=judged)
+        tests += [_test(answers, sort, field) for sort in (SORTS if judged else WITHOUT_GOLD)]
+        for usual in _usual(answers) if judged else ():
+            same = [dataclasses.replace(one, usual=usual) for one in answers.asked]
+            sort = Sort("one and the same text", is_usual, other="is another one")
+            tests.append(_test(dataclasses.replace(answers, asked=same), sort, field))
     return tests
 
 
-def _test(rows: Sequence[Row], asked: Sequence[Asked], sort: Sort, demos: Demos) -> Tested:
+def _test(answers: Answers, sort: Sort, field: str) -> Claim:
     """Whether a sort of answers has become more frequent among examples whose gold answer is of another one."""
-    eligible = [index for index, one in enumerate(asked) if not sort.expected(one)]
-    shares = [
-        np.array([mean_of(rows[index], side, partial(_holds, sort, asked[index])) for index in eligible])
-        for side in ("before", "after")
-    ]
-    rise = shares[1] - shares[0] if eligible else np.zeros(0)
+    eligible = [index for index, one in enumerate(answers.asked) if not sort.expected(one)]
+    before, after = (
+        np.array([_share(sort, texts[index], answers.asked[index]) for index in eligible], np.float64)
+        for texts in (answers.before, answers.after)
+    )
+    rise = after - before
     new = [index for index, more in zip(eligible, rise, strict=True) if more > 0]
-    least = max(_FEWEST, 0.03 * len(rows))
-    return Tested(
-        *above_zero(rise),
-        (lambda: _finding(rows, asked, sort, new, shares, demos)) if rise.sum() >= least else None,
-        f"answers {asked[0].field}",
-        frozenset(new),
-    )
+    enough = rise.sum() >= max(_FEWEST, _SHARE * len(answers.rows))
+    finding = partial(_finding, answers, sort, new, before, after) if enough else None
+    return Claim(*above_zero(rise), finding, f"answers {field}", frozenset(new))
 
 
-def _finding(
-    rows: Sequence[Row],
-    asked: Sequence[Asked],
-    sort: Sort,
-    new: Sequence[int],
-    shares: Sequence[np.ndarray],
-    demos: Demos,
-) -> Finding:
-    gained = change([rows[index] for index in new])
-    shown = min(new, key=lambda index: (gained[new.index(index)], index))
-    texts = [text_of(one["outputs"].get(asked[0].field)) for one in rows[shown]["after"]["runs"]]
-    text = next((text for text in texts if sort.holds(text, asked[shown])), texts[0])
-    counts = [_amount(share.sum()) for share in shares]
-    judged = "whose gold answer is not" if asked[shown].gold else ""
+def _share(sort: Sort, texts: Sequence[str], asked: Asked) -> float:
+    """Share of the answers of an example that are of a sort."""
+    return sum(sort.holds(text, asked) for text in texts) / len(texts) if texts else 0.0
+
+
+def _finding(answers: Answers, sort: Sort, new: Sequence[int], before: np.ndarray, after: np.ndarray) -> Finding:
+    gained = change([answers.rows[index] for index in new])
+    shown = new[int(gained.argmin())]
+    text = next(text for text in answers.after[shown] if sort.holds(text, answers.asked[shown]))
+    other = f"whose gold answer {sort.other} are" if answers.asked[shown].gold else "are"
     sentence = (
-        f"{counts[1]} of {len(shares[1])} examples {judged} {'are' if judged else ''} answered with {sort.words}, "
-        f"{counts[0]} before ({_question(rows[shown])}: {quoted(text)}); of those that are new "
-        f"{(gained < 0).sum()} got worse, {(gained > 0).sum()} better{_by_demos(sort, asked[shown], demos)}."
+        f"{_amount(after.sum())} of {len(after)} examples {other} now answered with {sort.words}, "
+        f"{_amount(before.sum())} before ({_question(answers.rows[shown])}: {quoted(text)}). Of those that are new, "
+        f"{(gained < 0).sum()} got worse and {(gained > 0).sum()} better{_by_demos(answers, sort, shown)}."
     )
-    return Finding("answer_type", " ".join(sentence.split()), "flips", 2 if gained.sum() <= 0 else 4)
+    return Finding("answer_type", sentence, "flips", 2 if gained.sum() <= 0 else 4)
 
 
-def _by_demos(sort: Sort, asked: Asked, demos: Demos) -> str:
-    """That demonstrations that were kept are of the sort, too."""
-    answers = [text for _, _, texts in demos.shown for text in texts]
-    same = [text for text in answers if sort.holds(text, dataclasses.replace(asked, demos=frozenset()))]
-    if not answers or 2 * len(same) < len(answers):
+def _by_demos(answers: Answers, sort: Sort, shown: int) -> str:
+    """That answers of demonstrations that were kept are of the sort, too."""
+    bare = dataclasses.replace(answers.asked[shown], demos=frozenset())
+    same = sum(sort.holds(text, bare) for text in answers.demos)
+    if not answers.demos or 2 * same < len(answers.demos):
         return ""
-    return f"; so are {len(same)} of {counted(len(answers), 'answer')} of the demonstrations that were kept"
-
-
-def _holds(sort: Sort, asked: Asked, run: Mapping[str, Any]) -> float:
-    return float(asked.field in run["outputs"] and sort.holds(text_of(run["outputs"][asked.field]), asked))
+    return f"; {same} of {counted(len(answers.demos), 'answer')} in the demonstrations that were kept are of this sort"
 
 
 def _amount(count: float) -> str:
@@ -95,24 +106,31 @@ def _question(row: Row) -> str:
     return quoted(min((text for text in texts if text.strip()), key=len, default=row["id"]), 80)
 
 
-def _fields(rows: Sequence[Row]) -> list[str]:
-    """Fields of the outputs that are texts, or hold some."""
-    names: dict[str, None] = {}
-    for row in rows:
-        for side in ("before", "after"):
-            for run in row[side]["runs"]:
-                names |= dict.fromkeys(run["outputs"])
-    return list(names)[:8]
+def _fields(rows: Sequence[Row]) -> dict[str, bool]:
+    """Fields of the outputs, and whether a gold answer is there to judge them by: one of the same name or, where no
+    field has one, any for the first of them."""
+    runs = [run for row in rows for side in ("before", "after") for run in row[side]["runs"]]
+    names = list(dict.fromkeys(name for run in runs for name in run["outputs"]))[:_FIELDS]
+    judged = {name for name in names if any(name in row["gold"] for row in rows)} or set(names[:1])
+    return {name: name in judged for name in names}
 
 
-def _asked(row: Row, field: str, demos: Demos) -> Asked:
+def _answers(rows: Sequence[Row], field: str, kept: Demos, *, judged: bool) -> Answers:
+    before, after = (
+        [[text_of(run["outputs"][field]) for run in row[side]["runs"] if field in run["outputs"]] for row in rows]
+        for side in ("before", "after")
+    )
+    demos = [text for _, _, outputs in kept.shown for text in outputs]
+    return Answers(rows, [_asked(row, field, kept, judged=judged) for row in rows], before, after, demos)
+
+
+def _asked(row: Row, field: str, kept: Demos, *, judged: bool) -> Asked:
     gold = row["gold"]
-    named = {name for name in gold if any(name in run["outputs"] for run in row["after"]["runs"])}
-    values = [gold[field]] if field in gold else [value for name, value in gold.items() if name not in named]
+    values = [gold[field]] if field in gold else list(gold.values()) if judged else []
     texts = [text for value in values for text in _leaves(value)]
     labels = [f"{name.replace('_', ' ').casefold()}:" for name in (*row["inputs"], field, "answer", "question")]
     inputs = [text_of(value) for value in row["inputs"].values()]
-    return Asked(field, texts, inputs, demos.answers, demos.shingles, labels)
+    return Asked(field, texts, inputs, kept.answers, kept.shingles, labels)
 
 
 def _leaves(value: Any) -> list[str]:
@@ -123,12 +141,7 @@ def _leaves(value: Any) -> list[str]:
     return [text] if text.strip() else []
 
 
-def _usual(rows: Sequence[Row], field: str) -> list[str]:
+def _usual(answers: Answers) -> list[str]:
     """The two most frequent answers, before and after together."""
-    counts = Counter(
-        normal(text_of(run["outputs"].get(field)))
-        for row in rows
-        for side in ("before", "after")
-        for run in row[side]["runs"]
-    )
-    return [text for text, count in counts.most_common(2) if text and count > 2]
+    counts = Counter(normal(text) for texts in (*answers.before, *answers.after) for text in texts)
+    return [text for text, count in counts.most_common(2) if text and count > _FEWEST]

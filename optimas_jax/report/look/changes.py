@@ -125,10 +125,12 @@ def prompts_grew(run: RunFiles) -> list[Finding]:
 
 
 def start_sizes(run: RunFiles) -> dict[str, int]:
-    """Characters of the prompt of each component before any change, as far as proposals tell: one of demonstrations
-    alone repeats the instruction in use."""
-    sizes: dict[str, int] = {}
-    for row in run.proposals:
+    """Characters of the prompt of each component before any change; of older folders as far as proposals tell it, where
+    demonstrations alone leave the instruction as it is."""
+    parts = (run.system or {}).get("components", ())
+    starts = [(part["name"], value_from_json(part["value"])) for part in parts if part["value"] is not None]
+    sizes = {name: max(map(_size, prompts)) for name, value in starts if (prompts := prompts_of(value))}
+    for row in run.proposals if run.system is None else ():
         value = row.get("value")
         if row.get("optimiser") == "demos" and value and value.get("type") == "prompt":
             sizes.setdefault(row.get("component", ""), len(value["instruction"]))

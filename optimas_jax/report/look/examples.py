@@ -11,6 +11,8 @@ from optimas_jax.core.stats import sign_flip_test
 
 Row = Mapping[str, Any]
 Run = Mapping[str, Any]
+Call = Mapping[str, Any]
+Calls = Sequence[Sequence[Sequence[Call]]]  # [examples][runs][calls] of one component on one side
 
 
 def change(rows: Sequence[Row]) -> np.ndarray:
@@ -31,10 +33,36 @@ def rise(rows: Sequence[Row], measure: Callable[[Run], float]) -> np.ndarray:
 
 def above_zero(differences: np.ndarray) -> tuple[float, float]:
     """One-sided p-value that the mean of paired differences is above zero, and the smallest one that their sizes allow
-    (``Tested``)."""
+    (``Claim``)."""
     if not len(differences):
         return 1.0, 1.0
     return float(sign_flip_test(differences)), 0.5 ** int(np.count_nonzero(differences))
+
+
+def calls_of(rows: Sequence[Row]) -> dict[str, Mapping[str, Calls]]:
+    """Calls by component, ``before`` and ``after``."""
+    names = dict.fromkeys(
+        call["component"]
+        for row in rows
+        for side in ("before", "after")
+        for run in row[side]["runs"]
+        for call in run.get("calls", ())
+    )
+    found: dict[str, dict[str, list[list[list[Call]]]]] = {name: {"before": [], "after": []} for name in names}
+    for row in rows:
+        for side in ("before", "after"):
+            runs = row[side]["runs"]
+            for calls in found.values():
+                calls[side].append([[] for _ in runs])
+            for index, run in enumerate(runs):
+                for call in run.get("calls", ()):
+                    found[call["component"]][side][-1][index].append(call)
+    return dict(found)
+
+
+def share_of(calls: Calls, is_so: Callable[[Call], bool]) -> np.ndarray:
+    """[examples] share of the runs in which some call is so."""
+    return np.array([sum(any(map(is_so, one)) for one in runs) / len(runs) for runs in calls], np.float64)
 
 
 def groups_of(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, np.ndarray]:

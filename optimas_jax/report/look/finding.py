@@ -28,14 +28,14 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tested:
+class Claim:
     """A finding that is true only if chance would rarely show as much.
 
     Attributes:
       p_value: one-sided, of the harm.
       least: smallest p-value that the test could have had, whatever the signs: ``0.5 ** n`` for n differences.
       finding: makes it, once the p-value is small enough; None where the effect is too small to be worth a line.
-      about: what it is about; of several tests about the same with mostly the same ``examples``, one is said.
+      about: what it is about; of several tests about the same with mostly the same ``examples``, the first is said.
       examples: indices of examples that it is about.
     """
 
@@ -46,21 +46,21 @@ class Tested:
     examples: frozenset[int] = frozenset()
 
 
-def significant(tests: Sequence[Tested], level: float) -> list[Finding]:
+def significant(tests: Sequence[Claim], level: float) -> list[Finding]:
     """Findings of the tests that hold at ``level`` for all of them together.
 
     Bonferroni's correction by the number of tests that could reach it at all (Tarone 1990, "A modified Bonferroni
     method for discrete data"): an answer type that no answer has costs nothing.
     """
     bound = level / _attainable([test.least for test in tests], level)
-    said: list[Tested] = []
-    for test in sorted(tests, key=lambda test: test.p_value):
+    said: list[Claim] = []
+    for test in tests:
         if test.finding is not None and test.p_value <= bound and not any(_same(test, other) for other in said):
             said.append(test)
     return [test.finding() for test in said if test.finding is not None]
 
 
-def _same(test: Tested, other: Tested) -> bool:
+def _same(test: Claim, other: Claim) -> bool:
     """Whether a test says what another one has said: of most of its examples."""
     return test.about == other.about and len(test.examples & other.examples) >= 0.7 * len(test.examples)
 

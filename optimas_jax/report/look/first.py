@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from optimas_jax.report.look import answers, calls, changes, costs, learning, metrics, outcome, scores, search
-from optimas_jax.report.look.finding import Finding, Tested, significant
+from optimas_jax.report.look import answers, calls, changes, costs, learning, metrics, outcome, outputs, scores, search
+from optimas_jax.report.look.finding import Claim, Finding, significant
 from optimas_jax.report.run_files import RunFiles
 
 MOST = 5  # findings that are shown at first
-LEVEL = 0.02  # of each family of tests: in at most as many runs without any true change one of its tests speaks
+LEVEL = 0.025  # of each family of tests: in at most as many runs without any true change one of its tests speaks
 Rule = Callable[[RunFiles], Sequence[Finding]]
-Test = Callable[[RunFiles], Sequence[Tested]]
+Test = Callable[[RunFiles], Sequence[Claim]]
 
 RULES: tuple[Rule, ...] = (
     *(outcome.ended_without_results, outcome.not_confirmed, outcome.less_than_promised, outcome.without_effect),
@@ -26,7 +26,7 @@ FAMILIES: tuple[tuple[Test, ...], ...] = (
     (scores.whole_lost, scores.kinds_lost, scores.kinds_left_behind, metrics.metrics_fell, metrics.parts_fell),
     (
         *(answers.answers_of_another_sort, calls.runs_failed, calls.calls_failed, calls.answers_unread),
-        *(calls.calls_grew, calls.outputs_say_nothing, calls.outputs_constant, metrics.spread_grew),
+        *(calls.calls_grew, outputs.outputs_say_nothing, outputs.outputs_constant, metrics.spread_grew),
     ),
 )
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from optimas_jax.report.format import format_interval
 from optimas_jax.report.look.examples import Row, above_zero, rise
-from optimas_jax.report.look.finding import Finding, Tested, counted, plain
+from optimas_jax.report.look.finding import Claim, Finding, counted, plain
 from optimas_jax.report.run_files import RunFiles
 
 _SPREAD = 0.05  # more standard deviation between repeats, on average
 
 
-def metrics_fell(run: RunFiles) -> list[Tested]:
+def metrics_fell(run: RunFiles) -> list[Claim]:
     """Another metric fell."""
     tests = []
     for name, row in ((run.results or {}).get("other_metrics") or {}).items():
@@ -28,7 +28,7 @@ def metrics_fell(run: RunFiles) -> list[Tested]:
             chance = above_zero(np.subtract(before, after))
         else:  # without its scores: beyond the interval, and as sure as its test of a gain says
             chance = (max(1 - row["gain"].get("p_value", 1.0), 1e-4), 1e-4) if interval[1] < 0 else (1.0, 1.0)
-        tests.append(Tested(*chance, partial(_metric_finding, name, row, run) if fell else None, f"metric {name}"))
+        tests.append(Claim(*chance, partial(_metric_finding, name, row, run) if fell else None, f"metric {name}"))
     return tests
 
 
@@ -43,7 +43,7 @@ def _metric_finding(name: str, row: Mapping[str, Any], run: RunFiles) -> Finding
     return Finding("metric_fell", sentence, "head", 2)
 
 
-def parts_fell(run: RunFiles) -> list[Tested]:
+def parts_fell(run: RunFiles) -> list[Claim]:
     """A part of the score, that the metric names, fell."""
     names = dict.fromkeys(
         name
@@ -58,7 +58,7 @@ def parts_fell(run: RunFiles) -> list[Tested]:
         rows = [row for row in run.examples if _has_part(row, name)]
         fall = -rise(rows, partial(_part, name))
         finding = partial(_part_finding, name, rows) if len(fall) and fall.mean() > 0 else None
-        tests.append(Tested(*above_zero(fall), finding, f"metric {name}"))
+        tests.append(Claim(*above_zero(fall), finding, f"metric {name}"))
     return tests
 
 
@@ -81,7 +81,7 @@ def _part(name: str, run: Mapping[str, Any]) -> float:
     return float(run["parts"][name])
 
 
-def spread_grew(run: RunFiles) -> list[Tested]:
+def spread_grew(run: RunFiles) -> list[Claim]:
     """Repeats of the same example differ more in score than before."""
     if not run.examples or min(len(row[side]["runs"]) for row in run.examples for side in ("before", "after")) < 2:
         return []
@@ -95,4 +95,4 @@ def spread_grew(run: RunFiles) -> list[Tested]:
         f"the same score, {int((before > 0).sum())} before."
     )
     finding = partial(Finding, "spread", sentence, "flips", 3) if (after - before).mean() >= _SPREAD else None
-    return [Tested(*above_zero(after - before), finding, "spread")]
+    return [Claim(*above_zero(after - before), finding, "spread")]

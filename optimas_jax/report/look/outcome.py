@@ -72,13 +72,14 @@ def _promised(run: RunFiles) -> tuple[float, float]:
     results = run.results or {}
     confirmed = results.get("confirmed")
     kept = results["accepted"][: (confirmed["changes"] or 0) if confirmed else None]
+    widths: dict[tuple[int, str], Sequence[float]]
     widths = {(event.iteration, event.component): event.ci95 for event in run.events if isinstance(event, Accept)}
     widths |= {
         (event.iteration, event.component): event.ci95
         for event in run.events
         if isinstance(event, Gate) and event.accepted
     }
-    default = results["gain"]["ci95"]
+    default: Sequence[float] = results["gain"]["ci95"]
     intervals = [widths.get((one["iteration"], one["component"]), default) for one in kept]
     variance = sum(((high - low) / (2 * _Z)) ** 2 for low, high in intervals)
     return sum(one["val_gain"] for one in kept), math.sqrt(variance)
@@ -87,7 +88,8 @@ def _promised(run: RunFiles) -> tuple[float, float]:
 def without_effect(run: RunFiles) -> list[Finding]:
     """Changes were kept, and no output of any example is another one."""
     confirmed = (run.results or {}).get("confirmed")
-    kept = (run.results or {}).get("accepted", ())[: (confirmed["changes"] or 0) if confirmed else None]
+    accepted = (run.results or {}).get("accepted") or []
+    kept = accepted[: (confirmed["changes"] or 0) if confirmed else None]
     rows = run.examples
     if not kept or len(rows) < _FEWEST or any(_outputs(row["before"]) != _outputs(row["after"]) for row in rows):
         return []

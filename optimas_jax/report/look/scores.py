@@ -10,7 +10,7 @@ import numpy as np
 from optimas_jax.core.stats import mean_interval
 from optimas_jax.report.format import format_interval
 from optimas_jax.report.look.examples import Row, above_zero, change, groups_of
-from optimas_jax.report.look.finding import Finding, Tested, counted, plain
+from optimas_jax.report.look.finding import Claim, Finding, counted, plain
 from optimas_jax.report.look.sorts import has_number, text_of
 from optimas_jax.report.run_files import RunFiles
 
@@ -27,7 +27,7 @@ _FEWEST = 4  # examples of a kind
 _PERMUTATIONS = 4_000
 
 
-def whole_lost(run: RunFiles) -> list[Tested]:
+def whole_lost(run: RunFiles) -> list[Claim]:
     """The examples got worse as a whole: more than chance would make them."""
     differences = change(run.examples)
     if not len(differences):
@@ -42,10 +42,10 @@ def whole_lost(run: RunFiles) -> list[Tested]:
         )
         return Finding("worse", sentence, "flips", 1)
 
-    return [Tested(*above_zero(-differences), finding)]
+    return [Claim(*above_zero(-differences), finding)]
 
 
-def kinds_lost(run: RunFiles) -> list[Tested]:
+def kinds_lost(run: RunFiles) -> list[Claim]:
     """A kind of examples lost, by a paired test."""
     differences = change(run.examples)
 
@@ -57,7 +57,7 @@ def kinds_lost(run: RunFiles) -> list[Tested]:
         return Finding("kind_lost", sentence, "kinds", 2)
 
     return [
-        Tested(
+        Claim(
             *above_zero(-differences[kind.indices]),
             partial(finding, kind) if differences[kind.indices].mean() < 0 else None,
             kind.name,
@@ -67,39 +67,48 @@ def kinds_lost(run: RunFiles) -> list[Tested]:
     ]
 
 
-def kinds_left_behind(run: RunFiles) -> list[Tested]:
+def kinds_left_behind(run: RunFiles) -> list[Claim]:
     """A kind fell while the others gained: its own examples may be too few for a test of their own, but not for one
     against all others."""
     differences = change(run.examples)
 
-    def test(kind: Kind) -> Tested:
+    def test(kind: Kind) -> Claim:
         rest = np.setdiff1d(np.arange(len(differences)), kind.indices)
         own, others = differences[kind.indices], differences[rest]
 
         def finding() -> Finding:
             sentence = (
                 f"{kind.name} fell, {_before_after(run, kind)}, while the other {len(others)} rose by "
-                f"{others.mean():.3f}: too few to say that it lost, enough to say that it did not gain as they did."
+                f"{others.mean():.3f}: too few to say that it lost, enough to say that it did worse than they."
             )
             return Finding("kind_lost", sentence, "kinds", 2)
 
         fell = own.mean() < 0 < others.mean() and (own < 0).sum() > (own > 0).sum()
         about = kind.name, frozenset(kind.indices.tolist())
-        return Tested(_below(differences, kind.indices), 1 / _PERMUTATIONS, finding if fell else None, *about)
+        p_value = _below(differences, kind.indices) if fell else 1.0
+        return Claim(p_value, 1 / _PERMUTATIONS, finding if fell else None, *about)
 
     kinds = _kinds(run) if differences.any() else ()
     return [test(kind) for kind in kinds if len(differences) - len(kind.indices) >= _FEWEST]
 
 
 def _below(differences: np.ndarray, indices: np.ndarray) -> float:
-    """One-sided p-value that the mean of some examples is below that of the others, by permutation (fixed seed)."""
+    """One-sided p-value that the mean of some examples is below that of the others: Welch's t by permutation (fixed
+    seed), as kinds have spreads of their own."""
     rng = np.random.default_rng(0)
-    own = differences[indices].sum()
-    size, count = len(indices), 0
-    for _ in range(_PERMUTATIONS // 1000):
-        order = rng.random((1000, len(differences))).argpartition(size - 1, axis=1)[:, :size]
-        count += int((differences[order].sum(1) <= own + 1e-9).sum())
+    order = np.concatenate([indices, np.setdiff1d(np.arange(len(differences)), indices)])
+    seen, count = _welch(differences[order][None], len(indices))[0], 0
+    for _ in range(_PERMUTATIONS // 500):
+        drawn = rng.permuted(np.tile(differences, (500, 1)), axis=1)
+        count += int((_welch(drawn, len(indices)) <= seen + 1e-9).sum())
     return (count + 1) / (_PERMUTATIONS + 1)
+
+
+def _welch(values: np.ndarray, size: int) -> np.ndarray:
+    """[rows] mean of the first ``size`` of [rows, n] values minus that of the rest, in its standard errors."""
+    own, rest = values[:, :size], values[:, size:]
+    error = np.sqrt(own.var(1, ddof=1) / size + rest.var(1, ddof=1) / rest.shape[1])
+    return (own.mean(1) - rest.mean(1)) / np.maximum(error, 1e-9)
 
 
 def _kinds(run: RunFiles) -> list[Kind]:

@@ -20,7 +20,7 @@ from optimas_jax.core.types import valid_text
 from optimas_jax.report.page import text
 
 FOLDER = Path(__file__).parent / "templates"
-_FILTERS = ("number", "signed", "interval", "count", "dollars", "duration", "percent", "clip", "plain", "slug")
+_FILTERS = ("number", "signed", "interval", "count", "dollars", "duration", "percent", "clip", "name", "plain", "slug")
 
 
 def render(template: str, **fields: Any) -> str:

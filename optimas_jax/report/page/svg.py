@@ -32,8 +32,10 @@ def _short(value: Any) -> Any:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
-def picture(title: str, description: str, width: float, height: float, *children: Any, class_: str = "") -> Markup:
-    """A picture with a name and a description for who cannot see it."""
+def picture(
+    title: str, description: str, width: float, height: float, *children: Any, class_: str = "", stretch: bool = False
+) -> Markup:
+    """A picture with a name and a description for who cannot see it; ``stretch``: as wide as there is room."""
     return element(
         "svg",
         element("title", title),
@@ -44,6 +46,7 @@ def picture(title: str, description: str, width: float, height: float, *children
         width=width,
         height=height,
         class_=class_ or None,
+        preserveAspectRatio="none" if stretch else None,
     )
 
 
@@ -99,11 +102,15 @@ def tick_text(value: float) -> str:
     return f"{value:.4g}"
 
 
-def interval_bar(mean: Any, bounds: Any, reach: float, *, width: float = 150.0, words: str = "") -> Markup:
-    """A mean with its interval beside zero, from ``-reach`` to ``reach``."""
+def interval_bar(mean: Any, bounds: Any, span: tuple[float, float], *, width: float = 150.0, words: str = "") -> Markup:
+    """A mean with its interval beside zero.
+
+    Args:
+      span: the ends of the picture, zero between them (``span_of``).
+    """
     if not is_number(mean):
         return Markup("")
-    scale, middle = Scale(-reach, reach, 6, width - 6), 9.0
+    scale, middle = Scale(*span, 6, width - 6), 9.0
     drawn = [element("line", class_="axis", x1=scale(0), x2=scale(0), y1=1, y2=17)]
     side = "even"
     if is_interval(bounds):
@@ -114,9 +121,11 @@ def interval_bar(mean: Any, bounds: Any, reach: float, *, width: float = 150.0, 
     return picture(words or "interval", "", width, 18, *drawn, class_="interval")
 
 
-def reach_of(values: Iterable[Any]) -> float:
-    """The largest magnitude among numbers, for bars that are to be compared; 1 without any."""
-    return max((abs(float(value)) for value in values if is_number(value)), default=0.0) or 1.0
+def span_of(values: Iterable[Any]) -> tuple[float, float]:
+    """The smallest and the largest of numbers and zero, for bars that are to be compared."""
+    known = [0.0, *(float(value) for value in values if is_number(value))]
+    low, high = min(known), max(known)
+    return (low, high) if low < high else (-1.0, 1.0)
 
 
 def y_axis(scale: Scale, left: float, right: float, label: str = "") -> list[Markup]:

@@ -82,6 +82,11 @@ def clip(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
+def name(value: Any) -> str:
+    """A name as a page shows it: the beginning of a long one."""
+    return clip(str(value), 80)
+
+
 def visible(text: str) -> str:
     """Control characters, and marks that turn the direction of what follows, as pictures or codes. Line breaks and tabs
     stay."""

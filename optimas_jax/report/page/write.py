@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def run_page(run: RunFiles, *, root: str = "", running: bool = False) -> str:
       root: path from the page's folder to the run's, for links to its files: "" or ``../``.
       running: whether a command is at work in the folder.
     """
+    if running:  # what an earlier command has left is not true any more
+        run = dataclasses.replace(run, unfinished=None)
     views = {name: view(run) for name, (_, view) in SECTIONS.items()}
     titles = {name: title for name, (title, _) in SECTIONS.items() if views[name] or name not in _OPTIONAL}
     top = head(run, running=running)

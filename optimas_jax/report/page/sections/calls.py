@@ -8,6 +8,9 @@ from typing import Any
 
 from optimas_jax.report.page import text
 
+_CONTEXT = 3  # calls before the first difference that are shown
+_FIELDS = 40  # of a call that are shown
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -48,34 +51,53 @@ class CallPair:
     after: Side | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """The calls of two runs; ``earlier`` and ``later`` ones are left out, the earlier ones being the same in both."""
+
+    pairs: Sequence[CallPair]
+    earlier: int
+    later: int
+
+
 def call_pairs(
-    before: Mapping[str, Any], after: Mapping[str, Any], example: Mapping[str, Any], most: int
-) -> list[CallPair]:
+    before: Mapping[str, Any], after: Mapping[str, Any], example: Mapping[str, Any], most: int, calls: int
+) -> Calls:
     """The calls of two runs of an example, those of one component and occurrence beside each other.
 
     Args:
       most: characters of a text that are shown.
+      calls: that are shown, from shortly before the first difference on where there are more.
     """
     old, new = ({_key(call): call for call in run.get("calls") or ()} for run in (before, after))
+    keys = list(_merged(list(old), list(new)))
+    words = [_word(old.get(key), new.get(key)) for key in keys]
+    first = next((index for index, word in enumerate(words) if word != "same"), 0)
+    start = max(0, min(first - _CONTEXT, len(keys) - calls)) if len(keys) > calls else 0
     known = [_sources(example, run.get("calls") or ()) for run in (before, after)]
-    pairs, found = [], False
-    for key in _merged(list(old), list(new)):
+    pairs = []
+    for index in range(start, min(start + calls, len(keys))):
+        key, word = keys[index], words[index]
         one, other = old.get(key), new.get(key)
-        same = one is not None and other is not None and _content(one) == _content(other)
-        word = "same" if same else "only before" if other is None else "only after" if one is None else "differs"
-        if not same and not found:
-            found, word = True, "first difference" if word == "differs" else f"first difference: {word}"
         outputs = (one or {}).get("outputs"), (other or {}).get("outputs")
-        name = key[0] + f" ({key[1] + 1})" * bool(key[1])
+        if index == first and word != "same":
+            word = "first difference" if word == "differs" else f"first difference: {word}"
         pairs.append(
             CallPair(
-                text.clip(name, 80),
+                text.name(key[0]) + f" ({key[1] + 1})" * bool(key[1]),
                 word,
                 one and _side(one, known[0], outputs[1] if other else None, most),
-                None if same else other and _side(other, known[1], outputs[0] if one else None, most),
+                None if word == "same" else other and _side(other, known[1], outputs[0] if one else None, most),
             )
         )
-    return pairs
+    return Calls(pairs, start, len(keys) - start - len(pairs))
+
+
+def _word(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str:
+    """How the two sides of a call differ."""
+    if one is None or other is None:
+        return "only before" if other is None else "only after"
+    return "same" if _content(one) == _content(other) else "differs"
 
 
 def _key(call: Mapping[str, Any]) -> tuple[str, int]:
@@ -88,15 +110,17 @@ def _content(call: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _merged(old: Sequence[tuple[str, int]], new: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int]]:
     """The keys of both in an order that is that of each, as far as both agree."""
-    rest, known = list(new), set(new)
+    shared, given, at = set(old) & set(new), set[tuple[str, int]](), 0
     for key in old:
-        if key in known:
-            while rest and rest[0] != key and rest[0] not in old:
-                yield rest.pop(0)
-            if key in rest:
-                rest.remove(key)
+        if key in shared:
+            while at < len(new) and new[at] != key and new[at] not in shared:
+                given.add(new[at])
+                yield new[at]
+                at += 1
+            at += at < len(new) and new[at] == key
+        given.add(key)
         yield key
-    yield from rest
+    yield from (key for key in new if key not in given)
 
 
 def _sources(example: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
@@ -112,16 +136,16 @@ def _side(
     call: Mapping[str, Any], sources: Mapping[tuple[str, str], str], other: Mapping[str, Any] | None, most: int
 ) -> Side:
     inputs = []
-    for name, value in (call.get("inputs") or {}).items():
+    for name, value in list((call.get("inputs") or {}).items())[:_FIELDS]:
         shown = text.plain(value)
         source = sources.get((str(name), shown))
         own = source == f"of {call['component']}"
-        inputs.append((text.clip(str(name), 80), text.clip(shown, most) if source is None or own else f"({source})"))
+        inputs.append((text.name(name), text.clip(shown, most) if source is None or own else f"({source})"))
     outputs = []
-    for name, value in (call.get("outputs") or {}).items():
+    for name, value in list((call.get("outputs") or {}).items())[:_FIELDS]:
         shown = text.plain(value)
         against = text.plain(other[name]) if other and name in other else None
-        outputs.append((text.clip(str(name), 80), marked(shown, against, most)))
+        outputs.append((text.name(name), marked(shown, against, most)))
     outcome, detail = str(call.get("outcome") or "ok"), str(call.get("detail") or "")
     failure = "" if outcome == "ok" and not detail else ": ".join(filter(None, (outcome, text.clip(detail, most))))
     return Side(inputs, outputs, failure)

@@ -12,7 +12,7 @@ from optimas_jax.core.folder.search_events import Accept, Gate, Tuned
 from optimas_jax.core.values import value_to_json
 from optimas_jax.report.page import text
 from optimas_jax.report.page.sections.values import ValueChange, value_change
-from optimas_jax.report.page.svg import interval_bar, reach_of
+from optimas_jax.report.page.svg import interval_bar, span_of
 from optimas_jax.report.run_files import RunFiles
 
 _MOST = 50  # changes that are shown
@@ -68,7 +68,7 @@ def changes(run: RunFiles) -> Changes:
     kept = len(accepted) if confirmed is None else confirmed["changes"] or 0
     gates = {(gate.iteration, gate.component): gate for gate in run.events if isinstance(gate, Gate) and gate.accepted}
     gains = [_gains(change, gates, run.results) for change in accepted]
-    reach = reach_of(bound for rows in gains for _, gain, bounds in rows for bound in (gain, *(bounds or ())))
+    span = span_of(bound for rows in gains for _, gain, bounds in rows for bound in (gain, *(bounds or ())))
     tuned = {event.adapter: event for event in run.events if isinstance(event, Tuned)}
     shown = []
     for index, (change, rows) in enumerate(zip(accepted, gains, strict=True)):
@@ -85,7 +85,7 @@ def changes(run: RunFiles) -> Changes:
                 index < kept,
                 value_change(old, value),
                 [
-                    Brought(where, gain, bounds, interval_bar(gain, bounds, reach, words=where))
+                    Brought(where, gain, bounds, interval_bar(gain, bounds, span, words=where))
                     for where, gain, bounds in rows
                 ],
                 _tuning(tuned.get(value.get("digest", ""))),

@@ -13,6 +13,7 @@ from optimas_jax.report.run_files import RunFiles
 
 MOST = 200  # examples that are shown
 _CHARACTERS = 900_000  # of the texts of all calls together
+_CALLS, _FEWEST_CALLS = 2_400, 12  # of all examples together, and of one
 _LIMITS = (4_000, 2_000, 1_000, 500, 250, 120, 60)  # characters of one text, the first that fits
 
 
@@ -29,6 +30,7 @@ class Flip:
       before, after: scores; outputs_before, outputs_after: what the runs returned.
       feedback: of the metric on the run after.
       groups: calls of both runs; those in a row that are the same are one group.
+      earlier, later: numbers of calls that are left out.
       repeat: a sentence on which of several repeats is shown.
     """
 
@@ -44,6 +46,8 @@ class Flip:
     outputs_after: str
     feedback: str
     groups: Sequence[Sequence[CallPair]]
+    earlier: int
+    later: int
     repeat: str
 
 
@@ -76,7 +80,8 @@ def flips(run: RunFiles) -> Flips:
     few = min(len(better), max(MOST // 2, MOST - len(worse)))
     rows = [*worse[: MOST - few], *better[:few]]
     most = _limit(rows)
-    shown = [_flip(row, most) for row in rows]
+    calls = max(_FEWEST_CALLS, _CALLS // max(1, len(rows)))
+    shown = _with_own_anchors([_flip(row, most, calls) for row in rows])
     kinds = list(dict.fromkeys(flip.kind for flip in shown if flip.kind))
     return Flips(shown, len(better), len(worse), len(run.examples) - len(changed), kinds)
 
@@ -105,15 +110,26 @@ def _limit(rows: Sequence[Mapping[str, Any]]) -> int:
     return next(fits, _LIMITS[-1])
 
 
-def _flip(row: Mapping[str, Any], most: int) -> Flip:
+def _with_own_anchors(flips: Sequence[Flip]) -> list[Flip]:
+    """Examples of one name, which a table of the user's may have, get anchors of their own."""
+    seen: set[str] = set()
+    shown = []
+    for index, flip in enumerate(flips):
+        shown.append(dataclasses.replace(flip, anchor=f"{flip.anchor}-{index}") if flip.anchor in seen else flip)
+        seen.add(flip.anchor)
+    return shown
+
+
+def _flip(row: Mapping[str, Any], most: int, most_calls: int) -> Flip:
     repeat = _telling_repeat(row)
     before, after = (row[side]["runs"][min(repeat, len(row[side]["runs"]) - 1)] for side in ("before", "after"))
     repeats = len(row["after"]["runs"])
+    calls = call_pairs(before, after, row, most, most_calls)
     said = f"Repeat {repeat + 1} of {repeats} is shown; scores are means over all." if repeats > 1 else ""
     return Flip(
         anchor=example_anchor(row["id"]),
-        name=text.clip(row["id"], 80),
-        kind=text.clip(row["kind"], 80),
+        name=text.name(row["id"]),
+        kind=text.name(row["kind"]),
         way="worse" if change_of(row) < 0 else "better",
         asked=in_short(row["inputs"], 400),
         gold=in_short(row["gold"], 300),
@@ -122,7 +138,9 @@ def _flip(row: Mapping[str, Any], most: int) -> Flip:
         outputs_before=_returned(before),
         outputs_after=_returned(after),
         feedback=text.clip(str(after.get("feedback") or ""), most),
-        groups=[list(group) for _, group in itertools.groupby(call_pairs(before, after, row, most), _group)],
+        groups=[list(group) for _, group in itertools.groupby(calls.pairs, _group)],
+        earlier=calls.earlier,
+        later=calls.later,
         repeat=said,
     )
 

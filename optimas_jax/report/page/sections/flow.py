@@ -13,7 +13,7 @@ from optimas_jax.report.page import text
 from optimas_jax.report.page.svg import element, picture
 
 _WIDTH, _HEIGHT, _GAP, _ROW = 176.0, 54.0, 34.0, 78.0  # of a box, between columns, between rows
-_MOST = 40  # boxes that are drawn
+_MOST, _ARROWS = 40, 300  # boxes and arrows that are drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def flow_picture(nodes: Sequence[Node], edges: Sequence[Edge], what: str) -> Mar
     """
     nodes = nodes[:_MOST]
     places = _places(nodes, edges)
-    known = [edge for edge in edges if edge.start in places and edge.end in places]
+    known = [edge for edge in edges if edge.start in places and edge.end in places][:_ARROWS]
     lifts = [_lift(places, edge) for edge in known]
     above, below = max(0.0, *(-lift for lift in lifts), 0.0), max(0.0, *lifts, 0.0)
     columns = 1 + max(column for column, _ in places.values())
@@ -72,8 +72,8 @@ def flow_picture(nodes: Sequence[Node], edges: Sequence[Edge], what: str) -> Mar
 def _places(nodes: Sequence[Node], edges: Sequence[Edge]) -> dict[str, tuple[int, int]]:
     """(column, row) of each box: a column behind those that lead to it, by arrows that go on in the order of boxes."""
     order = {node.name: index for index, node in enumerate(nodes)}
-    columns: dict[str, int] = {}
-    for name, index in order.items():
+    columns: dict[str, int] = {} if edges else order  # nothing is known of what flows between them
+    for name, index in order.items() if edges else ():
         before = [edge.start for edge in edges if edge.end == name and order.get(edge.start, math.inf) < index]
         columns[name] = 1 + max((columns[one] for one in before), default=-1)
     rows: collections.Counter[int] = collections.Counter()

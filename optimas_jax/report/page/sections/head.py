@@ -11,7 +11,7 @@ from markupsafe import Markup
 from optimas_jax.core.folder.events import Confirmation, Event
 from optimas_jax.core.folder.search_events import Curve, Pick, SearchEnd
 from optimas_jax.report.page import text
-from optimas_jax.report.page.svg import element, interval_bar, picture, reach_of
+from optimas_jax.report.page.svg import element, interval_bar, picture, span_of
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 6  # examples: on fewer no test of signs is below 5 % on both sides
@@ -52,7 +52,8 @@ class Head:
       split: picture of these counts.
       confirmed: word and sentence.
       kept, tested, proposed: numbers of proposals.
-      dollars, tokens, calls, seconds: what was paid, and the time of the first execution.
+      dollars: what was paid.
+      took: tokens, completions and time of the first execution in words, as far as they are known.
       uncertain: how much of the bill is a worst case; "" for nothing.
     """
 
@@ -70,9 +71,7 @@ class Head:
     tested: int
     proposed: int
     dollars: Any
-    tokens: Any
-    calls: Any
-    seconds: Any
+    took: str
     uncertain: str
 
 
@@ -159,7 +158,7 @@ def _about(run: RunFiles) -> list[str]:
         f"seed {config['seed']}" if "seed" in config else "",
         str(record.get("started") or "")[:10],
     ]
-    return [text.clip(part, 80) for part in parts if part]
+    return [text.name(part) for part in parts if part]
 
 
 def _score(run: RunFiles) -> Score | None:
@@ -168,7 +167,7 @@ def _score(run: RunFiles) -> Score | None:
         what = f"{text.clip(results['metric'], 60)} on {text.counted(results['n'], results['split'] + ' example')}"
         bounds = gain["ci95"] if results["n"] >= _FEWEST else None
         said = gain_sentence(gain, results["n"])
-        bar = interval_bar(gain["mean"], bounds, reach_of([gain["mean"], *(bounds or ())]), width=220, words=said)
+        bar = interval_bar(gain["mean"], bounds, span_of([gain["mean"], *(bounds or ())]), width=220, words=said)
         return Score(what, before, after, gain["mean"], bounds, said, bar)
     curve = [event for event in run.events if isinstance(event, Curve)]
     if not curve:
@@ -220,17 +219,17 @@ def bill_of(run: RunFiles) -> dict[str, Any]:
             f"Of this {text.counted(worst['calls'], 'request')} are at their worst case, {text.count(worst['tokens'])} "
             "tokens: they had no answer after the model may have worked on them, or one that does not say what it used."
         )
-    bill = {
-        "dollars": record.get("usd"),
-        "tokens": record.get("tokens"),
-        "calls": record.get("paid_calls", results.get("paid_calls")),
-        "seconds": record.get("seconds", results.get("wall_seconds")),
-        "uncertain": uncertain,
-    }
+    dollars, tokens = record.get("usd"), record.get("tokens")
     if not record.get("finished") and spent is not None:
-        bill["dollars"] = max(bill["dollars"] or 0, spent.spent.usd)
-        bill["tokens"] = max(bill["tokens"] or 0, spent.spent.tokens)
-    return bill
+        dollars, tokens = max(dollars or 0, spent.spent.usd), max(tokens or 0, spent.spent.tokens)
+    calls = record.get("paid_calls", results.get("paid_calls"))
+    seconds = record.get("seconds", results.get("wall_seconds"))
+    took = [
+        f"{text.count(tokens)} tokens" if tokens is not None else "",
+        f"{text.count(calls)} completions paid for" if calls or results else "",
+        text.duration(seconds) if seconds else "",
+    ]
+    return {"dollars": dollars, "took": ", ".join(filter(None, took)), "uncertain": uncertain}
 
 
 def _split_bar(better: int, same: int, worse: int) -> Markup:
@@ -243,4 +242,4 @@ def _split_bar(better: int, same: int, worse: int) -> Markup:
         parts.append(element("rect", class_=f"fill {kind}", x=at, y=0, width=max(0.0, width - 1.5), height=8, rx=2))
         at += width
     words = f"{better} better, {same} the same, {worse} worse"
-    return picture(words, "", 200, 8, *parts, class_="split")
+    return picture(words, "", 200, 8, *parts, class_="split", stretch=True)

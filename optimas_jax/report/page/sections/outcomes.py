@@ -11,7 +11,7 @@ from markupsafe import Markup
 from optimas_jax.core.stats import compare
 from optimas_jax.report.page import text
 from optimas_jax.report.page.sections.flips import example_anchor
-from optimas_jax.report.page.svg import interval_bar, reach_of
+from optimas_jax.report.page.svg import interval_bar, span_of
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 6  # examples of a kind, for an interval
@@ -97,7 +97,7 @@ def kinds(run: RunFiles) -> list[Kind]:
         rows.append(
             (name, pairs, sum(before) / len(pairs), sum(after) / len(pairs), gain, comparison and comparison.ci95)
         )
-    reach = reach_of(bound for *_, gain, bounds in rows for bound in (gain, *(bounds or ())))
+    span = span_of(bound for *_, gain, bounds in rows for bound in (gain, *(bounds or ())))
     return [
         Kind(
             name,
@@ -106,7 +106,7 @@ def kinds(run: RunFiles) -> list[Kind]:
             new,
             gain,
             bounds,
-            interval_bar(gain, bounds, reach, words=f"{name}: {text.signed(gain)}"),
+            interval_bar(gain, bounds, span, words=f"{text.name(name)}: {text.signed(gain)}"),
         )
         for name, pairs, old, new, gain, bounds in rows
     ]
@@ -158,7 +158,7 @@ def _failed(one: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _notes(results: Mapping[str, Any]) -> list[str]:
     problems = {"unread": "could not be read", "cut": "were cut at max_tokens"}
     return [
-        f"{text.clip(name, 80)}: of {text.counted(row['answers'] // 2, 'answer')} {row['baseline']} before and "
+        f"{text.name(name)}: of {text.counted(row['answers'] // 2, 'answer')} {row['baseline']} before and "
         f"{row['optimized']} after {problem}."
         for field, problem in problems.items()
         for name, row in (results.get(field) or {}).items()
@@ -175,5 +175,8 @@ def blame(run: RunFiles) -> Blame | None:
         first.setdefault(one["component"], one["id"])
     parts = sorted((found.get("components") or {}).items(), key=lambda item: -item[1]["share"])
     largest = max((row["share"] for _, row in parts), default=0.0) or 1.0
-    rows = [Fault(name, row["first"], row["share"], row["share"] / largest, first.get(name, "")) for name, row in parts]
+    rows = [
+        Fault(name, row["first"], row["share"], row["share"] / largest, first.get(name, ""))
+        for name, row in parts[:_MOST]
+    ]
     return Blame(rows, found.get("passing", 0), found.get("failing", 0), str(found.get("reason") or ""))

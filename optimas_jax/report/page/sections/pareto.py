@@ -56,7 +56,7 @@ def pareto(run: RunFiles) -> Pareto | None:
 def _row(point: Mapping[str, Any]) -> Row:
     costs = [_estimate(point[name], form) for name, form in _FORMS.items()]
     marks = ["dominated" if point["dominated"] else "Pareto set", *(f"exceeds max_{one}" for one in point["exceeds"])]
-    name = text.clip(point_name(point), 80)
+    name = text.name(point_name(point))
     return Row(name, _estimate(point["score"], text.number), costs, ", ".join(marks), point["kept"])
 
 

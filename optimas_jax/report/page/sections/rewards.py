@@ -16,7 +16,7 @@ from optimas_jax.report.run_files import RunFiles
 FEWEST_PAIRS = 20  # below which an accuracy is not shown as a number
 _FEWEST_GATES = 6
 _MOST = 400  # marks of a picture
-_ROWS = 40  # components of a picture
+_ROWS, _LINES = 40, 200  # components of a picture, and of a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Rewards:
 def rewards(run: RunFiles) -> Rewards:
     """The section of a run, finished or not."""
     met = _met(run)
-    gates = [event for event in run.events if isinstance(event, Gate)]
+    gates = [event for event in run.events if isinstance(event, Gate) and text.is_interval(event.ci95)]
     found = {**(run.optimized or {}), **(run.results or {})}
     aligned, controls = _aligned(found.get("alignment") or {})
     scatters = [
@@ -90,10 +90,10 @@ def rewards(run: RunFiles) -> Rewards:
         timeline=_timeline(met),
         said=_agreement(met),
         scatters=[one for one in scatters if one is not None],
-        aligned=aligned,
+        aligned=aligned[:_LINES],
         controls=controls,
-        used=_used(run, found),
-        groups=[event for event in run.events if isinstance(event, Groups)],
+        used=_used(run, found)[:_LINES],
+        groups=[event for event in run.events if isinstance(event, Groups)][:_LINES],
     )
 
 
@@ -134,7 +134,9 @@ def _timeline(met: Sequence[Met]) -> Markup:
     drawn = []
     for name, y in rows.items():
         short = name if len(name) <= 26 else f"{name[:24]}…"
-        drawn.append(svg.element("text", svg.element("title", name), short, x=0, y=y + 4, class_="strong"))
+        drawn.append(
+            svg.element("text", svg.element("title", text.clip(name, 200)), short, x=0, y=y + 4, class_="strong")
+        )
         drawn.append(svg.element("line", class_="grid", x1=left, x2=width - 10, y1=y, y2=y))
     every = max(1, -(-last // 24))
     for number in range(1, last + 1, every):
@@ -152,7 +154,7 @@ def _timeline(met: Sequence[Met]) -> Markup:
 
 def _words(one: Met) -> str:
     agreed = "no pairs" if one.accuracy is None or not one.pairs else f"{one.accuracy:.2f} of {one.pairs} pairs"
-    return f"iteration {one.iteration}, {one.component}: {agreed}" + ", then trained further" * one.trained
+    return f"iteration {one.iteration}, {text.name(one.component)}: {agreed}" + ", then trained further" * one.trained
 
 
 def _meeting(one: Met, x: float, y: float, largest: int) -> Markup:
@@ -190,11 +192,10 @@ def _scatter(gates: Sequence[Gate], field: str, axis: str) -> tuple[Markup, str]
     for gate in known:
         at, height_at, promised = x(getattr(gate, field)), y(gate.val_gain), getattr(gate, field)
         side = "good" if gate.accepted else "even"
-        title = svg.element(
-            "title",
-            f"{gate.component}, {gate.kind}: promised {text.signed(promised)}, measured {text.signed(gate.val_gain)}",
-        )
-        low, high = gate.ci95 if text.is_interval(gate.ci95) else (gate.val_gain, gate.val_gain)
+        what = f"{text.name(gate.component)}, {text.name(gate.kind)}"
+        gains = f"promised {text.signed(promised)}, measured {text.signed(gate.val_gain)}"
+        title = svg.element("title", f"{what}: {gains}")
+        low, high = gate.ci95
         drawn.append(svg.element("line", class_=f"bar thin {side}", x1=at, x2=at, y1=y(low), y2=y(high)))
         drawn.append(svg.element("circle", title, cx=at, cy=height_at, r=5, class_=f"dot {side}"))
     said = _promises(known, field)

@@ -70,7 +70,7 @@ def _read(run: RunFiles) -> tuple[list[Point], list[Dot]]:
     waiting: list[Gate] = []  # the next point of the curve tells what was spent by then
     for event in run.events:
         if isinstance(event, Gate):
-            waiting.append(event)
+            waiting += [event] * text.is_number(event.val_gain)
         elif isinstance(event, Curve):
             if not text.is_number(event.val_score):
                 continue
@@ -84,11 +84,9 @@ def _read(run: RunFiles) -> tuple[list[Point], list[Dot]]:
 def _dot(gate: Gate, before: float, spent: Usage) -> Dot:
     verdict = "kept" if gate.accepted else "refused"
     of = f" of {gate.of}" if gate.of else ""
-    words = (
-        f"{gate.component}, {gate.kind}: {text.signed(gate.val_gain)} {text.interval(gate.ci95)} on {gate.n}{of} "
-        f"validation examples, {verdict}"
-    )
-    return Dot(before + gate.val_gain, spent, gate.accepted, words)
+    what = f"{text.name(gate.component)}, {text.name(gate.kind)}"
+    gain = f"{text.signed(gate.val_gain)} {text.interval(gate.ci95)} on {gate.n}{of} validation examples"
+    return Dot(before + gate.val_gain, spent, gate.accepted, f"{what}: {gain}, {verdict}")
 
 
 def _thinned(points: Sequence[Point], most: int) -> list[Point]:

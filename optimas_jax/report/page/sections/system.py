@@ -16,6 +16,7 @@ from optimas_jax.report.page.sections.flow import Edge, Node, flow_picture
 from optimas_jax.report.run_files import RunFiles
 
 _RUNS = 200  # whose calls are looked at
+_PARTS = 200  # components that are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,8 @@ def system(run: RunFiles) -> System:
     program = run.system["program"] if run.system else any(max(numbers, default=1) != 1 for numbers in counts.values())
     parts = [_part(name, described.get(name), runs, counts[name], run) for name in names]
     edges = _calls_after(runs) if program else _data_flow(described, runs)
-    nodes = [Node(part.name, part.status, part.changed, part.tuned) for part in parts]
+    parts = parts[:_PARTS]
+    nodes = [Node(text.name(part.name), part.status, part.changed, part.tuned) for part in parts]
     what = "which component a run calls after which" if program else "which component reads what another one writes"
     return System(parts, flow_picture(nodes, edges, what) if nodes else Markup(""), program, len(runs))
 
@@ -113,7 +115,10 @@ def _calls_after(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Edge]:
     for calls in runs:
         names = [call["component"] for call in calls]
         seen.update(set(itertools.pairwise(names)))
-    return [Edge(one, other, "" if n == len(runs) else text.percent(n / len(runs))) for (one, other), n in seen.items()]
+    return [
+        Edge(text.name(one), text.name(other), "" if n == len(runs) else text.percent(n / len(runs)))
+        for (one, other), n in seen.items()
+    ]
 
 
 def _data_flow(described: Mapping[str, Mapping[str, Any]], runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Edge]:
@@ -132,4 +137,7 @@ def _data_flow(described: Mapping[str, Mapping[str, Any]], runs: Sequence[Sequen
             for name in part["outputs"]:
                 if name in other["inputs"] and part is not other:
                     fields.setdefault((part["name"], other["name"]), []).append(str(name))
-    return [Edge(one, other, ", ".join(names)) for (one, other), names in fields.items()]
+    return [
+        Edge(text.name(one), text.name(other), text.clip(", ".join(names), 200))
+        for (one, other), names in fields.items()
+    ]

@@ -63,7 +63,7 @@ def use(run: RunFiles) -> Use:
     return Use(
         _code(run),
         text.clip(f"python {command}" if command.split(" ", maxsplit=1)[0].endswith(".py") else command, 2_000),
-        text.clip(str(record.get("commit") or ""), 80),
+        text.name(record.get("commit") or ""),
         [(str(name), str(version)) for name, version in versions.items()],
         ", ".join(filter(None, machine)),
         text.clip(preset, 200),

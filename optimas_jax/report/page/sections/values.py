@@ -14,8 +14,9 @@ from optimas_jax.report.page import text
 _WORDS = 3_000  # of a text that is compared word by word; longer ones are compared line by line
 _LINES = 3_000
 _MOST = 20_000  # characters of a text that are shown
+_SETTINGS = 60  # names of a value that are shown
 _DEMOS = 12  # demonstrations that are shown
-_FIELD = 1_500  # characters of a field of one
+_FIELD, _FIELDS = 1_500, 20  # characters of a field of one, and fields
 _TOKEN = re.compile(r"\s+|\w+|[^\w\s]")
 ValueData = Mapping[str, Any]
 
@@ -69,7 +70,7 @@ def value_change(old: ValueData | None, new: ValueData) -> ValueChange:
         return _prompt_change(old if old and old.get("type") == "prompt" else None, new)
     before, after = _settings(old), _settings(new)
     names = dict.fromkeys([*after, *before])
-    rows = [(name, before.get(name, ""), after.get(name, "")) for name in names]
+    rows = [(text.name(name), before.get(name, ""), after.get(name, "")) for name in list(names)[:_SETTINGS]]
     differing = [row for row in rows if row[1] != row[2]] if old else rows
     words = ", ".join(f"{name} {one} → {other}" if old else f"{name} {other}" for name, one, other in differing[:3])
     return ValueChange(text.clip(words or "the same", 200), settings=rows)
@@ -96,11 +97,11 @@ def _demo_key(demo: Mapping[str, Any]) -> str:
 
 def _card(demo: Mapping[str, Any], state: str) -> DemoCard:
     inputs, outputs = (
-        [(text.clip(str(name), 80), text.clip(text.plain(value), _FIELD)) for name, value in demo[part].items()]
+        [(text.name(name), text.clip(text.plain(value), _FIELD)) for name, value in list(demo[part].items())[:_FIELDS]]
         for part in ("inputs", "outputs")
     )
     origin = demo.get("recorded") or demo.get("example_id") or ""
-    return DemoCard(state, inputs, outputs, text.clip(str(origin), 80))
+    return DemoCard(state, inputs, outputs, text.name(origin))
 
 
 def _settings(value: ValueData | None) -> dict[str, str]:

@@ -25,7 +25,7 @@ for (const filter of document.querySelectorAll("[data-filter]")) {
     empty.hidden = shown > 0;
   };
   filter.hidden = false;
-  filter.addEventListener("input", update);
+  for (const kind of ["input", "change"]) filter.addEventListener(kind, update);
   update();
 }
 // A link to what lies in a closed part opens it.
