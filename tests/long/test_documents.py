@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -204,14 +205,17 @@ def test_a_command_runs_as_it_stands(command, folder):
 
 @pytest.mark.parametrize("command", [text for text in HERE if "serve" in text])
 def test_a_server_starts_as_its_command_stands(command, folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, *command.split()[1:], "--port=18431"], cwd=folder, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, *command.split()[1:], f"--port={port}"], cwd=folder, env=environment, stderr=subprocess.DEVNULL
     )
     try:
         for _ in range(600):
             try:
-                with urllib.request.urlopen("http://127.0.0.1:18431/health", timeout=1) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
                     assert answer.status == 200
                     break
             except OSError:
