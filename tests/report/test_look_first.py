@@ -100,7 +100,7 @@ def test_what_no_form_checks_stops_no_rule(tmp_path):
         one |= {"score": "x", "outcome": None} if index % 2 else {}
     run.proposals[0] |= {"value": {"type": "prompt"}, "optimiser": "demos", "component": None}
     run.more["confirmed"] = {"n": 2, "changes": None, "verdict": "", "tests": [{}, {"ci95": "x"}]}
-    means = {"baseline": {"mean": 1.0, "scores": "x"}, "optimized": {"mean": 0.0}}
+    means = {"baseline": {"mean": 1.0}, "optimized": {"mean": 0.0}}
     run.more["other_metrics"] = {
         "m": {"chance": 0.0, **means, "gain": {"mean": -1.0, "ci95": [-1.0, -0.5], "p_value": 1.0}}
     }
