@@ -91,8 +91,7 @@ def test_hostile_names_and_texts_stay_short_texts(text):
         assert len(finding.sentence) < 700 and finding.sentence.isprintable()
 
 
-def test_what_no_form_checks_stops_no_rule(tmp_path):
-    """The form of a row asks for outputs and scores alone."""
+def test_what_rows_lack_or_hold_besides_stops_no_rule():
     run = planted.clean_run(1, 20)
     for index, row in enumerate(run.rows):
         one = row["after"]["runs"][0]
@@ -104,7 +103,7 @@ def test_what_no_form_checks_stops_no_rule(tmp_path):
     run.more["other_metrics"] = {
         "m": {"chance": 0.0, **means, "gain": {"mean": -1.0, "ci95": [-1.0, -0.5], "p_value": 1.0}}
     }
-    assert {finding.kind for finding in look_first(planted.read(run, tmp_path))} >= {"not_confirmed", "metric_fell"}
+    assert {finding.kind for finding in look_first(planted.files_of(run))} >= {"not_confirmed", "metric_fell"}
 
 
 def test_the_rest_is_counted():
