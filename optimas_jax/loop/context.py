@@ -16,6 +16,7 @@ from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.benchmarks.modules import Benchmark, find_benchmark
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, gather, run_many
+from optimas_jax.core.folder.events import Event
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, Outcome, Trace
@@ -229,6 +230,7 @@ def build_run(
     benchmark: ModuleType | Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
+    callbacks: Sequence[Callable[[Event], Any]] = (),
 ) -> Run:
     """Checks the configuration, reads the data, and puts the parts together. Loads no model.
 
@@ -239,6 +241,7 @@ def build_run(
       benchmark: in place of the one that the configuration names.
       command: the text that ``run.json`` has of it; by default the command line.
       leader: tells the other processes of the run what to compute (``loop.follow``).
+      callbacks: are told of events, beside those of the benchmark (``loop.hooks.callbacks``).
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -248,7 +251,7 @@ def build_run(
     benchmark = benchmark or find_benchmark(config.benchmark)
     hooks = hooks_of(benchmark)
     config = with_hooks(config, hooks)
-    callbacks = checked_callbacks(getattr(benchmark, "CALLBACKS", ()))
+    callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *checked_callbacks(callbacks))
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
     engines = make_engines(config.mesh, progress, leader)
@@ -284,7 +287,7 @@ def build_run(
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
         record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)
-        taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
+        taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened), told.teller_of_calls)
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         rewards = with_own_reward(rewards, hooks.local_reward, tape, config.concurrency)
         policies = _policies(config, engines, folder, checkpoints)

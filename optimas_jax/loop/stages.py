@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from optimas_jax.benchmarks.modules import Benchmark, title
 from optimas_jax.core.folder import events
+from optimas_jax.core.folder.events import Event
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.selection import OWN_REWARD, UNTRAINED
 from optimas_jax.core.types import Group, StopRun
@@ -73,9 +75,10 @@ def run_stages(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
+    callbacks: Sequence[Callable[[Event], Any]] = (),
 ) -> str:
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``,
-    ``benchmark``, ``command``, ``leader``: see ``build_run``.
+    ``benchmark``, ``command``, ``leader``, ``callbacks``: see ``build_run``.
 
     Returns:
       The label of the evaluation (``loop.folder.evaluations``), or "" where none was made.
@@ -87,7 +90,7 @@ def run_stages(
     if stage not in ("all", ALIGN, PROBE, REFRESH, *STAGES):
         raise ValueError(f"unknown stage {stage!r}; known: all, {', '.join((*STAGES, ALIGN, PROBE, REFRESH))}")
     label = ""
-    with open_run(config, workdir, progress, completer, shared, benchmark, command, leader) as run:
+    with open_run(config, workdir, progress, completer, shared, benchmark, command, leader, callbacks) as run:
         if completer is None:
             find_models(run)
         with telling(run, stage):
@@ -107,13 +110,14 @@ def open_run(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
+    callbacks: Sequence[Callable[[Event], Any]] = (),
 ) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
 
     Raises:
       OverBudget: as ``with_price``.
     """
-    run = build_run(config, workdir, progress, completer, shared, benchmark, command, leader)
+    run = build_run(config, workdir, progress, completer, shared, benchmark, command, leader, callbacks)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.host.splits.items())
     progress.line(
         f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
@@ -447,7 +451,10 @@ def _evaluate(run: Run) -> str:
     with run_limit(host, "evaluate", is_part=own):
         measured = measure(run)
     results, costs = measured.results, took(run.record)
-    host.folder.emit(events.Evaluation(split=results["split"], n=results["n"], gain=results["gain"]))
+    before, after = (results[name]["mean"] for name in ("baseline", "optimized"))
+    host.folder.emit(
+        events.Evaluation(split=results["split"], n=results["n"], gain=results["gain"], before=before, after=after)
+    )
     results = {
         **results,
         "paid_calls": costs["paid_calls"],

@@ -15,7 +15,6 @@ from optimas_jax.loop.evaluate import Evaluation, by_kind, cut_short, evaluate, 
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.page import write_html
 from optimas_jax.report.tables import accepted_table, alignment_table, dropped_table, ledger_table, result_table, tables
-from optimas_jax.report.tensorboard import write_tensorboard
 
 
 def evaluation(*repeats):
@@ -280,26 +279,3 @@ def test_the_page_holds_everything_and_nothing_else_stays(tmp_path):
     assert "<html" in page.lower()
     assert "http" not in page.replace("http-equiv", "")  # no other file is needed
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_tensorboard_gets_one_file_of_scalars(tmp_path):
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    for _ in range(2):
-        write_tensorboard(tmp_path / "tensorboard", RESULTS, [{"loss": 0.75}, {"loss": 0.5}])
-    [file] = (tmp_path / "tensorboard").iterdir()
-    scalars = {
-        (value.tag, event.step): value.tensor.float_val[0]
-        for event in EventFileLoader(str(file)).Load()
-        for value in event.summary.value
-    }
-    assert scalars == pytest.approx(
-        {
-            ("reward/loss", 0): 0.75,
-            ("reward/loss", 1): 0.5,
-            ("search/val_score", 2): 0.4375,
-            ("test/baseline", 0): 0.125,
-            ("test/optimized", 0): 0.5,
-            ("alignment/speaker", 0): 0.7,
-        }
-    )
