@@ -86,7 +86,7 @@ class _Listener:
     def __init__(self, function: Callable[[Event], Any], warn: Callable[[str], None]):
         self.name, self._function, self._warn = function_name(function), function, warn
         self.takes_calls = hasattr(function, "on_call")
-        self._on_call: Callable[[ModelCall], Any] = getattr(function, "on_call", function)
+        self._on_call: Callable[..., Any] = getattr(function, "on_call", function)
         self.events: queue.SimpleQueue[Event | ModelCall | None] = queue.SimpleQueue()
         self.at, self._told = "its first event", 0
         self._warned: set[type[BaseException]] = set()

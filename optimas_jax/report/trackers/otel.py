@@ -14,13 +14,14 @@ from optimas_jax.core.folder.events import Begin, End
 from optimas_jax.core.secrets import redact
 from optimas_jax.core.tracking import ModelCall
 from optimas_jax.report.trackers.extras import check_installed, library
-from optimas_jax.report.trackers.points import Entry, settings_of, title_of
+from optimas_jax.report.trackers.points import Entry, title_of
 from optimas_jax.report.trackers.tracker import TrackerError
 
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"  # variable by which libraries are asked for contents
 _CAPTURES = ("true", "1", "span_only", "span_and_event")
 _TRACE = "opentelemetry.trace"
 _LOCAL = "optimas_jax"  # provider of local models
+_MOST = 100  # scalars of a span: the SDK keeps 128 attributes
 _FINISH = {"ok": "stop", "truncated": "length", "refused": "content_filter"}
 
 
@@ -56,8 +57,7 @@ class OpenTelemetry:
         self._tracer = trace.get_tracer(_LOCAL, tracer_provider=self._provider)
         first = _context_of(known) or self._around
         parent = None if first is None else trace.set_span_in_context(trace.NonRecordingSpan(first))
-        settings = {f"optimas.settings.{name}": _attribute(value) for name, value in settings_of(begin).items()}
-        attributes = {"optimas.name": title_of(begin), "optimas.resumed": begin.resumed, **settings}
+        attributes = {"optimas.name": title_of(begin), "optimas.resumed": begin.resumed}
         self._run = self._tracer.start_span(f"optimize {title_of(begin)}", context=parent, attributes=attributes)
         self._iteration: Any = None
         own = self._run.get_span_context()
@@ -71,14 +71,14 @@ class OpenTelemetry:
             attributes = {"optimas.iteration": one.position.iteration}
             name = f"iteration {one.position.iteration}"
             self._iteration = self._tracer.start_span(name, context=self._parent(), attributes=attributes)
-        attributes = {
-            "optimas.iteration": one.position.iteration,
-            "optimas.tokens": one.position.tokens,
-            **{f"optimas.scalar.{point.name}": point.value for point in one.points},
-            **{f"optimas.step.{point.name}": point.step for point in one.points},
-            **{f"optimas.text.{name}": text for name, text in one.texts.items()},
-        }
-        self._tracer.start_span(f"event {one.event}", context=self._parent(), attributes=attributes).end()
+        steps = {"optimas.iteration": one.position.iteration, "optimas.tokens": one.position.tokens}
+        attributes: dict[str, Any] = {f"optimas.text.{name}": text for name, text in one.texts.items()}
+        for first in range(0, max(len(one.points), 1), _MOST):
+            points = one.points[first : first + _MOST]
+            attributes |= steps | {f"optimas.{point.axis}": point.step for point in points}
+            attributes |= {f"optimas.scalar.{point.name}": point.value for point in points}
+            self._tracer.start_span(f"event {one.event}", context=self._parent(), attributes=attributes).end()
+            attributes = {}
 
     def call(self, one: ModelCall) -> None:
         """Records a call, with its own times."""
@@ -163,10 +163,6 @@ def _text(content: str) -> list[dict[str, Any]]:
 
 def _json(data: Any) -> str:
     return redact(json.dumps(data, ensure_ascii=False, default=str))
-
-
-def _attribute(value: Any) -> Any:
-    return value if isinstance(value, str | bool | int | float) else _json(value)
 
 
 def _nanoseconds(seconds: float) -> int:
