@@ -220,6 +220,23 @@ def test_a_kind_of_few_examples_has_no_interval():
     assert "too few to say" in page_of(run_files(examples=rows, results=results(rows))).text
 
 
+def test_other_measures_of_the_same_runs_are_shown():
+    gain = {"mean": 0.25, "ci95": [0.125, 0.375], "p_value": 0.01}
+    exact = {"chance": 0.0, "baseline": {"mean": 0.1}, "optimized": {"mean": 0.35}, "gain": gain}
+    of_set = {"chance": 0.5, "baseline": {"mean": 0.5}, "optimized": {"mean": 0.75}, "gain": {"mean": 0.25}}
+    found = results([], other_metrics={"exact match": exact, "F1": of_set}, unconfirmed={"mean": 0.4, "gain": gain})
+    text = page_of(run_files(results=found)).text
+    assert "exact match 0.100 0.350 +0.250 [0.125, 0.375]" in text and "F1, chance 0.50 0.500 0.750" in text
+    assert "all changes, not confirmed" in text
+
+
+def test_a_folder_that_only_evaluates_says_so():
+    rows = [example(0, 0.0, 1.0)]
+    run = run_files(examples=rows, results=results(rows), config={"evaluate": {"folder": "runs/other/best"}})
+    assert "There was no search in this folder: it evaluates runs/other/best" in page_of(run).text
+    assert "This folder has no rows of its evaluation" in page_of(run_files(results=results(rows))).text
+
+
 def test_failures_have_an_example_each():
     broken = {**call("speaker", {}, {}), "outcome": "crashed", "detail": "ValueError: <no>"}
     row = example(0, 0.0, 1.0)
