@@ -39,7 +39,10 @@ setup(
         "optimas_jax.configs.sweeps",
         "optimas_jax.launch",
     ],
-    package_data={"optimas_jax.report.page": ["templates/*", "templates/sections/*"]},
+    package_data={
+        "optimas_jax.report.page": ["templates/*", "templates/sections/*"],
+        "optimas_jax.report.watch": ["templates/*"],
+    },
     license_files=["LICENSE", "third_party/README.md"],
     entry_points={"console_scripts": ["optimas = optimas_jax.command:main"]},
     install_requires=[
@@ -82,7 +85,7 @@ setup(
         "ray": [
             "ray>=2.60,<3"
         ],  # launch/sweep.py --executor=ray: tasks and their retries alone; its dashboard is left out
-        "serve": _SERVE,  # launch/serve.py, and base URLs of runs
+        "serve": _SERVE,  # launch/serve.py and watch.py, and base URLs of runs
         # Frameworks whose agents are programs as they are (docs/frameworks.md). CrewAI is not among them: it wants
         # openai below 3, and gets here from an environment of its own.
         "openai-agents": [*_SERVE, "openai-agents>=0.24,<0.25"],

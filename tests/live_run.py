@@ -1,4 +1,4 @@
-"""A small run on a scripted model, whose answers take time: ``python tests/live_run.py FOLDER SECONDS [--workdir=X]``.
+"""A small run on a scripted model, whose answers take time: ``python tests/live_run.py FOLDER SECONDS``.
 
 Run as a program by tests that look at a run while it goes on."""
 
@@ -19,6 +19,7 @@ from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.commands import exit_code
 from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.page.live import live_page
 from optimas_jax.report.run import report_run
 
 
@@ -43,7 +44,8 @@ def config() -> Any:
 def run(folder: Path, seconds: float) -> None:
     """Runs it, and shows its results."""
     progress = ConsoleProgress()
-    label = run_stages(config(), folder, "all", progress, SlowCompleter(seconds))
+    with live_page(progress.line) as tell_page:
+        label = run_stages(config(), folder, "all", progress, SlowCompleter(seconds), callbacks=[tell_page])
     report_run(folder, progress, label)
 
 

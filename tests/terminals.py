@@ -57,7 +57,8 @@ class Terminal:
     def wrapped(self) -> list[str]:
         """Lines that are longer than the terminal is wide."""
         joined = self._tmux("capture-pane", "-p", "-J", "-S", "-").rstrip("\n").split("\n")
-        return [line for line in joined if line.rstrip() not in self.lines()]
+        lines = self.lines()
+        return [line for line in joined if line.rstrip() not in lines and not line.startswith("ready> ")]
 
     def cursor_is_shown(self) -> bool:
         return self._tmux("display-message", "-p", "#{cursor_flag}").strip() == "1"

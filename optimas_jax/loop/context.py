@@ -118,6 +118,7 @@ class Host:
       hooks: the user's own steps of the search.
       shared_engine: whether runs share a local engine, so that the seconds of one are no measurement.
       recorded: calls of ``config.traces``.
+      held: whether no further run of the system may begin for now.
     """
 
     system: System
@@ -136,6 +137,7 @@ class Host:
     hooks: Hooks = Hooks()
     shared_engine: bool = False
     recorded: TraceFiles = TraceFiles()
+    held: Callable[[], bool] = lambda: False
 
     def run(self, label: str, jobs: Sequence[Job]) -> list[Trace]:
         """Runs the system; traces are in the order of the jobs. Shows a bar under ``label``."""
@@ -154,7 +156,7 @@ class Host:
     @property
     def waiting(self) -> Waiting:
         """What is told while calls run, and what happens to them after an interrupt."""
-        return Waiting(self._tell_waits, lambda: self.ledger.in_flight, self.stop_grace)
+        return Waiting(self._tell_waits, lambda: self.ledger.in_flight, self.stop_grace, self.held)
 
     def _tell_waits(self) -> None:
         tell_waits(self.system.watch, lambda text: self.progress.line(f"  {text}"))
@@ -285,8 +287,7 @@ def build_run(
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
         record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)
-        opened.callback(board.close)
-        board.open(_subject(config, data, folder, ledger))
+        opened.enter_context(board.of(_subject(config, data, folder, ledger)))
         taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
@@ -316,6 +317,7 @@ def build_run(
             hooks=hooks,
             shared_engine=shared_engine,
             recorded=recorded,
+            held=board.held,
         )
         return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, record, opened.pop_all())
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.control import LOCK
 from optimas_jax.core.folder.events import Event, to_json
 from optimas_jax.core.folder.files import (
     DAMAGED,
@@ -33,7 +34,7 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
 
 PLAN = "plan.json"  # of ``--plan``
-TAPE, LOCK, JOURNAL, RUN = "tape.sqlite", ".lock", "journal.jsonl", "run.json"
+TAPE, JOURNAL, RUN = "tape.sqlite", "journal.jsonl", "run.json"
 CONFIGURATION, RESULTS = "configuration.json", "results.json"  # of a best/, and of the run's own evaluation
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/

@@ -44,6 +44,7 @@ class Config(TypedDict):
     system: NotRequired[System]
     server: NotRequired[Server]
     anthropic: NotRequired[Server]
+    data: NotRequired[Settings]
     optimize: NotRequired[Optimize]
     evaluate: NotRequired[Settings]
 
@@ -69,6 +70,7 @@ class Record(TypedDict):
     tokens: Count
     usd: Amount
     uncertain: NotRequired[Usage]
+    devices: NotRequired[Settings | None]
     parts: list[Part]
 
 
@@ -209,6 +211,11 @@ class Live(TypedDict):
     bars: list[Bar]
 
 
+class Control(TypedDict):
+    id: Name
+    wish: Literal["pause", "resume", "stop"]
+
+
 class Task(TypedDict):
     optimizer: str
     config: Config
@@ -228,9 +235,23 @@ class Saved(TypedDict):
     settings: NotRequired[Config]
 
 
+class Call(TypedDict):
+    component: str
+    occurrence: NotRequired[Count]
+    inputs: Settings
+    outputs: Settings
+    outcome: str
+    detail: NotRequired[str]
+    reasoning: NotRequired[str]
+
+
 class Run(TypedDict):
     outputs: Settings
     feedback: str
+    score: NotRequired[float]
+    parts: NotRequired[dict[str, float]]
+    outcome: NotRequired[str]
+    calls: NotRequired[list[Call]]
 
 
 class Outcome(TypedDict):
@@ -249,6 +270,15 @@ class ExampleRow(TypedDict):
 
 class ProposalRow(TypedDict):
     id: str
+    iteration: NotRequired[Count]
+    component: NotRequired[str]
+    parent: NotRequired[str]
+    optimiser: NotRequired[str]
+    digest: NotRequired[str]
+    text: NotRequired[str]
+    value: NotRequired[ValueData | None]
+    verdict: NotRequired[str]
+    reason: NotRequired[str]
     race: Settings | None
     gate: Settings | None
 
@@ -280,6 +310,7 @@ _FORMS = {
     r"optimized\.json": Form(Optimized, "delete it and run --stage=optimize again"),
     r"refreshed\.json": Form(Refreshed, "delete it and run --stage=refresh again"),
     r"unfinished\.json": Form(Unfinished, "delete it: the command that made the run goes on"),
+    r"control\.json": Form(Control, "delete it: it only tells a command to pause or to stop"),
     r"live\.json": Form(Live, "delete it: a command that runs writes it again"),
     r"results\.json": Form(Results, "delete it and run --stage=evaluate again"),
     r"plan\.json": Form(Plan, "delete it, or plan again (--plan)"),

@@ -1,8 +1,10 @@
-"""The board of a run: what it is doing, for the progress that shows it and for ``live.json``.
+"""The board of a run: what it is doing, for the progress that shows it and for ``live.json``; and what is wanted of it.
 
 lines, bars ---> Board ---> progress of the command
 events -------->   |------> show(Status), twice a second
 ledger -------->   |------> live.json, every second, until the command ends
+control.json -->   |------> pause: no further run of the system, bar or step of training begins until it is resumed
+                   |------> stop: an interrupt of the thread of the run, as by Ctrl-C
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import threading
 import time
 import uuid
@@ -17,29 +20,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.event_loop import interrupt
 from optimas_jax.core.folder import events
+from optimas_jax.core.folder.control import take
 from optimas_jax.core.folder.files import FolderError, read_file, write_text
-from optimas_jax.core.folder.live import LIVE, Status
+from optimas_jax.core.folder.live import LIVE, State, Status
 from optimas_jax.core.progress import Bars, Progress, ShowsStatus
 from optimas_jax.core.usage import Usage
-from optimas_jax.core.values import Choice, Hyperparameters, PerInstance, Prompt, Value
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.loop.config import RunConfig, key_of
 from optimas_jax.loop.journal import PLAN
 from optimas_jax.loop.live.left import Pace, seconds_left
+from optimas_jax.loop.live.where import Where
 
 _LOOK_SECONDS = 0.5  # between two looks
 _WRITE_SECONDS = 1.0  # between two writes
 _BEAT_SECONDS = 10.0  # the same, where nothing changes but the clock
-_LONGEST = 200  # letters of a proposal
-_DOING = {
-    "base runs": "runs as it is",
-    "propose": "proposals are written",
-    "label": "proposals are labelled",
-    "race": "proposals are ranked",
-    "adapt": "local rewards are adapted",
-    "validation": "the default is validated",
-}
+_HELD_SECONDS = 0.2  # between two looks at whether a pause is over
+_STILL_SECONDS = 2.0  # without anything that waits: something goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +64,19 @@ class Subject:
 
 
 class Board:
-    """Progress that also notes what it is told, until ``close``."""
+    """Progress that also notes what it is told, and holds or stops the run where that is wanted."""
 
     def __init__(self, progress: Progress):
-        self._progress, self._bars, self._lock = progress, Bars(), threading.Lock()
+        self._progress, self._bars = progress, Bars()
         self._shown = progress if isinstance(progress, ShowsStatus) else None
-        self._search, self._subject = _Search(), None
-        self._id, self._ended = uuid.uuid4().hex, threading.Event()
-        self._began, self._wrote, self._written = time.monotonic(), 0.0, ""
+        self._where, self._lock = Where(), threading.Lock()
+        self._subject: Subject | None = None
+        self._id, self._began, self._ended = uuid.uuid4().hex, time.monotonic(), threading.Event()
+        self._thread, self._stopping, self._stops = threading.current_thread(), False, threading.Lock()
+        self._paused, self._waited = False, -math.inf  # and when something last waited because of it
+        self._looked, self._pauses = time.monotonic(), 0.0  # seconds of pauses
+        self._wrote, self._written = 0.0, ""
         self._run_seconds: float | None = None
-        self._thread: threading.Thread | None = None
 
     def line(self, text: str) -> None:
         """Shows one line about one decision."""
@@ -83,79 +84,123 @@ class Board:
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        """Shows a bar, and notes its steps."""
+        """Shows a bar, and notes its steps. A pause begins before it, and where its steps are the run's own thread's
+        between two of them."""
+        self._wait()
         with self._bars.bar(label, total) as noted, self._progress.bar(label, total) as shown:
 
             def advance() -> None:
                 noted()
                 shown()
+                if threading.current_thread() is self._thread:  # not on the event loop, which ends what is in flight
+                    self._wait()
 
             yield advance
 
     def follow(self, event: events.Event) -> None:
         """Takes an event of the run; a resumed run repeats those of earlier commands."""
+        paid = self._subject.ledger.paid_calls if self._subject else 0
         with self._lock:
-            paid = self._subject.ledger.paid_calls if self._subject else 0
-            self._search = self._search.after(event, self._seconds, paid)
+            self._where = self._where.after(event, self._seconds, paid)
 
-    def open(self, subject: Subject) -> None:
-        """Begins to show the run and to write its ``live.json``."""
+    def held(self) -> bool:
+        """Whether nothing more may begin for now; asked by what waits for it."""
+        if self._paused and not self._ended.is_set():
+            self._waited = time.monotonic()
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def of(self, subject: Subject) -> Iterator[None]:
+        """Shows the run and writes its ``live.json`` during the block; the file is gone then."""
         self._subject = subject
-        self._look()
-        self._thread = threading.Thread(target=self._work, name="optimas_jax board", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Ends that; the file is gone."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self._shown is not None:
-            self._shown.show(None)
-        if self._subject is not None:
+        thread = threading.Thread(target=self._work, args=(subject,), name="optimas_jax board", daemon=True)
+        try:
+            take(subject.folder, self._id)  # of an earlier command
+            self._look(subject)
+            thread.start()
+            yield
+        finally:
+            with self._stops:  # no interrupt comes after it
+                self._ended.set()
+            if thread.ident is not None:
+                thread.join()
+            if self._shown is not None:
+                self._shown.show(None)
             with contextlib.suppress(OSError):
-                (self._subject.folder / LIVE).unlink(missing_ok=True)
+                (subject.folder / LIVE).unlink(missing_ok=True)
+
+    def _work(self, subject: Subject) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            self._take(subject)
+            now, looked = time.monotonic(), self._looked
+            self._looked = now
+            if self._state(subject) == "paused":
+                self._pauses += now - looked
+            self._look(subject)
+
+    def _take(self, subject: Subject) -> None:
+        """Does what is wanted."""
+        match take(subject.folder, self._id):
+            case "pause":
+                self._paused = True
+            case "resume":
+                self._paused = False
+            case "stop" if not self._stopping:
+                self._stopping, self._paused = True, False
+                self._look(subject)
+                with self._stops:
+                    if not self._ended.is_set():
+                        interrupt(self._thread)
+
+    def _wait(self) -> None:
+        """Waits in the thread of the run while it is paused."""
+        while self.held():
+            time.sleep(_HELD_SECONDS)
 
     @property
     def _seconds(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self._began - self._pauses
 
-    def _work(self) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
-            self._look()
+    def _state(self, subject: Subject) -> State:
+        if self._stopping:
+            return "stopping"
+        if not self._paused:
+            return "running"
+        still = not subject.ledger.in_flight and time.monotonic() - self._waited < _STILL_SECONDS
+        return "paused" if still else "pausing"
 
-    def _look(self) -> None:
-        if self._subject is None:
-            return
-        status = self._status(self._subject)
+    def _look(self, subject: Subject) -> None:
+        """Shows what the run is doing, and writes it where it is time for that."""
+        status = self._status(subject)
         if self._shown is not None:
             self._shown.show(status)
         now = time.monotonic()
-        text = json.dumps(status.to_json(), ensure_ascii=False)
         still = dataclasses.replace(status, seconds=0.0, left=None, bars=())
-        same = json.dumps(still.to_json()) + str([(bar.label, bar.done) for bar in status.bars])
-        if now - self._wrote >= (_BEAT_SECONDS if same == self._written else _WRITE_SECONDS):
-            self._wrote, self._written = now, same
+        written = f"{still} {[(bar.label, bar.done) for bar in status.bars]}"
+        pause = _BEAT_SECONDS if written == self._written else 0.0 if self._stopping else _WRITE_SECONDS
+        if now - self._wrote >= pause:
+            self._wrote, self._written = now, written
+            text = json.dumps(status.to_json(), ensure_ascii=False)
             with contextlib.suppress(OSError):  # a full disk is told of by what needs it
-                write_text(self._subject.folder / LIVE, f"{text}\n", durable=False)
+                write_text(subject.folder / LIVE, f"{text}\n", durable=False)
 
     def _status(self, subject: Subject) -> Status:
         ledger, bars = subject.ledger, self._bars.now
         with self._lock:
-            search = self._search
+            where = self._where
         phase, _, part = ledger.step.partition(": ")
         used = {step: sum(list(roles.values()), Usage()) for step, roles in list(ledger.bill.used.items())}
         calls = sum(usage.calls for usage in used.values())
-        in_search = phase == "optimize"
         validated = ledger.bill.waited.get("optimize: validation")  # until it is taken
         if validated and subject.val_runs:
             self._run_seconds = validated / subject.val_runs
         pace = Pace(
             phase=phase,
-            iteration=search.iteration,
+            iteration=where.iteration,
             iterations=subject.iterations,
-            began=search.began,
-            ends=search.ends,
+            began=where.began,
+            ends=where.ends,
             used=used,
             paid=min(1.0, ledger.paid_calls / calls) if calls else 1.0,
             seconds=self._seconds,
@@ -163,94 +208,25 @@ class Board:
             final_runs=subject.final_runs,
             bars=bars,
         )
+        left = seconds_left(pace, subject.plan)
+        searches = phase == "optimize"
         return Status(
             id=self._id,
             title=subject.title,
+            state=self._state(subject),
             step=ledger.step,
-            iteration=search.iteration,
+            iteration=where.iteration,
             iterations=subject.iterations,
-            component=search.component * in_search,
-            proposal=search.doing(part) * in_search,
-            score=search.score,
-            start=search.start,
+            component=where.component * searches,
+            proposal=where.doing(part) * searches,
+            score=where.score,
+            start=where.start,
             spent=ledger.spent,
             steps=used,
-            seconds=round(self._seconds, 1),
-            left=_rounded(seconds_left(pace, subject.plan)),
+            seconds=round(max(0.0, self._seconds), 1),
+            left=None if left is None else round(left, 1),
             bars=tuple(dataclasses.replace(bar, seconds=round(bar.seconds, 1)) for bar in bars),
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Search:
-    """What the events of a search say about where it is.
-
-    Attributes:
-      iteration: that runs, from 1; 0 before the first one.
-      component: of it.
-      waiting: proposals of it that the gate has not tested yet, by id, in words.
-      score, start: validation score now, and of the default.
-      began: seconds since the command began at its beginning.
-      ends: beginning and end of iterations that this command paid for.
-      paid: completions that this command had paid at its beginning.
-    """
-
-    iteration: int = 0
-    component: str = ""
-    waiting: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    score: float | None = None
-    start: float | None = None
-    began: float = 0.0
-    ends: tuple[tuple[float, float], ...] = ()
-    paid: int = 0
-
-    def after(self, event: events.Event, seconds: float, paid: int) -> _Search:
-        """The same after one more event, which came ``seconds`` after the command began."""
-        known = dataclasses.replace
-        match event:
-            case events.Pick():
-                return known(
-                    self,
-                    iteration=event.iteration + 1,
-                    component=event.component,
-                    waiting={},
-                    began=seconds,
-                    paid=paid,
-                )
-            case events.Proposal():
-                words = f"{event.kind}: {in_words(event.value)}"[:_LONGEST]
-                return known(self, waiting={**self.waiting, event.id: words})
-            case events.Gate():
-                rest = {name: words for name, words in self.waiting.items() if name != event.id}
-                return known(self, waiting=rest)
-            case events.Curve():
-                start = event.val_score if event.at == "start" else self.start
-                ends = self.ends
-                if event.at == "iteration" and paid > self.paid:
-                    ends = (*ends, (self.began, seconds))
-                return known(self, score=event.val_score, start=start, ends=ends)
-        return self
-
-    def doing(self, part: str) -> str:
-        """What is proposed or tried in a part of an iteration."""
-        if part == "gate":
-            return next(iter(self.waiting.values()), "")
-        return _DOING.get(part, "")
-
-
-def in_words(value: Value) -> str:
-    """A value in one line."""
-    match value:
-        case Prompt():
-            shown = f" (and {len(value.demos)} demonstrations)" if value.demos else ""
-            return value.instruction[:_LONGEST] + shown
-        case Hyperparameters():
-            return ", ".join(f"{name} = {setting}" for name, setting in value.settings.items())
-        case Choice():
-            return value.name
-        case PerInstance():
-            return "the best for each input"
-    return type(value).__name__.lower()
 
 
 def planned_steps(folder: Path, config: RunConfig) -> Mapping[str, Usage] | None:
@@ -262,7 +238,3 @@ def planned_steps(folder: Path, config: RunConfig) -> Mapping[str, Usage] | None
     if not plan or plan["config"] != key_of(config):
         return None
     return {step: Usage.from_json(costs["expected"]) for step, costs in plan["host"]["steps"].items()}
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 1)

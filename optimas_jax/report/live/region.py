@@ -19,6 +19,10 @@ from rich.file_proxy import FileProxy
 from rich.segment import ControlType, Segment
 
 _SECONDS = 0.25  # between two drawings
+# While the region is drawn lines do not wrap, whatever width the terminal gives to a letter. And a terminal may have
+# wrapped the lines of the last drawing before it tells its new width (tmux: a quarter of a second): what is drawn then
+# takes no more rows than its lines, so that their number is known (``Region._erased``).
+_NO_WRAP, _WRAP = (Segment(code, None, [(ControlType.CURSOR_UP, 0)]) for code in ("\x1b[?7l", "\x1b[?7h"))
 
 
 class Region(RenderHook):
@@ -62,10 +66,12 @@ class Region(RenderHook):
         lines = console.render_lines(self._view(width), options.update(width=width, height=None), pad=False)
         lines = lines[: max(1, height - 1)]
         self._drawn = [Segment.get_line_length(line) for line in lines]
+        yield _NO_WRAP
         for index, line in enumerate(lines):
             if index:
                 yield Segment.line()
             yield from line
+        yield _WRAP
 
     def _erased(self) -> Control:
         """Takes what was drawn off the screen, whose lines may have been wrapped meanwhile: the cursor is then where

@@ -100,11 +100,14 @@ def _share(widths: list[int], room: int) -> int:
 
 
 def _cut(text: str, width: int) -> str:
-    """The beginning of a text with an ellipsis, and with the space at its end, in at most ``width`` cells."""
+    """The beginning of a text with an ellipsis, and with the space at its end, in at most ``width`` cells; the end of
+    one that ends with a path."""
     if cell_len(text) <= width:
         return text
     if width <= 0:
         return ""
+    if "/" in text.rpartition(" ")[2]:
+        return ELLIPSIS + _tail(text, width - 1)
     end = ELLIPSIS + " " * (text.endswith(" ") and width > 2)
     return _head(text, width - len(end)) + end
 

@@ -62,6 +62,7 @@ def test_figures_of_a_decision_stay_and_words_are_cut():
     named = fit(f"  {'name' * 500}: validation +0.250", 60)
     assert named.endswith(" +0.250") and "…" in named
     assert fit("model-3.1-8b scores 0.5", 14).endswith("0.5")
+    assert fit("results of the run; runs/hotpotqa-embedded-0/results.json", 30).endswith("/results.json")
 
 
 def test_brackets_are_text_and_flags_are_letters():
