@@ -8,8 +8,8 @@ Any field of the configuration is an axis: ``config.`` in front of it may be lef
 or by ``|`` where a value has commas itself; ``0:3`` are the whole numbers from 0 to 2. Seeds are the unit of intervals.
 A sweep may grow: with further values or seeds the same folder goes on.
 
-Results: a table on the screen while it runs; sweep.md, sweep.csv and a PNG for each axis in the workdir; a run folder
-for every point. Equal requests of all points are paid once.
+Results: a table on the screen while it runs; sweep.html, sweep.md, sweep.csv and a PNG for each axis in the workdir; a
+run folder for every point. Equal requests of all points are paid once.
 
 Points run in processes of this machine, of which no two see the same accelerator; as tasks of a Ray cluster; or as one
 Slurm array, which goes on without this command. With the last two, --workdir, the working folder and this package are
@@ -50,6 +50,7 @@ from optimas_jax.report.process import interrupt_on_terminate
 from optimas_jax.sweep.executors.base import Resources
 from optimas_jax.sweep.executors.choose import EXECUTORS, make_executor
 from optimas_jax.sweep.folder import SHARED, open_sweep, read_progress
+from optimas_jax.sweep.page import write_sweep_page
 from optimas_jax.sweep.plot import axes_of, draw
 from optimas_jax.sweep.points import Point, SweepError, read_points
 from optimas_jax.sweep.run import Results, remaining, run_points
@@ -161,16 +162,17 @@ def live_table(progress: ConsoleProgress, name: str, points: Sequence[Point], wo
 
 
 def report(progress: ConsoleProgress, name: str, points: Sequence[Point], results: Results, workdir: Path) -> None:
-    """Prints the table, and writes sweep.md, sweep.csv and the pictures."""
+    """Prints the table, and writes sweep.html, sweep.md, sweep.csv and the pictures."""
     rows = summarize(points, results)
     paid, used = len(ResultFiles(workdir / SHARED)), sum(len_of(workdir / point.name / TAPE) for point in points)
     shared = f"The points used {used:,} results of models and programs, of which {paid:,} were paid for."
     (workdir / "sweep.md").write_text(markdown(name, rows, shared), encoding="utf-8")
+    page = write_sweep_page(workdir, name, rows, points, shared)
     (workdir / "sweep.csv").write_text(csv_text(points, results), encoding="utf-8")
     for axis in axes_of(rows):
         save(draw(rows, axis), workdir / f"{axis}.png")
     progress.table(table(name, rows))
-    progress.line(f"{shared} {workdir / 'sweep.md'}")
+    progress.line(f"{shared} {workdir / 'sweep.md'}, {page}")
 
 
 def len_of(tape: Path) -> int:

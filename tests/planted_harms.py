@@ -229,6 +229,45 @@ def no_effect(run: Planted) -> None:
         row["after"] = row["before"]
 
 
+def odd_instruction(run: Planted) -> None:
+    _prompt(run, lambda value: Prompt("I'm sorry, I cannot write a prompt for that."))
+
+
+def counted_failures(run: Planted) -> None:
+    run.more["outcomes"] = {"ok": 70, "timeout": 30}
+
+
+def a_budget_in_words(run: Planted) -> None:
+    end = events.SearchEnd(iterations=2, reason="the budget allows no further step", accepted=1, val_score=0.6)
+    run.events[-1:] = [end]
+
+
+def spread_of_repeats(run: Planted) -> None:
+    for row in run.rows:
+        for side in ("before", "after"):
+            one = row[side]["runs"][0]
+            row[side]["runs"] = [dict(one, seed=seed, score=row[side]["score"]) for seed in range(3)]
+        if row["id"].endswith(("1", "4", "7")):
+            for one, score in zip(row["after"]["runs"], (1.0, 0.0, 1.0), strict=True):
+                one["score"] = score
+            row["after"]["score"] = 2 / 3
+
+
+def leaked_short_inputs(run: Planted) -> None:
+    for index, row in enumerate(run.rows):
+        row["inputs"] = {"thing": f"cow {index}"}
+    _prompt(run, lambda value: Prompt(value.instruction, (Demo({"thing": "Cow 9"}, {"answer": "x"}),)))
+
+
+def one_class(run: Planted) -> None:
+    """Classes of which the answers have become the most frequent one."""
+    for index, row in enumerate(run.rows):
+        label = ("yes", "no", "maybe")[index % 3]
+        row["gold"] = {"answer": label}
+        answer(row, label if index % 4 else "no", float(index % 4 > 0), "before")
+        answer(row, "yes", float(label == "yes"))
+
+
 def flat(run: Planted) -> None:
     for row in run.rows:
         answer(row, "nothing of this", 0.0, "before")
@@ -289,6 +328,14 @@ HARMS: dict[str, Harm] = {
     "empty passages": Harm(empty_passages, "output", "as passages"),
     "an endless loop": Harm(endless_loop, "calls_grew", "rewriter"),
     "a component left out": Harm(no_longer_called, "not_called", "retriever"),
+    "a guess": Harm(_answers(lambda row: f"I think it is {row['gold']['answer']}"), "answer_type", "a guess"),
+    "a preamble": Harm(_answers(lambda row: f"Sure! {row['gold']['answer']}."), "answer_type", "a preamble"),
+    "one class": Harm(one_class, "answer_type", "one and the same"),
+    "an instruction that is none": Harm(odd_instruction, "odd_prompt", "I'm sorry"),
+    "failures that are counted alone": Harm(counted_failures, "failures", "timeout 30"),
+    "the budget in words": Harm(a_budget_in_words, "budget", "iteration 2 of 4"),
+    "spread of repeats": Harm(spread_of_repeats, "spread", "of 100 examples"),
+    "leaked short inputs": Harm(leaked_short_inputs, "leak", "1 test example"),
     "no effect": Harm(no_effect, "no_effect", "answerer"),
     "no score": Harm(flat, "flat_scores", "0.000"),
 }

@@ -1,4 +1,4 @@
-"""Links of README.md and docs/: internal ones that lead nowhere are an error, external ones are listed, not fetched.
+"""Links of the documents: internal ones that lead nowhere are an error, external ones are listed, not fetched.
 
 python docs/tools/links.py
 """
@@ -18,8 +18,9 @@ _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-    """README.md and all pages of docs/."""
-    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    """README.md, what else is at the top, and all pages of docs/."""
+    top = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "llms.txt")]
+    return [*top, *sorted((root / "docs").rglob("*.md"))]
 
 
 def links(text: str) -> list[str]:

@@ -243,7 +243,7 @@ def build_run(
       benchmark: in place of the one that the configuration names.
       command: the text that ``run.json`` has of it; by default the command line.
       leader: tells the other processes of the run what to compute (``loop.follow``).
-      callbacks: are told of every event, beside those of the benchmark.
+      callbacks: are told of events, beside those of the benchmark (``loop.hooks.callbacks``).
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -253,7 +253,7 @@ def build_run(
     benchmark = benchmark or find_benchmark(config.benchmark)
     hooks = hooks_of(benchmark)
     config = with_hooks(config, hooks)
-    callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *callbacks)
+    callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *checked_callbacks(callbacks))
     progress = board = Board(progress)
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
@@ -288,20 +288,19 @@ def build_run(
         record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)
         opened.enter_context(board.of(_subject(config, data, folder, ledger)))
-        taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
+        taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened), told.teller_of_calls)
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         rewards = with_own_reward(rewards, hooks.local_reward, tape, config.concurrency)
         policies = _policies(config, engines, folder, checkpoints)
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
-        watch = Watch(bare.default_configuration())
         host = Host(
             system=dataclasses.replace(
                 bare,
                 completer=under_objective(config, bare, taped),
                 scorer=scorer,
                 meter=Meter(),
-                watch=watch,
+                watch=Watch(bare.default_configuration()),
                 objective=config.optimize.objective,
             ),
             completer=taped,

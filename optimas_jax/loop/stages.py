@@ -14,6 +14,7 @@ from typing import Any
 
 from optimas_jax.benchmarks.modules import Benchmark, title
 from optimas_jax.core.folder import events
+from optimas_jax.core.folder.events import Event
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.selection import OWN_REWARD, UNTRAINED
 from optimas_jax.core.types import Group, StopRun
@@ -74,7 +75,7 @@ def run_stages(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
-    callbacks: Sequence[Callable[[events.Event], Any]] = (),
+    callbacks: Sequence[Callable[[Event], Any]] = (),
 ) -> str:
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``,
     ``benchmark``, ``command``, ``leader``, ``callbacks``: see ``build_run``.
@@ -109,7 +110,7 @@ def open_run(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
-    callbacks: Sequence[Callable[[events.Event], Any]] = (),
+    callbacks: Sequence[Callable[[Event], Any]] = (),
 ) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
 
@@ -450,7 +451,10 @@ def _evaluate(run: Run) -> str:
     with run_limit(host, "evaluate", is_part=own):
         measured = measure(run)
     results, costs = measured.results, took(run.record)
-    host.folder.emit(events.Evaluation(split=results["split"], n=results["n"], gain=results["gain"]))
+    before, after = (results[name]["mean"] for name in ("baseline", "optimized"))
+    host.folder.emit(
+        events.Evaluation(split=results["split"], n=results["n"], gain=results["gain"], before=before, after=after)
+    )
     results = {
         **results,
         "paid_calls": costs["paid_calls"],

@@ -43,9 +43,13 @@ def page(tmp_path_factory):
 
 
 def test_the_page_of_a_run_was_rewritten_after_every_iteration(page):
-    texts = [(page.parents[1] / f"{number}.html").read_text(encoding="utf-8") for number in range(3)]
-    assert all("running" in text and f"in iteration {number + 1} of 3" in text for number, text in enumerate(texts))
-    assert "running" not in page.read_text(encoding="utf-8").partition("</header>")[0].partition("<header")[2]
+    tops = [head_of(page.parents[1] / f"{number}.html") for number in range(3)]
+    assert all("running" in top and "The search is in iteration" in top for top in tops)
+    assert "running" not in head_of(page) and "finished" in head_of(page)
+
+
+def head_of(path):
+    return path.read_text(encoding="utf-8").partition("<header")[2].partition("</header>")[0]
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,18 @@ def spoken(run):
     return kinds
 
 
+def test_classes_are_no_sorts_of_answers():
+    """Long texts become labels, of which some are wrong, as often as others."""
+    run = planted.clean_run(3, 90, 1)
+    for index, row in enumerate(run.rows):
+        label = ("yes", "no", "maybe")[index % 3]
+        row["gold"] = {"answer": label}
+        planted.answer(row, f"It may well be {label}, as far as one can tell from the words.", 0.0, "before")
+        wrong = ("yes", "no", "maybe")[(index + 1) % 3]
+        planted.answer(row, wrong if index % 4 == 0 else label, float(index % 4 > 0))
+    assert look_first(planted.files_of(run)) == []
+
+
 def test_a_run_that_has_just_begun_is_silent(tmp_path):
     run = planted.files_of(planted.clean_run(n=20))
     begun = dataclasses.replace(run, results=None, record=None, events=[], proposals=[], examples=[])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ from optimas_jax.core.folder.search_events import (
     Validation,
     Verdict,
 )
+from optimas_jax.core.json_text import check_record, shown
 from optimas_jax.core.types import freeze
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Value, value_from_json, value_to_json
@@ -62,6 +64,7 @@ class Begin:
       examples: number of them by split.
       settings: the whole configuration, as plain data.
       resumed: whether the folder has events of earlier commands, which are not told again (``read_events``).
+      earlier: number of these.
     """
 
     folder: str
@@ -73,6 +76,7 @@ class Begin:
     examples: Mapping[str, int]
     settings: Mapping[str, Any]
     resumed: bool
+    earlier: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,11 +197,14 @@ class Evaluation:
     Attributes:
       n: examples of ``split``.
       gain: ``mean``, ``ci95`` and ``p_value`` of the paired difference of the score.
+      before, after: mean score of the default configuration and of the result.
     """
 
     split: str
     n: int
     gain: Mapping[str, Any]
+    before: float | None = None
+    after: float | None = None
 
 
 OF_COMMANDS = (Begin, End)
@@ -299,8 +306,33 @@ def _plain(value: Any) -> Any:
 def _typed(hint: Any, value: Any) -> Any:
     if hint == Value:
         return value_from_json(value)
-    return Usage.from_json(value) if hint is Usage else freeze(value)
+    if hint is Usage and _fits(Mapping[str, Any], value):
+        costs = {field.name: value[field.name] for field in dataclasses.fields(Usage)}
+        check_record(costs, _COSTS)
+        return Usage.from_json(costs)
+    if not _fits(hint, value):
+        raise TypeError(f"{shown(value)} is not of type {hint}")
+    return freeze(value)
 
 
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value of JSON is one of a type. A number that is not finite is a text in the journal."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(one, value) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if origin is tuple and inner[-1] is not ...:
+        return isinstance(value, list) and len(value) == len(inner) and all(map(_fits, inner, value))
+    if origin in (tuple, Sequence):
+        return isinstance(value, list) and all(_fits(inner[0], one) for one in value)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(_fits(inner[1], one) for one in value.values())
+    if hint is float:
+        return type(value) in (int, float) or value in ("nan", "inf", "-inf")
+    return hint is Any or (type(value) is int if hint is int else isinstance(value, hint))
+
+
+_COSTS: Mapping[str, Any] = typing.get_type_hints(Usage)
 _KINDS: Mapping[str, type[Event]] = {name_of(kind): kind for kind in OF_RUNS}
 _HINTS: Mapping[type[Any], Mapping[str, Any]] = {kind: typing.get_type_hints(kind) for kind in OF_RUNS}

@@ -25,6 +25,8 @@ from optimas_jax.core.folder.parts import (
 )
 from optimas_jax.core.folder.results import Change, Optimized, Results
 
+TRACKERS = "trackers"  # folder of a run's trackers
+
 
 class Server(TypedDict):
     base_url: NotRequired[str]
@@ -44,6 +46,7 @@ class Config(TypedDict):
     system: NotRequired[System]
     server: NotRequired[Server]
     anthropic: NotRequired[Server]
+    data: NotRequired[Settings]
     optimize: NotRequired[Optimize]
     evaluate: NotRequired[Settings]
 
@@ -69,6 +72,7 @@ class Record(TypedDict):
     tokens: Count
     usd: Amount
     uncertain: NotRequired[Usage]
+    devices: NotRequired[Settings | None]
     parts: list[Part]
 
 
@@ -233,9 +237,28 @@ class Saved(TypedDict):
     settings: NotRequired[Config]
 
 
+class Tracked(TypedDict):
+    id: str
+    logged: Count
+
+
+class Call(TypedDict):
+    component: str
+    occurrence: NotRequired[Count]
+    inputs: Settings
+    outputs: Settings
+    outcome: str
+    detail: NotRequired[str]
+    reasoning: NotRequired[str]
+
+
 class Run(TypedDict):
     outputs: Settings
     feedback: str
+    score: NotRequired[float]
+    parts: NotRequired[dict[str, float]]
+    outcome: NotRequired[str]
+    calls: NotRequired[list[Call]]
 
 
 class Outcome(TypedDict):
@@ -254,6 +277,15 @@ class ExampleRow(TypedDict):
 
 class ProposalRow(TypedDict):
     id: str
+    iteration: NotRequired[Count]
+    component: NotRequired[str]
+    parent: NotRequired[str]
+    optimiser: NotRequired[str]
+    digest: NotRequired[str]
+    text: NotRequired[str]
+    value: NotRequired[ValueData | None]
+    verdict: NotRequired[str]
+    reason: NotRequired[str]
     race: Settings | None
     gate: Settings | None
 
@@ -304,6 +336,7 @@ _FORMS = {
 }
 _EVALUATION = Form(Results, "delete it and run --stage=evaluate again")
 _EXAMPLES = Form(ExampleRow, "delete it with the .json file of its name and run --stage=evaluate again")
+_TRACKER = Form(Tracked, "delete it: the tracker then logs the run from its beginning, as another run")
 _ANY = Form(Any, "delete it and run the stage that makes it again")
 
 
@@ -311,4 +344,6 @@ def form_of(folder: str, name: str) -> Form:
     """The form of a file, by its name and that of its folder."""
     if folder == "evaluations" and name.endswith((".json", ".jsonl")):
         return _EXAMPLES if name.endswith("l") else _EVALUATION
+    if folder == TRACKERS and name.endswith(".json"):
+        return _TRACKER
     return next((form for pattern, form in _FORMS.items() if re.fullmatch(pattern, name)), _ANY)

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from optimas_jax.report.look.answer_sorts import SORTS, WITHOUT_GOLD, Asked, Sort, is_usual
 from optimas_jax.report.look.changes import Demos, kept_prompts
 from optimas_jax.report.look.examples import Row, above_zero, change
 from optimas_jax.report.look.finding import Claim, Finding, counted, quoted
-from optimas_jax.report.look.sorts import normal, text_of
+from optimas_jax.report.look.texts.answer_sorts import SORTS, WITHOUT_GOLD, Asked, Sort, is_usual
+from optimas_jax.report.look.texts.sorts import normal, text_of
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # more examples with such an answer than before
 _SHARE = 0.03  # of the examples that are more
+_REPEATED = 4  # times that each gold answer comes up on average where they are a closed set
+_MORE = 1.3  # times as often as in the gold answers
 _FIELDS = 8  # of the outputs, at most
 
 Texts = Sequence[Sequence[str]]  # [examples][runs]; an answer that is missing is in none
@@ -48,11 +50,17 @@ def answers_of_another_sort(run: RunFiles) -> list[Claim]:
     tests = []
     for field, judged in _fields(run.examples).items():
         answers = _answers(run.examples, field, kept, judged=judged)
+        gold = [normal(text) for one in answers.asked for text in one.gold]
+        closed = frozenset(gold) if len(set(gold)) * _REPEATED <= len(gold) else frozenset()
+        answers = dataclasses.replace(answers, asked=[dataclasses.replace(one, closed=closed) for one in answers.asked])
         tests += [_test(answers, sort, field) for sort in (SORTS if judged else WITHOUT_GOLD)]
         for usual in _usual(answers) if judged else ():
             same = [dataclasses.replace(one, usual=usual) for one in answers.asked]
             sort = Sort("one and the same text", is_usual, other="is another one")
-            tests.append(_test(dataclasses.replace(answers, asked=same), sort, field))
+            told = _test(dataclasses.replace(answers, asked=same), sort, field)
+            often = sum(normal(text) == usual for texts in answers.after for text in texts)
+            more = often >= _MORE * gold.count(usual) * len(answers.after[0] or "-")  # than the gold answers say
+            tests.append(told if more else dataclasses.replace(told, finding=None))
     return tests
 
 
@@ -72,13 +80,13 @@ def _test(answers: Answers, sort: Sort, field: str) -> Claim:
 
 def _share(sort: Sort, texts: Sequence[str], asked: Asked) -> float:
     """Share of the answers of an example that are of a sort."""
-    return sum(sort.holds(text, asked) for text in texts) / len(texts) if texts else 0.0
+    return sum(sort.found(text, asked) for text in texts) / len(texts) if texts else 0.0
 
 
 def _finding(answers: Answers, sort: Sort, new: Sequence[int], before: np.ndarray, after: np.ndarray) -> Finding:
     gained = change([answers.rows[index] for index in new])
     shown = new[int(gained.argmin())]
-    text = next(text for text in answers.after[shown] if sort.holds(text, answers.asked[shown]))
+    text = next(text for text in answers.after[shown] if sort.found(text, answers.asked[shown]))
     other = f"whose gold answer {sort.other} are" if answers.asked[shown].gold else "are"
     sentence = (
         f"{_amount(after.sum())} of {len(after)} examples {other} now answered with {sort.words}, "
@@ -127,7 +135,7 @@ def _answers(rows: Sequence[Row], field: str, kept: Demos, *, judged: bool) -> A
 def _asked(row: Row, field: str, kept: Demos, *, judged: bool) -> Asked:
     gold = row["gold"]
     values = [gold[field]] if field in gold else list(gold.values()) if judged else []
-    texts = [text for value in values for text in _leaves(value)]
+    texts = list(dict.fromkeys(text for value in values for text in _leaves(value)))
     labels = [f"{name.replace('_', ' ').casefold()}:" for name in (*row["inputs"], field, "answer", "question")]
     inputs = [text_of(value) for value in row["inputs"].values()]
     return Asked(field, texts, inputs, kept.answers, kept.shingles, labels)

@@ -13,6 +13,7 @@ from optimas_jax.report.look.finding import Claim, Finding, counted, plain
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # more runs than before
+_MANY = 0.1  # share of failed runs that is many
 _MORE = 1.5  # times as many calls
 
 
@@ -54,11 +55,26 @@ def _calls_finding(name: str, words: str, is_so: Callable[[Call], bool], sides: 
     return Finding("failures", sentence, "failures", 3)
 
 
+def outcomes_failed(run: RunFiles) -> list[Finding]:
+    """Many runs failed by the counts of the results, of which the examples do not tell."""
+    outcomes = (run.results or {}).get("outcomes") or {}
+    failed = {name: count for name, count in outcomes.items() if name != "ok" and count}
+    told = sum(_failed(one) for row in run.examples for one in row["after"]["runs"])
+    before = sum(_failed(one) for row in run.examples for one in row["before"]["runs"])
+    total, count = sum(outcomes.values()), sum(failed.values())
+    if count < max(_FEWEST, _MANY * total) or 2 * max(told, before) > count:
+        return []
+    named = ", ".join(
+        f"{plain(name)} {number}" for name, number in sorted(failed.items(), key=lambda item: -item[1])[:4]
+    )
+    sentence = f"{count} of {counted(total, 'run')} of the result failed ({named})."
+    return [Finding("failures", sentence, "failures", 2)]
+
+
 def answers_unread(run: RunFiles) -> list[Claim]:
-    """More answers than before cannot be read by the benchmark's rules, by the counts of the results; or are cut, where
-    there are no examples that tell it."""
+    """More answers than before cannot be read by the benchmark's rules, or are cut, by the counts of the results."""
     tests = []
-    fields = {"unread": "cannot be read"} | ({} if run.examples else {"cut": "were cut at their limit of tokens"})
+    fields = {"unread": "cannot be read", "cut": "were cut at their limit of tokens"}
     for field, words in fields.items():
         for name, row in ((run.results or {}).get(field) or {}).items():
             before, after = row["baseline"], row["optimized"]

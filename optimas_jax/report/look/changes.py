@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 from optimas_jax.core.folder.events import Accept
 from optimas_jax.core.values import Prompt, Value, plain_values, value_from_json
 from optimas_jax.report.look.examples import Row
-from optimas_jax.report.look.finding import Finding, counted, plain
-from optimas_jax.report.look.sorts import normal, text_of
+from optimas_jax.report.look.finding import Finding, counted, plain, quoted
+from optimas_jax.report.look.texts.sorts import is_nothing, normal, shingles, text_of
 from optimas_jax.report.run_files import RunFiles
 
-_RUN = 6  # words in a row that are no accident
+_NO_INSTRUCTION = re.compile(
+    r"\W*(?:i(?:'m| am) (?:sorry|unable)|sorry|i can(?:'|no)t|i cannot|as an? (?:ai|language)|traceback|\w*error:)",
+    re.IGNORECASE,
+)
 _TELLING = 4  # words that a text needs to name an example
 _LONG = 4000  # characters of a prompt that is long by itself
 _GROWTH = 3  # times
-_FEWEST = 400  # characters more
+_FEWEST = 1500  # characters more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +67,12 @@ def kept_prompts(run: RunFiles) -> Demos:
     return Demos(shown, answers, frozenset().union(*(shingles(prompt.instruction) for _, prompt in prompts)))
 
 
-def shingles(text: str) -> frozenset[str]:
-    """Runs of words of a text."""
-    words = normal(text).split()
-    return frozenset(" ".join(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1))
-
-
 def examples_in_prompts(run: RunFiles) -> list[Finding]:
     """Examples of the evaluation stand in prompts that were kept, so that their scores tell nothing of new ones."""
     if not run.examples:
         return []
     by_id = {row["id"]: row for row in run.examples}
-    telling = _telling(run.examples)
+    telling, same = _telling(run.examples), {_key(row["inputs"]): row["id"] for row in run.examples if row["inputs"]}
     split = (run.results or {}).get("split", "test")
     findings = []
     for name, value in kept_values(run).items():
@@ -83,6 +81,8 @@ def examples_in_prompts(run: RunFiles) -> list[Finding]:
             for demo in prompt.demos:
                 texts = [normal(text_of(text)) for text in demo.inputs.values()]
                 ids |= {telling[text]: "a demonstration" for text in texts if text in telling}
+                if (known := same.get(_key(demo.inputs))) is not None:
+                    ids[known] = "a demonstration"
                 if demo.example_id in by_id:
                     ids[demo.example_id] = "a demonstration"
             instruction = normal(prompt.instruction)
@@ -98,6 +98,10 @@ def examples_in_prompts(run: RunFiles) -> list[Finding]:
     return findings
 
 
+def _key(inputs: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, normal(text_of(value))) for name, value in inputs.items()))
+
+
 def _telling(rows: Sequence[Row]) -> dict[str, str]:
     """Texts of inputs that name one example alone, and its id."""
     texts = [(normal(text_of(text)), row["id"]) for row in rows for text in row["inputs"].values()]
@@ -105,23 +109,46 @@ def _telling(rows: Sequence[Row]) -> dict[str, str]:
     return {text: one for text, one in texts if counts[text] == 1 and len(text.split()) >= _TELLING}
 
 
+def prompts_say_nothing(run: RunFiles) -> list[Finding]:
+    """An instruction that was kept is none: empty, a placeholder, a refusal or an error of the model that wrote it."""
+    return [
+        Finding(
+            "odd_prompt",
+            f"The kept instruction of {plain(name)} is {quoted(prompt.instruction)}: no instruction.",
+            "changes",
+            2,
+        )
+        for name, value in kept_values(run).items()
+        for prompt in prompts_of(value)
+        if (_NO_INSTRUCTION.match(prompt.instruction) or is_nothing(prompt.instruction)) and not _was(run, name, prompt)
+    ]
+
+
+def _was(run: RunFiles, name: str, prompt: Prompt) -> bool:
+    """Whether a component may have had this instruction from the start."""
+    if run.system is None:
+        return bool(prompt.demos)
+    parts = {part["name"]: part["value"] for part in run.system["components"]}
+    return (parts.get(name) or {}).get("instruction") == prompt.instruction
+
+
 def prompts_grew(run: RunFiles) -> list[Finding]:
-    """A prompt that was kept is much longer than the one before it, or very long where that is not known."""
-    findings = []
-    starts = start_sizes(run)
+    """Prompts that were kept are much longer than those before them, or very long where that is not known."""
+    starts, grown = start_sizes(run), []
     for name, value in kept_values(run).items():
         size = max((_size(prompt) for prompt in prompts_of(value)), default=0)
         before = starts.get(name)
         grew = before is not None and size >= _GROWTH * before and size - before >= _FEWEST
         if grew or (before is None and size >= _LONG):
             demos = max(len(prompt.demos) for prompt in prompts_of(value))
-            was = "" if before is None else f", {before:,} before"
-            sentence = (
-                f"The prompt of {plain(name)} has grown: {size:,} characters{was}, with "
-                f"{counted(demos, 'demonstration')}. Every run pays for it."
-            )
-            findings.append(Finding("prompt_grew", sentence, "changes", 5))
-    return findings
+            was = "" if before is None else f"{before:,} to "
+            grown.append(f"{plain(name)} {was}{size:,} characters, with {counted(demos, 'demonstration')}")
+    if not grown:
+        return []
+    sentence = (
+        f"The kept prompts have grown: {'; '.join(grown[:3])}{'; ...' * (len(grown) > 3)}. Every run pays for it."
+    )
+    return [Finding("prompt_grew", sentence, "changes", 5)]
 
 
 def start_sizes(run: RunFiles) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 from optimas_jax.report.look.finding import Finding
 from optimas_jax.report.run_files import RunFiles
 
-_GREW = 1.6  # times the cost of a run before
+_GREW, _WITHOUT_GAIN = 2.0, 1.5  # times the cost of a run before; where no gain is shown
 _ABOVE = 1.2  # times the most that was predicted
 _UNITS = {"tokens": ("{:,.0f} tokens", 100), "dollars": ("${:,.6f}", 0), "seconds": ("{:,.2f} seconds", 0.5)}
 _BILL = {"usd": "${:,.4f}", "tokens": "{:,.0f} tokens", "calls": "{:,.0f} calls"}
@@ -18,16 +18,17 @@ _FEWEST = {"usd": 0.01, "tokens": 1000, "calls": 20}  # above the prediction
 def run_grew(run: RunFiles) -> list[Finding]:
     """A run of the kept configuration costs much more than one of the start, by intervals that do not meet."""
     start, kept = _ends(run)
+    gain = (run.results or {}).get("gain")
+    most = _GREW if gain is None or gain["ci95"][0] > 0 else _WITHOUT_GAIN
     grown = []
     for cost, (form, least) in _UNITS.items():
         before, after = (point and point.get(cost) for point in (start, kept))
         if not before or not after or after["mean"] - before["mean"] <= least:
             continue
-        if after["ci95"][0] > before["ci95"][1] and after["mean"] >= _GREW * before["mean"]:
+        if after["ci95"][0] > before["ci95"][1] and after["mean"] >= most * before["mean"]:
             grown.append(f"{form.format(before['mean'])} to {form.format(after['mean'])}")
     if not grown:
         return []
-    gain = (run.results or {}).get("gain")
     brought = f"; the score changed by {gain['mean']:+.3f}" if gain else ""
     return [Finding("run_cost", f"A run of the system has grown from {', from '.join(grown)}{brought}.", "bill", 5)]
 
@@ -46,7 +47,7 @@ def _ends(run: RunFiles) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | 
 
 def bill_above_plan(run: RunFiles) -> list[Finding]:
     """The steps took more than the most that was predicted for them."""
-    rows = [row for row in ((run.results or {}).get("spent") or {}).values() if row["predicted"]]
+    rows = [row for row in _steps(run) if row["predicted"]]
     above = []
     for cost, form in _BILL.items():
         spent = sum(row["spent"][cost] for row in rows)
@@ -56,6 +57,15 @@ def bill_above_plan(run: RunFiles) -> list[Finding]:
     if not above:
         return []
     return [Finding("bill", f"The run took more than its plan: {'; '.join(above)}.", "bill", 4)]
+
+
+def _steps(run: RunFiles) -> list[Mapping[str, Any]]:
+    """What each step took beside what was predicted: of the results, before them of the steps that are done."""
+    found = (run.results or {}).get("spent") or {}
+    if found:
+        return list(found.values())
+    planned = ((run.plan or {}).get("host") or {}).get("steps") or {}
+    return [{"spent": row, "predicted": planned.get(name)} for name, row in (run.spent or {}).items()]
 
 
 def bill_uncertain(run: RunFiles) -> list[Finding]:

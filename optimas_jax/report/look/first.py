@@ -16,7 +16,8 @@ Test = Callable[[RunFiles], Sequence[Claim]]
 RULES: tuple[Rule, ...] = (
     *(outcome.ended_without_results, outcome.not_confirmed, outcome.less_than_promised, outcome.without_effect),
     *(outcome.flat_scores, outcome.validation_fell),
-    *(changes.examples_in_prompts, changes.prompts_grew, calls.no_longer_called),
+    *(changes.examples_in_prompts, changes.prompts_say_nothing, changes.prompts_grew),
+    *(calls.no_longer_called, calls.outcomes_failed),
     *(learning.nothing_to_learn_from, learning.at_chance, learning.behind_a_control, learning.cost_more_than_saved),
     learning.weights_learned_nothing,
     *(search.gate_never_tested, search.dropped_for_one_reason, search.budget_ended, search.gate_examples_too_few),

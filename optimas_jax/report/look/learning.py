@@ -13,7 +13,7 @@ from optimas_jax.report.run_files import RunFiles
 _AT_CHANCE = 0.6  # pair accuracy that an interval around 0.5 may have, to say that it is at chance
 _WIDE = 0.8  # an interval that reaches so far says too little
 _SAVED = 1.25  # effective runs a labelled one: below it what collecting took counts
-_FEWEST = 10  # labelled runs
+_FEWEST = 24  # labelled runs
 
 
 def nothing_to_learn_from(run: RunFiles) -> list[Finding]:
@@ -28,10 +28,8 @@ def nothing_to_learn_from(run: RunFiles) -> list[Finding]:
     names = ", ".join(map(plain, empty))
     tried = sum(event.groups for event in empty.values())
     why = f"; {plain(first.component)}: {plain(first.stopped, 100)}" if first.stopped else ""
-    sentence = (
-        f"Local rewards have nothing to learn from at {names}: of {counted(tried, 'group')} of outputs none has "
-        f"different rewards{why}."
-    )
+    of = f"of {counted(tried, 'group')} of outputs none has different rewards" if tried else "no group of outputs"
+    sentence = f"Local rewards have nothing to learn from at {names}: {of}{why}."
     return [Finding("no_groups", sentence, "rewards", 4)]
 
 
@@ -82,13 +80,14 @@ def cost_more_than_saved(run: RunFiles) -> list[Finding]:
     if labelled < _FEWEST or effective >= _SAVED * labelled:
         return []
     saved = effective - labelled
-    took = (((found.get("spent") or {}).get("collect") or {}).get("spent") or {}).get("system_runs", 0)
-    if saved >= max(took, 0.02 * labelled):
+    cost = ((found.get("spent") or {}).get("collect") or {}).get("spent") or {}
+    runs, calls = cost.get("system_runs", 0), cost.get("calls", 0)
+    if not (runs or calls) or saved >= max(runs, 0.02 * labelled):
         return []
-    cost = f", and collecting for them took {took:,} runs" if took else ""
+    took = f"{runs:,} runs" if runs else f"{calls:,} calls"
     sentence = (
         f"Local rewards saved {max(saved, 0):,.1f} runs of the system ({labelled:,} labelled runs were worth "
-        f"{effective:,.1f}){cost}."
+        f"{effective:,.1f}), and collecting for them took {took}."
     )
     return [Finding("rewards_cost", sentence, "rewards", 6)]
 

@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from optimas_jax.report.look import sorts
 from optimas_jax.report.look.examples import Call, Calls, Row, above_zero, calls_of, change, share_of
 from optimas_jax.report.look.finding import Claim, Finding, counted, plain, quoted
-from optimas_jax.report.look.sorts import normal, text_of
+from optimas_jax.report.look.texts import sorts
+from optimas_jax.report.look.texts.sorts import normal, text_of
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # more examples than before
@@ -63,7 +63,8 @@ def outputs_constant(run: RunFiles) -> list[Claim]:
                 f"{counted(len(after), 'example')}, {before.sum():,.0f} before."
             )
             constant = (now >= _CONSTANT and 2 * was <= now) or (now == 1 and was <= _CONSTANT)
-            finding = partial(Finding, "constant", sentence, "flips", 2) if constant else None
+            rank = 2 if change(run.examples).sum() <= 0 else 4
+            finding = partial(Finding, "constant", sentence, "flips", rank) if constant else None
             about = f"outputs {name}", frozenset(np.flatnonzero(after > before).tolist())
             tests.append(Claim(*above_zero(after - before), finding, *about))
     return tests

@@ -11,7 +11,7 @@ from optimas_jax.core.stats import mean_interval
 from optimas_jax.report.format import format_interval
 from optimas_jax.report.look.examples import Row, above_zero, change, groups_of
 from optimas_jax.report.look.finding import Claim, Finding, counted, plain
-from optimas_jax.report.look.sorts import has_number, text_of
+from optimas_jax.report.look.texts.sorts import has_number, text_of
 from optimas_jax.report.run_files import RunFiles
 
 

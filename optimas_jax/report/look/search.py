@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from optimas_jax.core.folder.events import Gate, OutOfBudget, Pick, Proposed, SearchEnd
+from optimas_jax.core.folder.events import Curve, Gate, OutOfBudget, Pick, Proposed, SearchEnd
 from optimas_jax.report.look.finding import Finding, counted, plain
 from optimas_jax.report.run_files import RunFiles
 
@@ -51,6 +51,10 @@ def _dropped(run: RunFiles) -> Mapping[str, Mapping[str, int]]:
     for event in run.events:
         if isinstance(event, Proposed):
             counts.setdefault(event.component, Counter()).update(event.dropped)
+    if not counts:
+        for row in run.proposals:
+            if row.get("verdict") == "not tried":
+                counts.setdefault(str(row.get("component")), Counter())[str(row.get("reason"))] += 1
     return counts
 
 
@@ -65,16 +69,15 @@ def budget_ended(run: RunFiles) -> list[Finding]:
     """The budget ended the search before its iterations were done."""
     cut = [event for event in run.events if isinstance(event, OutOfBudget)]
     ends = [event for event in run.events if isinstance(event, SearchEnd)]
-    if not cut or (ends and "budget" not in ends[-1].reason):
+    by_budget = "budget" in ends[-1].reason if ends else bool(cut)
+    if not by_budget:
         return []
     begun = ends[-1].iterations if ends else len({e.iteration for e in run.events if isinstance(e, Pick)})
     planned = (run.config.get("optimize") or {}).get("iterations")
     of = f" of {planned}" if planned else ""
-    spent = cut[-1].spent
-    sentence = (
-        f"The budget ended the search in iteration {begun}{of}, after {spent.tokens:,} tokens, {spent.calls:,} calls "
-        f"and ${spent.usd:.4f}: the rest was not searched."
-    )
+    spent = [event.spent for event in run.events if isinstance(event, Curve | OutOfBudget)]
+    after = f", after {spent[-1].tokens:,} tokens, {spent[-1].calls:,} calls and ${spent[-1].usd:.4f}" if spent else ""
+    sentence = f"The budget ended the search in iteration {begun}{of}{after}: the rest was not searched."
     return [Finding("budget", sentence, "bill", 4)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.folder.files import write_text
-from optimas_jax.report.look.first import look_first
+from optimas_jax.report.look.first import MOST, look_first
 from optimas_jax.report.page.base import render
 from optimas_jax.report.page.sections.bill import bill
 from optimas_jax.report.page.sections.changes import changes
@@ -60,6 +60,7 @@ def run_page(run: RunFiles, *, root: str = "", running: bool = False) -> str:
         anchors={"head": "Overview", **titles},
         shown_examples={flip.anchor for flip in views["flips"].shown},
         run=run,
+        most_findings=MOST,
         root=root,
         label=(run.results or {}).get("label") or (run.results or {}).get("split") or "",
         head=top,

@@ -10,7 +10,7 @@ from optimas_jax.core.stats import compare as compare_scores
 from optimas_jax.core.values import value_to_json
 from optimas_jax.report.look.changes import kept_values
 from optimas_jax.report.page.sections.changes import first_values
-from optimas_jax.report.page.sections.head import bill_of, changed_examples, gain_sentence, state_of, title_of
+from optimas_jax.report.page.sections.head import changed_examples, gain_sentence, state_of, title_of
 from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 from optimas_jax.report.show.read import Shown
@@ -96,6 +96,16 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bill:
+    """What a run has paid so far, and the seconds of its first execution; None where that is not known."""
+
+    dollars: float | None
+    tokens: int | None
+    calls: int | None
+    seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """Several runs beside each other.
 
@@ -107,7 +117,7 @@ class Comparison:
       pairs: each against the first.
       values: components whose final values differ.
       same_values: components whose final values are the same.
-      bills: what each run took, by ``dollars``, ``tokens``, ``calls``, ``seconds``.
+      bills: of each run.
     """
 
     runs: Sequence[Shown]
@@ -117,7 +127,7 @@ class Comparison:
     pairs: Sequence[Pair]
     values: Sequence[Value]
     same_values: Sequence[str]
-    bills: Sequence[Mapping[str, Any]]
+    bills: Sequence[Bill]
 
 
 def compare_runs(runs: Sequence[Shown]) -> Comparison:
@@ -134,7 +144,7 @@ def compare_runs(runs: Sequence[Shown]) -> Comparison:
         [_pair(runs[0], other) for other in runs[1:]],
         differ,
         [one.component for one in values if one not in differ],
-        [bill_of(one.run) for one in runs],
+        [_bill(one.run) for one in runs],
     )
 
 
@@ -143,6 +153,16 @@ def final_values(run: RunFiles) -> dict[str, Mapping[str, Any]]:
     start as far as the folder tells them."""
     kept = {name: value_to_json(value) for name, value in kept_values(run).items()}
     return {**first_values(run), **kept}
+
+
+def _bill(run: RunFiles) -> Bill:
+    record, results = run.record or {}, run.results or {}
+    return Bill(
+        record.get("usd"),
+        record.get("tokens"),
+        record.get("paid_calls", results.get("paid_calls")),
+        record.get("seconds", results.get("wall_seconds")),
+    )
 
 
 def _notes(runs: Sequence[Shown]) -> list[str]:

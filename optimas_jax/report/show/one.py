@@ -104,7 +104,7 @@ def _flip(flip: Flip) -> Iterator[RenderableType]:
 
 def _bill(run: RunFiles) -> RenderableType:
     top, found = head(run), bill(run)
-    parts: list[RenderableType] = [line(f"{dollars(top.dollars)}, {top.took}")]
+    parts: list[RenderableType] = [line(", ".join(filter(None, [dollars(top.dollars), top.took])))]
     if top.uncertain:
         parts.append(line(top.uncertain))
     if found.steps:

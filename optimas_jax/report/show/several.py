@@ -25,7 +25,7 @@ def show_runs(found: Comparison, console: Console) -> None:
         console.print(_pair(pair))
     console.print(_values(found))
     rows = [
-        (one.letter, dollars(bill["dollars"]), count(bill["tokens"]), count(bill["calls"]), duration(bill["seconds"]))
+        (one.letter, dollars(bill.dollars), count(bill.tokens), count(bill.calls), duration(bill.seconds))
         for one, bill in zip(found.runs, found.bills, strict=True)
     ]
     console.print(section("Bill", table(("run", "dollars", "tokens", "completions", "time"), rows)))

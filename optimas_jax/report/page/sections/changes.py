@@ -20,12 +20,16 @@ _MOST = 50  # changes that are shown
 
 @dataclasses.dataclass(frozen=True)
 class Brought:
-    """A gain of a change: on what, its mean and interval, and their picture."""
+    """A gain of a change: on what, its mean and interval, and whether it is one of the score."""
 
     where: str
     gain: Any
     bounds: Any
-    bar: Markup
+    of_score: bool = True
+
+    def bar(self, span: tuple[float, float]) -> Markup:
+        """Its picture beside those of other gains of the score; nothing for a gain in other units."""
+        return interval_bar(self.gain, self.bounds, span, words=self.where) if self.of_score else Markup("")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +58,11 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """The accepted changes of a run, in their order, and how many are left out."""
+    """The accepted changes of a run, in their order, how many are left out, and the ends of pictures of their gains."""
 
     shown: Sequence[Change]
     left_out: int
+    span: tuple[float, float]
 
 
 def changes(run: RunFiles) -> Changes:
@@ -68,7 +73,8 @@ def changes(run: RunFiles) -> Changes:
     kept = len(accepted) if confirmed is None else confirmed["changes"] or 0
     gates = {(gate.iteration, gate.component): gate for gate in run.events if isinstance(gate, Gate) and gate.accepted}
     gains = [_gains(change, gates, run.results) for change in accepted]
-    span = span_of(bound for rows in gains for _, gain, bounds in rows for bound in (gain, *(bounds or ())))
+    scores = [one for rows in gains for one in rows if one.of_score]
+    span = span_of(bound for one in scores for bound in (one.gain, *(one.bounds or ())))
     tuned = {event.adapter: event for event in run.events if isinstance(event, Tuned)}
     shown = []
     for index, (change, rows) in enumerate(zip(accepted, gains, strict=True)):
@@ -84,15 +90,12 @@ def changes(run: RunFiles) -> Changes:
                 old is not None,
                 index < kept,
                 value_change(old, value),
-                [
-                    Brought(where, gain, bounds, interval_bar(gain, bounds, span, words=where))
-                    for where, gain, bounds in rows
-                ],
+                rows,
                 _tuning(tuned.get(value.get("digest", ""))),
             )
         )
         values = {**values, name: value}
-    return Changes(shown[:_MOST], len(shown[_MOST:]))
+    return Changes(shown[:_MOST], len(shown[_MOST:]), span)
 
 
 def accepted_of(run: RunFiles) -> Sequence[Mapping[str, Any]]:
@@ -126,14 +129,19 @@ def first_values(run: RunFiles) -> dict[str, Mapping[str, Any]]:
 
 def _gains(
     change: Mapping[str, Any], gates: Mapping[tuple[int, str], Gate], results: Mapping[str, Any] | None
-) -> list[tuple[str, Any, Any]]:
+) -> list[Brought]:
     gate = gates.get((change["iteration"], change["component"]))
     where = f"validation, {text.counted(gate.n, 'example')}" if gate else "validation"
-    rows: list[tuple[str, Any, Any]] = [(where, change.get("val_gain"), gate.ci95 if gate else None)]
+    rows = [Brought(where, change.get("val_gain"), gate.ci95 if gate else None)]
     if results is not None:
-        brought = change.get(results["split"]) or {}
-        names = (("gain", results["split"]), ("local_gain", f"local reward on {results['split']}"))
-        rows += [(where, brought[name]["mean"], brought[name]["ci95"]) for name, where in names if brought.get(name)]
+        split = results["split"]
+        found = change.get(split) or {}
+        if gain := found.get("gain"):
+            rows.append(Brought(split, gain["mean"], gain["ci95"]))
+        if gain := found.get("local_gain"):
+            rows.append(
+                Brought(f"local reward on {split}, in its own units", gain["mean"], gain["ci95"], of_score=False)
+            )
     return rows
 
 

@@ -166,9 +166,9 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def blame(run: RunFiles) -> Blame | None:
-    """Who is at fault, the likeliest first; None where it was not asked."""
+    """Who is at fault, the likeliest first; None where it was not asked, or no run failed."""
     found = (run.results or {}).get("blame") or (run.optimized or {}).get("blame")
-    if not found:
+    if not found or not found.get("failing"):
         return None
     first: dict[str, str] = {}
     for one in found.get("examples", ()):

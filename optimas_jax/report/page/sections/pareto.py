@@ -14,7 +14,7 @@ from optimas_jax.report.pareto import Colors, pareto_svg, point_name, shows_pare
 from optimas_jax.report.run_files import RunFiles
 
 _COLORS = Colors("var(--accent)", "var(--soft)", "var(--soft)")
-_FORMS = {"dollars": text.dollars, "tokens": text.count, "seconds": text.duration}
+_FORMS = {"dollars": text.dollars, "tokens": text.count, "seconds": lambda seconds: f"{text.number(seconds, 2)} s"}
 
 
 @dataclasses.dataclass(frozen=True)

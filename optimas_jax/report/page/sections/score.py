@@ -117,7 +117,7 @@ def _picture(points: Sequence[Point], dots: Sequence[Dot], name: str) -> Markup:
         f"The validation score was {text.number(first.score)} at the start and is {text.number(last.score)} after "
         f"{text.number(cost(last.spent), 0)} {axis}. {kept} tested proposals were kept, {refused} refused."
     )
-    return svg.picture(f"Validation score against {axis}", said, _WIDTH, _HEIGHT, *drawn, class_="chart")
+    return svg.picture(f"Validation score against {axis}", said, _WIDTH, _HEIGHT, *drawn, class_="chart curve")
 
 
 def _mark(x: float, y: float, dot: Dot) -> Markup:

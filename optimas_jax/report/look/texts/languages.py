@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 
-from optimas_jax.report.look.sorts import words_of
+from optimas_jax.report.look.texts.sorts import words_of
 
 
 def scripts_of(text: str) -> frozenset[str]:

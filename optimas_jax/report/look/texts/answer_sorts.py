@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from optimas_jax.report.look import sorts
-from optimas_jax.report.look.changes import shingles
-from optimas_jax.report.look.languages import language_of
-from optimas_jax.report.look.sorts import normal
+from optimas_jax.report.look.texts import sorts
+from optimas_jax.report.look.texts.languages import language_of
+from optimas_jax.report.look.texts.sorts import normal, shingles
 
 _LENGTH = 3  # times as many words as the gold answer
 _WORDS = 12  # and more of them, at least
+_QUESTION = 40  # words of a question, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Asked:
       demos: answers of demonstrations, as they are compared.
       prompts: runs of words of instructions.
       labels: names of fields, as a prompt shows them.
-      usual: answers that are the most frequent ones, before and after together.
+      closed: answers of a closed set, such as the labels of classes: none of them is of a wrong sort.
+      usual: an answer that is one of the most frequent ones, before and after together.
     """
 
     field: str
@@ -33,6 +34,7 @@ class Asked:
     demos: frozenset[str]
     prompts: frozenset[str]
     labels: Sequence[str]
+    closed: frozenset[str] = frozenset()
     usual: str = ""
 
 
@@ -51,6 +53,10 @@ class Sort:
     holds: Callable[[str, Asked], bool]
     in_gold: Callable[[str, Asked], bool] | None = None
     other: str = "is of another sort"
+
+    def found(self, text: str, asked: Asked) -> bool:
+        """Whether an answer is of this sort, and not simply one of a closed set."""
+        return self.holds(text, asked) and (bool(asked.usual) or normal(text) not in asked.closed)
 
     def expected(self, asked: Asked) -> bool:
         """Whether the gold answer is of this sort."""
@@ -86,7 +92,9 @@ def _is_short(text: str, asked: Asked) -> bool:
 def _echoes(text: str, asked: Asked) -> bool:
     bare = normal(text)
     inputs = [normal(one) for one in asked.inputs]
-    return text.rstrip().endswith("?") or any(len(one.split()) >= 4 and one in bare for one in inputs)
+    size = len(bare.split())
+    asks = text.rstrip().endswith("?") and size <= _QUESTION
+    return asks or any(len(one.split()) >= 4 and size <= 1.5 * len(one.split()) and one in bare for one in inputs)
 
 
 def _repeats_prompt(text: str, asked: Asked) -> bool:
@@ -105,7 +113,7 @@ def is_usual(text: str, asked: Asked) -> bool:
 
 
 def _no_number(text: str, asked: Asked) -> bool:
-    return bool(text.strip()) and all(map(sorts.has_number, asked.gold)) and not sorts.has_number(text)
+    return bool(text.strip()) and all(map(sorts.is_number, asked.gold)) and not sorts.has_number(text)
 
 
 def _no_yes_no(text: str, asked: Asked) -> bool:
@@ -132,7 +140,10 @@ SORTS = (  # of two that hold for the same answers the first is said
     Sort("text of another language", _other_language),
     Sort("a link", _alone(sorts.is_link)),
     Sort("the letter of an option", _alone(sorts.is_letter)),
-    Sort("a list of several answers", _alone(sorts.is_several)),
+    Sort("a list of several answers", _alone(sorts.is_several), lambda text, asked: len(asked.gold) > 1),
+    Sort("a guess", _alone(sorts.is_guess)),
+    Sort("a preamble", _alone(sorts.is_preamble)),
+    Sort("capitals", _alone(sorts.is_capitals)),
     Sort("a text much longer than the right one", _is_long),
     Sort("a text much shorter than the right one", _is_short),
     Sort("the answer of a demonstration", _repeats_demo),

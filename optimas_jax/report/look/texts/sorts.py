@@ -65,7 +65,18 @@ _REASONING = re.compile(
     r"\bfirst, (?:we|i|let)|\btherefore,? the answer\b|\bchain of thought\b|\bokay, so\b",
     re.IGNORECASE,
 )
+_GUESS = re.compile(
+    r"\b(?:i (?:think|believe|guess|suppose)|probably|perhaps|possibly|maybe|might be|could be|not (?:entirely |quite )"
+    r"?(?:sure|certain)|it seems|likely)\b",
+    re.IGNORECASE,
+)
+_PREAMBLE = re.compile(
+    r"^\W*(?:sure|certainly|of course|absolutely|here (?:is|are)|here's|great question|happy to|let me|as requested|"
+    r"based on (?:the|your))\b",
+    re.IGNORECASE,
+)
 _LINK = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
+_RUN = 6  # words in a row that are no accident
 _LONGEST = 8_000  # characters that are looked at
 
 
@@ -91,6 +102,12 @@ def normal(text: str) -> str:
     """A text as it is compared: words and numbers in lower case, without marks and articles."""
     tokens = re.findall(r"\w+", text.casefold())
     return " ".join(token for token in tokens if token not in ("a", "an", "the"))
+
+
+def shingles(text: str) -> frozenset[str]:
+    """Runs of words of a text."""
+    words = normal(text).split()
+    return frozenset(" ".join(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1))
 
 
 def has_number(text: str) -> bool:
@@ -175,6 +192,21 @@ def is_reasoning(text: str) -> bool:
 def is_link(text: str) -> bool:
     """Whether an address of the web is in it."""
     return bool(_LINK.search(text))
+
+
+def is_guess(text: str) -> bool:
+    """Whether it says that it is not sure."""
+    return bool(_GUESS.search(text.replace("\u2019", "'")[:300]))
+
+
+def is_preamble(text: str) -> bool:
+    """Whether it begins with what an assistant says before an answer."""
+    return bool(_PREAMBLE.search(text.replace("\u2019", "'")[:80]))
+
+
+def is_capitals(text: str) -> bool:
+    """Whether it is written in capitals: more than a code or an abbreviation."""
+    return text.isupper() and sum(char.isalpha() for char in text) > 5
 
 
 def is_letter(text: str) -> bool:
