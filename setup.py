@@ -1,5 +1,7 @@
 """Packaging. Every requirement has a window and a reason."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 _SERVE = ["starlette>=0.48,<2", "uvicorn>=0.35,<1"]
@@ -8,7 +10,22 @@ setup(
     name="optimas_jax",
     version="0.2.0",
     description="Optimise compound AI systems end to end with globally aligned local rewards, in JAX",
-    license="Apache-2.0",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The optimas_jax authors",
+    license_expression="Apache-2.0",
+    keywords="prompt optimization, compound AI systems, agents, reward models, LoRA, JAX",
+    project_urls={"Paper": "https://arxiv.org/abs/2507.03041"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     # Configurations and commands stay at the top; an editable install reads them there (core/shipped.py).
     package_dir={
@@ -22,6 +39,10 @@ setup(
         "optimas_jax.configs.sweeps",
         "optimas_jax.launch",
     ],
+    package_data={
+        "optimas_jax.report.page": ["templates/*", "templates/sections/*"],
+        "optimas_jax.report.watch": ["templates/*"],
+    },
     license_files=["LICENSE", "third_party/README.md"],
     entry_points={"console_scripts": ["optimas = optimas_jax.command:main"]},
     install_requires=[
@@ -39,7 +60,7 @@ setup(
         "gguf>=0.19,<0.20",  # dequantisation of GGUF weights
         "huggingface_hub>=2.0,<3",
         "llguidance>=1.7,<2",  # answers by JSON Schema: which tokens may come next; in Rust, and needs nothing else
-        "jinja2>=3.1,<4",  # chat templates; transformers does not ask for it
+        "jinja2>=3.1,<4",  # pages of reports; chat templates, for which transformers does not ask for it
         # Data, search, statistics.
         "datasets>=5.2,<6",
         "pandas>=2.2,<4",  # tables of a result; datasets brings it
@@ -68,7 +89,7 @@ setup(
         "wandb": ["wandb>=0.25,<0.32"],
         "mlflow": ["mlflow>=3.9,<4"],
         "otel": ["opentelemetry-sdk>=1.30,<2"],
-        "serve": _SERVE,  # launch/serve.py, and base URLs of runs
+        "serve": _SERVE,  # launch/serve.py and watch.py, and base URLs of runs
         # Frameworks whose agents are programs as they are (docs/frameworks.md). CrewAI is not among them: it wants
         # openai below 3, and gets here from an environment of its own.
         "openai-agents": [*_SERVE, "openai-agents>=0.24,<0.25"],
@@ -86,6 +107,15 @@ setup(
             *_SERVE,
             "ipykernel>=6.29,<8",  # executes the example notebook
             "nbclient>=0.10,<0.12",
+        ],
+        "docs": [
+            "mkdocs-material>=9.7,<10",  # the site of docs/, by mkdocs
+            "mkdocstrings[python]>=1.0,<2",  # its page of the Python API, from docstrings
+            "ruff>=0.14,<0.18",  # breaks long signatures there
+        ],
+        "browser": [  # pages in headless Chromium: tests/long/test_page.py
+            "selenium>=4.40,<5",
+            "axe-playwright-python>=0.1.8,<0.2",  # for the axe-core in it, 4.12.1: others have one of years ago
         ],
         "libtpu": ["libtpu>=0.0.42,<0.0.43"],  # XLA's TPU compiler, which needs no TPU: tests/long/test_tpu.py
         "dev": ["ruff>=0.14,<0.18", "pyright>=1.1.400,<2"],

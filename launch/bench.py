@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
     except (SideError, NotTheSameWork, WeightsError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
-    show(rows, progress.console)
+    show(rows, progress)
     return 0
 
 

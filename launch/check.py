@@ -30,7 +30,6 @@ if __name__ == "__main__":
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
-from rich.console import Console
 
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
@@ -63,7 +62,7 @@ def main(argv: list[str]) -> int:
 def check(folder: str) -> int:
     """Runs the check, and prints it; 1 if it fails."""
     gate = Gate(_LEVEL.value, _MIN_GAIN.value, _MAX_COST.value)
-    progress = ConsoleProgress(Console(stderr=True, highlight=False, soft_wrap=True))  # standard output is Markdown
+    progress = ConsoleProgress(stderr=True)  # standard output is Markdown
     bench = Bench(Path(_WORKDIR.value), progress, _CONCURRENCY.value)
     new = read_folder(folder)
     if _MODEL.value and not _AGAINST.value:

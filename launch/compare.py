@@ -10,8 +10,8 @@ on the same candidates and in the same order of components) and ``bare`` (the sa
 third_party/peers/install_prompt_optimizers.sh.
 
 The budget covers the search, and what is tested is the state of the search at the budget. The confirmation and the
-final test are outside it, for all alike. Results: compare.json, compare.md and compare.png in the workdir; a folder for
-every run in cells/.
+final test are outside it, for all alike. Results: compare.html, compare.json, compare.md and compare.png in the
+workdir; a folder for every run in cells/.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.compare.optimizers import CompareError, find_optimizers
+from optimas_jax.compare.page import write_comparison_page
 from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.plot import draw
 from optimas_jax.compare.summary import summarize
@@ -64,10 +65,11 @@ def compare() -> int:
     summary = summarize(cells, about, _BUDGET.value)
     write_json(workdir / "compare.json", summary)
     (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")
+    page = write_comparison_page(workdir, summary)
     save(draw(summary), workdir / "compare.png")
     for table in tables(summary):
-        progress.console.print(table)
-    progress.line(f"{workdir / 'compare.md'}")
+        progress.table(table)
+    progress.line(f"{workdir / 'compare.md'}, {page}")
     return 0 if any(row["seeds"] for row in summary["rows"].values()) else 1
 
 

@@ -8,12 +8,12 @@ Any field of the configuration is an axis: ``config.`` in front of it may be lef
 or by ``|`` where a value has commas itself; ``0:3`` are the whole numbers from 0 to 2. Seeds are the unit of intervals.
 A sweep may grow: with further values or seeds the same folder goes on.
 
-Results: a table on the screen while it runs; sweep.md, sweep.csv and a PNG for each axis in the workdir; a run folder
-for every point. Equal requests of all points are paid once.
+Results: a table on the screen while it runs; sweep.html, sweep.md, sweep.csv and a PNG for each axis in the workdir; a
+run folder for every point. Equal requests of all points are paid once.
 
 Points run in processes of this machine, of which no two see the same accelerator; as tasks of a Ray cluster; or as one
 Slurm array, which goes on without this command. With the last two, --workdir, the working folder and this package are
-on all machines (docs/production.md).
+on all machines (docs/pods.md).
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 from ml_collections import config_flags
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.console import RenderableType
 
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
@@ -47,10 +45,12 @@ from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.report.commands import DEFAULT_CONFIG, exit_code, parse_flags
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.figures import check_matplotlib, save
+from optimas_jax.report.live.grids import fitted
 from optimas_jax.report.process import interrupt_on_terminate
 from optimas_jax.sweep.executors.base import Resources
 from optimas_jax.sweep.executors.choose import EXECUTORS, make_executor
 from optimas_jax.sweep.folder import SHARED, open_sweep, read_progress
+from optimas_jax.sweep.page import write_sweep_page
 from optimas_jax.sweep.plot import axes_of, draw
 from optimas_jax.sweep.points import Point, SweepError, read_points
 from optimas_jax.sweep.run import Results, remaining, run_points
@@ -104,7 +104,7 @@ def sweep() -> int:
     of_file = f"-{Path(_SWEEP.value.strip()).stem}" if _SWEEP.value.strip().endswith(".py") else ""
     workdir = Path(_WORKDIR.value or f"runs/sweep-{title(first.benchmark)}-{first.variant}{of_file}")
     with open_sweep(workdir, points, check_points) as lock:
-        progress.line(f"[bold]{name}[/bold], {len(points)} points, {_JOBS.value or jobs} at a time; {workdir}")
+        progress.line(f"{name}, {len(points)} points, {_JOBS.value or jobs} at a time; {workdir}")
         with (
             executor.open(workdir, remaining(points, workdir), lock) as runner,
             live_table(progress, name, points, workdir) as show,
@@ -140,37 +140,39 @@ def live_table(progress: ConsoleProgress, name: str, points: Sequence[Point], wo
     """A table that moves in place on a terminal; elsewhere a line for each point that has ended."""
     seeds = {point.name: point.config.seed for point in points}
     said: set[str] = set()
+    latest: tuple[Mapping[str, Any], Sequence[str]] = {}, ()
 
-    def rendered(results: Mapping[str, Any], running: Sequence[str]) -> Table:
+    def view(width: int) -> RenderableType:
+        results, running = latest
         doing = {one: f"seed {seeds[one]}: {read_progress(workdir, one) or 'begins'}" for one in running}
-        return table(name, summarize(points, results), doing)
+        return fitted(table(name, summarize(points, results), doing), width)
 
-    if not progress.console.is_terminal:
+    with progress.in_place(view) as is_shown:
 
-        def lines(results: Mapping[str, Any], running: Sequence[str]) -> None:
-            for one in [one for one in results if one not in said]:
+        def show(results: Mapping[str, Any], running: Sequence[str]) -> None:
+            nonlocal latest
+            latest = dict(results), tuple(running)
+            for one in [one for one in results if not is_shown and one not in said]:
                 said.add(one)
                 figures = figures_of(results[one])
                 words = f"failed: {figures['error']}" if figures["error"] else f"gain {figures['gain']:+.3f}"
-                progress.line(escape(f"{len(said)}/{len(points)} {one}: {words}"))
+                progress.line(f"{len(said)}/{len(points)} {one}: {words}")
 
-        yield lines
-        return
-    with Live(rendered({}, ()), console=progress.console, transient=True, refresh_per_second=2) as live:
-        yield lambda results, running: live.update(rendered(results, running))
+        yield show
 
 
 def report(progress: ConsoleProgress, name: str, points: Sequence[Point], results: Results, workdir: Path) -> None:
-    """Prints the table, and writes sweep.md, sweep.csv and the pictures."""
+    """Prints the table, and writes sweep.html, sweep.md, sweep.csv and the pictures."""
     rows = summarize(points, results)
     paid, used = len(ResultFiles(workdir / SHARED)), sum(len_of(workdir / point.name / TAPE) for point in points)
     shared = f"The points used {used:,} results of models and programs, of which {paid:,} were paid for."
     (workdir / "sweep.md").write_text(markdown(name, rows, shared), encoding="utf-8")
+    page = write_sweep_page(workdir, name, rows, points, shared)
     (workdir / "sweep.csv").write_text(csv_text(points, results), encoding="utf-8")
     for axis in axes_of(rows):
         save(draw(rows, axis), workdir / f"{axis}.png")
-    progress.console.print(table(name, rows))
-    progress.line(f"{shared} {workdir / 'sweep.md'}")
+    progress.table(table(name, rows))
+    progress.line(f"{shared} {workdir / 'sweep.md'}, {page}")
 
 
 def len_of(tape: Path) -> int:

@@ -98,9 +98,17 @@ def optimize(
     Raises:
       ValueError: for data, a program or settings that cannot be used, before anything is paid for.
       StopRun: with a message for the user; what was paid for is kept.
+
+    Example:
+      ```python
+      result = oj.optimize(rag, grade, "questions.jsonl", workdir="runs/rag", budget=oj.Budget(calls=2000))
+      print(result, result.best["answer"].instruction)
+      result.best(question="Where is Lima?")
+      ```
     """
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.notebook import default_progress, keep_libraries_quiet
+    from optimas_jax.report.page.live import live_page
     from optimas_jax.report.run import report_run, write_report
     from optimas_jax.report.trackers.choose import with_trackers
 
@@ -113,16 +121,11 @@ def optimize(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
     folder = Path(workdir or f"runs/{declared.name}")
-    told = with_trackers(made.CALLBACKS, settings.trackers)
-    label = run_stages(
-        settings,
-        folder,
-        "all",
-        shown,
-        benchmark=dataclasses.replace(made, CALLBACKS=()),
-        callbacks=told,
-        command=f"optimize({declared.name}, ...) from Python",
-    )
+    told, made = with_trackers(made.CALLBACKS, settings.trackers), dataclasses.replace(made, CALLBACKS=())
+    command = f"optimize({declared.name}, ...{_named(config)}) from Python"
+    with live_page(shown.line) as tell_page:
+        told = [tell_page, *told]
+        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=told)
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
     elif progress is None:  # a notebook shows the result
@@ -155,11 +158,18 @@ def plan(
     and its results then have it beside what was spent.
 
     Args:
+      program, metric, data, model, proposer, budget, split, workdir, seed, start, traces, config, hooks, callbacks: as
+        in ``optimize``.
       devices: on which local models are planned: ``h100``, ``8xa100-80``, ``v5e-16``; "" for none.
       progress: receives the table of the plan; by default the console.
 
     Raises:
       ValueError, StopRun: as ``optimize`` before anything is paid for, but for keys.
+
+    Example:
+      ```python
+      planned = oj.plan(rag, grade, "questions.jsonl", devices="h100")
+      ```
     """
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.notebook import keep_libraries_quiet
@@ -178,6 +188,11 @@ def plan(
     if isinstance(shown, ConsoleProgress):
         report_plan(planned.to_json(), shown)
     return planned
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    """Settings as the record of a run has them; "" for none."""
+    return f", config={json.dumps(dict(config), ensure_ascii=False, default=str)}" if config else ""
 
 
 def _given(start: str | Path | Mapping[str, str], traces: str | Path | Sequence[str | Path]) -> dict[str, Any]:
@@ -246,6 +261,18 @@ async def aoptimize(
     """``optimize`` in a thread of its own, so that the caller's event loop stays free.
 
     Cancelling it stops the run as an interrupt does: what was paid for is kept, and the same call resumes.
+
+    Args:
+      program, metric, data, options: as in ``optimize``.
+
+    Raises:
+      ValueError, StopRun: as ``optimize``.
+      asyncio.CancelledError: it was cancelled.
+
+    Example:
+      ```python
+      result = await oj.aoptimize(rag, grade, "questions.jsonl", workdir="runs/rag")
+      ```
     """
     from optimas_jax.report.notebook import keep_libraries_quiet
 
@@ -262,6 +289,15 @@ def benchmark(program: Program | Callable[..., Any], metric: Callable[..., Any],
 
     Args:
       program, metric, data: as in ``optimize``; ``config.data`` divides the rows.
+
+    Raises:
+      ValueError: data or a program that cannot be used.
+
+    Example:
+      ```python
+      capitals = oj.benchmark(rag, grade, "questions.jsonl")
+      METRIC, load, build = capitals.METRIC, capitals.load, capitals.build
+      ```
     """
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
@@ -302,6 +338,14 @@ class Evaluation:
 
     Attributes:
       rows: one for each example: id, inputs, gold, outputs, score, feedback, outcome, failure (why it failed).
+
+    An evaluation is what ``evaluate`` returns; it raises nothing by itself.
+
+    Example:
+      ```python
+      found = oj.evaluate(rag, grade, "questions.jsonl", best="runs/rag/best")
+      print(found.mean, found.interval, [row["feedback"] for row in found.rows if row["score"] < 1])
+      ```
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -343,6 +387,19 @@ def evaluate(
       best: a ``best/`` folder or its configuration; by default the program as it is declared.
       model: that answers; by default the run's, or the embedded one.
       workdir: folder of the tape, which makes a repetition free; by default ``runs/NAME-evaluate``.
+
+      seed: names all randomness of the runs.
+      concurrency: runs at a time.
+
+    Raises:
+      ValueError: data, a program or a configuration that cannot be used, before anything is paid for.
+      StopRun: with a message for the user; what was paid for is kept.
+
+    Example:
+      ```python
+      print(oj.evaluate(rag, grade, "questions.jsonl"))
+      print(oj.evaluate(rag, grade, "questions.jsonl", best="runs/rag/best"))
+      ```
     """
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.notebook import keep_libraries_quiet

@@ -26,6 +26,18 @@ class Result:
       folder: of the run.
       results: of its evaluation: ``results.json``, or ``evaluations/LABEL.json``.
       program: that was optimised, for ``best``; by default the one that the run names.
+
+    Raises:
+      FolderError: by a table whose file is damaged.
+      FileNotFoundError: by a table of an evaluation that was not made.
+
+    Example:
+      ```python
+      result = oj.open_run("runs/rag")
+      print(result.gain, result.interval, result.confirmed)
+      result.flips[["inputs", "before", "after", "change"]]
+      result.proposals[["component", "verdict", "reason"]]
+      ```
     """
 
     folder: Path
@@ -194,12 +206,19 @@ def open_run(
     """The result of a finished run.
 
     Args:
+      folder: of the run.
       program: that was optimised, for ``best``; by default the one that the run names.
       evaluation: label of one of its evaluations, ``evaluations/LABEL.json``; by default ``results.json``.
 
     Raises:
       FileNotFoundError: there is no such result.
       FolderError: it is damaged.
+
+    Example:
+      ```python
+      result = oj.open_run("runs/rag")
+      print(result.gain, result.cost)
+      ```
     """
     folder = Path(folder)
     path = folder / (f"evaluations/{evaluation}.json" if evaluation else RESULTS)

@@ -21,7 +21,8 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.evaluate import after_each
 from optimas_jax.loop.folder.record import _closed
 from optimas_jax.loop.journal import RunFolder, config_of, load_best, reward_name
-from optimas_jax.report.page import write_html
+from optimas_jax.report.page.write import write_page
+from optimas_jax.report.run_files import read_run
 from optimas_jax.report.tables import tables
 from optimas_jax.result import Result, open_run
 from optimas_jax.rewards.data import load_groups
@@ -65,7 +66,6 @@ def _results(path: Path) -> None:
     results = read_file(path)
     for table in tables(results):
         str(table.row_count)
-    write_html(path.parent / "report.html", results)
     shown = open_run(path.parent)
     str((shown, shown.by_kind, shown.interval, shown.confirmed, shown._repr_html_()))
 
@@ -76,6 +76,10 @@ def _rows(path: Path) -> None:
     if path.stem == "journal":
         str(read_events(path.parent))
     str(getattr(shown, {"test": "examples", "proposals": "proposals", "journal": "history"}[path.stem]))
+
+
+def _page(folder: Path) -> None:
+    write_page(folder / "report.html", read_run(folder))
 
 
 def _best(path: Path) -> None:
@@ -93,6 +97,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "run.json": _record,
     "used.json": _used,
     "spent.json": _used,
+    "system.json": read_file,
     "rows.json": lambda path: frozenset(read_file(path) or ()),
     "reward.json": lambda path: CheckpointStore(path.parent / "checkpoints").metadata(read_file(path)["name"]),
     "optimized.json": _search,
@@ -124,6 +129,7 @@ def fuzz_files(watch: Watch, whole: Path, folder: Path, rng: random.Random, coun
         else:
             path.write_bytes(data)
         watch.call((name, data), lambda path=path, name=name: READERS[name](path), longer=10.0)
+        watch.call(("the page", name, data), lambda: _page(target), longer=20.0)
 
 
 def fuzz_metadata(watch: Watch, whole: Path, folder: Path, rng: random.Random, count: int) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom
+
+from optimas_jax.report.console import ConsoleProgress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def table(rows: Sequence[Row]) -> Table:
         if row.suite != suite:
             suite = row.suite
             columns.add_section()
-            columns.add_row(f"[bold]{suite}[/bold]")
+            columns.add_row(suite, style="bold")
         peer = "" if row.peer is None else f"{row.peer_name} {_median(row.peer, row.spread['peer'])}"
         columns.add_row(
             row.case,
@@ -91,10 +92,10 @@ def _median(value: float, spread_: float) -> str:
     return f"{value:.4g} ({spread_:.0%})"
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
+def show(rows: Sequence[Row], progress: ConsoleProgress) -> None:
     """Prints the table and the settings that each side chose."""
-    console.print(table(rows))
-    console.print("Medians, (most - least) / median in brackets; peak memory of ours / of the peer.")
+    progress.table(table(rows))
+    progress.line("Medians, (most - least) / median in brackets; peak memory of ours / of the peer.")
     notes = {
         f"  {row.case}: {row.peer_name if side == 'peer' else 'ours'}: {note}"
         for row in rows
@@ -102,7 +103,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
         if note
     }
     for note in sorted(notes):
-        console.print(note)
+        progress.line(note)
 
 
 def save(rows: Sequence[Row], path: Path) -> None:

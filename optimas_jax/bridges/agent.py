@@ -55,6 +55,18 @@ def agent(
 
     Raises:
       DeclarationError: for a name that no request can have, or a rule that is none.
+
+    Example:
+      ```python
+      researcher = oj.agent("researcher")
+      client = oj.client()
+
+      @oj.program(components=[researcher])
+      async def ask(question):
+          messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+          reply = await client.chat.completions.create(model="researcher", messages=messages)
+          return {"answer": reply.choices[0].message.content}
+      ```
     """
     for what, text in (("name", name), ("model's name that the agent sends", sends or name)):
         if not isinstance(text, str) or not text.strip() or not text.isprintable():

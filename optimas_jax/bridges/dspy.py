@@ -4,9 +4,12 @@ What is tuned are the instructions and the demonstrations of each predictor, as 
 adapter writes the messages and reads the answers, so typed signatures stay. The answers come from the model of the run,
 by its tape and within its budget, whatever ``dspy.configure`` says.
 
-    program = oj.dspy.program(rag)
-    result = oj.optimize(program, oj.dspy.metric(grade), rows)
-    oj.dspy.tuned(rag, result.best).save("rag.json")
+Example:
+  ```python
+  program = oj.dspy.program(module)
+  result = oj.optimize(program, oj.dspy.metric(grade), "questions.jsonl", workdir="runs/dspy")
+  oj.dspy.tuned(module, result.best).save("module.json")
+  ```
 """
 
 from __future__ import annotations
@@ -85,6 +88,7 @@ def tuned(module: Any, best: Mapping[str, Any] | Any) -> Any:
     """A copy of a module with the instructions and demonstrations that were found: plain DSPy, to run or to save.
 
     Args:
+      module: that was optimised; it is not changed.
       best: ``result.best``, or what ``optimas_jax.load`` returns; prompts by component.
 
     Raises:
@@ -105,7 +109,14 @@ def tuned(module: Any, best: Mapping[str, Any] | Any) -> Any:
 
 def metric(function: Callable[..., Any]) -> Callable[..., Any]:
     """A metric of DSPy's form, ``(example, prediction, trace=None)``, as one of a program. Its number, truth value, or
-    ``dspy.Prediction(score=..., feedback=...)`` is the score."""
+    ``dspy.Prediction(score=..., feedback=...)`` is the score.
+
+    Args:
+      function: of DSPy's example and prediction; ``trace`` is None.
+
+    Raises:
+      ImportError: DSPy is not installed.
+    """
     dspy = _library()
 
     @functools.wraps(function)

@@ -39,6 +39,7 @@ from optimas_jax.loop.journal import RESULTS
 from optimas_jax.loop.stages import find_models, open_run, run_stage
 from optimas_jax.report.commands import run_alone
 from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.run import write_page_of
 
 TASK, CELL, RUN = "task.json", "cell.json", "run"  # the optimiser and its configuration, the result, the run folder
 CLOCK = "seconds.json"  # ``stopwatch.Seconds`` so far
@@ -130,7 +131,9 @@ def main(folder: Path) -> int:
 
     def run() -> None:
         task = read_file(folder / TASK) or {}
-        write_json(folder / CELL, run_cell(OPTIMIZERS[task["optimizer"]], parse_config(task["config"]), folder))
+        cell = run_cell(OPTIMIZERS[task["optimizer"]], parse_config(task["config"]), folder)
+        write_page_of(folder / RUN, ConsoleProgress())
+        write_json(folder / CELL, cell)
 
     return run_alone(run)
 

@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from optimas_jax.compare.cell import CELL, RUN, write_task
 from optimas_jax.compare.optimizers import Optimizer
 from optimas_jax.core.folder.files import read_file, read_rows
@@ -74,7 +72,7 @@ def run_cells(
                     raise StopRun(message or f"exit code {code}")
             return read_file(folder / CELL) or {}
         except (StopRun, ValueError, OSError) as error:
-            line(f"{label} failed: {escape(str(error))}")
+            line(f"{label} failed: {error}")
             return {"error": str(error)}
 
     async def run_all() -> None:

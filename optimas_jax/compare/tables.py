@@ -32,8 +32,8 @@ COLUMNS = (
 _SCORES = ("optimiser", "test score", "95 % interval", "difference to ours", "detectable", "gain on confirm")
 _COSTS = ("optimiser", *(column for column in COLUMNS if column not in _SCORES))
 _COSTS_TITLE = "Seeds and costs, means over seeds"
-_REACH = ("optimiser", "seed", "score", "local rewards", "global metric", "ratio")
-_REACH_TITLE = (
+REACH = ("optimiser", "seed", "score", "local rewards", "global metric", "ratio")
+REACH_TITLE = (
     "Runs of the system until the validation score is reached that the same optimiser reaches with the global metric"
 )
 
@@ -114,9 +114,9 @@ def _seeds(summary: Mapping[str, Any]) -> str:
 def markdown(summary: Mapping[str, Any]) -> str:
     """The comparison as a section of a Markdown document."""
     lines = [f"{title(summary)}.", "", *_grid(COLUMNS, table_rows(summary))]
-    runs = _runs(summary)
+    runs = reach_rows(summary)
     if runs:
-        lines += ["", f"{_REACH_TITLE}:", "", *_grid(_REACH, runs)]
+        lines += ["", f"{REACH_TITLE}:", "", *_grid(REACH, runs)]
     return "\n".join(lines) + "\n"
 
 
@@ -126,8 +126,8 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     scores, costs = ([[row[column] for column in columns] for row in rows] for columns in (_SCORES, _COSTS))
     costs = [row for row in costs if any(row[1:])]
     results = [_table(title(summary), _SCORES, scores), _table(_COSTS_TITLE, _COSTS, costs)]
-    runs = _runs(summary)
-    return [*results, _table(_REACH_TITLE, _REACH, runs)] if runs else results
+    runs = reach_rows(summary)
+    return [*results, _table(REACH_TITLE, REACH, runs)] if runs else results
 
 
 def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -139,7 +139,7 @@ def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
     return table
 
 
-def _runs(summary: Mapping[str, Any]) -> list[list[str]]:
+def reach_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
             name,

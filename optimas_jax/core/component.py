@@ -14,7 +14,23 @@ from optimas_jax.core.values import Space, Value, check_value
 
 
 class ComponentFailure(Exception):
-    """Raised by a component whose model or tool gave no usable answer; becomes the outcome of the component's call."""
+    """A component's model or tool gave no usable answer: it becomes the outcome of the component's call. A program may
+    catch it; a component of yours may raise it. It raises nothing by itself.
+
+    Attributes:
+      outcome: what went wrong: ``parse_error``, ``refused``, ``truncated``, ``timeout``, ``rate_limited``, ``crashed``,
+        ``over_budget``.
+      detail: why, in words.
+
+    Example:
+      ```python
+      async def careful(question):
+          try:
+              return {"answer": await answer(question=question)}
+          except oj.ComponentFailure as failure:
+              return {"answer": f"no answer: {failure.outcome}"}
+      ```
+    """
 
     def __init__(self, outcome: Outcome, detail: str = ""):
         super().__init__(f"{outcome}: {detail}")

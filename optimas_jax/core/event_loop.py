@@ -58,11 +58,13 @@ class Waiting:
       tell: called every minute, in the waiting thread.
       in_flight: what a coroutine that is interrupted waits for, in words; "" if that is nothing.
       grace: seconds that it has for that.
+      held: whether no further call of many (``core.execution.gather``) may begin for now.
     """
 
     tell: Callable[[], None] | None = None
     in_flight: Callable[[], str] = lambda: ""
     grace: float = 30.0
+    held: Callable[[], bool] = lambda: False
 
 
 QUIET = Waiting()
@@ -160,11 +162,16 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     except asyncio.CancelledError:
         with lock:
             if not returned.is_set():
-                identity = ctypes.c_ulong(thread.ident or 0)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(KeyboardInterrupt))
+                interrupt(thread)
         await asyncio.wait([ended])  # what is paid for is recorded before the end
         ended.exception()  # seen
         raise
+
+
+def interrupt(thread: threading.Thread) -> None:
+    """Raises ``KeyboardInterrupt`` in a thread, as Ctrl-C does in the main one, as soon as it runs code of Python."""
+    identity = ctypes.c_ulong(thread.ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(KeyboardInterrupt))
 
 
 def running() -> asyncio.AbstractEventLoop | None:

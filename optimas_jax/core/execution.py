@@ -18,6 +18,7 @@ from optimas_jax.core.types import Call, CallKey, Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration
 
 T = TypeVar("T")
+_HELD_SECONDS = 0.2  # between two looks at whether the next call may begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def gather(
 
     try:
         with _older_objects_at_rest():
-            return event_loop.run(await_all(calls, concurrency, on_done), waiting)
+            return event_loop.run(await_all(calls, concurrency, on_done, waiting.held), waiting)
     except BaseExceptionGroup as group:
         error = first_of(group)
         raise error from error.__cause__
@@ -75,7 +76,10 @@ def _older_objects_at_rest() -> Iterator[None]:
 
 
 async def await_all(
-    calls: Sequence[Callable[[], Awaitable[T]]], concurrency: int, on_done: Callable[[], None] | None = None
+    calls: Sequence[Callable[[], Awaitable[T]]],
+    concurrency: int,
+    on_done: Callable[[], None] | None = None,
+    held: Callable[[], bool] = lambda: False,
 ) -> list[T]:
     """The same on the event loop that runs. A window over the calls: whenever one ends, the next one starts.
 
@@ -97,6 +101,8 @@ async def await_all(
     async with asyncio.TaskGroup() as group:
         for call in calls:
             await slots.acquire()
+            while held():
+                await asyncio.sleep(_HELD_SECONDS)
             tasks.append(group.create_task(run_one(call)))
     return [task.result() for task in tasks]
 

@@ -2,18 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from optimas_jax.core.folder.live import Status
 
 
 class Progress(Protocol):
     """Receives lines and the steps of long work."""
 
     def line(self, text: str) -> None:
-        """Shows one line about one decision."""
+        """Shows one line about one decision: plain text, in which brackets are brackets."""
         ...
 
     def bar(self, label: str, total: int) -> AbstractContextManager[Callable[[], None]]:
         """Shows a bar over ``total`` steps; the block calls the function that it gets once per step."""
         ...
+
+
+@runtime_checkable
+class ShowsStatus(Protocol):
+    """Progress that also shows what a run is doing."""
+
+    def show(self, status: Status | None) -> None:
+        """Receives the state of the run, about twice a second; None at the run's end."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """Steps of long work.
+
+    Attributes:
+      label: what is done.
+      done, total: numbers of steps.
+      seconds: since its beginning.
+    """
+
+    label: str
+    done: int
+    total: int
+    seconds: float
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until its end at the pace so far; None before the first step."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else None
+
+
+class Bars:
+    """The bars that are open, nested and side by side; steps come from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[int, tuple[str, int, int, float]] = {}
+        self._next = 0
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar that is open during the block."""
+        with self._lock:
+            key, self._next = self._next, self._next + 1
+            self._open[key] = label, 0, total, time.monotonic()
+
+        def advance() -> None:
+            with self._lock:
+                if key in self._open:
+                    name, done, most, since = self._open[key]
+                    self._open[key] = name, done + 1, most, since
+
+        try:
+            yield advance
+        finally:
+            with self._lock:
+                del self._open[key]
+
+    @property
+    def now(self) -> tuple[Bar, ...]:
+        """The bars as they are, in the order in which they began."""
+        with self._lock:
+            rows = list(self._open.values())
+        return tuple(Bar(label, done, total, time.monotonic() - since) for label, done, total, since in rows)

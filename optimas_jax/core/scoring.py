@@ -40,6 +40,17 @@ class Score:
       value: higher is better.
       feedback: why, in words; proposers read it.
       parts: scores of single aspects, for reports.
+
+    Raises:
+      MetricError: by the run, where ``value`` is no finite number.
+
+    Example:
+      ```python
+      def judge(example, outputs):
+          right, short = example["answer"] in outputs["answer"], len(outputs["answer"].split()) <= 3
+          feedback = "" if short else "Use at most three words."
+          return oj.Score(0.5 * right + 0.5 * short, feedback, {"right": right, "short": short})
+      ```
     """
 
     value: float

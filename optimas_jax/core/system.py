@@ -61,6 +61,29 @@ class System:
       alone: held by each run of a program whose calls do not tell which run they belong to; None for runs side by side.
       called_after, read_by: which components a program was seen to call after each, and to pass its outputs to
         (``loop.steps.observe``); None where it is not known, and all are taken for it.
+
+    Raises:
+      GraphError: two components of one name, a field that nothing writes or two components write, a circle.
+
+    Example:
+      ```python
+      from optimas_jax.llm.component import llm_component
+
+      model = oj.LanguageModel("openai:gpt-4o-mini")
+      answerer = llm_component(
+          name="answerer",
+          description="Answers a question.",
+          inputs=("question",),
+          output="answer",
+          instruction="Answer with a name.",
+          language_model=model,
+      )
+
+      def exact(outputs, gold):
+          return float(outputs["answer"] == gold["answer"])
+
+      system = oj.System((answerer,), ("question",), ("answer",), exact)
+      ```
     """
 
     components: tuple[Component, ...]

@@ -85,6 +85,13 @@ class Example:
       gold: fields that the metric compares with.
       split: ``train``, ``val`` or ``test``.
       kind: subset with scores of its own in results, or "".
+
+    It raises nothing by itself: rows are checked where they are read.
+
+    Example:
+      ```python
+      row = oj.Example("row-1", {"question": "Where is Lima?"}, {"answer": "Peru"}, split="test", kind="places")
+      ```
     """
 
     id: str

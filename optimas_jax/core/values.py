@@ -26,6 +26,14 @@ class Demo:
       example_id: the example that it was taken from, or "". It is saved with the prompt, but is not shown, compared or
         part of ``value_digest``.
       recorded: file and line of the recorded call that it was taken from, or "". As ``example_id``.
+
+    It raises nothing by itself.
+
+    Example:
+      ```python
+      shown = oj.Demo({"question": "What is the capital of Chile?"}, {"answer": "Santiago"})
+      answer = oj.prompt("Answer with a name.", name="answer", demos=[shown])
+      ```
     """
 
     inputs: Mapping[str, Any]

@@ -40,6 +40,15 @@ class LanguageModel:
       max_tokens: default limit of an answer; components may set their own.
       style: ``chat`` (instruction, demonstrations and input as turns) or ``text`` (one text to continue, which small
         models follow better).
+
+    Raises:
+      ValueError: by ``optimize``, ``plan`` and commands, for a value out of its range.
+
+    Example:
+      ```python
+      model = oj.LanguageModel("openai:gpt-4o-mini", temperature=0.7, max_tokens=512)
+      planned = oj.plan(rag, grade, "questions.jsonl", model=model)
+      ```
     """
 
     model: str

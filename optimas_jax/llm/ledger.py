@@ -46,6 +46,16 @@ class Budget:
       usd: US dollars.
       tokens: read and written, those of local models included.
       calls: completions and executions.
+
+    Raises:
+      ValueError: by ``optimize``, ``plan`` and commands, for a negative number or a limit below what the run needs at
+        least.
+      StopRun: by the run, at a request that no longer fits; ``best/`` and results are there.
+
+    Example:
+      ```python
+      oj.optimize(rag, grade, "questions.jsonl", budget=oj.Budget(usd=2, tokens=3_000_000))
+      ```
     """
 
     usd: NonNegativeFloat = 0.0
@@ -168,6 +178,11 @@ class Ledger:
             raise OutOfBudget(f"{outer.limit.rest(outer.used)} are left, and what comes after needs {usage}")
         if outer is not None:
             outer.held = usage
+
+    @property
+    def step(self) -> str:
+        """The step that is booked now: ``PHASE: PART``, or the phase alone."""
+        return self._step
 
     @property
     def left(self) -> Limit:

@@ -49,7 +49,7 @@ def tell_unmetered(config: RunConfig, system: System, progress: Progress) -> Non
     own = [name for name, one in system.by_name.items() if not one.metered]
     if own and (limited := [name for name, limit in limits.items() if limit]):
         progress.line(
-            f"[yellow]warning[/yellow]: {', '.join(own)} may ask models by clients of their own, whose tokens and "
+            f"warning: {', '.join(own)} may ask models by clients of their own, whose tokens and "
             f"dollars are not counted: {', '.join(limited)} does not limit them, config.budget.calls does"
         )
 

@@ -16,6 +16,7 @@ from optimas_jax.core.json_text import shown
 from optimas_jax.core.objective import Objective
 from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, Share, from_dict, to_dict
 from optimas_jax.core.tracking import tracker_names
+from optimas_jax.core.types import digest
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.ledger import Budget
@@ -362,6 +363,11 @@ def overridden(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     data = with_overrides({**plain, "optimize": without_mode(plain["optimize"])}, overrides)
     changed = from_dict(RunConfig, {**data, "optimize": with_mode(data["optimize"])})
     return dataclasses.replace(changed, system=from_dict(type(config.system), changed.system, "config.system"))
+
+
+def key_of(config: RunConfig) -> str:
+    """What a plan and the run that it is of have in common."""
+    return digest(to_dict(config))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config") -> list[str]:

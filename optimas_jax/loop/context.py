@@ -10,10 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from rich.markup import escape
-
 from optimas_jax.benchmarks.data import Dataset
-from optimas_jax.benchmarks.modules import Benchmark, find_benchmark
+from optimas_jax.benchmarks.modules import Benchmark, find_benchmark, title
 from optimas_jax.core.event_loop import Waiting
 from optimas_jax.core.execution import Job, gather, run_many
 from optimas_jax.core.folder.events import Event
@@ -36,15 +34,17 @@ from optimas_jax.loop.checks import check_search, chosen_components, tell_unmete
 from optimas_jax.loop.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.folder.bought import check_tape
+from optimas_jax.loop.folder.described import describe_system
 from optimas_jax.loop.folder.record import Record, begin, close
 from optimas_jax.loop.folder.recorded import check_traces
 from optimas_jax.loop.hooks.callbacks import Callbacks, checked_callbacks
 from optimas_jax.loop.hooks.local_reward import with_own_reward
 from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
+from optimas_jax.loop.live.board import Board, Subject, planned_steps
 from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, tell_noise, under_objective
 from optimas_jax.loop.same_program import check_components, check_program
-from optimas_jax.loop.start import data_and_system, keep, read_start
+from optimas_jax.loop.start import Start, data_and_system, keep, read_start
 from optimas_jax.parallel.lockstep import Leader
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.reinforce import reinforce_config
@@ -118,6 +118,7 @@ class Host:
       hooks: the user's own steps of the search.
       shared_engine: whether runs share a local engine, so that the seconds of one are no measurement.
       recorded: calls of ``config.traces``.
+      held: whether no further run of the system may begin for now.
     """
 
     system: System
@@ -136,6 +137,7 @@ class Host:
     hooks: Hooks = Hooks()
     shared_engine: bool = False
     recorded: TraceFiles = TraceFiles()
+    held: Callable[[], bool] = lambda: False
 
     def run(self, label: str, jobs: Sequence[Job]) -> list[Trace]:
         """Runs the system; traces are in the order of the jobs. Shows a bar under ``label``."""
@@ -154,10 +156,10 @@ class Host:
     @property
     def waiting(self) -> Waiting:
         """What is told while calls run, and what happens to them after an interrupt."""
-        return Waiting(self._tell_waits, lambda: self.ledger.in_flight, self.stop_grace)
+        return Waiting(self._tell_waits, lambda: self.ledger.in_flight, self.stop_grace, self.held)
 
     def _tell_waits(self) -> None:
-        tell_waits(self.system.watch, lambda text: self.progress.line(f"  {escape(text)}"))
+        tell_waits(self.system.watch, lambda text: self.progress.line(f"  {text}"))
 
 
 def failures(traces: Sequence[Trace]) -> str:
@@ -176,10 +178,10 @@ def failures(traces: Sequence[Trace]) -> str:
 
 def report_failures(host: Host, traces: Sequence[Trace]) -> None:
     """Prints a line about failed runs; a warning if all failed, since nothing can be learned from them."""
-    words = escape(failures(traces))
+    words = failures(traces)
     if words:
         every = all(trace.outcome is not Outcome.OK for trace in traces)
-        host.progress.line(f"[yellow]warning[/yellow]: {words}" if every else f"  {words}")
+        host.progress.line(f"warning: {words}" if every else f"  {words}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +243,7 @@ def build_run(
       benchmark: in place of the one that the configuration names.
       command: the text that ``run.json`` has of it; by default the command line.
       leader: tells the other processes of the run what to compute (``loop.follow``).
-      callbacks: are told of events, beside those of the benchmark (``loop.hooks.callbacks``).
+      callbacks: are told of every event, beside those of the benchmark.
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -252,6 +254,7 @@ def build_run(
     hooks = hooks_of(benchmark)
     config = with_hooks(config, hooks)
     callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *checked_callbacks(callbacks))
+    progress = board = Board(progress)
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
     engines = make_engines(config.mesh, progress, leader)
@@ -273,33 +276,31 @@ def build_run(
         check_components(workdir, bare)
         told = Callbacks(callbacks, progress.line, config.stop_grace)
         opened.callback(told.close)
-        folder = RunFolder(workdir, config, told.tell)
-        opened.callback(folder.close)
-        checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
-        tape = Tape(folder.path / TAPE, earlier=start and start.tape)
-        opened.callback(tape.close)
+        folder, tape = _opened_folder(RunFolder(workdir, config, told.tell, board.follow), start, opened)
         check_tape(folder, tape)
         check_traces(folder, recorded)
         check_program(folder, bare, data.splits, progress, hooks.titles)
         if isinstance(benchmark, Benchmark) and benchmark.on_open is not None:
             benchmark.on_open(folder.path)
         keep(folder, data, start)
+        describe_system(folder, bare, components)
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
         record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)
+        opened.enter_context(board.of(_subject(config, data, folder, ledger)))
         taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened), told.teller_of_calls)
+        checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         rewards = with_own_reward(rewards, hooks.local_reward, tape, config.concurrency)
         policies = _policies(config, engines, folder, checkpoints)
         scorer = InstanceScorer(rewards.scorer, bare, config.seed)
-        watch = Watch(bare.default_configuration())
         host = Host(
             system=dataclasses.replace(
                 bare,
                 completer=under_objective(config, bare, taped),
                 scorer=scorer,
                 meter=Meter(),
-                watch=watch,
+                watch=Watch(bare.default_configuration()),
                 objective=config.optimize.objective,
             ),
             completer=taped,
@@ -316,14 +317,37 @@ def build_run(
             hooks=hooks,
             shared_engine=shared_engine,
             recorded=recorded,
+            held=board.held,
         )
         return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, record, opened.pop_all())
+
+
+def _subject(config: RunConfig, data: Dataset, folder: RunFolder, ledger: Ledger) -> Subject:
+    """The run, for its board."""
+    finals = config.evaluate.repeats * len(data.splits[config.evaluate.split]) + len(data.splits.get("confirm", ()))
+    return Subject(
+        folder=folder.path,
+        title=f"{title(config.benchmark)}:{config.variant}",
+        ledger=ledger,
+        iterations=config.optimize.iterations,
+        val_runs=len(data.splits["val"][: config.optimize.gate_examples or None]),
+        final_runs=2 * finals,
+        plan=planned_steps(folder.path, config),
+    )
 
 
 def _policies(config: RunConfig, engines: Engines, folder: RunFolder, checkpoints: CheckpointStore) -> PolicyEngine:
     model = config.policy.model or _tuned_model(config)
     tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
     return PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
+
+
+def _opened_folder(folder: RunFolder, start: Start | None, opened: contextlib.ExitStack) -> tuple[RunFolder, Tape]:
+    """A folder and its tape, which ``opened`` closes."""
+    opened.callback(folder.close)
+    tape = Tape(folder.path / TAPE, earlier=start and start.tape)
+    opened.callback(tape.close)
+    return folder, tape
 
 
 def _executing(
@@ -346,10 +370,10 @@ def _checked_completer(
     check_completers(config, workdir, choices)
     for spec in without_price(config, choices):
         progress.line(
-            f"[yellow]warning[/yellow]: no price of {spec} is known, and its dollars are not counted: set "
+            f"warning: no price of {spec} is known, and its dollars are not counted: set "
             f"config.prices to {spec}=PROMPT/COMPLETION"
         )
-    return make_completer(config, workdir, lambda text: progress.line(escape(text)), engines.sampler)
+    return make_completer(config, workdir, progress.line, engines.sampler)
 
 
 def _tuned_model(config: RunConfig) -> str:

@@ -117,7 +117,7 @@ def evaluate_within(
         except OutOfBudget as reason:
             if not done:
                 raise
-            host.progress.line(f"[yellow]warning[/yellow]: {name}: {done} of {len(examples)} examples ({reason})")
+            host.progress.line(f"warning: {name}: {done} of {len(examples)} examples ({reason})")
             break
         done += len(part)
     return examples[:done], [_joined(evaluations) for evaluations in zip(*parts, strict=True)]

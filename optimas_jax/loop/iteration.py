@@ -145,7 +145,7 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
     state = State(configuration, reward, evidence, tuple(traces), costs=(costs_by_role(allowance),), front=(first,))
     for sentence in tell_exceeded(first, host.system.objective) if host.system.objective is not None else ():
         host.progress.line(
-            f"[yellow]warning[/yellow]: the start {sentence}. Only what keeps to it, and is better, takes its place: "
+            f"warning: the start {sentence}. Only what keeps to it, and is better, takes its place: "
             "start from cheaper values, or raise the limit in a new --workdir"
         )
     state = state.having_learned(
@@ -189,7 +189,7 @@ def pick(host: Host, config: OptimizeConfig, state: State, number: int, rng: ran
         else:
             name = own_pick(host, own, state, components, gaps, number)
     host.folder.emit(events.Pick(iteration=number, component=name, rule=rule))
-    host.progress.line(f"[bold]iteration {number + 1}/{config.iterations}: {name}[/bold]")
+    host.progress.line(f"iteration {number + 1}/{config.iterations}: {name}")
     return name
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optimas_jax.core.folder.control import LOCK
 from optimas_jax.core.folder.events import Event, to_json
 from optimas_jax.core.folder.files import (
     DAMAGED,
@@ -32,7 +33,8 @@ from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_v
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
 
-TAPE, LOCK, JOURNAL, RUN = "tape.sqlite", ".lock", "journal.jsonl", "run.json"
+PLAN = "plan.json"  # of ``--plan``
+TAPE, JOURNAL, RUN = "tape.sqlite", "journal.jsonl", "run.json"
 CONFIGURATION, RESULTS = "configuration.json", "results.json"  # of a best/, and of the run's own evaluation
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
 ADAPTERS = "adapters"  # of a run folder, and of its best/
@@ -63,24 +65,32 @@ class RunFolder:
       path: of the folder.
       first: the configuration of the first command, as plain data.
       tell: gets every new event.
+      follow: gets every event.
       last_written: when a command before this one wrote to the journal or the tape (``time.time``); 0 if none did.
       events: of the journal, those of earlier commands; a damaged line is ``{DAMAGED: text}``.
       damaged: number of these.
     """
 
-    def __init__(self, workdir: Path, config: RunConfig, tell: Callable[[Event], None] = lambda event: None):
+    def __init__(
+        self,
+        workdir: Path,
+        config: RunConfig,
+        tell: Callable[[Event], None] = lambda event: None,
+        follow: Callable[[Event], None] = lambda event: None,
+    ):
         """Creates the folder, or checks that it belongs to the same configuration, and keeps other processes out until
         ``close``.
 
         Args:
           tell: gets every event that is new, when it stands in the journal.
+          follow: gets every event, those that a resumed run repeats among them.
 
         Raises:
           FolderError: if it belongs to another one (names every field that differs), another process runs in it, or it
             cannot be written.
         """
         self.path = workdir.resolve()
-        self.tell = tell
+        self.tell, self.follow = tell, follow
         self._lock: int | None = None
         self._cursor = 0
         self.last_written = _last_written(self.path)
@@ -156,6 +166,7 @@ class RunFolder:
     def emit(self, event: Event) -> None:
         """Appends one event, and tells of it. A resumed run emits its old events again; they are neither written nor
         told twice."""
+        self.follow(event)
         entry = json.loads(json_line(to_json(event)))
         for index in range(self._cursor, len(self.events)):  # a command may begin with a later stage
             if _is_again(self.events[index], entry):

@@ -250,7 +250,7 @@ def _tell_scores(host: Host, replayed: Sequence[tuple[Trace, Sequence[Matched]]]
     if other and not _judges(host.system):
         score, known = other[0]
         host.progress.line(
-            f"[yellow]warning[/yellow]: the metric gives {len(other)} of {len(pairs)} replayed runs another score than "
+            f"warning: the metric gives {len(other)} of {len(pairs)} replayed runs another score than "
             f"they were recorded with (such as {score:.3g}, recorded {known:.3g}); there the metric's is used"
         )
 

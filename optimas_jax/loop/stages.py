@@ -14,7 +14,6 @@ from typing import Any
 
 from optimas_jax.benchmarks.modules import Benchmark, title
 from optimas_jax.core.folder import events
-from optimas_jax.core.folder.events import Event
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.selection import OWN_REWARD, UNTRAINED
 from optimas_jax.core.types import Group, StopRun
@@ -75,7 +74,7 @@ def run_stages(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
-    callbacks: Sequence[Callable[[Event], Any]] = (),
+    callbacks: Sequence[Callable[[events.Event], Any]] = (),
 ) -> str:
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``,
     ``benchmark``, ``command``, ``leader``, ``callbacks``: see ``build_run``.
@@ -110,7 +109,7 @@ def open_run(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
-    callbacks: Sequence[Callable[[Event], Any]] = (),
+    callbacks: Sequence[Callable[[events.Event], Any]] = (),
 ) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
 
@@ -120,17 +119,17 @@ def open_run(
     run = build_run(config, workdir, progress, completer, shared, benchmark, command, leader, callbacks)
     sizes = ", ".join(f"{len(examples)} {split}" for split, examples in run.host.splits.items())
     progress.line(
-        f"[bold]{title(config.benchmark)}:{config.variant}[/bold], seed {config.seed}, {sizes}"
+        f"{title(config.benchmark)}:{config.variant}, seed {config.seed}, {sizes}"
         f"{' of ' * bool(run.data.origin)}{run.data.origin}; {run.host.folder.path}"
     )
     if run.host.folder.damaged:
         progress.line(
-            f"[yellow]warning[/yellow]: {run.host.folder.damaged} damaged lines of {JOURNAL} are kept, and so is all "
+            f"warning: {run.host.folder.damaged} damaged lines of {JOURNAL} are kept, and so is all "
             "that stands behind them; a command that repeats their events writes them in their places again"
         )
     if config.optimize.start and not run.host.splits.get("confirm"):
         progress.line(
-            "[yellow]warning[/yellow]: no row is new to the run that this one starts from, so that nothing can be "
+            "warning: no row is new to the run that this one starts from, so that nothing can be "
             "confirmed: give more rows, or keep some back in the first run (config.data.reserve)"
         )
     if all(spec.startswith("random:") for spec in answering(config)):
@@ -194,7 +193,7 @@ def run_stage(run: Run, name: str) -> str:
     Returns:
       The label of the evaluation, for the stage that makes one, or "".
     """
-    run.host.progress.line(f"[bold cyan]{name}[/bold cyan]")
+    run.host.progress.line(f"{name}")
     if run.host.system.meter is not None:
         run.host.system.meter.reset()
     actions = {
@@ -246,7 +245,7 @@ def _collect(run: Run) -> None:
     scores = [reward for group in collected.groups for reward in group.rewards]
     if len(scores) > 1 and len(set(scores)) == 1:
         host.progress.line(
-            f"[yellow]warning[/yellow]: all {len(scores)} runs score {scores[0]:.3f}, whatever the outputs are: a "
+            f"warning: all {len(scores)} runs score {scores[0]:.3f}, whatever the outputs are: a "
             "search finds nothing where the metric, or the data, never makes a difference"
         )
 

@@ -60,6 +60,22 @@ def component(
       tuned: the prompt or the settings, by the argument of the function that gets it (a prompt as a ``PromptText``), or
         by the variable of its module that the function's own code reads (a prompt as its text): existing code stays as
         it is. What the function writes to variables of its module is then lost.
+
+    Raises:
+      DeclarationError: for a function with ``yield``, a method declared inside its class, an argument to tune that the
+        function does not read, or types that cannot be recorded.
+      TypeError: for what is no function.
+
+    Example:
+      ```python
+      @oj.component
+      def search(question: str) -> list[str]:
+          return [f"About {question}"]
+
+      @oj.component(prompt=oj.prompt("Answer briefly."), timeout=60)
+      async def ask(prompt, question):
+          return f"{prompt.text} {question}"
+      ```
     """
     if function is None:
         given = {"name": name, "description": description, "effect": effect, "timeout": timeout, "on_error": on_error}

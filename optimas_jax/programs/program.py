@@ -48,6 +48,15 @@ def program(
 
     Raises:
       DeclarationError: for no function, no components, two of one name, or types that cannot be recorded.
+
+    Example:
+      ```python
+      answer = oj.prompt("Answer the question.")
+
+      @oj.program(timeout=120)
+      async def ask(question):
+          return {"answer": await answer(question=question)}
+      ```
     """
     if function is None:
         given = {"components": components, "name": name, "on_error": on_error, "timeout": timeout, "alone": alone}

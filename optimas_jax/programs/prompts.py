@@ -55,6 +55,14 @@ def prompt(
     Raises:
       DeclarationError: for an empty instruction, an output that JSON cannot be read as, stop texts with a type (an
         answer of a type ends with its JSON), or a template that cannot be read.
+
+    Example:
+      ```python
+      answer = oj.prompt("Answer the question.", output={"answer": str, "sure": bool}, max_tokens=64)
+
+      async def ask(question):
+          return await answer(question=question)
+      ```
     """
     if not isinstance(instruction, str) or not instruction.strip():
         raise DeclarationError(f"the instruction of a prompt is {instruction!r}, expected a text")
@@ -116,9 +124,19 @@ def setting(default: Any, choices: Sequence[Any], *, name: str = "", description
     Args:
       default: one of the choices, where tuning starts.
       choices: all allowed values.
+      name: of the component; by default the variable's name.
+      description: one sentence on its purpose, for proposers; by default none.
 
     Raises:
       ValueError: for a default that is no choice, or a choice that is no number or word.
+
+    Example:
+      ```python
+      passages = oj.setting(3, choices=(1, 3, 5))
+
+      async def ask(question):
+          return {"answer": await answer(question=question, passages=search(question)[: passages.value])}
+      ```
     """
     if default not in list(choices):
         raise DeclarationError(f"the default of a setting is {default!r}, expected one of its choices {list(choices)}")

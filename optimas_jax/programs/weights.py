@@ -36,6 +36,14 @@ def lora(
 
     Raises:
       DeclarationError: for an empty instruction.
+
+    Example:
+      ```python
+      tuned = oj.lora("Answer the question.", max_tokens=16)
+
+      async def short(question):
+          return {"answer": await tuned(question=question)}
+      ```
     """
     if not isinstance(instruction, str) or not instruction.strip():
         raise DeclarationError(f"the instruction of a prompt is {instruction!r}, expected a text")

@@ -16,7 +16,7 @@ from optimas_jax.core.frames import error_text, frames_text, is_users
 from optimas_jax.core.secrets import Redacted
 from optimas_jax.core.types import StopRun
 from optimas_jax.report.flag_errors import flag_message
-from optimas_jax.report.process import code_of, end_with_parent, interrupt_on_terminate
+from optimas_jax.report.process import code_of, end_on_signals, end_with_parent, interrupt_on_terminate
 
 DEFAULT_CONFIG = "configs/hotpotqa.py"
 
@@ -56,7 +56,12 @@ def exit_code(action: Callable[[], int | None]) -> int:
     interrupt and 143 after SIGTERM. Warnings for the user are one line, too, and no secret is in any line."""
     interrupt_on_terminate()
     with contextlib.redirect_stdout(Redacted(sys.stdout)), contextlib.redirect_stderr(Redacted(sys.stderr)):
-        return _exit_code(action)
+        code = _exit_code(action)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    end_on_signals(code)
+    return code
 
 
 def run_alone(action: Callable[[], None]) -> int:

@@ -1,106 +1,152 @@
-"""Progress on a console: bars with rates and remaining time, one line per decision.
+"""Progress on a console: one line for each decision, and on a terminal one table that is renewed in place below them.
 
-On a terminal bars move in place; elsewhere (a log file, a pipe) they become a line every few seconds.
+Elsewhere (a log file, a pipe) there are the lines alone, and one every few minutes where nothing else is written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from rich.console import Console
-from rich.errors import MarkupError
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
-from rich.text import Text
+from rich.console import Console, RenderableType
+from rich.table import Table
 
+from optimas_jax.core.folder.live import Status
+from optimas_jax.core.progress import Bars
 from optimas_jax.core.secrets import redact
+from optimas_jax.report.live.grids import fitted
+from optimas_jax.report.live.region import Region
+from optimas_jax.report.live.text import fit, plain, styled
+from optimas_jax.report.live.view import clock, eta, live_table, score, spent, where
 
-_LINE_SECONDS = 15.0
-
-
-class _RateColumn(ProgressColumn):
-    """Steps per second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.2f}/s", style="progress.data.speed")
+_ALIVE_SECONDS = 300.0  # between two lines of a log
+_SIZE = ("COLUMNS", "LINES")  # variables that would hold on to the size that the terminal had at first
+_LOG_WIDTH, _LONGEST = 120, 2_000  # of tables, and of lines in a log
 
 
 class ConsoleProgress:
-    """Writes to one console, or nowhere."""
+    """Writes to one console, or nowhere. The table is there while a run shows its state, or a bar is open."""
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False):
-        width = None if sys.stdout.isatty() else 120  # log files have room for the tables
+    def __init__(self, console: Console | None = None, *, quiet: bool = False, stderr: bool = False):
+        """
+        Args:
+          console: another one than that of this process; it gets no table in place.
+          quiet: whether nothing is shown.
+          stderr: whether standard error takes the place of standard output.
+        """
+        self._interactive = console is None and not quiet and _is_terminal(sys.stderr if stderr else sys.stdout)
         self.console = console or Console(
             highlight=False,
+            markup=False,
+            emoji=False,
             quiet=quiet,
+            stderr=stderr,
             soft_wrap=True,
-            width=width,
+            force_terminal=self._interactive,  # whatever FORCE_COLOR says
+            _environ={name: value for name, value in os.environ.items() if name not in _SIZE},
+            width=None if self._interactive else _LOG_WIDTH,  # log files have room for the tables
             force_jupyter=False,  # where every line would be a display of its own
         )
+        self._bars, self._status = Bars(), None
+        self._lock, self._region = threading.RLock(), None
+        self._last = time.monotonic()  # when something was written
 
     def line(self, text: str) -> None:
         """One line about one decision."""
-        text = redact(text)
-        try:
-            self.console.print(text)
-        except MarkupError:  # a name in it looks like markup
-            self.console.print(text, markup=False)
+        self._last = time.monotonic()
+        width = self.console.width - 1 if self._interactive else _LONGEST
+        line = styled(self._encoded(fit(plain(redact(text)), width)))
+        with self._drawing():
+            self.console.print(line, soft_wrap=True)
+
+    def table(self, table: Table) -> None:
+        """A table, in which no cell is markup; it fits the width of the console."""
+        width = self.console.width - 1 if self._interactive else self.console.width
+        with self._drawing():
+            self.console.print(fitted(table, width), markup=False, emoji=False, soft_wrap=False)
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar over ``total`` steps; the block calls the yielded function once per step."""
-        if not self.console.is_terminal:
-            with self._lines(label, total) as advance:
+        try:
+            with self._bars.bar(label, total) as noted:
+
+                def advance() -> None:
+                    noted()
+                    self._tell_alive()
+
+                self._update()
                 yield advance
-            return
-        columns = (
-            TextColumn("  {task.description:<28}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            _RateColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-        )
-        with RichProgress(*columns, console=self.console) as bars:
-            task = bars.add_task(label, total=total)
-            yield lambda: bars.advance(task)
+        finally:
+            self._update()
+
+    def show(self, status: Status | None) -> None:
+        """What the run is doing; None at its end."""
+        self._status = status
+        self._update()
+        self._tell_alive()
 
     @contextlib.contextmanager
-    def _lines(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        started = last = time.monotonic()
-        done = 0
+    def in_place(self, view: Callable[[int], RenderableType]) -> Iterator[bool]:
+        """Draws what ``view`` gives for a width in place during the block, on a terminal; yields whether it does."""
+        if not self._interactive:
+            yield False
+            return
+        self._region = region = Region(self.console, view)
+        try:
+            yield True
+        finally:
+            self._region = None
+            region.close()
 
-        def report(now: float) -> None:
-            seconds = max(now - started, 1e-9)
-            left = "" if done in (0, total) else f", ETA {clock(seconds / done * (total - done))}"
-            self.line(f"  {label:<28} {done}/{total}, {done / seconds:.2f}/s, {clock(seconds)}{left}")
+    def _update(self) -> None:
+        """Begins or ends the table."""
+        if not self._interactive:
+            return
+        with self._lock:
+            wanted = self._status is not None or bool(self._bars.now)
+            if wanted and self._region is None:
+                self._region = Region(self.console, self._view)
+            elif not wanted and self._region is not None:
+                region, self._region = self._region, None
+                region.close()
 
-        def advance() -> None:
-            nonlocal done, last
-            done += 1
-            now = time.monotonic()
-            if now - last >= _LINE_SECONDS and done < total:
-                last = now
-                report(now)
+    def _drawing(self) -> contextlib.AbstractContextManager[Any]:
+        """Nobody else draws during the block."""
+        region = self._region
+        return contextlib.nullcontext() if region is None else region.lock
 
-        yield advance
-        report(time.monotonic())
+    def _view(self, width: int) -> RenderableType:
+        return live_table(self._status, self._bars.now, width)
+
+    def _tell_alive(self) -> None:
+        """A line, where a log had none for a while."""
+        if self._interactive or time.monotonic() - self._last < _ALIVE_SECONDS:
+            return
+        status, bars = self._status, self._bars.now
+        parts = [] if status is None else [where(status), f"score {score(status)}", spent(status.spent)]
+        parts += [f"{bar.label} {bar.done}/{bar.total}" for bar in bars[-1:]]
+        left = None if status is None or status.left is None else eta(status)
+        if left is None and bars and bars[-1].left is not None:
+            left = f"~{clock(bars[-1].left)}"
+        self.line(f"  ... {', '.join(parts)}{f', {left} left' if left else ''}")
+
+    def _encoded(self, text: str) -> str:
+        """The text as far as the console's encoding has its letters."""
+        encoding = self.console.encoding
+        return text.encode(encoding, "replace").decode(encoding)
 
 
-def clock(seconds: float) -> str:
-    """Minutes and seconds: ``2:05``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+def _is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal on which the cursor can be moved, and which has the letters of the table."""
+    encoding = (stream.encoding or "").lower().replace("-", "")
+    return (
+        stream.isatty()
+        and encoding.startswith("utf")
+        and os.environ.get("TERM", "dumb").lower() not in ("", "dumb", "unknown")
+    )

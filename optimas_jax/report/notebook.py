@@ -14,11 +14,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.errors import MarkupError
-from rich.text import Text
-
 from optimas_jax.core.progress import Progress
-from optimas_jax.report.console import ConsoleProgress, clock
+from optimas_jax.report.console import ConsoleProgress
+from optimas_jax.report.live.view import clock
 
 _ROWS = 60  # of the table; earlier ones are counted
 _UPDATE_SECONDS = 0.25  # at least, between two updates for steps of a bar
@@ -50,7 +48,7 @@ class NotebookProgress:
 
     def line(self, text: str) -> None:
         """One row about one decision."""
-        self._add(_Row(_plain(text)))
+        self._add(_Row(text))
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[], None]]:
@@ -123,13 +121,6 @@ def _notebook() -> Any:
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
     return None if getattr(shell, "kernel", None) is None else ipython  # a terminal's has no kernel
-
-
-def _plain(text: str) -> str:
-    try:
-        return Text.from_markup(text).plain
-    except MarkupError:  # a name in it looks like markup
-        return text
 
 
 def _table(rows: Sequence[tuple[str, str, str]]) -> str:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import html
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from optimas_jax.report.format import format_interval
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _RIGHT = 380, 300, 60, 30, 50, 90  # of a panel, in pixels
-_SET, _DOMINATED, _LINE = "#1f77b4", "#b0b0b0", "#404040"
+
+
+class Colors(NamedTuple):
+    """Colours of a picture: of the Pareto set, of dominated points, of lines and texts."""
+
+    front: str = "#1f77b4"
+    dominated: str = "#b0b0b0"
+    line: str = "#404040"
+
+
+_PLAIN = Colors()
+
+
 _COSTS = (("dollars", "{:.6f}"), ("tokens", "{:,.1f}"), ("seconds", "{:.2f}"))
 _AXIS = {"dollars": "US dollars a run", "tokens": "tokens a run", "seconds": "seconds a run"}
 
@@ -47,19 +59,19 @@ def point_name(point: Mapping[str, Any]) -> str:
     return f"{point['changes']}: {point['component']}" if point["changes"] else "start"
 
 
-def pareto_svg(points: Sequence[Mapping[str, Any]]) -> str:
+def pareto_svg(points: Sequence[Mapping[str, Any]], colors: Colors = _PLAIN) -> str:
     """Score against dollars, tokens and seconds, a panel for each cost that differs; tokens if none does. Points of the
     set are blue and joined, the one that was kept has a ring, thin lines are 95 % intervals."""
     costs = [name for name, _ in _COSTS if all(point[name] is not None for point in points)]
     shown = [name for name in costs if len({point[name]["mean"] for point in points}) > 1] or ["tokens"]
-    panels = "".join(_panel(points, name, index * _WIDTH) for index, name in enumerate(shown))
+    panels = "".join(_panel(points, name, index * _WIDTH, colors) for index, name in enumerate(shown))
     width = _WIDTH * len(shown)
     size = f'width="{width}" height="{_HEIGHT}" viewBox="0 0 {width} {_HEIGHT}"'
     style = 'font-family="sans-serif" font-size="11"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{panels}</svg>\n'
 
 
-def _panel(points: Sequence[Mapping[str, Any]], cost: str, offset: int) -> str:
+def _panel(points: Sequence[Mapping[str, Any]], cost: str, offset: int, colors: Colors) -> str:
     """One panel, its left edge at ``offset``."""
     left, bottom = offset + _LEFT, _HEIGHT - _BOTTOM
     right, top = offset + _WIDTH - _RIGHT, _TOP
@@ -71,21 +83,21 @@ def _panel(points: Sequence[Mapping[str, Any]], cost: str, offset: int) -> str:
     def y(value: float) -> float:
         return _scaled(value, scores, bottom, top)
 
-    parts = [_line(left, bottom, right, bottom, _LINE), _line(left, bottom, left, top, _LINE)]
+    parts = [_line(left, bottom, right, bottom, colors.line), _line(left, bottom, left, top, colors.line)]
     parts += [_text(x(bound), bottom + 16, f"{bound:,.4g}", "middle") for bound in sorted({min(costs), max(costs)})]
     parts += [_text(left - 6, y(bound) + 4, f"{bound:.3f}", "end") for bound in sorted({min(scores), max(scores)})]
     parts += [_text((left + right) / 2, bottom + 36, _AXIS[cost], "middle"), _text(left, top - 12, "score", "start")]
     front = sorted((point for point in points if not point["dominated"]), key=lambda point: point[cost]["mean"])
     places = [(x(point[cost]["mean"]), y(point["score"]["mean"])) for point in front]
-    parts += [_line(*one, *other, _SET) for one, other in itertools.pairwise(places)]
+    parts += [_line(*one, *other, colors.front) for one, other in itertools.pairwise(places)]
     for point in points:
         at, height = x(point[cost]["mean"]), y(point["score"]["mean"])
-        color = _DOMINATED if point["dominated"] else _SET
+        color = colors.dominated if point["dominated"] else colors.front
         low, high = point[cost]["ci95"]
         parts.append(_line(x(low), height, x(high), height, color))
         low, high = point["score"]["ci95"]
         parts.append(_line(at, y(low), at, y(high), color))
-        ring = f' stroke="{_LINE}" stroke-width="2"' if point["kept"] else ""
+        ring = f' stroke="{colors.line}" stroke-width="2"' if point["kept"] else ""
         parts.append(f'<circle cx="{at:.1f}" cy="{height:.1f}" r="5" fill="{color}"{ring}/>')
         parts.append(_text(at + 8, height - 6, point_name(point), "start"))
     return "".join(parts)

@@ -98,6 +98,14 @@ def interrupt_on_terminate() -> None:
         signal.signal(signal.SIGTERM, terminate)
 
 
+def end_on_signals(code: int) -> None:
+    """From here on SIGTERM and an interrupt end the process at once, with its exit code: its work is done, and what
+    Python still calls at the end would print their traceback."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(code))
+
+
 def code_of(stopped: KeyboardInterrupt) -> int:
     """The exit code of a process that was stopped. It ends soon after, whatever its threads wait for: what was paid for
     is on disk."""

@@ -9,8 +9,9 @@ from typing import Any
 from optimas_jax.core.folder.files import FolderError, read_file, write_text
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.devices import device_lines
-from optimas_jax.report.page import write_html
+from optimas_jax.report.page.write import write_page
 from optimas_jax.report.pareto import pareto_svg, shows_pareto
+from optimas_jax.report.run_files import read_run
 from optimas_jax.report.tables import (
     alignment_table,
     confirmation_line,
@@ -28,7 +29,7 @@ def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> Non
     if results is None:
         return
     for table in tables(results):
-        progress.console.print(table)
+        progress.table(table)
     if (worst := uncertain_line(read_file(workdir / "run.json") or {})) is not None:
         progress.line(worst)
     progress.line(last_line(results, path))
@@ -54,15 +55,24 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
     if not results:
         return path, None
     try:
-        write_html(page, results)
         if path == own and shows_pareto(results):
             write_text(workdir / PICTURE, pareto_svg(results["pareto"]))
+        write_page(page, read_run(workdir, label))  # last: it names the files that are there
     except OSError as error:
         raise FolderError(
             f"cannot write the report of {workdir} ({error}): make room, or move what is in its place away, and run "
             "the same command again. The results are there"
         ) from error
     return path, results
+
+
+def write_page_of(workdir: Path, progress: ConsoleProgress) -> None:
+    """Writes ``report.html`` alone, of a run whose tables are part of others'. What goes wrong is a line, and stops
+    nothing: the results are there."""
+    try:
+        write_page(workdir / "report.html", read_run(workdir))
+    except (OSError, FolderError) as error:
+        progress.line(f"no page of {workdir}: {error}")
 
 
 def last_line(results: Mapping[str, Any], path: Path) -> str:
@@ -88,7 +98,7 @@ def uncertain_line(record: Mapping[str, Any]) -> str | None:
 def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
     """Shows a plan (``loop.forecast.plan.Plan.to_json``)."""
     host = plan["host"]
-    progress.console.print(plan_table(plan))
+    progress.table(plan_table(plan))
     if host["limit"]:
         ends = "is expected to be enough" if host["cut"] is None else f"ends the search in iteration {host['cut'] + 1}"
         progress.line(f"config.budget allows {host['limit']}, which {ends}")
@@ -104,9 +114,9 @@ def report_plan(plan: Mapping[str, Any], progress: ConsoleProgress) -> None:
 def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
     """Shows the results of the probe stage."""
     data = read_file(workdir / "probe.json") or {}
-    progress.console.print(probe_table(data))
+    progress.table(probe_table(data))
     for line in data["advice"]:
-        progress.line(f"[bold]{line}[/bold]")
+        progress.line(f"{line}")
     if data["first"]:
         progress.line(f"a search that begins with it: --config.optimize.order={data['first']}, in a new --workdir")
     progress.line(
@@ -118,7 +128,7 @@ def report_probe(workdir: Path, progress: ConsoleProgress) -> None:
 def report_alignment(workdir: Path, progress: ConsoleProgress) -> None:
     """Shows the results of the align stage."""
     data = read_file(workdir / "alignment.json") or {}
-    progress.console.print(alignment_table(data["alignment"]))
+    progress.table(alignment_table(data["alignment"]))
     if not data["alignment"]:
         progress.line("nothing to align: on no input had the outputs of a component different global rewards")
     progress.line(f"{workdir / 'alignment.json'}")

@@ -26,6 +26,8 @@ class RunFiles:
       events: of the journal, in their order.
       proposals: rows of ``proposals.jsonl``, the last one of each id.
       examples: rows of ``evaluations/LABEL.jsonl``: every evaluated example before and after.
+      system: ``system.json``, the components with the values that the search starts from; None in older folders.
+      spent: ``spent.json``, what each step took; None before collecting is done, and in older folders.
     """
 
     folder: Path
@@ -39,6 +41,8 @@ class RunFiles:
     events: Sequence[Event]
     proposals: Sequence[Mapping[str, Any]]
     examples: Sequence[Mapping[str, Any]]
+    system: Mapping[str, Any] | None = None
+    spent: Mapping[str, Any] | None = None
 
 
 def read_run(folder: Path, label: str = "") -> RunFiles:
@@ -54,13 +58,19 @@ def read_run(folder: Path, label: str = "") -> RunFiles:
     if label and (results or {}).get("label") != label:
         results = read_file(folder / "evaluations" / f"{label}.json")
     shown = (results or {}).get("label", label)
+    proposals = read_rows(folder / "proposals.jsonl")
     return RunFiles(
-        folder,
-        read_file(folder / "config.json") or {},
-        read_file(folder / "run.json"),
-        results,
-        *(read_file(folder / f"{name}.json") for name in ("optimized", "unfinished", "probe", "plan")),
-        read_events(folder),
-        list({row["id"]: row for row in read_rows(folder / "proposals.jsonl")}.values()),
-        read_rows(folder / "evaluations" / f"{shown}.jsonl") if shown else [],
+        folder=folder,
+        config=read_file(folder / "config.json") or {},
+        record=read_file(folder / "run.json"),
+        results=results,
+        optimized=read_file(folder / "optimized.json"),
+        unfinished=read_file(folder / "unfinished.json"),
+        probe=read_file(folder / "probe.json"),
+        plan=read_file(folder / "plan.json"),
+        events=read_events(folder),
+        proposals=list({row["id"]: row for row in proposals}.values()),
+        examples=read_rows(folder / "evaluations" / f"{shown}.jsonl") if shown else [],
+        system=read_file(folder / "system.json"),
+        spent=read_file(folder / "spent.json"),
     )

@@ -121,7 +121,7 @@ def label_table(label_use: Mapping[str, Mapping[str, Any]], score: str = "local"
     place (``score``, see ``loop.config.OptimizeConfig``)."""
     table = Table(title="Labelled runs, and runs of equal precision without the local reward")
     for column in ("component", "labelled runs", "effective runs", "local reward"):
-        table.add_column(column, justify="left" if column == "component" else "right")
+        table.add_column(column, justify="left" if column in ("component", "local reward") else "right")
     for name, row in label_use.items():
         source = "used" if score == "local" else f"{score} in its place"
         weight = "with the weight that labels support, maybe 0"

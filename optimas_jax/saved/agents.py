@@ -36,6 +36,17 @@ def client(outside: Answers = None, *, sync: bool = False) -> openai.AsyncOpenAI
     Args:
       outside: what answers outside of all runs: a program with what its run found (``oj.load``, ``result.best``), or a
         model for the agents as they are declared, by default the embedded one.
+
+    Raises:
+      ValueError: for what is neither a program of a run nor a model.
+      openai.APIStatusError: by a request: 404 for an unknown agent, 400 for what an answer cannot have, 409 where a
+        request belongs to no single run.
+
+    Example:
+      ```python
+      client = oj.client()
+      plain = oj.client(sync=True)
+      ```
     """
     return make_client(outside_of(outside), sync=sync)
 
@@ -47,13 +58,35 @@ def base_url() -> str:
     Raises:
       ProgramError: outside of a run.
       StopRun: the extra ``serve`` is not installed.
+
+    Example:
+      ```python
+      @oj.program(components=[oj.agent("helper")])
+      def ask(question):
+          from openai import OpenAI
+
+          helper = OpenAI(base_url=oj.base_url(), api_key="none")
+          reply = helper.chat.completions.create(model="helper", messages=[{"role": "user", "content": question}])
+          return {"answer": reply.choices[0].message.content}
+      ```
     """
     return bridge.base_url(outside_of(None))
 
 
 def api_key() -> str:
-    """The key of the run that is current here, for agents whose base URL is fixed (``proxy``); raises ``ProgramError``
-    outside of a run."""
+    """The key of the run that is current here, for agents whose base URL is fixed (``proxy``).
+
+    Raises:
+      ProgramError: outside of a run.
+
+    Example:
+      ```python
+      @oj.program(components=[oj.agent("helper")])
+      def ask(question):
+          key = {"OPENAI_API_KEY": oj.api_key()}
+          return {"answer": subprocess.check_output(["helper", question], env=key, text=True)}
+      ```
+    """
     return bridge.api_key()
 
 
@@ -63,9 +96,16 @@ def proxy(outside: Answers = None, *, port: int = 0, host: str = "127.0.0.1") ->
     Args:
       outside: as for ``client``.
       port: to listen on; 0 for a free one.
+      host: address to listen on; others than this machine's need a key (``optimas proxy``).
 
     Raises:
       StopRun: the address cannot be had, or the extra ``serve`` is not installed.
+
+    Example:
+      ```python
+      with oj.proxy(port=0) as url:
+          print(f"OPENAI_BASE_URL={url}")
+      ```
     """
     return bridge.serving(outside_of(outside), host, port)
 

@@ -36,6 +36,18 @@ class Optimized:
       name: of the program.
       returns: type of what the program returns, if it is a dataclass or a pydantic model.
       seed: of the run; names all random numbers.
+
+    Raises:
+      ComponentFailure: a component gave no usable answer; when it is called.
+      TypeError: arguments that the program does not have, or lacks.
+
+    Example:
+      ```python
+      best = oj.load("runs/rag")
+      print(best(question="Where is Lima?"), best["answer"].instruction)
+      for call in best.trace(question="Where is Lima?").calls:
+          print(call.component, call.inputs, call.outputs)
+      ```
     """
 
     configuration: Configuration
@@ -149,6 +161,12 @@ def load(
       FolderError: the folder holds no configuration.
       ValueError: a value of it has no component in the program; the program cannot be imported; or there is no local
         reward for ``best_of``.
+
+    Example:
+      ```python
+      best = oj.load("runs/rag")
+      best(question="Where is Lima?")
+      ```
     """
     from optimas_jax.report.notebook import keep_libraries_quiet
 

@@ -126,6 +126,12 @@ def load_reward(folder: str | Path, program: Program | System | Callable[..., An
     Raises:
       FolderError: as ``load``.
       NoLocalReward: the run trained none.
+
+    Example:
+      ```python
+      rewards = oj.load_reward("runs/rag")
+      rewards["answer"].score({"question": "Where is Lima?"}, ["In Peru.", "Lima"])
+      ```
     """
     from optimas_jax.report.notebook import keep_libraries_quiet
 

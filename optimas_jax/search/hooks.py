@@ -171,6 +171,17 @@ class Hooks:
       accept: in place of ``config.optimize.gate``, whose level does not cover what it accepts.
       local_reward: in place of trained local rewards: in the race, in their alignment, where a component chooses among
         several outputs.
+
+    Raises:
+      HookError: what is given is no function of the expected arguments.
+
+    Example:
+      ```python
+      def longer(task):
+          return [f"{task.current.instruction} Think first."]
+
+      oj.optimize(rag, grade, "questions.jsonl", hooks=oj.Hooks(propose=longer))
+      ```
     """
 
     propose: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None

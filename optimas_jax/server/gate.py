@@ -1,12 +1,14 @@
 """What stands before an application: the key that requests must have, and an orderly end.
 
-The key is the bearer token of OpenAI's clients. ``/health`` needs none, so that a load balancer can ask for it. An
-application that ends refuses new requests with 503 and finishes those that it has.
+The key is the bearer token of OpenAI's clients, or the password of a browser (Basic). ``/health`` needs none, so that a
+load balancer can ask for it. An application that ends refuses new requests with 503 and finishes those that it has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import hmac
 import ipaddress
 import os
@@ -23,6 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 OPEN = "/health"  # the path that needs no key
+CLOSING = "closing"  # field of a scope: a function that says whether the server is about to end, for endless answers
 
 
 class Gate:
@@ -32,9 +35,13 @@ class Gate:
       closing: whether new requests are refused.
     """
 
-    def __init__(self, application: Application, key: str = ""):
-        """``key``: that requests must bring; "" for none."""
-        self._application, self._key = application, key.encode()
+    def __init__(self, application: Application, key: str = "", challenge: str = "Bearer"):
+        """
+        Args:
+          key: that requests must bring; "" for none.
+          challenge: how those without it are asked for it (``WWW-Authenticate``).
+        """
+        self._application, self._key, self._challenge = application, key.encode(), challenge
         self.closing, self._given_up = False, False
         self._tasks: set[asyncio.Future[None]] = set()
 
@@ -53,7 +60,8 @@ class Gate:
             begun = True
             await send(message)
 
-        task = asyncio.ensure_future(self._application(scope, receive, sending))
+        told = {**scope, CLOSING: lambda: self.closing}
+        task = asyncio.ensure_future(self._application(told, receive, sending))
         self._tasks.add(task)
         try:
             await task
@@ -79,9 +87,9 @@ class Gate:
     def _refusal(self, scope: Message) -> Response | None:
         if self.closing:
             return _ending()
-        if self._key and scope["path"] != OPEN and not hmac.compare_digest(_bearer(scope), self._key):
+        if self._key and scope["path"] != OPEN and not hmac.compare_digest(_given(scope), self._key):
             message = "this server wants its key: send it as 'Authorization: Bearer KEY' (api_key of OpenAI's clients)"
-            return _error(401, message, "invalid_api_key", {"www-authenticate": "Bearer"})
+            return _error(401, message, "invalid_api_key", {"www-authenticate": self._challenge})
         return None
 
 
@@ -89,10 +97,13 @@ def _ending() -> Response:
     return _error(503, "the server is about to end: ask again in a moment, or another one", "unavailable")
 
 
-def _bearer(scope: Message) -> bytes:
-    """The token of a request; b"" without one."""
+def _given(scope: Message) -> bytes:
+    """The token or the password of a request; b"" without one."""
     given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     kind, _, token = given.partition(b" ")
+    if kind.lower() == b"basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(token.strip(), validate=True).partition(b":")[2]
     return token.strip() if kind.lower() == b"bearer" else b""
 
 

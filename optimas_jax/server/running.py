@@ -101,7 +101,14 @@ def run_until_stopped(gate: Gate, listener: socket.socket, grace: float) -> int:
     return 128 + stop.signal if stop.signal else 0
 
 
-def serve(make: Callable[[], tuple[Any, str]], host: str, port: int, key_variable: str, grace: float) -> int:
+def serve(
+    make: Callable[[], tuple[Any, str]],
+    host: str,
+    port: int,
+    key_variable: str,
+    grace: float,
+    challenge: str = "Bearer",
+) -> int:
     """Serves an application until it is stopped. What stands against it, such as an address that is in use, is an error
     before it is made.
 
@@ -109,6 +116,7 @@ def serve(make: Callable[[], tuple[Any, str]], host: str, port: int, key_variabl
       make: the application, and a line of what it is; the line ends with its address, in the place of ``{}``.
       key_variable: name of the environment variable with the key that requests must bring; "" for none.
       grace: seconds that requests in flight have to end.
+      challenge: how requests without the key are asked for it.
 
     Returns:
       The exit code.
@@ -124,7 +132,7 @@ def serve(make: Callable[[], tuple[Any, str]], host: str, port: int, key_variabl
         except OSError as error:  # another server began to listen while this one loaded
             raise unavailable(host, port, error) from error
         print(line.replace("{}", address_of(listener)), flush=True)
-        return run_until_stopped(Gate(application, key), listener, grace)
+        return run_until_stopped(Gate(application, key, challenge), listener, grace)
 
 
 def address_of(listener: socket.socket) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import pytest
 from fakes import ScriptedCompleter
 from scripted import answer, scripted_config
 
@@ -43,6 +44,7 @@ class Clock:
         monkeypatch.setattr(owner, name, timed)
 
 
+@pytest.mark.long
 def test_a_cell_of_ours_confirms_outside_the_budget_and_counts_the_seconds_of_local_rewards(tmp_path, monkeypatch):
     load = hotpotqa.load
 

@@ -1,11 +1,13 @@
 """The wheel in an environment of its own, used outside of the checkout."""
 
+import email
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 from runs import ROOT
@@ -37,6 +39,19 @@ def installed(tmp_path_factory):
     [wheel] = folder.glob("*.whl")
     call([folder / "venv" / "bin" / "pip", "install", "--quiet", wheel], folder)
     return folder / "venv" / "bin"
+
+
+def test_the_wheel_says_what_it_is(installed):
+    [wheel] = installed.parents[1].glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        about = email.message_from_bytes(archive.read(name))
+        assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
+    assert (about["Name"], about["License-Expression"]) == ("optimas_jax", "Apache-2.0")
+    assert about["Requires-Python"] == ">=3.11" and "Operating System :: POSIX :: Linux" in about.get_all("Classifier")
+    assert about["Project-URL"] == "Paper, https://arxiv.org/abs/2507.03041"
+    assert about["Description-Content-Type"] == "text/markdown"
+    assert about.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
 
 
 def test_the_commands_run_where_there_is_no_checkout(installed, tmp_path):

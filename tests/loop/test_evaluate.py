@@ -13,7 +13,6 @@ from optimas_jax.core.types import Call, Outcome, Trace
 from optimas_jax.loop.context import build_run, failures, report_failures
 from optimas_jax.loop.evaluate import Evaluation, by_kind, cut_short, evaluate, gain, unread
 from optimas_jax.report.console import ConsoleProgress
-from optimas_jax.report.page import write_html
 from optimas_jax.report.tables import accepted_table, alignment_table, dropped_table, ledger_table, result_table, tables
 
 
@@ -253,29 +252,3 @@ def test_proposals_that_came_to_nothing_stand_in_a_table_by_component_and_reason
 def test_the_ledger_table_adds_up_roles():
     rows, _ = cells(ledger_table(RESULTS["ledger"]))
     assert rows["collect"] == ["1,234", "8", "15", "4", "0.7500"]
-
-
-def test_a_run_without_alignment_or_acceptance_has_tables_too(tmp_path):
-    write_html(tmp_path / "report.html", {**RESULTS, "alignment": {}, "accepted": [], "ledger": {}, "by_kind": {}})
-    assert "hotpotqa:embedded" in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_the_page_holds_everything_and_nothing_else_stays(tmp_path):
-    for _ in range(2):  # written again on resume
-        write_html(tmp_path / "report.html", RESULTS)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for text in (
-        "hotpotqa:embedded",
-        "one-hop",
-        "0.012",
-        "1,234",
-        "0.43",
-        "speaker",
-        "+0.062",
-        "+1.250",
-        "same outputs",
-    ):
-        assert text in page
-    assert "<html" in page.lower()
-    assert "http" not in page.replace("http-equiv", "")  # no other file is needed
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]

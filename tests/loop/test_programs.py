@@ -167,6 +167,7 @@ def shout(question):
 """
 
 
+@pytest.mark.long
 def test_a_program_is_optimised_by_a_configuration_file_beside_it(tmp_path):
     (tmp_path / "mine.py").write_text(FILE)
     (tmp_path / "words.py").write_text(WORDS_MODULE)

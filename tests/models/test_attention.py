@@ -63,7 +63,14 @@ def grad_of_tried(fresh, layout, weights, use_kernel):
     return jax.grad(lambda fresh: jnp.sum(attention(*fresh, layout, None, None, use_kernel) * weights))(fresh)
 
 
-IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["tiled", "chunked", "kernel"])
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    ("implementation", "grouped"),
+    [
+        pytest.param(implementation, grouped, marks=[pytest.mark.long] * (implementation == "kernel" and not grouped))
+        for implementation in ("tiled", "chunked", "kernel")
+        for grouped in (True, False)
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +109,6 @@ def with_window(flat, window):
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize("grouped", [True, False])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), window=WINDOWS)
 def test_every_token_sees_what_it_should(implementation, grouped, seed, window):
@@ -117,7 +123,6 @@ def test_every_token_sees_what_it_should(implementation, grouped, seed, window):
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize("grouped", [True, False])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), window=WINDOWS)
 def test_gradients(implementation, grouped, seed, window):

@@ -1,6 +1,8 @@
 """Files of the user's on the command line: their own frames are shown."""
 
 import functools
+import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -155,3 +157,15 @@ def test_a_fault_of_ours_keeps_its_frames(capsys):
     assert exit_code(functools.partial(divmod, 1, 0)) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback") and "commands.py" in shown and "ZeroDivisionError" in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_work_is_done_ends_the_process_with_its_code(number):
+    code = f"""
+import atexit, os, sys, time
+from optimas_jax.report.commands import exit_code
+atexit.register(lambda: (os.kill(os.getpid(), {int(number)}), time.sleep(60)))
+sys.exit(exit_code(lambda: print("done")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

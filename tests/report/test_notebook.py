@@ -44,12 +44,12 @@ def says(prompt, seed):
 def test_all_rows_are_one_display():
     shown = []
     progress = NotebookProgress(shown.append)
-    progress.line("[bold]collect[/bold] <1> of [odd")
+    progress.line("[bold]collect <1> of [odd")
     with progress.bar("candidates", 3) as advance:
         for _ in range(3):
             advance()
     last = shown[-1]
-    assert last["text/plain"] == "collect <1> of [odd\ncandidates  3/3  0:00"
+    assert last["text/plain"] == "[bold]collect <1> of [odd\ncandidates  3/3  0:00"
     assert "&lt;1&gt;" in last["text/html"] and last["text/html"].count("<tr>") == 2
     for index in range(100):
         progress.line(f"line {index}")

@@ -151,6 +151,7 @@ def folder(tmp_path_factory):
     sys.path.remove(str(code.parent))
 
 
+@pytest.mark.long
 def test_a_head_is_a_folder_that_reads_the_text_of_ours(folder, tmp_path):
     saved = read_folder(folder)
     folders = export_rewards(saved, tmp_path / "reward")
@@ -207,6 +208,7 @@ def export(*arguments, cwd):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
+@pytest.mark.long
 def test_the_command_writes_each_kind_once_and_fills_messages(folder, tmp_path):
     done = export(folder, "--to=openai", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -222,6 +224,7 @@ def test_the_command_writes_each_kind_once_and_fills_messages(folder, tmp_path):
     assert "--component is 'draft'" in unknown.stderr
 
 
+@pytest.mark.long
 def test_fitted_heads_and_unknown_backbones_are_refused_by_name(folder, tmp_path):
     settings = json.loads((folder / "config.json").read_text())
     saved = read_folder(folder)

@@ -5,12 +5,20 @@ a command, and told to callbacks alone; every other event is of the run, and sta
 
 Units: scores and gains are those of the metric, rewards among them; local scores and gains have the scale of their
 local reward, which orders outputs of one input and nothing else; iterations count from 0; intervals are 95 %.
+
+Example:
+  ```python
+  for event in oj.events.read_events("runs/rag"):
+      if isinstance(event, oj.events.Accept):
+          print(event)
+  ```
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +44,7 @@ from optimas_jax.core.folder.search_events import (
     Validation,
     Verdict,
 )
+from optimas_jax.core.json_text import check_record, shown
 from optimas_jax.core.types import freeze
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Value, value_from_json, value_to_json
@@ -270,6 +279,9 @@ def read_events(folder: str | Path) -> list[Event]:
     """The events in the journal of a run, finished or not, in their order. Lines that a resumed run found damaged are
     left out.
 
+    Args:
+      folder: of the run.
+
     Raises:
       FolderError: the journal cannot be read.
     """
@@ -294,8 +306,33 @@ def _plain(value: Any) -> Any:
 def _typed(hint: Any, value: Any) -> Any:
     if hint == Value:
         return value_from_json(value)
-    return Usage.from_json(value) if hint is Usage else freeze(value)
+    if hint is Usage and _fits(Mapping[str, Any], value):
+        costs = {field.name: value[field.name] for field in dataclasses.fields(Usage)}
+        check_record(costs, _COSTS)
+        return Usage.from_json(costs)
+    if not _fits(hint, value):
+        raise TypeError(f"{shown(value)} is not of type {hint}")
+    return freeze(value)
 
 
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value of JSON is one of a type. A number that is not finite is a text in the journal."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(one, value) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if origin is tuple and inner[-1] is not ...:
+        return isinstance(value, list) and len(value) == len(inner) and all(map(_fits, inner, value))
+    if origin in (tuple, Sequence):
+        return isinstance(value, list) and all(_fits(inner[0], one) for one in value)
+    if origin is Mapping:
+        return isinstance(value, dict) and all(_fits(inner[1], one) for one in value.values())
+    if hint is float:
+        return type(value) in (int, float) or value in ("nan", "inf", "-inf")
+    return hint is Any or (type(value) is int if hint is int else isinstance(value, hint))
+
+
+_COSTS: Mapping[str, Any] = typing.get_type_hints(Usage)
 _KINDS: Mapping[str, type[Event]] = {name_of(kind): kind for kind in OF_RUNS}
 _HINTS: Mapping[type[Any], Mapping[str, Any]] = {kind: typing.get_type_hints(kind) for kind in OF_RUNS}

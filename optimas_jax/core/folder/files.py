@@ -30,8 +30,9 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text in the same way, without secrets of the environment; it survives a power cut."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Writes a text in the same way, without secrets of the environment; if it is ``durable``, it survives a power
+    cut."""
     data = valid_text(redact(text)).encode()
     if path.is_file() and path.read_bytes() == data:
         return
@@ -39,7 +40,8 @@ def write_text(path: Path, text: str) -> None:
     with partial.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     partial.replace(path)
 
 

@@ -6,7 +6,7 @@ Fields that a later version adds, or an earlier one lacked, are left alone: only
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, NamedTuple, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from annotated_types import Len
 from pydantic import AfterValidator
@@ -36,12 +36,18 @@ class System(TypedDict):
     language_model: NotRequired[Settings]
 
 
+class Optimize(TypedDict):
+    objective: NotRequired[Settings]
+
+
 class Config(TypedDict):
     benchmark: NotRequired[str]
     seed: NotRequired[int]
     system: NotRequired[System]
     server: NotRequired[Server]
     anthropic: NotRequired[Server]
+    data: NotRequired[Settings]
+    optimize: NotRequired[Optimize]
     evaluate: NotRequired[Settings]
 
 
@@ -66,6 +72,7 @@ class Record(TypedDict):
     tokens: Count
     usd: Amount
     uncertain: NotRequired[Usage]
+    devices: NotRequired[Settings | None]
     parts: list[Part]
 
 
@@ -128,6 +135,21 @@ class Identity(TypedDict):
     hooks: NotRequired[list[str]]
 
 
+class Described(TypedDict):
+    name: str
+    description: str
+    inputs: list[str]
+    outputs: list[str]
+    tuned: bool
+    value: ValueData | None
+
+
+class SystemParts(TypedDict):
+    program: bool
+    inputs: list[str]
+    components: list[Described]
+
+
 class Place(TypedDict):
     file: NotRequired[str]
     relative: NotRequired[str]
@@ -166,6 +188,36 @@ class Unfinished(TypedDict):
     go_on: str
 
 
+class Bar(TypedDict):
+    label: str
+    done: Count
+    total: Count
+    seconds: Amount
+
+
+class Live(TypedDict):
+    id: Name
+    title: str
+    state: Literal["running", "pausing", "paused", "stopping"]
+    step: str
+    iteration: Count
+    iterations: Count
+    component: str
+    proposal: str
+    score: float | None
+    start: float | None
+    spent: Usage
+    steps: dict[str, Usage]
+    seconds: Amount
+    left: Amount | None
+    bars: list[Bar]
+
+
+class Control(TypedDict):
+    id: Name
+    wish: Literal["pause", "resume", "stop"]
+
+
 class Task(TypedDict):
     optimizer: str
     config: Config
@@ -190,9 +242,23 @@ class Tracked(TypedDict):
     logged: Count
 
 
+class Call(TypedDict):
+    component: str
+    occurrence: NotRequired[Count]
+    inputs: Settings
+    outputs: Settings
+    outcome: str
+    detail: NotRequired[str]
+    reasoning: NotRequired[str]
+
+
 class Run(TypedDict):
     outputs: Settings
     feedback: str
+    score: NotRequired[float]
+    parts: NotRequired[dict[str, float]]
+    outcome: NotRequired[str]
+    calls: NotRequired[list[Call]]
 
 
 class Outcome(TypedDict):
@@ -211,6 +277,15 @@ class ExampleRow(TypedDict):
 
 class ProposalRow(TypedDict):
     id: str
+    iteration: NotRequired[Count]
+    component: NotRequired[str]
+    parent: NotRequired[str]
+    optimiser: NotRequired[str]
+    digest: NotRequired[str]
+    text: NotRequired[str]
+    value: NotRequired[ValueData | None]
+    verdict: NotRequired[str]
+    reason: NotRequired[str]
     race: Settings | None
     gate: Settings | None
 
@@ -242,9 +317,12 @@ _FORMS = {
     r"optimized\.json": Form(Optimized, "delete it and run --stage=optimize again"),
     r"refreshed\.json": Form(Refreshed, "delete it and run --stage=refresh again"),
     r"unfinished\.json": Form(Unfinished, "delete it: the command that made the run goes on"),
+    r"control\.json": Form(Control, "delete it: it only tells a command to pause or to stop"),
+    r"live\.json": Form(Live, "delete it: a command that runs writes it again"),
     r"results\.json": Form(Results, "delete it and run --stage=evaluate again"),
     r"plan\.json": Form(Plan, "delete it, or plan again (--plan)"),
     r"identity\.json": Form(Identity, "delete it: the next command notes what the program is made of"),
+    r"system\.json": Form(SystemParts, "delete it: the next command writes it again"),
     r"observed\.json": Form(dict[str, Annotated[list[list[str]], Len(2, 2)]], _AGAIN),
     r"program\.json": Form(Source, "delete it and run the program's optimisation again, or pass the program"),
     r"sweep\.json": Form(Points, "put it back as it was, or use another --workdir"),

@@ -114,6 +114,7 @@ class Side(TypedDict):
 
 class Mean(TypedDict):
     mean: float
+    scores: NotRequired[list[float]]
 
 
 class MeanGain(TypedDict):

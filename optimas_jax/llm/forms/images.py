@@ -23,6 +23,18 @@ class Image:
     Attributes:
       image_url: a web address, or the content as a ``data:`` URL.
       sha256: digest of the content, or of the address.
+
+    Raises:
+      FileNotFoundError, OSError: the file cannot be read.
+      ValueError: the content is no image of a known format.
+
+    Example:
+      ```python
+      look = oj.prompt("What does the photo show?")
+
+      async def describe(photo):
+          return await look(photo=oj.Image(photo))
+      ```
     """
 
     image_url: str

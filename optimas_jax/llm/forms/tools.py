@@ -31,6 +31,13 @@ class ToolCall:
     Attributes:
       name: of the tool.
       arguments: in the types that the tool declares.
+
+    It raises nothing by itself: arguments that do not fit a tool are an answer that cannot be read.
+
+    Example:
+      ```python
+      call = oj.ToolCall("search", {"query": "iron", "limit": 3})
+      ```
     """
 
     name: str
@@ -44,6 +51,15 @@ class Reply:
     Attributes:
       text: maybe empty with calls.
       calls: that it asks for; none where the text is its answer.
+
+    A prompt with ``tools`` returns it; it raises nothing by itself.
+
+    Example:
+      ```python
+      reply = oj.Reply("", (oj.ToolCall("search", {"query": "iron"}),))
+      for call in reply.calls:
+          print(call.name, call.arguments)
+      ```
     """
 
     text: str = ""

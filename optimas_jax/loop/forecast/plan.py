@@ -13,16 +13,16 @@ from optimas_jax.core.usage import Limit, Usage
 from optimas_jax.llm.providers import models_named
 from optimas_jax.loop.budget import total
 from optimas_jax.loop.completers import answering, check_completers, own_prices, without_price
-from optimas_jax.loop.config import PROBE, STAGES, RunConfig
+from optimas_jax.loop.config import PROBE, STAGES, RunConfig, key_of
 from optimas_jax.loop.forecast.device import DevicePlan, plan_on
 from optimas_jax.loop.forecast.imagined import World
 from optimas_jax.loop.forecast.rates import counter_of, seconds_of
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, Rehearsal, rehearse
 from optimas_jax.loop.forecast.rows import rows_and_system
-from optimas_jax.loop.forecast.spent import PLAN, in_order, key_of
+from optimas_jax.loop.forecast.spent import in_order
 from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
 from optimas_jax.loop.iteration import ITERATION
-from optimas_jax.loop.journal import write_json
+from optimas_jax.loop.journal import PLAN, write_json
 from optimas_jax.loop.objective import check_measurable, check_objective
 from optimas_jax.traces.read import read_traces
 

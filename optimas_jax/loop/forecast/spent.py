@@ -6,15 +6,12 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from optimas_jax.core.schema import to_dict
-from optimas_jax.core.types import digest
 from optimas_jax.core.usage import Usage
-from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.config import RunConfig, key_of
 from optimas_jax.loop.context import Host
 from optimas_jax.loop.iteration import ITERATION
-from optimas_jax.loop.journal import RESULTS
+from optimas_jax.loop.journal import PLAN, RESULTS
 
-PLAN = "plan.json"  # in the run folder, of ``--plan``
 SPENT = "spent.json"  # in the run folder, by step
 _PHASES = ("observe", "probe", "collect", "optimize", "confirm", "evaluate")
 _PARTS = ("", "validation", *ITERATION)
@@ -32,11 +29,6 @@ def in_order(steps: Iterable[str]) -> list[str]:
         return _index(_PHASES, phase), _index(_PARTS, part)
 
     return sorted(dict.fromkeys(steps), key=place)
-
-
-def key_of(config: RunConfig) -> str:
-    """What a plan and the run that it is of have in common."""
-    return digest(to_dict(config))
 
 
 def note_spent(host: Host) -> dict[str, Usage]:

@@ -14,8 +14,6 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from optimas_jax.core import event_loop
 from optimas_jax.core.folder.events import Event, name_of
 from optimas_jax.core.frames import describe_error, first_of
@@ -75,7 +73,7 @@ class Callbacks:
         for one in self._listeners:
             if not one.ended(self._grace):
                 self._warn(
-                    f"[yellow]warning[/yellow]: callback {escape(one.name)!r} is at {one.at} since {self._grace:.0f} s "
+                    f"warning: callback {one.name!r} is at {one.at} since {self._grace:.0f} s "
                     f"and is left behind, {one.events.qsize()} events before its end"
                 )
 
@@ -116,8 +114,8 @@ class _Listener:
         if type(error) not in self._warned:
             self._warned.add(type(error))
             self._warn(
-                f"[yellow]warning[/yellow]: callback {escape(repr(self.name))} raised "
-                f"{escape(describe_error(error))} at {self.at}; the run goes on, and this is said once"
+                f"warning: callback {self.name!r} raised "
+                f"{describe_error(error)} at {self.at}; the run goes on, and this is said once"
             )
 
 

@@ -7,8 +7,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from optimas_jax.core import event_loop
 from optimas_jax.core.json_text import shown
 from optimas_jax.core.types import Outcome, derive_seed, digest, thaw
@@ -113,7 +111,7 @@ def own_values(
         try:
             values = call(what, function, task, waiting=host.waiting, watch=host.system.watch)
         except HookBug as error:
-            host.progress.line(f"  [yellow]warning[/yellow]: {escape(str(error))}; {name} is tried without it")
+            host.progress.line(f"  warning: {error}; {name} is tried without it")
             rejected.append(Drop("own proposer failed", str(error), kind))
             continue
         if not isinstance(values, list | tuple):

@@ -252,7 +252,7 @@ def _report(host: Host, number: int, name: str, state: State, ranked: Ranked, te
             parent=value_digest(state.configuration[name]),
         )
     )
-    verdict = "[green]accepted[/green]" if tested.passed else "refused"
+    verdict = "accepted" if tested.passed else "refused"
     by = "" if tested.covered else f", by {tested.rule}, which no level covers"
     host.progress.line(
         f"  {verdict}: {proposal.kind}, expected gain {ranked.expected_gain:+.3f}, validation gain "

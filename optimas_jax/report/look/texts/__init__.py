@@ -1,0 +1,1 @@
+"""What a text is: sorts, languages, and what an answer may turn into."""

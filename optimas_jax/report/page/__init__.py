@@ -1,0 +1,1 @@
+"""Pages: ``report.html`` of a run, and what the pages of comparisons share with it (``base``)."""

@@ -1,0 +1,182 @@
+"""By kind, failures by component, and who is at fault."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from optimas_jax.core.stats import compare
+from optimas_jax.report.page import text
+from optimas_jax.report.page.sections.flips import example_anchor
+from optimas_jax.report.page.svg import interval_bar, span_of
+from optimas_jax.report.run_files import RunFiles
+
+_FEWEST = 6  # examples of a kind, for an interval
+_MOST = 60  # kinds and failures that are shown
+_PROGRAM = "the program itself"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of examples: mean scores, and their difference with its interval where there are enough of them."""
+
+    name: str
+    n: int
+    before: float
+    after: float
+    gain: float
+    bounds: Any
+    bar: Markup
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Calls of a component that ended alike, with an example of one."""
+
+    component: str
+    outcome: str
+    before: int
+    after: int
+    example: str
+    anchor: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Failures:
+    """Failures of a run's evaluation.
+
+    Attributes:
+      rows: the most frequent ones after first.
+      runs: number of runs of each side.
+      notes: sentences on answers that could not be read or were cut.
+    """
+
+    rows: Sequence[Failure]
+    left_out: int
+    runs: int
+    notes: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """How often a component is likeliest at fault, its mean share of the blame, and a failing run of it."""
+
+    component: str
+    first: int
+    share: float
+    bar: float
+    example: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Blame:
+    """Who is at fault in failing validation runs; ``reason`` where nothing can be said."""
+
+    rows: Sequence[Fault]
+    passing: int
+    failing: int
+    reason: str
+
+
+def kinds(run: RunFiles) -> list[Kind]:
+    """Scores by kind of example, the most frequent kinds first; none where examples have no kinds."""
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for row in run.examples:
+        if row["kind"]:
+            scores.setdefault(row["kind"], []).append((row["before"]["score"], row["after"]["score"]))
+    found = sorted(scores.items(), key=lambda item: -len(item[1]))[:_MOST]
+    rows = []
+    for name, pairs in found:
+        before, after = ([pair[side] for pair in pairs] for side in (0, 1))
+        comparison = compare(after, before) if len(pairs) >= _FEWEST else None
+        gain = (sum(after) - sum(before)) / len(pairs)
+        rows.append(
+            (name, pairs, sum(before) / len(pairs), sum(after) / len(pairs), gain, comparison and comparison.ci95)
+        )
+    span = span_of(bound for *_, gain, bounds in rows for bound in (gain, *(bounds or ())))
+    return [
+        Kind(
+            name,
+            len(pairs),
+            old,
+            new,
+            gain,
+            bounds,
+            interval_bar(gain, bounds, span, words=f"{text.name(name)}: {text.signed(gain)}"),
+        )
+        for name, pairs, old, new, gain, bounds in rows
+    ]
+
+
+def failures(run: RunFiles) -> Failures:
+    """Failures of the evaluated runs, by component and outcome."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    examples: dict[tuple[str, str], tuple[str, str]] = {}
+    runs = 0
+    for row in run.examples:
+        runs += len(row["after"]["runs"])
+        for side in ("before", "after"):
+            for one in row[side]["runs"]:
+                for component, outcome, detail in _failed(one):
+                    key = (component, outcome)
+                    counts.setdefault(key, {"before": 0, "after": 0})[side] += 1
+                    if side == "after" or key not in examples:
+                        examples.setdefault(key, (row["id"], detail))
+    order = sorted(counts, key=lambda key: (-counts[key]["after"], -counts[key]["before"], key))
+    rows = []
+    for component, outcome in order[:_MOST]:
+        name, detail = examples[component, outcome]
+        found = counts[component, outcome]
+        rows.append(
+            Failure(
+                component,
+                outcome,
+                found["before"],
+                found["after"],
+                name,
+                example_anchor(name),
+                text.clip(detail, 2_000),
+            )
+        )
+    return Failures(rows, max(0, len(order) - _MOST), runs, _notes(run.results or {}))
+
+
+def _failed(one: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Component, outcome and detail of what failed in a run."""
+    calls = [call for call in one.get("calls") or () if str(call.get("outcome") or "ok") != "ok"]
+    for call in calls:
+        yield str(call["component"]), str(call["outcome"]), str(call.get("detail") or "")
+    outcome = str(one.get("outcome") or "ok")
+    if outcome != "ok" and not calls:
+        yield _PROGRAM, outcome, str(one.get("feedback") or "")
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    problems = {"unread": "could not be read", "cut": "were cut at max_tokens"}
+    return [
+        f"{text.name(name)}: of {text.counted(row['answers'] // 2, 'answer')} {row['baseline']} before and "
+        f"{row['optimized']} after {problem}."
+        for field, problem in problems.items()
+        for name, row in (results.get(field) or {}).items()
+    ]
+
+
+def blame(run: RunFiles) -> Blame | None:
+    """Who is at fault, the likeliest first; None where it was not asked, or no run failed."""
+    found = (run.results or {}).get("blame") or (run.optimized or {}).get("blame")
+    if not found or not found.get("failing"):
+        return None
+    first: dict[str, str] = {}
+    for one in found.get("examples", ()):
+        first.setdefault(one["component"], one["id"])
+    parts = sorted((found.get("components") or {}).items(), key=lambda item: -item[1]["share"])
+    largest = max((row["share"] for _, row in parts), default=0.0) or 1.0
+    rows = [
+        Fault(name, row["first"], row["share"], row["share"] / largest, first.get(name, ""))
+        for name, row in parts[:_MOST]
+    ]
+    return Blame(rows, found.get("passing", 0), found.get("failing", 0), str(found.get("reason") or ""))
