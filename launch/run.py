@@ -2,7 +2,7 @@
 
 python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
     [--stage=all|probe|collect|train|optimize|refresh|align|evaluate] [--plan [--devices=NAME]] [--traces=FILE,...]
-    [--settings] [--config.path.to.field=value ...]
+    [--trackers=NAME,...] [--settings] [--config.path.to.field=value ...]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I | --coordinator=auto]
 
 ``--plan`` only says what the run will take, and needs no key, data or model for that; with ``--devices=v5e-16`` also
@@ -11,7 +11,8 @@ whether its local models fit these devices, which need not be here.
 ``--settings`` only prints every setting with its value and meaning, and marks those that are not the default.
 
 ``--traces`` names recorded calls (JSON Lines: messages of OpenAI, OpenTelemetry spans, evaluations/*.jsonl of a run),
-which become demonstrations and spare the run a part of its calls; it is config.traces.
+which become demonstrations and spare the run a part of its calls; it is config.traces. ``--trackers=wandb,mlflow``
+logs the run there as it happens; it is config.trackers, and TensorBoard by default.
 
 With a coordinator the command is one of several processes, on several machines: the first one runs everything, the
 others compute with it. ``auto`` is for TPU slices and Slurm; see launch/pod/.
@@ -42,6 +43,7 @@ from optimas_jax.benchmarks.modules import title
 from optimas_jax.loop.completers import check_completers
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig, parse_config
 from optimas_jax.report.commands import DEFAULT_CONFIG, exit_code, parse_flags
+from optimas_jax.report.trackers.choose import with_trackers
 
 if TYPE_CHECKING:
     from optimas_jax.parallel.lockstep import Leader
@@ -54,6 +56,7 @@ _STAGE = flags.DEFINE_enum("stage", "all", ["all", PROBE, *STAGES, REFRESH, ALIG
 _PLAN = flags.DEFINE_bool("plan", False, "Say what the run is expected to take, and do nothing else.")
 _DEVICES = flags.DEFINE_string("devices", "", "For --plan: devices by name, such as h100, 8xa100-80, v5e-16.")
 _SETTINGS = flags.DEFINE_bool("settings", False, "Print every setting with its value and meaning, and do nothing else.")
+_TRACKERS = flags.DEFINE_string("trackers", None, "Trackers, separated by commas; the same as config.trackers.")
 _TRACES = flags.DEFINE_string("traces", "", "Files of recorded calls, separated by commas; the same as config.traces.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several processes, or auto.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; left out with auto.", lower_bound=1)
@@ -89,6 +92,8 @@ def run_together() -> int:
 def run(leader: Leader | None = None) -> None:
     """Runs the stage, and shows its results. ``leader`` tells the other processes of the run."""
     config = parse_config(_CONFIG.value.to_dict())
+    if _TRACKERS.value is not None:
+        config = dataclasses.replace(config, trackers=_TRACKERS.value)
     if _TRACES.value:
         config = dataclasses.replace(config, traces=_TRACES.value)
     if _SETTINGS.value:
@@ -98,7 +103,9 @@ def run(leader: Leader | None = None) -> None:
     if _PLAN.value:
         plan(config, workdir)
         return
-    check_completers(config, workdir)  # an error about a missing key comes before slow imports
+    # Errors about a missing key or library come before slow imports.
+    check_completers(config, workdir)
+    trackers = with_trackers((), config.trackers)
     from optimas_jax.loop.stages import run_stages
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.page.live import live_page
@@ -106,7 +113,8 @@ def run(leader: Leader | None = None) -> None:
 
     progress = ConsoleProgress()
     with live_page(progress.line) as tell_page:
-        label = run_stages(config, workdir, _STAGE.value, progress, leader=leader, callbacks=[tell_page])
+        callbacks = [tell_page, *trackers]
+        label = run_stages(config, workdir, _STAGE.value, progress, leader=leader, callbacks=callbacks)
     if _STAGE.value == ALIGN:
         report_alignment(workdir, progress)
     elif _STAGE.value == PROBE:

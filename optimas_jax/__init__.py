@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from optimas_jax.programs.program import program
     from optimas_jax.programs.prompts import choice, prompt, setting
     from optimas_jax.programs.weights import lora
+    from optimas_jax.report.trackers.choose import tracker
     from optimas_jax.result import Result, open_run
     from optimas_jax.saved.agents import api_key, base_url, client, proxy
     from optimas_jax.saved.optimized import Optimized, load
@@ -58,6 +59,7 @@ _HOMES = {
     "optimas_jax.programs.program": ("program",),
     "optimas_jax.programs.prompts": ("choice", "prompt", "setting"),
     "optimas_jax.programs.weights": ("lora",),
+    "optimas_jax.report.trackers.choose": ("tracker",),
     "optimas_jax.result": ("Result", "open_run"),
     "optimas_jax.saved.agents": ("api_key", "base_url", "client", "proxy"),
     "optimas_jax.saved.optimized": ("Optimized", "load"),
@@ -102,6 +104,7 @@ __all__ = [
     "prompt",
     "proxy",
     "setting",
+    "tracker",
 ]
 
 

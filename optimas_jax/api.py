@@ -91,7 +91,8 @@ def optimize(
       hooks: own steps of the search.
       callbacks: functions, plain or ``async``, each of which gets every event of the run (``events``) in its order, in
         a thread of its own. An exception in one is shown and stops nothing. What a resumed run repeats is not told
-        again: ``events.read_events(workdir)`` has it.
+        again: ``events.read_events(workdir)`` has it. Trackers are callbacks, too (``tracker``); TensorBoard is
+        one unless ``config`` says otherwise (``{"trackers": ""}``).
       progress: receives lines and bars; by default the console, or one table in a notebook.
 
     Raises:
@@ -109,6 +110,7 @@ def optimize(
     from optimas_jax.report.notebook import default_progress, keep_libraries_quiet
     from optimas_jax.report.page.live import live_page
     from optimas_jax.report.run import report_run, write_report
+    from optimas_jax.report.trackers.choose import with_trackers
 
     keep_libraries_quiet()
     from optimas_jax.loop.stages import run_stages
@@ -119,9 +121,11 @@ def optimize(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
     folder = Path(workdir or f"runs/{declared.name}")
+    told, made = with_trackers(made.CALLBACKS, settings.trackers), dataclasses.replace(made, CALLBACKS=())
     command = f"optimize({declared.name}, ...{_named(config)}) from Python"
     with live_page(shown.line) as tell_page:
-        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=[tell_page])
+        callbacks = [tell_page, *told]
+        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=callbacks)
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
     elif progress is None:  # a notebook shows the result

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "saved": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "presets", "report", "server", "saved"},
     "result.py": {*HOST, "loop", "saved"},
     "api.py": {*HOST, *DEVICE, "rewards", "policy", "search", "loop", "presets", "report", "saved", "result"},
-    "__init__.py": {*HOST, "search", "saved", "result", "api"},
+    "__init__.py": {*HOST, "search", "report", "saved", "result", "api"},
     "command.py": {"core"},
     "__main__.py": {"command"},
     "presets.py": {*HOST, *DEVICE, "rewards", "policy", "search", "loop"},

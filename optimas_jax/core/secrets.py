@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import urllib.parse
 from typing import Any
 
 MASK = "***"
@@ -92,6 +93,12 @@ def _written(letter: str, behind: bool) -> str:
         rf"&(?:amp;)*(?:#0*{code}|#[xX]0*(?i:{code:x})|{_NAMED.get(letter, '#')});",
     ]
     return f"(?:{'|'.join(ways)}{'|[+]' * (letter == ' ')})"
+
+
+def without_keys(address: str) -> str:
+    """An address without what it may hold of passwords and keys."""
+    parts = urllib.parse.urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def key_problem(key: str) -> str:

@@ -115,6 +115,11 @@ class Ledger:
 
     # --- scopes
 
+    @property
+    def phase_name(self) -> str:
+        """The phase that holds now."""
+        return self._phase
+
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Books everything inside the block under ``name``; phases may nest."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from optimas_jax.core.tracking import ModelCall
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.attempts import Attempts, Fault, ServerError
@@ -22,6 +23,7 @@ from optimas_jax.llm.base import (
     Returned,
     count_prompt,
 )
+from optimas_jax.llm.calls import call_of
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.llm.specs import is_served
@@ -67,8 +69,11 @@ class TapedCompleter:
     With ``inner=None`` it only replays. Requests come from one event loop at a time.
     """
 
-    def __init__(self, tape: Tape, ledger: Ledger, inner: Completer | None):
-        self._tape, self._ledger, self._inner = tape, ledger, inner
+    def __init__(
+        self, tape: Tape, ledger: Ledger, inner: Completer | None, told: Callable[[ModelCall], None] | None = None
+    ):
+        """``told``: gets every completion that is not on the tape, and every failure."""
+        self._tape, self._ledger, self._inner, self._told = tape, ledger, inner, told
         self._flights: dict[str, _Flight] = {}
         self._attempts = Attempts(self._probe)
 
@@ -130,14 +135,25 @@ class TapedCompleter:
             return result
         if self._inner is None:
             raise NotOnTape(f"the tape {self._tape.path} has no result for {json.dumps(effect.to_json())[:500]}")
+        began = time.time()
         try:
-            return await self._attempts.get(effect.model, lambda: self._attempt(effect, key, perform))
+            result = await self._attempts.get(effect.model, lambda: self._attempt(effect, key, perform))
+            self._tell(effect, result, began)
+            return result
         except Fault as fault:
             result: Any = fault.failure
+            self._tell(effect, result, began)
+        except BaseException as error:
+            self._tell(effect, error, began)
+            raise
         ticket = await self._ledger.admit(effect.role, key, result.usage, paid=True)
         await self._tape.record(effect, key, result)
         self._ledger.settle(ticket, result.usage)
         return result
+
+    def _tell(self, effect: Effect[Any], result: Any, began: float) -> None:
+        if self._told is not None and isinstance(effect, CompletionRequest):
+            self._told(call_of(effect, result, self._ledger.phase_name, began, time.time()))
 
     async def _attempt(
         self, effect: Effect[R], key: str, perform: Callable[[Any], Awaitable[R]], *, keep: bool = True

@@ -15,6 +15,7 @@ from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, setti
 from optimas_jax.core.json_text import shown
 from optimas_jax.core.objective import Objective
 from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, Share, from_dict, to_dict
+from optimas_jax.core.tracking import tracker_names
 from optimas_jax.core.types import digest
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
@@ -277,6 +278,8 @@ class RunConfig:
       budget: the most that all completions of the run folder may cost. What baseline, confirmation and final test need
         is set aside from the start.
       stop_grace: seconds that answers in flight have after an interrupt or SIGTERM, before they are left behind.
+      trackers: that log the run as it happens (``report.trackers``), separated by commas: ``tensorboard``, ``wandb``,
+        ``mlflow``, ``otel``; "" for none.
       traces: files of recorded calls, separated by commas (``traces.read``): they become demonstrations and the first
         candidates of groups (``loop.recordings``).
       system: settings of the benchmark's own class.
@@ -298,6 +301,7 @@ class RunConfig:
     prices: str = ""
     budget: Budget = Budget()
     stop_grace: PositiveFloat = 30.0
+    trackers: str = "tensorboard"
     traces: str = ""
     offline: OfflineConfig = OfflineConfig()
     collect: CollectConfig = CollectConfig()
@@ -307,6 +311,9 @@ class RunConfig:
     probe: ProbeConfig = ProbeConfig()
     refresh: RefreshConfig = RefreshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self) -> None:
+        tracker_names(self.trackers)
 
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:

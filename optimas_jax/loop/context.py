@@ -253,7 +253,7 @@ def build_run(
     benchmark = benchmark or find_benchmark(config.benchmark)
     hooks = hooks_of(benchmark)
     config = with_hooks(config, hooks)
-    callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *callbacks)
+    callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *checked_callbacks(callbacks))
     progress = board = Board(progress)
     if config.evaluate.folder:
         load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
@@ -288,7 +288,7 @@ def build_run(
         record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)
         opened.enter_context(board.of(_subject(config, data, folder, ledger)))
-        taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened))
+        taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened), told.teller_of_calls)
         checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
         rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
         rewards = with_own_reward(rewards, hooks.local_reward, tape, config.concurrency)

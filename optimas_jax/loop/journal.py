@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import time
-import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from optimas_jax.core.folder.files import (
     write_text,
 )
 from optimas_jax.core.schema import to_dict
+from optimas_jax.core.secrets import without_keys
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
 from optimas_jax.llm.tape import Tape
@@ -43,7 +43,7 @@ OPTIMIZED, REFRESHED_REWARD = "optimized.json", "refreshed.json"  # what the sea
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
 _LATER = ("alignment", "evaluation")  # events of stages that can be run without those before them
 # Fields on which no result depends.
-RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget", "stop_grace")
+RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget", "stop_grace", "trackers")
 # Fields that may differ from run to run in one folder: of stages whose results have files of their own, too.
 _FREE = (*RESOURCES, "align", "probe", "refresh", "evaluate")
 
@@ -315,14 +315,9 @@ def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     and keys."""
     kept = {name: settings[name] for name in ("seed", "collect", "reward", "server", "anthropic") if name in settings}
     for name in {"server", "anthropic"} & kept.keys():
-        kept[name] = {**kept[name], "base_url": _without_keys(kept[name].get("base_url", ""))}
+        kept[name] = {**kept[name], "base_url": without_keys(kept[name].get("base_url", ""))}
     model = settings.get("system", {}).get("language_model")
     return kept | ({"system": {"language_model": model}} if model else {})
-
-
-def _without_keys(address: str) -> str:
-    parts = urllib.parse.urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:

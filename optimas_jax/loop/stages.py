@@ -450,7 +450,10 @@ def _evaluate(run: Run) -> str:
     with run_limit(host, "evaluate", is_part=own):
         measured = measure(run)
     results, costs = measured.results, took(run.record)
-    host.folder.emit(events.Evaluation(split=results["split"], n=results["n"], gain=results["gain"]))
+    before, after = (results[name]["mean"] for name in ("baseline", "optimized"))
+    host.folder.emit(
+        events.Evaluation(split=results["split"], n=results["n"], gain=results["gain"], before=before, after=after)
+    )
     results = {
         **results,
         "paid_calls": costs["paid_calls"],

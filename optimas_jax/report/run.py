@@ -1,4 +1,4 @@
-"""The report of a run, read from its folder: tables on the console, ``report.html``, TensorBoard."""
+"""The report of a run, read from its folder: tables on the console, ``report.html``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from optimas_jax.report.tables import (
     probe_table,
     tables,
 )
-from optimas_jax.report.tensorboard import write_tensorboard
 
 PICTURE = "pareto.svg"  # of a run folder
 
@@ -42,7 +41,7 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
 
     Args:
       label: of the evaluation (``evaluations/LABEL.json``); by default the run's own, which ``results.json`` holds. It
-        has ``report.html``, ``pareto.svg`` and TensorBoard; others have ``evaluations/LABEL.html``.
+        has ``report.html`` and ``pareto.svg``; others have ``evaluations/LABEL.html``.
 
     Raises:
       FolderError: a file is damaged, or cannot be written.
@@ -56,11 +55,6 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
     if not results:
         return path, None
     try:
-        if path == own:
-            history = (read_file(workdir / "reward.json") or {"history": []})["history"]
-            # A search that a higher budget continued has events of its own.
-            first = results.get("label", results["split"]) == results["split"]
-            write_tensorboard(workdir / "tensorboard" / ("" if first else results["label"]), results, history)
         if path == own and shows_pareto(results):
             write_text(workdir / PICTURE, pareto_svg(results["pareto"]))
         write_page(page, read_run(workdir, label))  # last: it names the files that are there

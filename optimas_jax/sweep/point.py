@@ -25,6 +25,7 @@ from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.commands import run_alone
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.run import write_page_of
+from optimas_jax.report.trackers.choose import with_trackers
 from optimas_jax.sweep.folder import SHARED, SWEEP
 from optimas_jax.sweep.locks import wait_for_run
 
@@ -36,8 +37,8 @@ def main(folder: Path, name: str) -> int:
         (folder / name).mkdir(exist_ok=True)
         wait_for_run(folder / name)  # the same point, begun before on this machine or another, may still be ending
         config = parse_config((read_file(folder / SWEEP) or {})["points"][name])
-        progress = ConsoleProgress()
-        run_stages(config, folder / name, "all", progress, shared=folder / SHARED)
+        progress, callbacks = ConsoleProgress(), with_trackers((), config.trackers)
+        run_stages(config, folder / name, "all", progress, shared=folder / SHARED, callbacks=callbacks)
         write_page_of(folder / name, progress)
 
     return run_alone(run)

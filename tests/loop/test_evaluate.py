@@ -14,7 +14,6 @@ from optimas_jax.loop.context import build_run, failures, report_failures
 from optimas_jax.loop.evaluate import Evaluation, by_kind, cut_short, evaluate, gain, unread
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.tables import accepted_table, alignment_table, dropped_table, ledger_table, result_table, tables
-from optimas_jax.report.tensorboard import write_tensorboard
 
 
 def evaluation(*repeats):
@@ -253,26 +252,3 @@ def test_proposals_that_came_to_nothing_stand_in_a_table_by_component_and_reason
 def test_the_ledger_table_adds_up_roles():
     rows, _ = cells(ledger_table(RESULTS["ledger"]))
     assert rows["collect"] == ["1,234", "8", "15", "4", "0.7500"]
-
-
-def test_tensorboard_gets_one_file_of_scalars(tmp_path):
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    for _ in range(2):
-        write_tensorboard(tmp_path / "tensorboard", RESULTS, [{"loss": 0.75}, {"loss": 0.5}])
-    [file] = (tmp_path / "tensorboard").iterdir()
-    scalars = {
-        (value.tag, event.step): value.tensor.float_val[0]
-        for event in EventFileLoader(str(file)).Load()
-        for value in event.summary.value
-    }
-    assert scalars == pytest.approx(
-        {
-            ("reward/loss", 0): 0.75,
-            ("reward/loss", 1): 0.5,
-            ("search/val_score", 2): 0.4375,
-            ("test/baseline", 0): 0.125,
-            ("test/optimized", 0): 0.5,
-            ("alignment/speaker", 0): 0.7,
-        }
-    )

@@ -64,6 +64,7 @@ class Begin:
       examples: number of them by split.
       settings: the whole configuration, as plain data.
       resumed: whether the folder has events of earlier commands, which are not told again (``read_events``).
+      earlier: number of these.
     """
 
     folder: str
@@ -75,6 +76,7 @@ class Begin:
     examples: Mapping[str, int]
     settings: Mapping[str, Any]
     resumed: bool
+    earlier: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,11 +197,14 @@ class Evaluation:
     Attributes:
       n: examples of ``split``.
       gain: ``mean``, ``ci95`` and ``p_value`` of the paired difference of the score.
+      before, after: mean score of the default configuration and of the result.
     """
 
     split: str
     n: int
     gain: Mapping[str, Any]
+    before: float | None = None
+    after: float | None = None
 
 
 OF_COMMANDS = (Begin, End)

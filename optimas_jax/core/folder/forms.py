@@ -25,6 +25,8 @@ from optimas_jax.core.folder.parts import (
 )
 from optimas_jax.core.folder.results import Change, Optimized, Results
 
+TRACKERS = "trackers"  # folder of a run's trackers
+
 
 class Server(TypedDict):
     base_url: NotRequired[str]
@@ -235,6 +237,11 @@ class Saved(TypedDict):
     settings: NotRequired[Config]
 
 
+class Tracked(TypedDict):
+    id: str
+    logged: Count
+
+
 class Call(TypedDict):
     component: str
     occurrence: NotRequired[Count]
@@ -329,6 +336,7 @@ _FORMS = {
 }
 _EVALUATION = Form(Results, "delete it and run --stage=evaluate again")
 _EXAMPLES = Form(ExampleRow, "delete it with the .json file of its name and run --stage=evaluate again")
+_TRACKER = Form(Tracked, "delete it: the tracker then logs the run from its beginning, as another run")
 _ANY = Form(Any, "delete it and run the stage that makes it again")
 
 
@@ -336,4 +344,6 @@ def form_of(folder: str, name: str) -> Form:
     """The form of a file, by its name and that of its folder."""
     if folder == "evaluations" and name.endswith((".json", ".jsonl")):
         return _EXAMPLES if name.endswith("l") else _EVALUATION
+    if folder == TRACKERS and name.endswith(".json"):
+        return _TRACKER
     return next((form for pattern, form in _FORMS.items() if re.fullmatch(pattern, name)), _ANY)

@@ -1,5 +1,7 @@
 """Callbacks: functions of the user's that are told of every event of a run (``core.folder.events``).
 
+One with a method ``on_call`` is told of every call of a language model, too (``core.tracking.ModelCall``).
+
 Each has a thread of its own, and gets the events in their order: a slow one holds up neither the run nor another one.
 The run waits for all of them at its end.
 """
@@ -16,6 +18,7 @@ from optimas_jax.core import event_loop
 from optimas_jax.core.folder.events import Event, name_of
 from optimas_jax.core.frames import describe_error, first_of
 from optimas_jax.core.json_text import shown
+from optimas_jax.core.tracking import ModelCall
 from optimas_jax.search.hooks import HookError, check_callable, function_name
 
 _LOOK = 0.2  # seconds between two looks at a thread that ends
@@ -52,6 +55,17 @@ class Callbacks:
         for one in self._listeners:
             one.events.put(event)
 
+    @property
+    def teller_of_calls(self) -> Callable[[ModelCall], None] | None:
+        """Hands a call to every callback with ``on_call``; None if there is no such callback."""
+        listeners = [one for one in self._listeners if one.takes_calls]
+
+        def tell(call: ModelCall) -> None:
+            for one in listeners:
+                one.events.put(call)
+
+        return tell if listeners else None
+
     def close(self) -> None:
         """Waits until every callback was told of all events; one that stays at an event for too long is left behind."""
         for one in self._listeners:
@@ -69,7 +83,9 @@ class _Listener:
 
     def __init__(self, function: Callable[[Event], Any], warn: Callable[[str], None]):
         self.name, self._function, self._warn = function_name(function), function, warn
-        self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.takes_calls = hasattr(function, "on_call")
+        self._on_call: Callable[..., Any] = getattr(function, "on_call", function)
+        self.events: queue.SimpleQueue[Event | ModelCall | None] = queue.SimpleQueue()
         self.at, self._told = "its first event", 0
         self._warned: set[type[BaseException]] = set()
         self._thread = threading.Thread(target=self._work, name=f"optimas_jax callback {self.name}", daemon=True)
@@ -85,9 +101,10 @@ class _Listener:
 
     def _work(self) -> None:
         while (event := self.events.get()) is not None:
-            self.at = name_of(event)
+            self.at = "a call" if isinstance(event, ModelCall) else name_of(event)
             try:
-                if inspect.isawaitable(answer := self._function(event)):
+                answer = self._on_call(event) if isinstance(event, ModelCall) else self._function(event)
+                if inspect.isawaitable(answer):
                     event_loop.run(_awaited(answer))
             except BaseException as error:  # whatever it is, it is the callback's, and the run goes on
                 self._failed(first_of(error))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 from optimas_jax.core.folder.events import Begin, End
-from optimas_jax.core.folder.files import json_line
+from optimas_jax.core.folder.files import DAMAGED, json_line
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.usage import Usage
 from optimas_jax.loop.context import Run
@@ -28,6 +28,7 @@ def telling(run: Run, stage: str) -> Iterator[None]:
             examples={split: len(examples) for split, examples in host.splits.items()},
             settings=json.loads(json_line(to_dict(config))),  # without secrets
             resumed=bool(host.folder.events),
+            earlier=sum(DAMAGED not in event for event in host.folder.events),
         )
     )
     try:

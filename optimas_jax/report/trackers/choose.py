@@ -1,0 +1,66 @@
+"""Trackers by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from optimas_jax.core.json_text import shown
+from optimas_jax.core.nearest import did_you_mean
+from optimas_jax.core.tracking import TRACKERS, tracker_names
+from optimas_jax.report.trackers.mlflow import Mlflow
+from optimas_jax.report.trackers.otel import OpenTelemetry
+from optimas_jax.report.trackers.tensorboard import TensorBoard
+from optimas_jax.report.trackers.tracker import Library, Tracker, TrackerError
+from optimas_jax.report.trackers.wandb import Wandb
+
+_LIBRARIES: Mapping[str, Callable[..., Library]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "mlflow": Mlflow,
+    "otel": OpenTelemetry,
+}
+
+
+def tracker(name: str, **options: Any) -> Tracker:
+    """A callback of ``optimize`` that logs the run as it happens, in place of the one that ``config.trackers`` names.
+
+    Args:
+      name: ``tensorboard``, ``wandb``, ``mlflow`` or ``otel``.
+      options: of ``wandb`` those of ``wandb.init``, of ``mlflow`` those of ``mlflow.start_run``; of ``otel``
+        ``provider`` (a ``TracerProvider``; the global one by default) and ``content`` (whether messages are recorded).
+
+    Raises:
+      TrackerError: the name or an option is unknown, or the library is missing.
+
+    Example:
+      ```python
+      oj.optimize(rag, metric, rows, callbacks=[oj.tracker("wandb", project="rag")])
+      ```
+    """
+    if not isinstance(name, str) or name not in TRACKERS:
+        near = did_you_mean(name, TRACKERS) or ";"
+        raise TrackerError(f"there is no tracker {shown(name)}{near} known: {', '.join(TRACKERS)}")
+    library = _LIBRARIES[name]
+    try:
+        inspect.signature(library).bind(**options)
+    except TypeError as error:
+        raise TrackerError(f"tracker({name!r}): {error}") from None
+    found = Tracker(name, library(**options))
+    found.check()
+    return found
+
+
+def with_trackers(callbacks: Iterable[Callable[..., Any]], names: str) -> tuple[Callable[..., Any], ...]:
+    """Callbacks and the trackers of ``config.trackers`` that are not among them, each checked.
+
+    Raises:
+      TrackerError: the library of one cannot be used.
+    """
+    given = tuple(callbacks)
+    kinds = [one.__name__ for one in given if isinstance(one, Tracker)]
+    for one in given:
+        if isinstance(one, Tracker):
+            one.check()
+    return (*given, *(tracker(name) for name in tracker_names(names) if name not in kinds))

@@ -1,0 +1,133 @@
+"""A tracker: a callback that hands what ``points`` makes of events to a library.
+
+``trackers/NAME.json`` in the folder of a run has the library's id of the run and how many events of the journal it
+got. So a command that resumes a run, killed or not, continues the same run of the library, and logs what is missing
+there, nothing twice.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from optimas_jax.core.folder.events import Begin, End, Event, read_events
+from optimas_jax.core.folder.files import read_file, write_json
+from optimas_jax.core.folder.forms import TRACKERS
+from optimas_jax.report.trackers.points import Entry, Position, entry, moved
+
+_PAUSE = 60.0  # seconds until a library that failed is tried again
+
+
+class Library(Protocol):
+    """What a tracker needs of a library. One thread uses it, but for ``check``."""
+
+    def check(self) -> None:
+        """Raises ``TrackerError`` if it cannot be used. The thread that starts the run calls it before anything is
+        spent, and a run that is active there is continued."""
+        ...
+
+    def begin(self, begin: Begin, known: str) -> str:
+        """Begins a run, or continues an active one or that with the id ``known``; returns its id."""
+        ...
+
+    def log(self, one: Entry) -> None:
+        """Logs the scalars and texts of an event; when it returns they survive the end of the process."""
+        ...
+
+    def end(self, end: End) -> None:
+        """Ends the run, if it is the tracker's own."""
+        ...
+
+
+class TrackerError(ValueError):
+    """A tracker that cannot be used; the message has the way out."""
+
+
+class Tracker:
+    """A callback for ``optimize(callbacks=[...])``, of one run at a time.
+
+    A library that fails is told of once, is tried again with a later event, and holds up no run.
+    """
+
+    def __init__(self, name: str, library: Library):
+        self.__name__, self._library = name, library
+        self._waiting: collections.deque[Entry] = collections.deque()
+        self._warned = False
+        call = getattr(library, "call", None)
+        if call is not None:
+            self.on_call = lambda one: self._attempt(lambda: call(one))
+
+    def check(self) -> None:
+        """Raises ``TrackerError`` if its library cannot be used."""
+        self._library.check()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Begin):
+            self._start(event)
+        elif isinstance(event, End):
+            self._end(event)
+        else:
+            self._take(event)
+            self._attempt()
+
+    def _start(self, begin: Begin) -> None:
+        """Reads what the library has of the run. A resumed command whose events it has all begins nothing until it has
+        news."""
+        self._begin, self._is_open, self._not_before = begin, False, 0.0
+        self._file = Path(begin.folder) / TRACKERS / f"{self.__name__}.json"
+        known = read_file(self._file) or {"id": "", "logged": 0}
+        self._id, self._logged = known["id"], known["logged"]
+        self._position, self._number = Position(), 0
+        self._waiting.clear()
+        for event in read_events(begin.folder)[: begin.earlier] if begin.earlier else ():
+            self._take(event)
+        if self._waiting or not begin.resumed:
+            self._attempt()
+
+    def _take(self, event: Event) -> None:
+        self._position = moved(self._position, event)
+        if self._number >= self._logged:
+            self._waiting.append(entry(event, self._position, self._number))
+        self._number += 1
+
+    def _attempt(self, then: Callable[[], None] = lambda: None) -> None:
+        """Logs what waits. Raises the first error alone: its callers say it once."""
+        if time.monotonic() < self._not_before:
+            return
+        try:
+            self._open()
+            while self._waiting:
+                self._library.log(self._waiting[0])
+                self._waiting.popleft()
+                self._logged += 1
+                self._save()
+            then()
+        except Exception:
+            self._not_before = time.monotonic() + _PAUSE
+            if not self._warned:
+                self._warned = True
+                raise
+
+    def _open(self) -> None:
+        if self._is_open:
+            return
+        known = self._id
+        self._id = self._library.begin(self._begin, known)
+        self._is_open = True
+        self._save()
+        if not known:
+            self._library.log(entry(self._begin, self._position))
+
+    def _end(self, end: End) -> None:
+        if self._waiting or (self._is_open and not end.finished):
+            self._attempt()
+        if self._is_open:
+            self._attempt(lambda: self._library.log(entry(end, self._position)))
+            self._library.end(end)
+
+    def _save(self) -> None:
+        self._file.parent.mkdir(exist_ok=True)
+        write_json(self._file, {"id": self._id, "logged": self._logged})

@@ -1,0 +1,70 @@
+"""Weights & Biases: a run of the user's that is active, or one of its own in the project ``optimas_jax``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from optimas_jax.core.folder.events import Begin, End
+from optimas_jax.report.trackers.extras import check_installed, check_options, library
+from optimas_jax.report.trackers.points import ITERATION, TOKENS, Entry, settings_of, title_of
+from optimas_jax.report.trackers.tracker import TrackerError
+
+_PROJECT = "optimas_jax"
+
+
+class Wandb:
+    """Logs a row for each event, with its place on every axis."""
+
+    def __init__(self, **options: Any):
+        """``options``: of ``wandb.init``, such as ``project`` and ``entity``."""
+        self._options = options
+
+    def check(self) -> None:
+        check_installed("wandb")
+        wandb = library("wandb")
+        check_options("wandb", wandb.init, self._options)
+        mode = self._options.get("mode") or os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
+        if wandb.run is None and mode in ("online", "shared", "run") and not wandb.api.api_key:
+            raise TrackerError(
+                "wandb has no key of yours: run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline, which "
+                "keeps the run on this machine"
+            )
+
+    def begin(self, begin: Begin, known: str) -> str:
+        active = library("wandb").run
+        self._own, self._run = active is None, active or self._init(begin, known)
+        if not self._own:
+            self._run.config.update({_PROJECT: settings_of(begin)}, allow_val_change=True)
+        self._run.define_metric(ITERATION, hidden=True)
+        self._run.define_metric(TOKENS, hidden=True)
+        self._axes: dict[str, str] = {}
+        return self._run.id
+
+    def log(self, one: Entry) -> None:
+        row: dict[str, Any] = dict(one.texts)
+        for point in one.points:
+            if point.name not in self._axes:
+                self._axes[point.name] = point.axis
+                self._run.define_metric(point.name, step_metric=point.axis)
+            row |= {point.name: point.value, point.axis: point.step}
+        if row:
+            self._run.log({ITERATION: one.position.iteration, TOKENS: one.position.tokens, **row})
+
+    def end(self, end: End) -> None:
+        if self._own:
+            self._run.finish(exit_code=0 if end.finished else 1)
+
+    def _init(self, begin: Begin, known: str) -> Any:
+        wandb = library("wandb")
+        options = {
+            "project": os.environ.get("WANDB_PROJECT", _PROJECT),
+            "name": title_of(begin),
+            "dir": os.environ.get("WANDB_DIR", begin.folder),
+            "config": settings_of(begin),
+            **self._options,
+        }
+        if known:
+            options |= {"id": known, "resume": "allow"}
+        # The console is the run's: W&B neither writes to it nor keeps what it shows.
+        return wandb.init(settings=wandb.Settings(console="off", silent=True), **options)
