@@ -92,13 +92,12 @@ def test_hostile_names_and_texts_stay_short_texts(text):
 
 
 def test_what_no_form_checks_stops_no_rule(tmp_path):
-    """The form of a row asks for outputs and scores alone."""
+    """Rows without calls, outcomes of a later version, proposals of an earlier one."""
     run = planted.clean_run(1, 20)
     for index, row in enumerate(run.rows):
         one = row["after"]["runs"][0]
-        one |= {"calls": [None, {}, {"component": "a"}, {"component": 3, "outputs": []}][: index % 5], "parts": [1]}
-        one |= {"score": "x", "outcome": None} if index % 2 else {}
-    run.proposals[0] |= {"value": {"type": "prompt"}, "optimiser": "demos", "component": None}
+        one |= {"calls": [], "parts": {}} if index % 2 else {"outcome": "unheard of"}
+    run.proposals[0] |= {"value": None, "optimiser": "", "component": ""}
     run.more["confirmed"] = {"n": 2, "changes": None, "verdict": "", "tests": [{}, {"ci95": "x"}]}
     means = {"baseline": {"mean": 1.0}, "optimized": {"mean": 0.0}}
     run.more["other_metrics"] = {
