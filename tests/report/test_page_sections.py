@@ -2,7 +2,7 @@
 
 import pytest
 from report_runs import call, event, example, proposal, results, run_files, side
-from test_page import page_of
+from test_page_html import page_of
 
 from optimas_jax.core.folder.events import Begin
 from optimas_jax.report.page import live
@@ -346,7 +346,7 @@ def test_the_page_is_rewritten_while_a_run_runs(tmp_path, at_once):
 
 
 def page_of_file(path):
-    from test_page import Page
+    from test_page_html import Page
 
     return Page(path.read_text(encoding="utf-8"))
 

@@ -14,6 +14,7 @@ from optimas_jax.report.page import text
 from optimas_jax.report.page.svg import element, interval_bar, picture, span_of
 from optimas_jax.report.run_files import RunFiles
 
+_WORDS = {"KeyboardInterrupt": "it was interrupted", "Terminated": "it was terminated"}  # reasons of an end
 _FEWEST = 6  # examples: on fewer no test of signs is below 5 % on both sides
 
 
@@ -125,7 +126,8 @@ def state_of(run: RunFiles, *, running: bool) -> tuple[str, str]:
     if run.results is not None:
         return "finished", _ended(run)
     if run.unfinished is not None:
-        return "stopped", f"It stopped before its results: {run.unfinished['reason']}. The same command goes on."
+        reason = str(run.unfinished["reason"])
+        return "stopped", f"It stopped before its results: {_WORDS.get(reason, reason)}. The same command goes on."
     if run.record is None and not run.events:
         return "not begun", "No command has worked in this folder yet."
     return "not finished", f"{_progress(run)} There are no results yet. The same command goes on where it ended."
