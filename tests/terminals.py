@@ -68,7 +68,7 @@ class Terminal:
     def cursor_is_shown(self) -> bool:
         return self._tmux("display-message", "-p", "#{cursor_flag}").strip() == "1"
 
-    def wait(self, condition: Callable[[list[str]], bool], seconds: float = 240) -> list[str]:
+    def wait(self, condition: Callable[[list[str]], bool], seconds: float = 120) -> list[str]:
         """The lines when they fulfil a condition."""
         end = time.monotonic() + seconds
         while not condition(lines := self.lines()):
