@@ -105,7 +105,7 @@ def run(leader: Leader | None = None) -> None:
         return
     # Errors about a missing key or library come before slow imports.
     check_completers(config, workdir)
-    callbacks = with_trackers((), config.trackers)
+    trackers = with_trackers((), config.trackers)
     from optimas_jax.loop.stages import run_stages
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.page.live import live_page
@@ -113,8 +113,8 @@ def run(leader: Leader | None = None) -> None:
 
     progress = ConsoleProgress()
     with live_page(progress.line) as tell_page:
-        told = [*callbacks, tell_page]
-        label = run_stages(config, workdir, _STAGE.value, progress, leader=leader, callbacks=told)
+        callbacks = [tell_page, *trackers]
+        label = run_stages(config, workdir, _STAGE.value, progress, leader=leader, callbacks=callbacks)
     if _STAGE.value == ALIGN:
         report_alignment(workdir, progress)
     elif _STAGE.value == PROBE:

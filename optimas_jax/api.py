@@ -121,12 +121,11 @@ def optimize(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
     folder = Path(workdir or f"runs/{declared.name}")
+    told, made = with_trackers(made.CALLBACKS, settings.trackers), dataclasses.replace(made, CALLBACKS=())
     command = f"optimize({declared.name}, ...{_named(config)}) from Python"
-    tracked = with_trackers(made.CALLBACKS, settings.trackers)
-    made = dataclasses.replace(made, CALLBACKS=())
     with live_page(shown.line) as tell_page:
-        told = [*tracked, tell_page]
-        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=told)
+        callbacks = [tell_page, *told]
+        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=callbacks)
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
     elif progress is None:  # a notebook shows the result

@@ -1,7 +1,9 @@
-"""A scripted run with every tracker, as a process that may be killed: ``tracked_program.py FOLDER [SECONDS]``.
+"""A scripted run with every tracker, in a process of its own that may be killed:
 
-``FOLDER/run`` is the run, ``FOLDER/mlflow.db`` and ``FOLDER/spans.jsonl`` what MLflow and OpenTelemetry were given;
-each answer takes SECONDS.
+    python tracked_program.py FOLDER [SECONDS]
+
+``FOLDER/run`` is the run, ``FOLDER/mlflow.db`` and ``FOLDER/spans.jsonl`` what MLflow and OpenTelemetry were given; an
+answer takes SECONDS.
 """
 
 import json
@@ -28,7 +30,7 @@ def main(folder, seconds=0.0):
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     provider = TracerProvider()
     with (folder / "spans.jsonl").open("a") as file:
-        exporter = ConsoleSpanExporter(file, formatter=lambda span: json.dumps(json.loads(span.to_json())) + "\n")
+        exporter = ConsoleSpanExporter(out=file, formatter=lambda span: json.dumps(json.loads(span.to_json())) + "\n")
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         trackers = [oj.tracker(name) for name in ("tensorboard", "wandb", "mlflow")]
         trackers.append(oj.tracker("otel", provider=provider, content=True))

@@ -243,7 +243,7 @@ def build_run(
       benchmark: in place of the one that the configuration names.
       command: the text that ``run.json`` has of it; by default the command line.
       leader: tells the other processes of the run what to compute (``loop.follow``).
-      callbacks: are told of events, beside those of the benchmark (``loop.hooks.callbacks``).
+      callbacks: are told of every event, beside those of the benchmark.
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before

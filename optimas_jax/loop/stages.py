@@ -14,7 +14,6 @@ from typing import Any
 
 from optimas_jax.benchmarks.modules import Benchmark, title
 from optimas_jax.core.folder import events
-from optimas_jax.core.folder.events import Event
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.selection import OWN_REWARD, UNTRAINED
 from optimas_jax.core.types import Group, StopRun
@@ -75,7 +74,7 @@ def run_stages(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
-    callbacks: Sequence[Callable[[Event], Any]] = (),
+    callbacks: Sequence[Callable[[events.Event], Any]] = (),
 ) -> str:
     """Runs one stage, or all of them; the same call on the same folder resumes. ``completer``, ``shared``,
     ``benchmark``, ``command``, ``leader``, ``callbacks``: see ``build_run``.
@@ -110,7 +109,7 @@ def open_run(
     benchmark: Benchmark | None = None,
     command: str = "",
     leader: Leader | None = None,
-    callbacks: Sequence[Callable[[Event], Any]] = (),
+    callbacks: Sequence[Callable[[events.Event], Any]] = (),
 ) -> Iterator[Run]:
     """A run (``build_run``) whose stages share one set of loaded models; its tape and folder are closed at the end.
 

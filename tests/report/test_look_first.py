@@ -91,6 +91,21 @@ def test_hostile_names_and_texts_stay_short_texts(text):
         assert len(finding.sentence) < 700 and finding.sentence.isprintable()
 
 
+def test_what_no_form_checks_stops_no_rule(tmp_path):
+    """Rows without calls, outcomes of a later version, proposals of an earlier one."""
+    run = planted.clean_run(1, 20)
+    for index, row in enumerate(run.rows):
+        one = row["after"]["runs"][0]
+        one |= {"calls": [], "parts": {}} if index % 2 else {"outcome": "unheard of"}
+    run.proposals[0] |= {"value": None, "optimiser": "", "component": ""}
+    run.more["confirmed"] = {"n": 2, "changes": None, "verdict": "", "tests": [{}, {"ci95": "x"}]}
+    means = {"baseline": {"mean": 1.0}, "optimized": {"mean": 0.0}}
+    run.more["other_metrics"] = {
+        "m": {"chance": 0.0, **means, "gain": {"mean": -1.0, "ci95": [-1.0, -0.5], "p_value": 1.0}}
+    }
+    assert {finding.kind for finding in look_first(planted.read(run, tmp_path))} >= {"not_confirmed", "metric_fell"}
+
+
 def test_the_rest_is_counted():
     findings = [Finding(kind, "sentence", "head", 1) for kind in ("a", "b", "c")]
     assert shown_first(findings, 2) == (findings[:2], 1)

@@ -24,8 +24,7 @@ _LIBRARIES: Mapping[str, Callable[..., Library]] = {
 
 
 def tracker(name: str, **options: Any) -> Tracker:
-    """A tracker for ``optimize(callbacks=[tracker("wandb", project="x")])``, in place of the one that
-    ``config.trackers`` may name.
+    """A callback of ``optimize`` that logs the run as it happens, in place of the one that ``config.trackers`` names.
 
     Args:
       name: ``tensorboard``, ``wandb``, ``mlflow`` or ``otel``.
@@ -34,6 +33,11 @@ def tracker(name: str, **options: Any) -> Tracker:
 
     Raises:
       TrackerError: the name or an option is unknown, or the library is missing.
+
+    Example:
+      ```python
+      oj.optimize(rag, metric, rows, callbacks=[oj.tracker("wandb", project="rag")])
+      ```
     """
     if not isinstance(name, str) or name not in TRACKERS:
         near = did_you_mean(name, TRACKERS) or ";"

@@ -14,6 +14,7 @@ from optimas_jax.report.page import text
 from optimas_jax.report.page.svg import element, interval_bar, picture, span_of
 from optimas_jax.report.run_files import RunFiles
 
+_WORDS = {"KeyboardInterrupt": "it was interrupted", "Terminated": "it was terminated"}  # reasons of an end
 _FEWEST = 6  # examples: on fewer no test of signs is below 5 % on both sides
 
 
@@ -120,20 +121,26 @@ def changed_examples(results: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def state_of(run: RunFiles, *, running: bool) -> tuple[str, str]:
     """A word on how far the run is, and a sentence."""
-    end = last(run.events, SearchEnd)
-    ended = f"The search ended after {text.counted(end.iterations, 'iteration')}: {end.reason}." if end else ""
     if running:
         return "running", f"{_progress(run)} This page is as of the last finished iteration: reload it for news."
     if run.results is not None:
-        return "finished", ended
+        return "finished", _ended(run)
     if run.unfinished is not None:
-        return "stopped", f"It stopped before its results: {run.unfinished['reason']}. The same command goes on."
+        reason = str(run.unfinished["reason"])
+        return "stopped", f"It stopped before its results: {_WORDS.get(reason, reason)}. The same command goes on."
     if run.record is None and not run.events:
         return "not begun", "No command has worked in this folder yet."
     return "not finished", f"{_progress(run)} There are no results yet. The same command goes on where it ended."
 
 
+def _ended(run: RunFiles) -> str:
+    end = last(run.events, SearchEnd)
+    return f"The search ended after {text.counted(end.iterations, 'iteration')}: {end.reason}." if end else ""
+
+
 def _progress(run: RunFiles) -> str:
+    if ended := _ended(run):
+        return f"{ended} The test is to come."
     pick = last(run.events, Pick)
     if pick is None:
         return "The search has not begun."
