@@ -63,12 +63,12 @@ class Terminal:
         split, joined = ("capture-pane", "-p", "-S", "-"), ("capture-pane", "-p", "-J", "-S", "-")
         both = self._tmux(*split, ";", "display-message", "-p", "=====", ";", *joined)  # of one moment
         lines, whole = ([line.rstrip() for line in part.split("\n")] for part in both.split("=====\n"))
-        return [line for line in whole if line not in lines and not line.startswith("ready> ")]
+        return [line for line in whole if line not in lines and "; echo ended " not in line]
 
     def cursor_is_shown(self) -> bool:
         return self._tmux("display-message", "-p", "#{cursor_flag}").strip() == "1"
 
-    def wait(self, condition: Callable[[list[str]], bool], seconds: float = 240) -> list[str]:
+    def wait(self, condition: Callable[[list[str]], bool], seconds: float = 120) -> list[str]:
         """The lines when they fulfil a condition."""
         end = time.monotonic() + seconds
         while not condition(lines := self.lines()):

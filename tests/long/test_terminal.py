@@ -63,15 +63,46 @@ def test_the_terminal_is_clean_after_ctrl_c_and_the_same_command_resumes(tmp_pat
         shown.wait(lambda lines: "ended 0" in lines)
 
 
+TABLE = """
+import dataclasses, time
+from optimas_jax.core.folder.live import Status
+from optimas_jax.report.console import ConsoleProgress
+
+progress = ConsoleProgress()
+status = Status(id="1", title="rag:own", step="optimize: gate", iteration=1, iterations=3, component="drafter",
+                proposal="opro: " + "be short " * 40, score=0.5, start=0.2)
+for number in range(30):
+    progress.line(f"decision {number}")
+with progress.bar("outer", 9), progress.bar("inner", 1000) as advance:
+    for tenth in range(1000):
+        progress.show(dataclasses.replace(status, seconds=tenth / 10))
+        advance()
+        time.sleep(0.1)
+"""
+
+
 def test_the_table_follows_the_size_of_the_terminal(tmp_path):
-    with terminal(160) as shown:
-        shown.run("live_run.py", str(tmp_path / "run"), "0.3")
+    (tmp_path / "table.py").write_text(TABLE)
+    with terminal(160, height=20) as shown:
+        shown.run(str(tmp_path / "table.py"))
         shown.wait(lambda lines: any(is_table(line) for line in lines))
-        for width in (100, 60, 45, 200):
-            shown.resize(width)
-            shown.wait(lambda lines, width=width: [len(one) for one in lines if is_table(one)] == [width - 1])
-            if width < 160:  # tmux takes back from its history what has left the screen when it got narrower
-                assert len([line for line in shown.screen() if line.startswith("component")]) == 1
+        for width in (100, 60, 45, 110, 200):
+            shown.resize(width, 20)
+            lines = shown.wait(
+                lambda lines, width=width: len(max(filter(is_table, lines), key=len, default="")) == width - 1
+            )
+            # The lines of the table alone, and each once, also in what has scrolled off.
+            assert [
+                line.split()[0] for line in lines if re.match("rag|component|score|drafter|  outer|  inner", line)
+            ] == (
+                ["rag:own:", "component", "drafter", "outer", "inner"]
+                if width > 70
+                else ["rag:own:", "component", "drafter", "score", "outer", "inner"]
+            )
+            assert [line for line in lines if line.startswith("decision")][-1] == "decision 29"
+        shown.type("C-c")
+        lines = shown.wait(lambda lines: "KeyboardInterrupt" in lines)
+        assert not [line for line in lines if is_table(line)] and shown.cursor_is_shown()
 
 
 @pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}])

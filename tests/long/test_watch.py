@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from browser import chromium, complaints, look, requests_of, violations
@@ -46,6 +47,7 @@ def process(*command, **options):
 def watching(folder, driver):
     """The server of ``optimas watch``; yields its address. Its page is left before it ends."""
     with process(str(ROOT / "launch" / "watch.py"), str(folder), "--port=0", stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
         line = server.stdout.readline()
         assert line.startswith(f"watching {folder} at http://127.0.0.1:"), line
         try:
@@ -144,12 +146,10 @@ def test_open_details_and_the_place_stay_when_the_report_is_renewed(driver, tmp_
 
     def inside(script):
         """What a script says within the report; None while another report takes its place."""
-        from selenium.common.exceptions import WebDriverException
-
         try:
             driver.switch_to.frame(driver.find_element("css selector", "#frames iframe:not(.coming)"))
             return driver.execute_script(script)
-        except WebDriverException:
+        except Exception:  # of Selenium, which may not be installed
             return None
         finally:
             driver.switch_to.default_content()
@@ -160,11 +160,12 @@ def test_open_details_and_the_place_stay_when_the_report_is_renewed(driver, tmp_
         look(driver, address)
         until(lambda: driver.find_elements("css selector", "#frames iframe:not(.coming)"))
         inside("document.querySelector('details').open = true; document.getElementById('p100').scrollIntoView()")
-        before = inside("return document.getElementById('p100').getBoundingClientRect().top")
+        before: Any = inside("return document.getElementById('p100').getBoundingClientRect().top")
         write(30)
         until(lambda: inside("return document.body.textContent.startsWith('version 30')"))
         assert inside("return document.querySelector('details').open")
-        assert abs(inside("return document.getElementById('p100').getBoundingClientRect().top") - before) < 3
+        after: Any = inside("return document.getElementById('p100').getBoundingClientRect().top")
+        assert abs(after - before) < 3
         assert len(driver.find_elements("tag name", "iframe")) == 1
         # Its script can neither ask nor reach the page around it.
         reached = inside("try { return parent.document.title } catch (error) { return 'refused' }")

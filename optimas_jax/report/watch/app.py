@@ -16,7 +16,7 @@ import ipaddress
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,7 +66,7 @@ class Told:
                 self._at = time.monotonic()
             return self._state
 
-    async def events(self, closing: Callable[[], bool]) -> AsyncIterator[str]:
+    async def events(self, closing: Callable[[], bool]) -> AsyncGenerator[str, None]:
         """What the run does as server-sent events, until the server is ``closing``. A browser that reads slowly misses
         some, and one that does not read gets none: nothing waits for it in memory."""
         self.readers += 1

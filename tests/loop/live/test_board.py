@@ -51,6 +51,12 @@ def opened(tmp_path, monkeypatch):
     return board, subject, shown, tmp_path
 
 
+def status_of(folder):
+    status = read_status(folder)
+    assert status is not None
+    return status
+
+
 def until(what):
     end = time.monotonic() + 60
     while not (found := what()):
@@ -120,7 +126,8 @@ def test_a_run_is_shown_and_written_until_its_end(opened):
     with board.of(subject), board.bar("steps", 2) as advance:
         board.line("[one]")
         advance()
-        status = until(lambda: (found := read_status(folder)) and found.bars and found.bars[0].done and found)
+        until(lambda: (bars := status_of(folder).bars) and bars[0].done)
+        status = status_of(folder)
         assert status.title == "rag:own" and status.state == "running" and status.iterations == 4
     assert not (folder / "live.json").exists() and shown.lines == ["[one]"]
     assert shown.states[-1] is None and any(one.bars for one in shown.states if one)
@@ -137,11 +144,11 @@ def test_a_paused_run_begins_nothing_and_goes_on(opened):
 
     def work():
         until(lambda: len(began) == 2)  # in flight
-        command = read_status(folder).id
+        command = status_of(folder).id
         ask(folder, command, "pause")
         until(board.held)
         release.set()
-        until(lambda: read_status(folder).state == "paused")
+        until(lambda: status_of(folder).state == "paused")
         assert len(began) == 2
         ask(folder, command, "resume")
 
@@ -158,7 +165,7 @@ def test_steps_of_the_runs_own_thread_wait_too(opened):
     done = []
 
     def work():
-        command = until(lambda: read_status(folder)).id
+        command = status_of(folder).id
         ask(folder, command, "pause")
         until(board.held)
         time.sleep(0.05)
@@ -183,7 +190,7 @@ def test_steps_of_the_runs_own_thread_wait_too(opened):
 def test_a_stop_interrupts_the_thread_of_the_run_alone(opened):
     board, subject, _, folder = opened
     with pytest.raises(KeyboardInterrupt), board.of(subject):
-        command = read_status(folder).id
+        command = status_of(folder).id
         ask(folder, "another", "stop")
         until(lambda: not (folder / "control.json").exists())
         time.sleep(0.05)
