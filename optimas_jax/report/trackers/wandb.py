@@ -62,9 +62,11 @@ class Wandb:
             "name": title_of(begin),
             "dir": os.environ.get("WANDB_DIR", begin.folder),
             "config": settings_of(begin),
+            # The console is the run's: W&B neither writes to it nor keeps what it shows. The command line, which W&B
+            # would keep too, may hold keys.
+            "settings": wandb.Settings(console="off", silent=True, x_disable_meta=True),
             **self._options,
         }
         if known:
             options |= {"id": known, "resume": "allow"}
-        # The console is the run's: W&B neither writes to it nor keeps what it shows.
-        return wandb.init(settings=wandb.Settings(console="off", silent=True), **options)
+        return wandb.init(**options)
