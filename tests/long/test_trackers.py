@@ -21,6 +21,7 @@ from optimas_jax.report.trackers.points import Position, entry, moved
 MISSING = [name for name in ("wandb", "mlflow", "opentelemetry") if importlib.util.find_spec(name) is None]
 pytestmark = [
     pytest.mark.long,
+    pytest.mark.filterwarnings("ignore"),  # of the libraries
     pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)}: pip install 'optimas_jax[wandb,mlflow,otel]'"),
 ]
 

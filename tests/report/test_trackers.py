@@ -335,7 +335,7 @@ def fake_wandb(monkeypatch, active=None):
         init=init,
         Settings=lambda **options: options,
         setup=lambda: SimpleNamespace(settings=SimpleNamespace(mode="online")),
-        api=SimpleNamespace(api_key=None),
+        login=lambda prompt, verify: False,
     )
     monkeypatch.setitem(sys.modules, "wandb", library)
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.31.0")
@@ -354,7 +354,7 @@ def test_wandb_begins_and_ends_a_run_of_its_own(monkeypatch, tmp_path):
         tracker("wandb")
     with pytest.raises(TrackerError, match="unexpected keyword argument 'projekt'"):
         tracker("wandb", projekt="x")
-    library.api.api_key = "key"
+    library.login = lambda prompt, verify: True
     whole_run(tracker("wandb", project="mine"), tmp_path)
     [(run, options)] = runs
     assert options["project"] == "mine" and options["name"] == tmp_path.name and options["resume"] is None

@@ -25,7 +25,7 @@ class Wandb:
         wandb = library("wandb")
         check_options("wandb", wandb.init, self._options)
         mode = self._options.get("mode") or os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
-        if wandb.run is None and mode in ("online", "shared", "run") and not wandb.api.api_key:
+        if wandb.run is None and mode in ("online", "shared", "run") and not wandb.login(prompt=False, verify=False):
             raise TrackerError(
                 "wandb has no key of yours: run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline, which "
                 "keeps the run on this machine"
