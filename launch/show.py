@@ -22,10 +22,9 @@ from absl import app, flags
 from rich.console import Console
 
 from optimas_jax.report.commands import exit_code, parse_flags
-from optimas_jax.report.page.write import write_page
 from optimas_jax.report.show.compare import compare_runs
 from optimas_jax.report.show.one import show_run
-from optimas_jax.report.show.page import check_place, write_comparison
+from optimas_jax.report.show.page import write_comparison, write_run
 from optimas_jax.report.show.read import is_running, read_runs
 from optimas_jax.report.show.several import show_runs
 
@@ -55,9 +54,7 @@ def show(arguments: list[str]) -> None:
     running = is_running(runs[0].run.folder)
     show_run(runs[0].run, console, running=running)
     if path is not None:
-        check_place(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_page(path, runs[0].run, running=running)
+        write_run(runs[0].run, path, running=running)
         console.print(f"\n{path}", markup=False, soft_wrap=True)
 
 

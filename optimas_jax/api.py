@@ -124,8 +124,8 @@ def optimize(
     told, made = with_trackers(made.CALLBACKS, settings.trackers), dataclasses.replace(made, CALLBACKS=())
     command = f"optimize({declared.name}, ...{_named(config)}) from Python"
     with live_page(shown.line) as tell_page:
-        told = [tell_page, *told]
-        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=told)
+        callbacks = [tell_page, *told]
+        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=callbacks)
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
     elif progress is None:  # a notebook shows the result

@@ -54,11 +54,16 @@ class Terminal:
         text = self._tmux("capture-pane", "-p", "-S", "-").rstrip("\n")
         return [line.rstrip() for line in text.split("\n")]
 
+    def screen(self) -> list[str]:
+        """The lines of the screen alone."""
+        return [line.rstrip() for line in self._tmux("capture-pane", "-p").split("\n")]
+
     def wrapped(self) -> list[str]:
         """Lines that are longer than the terminal is wide."""
-        joined = self._tmux("capture-pane", "-p", "-J", "-S", "-").rstrip("\n").split("\n")
-        lines = self.lines()
-        return [line for line in joined if line.rstrip() not in lines and not line.startswith("ready> ")]
+        split, joined = ("capture-pane", "-p", "-S", "-"), ("capture-pane", "-p", "-J", "-S", "-")
+        both = self._tmux(*split, ";", "display-message", "-p", "=====", ";", *joined)  # of one moment
+        lines, whole = ([line.rstrip() for line in part.split("\n")] for part in both.split("=====\n"))
+        return [line for line in whole if line not in lines and not line.startswith("ready> ")]
 
     def cursor_is_shown(self) -> bool:
         return self._tmux("display-message", "-p", "#{cursor_flag}").strip() == "1"

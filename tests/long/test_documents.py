@@ -320,8 +320,9 @@ def test_an_example_of_the_documents_runs(source, workshop):
 
 @pytest.mark.parametrize("name", oj.__all__)
 def test_the_example_of_a_docstring_runs(name, workshop):
-    if name == "dspy" and importlib.util.find_spec("dspy") is None:
-        pytest.skip("DSPy is not installed: tests/long/test_dspy_program.py has the same calls")
+    library = {"dspy": "dspy", "tracker": "wandb"}.get(name)
+    if library and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed: the tests of .ci/long with the real library have the same calls")
     text = inspect.getdoc(getattr(oj, name))
     for source in re.findall(r"```python\n(.*?)\n[ \t]*```", text, re.DOTALL):
         followed(textwrap.dedent(source), workshop)

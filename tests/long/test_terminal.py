@@ -67,10 +67,11 @@ def test_the_table_follows_the_size_of_the_terminal(tmp_path):
     with terminal(160) as shown:
         shown.run("live_run.py", str(tmp_path / "run"), "0.3")
         shown.wait(lambda lines: any(is_table(line) for line in lines))
-        for width in (60, 110, 45, 200):
+        for width in (100, 60, 45, 200):
             shown.resize(width)
-            lines = shown.wait(lambda lines, width=width: [len(one) for one in lines if is_table(one)] == [width - 1])
-            assert len([line for line in lines if line.startswith("component")]) == 1
+            shown.wait(lambda lines, width=width: [len(one) for one in lines if is_table(one)] == [width - 1])
+            if width < 160:  # tmux takes back from its history what has left the screen when it got narrower
+                assert len([line for line in shown.screen() if line.startswith("component")]) == 1
 
 
 @pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}])

@@ -91,6 +91,22 @@ def test_hostile_names_and_texts_stay_short_texts(text):
         assert len(finding.sentence) < 700 and finding.sentence.isprintable()
 
 
+def test_what_no_form_checks_stops_no_rule(tmp_path):
+    """The form of a row asks for outputs and scores alone."""
+    run = planted.clean_run(1, 20)
+    for index, row in enumerate(run.rows):
+        one = row["after"]["runs"][0]
+        one |= {"calls": [None, {}, {"component": "a"}, {"component": 3, "outputs": []}][: index % 5], "parts": [1]}
+        one |= {"score": "x", "outcome": None} if index % 2 else {}
+    run.proposals[0] |= {"value": {"type": "prompt"}, "optimiser": "demos", "component": None}
+    run.more["confirmed"] = {"n": 2, "changes": None, "verdict": "", "tests": [{}, {"ci95": "x"}]}
+    means = {"baseline": {"mean": 1.0}, "optimized": {"mean": 0.0}}
+    run.more["other_metrics"] = {
+        "m": {"chance": 0.0, **means, "gain": {"mean": -1.0, "ci95": [-1.0, -0.5], "p_value": 1.0}}
+    }
+    assert {finding.kind for finding in look_first(planted.read(run, tmp_path))} >= {"not_confirmed", "metric_fell"}
+
+
 def test_the_rest_is_counted():
     findings = [Finding(kind, "sentence", "head", 1) for kind in ("a", "b", "c")]
     assert shown_first(findings, 2) == (findings[:2], 1)

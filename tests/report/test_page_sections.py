@@ -100,11 +100,15 @@ def test_numbers_of_every_kind_have_a_form():
         ("running", {}),
         ("stopped", {"unfinished": {"reason": "OverBudget: no more", "go_on": "x"}}),
         ("not finished", {"events": [event(event="pick", iteration=1, component="speaker")]}),
+        (
+            "The test is to come",
+            {"events": [event(event="search_end", iterations=2, reason="x", accepted=0, val_score=0)]},
+        ),
         ("not begun", {}),
     ],
 )
 def test_the_head_tells_the_state(state, files):
-    assert page_of(run_files(**files), running=state == "running").text.count(state) >= 2  # in the title, too
+    assert state in page_of(run_files(**files), running=state == "running").text
 
 
 def test_a_running_page_shows_the_validation_score_so_far():
@@ -218,6 +222,23 @@ def test_a_kind_of_few_examples_has_no_interval():
     assert (many.name, many.n, few.name, few.n) == ("many", 9, "few", 3)
     assert many.bounds is not None and few.bounds is None
     assert "too few to say" in page_of(run_files(examples=rows, results=results(rows))).text
+
+
+def test_other_measures_of_the_same_runs_are_shown():
+    gain = {"mean": 0.25, "ci95": [0.125, 0.375], "p_value": 0.01}
+    exact = {"chance": 0.0, "baseline": {"mean": 0.1}, "optimized": {"mean": 0.35}, "gain": gain}
+    of_set = {"chance": 0.5, "baseline": {"mean": 0.5}, "optimized": {"mean": 0.75}, "gain": {"mean": 0.25}}
+    found = results([], other_metrics={"exact match": exact, "F1": of_set}, unconfirmed={"mean": 0.4, "gain": gain})
+    text = page_of(run_files(results=found)).text
+    assert "exact match 0.100 0.350 +0.250 [0.125, 0.375]" in text and "F1, chance 0.50 0.500 0.750" in text
+    assert "all changes, not confirmed" in text
+
+
+def test_a_folder_that_only_evaluates_says_so():
+    rows = [example(0, 0.0, 1.0)]
+    run = run_files(examples=rows, results=results(rows), config={"evaluate": {"folder": "runs/other/best"}})
+    assert "There was no search in this folder: it evaluates runs/other/best" in page_of(run).text
+    assert "This folder has no rows of its evaluation" in page_of(run_files(results=results(rows))).text
 
 
 def test_failures_have_an_example_each():

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import planted_runs as planted
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_harms import HARMS
 from rich.console import Console
+from runs import ROOT
 
 from optimas_jax.core.folder.files import FolderError
 from optimas_jax.report.show.compare import compare_runs
@@ -203,3 +206,17 @@ def test_both_views_keep_within_the_terminal(width):
         assert title in one
     for title in ("Settings that differ", "E against A", "What each ends with", "Bill"):
         assert title in several
+
+
+def test_the_command_prints_and_writes(runs):
+    def show(*arguments):
+        command = [sys.executable, "launch/show.py", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        return done.returncode, done.stdout
+
+    code, said = show(str(runs / "a"), str(runs / "b"), str(runs / "a"), f"--html={runs / 'both.html'}")
+    assert code == 0 and "named more than once" in said and "None: the configurations are the same." in said
+    assert (runs / "both.html").is_file()
+    code, said = show(str(runs / "a"), f"--html={runs / 'pages' / 'one.html'}")
+    assert code == 0 and "Look here first" in said
+    assert 'href="../a/evaluations/test.jsonl"' in (runs / "pages" / "one.html").read_text(encoding="utf-8")

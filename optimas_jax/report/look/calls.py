@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from optimas_jax.report.look.examples import Call, Calls, Run, above_zero, calls_of, rise, share_of
+from optimas_jax.report.look.examples import Call, Calls, Run, above_zero, calls_in, calls_of, rise, share_of
 from optimas_jax.report.look.finding import Claim, Finding, counted, plain
 from optimas_jax.report.run_files import RunFiles
 
@@ -25,9 +25,9 @@ def runs_failed(run: RunFiles) -> list[Claim]:
     def finding() -> Finding:
         before, after = (sum(_failed(one) for row in rows for one in row[side]["runs"]) for side in ("before", "after"))
         failed = [one for row in rows for one in row["after"]["runs"] if _failed(one)]
-        outcomes = Counter(one["outcome"] for one in failed)
+        outcomes = Counter(str(one["outcome"]) for one in failed)
         named = ", ".join(f"{plain(name)} {count}" for name, count in outcomes.most_common(4))
-        at = Counter(call["component"] for one in failed for call in one.get("calls", ()) if _call_failed(call))
+        at = Counter(call["component"] for one in failed for call in calls_in(one) if _call_failed(call))
         where = f", most at {plain(at.most_common(1)[0][0])}" if at else ""
         total = sum(len(row["after"]["runs"]) for row in rows)
         sentence = f"{after:.0f} of {counted(total, 'run')} failed ({named}{where}), {before:.0f} before."
@@ -115,7 +115,7 @@ def no_longer_called(run: RunFiles) -> list[Finding]:
 
 
 def _failed(run: Run) -> float:
-    return float(run.get("outcome", "ok") != "ok")
+    return float((run.get("outcome") or "ok") != "ok")
 
 
 def _call_failed(call: Call) -> bool:

@@ -159,8 +159,8 @@ def start_sizes(run: RunFiles) -> dict[str, int]:
     sizes = {name: max(map(_size, prompts)) for name, value in starts if (prompts := prompts_of(value))}
     for row in run.proposals if run.system is None else ():
         value = row.get("value")
-        if row.get("optimiser") == "demos" and value and value.get("type") == "prompt":
-            sizes.setdefault(row.get("component", ""), len(value["instruction"]))
+        if row.get("optimiser") == "demos" and isinstance(value, Mapping) and value.get("type") == "prompt":
+            sizes.setdefault(str(row.get("component")), len(str(value.get("instruction"))))
     return sizes
 
 

@@ -39,6 +39,17 @@ def above_zero(differences: np.ndarray) -> tuple[float, float]:
     return float(sign_flip_test(differences)), 0.5 ** int(np.count_nonzero(differences))
 
 
+def calls_in(run: Run) -> list[Call]:
+    """The calls of a run, as far as they are known: of older folders, or of folders that others wrote."""
+    calls = [call for call in run.get("calls") or () if isinstance(call, Mapping)]
+    whole = {"outcome": "ok", "outputs": {}, "detail": ""}
+    return [
+        {**whole, **call}
+        for call in calls
+        if isinstance(call.get("component"), str) and isinstance(call.get("outputs", {}), Mapping)
+    ]
+
+
 def calls_of(rows: Sequence[Row]) -> dict[str, Mapping[str, Calls]]:
     """Calls by component, ``before`` and ``after``."""
     names = dict.fromkeys(
@@ -46,7 +57,7 @@ def calls_of(rows: Sequence[Row]) -> dict[str, Mapping[str, Calls]]:
         for row in rows
         for side in ("before", "after")
         for run in row[side]["runs"]
-        for call in run.get("calls", ())
+        for call in calls_in(run)
     )
     found: dict[str, dict[str, list[list[list[Call]]]]] = {name: {"before": [], "after": []} for name in names}
     for row in rows:
@@ -55,7 +66,7 @@ def calls_of(rows: Sequence[Row]) -> dict[str, Mapping[str, Calls]]:
             for calls in found.values():
                 calls[side].append([[] for _ in runs])
             for index, run in enumerate(runs):
-                for call in run.get("calls", ()):
+                for call in calls_in(run):
                     found[call["component"]][side][-1][index].append(call)
     return dict(found)
 

@@ -8,11 +8,13 @@ from typing import Any
 from optimas_jax.core.folder.events import Alignment, Groups, Tuned
 from optimas_jax.report.format import format_interval
 from optimas_jax.report.look.finding import Finding, counted, plain
+from optimas_jax.report.page.text import is_interval
 from optimas_jax.report.run_files import RunFiles
 
 _AT_CHANCE = 0.6  # pair accuracy that an interval around 0.5 may have, to say that it is at chance
 _WIDE = 0.8  # an interval that reaches so far says too little
 _SAVED = 1.25  # effective runs a labelled one: below it what collecting took counts
+_ROW = {"pair_accuracy", "ci95", "n_pairs", "n_inputs", "controls"}
 _FEWEST = 24  # labelled runs
 
 
@@ -37,7 +39,7 @@ def at_chance(run: RunFiles) -> list[Finding]:
     """A local reward orders outputs no better than chance, on inputs that it was not trained on."""
     findings = []
     for name, row in alignments(run).items():
-        if row["ci95"] is None:
+        if not is_interval(row.get("ci95")):
             continue
         low, high = row["ci95"]
         figures = (
@@ -109,7 +111,9 @@ def alignments(run: RunFiles) -> Mapping[str, Any]:
     """Alignment by component: of the results, or the last that the journal tells of."""
     told = [event.alignment for event in run.events if isinstance(event, Alignment)]
     found = (run.results or run.optimized or {}).get("alignment") or (told[-1] if told else {})
-    return found if _uses_rewards(run) else {}
+    if not _uses_rewards(run):
+        return {}
+    return {name: row for name, row in found.items() if isinstance(row, Mapping) and set(row) >= _ROW}
 
 
 def _uses_rewards(run: RunFiles) -> bool:

@@ -24,12 +24,16 @@ def metrics_fell(run: RunFiles) -> list[Claim]:
             continue
         interval, fell = row["gain"]["ci95"], row["gain"]["mean"] < 0
         before, after = (row[side].get("scores") for side in ("baseline", "optimized"))
-        if before and after and len(before) == len(after):
+        if _are_scores(before) and _are_scores(after) and len(before) == len(after):
             chance = above_zero(np.subtract(before, after))
         else:  # without its scores: beyond the interval, and as sure as its test of a gain says
             chance = (max(1 - row["gain"].get("p_value", 1.0), 1e-4), 1e-4) if interval[1] < 0 else (1.0, 1.0)
         tests.append(Claim(*chance, partial(_metric_finding, name, row, run) if fell else None, f"metric {name}"))
     return tests
+
+
+def _are_scores(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(value, int | float) for value in values)
 
 
 def _metric_finding(name: str, row: Mapping[str, Any], run: RunFiles) -> Finding:
@@ -50,7 +54,7 @@ def parts_fell(run: RunFiles) -> list[Claim]:
         for row in run.examples
         for side in ("before", "after")
         for one in row[side]["runs"]
-        for name, value in (one.get("parts") or {}).items()
+        for name, value in _parts(one).items()
         if isinstance(value, int | float)
     )
     tests = []
@@ -72,13 +76,22 @@ def _part_finding(name: str, rows: list[Row]) -> Finding:
     return Finding("metric_fell", sentence, "head", 2)
 
 
+def _parts(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    parts = run.get("parts")
+    return parts if isinstance(parts, Mapping) else {}
+
+
 def _has_part(row: Row, name: str) -> bool:
     runs = [one for side in ("before", "after") for one in row[side]["runs"]]
-    return all(isinstance((one.get("parts") or {}).get(name), int | float) for one in runs)
+    return all(isinstance(_parts(one).get(name), int | float) for one in runs)
 
 
 def _part(name: str, run: Mapping[str, Any]) -> float:
     return float(run["parts"][name])
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def spread_grew(run: RunFiles) -> list[Claim]:
@@ -86,7 +99,7 @@ def spread_grew(run: RunFiles) -> list[Claim]:
     if not run.examples or min(len(row[side]["runs"]) for row in run.examples for side in ("before", "after")) < 2:
         return []
     before, after = (
-        np.array([np.std([one.get("score", 0.0) for one in row[side]["runs"]]) for row in run.examples])
+        np.array([np.std([_number(one.get("score")) for one in row[side]["runs"]]) for row in run.examples])
         for side in ("before", "after")
     )
     sentence = (

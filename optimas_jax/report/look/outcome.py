@@ -10,6 +10,7 @@ from optimas_jax.core.folder.events import Accept, Confirmation, Curve, Gate
 from optimas_jax.report.format import format_interval
 from optimas_jax.report.look.examples import change
 from optimas_jax.report.look.finding import Finding, counted, plain
+from optimas_jax.report.page.text import is_interval, is_number
 from optimas_jax.report.run_files import RunFiles
 
 _FAR = 2.6  # standard errors between validation and test; choosing the best of some proposals takes about one
@@ -24,7 +25,7 @@ def not_confirmed(run: RunFiles) -> list[Finding]:
     if not found or not accepted or found["changes"] == len(accepted):
         return []
     tests = _tests(run, found)
-    last = next((test for test in tests if test["changes"] == len(accepted)), tests[0] if tests else None)
+    last = next((test for test in tests if test.get("changes") == len(accepted)), tests[0] if tests else None)
     figures = ""
     if last is not None:
         figures = (
@@ -45,7 +46,7 @@ def not_confirmed(run: RunFiles) -> list[Finding]:
 def _tests(run: RunFiles, found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     told = [event for event in run.events if isinstance(event, Confirmation)]
     tests = found.get("tests") or (told[-1].tests if told else ())
-    return [test for test in tests if test.get("ci95")]
+    return [test for test in tests if is_interval(test.get("ci95")) and is_number(test.get("gain"))]
 
 
 def less_than_promised(run: RunFiles) -> list[Finding]:

@@ -24,6 +24,7 @@ class Kind:
 
 
 _FEWEST = 4  # examples of a kind
+_FALL = 0.2  # of the score of a kind, from which on a fall that its own examples do not prove is worth a line
 _PERMUTATIONS = 4_000
 
 
@@ -83,7 +84,8 @@ def kinds_left_behind(run: RunFiles) -> list[Claim]:
             )
             return Finding("kind_lost", sentence, "kinds", 2)
 
-        fell = own.mean() < 0 < others.mean() and (own < 0).sum() > (own > 0).sum()
+        before = np.mean([run.examples[index]["before"]["score"] for index in kind.indices])
+        fell = own.mean() <= -_FALL * before and own.mean() < 0 < others.mean() and (own < 0).sum() > (own > 0).sum()
         about = kind.name, frozenset(kind.indices.tolist())
         p_value = _below(differences, kind.indices) if fell else 1.0
         return Claim(p_value, 1 / _PERMUTATIONS, finding if fell else None, *about)

@@ -14,7 +14,7 @@ from optimas_jax.report.page.sections.bill import bill
 from optimas_jax.report.page.sections.changes import changes
 from optimas_jax.report.page.sections.flips import flips
 from optimas_jax.report.page.sections.head import head
-from optimas_jax.report.page.sections.outcomes import blame, failures, kinds
+from optimas_jax.report.page.sections.outcomes import blame, failures, scores
 from optimas_jax.report.page.sections.pareto import pareto
 from optimas_jax.report.page.sections.proposals import proposals
 from optimas_jax.report.page.sections.rewards import rewards
@@ -29,7 +29,7 @@ SECTIONS: Mapping[str, tuple[str, Callable[[RunFiles], Any]]] = {
     "changes": ("What changed", changes),
     "score": ("Score against cost", score),
     "flips": ("Examples that flipped", flips),
-    "kinds": ("By kind", kinds),
+    "kinds": ("Scores in detail", scores),
     "proposals": ("Every proposal", proposals),
     "rewards": ("Local reward against metric", rewards),
     "failures": ("Failures", failures),
@@ -63,6 +63,7 @@ def run_page(run: RunFiles, *, root: str = "", running: bool = False) -> str:
         most_findings=MOST,
         root=root,
         label=(run.results or {}).get("label") or (run.results or {}).get("split") or "",
+        evaluated=str((run.config.get("evaluate") or {}).get("folder") or ""),
         head=top,
         **views,
     )

@@ -175,6 +175,12 @@ def _notes(runs: Sequence[Shown]) -> list[str]:
         found = {one.letter: of(one.run) for one in runs if of(one.run)}
         if len(set(found.values())) > 1:
             notes.append(f"The {what} differ: {', '.join(f'{value} in {letter}' for letter, value in found.items())}.")
+    for name in ("repeats", "folder"):
+        found = {one.letter: ((one.run.results or {}).get("evaluation") or {}).get(name) for one in runs}
+        known = {letter: value for letter, value in found.items() if value is not None}
+        if len(set(map(str, known.values()))) > 1:
+            told = ", ".join(f"{value or 'its own'} in {letter}" for letter, value in known.items())
+            notes.append(f"The evaluations differ in {name}: {told}.")
     for one in runs:
         if one.run.results is None:
             state, why = state_of(one.run, running=False)

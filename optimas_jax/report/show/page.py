@@ -17,6 +17,8 @@ from optimas_jax.report.page.sections import flips as run_flips
 from optimas_jax.report.page.sections.values import ValueChange, value_change
 from optimas_jax.report.page.svg import interval_bar, span_of
 from optimas_jax.report.page.text import interval, signed
+from optimas_jax.report.page.write import run_page
+from optimas_jax.report.run_files import RunFiles
 from optimas_jax.report.show.compare import Comparison, Pair, Value
 from optimas_jax.report.show.read import EVALUATIONS, Shown
 
@@ -89,6 +91,21 @@ def write_comparison(found: Comparison, path: Path | None) -> Path:
         path = _free(folder, [one.run.folder.name for one in found.runs], page)
         write_text(path, page)
         return path
+    except OSError as error:
+        raise FolderError(f"cannot write the page ({error}): --html=FILE names another place") from error
+
+
+def write_run(run: RunFiles, path: Path, *, running: bool) -> None:
+    """Writes the page of one run to any place.
+
+    Raises:
+      FolderError: it cannot be written, or a file that is no page is in its place.
+    """
+    try:
+        check_place(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        root = Path(os.path.relpath(run.folder.resolve(), path.parent.resolve())).as_posix()
+        write_text(path, run_page(run, root=f"{urllib.parse.quote(root)}/", running=running))
     except OSError as error:
         raise FolderError(f"cannot write the page ({error}): --html=FILE names another place") from error
 

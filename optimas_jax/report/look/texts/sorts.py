@@ -77,7 +77,7 @@ _PREAMBLE = re.compile(
 )
 _LINK = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
 _RUN = 6  # words in a row that are no accident
-_LONGEST = 8_000  # characters that are looked at
+_LONGEST = 3_000  # characters that are looked at
 
 
 def text_of(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from optimas_jax.core.folder.search_events import Accept, Gate, Tuned
+from optimas_jax.core.folder.search_events import Accept, Gate, Pick, Tuned
 from optimas_jax.core.values import value_to_json
 from optimas_jax.report.page import text
 from optimas_jax.report.page.sections.values import ValueChange, value_change
@@ -58,11 +58,13 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """The accepted changes of a run, in their order, how many are left out, and the ends of pictures of their gains."""
+    """The accepted changes of a run, in their order, how many are left out, the ends of pictures of their gains, and
+    whether there was a search at all."""
 
     shown: Sequence[Change]
     left_out: int
     span: tuple[float, float]
+    searched: bool
 
 
 def changes(run: RunFiles) -> Changes:
@@ -95,7 +97,8 @@ def changes(run: RunFiles) -> Changes:
             )
         )
         values = {**values, name: value}
-    return Changes(shown[:_MOST], len(shown[_MOST:]), span)
+    searched = bool(run.proposals) or any(isinstance(event, Pick) for event in run.events)
+    return Changes(shown[:_MOST], len(shown[_MOST:]), span, searched)
 
 
 def accepted_of(run: RunFiles) -> Sequence[Mapping[str, Any]]:

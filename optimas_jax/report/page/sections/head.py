@@ -120,12 +120,10 @@ def changed_examples(results: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def state_of(run: RunFiles, *, running: bool) -> tuple[str, str]:
     """A word on how far the run is, and a sentence."""
-    end = last(run.events, SearchEnd)
-    ended = f"The search ended after {text.counted(end.iterations, 'iteration')}: {end.reason}." if end else ""
     if running:
         return "running", f"{_progress(run)} This page is as of the last finished iteration: reload it for news."
     if run.results is not None:
-        return "finished", ended
+        return "finished", _ended(run)
     if run.unfinished is not None:
         return "stopped", f"It stopped before its results: {run.unfinished['reason']}. The same command goes on."
     if run.record is None and not run.events:
@@ -133,7 +131,14 @@ def state_of(run: RunFiles, *, running: bool) -> tuple[str, str]:
     return "not finished", f"{_progress(run)} There are no results yet. The same command goes on where it ended."
 
 
+def _ended(run: RunFiles) -> str:
+    end = last(run.events, SearchEnd)
+    return f"The search ended after {text.counted(end.iterations, 'iteration')}: {end.reason}." if end else ""
+
+
 def _progress(run: RunFiles) -> str:
+    if ended := _ended(run):
+        return f"{ended} The test is to come."
     pick = last(run.events, Pick)
     if pick is None:
         return "The search has not begun."

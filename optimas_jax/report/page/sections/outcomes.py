@@ -33,6 +33,28 @@ class Kind:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measure:
+    """Another measure of the same runs: its means, and their difference with its interval where it has one."""
+
+    name: str
+    before: Any
+    after: Any
+    gain: Any
+    bounds: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores in detail; false where there are none."""
+
+    measures: Sequence[Measure]
+    kinds: Sequence[Kind]
+
+    def __bool__(self) -> bool:
+        return bool(self.measures or self.kinds)
+
+
+@dataclasses.dataclass(frozen=True)
 class Failure:
     """Calls of a component that ended alike, with an example of one."""
 
@@ -80,6 +102,30 @@ class Blame:
     passing: int
     failing: int
     reason: str
+
+
+def scores(run: RunFiles) -> Scores:
+    """Other measures of the evaluated runs, and scores by kind of example."""
+    return Scores(measures(run.results or {}), kinds(run))
+
+
+def measures(results: Mapping[str, Any]) -> list[Measure]:
+    """Other metrics, the objective, and the state that was not confirmed, as far as there are any."""
+    rows = []
+    for name, row in (results.get("other_metrics") or {}).items():
+        chance = f", chance {text.number(row['chance'], 2)}" if row.get("chance") else ""
+        means = row["baseline"]["mean"], row["optimized"]["mean"]
+        rows.append(Measure(f"{text.name(name)}{chance}", *means, row["gain"]["mean"], row["gain"].get("ci95")))
+    if objective := results.get("objective"):
+        rows.append(Measure("objective: score minus weighted costs", None, None, *_gain(objective["gain"])))
+    if unconfirmed := results.get("unconfirmed"):
+        before = results["baseline"]["mean"]
+        rows.append(Measure("all changes, not confirmed", before, unconfirmed["mean"], *_gain(unconfirmed["gain"])))
+    return rows[:_MOST]
+
+
+def _gain(gain: Mapping[str, Any]) -> tuple[Any, Any]:
+    return gain["mean"], gain["ci95"]
 
 
 def kinds(run: RunFiles) -> list[Kind]:

@@ -82,7 +82,7 @@ def rewards(run: RunFiles) -> Rewards:
     found = {**(run.optimized or {}), **(run.results or {})}
     aligned, controls = _aligned(found.get("alignment") or {})
     scatters = [
-        _scatter(gates, "expected_gain", "gain that the race expected, on training inputs"),
+        _scatter(gates, "expected_gain", "gain that the race expected, on training inputs", diagonal=True),
         _scatter(gates, "local_gain", "gain of the local reward alone, in its own units"),
     ]
     return Rewards(
@@ -173,8 +173,9 @@ def _meeting(one: Met, x: float, y: float, largest: int) -> Markup:
     return svg.element("g", *parts)
 
 
-def _scatter(gates: Sequence[Gate], field: str, axis: str) -> tuple[Markup, str] | None:
-    """Promised against measured gain of the tested proposals."""
+def _scatter(gates: Sequence[Gate], field: str, axis: str, *, diagonal: bool = False) -> tuple[Markup, str] | None:
+    """Promised against measured gain of the tested proposals; on the diagonal, of gains in the same units, promises are
+    kept."""
     known = [gate for gate in gates if text.is_number(getattr(gate, field)) and text.is_number(gate.val_gain)][-_MOST:]
     if not known:
         return None
@@ -189,6 +190,9 @@ def _scatter(gates: Sequence[Gate], field: str, axis: str) -> tuple[Markup, str]
         svg.element("line", class_="axis dashed", x1=x(0), x2=x(0), y1=28, y2=bottom),
         svg.element("line", class_="axis dashed", x1=left, x2=width - 14, y1=y(0), y2=y(0)),
     ]
+    low, high = max(x.low, y.low), min(x.high, y.high)
+    if diagonal and low < high:
+        drawn.append(svg.element("line", class_="grid", x1=x(low), x2=x(high), y1=y(low), y2=y(high)))
     for gate in known:
         at, height_at, promised = x(getattr(gate, field)), y(gate.val_gain), getattr(gate, field)
         side = "good" if gate.accepted else "even"

@@ -37,5 +37,3 @@ const open = () => {
 };
 addEventListener("hashchange", open);
 open();
-// On paper what changed is open.
-addEventListener("beforeprint", () => document.querySelectorAll("details[data-print]").forEach((part) => (part.open = true)));

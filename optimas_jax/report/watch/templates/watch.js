@@ -39,7 +39,7 @@ const drawCurve = (points) => {
   at("curve").toggleAttribute("hidden", !points.length);
   at("no-curve").hidden = points.length > 0;
   if (!points.length) return;
-  const [left, right, top, bottom] = [70, 620, 15, 165];
+  const [left, right, top, bottom] = [90, 620, 20, 160];
   const scores = points.map(([, score]) => score);
   const [low, high] = [Math.min(...scores), Math.max(...scores)];
   const most = Math.max(points.at(-1)[0], 1);
@@ -53,7 +53,7 @@ const drawCurve = (points) => {
     drawing("line", { x1: left, y1: top, x2: left, y2: bottom }),
     drawing("text", { x: left - 6, y: y(low) + 4, "text-anchor": "end" }, low.toFixed(3)),
     ...(high > low ? [drawing("text", { x: left - 6, y: y(high) + 4, "text-anchor": "end" }, high.toFixed(3))] : []),
-    drawing("text", { x: right, y: bottom + 18, "text-anchor": "end" }, `${count(tokens)} tokens`),
+    drawing("text", { x: right, y: bottom + 30, "text-anchor": "end" }, `${count(tokens)} tokens`),
     drawing("path", { d: path, "data-points": points.length }),
     drawing("circle", { cx: x(tokens), cy: y(score), r: 4 }),
   );
