@@ -22,6 +22,7 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.hooks.callbacks import Callbacks
 from optimas_jax.report.trackers import tracker as tracker_module
+from optimas_jax.report.trackers import wandb as wandb_module
 from optimas_jax.report.trackers.choose import tracker, with_trackers
 from optimas_jax.report.trackers.otel import call_attributes, content_attributes
 from optimas_jax.report.trackers.points import Position, entry, moved, scalars_and_texts
@@ -325,6 +326,7 @@ class FakeRun:
 
 def fake_wandb(monkeypatch, active=None):
     runs = []
+    monkeypatch.setattr(wandb_module, "_WRITTEN", 0.0)
 
     def init(*, project=None, name=None, dir=None, config=None, id=None, resume=None, settings=None, mode=None):
         runs.append((FakeRun(), {"project": project, "name": name, "config": config, "id": id, "resume": resume}))
