@@ -86,8 +86,8 @@ setup(
             "ray>=2.60,<3"
         ],  # launch/sweep.py --executor=ray: tasks and their retries alone; its dashboard is left out
         # Trackers beside TensorBoard: the versions that report/trackers/extras.py asks for.
-        "wandb": ["wandb>=0.25,<0.32"],
-        "mlflow": ["mlflow>=3.9,<4"],
+        "wandb": ["wandb>=0.31,<0.32"],
+        "mlflow": ["mlflow>=3.17,<4"],
         "otel": ["opentelemetry-sdk>=1.30,<2"],
         "serve": _SERVE,  # launch/serve.py and watch.py, and base URLs of runs
         # Frameworks whose agents are programs as they are (docs/frameworks.md). CrewAI is not among them: it wants

@@ -67,9 +67,16 @@ def is_users(error: BaseException) -> bool:
 
 def own_frames(error: BaseException) -> list[TracebackType]:
     """Entries of an error's traceback from the user's first frame on, without frames of this package."""
-    entries, files = _entries(error), files_of(error)
+    entries = [entry for entry in _entries(error) if not _is_generated(entry)]
+    files = [entry.tb_frame.f_code.co_filename for entry in entries]
     first = next((index for index, file in enumerate(files) if not is_library(file)), len(files))
     return [entries[i] for i in range(first, len(files)) if not files[i].startswith(_OURS)]
+
+
+def _is_generated(entry: TracebackType) -> bool:
+    """Whether a frame is of the ``__init__`` that Python writes for a dataclass, which is nobody's."""
+    code = entry.tb_frame.f_code
+    return code.co_filename == "<string>" and code.co_name == "__init__"
 
 
 def _entries(error: BaseException) -> list[TracebackType]:

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from runs import run_config
 
 from optimas_jax.benchmarks.modules import find_benchmark
+from optimas_jax.loop.config import overridden
 from optimas_jax.report.commands import exit_code, parse_flags
 
 GOOD = """from ml_collections import config_dict
@@ -72,6 +74,12 @@ def test_a_configuration_file_that_raises(tmp_path, capsys, text, message):
     shown = command(file, capsys)
     assert shown.startswith(message.format(file=file)), shown
     assert not [line for line in shown.splitlines() if "ml_collections" in line or "importlib" in line]
+
+
+def test_a_field_that_is_refused_by_its_class_is_told_of_in_one_line(capsys):
+    assert exit_code(lambda: overridden(run_config(), {"optimize.proposers": "xx"})) == 1
+    shown = capsys.readouterr().err
+    assert "proposers is 'xx'" in shown and len(shown.strip().splitlines()) == 1
 
 
 FIELDS = """from ml_collections import config_dict

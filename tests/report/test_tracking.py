@@ -22,6 +22,7 @@ from optimas_jax.llm.tape import Tape
 from optimas_jax.llm.taped import TapedCompleter
 from optimas_jax.loop.hooks.callbacks import Callbacks
 from optimas_jax.report.trackers import tracker as tracker_module
+from optimas_jax.report.trackers import wandb as wandb_module
 from optimas_jax.report.trackers.choose import tracker, with_trackers
 from optimas_jax.report.trackers.otel import call_attributes, content_attributes
 from optimas_jax.report.trackers.points import Position, entry, moved, scalars_and_texts
@@ -325,6 +326,7 @@ class FakeRun:
 
 def fake_wandb(monkeypatch, active=None):
     runs = []
+    monkeypatch.setattr(wandb_module, "_WRITTEN", 0.0)
 
     def init(*, project=None, name=None, dir=None, config=None, id=None, resume=None, settings=None, mode=None):
         runs.append((FakeRun(), {"project": project, "name": name, "config": config, "id": id, "resume": resume}))
@@ -335,7 +337,7 @@ def fake_wandb(monkeypatch, active=None):
         init=init,
         Settings=lambda **options: options,
         setup=lambda: SimpleNamespace(settings=SimpleNamespace(mode="online")),
-        api=SimpleNamespace(api_key=None),
+        login=lambda prompt, verify: False,
     )
     monkeypatch.setitem(sys.modules, "wandb", library)
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.31.0")
@@ -354,7 +356,7 @@ def test_wandb_begins_and_ends_a_run_of_its_own(monkeypatch, tmp_path):
         tracker("wandb")
     with pytest.raises(TrackerError, match="unexpected keyword argument 'projekt'"):
         tracker("wandb", projekt="x")
-    library.api.api_key = "key"
+    library.login = lambda prompt, verify: True
     whole_run(tracker("wandb", project="mine"), tmp_path)
     [(run, options)] = runs
     assert options["project"] == "mine" and options["name"] == tmp_path.name and options["resume"] is None

@@ -12,8 +12,8 @@ from optimas_jax.report.trackers.tracker import TrackerError
 
 # Distribution, the first version that works, and the first that is not known to; as in setup.py.
 WINDOWS = {
-    "wandb": ("wandb", (0, 25), (0, 32)),
-    "mlflow": ("mlflow", (3, 9), (4, 0)),
+    "wandb": ("wandb", (0, 31), (0, 32)),
+    "mlflow": ("mlflow", (3, 17), (4, 0)),
     "otel": ("opentelemetry-sdk", (1, 30), (2, 0)),
 }
 

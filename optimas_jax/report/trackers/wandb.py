@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from optimas_jax.core.folder.events import Begin, End
@@ -11,6 +12,8 @@ from optimas_jax.report.trackers.points import ITERATION, TOKENS, Entry, setting
 from optimas_jax.report.trackers.tracker import TrackerError
 
 _PROJECT = "optimas_jax"
+_FLUSH = 0.1  # seconds between two writings of W&B's process; by default 15, which a killed command would lose
+_WRITTEN = 3 * _FLUSH  # seconds until a row is on disk
 
 
 class Wandb:
@@ -25,7 +28,7 @@ class Wandb:
         wandb = library("wandb")
         check_options("wandb", wandb.init, self._options)
         mode = self._options.get("mode") or os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
-        if wandb.run is None and mode in ("online", "shared", "run") and not wandb.api.api_key:
+        if wandb.run is None and mode in ("online", "shared", "run") and not wandb.login(prompt=False, verify=False):
             raise TrackerError(
                 "wandb has no key of yours: run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline, which "
                 "keeps the run on this machine"
@@ -50,6 +53,8 @@ class Wandb:
             row |= {point.name: point.value, point.axis: point.step}
         if row:
             self._run.log({ITERATION: one.position.iteration, TOKENS: one.position.tokens, **row})
+            if self._own:
+                time.sleep(_WRITTEN)
 
     def end(self, end: End) -> None:
         if self._own:
@@ -62,9 +67,13 @@ class Wandb:
             "name": title_of(begin),
             "dir": os.environ.get("WANDB_DIR", begin.folder),
             "config": settings_of(begin),
+            # The console is the run's: W&B neither writes to it nor keeps what it shows. The command line, which W&B
+            # would keep too, may hold keys.
+            "settings": wandb.Settings(
+                console="off", silent=True, x_disable_meta=True, x_transaction_log_flush_interval=_FLUSH
+            ),
             **self._options,
         }
         if known:
             options |= {"id": known, "resume": "allow"}
-        # The console is the run's: W&B neither writes to it nor keeps what it shows.
-        return wandb.init(settings=wandb.Settings(console="off", silent=True), **options)
+        return wandb.init(**options)
