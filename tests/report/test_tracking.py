@@ -190,6 +190,30 @@ def test_a_library_that_is_down_is_asked_again_after_a_while(tmp_path):
     assert library.logged == ["begin", *names(RUN), "end"]
 
 
+def test_a_tracker_of_several_runs_warns_of_each(tmp_path):
+    lines, library = [], Library()
+    library.fails, tracked = 10_000, Tracker("fake", library)
+    for name in ("one", "two"):
+        told = Callbacks([tracked], lines.append, grace=5)
+        for event in (begin(tmp_path / name), *RUN, END):
+            told.tell(event)
+        told.close()
+    assert len(lines) == 2, lines
+
+
+def test_a_damaged_file_of_a_tracker_is_told_of_once_and_stays(tmp_path):
+    lines, library = [], Library()
+    file = tmp_path / "trackers" / "fake.json"
+    file.parent.mkdir()
+    file.write_text("{")
+    told = Callbacks([Tracker("fake", library)], lines.append, grace=5)
+    for event in (begin(tmp_path), *RUN, END):
+        told.tell(event)
+    told.close()
+    assert len(lines) == 1 and "fake.json" in lines[0], lines
+    assert file.read_text() == "{" and not library.begun and not library.ended
+
+
 def test_position_and_axes():
     position = Position()
     for event in RUN[:5]:
