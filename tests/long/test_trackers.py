@@ -170,11 +170,18 @@ def whole(tmp_path_factory):
     return folder
 
 
-def check(folder):
+def check(folder, *, killed=False):
     scalars, texts = expected(folder)
     assert len(scalars) > 40 and len(texts) > 10
     for name, found in (("tensorboard", tensorboard(folder)), ("wandb", wandb(folder)), ("otel", otel(folder))):
-        assert without_commands(*found) == (scalars, texts), name
+        rows = without_commands(*found)
+        if killed and name == "otel":  # a span is sent before it is noted: the event between both is sent again
+            assert scalars <= rows[0] and texts <= rows[1]
+            entries = [entry(event, Position()) for event in read_events(folder / "run")]
+            most = max(len(one.points) + len(one.texts) for one in entries)
+            assert (rows[0] - scalars).total() + (rows[1] - texts).total() <= most
+        else:
+            assert rows == (scalars, texts), name
     assert without_commands(*mlflow(folder)[:2]) == (scalars, texts)
 
 
@@ -230,7 +237,7 @@ def test_a_killed_run_has_what_was_logged_and_goes_on(tmp_path):
         assert least[1] <= without_commands(scalars, texts)[1] <= most[1], name
     code, output = finish(start(tmp_path))
     assert code == 0 and "warning" not in output, output
-    check(tmp_path)
+    check(tmp_path, killed=True)
     assert mlflow(tmp_path)[2] == "FINISHED"
 
 

@@ -336,7 +336,7 @@ def test_a_tracker_that_is_given_takes_the_place_of_the_one_in_the_settings():
 
 class FakeRun:
     def __init__(self, id="own"):
-        self.id, self.rows, self.config, self.finished = id, [], {}, None
+        self.id, self.rows, self.config, self.finished, self.summary = id, [], {}, None, {}
 
     def define_metric(self, name, **options):
         pass
@@ -351,6 +351,7 @@ class FakeRun:
 def fake_wandb(monkeypatch, active=None):
     runs = []
     monkeypatch.setattr(wandb_module, "_WRITTEN", 0.0)
+    monkeypatch.setattr(wandb_module, "last_number", lambda folder, run, key: -1)
 
     def init(*, project=None, name=None, dir=None, config=None, id=None, resume=None, settings=None, mode=None):
         runs.append((FakeRun(), {"project": project, "name": name, "config": config, "id": id, "resume": resume}))

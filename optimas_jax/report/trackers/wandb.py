@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.folder.events import Begin, End
 from optimas_jax.report.trackers.extras import check_installed, check_options, library
 from optimas_jax.report.trackers.points import ITERATION, TOKENS, Entry, settings_of, title_of
 from optimas_jax.report.trackers.tracker import TrackerError
+from optimas_jax.report.trackers.wandb_file import last_number
 
 _PROJECT = "optimas_jax"
+_NUMBER = "event"  # of an event in the journal, in its row
 _FLUSH = 0.1  # seconds between two writings of W&B's process; by default 15, which a killed command would lose
 _WRITTEN = 3 * _FLUSH  # seconds until a row is on disk
 
@@ -39,12 +42,15 @@ class Wandb:
         self._own, self._run = active is None, active or self._init(begin, known)
         if not self._own:
             self._run.config.update({_PROJECT: settings_of(begin)}, allow_val_change=True)
+        self._last = self._last_number(begin, known) if self._own and known else -1
         self._run.define_metric(ITERATION, hidden=True)
         self._run.define_metric(TOKENS, hidden=True)
         self._axes: dict[str, str] = {}
         return self._run.id
 
     def log(self, one: Entry) -> None:
+        if 0 <= one.number <= self._last:  # written, and the process was killed before that was noted
+            return
         row: dict[str, Any] = dict(one.texts)
         for point in one.points:
             if point.name not in self._axes:
@@ -52,13 +58,19 @@ class Wandb:
                 self._run.define_metric(point.name, step_metric=point.axis)
             row |= {point.name: point.value, point.axis: point.step}
         if row:
-            self._run.log({ITERATION: one.position.iteration, TOKENS: one.position.tokens, **row})
+            at = {ITERATION: one.position.iteration, TOKENS: one.position.tokens, _NUMBER: one.number}
+            self._run.log({**at, **row})
             if self._own:
                 time.sleep(_WRITTEN)
 
     def end(self, end: End) -> None:
         if self._own:
             self._run.finish(exit_code=0 if end.finished else 1)
+
+    def _last_number(self, begin: Begin, known: str) -> int:
+        folder = self._options.get("dir") or os.environ.get("WANDB_DIR", begin.folder)
+        online = self._run.summary.get(_NUMBER, -1)
+        return max(int(online), last_number(Path(folder), known, _NUMBER))
 
     def _init(self, begin: Begin, known: str) -> Any:
         wandb = library("wandb")
