@@ -111,7 +111,7 @@ class Library:
             raise OSError("no network")
 
 
-def command(folder, library, told, *, journal=(), end=END):
+def command(folder, library, told, *, journal=(), end: events.End | None = END):
     """A command that finds ``journal`` in the folder and has ``told`` as news; it is killed without ``end``."""
     tracked = Tracker("fake", library)
     tracked(begin(folder, resumed=bool(journal), earlier=len(journal)))
