@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fakes import ScriptedCompleter
@@ -336,7 +337,8 @@ def test_a_tracker_that_is_given_takes_the_place_of_the_one_in_the_settings():
 
 class FakeRun:
     def __init__(self, id="own"):
-        self.id, self.rows, self.config, self.finished, self.summary = id, [], {}, None, {}
+        self.id, self.rows, self.finished, self.summary = id, [], None, {}
+        self.config: Any = {}
 
     def define_metric(self, name, **options):
         pass
