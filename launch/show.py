@@ -21,11 +21,12 @@ from pathlib import Path
 from absl import app, flags
 from rich.console import Console
 
+from optimas_jax.core.folder.control import is_locked
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.report.show.compare import compare_runs
 from optimas_jax.report.show.one import show_run
 from optimas_jax.report.show.page import write_comparison, write_run
-from optimas_jax.report.show.read import is_running, read_runs
+from optimas_jax.report.show.read import read_runs
 from optimas_jax.report.show.several import show_runs
 
 _HTML = flags.DEFINE_string("html", "", "Page to write.")
@@ -51,7 +52,7 @@ def show(arguments: list[str]) -> None:
         page = write_comparison(found, path)
         console.print(f"\n{page}", markup=False, soft_wrap=True)
         return
-    running = is_running(runs[0].run.folder)
+    running = bool(is_locked(runs[0].run.folder))
     show_run(runs[0].run, console, running=running)
     if path is not None:
         write_run(runs[0].run, path, running=running)

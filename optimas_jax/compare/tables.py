@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from optimas_jax.report.format import format_interval
+from optimas_jax.report.page.text import interval
 
 # ``detectable``: the smallest true difference that as many seeds would show.
 COLUMNS = (
@@ -43,7 +43,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     baseline = summary["baseline"]
     if baseline is not None:
-        cells = ["before optimisation", f"{baseline['mean']:.3f}", format_interval(baseline["ci95"])]
+        cells = ["before optimisation", f"{baseline['mean']:.3f}", interval(baseline["ci95"])]
         rows.append(_padded(cells))
     ranked = sorted(summary["rows"].items(), key=lambda item: -item[1].get("mean", float("-inf")))
     return rows + [
@@ -64,7 +64,7 @@ def _result(name: str, row: Mapping[str, Any]) -> list[str]:
     return [
         name,
         f"{row['mean']:.3f}",
-        format_interval(row["ci95"]),
+        interval(row["ci95"]),
         seed_means,
         _gain(difference),
         "" if smallest is None else f"{smallest:.3f}",
@@ -81,7 +81,7 @@ def _result(name: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def _gain(gain: Mapping[str, Any] | None) -> str:
-    return "" if gain is None else f"{gain['mean']:+.3f} {format_interval(gain['ci95'])}"
+    return "" if gain is None else f"{gain['mean']:+.3f} {interval(gain['ci95'])}"
 
 
 def _remarks(row: Mapping[str, Any]) -> str:

@@ -12,6 +12,10 @@ import urllib.parse
 from typing import Any
 
 MASK = "***"
+_LOGIN = re.compile(r"""(?<=://)[^\s/?#@"'<>\\]+@""")  # of an address, user and password
+_QUERY_KEY = re.compile(
+    r"""((?:[?&]|&amp;)(?:api[-_]?key|key|token|access[-_]token|secret|password)=)[^\s&#"'<>\\]+""", re.IGNORECASE
+)
 _NAMES = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)  # of variables that hold one
 _SHORTEST = 8  # letters: a shorter text is a word that may stand anywhere
 _SHORT = dict(zip("\n\r\t\b\f", "nrtbf", strict=True))  # what follows a backslash in the short form of a letter
@@ -99,6 +103,11 @@ def without_keys(address: str) -> str:
     """An address without what it may hold of passwords and keys."""
     parts = urllib.parse.urlsplit(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def shareable(text: str) -> str:
+    """The text as others may read it: ``redact``, and addresses in it without what they hold of passwords and keys."""
+    return _QUERY_KEY.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", redact(text)))
 
 
 def key_problem(key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from optimas_jax.report.format import format_interval
+from optimas_jax.report.page.text import interval
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _RIGHT = 380, 300, 60, 30, 50, 90  # of a panel, in pixels
 
@@ -41,7 +41,7 @@ def pareto_table(points: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column in ("", "set") else "right")
     for point in points:
         score = point["score"]
-        cells = [f"{score['mean']:.3f} {format_interval(score['ci95'])}"]
+        cells = [f"{score['mean']:.3f} {interval(score['ci95'])}"]
         for name, form in _COSTS:
             cost = point[name]
             if cost is None:

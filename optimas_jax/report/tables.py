@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from optimas_jax.report.format import format_interval
+from optimas_jax.report.page.text import interval
 from optimas_jax.report.pareto import pareto_table, shows_pareto
 
 
@@ -41,30 +41,28 @@ def result_table(results: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     for name in ("baseline", "optimized"):
         row = results[name]
-        table.add_row(name, f"{row['mean']:.3f}", format_interval(row["ci95"]), "")
+        table.add_row(name, f"{row['mean']:.3f}", interval(row["ci95"]), "")
     gain = results["gain"]
-    table.add_row("gain", f"{gain['mean']:+.3f}", format_interval(gain["ci95"]), f"{gain['p_value']:.3f}", style="bold")
+    table.add_row("gain", f"{gain['mean']:+.3f}", interval(gain["ci95"]), f"{gain['p_value']:.3f}", style="bold")
     unconfirmed = results.get("unconfirmed")
     if unconfirmed:
         change = unconfirmed["gain"]
         table.add_row(
             "unconfirmed",
             f"{unconfirmed['mean']:.3f} ({change['mean']:+.3f})",
-            format_interval(change["ci95"]),
+            interval(change["ci95"]),
             f"{change['p_value']:.3f}",
         )
     table.caption = confirmation_line(results) or None
     if objective := results.get("objective"):
         change = objective["gain"]
-        cells = f"{change['mean']:+.3f}", format_interval(change["ci95"]), f"{change['p_value']:.3f}"
+        cells = f"{change['mean']:+.3f}", interval(change["ci95"]), f"{change['p_value']:.3f}"
         table.add_row("gain of the objective", *cells)
     for name, row in results.get("other_metrics", {}).items():
         before, after = (row[side]["mean"] for side in ("baseline", "optimized"))
         tested = "ci95" in row["gain"]
-        interval, surely = (
-            (format_interval(row["gain"]["ci95"]), f"{row['gain']['p_value']:.3f}") if tested else ("", "")
-        )
-        table.add_row(f"{name}, chance {row['chance']:.2f}", f"{before:.3f} -> {after:.3f}", interval, surely)
+        bounds, surely = (interval(row["gain"]["ci95"]), f"{row['gain']['p_value']:.3f}") if tested else ("", "")
+        table.add_row(f"{name}, chance {row['chance']:.2f}", f"{before:.3f} -> {after:.3f}", bounds, surely)
     for kind, row in results["by_kind"].items():
         table.add_row(f"  {kind} (n = {row['n']})", f"{row['baseline']:.3f} -> {row['optimized']:.3f}", "", "")
     problems = {"unread": "that cannot be read", "cut": "cut at max_tokens"}
@@ -89,7 +87,7 @@ def alignment_table(alignment: Mapping[str, Mapping[str, Any]]) -> Table:
         table.add_row(
             name,
             f"{row['pair_accuracy']:.3f}",
-            format_interval(row["ci95"]),
+            interval(row["ci95"]),
             str(row["n_pairs"]),
             str(row["n_inputs"]),
             f"{row['spearman']:.2f}",
@@ -110,7 +108,7 @@ def probe_table(probe: Mapping[str, Any]) -> Table:
         screened = "none" if row["value"] is None else f"{row['screened']:+.3f}"
         tested = ["", "", "", ""]
         if row["gain"] is not None:
-            tested = [f"{row['gain']:+.3f}", format_interval(row["ci95"]), f"{row['p_value']:.3f}", str(row["inputs"])]
+            tested = [f"{row['gain']:+.3f}", interval(row["ci95"]), f"{row['p_value']:.3f}", str(row["inputs"])]
         ceiling = "" if row["ceiling"] is None else f"{row['ceiling']:.2f}"
         table.add_row(row["name"], screened, *tested, ceiling)
     return table
@@ -159,7 +157,7 @@ def accepted_table(accepted: Sequence[Mapping[str, Any]], split: str) -> Table:
         cells = [str(change["iteration"] + 1), change["component"], change["kind"], f"{change['val_gain']:+.3f}"]
         brought = change.get(split, {})
         for row in (brought.get("gain"), brought.get("local_gain")):
-            cells += ["", ""] if row is None else [f"{row['mean']:+.3f}", format_interval(row["ci95"])]
+            cells += ["", ""] if row is None else [f"{row['mean']:+.3f}", interval(row["ci95"])]
         table.add_row(*cells)
     return table
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from optimas_jax.report.format import format_interval
+from optimas_jax.report.page.text import interval
 
 COLUMNS = (
     "setting",
@@ -48,7 +48,7 @@ def _cells(row: Mapping[str, Any], doing: str) -> list[str]:
         f"{row['baseline']:.3f}",
         f"{row['optimized']:.3f}",
         f"{row['gain']:+.3f}",
-        format_interval(row["ci95"]),
+        interval(row["ci95"]),
         ", ".join(f"{gain:+.3f}" for gain in row["gains"]),
         f"{row['confirmed']} of {len(row['seeds'])}",
         f"{row['search_tokens']:,.0f}",

@@ -7,6 +7,7 @@ import planted_runs as planted
 import pytest
 from planted_harms import HARMS, as_in_the_first_command
 
+from optimas_jax.report.look import first
 from optimas_jax.report.look.finding import Claim, Finding, significant
 from optimas_jax.report.look.first import look_first, shown_first
 
@@ -104,6 +105,22 @@ def test_what_no_form_checks_stops_no_rule(tmp_path):
         "m": {"chance": 0.0, **means, "gain": {"mean": -1.0, "ci95": [-1.0, -0.5], "p_value": 1.0}}
     }
     assert {finding.kind for finding in look_first(planted.read(run, tmp_path))} >= {"not_confirmed", "metric_fell"}
+
+
+@pytest.mark.parametrize("place", ["RULES", "FAMILIES"])
+def test_a_rule_that_raises_names_itself_and_stops_no_other(place, monkeypatch):
+    def broken(run):
+        raise KeyError("<b>\n" + "x" * 5_000)
+
+    known = getattr(first, place)
+    monkeypatch.setattr(first, place, (broken, *known) if place == "RULES" else ((broken, *known[0]), *known[1:]))
+    run = planted.files_of(planted.plant(planted.clean_run(5, 60), HARMS["refusals"].plant))
+    with pytest.warns(UserWarning, match="rule broken failed") as warned:
+        *others, last = look_first(run)
+    monkeypatch.undo()
+    assert others == look_first(run) and others and len(warned) == 1
+    assert last.kind == "rule_failed" and "broken" in last.sentence and "KeyError" in last.sentence
+    assert len(last.sentence) < 700 and last.sentence.isprintable()
 
 
 def test_the_rest_is_counted():

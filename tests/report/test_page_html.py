@@ -56,6 +56,15 @@ def finished(**changes):
     return run_files(examples=examples, results=results(examples), proposals=rows, **changes)
 
 
+def test_a_page_has_no_key_of_an_address():
+    command = "launch/run.py --config.server.base_url='https://me:pa&ss@host/v1?a=1&key=zq1' --config.seed=1"
+    call = """optimize(rag, ..., config={"server": {"base_url": "https://zq2@host?api_key=zq1&x=1"}}) from Python"""
+    for text in (command, call):
+        page = run_page(finished(record={"command": text}))
+        assert "https://***@host" in page and "key=***" in page
+        assert not any(secret in page for secret in ("me:pa", "ss@", "zq1", "zq2"))
+
+
 def test_the_head_says_what_the_run_brought():
     text = page_of(finished()).text
     assert "hotpotqa:embedded" in text

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fakes import ScriptedCompleter
@@ -111,7 +112,7 @@ class Library:
             raise OSError("no network")
 
 
-def command(folder, library, told, *, journal=(), end=END):
+def command(folder, library, told, *, journal=(), end: events.End | None = END):
     """A command that finds ``journal`` in the folder and has ``told`` as news; it is killed without ``end``."""
     tracked = Tracker("fake", library)
     tracked(begin(folder, resumed=bool(journal), earlier=len(journal)))
@@ -188,6 +189,30 @@ def test_a_library_that_is_down_is_asked_again_after_a_while(tmp_path):
         append_lines(tmp_path / "journal.jsonl", [json_line(events.to_json(event))])
     command(tmp_path, library, [], journal=RUN)
     assert library.logged == ["begin", *names(RUN), "end"]
+
+
+def test_a_tracker_of_several_runs_warns_of_each(tmp_path):
+    lines, library = [], Library()
+    library.fails, tracked = 10_000, Tracker("fake", library)
+    for name in ("one", "two"):
+        told = Callbacks([tracked], lines.append, grace=5)
+        for event in (begin(tmp_path / name), *RUN, END):
+            told.tell(event)
+        told.close()
+    assert len(lines) == 2, lines
+
+
+def test_a_damaged_file_of_a_tracker_is_told_of_once_and_stays(tmp_path):
+    lines, library = [], Library()
+    file = tmp_path / "trackers" / "fake.json"
+    file.parent.mkdir()
+    file.write_text("{")
+    told = Callbacks([Tracker("fake", library)], lines.append, grace=5)
+    for event in (begin(tmp_path), *RUN, END):
+        told.tell(event)
+    told.close()
+    assert len(lines) == 1 and "fake.json" in lines[0], lines
+    assert file.read_text() == "{" and not library.begun and not library.ended
 
 
 def test_position_and_axes():
@@ -312,7 +337,8 @@ def test_a_tracker_that_is_given_takes_the_place_of_the_one_in_the_settings():
 
 class FakeRun:
     def __init__(self, id="own"):
-        self.id, self.rows, self.config, self.finished, self.summary = id, [], {}, None, {}
+        self.id, self.rows, self.finished, self.summary = id, [], None, {}
+        self.config: Any = {}
 
     def define_metric(self, name, **options):
         pass

@@ -22,7 +22,7 @@ from typing import Any
 
 from optimas_jax.core.event_loop import interrupt
 from optimas_jax.core.folder import events
-from optimas_jax.core.folder.control import take
+from optimas_jax.core.folder.control import CONTROL, take
 from optimas_jax.core.folder.files import FolderError, read_file, write_text
 from optimas_jax.core.folder.live import LIVE, State, Status
 from optimas_jax.core.progress import Bars, Progress, ShowsStatus
@@ -121,23 +121,34 @@ class Board:
             thread.start()
             yield
         finally:
-            with self._stops:  # no interrupt comes after it
-                self._ended.set()
-            if thread.ident is not None:
-                thread.join()
-            if self._shown is not None:
-                self._shown.show(None)
+            try:
+                with self._stops:  # no interrupt is sent after it
+                    self._ended.set()
+            finally:  # one that was on its way has come
+                self._end(subject, thread)
+
+    def _end(self, subject: Subject, thread: threading.Thread) -> None:
+        """Takes away what is shown and written."""
+        self._ended.set()
+        if thread.ident is not None:
+            thread.join()
+        for name in (LIVE, CONTROL):
             with contextlib.suppress(OSError):
-                (subject.folder / LIVE).unlink(missing_ok=True)
+                (subject.folder / name).unlink(missing_ok=True)
+        if self._shown is not None:
+            self._shown.show(None)
 
     def _work(self, subject: Subject) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
-            self._take(subject)
-            now, looked = time.monotonic(), self._looked
-            self._looked = now
-            if self._state(subject) == "paused":
-                self._pauses += now - looked
-            self._look(subject)
+        try:
+            while not self._ended.wait(_LOOK_SECONDS):
+                self._take(subject)
+                now, looked = time.monotonic(), self._looked
+                self._looked = now
+                if self._state(subject) == "paused":
+                    self._pauses += now - looked
+                self._look(subject)
+        finally:
+            self._paused = False  # where progress has raised: nobody could resume the run any more
 
     def _take(self, subject: Subject) -> None:
         """Does what is wanted."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from optimas_jax.report.look.changes import Demos, kept_prompts
 from optimas_jax.report.look.examples import Row, above_zero, change
-from optimas_jax.report.look.finding import Claim, Finding, counted, quoted
+from optimas_jax.report.look.finding import Claim, Finding, quoted
 from optimas_jax.report.look.texts.answer_sorts import SORTS, WITHOUT_GOLD, Asked, Sort, is_usual
 from optimas_jax.report.look.texts.sorts import normal, text_of
+from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # more examples with such an answer than before

@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from optimas_jax.report.look.examples import Call, Calls, Run, above_zero, calls_in, calls_of, rise, share_of
-from optimas_jax.report.look.finding import Claim, Finding, counted, plain
+from optimas_jax.report.look.finding import Claim, Finding, plain
+from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # more runs than before

@@ -11,8 +11,9 @@ from typing import Any
 from optimas_jax.core.folder.events import Accept
 from optimas_jax.core.values import Prompt, Value, plain_values, value_from_json
 from optimas_jax.report.look.examples import Row
-from optimas_jax.report.look.finding import Finding, counted, plain, quoted
+from optimas_jax.report.look.finding import Finding, plain, quoted
 from optimas_jax.report.look.texts.sorts import is_nothing, normal, shingles, text_of
+from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 
 _NO_INSTRUCTION = re.compile(

@@ -79,8 +79,3 @@ def plain(text: str, most: int = 60) -> str:
     """The same without quotes, for names."""
     text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text[: 4 * most])).strip()
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 example``, ``3 examples``."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from optimas_jax.core.frames import describe_error
 from optimas_jax.report.look import answers, calls, changes, costs, learning, metrics, outcome, outputs, scores, search
-from optimas_jax.report.look.finding import Claim, Finding, significant
+from optimas_jax.report.look.finding import Claim, Finding, plain, significant
 from optimas_jax.report.run_files import RunFiles
 
 MOST = 5  # findings that are shown at first
 LEVEL = 0.025  # of each family of tests: in at most as many runs without any true change one of its tests speaks
+_LAST, _LONGEST = 9, 300  # rank of a rule that failed, and letters of its error
 Rule = Callable[[RunFiles], Sequence[Finding]]
 Test = Callable[[RunFiles], Sequence[Claim]]
 
@@ -37,14 +41,28 @@ def look_first(run: RunFiles) -> list[Finding]:
 
     Rules that count or compare what is written speak whenever it is so. Rules that test differences between examples
     speak together at one level (``significant``), so that noise alone rarely does.
+
+    A rule that raises is a finding of its own, the last one, and a warning; the others speak.
     """
-    certain = [finding for rule in RULES for finding in rule(run)]
+    failed: list[Finding] = []
+
+    def said(rule: Callable[..., Sequence[Any]], *arguments: Any) -> Sequence[Any]:
+        try:
+            return rule(*arguments)
+        except Exception as error:
+            sentence = f"The rule {rule.__name__} failed, and says nothing of this run: "
+            sentence += plain(describe_error(error), _LONGEST)
+            warnings.warn(sentence, stacklevel=2)
+            failed.append(Finding("rule_failed", sentence, "head", _LAST))
+            return ()
+
+    certain = [finding for rule in RULES for finding in said(rule, run)]
     tested = [
         finding
         for family in FAMILIES
-        for finding in significant([test for rule in family for test in rule(run)], LEVEL)
+        for finding in said(significant, [test for rule in family for test in said(rule, run)], LEVEL)
     ]
-    return sorted([*tested, *certain], key=lambda finding: finding.rank)
+    return sorted([*tested, *certain, *failed], key=lambda finding: finding.rank)
 
 
 def shown_first(findings: Sequence[Finding], most: int = MOST) -> tuple[Sequence[Finding], int]:

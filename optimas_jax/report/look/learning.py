@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from optimas_jax.core.folder.events import Alignment, Groups, Tuned
-from optimas_jax.report.format import format_interval
-from optimas_jax.report.look.finding import Finding, counted, plain
-from optimas_jax.report.page.text import is_interval
+from optimas_jax.report.look.finding import Finding, plain
+from optimas_jax.report.page.text import counted, interval, is_interval
 from optimas_jax.report.run_files import RunFiles
 
 _AT_CHANCE = 0.6  # pair accuracy that an interval around 0.5 may have, to say that it is at chance
@@ -43,7 +42,7 @@ def at_chance(run: RunFiles) -> list[Finding]:
             continue
         low, high = row["ci95"]
         figures = (
-            f"pair accuracy {row['pair_accuracy']:.3f}, 95 % interval {format_interval(row['ci95'])}, on "
+            f"pair accuracy {row['pair_accuracy']:.3f}, 95 % interval {interval(row['ci95'])}, on "
             f"{counted(row['n_pairs'], 'pair')} of {counted(row['n_inputs'], 'input')}"
         )
         if high < 0.5:
@@ -67,7 +66,7 @@ def behind_a_control(run: RunFiles) -> list[Finding]:
         sentence = (
             f"At {plain(name)} a rule that learns nothing ({words[best]}) orders outputs better than the local reward: "
             f"{controls[best]:.3f} of the pairs, and {row['pair_accuracy']:.3f}, 95 % interval "
-            f"{format_interval(row['ci95'])}."
+            f"{interval(row['ci95'])}."
         )
         findings.append(Finding("control", sentence, "rewards", 5))
     return findings

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from optimas_jax.report.format import format_interval
 from optimas_jax.report.look.examples import Row, above_zero, rise
-from optimas_jax.report.look.finding import Claim, Finding, counted, plain
+from optimas_jax.report.look.finding import Claim, Finding, plain
+from optimas_jax.report.page.text import counted, interval
 from optimas_jax.report.run_files import RunFiles
 
 _SPREAD = 0.05  # more standard deviation between repeats, on average
@@ -22,12 +22,12 @@ def metrics_fell(run: RunFiles) -> list[Claim]:
     for name, row in ((run.results or {}).get("other_metrics") or {}).items():
         if "ci95" not in row["gain"]:
             continue
-        interval, fell = row["gain"]["ci95"], row["gain"]["mean"] < 0
+        bounds, fell = row["gain"]["ci95"], row["gain"]["mean"] < 0
         before, after = (row[side].get("scores") for side in ("baseline", "optimized"))
         if _are_scores(before) and _are_scores(after) and len(before) == len(after):
             chance = above_zero(np.subtract(before, after))
         else:  # without its scores: beyond the interval, and as sure as its test of a gain says
-            chance = (max(1 - row["gain"].get("p_value", 1.0), 1e-4), 1e-4) if interval[1] < 0 else (1.0, 1.0)
+            chance = (max(1 - row["gain"].get("p_value", 1.0), 1e-4), 1e-4) if bounds[1] < 0 else (1.0, 1.0)
         tests.append(Claim(*chance, partial(_metric_finding, name, row, run) if fell else None, f"metric {name}"))
     return tests
 
@@ -42,7 +42,7 @@ def _metric_finding(name: str, row: Mapping[str, Any], run: RunFiles) -> Finding
     main = results["gain"]["mean"]
     sentence = (
         f"Another metric, {plain(name)}, fell: {before:.3f} to {after:.3f}, 95 % interval of the change "
-        f"{format_interval(row['gain']['ci95'])}, while {plain(results['metric'])} changed by {main:+.3f}."
+        f"{interval(row['gain']['ci95'])}, while {plain(results['metric'])} changed by {main:+.3f}."
     )
     return Finding("metric_fell", sentence, "head", 2)
 

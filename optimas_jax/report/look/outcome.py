@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.folder.events import Accept, Confirmation, Curve, Gate
-from optimas_jax.report.format import format_interval
 from optimas_jax.report.look.examples import change
-from optimas_jax.report.look.finding import Finding, counted, plain
-from optimas_jax.report.page.text import is_interval, is_number
+from optimas_jax.report.look.finding import Finding, plain
+from optimas_jax.report.page.text import counted, interval, is_interval, is_number
 from optimas_jax.report.run_files import RunFiles
 
 _FAR = 2.6  # standard errors between validation and test; choosing the best of some proposals takes about one
@@ -28,9 +27,7 @@ def not_confirmed(run: RunFiles) -> list[Finding]:
     last = next((test for test in tests if test.get("changes") == len(accepted)), tests[0] if tests else None)
     figures = ""
     if last is not None:
-        figures = (
-            f", {last['gain']:+.3f}, 95 % interval {format_interval(last['ci95'])}, on {counted(found['n'], 'example')}"
-        )
+        figures = f", {last['gain']:+.3f}, 95 % interval {interval(last['ci95'])}, on {counted(found['n'], 'example')}"
     if last is not None and last["ci95"][1] < 0:
         sentence = f"The search's result is a loss on examples that no gate has seen{figures}."
         return [Finding("confirmed_loss", sentence, "head", 1)]
@@ -61,7 +58,7 @@ def less_than_promised(run: RunFiles) -> list[Finding]:
         return []
     sentence = (
         f"Validation promised {promised:+.3f}, and the {plain(results['split'])} split gained {gain['mean']:+.3f}, "
-        f"95 % interval {format_interval(gain['ci95'])}: more apart than both samples explain. The "
+        f"95 % interval {interval(gain['ci95'])}: more apart than both samples explain. The "
         "search has fitted its validation examples, or they are of another kind."
     )
     return [Finding("overfit", sentence, "score", 3)]

@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 
 from optimas_jax.report.look.examples import Call, Calls, Row, above_zero, calls_of, change, share_of
-from optimas_jax.report.look.finding import Claim, Finding, counted, plain, quoted
+from optimas_jax.report.look.finding import Claim, Finding, plain, quoted
 from optimas_jax.report.look.texts import sorts
 from optimas_jax.report.look.texts.sorts import normal, text_of
+from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # more examples than before

@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 
 from optimas_jax.core.stats import mean_interval
-from optimas_jax.report.format import format_interval
 from optimas_jax.report.look.examples import Row, above_zero, change, groups_of
-from optimas_jax.report.look.finding import Claim, Finding, counted, plain
+from optimas_jax.report.look.finding import Claim, Finding, plain
 from optimas_jax.report.look.texts.sorts import has_number, text_of
+from optimas_jax.report.page.text import counted, interval
 from optimas_jax.report.run_files import RunFiles
 
 
@@ -35,11 +35,11 @@ def whole_lost(run: RunFiles) -> list[Claim]:
         return []
 
     def finding() -> Finding:
-        mean, interval = mean_interval(differences)
+        mean, bounds = mean_interval(differences)
         worse, better = int((differences < 0).sum()), int((differences > 0).sum())
         sentence = (
             f"{counted(worse, 'example')} of {len(differences)} got worse and {better} better: the score fell by "
-            f"{-mean:.3f}, 95 % interval of the change {format_interval(interval)}{_most_of(run, differences)}."
+            f"{-mean:.3f}, 95 % interval of the change {interval(bounds)}{_most_of(run, differences)}."
         )
         return Finding("worse", sentence, "flips", 1)
 
@@ -51,10 +51,8 @@ def kinds_lost(run: RunFiles) -> list[Claim]:
     differences = change(run.examples)
 
     def finding(kind: Kind) -> Finding:
-        _, interval = mean_interval(differences[kind.indices])
-        sentence = (
-            f"{kind.name} lost: {_before_after(run, kind)}, 95 % interval of the change {format_interval(interval)}."
-        )
+        _, bounds = mean_interval(differences[kind.indices])
+        sentence = f"{kind.name} lost: {_before_after(run, kind)}, 95 % interval of the change {interval(bounds)}."
         return Finding("kind_lost", sentence, "kinds", 2)
 
     return [

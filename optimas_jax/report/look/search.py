@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from optimas_jax.core.folder.events import Curve, Gate, OutOfBudget, Pick, Proposed, SearchEnd
-from optimas_jax.report.look.finding import Finding, counted, plain
+from optimas_jax.report.look.finding import Finding, plain
+from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # dropped proposals

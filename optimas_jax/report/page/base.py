@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.secrets import shareable
 from optimas_jax.core.types import valid_text
 from optimas_jax.report.page import text
 
@@ -37,7 +37,7 @@ def render(template: str, **fields: Any) -> str:
     )
     page = _environment().get_template(template)
     shared = {"style": Markup(style), "script": Markup(script), "policy": policy}  # noqa: S704  # files of this package
-    return valid_text(redact(page.render(**fields, **shared)))
+    return valid_text(shareable(page.render(**fields, **shared)))
 
 
 @functools.cache

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import fcntl
-import os
-import struct
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,17 +89,3 @@ def _names(places: Sequence[tuple[Path, str]]) -> list[str]:
     most = max(len(folder.parts) for folder in folders)
     parts = next((n for n in range(1, most) if len({folder.parts[-n:] for folder in folders}) == len(folders)), most)
     return ["/".join(folder.parts[-parts:]) + f" ({label})" * bool(label) for folder, label in places]
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a command is at work in a run folder of this machine: asks for its lock, and does not take it. False
-    where that cannot be known."""
-    if sys.platform != "linux":
-        return False
-    try:
-        with (folder / ".lock").open("rb") as file:
-            asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, *_ = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, asked))
-            return kind != fcntl.F_UNLCK
-    except (OSError, struct.error):
-        return False

@@ -18,6 +18,7 @@ from optimas_jax.core.folder.events import Event, name_of
 from optimas_jax.core.secrets import redact, without_keys
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Prompt, Value, value_to_json
+from optimas_jax.report.page.text import interval, signed
 
 ITERATION, TOKENS, EPOCH, UPDATE = "iteration", "tokens", "epoch", "update"  # axes
 _OVER_TOKENS = (events.Curve, events.Gate, events.Race, events.Adaptation)
@@ -230,11 +231,10 @@ def _interval(name: str, mean: float | None, bounds: Any) -> Mapping[str, Any]:
 
 
 def _gate(event: events.Gate) -> str:
-    low, high = event.ci95
     verdict = "accepted" if event.accepted else "refused"
     tested = f"{event.n} of {event.of}" if event.of else f"{event.n}"
     return (
-        f"{verdict}: {event.component}, {event.kind}, gain {event.val_gain:+.3f} [{low:.3f}, {high:.3f}] on {tested} "
+        f"{verdict}: {event.component}, {event.kind}, gain {signed(event.val_gain)} {interval(event.ci95)} on {tested} "
         f"examples. {event.reason}"
     ).strip()
 

@@ -55,10 +55,10 @@ class Tracker:
     def __init__(self, name: str, library: Library):
         self.__name__, self._library = name, library
         self._waiting: collections.deque[Entry] = collections.deque()
-        self._warned = False
+        self._has_run = False
         call = getattr(library, "call", None)
         if call is not None:
-            self.on_call = lambda one: self._attempt(lambda: call(one))
+            self.on_call = lambda one: self._attempt(lambda: call(one)) if self._has_run else None
 
     def check(self) -> None:
         """Raises ``TrackerError`` if its library cannot be used."""
@@ -67,6 +67,8 @@ class Tracker:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Begin):
             self._start(event)
+        elif not self._has_run:
+            return  # what is known of the run cannot be read, which was said at its begin
         elif isinstance(event, End):
             self._end(event)
         else:
@@ -77,6 +79,7 @@ class Tracker:
         """Reads what the library has of the run. A resumed command whose events it has all begins nothing until it has
         news."""
         self._begin, self._is_open, self._not_before = begin, False, 0.0
+        self._has_run = self._warned = False
         self._file = Path(begin.folder) / TRACKERS / f"{self.__name__}.json"
         known = read_file(self._file) or {"id": "", "logged": 0}
         self._id, self._logged = known["id"], known["logged"]
@@ -84,6 +87,7 @@ class Tracker:
         self._waiting.clear()
         for event in read_events(begin.folder)[: begin.earlier] if begin.earlier else ():
             self._take(event)
+        self._has_run = True
         if self._waiting or not begin.resumed:
             self._attempt()
 

@@ -13,11 +13,12 @@ from optimas_jax.core.folder import events
 from optimas_jax.core.folder.control import is_locked
 from optimas_jax.core.folder.files import FolderError, read_file
 from optimas_jax.core.folder.live import Status, read_status
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.secrets import shareable
 from optimas_jax.core.types import valid_text
 from optimas_jax.core.usage import Usage
 from optimas_jax.report.live.text import plain
 from optimas_jax.report.live.view import clock, eta, score, spent, where
+from optimas_jax.report.page.text import interval, is_number, number, signed
 
 REPORT = "report.html"
 _LONGEST = 300  # letters of a text
@@ -195,7 +196,7 @@ def _title(look: Look) -> str:
 
 
 def _search(found: Sequence[events.Event]) -> list[events.Curve]:
-    return [event for event in found if isinstance(event, events.Curve)]
+    return [event for event in found if isinstance(event, events.Curve) and is_number(event.val_score)]
 
 
 def _curve(points: Sequence[events.Curve], now: Usage | None) -> list[list[float]]:
@@ -215,19 +216,19 @@ def decision(event: events.Event) -> str:
             return f"iteration {event.iteration + 1}: {event.component}"
         case events.Gate():
             verdict = "accepted" if event.accepted else "refused"
-            numbers = f"{event.val_gain:+.3f} on validation, p = {event.p_value:.3f}, n = {event.n}"
+            numbers = f"{signed(event.val_gain)} on validation, p = {number(event.p_value)}, n = {event.n}"
             return f"{verdict}: {event.component}, {event.kind}, {numbers}"
         case events.Confirmation():
             return f"confirmation: {event.verdict}"
         case events.SearchEnd():
             return f"the search ended: {event.reason}"
         case events.Evaluation():
-            low, high = event.gain["ci95"]
-            return f"{event.split}: gain {event.gain['mean']:+.3f} [{low:.3f}, {high:.3f}], n = {event.n}"
+            mean, bounds = event.gain.get("mean"), event.gain.get("ci95")
+            return f"{event.split}: gain {signed(mean)} {interval(bounds)}, n = {event.n}"
     return ""
 
 
 def _text(text: str) -> str:
     with contextlib.suppress(UnicodeError):
-        return plain(valid_text(redact(text)))[:_LONGEST]
+        return plain(valid_text(shareable(text)))[:_LONGEST]
     return ""

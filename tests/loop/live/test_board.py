@@ -200,3 +200,36 @@ def test_a_stop_interrupts_the_thread_of_the_run_alone(opened):
     assert not (folder / "live.json").exists()
     with Board(Shown()).of(subject):  # an old wish stops no later command
         time.sleep(0.05)
+
+
+def test_an_interrupt_at_the_end_leaves_nothing_behind(opened):
+    board, subject, shown, folder = opened
+
+    class Interrupted:
+        def __enter__(self):
+            raise KeyboardInterrupt
+
+        def __exit__(self, *error):
+            pass
+
+    board._stops = Interrupted()
+    with pytest.raises(KeyboardInterrupt), board.of(subject):
+        ask(folder, "another command", "stop")
+    assert shown.states[-1] is None
+    assert not (folder / "live.json").exists() and not (folder / "control.json").exists()
+    assert not any(thread.name == "optimas_jax board" for thread in threading.enumerate())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_paused_run_goes_on_where_nobody_could_resume_it(opened):
+    board, subject, shown, folder = opened
+
+    def show(status):
+        if status is not None and status.state != "running":
+            raise OSError("the terminal is gone")
+
+    shown.show = show
+    with board.of(subject):
+        ask(folder, status_of(folder).id, "pause")
+        until(lambda: not any(thread.name == "optimas_jax board" for thread in threading.enumerate()))
+        assert not board.held()

@@ -136,6 +136,24 @@ def test_a_folder_that_is_written_damaged_and_mended_meanwhile(held):
     assert not told["problems"] and told["state"] == "absent"
 
 
+def test_numbers_that_are_none_are_told_as_such(held):
+    nan, usage = float("nan"), Usage(prompt_tokens=900)
+    gate = {"value": "", "kind": "opro", "expected_gain": 0.0, "labelled_gain": None, "local_gain": None}
+    tested = {"val_gain": nan, "ci95": (nan, nan), "p_value": nan, "n": 8, "accepted": False}
+    found = [
+        events.Gate(iteration=0, component="drafter", id="a", **gate, **tested),
+        events.Curve(at="iteration", iteration=0, val_score=nan, spent=usage),
+        events.Evaluation(split="test", n=1, gain={"mean": 0.5, "ci95": None, "p_value": 1.0}),
+    ]
+    write_journal(held, "".join(f"{json_line({**to_json(event), 'time': 1.0})}\n" for event in found))
+    told = shown(Looker(held).look())
+    assert told["decisions"][1:] == [
+        "refused: drafter, opro, – on validation, p = –, n = 8",
+        "test: gain +0.500 too few to say, n = 1",
+    ]
+    assert [score for _, score in told["curve"]] == [0.25, 0.5, 0.5] and json.dumps(told, allow_nan=False)
+
+
 def test_a_run_is_told_by_a_file_that_names_its_command(held):
     ask(held, "abc", "pause")
     assert take(held, "abc") == "pause" and take(held, "abc") is None
@@ -160,6 +178,7 @@ def test_only_the_own_page_may_ask(held):
         {},
         {**good, "origin": "http://evil.example"},
         {**good, "origin": "null"},
+        {**good, "origin": "http://[::1"},
         {**good, "origin": "https://127.0.0.1"},
         {**good, "x-optimas-token": ""},
         {**good, "sec-fetch-site": "cross-site"},
