@@ -26,6 +26,7 @@ def straight(tmp_path_factory):
     return folder, tuned(folder)
 
 
+@pytest.mark.long
 def test_updates_are_made_and_looked_at(straight):
     folder, result = straight
     updates = [event for event in events(folder) if event["event"] == "update"]
@@ -61,6 +62,7 @@ def test_a_killed_tuning_goes_on_where_it_was(straight, tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.long
 def test_a_component_with_weights_answers_with_its_adapter(straight):
     folder, _ = straight
     run = build_run(config(), folder, ConsoleProgress(quiet=True))
@@ -77,6 +79,7 @@ def test_a_component_with_weights_answers_with_its_adapter(straight):
     run.tape.close()
 
 
+@pytest.mark.long
 def test_requests_that_come_together_load_one_adapter(straight):
     folder, _ = straight
     run = build_run(config(), folder, ConsoleProgress(quiet=True))
