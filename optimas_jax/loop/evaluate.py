@@ -14,6 +14,7 @@ from typing import Any
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.execution import Job
 from optimas_jax.core.folder import events
+from optimas_jax.core.folder.files import FolderError
 from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
 from optimas_jax.core.selection import OWN_REWARD
 from optimas_jax.core.stats import compare, mean_interval
@@ -183,7 +184,17 @@ def _difference(new: Sequence[float], old: Sequence[float]) -> dict[str, Any]:
 
 
 def after_each(default: Configuration, accepted: Sequence[Mapping[str, Any]]) -> list[Configuration]:
-    """The default configuration, and the configuration after each accepted change."""
+    """The default configuration, and the configuration after each accepted change.
+
+    Raises:
+      FolderError: a change is of a component that there is not.
+    """
+    unknown = sorted({change["component"] for change in accepted} - set(default))
+    if unknown:
+        raise FolderError(
+            f"{OPTIMIZED} is damaged (it changes {unknown[0]!r}, and the components are {', '.join(default)}): delete "
+            "it and run --stage=optimize again"
+        )
     changes = ((change["component"], value_from_json(change["value"])) for change in accepted)
     return list(itertools.accumulate(changes, lambda old, change: old.replace(*change), initial=default))
 

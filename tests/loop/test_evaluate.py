@@ -9,9 +9,11 @@ from runs import run_config
 from systems import example, system, tool
 
 from optimas_jax.core.component import Component, ComponentFailure
+from optimas_jax.core.folder.files import FolderError
 from optimas_jax.core.types import Call, Outcome, Trace
+from optimas_jax.core.values import Configuration, Prompt, value_to_json
 from optimas_jax.loop.context import build_run, failures, report_failures
-from optimas_jax.loop.evaluate import Evaluation, by_kind, cut_short, evaluate, gain, unread
+from optimas_jax.loop.evaluate import Evaluation, after_each, by_kind, cut_short, evaluate, gain, unread
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.tables import accepted_table, alignment_table, dropped_table, ledger_table, result_table, tables
 
@@ -252,3 +254,9 @@ def test_proposals_that_came_to_nothing_stand_in_a_table_by_component_and_reason
 def test_the_ledger_table_adds_up_roles():
     rows, _ = cells(ledger_table(RESULTS["ledger"]))
     assert rows["collect"] == ["1,234", "8", "15", "4", "0.7500"]
+
+
+def test_a_change_of_a_component_that_there_is_not_is_damage():
+    default = Configuration({"a": Prompt("x")})
+    with pytest.raises(FolderError, match="it changes 'b', and the components are a"):
+        after_each(default, [{"component": "b", "value": value_to_json(Prompt("y"))}])

@@ -89,6 +89,14 @@ class Blame(TypedDict):
     examples: NotRequired[list[BlamedRun]]
 
 
+def _whole(blame: Any) -> Any:
+    """Blame of a search without local rewards is empty; any other says all."""
+    missing = [name for name in ("passing", "failing", "reason", "components", "examples") if name not in blame]
+    if blame and missing:
+        raise ValueError(f"{missing[0]} is missing")
+    return blame
+
+
 class Optimized(TypedDict):
     reward: str
     alignment: dict[str, Alignment]
@@ -97,7 +105,7 @@ class Optimized(TypedDict):
     accepted: list[Change]
     confirmed: Confirmed | None
     pareto: NotRequired[list[Point]]
-    blame: NotRequired[Blame]
+    blame: NotRequired[Annotated[Blame, AfterValidator(_whole)]]
 
 
 class Gain(TypedDict):
@@ -196,7 +204,7 @@ class ResultFields(TypedDict):
     accepted: list[Change]
     objective: NotRequired[Objective]
     pareto: NotRequired[list[Point]]
-    blame: NotRequired[Blame]
+    blame: NotRequired[Annotated[Blame, AfterValidator(_whole)]]
     ledger: dict[str, dict[str, Bill]]
     spent: NotRequired[dict[str, Spent]]
     paid_calls: Count
