@@ -8,10 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-if TYPE_CHECKING:
-    from optimas_jax.core.folder.live import Status
+from typing import Protocol
 
 
 class Progress(Protocol):
@@ -23,15 +20,6 @@ class Progress(Protocol):
 
     def bar(self, label: str, total: int) -> AbstractContextManager[Callable[[], None]]:
         """Shows a bar over ``total`` steps; the block calls the function that it gets once per step."""
-        ...
-
-
-@runtime_checkable
-class ShowsStatus(Protocol):
-    """Progress that also shows what a run is doing."""
-
-    def show(self, status: Status | None) -> None:
-        """Receives the state of the run, about twice a second; None at the run's end."""
         ...
 
 

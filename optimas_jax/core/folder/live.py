@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from optimas_jax.core.folder.files import read_file
 from optimas_jax.core.progress import Bar
@@ -82,3 +82,12 @@ def read_status(folder: Path) -> Status | None:
     """
     data = read_file(folder / LIVE)
     return None if data is None else Status.from_json(data)
+
+
+@runtime_checkable
+class ShowsStatus(Protocol):
+    """Progress that also shows what a run is doing."""
+
+    def show(self, status: Status | None) -> None:
+        """Receives the state of the run, about twice a second; None at the run's end."""
+        ...

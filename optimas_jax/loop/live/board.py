@@ -24,8 +24,8 @@ from optimas_jax.core.event_loop import interrupt
 from optimas_jax.core.folder import events
 from optimas_jax.core.folder.control import CONTROL, take
 from optimas_jax.core.folder.files import FolderError, read_file, write_text
-from optimas_jax.core.folder.live import LIVE, State, Status
-from optimas_jax.core.progress import Bars, Progress, ShowsStatus
+from optimas_jax.core.folder.live import LIVE, ShowsStatus, State, Status
+from optimas_jax.core.progress import Bars, Progress
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.ledger import Ledger
 from optimas_jax.loop.config import RunConfig, key_of
