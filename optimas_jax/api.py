@@ -128,7 +128,7 @@ def optimize(
         label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=callbacks)
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
-    elif progress is None:  # a notebook shows the result
+    else:  # a notebook shows the result, and whoever brings a progress has it
         write_report(folder, label)
     return open_run(folder, declared, evaluation=label)
 

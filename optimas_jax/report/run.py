@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.folder.files import FolderError, read_file, write_text
+from optimas_jax.core.frames import describe_error
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.devices import device_lines
 from optimas_jax.report.page.write import write_page
@@ -37,7 +39,7 @@ def report_run(workdir: Path, progress: ConsoleProgress, label: str = "") -> Non
 
 def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] | None]:
     """Writes the page of a run folder, or of one of its evaluations; returns the results, None without any, and their
-    file.
+    file. A fault of the page alone is a warning.
 
     Args:
       label: of the evaluation (``evaluations/LABEL.json``); by default the run's own, which ``results.json`` holds. It
@@ -63,6 +65,10 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
             f"cannot write the report of {workdir} ({error}): make room, or move what is in its place away, and run "
             "the same command again. The results are there"
         ) from error
+    except FolderError:
+        raise
+    except Exception as error:  # of a section: the run is worth more than its page
+        warnings.warn(f"{page} cannot be made ({describe_error(error)}); the results are in {path}", stacklevel=2)
     return path, results
 
 

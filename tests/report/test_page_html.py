@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 
 import pytest
+from front_door import optimize, search
 from report_runs import example, proposal, results, run_files
 
+import optimas_jax as oj
+from optimas_jax.report.page import write
 from optimas_jax.report.page.write import run_page, write_page
+from optimas_jax.report.run import write_report
 
 _VOID = {"meta", "link", "input", "br"}
 
@@ -127,3 +132,21 @@ def test_a_page_is_written_once(tmp_path):
     write_page(path, finished(folder=tmp_path))
     assert path.stat().st_mtime_ns == first
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_fault_of_a_section_costs_no_results(tmp_path, monkeypatch):
+    (tmp_path / "results.json").write_text(json.dumps(results([example(0, 1.0, 0.0)])), encoding="utf-8")
+    monkeypatch.setattr(write, "SECTIONS", {"bill": ("Bill", lambda run: 1 / 0)})
+    with pytest.warns(UserWarning, match=r"report.html cannot be made \(ZeroDivisionError: .*results.json"):
+        _, found = write_report(tmp_path)
+    assert found is not None
+
+
+def test_a_run_whose_caller_shows_its_progress_has_its_page(tmp_path):
+    k = oj.setting(1, choices=(1, 2), name="k")
+
+    async def program(question):
+        return await search(question) * k.value
+
+    optimize(tmp_path, oj.program(program, components=[search, k]))
+    assert "running" not in Page((tmp_path / "report.html").read_text(encoding="utf-8")).text

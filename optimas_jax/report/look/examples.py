@@ -52,23 +52,16 @@ def calls_in(run: Run) -> list[Call]:
 
 def calls_of(rows: Sequence[Row]) -> dict[str, Mapping[str, Calls]]:
     """Calls by component, ``before`` and ``after``."""
-    names = dict.fromkeys(
-        call["component"]
-        for row in rows
-        for side in ("before", "after")
-        for run in row[side]["runs"]
-        for call in calls_in(run)
-    )
-    found: dict[str, dict[str, list[list[list[Call]]]]] = {name: {"before": [], "after": []} for name in names}
-    for row in rows:
-        for side in ("before", "after"):
-            runs = row[side]["runs"]
-            for calls in found.values():
-                calls[side].append([[] for _ in runs])
-            for index, run in enumerate(runs):
-                for call in calls_in(run):
-                    found[call["component"]][side][-1][index].append(call)
-    return dict(found)
+    sides = {side: [[calls_in(run) for run in row[side]["runs"]] for row in rows] for side in ("before", "after")}
+    pairs = zip(*sides.values(), strict=True)
+    names = dict.fromkeys(call["component"] for pair in pairs for runs in pair for calls in runs for call in calls)
+    return {
+        name: {
+            side: [[[call for call in calls if call["component"] == name] for calls in runs] for runs in one_side]
+            for side, one_side in sides.items()
+        }
+        for name in names
+    }
 
 
 def share_of(calls: Calls, is_so: Callable[[Call], bool]) -> np.ndarray:

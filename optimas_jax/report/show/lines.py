@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.secrets import shareable
 from optimas_jax.report.page.text import clip, visible
 
 MOST = 300  # characters of a text of the run in one line
@@ -18,7 +18,7 @@ MOST = 300  # characters of a text of the run in one line
 
 def line(text: str, most: int = MOST, style: str = "") -> Text:
     """A text in one line, which a narrow terminal wraps."""
-    return Text(clip(visible(redact(" ".join(text.split()))), most), style=style, overflow="fold")
+    return Text(clip(visible(shareable(" ".join(text.split()))), most), style=style, overflow="fold")
 
 
 def section(title: str, *parts: RenderableType) -> RenderableType:

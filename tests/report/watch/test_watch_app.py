@@ -220,6 +220,25 @@ def test_the_page_and_the_report_have_policies(held):
     assert script.headers["content-type"].startswith("text/javascript")
 
 
+def test_files_that_the_report_names_are_served_and_no_others(held, tmp_path):
+    application = make_app(held, has_key=False)
+    (held / "evaluations").mkdir()
+    (held / "evaluations" / "val.jsonl").write_text('{"a": "<script>"}\n', encoding="utf-8")
+    (tmp_path / "secret.jsonl").write_text("secret", encoding="utf-8")
+    (held / "evaluations" / "out.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    shown, *refused = requests(
+        application,
+        *(("GET", f"/evaluations/{name}.jsonl", {}) for name in ("val", "none", "out", "..%2f..%2fsecret", "%00")),
+        ("GET", "/live.json", {}),
+        ("GET", "/results.json", {}),
+    )
+    assert shown.text == '{"a": "<script>"}\n'
+    assert shown.headers["content-type"].startswith("text/plain")
+    assert shown.headers["content-security-policy"].startswith("sandbox;")
+    assert [answer.status_code for answer in refused] == [404] * 6
+    assert "secret" not in "".join(answer.text for answer in refused[:2])
+
+
 def test_a_server_that_others_reach_wants_its_password(held):
     application = Gate(make_app(held, has_key=True), "secret", 'Basic realm="optimas watch"')
     right = base64.b64encode(b"me:secret").decode()

@@ -10,7 +10,8 @@ from optimas_jax.report.look.texts.sorts import words_of
 
 def scripts_of(text: str) -> frozenset[str]:
     """Writing systems of its letters, those with a fifth of them or more: ``LATIN``, ``CYRILLIC``."""
-    names = Counter(unicodedata.name(char, "?").split()[0] for char in text[:2000] if char.isalpha())
+    letters = [char for char in text[:2000] if char.isalpha()]
+    names = Counter("LATIN" if char.isascii() else unicodedata.name(char, "?").split()[0] for char in letters)
     total = names.total()
     return frozenset(name for name, count in names.items() if 5 * count >= total and count > 1)
 

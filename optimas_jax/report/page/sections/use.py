@@ -14,7 +14,7 @@ from optimas_jax.report.page import text
 from optimas_jax.report.run_files import RunFiles
 
 _NAMED = re.compile(r"\.\.\., config=(\{.*\})\) from Python$", re.DOTALL)
-_FILES = {
+FILES = {
     "best/configuration.json": "what the run found",
     "results.json": "scores, alignment, bill",
     "proposals.jsonl": "every proposal with its verdict",
@@ -68,7 +68,7 @@ def use(run: RunFiles) -> Use:
         ", ".join(filter(None, machine)),
         text.clip(preset, 200),
         [(text.clip(name, 120), text.clip(value, 300)) for name, value in settings[:200]],
-        [(name, what) for name, what in (_examples_of(run) | _FILES).items() if (run.folder / name).is_file()],
+        [(name, what) for name, what in (_examples_of(run) | FILES).items() if (run.folder / name).is_file()],
     )
 
 
