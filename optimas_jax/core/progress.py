@@ -15,7 +15,7 @@ class Progress(Protocol):
     """Receives lines and the steps of long work."""
 
     def line(self, text: str) -> None:
-        """Shows one line about one decision: plain text, without markup in brackets."""
+        """Shows one line about one decision: plain text, in which brackets are no markup."""
         ...
 
     def bar(self, label: str, total: int) -> AbstractContextManager[Callable[[], None]]:
