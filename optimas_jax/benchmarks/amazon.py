@@ -4,11 +4,11 @@
     choices ─────────────────────────────────┴───────────────────────────────────┘
 
 Analyzer and profiler are local models whose LoRA weights are tuned, the decider is a prompted model. The metric is
-accuracy as Shopping MMLU scores it: the answer's first character is the number of the right option, from 0. A guess
-is right once in as many options as a row has (four: 0.25).
+accuracy as Shopping MMLU scores it: the answer's first character is the number of the right option, from 0. Chance is
+the inverse of the number of options (four: 0.25).
 
-Without a path, data are the two CSV files that the paper's authors redistribute (English and multilingual); their
-first 80 % of rows are for training and validation and the rest is the test set, as there.
+Without a path, the data are the two CSV files that the paper's authors redistribute (English and multilingual). The
+first 80 % of their rows are for training and validation, and the rest is the test set, as the authors divide them.
 
 Where this differs from the paper or its released code, and why:
 
@@ -65,7 +65,7 @@ FILES = {
     "multilingual": "multilingual_session_based_recommendation_dataset.csv",
 }
 _URL = "https://raw.githubusercontent.com/snap-stanford/optimas/691d9e9fadedb4003d195d8f440c4105a8a26fea/examples/data"
-_TEST_SHARE = 0.2  # of each file, from its end
+_TEST_SHARE = 0.2  # share of the rows of each file, at its end
 _LOCAL = ("session_analyzer", "candidate_profiler")
 
 

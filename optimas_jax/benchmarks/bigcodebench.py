@@ -3,10 +3,10 @@
     question -> code_generator ------> executor -> final_coder
         \\-----> unit_test_generator --^              ^ reads all of the above
 
-The two generators run in parallel; the executor runs the one's program with the other's tests in the sandbox
-(``optimas_jax.sandbox``) and reports; the final coder answers. The metric is pass@1 as the official evaluation has it:
-1 if the final program passes every test of the task's own class ``TestCases``, in one module with it, else 0. No
-component sees those tests. Chance is 0: no guess passes.
+The two generators run in parallel; the executor runs the generated program with the generated tests in the sandbox
+(``optimas_jax.sandbox``) and reports; the final coder answers. The metric is pass@1 as in the official evaluation: 1 if
+the final program passes every test of the task's own class ``TestCases``, in one module with it, else 0. No component
+sees those tests. Chance is 0: no guess passes.
 
 Executions are recorded on the tape like completions (``llm.sandbox``), so that a repeated run gets the same reports.
 
@@ -220,7 +220,7 @@ def _is_installed(module: str) -> bool:
         return True
     try:
         return importlib.util.find_spec(module) is not None
-    except ValueError:  # __main__, which is imported already, has no spec
+    except ValueError:  # __main__ is imported already and has no spec
         return True
 
 

@@ -1,9 +1,9 @@
 """Extracts the program from a model's answer.
 
-BigCodeBench takes the longest sequence of lines that parses, and of it imports and the definitions that the wanted
-function needs (bigcode-project/bigcodebench: sanitize.py). Here fenced blocks come first: the last one that defines the
-function, with the definitions of the blocks before it; then lines without a fence; then a bare body below the signature
-at the end of the question. In all cases statements that only try the function are left out.
+BigCodeBench takes the longest sequence of lines that parses, and keeps its imports and the definitions that the wanted
+function needs (bigcode-project/bigcodebench: sanitize.py). Here fenced blocks come first: the last block that defines
+the function, with the definitions of the blocks before it. Next come lines without a fence, and last a bare body below
+the signature at the end of the question. Statements that only try the function are always left out.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from optimas_jax.sandbox.source import parse
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)")
 _STARTS = re.compile(r"^(?:import |from |def |async def |class |@)")
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_MOST_STARTS = 50  # lines from which a program is looked for
-_PARSED, _FREE = 2, 20_000  # characters that may be parsed: as many times the text, and beside that
+_MOST_STARTS = 50  # most lines at which the search for a program starts
+_PARSED, _FREE = 2, 20_000  # characters that may be parsed: multiple of the text's length, plus a constant
 _ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
 
 
@@ -100,8 +100,8 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 def _stretches(text: str) -> Iterator[str]:
-    """Sequences of lines that parse: from each line that looks like the beginning of code, the longest one. All parsing
-    together takes time in proportion to the text."""
+    """Sequences of lines that parse: from each line that looks like the beginning of code, the longest one. Takes time
+    in proportion to the text."""
     lines = _lines(text)
     starts = [index for index, line in enumerate(lines) if _STARTS.match(line)]
     left = _PARSED * len(text) + _FREE

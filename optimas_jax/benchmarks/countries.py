@@ -1,4 +1,4 @@
-"""Embedded data in the form of HotpotQA: articles about countries and questions on them, from ``countryinfo``.
+"""Embedded data like HotpotQA: articles about countries and questions on them, from ``countryinfo``.
 
 Every country has an article with five facts, and its capital has another article. Questions are of HotpotQA's two types
 and a simpler one:
@@ -23,7 +23,7 @@ from optimas_jax.core.types import Example
 
 KINDS = ("one-hop", "bridge", "comparison")
 _SPLIT_SHARES = {"train": 0.35, "val": 0.16, "test": 0.35, "confirm": 0.14}
-_COMPARABLE = 1.5  # compared numbers differ at least by this factor
+_COMPARABLE = 1.5  # smallest factor between compared numbers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Data of the benchmarks: sources of rows, parsing and validation of rows, division into splits.
 
-Rows come from one named source, never silently from another: from the file at ``path``, or without a path from the
+Rows come from one named source, and never silently from another: from the file at ``path``, or without a path from the
 benchmark's source. Every error names the file, the line and the field.
 """
 
@@ -112,11 +112,10 @@ def deal(examples: Sequence[Example], config: DataConfig) -> dict[str, tuple[Exa
     """Divides examples among the splits by a seeded shuffle that does not depend on their order.
 
     Of examples with equal inputs the last is used (``repetitions`` counts the others), so that no example is in two
-    splits. With ``splits="official"`` the
-    examples' ``split`` field tells whether they are in the official test set.
+    splits. With ``splits="official"`` the examples' ``split`` field tells whether they are in the official test set.
 
     Raises:
-      DataError: for fewer examples than asked for, or an id that stands for two.
+      DataError: for fewer examples than asked for, or an id of two examples.
     """
     unique = list({digest(example.inputs): example for example in examples}.values())
     check_ids(unique)
@@ -132,8 +131,8 @@ def deal(examples: Sequence[Example], config: DataConfig) -> dict[str, tuple[Exa
 
 
 def repetitions(examples: Sequence[Example]) -> str:
-    """Words about the rows that ``deal`` leaves out, for ``Dataset.origin``: ", without 3 rows whose inputs other rows
-    have, 2 of them with another answer"; "" where there are none."""
+    """Text about the rows that ``deal`` leaves out, for ``Dataset.origin``: ", without 3 rows whose inputs other rows
+    have, 2 of them with another answer"; "" if there are none."""
     keys = [digest(example.inputs) for example in examples]
     used = dict(zip(keys, examples, strict=True))
     left_out = len(examples) - len(used)
@@ -200,8 +199,8 @@ def read_rows(path: Path, parse: Callable[[Any, str], Row]) -> list[Row]:
         try:
             items = parse_json(text)
         except JsonError as error:
-            place = "" if error.line is None else f", line {error.line}"
-            raise DataError(f"{path}{place}: {error.reason}") from error
+            line = "" if error.line is None else f", line {error.line}"
+            raise DataError(f"{path}{line}: {error.reason}") from error
         if not isinstance(items, list):
             raise DataError(f"{path} holds {type(items).__name__}, expected an array of rows")
         rows = [parse(item, f"{path}, item {index}") for index, item in enumerate(items)]

@@ -5,7 +5,7 @@
 The metric is answer F1 as the official evaluation script defines it. As in the paper's system, components after the
 rewriter read the rewritten question, not the original one.
 
-Data comes from one named source, never silently from another:
+Data comes from one named source, and never silently from another:
 
     embedded   generated questions about countries (``benchmarks.countries``), no download
     hotpotqa   ``hotpotqa/hotpot_qa`` from the hub
@@ -128,8 +128,8 @@ def _article(title: Any, sentences: Any) -> Article:
 
 
 def build_search(articles: Sequence[Article]) -> Callable[[str, int], tuple[str, ...]]:
-    """BM25 over titles and texts: ``search(query, k)`` gives the k best articles as ``Title: text``, best first.
-    Equal scores keep corpus order. A query without a word of the corpus has no results.
+    """BM25 over titles and texts: ``search(query, k)`` gives the k best articles as ``Title: text``, best first. Equal
+    scores keep corpus order. A query without any word of the corpus has no results.
 
     Raises:
       DataError: the articles have no word that can be searched for.
@@ -208,7 +208,7 @@ def build(dataset: Dataset, settings: SystemConfig) -> System:
 
 
 def _retriever(corpus: Sequence[Article], settings: SystemConfig) -> Component:
-    """The component that searches the corpus; the number k of passages is tuned."""
+    """The component that searches the corpus; its number of passages k is tuned."""
     search = build_search(corpus)
 
     async def retrieve(inputs: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
@@ -232,5 +232,5 @@ def answer_f1(outputs: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
 
 
 def kinds(examples: Iterable[Example]) -> tuple[str, ...]:
-    """Kinds that occur, in order of first appearance."""
+    """Kinds of the examples, in order of first appearance."""
     return tuple(dict.fromkeys(example.kind for example in examples if example.kind))

@@ -11,15 +11,15 @@ and, where it needs them,
     SystemConfig   frozen dataclass of the system's settings: ``language_model`` answers for the components that name no
                    other model, ``weights`` names the components that are tuned by LoRA weights instead of prompts
     SOURCES        allowed values of ``config.data.source``
-    OFFLINE        those of them whose rows need no download, for a forecast (``loop.forecast``)
+    OFFLINE        sources whose rows need no download, for a forecast (``loop.forecast``)
     OTHER_METRICS  name -> (outputs, gold) -> score, reported beside the metric
-    READ           component -> (outputs, example) -> whether its answer can be read; those that cannot are counted
-    HOOKS          own steps of the search (``optimas_jax.Hooks``)
-    CALLBACKS      list of functions that are told of every event (``optimas_jax.events``)
+    READ           component -> (outputs, example) -> whether its answer can be read; unreadable answers are counted
+    HOOKS          user-defined steps of the search (``optimas_jax.Hooks``)
+    CALLBACKS      list of functions that get every event (``optimas_jax.events``)
     SET_METRICS    name -> (outputs of all examples, golds) -> score, for metrics of a set of examples
 
-Your own system is such a module too: a file, named by its path. Where that file has a ``get_config``, it is also the
-configuration that ``launch/run.py`` is given (``configs/own_system.py``).
+Your own system is such a module too: a file, named by its path. If that file has a ``get_config``, it is also a
+configuration for ``launch/run.py`` (``configs/own_system.py``).
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class SystemConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A benchmark that is no module: the same names as attributes.
+    """A benchmark that is no module, with the same names as attributes.
 
     Attributes:
       on_open: called with the folder of a run when it is opened.
-      HOOKS, CALLBACKS: as of a module.
+      HOOKS, CALLBACKS: as in a module.
     """
 
     METRIC: str
@@ -113,14 +113,14 @@ def import_file(path: Path) -> ModuleType:
     Raises:
       BenchmarkError: there is no such file.
     """
-    if not os.path.isfile(path):  # which, unlike the method of Path, raises for no name
+    if not os.path.isfile(path):  # unlike ``Path.is_file``, it never raises
         seen_from = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise BenchmarkError(f"config.benchmark: no file {shown(str(path))}{seen_from}")
     name = f"benchmark:{path.resolve()}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None and spec.loader is not None  # what a .py file has
+    assert spec is not None and spec.loader is not None  # true for every .py file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
     if (folder := str(path.resolve().parent)) not in sys.path:
@@ -139,7 +139,8 @@ _IMPORTED: contextvars.ContextVar[str] = contextvars.ContextVar("optimas_jax_imp
 
 @contextlib.contextmanager
 def importing(file: Path) -> Iterator[None]:
-    """While a file is imported for the program that it defines, it starts no run (``refuse_while_importing``)."""
+    """Marks the import of a file for the program that it defines, which must start no run
+    (``refuse_while_importing``)."""
     token = _IMPORTED.set(str(file))
     try:
         yield
@@ -148,7 +149,7 @@ def importing(file: Path) -> Iterator[None]:
 
 
 def refuse_while_importing() -> None:
-    """Raises ``BenchmarkError`` where a run is started by the import of a file, which would start it again whenever the
+    """Raises ``BenchmarkError`` if the import of a file starts a run, because it would start one again whenever the
     program is loaded."""
     if file := _IMPORTED.get():
         raise BenchmarkError(
@@ -163,5 +164,5 @@ def settings_class(benchmark: ModuleType) -> type:
 
 
 def title(name: str) -> str:
-    """A benchmark's name for banners and folders; of a file, its name without folder and suffix."""
+    """A benchmark's name for banners and folders; for a file, its name without folder and suffix."""
     return Path(name).stem if name.endswith(".py") else name

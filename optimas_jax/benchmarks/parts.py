@@ -26,6 +26,6 @@ def tuned_by_weights(weights: str, names: Sequence[str]) -> frozenset[str]:
 
 
 def stops(language_model: LanguageModel, end: str) -> tuple[str, ...]:
-    """Stop texts besides the end-of-sequence token: ``end`` for plain texts, which small models do not end themselves;
-    none for chats."""
+    """Stop texts besides the end-of-sequence token: ``end`` for plain texts, because small models do not end them by
+    themselves; none for chats."""
     return (end,) if language_model.style == "text" else ()

@@ -62,7 +62,7 @@ OFFLINE = ("synthetic",)
 HUB = ("qiaojin/PubMedQA", "pqa_labeled", "train")
 LABELS = ("yes", "no", "maybe")
 _LABEL = re.compile(r"[-#> ]{0,5}(?:the )?(?:final )?(?:answer(?: is)? ?[:=-]?)? ?(yes|no|maybe) ?[.,;!]?")
-_MARKS = re.compile(r"\\(?:boxed|text)|[*_`\"'()\[\]{}$]")  # of Markdown and LaTeX
+_MARKS = re.compile(r"\\(?:boxed|text)|[*_`\"'()\[\]{}$]")  # marks of Markdown and LaTeX
 _TAG = re.compile(r"</?[A-Za-z][\w:-]{0,30}>")
 
 

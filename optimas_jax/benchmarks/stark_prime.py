@@ -15,8 +15,8 @@ only as pickles, and pickles are not opened here.
 
 Where this differs from the paper or its released code, and why:
 
-- Candidates are as in the rows. The released code adds a right entity to the five and keeps its low similarity, for
-  which retrieval had missed it; for such rows chance is above 0, and scores are to be compared with it.
+- Candidates are as in the rows. The released code adds a right entity to the five and keeps its low similarity, because
+  of which retrieval had missed it. For such rows chance is above 0, and scores must be compared with it.
 - Scores are not rounded before ranking; rounding caused ties.
 - The two scorers run concurrently and their order has no effect. In the released code it depended on the hash seed, and
   so did which of them was credited.
@@ -71,16 +71,16 @@ from optimas_jax.llm.forms.reasoning import split_thoughts
 METRIC = "MRR"
 SOURCES = ("stark", "synthetic")
 OFFLINE = ("synthetic",)
-_KEY = re.compile(r"[^\d]{0,20}(\d{1,4})")  # of an object: "2", "entity 2"
-_LATEST = 5  # lines, or pieces of JSON, that are looked at from the end of an answer
-# A number that is no part of a word, of a longer number or of a label ("2:"), maybe with a sign of percent or out of
-# another one ("8/10").
-_DIGITS = (  # found ahead and then taken as a whole: possessive groups go wrong before Python 3.11.5
+_KEY = re.compile(r"[^\d]{0,20}(\d{1,4})")  # key of an object: "2", "entity 2"
+_LATEST = 5  # last lines, or last pieces of JSON, of an answer that are read
+# A number that is no part of a word, of a longer number or of a label ("2:"), maybe with a percent sign, or as a
+# fraction ("8/10").
+_DIGITS = (  # matched by a lookahead and then as a whole, because possessive groups are broken before Python 3.11.5
     r"(?=(?P<number>[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?))(?P=number)(?!\w)"
     r"(?:\s?(%)|\s?/\s?(\d{1,4})(?!\d))?"
 )
 _NUMBER = re.compile(rf"(?<![\w.]){_DIGITS}(?!\s*+:)")
-# A line for one candidate: its number, its score, and maybe why, in a text without digits.
+# A line for one candidate: its number, its score, and maybe a reason, without digits.
 _LABELLED = re.compile(
     rf"\W{{0,9}}(?:\w{{1,20}}\s)?(\d{{1,4}}+)\s?[.):|=*-]{{1,4}}[^\d\n+-]{{0,80}}{_DIGITS}(?:\W[^\d\n]{{0,300}})?$"
 )
@@ -180,8 +180,8 @@ def parse_row(item: Any, where: str) -> Question:
 
 
 def random_reciprocal_rank(candidates: int, relevant: int) -> float:
-    """Mean of 1 / rank of the first relevant item over all orders: sum over ranks r of P(first at r) / r, where
-    P(first at r) = C(candidates - r, relevant - 1) / C(candidates, relevant). Each P follows from the one before it."""
+    """Mean of 1 / rank of the first relevant item over all orders: sum over ranks r of P(first at r) / r, where P(first
+    at r) = C(candidates - r, relevant - 1) / C(candidates, relevant). Each P is computed from the previous one."""
     if relevant == 0:
         return 0.0
     mean, first_here = 0.0, relevant / candidates
@@ -273,9 +273,9 @@ def read_scores(text: str, count: int) -> tuple[float, ...]:
 def find_scores(text: str, count: int) -> tuple[float, ...] | None:
     """Scores in a model's answer, each clipped to [0, 1]; None if there are no ``count`` scores.
 
-    They are a list, or an object with the keys "1" to ``count``, also inside of one field, as JSON or as Python writes
-    it, alone or in a text; or one line for each with its number; or ``count`` numbers: in the whole text, behind its
-    last colon, or in its last lines.
+    Accepted are: a list, or an object with the keys "1" to ``count``, maybe inside a field, in JSON or Python syntax,
+    alone or within a text; one line for each candidate with its number; or ``count`` numbers in the whole text, after
+    its last colon, or in its last lines.
     """
     text = split_thoughts(text)[1].strip()
     data = loose_json(text)
@@ -287,10 +287,11 @@ def find_scores(text: str, count: int) -> tuple[float, ...] | None:
         return None
     lines = [line for line in text.split("\n") if _NUMBER.search(line)]
     labelled = [_LABELLED.match(line) for line in lines[-count:]]
-    if len(labelled) == count and [found and found[1] for found in labelled] == [str(n) for n in range(1, count + 1)]:
-        return _clipped([_number(*found.groups()[1:]) for found in labelled if found], count)
+    labels = [match and match[1] for match in labelled]
+    if len(labelled) == count and labels == [str(number) for number in range(1, count + 1)]:
+        return _clipped([_number(*match.groups()[1:]) for match in labelled if match], count)
     for part in (text, text.rpartition(":")[2], *lines[-_LATEST:][::-1], "\n".join(lines[-count:])):
-        numbers = [_number(*found.groups()) for found in itertools.islice(_NUMBER.finditer(part), count + 1)]
+        numbers = [_number(*match.groups()) for match in itertools.islice(_NUMBER.finditer(part), count + 1)]
         if (scores := _clipped(numbers, count)) is not None:
             return scores
     return None
@@ -298,38 +299,39 @@ def find_scores(text: str, count: int) -> tuple[float, ...] | None:
 
 def _scores_in(data: Any, count: int, depth: int = 0) -> tuple[float, ...] | None:
     if isinstance(data, Mapping):
-        named = {int(found[1]): value for key, value in data.items() if (found := _KEY.fullmatch(str(key)))}
+        named = {int(match[1]): value for key, value in data.items() if (match := _KEY.fullmatch(str(key)))}
         if sorted(named) == [*range(1, count + 1)] and len(data) == count:
             return _clipped([_as_number(named[number]) for number in sorted(named)], count)
         inner = list(data.values())[:_LATEST] if depth < _LATEST else []
-        found = (_scores_in(one, count, depth + 1) for one in inner if isinstance(one, Mapping | list))
-        return next((scores for scores in found if scores is not None), None)
+        results = (_scores_in(value, count, depth + 1) for value in inner if isinstance(value, Mapping | list))
+        return next((scores for scores in results if scores is not None), None)
     if isinstance(data, list):
-        scores = [one.get("score") if isinstance(one, Mapping) else one for one in data[: count + 1]]
+        scores = [item.get("score") if isinstance(item, Mapping) else item for item in data[: count + 1]]
         return _clipped(list(map(_as_number, scores)), count)
     return None
 
 
 def _as_number(value: Any) -> float | None:
-    """A number, or one that is written as a text; None for anything else."""
-    if isinstance(value, str) and (found := _NUMBER.fullmatch(value.strip())):
-        return _number(*found.groups())
+    """The value if it is a number, or the number that a text holds; None for anything else."""
+    if isinstance(value, str) and (match := _NUMBER.fullmatch(value.strip())):
+        return _number(*match.groups())
     return value if is_number(value) else None
 
 
 def _number(digits: str, percent: str | None, out_of: str | None) -> float:
+    """The value of a number as ``_NUMBER`` reads it."""
     return float(digits) / (100 if percent else int(out_of or 1) or 1)
 
 
 def _clipped(numbers: Sequence[float | None], count: int) -> tuple[float, ...] | None:
-    """The numbers in [0, 1], if there are ``count`` and none is missing."""
+    """The numbers, clipped to [0, 1]; None if there are not ``count``, or one is missing."""
     if len(numbers) != count or any(number is None or math.isnan(number) for number in numbers):
         return None
     return tuple(float(min(max(number, 0), 1)) for number in numbers if number is not None)
 
 
 def _is_read(outputs: Mapping[str, Any], example: Example) -> bool:
-    """Whether the answer of a scorer has scores."""
+    """Whether scores can be read from the answer of a scorer."""
     [text] = outputs.values()
     return find_scores(str(text), len(example.gold["relevant"])) is not None
 

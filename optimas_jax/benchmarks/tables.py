@@ -1,4 +1,4 @@
-"""Examples from what holds rows: lists of dicts; JSON, JSONL, CSV and Parquet files; pandas and Hugging Face data."""
+"""Makes examples of tables: lists of dicts; JSON, JSONL, CSV and Parquet files; pandas and Hugging Face data."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from optimas_jax.programs.plain import PlainError, to_plain
 
 SHARES = (0.5, 0.15, 0.15, 0.2)  # of train, val, confirm, test
 _SPLITS = ("train", "val", "confirm", "test")
-_FEWEST = {"train": 8, "val": 5, "confirm": 5, "test": 5}  # examples, below which a split tells nothing
+_FEWEST = {"train": 8, "val": 5, "confirm": 5, "test": 5}  # fewest examples with which a split is meaningful
 
 
 def read_table(data: Any) -> list[dict[str, Any]]:
     """Rows of a table.
 
     Args:
-      data: dicts; the path of a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file; or anything with rows that pandas
-        or ``datasets`` made.
+      data: dicts; the path of a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file; or a table of pandas, Arrow or
+        ``datasets``.
 
     Raises:
       DataError: for another file or type, no rows, rows that are no objects or lack columns, or values that cannot be
@@ -44,7 +44,7 @@ def read_table(data: Any) -> list[dict[str, Any]]:
 
 
 def _rows_of(data: Any) -> Iterable[Any]:
-    """The rows of what is no file."""
+    """The rows of data that are no file."""
     if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas
         if not data.columns.is_unique:
             raise DataError(f"the data has a column twice: {', '.join(map(str, data.columns))}")
@@ -63,7 +63,7 @@ def _rows_of(data: Any) -> Iterable[Any]:
 
 def _read_file(path: Path) -> list[tuple[str, Any]]:
     """The rows of a file, each with its place in it."""
-    if not os.path.isfile(path):  # which, unlike the method of Path, raises for no name
+    if not os.path.isfile(path):  # unlike ``Path.is_file``, it never raises
         raise DataError(f"no file {str(path)!r}" + " (it is a folder)" * os.path.isdir(path))
     match path.suffix.lower():
         case ".json" | ".jsonl":
@@ -115,14 +115,14 @@ def _value(value: Any, where: str) -> Any:
 
 
 def examples_of(rows: Sequence[Mapping[str, Any]], inputs: Sequence[str]) -> tuple[list[Example], int]:
-    """Rows as examples, without a split; of rows with equal inputs the first is used.
+    """Rows as examples without a split. Of rows with equal inputs only the first is used.
 
     Args:
-      inputs: columns that the program reads; the others are gold. A column ``id`` names examples, ``kind`` is their
-        subset; both may be read, too.
+      inputs: columns that the program reads; the others are gold. A column ``id`` has the ids of examples, a column
+        ``kind`` their subsets; the program may read both.
 
     Returns:
-      The examples, and how many rows were left out.
+      The examples, and the number of rows that were left out.
 
     Raises:
       DataError: an id stands for two examples.
@@ -141,7 +141,7 @@ def sizes_of(total: int, shares: Sequence[float] = SHARES) -> dict[str, int]:
     """Number of examples by split: train, val, confirm, test.
 
     Raises:
-      DataError: the shares are no shares, or a split gets too few examples.
+      DataError: the shares are invalid, or a split gets too few examples.
     """
     if len(shares) != len(_SPLITS) or any(share < 0 for share in shares) or not math.isclose(sum(shares), 1):
         raise DataError(f"split is {tuple(shares)}: expected four shares (train, val, confirm, test) with the sum 1")

@@ -1,10 +1,10 @@
-"""Calls that frameworks make by a client or over a wire: what is tried again is the same call, and keeps its place.
+"""Calls that frameworks make by a client or over a wire. A call that is tried again stays one call at one position.
 
-A call from a task of the program has its place there. One from a thread that does not know its run, or from another
-process, has none: it stands behind the calls that it follows from, as far as those who read its inputs know
-(``Preceding``), and behind all that the program's tasks have called by then; others stand in the order of their
-content. Equal ones are numbered as they arrive, and one that arrives while its equal is in flight is its repetition, by
-a client that did not wait: both get one answer.
+A call from a task of the program has its position in that task. A call from a thread that does not know its run, or
+from another process, has no task. It comes after the calls that it follows from, as far as its inputs tell
+(``Preceding``), and after all calls that the program's tasks have begun by then. Other calls are in the order of their
+content. Calls with equal content are numbered as they arrive. A call that arrives while an equal one is in flight is a
+repetition, by a client that did not wait: both get one answer.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _BESIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("optimas_jax_besi
 OUTSIDE = -1  # in the position of a call from outside of the program's tasks; no number of a task or a call
 Position = tuple[int, ...]  # in the order of a program: numbers of the tasks around a call, and its own
 Content = tuple[str, str]  # component, digest of its inputs
-Preceding = Callable[[Mapping[str, Any], Sequence[Call]], Sequence[bool]]  # which of the answered ones come before
+Preceding = Callable[[Mapping[str, Any], Sequence[Call]], Sequence[bool]]  # whether each answered call precedes
 
 
 def all_precede(inputs: Mapping[str, Any], answered: Sequence[Call]) -> Sequence[bool]:
-    """A call follows from all that were answered when it came."""
+    """``Preceding`` for calls that follow from every call that was answered before they arrived."""
     return [True] * len(answered)
 
 
 @contextlib.contextmanager
 def beside_programs() -> Iterator[None]:
-    """Around what belongs to the run of a system and not to its program, such as a metric: whatever programs run
-    meanwhile, its calls are none of theirs."""
+    """Marks code that belongs to the run of a system and not to its program, such as a metric: its calls belong to no
+    program, even if programs run at the same time."""
     token = _BESIDE.set(True)
     try:
         yield
@@ -48,7 +48,7 @@ def is_beside() -> bool:
 
 
 class RunEnded(Exception):
-    """A call of a run that has ended."""
+    """Raised by a call of a run that has ended."""
 
 
 class Task(Protocol):
@@ -65,27 +65,27 @@ class Task(Protocol):
         ...
 
     def stretch(self) -> Any:
-        """A part of the log behind all that it has."""
+        """Begins a new part of the log, after everything in it, and returns it."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class _Open:
-    """A call without an answer that its caller has: it failed, was given up, or its answer was not read."""
+    """A call whose caller has no answer: it failed, was given up, or its answer was not read."""
 
     position: Position
     answer: Call | None = None
 
 
 class Arrivals:
-    """Such calls of one run. For the event loop of the run alone."""
+    """The calls of frameworks in one run. Only for use on the event loop of the run."""
 
     def __init__(self, root: Task):
         self._root = root
-        self._answered: list[tuple[int, Call]] = []  # with their levels
-        self._numbers: list[int] = []  # of the levels, among those of the root's calls and tasks
-        self._stretches: list[Any] = []  # of the root's log, one for each level
-        self._own = 0  # calls of the program's tasks, when the last level began
+        self._answered: list[tuple[int, Call]] = []  # (level, call)
+        self._numbers: list[int] = []  # by level: its number among the root's calls and tasks
+        self._stretches: list[Any] = []  # by level: its part of the root's log
+        self._own = 0  # number of calls of the program's tasks when the last level began
         self._count = itertools.count()
         self._flying: dict[Content, asyncio.Task[Call]] = {}
         self._open: dict[Content, list[_Open]] = {}
@@ -100,15 +100,15 @@ class Arrivals:
         again: bool = False,
         preceding: Preceding = all_precede,
     ) -> Call:
-        """The answer of a component, maybe a failure.
+        """Calls a component and returns its answer, which may be a failure.
 
         Args:
-          scope: the task of the program that calls; None from outside of them.
-          again: whether the client says that it asked the same before.
-          preceding: what a call from outside follows from.
+          scope: the calling task of the program; None for a call from outside of its tasks.
+          again: whether the client marks the call as a repetition of an earlier one.
+          preceding: decides which calls a call from outside follows from.
 
         Raises:
-          RunEnded: the run ended before, or meanwhile; to a caller outside of its tasks.
+          RunEnded: the run has ended, before the call or during it; only for a call from outside of its tasks.
         """
         content = (component, digest(inputs))
         if scope is not None:
@@ -120,14 +120,14 @@ class Arrivals:
             flying = self._flying[content] = asyncio.get_running_loop().create_task(call)
             flying.add_done_callback(lambda done: self._landed(content, done))
         try:
-            return await asyncio.shield(flying)  # what is paid for is recorded, whoever left
+            return await asyncio.shield(flying)  # a paid answer is recorded even if its caller has left
         except asyncio.CancelledError:
             if flying.cancelled():
                 raise RunEnded from None
             raise
 
     def unread(self, component: str, inputs: Mapping[str, Any], answer: Call) -> None:
-        """Notes that a caller left before it had its answer: who asks the same again gets it."""
+        """Keeps an answer whose caller left before reading it, for the next equal call."""
         content = (component, digest(inputs))
         if answer.outcome is Outcome.OK and content not in self._flying:
             self._open.setdefault(content, []).append(_Open((), answer))
@@ -147,35 +147,37 @@ class Arrivals:
         if known is not None and known.answer is not None:
             return known.answer
         level = self._level(inputs, preceding)
-        place = (*self._root.path, self._numbers[level], OUTSIDE, int(content[1][:12], 16), next(self._count))
-        call = await self._made(content, inputs, known or _Open(place), retried=known is not None)
+        position = (*self._root.path, self._numbers[level], OUTSIDE, int(content[1][:12], 16), next(self._count))
+        call = await self._made(content, inputs, known or _Open(position), retried=known is not None)
         self._answered.append((level, call))
         self._stretches[level].took_beside(call.cost.seconds)
         return call
 
     def _level(self, inputs: Mapping[str, Any], preceding: Preceding) -> int:
-        """One above those of all calls that come before."""
+        """Level of a new call: one above the highest level of the calls that come before it."""
         before = preceding(inputs, [call for _, call in self._answered])
-        level = max((1 + one for (one, _), precedes in zip(self._answered, before, strict=True) if precedes), default=0)
-        if self._own != (own := self._root.recorder.begun):
-            level, self._own = len(self._numbers), own
+        levels = [level for (level, _), precedes in zip(self._answered, before, strict=True) if precedes]
+        level = 1 + max(levels, default=-1)
+        if self._own != (begun := self._root.recorder.begun):
+            level, self._own = len(self._numbers), begun
         if level == len(self._numbers):
             self._numbers.append(next(self._root.numbers))
             self._stretches.append(self._root.stretch())
         return level
 
-    async def _made(self, content: Content, inputs: Mapping[str, Any], place: _Open, *, retried: bool) -> Call:
-        """Makes a call at its place; one that fails or is given up leaves it open for the next of its content."""
-        if place.answer is not None:
-            return place.answer
+    async def _made(self, content: Content, inputs: Mapping[str, Any], opened: _Open, *, retried: bool) -> Call:
+        """Makes a call at its position. If it fails or is given up, the position stays open for the next call of equal
+        content."""
+        if opened.answer is not None:
+            return opened.answer
         recorder, ended = self._root.recorder, self._root.ended
         try:
-            call = await recorder.call(content[0], inputs, place.position, ended, again=retried)
+            call = await recorder.call(content[0], inputs, opened.position, ended, again=retried)
         except asyncio.CancelledError:
-            self._open.setdefault(content, []).append(place)
+            self._open.setdefault(content, []).append(opened)
             raise
         if call.outcome is not Outcome.OK:
-            self._open.setdefault(content, []).append(place)
+            self._open.setdefault(content, []).append(opened)
         self._last[content] = call
         return call
 

@@ -20,7 +20,7 @@ class ComponentFailure(Exception):
     Attributes:
       outcome: what went wrong: ``parse_error``, ``refused``, ``truncated``, ``timeout``, ``rate_limited``, ``crashed``,
         ``over_budget``.
-      detail: why, in words.
+      detail: the reason, as text.
 
     Example:
       ```python
@@ -38,7 +38,7 @@ class ComponentFailure(Exception):
 
 
 class ProgramFailure(ComponentFailure):
-    """Ends a run as failed where the program itself raised, and no component."""
+    """Ends a run as failed because the program itself raised an exception, not a component."""
 
 
 class ComponentBug(UserBug):
@@ -55,9 +55,9 @@ class RunContext:
       seed: seed of this component in this run.
       component: name of the component, the role of its requests.
       temperature: sampling temperature instead of the component's default, or None.
-      notes: what a model thought before its answers (``Call.reasoning``); components add to it.
-      cuts: how answers that were used were cut short (``Call.detail``); components add to it.
-      costs: of results of ``completer``, which counts them; a component adds what it pays otherwise.
+      notes: reasoning of a model before its answers (``Call.reasoning``); components add to it.
+      cuts: how used answers were cut short (``Call.detail``); components add to it.
+      costs: costs of the results of ``completer``, which adds them itself; a component adds what it pays elsewhere.
     """
 
     completer: Any
@@ -74,12 +74,12 @@ RunFunction = Callable[[Mapping[str, Any], Value | None, RunContext], Awaitable[
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Which requests of a framework are calls of a component.
+    """Rule that says which requests of a framework are calls of a component.
 
     Attributes:
-      model: the model's name that they have.
+      model: model name of the requests.
       prefix: beginning of their first system message; "" for any.
-      headers: that they have, with their values.
+      headers: headers of the requests, with their values.
     """
 
     model: str
@@ -88,7 +88,7 @@ class Route:
 
     @property
     def is_rule(self) -> bool:
-        """Whether it takes only some of the requests with its model's name."""
+        """Whether it selects only some of the requests with its model name."""
         return bool(self.prefix or self.headers)
 
     def __str__(self) -> str:
@@ -104,15 +104,15 @@ class Component:
     Attributes:
       name: unique in the system.
       description: one sentence on its purpose; proposers and local reward functions read it.
-      inputs: names of the fields it reads: system inputs or other components' outputs. In a program maybe empty: it is
-        called with whatever fields.
-      outputs: names of the fields it writes; in a program maybe empty.
+      inputs: names of the fields it reads: system inputs or other components' outputs. May be empty in a program, which
+        then calls it with any fields.
+      outputs: names of the fields it writes; may be empty in a program.
       run: ``async (inputs, value, context) -> outputs``; raises ``ComponentFailure`` for a malformed answer.
       space: what may be tuned, or None.
       default: its value before optimisation; None if and only if there is no space.
-      ends: whether every call of it comes to an end; a function of the user's without ``timeout`` may not.
-      metered: whether the tokens of its calls are counted; those of a client of the user's own are not.
-      route: of the requests that are its calls; None where the program calls it by itself.
+      ends: whether every call of it is sure to end; a function of the user's without ``timeout`` may not end.
+      metered: whether the tokens of its calls are counted; a client of the user's own does not report its tokens.
+      route: rule for the requests that are its calls; None if the program calls it directly.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Costs of one call of a component and of one run of a system, as if nothing were on the tape."""
+"""Costs of one call of a component and of one run of a system, as if no answer came from the tape."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _COSTS = ("complete", "execute", "call")  # methods of a completer whose results
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a call or a run takes. A result from the tape counts what it took when it was recorded.
+    """Cost of a call or of a run. A result from the tape has the cost of its recording.
 
     Attributes:
       tokens: read and written by language models.
       usd: US dollars.
-      seconds: of a call, those of its requests one after the other; of a run, those of its longest chain of calls.
+      seconds: of a call, the sum over its requests; of a run, the sum over its longest chain of calls.
     """
 
     tokens: int = 0
@@ -36,13 +36,13 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 def side_by_side(costs: Iterable[Cost]) -> Cost:
-    """Costs of calls that are made at the same time: the longest one takes the seconds."""
+    """Cost of calls that are made at the same time: the sum of all costs, but the seconds of the longest call."""
     costs = list(costs)
-    return dataclasses.replace(total(costs), seconds=max((one.seconds for one in costs), default=0.0))
+    return dataclasses.replace(total(costs), seconds=max((cost.seconds for cost in costs), default=0.0))
 
 
 class Counted:
-    """A completer that adds the cost of every result to a list; otherwise it is the completer itself."""
+    """Wraps a completer, and adds the cost of every result to a list."""
 
     def __init__(self, completer: Any, costs: list[Cost]):
         self._completer, self._costs = completer, costs

@@ -24,18 +24,19 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.2  # between two checks for an interrupt or the end
 _QUICK = 2_000  # characters that any reader of texts reads within about a millisecond
 _WAIT_SECONDS = 60.0  # between two calls of ``Waiting.tell``
-_END = 2.0  # that the loop has to end; a function that blocks it never will
+_END = 2.0  # seconds that the loop has to end; a function that blocks it never does
 _LOCK = threading.Lock()
 
 
 class _Threads(concurrent.futures.ThreadPoolExecutor):
-    """A thread of its own for every call, which does not keep the process from ending: a user's function that hangs
-    (``asyncio.to_thread``) is left behind."""
+    """Executor that starts a daemon thread for every call, so that a user's function that hangs (``asyncio.to_thread``)
+    does not keep the process from ending."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        """Calls a function in a new thread; returns the future of its result."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def work() -> None:
@@ -52,13 +53,13 @@ class _Threads(concurrent.futures.ThreadPoolExecutor):
 
 @dataclasses.dataclass(frozen=True)
 class Waiting:
-    """What is told while a caller waits for a coroutine, and how long it waits after an interrupt.
+    """Callbacks while a caller waits for a coroutine, and its patience after an interrupt.
 
     Attributes:
       tell: called every minute, in the waiting thread.
-      in_flight: what a coroutine that is interrupted waits for, in words; "" if that is nothing.
-      grace: seconds that it has for that.
-      held: whether no further call of many (``core.execution.gather``) may begin for now.
+      in_flight: returns what an interrupted coroutine still waits for, as text; "" for nothing.
+      grace: seconds that an interrupted coroutine has to end.
+      held: returns whether no further call of ``core.execution.gather`` may begin for now.
     """
 
     tell: Callable[[], None] | None = None
@@ -71,11 +72,11 @@ QUIET = Waiting()
 
 
 def run(coroutine: Coroutine[Any, Any, T], waiting: Waiting = QUIET) -> T:
-    """The result of a coroutine, which runs on the loop. An interrupt of the waiting thread cancels it, and is raised
-    when it has ended, or after ``waiting.grace``; another one leaves it behind at once.
+    """Runs a coroutine on the loop and returns its result. An interrupt of the waiting thread cancels it, and is raised
+    when it has ended, or after ``waiting.grace``; a second interrupt leaves it behind at once.
 
     Raises:
-      RuntimeError: called on the loop itself, which would wait for itself.
+      RuntimeError: it is called on the loop itself, which would wait for itself.
     """
     loop, thread = _loop()
     if threading.current_thread() is thread:
@@ -105,7 +106,7 @@ def run(coroutine: Coroutine[Any, Any, T], waiting: Waiting = QUIET) -> T:
     except BaseException:
         what = waiting.in_flight()
         loop.call_soon_threadsafe(cancel)
-        if what or not _acquire(ended, _END):  # what is paid for is recorded before the end
+        if what or not _acquire(ended, _END):  # paid answers are recorded before the end
             what = what or "what runs"
             print(f"\nstopping: {what}, up to {waiting.grace:.0f} s; another signal leaves it behind", file=sys.stderr)
             if not _acquire(ended, waiting.grace):
@@ -115,21 +116,21 @@ def run(coroutine: Coroutine[Any, Any, T], waiting: Waiting = QUIET) -> T:
 
 
 def _acquire(lock: threading.Lock, seconds: float = math.inf, tell: Callable[[], None] | None = None) -> bool:
-    """Waits for a lock; returns whether it came. In other threads than the main one an interrupt (``in_thread``) comes
-    between two looks."""
-    began = told = time.monotonic()
+    """Waits for a lock; returns whether it was acquired. In threads other than the main one an interrupt
+    (``in_thread``) arrives between two checks."""
+    began = last_told = time.monotonic()
     while not lock.acquire(timeout=min(_LOOK_SECONDS, max(0.0, began + seconds - time.monotonic()))):
         if time.monotonic() - began >= seconds:
             return False
-        if tell is not None and time.monotonic() - told >= _WAIT_SECONDS:
+        if tell is not None and time.monotonic() - last_told >= _WAIT_SECONDS:
             tell()
-            told = time.monotonic()
+            last_told = time.monotonic()
     return True
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of a function that blocks, which runs in a thread of its own. Cancelling it raises
-    ``KeyboardInterrupt`` in the function, as Ctrl-C does in a main thread, and waits for its end."""
+    """Runs a blocking function in a thread of its own and returns its result. Cancelling raises ``KeyboardInterrupt``
+    in the function, as Ctrl-C does in a main thread, and waits for its end."""
     loop, context = asyncio.get_running_loop(), contextvars.copy_context()
     ended: asyncio.Future[T] = loop.create_future()
     lock, returned = threading.Lock(), threading.Event()  # under the lock: no interrupt comes after the function's end
@@ -163,7 +164,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         with lock:
             if not returned.is_set():
                 interrupt(thread)
-        await asyncio.wait([ended])  # what is paid for is recorded before the end
+        await asyncio.wait([ended])  # paid answers are recorded before the end
         ended.exception()  # seen
         raise
 
@@ -183,7 +184,7 @@ def running() -> asyncio.AbstractEventLoop | None:
 
 
 async def run_beside(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine, which runs on the loop, for callers on another one."""
+    """Runs a coroutine on the loop and returns its result, for callers on another loop."""
     loop, _ = _loop()
     if asyncio.get_running_loop() is loop:
         return await coroutine
@@ -227,5 +228,6 @@ os.register_at_fork(after_in_child=_started.cache_clear)  # the thread stays beh
 
 
 async def off_loop(work: Callable[[], T], characters: int) -> T:
-    """The result of reading a text of so many characters: in a thread, if that may take above a millisecond."""
+    """Runs ``work``, which reads a text of so many characters, and returns its result; in a thread if that may take
+    more than a millisecond."""
     return work() if characters <= _QUICK else await asyncio.to_thread(work)

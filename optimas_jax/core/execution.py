@@ -18,7 +18,7 @@ from optimas_jax.core.types import Call, CallKey, Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration
 
 T = TypeVar("T")
-_HELD_SECONDS = 0.2  # between two looks at whether the next call may begin
+_HELD_SECONDS = 0.2  # between two checks whether the next call may begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,8 @@ def gather(
 
 @contextlib.contextmanager
 def _older_objects_at_rest() -> Iterator[None]:
-    """Full garbage collections leave out the objects that are there before: with the array libraries imported one takes
-    0.3 s, and a round of 2,000 calls makes several."""
+    """Within the block, garbage collections skip the objects that existed before. With the array libraries imported one
+    full collection takes 0.3 s, and a round of 2,000 calls causes several."""
     gc.freeze()
     try:
         yield
@@ -81,7 +81,7 @@ async def await_all(
     on_done: Callable[[], None] | None = None,
     held: Callable[[], bool] = lambda: False,
 ) -> list[T]:
-    """The same on the event loop that runs. A window over the calls: whenever one ends, the next one starts.
+    """The coroutine of ``gather``, for the running event loop. Whenever a call ends, the next one starts.
 
     Raises:
       BaseExceptionGroup: if a call fails.
@@ -115,8 +115,8 @@ async def global_rewards(
     answers: Mapping[int, Call | Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> tuple[float, ...]:
-    """Global rewards (``Trace.reward``) of other outputs of some calls of a run (paper, Eq. 3): what follows from them
-    is run once with every seed.
+    """Global rewards (``Trace.reward``) of other outputs of some calls of a run (paper, Eq. 3): the rest of the run is
+    executed once with every seed.
 
     Args:
       answers: as in ``System.followed``.

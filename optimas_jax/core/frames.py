@@ -1,4 +1,4 @@
-"""Frames of an error: which of them are the user's. Users see those, and none of this package."""
+"""Finds the user's frames in the traceback of an error. Users see these frames, and none of this package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class UserBug(StopRun):
 
 
 def is_library(file: str) -> bool:
-    """Whether a file was installed, or is of this package: it holds no code of the user's."""
+    """Whether a file holds no code of the user's: it was installed, or belongs to Python or this package."""
     installed = any(part in file for part in _INSTALLED)
     return not file or installed or file.startswith((*_OURS, *_STANDARD, "<frozen "))
 
@@ -42,7 +42,7 @@ def first_of(error: BaseException) -> BaseException:
 
 def where(error: BaseException) -> str:
     """`` (file, line: code)`` of the user's line at which an error was raised; "" without one."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if not is_library(one.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
     if not frames:
         return ""
     code = f": {frames[-1].line[:_LONGEST_LINE]}" if frames[-1].line else ""
@@ -74,7 +74,7 @@ def own_frames(error: BaseException) -> list[TracebackType]:
 
 
 def _is_generated(entry: TracebackType) -> bool:
-    """Whether a frame is of the ``__init__`` that Python writes for a dataclass, which is nobody's."""
+    """Whether a frame is of the ``__init__`` that Python generates for a dataclass; it shows no code of the user's."""
     code = entry.tb_frame.f_code
     return code.co_filename == "<string>" and code.co_name == "__init__"
 
@@ -89,7 +89,7 @@ def _entries(error: BaseException) -> list[TracebackType]:
 
 def frames_text(error: BaseException) -> str:
     """The user's frames of an error, as Python prints them; "" without any."""
-    summary = [line for one in own_frames(error) for line in traceback.extract_tb(one, limit=1)]
+    summary = [line for entry in own_frames(error) for line in traceback.extract_tb(entry, limit=1)]
     return "".join(traceback.format_list(summary)).rstrip()
 
 
@@ -101,8 +101,8 @@ def error_text(error: BaseException) -> str:
 
 
 def without_our_frames(function: Callable[P, T]) -> Callable[P, T]:
-    """A function of the front door: errors that have a message for the user show the user's frames alone. Any other
-    error, which may be a fault of this package, is left as it is."""
+    """Decorates a function of the public interface: errors with a message for the user show only the user's frames. Any
+    other error may be a fault of this package, and keeps all its frames."""
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -119,7 +119,7 @@ def without_our_frames(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _with_own_frames(error: Exception) -> Exception:
-    """The error without its traceback, and its causes with the user's frames of theirs."""
+    """The error without its traceback; the tracebacks of its causes keep only the user's frames."""
     cause: BaseException | None = error.__cause__
     while cause is not None:
         trace: TracebackType | None = None

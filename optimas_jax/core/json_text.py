@@ -1,7 +1,8 @@
-"""JSON that may be damaged or hostile: one reader for files of rows, configurations, run folders, answers of models.
+"""Reads JSON that may be damaged or hostile, in files of rows, configurations, run folders and answers of models.
 
-``json.loads`` alone raises three kinds of errors, depends on the depth of the caller's stack, and takes what nothing
-behind it can use: NaN, numbers of five thousand digits, halves of characters. Here each of these is a ``JsonError``.
+``json.loads`` alone raises three kinds of errors, depends on the depth of the caller's stack, and accepts values that
+no later step can use: NaN, numbers of five thousand digits, halves of characters (lone surrogates). This reader raises
+a ``JsonError`` for each of them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any, NoReturn
 from optimas_jax.core.secrets import redact
 from optimas_jax.core.types import valid_text
 
-MOST_NESTED = 100  # lists and objects in each other: far from where recursion ends, and from what people write
-_MOST_DIGITS = 310  # of a whole number that a float can hold, with its sign
-_MOST_FAILED = 200  # brackets in a text that begin no JSON: for each, Python counts the lines before it
+MOST_NESTED = 100  # levels of lists and objects: far below the recursion limit, far above what people write
+_MOST_DIGITS = 310  # characters of a whole number that a float can hold, its sign included
+_MOST_FAILED = 200  # brackets that begin no JSON: each costs a count of the lines before it
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NO_BRACKET = re.compile(r"[^\[\]{}]++")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -27,10 +28,10 @@ _MOST_PROBLEMS = 3  # that a message names
 
 
 class JsonError(ValueError):
-    """A text that is no usable JSON; the message says why, and where if that is known.
+    """A text that is no usable JSON; the message has the reason, and the place if it is known.
 
     Attributes:
-      line, column: where, from 1; None if the whole text is meant.
+      line, column: place of the error, from 1; None if the error concerns the whole text.
     """
 
     def __init__(self, reason: str, line: int | None = None, column: int | None = None):
@@ -42,7 +43,7 @@ def parse_json(text: str | bytes, *, mend: bool = False) -> Any:
     """The value of a JSON text: numbers that a float can hold, valid Unicode, at most 100 levels deep.
 
     Args:
-      mend: replaces halves of characters (lone surrogates) by U+FFFD, in place of an error.
+      mend: whether halves of characters (lone surrogates) become U+FFFD instead of an error.
 
     Raises:
       JsonError: for anything else.
@@ -66,8 +67,9 @@ def parse_json(text: str | bytes, *, mend: bool = False) -> Any:
 
 
 def find_json(text: str) -> list[Any]:
-    """The JSON objects and lists in a text, from left to right; what ``parse_json`` refuses is left out, and halves of
-    characters are replaced. Takes time in proportion to the text: nothing is looked for in what was cut off."""
+    """The JSON objects and lists in a text, from left to right. Values that ``parse_json`` refuses are left out, and
+    halves of characters become U+FFFD. Takes time in proportion to the text, because a broken value is not searched
+    again."""
     values: list[Any] = []
     start, failed, halves = _OPENING.search(text), 0, _SURROGATE.search(text) or not is_text(text)
     while start is not None and failed < _MOST_FAILED:
@@ -95,8 +97,8 @@ def is_text(text: str) -> bool:
 
 
 def check_form(kind: Any, data: Any) -> None:
-    """Checks that data has a type as JSON knows it: ``TypedDict`` classes, lists, dicts, numbers, texts. Fields that a
-    class does not name are left alone.
+    """Checks the type of data from JSON: ``TypedDict`` classes, lists, dicts, numbers, texts. Fields that a class does
+    not name are ignored.
 
     Raises:
       ValueError: for other data; names the field and the value.
@@ -107,20 +109,20 @@ def check_form(kind: Any, data: Any) -> None:
         _adapter(kind).validate_python(data, strict=True)
     except ValidationError as error:
         problems = [
-            f"{shown('.'.join(map(str, one['loc'])) or 'the whole')[1:-1]}: {one['msg']:.200}"
-            + (f", got {shown(one['input'])}" if one["type"] != "missing" else "")
-            for one in error.errors(include_url=False, include_context=False)[:_MOST_PROBLEMS]
+            f"{shown('.'.join(map(str, problem['loc'])) or 'the whole')[1:-1]}: {problem['msg']:.200}"
+            + (f", got {shown(problem['input'])}" if problem["type"] != "missing" else "")
+            for problem in error.errors(include_url=False, include_context=False)[:_MOST_PROBLEMS]
         ]
         more = error.error_count() - len(problems)
         raise ValueError("; ".join(problems) + (f"; and {more} more" if more else "")) from None
 
 
 def check_record(data: Any, kinds: Mapping[str, Any], **optional: Any) -> None:
-    """The same for a flat record that is read very often: its fields have these types; a number is not negative.
+    """Checks a flat record, faster than ``check_form``: its fields have these types, and no number is negative.
 
     Args:
-      kinds: by field; ``float`` stands for any number.
-      optional: of fields that may be absent.
+      kinds: type by field; ``float`` stands for any number.
+      optional: types of fields that may be absent.
 
     Raises:
       TypeError: names the field and the value.
@@ -131,9 +133,14 @@ def check_record(data: Any, kinds: Mapping[str, Any], **optional: Any) -> None:
         if name not in data and name in optional:
             continue
         value = data.get(name)
-        whole = type(value) is int and value >= 0
-        right = whole or (type(value) is float and value >= 0) if kind is float else whole if kind is int else None
-        if not (isinstance(value, kind) if right is None else right):
+        is_count = type(value) is int and value >= 0
+        if kind is float:
+            fits = is_count or (type(value) is float and value >= 0)
+        elif kind is int:
+            fits = is_count
+        else:
+            fits = isinstance(value, kind)
+        if not fits:
             raise TypeError(f"{name} is {shown(value)}" if name in data else f"{name} is missing")
 
 
@@ -171,7 +178,7 @@ def _too_deep() -> JsonError:
 
 
 def _is_too_deep(text: str) -> bool:
-    """Whether a text that is JSON is nested too deep. In each round the innermost pairs of brackets go."""
+    """Whether a text of JSON is nested too deep. Each round removes the innermost pairs of brackets."""
     if text.count("[") + text.count("{") <= MOST_NESTED:
         return False
     brackets = _NO_BRACKET.sub("", _STRING.sub("", text))
@@ -190,10 +197,10 @@ _DECODER = json.JSONDecoder(parse_int=_whole_number, parse_float=_number, parse_
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value in a message: its ``repr``, cut, in characters that any terminal takes."""
+    """A value as messages show it: its ``repr``, cut to ``most`` characters, which any terminal can print."""
     try:
         text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
-    except (ValueError, RecursionError):  # a whole number of thousands of digits, what holds itself
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a value that contains itself
         text = f"a value of type {type(value).__name__}"
-    text = redact(text)  # before it is cut: half a secret is not found any more
+    text = redact(text)  # before the cut, because half a secret is not recognised
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -11,7 +11,7 @@ from optimas_jax.core.json_text import shown
 from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt
 
 MEASURES = ("dollars", "tokens", "seconds")  # of a run
-_PER_TOKENS = 1000  # of the weight of tokens
+_PER_TOKENS = 1000  # tokens to which the weight of tokens refers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Objective:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The limits that there are, by measure."""
+        """The limits that are set, by measure."""
         return {name: limit for name in MEASURES if (limit := getattr(self, f"max_{name}"))}
 
     @property

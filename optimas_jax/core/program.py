@@ -1,12 +1,12 @@
-"""Programs: functions that call components. A run records the calls, and answers those that are known from a record.
+"""Programs: functions that call components. A run records the calls, and takes known answers from an earlier record.
 
-A call is named by its component, its inputs, and the number of calls before it with the same inputs: the name decides
-its seed, and whether a record has its outputs. "Before" is the order of the program, not of the clock: calls of one
-task come one after the other, and a task that the program starts (``asyncio.gather``, ``TaskGroup``) stands where it
-was started. So latencies change neither records nor seeds, as long as nothing but components takes time in parallel
-tasks of which one fails.
+A call is named by its component, its inputs, and the number of earlier calls with the same inputs. The name decides its
+seed, and whether a record has its outputs. "Earlier" is in the order of the program, not of the clock: calls of one
+task follow each other, and a task that the program starts (``asyncio.gather``, ``TaskGroup``) has the position at which
+it was started. So latencies change neither records nor seeds, as long as only components take time in parallel tasks of
+which one fails.
 
-A program may depend on its inputs and on the outputs of its components alone; whatever else it does is done again
+A program may depend only on its inputs and on the outputs of its components. Everything else that it does is repeated
 whenever it is run again.
 """
 
@@ -29,7 +29,7 @@ from optimas_jax.core.component import Component, ComponentBug
 from optimas_jax.core.types import Call, CallKey, Outcome, StopRun, digest
 from optimas_jax.core.values import Hyperparameters, Value
 
-_TICKS = 20  # of the event loop, in which a task that has got its answer makes its next call
+_TICKS = 20  # turns of the event loop within which a task that got its answer makes its next call
 
 T = TypeVar("T")
 Execute = Callable[[str, Mapping[str, Any], int], Coroutine[Any, Any, Call]]  # (component, inputs, repeat) -> call
@@ -40,22 +40,22 @@ class ProgramError(StopRun):
 
 
 class ProgramEnded(BaseException):
-    """Ends the thread of a program whose run has ended. Not an ``Exception``: no program is to catch it."""
+    """Ends the thread of a program whose run has ended. Not an ``Exception``, so that programs do not catch it."""
 
 
 @dataclasses.dataclass
 class Scope:
-    """A task of a program that runs.
+    """A task of a running program.
 
     Attributes:
-      recorder: of the run.
-      ended: done when the program has ended, with the error of a component that ended it.
+      recorder: recorder of the run.
+      ended: future that is done when the program has ended; it holds the error of a component that ended it.
       path: position of the task.
-      numbers: of the calls that it makes and of the tasks that it starts.
-      task: that runs in it; None for the program itself.
-      log: what came after what: seconds of a call, a task that was started, None where all tasks before had ended.
+      numbers: counter of the calls that it makes and the tasks that it starts.
+      task: the asyncio task; None for the program itself.
+      log: events in their order: seconds of a call, a task that was started, None where all tasks before had ended.
       root: the task in which the program began; None for that task itself.
-      token: names the run, to callers that do not know it by its context.
+      token: name of the run, for callers that do not know it by its context.
     """
 
     recorder: Recorder
@@ -77,9 +77,10 @@ class Scope:
         return (*self.path, next(self.numbers))
 
     def child(self) -> Scope:
-        """A task that this one starts. It comes after those that have all ended, and beside those that have not."""
-        before = itertools.takewhile(lambda one: isinstance(one, Scope), reversed(self.log))
-        if all(isinstance(one, Scope) and one.task is not None and one.task.done() for one in before):
+        """The scope of a task that this one starts. It comes after the tasks before it if all of them have ended, else
+        beside them."""
+        before = itertools.takewhile(lambda entry: isinstance(entry, Scope), reversed(self.log))
+        if all(isinstance(entry, Scope) and entry.task is not None and entry.task.done() for entry in before):
             self.log.append(None)
         child = Scope(self.recorder, self.ended, self.position(), root=self.root or self, token=self.token)
         self.log.append(child)
@@ -87,24 +88,25 @@ class Scope:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the longest chain of calls until here, in this task and in those that it started. A call counts
-        as behind all tasks that were started before it, for whether they had ended depends on latencies."""
+        """Seconds of the longest chain of calls so far, in this task and in the tasks that it started. A call counts as
+        after all tasks that were started before it, because whether they had ended depends on latencies."""
         clock = beside = 0.0
-        for one in self.log:
-            if isinstance(one, Scope):
-                beside = max(beside, one.seconds)
+        for entry in self.log:
+            if isinstance(entry, Scope):
+                beside = max(beside, entry.seconds)
             else:
-                clock, beside = clock + beside + (one or 0.0), 0.0
+                clock, beside = clock + beside + (entry or 0.0), 0.0
         return clock + beside
 
     def stretch(self) -> Scope:
-        """A part of the log behind all that it has, for what the task did not start (``took_beside``)."""
+        """Begins a new part of the log, after everything in it, for calls that the task did not start
+        (``took_beside``)."""
         part = Scope(self.recorder, self.ended, self.path)
         self.log += [None, part]
         return part
 
     def took_beside(self, seconds: float) -> None:
-        """Notes a call beside the others of this part."""
+        """Logs a call that ran beside the other calls of this part of the log."""
         self.log.append(Scope(self.recorder, self.ended, self.path, log=[seconds]))
 
     async def call(self, component: str, inputs: Mapping[str, Any]) -> Call:
@@ -140,7 +142,7 @@ def running_programs() -> dict[str, Scope]:
 
 
 def current_scope() -> Scope | None:
-    """The task of a program that runs here, or None outside of a run.
+    """The scope of the task of a program in which the caller runs, or None outside of a run.
 
     Raises:
       ProgramError: within a component.
@@ -151,14 +153,14 @@ def current_scope() -> Scope | None:
 
 
 class Recorder:
-    """The calls of one run.
+    """Records the calls of one run, and answers calls whose outputs are known.
 
     Args:
       execute: runs a component.
       given: calls with known outputs, by ``Call.key``.
       components: that may be called, by name.
       inputs: of the program.
-      values: of the components.
+      values: values of the components, by name.
     """
 
     def __init__(
@@ -174,7 +176,7 @@ class Recorder:
         self._given = given
         self._done: dict[CallKey, Call] = {}
         self._begun: dict[Position, CallKey] = {}
-        self._arrived: dict[Position, CallKey] = {}  # the same, of calls from outside of the program's tasks
+        self._arrived: dict[Position, CallKey] = {}  # like ``_begun``, for calls from outside of the program's tasks
         self._made: dict[Position, Call] = {}
         self._in_flight: set[asyncio.Task[Call]] = set()
         self._failed: list[Position] = []
@@ -213,10 +215,10 @@ class Recorder:
         *,
         again: bool = False,
     ) -> Call:
-        """The call of a component at a position: known, or executed.
+        """Calls a component at a position: returns the known call, or executes the component.
 
         Args:
-          ended: of the program, which errors end; None for a graph, whose calls raise them.
+          ended: future of the program, which errors complete; None for a graph, whose calls raise errors.
           again: whether a call at this position has failed in this run, and is now executed once more.
         """
         if ended is not None and ended.done():
@@ -233,8 +235,8 @@ class Recorder:
         return call
 
     def _key(self, content: tuple[str, str], position: Position) -> CallKey:
-        """The name of a call: by its place among those with equal inputs. Calls from outside of the program's tasks are
-        numbered as they come, behind all others."""
+        """The key of a call, with its number among the calls with equal inputs. Calls from outside of the program's
+        tasks are numbered as they arrive, after all others."""
         if OUTSIDE in position:
             if position not in self._arrived:
                 begun = [*self._begun.values(), *self._arrived.values()]
@@ -247,8 +249,8 @@ class Recorder:
         return key
 
     async def _all_quiet(self, position: Position) -> None:
-        """Waits until no other call is in flight: a failure may end the program, and what parallel tasks had called by
-        then would depend on latencies. Of several failures the program gets the one that comes first in its order."""
+        """Waits until no other call is in flight. A failure may end the program, and the calls that parallel tasks had
+        made by then would depend on latencies. Of several failures the program gets the first in its order."""
         failed, quiet = self._failed, 0
         failed.append(position)
         try:
@@ -270,7 +272,7 @@ class Recorder:
         assert isinstance(value, Hyperparameters)
         call = Call(component, self._inputs, value.settings)
         call = self._given.get(call.key, call)
-        earlier = next((place for place, one in self._made.items() if one.component == component), None)
+        earlier = next((at for at, known in self._made.items() if known.component == component), None)
         if earlier is None or position < earlier:  # in parallel tasks the first read may come later
             self._made.pop(earlier or position, None)
             self._made[position] = call
@@ -279,7 +281,8 @@ class Recorder:
     async def _executed(
         self, component: str, inputs: Mapping[str, Any], repeat: int, ended: asyncio.Future[BaseException] | None
     ) -> Call:
-        """Executes a component; in a program, in a task outside of the program, which its errors end."""
+        """Executes a component. In a program it runs in a task outside of the program, and its errors end the
+        program."""
         execution = self._execute(component, inputs, repeat)
         if ended is None:
             return await execution
@@ -304,10 +307,11 @@ class Recorder:
             self._in_flight.discard(task)
 
     async def run(self, program: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The result of a program, whose calls are then in ``calls``.
+        """Runs a program and returns its result; its calls are then in ``calls``.
 
-        Parallel calls with equal inputs take their numbers as they come. If that is not the order of the program, it
-        is run again with the right numbers and the answers that are known: by then, one call more is right.
+        Parallel calls with equal inputs are numbered as they arrive. If that is not the order of the program, the
+        program is run again with the right numbers and the known answers; every repetition gives at least one more call
+        its right number.
 
         Raises:
           ProgramError: the order never settles, because the program depends on more than its inputs and components.
@@ -365,12 +369,13 @@ def _is_cancelled() -> bool:
 
 
 def _number_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Makes the loop give every task of a program its place in the program."""
+    """Makes the loop give every task of a program its position in the program."""
     inner = loop.get_task_factory()
     if getattr(inner, "numbers_tasks", False):
         return
 
     def create(loop: asyncio.AbstractEventLoop, coroutine: Any, context: contextvars.Context | None = None) -> Any:
+        """Creates a task; a task that a program starts gets a scope."""
         scope = _SCOPE.get() if context is None else context.get(_SCOPE)
         child = None
         if scope is not None:

@@ -15,17 +15,17 @@ class Progress(Protocol):
     """Receives lines and the steps of long work."""
 
     def line(self, text: str) -> None:
-        """Shows one line about one decision: plain text, in which brackets are brackets."""
+        """Shows one line about one decision: plain text, in which brackets are no markup."""
         ...
 
     def bar(self, label: str, total: int) -> AbstractContextManager[Callable[[], None]]:
-        """Shows a bar over ``total`` steps; the block calls the function that it gets once per step."""
+        """Shows a bar of ``total`` steps; the block calls the function that the bar gives it once per step."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """Steps of long work.
+    """State of a progress bar: steps of long work.
 
     Attributes:
       label: what is done.
@@ -45,7 +45,7 @@ class Bar:
 
 
 class Bars:
-    """The bars that are open, nested and side by side; steps come from several threads."""
+    """The open bars, nested or side by side. Several threads may report steps."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class Bars:
 
     @property
     def now(self) -> tuple[Bar, ...]:
-        """The bars as they are, in the order in which they began."""
+        """The current state of the open bars, in the order in which they began."""
         with self._lock:
             rows = list(self._open.values())
         return tuple(Bar(label, done, total, time.monotonic() - since) for label, done, total, since in rows)

@@ -1,6 +1,6 @@
-"""Metrics: what they are given, and what they may return.
+"""Metrics: the arguments that they get, and the scores that they may return.
 
-A metric is a function of what its arguments name: ``outputs`` of the system, ``gold`` fields of the example, the whole
+The names of its arguments say what a metric gets: ``outputs`` of the system, ``gold`` fields of the example, the whole
 ``example`` (inputs and gold as one dict), the ``trace`` of the run, and for a judge, which asks a model, the
 ``context``. It returns a number, a number and a text, or a ``Score``.
 """
@@ -19,7 +19,7 @@ from optimas_jax.core.frames import UserBug
 from optimas_jax.core.types import Example, thaw, valid_text
 
 ARGUMENTS = ("example", "outputs", "gold", "trace", "context")
-_LARGEST_SCORE = 1e100  # in size: sums of scores stay finite
+_LARGEST_SCORE = 1e100  # absolute value: sums of scores stay finite
 _NO_RETURN = ": a way through it has no return"
 _LONGEST = 300  # characters of fields in a message
 
@@ -34,11 +34,11 @@ class NonFiniteScore(MetricError):
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a metric says of one run.
+    """Score of one run, as a metric returns it.
 
     Attributes:
       value: higher is better.
-      feedback: why, in words; proposers read it.
+      feedback: the reason, as text; proposers read it.
       parts: scores of single aspects, for reports.
 
     Raises:
@@ -63,11 +63,10 @@ class Score:
 
 @functools.cache
 def metric_arguments(metric: Callable[..., Any]) -> tuple[str, ...]:
-    """What each positional argument of a metric is.
+    """The name from ``ARGUMENTS`` that each positional argument of a metric stands for.
 
-    Arguments are known by their names (``ARGUMENTS``). Those with another name stand for what is missing of ``(example,
-    outputs)``, or of ``(outputs, gold)`` where there is ``gold``. Arguments with other names and a default are left
-    alone.
+    Arguments with another name stand for the missing names of ``(example, outputs)``, or of ``(outputs, gold)`` if
+    there is ``gold``. Arguments with another name and a default are ignored.
 
     Raises:
       MetricError: for other names.
@@ -86,8 +85,8 @@ def metric_arguments(metric: Callable[..., Any]) -> tuple[str, ...]:
             f"the metric {name_of(metric)!r} has the arguments {', '.join(names)}; known are {', '.join(ARGUMENTS)}, "
             "such as (example, outputs)"
         )
-    places = iter(free[-len(unknown) :] if unknown else ())
-    return tuple(name if name in ARGUMENTS else next(places) for name in names)
+    stand_ins = iter(free[-len(unknown) :] if unknown else ())
+    return tuple(name if name in ARGUMENTS else next(stand_ins) for name in names)
 
 
 def row_of(example: Example) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def row_of(example: Example) -> dict[str, Any]:
 
 
 def read_score(returned: Any, metric: str, outputs: Mapping[str, Any], example: Example) -> Score:
-    """What a metric returned, as a score.
+    """The return value of a metric as a ``Score``.
 
     Raises:
       NonFiniteScore: for NaN, an infinity or a number above 1e100 in size.

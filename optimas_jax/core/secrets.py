@@ -1,6 +1,6 @@
-"""Secrets of the environment, which are in no file, message or traceback.
+"""Masks the secrets of the environment, so that no file, message or traceback holds one.
 
-Everything that leaves the process as text goes through ``redact``: messages, tracebacks, files of a run, pages.
+All text that leaves the process goes through ``redact``: messages, tracebacks, files of a run, pages.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import urllib.parse
 from typing import Any
 
 MASK = "***"
-_LOGIN = re.compile(r"""(?<=://)[^\s/?#@"'<>\\]+@""")  # of an address, user and password
+_LOGIN = re.compile(r"""(?<=://)[^\s/?#@"'<>\\]+@""")  # user and password of an address
 _QUERY_KEY = re.compile(
     r"""((?:[?&]|&amp;)(?:api[-_]?key|key|token|access[-_]token|secret|password)=)[^\s&#"'<>\\]+""", re.IGNORECASE
 )
-_NAMES = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)  # of variables that hold one
-_SHORTEST = 8  # letters: a shorter text is a word that may stand anywhere
-_SHORT = dict(zip("\n\r\t\b\f", "nrtbf", strict=True))  # what follows a backslash in the short form of a letter
-_NAMED = dict(zip("&<>\"'", ("amp", "lt", "gt", "quot", "apos"), strict=True))  # in HTML
+_NAMES = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)  # names of variables that hold a secret
+_SHORTEST = 8  # characters: a shorter value may be an ordinary word, and is not masked
+_SHORT = dict(zip("\n\r\t\b\f", "nrtbf", strict=True))  # character -> what follows the backslash in its short escape
+_NAMED = dict(zip("&<>\"'", ("amp", "lt", "gt", "quot", "apos"), strict=True))  # character -> its name in HTML
 
 
 def redact(text: str) -> str:
-    """The text with all secrets of the environment masked, in whatever form a library or a server may quote them."""
+    """The text with all secrets of the environment masked, in every form in which a library or a server may quote
+    them."""
     secrets = tuple(value for name, value in os.environ.items() if _NAMES.search(name))
     for pattern in _patterns(secrets):
         text = pattern.sub(MASK, text)
@@ -31,12 +32,12 @@ def redact(text: str) -> str:
 
 
 def redacted(text: str, most: int) -> str:
-    """The first ``most`` letters, masked before they are cut: half a secret is not found any more."""
+    """The first ``most`` characters of the text, masked before the cut, because half a secret is not recognised."""
     return redact(text)[:most]
 
 
 class Redacted:
-    """A stream of text that writes no secret."""
+    """A text stream that masks secrets in everything that it writes."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -53,15 +54,15 @@ class Redacted:
 
 @functools.lru_cache(maxsize=8)
 def _patterns(secrets: tuple[str, ...]) -> list[re.Pattern[str]]:
-    """Patterns of all secrets, and of each of their lines, the longest first."""
+    """Patterns of all secrets and of each of their lines, the longest first."""
     parts = {part for secret in secrets for part in (secret, secret.strip(), *secret.splitlines())}
     ordered = sorted((part for part in parts if len(part) >= _SHORTEST), key=lambda part: (-len(part), part))
     return [_pattern(part) for part in ordered]
 
 
 def _pattern(secret: str) -> re.Pattern[str]:
-    """A secret as it is and as it stands in other texts: quoted by Python and JSON, any number of times, by HTML, and
-    for addresses. Takes time in proportion to a text: a run of backslashes is looked at once."""
+    """Pattern of a secret as it is and as other texts quote it: by Python and JSON, any number of times, by HTML, and
+    in addresses. Matching takes time in proportion to the text, because a run of backslashes is read once."""
     runs = re.findall(r"\\+|[^\\]", secret)
     after = ["", *runs[:-1]]
     body = "".join(_written(run, before[:1] == "\\") for before, run in zip(after, runs, strict=True))
@@ -69,15 +70,15 @@ def _pattern(secret: str) -> re.Pattern[str]:
 
 
 def _is_plain(letter: str) -> bool:
-    """Whether a letter is written as it is everywhere."""
+    """Whether a character is written as it is in every kind of text."""
     return (letter.isascii() and letter.isalnum()) or letter in "-_.~"
 
 
 def _written(letter: str, behind: bool) -> str:
-    """Pattern of a letter, or of a run of backslashes.
+    """Pattern of a character, or of a run of backslashes.
 
     Args:
-      behind: whether it follows a run of backslashes, whose pattern has all of those before the letter.
+      behind: whether it follows a run of backslashes, whose pattern covers all backslashes before the character.
     """
     if _is_plain(letter):
         return re.escape(letter)
@@ -92,7 +93,7 @@ def _written(letter: str, behind: bool) -> str:
         "".join(rf"%(?:25)*(?i:{byte:02x})" for byte in utf8),
         slashes + r"\\+".join(f"x(?i:{byte:02x})" for byte in utf8),
         slashes + r"\\+".join(f"u(?i:{unit})" for unit in units),
-        slashes + r"\\+".join(f"u(?i:00{byte:02x})" for byte in utf8),  # bytes that were taken for letters
+        slashes + r"\\+".join(f"u(?i:00{byte:02x})" for byte in utf8),  # bytes of UTF-8 that were decoded one by one
         *(f"{slashes}{name[0]}(?i:{name[1:]})" for name in quoted),
         rf"&(?:amp;)*(?:#0*{code}|#[xX]0*(?i:{code:x})|{_NAMED.get(letter, '#')});",
     ]
@@ -100,18 +101,18 @@ def _written(letter: str, behind: bool) -> str:
 
 
 def without_keys(address: str) -> str:
-    """An address without what it may hold of passwords and keys."""
+    """An address without its user, password, query and fragment, which may hold secrets."""
     parts = urllib.parse.urlsplit(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def shareable(text: str) -> str:
-    """The text as others may read it: ``redact``, and addresses in it without what they hold of passwords and keys."""
+    """The text as others may read it: masked by ``redact``, and with passwords and keys in addresses masked as well."""
     return _QUERY_KEY.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", redact(text)))
 
 
 def key_problem(key: str) -> str:
-    """Why a key cannot be sent in a header; "" if it can. The key is not in the answer."""
+    """Reason why a key cannot be sent in a header, without the key itself; "" if it can be sent."""
     for position, letter in enumerate(key):
         if not "\x20" < letter < "\x7f":
             return f"letter {position + 1} of its {len(key)} is U+{ord(letter):04X}, and a header takes printable ASCII"

@@ -1,7 +1,7 @@
 """Selection of one of several outputs of a component for each input, by local reward (paper, section 4.3).
 
 ``candidates`` lists the runs of a ``PerInstance`` value, ``choose`` selects one of their outputs. Random numbers in
-place of local rewards are the control that shows what a search owes to them.
+place of local rewards are the control that shows how much local rewards contribute to a search.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from optimas_jax.core.types import derive_seed
 from optimas_jax.core.values import PerInstance, Value
 
-# What can stand where the name of a local reward stands otherwise: random numbers, the log-likelihood of an output
-# under the untrained reward model, the global reward itself, a language model as judge, a function of the user's.
+# Names in place of a trained local reward: random numbers, the log-likelihood of an output under the untrained reward
+# model, the global reward itself, a language model as judge, a function of the user's.
 RANDOM, LIKELIHOOD, ORACLE, JUDGE, OWN_REWARD = "random", "likelihood", "oracle", "judge", "own"
 UNTRAINED = (RANDOM, LIKELIHOOD, ORACLE, JUDGE, OWN_REWARD)
 MAJORITY = "majority"  # among several outputs only: how much an output agrees with the others
@@ -45,16 +45,17 @@ def random_score(seed: int, component: str, example_id: str, outputs: Mapping[st
 
 
 def agreement(texts: Sequence[str]) -> list[float]:
-    """How much each of several outputs agrees with the others: its mean F1 of words with them (self-consistency: Wang
-    et al., 2023, for answers that are not equal letter by letter). 0 for a single one."""
-    words = [collections.Counter(text.lower().split()) for text in texts]
+    """Agreement of each text with the others: the mean F1 of their words (self-consistency: Wang et al., 2023, for
+    answers that are not equal letter by letter). 0 for a single text."""
+    bags = [collections.Counter(text.lower().split()) for text in texts]
     return [
-        sum(_f1(one, other) for index, other in enumerate(words) if index != own) / max(1, len(words) - 1)
-        for own, one in enumerate(words)
+        sum(_f1(bag, other) for other_index, other in enumerate(bags) if other_index != index) / max(1, len(bags) - 1)
+        for index, bag in enumerate(bags)
     ]
 
 
 def _f1(first: collections.Counter[str], second: collections.Counter[str]) -> float:
+    """F1 of two bags of words."""
     total = first.total() + second.total()
     return 2 * (first & second).total() / total if total else 1.0
 

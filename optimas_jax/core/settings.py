@@ -1,6 +1,7 @@
-"""Settings as people read about them: every field of a configuration's dataclasses, with its meaning.
+"""Settings as pages and commands show them: every field of a configuration's dataclasses, with its meaning.
 
-The meanings stand in the docstrings of the dataclasses, below ``Attributes:``, one field or several to a paragraph.
+The meanings are read from the docstrings of the dataclasses, below ``Attributes:``, where each entry explains one field
+or several.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ REQUIRED = dataclasses.MISSING  # the default of a field without one
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field that has a value.
+    """A field of a configuration that holds a value, not a section.
 
     Attributes:
-      path: from the configuration on, such as ``optimize.gate.kind``.
-      type: in words, such as ``int`` or ``list of text``.
-      allowed: values, in words; "" for all of the type.
+      path: names from the configuration to the field, such as ``optimize.gate.kind``.
+      type: name of its type, such as ``int`` or ``list of text``.
+      allowed: description of the allowed values; "" if all values of the type are.
       default: ``REQUIRED`` if there is none.
-      value: in a configuration; the default where there is no configuration.
-      meaning: a text with ``names`` between double backquotes.
+      value: its value in a configuration; the default if there is no configuration.
+      meaning: its explanation, with ``names`` between double backquotes.
     """
 
     path: str
@@ -48,8 +49,8 @@ class Section:
     Attributes:
       path: "" for the configuration itself.
       meaning: of the dataclass: its docstring without its fields.
-      role: what the dataclass around it says of this field.
-      settings: its fields that are no sections themselves.
+      role: meaning of its field in the dataclass around it.
+      settings: its fields that are not sections.
     """
 
     path: str
@@ -59,10 +60,10 @@ class Section:
 
 
 def sections(cls: type, config: Any = REQUIRED, path: str = "") -> list[Section]:
-    """A dataclass and those in it, each before its own.
+    """The section of a dataclass, followed by the sections of the dataclasses in its fields.
 
     Args:
-      config: an instance, for its values; without it, those are the defaults.
+      config: an instance, from which values are read; without it the values are the defaults.
       path: of the dataclass.
 
     Returns:
@@ -74,21 +75,21 @@ def sections(cls: type, config: Any = REQUIRED, path: str = "") -> list[Section]
 
 def meanings(cls: type) -> dict[str, str]:
     """The meaning of every field that the docstrings of a dataclass and its bases explain."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         names: list[str] = []
         for line in _attributes(base):
             entry = _ENTRY.fullmatch(line.strip()) if line.startswith("  ") and not line.startswith("   ") else None
             if entry is not None:
                 names = entry[1].split(", ")
-                found |= dict.fromkeys(names, entry[2])
+                texts |= dict.fromkeys(names, entry[2])
             elif names:
-                found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
-    return {field.name: found[field.name] for field in dataclasses.fields(cls) if field.name in found}
+                texts |= {name: f"{texts[name]} {line.strip()}".strip() for name in names}
+    return {field.name: texts[field.name] for field in dataclasses.fields(cls) if field.name in texts}
 
 
 def _sections(cls: type, config: Any, defaults: Any, path: str, role: str) -> Iterator[Section]:
-    """``defaults``: by field, or an instance that has them."""
+    """Yields the sections of ``sections``; ``defaults``: default by field, or an instance that has them."""
     explained, within, settings = meanings(cls), [], []
     for field, hint in zip(dataclasses.fields(cls), _hints(cls), strict=True):
         where = f"{path}.{field.name}" if path else field.name
@@ -104,8 +105,8 @@ def _sections(cls: type, config: Any, defaults: Any, path: str, role: str) -> It
             words = _words(hint)
             settings.append(Setting(where, *words, default, value, explained.get(field.name, "")))
     yield Section(path, _head(cls), role, tuple(settings))
-    for one in within:
-        yield from _sections(*one)
+    for arguments in within:
+        yield from _sections(*arguments)
 
 
 def _hints(cls: type) -> list[Any]:
@@ -114,7 +115,7 @@ def _hints(cls: type) -> list[Any]:
 
 
 def _no_defaults(cls: Any) -> Mapping[str, Any]:
-    """Defaults of the fields of a dataclass."""
+    """Default of each field of a dataclass; ``REQUIRED`` for a field without one."""
     return {
         field.name: field.default if field.default_factory is REQUIRED else field.default_factory()
         for field in dataclasses.fields(cls)
@@ -122,7 +123,7 @@ def _no_defaults(cls: Any) -> Mapping[str, Any]:
 
 
 def _words(hint: Any) -> tuple[str, str]:
-    """A type and its allowed values in words."""
+    """Name of a type, and description of its allowed values."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _words(inner[0])[0], str(inner[1])
@@ -135,7 +136,7 @@ def _words(hint: Any) -> tuple[str, str]:
         kind, allowed = _words(inner[1])
         return f"{kind} by name", f"each {allowed}" if allowed else ""
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_words(one)[0] for one in inner), ""
+        return " or ".join(_words(option)[0] for option in inner), ""
     return _TYPES.get(hint, getattr(hint, "__name__", str(hint))), ""
 
 
@@ -144,7 +145,8 @@ def _doc(cls: type) -> str:
 
 
 def _head(cls: type) -> str:
-    """The docstring of a dataclass up to its fields; a dataclass without one has its signature there."""
+    """The docstring of a dataclass up to its fields; "" for the signature that Python gives a dataclass without a
+    docstring."""
     head = _doc(cls).partition("\nAttributes:")[0].strip()
     return "" if head.startswith(f"{cls.__name__}(") else head
 
@@ -157,7 +159,7 @@ def _attributes(cls: type) -> list[str]:
 
 
 def value_text(value: Any, most: int = 80) -> str:
-    """A value as it is shown: as a flag takes it where that is plain."""
+    """A value as it is shown: for plain values, as a flag takes it."""
     if value is REQUIRED:
         return "required"
     if isinstance(value, Mapping):

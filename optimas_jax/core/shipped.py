@@ -17,8 +17,8 @@ def folder(name: str) -> Path:
 
 
 def find(path: str | Path) -> Path:
-    """A file as it is named; where there is none, the one that comes with the package: ``configs/hotpotqa.py``, or
-    ``optimas_jax/configs/hotpotqa.py`` (``portable``)."""
+    """The path itself if it is a file; otherwise the file of that name that comes with the package, such as
+    ``configs/hotpotqa.py``, or ``optimas_jax/configs/hotpotqa.py`` (``portable``)."""
     parts = Path(path).parts
     if parts[:1] == (PACKAGE.name,):
         parts = parts[1:]
@@ -28,13 +28,13 @@ def find(path: str | Path) -> Path:
 
 
 def portable(path: str) -> str:
-    """The path of a file as a run folder records it: one inside an installed package is named from the package on, so
-    that the folder can be read where the package lies elsewhere."""
+    """The path of a file as a run folder records it. A path inside an installed package begins with the package, so
+    that the folder can be read where the package is installed elsewhere."""
     inside = INSTALLED and Path(path).is_absolute() and Path(path).is_relative_to(PACKAGE)
     return Path(path).relative_to(PACKAGE.parent).as_posix() if inside else path
 
 
 def python_path(inherited: str = "") -> list[str]:
-    """``PYTHONPATH`` of a process that imports this package. An installed one is found without: its folder, with all
-    other packages, would come before the standard library."""
+    """``PYTHONPATH`` entries of a process that imports this package. An installed package needs no entry: its folder,
+    with all other packages, would come before the standard library."""
     return [*([] if INSTALLED else [str(PACKAGE.parent)]), *filter(None, [inherited])]

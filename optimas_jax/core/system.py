@@ -46,21 +46,21 @@ class System:
     Attributes:
       components: in any order; runs of a graph follow ``order``.
       input_fields: fields that an example provides.
-      output_fields: fields that the metric reads; of a program maybe empty, for whatever it returns.
+      output_fields: fields that the metric reads; may be empty for a program, which then returns any fields.
       metric: a number, a number and a text, or a ``Score``, of what its arguments name (``core.scoring``); higher is
         better. A metric that asks a model or runs a program is a judge: ``async (outputs, gold, context) -> score``.
       completer: answers the components' completion requests.
       failure_score: score of a run without outputs.
       scorer: scores outputs for ``PerInstance`` values; None if no value needs it.
       meter: counts executions, or None.
-      watch: looks at runs as they go, or None.
+      watch: watches the runs, or None.
       objective: what the cost of a run is worth; None for nothing.
       declared, code: digests of what a program is made of, by name: its prompts and settings, its functions.
       program: ``async (fields of the example) -> outputs``; calls components by ``core.program.current_scope``. None
         for a graph, which the components' fields define.
-      alone: held by each run of a program whose calls do not tell which run they belong to; None for runs side by side.
-      called_after, read_by: which components a program was seen to call after each, and to pass its outputs to
-        (``loop.steps.observe``); None where it is not known, and all are taken for it.
+      alone: lock that a program's run holds if calls do not tell which run they belong to; None for runs side by side.
+      called_after, read_by: by component, those that a program was seen to call after it, and to pass its outputs to
+        (``loop.steps.observe``); None if not known, which counts as all components.
 
     Raises:
       GraphError: two components of one name, a field that nothing writes or two components write, a circle.
@@ -137,8 +137,8 @@ class System:
         return tuple(name for name in self.order if self.by_name[name].space is not None)
 
     def descendants(self, name: str) -> frozenset[str]:
-        """Components that read outputs of ``name``, directly or through other components; in a program as far as they
-        were seen to."""
+        """Components that read outputs of ``name``, directly or through other components; in a program, as far as was
+        observed."""
         if self.program is not None:
             return frozenset(self.order) if self.read_by is None else self.read_by.get(name, frozenset())
         descendants: set[str] = set()
@@ -182,18 +182,19 @@ class System:
         return dataclasses.replace(self, completer=completer)
 
     def kept(self, trace: Trace, *changed: str) -> dict[CallKey, Call]:
-        """The argument ``given`` of ``run`` for running ``trace`` again, with its seed, after a change of the values of
-        components: the calls of all others, which keep their outputs as far as their inputs stay the same."""
+        """The argument ``given`` of ``run`` for running ``trace`` again, with its seed, after the values of the
+        ``changed`` components were changed: the calls of all other components, which keep their outputs where their
+        inputs stay the same."""
         return {call.key: call for call in trace.calls if call.component not in changed}
 
     def followed(self, trace: Trace, answers: Mapping[int, Call | Mapping[str, Any]], seed: int) -> dict[CallKey, Call]:
         """The argument ``given`` of ``run`` for following other outputs of some calls of ``trace`` to their end.
 
-        Calls before the first of them are kept. Behind it, calls are kept as far as their inputs stay the same, if the
-        seed does; with another seed they are drawn anew.
+        Calls before the first of these are kept. Later calls are kept where their inputs stay the same, if the run has
+        the seed of ``trace``; with another seed they are drawn anew.
 
         Args:
-          answers: by index of the call in ``trace.calls``: outputs, or the call that was made in its place, which may
+          answers: by index of the call in ``trace.calls``: its other outputs, or a call to put in its place, which may
             have failed.
           seed: of the run.
         """
@@ -258,7 +259,7 @@ class System:
             outputs = freeze({field: fields[field] for field in names})
             trace = await self._scored(Trace(example.id, seed, recorder.calls, outputs, outcome, 0.0), example)
         trace = self._with_cost(trace, seconds)
-        if self.watch is not None and not given:  # not what follows another output of a call
+        if self.watch is not None and not given:  # runs that follow other outputs of a call do not count
             self.watch.ended(trace, configuration)
         return trace
 
@@ -279,26 +280,26 @@ class System:
         """Calls every component when its parents have ended; returns all fields."""
         fields = dict(inputs)
 
-        async def call(place: int, name: str, parents: Sequence[asyncio.Task[None]]) -> None:
+        async def call(position: int, name: str, parents: Sequence[asyncio.Task[None]]) -> None:
             """Waits for the component's parents, calls it, and adds its fields."""
             for parent in parents:
                 await parent
             component = self.by_name[name]
             if all(field in fields for field in component.inputs):  # else an ancestor failed
                 inputs = freeze({field: fields[field] for field in component.inputs})
-                fields.update((await recorder.call(name, inputs, (place,))).outputs)
+                fields.update((await recorder.call(name, inputs, (position,))).outputs)
 
         tasks: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
-            for place, name in enumerate(self.order):
-                tasks[name] = group.create_task(call(place, name, [tasks[parent] for parent in self.parents[name]]))
+            for position, name in enumerate(self.order):
+                tasks[name] = group.create_task(call(position, name, [tasks[parent] for parent in self.parents[name]]))
         return fields
 
     async def _run_program(
         self, recorder: Recorder, inputs: Mapping[str, Any], example_id: str, program: Program
     ) -> tuple[Mapping[str, Any], Outcome, str]:
-        """What the program returns on an example, and its outcome: of a component's failure that it does not catch, or
-        of its own, with the reason.
+        """Runs the program on an example; returns its fields, its outcome, and the reason if it failed itself. A
+        component's failure that the program does not catch gives the outcome.
 
         Raises:
           ComponentBug: it raises anything else.
@@ -389,7 +390,8 @@ class System:
     async def _select(
         self, call: Call, value: PerInstance, example_id: str, seed: int, temperature: float | None
     ) -> Call:
-        """Runs every candidate and selects one that succeeded; the first one if all failed. It costs all of them."""
+        """Runs every candidate and selects one that succeeded, or the first one if all failed. The cost covers all
+        candidates."""
         name = call.component
         if self.scorer is None:
             raise StopRun(
@@ -402,11 +404,11 @@ class System:
                 for candidate, sample_seed, hotter in candidates(value, seed, temperature)
             ]
         cost = side_by_side(task.result().cost for task in tasks)
-        made = [dataclasses.replace(task.result(), cost=cost) for task in tasks]
-        succeeded = [one for one in made if one.outcome is Outcome.OK]
+        results = [dataclasses.replace(task.result(), cost=cost) for task in tasks]
+        succeeded = [result for result in results if result.outcome is Outcome.OK]
         if not succeeded:
-            return made[0]
-        outputs = [one.outputs for one in succeeded]
+            return results[0]
+        outputs = [result.outputs for result in succeeded]
         if all(fields == outputs[0] for fields in outputs):
             return succeeded[0]
         scores = await self.scorer.scores(name, example_id, call.inputs, outputs, value.reward)

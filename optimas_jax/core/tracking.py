@@ -1,4 +1,4 @@
-"""What trackers are named by, and what they are told of beside events: calls of language models."""
+"""Names of trackers, and the calls of language models that trackers get in addition to events."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def tracker_names(text: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class ModelCall:
-    """A call of a language model that was made; answers from the tape are none.
+    """A call of a language model. An answer from the tape is no such call.
 
     Attributes:
-      component: that asked, or ``proposer``.
-      phase: of the run, such as ``optimize``.
+      component: the component that made it, or ``proposer``.
+      phase: phase of the run, such as ``optimize``.
       provider: ``openai``, ``anthropic``, or "" for a local model.
-      model: as the provider calls it.
+      model: the provider's name of the model.
       messages: the conversation: ``role``, ``content``, and where there are some ``calls`` (id, name, arguments) and
         ``call_id``. A role ``text`` has a text to continue.
       max_tokens, temperature, top_p, stop, seed: of the request; ``seed`` is None where nothing is drawn.
       json: whether the answer had to be JSON.
       answer: its text; "" without one.
-      outcome: ``ok``, ``truncated``, ``refused``, ``timeout``, ``rate_limited``; or the type of what was raised.
+      outcome: ``ok``, ``truncated``, ``refused``, ``timeout``, ``rate_limited``; or the type of the exception.
       prompt_tokens, completion_tokens, usd: of the answer; 0 without one.
       began, ended: seconds since the epoch, all attempts included.
     """

@@ -109,11 +109,11 @@ class Call:
       component: its name.
       inputs: fields that it read.
       outputs: fields that it wrote; empty unless ``outcome`` is ok.
-      outcome, detail: how it ended, and why it failed, or how an answer that was used was cut short.
+      outcome, detail: how it ended; why it failed, or how a used answer was cut short.
       occurrence: number of the component's calls before it, in the order of the program.
-      repeat: number of those that had equal inputs; each has a seed of its own.
+      repeat: number of these earlier calls with equal inputs; each repetition has its own seed.
       position: in the order of the program (``core.program``).
-      reasoning: what a model thought before its answer; no part of ``outputs``.
+      reasoning: reasoning of a model before its answer; no part of ``outputs``.
       cost: of all its requests.
     """
 
@@ -149,10 +149,10 @@ class Trace:
       outputs: the system's final outputs; empty unless ``outcome`` is ok.
       outcome: ok, or the outcome of the call that failed the run.
       score: the metric, or its failure score.
-      feedback: why, in the metric's words.
-      parts: of the score, where the metric tells them.
+      feedback: the metric's reason for the score.
+      parts: parts of the score, if the metric returns some.
       cost: of the run; the metric's own requests are no part of it.
-      penalty: score that the cost is worth (``core.objective``).
+      penalty: the cost in units of the score (``core.objective``).
     """
 
     example_id: str
@@ -168,7 +168,7 @@ class Trace:
 
     @property
     def reward(self) -> float:
-        """What runs are compared by: the score, minus what the cost is worth."""
+        """The number by which runs are compared: score minus ``penalty``."""
         return self.score - self.penalty if self.penalty else self.score
 
     def calls_of(self, component: str) -> tuple[Call, ...]:
@@ -176,7 +176,7 @@ class Trace:
         return tuple(call for call in self.calls if call.component == component)
 
     def indices(self, component: str) -> tuple[int, ...]:
-        """Where the component's calls are in ``calls``."""
+        """Indices of the component's calls in ``calls``."""
         return tuple(index for index, call in enumerate(self.calls) if call.component == component)
 
     def reaches(self, component: str) -> bool:
@@ -191,7 +191,7 @@ class Trace:
         raise KeyError(f"no call of {component!r} in the run of example {self.example_id!r}")
 
 
-RECORDED = "trace:"  # the source of a recorded candidate begins with it
+RECORDED = "trace:"  # beginning of the source of a recorded candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Candidate:
 
     @property
     def recorded(self) -> str:
-        """File and line of the recorded call that it is from; "" if it is from none."""
+        """File and line of the recorded call that it comes from; "" for other candidates."""
         return self.source.removeprefix(RECORDED) if self.source.startswith(RECORDED) else ""
 
     @property
@@ -231,7 +231,8 @@ class Group:
       inputs: inputs of the component.
       candidates: different outputs.
       configuration: digest of the configuration under which rewards were measured; "" if unknown.
-      occurrence: of the call whose outputs differ (``Call``); all other calls are as in the run, or follow from it.
+      occurrence: number of the call whose outputs differ (``Call``); all other calls are as in the run, or follow from
+        it.
     """
 
     component: str
@@ -243,7 +244,7 @@ class Group:
 
     @property
     def current(self) -> Candidate | None:
-        """The output of the value in use, if it is among the candidates: of a run, else a recorded one."""
+        """The candidate of the value in use, from a run or else from a recorded call; None if there is none."""
         recorded = next((candidate for candidate in self.candidates if candidate.recorded), None)
         return next((candidate for candidate in self.candidates if candidate.source == "current"), recorded)
 

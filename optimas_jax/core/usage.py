@@ -1,4 +1,4 @@
-"""Costs of work, as the tape, the ledger, a search and a comparison add them up; and limits on them."""
+"""Costs of work, which tape, ledger, search and comparison add up, and limits on these costs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from optimas_jax.core.types import StopRun
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Costs; they add up (``+``).
+    """Costs of some work; ``+`` adds them up.
 
     Attributes:
       calls: completions, and executions of programs.
-      prompt_tokens, completion_tokens: read and written by language models.
+      prompt_tokens, completion_tokens: tokens that language models read and wrote.
       usd: US dollars.
       seconds: compute time of models and programs, not wall-clock time.
-      system_runs: runs of the system, from the start or from given outputs, that executed a component.
-      component_calls: executions of components, in these runs or alone.
+      system_runs: runs of the system, from the start or from given outputs, that executed at least one component.
+      component_calls: executions of components, in these runs or outside of runs.
     """
 
     calls: int = 0
@@ -46,7 +46,7 @@ class Usage:
         return f"{self.usd:.4f} US dollars, {self.tokens:,} tokens, {self.calls:,} calls"
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, and ``tokens``; dollars and seconds without the noise of their sums."""
+        """All fields, and ``tokens``; dollars and seconds are rounded, which removes the rounding noise of sums."""
         fields = {**vars(self), "usd": round(self.usd, 12), "seconds": round(self.seconds, 3)}
         return {**fields, "tokens": self.tokens}
 
@@ -56,11 +56,11 @@ class Usage:
         return Usage(**{name: x if name in ("usd", "seconds") else math.ceil(x) for name, x in values.items()})
 
     def most(self, other: Usage) -> Usage:
-        """The larger of two, cost by cost."""
+        """The larger of the two values of each cost."""
         return Usage(**{field.name: max(getattr(self, field.name), getattr(other, field.name)) for field in _FIELDS})
 
     def least(self, other: Usage) -> Usage:
-        """The smaller of two, cost by cost."""
+        """The smaller of the two values of each cost."""
         return Usage(**{field.name: min(getattr(self, field.name), getattr(other, field.name)) for field in _FIELDS})
 
     @classmethod
@@ -73,7 +73,7 @@ _FIELDS = dataclasses.fields(Usage)
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """The most that may be used; infinite for no limit.
+    """Upper limits on costs; infinity stands for no limit.
 
     Attributes:
       usd: US dollars.
@@ -90,24 +90,24 @@ class Limit:
         return [name for name, limit in dataclasses.asdict(self).items() if getattr(usage, name) > limit]
 
     def rest(self, usage: Usage) -> Limit:
-        """What is left after ``usage``; never below 0."""
+        """The limits that are left after ``usage``; never below 0."""
         return Limit(**{name: max(0, limit - getattr(usage, name)) for name, limit in dataclasses.asdict(self).items()})
 
     def share(self, part: float) -> Limit:
-        """A part of the limits that there are; counts are rounded down."""
+        """The finite limits multiplied by ``part``; counts are rounded down."""
 
-        def of(name: str, limit: float) -> float:
+        def scaled(name: str, limit: float) -> float:
             return limit if limit == math.inf else limit * part if name == "usd" else math.floor(limit * part)
 
-        return Limit(**{name: of(name, limit) for name, limit in dataclasses.asdict(self).items()})
+        return Limit(**{name: scaled(name, limit) for name, limit in dataclasses.asdict(self).items()})
 
     def within(self, other: Limit) -> Limit:
-        """The smaller of two, limit by limit."""
+        """The smaller of the two values of each limit."""
         return Limit(min(self.usd, other.usd), min(self.tokens, other.tokens), min(self.calls, other.calls))
 
     @property
     def is_set(self) -> bool:
-        """Whether anything is limited."""
+        """Whether there is any limit."""
         return self != Limit()
 
     def __str__(self) -> str:
@@ -125,15 +125,15 @@ class OutOfBudget(StopRun):
 
 
 class Allowance:
-    """What a run, or a part of one, may use (``llm.ledger.Ledger.limit``); a nested one is a share of the one around
-    it. It only counts; the ledger admits requests by it.
+    """Counts what a run, or a part of a run, uses under a limit (``llm.ledger.Ledger.limit``). The ledger admits
+    requests by these counts. A nested allowance is a share of the allowance around it.
 
     Attributes:
-      limit: the most, from its beginning on.
+      limit: the most that may be used since its beginning.
       used: since its beginning, by requests that were new to the outermost allowance.
-      held: set aside for what comes after it.
-      requests: answered since its beginning, repeated ones included.
-      closed: whether a request was refused under it; nothing that costs anything is admitted then, however small.
+      held: costs that are set aside for later work.
+      requests: answered requests since its beginning, repeated ones included.
+      closed: whether a request was refused under it; then no request with a cost is admitted any more, however small.
       chain: this allowance and those around it, the outermost last.
     """
 
@@ -146,29 +146,29 @@ class Allowance:
         self._reserved = Usage()
 
     def has(self, key: str) -> bool:
-        """Whether a request was used already, so that it costs nothing more."""
+        """Whether a request was counted already, so that it costs nothing more."""
         return key in self._keys
 
     @property
     def left(self) -> Limit:
         """What is neither used, held nor reserved, here and in every allowance around this one."""
         left = UNLIMITED
-        for one in self.chain:
-            left = left.within(one.limit.rest(one.used + one.held + one._reserved))
+        for allowance in self.chain:
+            left = left.within(allowance.limit.rest(allowance.used + allowance.held + allowance._reserved))
         return left
 
     def reserve(self, usage: Usage) -> None:
-        """Sets costs of a request in flight aside."""
+        """Sets aside the costs of a request in flight."""
         for allowance in self.chain:
             allowance._reserved += usage
 
     def release(self, usage: Usage) -> None:
-        """Gives them back."""
+        """Gives back the costs that ``reserve`` set aside."""
         for allowance in self.chain:
             allowance._reserved -= usage
 
     def use(self, role: str, key: str, usage: Usage) -> None:
-        """Counts an answered request."""
+        """Counts an answered request; a repeated one adds no costs."""
         new = Usage() if key in self._keys else usage
         self._keys.add(key)
         for allowance in self.chain:

@@ -25,7 +25,8 @@ class Demo:
       inputs, outputs: fields shown in a prompt.
       example_id: the example that it was taken from, or "". It is saved with the prompt, but is not shown, compared or
         part of ``value_digest``.
-      recorded: file and line of the recorded call that it was taken from, or "". As ``example_id``.
+      recorded: file and line of the recorded call that it was taken from, or "". Saved, but not shown or compared, like
+        ``example_id``.
 
     It raises nothing by itself.
 
@@ -99,12 +100,12 @@ class PerInstance:
     it is best-of-N.
 
     Attributes:
-      values: the values that give candidates; no ``PerInstance`` among them.
+      values: the values that produce candidates; none of them is a ``PerInstance``.
       reward: name of the local reward that scores them.
       samples: candidates of each value: its own output, and ``samples - 1`` sampled at ``temperature``.
       mode: ``argmax`` keeps the candidate with the highest local reward r; ``sample`` draws one in proportion to
         exp(r).
-      temperature: of the samples.
+      temperature: sampling temperature of the samples after the first.
     """
 
     values: tuple[Prompt | Hyperparameters | Choice | Adapter, ...]
@@ -136,8 +137,8 @@ def plain_values(value: Value) -> tuple[Value, ...]:
 
 
 def shows(value: Value, example_id: str, inputs: Mapping[str, Any]) -> bool:
-    """Whether a demonstration of a value comes from an example, or has the same ``inputs`` of the component. Such a
-    value is not tried on this example, as it would repeat the demonstration."""
+    """Whether a demonstration of a value comes from this example, or has the same component ``inputs``. Such a value is
+    not tried on this example, because the model could repeat the demonstration."""
     demos = [demo for plain in plain_values(value) if isinstance(plain, Prompt) for demo in plain.demos]
     return any((demo.example_id and demo.example_id == example_id) or demo.inputs == freeze(inputs) for demo in demos)
 
@@ -151,7 +152,7 @@ def _demo_to_json(demo: Demo) -> dict[str, Any]:
 
 
 def value_to_json(value: Value) -> dict[str, Any]:
-    """Plain data with a ``type`` field; demonstrations with the example that they were taken from."""
+    """Plain data with a ``type`` field; demonstrations keep the example that they were taken from."""
     match value:
         case Prompt(instruction, demos):
             return {"type": "prompt", "instruction": instruction, "demos": [_demo_to_json(demo) for demo in demos]}
@@ -164,7 +165,7 @@ def value_to_json(value: Value) -> dict[str, Any]:
         case PerInstance(values, reward, samples, mode, temperature):
             return {
                 "type": "per_instance",
-                "values": [value_to_json(one) for one in values],
+                "values": [value_to_json(candidate) for candidate in values],
                 "reward": reward,
                 "samples": samples,
                 "mode": mode,
@@ -192,7 +193,7 @@ def value_from_json(data: Mapping[str, Any]) -> Value:
             case "adapter":
                 return Adapter(_field(data, "digest", str))
             case "per_instance":
-                values = tuple(value_from_json(one) for one in _field(data, "values", list))
+                values = tuple(value_from_json(candidate) for candidate in _field(data, "values", list))
                 kinds = {"reward": str, "samples": int, "mode": str, "temperature": int | float}
                 rest = [_field(data, name, kind) for name, kind in kinds.items()]
                 return PerInstance(values, *rest)  # type: ignore[arg-type]
@@ -324,8 +325,8 @@ Space = PromptSpace | Grid | Models | LoraSpace
 
 def check_value(space: Space, value: Value | None) -> None:
     """Raises ``ValueError`` for a value that the space does not allow; for a ``PerInstance`` checks all its values."""
-    for one in (value,) if value is None else plain_values(value):
-        space.check(one)
+    for plain in (value,) if value is None else plain_values(value):
+        space.check(plain)
 
 
 def nothing_to_tune(space: Space | None) -> bool:

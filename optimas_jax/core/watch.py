@@ -1,4 +1,4 @@
-"""Watch: what the runs of a system wait for, and how many of the last ones ended with an exception."""
+"""Watches the runs of a system: what they wait for, and how many of the last runs ended with an exception."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from optimas_jax.core.frames import UserBug
 from optimas_jax.core.types import Outcome, Trace
 from optimas_jax.core.values import Configuration
 
-_LAST = 100  # runs that are looked back on
-_SHARE, _FEWEST = 0.2, 20  # of them may end with an exception; of fewer runs
-_ALL = 5  # not all
-_LATE = 60.0  # seconds
+_LAST = 100  # number of last runs that are judged
+_SHARE, _FEWEST = 0.2, 20  # share of them that may end with an exception; fewest runs to which the share applies
+_ALL = 5  # number of first runs that may not all end with an exception
+_LATE = 60.0  # seconds after which a wait is reported
 
 Kind = Literal["component", "metric", "hook", "request", "program"]
 
@@ -30,10 +30,10 @@ class Wait:
     """Something that a run waits for.
 
     Attributes:
-      kind: a ``component``, ``metric`` or ``hook`` of the user's, which may never end; a ``request``, which ends in any
-        case; or the whole ``program``.
-      name: of it.
-      since: ``time.monotonic()``.
+      kind: a ``component``, ``metric`` or ``hook`` of the user's, which may never end; a ``request``, which always
+        ends; or the whole ``program``.
+      name: of the component, metric, hook or program.
+      since: its beginning, by ``time.monotonic()``.
     """
 
     kind: Kind
@@ -43,12 +43,13 @@ class Wait:
 
 @dataclasses.dataclass
 class Watch:
-    """Looks at the runs of a system as they go; changes no result.
+    """Watches the runs of a system; changes no result.
 
     Attributes:
-      configuration: in use: a candidate that makes runs fail loses by their scores, and stops nothing. None for any.
-      ends: what raised the exception that ended each of the last runs; "" for other ends.
-      waits: in flight.
+      configuration: the one in use, whose runs are counted. Failing runs of a candidate lower its scores and stop
+        nothing. None counts the runs of every configuration.
+      ends: for each of the last runs the cause of the exception that ended it; "" if it ended otherwise.
+      waits: those in progress, by ``id``.
     """
 
     configuration: Configuration | None = None
@@ -57,7 +58,7 @@ class Watch:
 
     @contextlib.contextmanager
     def waiting(self, kind: Kind, name: str) -> Iterator[None]:
-        """The time that a run waits for something."""
+        """Records that a run waits for something, while the block runs."""
         wait = Wait(kind, name, time.monotonic())
         self.waits[id(wait)] = wait
         try:
@@ -66,14 +67,15 @@ class Watch:
             del self.waits[id(wait)]
 
     def late(self, seconds: float) -> list[str]:
-        """Lines on what is waited for since long ago: users' functions, or a program that waits for nothing else."""
+        """Lines about waits of at least ``seconds``: for users' functions, or for a program that waits for nothing
+        else."""
         waits = list(self.waits.values())
-        functions = [one for one in waits if one.kind in ("component", "metric", "hook")]
-        alone = not functions and all(one.kind == "program" for one in waits)
+        functions = [wait for wait in waits if wait.kind in ("component", "metric", "hook")]
+        alone = not functions and all(wait.kind == "program" for wait in waits)
         now, oldest = time.monotonic(), dict[tuple[Kind, str], list[float]]()
-        for one in waits if alone else functions:
-            if now - one.since >= seconds:
-                oldest.setdefault((one.kind, one.name), []).append(now - one.since)
+        for wait in waits if alone else functions:
+            if now - wait.since >= seconds:
+                oldest.setdefault((wait.kind, wait.name), []).append(now - wait.since)
         return [_line(kind, name, max(ages), len(ages)) for (kind, name), ages in oldest.items()]
 
     def ended(self, trace: Trace, configuration: Configuration) -> None:
@@ -81,7 +83,7 @@ class Watch:
 
         Raises:
           TooManyFailures: it ended with an exception, or at the program's time limit, as did more than a fifth of the
-            last runs, of 20 at least, or each of the first 5. Answers of models that cannot be used are no exceptions.
+            last runs (if there are at least 20), or each of the first 5. Unusable answers of models are no exceptions.
         """
         if self.configuration is not None and configuration != self.configuration:
             return
@@ -102,13 +104,14 @@ class Watch:
 
 
 def tell_waits(watch: Watch | None, line: Callable[[str], None]) -> None:
-    """Shows what is waited for since a minute or more."""
+    """Shows a line about every wait of a minute or more."""
     for text in [] if watch is None else watch.late(_LATE):
         line(text)
 
 
 def why_failed(trace: Trace) -> str:
-    """Why a run failed: the call that failed last, or the program itself; "" if it did not."""
+    """Reason why a run failed, from the call that failed last or from the program itself; "" for a run that
+    succeeded."""
     if trace.outcome is Outcome.OK:
         return ""
     if trace.feedback:

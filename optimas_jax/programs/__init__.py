@@ -1,4 +1,4 @@
-"""Declarations: what a user's program calls, and what of it may be tuned.
+"""Declarations of the components that a user's program calls, and of the parts of it that may be tuned.
 
     draft = prompt("Answer the question from the passages.")   # a request to the model of the run
     k = setting(3, choices=(1, 2, 3, 5))                       # k.value

@@ -1,4 +1,4 @@
-"""What all components that a program calls have in common."""
+"""Base class of all components that a program calls."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from optimas_jax.programs.plain import PlainError, from_fields, to_plain
 
 
 class DeclarationError(ValueError):
-    """A declaration that cannot be; raised where it is made, or when the program is built."""
+    """An invalid declaration; raised where it is made, or when the program is built."""
 
 
 class Declared(abc.ABC):
     """A component that a program calls.
 
     Attributes:
-      name: of the component; "" until the program is built, if it is the name of its variable.
+      name: name of the component; if it is the name of its variable, "" until the program is built.
       description: one sentence on its purpose.
       module: name of the module whose code declares it.
     """
@@ -44,23 +44,24 @@ class Declared(abc.ABC):
 
     @property
     def declared(self) -> Any:
-        """What is declared, as plain data: with another one a run is another one."""
+        """The declaration as plain data: a run with another declaration is another run."""
         return self.description
 
     @property
     def code(self) -> Any:
-        """What a function of the user's is made of (``programs.identity``), as plain data; None without one."""
+        """Identity of the user's function (``programs.identity``), as plain data; None for components without a
+        function."""
         return None
 
     def check(self) -> None:  # noqa: B027 (most components have no types)
         """Raises ``PlainError`` for declared types and defaults that cannot be recorded."""
 
     def restore(self, outputs: Mapping[str, Any]) -> Any:
-        """What the program gets, from the recorded outputs."""
+        """The value that the program gets, from the recorded outputs."""
         return from_fields(self.name, thaw(outputs))
 
     def call(self, inputs: Mapping[str, Any]) -> Any:
-        """Calls the component: an awaitable on the event loop of the run, the result itself in a thread.
+        """Calls the component. On the event loop of the run it returns an awaitable, in a thread the result itself.
 
         Raises:
           ComponentFailure: the component failed: its model or tool gave no usable answer, or its function raised.
@@ -68,7 +69,7 @@ class Declared(abc.ABC):
         """
         if event_loop.running():
             called = self._called(inputs)
-            called.__qualname__ = self.name  # which Python's warning of a coroutine that nobody awaits names
+            called.__qualname__ = self.name  # the name in Python's warning of a coroutine that is not awaited
             return called
         scope = self._scope()
         answer = asyncio.run_coroutine_threadsafe(self._called(inputs), scope.ended.get_loop())
@@ -92,14 +93,14 @@ class Declared(abc.ABC):
         return self.restore(call.outputs)
 
     def plain(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs as plain data; ends the run for what cannot be recorded."""
+        """Inputs as plain data; an input that cannot be recorded ends the run."""
         try:
             return {key: to_plain(value, f"{self.name}({key})") for key, value in inputs.items()}
         except PlainError as error:
             raise self._scope().fail(error) from error
 
     def outside(self) -> bool:
-        """Whether this is outside of a run.
+        """Whether the caller is outside of a run.
 
         Raises:
           ProgramError: a program runs in this process, and this thread does not know which run it belongs to.

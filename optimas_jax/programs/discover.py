@@ -13,14 +13,14 @@ from optimas_jax.programs.declared import Declared
 
 
 def without_partials(called: Any) -> Any:
-    """What a partial calls; anything else itself."""
+    """The callable inside of partials; any other callable is returned unchanged."""
     while isinstance(called, functools.partial):
         called = called.func
     return called
 
 
 def function_of(called: Any) -> Any:
-    """The function behind a partial, a bound method or a callable object; anything else itself."""
+    """The function behind a partial, a bound method or a callable object; anything else is returned unchanged."""
     called = without_partials(called)
     if inspect.ismethod(called):
         return called.__func__
@@ -36,8 +36,8 @@ def object_of(called: Any) -> Any:
 
 
 def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
-    """Declared components that a function names, and with it the functions that it names, with the variables that hold
-    them; in the order of the code. Of a method also those that its object holds."""
+    """Declared components that a function and the functions that it calls by name use, each with the variable that
+    holds it, in the order of the code. For a method also the components that its object holds."""
     held = getattr(object_of(function), "__dict__", {})
     yield from ((name, value) for name, value in held.items() if isinstance(value, Declared))
     for _, named in functions_from(function):
@@ -45,12 +45,12 @@ def declared_in(function: Callable[..., Any]) -> Iterator[tuple[str, Declared]]:
 
 
 def functions_from(function: Callable[..., Any]) -> Iterator[tuple[Any, list[tuple[str, Any]]]]:
-    """A function, then the user's functions that it names, directly or through others: each with its names and what
-    they stand for."""
+    """A function, then the user's functions that it names, directly or through others: each with its names and their
+    values."""
     seen: set[int] = set()
     waiting: list[Any] = [function_of(function)]
     while waiting:
-        code_of = inspect.unwrap(waiting.pop(0), stop=lambda one: isinstance(one, Declared))
+        code_of = inspect.unwrap(waiting.pop(0), stop=lambda value: isinstance(value, Declared))
         code = getattr(code_of, "__code__", None)
         if code is None or id(code) in seen:
             continue
@@ -59,14 +59,14 @@ def functions_from(function: Callable[..., Any]) -> Iterator[tuple[Any, list[tup
         named = [pair for variable in _names_in(code) for pair in _values_of(variable, known)]
         yield code_of, named
         functions = [value for _, value in named if inspect.isfunction(value)]
-        waiting += [one for one in functions if not is_library(one.__code__.co_filename)]
+        waiting += [helper for helper in functions if not is_library(helper.__code__.co_filename)]
 
 
 def nonlocals_of(function: Any) -> dict[str, Any]:
-    """Variables of the functions around a function, as far as they have values yet."""
+    """Variables of the functions around a function that have a value already."""
     held = dict[str, Any]()
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # without one
+        with contextlib.suppress(ValueError):  # a variable without a value
             held[name] = cell.cell_contents
     return held
 
@@ -81,13 +81,14 @@ def _names_in(code: Any) -> list[str]:
 
 
 def _values_of(variable: str, known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The value of a variable; of a list, tuple or dict the values in it; of a module what the code may read of it."""
+    """Variables and their values: for a list, tuple or dict also the components in it, for an attribute its values in
+    known modules."""
     if variable not in known:
         modules = [value for value in known.values() if inspect.ismodule(value)]
-        own = [module for module in modules if not is_library(getattr(module, "__file__", None) or "")]
-        yield from ((variable, getattr(module, variable)) for module in own if hasattr(module, variable))
+        user_modules = [module for module in modules if not is_library(getattr(module, "__file__", None) or "")]
+        yield from ((variable, getattr(module, variable)) for module in user_modules if hasattr(module, variable))
         return
     value = known[variable]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     yield variable, value
-    yield from ((one.name, one) for one in items if isinstance(one, Declared))
+    yield from ((item.name, item) for item in items if isinstance(item, Declared))

@@ -1,4 +1,4 @@
-"""Functions of the user's as components: they run as they are, with what is tuned in place."""
+"""Functions of the user's as components: they run unchanged, with the tuned prompt or settings in place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from optimas_jax.programs.plain import check_kind, from_fields, from_plain, to_f
 from optimas_jax.programs.prompts import PromptDeclaration, SettingDeclaration
 
 _UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
-_GIVEN = ("seed", "temperature")  # arguments that a function gets from the run, if it has them
+_GIVEN = ("seed", "temperature")  # arguments that the run passes to a function that has them
 
 
 def component(
@@ -64,7 +64,7 @@ def component(
     Raises:
       DeclarationError: for a function with ``yield``, a method declared inside its class, an argument to tune that the
         function does not read, or types that cannot be recorded.
-      TypeError: for what is no function.
+      TypeError: for a value that is no function.
 
     Example:
       ```python
@@ -81,7 +81,7 @@ def component(
         given = {"name": name, "description": description, "effect": effect, "timeout": timeout, "on_error": on_error}
         return functools.partial(component, **given, **tuned)
     check_on_error(on_error)
-    wrong = [argument for argument, one in tuned.items() if not isinstance(one, PromptDeclaration | SettingDeclaration)]
+    wrong = [name for name, part in tuned.items() if not isinstance(part, PromptDeclaration | SettingDeclaration)]
     if wrong:
         raise DeclarationError(f"{', '.join(wrong)} of a component: expected prompt(...) or setting(...)")
     for declared in tuned.values():
@@ -91,15 +91,15 @@ def component(
     named = without_partials(function)
     called = getattr(named, "__name__", type(named).__name__).replace("<lambda>", "")
     doc = (inspect.getdoc(named) or "").split("\n")[0]
-    own = next((one.description for one in tuned.values() if isinstance(one, PromptDeclaration)), "")
+    about_prompt = next((part.description for part in tuned.values() if isinstance(part, PromptDeclaration)), "")
     return FunctionDeclaration(
         function,
         tuned,
-        bool(own) if effect is None else effect,
+        bool(about_prompt) if effect is None else effect,
         timeout,
         on_error,
         name=name or called,
-        description=description or doc or own or f"Computes {name or called or 'a value'}.",
+        description=description or doc or about_prompt or f"Computes {name or called or 'a value'}.",
     )
 
 
@@ -110,7 +110,7 @@ def check_on_error(on_error: str) -> None:
 
 
 def check_timeout(timeout: Any) -> None:
-    """Raises ``DeclarationError`` for a time limit that is none."""
+    """Raises ``DeclarationError`` unless a time limit is a number above 0 or None."""
     is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if timeout is not None and not (is_number and timeout > 0):
         raise DeclarationError(f"timeout is {timeout!r}, expected seconds above 0, or None for no limit")
@@ -164,7 +164,7 @@ class FunctionDeclaration(Declared):
                 f"{label!r} is declared in a class, where no object is known yet: declare it of an object, such as "
                 f"self.{label} = component(self.{label}) in __init__"
             )
-        odd = [one.name for one in self._signature.parameters.values() if one.kind in _UNNAMED]
+        odd = [argument.name for argument in self._signature.parameters.values() if argument.kind in _UNNAMED]
         if odd:
             raise DeclarationError(
                 f"the function {label!r} takes {', '.join(odd)} without a name: arguments of components are "
@@ -192,38 +192,39 @@ class FunctionDeclaration(Declared):
 
     @property
     def declared(self) -> Any:
-        return [self.description, {name: one.declared for name, one in self._tuned.items()}]
+        return [self.description, {name: part.declared for name, part in self._tuned.items()}]
 
     @property
     def code(self) -> Any:
         return identity_of(self._function, self._tuned)
 
     def check(self) -> None:
-        arguments = [one for name, one in self._signature.parameters.items() if name not in (*self._tuned, *_GIVEN)]
-        for one in arguments:
-            check_kind(self._hints.get(one.name), f"argument {one.name!r} of component {self.name!r}")
-            if one.default is not one.empty:
-                to_plain(one.default, f"the default of argument {one.name!r} of component {self.name!r}")
+        for name, argument in self._signature.parameters.items():
+            if name in (*self._tuned, *_GIVEN):
+                continue
+            check_kind(self._hints.get(name), f"argument {name!r} of component {self.name!r}")
+            if argument.default is not argument.empty:
+                to_plain(argument.default, f"the default of argument {name!r} of component {self.name!r}")
         check_kind(self._hints.get("return"), f"what component {self.name!r} returns")
 
     def _tunable(self) -> tuple[Space | None, Value | None]:
-        """The space of what is tuned, and its default."""
+        """The space of the tuned prompt or settings, and their default."""
         space: Space | None = None
         default: Value | None = None
         for declared in self._tuned.values():
             if isinstance(declared, PromptDeclaration):
                 space, default = declared.space, Prompt(declared.instruction, declared.demos)
-        settings = {name: one for name, one in self._tuned.items() if isinstance(one, SettingDeclaration)}
+        settings = {name: part for name, part in self._tuned.items() if isinstance(part, SettingDeclaration)}
         if settings:
-            space = Grid({name: one.space.settings["value"] for name, one in settings.items()})
-            default = Hyperparameters({name: one.default["value"] for name, one in settings.items()})
+            space = Grid({name: part.space.settings["value"] for name, part in settings.items()})
+            default = Hyperparameters({name: part.default["value"] for name, part in settings.items()})
         return space, default
 
     def restore(self, outputs: Mapping[str, Any]) -> Any:
         return from_fields(self.name, thaw(outputs), self._hints.get("return"))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the function, with what is tuned in place; outside of a run with the defaults."""
+        """Calls the function with the tuned prompt or settings in place; outside of a run with the defaults."""
         try:
             bound = self._signature.replace(parameters=self._parameters).bind(*args, **kwargs)
         except TypeError as error:
@@ -238,23 +239,25 @@ class FunctionDeclaration(Declared):
 
     @functools.cached_property
     def _parameters(self) -> list[inspect.Parameter]:
-        """Arguments that the program gives; it may leave out those that the run has."""
-        rest = [one for name, one in self._signature.parameters.items() if name not in self._tuned]
-        keyword = [one.replace(kind=one.KEYWORD_ONLY, default=None) for one in rest if one.name in _GIVEN]
-        others = [one for one in rest if one.name not in _GIVEN]
-        last = [one for one in others if one.kind in (one.KEYWORD_ONLY, one.VAR_KEYWORD)]
-        return sorted([*(one for one in others if one not in last), *keyword, *last], key=lambda one: one.kind)
+        """Arguments that the program passes; it may leave out arguments that the run provides."""
+        passed = [argument for name, argument in self._signature.parameters.items() if name not in self._tuned]
+        of_run = [argument for argument in passed if argument.name in _GIVEN]
+        optional = [argument.replace(kind=argument.KEYWORD_ONLY, default=None) for argument in of_run]
+        others = [argument for argument in passed if argument.name not in _GIVEN]
+        last = [argument for argument in others if argument.kind in (argument.KEYWORD_ONLY, argument.VAR_KEYWORD)]
+        first = [argument for argument in others if argument not in last]
+        return sorted([*first, *optional, *last], key=lambda argument: argument.kind)
 
     @functools.cached_property
     def _hints(self) -> Mapping[str, Any]:
-        """Types of arguments and of what is returned, where they can be read."""
+        """Declared types of the arguments and of the result, as far as they can be read."""
         try:
             return typing.get_type_hints(self._function)
         except Exception:  # names that exist for type checkers alone, and callables without hints
             return {}
 
     def _tuned_to(self, value: Value | None) -> dict[str, Any]:
-        """What is tuned, by name, under a value of the component."""
+        """Tuned prompt or settings, by name, under a value of the component."""
         match value:
             case Prompt(instruction, demos):
                 return dict.fromkeys(self._tuned, PromptText(instruction, demos))
@@ -264,12 +267,12 @@ class FunctionDeclaration(Declared):
                 return {}
 
     def _arguments(self, tuned: Mapping[str, Any]) -> dict[str, Any]:
-        """The part of what is tuned that the function has as arguments."""
-        return {name: one for name, one in tuned.items() if name in self._signature.parameters}
+        """The tuned prompt or settings that the function gets as arguments."""
+        return {name: part for name, part in tuned.items() if name in self._signature.parameters}
 
     def _in_place(self, tuned: Mapping[str, Any]) -> Callable[..., Any]:
-        """The function, with the rest of what is tuned in the place of the variables of its module: a prompt as its
-        text. A copy, so that calls with different values run side by side."""
+        """A copy of the function in which the other tuned parts replace variables of its module: a prompt as its text.
+        As it is a copy, calls with different values can run side by side."""
         names = [name for name in tuned if name not in self._signature.parameters]
         if not names:
             return self._function
@@ -284,10 +287,10 @@ class FunctionDeclaration(Declared):
     async def _run(
         self, around: Sequence[Any], fields: Mapping[str, Any], value: Value | None, context: RunContext
     ) -> Mapping[str, Any]:
-        """Calls the function, or reads from the tape what it returned.
+        """Calls the function, or reads its result from the tape.
 
         Args:
-          around: source of the function, and of what it calls, if it is taped.
+          around: source of the function, and of the code that it calls, if its results are taped.
         """
 
         async def perform() -> Mapping[str, Any]:
@@ -310,7 +313,7 @@ class FunctionDeclaration(Declared):
             raise ComponentFailure(Outcome.CRASHED, describe_error(error)) from error
 
     async def _perform(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        """Calls the function within its time; returns fields."""
+        """Calls the function within its time limit; returns its result as fields."""
         tuned = self._tuned_to(value)
         typed = {name: from_plain(self._hints.get(name), item) for name, item in fields.items()}
         arguments = {**typed, **self._arguments(tuned)}
@@ -326,7 +329,7 @@ class FunctionDeclaration(Declared):
                 raise
             raise ComponentFailure(Outcome.TIMEOUT, f"no answer within {self._timeout} s") from None
         outputs = to_fields(self.name, returned, f"what component {self.name!r} returned")
-        self.restore(outputs)  # what does not fit the declared type is a failure of this call
+        self.restore(outputs)  # a result that does not fit the declared type fails this call
         return outputs
 
 
@@ -339,7 +342,8 @@ def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
 
 
 async def call_function(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Calls a function: an ``async`` one here, a plain one in a thread of its own, which knows the run."""
+    """Calls a function and returns its result: an ``async`` function on the loop, a plain one in a new thread that
+    knows the run."""
     if inspect.iscoroutinefunction(function):
         return await function(**arguments)
     loop, context = asyncio.get_running_loop(), contextvars.copy_context()
@@ -354,6 +358,7 @@ async def call_function(function: Callable[..., Any], arguments: Mapping[str, An
             done.set_exception(error)
 
     def work() -> None:
+        """Calls the function, and hands its result or error to the loop."""
         result, error = None, None
         try:
             result = context.run(function, **arguments)

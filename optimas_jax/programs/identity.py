@@ -1,6 +1,7 @@
-"""What the results of a user's function may depend on besides its arguments: its code, and the constants around it.
+"""Identity of a user's function: the code and the constants on which its results may depend besides its arguments.
 
-Taped results are named by it, so that an edited function is called again; a run folder knows its program by it.
+It is part of the key of taped results, so that an edited function is called again. A run folder recognises its program
+by it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _CONSTANTS = str | int | float
 
 
 def source_of(function: Callable[..., Any]) -> str:
-    """A function's source; where there is none, its name and what it was compiled to."""
+    """A function's source; if there is none, its name and its compiled code."""
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):
@@ -32,8 +33,8 @@ def source_of(function: Callable[..., Any]) -> str:
 
 
 def _compiled(code: types.CodeType) -> list[Any]:
-    constants = [_compiled(one) if inspect.iscode(one) else one for one in code.co_consts]
-    ordered = [sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one) for one in constants]
+    constants = [_compiled(value) if inspect.iscode(value) else value for value in code.co_consts]
+    ordered = [sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value) for value in constants]
     return [code.co_code.hex(), code.co_names, ordered]
 
 
@@ -44,11 +45,11 @@ def globals_read(function: Callable[..., Any]) -> list[str]:
 
 
 def constants_of(function: Callable[..., Any], without: Collection[str] = ()) -> dict[str, Any]:
-    """Constants that a function's own code reads around it: texts and numbers. Lists and dicts are left out, and what
-    it writes itself: they may change from call to call.
+    """Texts and numbers outside of a function that its own code reads. Lists, dicts and variables that it writes are
+    left out, because they may change from call to call.
 
     Args:
-      without: names that are left out, too.
+      without: further names to leave out.
     """
     if not inspect.isfunction(function):
         return {}
@@ -59,16 +60,17 @@ def constants_of(function: Callable[..., Any], without: Collection[str] = ()) ->
 
 
 def _written(function: Callable[..., Any], stores: Collection[str] = _STORES) -> set[str]:
-    return {one.argval for one in dis.get_instructions(function) if one.opname in stores}
+    return {step.argval for step in dis.get_instructions(function) if step.opname in stores}
 
 
 def surroundings_of(function: Callable[..., Any], without: Collection[str] = ()) -> list[Any]:
-    """What else decides what a function returns: sources and constants of the user's functions that it calls by name;
-    of a method, class and constants of its object; of a partial, its arguments. Empty for a function
-    that stands alone."""
-    first, *helpers = [one for one, _ in functions_from(function) if not isinstance(one, Declared)] or [function]
-    written = set().union(*(_written(one) for one in (first, *helpers) if inspect.isfunction(one)), without)
-    around: list[Any] = [[source_of(one), constants_of(one, written)] for one in helpers]
+    """Everything else that the result of a function may depend on: sources and constants of the user's functions that
+    it calls by name; for a method, class and constants of its object; for a partial, its arguments. Empty for a
+    function that uses nothing else."""
+    reached = [helper for helper, _ in functions_from(function) if not isinstance(helper, Declared)]
+    first, *helpers = reached or [function]
+    written = set().union(*(_written(helper) for helper in (first, *helpers) if inspect.isfunction(helper)), without)
+    around: list[Any] = [[source_of(helper), constants_of(helper, written)] for helper in helpers]
     while isinstance(function, functools.partial):
         keywords = {name: _argument(value) for name, value in sorted(function.keywords.items())}
         around.append([repr([_argument(value) for value in function.args]), repr(keywords)])
@@ -76,14 +78,15 @@ def surroundings_of(function: Callable[..., Any], without: Collection[str] = ())
         function = function.func
     holder = object_of(function)
     if holder is not None and not isinstance(holder, type | Declared) and not inspect.ismodule(holder):
-        own = _written(function_of(function), ("STORE_ATTR",)) if inspect.isfunction(function_of(function)) else set()
-        kept = {name: one for name, one in getattr(holder, "__dict__", {}).items() if name not in own}
+        method = function_of(function)
+        changed = _written(method, ("STORE_ATTR",)) if inspect.isfunction(method) else set()
+        kept = {name: value for name, value in getattr(holder, "__dict__", {}).items() if name not in changed}
         around.append([source_of(type(holder)), {k: v for k, v in kept.items() if isinstance(v, _CONSTANTS)}])
     return around
 
 
 def _argument(value: Any) -> Any:
-    """An argument of a partial as plain data: of an object, which may be another one in every process, its type."""
+    """An argument of a partial as plain data; an object, which may differ in every process, as the name of its type."""
     if isinstance(value, list | tuple):
         return [type(value).__qualname__, *map(_argument, value)]
     if isinstance(value, dict):
@@ -94,10 +97,11 @@ def _argument(value: Any) -> Any:
 
 
 def identity_of(function: Callable[..., Any], without: Collection[str] = ()) -> list[Any]:
-    """All of it: code, without comments and layout, and constants. Plain data."""
+    """The identity of a function as plain data: code without comments and layout, and constants, of the function and
+    its surroundings."""
     inner = function_of(function)
-    own = [source_of(inner), constants_of(inner, without)]
-    return [[_normal(source), constants] for source, constants in (own, *surroundings_of(function, without))]
+    itself = [source_of(inner), constants_of(inner, without)]
+    return [[_normal(source), constants] for source, constants in (itself, *surroundings_of(function, without))]
 
 
 def _normal(source: str) -> str:

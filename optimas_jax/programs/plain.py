@@ -15,7 +15,7 @@ from typing import Any
 from optimas_jax.core.json_text import MOST_NESTED
 from optimas_jax.core.types import StopRun, valid_text
 
-_OF_RECORDS = 20  # levels of what records put around a value
+_OF_RECORDS = 20  # levels of nesting that records add around a value
 _RECORDED = "texts, numbers, true and false, None, lists, dicts, dataclasses and pydantic models can be recorded"
 
 
@@ -31,7 +31,7 @@ def to_plain(value: Any, where: str) -> Any:
       where: names the value in errors.
 
     Raises:
-      PlainError: for any other type, NaN, infinity, numbers that no float can hold, or what is nested too deep.
+      PlainError: for any other type, NaN, infinity, numbers that no float can hold, or a value that is nested too deep.
     """
     try:
         return _plain(value, where, 0)
@@ -74,10 +74,10 @@ def _plain(value: Any, where: str, depth: int) -> Any:
 
 
 def _way_out(value: Any) -> str:
-    """What to do about a value that cannot be recorded."""
+    """Advice for a value that cannot be recorded."""
     if inspect.isawaitable(value):
         if inspect.iscoroutine(value):
-            value.close()  # or Python warns of it, too
+            value.close()  # otherwise Python warns as well
         return "await it"
     if inspect.isgenerator(value) or inspect.isasyncgen(value):
         return "it has a yield; return a list"
@@ -85,7 +85,8 @@ def _way_out(value: Any) -> str:
 
 
 def check_kind(kind: Any, where: str) -> None:
-    """Refuses a declared type of which no value can be recorded; what may be recorded is left to its values.
+    """Refuses a declared type whose values can never be recorded. If only some can, each value is checked when it is
+    recorded.
 
     Raises:
       PlainError: names the type.
@@ -108,7 +109,7 @@ def _can_be_plain(kind: Any) -> bool:
 
 
 def _class_can(kind: type) -> bool:
-    """Whether values of a class, or of one that is derived from it, may be recorded."""
+    """Whether values of a class, or of one of its subclasses, may be recorded."""
     known = (type(None), str, bool, int, float, enum.Enum, Mapping, list, tuple)
     if kind is object or inspect.isabstract(kind) or getattr(kind, "_is_protocol", False) or issubclass(kind, known):
         return True
@@ -118,7 +119,8 @@ def _class_can(kind: type) -> bool:
 
 
 def from_plain(kind: Any, data: Any) -> Any:
-    """Plain data in a declared type, where dataclasses, pydantic models or enums are part of it; else the data itself.
+    """Plain data as a declared type that has dataclasses, pydantic models or enums in it; for other types the data
+    itself.
 
     Raises:
       pydantic.ValidationError: the data is of another type.
@@ -140,12 +142,12 @@ def _has_structure(kind: Any) -> bool:
 
 
 def to_fields(name: str, value: Any, where: str) -> dict[str, Any]:
-    """What a function returned as fields: a dict, dataclass or model as it is, anything else as one field ``name``.
-    ``from_fields`` is its inverse."""
+    """Fields of a result: the fields of a dict, dataclass or model; any other result is a single field ``name``. The
+    inverse of ``from_fields``."""
     plain = to_plain(value, where)
     return plain if isinstance(plain, dict) and plain and set(plain) != {name} else {name: plain}
 
 
 def from_fields(name: str, fields: Mapping[str, Any], kind: Any = None) -> Any:
-    """What a function returned, from its fields."""
+    """Result of a function, from its fields."""
     return from_plain(kind, fields[name] if set(fields) == {name} else dict(fields))

@@ -22,7 +22,7 @@ from optimas_jax.programs.functions import call_function, check_on_error, check_
 from optimas_jax.programs.identity import identity_of
 from optimas_jax.programs.plain import PlainError, check_kind, from_fields, to_fields
 
-OUTPUT = "output"  # field of a program's output that is no dict
+OUTPUT = "output"  # field that holds a program's result if it is no dict
 
 
 def program(
@@ -37,7 +37,7 @@ def program(
     """Declares a program; a decorator, with or without arguments. Where a program is asked for, a function will do.
 
     Args:
-      components: that it calls and that are not found by following the names in its code.
+      components: components that it calls, but that cannot be found by following the names in its code.
       name: by default the function's name.
       on_error: ``count`` makes an exception of the program a failed run; too many of them end the optimisation
         (``core.watch``). ``stop`` ends it at the first one.
@@ -47,7 +47,8 @@ def program(
         which run they belong to (``bridges``).
 
     Raises:
-      DeclarationError: for no function, no components, two of one name, or types that cannot be recorded.
+      DeclarationError: it is no function, has no components, two components with one name, or types that cannot be
+        recorded.
 
     Example:
       ```python
@@ -66,7 +67,7 @@ def program(
     if isinstance(function, Declared):
         raise DeclarationError(f"the program is component {function.name!r}, expected a function that calls components")
     if inspect.iscoroutine(function):
-        function.close()  # or Python warns of it, too
+        function.close()  # otherwise Python warns as well
         called = function.__name__
         raise DeclarationError(f"the program is what a call of {called!r} returned: give the function itself, {called}")
     if not callable(function) or isinstance(function, type):
@@ -77,14 +78,14 @@ def program(
     title = name or getattr(function, "__name__", type(function).__name__)
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         raise DeclarationError(f"the program {title!r} has a yield: return its result as a whole, such as a list")
-    found = {id(one): one for one in components}
-    for variable, one in declared_in(function):
-        one.name = one.name or variable
-        found.setdefault(id(one), one)
-    names = [one.name for one in found.values()]
-    if nameless := [one.description for one in found.values() if not one.name]:
+    parts = {id(part): part for part in components}
+    for variable, part in declared_in(function):
+        part.name = part.name or variable
+        parts.setdefault(id(part), part)
+    names = [part.name for part in parts.values()]
+    if nameless := [part.description for part in parts.values() if not part.name]:
         raise DeclarationError(f"components of the program {title!r} without a name: {nameless}: give them name=")
-    if twice := sorted({one for one in names if names.count(one) > 1}):
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DeclarationError(
             f"two components of the program {title!r} have the name {', '.join(twice)}: give one another, by name="
         )
@@ -94,12 +95,12 @@ def program(
             "or name them in program(components=[...])"
         )
     try:
-        for one in found.values():
-            one.check()
+        for part in parts.values():
+            part.check()
         check_kind(Program(function, (), title).returns, f"what the program {title!r} returns")
     except PlainError as error:
         raise DeclarationError(str(error)) from None
-    return Program(function, tuple(found.values()), title, on_error, timeout, alone)
+    return Program(function, tuple(parts.values()), title, on_error, timeout, alone)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Program:
 
     Attributes:
       function: ``async`` or plain; its arguments are fields of an example.
-      components: that it may call.
+      components: components that it may call.
       name: for folders and reports.
       on_error, timeout, alone: see ``program``.
     """
@@ -122,7 +123,7 @@ class Program:
 
     @functools.cached_property
     def _lock(self) -> asyncio.Lock:
-        """Held by each run of a program whose runs go one at a time."""
+        """Lock that a run holds if the runs of the program go one at a time."""
         return asyncio.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -131,38 +132,43 @@ class Program:
 
     @property
     def returns(self) -> Any:
-        """What the function says that it returns."""
+        """The declared type of the result; None if there is none."""
         try:
             return typing.get_type_hints(function_of(self.function)).get("return")
         except Exception:  # names that exist for type checkers alone
             return None
 
     def inputs_of(self, columns: Collection[str]) -> tuple[str, ...]:
-        """The fields that the program reads of data with some columns.
+        """Names of the columns that the program reads.
 
         Raises:
           DeclarationError: an argument without a default is no column.
         """
         arguments = inspect.signature(self.function).parameters.values()
-        named = [one for one in arguments if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-        missing = [one.name for one in named if one.default is one.empty and one.name not in columns]
+        named = [
+            argument for argument in arguments if argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+        ]
+        missing = [
+            argument.name for argument in named if argument.default is argument.empty and argument.name not in columns
+        ]
         if missing or not named:
             raise DeclarationError(
                 f"the program {self.name!r} reads {', '.join(missing) or 'nothing by name'}; the data has the columns "
                 f"{', '.join(columns)}: arguments of a program are columns, so rename one of them"
             )
-        return tuple(one.name for one in named if one.name in columns)
+        return tuple(argument.name for argument in named if argument.name in columns)
 
     def system(self, metric: Callable[..., Any], inputs: Sequence[str], language_model: LanguageModel) -> System:
         """The program as a system.
 
         Args:
-          metric: of what its arguments name (``core.scoring``); it gets what the program returns.
+          metric: a function of the arguments in ``core.scoring``; it gets the program's result as ``outputs``.
           inputs: fields of an example that the program reads.
           language_model: of the run.
         """
 
         async def run(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+            """Calls the function within its time limit; returns its result as fields."""
             try:
                 async with asyncio.timeout(self.timeout) as limit:
                     value = await call_function(self.function, fields)
@@ -180,26 +186,27 @@ class Program:
             return to_fields(OUTPUT, value, f"what the program {self.name!r} returned")
 
         return System(
-            components=tuple(one.build(language_model) for one in self.components),
+            components=tuple(part.build(language_model) for part in self.components),
             input_fields=tuple(inputs),
             output_fields=(),
             metric=metric_of(metric, self.returns),
             program=run,
             alone=self._lock if self.alone else None,
-            declared={f"component {one.name!r}": digest(one.declared) for one in self.components},
+            declared={f"component {part.name!r}": digest(part.declared) for part in self.components},
             code={
                 f"the program {self.name!r}": digest(identity_of(self.function)),
                 f"the metric {name_of(metric)!r}": digest(identity_of(metric)),
-                **{f"component {one.name!r}": digest(one.code) for one in self.components if one.code is not None},
+                **{f"component {part.name!r}": digest(part.code) for part in self.components if part.code is not None},
             },
         )
 
 
 def metric_of(metric: Callable[..., Any], kind: Any = None) -> Callable[..., Any]:
-    """A metric that gets a program's outputs as the program returned them.
+    """Wraps a metric, so that it gets a program's result as the program returned it.
 
     Args:
-      kind: that the program returns, a dataclass or a pydantic model; anything else is left as it is.
+      kind: declared type of the result; a dataclass or pydantic model is built again from its fields, any other result
+        stays plain data.
     """
     names = metric_arguments(metric)
 
@@ -211,6 +218,6 @@ def metric_of(metric: Callable[..., Any], kind: Any = None) -> Callable[..., Any
     def scored(example: Any, outputs: Any, gold: Any, trace: Any, context: Any) -> Any:
         return judged(example, outputs, gold, trace, context)  # in a thread: a slow metric holds up nothing else
 
-    wrapper = judged if inspect.iscoroutinefunction(metric) else scored  # what is ``async`` is a judge
+    wrapper = judged if inspect.iscoroutinefunction(metric) else scored  # an ``async`` metric is a judge
     wrapper.__name__ = name_of(metric)
     return wrapper

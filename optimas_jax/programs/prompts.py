@@ -1,4 +1,4 @@
-"""Prompts and settings: components without a function of the user's."""
+"""Prompts and settings: components that need no function of the user's."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def prompt(
     demos: Sequence[Demo] = (),
     most_demos: int = 4,
 ) -> PromptDeclaration:
-    """Declares a prompt: called with fields, it asks the model of the run, and returns the text of its answer, or what
-    ``output`` says. In ``component(prompt=...)`` it is the prompt of a function that asks its own model.
+    """Declares a prompt: called with fields, it asks the model of the run, and returns the text of its answer, or a
+    value of the type ``output``. In ``component(prompt=...)`` it is the prompt of a function that asks its own model.
 
     Args:
-      instruction: where tuning starts.
+      instruction: the first instruction, from which tuning starts.
       output: type of the answer, which is then asked for as JSON: a dataclass, a pydantic model, ``int``, ``float``,
         ``bool``, ``list[...]``, ``dict[str, ...]``, an enum, ``Literal[...]``, a union; or ``{"answer": str, "sources":
         list[str]}`` for several outputs, which come as a dict. Recorded are the fields of the answer.
@@ -87,7 +87,7 @@ def prompt(
 
 
 def _declared(make: Callable[..., T], *arguments: Any) -> T:
-    """What a declaration asks for; raises ``DeclarationError`` for what cannot be."""
+    """Makes an object of a declaration; raises ``DeclarationError`` if the declaration is invalid."""
     try:
         return make(*arguments)
     except (TypeError, ValueError) as error:
@@ -107,12 +107,12 @@ class _Form:
         return self.template is None or self.template.shows_demos
 
     def declared(self, reader: AnswerType | ReplyType | None) -> dict[str, Any]:
-        """Plain data; ``reader``: of the answers."""
+        """The form as plain data; ``reader`` reads its answers."""
         template = None if self.template is None else self.template.text
         return {"schema": None if reader is None else reader.schema, "template": template}
 
     def reader(self, name: str) -> AnswerType | ReplyType | None:
-        """Of the answers of a component; None for texts."""
+        """The reader of a component's answers; None for answers that are plain text."""
         if self.tools:
             return _declared(ReplyType, self.tools)
         return None if self.output is str else _declared(AnswerType, name, self.output)
@@ -164,7 +164,7 @@ class PromptDeclaration(Declared):
 
     @functools.cached_property
     def reader(self) -> AnswerType | ReplyType | None:
-        """Of the answers; None for texts. The component must have its name."""
+        """The reader of the answers; None for answers that are plain text. The component must have its name."""
         return self._form.reader(self.name)
 
     @property
@@ -192,11 +192,12 @@ class PromptDeclaration(Declared):
 
     @property
     def space(self) -> PromptSpace:
-        """Prompts with at most as many demonstrations, and at least as long as the first one."""
+        """The space of prompts: at most ``most`` demonstrations, and instructions up to at least twice the length of
+        the first."""
         return PromptSpace(self.most, max(PromptSpace().max_instruction_chars, 2 * len(self.instruction)))
 
     def check_own(self) -> None:
-        """Raises ``DeclarationError`` for a prompt whose answers only the model of the run gives."""
+        """Raises ``DeclarationError`` for a prompt with parts that only the model of the run can use."""
         if self._form != _Form():
             raise DeclarationError(
                 "output, template and tools belong to a prompt that asks the model of the run; a function with its own "

@@ -1,4 +1,4 @@
-"""What the supervisor inside the sandbox is told: as plain data, and as a command that starts it."""
+"""The plan for the supervisor inside the sandbox, as plain data, and the command that starts the supervisor."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ START = "import sys; sys.path.insert(0, sys.argv[1]); from inside import walls; 
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix", "/opt")
 _LINKS = ("--symlink", TMP, "/dev/shm", "--symlink", "/proc/self/fd", "/dev/fd")  # noqa: S108 (the jail's own)
-_USERS = 1000  # programs of root that run at once, each as a user of its own
+_USERS = 1000  # most programs of root that run at once, each as its own user
 
 
 def command(plan: Mapping[str, Any]) -> list[str]:
-    """The command that starts the supervisor."""
+    """The command that starts the supervisor with a plan."""
     jailed = plan["walls"] == "bubblewrap"
     folder = "/walls" if jailed else str(INSIDE.parent)
     supervisor = [sys.executable, "-I", "-S", "-c", START, folder, json.dumps(plan)]
@@ -49,9 +49,9 @@ def make(
     Args:
       arguments: of the interpreter, with the marks ``{program}``, ``{message}`` and ``{report}``.
       scratch: folder with ``program``, and ``work``, ``home`` and ``tmp`` for the program.
-      user: the program's user if root starts it, else 0.
-      weak: whether the program runs even where Landlock and seccomp are not to be had.
-      descriptors: of ``message``, ``report`` and ``status``.
+      user: number of the program's user if root starts it, else 0.
+      weak: whether the program runs even where Landlock and seccomp are not available.
+      descriptors: file descriptors of ``message``, ``report`` and ``status``.
     """
     jail = walls != "limits"
     writable = TMP if jail else str(scratch)
@@ -60,7 +60,7 @@ def make(
     filled = list(arguments)
     for mark, text in marks.items():
         filled = [argument.replace(mark, text) for argument in filled]
-    own = [] if jail else [str(scratch / name) for name in ("work", "home", "tmp")]
+    folders = [] if jail else [str(scratch / name) for name in ("work", "home", "tmp")]
     mb = 1024 * 1024
     return {
         "walls": walls,
@@ -73,8 +73,8 @@ def make(
         "folder": str(scratch / "program"),
         "root": str(scratch / "root"),
         "visible": _visible(),
-        "writable": own,
-        "paths": _paths(program, own),
+        "writable": folders,
+        "paths": _paths(program, folders),
         "message": descriptors["message"],
         "status": descriptors["status"],
         "seconds": limits.seconds,
@@ -124,20 +124,21 @@ def _visible() -> list[str]:
     return paths
 
 
-def _paths(program: str, own: Sequence[str]) -> list[tuple[str, int]]:
-    """Paths and rights by Landlock, where there is no jail."""
+def _paths(program: str, folders: Sequence[str]) -> list[tuple[str, int]]:
+    """Paths and their rights for Landlock, for programs without a jail."""
     read, write = landlock.READ, landlock.READ_FILE | landlock.WRITE_FILE
     devices = [(f"/dev/{name}", write) for name in namespaces.DEVICES]
     readable = [(path, read) for path in (*_visible(), program)]
     processes = ("/proc", landlock.READ_FILE | landlock.READ_DIR)
     everything = landlock.ALL & ~landlock.SPECIAL
-    return [*readable, processes, *devices, *((path, everything) for path in own)]
+    return [*readable, processes, *devices, *((path, everything) for path in folders)]
 
 
 def _bubblewrap(plan: Mapping[str, Any]) -> list[str]:
     """bubblewrap's command for the jail that ``namespaces`` describes.
 
-    For root the supervisor keeps what it needs to become the program's user; others are mapped to an ordinary user.
+    Started by root, the supervisor keeps the rights that it needs to become the program's user. Other users are mapped
+    to an ordinary user.
     """
     rights = ("CAP_SETUID", "CAP_SETGID", "CAP_SYS_NICE", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")  # it reads /proc
     as_root = ["--cap-drop", "ALL", *(word for right in rights for word in ("--cap-add", right))]
@@ -167,9 +168,11 @@ def bubblewrap() -> str | None:
 
 @contextlib.contextmanager
 def user_of_its_own() -> Iterator[int]:
-    """A user who runs nothing else on this machine, for the time of one program; 0 if this process is not root's.
+    """Number of a user who runs nothing else on this machine, for the time of one program; 0 if this process does not
+    run as root.
 
-    Claimed by a socket's name: no two processes bind the same, and the kernel takes it back when they end.
+    The number is claimed by binding a socket's name: no two processes can bind the same name, and the kernel frees it
+    when they end.
     """
     if os.geteuid() != 0:
         yield 0
@@ -189,7 +192,7 @@ def user_of_its_own() -> Iterator[int]:
 
 
 def _highest_user() -> int:
-    """The highest number that a user can have here, without those at the very end, which have meanings."""
+    """The highest number that a user can have here, without the last few, which have special meanings."""
     with open("/proc/self/uid_map") as file:
         ranges = [list(map(int, line.split())) for line in file]
     return min(2_000_000_000, max(first + count for first, _, count in ranges)) - 10

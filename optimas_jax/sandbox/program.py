@@ -1,4 +1,4 @@
-"""Runs programs that a model wrote, in child processes with walls around them; removes all that they leave.
+"""Runs programs that a model wrote, in isolated child processes, and removes everything that they leave.
 
 Two kinds of isolation, the stronger one first:
 
@@ -7,7 +7,8 @@ Two kinds of isolation, the stronger one first:
     limits  where namespaces are forbidden, as in most containers. By Landlock and seccomp, and as a user of its own for
             every program if root starts it.
 
-What holds in both, under ``tests/sandbox/test_attacks.py`` (effects outside, leftovers, memory), ``test_sandbox.py``:
+These promises hold in both, and are tested by ``tests/sandbox/test_attacks.py`` (effects outside, leftovers, memory),
+``test_sandbox.py``:
 
 - Limited are time; memory of all processes, counted every 40 ms (what forked processes share counts once, up to twice
   the limit; sockets with their buffers; no other shared memory can be made); processes and threads; the size of a file,
@@ -32,8 +33,9 @@ Where they differ:
 So ``multiprocessing``'s locks, queues and pools work in a jail only; and where the program's user cannot enter the
 folders above the interpreter (root's home), limits mode cannot start another Python.
 
-Where limits cannot hold that, nothing runs unless it is asked for by name (``isolation=weak``, ``check_walls``);
-``lacking`` says what is missing. None of them protects against errors of the kernel. Not for Windows.
+Where limits mode cannot hold these promises, nothing runs unless weak isolation is asked for by name
+(``isolation=weak``, ``check_walls``); ``lacking`` tells what is missing. Neither kind protects against errors of the
+kernel. Not for Windows.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ from optimas_jax.sandbox.limits import Limits
 from optimas_jax.sandbox.plan import Walls
 
 Isolation = Literal["required", "preferred", "weak"]
-_GRACE = 10.0  # seconds that a supervisor may take longer than its time before it is ended itself
+_GRACE = 10.0  # seconds beyond its time limit after which a supervisor is killed
 _NOTHING = ("-I", "-S", "-c", "pass")
 
 
@@ -110,7 +112,7 @@ def run_program(
       weak: without a jail, run even where ``lacking`` names missing walls.
 
     Raises:
-      SandboxError: if the walls cannot be built, or the program was stopped. Nothing that the program does.
+      SandboxError: the walls cannot be built, or the program was stopped. Nothing that the program does raises it.
     """
     jail = wall_kind() == "jail" if jail is None else jail
     if not jail and not weak and (missing := lacking()):
@@ -146,7 +148,7 @@ def _run_in(
 
 @contextlib.contextmanager
 def _scratch(files: Mapping[str, str]) -> Iterator[Path]:
-    """A folder for one program, with its files; removed with all that the program has put there."""
+    """A folder for one program, with its files; removed afterwards with everything in it."""
     scratch = Path(tempfile.mkdtemp(prefix="optimas-sandbox-"))
     try:
         scratch.chmod(0o755)
@@ -161,8 +163,8 @@ def _scratch(files: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder, however deep and whatever its rights: what Python cannot remove (at 1,000 levels it raises
-    ``RecursionError``) the system's commands can."""
+    """Removes a folder, however deep and whatever its rights. The system's commands remove what Python cannot (at 1,000
+    levels it raises ``RecursionError``)."""
     for words in ((), ("rm", "-rf", "--"), ("chmod", "-R", "u+rwx", "--"), ("rm", "-rf", "--")):
         if not words:
             with contextlib.suppress(OSError, RecursionError):
@@ -172,7 +174,7 @@ def _remove(folder: Path) -> None:
 
 
 def _run(plan: dict[str, Any], limits: Limits, pipes: Mapping[str, tuple[int, int]], stop: threading.Event) -> Ended:
-    """Runs the supervisor with its plan, and reads what it and the program say."""
+    """Runs the supervisor with its plan, and reads the output of the supervisor and the program."""
     started = time.monotonic()
     ends = {name: write_end for name, (_, write_end) in pipes.items()}
     try:
@@ -206,13 +208,13 @@ def _run(plan: dict[str, Any], limits: Limits, pipes: Mapping[str, tuple[int, in
 
 def _ended(received: Mapping[str, bytes], seconds: float, limits: Limits) -> Ended:
     output = received["output"].decode(errors="replace")
-    told: dict[str, dict[str, Any]] = {line["how"]: line for line in map(json.loads, received["status"].splitlines())}
-    if "walls" in told or "started" not in told:
-        detail = told.get("walls", {}).get("detail") or output[-2000:]
+    lines: dict[str, dict[str, Any]] = {line["how"]: line for line in map(json.loads, received["status"].splitlines())}
+    if "walls" in lines or "started" not in lines:
+        detail = lines.get("walls", {}).get("detail") or output[-2000:]
         raise SandboxError(f"the walls of the sandbox could not be built: {detail}")
-    del told["started"]
+    del lines["started"]
     lost = {"how": "timeout" if seconds >= limits.seconds else "killed", "code": signal.SIGKILL}
-    end = next(iter(told.values()), lost)  # a supervisor without a word was killed
+    end = next(iter(lines.values()), lost)  # a supervisor that reported no end was killed
     return Ended(end["how"], end["code"], output, received["report"], seconds)
 
 
@@ -234,7 +236,7 @@ def _drain(
 
 
 def _end(process: subprocess.Popen[bytes], walls: Walls) -> None:
-    """Ends the supervisor if it still runs, and with it all processes inside."""
+    """Ends the supervisor if it is still running, and with it all processes inside."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(0.5)
         return
@@ -284,29 +286,29 @@ def wall_kind() -> Literal["jail", "limits"]:
 
 
 def lacking() -> str:
-    """What limits mode cannot promise here, and why; "" if it holds all that it promises."""
+    """Promises that limits mode cannot keep here, and the reason; "" if it keeps all."""
     since = landlock.TRUNCATE_SINCE if os.geteuid() == 0 else landlock.SCOPES_SINCE
     if not seccomp.available():
         return "network, shared memory and other processes are open without seccomp"
     if landlock.version() < since:
-        found = f"this kernel has version {landlock.version()} of Landlock, {since} is needed"
+        reason = f"this kernel has version {landlock.version()} of Landlock, {since} is needed"
         return (
-            f"files of this machine are open ({found})"
+            f"files of this machine are open ({reason})"
             if os.geteuid() == 0
-            else f"files and processes of this user are open ({found})"
+            else f"files and processes of this user are open ({reason})"
         )
     return ""
 
 
 def check_walls(isolation: Isolation) -> str:
-    """What is to be said about the isolation here: "" for a jail, else a warning.
+    """Checks the isolation that is possible here; returns "" for a jail, else a warning.
 
     Args:
       isolation: ``required`` asks for a jail, ``preferred`` for a jail or limits that hold what they promise; ``weak``
-        takes what there is.
+        accepts any isolation.
 
     Raises:
-      SandboxError: if that cannot be had, or no program can be run at all.
+      SandboxError: this isolation is not possible here, or no program can be run at all.
     """
     reason = _why_no_jail()
     if not reason:

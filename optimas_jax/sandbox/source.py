@@ -1,4 +1,4 @@
-"""Reads source text of programs that a model wrote, without running it."""
+"""Parses programs that a model wrote, without running them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parse(text: str) -> ast.Module:
 
 
 def symbols(text: str) -> symtable.SymbolTable:
-    """The names of a program, by scope. Raises as ``parse`` does, and where a statement stands in the wrong place."""
+    """The names of a program, by scope. Raises like ``parse``, and for a statement in a wrong place."""
     return _quietly(symtable.symtable, text, "program", "exec")
 
 

@@ -1,5 +1,5 @@
-"""Whether tests can run in another process than their program, read from the tests' text: they call its functions and
-compare plain data."""
+"""Decides from the text of tests whether they can run in another process than their program: they only call its
+functions and compare plain data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from optimas_jax.sandbox.source import parse, symbols
 
-# Modules that tests may use: those that deal with values and files. Not those by which a test looks into the program's
-# process or changes it: mocks, streams, warnings, logs, threads.
+# Modules that such tests may use: modules for values and files. Modules by which a test inspects or changes the process
+# of the program are left out: mocks, streams, warnings, logs, threads.
 _APART = """
     __future__ abc base64 binascii bisect calendar cmath codecs collections configparser copy csv dataclasses datetime
     decimal difflib doctest enum filecmp fnmatch fractions functools glob gzip hashlib heapq hmac html io ipaddress
@@ -19,7 +19,7 @@ _APART = """
     sqlite3 stat statistics string struct subprocess tarfile tempfile textwrap time typing unicodedata unittest urllib
     uuid xml zipfile zlib
 """
-# Names by which a test reaches for more than a function's value, or sets what belongs to the process.
+# Names by which a test uses more than the value of a function, or changes the state of the process.
 _TOGETHER = """
     assertLogs assertNoLogs assertWarns assertWarnsRegex delattr eval exec getcontext globals localcontext locals mock
     patch register_dialect setattr setcontext setdefaulttimeout tzset umask vars __builtins__ __dict__ __import__
@@ -32,9 +32,9 @@ class Split:
     """How tests run apart from their program.
 
     Attributes:
-      remote: names of the program that the tests use.
-      program_imports: statements by which the program imports what the tests use, too.
-      test_imports: the tests' import statements, which are the program's, too, as in one module.
+      remote: names that the tests use and the program defines.
+      program_imports: import statements of the program whose names the tests use as well.
+      test_imports: import statements of the tests, which the program runs as well, as if both were one module.
     """
 
     remote: tuple[str, ...]
@@ -54,12 +54,12 @@ def split(program: str, tests: str) -> Split | None:
     remote = free - {name for statement in shared for name in _bound(statement)}
     if remote & _looked_into(tree) or not all(_modules(statement) <= APART - {"unittest"} for statement in shared):
         return None
-    own = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    return Split(tuple(sorted(remote)), _text(shared), _text(own))
+    test_imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return Split(tuple(sorted(remote)), _text(shared), _text(test_imports))
 
 
 def _looked_into(tree: ast.Module) -> set[str]:
-    """Names whose attributes are used."""
+    """Names whose attributes a module uses."""
     owners = (node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute))
     return {owner.id for owner in owners if isinstance(owner, ast.Name)}
 
@@ -81,7 +81,7 @@ def _is_plain(tree: ast.Module) -> bool:
 
 
 def _replaces(node: ast.AST) -> bool:
-    """Whether a statement sets an attribute of something else than the test, such as a function of a module."""
+    """Whether a statement sets an attribute of another object than the test, such as a function of a module."""
     if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load):
         return False
     return not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))

@@ -5,14 +5,13 @@ source beforehand, and each must be reported as passed, exactly once, with a sec
 ``runner`` know; then the runner must have reached its end.
 
 Tests that call the program's functions and compare plain data run in a process of their own (``split``,
-``inside.apart``), which the program's process sends data and no code: there no program passes but by returning what the
-tests expect. Others (mocks, streams, results that are more than plain data) share the program's process
+``inside.apart``), which the program's process sends data and no code: there a program passes only by returning what the
+tests expect. Other tests (mocks, streams, results that are more than plain data) share the program's process
 (``inside.together``). There no program passes by exiting early, printing ``OK``, replacing or patching ``unittest``,
 its assertions or what it stands on, import hooks, built-in functions or the tests' methods, by threads or within a
 call, nor by skipping. But it passes if it searches the interpreter's memory (frames, ``gc``, subclasses, globals of
 functions, ``ctypes``) for the tests or the runner's secret, if its results claim to be equal to everything, or if it
-replaces functions of libraries with which the tests look at results. That takes intent, which a wrong program does not
-have.
+replaces functions of libraries with which the tests look at results. Only a program that is written to cheat does this.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Verdict:
       status: ``passed`` if every test passed; ``failed`` if one did not; ``timeout`` and ``memory`` if the program
         exceeded that limit; ``crashed`` if it exited or did not load.
       passed: names of the tests that passed, in their order.
-      failed: error text by name of the test; under "" an error outside of tests.
+      failed: error text by name of the test; an error outside of tests has the name "".
       seconds: wall-clock time.
     """
 
@@ -55,7 +54,7 @@ class Verdict:
     seconds: float = 0.0
 
     def summary(self, characters: int = 1500) -> str:
-        """A report to read: how many tests passed, and the failures, each cut to its share of ``characters``."""
+        """A report for readers: how many tests passed, and the failures, each cut to its share of ``characters``."""
         total = len(self.passed) + sum(1 for name in self.failed if name)
         head = f"{len(self.passed)} of {total} tests passed."
         share = max(80, characters // max(1, len(self.failed)))
@@ -134,7 +133,8 @@ def _run(
 
 
 def _read(report: bytes, secret: str) -> list[tuple[str, str, str]]:
-    """The lines that begin with the secret, as (test, outcome, detail); lines that are no outcome are left out."""
+    """The outcomes in a report, as (test, outcome, detail): lines that begin with the secret. Other lines are left
+    out."""
     lines = report.decode(errors="replace").splitlines()
     return [outcome for line in lines if line.startswith(f"{secret} ") and (outcome := _outcome(line[len(secret) :]))]
 

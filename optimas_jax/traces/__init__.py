@@ -1,1 +1,1 @@
-"""What exists already: recorded calls of a program in production, and prompts that were written elsewhere."""
+"""Imports existing data: recorded calls of a program in production, and prompts that were written elsewhere."""

@@ -1,4 +1,4 @@
-"""Recorded calls of agents (``llm.agent``), whose inputs are whole conversations."""
+"""Reads recorded calls of agents (``llm.agent``), whose inputs are whole conversations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def is_agent(component: Component) -> bool:
 
 
 def is_sent_to(call: Recorded, component: Component, model: str) -> bool:
-    """Whether a call with a model's name is of an agent: by the name that it sends, and where several send that, by the
-    beginning of its system message. What headers tell apart cannot be told from messages."""
+    """Whether a call with a model's name belongs to an agent: the agent sends this name, and if its route has a prefix,
+    the system message begins with it. Agents that only headers distinguish cannot be recognised in recorded
+    messages."""
     route = component.route
     if route is None or route.model != model or route.headers:
         return False
@@ -32,8 +33,8 @@ def is_sent_to(call: Recorded, component: Component, model: str) -> bool:
 
 
 def conversation_of(turns: Sequence[Turn]) -> Mapping[str, Any]:
-    """Messages as the inputs of an agent. Calls have names by their order, and results of tools are those of the calls
-    before them, in their order."""
+    """Messages as the inputs of an agent. Calls of tools are named by their order, and results of tools are assigned in
+    order to the calls before them."""
     messages: list[dict[str, Any]] = []
     open_calls: list[str] = []
     number = 0
@@ -44,7 +45,7 @@ def conversation_of(turns: Sequence[Turn]) -> Mapping[str, Any]:
         content, calls = _reply(text) if role == ASSISTANT else (text, ())
         turn: dict[str, Any] = {"role": role, "content": content}
         if calls:
-            open_calls = [f"call_{number + place}" for place in range(1, len(calls) + 1)]
+            open_calls = [f"call_{number + index}" for index in range(1, len(calls) + 1)]
             number += len(calls)
             turn["calls"] = [{"id": name, **call} for name, call in zip(open_calls, calls, strict=True)]
         messages.append(turn)
@@ -52,20 +53,20 @@ def conversation_of(turns: Sequence[Turn]) -> Mapping[str, Any]:
 
 
 def reply_of(answer: str) -> Mapping[str, Any]:
-    """The outputs of an agent that a recorded answer is, but for the names of its calls (``with_ids``)."""
+    """A recorded answer as the outputs of an agent, without the names of its calls, which ``with_ids`` adds."""
     text, calls = _reply(answer)
     return freeze({"text": text, "calls": calls, "ids": [], "finish": "tool_calls" if calls else "stop"})
 
 
 def with_ids(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Outputs of an agent with the names that its calls have after these inputs; other outputs as they are."""
+    """Outputs of an agent, with the names of its calls after these inputs added; other outputs unchanged."""
     if not {"text", "calls", "ids"} <= set(outputs):
         return outputs
     return freeze({**outputs, "ids": call_ids(inputs, outputs["calls"])})
 
 
 def _reply(text: str) -> tuple[str, Sequence[Mapping[str, Any]]]:
-    """The text and the calls of a turn, as ``traces.openai`` writes it."""
+    """The text and the calls of a turn that ``traces.openai`` wrote."""
     data = loose_json(text) if text.startswith('{"text"') else None
     if isinstance(data, Mapping) and set(data) == {"text", "calls"} and isinstance(data["calls"], list):
         return str(data["text"]), data["calls"]
@@ -76,9 +77,9 @@ def same_conversation(recorded: Sequence[Mapping[str, Any]], given: Any) -> bool
     """Whether two conversations have the same turns, whatever their calls are named."""
 
     def plain(turn: Mapping[str, Any]) -> tuple[Any, ...]:
-        asked = [(one["name"], one["arguments"]) for one in turn.get("calls", ())]
-        return turn["role"], squeezed(str(turn["content"])), freeze(asked)
+        calls = [(call["name"], call["arguments"]) for call in turn.get("calls", ())]
+        return turn["role"], squeezed(str(turn["content"])), freeze(calls)
 
     if not isinstance(given, list | tuple) or len(given) != len(recorded):
         return False
-    return all(plain(one) == plain(other) for one, other in zip(recorded, given, strict=True))
+    return all(plain(turn) == plain(other) for turn, other in zip(recorded, given, strict=True))

@@ -27,7 +27,7 @@ from optimas_jax.traces.conversations import (
 from optimas_jax.traces.records import USER, Recorded, leaves
 
 _LABEL = re.compile(r"^([A-Za-z][\w \-]{0,60}):(?=\s|$)", re.MULTILINE)
-_EMPTY = ("", "none", "n/a", "null", "-", "[]")  # what people write for an empty field
+_EMPTY = ("", "none", "n/a", "null", "-", "[]")  # texts that stand for an empty field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Matched:
     """A recorded call of a component.
 
     Attributes:
-      call: as it was recorded.
+      call: the recording.
       component: its name.
       inputs, outputs: its fields; None where they cannot be read.
-      as_declared: whether the component had its default value, as far as the call tells.
+      as_declared: whether the component had its default value, as far as the call shows.
     """
 
     call: Recorded
@@ -51,20 +51,23 @@ class Matched:
 def match_calls(
     calls: Sequence[Recorded], components: Sequence[Component]
 ) -> tuple[list[Matched], collections.Counter]:
-    """Recorded calls with their components, and numbers of those that are of no use, by reason."""
+    """Matches recorded calls with components; returns the matches, and the number of unusable calls by reason."""
     left_out: collections.Counter[str] = collections.Counter()
-    found: dict[str, list[Recorded]] = {}
+    by_component: dict[str, list[Recorded]] = {}
     by_call: list[tuple[Recorded, str]] = []
     for call in calls:
         if call.outputs is None and not call.answer.strip():
             left_out["without content"] += 1
         elif name := component_of(call, components):
-            found.setdefault(name, []).append(call)
+            by_component.setdefault(name, []).append(call)
             by_call.append((call, name))
         else:
             left_out["of no component"] += 1
-    named = {one.name: one for one in components}
-    labels = {name: _shared_labels([_asked(one, named[name]) for one in calls]) for name, calls in found.items()}
+    named = {component.name: component for component in components}
+    labels = {
+        name: _shared_labels([_asked(call, named[name]) for call in of_component])
+        for name, of_component in by_component.items()
+    }
     matched = []
     for call, name in by_call:
         component = named[name]
@@ -73,22 +76,24 @@ def match_calls(
         if outputs is None:
             left_out["with an answer that cannot be read"] += 1
             continue
-        told = call.as_declared if call.as_declared is not None else _has_default(call, component)
-        matched.append(Matched(call, name, inputs, outputs, told))
+        as_declared = call.as_declared if call.as_declared is not None else _has_default(call, component)
+        matched.append(Matched(call, name, inputs, outputs, as_declared))
     return matched, left_out
 
 
 def component_of(call: Recorded, components: Sequence[Component]) -> str:
-    """The component of a call: by a name that the call has, else by its system message; "" for none, or several."""
+    """Name of the component of a call: by a name in the call, else by its system message; "" if none or several
+    match."""
     for name in call.names:
-        alike = [one.name for one in components if one.name == name]
-        alike = alike or [one.name for one in components if _plain(one.name) == _plain(name)]
-        alike = alike or [one.name for one in components if is_sent_to(call, one, name)]
-        if len(alike) == 1:
-            return alike[0]
-    said = [(len(_instruction(one.default)), one.name) for one in components if _begins_with_default(call, one)]
-    longest = max(said, default=(0, ""))
-    return longest[1] if [length for length, _ in said].count(longest[0]) == 1 else ""
+        matches = [component.name for component in components if component.name == name]
+        matches = matches or [component.name for component in components if _plain(component.name) == _plain(name)]
+        matches = matches or [component.name for component in components if is_sent_to(call, component, name)]
+        if len(matches) == 1:
+            return matches[0]
+    beginning = [component for component in components if _begins_with_default(call, component)]
+    by_length = [(len(_instruction(component.default)), component.name) for component in beginning]
+    longest = max(by_length, default=(0, ""))
+    return longest[1] if [length for length, _ in by_length].count(longest[0]) == 1 else ""
 
 
 def _plain(name: str) -> str:
@@ -114,7 +119,7 @@ def _first_asked(call: Recorded) -> str:
 
 
 def _has_default(call: Recorded, component: Component) -> bool:
-    """Whether a call shows the component's default value, or nothing that says otherwise."""
+    """Whether a call shows the component's default value, or no other value."""
     return not call.instruction or not _instruction(component.default) or _begins_with_default(call, component)
 
 
@@ -126,11 +131,11 @@ def _asked(call: Recorded, component: Component) -> str:
         text = text[len(instruction) :].strip()
         names = [field_label(name) for name in component.outputs]
         last = text.rpartition("\n")[2].strip()
-        if last.endswith(":") and (not names or last[:-1] in names):  # the style that is continued
+        if last.endswith(":") and (not names or last[:-1] in names):  # a text that the model continues
             text = text.rpartition("\n")[0]
             first = component.inputs[0] if component.inputs else ""
             begin = text.rfind(f"\n\n{field_label(first)}: ") if first else -1
-            text = text[begin:].strip() if begin >= 0 else text  # behind demonstrations
+            text = text[begin:].strip() if begin >= 0 else text  # after the demonstrations
     return text
 
 
@@ -139,7 +144,7 @@ def read_inputs(call: Recorded, component: Component, labels: Sequence[str] = ()
     field; None where there are none.
 
     Args:
-      labels: that stand at the beginning of a line in every call of the component.
+      labels: labels at the beginning of a line in every call of the component.
     """
     if is_agent(component):
         return conversation_of(call.turns) if call.turns else None
@@ -159,20 +164,20 @@ def read_inputs(call: Recorded, component: Component, labels: Sequence[str] = ()
 
 
 def read_lines(text: str, names: Sequence[str]) -> dict[str, str] | None:
-    """The values of ``Label: value`` lines, which may have several lines each; None unless all labels are there. Labels
-    are looked for in the order of the names, then in any order."""
-    places: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
+    """The values of ``Label: value`` lines, each of one line or several; None if a label is missing. Labels are
+    searched in the order of the names, then in any order."""
+    spans_of: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
     by_label = {_plain(name): name for name in names}
-    for found in _LABEL.finditer(text):
-        if name := by_label.get(_plain(found[1])):
-            places[name].append(found.span())
-    if not all(places.values()):
+    for label in _LABEL.finditer(text):
+        if name := by_label.get(_plain(label[1])):
+            spans_of[name].append(label.span())
+    if not all(spans_of.values()):
         return None
     chosen, position = dict[str, tuple[int, int]](), 0
     for name in names:
-        after = next((span for span in places[name] if span[0] >= position), None)
+        after = next((span for span in spans_of[name] if span[0] >= position), None)
         if after is None:
-            chosen = {name: spans[0] for name, spans in places.items()}
+            chosen = {name: spans[0] for name, spans in spans_of.items()}
             break
         chosen[name], position = after, after[1]
     ordered = sorted(chosen, key=lambda name: chosen[name])
@@ -188,18 +193,19 @@ def _shared_labels(texts: Sequence[str]) -> list[str]:
     texts = [text for text in texts if text]
     if not texts:
         return []
-    first = dict.fromkeys(found[1] for found in _LABEL.finditer(texts[0]))
+    first = dict.fromkeys(label[1] for label in _LABEL.finditer(texts[0]))
     return [label for label in first if all(re.search(rf"^{re.escape(label)}:", text, re.MULTILINE) for text in texts)]
 
 
 def _renamed(fields: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """Fields by the names of the component's inputs; one that is left goes with the one label that is left."""
+    """Fields by the names of the component's inputs. If a single name and a single label are left over, they belong
+    together."""
     known = {_plain(name): name for name in names}
     renamed = {label: known.get(_plain(label), "") for label in fields}
-    rest = [name for name in names if name not in renamed.values()]
-    other = [label for label, name in renamed.items() if not name]
-    if len(rest) == len(other) == 1:
-        renamed[other[0]] = rest[0]
+    free_names = [name for name in names if name not in renamed.values()]
+    free_labels = [label for label, name in renamed.items() if not name]
+    if len(free_names) == len(free_labels) == 1:
+        renamed[free_labels[0]] = free_names[0]
     return {name or re.sub(r"\W+", "_", label.strip().lower()): fields[label] for label, name in renamed.items()}
 
 
@@ -217,13 +223,13 @@ def read_outputs(answer: str, component: Component) -> Mapping[str, Any] | None:
         return reply_of(text)
     if len(names) < 2:
         return freeze({names[0] if names else component.name: text})
-    objects = [one for one in find_json(text) if isinstance(one, Mapping)]
-    return next((freeze({name: one[name] for name in names}) for one in objects if set(names) <= set(one)), None)
+    objects = [value for value in find_json(text) if isinstance(value, Mapping)]
+    return next((freeze({name: value[name] for name in names}) for value in objects if set(names) <= set(value)), None)
 
 
 def agrees(recorded: Matched, inputs: Mapping[str, Any]) -> bool:
-    """Whether a recorded call read these inputs: the same fields, or all their texts in its messages, where no field
-    that is empty has a text."""
+    """Whether a recorded call read these inputs: it has the same fields, or its messages have all their texts, and no
+    text for an empty field."""
     if recorded.call.inputs is not None:
         return recorded.call.inputs == freeze(inputs)
     if recorded.inputs is not None and set(recorded.inputs) == {"messages"} and "messages" in inputs:
@@ -241,8 +247,8 @@ def agrees(recorded: Matched, inputs: Mapping[str, Any]) -> bool:
 
 
 def as_seen(outputs: Mapping[str, Any], seen: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Outputs in the types that a component was seen to return: an answer of a model has texts where code makes
-    numbers, and numbers where it makes texts."""
+    """Outputs in the types that a component was observed to return, because an answer of a model may have texts where
+    code returns numbers, and numbers where code returns texts."""
     return freeze({name: _like(value, seen.get(name)) for name, value in outputs.items()})
 
 

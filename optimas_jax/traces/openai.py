@@ -40,7 +40,7 @@ def read_openai(item: Mapping[str, Any], where: str) -> list[Recorded]:
     """The calls of an object, one for each choice.
 
     Raises:
-      TraceError: it is of no known form; names the field.
+      TraceError: the object has no known form; names the field.
     """
     if isinstance(item.get("calls"), list):
         return list(_run(item, where))
@@ -66,19 +66,19 @@ def read_openai(item: Mapping[str, Any], where: str) -> list[Recorded]:
 
 
 def _run(item: Mapping[str, Any], where: str) -> Iterator[Recorded]:
-    """The calls of a run; its score belongs to each that has none."""
+    """The calls of a run; a call without a score gets the score of the run."""
     from optimas_jax.traces.own import is_own, read_own
 
     score, feedback = read_score(item, where)
     run = first_text(item, *_RUN, "id") or where
     row = item["inputs"] if isinstance(item.get("inputs"), Mapping) else None
     for number, call in enumerate(item["calls"], start=1):
-        place = f"{where}, call {number}"
+        call_where = f"{where}, call {number}"
         if not isinstance(call, Mapping):
-            raise TraceError(f"{place} is {shown(call)}, expected an object")
+            raise TraceError(f"{call_where} is {shown(call)}, expected an object")
         whole = {"score": score, "feedback": feedback, **call, "run": run, "calls": None}
-        for one in read_own(whole, place) if is_own(call) else read_openai(whole, place):
-            yield one if row is None else Recorded(**{**vars(one), "row": row})
+        for recorded in read_own(whole, call_where) if is_own(call) else read_openai(whole, call_where):
+            yield recorded if row is None else Recorded(**{**vars(recorded), "row": row})
 
 
 def _object(item: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any] | None:
@@ -119,8 +119,8 @@ def _message(message: Mapping[str, Any], where: str) -> str:
     calls = message.get("tool_calls") or ([message] if message.get("type") == "function_call" else [])
     if not isinstance(calls, list):
         raise TraceError(f"{where}: tool_calls is {shown(calls)}, expected a list")
-    asked = [_tool_call(call, where) for call in calls]
-    return json.dumps({"text": text, "calls": asked}, ensure_ascii=False) if asked else text
+    tool_calls = [_tool_call(call, where) for call in calls]
+    return json.dumps({"text": text, "calls": tool_calls}, ensure_ascii=False) if tool_calls else text
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = parse_json(arguments, mend=True)
-        except JsonError:  # models write such, too
+        except JsonError:  # models write such arguments, too
             arguments = {}
     return {"name": first_text(function, "name"), "arguments": arguments or {}}
 
@@ -151,9 +151,8 @@ def _answers(response: Mapping[str, Any], where: str) -> Iterator[str]:
         case {"output_text": str(text)} | {"output": str(text)} | {"answer": str(text)}:
             yield read_text(text, where)
         case {"output": list(items)}:
-            texts = [
-                _message(one, where) for one in items if isinstance(one, Mapping) and one.get("type") != "reasoning"
-            ]
+            messages = [item for item in items if isinstance(item, Mapping) and item.get("type") != "reasoning"]
+            texts = [_message(message, where) for message in messages]
             yield "\n".join(filter(None, texts))
         case {"output": {**message}} | {"message": {**message}} if message:
             yield _message(message, where)

@@ -1,8 +1,8 @@
-"""Recorded calls as OpenTelemetry's GenAI spans: one span a line, or exports with ``resourceSpans``.
+"""Reads recorded calls from OpenTelemetry's GenAI spans: one span a line, or exports with ``resourceSpans``.
 
-Content stands in ``gen_ai.input.messages`` and ``gen_ai.output.messages``, on the span or on an event or log record of
-it; before version 1.37 of the conventions in an event of each message, or in ``gen_ai.prompt`` and
-``gen_ai.completion``. Scores stand in ``gen_ai.evaluation.result`` events, on the call or on a span around it.
+Content is in ``gen_ai.input.messages`` and ``gen_ai.output.messages``, on the span or on its events or log records.
+Before version 1.37 of the conventions it is in one event for each message, or in ``gen_ai.prompt`` and
+``gen_ai.completion``. Scores are in ``gen_ai.evaluation.result`` events, on the call or on a span around it.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _EXPORTS = ("resourceSpans", "resource_spans", "resourceLogs", "resource_logs")
 _EVALUATION = "gen_ai.evaluation.result"
 _SCORE, _NAME, _WHY = "gen_ai.evaluation.score.value", "gen_ai.evaluation.name", "gen_ai.evaluation.explanation"
 _OPERATIONS = re.compile(r"(chat|text_completion|generate_content|invoke_agent|invoke_workflow|execute_tool)\s+")
-_MOST_AROUND = 100  # spans around a span
+_MOST_AROUND = 100  # number of spans around a span that are followed
 _MESSAGE = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message")
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A span as far as it is read.
+    """The parts of a span that are read.
 
     Attributes:
       where: file and line.
       trace, id, parent: ids; "" where the file has none.
-      name: of the span.
-      attributes: of the span.
+      name: name of the span.
+      attributes: attributes of the span.
       events: (name, attributes and body) of its events and log records.
     """
 
@@ -61,25 +61,25 @@ def is_otel(item: Mapping[str, Any]) -> bool:
 
 
 def read_spans(item: Mapping[str, Any], where: str) -> list[Span]:
-    """The spans of an export, or the one span that an object is. Log records are spans without a name, which
-    ``read_otel`` puts to their spans.
+    """The spans of an export, or an object that is itself a span. Log records become spans without a name, which
+    ``read_otel`` joins to their spans.
 
     Raises:
-      TraceError: names the field that is of another kind.
+      TraceError: a field has the wrong type; names the field.
     """
-    found = []
+    exported = []
     for wide, middle, narrow in (("Spans", "Spans", "spans"), ("Logs", "Logs", "logRecords")):
         for resource in _list(item, f"resource{wide}", where):
             for scope in _list(resource, f"scope{middle}", where):
-                found += _list(scope, narrow, where)
-    whole = found if any(key in item for key in _EXPORTS) else [item]
+                exported += _list(scope, narrow, where)
+    whole = exported if any(key in item for key in _EXPORTS) else [item]
     number = f", span {{}} of {len(whole)}" if len(whole) > 1 else ""
-    return [_span(one, where + number.format(index)) for index, one in enumerate(whole, start=1)]
+    return [_span(part, where + number.format(index)) for index, part in enumerate(whole, start=1)]
 
 
 def _list(item: Any, name: str, where: str) -> list[Any]:
-    """A list of an export, whose names may be written in two ways."""
-    snake = re.sub(r"([A-Z])", lambda found: "_" + found[1].lower(), name)
+    """A list field of an export, whose name may be in camel case or in snake case."""
+    snake = re.sub(r"([A-Z])", lambda letter: "_" + letter[1].lower(), name)
     if not isinstance(item, Mapping):
         raise TraceError(f"{where}: {shown(item)} in an export, expected an object")
     value = item.get(name, item.get(snake, []))
@@ -93,7 +93,7 @@ def _span(item: Any, where: str) -> Span:
         raise TraceError(f"{where}: a span is {shown(item)}, expected an object")
     context = item["context"] if isinstance(item.get("context"), Mapping) else {}
     trace = first_text(item, "traceId", "trace_id") or first_text(context, "trace_id", "traceId")
-    own = first_text(item, "spanId", "span_id") or first_text(context, "span_id", "spanId")
+    span_id = first_text(item, "spanId", "span_id") or first_text(context, "span_id", "spanId")
     parent = first_text(item, "parentSpanId", "parent_span_id", "parent_id")
     name = first_text(item, "name")
     events = [_event(event, where) for event in _list(item, "events", where)]
@@ -101,7 +101,7 @@ def _span(item: Any, where: str) -> Span:
     if "body" in item or "eventName" in item or "event.name" in attributes:  # a log record
         events.append(_event(item, where))
         attributes, name = {}, ""
-    return Span(where, trace, own, parent, name, attributes, tuple(events))
+    return Span(where, trace, span_id, parent, name, attributes, tuple(events))
 
 
 def _event(item: Any, where: str) -> tuple[str, Mapping[str, Any]]:
@@ -123,20 +123,20 @@ def _attributes(value: Any, where: str) -> Mapping[str, Any]:
         return {}
     if isinstance(value, Mapping):
         return {str(key): _value(item, where) for key, item in value.items()}
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) and "key" in one for one in value):
+    if not isinstance(value, list) or not all(isinstance(entry, Mapping) and "key" in entry for entry in value):
         raise TraceError(f"{where}: attributes are {shown(value)}, expected an object, or a list of keys and values")
-    return {str(one["key"]): _value(one.get("value"), where) for one in value}
+    return {str(entry["key"]): _value(entry.get("value"), where) for entry in value}
 
 
 def _value(value: Any, where: str) -> Any:
     """A typed value of an export, or a plain one."""
     match value:
-        case {"stringValue": one} | {"boolValue": one} | {"string_value": one} | {"bool_value": one}:
-            return one
-        case {"intValue": one} | {"doubleValue": one} | {"int_value": one} | {"double_value": one}:
-            return one
+        case {"stringValue": plain} | {"boolValue": plain} | {"string_value": plain} | {"bool_value": plain}:
+            return plain
+        case {"intValue": plain} | {"doubleValue": plain} | {"int_value": plain} | {"double_value": plain}:
+            return plain
         case {"arrayValue": {**array}} | {"array_value": {**array}}:
-            return [_value(one, where) for one in _list(array, "values", where)]
+            return [_value(item, where) for item in _list(array, "values", where)]
         case {"kvlistValue": {**pairs}} | {"kvlist_value": {**pairs}}:
             return _attributes(_list(pairs, "values", where), where)
         case _:
@@ -144,31 +144,32 @@ def _value(value: Any, where: str) -> Any:
 
 
 def read_otel(spans: Sequence[Span]) -> list[Recorded]:
-    """The calls of models among spans, with the names and scores of the spans around them. Calls without content have
-    an empty answer.
+    """The calls of models among spans, with names and scores from the spans around them. A call without content has an
+    empty answer.
 
     Raises:
-      TraceError: content that is of no known form, or a score that is no number.
+      TraceError: content has no known form, or a score is no number.
     """
     spans = _with_logs(spans)
     by_id = {(span.trace, span.id): span for span in spans if span.id}
     around = {id(span): _ancestors(span, by_id) for span in spans}
     calls = [span for span in spans if _is_call(span)]
-    inner = {id(outer) for span in calls for outer in around[id(span)]}  # an agent's own messages repeat its calls'
+    # Messages of an agent repeat the messages of its calls.
+    inner = {id(outer) for span in calls for outer in around[id(span)]}
     of_runs: dict[str, tuple[float | None, str]] = {}
     for span in spans:
-        if span.trace and not around[id(span)] and (found := _score(span))[0] is not None:
-            of_runs[span.trace] = found
+        if span.trace and not around[id(span)] and (scored := _score(span))[0] is not None:
+            of_runs[span.trace] = scored
     recorded = []
     for span in calls:
         if id(span) in inner:
             continue
         chain = [span, *around[id(span)]]
-        score, feedback = next((found for one in chain if (found := _score(one))[0] is not None), (None, ""))
+        score, feedback = next((scored for link in chain if (scored := _score(link))[0] is not None), (None, ""))
         if score is None:
             score, feedback = of_runs.get(span.trace, (None, ""))
         turns, answers = _content(span)
-        names = tuple(dict.fromkeys(filter(None, (name for one in chain for name in _names(one)))))
+        names = tuple(dict.fromkeys(filter(None, (name for link in chain for name in _names(link)))))
         recorded += [
             Recorded(span.where, names, span.trace, turns, answer, score=score, feedback=feedback)
             for answer in answers or [""]
@@ -177,7 +178,7 @@ def read_otel(spans: Sequence[Span]) -> list[Recorded]:
 
 
 def _with_logs(spans: Sequence[Span]) -> list[Span]:
-    """Spans with the events of their log records; records without a span are spans of their own."""
+    """Spans with the events of their log records; log records without a span stay separate."""
     logs: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     named = {(span.trace, span.id) for span in spans if span.name and span.id}
     alone = []
@@ -194,13 +195,13 @@ def _with_logs(spans: Sequence[Span]) -> list[Span]:
 
 def _ancestors(span: Span, by_id: Mapping[tuple[str, str], Span]) -> list[Span]:
     """The spans around a span, the nearest first; at most ``_MOST_AROUND``."""
-    found: dict[int, Span] = {}  # by identity: to compare spans takes long, and some are around themselves
-    while span.parent and len(found) < _MOST_AROUND:
+    ancestors: dict[int, Span] = {}  # by identity: comparing spans is slow, and some spans contain themselves
+    while span.parent and len(ancestors) < _MOST_AROUND:
         outer = by_id.get((span.trace, span.parent))
-        if outer is None or id(outer) in found:
+        if outer is None or id(outer) in ancestors:
             break
-        found[id(outer)] = span = outer
-    return [*found.values()]
+        ancestors[id(outer)] = span = outer
+    return [*ancestors.values()]
 
 
 def _is_call(span: Span) -> bool:
@@ -209,8 +210,8 @@ def _is_call(span: Span) -> bool:
         return False
     named = any(key.startswith("gen_ai.") and key not in (_SCORE, _NAME, _WHY) for key in span.attributes)
     agent = set(span.attributes) <= {"gen_ai.agent.name", "gen_ai.agent.id", "gen_ai.conversation.id"}
-    told = any(name.startswith("gen_ai.") and name != _EVALUATION for name, _ in span.events)
-    return (named and not agent) or told
+    has_events = any(name.startswith("gen_ai.") and name != _EVALUATION for name, _ in span.events)
+    return (named and not agent) or has_events
 
 
 def _names(span: Span) -> Iterator[str]:
@@ -222,8 +223,8 @@ def _names(span: Span) -> Iterator[str]:
 
 
 def _score(span: Span) -> tuple[float | None, str]:
-    told = [attributes for name, attributes in span.events if name == _EVALUATION]
-    for data in (*told, span.attributes):
+    evaluations = [attributes for name, attributes in span.events if name == _EVALUATION]
+    for data in (*evaluations, span.attributes):
         for key in (_SCORE, "score"):
             if data.get(key) is not None:
                 return finite(data[key], f"{span.where}: {key}"), first_text(data, _WHY, "feedback")
@@ -239,15 +240,15 @@ def _content(span: Span) -> tuple[tuple[Turn, ...], list[str]]:
         if not any(role != SYSTEM for role, _ in turns):
             turns += _messages(data.get("gen_ai.input.messages"), where) or _messages(data.get("gen_ai.prompt"), where)
         if not answers:
-            told = _messages(data.get("gen_ai.output.messages"), where)
-            answers += [text for _, text in told or _messages(data.get("gen_ai.completion"), where, ASSISTANT)]
+            replies = _messages(data.get("gen_ai.output.messages"), where)
+            answers += [text for _, text in replies or _messages(data.get("gen_ai.completion"), where, ASSISTANT)]
     if not turns and not answers:
         turns += _numbered(span.attributes, "gen_ai.prompt", where)
         answers += [text for _, text in _numbered(span.attributes, "gen_ai.completion", where)]
     if not turns and not answers:
         for name, data in span.events:
-            if found := _MESSAGE.fullmatch(name):
-                role = first_text(data, "role") or found[1]
+            if of_role := _MESSAGE.fullmatch(name):
+                role = first_text(data, "role") or of_role[1]
                 turns.append((read_role(role, where), read_text(_data(data.get("content"), where, loose=True), where)))
             elif name == "gen_ai.choice":
                 message = _data(data.get("message", data.get("content")), where, loose=True)
@@ -281,9 +282,9 @@ def _text(message: Any, where: str) -> str:
 
 
 def _numbered(attributes: Mapping[str, Any], prefix: str, where: str) -> list[Turn]:
-    """Messages of attributes with numbers: ``gen_ai.prompt.0.role``, ``gen_ai.prompt.0.content``."""
+    """Messages of numbered attributes: ``gen_ai.prompt.0.role``, ``gen_ai.prompt.0.content``."""
     pattern = re.compile(re.escape(prefix) + r"\.([0-9]{1,9})\.content")
-    numbers = sorted((found[1] for key in attributes if (found := pattern.fullmatch(key))), key=int)
+    numbers = sorted((match[1] for key in attributes if (match := pattern.fullmatch(key))), key=int)
     role = "assistant" if prefix.endswith("completion") else "user"
     return [
         (
@@ -295,8 +296,8 @@ def _numbered(attributes: Mapping[str, Any], prefix: str, where: str) -> list[Tu
 
 
 def _data(value: Any, where: str, *, loose: bool = False, lists: bool = False) -> Any:
-    """Structured content, which a span may hold as JSON text; ``loose`` leaves another text as it is, and ``lists`` one
-    that is no list of parts."""
+    """Structured content, which a span may hold as JSON text. ``loose`` returns any other text unchanged, ``lists``
+    also a JSON text that is no list of parts."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -306,7 +307,7 @@ def _data(value: Any, where: str, *, loose: bool = False, lists: bool = False) -
             return value
         raise TraceError(f"{where}: content of messages is {shown(value)}: {error}") from None
     parts = isinstance(data, list) and all(
-        isinstance(one, Mapping) and ("type" in one or "role" in one) for one in data
+        isinstance(part, Mapping) and ("type" in part or "role" in part) for part in data
     )
     message = isinstance(data, Mapping) and ("role" in data or "parts" in data or ("content" in data and not lists))
     return data if parts or message else value

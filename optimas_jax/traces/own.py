@@ -1,4 +1,5 @@
-"""Recorded calls as this project writes them: rows of ``evaluations/*.jsonl``, and single calls with their fields."""
+"""Reads recorded calls in the forms of this project: rows of ``evaluations/*.jsonl``, and single calls with their
+fields."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from typing import Any
 from optimas_jax.core.json_text import shown
 from optimas_jax.traces.records import Recorded, TraceError, finite, first_text, read_score, whole
 
-_SIDES = {"before": True, "after": False}  # whether the values in use were the declared ones
+_SIDES = {"before": True, "after": False}  # side -> whether the declared values were in use
 
 
 def is_own(item: Mapping[str, Any]) -> bool:
-    """Whether an object is such a row, or such a call."""
+    """Whether an object is such a row or call."""
     return ("component" in item and "outputs" in item) or any("runs" in side for side in _sides(item))
 
 
@@ -20,7 +21,7 @@ def read_own(item: Mapping[str, Any], where: str) -> list[Recorded]:
     """The calls of a row.
 
     Raises:
-      TraceError: names the field that is missing or of another kind.
+      TraceError: a field is missing or has the wrong type; names the field.
     """
     if "component" in item:
         score, feedback = read_score(item, where)

@@ -1,5 +1,5 @@
-"""Prompts that were written elsewhere, as a start: the ``.json`` that ``module.save`` of DSPy writes, or instructions
-by component."""
+"""Reads prompts that were written elsewhere, as the start of a search: the ``.json`` of DSPy's ``module.save``, or
+instructions by component."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.component import ModelCall
 from optimas_jax.traces.records import TraceError
 
-_ABOUT = ("augmented", "dspy_uuid", "dspy_split", "rationale", "reasoning", "completions")  # in demonstrations of DSPy
+# Fields of DSPy's demonstrations that are left out.
+_ABOUT = ("augmented", "dspy_uuid", "dspy_split", "rationale", "reasoning", "completions")
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """Prompts by the names that they have elsewhere.
+    """Prompts that were written elsewhere, by the names that they have there.
 
     Attributes:
-      where: they are from.
-      prompts: an instruction, None to keep the component's own, and demonstrations as fields that are inputs and
-        outputs in one.
+      where: where they come from, for messages.
+      prompts: by name, the instruction (None keeps the component's own) and demonstrations, each as one mapping of
+        inputs and outputs.
     """
 
     where: str
@@ -33,7 +34,7 @@ class Written:
 
 
 def is_written(start: str) -> bool:
-    """Whether a start is no folder of a run, but prompts: a ``.json`` file or an object of texts."""
+    """Whether a start names prompts, not the folder of a run: a ``.json`` file, or an object of texts."""
     return start.lstrip().startswith("{") or start.endswith((".json", ".pkl"))
 
 
@@ -41,7 +42,7 @@ def read_written(start: str) -> Written:
     """Prompts of a file, or of an object in JSON.
 
     Raises:
-      TraceError: it is no JSON, pickled, or holds no prompts; has the way out.
+      TraceError: it is no JSON, is pickled, or holds no prompts; the message has the way out.
     """
     inline = start.lstrip().startswith("{")
     where = "start" if inline else start
@@ -79,22 +80,23 @@ def _prompt(state: Any, where: str) -> tuple[str | None, tuple[Mapping[str, Any]
 
 
 def prompts_for(written: Written, components: Sequence[Component], names: Mapping[str, str]) -> dict[str, Prompt]:
-    """The prompts of components, by their names: equal, or without the ends that DSPy gives to predictors
-    (``answer.predict``), or as ``names`` says.
+    """Assigns prompts to components: by ``names``, by an equal name, or by the name without the ending of a DSPy
+    predictor (``answer.predict``).
 
     Args:
-      names: of components, by the names elsewhere.
+      names: name of the component, by name of the prompt.
 
     Raises:
-      TraceError: a name belongs to no component with a prompt, or two to one; has both lists.
+      TraceError: a name belongs to no component with a prompt, or two names to one component; the message has both
+        lists.
     """
-    tuned = {one.name: one for one in components if isinstance(one.space, PromptSpace)}
-    found: dict[str, str] = {}
+    tuned = {component.name: component for component in components if isinstance(component.space, PromptSpace)}
+    component_of: dict[str, str] = {}
     for name in written.prompts:
         stem = name.removesuffix(".predict").removeprefix("self.")
-        found[name] = names.get(name) or (name if name in tuned else stem)
-    lost = [name for name, own in found.items() if own not in tuned]
-    twice = [own for own in found.values() if list(found.values()).count(own) > 1]
+        component_of[name] = names.get(name) or (name if name in tuned else stem)
+    lost = [name for name, component in component_of.items() if component not in tuned]
+    twice = [component for component in component_of.values() if list(component_of.values()).count(component) > 1]
     unknown = [name for name in names if name not in written.prompts]
     if lost or twice or unknown:
         what = f"{', '.join(lost)} of no component" if lost else ""
@@ -104,21 +106,21 @@ def prompts_for(written: Written, components: Sequence[Component], names: Mappin
             f"{', '.join(tuned) or 'nothing'} ({what}): say which is which by config.optimize.start_names = NAME="
             "COMPONENT,..."
         )
-    return {own: _for_component(written, name, tuned[own]) for name, own in found.items()}
+    return {component: _for_component(written, name, tuned[component]) for name, component in component_of.items()}
 
 
 def _for_component(written: Written, name: str, component: Component) -> Prompt:
     instruction, demos = written.prompts[name]
     default, space = component.default, component.space
     assert isinstance(space, PromptSpace)
-    own = default.instruction if isinstance(default, Prompt) else ""
-    shown_demos = [demo for one in demos if (demo := _demo(one, component)) is not None]
-    return Prompt(own if instruction is None else instruction, tuple(shown_demos[: space.max_demos]))
+    default_instruction = default.instruction if isinstance(default, Prompt) else ""
+    shown_demos = [demo for fields in demos if (demo := _demo(fields, component)) is not None]
+    return Prompt(default_instruction if instruction is None else instruction, tuple(shown_demos[: space.max_demos]))
 
 
 def _demo(fields: Mapping[str, Any], component: Component) -> Demo | None:
-    """Fields of a demonstration as inputs and outputs: by the component's own names where they are known, else its last
-    field is the output; None where it has no output."""
+    """Fields of a demonstration as inputs and outputs: by the names of the component's fields if they are known, else
+    the last field is the output; None if there is no output."""
     fields = {name: value for name, value in fields.items() if name not in _ABOUT and not name.startswith("dspy_")}
     asking = getattr(component.run, "__self__", None)
     outputs = component.outputs or (asking.output if isinstance(asking, ModelCall) else component.name,)
@@ -138,8 +140,8 @@ def _demo(fields: Mapping[str, Any], component: Component) -> Demo | None:
 def read_names(text: str) -> dict[str, str]:
     """``NAME=OTHER, ...`` as a mapping; raises ``TraceError`` for another form."""
     names = {}
-    for part in filter(None, (one.strip() for one in text.split(","))):
-        name, equals, other = (one.strip() for one in part.partition("="))
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, other = (piece.strip() for piece in part.partition("="))
         if not (name and equals and other):
             raise TraceError(f"names are NAME=OTHER, separated by commas, got {part!r}")
         names[name] = other

@@ -1,4 +1,4 @@
-"""Reads files of recorded calls, each object in whichever form it has."""
+"""Reads files of recorded calls; objects of different forms may be in one file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TraceFiles:
     """Recorded calls of some files.
 
     Attributes:
-      digests: SHA-256 of each file, by its name as it was given.
+      digests: SHA-256 of each file, by the path as it was given.
       calls: in the order of the files.
     """
 
@@ -42,7 +42,10 @@ def read_traces(files: str | Iterable[str | Path]) -> TraceFiles:
     Raises:
       TraceError: a file is missing or empty, a line is no JSON, or has no known form; names file and line.
     """
-    paths = [one.strip() for one in files.split(",") if one.strip()] if isinstance(files, str) else [*map(str, files)]
+    if isinstance(files, str):
+        paths = [path.strip() for path in files.split(",") if path.strip()]
+    else:
+        paths = [*map(str, files)]
     digests, calls = dict[str, str](), list[Recorded]()
     for path in dict.fromkeys(paths):
         data = _bytes(Path(path))
@@ -88,7 +91,7 @@ def _calls(path: Path, data: bytes) -> list[Recorded]:
 
 
 def _items(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
-    """Objects of a file with their places: of each line, or of the one JSON text that it is."""
+    """Objects of a file with their places: from each line, or from a file that is a single JSON text."""
     lines = data.split(b"\n")
     first = next(line for line in lines if line.strip())
     try:
@@ -121,9 +124,9 @@ def _whole(data: bytes) -> Any:
 
 
 def _numbered(place: str, item: Any) -> Iterator[tuple[str, Any]]:
-    """An object, or those of a list."""
+    """An object with its place, or each object of a list."""
     if not isinstance(item, list):
         yield place, item
         return
-    for number, one in enumerate(item, start=1):
-        yield f"{place}, item {number}", one
+    for number, listed in enumerate(item, start=1):
+        yield f"{place}, item {number}", listed

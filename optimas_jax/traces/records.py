@@ -1,4 +1,4 @@
-"""A recorded call, whatever form its file has, and what the readers of all forms share."""
+"""A recorded call, and functions that the readers of all forms share."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Recorded:
 
     Attributes:
       where: file and line that it comes from.
-      names: that may be its component's, the likeliest first.
-      run: id of the run that it belongs to, or "".
-      turns: messages before the answer; none where ``inputs`` are known.
-      answer: of the model; "" where ``outputs`` are known.
-      inputs, outputs: fields of the component, where the file has them; else None.
-      row: inputs of the whole run, where the file has them; else None.
+      names: possible names of its component, the likeliest first.
+      run: id of its run, or "".
+      turns: messages before the answer; empty if ``inputs`` are known.
+      answer: answer of the model; "" if ``outputs`` are known.
+      inputs, outputs: fields of the component, if the file has them; else None.
+      row: inputs of the whole run, if the file has them; else None.
       score: of the call or of its run, or None.
-      feedback: why, or "".
-      as_declared: whether the values in use were those of the program as it was declared; None if nothing says so.
+      feedback: reason for the score, or "".
+      as_declared: whether the declared values of the program were in use; None if the file does not tell.
     """
 
     where: str
@@ -68,7 +68,7 @@ class Recorded:
 
     @property
     def asked(self) -> str:
-        """The last message of the user, if the answer follows it at once; "" in the middle of calls of tools."""
+        """The last message of the user, if the answer directly follows it; "" between calls of tools."""
         role, text = self.turns[-1] if self.turns else ("", "")
         return text if role == USER else ""
 
@@ -98,7 +98,7 @@ def read_role(value: Any, where: str) -> str:
 
 
 def read_text(content: Any, where: str) -> str:
-    """The text of a message: a text, or a list of parts, of which images become a mark; "" for none."""
+    """The text of a message, from a text or a list of parts, in which images become ``[image]``; "" for no content."""
     match content:
         case None:
             return ""
@@ -130,7 +130,7 @@ def _part(part: Any, where: str) -> str:
             return _as_text(rest.get("content", rest.get("output")))
         case {"type": str(kind)} if "image" in kind or kind in ("uri", "blob", "file", "input_file", "input_audio"):
             return "[image]"
-        case {"type": str()}:  # of a later version, or of one server
+        case {"type": str()}:  # a part of a later version, or of a single server
             return ""
         case _:
             raise TraceError(f"{where}: a part of a message is {shown(part)}, expected an object with a type")
@@ -141,7 +141,7 @@ def _as_text(value: Any) -> str:
 
 
 def read_score(item: Mapping[str, Any], where: str) -> tuple[float | None, str]:
-    """Score and feedback of an object, or of its ``metadata``; (None, "") without.
+    """Score and feedback of an object, or of its ``metadata``; (None, "") if it has none.
 
     Raises:
       TraceError: the score is no finite number.
@@ -167,7 +167,7 @@ def finite(value: Any, what: str) -> float:
 
 
 def first_text(item: Mapping[str, Any], *names: str) -> str:
-    """The first of some fields that is a text or a whole number; "" without."""
+    """The first of the named fields that is a text or a whole number, as text; "" if there is none."""
     values = (item.get(name) for name in names)
     return next((str(value) for value in values if isinstance(value, str | int) and value not in ("", True, False)), "")
 

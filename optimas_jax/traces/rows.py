@@ -1,4 +1,4 @@
-"""Finds the examples that recorded calls are of, by the texts that they read."""
+"""Finds the examples of recorded calls, by the texts that the calls read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from optimas_jax.core.types import Example, digest
 from optimas_jax.traces.conversations import squeezed
 from optimas_jax.traces.records import leaves
 
-_ANCHOR = 12  # characters at the beginning of a text by which it is looked for; shorter ones must be a whole line
+_ANCHOR = 12  # characters at the beginning of a text by which it is searched; a shorter text must be a whole line
 _WORD = re.compile(r"\S+")
 
 
 class ExampleIndex:
-    """Examples by the texts of their inputs. Takes time in proportion to the texts that are looked through."""
+    """Index of examples by the texts of their inputs. A search takes time in proportion to the searched texts."""
 
     def __init__(self, examples: Iterable[Example]):
         self._by_inputs: dict[str, Example] = {}
@@ -36,39 +36,39 @@ class ExampleIndex:
                     self._lines.add(part)
 
     def find(self, texts: Sequence[str], row: Mapping | None = None) -> list[Example]:
-        """Examples of which all texts of the inputs are in ``texts``, those with the longest inputs first.
+        """Examples whose input texts are all in ``texts``, the longest inputs first.
 
         Args:
-          row: the inputs themselves, where they are known.
+          row: the inputs of the example, if they are known.
         """
         if row is not None and (known := self._by_inputs.get(digest(row))) is not None:
             return [known]
         present = {part for text in texts for part in self._present(text)}
         near = {index for part in present for index in self._by_part[part]}
-        found = [self._parts[index] for index in sorted(near) if self._parts[index][1] <= present]
-        found.sort(key=lambda one: -sum(map(len, one[1])))
-        return [example for example, _ in found]
+        matches = [self._parts[index] for index in sorted(near) if self._parts[index][1] <= present]
+        matches.sort(key=lambda match: -sum(map(len, match[1])))
+        return [example for example, _ in matches]
 
     def _present(self, text: str) -> set[str]:
-        """Texts of examples that stand in a text."""
-        found: set[str] = set()
+        """Texts of examples that occur in a text."""
+        parts: set[str] = set()
         if self._lines:
             for line in (text, *text.splitlines()):
                 whole = squeezed(line)
-                found.update(part for part in (whole, squeezed(whole.partition(":")[2])) if part in self._lines)
+                parts.update(part for part in (whole, squeezed(whole.partition(":")[2])) if part in self._lines)
         flat = squeezed(text)
         for word in _WORD.finditer(flat):
             for begin in _begins(word):
                 for part in self._anchors.get(flat[begin : begin + _ANCHOR], ()):
-                    if part not in found and flat.startswith(part, begin):
-                        found.add(part)
-        return found
+                    if part not in parts and flat.startswith(part, begin):
+                        parts.add(part)
+        return parts
 
 
 def _begins(word: re.Match[str]) -> Iterable[int]:
-    """Where a text may begin: at a word, or behind quotes and brackets at its beginning."""
+    """Positions at which a text may begin: at a word, or after quotes and brackets at its beginning."""
     yield word.start()
-    for place, character in enumerate(word[0][:3], start=word.start() + 1):
+    for position, character in enumerate(word[0][:3], start=word.start() + 1):
         if character.isalnum():
             break
-        yield place
+        yield position

@@ -1,4 +1,4 @@
-"""Checksums of the files of a folder, which are checked before anything reads them."""
+"""Checksums of the files of a folder. The files are checked before anything reads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Compares a folder with its checksums; one of an earlier version has none.
+    """Compares the files of a folder with its checksums. A folder of an earlier version has no checksums.
 
     Raises:
       ValueError: a file is missing or not as it was written; names it.

@@ -1,9 +1,9 @@
-"""``control.json``: what somebody wants of the command that runs in a folder.
+"""``control.json``: a wish (pause, resume, stop) for the command that runs in a folder.
 
-No signal is sent, so that nothing but this command can be stopped by it, on whatever machine it runs: the command looks
-for the file, and takes it away.
+The command looks for the file and removes it. No signal is sent, so that only this command can be stopped, on whatever
+machine it runs.
 
-A wish names the command (``Status.id``): one that has ended meanwhile, or was started again, does not take it.
+A wish names the command (``Status.id``). A command that was started later does not take it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def ask(folder: Path, command: str, wish: Wish) -> None:
 
 
 def take(folder: Path, command: str) -> Wish | None:
-    """What is wanted of a command, once; None for nothing. A file that is damaged, or of another command, goes too."""
+    """Removes the wish from a folder, and returns it if it is for this command, else None. A damaged file is removed,
+    too."""
     path = folder / CONTROL
     if not path.exists():
         return None
@@ -63,9 +64,9 @@ def is_locked(folder: Path) -> bool | None:
     try:
         form = _LINUX if sys.platform == "linux" else _OTHERS
         kind = 0 if sys.platform == "linux" else 3
-        asked = [0] * 5
-        asked[kind] = fcntl.F_WRLCK
-        answer = struct.unpack(form, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(form, *asked)))
+        request = [0] * 5
+        request[kind] = fcntl.F_WRLCK
+        answer = struct.unpack(form, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(form, *request)))
         return answer[kind] != fcntl.F_UNLCK
     except OSError:  # a file system without locks
         return None

@@ -1,10 +1,11 @@
-"""Events of a run, one frozen dataclass each: what callbacks get, and what a line of ``journal.jsonl`` is made from.
+"""Events of a run, one frozen dataclass each: callbacks get them, and lines of ``journal.jsonl`` are made from them.
 
-The name of an event in the journal is that of its class: ``SearchEnd`` is ``search_end``. ``Begin`` and ``End`` are of
-a command, and told to callbacks alone; every other event is of the run, and stands in its journal before it is told.
+An event is named in the journal after its class: ``SearchEnd`` is ``search_end``. ``Begin`` and ``End`` belong to a
+command, and only callbacks get them. Every other event belongs to the run, and is written to its journal before
+callbacks get it.
 
-Units: scores and gains are those of the metric, rewards among them; local scores and gains have the scale of their
-local reward, which orders outputs of one input and nothing else; iterations count from 0; intervals are 95 %.
+Units: scores, rewards and gains are in units of the metric. Local scores and local gains have the scale of their local
+reward, which only orders outputs of one input. Iterations count from 0; intervals are 95 %.
 
 Example:
   ```python
@@ -60,11 +61,11 @@ class Begin:
       folder: of the run.
       benchmark, variant, seed: of its configuration.
       stage: ``all``, or the one stage that the command runs.
-      components: that are tuned.
+      components: the tuned components.
       examples: number of them by split.
       settings: the whole configuration, as plain data.
-      resumed: whether the folder has events of earlier commands, which are not told again (``read_events``).
-      earlier: number of these.
+      resumed: whether the folder has events of earlier commands, which callbacks do not get again (``read_events``).
+      earlier: number of these events.
     """
 
     folder: str
@@ -84,7 +85,7 @@ class End:
     """A command ends; the last event in any case, unless the process is killed.
 
     Attributes:
-      finished: whether it did all that it was to do; the same command goes on otherwise.
+      finished: whether it did all its work; if not, the same command continues it.
       reason: why it stopped, "" if it is finished.
       spent: costs by step, such as ``optimize: propose``, answers from the tape included.
     """
@@ -103,8 +104,8 @@ class Groups:
 
     Attributes:
       groups: inputs with several candidate outputs.
-      informative: those with different rewards.
-      stopped: why it ended.
+      informative: groups with different rewards.
+      stopped: reason why collecting ended.
     """
 
     component: str
@@ -163,7 +164,7 @@ class Alignment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blame:
-    """Which components are likeliest at fault in the failing validation runs of what a search ends with.
+    """Which components are likeliest at fault in the failing validation runs of a search's result.
 
     Attributes:
       reward: name of the local reward.
@@ -184,7 +185,7 @@ class Refresh:
     """Fresh groups for local rewards were labelled after a search.
 
     Attributes:
-      groups: number of those with different rewards, by component.
+      groups: number of groups with different rewards, by component.
     """
 
     groups: Mapping[str, int]
@@ -192,7 +193,7 @@ class Refresh:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The result was measured beside the default configuration.
+    """The result was compared with the default configuration.
 
     Attributes:
       n: examples of ``split``.
@@ -319,15 +320,15 @@ def _fits(hint: Any, value: Any) -> bool:
     """Whether a value of JSON is one of a type. A number that is not finite is a text in the journal."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(one, value) for one in inner)
+        return any(_fits(option, value) for option in inner)
     if origin is typing.Literal:
         return value in inner
     if origin is tuple and inner[-1] is not ...:
         return isinstance(value, list) and len(value) == len(inner) and all(map(_fits, inner, value))
     if origin in (tuple, Sequence):
-        return isinstance(value, list) and all(_fits(inner[0], one) for one in value)
+        return isinstance(value, list) and all(_fits(inner[0], item) for item in value)
     if origin is Mapping:
-        return isinstance(value, dict) and all(_fits(inner[1], one) for one in value.values())
+        return isinstance(value, dict) and all(_fits(inner[1], item) for item in value.values())
     if hint is float:
         return type(value) in (int, float) or value in ("nan", "inf", "-inf")
     return hint is Any or (type(value) is int if hint is int else isinstance(value, hint))

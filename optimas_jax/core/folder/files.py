@@ -1,7 +1,7 @@
 """Reading and writing files of a run folder. Files are written whole or not at all, and read through their forms.
 
-A line of a file of JSON lines that cannot be read is not lost, nor is anything behind it: an event ``damaged`` stands
-in its place, with its text, until a resumed run emits the event again.
+A line of a file of JSON lines that cannot be read is not lost, and neither are the lines after it: an event ``damaged``
+with the text of the line replaces it, until a resumed run emits the event again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optimas_jax.core.json_text import check_form, parse_json
 from optimas_jax.core.secrets import redact
 from optimas_jax.core.types import StopRun, valid_text
 
-DAMAGED = "damaged"  # the field of a line that stands for one that cannot be read: its text
+DAMAGED = "damaged"  # field with the text of a line that could not be read
 
 
 class FolderError(StopRun):
@@ -25,8 +25,8 @@ class FolderError(StopRun):
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON in one step: a reader sees the old file or the new one, never a part. A file that holds the same
-    stays as it is."""
+    """Writes JSON in one step: a reader sees the old file or the new one, never a part. A file with the same content is
+    not written again."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -80,7 +80,7 @@ def read_file(path: Path) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file of JSON lines; none without the file, nor of a line that is being written.
+    """Rows of a file of JSON lines; none if there is no file. A last line that is still being written is left out.
 
     Raises:
       FolderError: a line cannot be read, or does not have the form of this file.
@@ -98,10 +98,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def mend_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file of JSON lines that a command is going to add to; none without the file.
+    """Mends a file of JSON lines before a command adds to it, and returns its rows; none if there is no file.
 
-    The last line, which a killed process left half-written, is taken out of the file. Another one that cannot be read
-    is replaced by one with its text (``DAMAGED``).
+    A last line that a killed process left half-written is removed from the file. Any other line that cannot be read is
+    replaced by a line with its text (``DAMAGED``).
 
     Raises:
       OSError: the file cannot be read or written.
@@ -129,7 +129,7 @@ def mend_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def replace_line(path: Path, index: int, line: str) -> None:
-    """Puts a line in the place of another one of a mended file."""
+    """Replaces a line of a mended file."""
     lines = path.read_text(encoding="utf-8").split("\n")
     lines[index] = line
     write_text(path, "\n".join(lines))

@@ -1,6 +1,6 @@
-"""What the JSON files of a run folder hold, as far as anything reads it, and the way out where one is damaged.
+"""Forms of the JSON files of a run folder: the fields that readers rely on, and the way out if a file is damaged.
 
-Fields that a later version adds, or an earlier one lacked, are left alone: only what a reader relies on is named.
+Other fields are ignored, because a later version may add some, and an earlier version may lack some.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def _request(request: list[Any]) -> list[Any]:
     role, key, *costs = request
     whole, parts = [*costs[:3], *costs[5:]], costs[3:5]
     right = isinstance(role, str) and isinstance(key, str) and len(costs) == 7
-    if not (right and all(type(one) is int for one in whole) and all(type(one) in (int, float) for one in parts)):
+    if not (right and all(type(cost) is int for cost in whole) and all(type(cost) in (int, float) for cost in parts)):
         raise ValueError("a role, a key and seven costs are expected")
-    if not all(0 <= one <= MOST for one in costs):
+    if not all(0 <= cost <= MOST for cost in costs):
         raise ValueError(f"costs are numbers from 0 to {MOST}")
     return request
 
@@ -298,7 +298,7 @@ class Event(TypedDict):
 
 
 class Form(NamedTuple):
-    """What a file holds, and what to do where it does not."""
+    """The type of the data in a file, and the way out if the data has another type."""
 
     kind: Any
     way_out: str
@@ -341,7 +341,7 @@ _ANY = Form(Any, "delete it and run the stage that makes it again")
 
 
 def form_of(folder: str, name: str) -> Form:
-    """The form of a file, by its name and that of its folder."""
+    """The form of a file, by the names of its folder and of the file."""
     if folder == "evaluations" and name.endswith((".json", ".jsonl")):
         return _EXAMPLES if name.endswith("l") else _EVALUATION
     if folder == TRACKERS and name.endswith(".json"):

@@ -20,19 +20,19 @@ class Status:
     """What a run is doing.
 
     Attributes:
-      id: of the command that runs, a new one for each.
+      id: id of the running command; every command has a new one.
       title: of the run.
-      state: ``pausing`` while calls in flight end, ``stopping`` while what was paid for is written.
+      state: ``pausing`` while calls in flight end, ``stopping`` while paid results are written.
       step: ``PHASE: PART``, or the phase alone (``llm.bill``).
       iteration, iterations: number of iterations that were begun, and of all.
       component: of the iteration; "" outside of one.
-      proposal: what is proposed or tried, in words.
+      proposal: what is proposed or tried, as text.
       score, start: validation score of the configuration in use, and of the default; None before they are known.
       spent: what all commands in the run folder paid.
       steps: costs by step, answers from the tape included.
       seconds: since the command began, pauses left out.
-      left: seconds until the end of the run; None where nothing can be said yet.
-      bars: that are open.
+      left: seconds until the end of the run; None while they cannot be estimated.
+      bars: the open progress bars.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Status:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Status:
-        """Fields that this version does not know are left alone."""
+        """Reads ``to_json``; fields that this version does not know are ignored."""
         names = [field.name for field in dataclasses.fields(cls)]
         known = {name: data[name] for name in names if name in data}
         return cls(

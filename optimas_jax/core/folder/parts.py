@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from optimas_jax.core.values import value_from_json
 
-MOST = 10**15  # of a count, tokens or seconds: what is above it was never counted
+MOST = 10**15  # largest plausible count, tokens or seconds
 
 
 def _date(text: str) -> str:

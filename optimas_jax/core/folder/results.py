@@ -1,4 +1,4 @@
-"""What the results of a run hold, and what its search found (``results.json``, ``optimized.json``)."""
+"""Forms of the results of a run (``results.json``) and of its search (``optimized.json``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optimas_jax.core.json_text import check_form
 
 
 class Change(TypedDict):
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # the split's name, with what it brought there
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # named after the split: gains there
     iteration: Count
     component: str
     kind: str
@@ -90,7 +90,7 @@ class Blame(TypedDict):
 
 
 def _whole(blame: Any) -> Any:
-    """Blame of a search without local rewards is empty; any other says all."""
+    """Checks blame: of a search without local rewards it is empty, otherwise it has all fields."""
     missing = [name for name in ("passing", "failing", "reason", "components", "examples") if name not in blame]
     if blame and missing:
         raise ValueError(f"{missing[0]} is missing")
@@ -213,7 +213,7 @@ class ResultFields(TypedDict):
 
 
 def _agree(results: Any) -> Any:
-    """What one field asks of another: gains of each change on the split, tests of metrics, both sides of examples."""
+    """Checks fields against each other: gains of each change on the split, tests of metrics, scores of both sides."""
     for change in results["accepted"]:
         if results["split"] in change:
             check_form(Brought, change[results["split"]])

@@ -12,7 +12,7 @@ from typing import Literal
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Value
 
-FLAT = {"flat": True}  # a field whose own fields stand in the journal's line itself
+FLAT = {"flat": True}  # of a field whose entries are part of the journal's line itself
 Interval = tuple[float, float]
 
 
@@ -51,7 +51,7 @@ class Validation:
 
     Attributes:
       number: updates so far.
-      score: mean, of what ``score_is`` says.
+      score: mean of the quantity that ``score_is`` names.
     """
 
     component: str
@@ -66,7 +66,7 @@ class Tuned:
 
     Attributes:
       adapter: name of the best weights.
-      score, before: their mean score on inputs that were held back, and that of the first weights.
+      score, before: mean score on held-back inputs, of the best and of the first weights.
       kl: of the policy from its reference, nats a token.
       updates, learned: number of updates, and of those that changed anything.
     """
@@ -87,7 +87,7 @@ class Label:
     Attributes:
       proposals: number of them.
       inputs: that are labelled.
-      labelled: answers with a reward, those of the value in use among them.
+      labelled: answers with a reward, including answers of the value in use.
     """
 
     iteration: int
@@ -99,10 +99,10 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A model's answer is no proposal.
+    """An answer of a model was rejected as a proposal.
 
     Attributes:
-      reason: why.
+      reason: why it was rejected.
       text: its first 200 characters.
       kind: the optimiser.
     """
@@ -135,12 +135,12 @@ class Proposal:
 
     Attributes:
       kind: the optimiser; ``own:NAME`` for an own one.
-      value: in place of the one in use.
+      value: the proposed value.
       expected_gain: estimated gain of the score, over all training inputs.
       labelled_gain: mean difference of known rewards alone; None without any.
       local_gain: mean difference of local scores; None where none are used.
       inputs, labelled: training inputs that it was tried on, and those with a known reward.
-      id, parent: of the proposal, as in ``proposals.jsonl``; digest of the value in use.
+      id, parent: id of the proposal, as in ``proposals.jsonl``; digest of the value in use.
     """
 
     component: str
@@ -162,9 +162,9 @@ class Race:
 
     Attributes:
       labelled_runs: answers that were followed to their reward.
-      effective_runs: labelled runs that would tell as much without local scores.
+      effective_runs: number of labelled runs that would be as informative without local scores.
       local_reward: whether local scores were used.
-      weight: that labels gave them.
+      weight: weight of local scores, by the labels.
     """
 
     component: str
@@ -184,7 +184,7 @@ class Gate:
       kind: the optimiser.
       expected_gain, labelled_gain, local_gain: as the race saw them (``Proposal``).
       val_gain, ci95, p_value: mean paired difference of the score, its interval, one-sided sign-flip test.
-      n, of: examples that it was tested on, and of the whole test.
+      n, of: number of examples that it was tested on, and of the whole test.
       accepted: whether it takes the place of the value in use.
       before, after: mean scores on these examples of the value in use and of the proposal, minus weighted costs where
         the objective has some.
@@ -246,11 +246,12 @@ class Accept:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of a proposal or a rejected value; one for each row of ``proposals.jsonl``, at the iteration's end.
+    """The verdict on a proposal or a rejected value; one event for each row of ``proposals.jsonl``, at the iteration's
+    end.
 
     Attributes:
       kind: the optimiser.
-      value: digest of the value, or of the answer where it is none.
+      value: digest of the value, or of an answer that is no value.
       verdict: ``accepted``, ``refused``, ``given up early``, ``not tested`` or ``not tried``.
       reason: a sentence.
       id, parent: as in ``Proposal``.
@@ -268,7 +269,7 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """Local rewards met fresh labels, and were trained further or kept.
+    """Local rewards were compared with fresh labels, and were trained further or kept.
 
     Attributes:
       fresh_groups, fresh_pairs: groups with labels of this iteration, and pairs in them with different rewards.

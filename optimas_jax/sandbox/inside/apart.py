@@ -1,9 +1,9 @@
-"""Tests in this process, the program in another, which is forked before the tests are read.
+"""Runs tests in this process and the program in another, which is forked before the tests are read.
 
-A function of the program that the tests call is called there, by messages of plain data (``plain``). Both processes
-share files; working folder, environment and the state of ``random`` go with each call, and so do the contents of
-arguments that the program changed. Where a value is more than plain data the tests need the program's own process:
-the run is given up, and ``together`` takes its place in another sandbox.
+If the tests call a function of the program, it runs in that process, by messages of plain data (``plain``). Both
+processes share files. Working folder, environment and the state of ``random`` are sent with each call, and so are the
+contents of arguments that the program changed. If a value is more than plain data, the tests need the program's own
+process: the run is given up, and ``together`` runs them in another sandbox.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ProgramEnded(Exception):
 
 
 def start(closed: list[int]) -> tuple[int, socket.socket]:
-    """Forks the program's process, which does not get the descriptors ``closed``; returns its id and a channel."""
+    """Forks the program's process, which closes the descriptors ``closed``; returns its id and a channel."""
     here, there = socket.socketpair()
     process = os.fork()
     if process == 0:
@@ -55,7 +55,7 @@ def serve(channel: socket.socket) -> NoReturn:
     while True:
         message = _receive(channel)
         answer = _answer(vars(module), *plain.load(message)) if message else b""
-        if getpid() != own or not message:  # a program that runs on as two answers once
+        if getpid() != own or not message:  # a process that the program forked does not answer
             leave(0)
         send(channel, answer)
 
@@ -64,7 +64,7 @@ def _answer(names: dict[str, Any], kind: str, what: Any) -> bytes:
     try:
         if kind == "load":
             outcomes.load(what["program"], outcomes.PROGRAM, names)
-            exec(what["imports"], names)  # noqa: S102 (names that the tests import are the program's, too)
+            exec(what["imports"], names)  # noqa: S102 (the program gets the names that the tests import)
             value = None
         elif kind == "look":
             value = {name: _shown(names[name]) for name in what if name in names}
@@ -83,7 +83,7 @@ def _answer(names: dict[str, Any], kind: str, what: Any) -> bytes:
 
 
 def _shown(value: Any) -> tuple[bool, Any]:
-    """What the tests are told of a name: whether it is a function, else its value; a class is no plain data."""
+    """Description of a name for the tests: whether it is a function, and its value if not; a class is no plain data."""
     is_function = callable(value) and not isinstance(value, type)
     return is_function, None if is_function else value
 
@@ -110,12 +110,13 @@ class Program:
     """The program's process as the tests see it."""
 
     def __init__(self, process: int, channel: socket.socket, give_up: Callable[[str], NoReturn]):
-        """``give_up`` ends this process, with a reason: the tests need the program's own."""
+        """``give_up`` ends this process with a reason, if the tests need the program's own process."""
         self._process, self._channel, self._give_up = process, channel, give_up
-        self._world: World | None = None  # as both know it
+        self._world: World | None = None  # the state that both processes have
 
     def load(self, program: str, imports: str, names: tuple[str, ...]) -> dict[str, Any]:
-        """Loads the program; returns those of the names that it has: functions as what calls them, other values."""
+        """Loads the program; returns the names that it defines: functions as functions that call them in its process,
+        other values themselves."""
         self._ask("load", {"program": program, "imports": imports})
         found = self._ask("look", names)
         return {name: self._caller(name) if is_function else value for name, (is_function, value) in found.items()}
@@ -187,7 +188,8 @@ def _receive(channel: socket.socket, process: int = 0) -> bytes:
 
 
 def _world() -> World:
-    """What a call shares with its caller beside its arguments: working folder, environment, state of ``random``."""
+    """State that a call shares with its caller besides its arguments: working folder, environment, state of
+    ``random``."""
     try:
         folder = os.getcwd()
     except OSError:  # it was removed
@@ -196,7 +198,7 @@ def _world() -> World:
 
 
 def _since(known: World | None) -> World | None:
-    """The world; None if it is as it is known."""
+    """The current state; None if it equals the known one."""
     now = _world()
     return None if now == known else now
 
@@ -215,7 +217,7 @@ def _enter(world: World | None) -> None:
 
 
 def run(work: dict[str, Any], program: Program, report: outcomes.Report) -> None:
-    """Runs the tests of ``work``; ``unittests`` says what it holds."""
+    """Runs the tests of ``work``, which ``sandbox.unittests`` makes."""
     module = types.ModuleType(outcomes.MODULE)
     names = vars(module)
     names.update(outcomes.names_of(outcomes.MODULE))

@@ -1,4 +1,4 @@
-"""Calls of the C library and the kernel that Python's library does not have."""
+"""Calls of the C library and the kernel that Python's standard library lacks."""
 
 from __future__ import annotations
 

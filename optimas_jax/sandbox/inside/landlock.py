@@ -1,4 +1,4 @@
-"""Walls without namespaces: the kernel's Landlock (docs.kernel.org/userspace-api/landlock.html)."""
+"""Confines a process without namespaces, by the kernel's Landlock (docs.kernel.org/userspace-api/landlock.html)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _rights() -> int:
 
 
 def opened(paths: Iterable[tuple[str, int]]) -> list[tuple[int, int]]:
-    """Descriptors of paths that exist, with their rights; to be opened while they can be reached."""
+    """Descriptors of the paths that exist, with their rights; they must be opened while the paths can be reached."""
     return [
         (os.open(path, os.O_PATH | os.O_CLOEXEC), rights)
         for path, rights in paths
@@ -46,13 +46,13 @@ def opened(paths: Iterable[tuple[str, int]]) -> list[tuple[int, int]]:
 
 
 def confine(paths: Iterable[tuple[int, int]]) -> None:
-    """From now on this process and its children reach only these files, and no process or socket outside.
+    """Confines this process and its children to these files, without access to processes and sockets outside.
 
     Args:
       paths: descriptors of ``opened``, which are closed.
 
     Raises:
-      OSError: without Landlock.
+      OSError: the kernel has no Landlock.
     """
     all_rights = _rights()
     ruleset = _ruleset(all_rights, ABSTRACT_SOCKETS | SIGNALS)
@@ -67,7 +67,7 @@ def confine(paths: Iterable[tuple[int, int]]) -> None:
 
 
 def confine_signals() -> bool:
-    """From now on this process signals only its descendants; False where the kernel cannot do that."""
+    """Confines the signals of this process to its descendants; returns False if the kernel cannot do that."""
     if version() < SCOPES_SINCE:
         return False
     _restrict(_ruleset(0, SIGNALS))

@@ -1,4 +1,4 @@
-"""The jail where bubblewrap is not installed: new namespaces and a file tree of their own.
+"""The jail for machines without bubblewrap: new namespaces, with their own file tree.
 
 Users are mapped so that the command has an ordinary user's rights and can get no capability.
 """
@@ -22,7 +22,7 @@ DEVICES = (
     "full",
     "random",
     "urandom",
-)  # a shared mapping of /dev/zero is memory that no process's size tells of
+)  # without /dev/zero: a shared mapping of it is memory that counts in no process's size
 
 # linux/sched.h, linux/mount.h
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 1 << 17, 1 << 27, 1 << 28, 1 << 29, 1 << 30
@@ -35,8 +35,8 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 def enter(user: int) -> None:
     """Returns as process 1 of new namespaces, while the caller's process waits for it and then exits.
 
-    The command runs as this user; if this user is root, as ``user``, because the kernel's limit of processes does not
-    hold for root. Root stays mapped until the command starts, to reach an interpreter in its home folder.
+    The command runs as this user. If this user is root, it runs as ``user``, because the kernel's limit of processes
+    does not hold for root. Root stays mapped until the command starts, to reach an interpreter in root's home folder.
     """
     if os.geteuid() == 0:
         os.setgroups([])
@@ -44,7 +44,7 @@ def enter(user: int) -> None:
     else:
         users, groups = f"{INSIDE_USER} {os.geteuid()} 1", f"{INSIDE_USER} {os.getegid()} 1"
     read_end, write_end = os.pipe()
-    mapper = os.fork()  # maps may be written from outside only, for all but the writer's own user
+    mapper = os.fork()  # maps of other users can be written only from outside
     if mapper == 0:
         os.close(write_end)
         if os.read(read_end, 1):
@@ -85,7 +85,7 @@ def build_root(plan: dict[str, Any]) -> None:
         _show(path, root + path)
     _show(plan["folder"], f"{root}/program")
     _make_read_only(root)
-    _mount(None, root + TMP, None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)  # but not what is mounted below it
+    _mount(None, root + TMP, None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV)  # mounts below it stay as they are
     _mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     _mount("tmpfs", f"{root}/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,mode=755")
     for name in DEVICES:

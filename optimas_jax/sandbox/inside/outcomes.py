@@ -1,4 +1,4 @@
-"""What the runner reports of a test suite, and how source text becomes a module."""
+"""Reports outcomes of a test suite, and loads source text as a module."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def reporter(descriptor: int, secret: str) -> Report:
 
 
 def names_of(module: str) -> dict[str, Any]:
-    """The names that a module begins with, as in BigCodeBench's evaluation."""
+    """The initial names of a module, as in BigCodeBench's evaluation."""
     file = f"{module}.py"
     return {"__name__": module, "__file__": file, "__builtins__": builtins, "sys": sys, "os": os, "environ": os.environ}
 
 
 def show(source: str, name: str) -> None:
-    """Lets tracebacks show the lines of a source text."""
+    """Makes tracebacks show the lines of a source text."""
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
 
 
@@ -47,11 +47,11 @@ def load(source: str, name: str, names: dict[str, Any]) -> None:
 
 
 def result(unit: types.ModuleType, report: Report, may_skip: Callable[[Any], bool], intact: Callable[[], str]) -> Any:
-    """A result of the ``unittest`` module ``unit`` that reports each outcome at once.
+    """A ``TestResult`` of the ``unittest`` module ``unit`` that reports each outcome at once.
 
     Args:
       may_skip: whether a skipped test passes.
-      intact: name of what the program changed and tests rely on, or "".
+      intact: returns the name of an object that tests rely on and the program changed, or "".
     """
 
     def passed(self: Any, test: Any, err: Any = None) -> None:
@@ -93,7 +93,8 @@ def _name(test: Any) -> str:
 
 
 def text_of(kind: Any, error: Any, trace: Any) -> str:
-    """Traceback without frames of the runner and of unittest, but with those that the program's process told of."""
+    """Traceback without frames of the runner and of unittest, and with the frames that the program's process
+    reported."""
     shown = traceback.TracebackException(kind, error, trace)
     frames = [frame for frame in shown.stack if frame.filename in (PROGRAM, TESTS)]
     frames += [traceback.FrameSummary(*frame, lookup_line=False) for frame in getattr(error, "program_frames", ())]

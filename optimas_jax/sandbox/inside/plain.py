@@ -1,7 +1,7 @@
-"""Plain data between the process of the tests and the program's process: it cannot carry code.
+"""Messages of plain data between the process of the tests and the program's process; they cannot carry code.
 
-Messages are pickles. What the program's process sends is read by ``load``, which knows the classes of plain values and
-of exceptions, and calls nothing else.
+Messages are pickles. ``load`` reads what the program's process sends: it knows the classes of plain values and of
+exceptions, and calls nothing else.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in VALUES.get(module, ()):
             return super().find_class(module, name)
-        value = getattr(sys.modules.get(module), name, None)  # nothing is imported because the program says so
+        value = getattr(sys.modules.get(module), name, None)  # the program cannot cause an import
         if is_error(value):
             return value
         raise NotPlain(f"{module}.{name}")
 
 
 def is_error(value: Any) -> bool:
-    """Whether this is a class of exceptions that a program may raise in a test; to skip a test is none of them."""
+    """Whether this is a class of exceptions that a program may raise in a test; exceptions that skip a test are not."""
     is_class = isinstance(value, type) and issubclass(value, BaseException)
     return is_class and not any(known.__module__.startswith("unittest") for known in value.__mro__)
 
@@ -50,7 +50,7 @@ def load(data: bytes) -> Any:
     """Reads plain data.
 
     Raises:
-      NotPlain: for anything else.
+      NotPlain: the data is not plain.
     """
     try:
         return _Reader(io.BytesIO(data)).load()
@@ -61,10 +61,10 @@ def load(data: bytes) -> Any:
 
 
 def dump(value: Any) -> bytes:
-    """The message of a value.
+    """The value as a message.
 
     Raises:
-      NotPlain: if it cannot be sent.
+      NotPlain: the value cannot be sent.
     """
     try:
         return pickle.dumps(value, protocol=4)
@@ -92,7 +92,8 @@ def send(channel: socket.socket, message: bytes) -> None:
 
 
 def error_of(data: bytes, classes: list[tuple[str, str]], text: str) -> BaseException:
-    """The exception that a message tells of: itself if it is plain, else the first known one of its classes."""
+    """The exception in a message: itself if it is plain, else an exception of the first of its classes that is
+    known."""
     try:
         error = load(data)
         if isinstance(error, BaseException):

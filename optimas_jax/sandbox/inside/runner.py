@@ -1,8 +1,9 @@
-"""The process inside the sandbox that runs unit tests against a program; ``unittests`` is the other side.
+"""The process inside the sandbox that runs unit tests against a program; ``sandbox.unittests`` starts it and reads its
+report.
 
     python -s -P -c "... runner.main()" MESSAGE REPORT     descriptors: the work to do, and the channel for outcomes
 
-Every outcome is reported at once, with a secret that is part of the work, so that a failure cannot be taken back.
+Every outcome is reported at once, with a secret from the work, so that a failure cannot be revoked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main() -> None:
     hide()
     os.set_inheritable(message, False)
     os.set_inheritable(descriptor, False)
-    if sys.argv[3] == "apart":  # before anything of the tests is in memory
+    if sys.argv[3] == "apart":  # before any part of the tests is in memory
         process, channel = apart.start([message, descriptor])
     work = _read(message)
     report = outcomes.reporter(descriptor, work.pop("secret"))

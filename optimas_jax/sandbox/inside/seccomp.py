@@ -1,7 +1,8 @@
-"""System calls that a program cannot make, by the kernel's seccomp filters.
+"""Refuses system calls to a program, by the kernel's seccomp filters.
 
 Refused are calls that reach into other processes or the kernel, make namespaces, leave something behind (System V
-objects, keys), or make memory that no process's size tells of: memfd, System V segments, shared anonymous mappings.
+objects, keys), or allocate memory that counts in no process's size: memfd, System V segments, shared anonymous
+mappings.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 
 from .kernel import PR_SET_SECCOMP, prctl
 
-# Architecture: its audit number, and the column of numbers below.
+# Architecture -> its audit number, and its column in the tables of call numbers below.
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 REFUSED = {
     "memfd_create": (319, 279),
@@ -66,7 +67,7 @@ REFUSED = {
     "syslog": (103, 116),
     "quotactl": (179, 60),
 }
-# Calls that may change the calling process, but no other: numbers, and the argument that says which.
+# Calls that may change only the calling process: call numbers, and the index of the argument that names the process.
 OF_PROCESSES = {
     "prlimit64": ((302, 261), 0),
     "sched_setaffinity": ((203, 122), 0),
@@ -76,7 +77,7 @@ OF_PROCESSES = {
     "setpriority": ((141, 140), 1),
     "ioprio_set": ((251, 30), 1),
 }
-# Calls that change a file's owner, mode, times or attributes: Landlock does not confine them. -1: there is none.
+# Calls that change a file's owner, mode, times or attributes: Landlock does not confine them. -1: no such call.
 OF_FILES = {
     "chmod": (90, -1),
     "fchmod": (91, 52),
@@ -101,15 +102,15 @@ CLONE, CLONE3, MMAP, SOCKET, SETSOCKOPT = (56, 220), (435, 435), (9, 222), (41, 
 BUFFERS = (7, 8)  # SO_SNDBUF, SO_RCVBUF
 NEW_NAMESPACES = 0x7E020000
 SHARED_ANONYMOUS = 0x21
-FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink: those that a network namespace confines
+FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink: the families that a network namespace confines
 
 LOAD, AND, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 ALLOW, FAIL = 0x7FFF0000, 0x00050000
-NUMBER, ARCHITECTURE = 0, 4  # places in ``struct seccomp_data``
+NUMBER, ARCHITECTURE = 0, 4  # offsets in ``struct seccomp_data``
 
 
 def available() -> bool:
-    """Whether filters can be set here."""
+    """Whether this machine supports the filters."""
     return platform.machine() in ARCHITECTURES and os.path.exists("/proc/sys/kernel/seccomp/actions_avail")
 
 
@@ -118,11 +119,11 @@ def install(sockets: bool, attributes: bool) -> None:
 
     Args:
       sockets: whether sockets are allowed, of the families that a network namespace confines.
-      attributes: whether files' modes, owners and times change; if not, such calls succeed without effect, as copying a
-        file needs them.
+      attributes: whether calls that change modes, owners and times of files have an effect; if not, they succeed
+        without one, because copying a file needs them.
 
     Raises:
-      OSError: where the kernel has no filters.
+      OSError: the kernel has no filters.
     """
     if not available():
         raise OSError(errno.ENOSYS, f"no seccomp filters on {platform.machine()}")
@@ -145,7 +146,7 @@ def program(machine: str, sockets: bool, attributes: bool) -> list[tuple[int, in
 
     allow = (RETURN, 0, 0, ALLOW)
     made = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, audit), refuse(errno.ENOSYS), (LOAD, 0, 0, NUMBER)]
-    made += [(AT_LEAST, 0, 1, 0x40000000), refuse(errno.ENOSYS)]  # the second set of numbers on x86_64
+    made += [(AT_LEAST, 0, 1, 0x40000000), refuse(errno.ENOSYS)]  # the second set of call numbers on x86_64
     for numbers in REFUSED.values():
         made += on(numbers, refuse(errno.EPERM))
     for numbers, place in OF_PROCESSES.values():
@@ -157,7 +158,7 @@ def program(machine: str, sockets: bool, attributes: bool) -> list[tuple[int, in
     shared = ((LOAD, 0, 0, 40), (AND, 0, 0, SHARED_ANONYMOUS), (EQUAL, 0, 1, SHARED_ANONYMOUS))
     made += on(MMAP, *shared, refuse(errno.EPERM), allow)
     buffers = [(LOAD, 0, 0, 32), *((EQUAL, len(BUFFERS) - index, 0, name) for index, name in enumerate(BUFFERS))]
-    made += on(SETSOCKOPT, *buffers, allow, refuse(0))  # without effect: what a socket holds is counted by its default
+    made += on(SETSOCKOPT, *buffers, allow, refuse(0))  # without effect: a socket counts with its default size
     if sockets:
         families = [(EQUAL, len(FAMILIES) - index, 0, family) for index, family in enumerate(FAMILIES)]
         made += on(SOCKET, (LOAD, 0, 0, 16), *families, refuse(errno.EAFNOSUPPORT), allow)

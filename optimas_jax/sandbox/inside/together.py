@@ -1,9 +1,9 @@
-"""Tests and program in one process, as BigCodeBench runs them (bigcode-project/bigcodebench: eval/__init__.py): for
-tests that patch the program's surroundings, or look at more of its results than plain data.
+"""Runs tests and program in one process, as BigCodeBench does (bigcode-project/bigcodebench: eval/__init__.py): for
+tests that patch the program's surroundings, or examine results that are more than plain data.
 
-What makes the verdict is loaded before the program, and is not what the program can import: ``unittest`` and what it
-stands on are copies of the tests' own, and so is this runner. The tests are loaded first as well, if they load without
-the program. A function of the program must leave built-in functions and traces as it finds them.
+Modules that decide the verdict are loaded before the program, which cannot import them: the tests have their own copies
+of ``unittest`` and of the modules beneath it, and this runner is hidden. The tests are loaded before the program as
+well, if they load without it. A function of the program must not change built-in functions and trace functions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, NoReturn
 
 from . import outcomes
 
-BENEATH = ("contextlib", "difflib", "pprint", "traceback")  # Python modules that decide within unittest
+BENEATH = ("contextlib", "difflib", "pprint", "traceback")  # Python modules on which verdicts of unittest depend
 
 
 def run(work: dict[str, Any], report: outcomes.Report) -> None:
-    """Runs the tests of ``work``; ``unittests`` says what it holds."""
+    """Runs the tests of ``work``, which ``sandbox.unittests`` makes."""
     public, private = _copies(["unittest", *(["unittest.mock"] if "mock" in work["tests"] else [])])
     module = types.ModuleType(outcomes.MODULE)
     program = vars(module)
@@ -44,7 +44,7 @@ def run(work: dict[str, Any], report: outcomes.Report) -> None:
     if what := _changed(before):
         altered(what)
     if not loaded:
-        names.update({name: names[name] for name in program.keys() - names.keys()})  # class bodies ask no __missing__
+        names.update({name: names[name] for name in program.keys() - names.keys()})  # class bodies ignore __missing__
         with _instead(public, private):
             outcomes.load(work["tests"], outcomes.TESTS, names)
     unit = private["unittest"]
@@ -55,26 +55,27 @@ def run(work: dict[str, Any], report: outcomes.Report) -> None:
 
 
 def _decides(value: Any, unit: types.ModuleType) -> bool:
-    """Whether a name of the tests is part of the verdict, and so not the program's: a test, or part of ``unittest``."""
+    """Whether a value of the tests is part of the verdict, a test or a part of ``unittest``, which the program must not
+    get."""
     is_test = isinstance(value, type) and issubclass(value, unit.TestCase)
     home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     return is_test or str(home).split(".")[0] == "unittest"
 
 
 class TestNames(dict[str, Any]):
-    """The tests' global names, with those of the program behind them."""
+    """The tests' global names; a missing name is looked up in the program."""
 
     def __init__(self, program: dict[str, Any], altered: Callable[[str], NoReturn]):
         super().__init__()
         self._program, self._altered = program, altered
 
     def __missing__(self, name: str) -> Any:
-        value = self._program[name]  # the KeyError leads on to the built-in names
+        value = self._program[name]  # after a KeyError Python tries the built-in names
         return _watched(value, self._altered) if isinstance(value, types.FunctionType) else value
 
 
 def _watched(function: Any, altered: Callable[[str], NoReturn]) -> Any:
-    """The function, which ends the run if it changes what tests rely on."""
+    """Wraps a function, so that the run ends if the function changes what tests rely on."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -89,13 +90,13 @@ def _watched(function: Any, altered: Callable[[str], NoReturn]) -> Any:
 
 
 def _surroundings() -> dict[str, Any]:
-    """What tests rely on and a program can change, by name."""
+    """Objects that tests rely on and a program can change, by name."""
     traces = {"sys.settrace": sys.gettrace(), "sys.setprofile": sys.getprofile()}
     return {**vars(builtins), **traces}
 
 
 def _changed(before: dict[str, Any]) -> str:
-    """Name of what is not as it was before, or ""."""
+    """Name of the first object that changed, or ""."""
     now = _surroundings()
     return next((name for name in before if name != "_" and now.get(name) is not before[name]), "")
 
@@ -105,7 +106,7 @@ def _changed(before: dict[str, Any]) -> str:
 
 def _copies(wanted: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The modules of ``unittest`` as the program imports them, and copies of them for the tests alone."""
-    for name in wanted:  # first, so that what they import stands on what the program imports, and not on the copies
+    for name in wanted:  # first, so that their imports use the modules that the program imports, not the copies
         importlib.import_module(name)
     names = [name for name in sys.modules if name.split(".")[0] == "unittest"]
     beneath = {name: sys.modules.pop(name) for name in BENEATH if name in sys.modules}
@@ -122,7 +123,7 @@ def _copies(wanted: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class _Copies:
-    """A finder of modules that have built-in functions of their own."""
+    """A finder of modules that get their own copy of the built-in functions."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         spec = machinery.PathFinder.find_spec(name, path, target)
@@ -180,7 +181,7 @@ def _load_first(tests: str, names: dict[str, Any], public: dict[str, Any], priva
 
 
 def _skips(tests: str, private: dict[str, Any]) -> Callable[[Any], bool]:
-    """Whether a skipped test passes: if the tests, and not the program, say so."""
+    """A function that decides whether a skipped test passes: it does if the tests skip it, and not the program."""
     of_unittest = private["unittest"].TestCase.skipTest.__code__
 
     def may_skip(test: Any) -> bool:

@@ -1,4 +1,5 @@
-"""The supervisor: a process that builds walls, runs one command in them, watches it and ends all that it leaves.
+"""The supervisor: a process that builds walls, runs one command in them, watches it and ends all processes that it
+leaves.
 
     python -I -S -c "... walls.main(PLAN)"          PLAN: JSON of ``plan.make``; started by ``program`` only
 
@@ -9,8 +10,9 @@
     limits      there is none: the command runs in a scratch folder, confined by Landlock; as a user of its own if root
                 starts it
 
-In all of them system calls are filtered (``seccomp``), resource limits hold, and the command cannot reach this process.
-Standard library only, and nothing of the package around this folder: it runs before there are packages.
+In all three cases system calls are filtered (``seccomp``), resource limits hold, and the command cannot reach this
+process. Uses only the standard library, and nothing of the package around this folder, because it runs before packages
+can be imported.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ from typing import Any, NoReturn
 from . import landlock, namespaces, seccomp, watch
 from .kernel import PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, hide, prctl
 
-LOOK_EVERY = 0.04  # seconds between two looks at memory
-DISK_EVERY = 0.25
-URGENT = -10
+LOOK_EVERY = 0.04  # seconds between two checks of memory
+DISK_EVERY = 0.25  # seconds between two checks of files
+URGENT = -10  # priority (nice value) of the supervisor
 ENDED = {signal.SIGCHLD, signal.SIGTERM}
 
 
 def main(text: str) -> None:
-    """Runs the plan's command and writes its status to the plan's ``status`` descriptor, in lines of JSON: ``walls``
-    where they could not be built, else how the command ended."""
+    """Runs the plan's command and writes its status to the plan's ``status`` descriptor, in lines of JSON: ``walls`` if
+    they could not be built, else how the command ended."""
     plan = json.loads(text)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDED)
     plan["signals"] = False
@@ -46,7 +48,7 @@ def main(text: str) -> None:
             namespaces.enter(plan["user"])
             namespaces.build_root(plan)
         elif plan["walls"] == "limits":
-            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # what is left of the program is ended first
+            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # remaining processes of the program are ended first
             prctl(PR_SET_CHILD_SUBREAPER, 1)
             prctl(PR_SET_NO_NEW_PRIVS, 1)
             plan["signals"] = landlock.confine_signals()
@@ -65,7 +67,7 @@ def _supervise(plan: dict[str, Any]) -> dict[str, Any]:
     """Runs the command until it exits or exceeds a limit, then kills all processes that are left."""
     hide()
     plan["nice"] = os.getpriority(os.PRIO_PROCESS, 0)
-    with contextlib.suppress(PermissionError):  # root's looks in time on a busy machine, too
+    with contextlib.suppress(PermissionError):  # as root it checks in time even on a busy machine
         os.setpriority(os.PRIO_PROCESS, 0, URGENT)
     command = os.fork()
     if command == 0:
@@ -73,7 +75,7 @@ def _supervise(plan: dict[str, Any]) -> dict[str, Any]:
     _report(plan, {"how": "started"})
     try:
         how, status = _wait(plan, command)
-    except OSError:  # it cannot be watched: ended as for a limit
+    except OSError:  # it cannot be watched, and is ended as if it exceeded a limit
         how, status = "killed", 0
     _end_all(plan, command)
     if how:
@@ -107,7 +109,7 @@ def _wait(plan: dict[str, Any], command: int) -> tuple[str, int]:
 
 
 def _pause(seconds: float) -> int:
-    """Waits for a signal, which is returned."""
+    """Waits for a signal and returns its number; 0 if none came in time."""
     if not hasattr(signal, "sigtimedwait"):  # macOS
         time.sleep(min(0.01, max(0, seconds)))
         return 0
@@ -133,7 +135,7 @@ def _end_all(plan: dict[str, Any], command: int) -> None:
             watch.kill_user(plan["user"])
         elif plan["signals"]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(-1, signal.SIGKILL)  # everybody whom this process may signal: the command's processes alone
+                os.kill(-1, signal.SIGKILL)  # all that this process may signal: only processes of the command
         else:
             watch.kill_each(watch.descendants(os.getpid()))
         _reap(command)
@@ -184,7 +186,7 @@ def _limit(plan: dict[str, Any]) -> None:
         limit = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(limit)[1]
         value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError):  # a limit that this system does not have (AS on macOS)
+        with contextlib.suppress(ValueError):  # this system does not have the limit (AS on macOS)
             resource.setrlimit(limit, (value, value))
 
 

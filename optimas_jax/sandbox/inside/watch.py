@@ -1,4 +1,4 @@
-"""What the processes of a program use, read from /proc, and how all of them are ended."""
+"""Measures what the processes of a program use, from /proc, and ends them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import signal
 import stat
 from collections.abc import Iterator
 
-DESCRIPTORS = 256  # of a process
-FEW_SOCKETS = 8  # whose connections are not looked at: the kernel takes milliseconds to list them
-SOCKET_BYTES = 2 * 212_992  # of a socket's buffers as they are by default; ``seccomp`` keeps them so
+DESCRIPTORS = 256  # most open descriptors of a process
+FEW_SOCKETS = 8  # up to so many, connections are not read: the kernel takes milliseconds to list them
+SOCKET_BYTES = 2 * 212_992  # default size of a socket's buffers, which ``seccomp`` keeps unchanged
 
 
 def descendants(ancestor: int) -> set[int]:
-    """Descendants of a process; empty without /proc. Orphans are children of the supervisor."""
+    """Descendants of a process; empty without /proc. Orphans become children of the supervisor."""
     family: set[int] = set()
     fresh = [ancestor]
     children = _children if os.path.exists(f"/proc/self/task/{os.getpid()}/children") else _children_by_search
@@ -36,12 +36,12 @@ def _children(pid: int) -> set[int]:
 
 
 def _children_by_search(pid: int) -> set[int]:
-    """As ``_children``, for kernels that do not list them."""
+    """Like ``_children``, for kernels that do not list children."""
     return {other for other in _all_processes() if _parent(other) == pid}
 
 
 def tasks_of(user: int) -> int:
-    """Threads of a user on the machine: the kernel's limit of processes counts them all."""
+    """Number of threads of a user on the machine, all of which the kernel's limit of processes counts."""
     tasks = 0
     for pid in _all_processes():
         with contextlib.suppress(OSError):
@@ -51,11 +51,12 @@ def tasks_of(user: int) -> int:
 
 
 def memory(pids: set[int], most: int, network: bool = False) -> int:
-    """Bytes that processes use without pages of files; memory that forked processes share counts once, and a socket as
-    what its buffers may hold. ``network``: with what waits in TCP connections of this network namespace.
+    """Bytes of memory that processes use, without pages of files. Memory that forked processes share counts once, and a
+    socket counts with the size of its buffers. ``network``: whether to add the bytes that wait in TCP connections of
+    this network namespace.
 
-    There is no other shared memory (``seccomp``). Shares take long to read: they are looked at only if the sum without
-    them is above ``most``, until it is clear that they are, too, and not where the sum is above twice ``most``.
+    There is no other shared memory (``seccomp``). Shares of memory are slow to read: they are read only if the plain
+    sum is above ``most`` and at most twice ``most``, and only until their sum is above ``most``, too.
     """
     used = {pid: _field(pid, "status", ("RssAnon", "VmSwap", "VmPTE")) for pid in pids}
     buffers = _buffers(pids, most)
@@ -73,8 +74,9 @@ def memory(pids: set[int], most: int, network: bool = False) -> int:
 
 
 def _buffers(pids: set[int], most: int) -> int:
-    """Bytes that sockets of processes may hold; counting ends above ``most``. A process that hides its descriptors may
-    have as many as are allowed, but for the tests' own (``runner``)."""
+    """Bytes that sockets of processes may hold; counting ends above ``most``. A process that hides its descriptors
+    counts with as many sockets as are allowed. One hidden process is not counted, because it is the tests' own
+    (``runner``)."""
     sockets: set[str] = set()
     hidden = -1
     for pid in pids:
@@ -96,7 +98,7 @@ def _buffers(pids: set[int], most: int) -> int:
 
 
 def _queues() -> int:
-    """Bytes that wait in TCP connections; their buffers grow beyond those of other sockets."""
+    """Bytes that wait in TCP connections, whose buffers grow beyond the default size."""
     waiting = 0
     for file in ("tcp", "tcp6"):
         with contextlib.suppress(OSError), open(f"/proc/self/net/{file}") as lines:
@@ -108,7 +110,7 @@ def _queues() -> int:
 
 def _shared_out(pid: int) -> int:
     anonymous = _field(pid, "smaps_rollup", ("Pss_Anon", "SwapPss"))
-    if not anonymous:  # closed to us: count all that it has
+    if not anonymous:  # not readable: count all its memory
         return _field(pid, "status", ("RssAnon", "VmSwap", "VmPTE"))
     return anonymous + _field(pid, "status", ("VmPTE",))
 
@@ -134,7 +136,7 @@ def disk(folders: list[str], pids: set[int], most: int) -> int:
 
 
 def _files(folders: list[str]) -> Iterator[os.stat_result]:
-    """Everything below folders, however deep; no path is longer than one name."""
+    """Status of everything below folders, however deep; every path that is opened is a single name."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     stack: list[int] = []
 
@@ -171,7 +173,7 @@ def _deleted(pids: set[int]) -> Iterator[os.stat_result]:
 
 
 def kill_user(user: int) -> None:
-    """Kills all processes of a user that is the program's alone; for root."""
+    """Kills all processes of a user who runs only the program; for root."""
     cleaner = os.fork()
     if cleaner == 0:
         try:
@@ -179,7 +181,7 @@ def kill_user(user: int) -> None:
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
             if user and os.getresuid() == (user, user, user):
-                os.kill(-1, signal.SIGKILL)  # at one moment: no process can fork its way out
+                os.kill(-1, signal.SIGKILL)  # all at one moment, so that no process can escape by forking
         finally:
             os._exit(0)
     os.waitpid(cleaner, 0)
