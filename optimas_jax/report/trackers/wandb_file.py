@@ -37,6 +37,6 @@ def _records(data: bytes) -> Iterator[bytes]:
         length, kind = int.from_bytes(data[offset + 4 : offset + 6], "little"), data[offset + 6]
         record += data[offset + _HEAD : offset + _HEAD + length]
         offset += _HEAD + length
-        if kind in (1, 4) and offset <= len(data):  # whole, or the last part
+        if kind in (1, 4) and offset <= len(data):  # a whole record, or its last part
             yield record
             record = b""

@@ -44,9 +44,7 @@ def routes(folder: Path, token: str) -> list[Route]:
         if content is None:
             return error(404, "the run has no report yet")
         text = content.decode("utf-8", "replace")
-        head, tag, rest = text.partition(
-            "<head>"
-        )  # before the policy of the page, which allows only the page's own script
+        head, tag, rest = text.partition("<head>")  # before the policy of the page, which allows only its own script
         body = f"{head}{tag}<script>{keeper}</script>{rest}" if tag else text
         return HTMLResponse(body, headers=HEADERS | {"content-security-policy": _REPORT_POLICY})
 
