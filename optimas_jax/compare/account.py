@@ -71,8 +71,8 @@ class Account:
         return await self._inner.execute(request)
 
     async def _reserve(self, request: CompletionRequest) -> int:
-        """Reserves the most tokens that a request can cost. While only requests in flight stand in the way it waits:
-        most of them cost less than is reserved."""
+        """Reserves the most tokens that a request can cost. Waits while only the reservations of requests in flight
+        leave no room: most requests cost less than was reserved for them."""
         most = request.most().tokens
         while True:
             with self._lock:
@@ -102,24 +102,24 @@ class Account:
             self._cost += completion.usage
 
     def add_score(self, configuration: Configuration, example_id: str, score: float) -> None:
-        """Notes one run of the system. A configuration with scores of all validation examples is a candidate; of equal
-        ones the first stays the best."""
+        """Records one run of the system. A configuration with scores on all validation examples is a candidate; of
+        candidates with equal means the first stays the best."""
         with self._lock:
             self._cost += Usage(system_runs=1)
             if example_id not in self._validation:
                 return
-            known = self._scores.setdefault(configuration.digest, {})
-            before = len(known)
-            known[example_id] = score
-            if len(known) == before or len(known) < len(self._validation):
+            scores = self._scores.setdefault(configuration.digest, {})
+            before = len(scores)
+            scores[example_id] = score
+            if len(scores) == before or len(scores) < len(self._validation):
                 return
-            mean = statistics.fmean(known.values())
+            mean = statistics.fmean(scores.values())
             if not self.curve or mean > self._best_score:
                 self._best, self._best_score = configuration, mean
             self._mark("candidate")
 
     def result(self) -> tuple[Configuration, str]:
-        """The best candidate and an empty note; without candidates the default configuration and a note that says
+        """The best candidate and an empty note; without candidates the default configuration and a note that explains
         it."""
         with self._lock:
             if not self.curve:

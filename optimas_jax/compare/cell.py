@@ -75,7 +75,9 @@ def run_cell(
             find_models(run)
         with (
             keeping_time(folder / CLOCK, meter) as stop,
-            before_phase(run.host.ledger, CONFIRM, stop),  # neither it nor alignment behind it is part of the search
+            before_phase(
+                run.host.ledger, CONFIRM, stop
+            ),  # this phase and the alignment after it are no part of the search
             meter.watching(run.device.rewards.trainer, "train"),
             meter.watching(run.device.rewards.scorer, "scores"),
         ):
@@ -146,8 +148,8 @@ def write_task(folder: Path, name: str, config: dict[str, Any]) -> None:
     """
     task = {"optimizer": name, "config": json.loads(json.dumps(config))}
     path = folder / TASK
-    known = read_file(path)
-    if known is not None and known != task:
+    existing = read_file(path)
+    if existing is not None and existing != task:
         raise StopRun(
             f"{folder} belongs to another configuration or budget: use another --workdir, or the same ones to resume"
         )

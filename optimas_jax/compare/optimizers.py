@@ -1,7 +1,7 @@
 """The optimisers of a comparison, by name.
 
-An arm of ours is data: a name, and the settings in which it differs from the configuration. All search until the budget
-is used, not for ``config.optimize.iterations``, because a comparison is at equal cost.
+Each of our arms is data: a name, and the settings in which it differs from the configuration. Every optimiser searches
+until the budget is used, not for ``config.optimize.iterations``, because a comparison is at equal cost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CompareError(ValueError):
 
 
 def with_settings(config: Any, settings: Settings) -> Any:
-    """A copy of a nested frozen dataclass with other values at some paths.
+    """Copies a nested frozen dataclass and replaces the values at some paths.
 
     Args:
       settings: path, fields separated by dots -> value.
@@ -127,7 +127,7 @@ def find_optimizers(names: Sequence[str]) -> dict[str, Optimizer]:
     Arms that follow the order of another one come last.
 
     Raises:
-      CompareError: for an unknown or repeated name, no name, an arm without the one whose order it follows, or a peer
+      CompareError: for an unknown or repeated name, no name, an arm without the arm whose order it follows, or a peer
         without its environment.
     """
     names = [name.strip() for name in names if name.strip()]

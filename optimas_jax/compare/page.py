@@ -18,7 +18,7 @@ PAGE = "compare.html"
 _SCORES = ("optimiser", "test score", "95 % interval", "seeds", "difference to ours", "detectable", "gain on confirm")
 _COSTS = ("optimiser", *(column for column in COLUMNS if column not in _SCORES))
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 380, 50, 560, 24, 330  # of the picture, in pixels
-_MOST = 6  # lines of it: as many as can be told apart
+_MOST = 6  # lines in the picture: as many as can be told apart
 _DASHES = (None, "8 4", "2 4", "12 3 2 3", "1 6", "5 2")
 
 
@@ -60,8 +60,8 @@ def _score_cells(workdir: Path, summary: Mapping[str, Any], row: Mapping[str, st
     figures = summary["rows"].get(name, {})
     cells: dict[str, Cell] = {column: Cell(row[column]) for column in _SCORES}
     if difference := figures.get("difference"):
-        all_of_them = [one["difference"]["ci95"] for one in summary["rows"].values() if one.get("difference")]
-        span = span_of(bound for bounds in all_of_them for bound in bounds)
+        intervals = [other["difference"]["ci95"] for other in summary["rows"].values() if other.get("difference")]
+        span = span_of(bound for bounds in intervals for bound in bounds)
         bar = interval_bar(difference["mean"], difference["ci95"], span, words=row["difference to ours"])
         cells["difference to ours"] = Cell(row["difference to ours"], picture=bar)
     pages = [(f"seed {seed}", workdir / "cells" / f"{name}-{seed}" / "run" / "report.html") for seed in _seeds(figures)]
@@ -90,10 +90,10 @@ def curves(summary: Mapping[str, Any]) -> Markup:
     for index, (name, line) in enumerate(lines.items()):
         path = steps([(across(x), up(y)) for x, y in line])
         parts.append(element("path", class_="line", d=path, stroke_dasharray=_DASHES[index]))
-        key = 40 + 22 * index
+        key_y = 40 + 22 * index
         parts.append(
-            element("path", class_="line", d=f"M{_RIGHT + 20} {key}H{_RIGHT + 56}", stroke_dasharray=_DASHES[index])
+            element("path", class_="line", d=f"M{_RIGHT + 20} {key_y}H{_RIGHT + 56}", stroke_dasharray=_DASHES[index])
         )
-        parts.append(element("text", f"{name[:18]} {line[-1][1]:.3f}", x=_RIGHT + 64, y=key + 4))
+        parts.append(element("text", f"{name[:18]} {line[-1][1]:.3f}", x=_RIGHT + 64, y=key_y + 4))
     ends = "; ".join(f"{name} ends at {line[-1][1]:.3f}" for name, line in lines.items())
     return picture("Best validation score so far against LM tokens", ends, _WIDTH, _HEIGHT, *parts)

@@ -85,8 +85,10 @@ def _search(peer: Peer, address: str, server: PeerServer, log: Any, progress: Pr
             process.kill()
             process.wait()
     if process.returncode and not server.spent.is_set():
-        words = Path(log.name).read_text(encoding="utf-8", errors="replace").strip()[-1500:]
-        raise PeerError(f"the peer ended with exit code {process.returncode}; the end of its log:\n{words or 'empty'}")
+        log_end = Path(log.name).read_text(encoding="utf-8", errors="replace").strip()[-1500:]
+        raise PeerError(
+            f"the peer ended with exit code {process.returncode}; the end of its log:\n{log_end or 'empty'}"
+        )
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:

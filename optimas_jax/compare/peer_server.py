@@ -1,8 +1,9 @@
 """The HTTP server that a peer searches against: it runs components, answers completions, scores outputs and counts.
 
-A peer is another program in another environment, which brings its search alone. Task, component calls, completions and
-scores come from here, over HTTP on this machine: so a peer runs the same system as ours (components, retriever,
-rendering of prompts, sampling, metric) on the same model and data, and its result is a configuration of that system.
+A peer is another program in another environment, which contributes only its search. The task, component calls,
+completions and scores come from this server, over HTTP on this machine. A peer therefore runs the same system as our
+own arms (components, retriever, rendering of prompts, sampling, metric) on the same model and data. Its result is a
+configuration of that system.
 
     GET  /task                                                        components, examples of train and val, limits
     POST /component  {name, inputs, value, example[, temperature, attempt]}   {outputs}, or {failed}
@@ -36,7 +37,7 @@ from optimas_jax.llm.base import Completion, CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 
-ANSWER_TOKENS = 256  # least limit of an answer to /complete: peers ask for reasons and marks around the answer
+ANSWER_TOKENS = 256  # smallest limit of an answer to /complete: peers ask for reasons and marks around the answer
 _MOST_BYTES = 1 << 24
 
 
@@ -58,7 +59,7 @@ class PeerServer:
     ):
         """``splits``: ``train`` and ``val`` are shown to the peer, others never."""
         self.account, self.spent = account, threading.Event()
-        # Runs that a peer's prompt makes fail are that prompt's score.
+        # A run that a peer's prompt makes fail counts in the score of that prompt.
         self._system = dataclasses.replace(system, completer=account, watch=None)
         self._proposer, self._seed = proposer, seed
         self._splits = {split: tuple(splits[split]) for split in ("train", "val")}
@@ -135,7 +136,7 @@ class PeerServer:
         return {"outputs": thaw(call.outputs)} if call.outcome is Outcome.OK else {"failed": str(call.outcome)}
 
     def _seed_of(self, body: Mapping[str, Any]) -> int:
-        """Seed of a run, another one for each further attempt."""
+        """Seed of a run; each further attempt has a seed of its own."""
         attempt = body.get("attempt") or 0
         return derive_seed(self._seed, "attempt", attempt) if attempt else self._seed
 
@@ -172,9 +173,9 @@ class PeerServer:
     async def _score(self, body: Mapping[str, Any]) -> float:
         example = self._examples[body["example"]]
         outputs = body["outputs"]
-        whole = all(field in outputs for field in self._system.output_fields)
+        is_complete = all(field in outputs for field in self._system.output_fields)
         score = self._system.failure_score
-        if whole:
+        if is_complete:
             score = (await self._system.score(freeze(outputs), example, self._seed)).value
         self.account.add_score(self._configuration(body["values"]), example.id, score)
         return score

@@ -33,8 +33,8 @@ def run_cells(
     runner: Runner | None = None,
     jobs: int = 1,
 ) -> Cells:
-    """Runs every optimiser with every seed, all optimisers of a seed before the next seed: a comparison that is stopped
-    early is a fair one at fewer seeds.
+    """Runs every optimiser with every seed. All optimisers of a seed run before the next seed, so that a comparison
+    that is stopped early is still fair, at fewer seeds.
 
     Args:
       runner: runs the cell of a folder, and returns an exit code and its error message; by default ``run_process``.

@@ -21,7 +21,7 @@ def mean_curve(curves: Sequence[Sequence[Point]], budget: int) -> tuple[Sequence
     It begins where every seed has a first score and ends at the budget.
 
     Args:
-      curves: of each seed, up to the budget.
+      curves: the curve of each seed, up to the budget.
     """
     if not curves or not all(curves):
         return [], []
@@ -57,7 +57,7 @@ def draw(summary: Mapping[str, Any]) -> Figure:
     axes.set_xlabel("LM tokens")
     axes.set_ylabel("best validation score so far, mean over seeds")
     axes.grid(alpha=0.3)
-    every = len(summary["rows"])
-    axes.legend(fontsize="small", title=f"{len(names)} of {every} optimisers" if len(names) < every else None)
+    total = len(summary["rows"])
+    axes.legend(fontsize="small", title=f"{len(names)} of {total} optimisers" if len(names) < total else None)
     axes.set_title(f"Validation score against tokens: {summary['benchmark']}:{summary['variant']}")
     return figure

@@ -1,4 +1,4 @@
-"""What a search has at its budget: changes accepted later do not count."""
+"""The state of a search at its budget: changes accepted later do not count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SearchState:
       configuration: to be tested.
       val_start: validation score of the default configuration, or of the first candidate of a peer; None without one.
       val_score: validation score of ``configuration``; None if it was not measured.
-      tokens: used when the search had it.
+      tokens: used when the search reached ``configuration``.
       changes: accepted changes that led to it; None for peers, which have candidates instead.
       later: changes accepted beyond the budget, left out.
     """
@@ -49,11 +49,11 @@ def state_at(
     """The state of our search at ``budget`` tokens: the last one that was accepted within them.
 
     Args:
-      curve: with one point at ``accept`` for each accepted change, in order, behind one at ``start``.
+      curve: one point at ``start``, then one point at ``accept`` for each accepted change, in order.
       accepted: changes, as in ``optimized.json``.
     """
     accepts = [point for point in curve if point["at"] == "accept"]
-    accepts = accepts[len(accepts) - len(accepted) :]  # a resumed journal may hold those of an earlier attempt
+    accepts = accepts[len(accepts) - len(accepted) :]  # a resumed journal may hold points of an earlier attempt
     if len(accepts) < len(accepted):
         raise ValueError(f"{len(accepted)} accepted changes, and {len(accepts)} points of the curve at which they were")
     changes = len(within(accepts, budget))

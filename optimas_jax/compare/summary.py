@@ -91,7 +91,7 @@ def _row(by_seed: Mapping[int, Cell], reference: Mapping[int, Cell], compared: b
 
 
 def _difference(runs: Sequence[Cell], reference: Sequence[Cell], seeds: Sequence[int]) -> dict[str, Any]:
-    """Of two optimisers with the same seeds, example by example."""
+    """Paired difference of two optimisers with the same seeds, example by example."""
     differences = np.asarray([run["scores"] for run in runs]) - np.asarray([run["scores"] for run in reference])
     mean, ci95 = interval(differences.tolist())
     smallest = smallest_difference(differences) if len(seeds) > 1 else None
@@ -130,9 +130,9 @@ def _baseline(cells: Cells) -> dict[str, Any]:
     if not first:
         return {"baseline": None}
     mean, ci95 = interval([cell["baseline"] for cell in first.values()])
-    example = next(iter(first.values()))
-    known = {name: example[name] for name in ("metric", "chance", "split", "n")}
-    return {**known, "baseline": {"mean": mean, "ci95": ci95}}
+    first_cell = next(iter(first.values()))
+    about = {name: first_cell[name] for name in ("metric", "chance", "split", "n")}
+    return {**about, "baseline": {"mean": mean, "ci95": ci95}}
 
 
 def reached(curve: Sequence[Point], score: float) -> int | None:
@@ -146,7 +146,7 @@ def runs_to_reach(
 ) -> list[dict[str, Any]]:
     """Runs of the system until a validation score, with local rewards and with the global metric.
 
-    For each seed the score is the best that the optimiser reaches with the global metric. Seeds in which that is not
+    For each seed the score is the best that the optimiser reaches with the global metric. Seeds whose best score is not
     above the start are left out.
 
     Args:

@@ -104,7 +104,7 @@ def title(summary: Mapping[str, Any]) -> str:
 
 
 def _seeds(summary: Mapping[str, Any]) -> str:
-    """How many seeds, and what intervals are over."""
+    """The number of seeds, and what the intervals cover."""
     most = max(len(row["seeds"]) for row in summary["rows"].values())
     if most == 1:
         return "1 seed (intervals over examples alone)"
@@ -140,6 +140,7 @@ def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def reach_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of the table of runs until a score (columns ``REACH``) as text, a row for each optimiser and seed."""
     return [
         [
             name,

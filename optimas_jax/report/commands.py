@@ -1,4 +1,4 @@
-"""What every command does: errors for the user, in flags or later, are one line with a way out, and no traceback."""
+"""What all commands share: errors for the user, in flags or later, are one line with a way out, without a traceback."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def parse_flags(flags: Any, argv: list[str], *, config: str = "") -> list[str]:
     Args:
       flags: the module ``absl.flags``, which this package does not import.
       argv: of the command.
-      config: file of a command line without ``--config``. As a default of the flag it would be loaded, with errors of
-        the flags that change it, while the flag is defined.
+      config: configuration file of a command line without ``--config``. A default of the flag itself would already be
+        loaded, with errors of the flags that change it, while the flag is defined.
 
     Returns:
-      What is not a flag.
+      The arguments that are not flags.
     """
     if config and not any(re.match("--?config(=|$)", argument) for argument in argv):
         argv[1:1] = [f"--config={config}"]  # of sys.argv, which ml_collections reads
@@ -40,11 +40,11 @@ def parse_flags(flags: Any, argv: list[str], *, config: str = "") -> list[str]:
         if name.lstrip("-") == "config" and (beside := str(Path(file).resolve().parent)) not in sys.path:
             sys.path.append(beside)
     try:
-        left = flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
         loaded = flags.FLAGS.config if "config" in flags.FLAGS else ""
         if not isinstance(loaded, str):
-            _ = loaded.to_dict  # where a file that cannot be loaded is told of
-        return left
+            _ = loaded.to_dict  # raises if the file could not be loaded
+        return rest
     except Exception as error:
         message = flag_message(flags, argv, error)
     print(f"\nerror: {message}", file=sys.stderr)
@@ -58,7 +58,7 @@ def exit_code(action: Callable[[], int | None]) -> int:
     with contextlib.redirect_stdout(Redacted(sys.stdout)), contextlib.redirect_stderr(Redacted(sys.stderr)):
         code = _exit_code(action)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        with contextlib.suppress(OSError, ValueError):  # the reader of the stream may be gone
             stream.flush()
     end_on_signals(code)
     return code

@@ -1,6 +1,6 @@
 """Progress on a console: one line for each decision, and on a terminal one table that is renewed in place below them.
 
-Elsewhere (a log file, a pipe) there are the lines alone, and one every few minutes where nothing else is written.
+Elsewhere (a log file, a pipe) only the lines are written, and one every few minutes if nothing else is.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from optimas_jax.report.live.text import fit, plain, styled
 from optimas_jax.report.live.view import clock, eta, live_table, score, spent, where
 
 _ALIVE_SECONDS = 300.0  # between two lines of a log
-_SIZE = ("COLUMNS", "LINES")  # variables that would hold on to the size that the terminal had at first
+_SIZE = ("COLUMNS", "LINES")  # variables that would fix the size that the terminal had at first
 _LOG_WIDTH, _LONGEST = 120, 2_000  # of tables, and of lines in a log
 
 
 class ConsoleProgress:
-    """Writes to one console, or nowhere. The table is there while a run shows its state, or a bar is open."""
+    """Writes to one console, or nowhere. The table is shown while a run shows its state, or a bar is open."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False, stderr: bool = False):
         """
         Args:
-          console: another one than that of this process; it gets no table in place.
+          console: console to use instead of the process's own; it gets no table in place.
           quiet: whether nothing is shown.
-          stderr: whether standard error takes the place of standard output.
+          stderr: whether to write to standard error instead of standard output.
         """
         self._interactive = console is None and not quiet and _is_terminal(sys.stderr if stderr else sys.stdout)
         self.console = console or Console(
@@ -57,7 +57,7 @@ class ConsoleProgress:
         self._last = time.monotonic()  # when something was written
 
     def line(self, text: str) -> None:
-        """One line about one decision."""
+        """Prints one line about one decision."""
         self._last = time.monotonic()
         width = self.console.width - 1 if self._interactive else _LONGEST
         line = styled(self._encoded(fit(plain(redact(text)), width)))
@@ -65,19 +65,19 @@ class ConsoleProgress:
             self.console.print(line, soft_wrap=True)
 
     def table(self, table: Table) -> None:
-        """A table, in which no cell is markup; it fits the width of the console."""
+        """Prints a table that fits the width of the console; no cell is markup."""
         width = self.console.width - 1 if self._interactive else self.console.width
         with self._drawing():
             self.console.print(fitted(table, width), markup=False, emoji=False, soft_wrap=False)
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar over ``total`` steps; the block calls the yielded function once per step."""
+        """Shows a bar over ``total`` steps; the block calls the yielded function once per step."""
         try:
-            with self._bars.bar(label, total) as noted:
+            with self._bars.bar(label, total) as count_step:
 
                 def advance() -> None:
-                    noted()
+                    count_step()
                     self._tell_alive()
 
                 self._update()
@@ -86,7 +86,7 @@ class ConsoleProgress:
             self._update()
 
     def show(self, status: Status | None) -> None:
-        """What the run is doing; None at its end."""
+        """Shows what the run is doing; None at its end."""
         self._status = status
         self._update()
         self._tell_alive()
@@ -105,7 +105,7 @@ class ConsoleProgress:
             region.close()
 
     def _update(self) -> None:
-        """Begins or ends the table."""
+        """Opens or closes the table, as needed."""
         if not self._interactive:
             return
         with self._lock:
@@ -117,7 +117,7 @@ class ConsoleProgress:
                 region.close()
 
     def _drawing(self) -> contextlib.AbstractContextManager[Any]:
-        """Nobody else draws during the block."""
+        """Context manager during which no other thread draws."""
         region = self._region
         return contextlib.nullcontext() if region is None else region.lock
 
@@ -125,7 +125,7 @@ class ConsoleProgress:
         return live_table(self._status, self._bars.now, width)
 
     def _tell_alive(self) -> None:
-        """A line, where a log had none for a while."""
+        """Prints a line if a log had none for a while."""
         if self._interactive or time.monotonic() - self._last < _ALIVE_SECONDS:
             return
         status, bars = self._status, self._bars.now
@@ -137,13 +137,13 @@ class ConsoleProgress:
         self.line(f"  ... {', '.join(parts)}{f', {left} left' if left else ''}")
 
     def _encoded(self, text: str) -> str:
-        """The text as far as the console's encoding has its letters."""
+        """The text, with letters that the console's encoding lacks replaced."""
         encoding = self.console.encoding
         return text.encode(encoding, "replace").decode(encoding)
 
 
 def _is_terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal on which the cursor can be moved, and which has the letters of the table."""
+    """Whether a stream is a terminal that can move the cursor and show the letters of the table."""
     encoding = (stream.encoding or "").lower().replace("-", "")
     return (
         stream.isatty()

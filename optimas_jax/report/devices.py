@@ -9,7 +9,7 @@ _GB = 2**30
 
 
 def device_lines(plan: Mapping[str, Any] | None) -> Iterator[str]:
-    """Lines about local models on the devices; None where no devices were named."""
+    """Lines about local models on the devices; ``plan`` is None where no devices were named."""
     if plan is None:
         yield "--devices=NAME (h100, 8xa100-80, v5e-16) says whether local models fit, and how long a step takes"
         return
@@ -18,20 +18,21 @@ def device_lines(plan: Mapping[str, Any] | None) -> Iterator[str]:
         return
     data, model = plan["mesh"]
     yield f"{plan['count']} x {plan['kind']['name']}, mesh {data} x {model} (data x model)"
-    for one in plan["models"]:
-        yield from _model_lines(one, plan["utilisation"])
+    for local_model in plan["models"]:
+        yield from _model_lines(local_model, plan["utilisation"])
     verdict = "fits" if plan["fits"] else f"does not fit: {plan['way_out']}"
     needed, memory = plan["needed"] / _GB, plan["kind"]["memory"] / _GB
     yield f"memory: {needed:.1f} GB of {memory:.1f} GB on each device (estimated): {verdict}"
 
 
-def _model_lines(one: Mapping[str, Any], utilisation: float) -> Iterator[str]:
-    weights = f"{one['parameters'] / 1e9:.2f} billion weights, {one['weights'] / _GB:.2f} GB on each device"
-    yield f"  {one['spec']}: {weights}"
-    for step in one["training"]:
+def _model_lines(model: Mapping[str, Any], utilisation: float) -> Iterator[str]:
+    weights = f"{model['parameters'] / 1e9:.2f} billion weights, {model['weights'] / _GB:.2f} GB on each device"
+    yield f"  {model['spec']}: {weights}"
+    for step in model["training"]:
         yield from _step_lines(step, utilisation)
-    if one["rows"]:
-        yield f"    sampling: {one['rows']} requests of 2,048 tokens at a time, caches of {one['caches'] / _GB:.2f} GB"
+    if model["rows"]:
+        caches = model["caches"] / _GB
+        yield f"    sampling: {model['rows']} requests of 2,048 tokens at a time, caches of {caches:.2f} GB"
 
 
 def _step_lines(step: Mapping[str, Any], utilisation: float) -> Iterator[str]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def check_matplotlib() -> None:
-    """Raises ``ValueError`` without matplotlib: before anything is spent, not after."""
+    """Raises ``ValueError`` without matplotlib. To be called before anything is spent."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

@@ -18,8 +18,8 @@ _PARSERS = re.compile(r"[/\\](absl|ml_collections)[/\\]")
 _CONFIG_FILE = re.compile(r"Attempted \[.*\]:\s+(.*)")  # of ml_collections
 _OVERRIDE = re.compile(r"(no)?config\.(.*)", re.DOTALL)
 _NO_CONFIG = re.compile("'(.*)' object has no attribute 'to_dict'")
-# Of ml_collections, where a configuration file names a field that there is not; all others there are, with their
-# values, are part of its message.
+# Errors of ml_collections about an unknown field in a configuration file. Their messages also list all known fields
+# with their values.
 _NEAR = re.compile(r'Did you mean "(?P<near>[^"]+)" instead of "(?P<name>[^"]+)"')
 _NO_KEY = re.compile(r'Key "(?P<name>[^"]+)" does not exist')
 _WORDS = {bool: "true or false", int: "int", float: "float"}
@@ -55,8 +55,8 @@ def _is_users_file(file: str) -> bool:
 
 
 def _override_error(flags: Any, argv: Sequence[str]) -> str:
-    """What is wrong with the flags that change a configuration: the first that names no field, or whose value has
-    another type; "" where that is not what is wrong."""
+    """Message about the first flag that changes the configuration and names an unknown field or has a value of another
+    type; "" without such a flag."""
     changes = list(_changes(argv[1:]))
     if not changes:
         return ""
@@ -65,7 +65,7 @@ def _override_error(flags: Any, argv: Sequence[str]) -> str:
         file = next(value for name, value in _flags(argv[1:]) if name == "config")
         config = flag.parser.parse(file)
         plain = config.to_dict()
-    except Exception:  # it cannot be loaded as it is, which is another error
+    except Exception:  # the configuration cannot be loaded even without changes: another error
         return ""
     return next(filter(None, (_change_error(config, plain, path, value) for path, value in changes)), "")
 
@@ -83,25 +83,25 @@ def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 def _changes(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Path and value of every flag that changes a field of the configuration."""
     for name, value in _flags(arguments):
-        if (found := _OVERRIDE.fullmatch(name)) is not None:
-            yield found[2], "false" if found[1] else value
+        if (match := _OVERRIDE.fullmatch(name)) is not None:
+            yield match[2], "false" if match[1] else value
 
 
 def _change_error(config: Any, plain: Mapping[str, Any], path: str, value: str | None) -> str:
-    """``config``: of ml_collections; ``plain``: the same as plain data."""
-    at, names = plain, path.split(".")
+    """Message about one change of the configuration; "" if it is valid. ``plain``: ``config`` as plain data."""
+    node, names = plain, path.split(".")
     for index, name in enumerate(names):
         before = ".".join(["config", *names[:index]])
-        if not isinstance(at, Mapping):
-            return f"--config.{path:.200}: {before} is a value, {shown(at)}, and has no fields"
-        if name not in at:
-            near = did_you_mean(name, at) or f"; it has {', '.join(at)}."
+        if not isinstance(node, Mapping):
+            return f"--config.{path:.200}: {before} is a value, {shown(node)}, and has no fields"
+        if name not in node:
+            near = did_you_mean(name, node) or f"; it has {', '.join(node)}."
             return f"{before} has no field {shown(name)}{near} --settings lists all"
-        at = at[name]
-    if isinstance(at, Mapping):
-        first = next(iter(at), "NAME")
+        node = node[name]
+    if isinstance(node, Mapping):
+        first = next(iter(node), "NAME")
         return f"--config.{path}: config.{path} has fields of its own, set one of them: --config.{path}.{first}=..."
-    if value is None and not isinstance(at, bool):
+    if value is None and not isinstance(node, bool):
         return f"--config.{path} has no value: --config.{path}=VALUE"
     kind = _kind(config, names)  # also of a field whose value is left open
     if value is None or kind not in _WORDS or _is(kind, value) or (kind is bool and not value):

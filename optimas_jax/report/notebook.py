@@ -18,7 +18,7 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.live.view import clock
 
-_ROWS = 60  # of the table; earlier ones are counted
+_ROWS = 60  # rows of the table; earlier rows are only counted
 _UPDATE_SECONDS = 0.25  # at least, between two updates for steps of a bar
 Show = Callable[[Mapping[str, str]], None]  # gets what is displayed, by MIME type
 
@@ -47,12 +47,12 @@ class NotebookProgress:
         self._rows: list[_Row] = []
 
     def line(self, text: str) -> None:
-        """One row about one decision."""
+        """Adds one row about one decision."""
         self._add(_Row(text))
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        """A row over ``total`` steps; the block calls the yielded function once per step."""
+        """Adds a row over ``total`` steps; the block calls the yielded function once per step."""
         row = _Row(label, total, started=time.monotonic())
         self._add(row)
 
@@ -84,8 +84,8 @@ class NotebookProgress:
 
 
 def keep_libraries_quiet() -> None:
-    """Keeps from the console what does not concern this package: transformers reports that torch is absent, and tqdm,
-    in a notebook, that widgets are. Called before they are imported."""
+    """Suppresses messages of libraries that do not concern this package: transformers reports that torch is absent, and
+    tqdm, in a notebook, that widgets are absent. To be called before these libraries are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if _notebook() is not None:
         with warnings.catch_warnings():
@@ -120,7 +120,7 @@ def _notebook() -> Any:
     """The module IPython in a notebook, which has imported it; None elsewhere."""
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
-    return None if getattr(shell, "kernel", None) is None else ipython  # a terminal's has no kernel
+    return None if getattr(shell, "kernel", None) is None else ipython  # IPython in a terminal has no kernel
 
 
 def _table(rows: Sequence[tuple[str, str, str]]) -> str:

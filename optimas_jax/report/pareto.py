@@ -30,7 +30,7 @@ _AXIS = {"dollars": "US dollars a run", "tokens": "tokens a run", "seconds": "se
 
 
 def shows_pareto(results: Mapping[str, Any]) -> bool:
-    """Whether there is anything to compare: a configuration beside the start, or an objective."""
+    """Whether there is something to compare: a configuration beside the start, or an objective."""
     return len(results.get("pareto", ())) > 1 or bool(results.get("pareto") and results.get("objective"))
 
 
@@ -49,7 +49,10 @@ def pareto_table(points: Sequence[Mapping[str, Any]]) -> Table:
                 continue
             low, high = (form.format(bound) for bound in cost["ci95"])
             cells.append(f"{form.format(cost['mean'])} [{low}, {high}]")
-        marks = ["dominated" if point["dominated"] else "Pareto", *(f"exceeds max_{one}" for one in point["exceeds"])]
+        marks = [
+            "dominated" if point["dominated"] else "Pareto",
+            *(f"exceeds max_{limit}" for limit in point["exceeds"]),
+        ]
         table.add_row(point_name(point), *cells, ", ".join(marks), style="bold" if point["kept"] else None)
     return table
 
@@ -61,7 +64,7 @@ def point_name(point: Mapping[str, Any]) -> str:
 
 def pareto_svg(points: Sequence[Mapping[str, Any]], colors: Colors = _PLAIN) -> str:
     """Score against dollars, tokens and seconds, a panel for each cost that differs; tokens if none does. Points of the
-    set are blue and joined, the one that was kept has a ring, thin lines are 95 % intervals."""
+    set are blue and joined, the kept point has a ring, thin lines are 95 % intervals."""
     costs = [name for name, _ in _COSTS if all(point[name] is not None for point in points)]
     shown = [name for name in costs if len({point[name]["mean"] for point in points}) > 1] or ["tokens"]
     panels = "".join(_panel(points, name, index * _WIDTH, colors) for index, name in enumerate(shown))
@@ -88,18 +91,18 @@ def _panel(points: Sequence[Mapping[str, Any]], cost: str, offset: int, colors: 
     parts += [_text(left - 6, y(bound) + 4, f"{bound:.3f}", "end") for bound in sorted({min(scores), max(scores)})]
     parts += [_text((left + right) / 2, bottom + 36, _AXIS[cost], "middle"), _text(left, top - 12, "score", "start")]
     front = sorted((point for point in points if not point["dominated"]), key=lambda point: point[cost]["mean"])
-    places = [(x(point[cost]["mean"]), y(point["score"]["mean"])) for point in front]
-    parts += [_line(*one, *other, colors.front) for one, other in itertools.pairwise(places)]
+    corners = [(x(point[cost]["mean"]), y(point["score"]["mean"])) for point in front]
+    parts += [_line(*start, *end, colors.front) for start, end in itertools.pairwise(corners)]
     for point in points:
-        at, height = x(point[cost]["mean"]), y(point["score"]["mean"])
+        x_at, y_at = x(point[cost]["mean"]), y(point["score"]["mean"])
         color = colors.dominated if point["dominated"] else colors.front
         low, high = point[cost]["ci95"]
-        parts.append(_line(x(low), height, x(high), height, color))
+        parts.append(_line(x(low), y_at, x(high), y_at, color))
         low, high = point["score"]["ci95"]
-        parts.append(_line(at, y(low), at, y(high), color))
+        parts.append(_line(x_at, y(low), x_at, y(high), color))
         ring = f' stroke="{colors.line}" stroke-width="2"' if point["kept"] else ""
-        parts.append(f'<circle cx="{at:.1f}" cy="{height:.1f}" r="5" fill="{color}"{ring}/>')
-        parts.append(_text(at + 8, height - 6, point_name(point), "start"))
+        parts.append(f'<circle cx="{x_at:.1f}" cy="{y_at:.1f}" r="5" fill="{color}"{ring}/>')
+        parts.append(_text(x_at + 8, y_at - 6, point_name(point), "start"))
     return "".join(parts)
 
 

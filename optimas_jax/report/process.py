@@ -15,10 +15,10 @@ from optimas_jax.core.shipped import python_path
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes of a process that was interrupted, or stopped by SIGTERM
 STOPPED = (INTERRUPTED, TERMINATED)
-_LEAVE_SECONDS = 0.5  # that threads have, which may wait for answers that nobody reads any more
+_LEAVE_SECONDS = 0.5  # that threads have to end; they may wait for answers that are no longer needed
 _PARENT = "OPTIMAS_JAX_PARENT"  # variable that names the process of ``run_module``
-_LOOK_SECONDS = 0.5  # between two looks at whether the parent lives
-_END_SECONDS = 15.0  # that a process without parent has to end in order
+_LOOK_SECONDS = 0.5  # between two checks whether the parent lives
+_END_SECONDS = 15.0  # that a process without parent has for an orderly end
 
 
 async def run_module(
@@ -35,22 +35,22 @@ async def run_module(
     If the caller is cancelled, the process is terminated, and its end is awaited.
 
     Args:
-      inherit: descriptors that stay open in the process, such as a lock's.
-      variables: of its environment, beside those of this process.
-      cwd: its working folder; by default this one's.
+      inherit: descriptors that stay open in the process, such as the descriptor of a lock.
+      variables: added to the environment of this process.
+      cwd: working folder of the process; by default the folder of this process.
 
     Returns:
-      Exit code, and the error message (behind ``error: ``) or the end of its output.
+      Exit code, and the error message (after ``error: ``) or the end of its output.
     """
     paths = python_path(os.environ.get("PYTHONPATH", ""))
-    own = {"PYTHONPATH": os.pathsep.join(paths), _PARENT: str(os.getpid())}
+    required = {"PYTHONPATH": os.pathsep.join(paths), _PARENT: str(os.getpid())}
     with log.open("ab") as sink:
         start = sink.tell()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", module, *arguments),
             stdout=sink,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **(variables or {}), **own},
+            env={**os.environ, **(variables or {}), **required},
             cwd=cwd,
             pass_fds=tuple(inherit),
         )
@@ -68,9 +68,9 @@ async def run_module(
 
 
 def end_with_parent() -> None:
-    """Ends this process, as an interrupt does, once the one that started it by ``run_module`` is gone: killed, that one
-    cannot tell. Does nothing in a process that was started otherwise."""
-    parent = int(os.environ.pop(_PARENT, "0"))  # processes that this one starts are none of its business
+    """Ends this process, as an interrupt does, once the process that started it by ``run_module`` is gone: a killed
+    parent cannot end it. Does nothing in a process that was started otherwise."""
+    parent = int(os.environ.pop(_PARENT, "0"))  # removed: processes that this one starts do not watch that parent
     if not parent:
         return
 
@@ -85,7 +85,7 @@ def end_with_parent() -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which is how a scheduler stops a process."""
+    """Raised at SIGTERM, by which a scheduler stops a process."""
 
 
 def interrupt_on_terminate() -> None:
@@ -107,8 +107,8 @@ def end_on_signals(code: int) -> None:
 
 
 def code_of(stopped: KeyboardInterrupt) -> int:
-    """The exit code of a process that was stopped. It ends soon after, whatever its threads wait for: what was paid for
-    is on disk."""
+    """The exit code of a process that was stopped. The process ends soon after, even if its threads still wait: what
+    was paid for is on disk."""
     code = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
 
     def leave() -> None:

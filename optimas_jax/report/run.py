@@ -48,16 +48,16 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
     Raises:
       FolderError: a file is damaged, or cannot be written.
     """
-    own = workdir / "results.json"
-    results = read_file(own) or {}
-    path, page = own, workdir / "report.html"
+    own_path = workdir / "results.json"
+    results = read_file(own_path) or {}
+    path, page = own_path, workdir / "report.html"
     if label and results.get("label") != label:
         path, page = (workdir / "evaluations" / f"{label}.{kind}" for kind in ("json", "html"))
         results = read_file(path)
     if not results:
         return path, None
     try:
-        if path == own and shows_pareto(results):
+        if path == own_path and shows_pareto(results):
             write_text(workdir / PICTURE, pareto_svg(results["pareto"]))
         write_page(page, read_run(workdir, label))  # last: it names the files that are there
     except OSError as error:
@@ -73,8 +73,8 @@ def write_report(workdir: Path, label: str = "") -> tuple[Path, dict[str, Any] |
 
 
 def write_page_of(workdir: Path, progress: ConsoleProgress) -> None:
-    """Writes ``report.html`` alone, of a run whose tables are part of others'. What goes wrong is a line, and stops
-    nothing: the results are there."""
+    """Writes only ``report.html``, for a run whose tables are part of other tables. An error is shown as a line, and
+    stops nothing: the results are there."""
     try:
         write_page(workdir / "report.html", read_run(workdir))
     except (OSError, FolderError) as error:
@@ -82,7 +82,7 @@ def write_page_of(workdir: Path, progress: ConsoleProgress) -> None:
 
 
 def last_line(results: Mapping[str, Any], path: Path) -> str:
-    """The gain with its confirmation, what the run took, and where its results are."""
+    """The gain with its confirmation, the costs of the run, and the path of its results."""
     confirmation = confirmation_line(results) or "no confirmation"
     return (
         f"gain {results['gain']['mean']:+.3f} ({confirmation}); {results['wall_seconds']:.0f} s, "

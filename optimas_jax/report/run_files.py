@@ -1,4 +1,4 @@
-"""What a run folder holds, as far as reports show it. Everything that a report says is a pure function of it."""
+"""The content of a run folder that reports show. Everything in a report is a pure function of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunFiles:
     Attributes:
       folder: of the run.
       config: ``config.json``.
-      record: ``run.json``, what its commands took; None before the first one has begun.
+      record: ``run.json``, what its commands took; None before the first command has begun.
       results: of the evaluation: ``results.json``, or ``evaluations/LABEL.json``; None before there is one.
       optimized: ``optimized.json``, what the search found; None before its end.
       unfinished: ``unfinished.json``, why a run has ended without results; None elsewhere.

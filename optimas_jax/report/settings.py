@@ -19,9 +19,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 
 
 def show_settings(found: Sequence[Section], console: Console) -> None:
-    """Prints settings with their values: a row of a table each, which is cut where the terminal ends; with no terminal
-    one whole line each. ``*`` marks those that differ from the default."""
-    changed = sum(differs(one) for section in found for one in section.settings)
+    """Prints settings with their values: on a terminal a table, with a row for each setting that is cut to the width;
+    elsewhere a whole line for each. ``*`` marks settings that differ from the default."""
+    changed = sum(differs(setting) for section in found for setting in section.settings)
     if not console.is_terminal:
         console.print("\n".join(plain_lines(found)), markup=False, soft_wrap=True)
         return
@@ -34,14 +34,17 @@ def show_settings(found: Sequence[Section], console: Console) -> None:
 
 
 def plain_lines(found: Sequence[Section]) -> list[str]:
-    """Every setting as one line: mark, name, value, meaning; where the value is not the default, that too."""
-    lines = [one for section in found for one in section.settings]
-    name, value = (max((len(text(one)) for one in lines), default=0) for text in (_name, _value))
-    return [f"{_mark(one):<1} {_name(one):<{name}}  {_value(one):<{value}}  {_meaning(one)}" for one in lines]
+    """Every setting as one line: mark, name, value, meaning; where the value is not the default, also the default."""
+    settings = [setting for section in found for setting in section.settings]
+    name_width, value_width = (max((len(text(setting)) for setting in settings), default=0) for text in (_name, _value))
+    return [
+        f"{_mark(setting):<1} {_name(setting):<{name_width}}  {_value(setting):<{value_width}}  {_meaning(setting)}"
+        for setting in settings
+    ]
 
 
 def differs(setting: Setting) -> bool:
-    """Whether a value is not the default; one that has no default never is."""
+    """Whether a value is not the default; a setting without a default never differs."""
     return setting.default is not REQUIRED and setting.value != setting.default
 
 
@@ -54,27 +57,27 @@ def _table(found: Sequence[Section]) -> Table:
     for section in found:
         if section.path:
             table.add_row("", Text(section.path, style="bold"), "", Text(_plain(_first(section.meaning)), style="dim"))
-        for one in section.settings:
-            style = "bold" if differs(one) else ""
-            name = f"{'  ' * bool(section.path)}{one.path.rpartition('.')[2]}"
-            table.add_row(_mark(one), Text(name, style), Text(_value(one), style), Text(_meaning(one)))
+        for setting in section.settings:
+            style = "bold" if differs(setting) else ""
+            name = f"{'  ' * bool(section.path)}{setting.path.rpartition('.')[2]}"
+            table.add_row(_mark(setting), Text(name, style), Text(_value(setting), style), Text(_meaning(setting)))
     return table
 
 
-def _mark(one: Setting) -> str:
-    return _MARK * differs(one)
+def _mark(setting: Setting) -> str:
+    return _MARK * differs(setting)
 
 
-def _name(one: Setting) -> str:
-    return one.path
+def _name(setting: Setting) -> str:
+    return setting.path
 
 
-def _value(one: Setting) -> str:
-    return _CONTROL.sub("?", redact(value_text(one.value)))
+def _value(setting: Setting) -> str:
+    return _CONTROL.sub("?", redact(value_text(setting.value)))
 
 
-def _meaning(one: Setting) -> str:
-    return (f"(default {value_text(one.default, 40)}) " if differs(one) else "") + _plain(one.meaning)
+def _meaning(setting: Setting) -> str:
+    return (f"(default {value_text(setting.default, 40)}) " if differs(setting) else "") + _plain(setting.meaning)
 
 
 def _plain(text: str) -> str:
@@ -92,7 +95,7 @@ def _first(text: str) -> str:
 def page(
     found: Sequence[Section], systems: Mapping[str, Sequence[Section]], modes: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """``docs/configuration.md``.
+    """The text of ``docs/configuration.md``.
 
     Args:
       found: all sections but ``system``.
@@ -106,7 +109,7 @@ def page(
             parts.append(_modes(modes))
     parts.append("## config.system\n\nThe system before optimisation. Its settings are those of the benchmark.")
     for benchmark, inner in systems.items():
-        parts += [_section(one, f"config.{one.path} of {benchmark}", level=3) for one in inner]
+        parts += [_section(part, f"config.{part.path} of {benchmark}", level=3) for part in inner]
     return "\n\n".join(parts) + "\n"
 
 
@@ -125,7 +128,10 @@ def _section(section: Section, title: str, level: int = 2) -> str:
     role = "" if section.role.startswith("see ") else section.role
     head = [f"{'#' * level} {title}", _markdown(section.meaning), _markdown(role[:1].upper() + role[1:])]
     if section.settings:
-        rows = [_row(f"`{one.path}`", *_type(one), _code(one.default), _cell(one.meaning)) for one in section.settings]
+        rows = [
+            _row(f"`{setting.path}`", *_type(setting), _code(setting.default), _cell(setting.meaning))
+            for setting in section.settings
+        ]
         head.append("\n".join([_row("setting", "type", "allowed", "default", "meaning"), _row(*["---"] * 5), *rows]))
     return "\n\n".join(filter(None, head))
 
@@ -151,8 +157,8 @@ def _leaves(switches: Mapping[str, Any]) -> dict[str, Any]:
     return leaves
 
 
-def _type(one: Setting) -> tuple[str, str]:
-    return one.type, one.allowed.replace("'", "`")
+def _type(setting: Setting) -> tuple[str, str]:
+    return setting.type, setting.allowed.replace("'", "`")
 
 
 def _code(value: Any) -> str:

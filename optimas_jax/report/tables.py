@@ -28,7 +28,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def confirmation_line(results: Mapping[str, Any]) -> str:
-    """What the confirmation said; empty for a run without one."""
+    """Verdict of the confirmation; empty for a run without one."""
     confirmed = results.get("confirmed")
     return f"on {confirmed['n']} examples that no gate has seen: {confirmed['verdict']}" if confirmed else ""
 
@@ -61,8 +61,8 @@ def result_table(results: Mapping[str, Any]) -> Table:
     for name, row in results.get("other_metrics", {}).items():
         before, after = (row[side]["mean"] for side in ("baseline", "optimized"))
         tested = "ci95" in row["gain"]
-        bounds, surely = (interval(row["gain"]["ci95"]), f"{row['gain']['p_value']:.3f}") if tested else ("", "")
-        table.add_row(f"{name}, chance {row['chance']:.2f}", f"{before:.3f} -> {after:.3f}", bounds, surely)
+        bounds, p_value = (interval(row["gain"]["ci95"]), f"{row['gain']['p_value']:.3f}") if tested else ("", "")
+        table.add_row(f"{name}, chance {row['chance']:.2f}", f"{before:.3f} -> {after:.3f}", bounds, p_value)
     for kind, row in results["by_kind"].items():
         table.add_row(f"  {kind} (n = {row['n']})", f"{row['baseline']:.3f} -> {row['optimized']:.3f}", "", "")
     problems = {"unread": "that cannot be read", "cut": "cut at max_tokens"}
@@ -115,8 +115,8 @@ def probe_table(probe: Mapping[str, Any]) -> Table:
 
 
 def label_table(label_use: Mapping[str, Mapping[str, Any]], score: str = "local") -> Table:
-    """Labelled runs of each component's races, and effective runs with its local reward, or with what stands in its
-    place (``score``, see ``loop.config.OptimizeConfig``)."""
+    """Labelled runs of each component's races, and effective runs with its local reward, or with the score that
+    replaces it (``score``, see ``loop.config.OptimizeConfig``)."""
     table = Table(title="Labelled runs, and runs of equal precision without the local reward")
     for column in ("component", "labelled runs", "effective runs", "local reward"):
         table.add_column(column, justify="left" if column in ("component", "local reward") else "right")
@@ -129,7 +129,7 @@ def label_table(label_use: Mapping[str, Mapping[str, Any]], score: str = "local"
 
 
 def dropped_table(dropped: Mapping[str, Mapping[str, int]]) -> Table:
-    """Proposals of each component that came to nothing, by reason, the most frequent one first."""
+    """Dropped proposals of each component, by reason, the most frequent reason first."""
     table = Table(title="Proposals that came to nothing")
     for column in ("component", "reason", "proposals"):
         table.add_column(column, justify="right" if column == "proposals" else "left")
@@ -155,8 +155,8 @@ def accepted_table(accepted: Sequence[Mapping[str, Any]], split: str) -> Table:
         table.add_column(column, justify="left" if column in ("component", "kind") else "right")
     for change in accepted:
         cells = [str(change["iteration"] + 1), change["component"], change["kind"], f"{change['val_gain']:+.3f}"]
-        brought = change.get(split, {})
-        for row in (brought.get("gain"), brought.get("local_gain")):
+        on_split = change.get(split, {})
+        for row in (on_split.get("gain"), on_split.get("local_gain")):
             cells += ["", ""] if row is None else [f"{row['mean']:+.3f}", interval(row["ci95"])]
         table.add_row(*cells)
     return table

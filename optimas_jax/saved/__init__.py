@@ -1,4 +1,4 @@
-"""What a run found, in use: its program loaded and called, its local rewards, predictions, comparisons of two bests."""
+"""The result of a run in use: its program, loaded and called; its local rewards; predictions; comparisons of bests."""
 
 from optimas_jax.saved.folder import Saved, read_saved
 from optimas_jax.saved.models import completer_of, language_model

@@ -1,7 +1,7 @@
-"""Agents that are already there: clients, base URLs and a server that stand between them and their models.
+"""Existing agents: clients, base URLs and a server that stand between agents and their models.
 
-Within a run a request is a call of the run. Outside of all runs agents answer with what a run found, where that is
-given, and as they are declared otherwise.
+Within a run a request is a call of the run. Outside of all runs agents answer with the result of a run, where one is
+given, and otherwise as they are declared.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def client(outside: Answers = None, *, sync: bool = False) -> openai.AsyncOpenAI
     answered in this process: chat completions and responses, with tools, streamed or not.
 
     Args:
-      outside: what answers outside of all runs: a program with what its run found (``oj.load``, ``result.best``), or a
-        model for the agents as they are declared, by default the embedded one.
+      outside: what answers outside of all runs: an optimised program (``oj.load``, ``result.best``), or a model for the
+        agents as they are declared, by default the embedded model.
 
     Raises:
       ValueError: for what is neither a program of a run nor a model.
@@ -96,10 +96,10 @@ def proxy(outside: Answers = None, *, port: int = 0, host: str = "127.0.0.1") ->
     Args:
       outside: as for ``client``.
       port: to listen on; 0 for a free one.
-      host: address to listen on; others than this machine's need a key (``optimas proxy``).
+      host: address to listen on; addresses that other machines can reach need a key (``optimas proxy``).
 
     Raises:
-      StopRun: the address cannot be had, or the extra ``serve`` is not installed.
+      StopRun: the address cannot be used, or the extra ``serve`` is not installed.
 
     Example:
       ```python
@@ -111,10 +111,10 @@ def proxy(outside: Answers = None, *, port: int = 0, host: str = "127.0.0.1") ->
 
 
 def outside_of(answers: Answers, agents: Sequence[AgentDeclaration] | None = None) -> Callable[[], Outside]:
-    """What answers outside of all runs, made at the first request.
+    """A function that makes, at the first request, what answers outside of all runs.
 
     Args:
-      agents: that a model answers for; by default all that this process has declared.
+      agents: agents that a model answers for; by default all that this process has declared.
     """
     if isinstance(answers, Optimized):
         return lambda: _of_system(answers.system, answers.configuration, answers.seed)
@@ -122,7 +122,7 @@ def outside_of(answers: Answers, agents: Sequence[AgentDeclaration] | None = Non
 
     def declared() -> Outside:
         model = language_model(answers)
-        components = tuple(one.build(model) for one in (declared_agents() if agents is None else agents))
+        components = tuple(agent.build(model) for agent in (declared_agents() if agents is None else agents))
         system = System(components, (), (), _no_metric, completer(model), program=_no_program)
         return _of_system(system, system.default_configuration(), 0)
 

@@ -66,8 +66,8 @@ class Check:
     Attributes:
       metric: its name.
       examples: that both ran on.
-      settings: of their runs, those that differ.
-      edited: what changed in the programs since those runs: both ran as the programs are now.
+      settings: settings in which their runs differ.
+      edited: what changed in the programs since those runs; both ran with the programs as they are now.
     """
 
     metric: str
@@ -82,7 +82,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """A best on another model, and where it comes from.
+    """A best on another model, and on the model of its run.
 
     Attributes:
       rows: by model, the default configuration and the best one.
@@ -94,13 +94,13 @@ class Move:
 
     @property
     def gains(self) -> list[tuple[str, Comparison]]:
-        """Of the best over the default, by model."""
+        """Gain of the best over the default, by model."""
         return [(model, compare(best.scores, default.scores)) for model, default, best in self.rows]
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What runs need: the tape, on which nothing is paid for twice, and where progress is shown."""
+    """What runs need: a folder for the tape, so that nothing is paid for twice, and a display of progress."""
 
     workdir: Path
     progress: Progress
@@ -116,10 +116,10 @@ class Bench:
 def check_bests(
     new: Saved, old: Saved, data: Any, gate: Gate, bench: Bench, model: str | LanguageModel | None = None
 ) -> Check:
-    """Compares two bests, each with the program of its run, under the metric and the seed of the new one's.
+    """Compares two bests, each with the program of its run, under the metric and the seed of the new best's run.
 
     Args:
-      data: rows (``benchmarks.tables.read_table``); None for the test examples of the new one's run.
+      data: rows (``benchmarks.tables.read_table``); None for the test examples of the new best's run.
       model: answers for both, in place of the models of their runs.
 
     Raises:
@@ -134,20 +134,20 @@ def check_bests(
     scored = dataclasses.replace(before.system, metric=after.system.metric)
     pair = assemble(new, after, model=model), assemble(old, dataclasses.replace(before, system=scored), model=model)
     newer, older = (
-        bench.measure(saved.name, dataclasses.replace(one, seed=new.seed), examples)
-        for saved, one in zip((new, old), pair, strict=True)
+        bench.measure(saved.name, dataclasses.replace(optimized, seed=new.seed), examples)
+        for saved, optimized in zip((new, old), pair, strict=True)
     )
     return dataclasses.replace(
         _decided(after.metric, examples, newer, older, gate),
         settings=changed_fields(old.settings, new.settings, RESOURCES),
         edited=[
-            f"{one.name}: {', '.join(built.edited)}" for one, built in ((new, after), (old, before)) if built.edited
+            f"{saved.name}: {', '.join(built.edited)}" for saved, built in ((new, after), (old, before)) if built.edited
         ],
     )
 
 
 def move(best: Saved, data: Any, gate: Gate, bench: Bench, model: str | LanguageModel) -> Move:
-    """Runs default and best of a run on its own model and on another one.
+    """Runs default and best of a run on its own model and on another model.
 
     Args:
       data: as in ``check_bests``.
@@ -170,8 +170,8 @@ def move(best: Saved, data: Any, gate: Gate, bench: Bench, model: str | Language
 
 
 def examples_for(builds: Sequence[Built], data: Any) -> Sequence[Example]:
-    """Rows as examples: columns that a program reads are inputs, the others gold; of rows with equal inputs the first
-    is used. Without rows the test examples of the first program's benchmark.
+    """Rows as examples: columns that a program reads are inputs, other columns are gold; of rows with equal inputs the
+    first is used. Without rows the test examples of the first program's benchmark.
 
     Raises:
       ValueError: a column is missing, or there are no rows at all.
@@ -179,7 +179,7 @@ def examples_for(builds: Sequence[Built], data: Any) -> Sequence[Example]:
     first = builds[0]
     if data is not None:
         rows = read_table(data)
-        inputs = dict.fromkeys(name for one in builds for name in one.inputs.columns(rows[0], one.name))
+        inputs = dict.fromkeys(name for built in builds for name in built.inputs.columns(rows[0], built.name))
         return examples_of(rows, tuple(inputs))[0]
     if first.data is None:
         raise ValueError(f"{first.name} brings no examples of its own: name rows with --data")

@@ -52,7 +52,10 @@ def _table(check: Check) -> list[str]:
     lines = [
         f"| {len(check.examples)} examples | {check.metric} | failed | cost |",
         "| --- | --- | ---: | --- |",
-        *(f"| {one.name} | {_interval(*one.mean)} | {_failed(one)} | {one.cost} |" for one in (check.new, check.old)),
+        *(
+            f"| {measured.name} | {_interval(*measured.mean)} | {_failed(measured)} | {measured.cost} |"
+            for measured in (check.new, check.old)
+        ),
         f"| gain | {_interval(decision.gain.mean, decision.gain.ci95, sign='+')} | | {_cost(check)} |",
     ]
     return [*lines, "", _verdict(check)]
@@ -70,18 +73,18 @@ def _verdict(check: Check) -> str:
 
 
 def _details(check: Check) -> list[str]:
-    """What differs between the two, and where that shows."""
+    """Sections on what differs: values, settings, edits, and the examples whose scores changed."""
     lines = ["", "## What differs", ""]
     difference = configuration_diff(check.old.configuration, check.new.configuration)
     lines += ["```diff", *difference, "```"] if difference else ["The configurations are alike."]
     if check.settings:
-        lines += ["", "Settings of the runs:", "", *(f"- `{one}`" for one in check.settings)]
+        lines += ["", "Settings of the runs:", "", *(f"- `{setting}`" for setting in check.settings)]
     if check.edited:
         lines += [
             "",
             "Edited since the run; here the program ran as it is now:",
             "",
-            *(f"- {one}" for one in check.edited),
+            *(f"- {edit}" for edit in check.edited),
         ]
     flipped = sorted(
         (index for index in range(len(check.examples)) if check.new.scores[index] != check.old.scores[index]),
@@ -91,23 +94,25 @@ def _details(check: Check) -> list[str]:
     lines += ["", "## Examples", "", f"{worse} are worse now, {len(flipped) - worse} better."]
     if flipped:
         lines += ["", "| id | inputs | old | new | score |", "| --- | --- | --- | --- | --- |"]
-    # Worse ones first: they are what a reader has to judge.
+    # Worse examples first: a reader has to judge these.
     shown = sorted(flipped[:MOST_EXAMPLES], key=lambda index: check.new.scores[index] - check.old.scores[index])
     return [*lines, *(_example(check, index) for index in shown), ""]
 
 
 def _example(check: Check, index: int) -> str:
     example, old, new = check.examples[index], check.old.traces[index], check.new.traces[index]
-    said = [failure_of(one) or str(one.outcome) if not one.outputs else plain_outputs(one) for one in (old, new)]
-    cells = [example.id, thaw(example.inputs), *said, f"{old.score:.3f} -> {new.score:.3f}"]
-    return f"| {' | '.join(_cell(one) for one in cells)} |"
+    answers = [
+        failure_of(trace) or str(trace.outcome) if not trace.outputs else plain_outputs(trace) for trace in (old, new)
+    ]
+    cells = [example.id, thaw(example.inputs), *answers, f"{old.score:.3f} -> {new.score:.3f}"]
+    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
 
 
 def configuration_diff(old: Configuration, new: Configuration) -> list[str]:
     """Lines of a unified diff of every value that differs, as a person reads it."""
     lines: list[str] = []
     for name in dict.fromkeys([*old, *new]):
-        before, after = ([] if one is None else describe(one) for one in (old.get(name), new.get(name)))
+        before, after = ([] if value is None else describe(value) for value in (old.get(name), new.get(name)))
         lines += difflib.unified_diff(before, after, f"old/{name}", f"new/{name}", lineterm="")
     return lines
 
@@ -125,13 +130,13 @@ def describe(value: Value) -> list[str]:
             return [f"adapter {name or 'none'}"]
         case PerInstance(values, reward, samples, mode, _):
             head = f"{mode} of {samples} of each, by the local reward {reward}"
-            return [head, *(f"  {line}" for one in values for line in describe(one))]
+            return [head, *(f"  {line}" for inner in values for line in describe(inner))]
     return [value_digest(value)]
 
 
 def _demo(demo: Demo) -> list[str]:
     fields: Mapping[str, Any] = {**demo.inputs, **demo.outputs}
-    return ["demonstration:", *(f"  {name}: {_text(one)}" for name, one in fields.items())]
+    return ["demonstration:", *(f"  {name}: {_text(value)}" for name, value in fields.items())]
 
 
 def _text(value: Any) -> str:
@@ -145,7 +150,7 @@ def _cell(value: Any) -> str:
 
 
 def _interval(mean: float, ci95: Sequence[float], sign: str = "") -> str:
-    low, high = (format(one, f"{sign}.3f") for one in ci95)
+    low, high = (format(bound, f"{sign}.3f") for bound in ci95)
     return f"{format(mean, f'{sign}.3f')} [{low}, {high}]"
 
 

@@ -1,4 +1,4 @@
-"""A saved configuration, and what the folder of its run says about it."""
+"""A saved configuration, and the settings of its run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optimas_jax.llm.specs import provider
 from optimas_jax.loop.journal import BEST, CONFIGURATION, JOURNAL, config_json, load_best
 from optimas_jax.saved.models import language_model
 
-_OF_RUNS = {"benchmark", "system"}  # of the fields of a run's config.json
+_OF_RUNS = {"benchmark", "system"}  # fields that the config.json of every run has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Saved:
     """A ``best/`` folder.
 
     Attributes:
-      folder: that holds the configuration, adapters and local rewards.
+      folder: holds the configuration, adapters and local rewards.
       configuration: value of each tuned component.
-      settings: ``config.json`` of its run as plain data; where there is none beside the folder, what the folder itself
-        has of them (``RunFolder.save_best``).
+      settings: ``config.json`` of its run as plain data; where there is none beside the folder, the settings that the
+        folder itself carries (``RunFolder.save_best``).
     """
 
     folder: Path
@@ -51,34 +51,34 @@ class Saved:
 
     @property
     def digest(self) -> str:
-        """Names configuration and settings."""
+        """Digest of configuration and settings."""
         return digest(self.configuration.to_json(), self.settings)
 
     def language_model(self, model: str | LanguageModel | None = None) -> LanguageModel:
-        """The language model that answers: the run's, or another one. A spec takes over what the run has set of
-        sampling, and its style if it answers in the same way.
+        """The language model that answers: the run's, or ``model``. A spec keeps the run's settings of sampling, and
+        its style if the provider is the same.
 
         Raises:
-          FolderError: nothing says which one the run had.
+          FolderError: the language model of the run is not known.
         """
         if model is None and not self.settings:
             raise FolderError(
                 f"{self.folder} does not say which language model it was found with, and no run is around it: name one "
                 "with model="
             )
-        known = self.settings.get("system", {}).get("language_model")
-        if not known or isinstance(model, LanguageModel):
+        model_settings = self.settings.get("system", {}).get("language_model")
+        if not model_settings or isinstance(model, LanguageModel):
             return language_model(model)
-        own = LanguageModel(**known)
+        of_run = LanguageModel(**model_settings)
         if model is None:
-            return own
+            return of_run
         return dataclasses.replace(
-            own, model=model, style=own.style if provider(model) == provider(own.model) else "chat"
+            of_run, model=model, style=of_run.style if provider(model) == provider(of_run.model) else "chat"
         )
 
 
 def read_folder(folder: str | Path) -> Saved:
-    """A ``best/`` folder, or the one of a run folder.
+    """Reads a ``best/`` folder, or the ``best/`` of a run folder.
 
     Raises:
       FolderError: the folder holds no configuration, or a file is damaged.
@@ -91,8 +91,8 @@ def read_folder(folder: str | Path) -> Saved:
 
 
 def _settings_around(best: Path, carried: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of the run around a ``best/`` folder, or those that it carries: it may lie beside a ``config.json``
-    of something else."""
+    """The settings of the run around a ``best/`` folder, or the settings that it carries: a ``config.json`` beside it
+    may belong to something else."""
     try:
         around = config_json(best.parent)
     except FolderError:
@@ -105,7 +105,7 @@ def _settings_around(best: Path, carried: Mapping[str, Any]) -> Mapping[str, Any
 def read_saved(
     best: str | Path | Configuration | None, model: str | LanguageModel | None
 ) -> tuple[Configuration | None, LanguageModel, Saved | None]:
-    """A saved configuration, the language model that answers, and the folder that it is from, if it is from one."""
+    """A saved configuration, the language model that answers, and the folder of the configuration, if it has one."""
     if best is None or isinstance(best, Configuration):
         return best, language_model(model), None
     saved = read_folder(best)

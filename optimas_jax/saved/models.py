@@ -1,4 +1,4 @@
-"""The models of a saved program: what answers its requests. None is loaded before it is asked."""
+"""The models that answer the requests of a saved program. No model is loaded before its first request."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def language_model(model: str | LanguageModel | None) -> LanguageModel:
-    """A language model by its spec; by default the embedded one."""
+    """A language model by its spec; by default the embedded model."""
     if isinstance(model, LanguageModel):
         return model
     return EMBEDDED_MODEL if model is None else LanguageModel(model)
 
 
 def serving_config(name: str, answers: LanguageModel, settings: Mapping[str, Any]) -> RunConfig:
-    """A configuration with the servers and prices of a run; the rest of it is of no use."""
+    """A configuration with the servers and prices of a run; its other settings are not used."""
     config = local(name, SystemConfig(answers), DataConfig())
     servers = {part: settings[part] for part in ("server", "anthropic", "prices") if part in settings}
     return from_dict(RunConfig, {**to_dict(config), **servers})
@@ -48,7 +48,7 @@ def completer_of(
     """A completer for the models of a program, local or on the servers of its run, which also runs programs.
 
     Args:
-      folder: with the adapters that requests name.
+      folder: holds the adapters that requests name.
     """
     from optimas_jax.loop.completers import make_completer
     from optimas_jax.report.console import ConsoleProgress

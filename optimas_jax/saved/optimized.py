@@ -26,8 +26,8 @@ from optimas_jax.saved.system import Built, Inputs, build
 
 @dataclasses.dataclass(frozen=True)
 class Optimized:
-    """A program with a saved configuration. Called with the program's arguments it returns what the program returns, a
-    graph its output fields: on an event loop an awaitable, elsewhere the result itself.
+    """A program with a saved configuration. A call takes the arguments of the program, and returns what the program
+    returns, or the output fields of a graph: on an event loop as an awaitable, elsewhere the result itself.
 
     Attributes:
       configuration: value of each tuned component.
@@ -38,8 +38,8 @@ class Optimized:
       seed: of the run; names all random numbers.
 
     Raises:
-      ComponentFailure: a component gave no usable answer; when it is called.
-      TypeError: arguments that the program does not have, or lacks.
+      ComponentFailure: by a call: a component gave no usable answer.
+      TypeError: by a call: an argument is unknown or missing.
 
     Example:
       ```python
@@ -85,7 +85,7 @@ class Optimized:
         return _here(self.run_fields(inputs))
 
     def _check_named(self, unnamed: Sequence[Any]) -> None:
-        """Inputs are told from one another, and from columns of rows, by their names."""
+        """Raises ``ValueError`` for inputs without a name."""
         if unnamed:
             raise ValueError(
                 f"{self.name} reads {self.inputs}: give inputs by their names, {self.inputs.required[0]}=..."
@@ -101,8 +101,8 @@ class Optimized:
         """The record of a run, on the event loop of the package (``core.event_loop``).
 
         Args:
-          example: with what the program reads. Its id names the random numbers of the run, with
-            ``seed``: with the id of an example of the search they are the same as there.
+          example: has the fields that the program reads. Its id and ``seed`` determine the random numbers of the run:
+            with the id of an example of the search they are the same as in the search.
         """
         system = self.system
         if system.program is not None:  # which may be called without some of its arguments
@@ -126,12 +126,12 @@ class Optimized:
 
 
 def plain_outputs(trace: Trace) -> Any:
-    """What the program returned in a run, as JSON has it; None if it failed."""
+    """What the program returned in a run, as JSON data; None if it failed."""
     return from_fields(OUTPUT, thaw(trace.outputs)) if trace.outcome is Outcome.OK else None
 
 
 def failure_of(trace: Trace) -> str:
-    """Why a run failed, in the words of the first component that failed; "" without any."""
+    """Why a run failed: the detail of the first failed call; "" without any."""
     return next((call.detail for call in trace.calls if call.outcome is not Outcome.OK), "")
 
 
@@ -143,14 +143,14 @@ def load(
     best_of: int | Mapping[str, int] = 0,
     reward: str = "",
 ) -> Optimized:
-    """A program with the configuration of a ``best/`` folder, or of the one in a run folder.
+    """Loads a program with the configuration of a ``best/`` folder, or of the ``best/`` in a run folder.
 
     Args:
-      program: the one that was optimised; its components are found by their names. By default the run's own: its
+      program: the program that was optimised; its components are found by their names. By default the run's own: its
         benchmark, or the function of a module file that was given to ``optimize``.
-      model: in place of the one that the run had.
+      model: in place of the model of the run.
       best_of: N, 2 or more: the last component with a prompt gives its own output and N - 1 hotter samples, and its
-        local reward keeps one of them. Of other components: ``{"answer": 8}``.
+        local reward keeps one of them. For other components: ``{"answer": 8}``.
       reward: address of a server that computes local rewards (``launch/serve.py --reward``); by default this process
         loads the reward model.
 
@@ -159,8 +159,8 @@ def load(
 
     Raises:
       FolderError: the folder holds no configuration.
-      ValueError: a value of it has no component in the program; the program cannot be imported; or there is no local
-        reward for ``best_of``.
+      ValueError: a value of the configuration has no component in the program; the program cannot be imported; or there
+        is no local reward for ``best_of``.
 
     Example:
       ```python
@@ -187,7 +187,7 @@ def assemble(
     best_of: int | Mapping[str, int] = 0,
     reward: str = "",
 ) -> Optimized:
-    """A program with models to ask and, where a value chooses among outputs, local rewards.
+    """Gives a program the models that answer and, where a value chooses among outputs, local rewards.
 
     Args:
       configuration: in place of the saved one.
@@ -203,6 +203,6 @@ def assemble(
 
 
 def _here(run: Coroutine[Any, Any, Any]) -> Any:
-    """An awaitable on an event loop, elsewhere the result; the run itself has the loop on which the program's own
-    clients live."""
+    """Runs a coroutine on the event loop of the package, on which the clients of the program live. Returns an awaitable
+    on an event loop, elsewhere the result."""
     return event_loop.run_beside(run) if event_loop.running() else event_loop.run(run)

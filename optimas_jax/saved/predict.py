@@ -27,14 +27,14 @@ def predict(
     concurrency: int = CONCURRENCY,
 ) -> list[dict[str, Any]]:
     """Runs a program on rows, and writes one line of JSON for each: ``id``, ``inputs``, ``outputs``, ``outcome``, and
-    ``detail`` of a failed one. A tape beside the file makes the same call again go on, or pay nothing.
+    ``detail`` of a failed row. A tape beside the file lets the same call resume, or pay nothing.
 
     Args:
-      rows: with a column for every input; ``id`` names a row.
+      rows: have a column for every input; ``id`` names a row.
       output: JSONL file.
 
     Returns:
-      What was written.
+      The rows that were written.
 
     Raises:
       ValueError: a column is missing, before anything is paid for.
@@ -52,7 +52,8 @@ def predict(
         )
     predictions = [_prediction(example, trace) for example, trace in zip(examples, traces, strict=True)]
     partial = output.with_name(output.name + ".partial")
-    partial.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in predictions), encoding="utf-8")
+    lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
+    partial.write_text("".join(lines), encoding="utf-8")
     partial.replace(output)
     return predictions
 

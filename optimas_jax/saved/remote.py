@@ -17,7 +17,7 @@ from typing import Any
 from optimas_jax.core.json_text import parse_json
 from optimas_jax.core.types import StopRun, thaw
 
-KEY = "OPTIMAS_REWARD_KEY"  # environment variable: what a server with --api-key-env wants
+KEY = "OPTIMAS_REWARD_KEY"  # environment variable with the key that a server with --api-key-env expects
 _SECONDS = 300.0  # until an answer; the first one loads the reward model
 
 
@@ -43,8 +43,8 @@ class RemoteScorer:
         body = {"component": component, "inputs": thaw(inputs), "outputs": thaw([*outputs]), "reward": reward}
         answer = await asyncio.to_thread(self._post, body)
         scores: Any = answer.get("scores") if isinstance(answer, dict) else None
-        known = isinstance(scores, list) and len(scores) == len(outputs)
-        if not known or not all(isinstance(one, int | float) and math.isfinite(one) for one in scores):
+        is_complete = isinstance(scores, list) and len(scores) == len(outputs)
+        if not is_complete or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
             raise StopRun(
                 f"{self._url} answers {str(answer)[:200]}, expected scores, {len(outputs)} finite numbers: "
                 "launch/serve.py --reward=... serves them"
@@ -72,7 +72,7 @@ class RemoteScorer:
 
 
 def remote_scorer(address: str) -> RemoteScorer:
-    """Raises ``ValueError`` for what is no address."""
+    """A scorer at an address; raises ``ValueError`` for a text that is no address."""
     try:
         parts = urllib.parse.urlsplit(address)
         valid = parts.scheme in ("http", "https") and parts.hostname and " " not in address and parts.port != 0

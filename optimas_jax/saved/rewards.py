@@ -1,4 +1,4 @@
-"""The local rewards of a run: as scores of given outputs, and as what chooses among several outputs."""
+"""The local rewards of a run: they score given outputs, and choose among several outputs."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class LocalReward:
     _scorer: RewardScorer = dataclasses.field(repr=False)
 
     def score(self, inputs: Mapping[str, Any], outputs: Sequence[Any]) -> list[float]:
-        """Scores of candidate outputs on one input, higher is better; they compare outputs of one input, no others.
+        """Scores of candidate outputs on one input, higher is better. Scores of different inputs are not comparable.
 
         Args:
           inputs: fields that the component reads.
-          outputs: candidates: texts or other values, or fields by name for a component that has several.
+          outputs: candidates: texts or other values, or fields by name for a component that has several fields.
 
         Raises:
           ValueError: an input is missing or unknown, or an output does not have the fields of the component.
@@ -71,14 +71,14 @@ class LocalReward:
             raise ValueError(
                 f"expected a list of candidate outputs of {self.component!r}; got one text: put it in a list"
             )
-        fields = [self._fields(one, node.outputs) for one in outputs]
+        fields = [self._fields(output, node.outputs) for output in outputs]
         if not fields:
             return []
         [scores] = score_outputs(self._scorer, self._system, self.name, self.component, [(inputs, fields)])
         return scores
 
     def under(self, name: str) -> LocalReward:
-        """The local reward of another name, an earlier one of the run; raises ``StopRun`` if there is none."""
+        """The local reward under another name, an earlier one of the run; raises ``StopRun`` if there is none."""
         self._scorer.check(name)
         return dataclasses.replace(self, name=name)
 
@@ -141,7 +141,7 @@ def load_reward(folder: str | Path, program: Program | System | Callable[..., An
     components = trained_components(saved, system)
     scorer, name = _reward_scorer(saved, system, make_engines()), reward_name(saved.run, saved.configuration)
     scorer.check(name)
-    return LocalRewards({one: LocalReward(one, name, system, scorer) for one in components})
+    return LocalRewards({component: LocalReward(component, name, system, scorer) for component in components})
 
 
 def trained_components(saved: Saved, system: System) -> list[str]:
@@ -163,10 +163,10 @@ def with_best_of(
     """A configuration in which components choose among N samples by their local rewards.
 
     Args:
-      served: whether a server computes local rewards, which knows which ones it has.
+      served: whether a server computes local rewards; it knows which it has, so that nothing is checked here.
 
     Raises:
-      NoLocalReward: the run trained none of such a component.
+      NoLocalReward: the run trained no local reward of such a component.
       ValueError: for less than two samples, or a component that cannot be sampled.
     """
     if not best_of:
@@ -196,7 +196,7 @@ def with_best_of(
 
 
 def scorer_of(saved: Saved, system: System, configuration: Configuration, engines: Engines) -> InstanceScorer | None:
-    """What computes the local rewards by which values choose among outputs; None if no value does."""
+    """The scorer of the local rewards by which values choose among outputs; None if no value does."""
     if not any(isinstance(value, PerInstance) for value in configuration.values()):
         return None
     from optimas_jax.rewards.scorer import InstanceScorer
@@ -210,8 +210,8 @@ def scorer_of(saved: Saved, system: System, configuration: Configuration, engine
 
 
 def own_reward(saved: Saved) -> Callable[..., Any]:
-    """The own local reward by which a saved configuration chooses among outputs: the run's function, or the one in
-    ``HOOKS`` of its file.
+    """The user's own local reward by which a saved configuration chooses among outputs: the function of the run, or the
+    function in ``HOOKS`` of its file.
 
     Raises:
       SourceError: it cannot be imported.
@@ -225,7 +225,7 @@ def own_reward(saved: Saved) -> Callable[..., Any]:
 
 
 def _reward_scorer(saved: Saved, system: System, engines: Engines) -> RewardScorer:
-    """The scorer of a run's local rewards, with the checkpoints of the run or, of a ``best/`` folder alone, its own."""
+    """The scorer of a run's local rewards, with the checkpoints of the run or, for a lone ``best/`` folder, its own."""
     from optimas_jax.learn.store import CheckpointStore
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.rewards.engine import reward_engine
@@ -243,7 +243,7 @@ def _has_prompt(system: System, name: str) -> bool:
 
 
 def _single(name: str, value: Value) -> Value:
-    """The value that is sampled: itself, or the one among whose samples a component chooses already."""
+    """The value that is sampled: ``value`` itself, or its only value where it already chooses among samples of one."""
     if not isinstance(value, PerInstance):
         return value
     first, *others = value.values
@@ -272,8 +272,8 @@ def _why_none(saved: Saved, counts: Mapping[str, int]) -> str:
     if score != "local":
         where = f"config.optimize.score is {score!r}" if score else f"there is no config.json in {saved.run}"
         return f"{saved.run} trained none, as {where}; a run with 'local' trains them"
-    known = ", ".join(name for name, count in counts.items() if count)
+    names = ", ".join(name for name, count in counts.items() if count)
     return (
         f"{saved.run} trained none of it, as it saw no two outputs of it with different rewards; it has those of "
-        f"{known or 'no component'}. More inputs to collect on (config.offline) give more"
+        f"{names or 'no component'}. More inputs to collect on (config.offline) give more"
     )

@@ -34,8 +34,8 @@ def run_examples(
 
     Args:
       label: of the bar.
-      stop_at_bugs: whether an exception of the program, or a value that cannot be recorded, ends all runs; else it is a
-        failed run.
+      stop_at_bugs: whether an exception of the program, or a value that cannot be recorded, ends all runs; otherwise
+        only this run has failed.
 
     Returns:
       Traces in the order of the examples, and what the runs cost with an empty tape.

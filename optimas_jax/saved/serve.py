@@ -21,13 +21,13 @@ from optimas_jax.server.system_app import make_system_app
 
 
 def app_of(optimized: Optimized) -> Starlette:
-    """The application of ``server.system_app`` over a program. Its runs have the event loop of the package, on which
-    the clients of the program live."""
+    """The application of ``server.system_app`` over a program. Its runs use the event loop of the package, on which the
+    clients of the program live."""
 
     async def run(fields: Mapping[str, Any]) -> Trace:
         try:
             return await event_loop.run_beside(optimized.run_fields(fields))
-        except PlainError as error:  # of what the program returned: its fault, not that of the models
+        except PlainError as error:  # about what the program returned: a fault of the program, not of the models
             raise ComponentBug(str(error)) from error
 
     inputs = optimized.inputs
@@ -35,8 +35,8 @@ def app_of(optimized: Optimized) -> Starlette:
 
 
 def reward_app_of(folder: str | Path) -> Starlette:
-    """The application of ``server.reward_app`` over the local rewards of a run. They are computed one request after the
-    other, so that scores do not depend on what others ask.
+    """The application of ``server.reward_app`` over the local rewards of a run. Requests are computed one after the
+    other, so that scores do not depend on other requests.
 
     Raises:
       FolderError, NoLocalReward: as ``load_reward``.
@@ -49,12 +49,12 @@ def reward_app_of(folder: str | Path) -> Starlette:
     ) -> list[float]:
         if component not in rewards:
             raise ValueError(f"no local reward of {component!r}; there are those of {', '.join(rewards)}")
-        own = rewards[component]
+        local_reward = rewards[component]
         try:
-            own = own if reward in ("", "served") else own.under(reward)
+            local_reward = local_reward if reward in ("", "served") else local_reward.under(reward)
         except StopRun:  # its message names folders of this machine
             raise ValueError(f"no local reward {reward!r} here; leave it out for the last one of the run") from None
-        return own.score(inputs, outputs)
+        return local_reward.score(inputs, outputs)
 
     async def score(
         component: str, inputs: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]], reward: str

@@ -32,27 +32,28 @@ def record_source(
     metric: Callable[..., Any],
     local_reward: Callable[..., Any] | None = None,
 ) -> None:
-    """Writes into a run folder where program, metric and an own local reward can be imported from, or why they cannot;
-    and which other files declare components of the program."""
+    """Writes into a run folder where program, metric and the user's own local reward can be imported from, or why they
+    cannot; and which other files declare components of the program."""
     source = _program_source(program)
     where: dict[str, Any] = {PROGRAM: _seen_from(folder, source), METRIC: _seen_from(folder, source_of(metric))}
     if local_reward is not None:
         where[LOCAL_REWARD] = _seen_from(folder, source_of(local_reward))
     declared = declare(program)
-    if others := [one for one in _declaring_files(declared) if one["file"] != source.get("file")]:
-        where[DECLARATIONS] = {"components": _names(declared), "files": [_seen_from(folder, one) for one in others]}
+    if others := [other for other in _declaring_files(declared) if other["file"] != source.get("file")]:
+        files = [_seen_from(folder, other) for other in others]
+        where[DECLARATIONS] = {"components": _names(declared), "files": files}
     if read_file(folder / SOURCE) != where:
         write_json(folder / SOURCE, where)
 
 
 def has_source(folder: Path) -> bool:
-    """Whether a run folder says where its program is."""
+    """Whether a run folder records where its program is."""
     return (folder / SOURCE).is_file()
 
 
 def import_program(folder: Path) -> Program:
-    """The program of the run in a folder. Files that declared its components are imported where its own file does not
-    do so itself.
+    """The program of the run in a folder. Other files that declared its components are imported, too, if its own file
+    does not import them.
 
     Raises:
       SourceError: it cannot be imported, nothing is known of it, or it has no components.
@@ -66,7 +67,7 @@ def import_program(folder: Path) -> Program:
     for where in () if declarations is None else declarations["files"]:
         _import_recorded(folder, where, "module with declarations")
     try:
-        return declare(import_source(folder, PROGRAM))  # which may now be another module's, with the declarations
+        return declare(import_source(folder, PROGRAM))  # with the declarations; it may now be another module's
     except DeclarationError as error:
         raise SourceError(
             f"the components of the program of {folder} were declared elsewhere: {_way_out(PROGRAM)} ({error})"
@@ -74,7 +75,7 @@ def import_program(folder: Path) -> Program:
 
 
 def import_source(folder: Path, what: str) -> Any:
-    """The program, the metric or the own local reward of the run in a folder.
+    """The program, the metric or the user's own local reward of the run in a folder.
 
     Raises:
       SourceError: it cannot be imported, or nothing is known of it.
@@ -105,7 +106,7 @@ def _import_recorded(folder: Path, where: Mapping[str, str], what: str) -> Modul
       SourceError: it is in the run folder, or there is no such file.
     """
     file = (folder.resolve() / (where.get("file") or where["relative"])).resolve()  # "file": of an earlier version
-    if file.is_relative_to(folder.resolve()):  # or loading a folder of somebody else's would run what it brings
+    if file.is_relative_to(folder.resolve()):  # otherwise loading another user's folder would run code in it
         raise SourceError(
             f"the {what} of {folder} is in the run folder, {file}, which is not imported: {_way_out(what)}"
         )
@@ -121,8 +122,8 @@ def source_of(value: Any) -> dict[str, str]:
     where = _file_of(module)
     if module is None or where is None:
         return {"reason": "it was defined in a notebook or a prompt, not in a file"}
-    holders = [name for name, one in vars(module).items() if one is value]
-    holders += [name for name, one in vars(module).items() if one is function]
+    holders = [name for name, held in vars(module).items() if held is value]
+    holders += [name for name, held in vars(module).items() if held is function]
     if not holders:
         name = getattr(function, "__qualname__", type(function).__name__)
         return {"reason": f"{name} is no variable of the module {module.__file__}"}
@@ -130,7 +131,7 @@ def source_of(value: Any) -> dict[str, str]:
 
 
 def _file_of(module: ModuleType | None) -> dict[str, str] | None:
-    """The file of a module and the name to import it by; None of a notebook's or a prompt's."""
+    """The file of a module and the name to import it by; None for the module of a notebook or a prompt."""
     file = getattr(module, "__file__", None)
     if module is None or file is None or not Path(file).is_file():
         return None
@@ -141,12 +142,12 @@ def _file_of(module: ModuleType | None) -> dict[str, str] | None:
 
 def _declaring_files(program: Program) -> list[dict[str, str]]:
     """The files whose code declares the components of a program."""
-    modules = dict.fromkeys(one.module for one in program.components)
+    modules = dict.fromkeys(component.module for component in program.components)
     return [where for name in modules if (where := _file_of(sys.modules.get(name))) is not None]
 
 
 def _seen_from(folder: Path, where: dict[str, str]) -> dict[str, str]:
-    """A source with the path of its file from the run folder, so that both can be moved together."""
+    """A source whose file is relative to the run folder, so that both can be moved together."""
     if "file" not in where:
         return where
     others = {key: value for key, value in where.items() if key != "file"}
@@ -168,17 +169,17 @@ def _program_source(program: Program | Callable[..., Any]) -> dict[str, str]:
 
 
 def _names(program: Program) -> list[str]:
-    return [one.name for one in program.components]
+    return [component.name for component in program.components]
 
 
 def _import(file: Path, name: str, way_out: str) -> ModuleType:
     """The module of a file: loaded already, imported by its name from its package, or imported alone.
 
     Raises:
-      SourceError: the name is that of another file's module, such as the one of another checkout.
+      SourceError: the module of another file has the name, such as the same file of another checkout.
     """
-    for known in (name, "__main__"):
-        loaded = sys.modules.get(known)
+    for module_name in (name, "__main__"):
+        loaded = sys.modules.get(module_name)
         if loaded is not None and getattr(loaded, "__file__", None) and Path(str(loaded.__file__)).resolve() == file:
             return loaded
     above = name.count(".") + (file.name == "__init__.py")  # folders of the package around the file
@@ -189,9 +190,10 @@ def _import(file: Path, name: str, way_out: str) -> ModuleType:
         sys.path.append(root)
     with importing(file):
         module = importlib.import_module(name)
-    found = getattr(module, "__file__", None)
-    if found is None or Path(found).resolve() != file:
+    loaded_file = getattr(module, "__file__", None)
+    if loaded_file is None or Path(loaded_file).resolve() != file:
         raise SourceError(
-            f"{name} is {found} in this process, and {file} is needed: load each in a process of its own, or {way_out}"
+            f"{name} is {loaded_file} in this process, and {file} is needed: load each in a process of its own, or "
+            f"{way_out}"
         )
     return module

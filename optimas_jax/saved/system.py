@@ -40,7 +40,7 @@ class Inputs:
         """Fields for one run, frozen.
 
         Raises:
-          ValueError: one is missing, or unknown.
+          ValueError: a field is missing, or unknown.
         """
         self.columns(given, what)
         unknown = [name for name in given if name not in (*self.required, *self.optional)]
@@ -52,7 +52,7 @@ class Inputs:
         """The fields among ``columns``.
 
         Raises:
-          ValueError: a required one is missing.
+          ValueError: a required field is missing.
         """
         missing = [name for name in self.required if name not in columns]
         if missing:
@@ -70,7 +70,7 @@ class Built:
 
     Attributes:
       name: of the program.
-      system: without a completer; its metric is the run's if that was asked for, and 0 otherwise.
+      system: without a completer; its metric is the metric of the run if that was asked for, and 0 otherwise.
       inputs: what it reads.
       returns: type of what the program returns, if it is a dataclass or a pydantic model.
       metric: name of the metric.
@@ -98,11 +98,11 @@ def build(
 
     Args:
       program: in place of the run's own.
-      model: in place of the one that the run had.
+      model: in place of the model of the run.
       metric: whether the run's metric is needed.
 
     Raises:
-      SourceError: no program is given, and the run's cannot be imported; or its metric, where it is needed.
+      SourceError: no program is given, and the run's cannot be imported; or a needed metric cannot be imported.
       ValueError: the configuration does not fit the program; names the values that have no component.
     """
     benchmark = saved.settings.get("benchmark", "")
@@ -127,8 +127,8 @@ def as_observed(saved: Saved, system: System) -> System:
 
 
 def observed_fields(saved: Saved) -> dict[str, Any]:
-    """The fields of components that the run saw, those that are called last at the end; of a ``best/`` folder alone,
-    its own. {} where nothing was seen."""
+    """The fields of components that the run saw, components that are called last at the end; for a lone ``best/``
+    folder, the fields that it carries. {} where nothing was seen."""
     return read_file(saved.run / OBSERVED) or read_file(saved.folder / OBSERVED) or {}
 
 
@@ -171,11 +171,11 @@ def _of_program(
 def inputs_of(program: Program) -> Inputs:
     """What a program reads: the arguments of its function."""
     arguments = inspect.signature(program.function).parameters.values()
-    named = [one for one in arguments if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    named = [argument for argument in arguments if argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)]
     return Inputs(
-        tuple(one.name for one in named if one.default is one.empty),
-        tuple(one.name for one in named if one.default is not one.empty),
-        others=any(one.kind is one.VAR_KEYWORD for one in arguments),
+        tuple(argument.name for argument in named if argument.default is argument.empty),
+        tuple(argument.name for argument in named if argument.default is not argument.empty),
+        others=any(argument.kind is argument.VAR_KEYWORD for argument in arguments),
     )
 
 

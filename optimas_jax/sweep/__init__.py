@@ -1,1 +1,1 @@
-"""Sweeps: one configuration with every combination of other values, each point a run of its own."""
+"""Sweeps: one configuration with every combination of other values; each point is a run of its own."""

@@ -1,4 +1,4 @@
-"""The folder of a sweep: what it consists of, a lock, and what its points have left in their own folders."""
+"""The folder of a sweep: its points, a lock, and the results of points in their own folders."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def open_sweep(folder: Path, points: Sequence[Point], check: Callable[[Sequence[
     """Makes the folder of a sweep, or checks that it is the same sweep, and keeps other sweeps out.
 
     Args:
-      check: raises ``ValueError`` for points that cannot run; called with those that are new to the folder.
+      check: raises ``ValueError`` for points that cannot run; called with the points that are new to the folder.
 
     Yields:
       The descriptor of the lock. Points inherit it: while one of them lives, the folder is locked.
 
     Raises:
-      SweepError: if it belongs to another sweep, or another one runs in it.
+      SweepError: if the folder belongs to another sweep, or another sweep runs in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,13 +64,15 @@ def _read_points(path: Path, configs: dict[str, Any]) -> dict[str, Any]:
     except FolderError as error:
         raise SweepError(str(error)) from error
     missing = [f"it has the point {name}" for name in old if name not in configs]
-    known = [name for name in configs if name in old]
-    changed = [line for name in known for line in changed_fields(old[name], configs[name], RESOURCES)]
-    words = [*missing[:3], *list(dict.fromkeys(changed))[:5]]
-    if not words:
+    kept = [name for name in configs if name in old]
+    changed = [line for name in kept for line in changed_fields(old[name], configs[name], RESOURCES)]
+    differences = [*missing[:3], *list(dict.fromkeys(changed))[:5]]
+    if not differences:
         return old
     raise SweepError(
-        f"{path.parent} belongs to another sweep:\n  " + "\n  ".join(words) + "\nUse another --workdir, or the same "
+        f"{path.parent} belongs to another sweep:\n  "
+        + "\n  ".join(differences)
+        + "\nUse another --workdir, or the same "
         "sweep to resume"
     )
 
@@ -83,7 +85,7 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
     """
     path = folder / name / RESULTS
     try:
-        # A look into the folder: a network file system may still say of a file itself that it is not there.
+        # The folder is listed, as a network file system may still report the file itself as missing.
         return read_file(path) if RESULTS in os.listdir(path.parent) else None
     except FileNotFoundError:
         return None

@@ -43,8 +43,8 @@ def is_held(folder: Path) -> bool:
 
 
 def wait_for_run(folder: Path, seconds: float = SECONDS) -> None:
-    """Waits until no process runs in a run folder: one that lost its parent, on this machine or another, may still be
-    ending. Returns after ``seconds`` in any case: the run itself refuses a folder that is in use."""
+    """Waits until no process runs in a run folder: a process that lost its parent, on this machine or another, may
+    still be ending. Returns after ``seconds`` in any case: the run itself refuses a folder that is in use."""
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         with contextlib.suppress(OSError):  # a time-out, or a file system without locks
@@ -58,7 +58,7 @@ def _wait(lock: Callable[[], None], seconds: float) -> None:
     while True:
         try:
             return lock()
-        except (BlockingIOError, PermissionError):  # lockf may say either
+        except (BlockingIOError, PermissionError):  # lockf may raise either
             if time.monotonic() >= until:
                 raise TimeoutError("another process holds the lock") from None
             time.sleep(_LOOK_SECONDS)

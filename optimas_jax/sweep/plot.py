@@ -37,10 +37,10 @@ def draw(rows: Sequence[Mapping[str, Any]], axis: str) -> Figure:
     plot = figure.subplots()
     values = {str(value): value for value in (row["overrides"].get(axis, row["setting"]) for row in rows)}
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())
-    places = {text: value if numeric else index for index, (text, value) in enumerate(values.items())}
+    positions = {text: value if numeric else index for index, (text, value) in enumerate(values.items())}
     lines = lines_of(rows, axis)
     for index, (label, members) in enumerate(list(lines.items())[:_MOST_LINES]):
-        x = [places[str(row["overrides"].get(axis, row["setting"]))] for row in members]
+        x = [positions[str(row["overrides"].get(axis, row["setting"]))] for row in members]
         y = [row["gain"] for row in members]
         errors = [
             [max(row["gain"] - row["ci95"][0], 0.0) for row in members],

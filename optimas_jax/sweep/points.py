@@ -1,4 +1,4 @@
-"""The points of a sweep: which fields differ, with what values, and the configurations that follow."""
+"""The points of a sweep: which fields differ, with what values, and the resulting configurations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Point:
 
     Attributes:
       overrides: fields that differ from the sweep's configuration.
-      config: the configuration with them.
+      config: the configuration with these overrides.
     """
 
     overrides: Overrides
@@ -46,7 +46,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """All overrides, as the name of a folder; with their digest where the text does not tell them apart."""
+        """All overrides as the name of a folder, with their digest where the text alone is no valid or unique name."""
         text = _text(self.overrides) or "as-it-is"
         name = re.sub(r"[^\w.,=+-]+", "_", text)
         if name == text and len(name) <= _LONGEST_NAME:
@@ -79,9 +79,9 @@ def read_points(base: Mapping[str, Any], sweep: str) -> tuple[Point, ...]:
     points = [Point(row, _configured(base, row)) for row in rows]
     if not points:
         raise SweepError(f"the sweep {sweep!r} has no points")
-    known: dict[str, Point] = {}
+    by_digest: dict[str, Point] = {}
     for point in points:
-        first = known.setdefault(digest(to_dict(point.config)), point)
+        first = by_digest.setdefault(digest(to_dict(point.config)), point)
         if first is not point:
             raise SweepError(f"the points {first.name} and {point.name} have the same configuration: leave one out")
     return tuple(points)
@@ -112,9 +112,9 @@ def parse_axes(text: str, plain: Mapping[str, Any]) -> dict[str, list[Any]]:
         if isinstance(current, Mapping | list | tuple):
             kind = f"has fields of its own: {', '.join(current)}" if isinstance(current, Mapping) else "is a list"
             raise SweepError(f"{path!r} {kind}. A file in configs/sweeps can set it")
-        whole = _RANGE.fullmatch(values)
-        if whole and isinstance(current, int):
-            axes[path] = list(range(int(whole[1]), int(whole[2])))
+        integers = _RANGE.fullmatch(values)
+        if integers and isinstance(current, int):
+            axes[path] = list(range(int(integers[1]), int(integers[2])))
         else:
             axes[path] = [_value(path, part, current) for part in values.split("|" if "|" in values else ",")]
         if not axes[path]:
@@ -135,7 +135,7 @@ def _configured(base: Mapping[str, Any], overrides: Overrides) -> RunConfig:
 
 
 def _points_of_file(path: Path) -> list[Overrides]:
-    """Raises ``SweepError`` for a file that is not there or has no points."""
+    """Overrides of each point of a file; raises ``SweepError`` for a file that is missing or has no points."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise SweepError(f"there is no file {str(path)!r}")
@@ -143,9 +143,9 @@ def _points_of_file(path: Path) -> list[Overrides]:
     try:
         spec.loader.exec_module(module)
         rows = [*module.points()] if callable(getattr(module, "points", None)) else None
-    except Exception as error:  # of the file, whatever it does
-        at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = f", line {at[-1]}" if at else ""
+    except Exception as error:  # of the code in the file
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {lines[-1]}" if lines else ""
         raise SweepError(f"{path}{line}: {type(error).__name__}: {error}") from error
     if rows is None or not all(isinstance(row, Mapping) and all(isinstance(key, str) for key in row) for row in rows):
         raise SweepError(f"{path} needs a function points(), which returns overrides: [{{'optimize.rounds': 1}}, ...]")

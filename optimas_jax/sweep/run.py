@@ -1,4 +1,4 @@
-"""Runs the points of a sweep, several at a time. Finished points are not run again; a failed one is a row with its
+"""Runs the points of a sweep, several at a time. Finished points are not run again; a failed point is a row with its
 error."""
 
 from __future__ import annotations

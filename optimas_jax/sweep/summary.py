@@ -35,7 +35,7 @@ def summarize(points: Sequence[Point], results: Mapping[str, Mapping[str, Any]])
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The shortest end of each path that no other one has: ``optimize.gate.kind`` -> ``kind``."""
+    """The shortest end of each path that no other path has: ``optimize.gate.kind`` -> ``kind``."""
     parts = {path: path.split(".") for path in paths}
     short = {}
     for path, names in parts.items():
@@ -59,7 +59,7 @@ def _row(setting: str, points: Sequence[Point], results: Mapping[str, Mapping[st
     }
     if not done:
         return row
-    gains = [np.subtract(one["optimized"]["scores"], one["baseline"]["scores"]) for one in done.values()]
+    gains = [np.subtract(result["optimized"]["scores"], result["baseline"]["scores"]) for result in done.values()]
     mean, ci95 = interval(gains)
     figures = [figures_of(result) for result in done.values()]
     means = {name: statistics.fmean(f[name] for f in figures) for name in ("baseline", "optimized", "seconds")}

@@ -1,1 +1,1 @@
-"""What a terminal shows of work that goes on: one table in place, and a line for each decision."""
+"""What a terminal shows of a run in progress: one table in place, and a line for each decision."""

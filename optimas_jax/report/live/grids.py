@@ -1,4 +1,4 @@
-"""Tables that fit a terminal: texts are cut, figures never; where these do not fit, every row becomes a list."""
+"""Tables that fit a terminal: texts are cut, figures never; where the figures do not fit, every row becomes a list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from optimas_jax.report.live.text import fit, padded, plain
 
-_LEAST = 10  # cells that a cut text has
+_LEAST = 10  # cells that a text has at least when it is cut
 
 
 def fitted(table: Table, width: int) -> RenderableType:
@@ -26,28 +26,28 @@ def fitted(table: Table, width: int) -> RenderableType:
     widths = widths or [cell_len(name) for name in names]
     room = width - 3 * len(names) - 1  # borders
     if sum(widths) > room and names:
-        spare = room - sum(one for one, figure in zip(widths, figures, strict=True) if figure)
-        texts = sorted(one for one, figure in zip(widths, figures, strict=True) if not figure)
+        spare = room - sum(size for size, figure in zip(widths, figures, strict=True) if figure)
+        texts = sorted(size for size, figure in zip(widths, figures, strict=True) if not figure)
         most = _most(texts, spare)
         if most < min(_LEAST, max(texts, default=0)):
             return _lists(table, names, rows, figures, width)
-        widths = [one if figure else min(one, most) for one, figure in zip(widths, figures, strict=True)]
+        widths = [size if figure else min(size, most) for size, figure in zip(widths, figures, strict=True)]
     result = Table(box=table.box, title_justify=table.title_justify, title_style=table.title_style)
-    whole = sum(widths) + 3 * len(widths) + 1
-    result.title = _note(table.title, whole if whole < width else width)
+    total_width = sum(widths) + 3 * len(widths) + 1
+    result.title = _note(table.title, total_width if total_width < width else width)
     result.caption = _note(table.caption, width)
-    for name, one, figure in zip(names, widths, figures, strict=True):
-        result.add_column(Text(name), justify="right" if figure else "left", width=one, no_wrap=True)
-    for row, known in zip(rows, table.rows, strict=True):
-        cells = (Text(fit(cell, one), no_wrap=True) for cell, one in zip(row, widths, strict=True))
-        result.add_row(*cells, style=known.style)
+    for name, size, figure in zip(names, widths, figures, strict=True):
+        result.add_column(Text(name), justify="right" if figure else "left", width=size, no_wrap=True)
+    for row, source_row in zip(rows, table.rows, strict=True):
+        cells = (Text(fit(cell, size), no_wrap=True) for cell, size in zip(row, widths, strict=True))
+        result.add_row(*cells, style=source_row.style)
     return result
 
 
 def _lists(
     table: Table, names: list[str], rows: Iterable[tuple[str, ...]], figures: list[bool], width: int
 ) -> RenderableType:
-    """The rows as lists: the first cell, and under it each other one with its name."""
+    """The rows as lists: the first cell, and under it each other cell with the name of its column."""
     lines = [Text(line, style="italic") for line in _lines(table.title, width)]
     indent = 2 * (len(names) > 1)
     longest = min(max(map(cell_len, names[1:]), default=0), width // 2)
@@ -64,7 +64,7 @@ def _lists(
 
 
 def _note(note: object, width: int) -> Text | None:
-    """A title or a caption, which has lines of its own."""
+    """A title or a caption, wrapped into lines of at most ``width`` cells."""
     lines = _lines(note, width)
     return Text("\n".join(lines), no_wrap=True) if lines else None
 
@@ -81,7 +81,7 @@ def _lines(note: object, width: int) -> list[str]:
 
 
 def _most(widths: list[int], room: int) -> int:
-    """The most that each text may have, so that all fit; widths are in their order."""
+    """The largest width of each text with which all fit into ``room``; ``widths`` are in ascending order."""
     most = 0
     for index, width in enumerate(widths):
         most = room // (len(widths) - index)

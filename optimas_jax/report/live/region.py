@@ -1,7 +1,7 @@
 """A region at the bottom of a terminal that is drawn in place, while everything else scrolls above it.
 
-``rich.live.Live`` counts the lines that it drew; where a terminal gets narrower these are more, and it would leave some
-behind. It also leads what is written to stderr to stdout, a file or not.
+``rich.live.Live`` counts the lines that it drew. When a terminal gets narrower, lines wrap and take more rows, and
+``Live`` would leave some behind. It also redirects stderr to stdout, even where stderr is a file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rich.file_proxy import FileProxy
 from rich.segment import ControlType, Segment
 
 _SECONDS = 0.25  # between two drawings
-# While the region is drawn lines do not wrap, whatever width the terminal gives to a letter. And a terminal may have
-# wrapped the lines of the last drawing before it tells its new width (tmux: a quarter of a second): what is drawn then
-# takes no more rows than its lines, so that their number is known (``Region._erased``).
+# While the region is drawn lines do not wrap, whatever width the terminal gives to a letter. A terminal may also wrap
+# the lines of the last drawing before it reports its new width (tmux: a quarter of a second later). A drawing in that
+# time takes no more rows than it has lines, so that the number of rows is known (``Region._erased``).
 _NO_WRAP, _WRAP = (Segment(code, None, [(ControlType.CURSOR_UP, 0)]) for code in ("\x1b[?7l", "\x1b[?7h"))
 
 
@@ -29,7 +29,7 @@ class Region(RenderHook):
     """Draws what ``view`` gives for a width, until ``close``.
 
     Attributes:
-      lock: held by whoever draws or prints.
+      lock: held while a thread draws or prints.
     """
 
     def __init__(self, console: Console, view: Callable[[int], RenderableType]):
@@ -48,7 +48,7 @@ class Region(RenderHook):
         self._thread.start()
 
     def close(self) -> None:
-        """Takes the region off the screen."""
+        """Removes the region from the screen."""
         self._ended.set()
         with self.lock:
             self._opened.close()
@@ -56,7 +56,7 @@ class Region(RenderHook):
         self._thread.join()
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """Puts what is printed above the region."""
+        """Places printed text above the region."""
         return [self._erased(), *renderables, _Drawing(self)]
 
     def draw(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -74,8 +74,8 @@ class Region(RenderHook):
         yield _WRAP
 
     def _erased(self) -> Control:
-        """Takes what was drawn off the screen, whose lines may have been wrapped meanwhile: the cursor is then where
-        the region began."""
+        """Control codes that erase the last drawing, whose lines may have wrapped meanwhile, and move the cursor to
+        where the region began."""
         drawn, self._drawn = self._drawn, []
         width = max(1, self._console.size.width)
         rows = sum(max(1, -(-line // width)) for line in drawn)
@@ -83,7 +83,7 @@ class Region(RenderHook):
         return Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *up) if rows else Control()
 
     def _erase(self) -> None:
-        """Takes what was drawn off the screen for good."""
+        """Erases the last drawing for good."""
         self._console.pop_render_hook()
         self._console.print(self._erased(), end="")
 
@@ -116,22 +116,22 @@ class _Above(FileProxy):
             return super().write(text)
 
     def flush(self) -> None:
-        """Whole lines are written at once, and the rest with the end of its line."""
+        """Does nothing: ``write`` prints whole lines at once, and a partial line together with its end."""
 
 
 @contextlib.contextmanager
 def _above(console: Console, lock: threading.RLock) -> Iterator[None]:
-    """What is written to standard streams of the terminal goes above the region."""
-    known = sys.stdout, sys.stderr
-    streams = [_Above(console, one, lock) if one.isatty() else one for one in known]
-    sys.stdout, sys.stderr = (cast(TextIO, one) for one in streams)
+    """During the block, texts written to standard streams of the terminal go above the region."""
+    originals = sys.stdout, sys.stderr
+    streams = [_Above(console, stream, lock) if stream.isatty() else stream for stream in originals]
+    sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in streams)
     try:
         yield
     finally:
-        for one in streams:
-            if isinstance(one, _Above):
-                FileProxy.flush(one)
+        for stream in streams:
+            if isinstance(stream, _Above):
+                FileProxy.flush(stream)
         if sys.stdout is streams[0]:
-            sys.stdout = known[0]
+            sys.stdout = originals[0]
         if sys.stderr is streams[1]:
-            sys.stderr = known[1]
+            sys.stderr = originals[1]

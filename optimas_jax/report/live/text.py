@@ -8,10 +8,10 @@ import unicodedata
 from rich.cells import cell_len
 from rich.text import Text
 
-_LONG = 2_000  # letters: of a longer text the beginning and the end are looked at
+_LONG = 2_000  # letters that are kept of the beginning and of the end of a text with more than twice as many
 _MARKS = 3  # combining marks that one letter may have
 _DROPPED = {"Cf", "Me"}  # joiners, directions, variation selectors among them; enclosing marks
-_UNKNOWN = {"Cc", "Cs", "Cn"}  # whose width no two terminals agree on
+_UNKNOWN = {"Cc", "Cs", "Cn"}  # terminals differ in the width of these
 _FLAGS = {0x1F1E6 + index: chr(ord("A") + index) for index in range(26)}  # two of them are one flag, or two letters
 _SHADES = dict.fromkeys(range(0x1F3FB, 0x1F400), None)  # of the emoji before them
 _SELECTORS = dict.fromkeys(range(0xFE00, 0xFE10), None)
@@ -28,8 +28,8 @@ ELLIPSIS = "…"
 
 
 def plain(text: str) -> str:
-    """The text as one line, without what changes the width, the place or the direction of other text. Spaces at its
-    beginning stay."""
+    """The text as one line, without characters that change the width, the position or the direction of other text.
+    Spaces at its beginning stay."""
     if len(text) > 2 * _LONG:
         text = f"{text[:_LONG]}{ELLIPSIS}{text[-_LONG:]}"
     if text.isascii() and text.isprintable():
@@ -71,8 +71,8 @@ def styled(text: str) -> Text:
     """A line with the style that its first word has."""
     line = Text(text, no_wrap=True, overflow="crop", end="")
     for pattern, style in _STYLES:
-        if found := pattern.match(text):
-            line.stylize(style, 0, found.end())
+        if match := pattern.match(text):
+            line.stylize(style, 0, match.end())
             break
     return line
 
@@ -81,15 +81,15 @@ def _parts(text: str) -> list[tuple[str, bool]]:
     """The text in parts, and whether each is a figure."""
     parts: list[tuple[str, bool]] = []
     end = 0
-    for found in _FIGURE.finditer(text):
-        if len(found[0]) <= _LONGEST_FIGURE:
-            parts += [(text[end : found.start()], False), (found[0], True)]
-            end = found.end()
+    for match in _FIGURE.finditer(text):
+        if len(match[0]) <= _LONGEST_FIGURE:
+            parts += [(text[end : match.start()], False), (match[0], True)]
+            end = match.end()
     return [part for part in (*parts, (text[end:], False)) if part[0]]
 
 
 def _share(widths: list[int], room: int) -> int:
-    """The most that each may have, so that all together fit into ``room``."""
+    """The largest width of each part with which all parts fit into ``room``."""
     left, most = room, 0
     for index, width in enumerate(sorted(widths)):
         most = left // (len(widths) - index)
@@ -100,8 +100,8 @@ def _share(widths: list[int], room: int) -> int:
 
 
 def _cut(text: str, width: int) -> str:
-    """The beginning of a text with an ellipsis, and with the space at its end, in at most ``width`` cells; the end of
-    one that ends with a path."""
+    """The beginning of a text with an ellipsis, and with the space at its end, in at most ``width`` cells; of a text
+    that ends with a path, its end."""
     if cell_len(text) <= width:
         return text
     if width <= 0:

@@ -13,9 +13,9 @@ from optimas_jax.core.progress import Bar
 from optimas_jax.core.usage import Usage
 from optimas_jax.report.live.text import fit, padded, plain
 
-_BARS = 4  # that are shown; of more the last ones
+_BARS = 4  # bars that are shown: the last ones
 _LEAST_BAR, _MOST_BAR = 8, 40  # cells
-_NARROW = 70  # cells, below which the figures stand on a line of their own
+_NARROW = 70  # cells; on a narrower terminal the figures stand on a line of their own
 _STATES = {"pausing": "pausing: calls in flight end", "paused": "paused", "stopping": "stopping"}
 
 
@@ -42,7 +42,7 @@ def spent(usage: Usage) -> str:
 
 
 def score(status: Status) -> str:
-    """The validation score, and how far it is from that of the default."""
+    """The validation score, and its difference to the score of the default configuration."""
     if status.score is None:
         return "-"
     if status.start is None or status.start == status.score:
@@ -64,7 +64,7 @@ def where(status: Status) -> str:
 
 
 def live_table(status: Status | None, bars: Sequence[Bar], width: int) -> RenderableType:
-    """All that is shown in place, in at most ``width`` cells; nothing in it wraps."""
+    """Everything that is shown in place, in at most ``width`` cells; nothing in it wraps."""
     parts = [] if status is None else [_head(status, width), _row(status, width)]
     more = len(bars) - _BARS
     shown = [_bar(bar, width) for bar in bars[-_BARS:]]
@@ -103,13 +103,14 @@ def _grid(texts: Sequence[tuple[str, str]], figures: Sequence[tuple[str, str]], 
         widths = [first, left - first, *widths]
     names, cells = zip(*texts, *figures, strict=True)
     lines = [
-        "  ".join(padded(fit(cell, one), one) for cell, one in zip(row, widths, strict=True)) for row in (names, cells)
+        "  ".join(padded(fit(cell, size), size) for cell, size in zip(row, widths, strict=True))
+        for row in (names, cells)
     ]
     return Group(_line(lines[0].rstrip(), width, "dim"), _line(lines[1].rstrip(), width))
 
 
 def _bar(bar: Bar, width: int) -> Text:
-    """A label, a bar, the steps and the time that is left of them."""
+    """A label, a bar, the steps and the time that is left."""
     left = "" if bar.left is None else f"  ~{clock(bar.left)}"
     figures = f"{bar.done}/{bar.total}{left}"
     label = plain(bar.label)

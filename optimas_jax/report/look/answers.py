@@ -1,4 +1,4 @@
-"""Rules on answers: a sort that crept in, where the gold answer is of another one."""
+"""Rules on answers: a sort of answers that became more frequent where the gold answer is of another sort."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from optimas_jax.report.look.texts.sorts import normal, text_of
 from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 
-_FEWEST = 3  # more examples with such an answer than before
-_SHARE = 0.03  # of the examples that are more
+_FEWEST = 3  # examples with such an answer, more than before
+_SHARE = 0.03  # of all examples, more than before
 _REPEATED = 4  # times that each gold answer comes up on average where they are a closed set
 _MORE = 1.3  # times as often as in the gold answers
 _FIELDS = 8  # of the outputs, at most
 
-Texts = Sequence[Sequence[str]]  # [examples][runs]; an answer that is missing is in none
+Texts = Sequence[Sequence[str]]  # [examples][runs]; a missing answer is left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,28 +46,29 @@ class Answers:
 
 
 def answers_of_another_sort(run: RunFiles) -> list[Claim]:
-    """Answers that are of some sort more often than before, where the gold answer is not."""
+    """Answers that are more often of some sort than before, where the gold answer is of another."""
     kept = kept_prompts(run)
     tests = []
     for field, judged in _fields(run.examples).items():
         answers = _answers(run.examples, field, kept, judged=judged)
-        gold = [normal(text) for one in answers.asked for text in one.gold]
+        gold = [normal(text) for asked in answers.asked for text in asked.gold]
         closed = frozenset(gold) if len(set(gold)) * _REPEATED <= len(gold) else frozenset()
-        answers = dataclasses.replace(answers, asked=[dataclasses.replace(one, closed=closed) for one in answers.asked])
+        with_closed = [dataclasses.replace(asked, closed=closed) for asked in answers.asked]
+        answers = dataclasses.replace(answers, asked=with_closed)
         tests += [_test(answers, sort, field) for sort in (SORTS if judged else WITHOUT_GOLD)]
         for usual in _usual(answers) if judged else ():
-            same = [dataclasses.replace(one, usual=usual) for one in answers.asked]
+            with_usual = [dataclasses.replace(asked, usual=usual) for asked in answers.asked]
             sort = Sort("one and the same text", is_usual, other="is another one")
-            told = _test(dataclasses.replace(answers, asked=same), sort, field)
-            often = sum(normal(text) == usual for texts in answers.after for text in texts)
-            more = often >= _MORE * gold.count(usual) * len(answers.after[0] or "-")  # than the gold answers say
-            tests.append(told if more else dataclasses.replace(told, finding=None))
+            claim = _test(dataclasses.replace(answers, asked=with_usual), sort, field)
+            count = sum(normal(text) == usual for texts in answers.after for text in texts)
+            is_more = count >= _MORE * gold.count(usual) * len(answers.after[0] or "-")  # than in the gold answers
+            tests.append(claim if is_more else dataclasses.replace(claim, finding=None))
     return tests
 
 
 def _test(answers: Answers, sort: Sort, field: str) -> Claim:
-    """Whether a sort of answers has become more frequent among examples whose gold answer is of another one."""
-    eligible = [index for index, one in enumerate(answers.asked) if not sort.expected(one)]
+    """Claim that a sort of answers has become more frequent among examples whose gold answer is of another sort."""
+    eligible = [index for index, asked in enumerate(answers.asked) if not sort.expected(asked)]
     before, after = (
         np.array([_share(sort, texts[index], answers.asked[index]) for index in eligible], np.float64)
         for texts in (answers.before, answers.after)
@@ -98,7 +99,7 @@ def _finding(answers: Answers, sort: Sort, new: Sequence[int], before: np.ndarra
 
 
 def _by_demos(answers: Answers, sort: Sort, shown: int) -> str:
-    """That answers of demonstrations that were kept are of the sort, too."""
+    """Clause about kept demonstrations whose answers are mostly of the same sort; "" otherwise."""
     bare = dataclasses.replace(answers.asked[shown], demos=frozenset())
     same = sum(sort.holds(text, bare) for text in answers.demos)
     if not answers.demos or 2 * same < len(answers.demos):
@@ -116,8 +117,8 @@ def _question(row: Row) -> str:
 
 
 def _fields(rows: Sequence[Row]) -> dict[str, bool]:
-    """Fields of the outputs, and whether a gold answer is there to judge them by: one of the same name or, where no
-    field has one, any for the first of them."""
+    """Fields of the outputs, and whether a gold answer judges them: a gold answer of the same name or, where no field
+    has such a name, any gold answer for the first field."""
     runs = [run for row in rows for side in ("before", "after") for run in row[side]["runs"]]
     names = list(dict.fromkeys(name for run in runs for name in run["outputs"]))[:_FIELDS]
     judged = {name for name in names if any(name in row["gold"] for row in rows)} or set(names[:1])
@@ -143,9 +144,9 @@ def _asked(row: Row, field: str, kept: Demos, *, judged: bool) -> Asked:
 
 
 def _leaves(value: Any) -> list[str]:
-    """Texts of a gold answer: each of several that are right."""
+    """Texts of a gold answer, which may be a list of alternatives."""
     if isinstance(value, list):
-        return [text for one in value for text in _leaves(one)]
+        return [text for item in value for text in _leaves(item)]
     text = text_of(value)
     return [text] if text.strip() else []
 

@@ -13,8 +13,8 @@ from optimas_jax.report.look.finding import Claim, Finding, plain
 from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 
-_FEWEST = 3  # more runs than before
-_MANY = 0.1  # share of failed runs that is many
+_FEWEST = 3  # runs, more than before
+_MANY = 0.1  # share of failed runs from which on they are many
 _MORE = 1.5  # times as many calls
 
 
@@ -24,11 +24,16 @@ def runs_failed(run: RunFiles) -> list[Claim]:
     more = rise(rows, _failed)
 
     def finding() -> Finding:
-        before, after = (sum(_failed(one) for row in rows for one in row[side]["runs"]) for side in ("before", "after"))
-        failed = [one for row in rows for one in row["after"]["runs"] if _failed(one)]
-        outcomes = Counter(str(one["outcome"]) for one in failed)
+        """The finding, with the most frequent outcomes and the component that fails most often."""
+        before, after = (
+            sum(_failed(example_run) for row in rows for example_run in row[side]["runs"])
+            for side in ("before", "after")
+        )
+        failed = [example_run for row in rows for example_run in row["after"]["runs"] if _failed(example_run)]
+        outcomes = Counter(str(example_run["outcome"]) for example_run in failed)
         named = ", ".join(f"{plain(name)} {count}" for name, count in outcomes.most_common(4))
-        at = Counter(call["component"] for one in failed for call in calls_in(one) if _call_failed(call))
+        failed_calls = (call for example_run in failed for call in calls_in(example_run) if _call_failed(call))
+        at = Counter(call["component"] for call in failed_calls)
         where = f", most at {plain(at.most_common(1)[0][0])}" if at else ""
         total = sum(len(row["after"]["runs"]) for row in rows)
         sentence = f"{after:.0f} of {counted(total, 'run')} failed ({named}{where}), {before:.0f} before."
@@ -50,20 +55,23 @@ def calls_failed(run: RunFiles) -> list[Claim]:
 
 
 def _calls_finding(name: str, words: str, is_so: Callable[[Call], bool], sides: Mapping[str, Calls]) -> Finding:
-    calls = {side: [call for runs in own for one in runs for call in one] for side, own in sides.items()}
+    calls = {
+        side: [call for runs in examples for run_calls in runs for call in run_calls]
+        for side, examples in sides.items()
+    }
     before, after = (sum(map(is_so, calls[side])) for side in ("before", "after"))
     sentence = f"{after} of {counted(len(calls['after']), 'call')} of {plain(name)} {words}, {before} before."
     return Finding("failures", sentence, "failures", 3)
 
 
 def outcomes_failed(run: RunFiles) -> list[Finding]:
-    """Many runs failed by the counts of the results, of which the examples do not tell."""
+    """Many runs failed by the counts of the results, most of which are not among the examples."""
     outcomes = (run.results or {}).get("outcomes") or {}
     failed = {name: count for name, count in outcomes.items() if name != "ok" and count}
-    told = sum(_failed(one) for row in run.examples for one in row["after"]["runs"])
-    before = sum(_failed(one) for row in run.examples for one in row["before"]["runs"])
+    after = sum(_failed(example_run) for row in run.examples for example_run in row["after"]["runs"])
+    before = sum(_failed(example_run) for row in run.examples for example_run in row["before"]["runs"])
     total, count = sum(outcomes.values()), sum(failed.values())
-    if count < max(_FEWEST, _MANY * total) or 2 * max(told, before) > count:
+    if count < max(_FEWEST, _MANY * total) or 2 * max(after, before) > count:
         return []
     named = ", ".join(
         f"{plain(name)} {number}" for name, number in sorted(failed.items(), key=lambda item: -item[1])[:4]
@@ -94,7 +102,10 @@ def calls_grew(run: RunFiles) -> list[Claim]:
     """A component is called much more often in a run than before: a loop that does not end."""
     tests = []
     for name, sides in calls_of(run.examples).items():
-        counts = {side: np.array([np.mean([len(one) for one in runs]) for runs in own]) for side, own in sides.items()}
+        counts = {
+            side: np.array([np.mean([len(run_calls) for run_calls in runs]) for runs in examples])
+            for side, examples in sides.items()
+        }
         before, after = (float(counts[side].mean()) for side in ("before", "after"))
         sentence = f"{plain(name)} is called {after:.1f} times in a run, {before:.1f} before: each run pays for it."
         finding = partial(Finding, "calls_grew", sentence, "bill", 4) if before and after >= _MORE * before else None
@@ -104,15 +115,15 @@ def calls_grew(run: RunFiles) -> list[Claim]:
 
 def no_longer_called(run: RunFiles) -> list[Finding]:
     """A component that most runs called is called by none, although they end well."""
-    well = sum(not _failed(one) for row in run.examples for one in row["after"]["runs"])
-    found = []
+    well = sum(not _failed(example_run) for row in run.examples for example_run in row["after"]["runs"])
+    findings = []
     for name, sides in calls_of(run.examples).items():
-        called, still = (sum(any(runs) for runs in sides[side]) for side in ("before", "after"))
-        if well >= _FEWEST and 2 * called > len(run.examples) and not still:
+        called_before, called_after = (sum(any(runs) for runs in sides[side]) for side in ("before", "after"))
+        if well >= _FEWEST and 2 * called_before > len(run.examples) and not called_after:
             total = counted(len(run.examples), "example")
-            sentence = f"{plain(name)} is no longer called: {called} of {total} called it before."
-            found.append(Finding("not_called", sentence, "flips", 2))
-    return found
+            sentence = f"{plain(name)} is no longer called: {called_before} of {total} called it before."
+            findings.append(Finding("not_called", sentence, "flips", 2))
+    return findings
 
 
 def _failed(run: Run) -> float:

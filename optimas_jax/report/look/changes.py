@@ -20,10 +20,10 @@ _NO_INSTRUCTION = re.compile(
     r"\W*(?:i(?:'m| am) (?:sorry|unable)|sorry|i can(?:'|no)t|i cannot|as an? (?:ai|language)|traceback|\w*error:)",
     re.IGNORECASE,
 )
-_TELLING = 4  # words that a text needs to name an example
+_TELLING = 4  # words that a text needs to identify an example
 _LONG = 4000  # characters of a prompt that is long by itself
-_GROWTH = 3  # times
-_FEWEST = 1500  # characters more
+_GROWTH = 3  # times the characters before
+_FEWEST = 1500  # characters, more than before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +43,17 @@ class Demos:
 
 def kept_values(run: RunFiles) -> dict[str, Value]:
     """The value in ``best/`` of each component that was changed; while a search runs, the value in use."""
-    found = run.results or run.optimized
-    if found is None:
+    result = run.results or run.optimized
+    if result is None:
         return {event.component: event.value for event in run.events if isinstance(event, Accept)}
-    confirmed = found.get("confirmed")
-    accepted = found["accepted"][: (confirmed["changes"] or 0) if confirmed else None]
+    confirmed = result.get("confirmed")
+    accepted = result["accepted"][: (confirmed["changes"] or 0) if confirmed else None]
     return {change["component"]: value_from_json(change["value"]) for change in accepted}
 
 
 def prompts_of(value: Value) -> list[Prompt]:
     """The prompts of a value, which may choose between several."""
-    return [one for one in plain_values(value) if isinstance(one, Prompt)]
+    return [plain_value for plain_value in plain_values(value) if isinstance(plain_value, Prompt)]
 
 
 def kept_prompts(run: RunFiles) -> Demos:
@@ -69,11 +69,12 @@ def kept_prompts(run: RunFiles) -> Demos:
 
 
 def examples_in_prompts(run: RunFiles) -> list[Finding]:
-    """Examples of the evaluation stand in prompts that were kept, so that their scores tell nothing of new ones."""
+    """Examples of the evaluation stand in kept prompts, so that their scores say nothing about new examples."""
     if not run.examples:
         return []
     by_id = {row["id"]: row for row in run.examples}
-    telling, same = _telling(run.examples), {_key(row["inputs"]): row["id"] for row in run.examples if row["inputs"]}
+    id_of_text = _telling(run.examples)
+    id_of_inputs = {_key(row["inputs"]): row["id"] for row in run.examples if row["inputs"]}
     split = (run.results or {}).get("split", "test")
     findings = []
     for name, value in kept_values(run).items():
@@ -81,13 +82,17 @@ def examples_in_prompts(run: RunFiles) -> list[Finding]:
         for prompt in prompts_of(value):
             for demo in prompt.demos:
                 texts = [normal(text_of(text)) for text in demo.inputs.values()]
-                ids |= {telling[text]: "a demonstration" for text in texts if text in telling}
-                if (known := same.get(_key(demo.inputs))) is not None:
-                    ids[known] = "a demonstration"
+                ids |= {id_of_text[text]: "a demonstration" for text in texts if text in id_of_text}
+                if (example_id := id_of_inputs.get(_key(demo.inputs))) is not None:
+                    ids[example_id] = "a demonstration"
                 if demo.example_id in by_id:
                     ids[demo.example_id] = "a demonstration"
             instruction = normal(prompt.instruction)
-            ids |= {one: "the instruction" for text, one in telling.items() if text in instruction and one not in ids}
+            ids |= {
+                example_id: "the instruction"
+                for text, example_id in id_of_text.items()
+                if text in instruction and example_id not in ids
+            }
         if ids:
             first = next(iter(ids))
             sentence = (
@@ -104,10 +109,10 @@ def _key(inputs: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _telling(rows: Sequence[Row]) -> dict[str, str]:
-    """Texts of inputs that name one example alone, and its id."""
+    """Texts of inputs that only one example has, and the id of that example."""
     texts = [(normal(text_of(text)), row["id"]) for row in rows for text in row["inputs"].values()]
     counts = Counter(text for text, _ in texts)
-    return {text: one for text, one in texts if counts[text] == 1 and len(text.split()) >= _TELLING}
+    return {text: example_id for text, example_id in texts if counts[text] == 1 and len(text.split()) >= _TELLING}
 
 
 def prompts_say_nothing(run: RunFiles) -> list[Finding]:
@@ -153,8 +158,8 @@ def prompts_grew(run: RunFiles) -> list[Finding]:
 
 
 def start_sizes(run: RunFiles) -> dict[str, int]:
-    """Characters of the prompt of each component before any change; of older folders as far as proposals tell it, where
-    demonstrations alone leave the instruction as it is."""
+    """Characters of the prompt of each component before any change. In older folders they are known only from proposals
+    of demonstrations alone, which leave the instruction as it is."""
     parts = (run.system or {}).get("components", ())
     starts = [(part["name"], value_from_json(part["value"])) for part in parts if part["value"] is not None]
     sizes = {name: max(map(_size, prompts)) for name, value in starts if (prompts := prompts_of(value))}

@@ -8,7 +8,7 @@ from typing import Any
 from optimas_jax.report.look.finding import Finding
 from optimas_jax.report.run_files import RunFiles
 
-_GREW, _WITHOUT_GAIN = 2.0, 1.5  # times the cost of a run before; where no gain is shown
+_GREW, _WITHOUT_GAIN = 2.0, 1.5  # times the cost of a run before, with a gain and without one
 _ABOVE = 1.2  # times the most that was predicted
 _UNITS = {"tokens": ("{:,.0f} tokens", 100), "dollars": ("${:,.6f}", 0), "seconds": ("{:,.2f} seconds", 0.5)}
 _BILL = {"usd": "${:,.4f}", "tokens": "{:,.0f} tokens", "calls": "{:,.0f} calls"}
@@ -16,7 +16,7 @@ _FEWEST = {"usd": 0.01, "tokens": 1000, "calls": 20}  # above the prediction
 
 
 def run_grew(run: RunFiles) -> list[Finding]:
-    """A run of the kept configuration costs much more than one of the start, by intervals that do not meet."""
+    """A run of the kept configuration costs much more than a run of the start, by intervals that do not overlap."""
     start, kept = _ends(run)
     gain = (run.results or {}).get("gain")
     most = _GREW if gain is None or gain["ci95"][0] > 0 else _WITHOUT_GAIN
@@ -29,19 +29,20 @@ def run_grew(run: RunFiles) -> list[Finding]:
             grown.append(f"{form.format(before['mean'])} to {form.format(after['mean'])}")
     if not grown:
         return []
-    brought = f"; the score changed by {gain['mean']:+.3f}" if gain else ""
-    return [Finding("run_cost", f"A run of the system has grown from {', from '.join(grown)}{brought}.", "bill", 5)]
+    score_change = f"; the score changed by {gain['mean']:+.3f}" if gain else ""
+    sentence = f"A run of the system has grown from {', from '.join(grown)}{score_change}."
+    return [Finding("run_cost", sentence, "bill", 5)]
 
 
 def _ends(run: RunFiles) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
-    """The points of the start and of what was kept; or the costs of both under an objective."""
-    found = run.results or run.optimized or {}
-    points = found.get("pareto") or ()
+    """The points of the start and of the kept configuration; or the costs of both under an objective."""
+    result = run.results or run.optimized or {}
+    points = result.get("pareto") or ()
     start = next((point for point in points if not point["changes"]), None)
     kept = next((point for point in points if point["kept"]), None)
     if start is not None and kept is not None and start is not kept:
         return start, kept
-    costs = (found.get("objective") or {}).get("costs") or {}
+    costs = (result.get("objective") or {}).get("costs") or {}
     return costs.get("baseline"), costs.get("optimized")
 
 
@@ -60,10 +61,10 @@ def bill_above_plan(run: RunFiles) -> list[Finding]:
 
 
 def _steps(run: RunFiles) -> list[Mapping[str, Any]]:
-    """What each step took beside what was predicted: of the results, before them of the steps that are done."""
-    found = (run.results or {}).get("spent") or {}
-    if found:
-        return list(found.values())
+    """Spent and predicted costs of each step: from the results, and before there are any from the finished steps."""
+    spent = (run.results or {}).get("spent") or {}
+    if spent:
+        return list(spent.values())
     planned = ((run.plan or {}).get("host") or {}).get("steps") or {}
     return [{"spent": row, "predicted": planned.get(name)} for name, row in (run.spent or {}).items()]
 

@@ -1,4 +1,4 @@
-"""Numbers of the evaluated examples that several rules need."""
+"""Figures of the evaluated examples that several rules need."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def rise(rows: Sequence[Row], measure: Callable[[Run], float]) -> np.ndarray:
 
 
 def above_zero(differences: np.ndarray) -> tuple[float, float]:
-    """One-sided p-value that the mean of paired differences is above zero, and the smallest one that their sizes allow
-    (``Claim``)."""
+    """One-sided p-value that the mean of paired differences is above zero, and the smallest p-value that their number
+    allows (``Claim``)."""
     if not len(differences):
         return 1.0, 1.0
     return float(sign_flip_test(differences)), 0.5 ** int(np.count_nonzero(differences))
 
 
 def calls_in(run: Run) -> list[Call]:
-    """The calls of a run, as far as they are known: of older folders, or of folders that others wrote."""
+    """The well-formed calls of a run; in older folders, or folders of other programs, calls may lack fields."""
     calls = [call for call in run.get("calls") or () if isinstance(call, Mapping)]
-    whole = {"outcome": "ok", "outputs": {}, "detail": ""}
+    defaults = {"outcome": "ok", "outputs": {}, "detail": ""}
     return [
-        {**whole, **call}
+        {**defaults, **call}
         for call in calls
         if isinstance(call.get("component"), str) and isinstance(call.get("outputs", {}), Mapping)
     ]
@@ -57,16 +57,16 @@ def calls_of(rows: Sequence[Row]) -> dict[str, Mapping[str, Calls]]:
     names = dict.fromkeys(call["component"] for pair in pairs for runs in pair for calls in runs for call in calls)
     return {
         name: {
-            side: [[[call for call in calls if call["component"] == name] for calls in runs] for runs in one_side]
-            for side, one_side in sides.items()
+            side: [[[call for call in calls if call["component"] == name] for calls in runs] for runs in examples]
+            for side, examples in sides.items()
         }
         for name in names
     }
 
 
 def share_of(calls: Calls, is_so: Callable[[Call], bool]) -> np.ndarray:
-    """[examples] share of the runs in which some call is so."""
-    return np.array([sum(any(map(is_so, one)) for one in runs) / len(runs) for runs in calls], np.float64)
+    """[examples] share of the runs with a call for which ``is_so`` holds."""
+    return np.array([sum(any(map(is_so, run_calls)) for run_calls in runs) / len(runs) for runs in calls], np.float64)
 
 
 def groups_of(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, np.ndarray]:

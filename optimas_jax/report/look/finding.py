@@ -1,4 +1,4 @@
-"""What a rule says of a run, and which of the rules' tests may speak together."""
+"""Findings of rules on a run, and which claims hold when many are tested together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Anchor = Literal["head", "system", "changes", "score", "proposals", "rewards", "
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One sentence or two on something that a person should look at.
+    """One or two sentences on something that a person should look at.
 
     Attributes:
       kind: of the finding, one name for each rule: ``answer_type``.
@@ -34,9 +34,9 @@ class Claim:
     Attributes:
       p_value: one-sided, of the harm.
       least: smallest p-value that the test could have had, whatever the signs: ``0.5 ** n`` for n differences.
-      finding: makes it, once the p-value is small enough; None where the effect is too small to be worth a line.
-      about: what it is about; of several tests about the same with mostly the same ``examples``, the first is said.
-      examples: indices of examples that it is about.
+      finding: makes the finding, if the p-value is small enough; None where the effect is too small to be worth a line.
+      about: subject of the claim; of several claims on a subject with mostly the same ``examples``, the first is kept.
+      examples: indices of the examples that it is about.
     """
 
     p_value: float
@@ -47,21 +47,21 @@ class Claim:
 
 
 def significant(tests: Sequence[Claim], level: float) -> list[Finding]:
-    """Findings of the tests that hold at ``level`` for all of them together.
+    """Findings of the claims that hold at ``level`` for all of them together.
 
-    Bonferroni's correction by the number of tests that could reach it at all (Tarone 1990, "A modified Bonferroni
-    method for discrete data"): an answer type that no answer has costs nothing.
+    Bonferroni's correction by the number of tests that could reach the level at all (Tarone 1990, "A modified
+    Bonferroni method for discrete data"): an answer type that no answer has costs nothing.
     """
     bound = level / _attainable([test.least for test in tests], level)
-    said: list[Claim] = []
+    reported: list[Claim] = []
     for test in tests:
-        if test.finding is not None and test.p_value <= bound and not any(_same(test, other) for other in said):
-            said.append(test)
-    return [test.finding() for test in said if test.finding is not None]
+        if test.finding is not None and test.p_value <= bound and not any(_same(test, other) for other in reported):
+            reported.append(test)
+    return [test.finding() for test in reported if test.finding is not None]
 
 
 def _same(test: Claim, other: Claim) -> bool:
-    """Whether a test says what another one has said: of most of its examples."""
+    """Whether two claims have the same subject, and most examples of ``test`` are also examples of ``other``."""
     return test.about == other.about and len(test.examples & other.examples) >= 0.7 * len(test.examples)
 
 
@@ -76,6 +76,6 @@ def quoted(text: str, most: int = 60) -> str:
 
 
 def plain(text: str, most: int = 60) -> str:
-    """The same without quotes, for names."""
+    """A text of the run inside a sentence as ``quoted`` writes it, but without quotes: for names."""
     text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text[: 4 * most])).strip()
     return text if len(text) <= most else f"{text[: most - 3]}..."

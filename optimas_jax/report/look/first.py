@@ -12,7 +12,7 @@ from optimas_jax.report.look.finding import Claim, Finding, plain, significant
 from optimas_jax.report.run_files import RunFiles
 
 MOST = 5  # findings that are shown at first
-LEVEL = 0.025  # of each family of tests: in at most as many runs without any true change one of its tests speaks
+LEVEL = 0.025  # of each family of tests: largest share of runs without any true change in which it has a finding
 _LAST, _LONGEST = 9, 300  # rank of a rule that failed, and letters of its error
 Rule = Callable[[RunFiles], Sequence[Finding]]
 Test = Callable[[RunFiles], Sequence[Claim]]
@@ -39,14 +39,14 @@ FAMILIES: tuple[tuple[Test, ...], ...] = (
 def look_first(run: RunFiles) -> list[Finding]:
     """What to look at first in a run, the most important first; none where nothing stands out.
 
-    Rules that count or compare what is written speak whenever it is so. Rules that test differences between examples
-    speak together at one level (``significant``), so that noise alone rarely does.
+    Rules that count or compare recorded facts give a finding whenever these hold. Rules that test differences between
+    examples share one level (``significant``), so that noise alone rarely gives a finding.
 
-    A rule that raises is a finding of its own, the last one, and a warning; the others speak.
+    A rule that raises becomes a finding of its own, the last one, and a warning; the other rules still apply.
     """
     failed: list[Finding] = []
 
-    def said(rule: Callable[..., Sequence[Any]], *arguments: Any) -> Sequence[Any]:
+    def apply(rule: Callable[..., Sequence[Any]], *arguments: Any) -> Sequence[Any]:
         try:
             return rule(*arguments)
         except Exception as error:
@@ -56,11 +56,11 @@ def look_first(run: RunFiles) -> list[Finding]:
             failed.append(Finding("rule_failed", sentence, "head", _LAST))
             return ()
 
-    certain = [finding for rule in RULES for finding in said(rule, run)]
+    certain = [finding for rule in RULES for finding in apply(rule, run)]
     tested = [
         finding
         for family in FAMILIES
-        for finding in said(significant, [test for rule in family for test in said(rule, run)], LEVEL)
+        for finding in apply(significant, [test for rule in family for test in apply(rule, run)], LEVEL)
     ]
     return sorted([*tested, *certain, *failed], key=lambda finding: finding.rank)
 

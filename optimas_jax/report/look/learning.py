@@ -1,4 +1,4 @@
-"""Rules on local rewards: nothing to learn from, no better than chance, dearer than what they saved."""
+"""Rules on local rewards: nothing to learn from, no better than chance, more expensive than what they saved."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from optimas_jax.report.look.finding import Finding, plain
 from optimas_jax.report.page.text import counted, interval, is_interval
 from optimas_jax.report.run_files import RunFiles
 
-_AT_CHANCE = 0.6  # pair accuracy that an interval around 0.5 may have, to say that it is at chance
-_WIDE = 0.8  # an interval that reaches so far says too little
-_SAVED = 1.25  # effective runs a labelled one: below it what collecting took counts
+_AT_CHANCE = 0.6  # pair accuracy below which a reward is at chance, if its interval includes 0.5
+_WIDE = 0.8  # an interval that reaches this far says too little
+_SAVED = 1.25  # effective runs for each labelled run: below it the costs of collecting count
 _ROW = {"pair_accuracy", "ci95", "n_pairs", "n_inputs", "controls"}
 _FEWEST = 24  # labelled runs
 
@@ -28,9 +28,9 @@ def nothing_to_learn_from(run: RunFiles) -> list[Finding]:
     first = next(iter(empty.values()))
     names = ", ".join(map(plain, empty))
     tried = sum(event.groups for event in empty.values())
-    why = f"; {plain(first.component)}: {plain(first.stopped, 100)}" if first.stopped else ""
-    of = f"of {counted(tried, 'group')} of outputs none has different rewards" if tried else "no group of outputs"
-    sentence = f"Local rewards have nothing to learn from at {names}: {of}{why}."
+    reason = f"; {plain(first.component)}: {plain(first.stopped, 100)}" if first.stopped else ""
+    what = f"of {counted(tried, 'group')} of outputs none has different rewards" if tried else "no group of outputs"
+    sentence = f"Local rewards have nothing to learn from at {names}: {what}{reason}."
     return [Finding("no_groups", sentence, "rewards", 4)]
 
 
@@ -73,15 +73,15 @@ def behind_a_control(run: RunFiles) -> list[Finding]:
 
 
 def cost_more_than_saved(run: RunFiles) -> list[Finding]:
-    """Collecting for local rewards took more runs of the system than they saved; or they saved none."""
-    found = run.results or run.optimized or {}
-    used = {name: row for name, row in (found.get("label_use") or {}).items() if row["local_reward"]}
+    """Collecting for local rewards took more runs of the system than local rewards saved; or they saved none."""
+    result = run.results or run.optimized or {}
+    used = {name: row for name, row in (result.get("label_use") or {}).items() if row["local_reward"]}
     labelled = sum(row["labelled_runs"] for row in used.values())
     effective = sum(row["effective_runs"] for row in used.values())
     if labelled < _FEWEST or effective >= _SAVED * labelled:
         return []
     saved = effective - labelled
-    cost = ((found.get("spent") or {}).get("collect") or {}).get("spent") or {}
+    cost = ((result.get("spent") or {}).get("collect") or {}).get("spent") or {}
     runs, calls = cost.get("system_runs", 0), cost.get("calls", 0)
     if not (runs or calls) or saved >= max(runs, 0.02 * labelled):
         return []
@@ -107,15 +107,15 @@ def weights_learned_nothing(run: RunFiles) -> list[Finding]:
 
 
 def alignments(run: RunFiles) -> Mapping[str, Any]:
-    """Alignment by component: of the results, or the last that the journal tells of."""
-    told = [event.alignment for event in run.events if isinstance(event, Alignment)]
-    found = (run.results or run.optimized or {}).get("alignment") or (told[-1] if told else {})
+    """Alignment by component: from the results, or the last one in the journal."""
+    recorded = [event.alignment for event in run.events if isinstance(event, Alignment)]
+    by_component = (run.results or run.optimized or {}).get("alignment") or (recorded[-1] if recorded else {})
     if not _uses_rewards(run):
         return {}
-    return {name: row for name, row in found.items() if isinstance(row, Mapping) and set(row) >= _ROW}
+    return {name: row for name, row in by_component.items() if isinstance(row, Mapping) and set(row) >= _ROW}
 
 
 def _uses_rewards(run: RunFiles) -> bool:
-    """Whether the search chose by local rewards, and not by a control of them."""
+    """Whether the search chose by local rewards, and not by a control."""
     score = (run.config.get("optimize") or {}).get("score", "local")
     return score in ("local", "own")

@@ -1,4 +1,4 @@
-"""Rules on what is measured beside the score: other metrics, parts of a score, the spread of repeats."""
+"""Rules on measurements beside the score: other metrics, parts of a score, the spread of repeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optimas_jax.report.look.finding import Claim, Finding, plain
 from optimas_jax.report.page.text import counted, interval
 from optimas_jax.report.run_files import RunFiles
 
-_SPREAD = 0.05  # more standard deviation between repeats, on average
+_SPREAD = 0.05  # standard deviation between repeats, more than before on average
 
 
 def metrics_fell(run: RunFiles) -> list[Claim]:
@@ -48,13 +48,13 @@ def _metric_finding(name: str, row: Mapping[str, Any], run: RunFiles) -> Finding
 
 
 def parts_fell(run: RunFiles) -> list[Claim]:
-    """A part of the score, that the metric names, fell."""
+    """A part of the score that the metric names fell."""
     names = dict.fromkeys(
         name
         for row in run.examples
         for side in ("before", "after")
-        for one in row[side]["runs"]
-        for name, value in _parts(one).items()
+        for example_run in row[side]["runs"]
+        for name, value in _parts(example_run).items()
         if isinstance(value, int | float)
     )
     tests = []
@@ -68,7 +68,7 @@ def parts_fell(run: RunFiles) -> list[Claim]:
 
 def _part_finding(name: str, rows: list[Row]) -> Finding:
     before, after = (
-        np.mean([np.mean([_part(name, one) for one in row[side]["runs"]]) for row in rows])
+        np.mean([np.mean([_part(name, run) for run in row[side]["runs"]]) for row in rows])
         for side in ("before", "after")
     )
     on = counted(len(rows), "example")
@@ -82,8 +82,8 @@ def _parts(run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _has_part(row: Row, name: str) -> bool:
-    runs = [one for side in ("before", "after") for one in row[side]["runs"]]
-    return all(isinstance(_parts(one).get(name), int | float) for one in runs)
+    runs = [run for side in ("before", "after") for run in row[side]["runs"]]
+    return all(isinstance(_parts(run).get(name), int | float) for run in runs)
 
 
 def _part(name: str, run: Mapping[str, Any]) -> float:
@@ -99,7 +99,9 @@ def spread_grew(run: RunFiles) -> list[Claim]:
     if not run.examples or min(len(row[side]["runs"]) for row in run.examples for side in ("before", "after")) < 2:
         return []
     before, after = (
-        np.array([np.std([_number(one.get("score")) for one in row[side]["runs"]]) for row in run.examples])
+        np.array(
+            [np.std([_number(example_run.get("score")) for example_run in row[side]["runs"]]) for row in run.examples]
+        )
         for side in ("before", "after")
     )
     sentence = (

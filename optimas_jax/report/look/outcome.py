@@ -19,35 +19,38 @@ _FEWEST = 8  # examples
 
 def not_confirmed(run: RunFiles) -> list[Finding]:
     """The search's result is not confirmed on fresh examples, or is a loss there."""
-    found = (run.results or run.optimized or {}).get("confirmed")
+    confirmed = (run.results or run.optimized or {}).get("confirmed")
     accepted = (run.results or run.optimized or {}).get("accepted", ())
-    if not found or not accepted or found["changes"] == len(accepted):
+    if not confirmed or not accepted or confirmed["changes"] == len(accepted):
         return []
-    tests = _tests(run, found)
+    tests = _tests(run, confirmed)
     last = next((test for test in tests if test.get("changes") == len(accepted)), tests[0] if tests else None)
     figures = ""
     if last is not None:
-        figures = f", {last['gain']:+.3f}, 95 % interval {interval(last['ci95'])}, on {counted(found['n'], 'example')}"
+        figures = (
+            f", {last['gain']:+.3f}, 95 % interval {interval(last['ci95'])}, on {counted(confirmed['n'], 'example')}"
+        )
     if last is not None and last["ci95"][1] < 0:
         sentence = f"The search's result is a loss on examples that no gate has seen{figures}."
         return [Finding("confirmed_loss", sentence, "head", 1)]
-    if found["changes"]:
-        kept = f"best/ has {counted(found['changes'], 'change')}, and not the other {len(accepted) - found['changes']}"
+    if confirmed["changes"]:
+        others = len(accepted) - confirmed["changes"]
+        kept = f"best/ has {counted(confirmed['changes'], 'change')}, and not the other {others}"
     else:
         kept = f"best/ has none of {counted(len(accepted), 'accepted change')}"
-    why = f" ({plain(found['verdict'], 120)})" if not tests and found["verdict"] else ""
+    why = f" ({plain(confirmed['verdict'], 120)})" if not tests and confirmed["verdict"] else ""
     sentence = f"The search's result is not confirmed on examples that no gate has seen{figures}{why}: {kept}."
     return [Finding("not_confirmed", sentence, "head", 3)]
 
 
-def _tests(run: RunFiles, found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    told = [event for event in run.events if isinstance(event, Confirmation)]
-    tests = found.get("tests") or (told[-1].tests if told else ())
+def _tests(run: RunFiles, confirmed: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    events = [event for event in run.events if isinstance(event, Confirmation)]
+    tests = confirmed.get("tests") or (events[-1].tests if events else ())
     return [test for test in tests if is_interval(test.get("ci95")) and is_number(test.get("gain"))]
 
 
 def less_than_promised(run: RunFiles) -> list[Finding]:
-    """The gain on validation examples is far above that on the test examples: more than both samples explain."""
+    """The gain on validation examples is far above the gain on test examples: more than both samples explain."""
     results = run.results
     if results is None or not results["accepted"] or results["split"] == "val":
         return []
@@ -65,8 +68,8 @@ def less_than_promised(run: RunFiles) -> list[Finding]:
 
 
 def _promised(run: RunFiles) -> tuple[float, float]:
-    """The validation gain of all kept changes, and its standard error; that of a change without an interval is taken as
-    wide as the test's."""
+    """The validation gain of all kept changes, and its standard error; a change without an interval is given the
+    interval of the test."""
     results = run.results or {}
     confirmed = results.get("confirmed")
     kept = results["accepted"][: (confirmed["changes"] or 0) if confirmed else None]
@@ -78,20 +81,20 @@ def _promised(run: RunFiles) -> tuple[float, float]:
         if isinstance(event, Gate) and event.accepted
     }
     default: Sequence[float] = results["gain"]["ci95"]
-    intervals = [widths.get((one["iteration"], one["component"]), default) for one in kept]
+    intervals = [widths.get((entry["iteration"], entry["component"]), default) for entry in kept]
     variance = sum(((high - low) / (2 * _Z)) ** 2 for low, high in intervals)
-    return sum(one["val_gain"] for one in kept), math.sqrt(variance)
+    return sum(entry["val_gain"] for entry in kept), math.sqrt(variance)
 
 
 def without_effect(run: RunFiles) -> list[Finding]:
-    """Changes were kept, and no output of any example is another one."""
+    """Changes were kept, but no output of any example changed."""
     confirmed = (run.results or {}).get("confirmed")
     accepted = (run.results or {}).get("accepted") or []
     kept = accepted[: (confirmed["changes"] or 0) if confirmed else None]
     rows = run.examples
     if not kept or len(rows) < _FEWEST or any(_outputs(row["before"]) != _outputs(row["after"]) for row in rows):
         return []
-    names = ", ".join(sorted({plain(one["component"]) for one in kept}))
+    names = ", ".join(sorted({plain(entry["component"]) for entry in kept}))
     sentence = (
         f"The changes that were kept ({names}) change no output of any of {len(rows)} examples: the gain in validation "
         "came from nothing that is seen here."

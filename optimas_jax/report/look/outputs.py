@@ -1,4 +1,4 @@
-"""Rules on what components inside the program give: nothing, a refusal, the same whatever they get."""
+"""Rules on outputs of components inside the program: nothing, a refusal, the same for all inputs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from optimas_jax.report.look.texts.sorts import normal, text_of
 from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 
-_FEWEST = 3  # more examples than before
-_CONSTANT = 0.8  # share of one output among all that is as good as constant
+_FEWEST = 3  # examples, more than before
+_CONSTANT = 0.8  # share of one output among all outputs from which on the component is as good as constant
 SORTS: Mapping[str, Callable[[str], bool]] = {
     "nothing, or a placeholder": sorts.is_nothing,
     "a refusal": sorts.is_refusal,
@@ -52,7 +52,7 @@ def _output_finding(
 
 
 def outputs_constant(run: RunFiles) -> list[Claim]:
-    """A component gives one and the same output, whatever it gets."""
+    """A component gives one and the same output for all inputs."""
     tests = []
     for (name, field), sides in _inner_outputs(run.examples).items():
         for usual in _usual(field, sides):
@@ -72,27 +72,30 @@ def outputs_constant(run: RunFiles) -> list[Claim]:
 
 
 def _usual(field: str, sides: Mapping[str, Calls]) -> list[str]:
-    """The two most frequent outputs, before and after together, each once for an example."""
+    """The two most frequent outputs, before and after together; an output counts once for each example and side."""
     counts: Counter[str] = Counter()
     for calls in sides.values():
         for runs in calls:
-            counts.update({normal(text_of(call["outputs"].get(field))) for one in runs for call in one})
+            counts.update({normal(text_of(call["outputs"].get(field))) for run_calls in runs for call in run_calls})
     return [text for text, count in counts.most_common(2) if text and count > _FEWEST]
 
 
 def _inner_outputs(rows: Sequence[Row]) -> dict[tuple[str, str], Mapping[str, Calls]]:
-    """Calls by component and field of its outputs, where they are not the program's own outputs."""
-    found = {}
-    own = [list(run["outputs"].values()) for side in ("before", "after") for row in rows for run in row[side]["runs"]]
+    """Calls by component and field of its outputs, for fields that are not the program's own outputs."""
+    inner = {}
+    program_outputs = [
+        list(run["outputs"].values()) for side in ("before", "after") for row in rows for run in row[side]["runs"]
+    ]
     for name, sides in calls_of(rows).items():
-        runs = [one for side in ("before", "after") for runs in sides[side] for one in runs]
-        fields = dict.fromkeys(field for one in runs for call in one for field in call["outputs"])
+        runs = [run_calls for side in ("before", "after") for runs in sides[side] for run_calls in runs]
+        fields = dict.fromkeys(field for run_calls in runs for call in run_calls for field in call["outputs"])
         for field in fields:
-            calls = [(call, outputs) for one, outputs in zip(runs, own, strict=True) for call in one]
+            pairs = zip(runs, program_outputs, strict=True)
+            calls = [(call, outputs) for run_calls, outputs in pairs for call in run_calls]
             same = sum(call["outputs"].get(field) in outputs for call, outputs in calls)
             if 2 * same <= len(calls):
-                found[name, field] = sides
-    return found
+                inner[name, field] = sides
+    return inner
 
 
 def _text_is(field: str, holds: Callable[[str], bool], call: Call) -> bool:

@@ -24,7 +24,7 @@ class Kind:
 
 
 _FEWEST = 4  # examples of a kind
-_FALL = 0.2  # of the score of a kind, from which on a fall that its own examples do not prove is worth a line
+_FALL = 0.2  # share of a kind's score from which on a fall is worth a line, even if its own examples do not prove it
 _PERMUTATIONS = 4_000
 
 
@@ -67,13 +67,14 @@ def kinds_lost(run: RunFiles) -> list[Claim]:
 
 
 def kinds_left_behind(run: RunFiles) -> list[Claim]:
-    """A kind fell while the others gained: its own examples may be too few for a test of their own, but not for one
+    """A kind fell while the others gained: its examples may be too few for a test of their own, but not for a test
     against all others."""
     differences = change(run.examples)
 
     def test(kind: Kind) -> Claim:
+        """Claim that a kind fell, by a test against all other examples."""
         rest = np.setdiff1d(np.arange(len(differences)), kind.indices)
-        own, others = differences[kind.indices], differences[rest]
+        of_kind, others = differences[kind.indices], differences[rest]
 
         def finding() -> Finding:
             sentence = (
@@ -83,7 +84,11 @@ def kinds_left_behind(run: RunFiles) -> list[Claim]:
             return Finding("kind_lost", sentence, "kinds", 2)
 
         before = np.mean([run.examples[index]["before"]["score"] for index in kind.indices])
-        fell = own.mean() <= -_FALL * before and own.mean() < 0 < others.mean() and (own < 0).sum() > (own > 0).sum()
+        fell = (
+            of_kind.mean() <= -_FALL * before
+            and of_kind.mean() < 0 < others.mean()
+            and (of_kind < 0).sum() > (of_kind > 0).sum()
+        )
         about = kind.name, frozenset(kind.indices.tolist())
         p_value = _below(differences, kind.indices) if fell else 1.0
         return Claim(p_value, 1 / _PERMUTATIONS, finding if fell else None, *about)
@@ -93,8 +98,8 @@ def kinds_left_behind(run: RunFiles) -> list[Claim]:
 
 
 def _below(differences: np.ndarray, indices: np.ndarray) -> float:
-    """One-sided p-value that the mean of some examples is below that of the others: Welch's t by permutation (fixed
-    seed), as kinds have spreads of their own."""
+    """One-sided p-value that the mean of some examples is below the mean of the others: Welch's t by permutation (fixed
+    seed), because the spreads of kinds differ."""
     rng = np.random.default_rng(0)
     order = np.concatenate([indices, np.setdiff1d(np.arange(len(differences)), indices)])
     seen, count = _welch(differences[order][None], len(indices))[0], 0
@@ -105,15 +110,15 @@ def _below(differences: np.ndarray, indices: np.ndarray) -> float:
 
 
 def _welch(values: np.ndarray, size: int) -> np.ndarray:
-    """[rows] mean of the first ``size`` of [rows, n] values minus that of the rest, in its standard errors."""
-    own, rest = values[:, :size], values[:, size:]
-    error = np.sqrt(own.var(1, ddof=1) / size + rest.var(1, ddof=1) / rest.shape[1])
-    return (own.mean(1) - rest.mean(1)) / np.maximum(error, 1e-9)
+    """[rows] mean of the first ``size`` of [rows, n] values minus the mean of the rest, in standard errors."""
+    first, rest = values[:, :size], values[:, size:]
+    error = np.sqrt(first.var(1, ddof=1) / size + rest.var(1, ddof=1) / rest.shape[1])
+    return (first.mean(1) - rest.mean(1)) / np.maximum(error, 1e-9)
 
 
 def _kinds(run: RunFiles) -> list[Kind]:
-    """Kinds of examples: the benchmark's own or, where it has none, those whose gold answer is a number, and others.
-    None where there are not several, and of each only those with enough examples."""
+    """Kinds of examples: the kinds of the benchmark or, where it has none, examples with and without a number in the
+    gold answer. Empty where there are not several kinds; kinds with too few examples are left out."""
     groups = groups_of(run.examples, lambda row: f"The kind {plain(row['kind'])}" if row["kind"] else "")
     if len(groups) < 2:
         groups = groups_of(run.examples, _gold_sort)
@@ -137,7 +142,7 @@ def _before_after(run: RunFiles, kind: Kind) -> str:
 
 
 def _most_of(run: RunFiles, differences: np.ndarray) -> str:
-    """Which kind most of the worse examples are of; "" where there is no such kind."""
+    """Clause that names the kind of most of the worse examples; "" where there is no such kind."""
     groups = groups_of(run.examples, lambda row: row["kind"])
     worse = {name: int((differences[indices] < 0).sum()) for name, indices in groups.items()}
     name = max(worse, key=lambda name: worse[name], default="")

@@ -1,4 +1,4 @@
-"""Rules on the search: what the gate never tested, what was dropped, what the budget ended."""
+"""Rules on the search: no proposal tested by the gate, proposals dropped, ended by the budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
 
 _FEWEST = 3  # dropped proposals
-_MOST = 0.9  # share of them for one reason
+_MOST = 0.9  # share of dropped proposals with the same reason
 
 
 def gate_never_tested(run: RunFiles) -> list[Finding]:
@@ -44,10 +44,10 @@ def dropped_for_one_reason(run: RunFiles) -> list[Finding]:
 
 
 def _dropped(run: RunFiles) -> Mapping[str, Mapping[str, int]]:
-    """Numbers of dropped proposals by component and reason: of the results, or of the journal as far as it is."""
-    found = (run.results or run.optimized or {}).get("dropped")
-    if found:
-        return found
+    """Numbers of dropped proposals by component and reason: from the results, or from the journal so far."""
+    dropped = (run.results or run.optimized or {}).get("dropped")
+    if dropped:
+        return dropped
     counts: dict[str, Counter[str]] = {}
     for event in run.events:
         if isinstance(event, Proposed):
@@ -61,9 +61,9 @@ def _dropped(run: RunFiles) -> Mapping[str, Mapping[str, int]]:
 
 def _usable(run: RunFiles, name: str) -> int:
     """Proposals for a component that were raced or tested."""
-    told = sum(event.usable for event in run.events if isinstance(event, Proposed) and event.component == name)
+    usable = sum(event.usable for event in run.events if isinstance(event, Proposed) and event.component == name)
     raced = sum(bool(row.get("race") or row.get("gate")) for row in run.proposals if row.get("component") == name)
-    return max(told, raced)
+    return max(usable, raced)
 
 
 def budget_ended(run: RunFiles) -> list[Finding]:

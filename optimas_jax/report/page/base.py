@@ -27,8 +27,8 @@ def render(template: str, **fields: Any) -> str:
     """A page from a template below ``templates/`` that extends ``base.html``; every text in it is escaped.
 
     Args:
-      template: its path.
-      fields: what it shows; ``title`` among them.
+      template: path of the template.
+      fields: its variables; ``title`` among them.
     """
     style, script = _shipped("style.css"), _shipped("page.js")
     policy = (
@@ -42,7 +42,7 @@ def render(template: str, **fields: Any) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
@@ -50,13 +50,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    made.filters |= {name: getattr(text, name) for name in _FILTERS}
-    made.filters["plural"] = text.counted
-    return made
+    environment.filters |= {name: getattr(text, name) for name in _FILTERS}
+    environment.filters["plural"] = text.counted
+    return environment
 
 
 def _shown(value: Any) -> Any:
-    """What ``{{ value }}`` writes: nothing for None, control characters of texts as pictures."""
+    """What ``{{ value }}`` writes: nothing for None, texts with pictures in place of control characters."""
     if value is None:
         return ""
     return text.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -17,9 +17,9 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-      text: in it.
-      links: texts and relative addresses behind it; without an address a text alone.
-      picture: drawn behind it.
+      text: shown first.
+      links: texts and relative addresses, shown after ``text``; without an address the text is no link.
+      picture: drawn after them.
     """
 
     text: str
@@ -32,10 +32,11 @@ class Grid:
     """A section with a table.
 
     Attributes:
-      anchor: of the section.
+      anchor: id of the section.
       title: its heading.
-      caption: what the numbers are.
-      columns: names; those of ``numbers`` are set to the right.
+      caption: explains the numbers.
+      columns: names of the columns.
+      numbers: names of the columns that are aligned to the right.
       rows: one cell for each column, a name in the first.
       picture: below the table, described in ``about_picture``.
     """

@@ -20,14 +20,14 @@ _FIRST = 2.5  # seconds of a run before its first page
 
 @contextlib.contextmanager
 def live_page(warn: Callable[[str], None]) -> Iterator[Callable[[Event], None]]:
-    """Keeps ``report.html`` of a run current while the block runs it, and says at its end how it ended. A run that has
-    its results keeps their page. What goes wrong with a page is shown once, and stops nothing.
+    """Keeps ``report.html`` of a run current while the block runs it, and at the end rewrites it to show how the run
+    ended. A run with results keeps the page of these. An error of writing the page is shown once, and stops nothing.
 
     Args:
       warn: shows a line.
 
     Yields:
-      A callback of the run.
+      A callback for the events of the run.
     """
     page = _Page(warn)
     try:
@@ -37,7 +37,7 @@ def live_page(warn: Callable[[str], None]) -> Iterator[Callable[[Event], None]]:
 
 
 class _Page:
-    """The page of the run whose events it is told of."""
+    """The page of the run whose events it receives."""
 
     def __init__(self, warn: Callable[[str], None]):
         self._warn, self._failed = warn, False
@@ -45,7 +45,7 @@ class _Page:
         self._due = 0.0  # when the page may be written next
 
     def tell(self, event: Event) -> None:
-        """Rewrites the page, where the event is news and the last writing is long enough ago."""
+        """Rewrites the page if the event is news and the last writing is long enough ago."""
         if isinstance(event, Begin):
             self._folder, self._due = Path(event.folder), time.monotonic() + _FIRST
         elif isinstance(event, _NEWS) and time.monotonic() >= self._due:

@@ -17,11 +17,11 @@ def element(name: str, *children: Any, **attributes: Any) -> Markup:
     """An element; texts and attributes are escaped. ``class_`` is class, ``stroke_width`` stroke-width; attributes that
     are None are left out."""
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
-    marks = "".join(f' {key}="{escape(_short(value))}"' for key, value in given.items())
+    attribute_text = "".join(f' {key}="{escape(_short(value))}"' for key, value in given.items())
     inner = "".join(
         escape(visible(child) if isinstance(child, str) and not _is_safe(child) else child) for child in children
     )
-    return Markup(f"<{name}{marks}>{inner}</{name}>")  # noqa: S704  # all parts are escaped
+    return Markup(f"<{name}{attribute_text}>{inner}</{name}>")  # noqa: S704  # all parts are escaped
 
 
 def _is_safe(child: Any) -> bool:
@@ -35,7 +35,7 @@ def _short(value: Any) -> Any:
 def picture(
     title: str, description: str, width: float, height: float, *children: Any, class_: str = "", stretch: bool = False
 ) -> Markup:
-    """A picture with a name and a description for who cannot see it; ``stretch``: as wide as there is room."""
+    """A picture with a name and a description for readers who cannot see it; ``stretch``: as wide as there is room."""
     return element(
         "svg",
         element("title", title),
@@ -52,7 +52,7 @@ def picture(
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Maps numbers from ``low`` to ``high`` to places from ``start`` to ``end``."""
+    """Maps numbers from ``low`` to ``high`` to positions from ``start`` to ``end``."""
 
     low: float
     high: float
@@ -60,7 +60,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """The place of a value; values outside of the range are at its end."""
+        """The position of a value; values outside of the range are at its end."""
         if not self.high > self.low:
             return (self.start + self.end) / 2
         share = value / 2 - self.low / 2, self.high / 2 - self.low / 2  # halves: differences of huge numbers overflow
@@ -68,7 +68,7 @@ class Scale:
 
 
 def scale_over(values: Iterable[Any], start: float, end: float, *, zero: bool = False, margin: float = 0.0) -> Scale:
-    """A scale over the finite ones of some values.
+    """A scale over the finite numbers among some values.
 
     Args:
       zero: whether 0 is on it.
@@ -83,7 +83,7 @@ def scale_over(values: Iterable[Any], start: float, end: float, *, zero: bool = 
 
 
 def ticks(scale: Scale, most: int = 5) -> list[float]:
-    """Round numbers on a scale, at most ``most`` and one."""
+    """Round numbers on a scale, at most ``most`` + 1."""
     span = scale.high / most - scale.low / most
     if not (math.isfinite(span) and span > 0):
         return [scale.low]

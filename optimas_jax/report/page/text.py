@@ -1,4 +1,4 @@
-"""Numbers, amounts and texts as a page shows them. Whatever a file holds has a form here: None, text, huge numbers."""
+"""Numbers, amounts and texts as a page shows them. Every value of a file can be shown: None, text, huge numbers."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def name(value: Any) -> str:
 
 
 def visible(text: str) -> str:
-    """Control characters, and marks that turn the direction of what follows, as pictures or codes. Line breaks and tabs
-    stay."""
+    """The text with pictures or codes in place of control characters and of marks that change the direction of text.
+    Line breaks and tabs stay."""
     return _CONTROL.sub(_picture, text)
 
 
@@ -132,7 +132,7 @@ def _plain_data(value: Any) -> Any:
 
 
 def slug(*parts: str) -> str:
-    """An id of an element: letters, digits and dashes, and a number that tells apart names that look alike."""
+    """An id of an element: letters, digits and dashes, and a number that distinguishes names that look alike."""
     text = "-".join(parts)
     words = re.sub(r"[^a-zA-Z0-9]+", "-", text)[:60].strip("-")
     return words if words == text else f"{words}-{_number_of(text):08x}"

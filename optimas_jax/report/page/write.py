@@ -38,17 +38,17 @@ SECTIONS: Mapping[str, tuple[str, Callable[[RunFiles], Any]]] = {
     "bill": ("Bill", bill),
     "use": ("Use it", use),
 }
-_OPTIONAL = ("kinds", "blame", "pareto")  # sections that are left out where they have nothing
+_OPTIONAL = ("kinds", "blame", "pareto")  # sections that are left out where they are empty
 
 
 def run_page(run: RunFiles, *, root: str = "", running: bool = False) -> str:
     """The page of a run as HTML.
 
     Args:
-      root: path from the page's folder to the run's, for links to its files: "" or ``../``.
-      running: whether a command is at work in the folder.
+      root: path from the folder of the page to the folder of the run, for links to its files: "" or ``../``.
+      running: whether a command is working in the folder.
     """
-    if running:  # what an earlier command has left is not true any more
+    if running:  # the file that an earlier command left is out of date
         run = dataclasses.replace(run, unfinished=None)
     views = {name: view(run) for name, (_, view) in SECTIONS.items()}
     titles = {name: title for name, (title, _) in SECTIONS.items() if views[name] or name not in _OPTIONAL}
@@ -70,7 +70,7 @@ def run_page(run: RunFiles, *, root: str = "", running: bool = False) -> str:
 
 
 def write_page(path: Path, run: RunFiles, *, running: bool = False) -> None:
-    """Writes the page of a run in one step. A file that holds the same stays as it is.
+    """Writes the page of a run in one step. A file with the same content stays as it is.
 
     Raises:
       OSError: it cannot be written.

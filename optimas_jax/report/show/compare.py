@@ -1,4 +1,4 @@
-"""Runs beside each other: scores, paired differences, examples that flip, prompts, bills."""
+"""Compares runs: scores, paired differences, examples that flip, prompts, bills."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Flip:
     Attributes:
       row: id, kind, inputs and gold, with the final states of the first run as ``before`` and of the other as
         ``after``.
-      difference: score of the other one minus that of the first.
+      difference: score of the other run minus score of the first run.
     """
 
     row: Mapping[str, Any]
@@ -59,15 +59,15 @@ class Flip:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The final state of a run against that of the first run.
+    """The final state of a run against the final state of the first run.
 
     Attributes:
       first, other: letters.
       shared: number of examples that both have.
       sentence: the paired difference with its interval, or why there is none.
-      mean, interval: of the difference; None without one.
+      mean, interval: of the paired difference; None where there is none.
       better, worse, same: examples.
-      flips: those that differ, the largest losses first, then the largest gains.
+      flips: examples whose scores differ, the largest losses first, then the largest gains.
     """
 
     first: str
@@ -97,7 +97,7 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Bill:
-    """What a run has paid so far, and the seconds of its first execution; None where that is not known."""
+    """What a run has paid so far, and the seconds of its first execution; None where a figure is not known."""
 
     dollars: float | None
     tokens: int | None
@@ -112,9 +112,9 @@ class Comparison:
     Attributes:
       runs: at least two.
       notes: sentences on what cannot be compared, and why.
-      settings: all in which they differ.
-      starts: each against its own start.
-      pairs: each against the first.
+      settings: all settings in which the runs differ.
+      starts: each run against its own start.
+      pairs: each run against the first.
       values: components whose final values differ.
       same_values: components whose final values are the same.
       bills: of each run.
@@ -132,25 +132,25 @@ class Comparison:
 
 def compare_runs(runs: Sequence[Shown]) -> Comparison:
     """Compares runs, the first with each of the others."""
-    finals = [final_values(one.run) for one in runs]
+    finals = [final_values(shown.run) for shown in runs]
     names = dict.fromkeys(name for values in finals for name in values)
-    values = [Value(name, [one.get(name) for one in finals]) for name in names]
-    differ = [one for one in values if any(value != one.values[0] for value in one.values)]
+    values = [Value(name, [final.get(name) for final in finals]) for name in names]
+    differ = [value for value in values if any(data != value.values[0] for data in value.values)]
     return Comparison(
         runs,
         _notes(runs),
-        settings_that_differ([one.run.config for one in runs]),
-        [_start(one) for one in runs],
+        settings_that_differ([shown.run.config for shown in runs]),
+        [_start(shown) for shown in runs],
         [_pair(runs[0], other) for other in runs[1:]],
         differ,
-        [one.component for one in values if one not in differ],
-        [_bill(one.run) for one in runs],
+        [value.component for value in values if value not in differ],
+        [_bill(shown.run) for shown in runs],
     )
 
 
 def final_values(run: RunFiles) -> dict[str, Mapping[str, Any]]:
-    """The values that a run ends with by component, as plain data: those that it changed, and the others of its
-    start as far as the folder tells them."""
+    """The final values of a run by component, as plain data: the values that it changed, and for other components the
+    values of its start as far as the folder has them."""
     kept = {name: value_to_json(value) for name, value in kept_values(run).items()}
     return {**first_values(run), **kept}
 
@@ -167,44 +167,46 @@ def _bill(run: RunFiles) -> Bill:
 
 def _notes(runs: Sequence[Shown]) -> list[str]:
     notes = []
-    for what, of in (
+    for what, read in (
         ("benchmarks", title_of),
         ("metrics", lambda run: (run.results or {}).get("metric")),
         ("splits", lambda run: (run.results or {}).get("split")),
     ):
-        found = {one.letter: of(one.run) for one in runs if of(one.run)}
-        if len(set(found.values())) > 1:
-            notes.append(f"The {what} differ: {', '.join(f'{value} in {letter}' for letter, value in found.items())}.")
+        by_letter = {shown.letter: read(shown.run) for shown in runs if read(shown.run)}
+        if len(set(by_letter.values())) > 1:
+            notes.append(
+                f"The {what} differ: {', '.join(f'{value} in {letter}' for letter, value in by_letter.items())}."
+            )
     for name in ("repeats", "folder"):
-        found = {one.letter: ((one.run.results or {}).get("evaluation") or {}).get(name) for one in runs}
-        known = {letter: value for letter, value in found.items() if value is not None}
+        by_letter = {shown.letter: ((shown.run.results or {}).get("evaluation") or {}).get(name) for shown in runs}
+        known = {letter: value for letter, value in by_letter.items() if value is not None}
         if len(set(map(str, known.values()))) > 1:
-            told = ", ".join(f"{value or 'its own'} in {letter}" for letter, value in known.items())
-            notes.append(f"The evaluations differ in {name}: {told}.")
-    for one in runs:
-        if one.run.results is None:
-            state, why = state_of(one.run, running=False)
-            notes.append(f"{one.letter} has no results ({state}): its settings and values so far are compared. {why}")
+            listed = ", ".join(f"{value or 'its own'} in {letter}" for letter, value in known.items())
+            notes.append(f"The evaluations differ in {name}: {listed}.")
+    for shown in runs:
+        if shown.run.results is None:
+            state, why = state_of(shown.run, running=False)
+            notes.append(f"{shown.letter} has no results ({state}): its settings and values so far are compared. {why}")
     return notes
 
 
-def _start(one: Shown) -> Start:
-    results = one.run.results
+def _start(shown: Shown) -> Start:
+    results = shown.run.results
     if results is None:
-        return Start(one.letter, one.name, title_of(one.run), "", None, None, 0, 0, "There are no results yet.")
+        return Start(shown.letter, shown.name, title_of(shown.run), "", None, None, 0, 0, "There are no results yet.")
     better, worse, _ = changed_examples(results)
     what = f"{results['metric']} on {counted(results['n'], results['split'] + ' example')}"
     means = results["baseline"]["mean"], results["optimized"]["mean"]
-    said = gain_sentence(results["gain"], results["n"])
-    return Start(one.letter, one.name, title_of(one.run), what, *means, better, worse, said)
+    sentence = gain_sentence(results["gain"], results["n"])
+    return Start(shown.letter, shown.name, title_of(shown.run), what, *means, better, worse, sentence)
 
 
 def _pair(first: Shown, other: Shown) -> Pair:
     letters = first.letter, other.letter
-    metrics = [(one.run.results or {}).get("metric") for one in (first, other)]
-    for one in (first, other):
-        if one.run.results is None:
-            return Pair(*letters, 0, f"{one.letter} has no results, so that nothing is compared.")
+    metrics = [(shown.run.results or {}).get("metric") for shown in (first, other)]
+    for shown in (first, other):
+        if shown.run.results is None:
+            return Pair(*letters, 0, f"{shown.letter} has no results, so that nothing is compared.")
     if metrics[0] != metrics[1]:
         return Pair(*letters, 0, f"The metrics differ ({metrics[0]}, {metrics[1]}), so that no scores are compared.")
     rows, others = shared_rows(first.run, other.run)
@@ -217,8 +219,8 @@ def _pair(first: Shown, other: Shown) -> Pair:
     compared = compare_scores([after for _, after in pairs], [before for before, _ in pairs])
     interval = compared.ci95 if len(rows) >= FEWEST else None
     on = counted(len(rows), "shared example") + (f" (of {sizes})" if sizes != f"{len(rows)} and {len(rows)}" else "")
-    said = gain_sentence({"mean": compared.mean, "ci95": interval}, len(rows))
-    sentence = f"{letters[1]} minus {letters[0]} on {on}{others}: {said}"
+    conclusion = gain_sentence({"mean": compared.mean, "ci95": interval}, len(rows))
+    sentence = f"{letters[1]} minus {letters[0]} on {on}{others}: {conclusion}"
     return Pair(
         *letters,
         len(rows),
@@ -238,11 +240,15 @@ def _order(flip: Flip) -> tuple[bool, float]:
 
 def shared_rows(first: RunFiles, other: RunFiles) -> tuple[list[dict[str, Any]], str]:
     """Examples that two runs share, with the final state of the first as ``before`` and of the other as ``after``; and
-    words on those that have the same name and are not the same."""
+    a clause on examples that have the same name but other content."""
     known = {row["id"]: row for row in other.examples}
     pairs = [(row, known[row["id"]]) for row in first.examples if row["id"] in known]
-    same = [(row, one) for row, one in pairs if row["inputs"] == one["inputs"] and row["gold"] == one["gold"]]
-    rows = [{**row, "before": row["after"], "after": one["after"]} for row, one in same]
+    same = [
+        (row, other_row)
+        for row, other_row in pairs
+        if row["inputs"] == other_row["inputs"] and row["gold"] == other_row["gold"]
+    ]
+    rows = [{**row, "before": row["after"], "after": other_row["after"]} for row, other_row in same]
     others = len(pairs) - len(same)
     words = f"; {counted(others, 'example')} of the same name have other inputs or gold answers" if others else ""
     return rows, words

@@ -1,5 +1,5 @@
-"""What both views of the terminal are made of: titles, items with a hanging indent, tables; texts of runs are no markup
-and have no control characters."""
+"""Parts of both views of the terminal: titles, items with a hanging indent, tables. Texts of runs are no markup, and
+have no control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run in the terminal: what its page says, in short."""
+"""One run in the terminal: a short form of its page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optimas_jax.report.page.text import count, counted, dollars, interval, numb
 from optimas_jax.report.run_files import RunFiles
 from optimas_jax.report.show.lines import items, line, section, table
 
-_FLIPS = 5  # that are shown of each way
+_FLIPS = 5  # examples that are shown of those that became worse, and of those that became better
 _PROPOSALS = 20
 
 
@@ -24,7 +24,7 @@ def show_run(run: RunFiles, console: Console, *, running: bool = False) -> None:
     """Prints a run: head, look here first, what changed, proposals, examples that flipped, bill.
 
     Args:
-      running: whether a command is at work in its folder.
+      running: whether a command is working in its folder.
     """
     for part in (_head(run, running), _look(run), _changes(run), _proposals(run), _flips(run), _bill(run)):
         console.print(part)
@@ -54,44 +54,45 @@ def _look(run: RunFiles) -> RenderableType:
 
 
 def _changes(run: RunFiles) -> RenderableType:
-    found = changes(run)
+    accepted = changes(run)
     parts: list[RenderableType] = []
-    for change in found.shown:
+    for change in accepted.shown:
         undone = "" if change.kept else " (undone: not confirmed)"
         parts.append(line(f"{change.component}: {change.value.summary}{undone}", style="bold"))
-        brought = [f"{one.where} {signed(one.gain)} {interval(one.bounds)}" for one in change.brought]
-        rows = [("gain", "; ".join(brought))]
+        gains = [f"{gain.where} {signed(gain.gain)} {interval(gain.bounds)}" for gain in change.brought]
+        rows = [("gain", "; ".join(gains))]
         if change.value.text:
             rows.append(("text", "".join(piece.text for piece in change.value.text if piece.kind != "old")))
         for demo in change.value.demos[:4]:
             rows.append((demo.state, "; ".join(f"{name}: {words}" for name, words in (*demo.inputs, *demo.outputs))))
         rows += [(name, f"{old} to {new}" if old else new) for name, old, new in change.value.settings if old != new]
         parts.append(items(rows, "dim"))
-    if found.left_out:
-        parts.append(line(f"and {counted(found.left_out, 'later change')}"))
+    if accepted.left_out:
+        parts.append(line(f"and {counted(accepted.left_out, 'later change')}"))
     return section("What changed", *(parts or [line("Nothing.")]))
 
 
 def _proposals(run: RunFiles) -> RenderableType:
-    found = proposals(run)
-    tested = [row for row in found.rows if row.measured is not None]
-    words = ", ".join(f"{amount} {verdict}" for verdict, amount in found.verdicts.items())
+    shown = proposals(run)
+    tested = [row for row in shown.rows if row.measured is not None]
+    words = ", ".join(f"{amount} {verdict}" for verdict, amount in shown.verdicts.items())
     rows = [
         (f"{row.iteration}", line(f"{row.component}, {row.optimiser}: {row.verdict}; {row.reason}"))
-        for row in (tested or found.rows)[:_PROPOSALS]
+        for row in (tested or shown.rows)[:_PROPOSALS]
     ]
-    more = len(found.rows) - len(rows)
+    more = len(shown.rows) - len(rows)
     rest = [line(f"and {counted(more, 'other')}, which the page has", style="dim")] if more > 0 else []
-    return section(f"Proposals: {found.total}{f' ({words})' if words else ''}", items(rows, "dim"), *rest)
+    return section(f"Proposals: {shown.total}{f' ({words})' if words else ''}", items(rows, "dim"), *rest)
 
 
 def _flips(run: RunFiles) -> RenderableType:
     if not run.examples:
         return section("Examples that flipped", line("Nothing was evaluated yet."))
-    found = flips(run)
-    parts: list[RenderableType] = [line(f"{found.worse} worse, {found.better} better, {found.same} the same")]
+    flipped = flips(run)
+    parts: list[RenderableType] = [line(f"{flipped.worse} worse, {flipped.better} better, {flipped.same} the same")]
     for way in ("worse", "better"):
-        parts += [one for flip in [flip for flip in found.shown if flip.way == way][:_FLIPS] for one in _flip(flip)]
+        shown = [flip for flip in flipped.shown if flip.way == way][:_FLIPS]
+        parts += [part for flip in shown for part in _flip(flip)]
     return section("Examples that flipped", *parts)
 
 
@@ -103,11 +104,11 @@ def _flip(flip: Flip) -> Iterator[RenderableType]:
 
 
 def _bill(run: RunFiles) -> RenderableType:
-    top, found = head(run), bill(run)
+    top, costs = head(run), bill(run)
     parts: list[RenderableType] = [line(", ".join(filter(None, [dollars(top.dollars), top.took])))]
     if top.uncertain:
         parts.append(line(top.uncertain))
-    if found.steps:
-        rows = [(name, *(cell.took for cell in cells)) for name, cells in found.steps]
+    if costs.steps:
+        rows = [(name, *(cell.took for cell in cells)) for name, cells in costs.steps]
         parts.append(table(("step", "calls", "tokens", "dollars", "seconds"), rows))
     return section("Bill", *parts)

@@ -44,7 +44,7 @@ class PairView:
 
 @dataclasses.dataclass(frozen=True)
 class ValueView:
-    """A component, and for each run its letter and its final value beside that of the first."""
+    """A component, and for each run its letter and its final value compared with the first run's."""
 
     component: str
     sides: Sequence[tuple[str, ValueChange | None]]
@@ -54,15 +54,15 @@ def comparison_page(found: Comparison, folder: Path) -> str:
     """A comparison as HTML.
 
     Args:
-      folder: of the page, from which links lead to the runs' pages.
+      folder: folder of the page, from which links lead to the pages of the runs.
     """
     span = span_of(bound for pair in found.pairs for bound in (pair.mean or 0.0, *(pair.interval or ())))
     return render(
         "show.html",
-        title=f"Runs: {', '.join(one.name for one in found.runs)}"[:200],
+        title=f"Runs: {', '.join(shown.name for shown in found.runs)}"[:200],
         sections=SECTIONS,
         found=found,
-        links=[link_to(_page_of(one), folder) for one in found.runs],
+        links=[link_to(_page_of(shown), folder) for shown in found.runs],
         pairs=[_pair(found, pair, span) for pair in found.pairs],
         values=[_value(found, value) for value in found.values],
     )
@@ -72,10 +72,10 @@ def write_comparison(found: Comparison, path: Path | None) -> Path:
     """Writes the page of a comparison.
 
     Args:
-      path: None for a file of its own beside the first run's folder, which replaces no other one.
+      path: None for a new file beside the folder of the first run, which replaces no other file.
 
     Returns:
-      Where it is.
+      Path of the page.
 
     Raises:
       FolderError: it cannot be written, or a file that is no page is in its place.
@@ -88,7 +88,7 @@ def write_comparison(found: Comparison, path: Path | None) -> Path:
             return path
         folder = found.runs[0].run.folder.parent
         page = comparison_page(found, folder)
-        path = _free(folder, [one.run.folder.name for one in found.runs], page)
+        path = _free(folder, [shown.run.folder.name for shown in found.runs], page)
         write_text(path, page)
         return path
     except OSError as error:
@@ -118,7 +118,7 @@ def check_place(path: Path) -> None:
 
 
 def _free(folder: Path, names: Sequence[str], page: str) -> Path:
-    """A name that is free, or that of a file with the same page."""
+    """Path of a file that does not exist yet, or that holds the same page."""
     stem = f"show-{'-'.join(names)}"[:120]
     for number in itertools.count(1):
         path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.html"
@@ -127,11 +127,11 @@ def _free(folder: Path, names: Sequence[str], page: str) -> Path:
     raise AssertionError
 
 
-def _page_of(one: Shown) -> Path:
+def _page_of(shown: Shown) -> Path:
     """The page of a run, or of another evaluation of it."""
-    label = (one.run.results or {}).get("label", "")
-    other = one.run.folder / EVALUATIONS / f"{label}.html"
-    return other if one.name.endswith(f"({label})") and other.is_file() else one.run.folder / "report.html"
+    label = (shown.run.results or {}).get("label", "")
+    other = shown.run.folder / EVALUATIONS / f"{label}.html"
+    return other if shown.name.endswith(f"({label})") and other.is_file() else shown.run.folder / "report.html"
 
 
 def link_to(file: Path, folder: Path) -> str:
@@ -141,18 +141,18 @@ def link_to(file: Path, folder: Path) -> str:
     return urllib.parse.quote(Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix())
 
 
-def _pair(found: Comparison, pair: Pair, span: tuple[float, float]) -> PairView:
-    other = next(one for one in found.runs if one.letter == pair.other)
-    shown = run_flips.flips(dataclasses.replace(other.run, examples=[flip.row for flip in pair.flips])).shown
+def _pair(comparison: Comparison, pair: Pair, span: tuple[float, float]) -> PairView:
+    other = next(shown for shown in comparison.runs if shown.letter == pair.other)
+    flipped = run_flips.flips(dataclasses.replace(other.run, examples=[flip.row for flip in pair.flips])).shown
     words = f"{signed(pair.mean)} {interval(pair.interval)}"
     bar = Markup("") if pair.mean is None else interval_bar(pair.mean, pair.interval, span, width=220, words=words)
-    return PairView(pair, bar, shown, len(pair.flips) - len(shown))
+    return PairView(pair, bar, flipped, len(pair.flips) - len(flipped))
 
 
-def _value(found: Comparison, value: Value) -> ValueView:
+def _value(comparison: Comparison, value: Value) -> ValueView:
     first = value.values[0]
     sides = [
-        (one.letter, None if own is None else value_change(first if index else own, own))
-        for index, (one, own) in enumerate(zip(found.runs, value.values, strict=True))
+        (shown.letter, None if final is None else value_change(first if index else final, final))
+        for index, (shown, final) in enumerate(zip(comparison.runs, value.values, strict=True))
     ]
     return ValueView(value.component, sides)

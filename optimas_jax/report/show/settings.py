@@ -10,7 +10,7 @@ from typing import Any
 MISSING = "not set"
 _ROOT = "config"
 _MOST = 120  # characters of a value that are shown
-_BEFORE = 20  # of them before the first difference of values that begin alike
+_BEFORE = 20  # of these, characters before the first difference of values that begin alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +30,17 @@ def settings_that_differ(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
     """All settings, and only those, whose values are not the same in all configurations; in the order in which the
     configurations have them."""
     flat = [dict(_leaves(_ROOT, config)) for config in configs]
-    names = dict.fromkeys(name for one in flat for name in one)
-    found = []
+    names = dict.fromkeys(name for leaves in flat for name in leaves)
+    settings = []
     for name in _in_order(names):
-        values = [one.get(name, MISSING) for one in flat]
+        values = [leaves.get(name, MISSING) for leaves in flat]
         if len(set(values)) > 1:
-            found.append(Setting(name, _shown(values)))
-    return found
+            settings.append(Setting(name, _shown(values)))
+    return settings
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Names and values of everything in a mapping that is none itself; an empty one is a value."""
+    """Paths and values of the leaves of nested mappings; an empty mapping is a leaf."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from _leaves(f"{name}.{key}", item)
@@ -62,7 +62,7 @@ def _plain(value: Any) -> Any:
 
 
 def _in_order(names: Mapping[str, Any]) -> list[str]:
-    """Names of one section stay together, in the order in which sections and names come first."""
+    """Names by section; sections, and the names in each, in the order of their first occurrence."""
     sections: dict[str, list[str]] = {}
     for name in names:
         sections.setdefault(".".join(name.split(".")[:2]), []).append(name)
@@ -71,6 +71,8 @@ def _in_order(names: Mapping[str, Any]) -> list[str]:
 
 def _shown(values: Sequence[str]) -> list[str]:
     """Values cut so that they still differ."""
-    first = next((at for at, chars in enumerate(zip(*values, strict=False)) if len(set(chars)) > 1), 0)
+    columns = enumerate(zip(*values, strict=False))
+    first = next((index for index, letters in columns if len(set(letters)) > 1), 0)
     start = max(0, first - _BEFORE) if first >= _MOST else 0
-    return [f"{'...' * bool(start)}{one[start : start + _MOST]}{'...' * (len(one) > start + _MOST)}" for one in values]
+    end = start + _MOST
+    return [f"{'...' * bool(start)}{value[start:end]}{'...' * (len(value) > end)}" for value in values]

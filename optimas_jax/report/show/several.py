@@ -10,13 +10,13 @@ from optimas_jax.report.page.text import count, dollars, duration, number
 from optimas_jax.report.show.compare import Comparison, Flip, Pair
 from optimas_jax.report.show.lines import items, line, section, table
 
-_FLIPS = 20  # of a pair
-_MOST = 600  # characters of a prompt
+_FLIPS = 20  # examples that are shown of a pair
+_MOST = 600  # characters of a prompt that are shown
 
 
 def show_runs(found: Comparison, console: Console) -> None:
     """Prints a comparison: runs, settings that differ, scores, prompts, examples that flip, bills."""
-    console.print(items([(one.letter, one.name) for one in found.runs], "bold"))
+    console.print(items([(shown.letter, shown.name) for shown in found.runs], "bold"))
     for note in found.notes:
         console.print(line(note, 600, style="yellow"))
     console.print(_settings(found))
@@ -25,29 +25,29 @@ def show_runs(found: Comparison, console: Console) -> None:
         console.print(_pair(pair))
     console.print(_values(found))
     rows = [
-        (one.letter, dollars(bill.dollars), count(bill.tokens), count(bill.calls), duration(bill.seconds))
-        for one, bill in zip(found.runs, found.bills, strict=True)
+        (shown.letter, dollars(bill.dollars), count(bill.tokens), count(bill.calls), duration(bill.seconds))
+        for shown, bill in zip(found.runs, found.bills, strict=True)
     ]
     console.print(section("Bill", table(("run", "dollars", "tokens", "completions", "time"), rows)))
 
 
-def _settings(found: Comparison) -> RenderableType:
-    if not found.settings:
+def _settings(comparison: Comparison) -> RenderableType:
+    if not comparison.settings:
         return section("Settings that differ", line("None: the configurations are the same."))
     parts: list[RenderableType] = []
-    for setting in found.settings:
+    for setting in comparison.settings:
         parts.append(line(setting.name))
-        rows = zip(found.runs, setting.values, strict=True)
-        parts.append(items([(f"  {one.letter}", value) for one, value in rows], "dim"))
-    return section(f"Settings that differ: {len(found.settings)}", *parts)
+        rows = zip(comparison.runs, setting.values, strict=True)
+        parts.append(items([(f"  {shown.letter}", value) for shown, value in rows], "dim"))
+    return section(f"Settings that differ: {len(comparison.settings)}", *parts)
 
 
-def _starts(found: Comparison) -> RenderableType:
+def _starts(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = []
-    for one in found.starts:
-        score = "" if one.before is None else f"{number(one.before)} to {number(one.after)}, {one.what}. "
-        flips = "" if one.before is None else f" {one.better} better, {one.worse} worse."
-        parts.append(items([(one.letter, line(f"{score}{one.sentence}{flips}"))], "bold"))
+    for start in comparison.starts:
+        score = "" if start.before is None else f"{number(start.before)} to {number(start.after)}, {start.what}. "
+        flips = "" if start.before is None else f" {start.better} better, {start.worse} worse."
+        parts.append(items([(start.letter, line(f"{score}{start.sentence}{flips}"))], "bold"))
     return section("Each against its own start", *parts)
 
 
@@ -73,15 +73,15 @@ def _flip(flip: Flip, pair: Pair) -> RenderableType:
     return items(rows, "red" if flip.difference < 0 else "green")
 
 
-def _values(found: Comparison) -> RenderableType:
+def _values(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = []
-    for value in found.values:
+    for value in comparison.values:
         parts.append(line(value.component, style="bold"))
         rows = [
-            (one.letter, line("not known" if own is None else in_words(own), _MOST))
-            for one, own in zip(found.runs, value.values, strict=True)
+            (shown.letter, line("not known" if final is None else in_words(final), _MOST))
+            for shown, final in zip(comparison.runs, value.values, strict=True)
         ]
         parts.append(items(rows, "dim"))
-    if found.same_values:
-        parts.append(line(f"The same in all: {', '.join(found.same_values)}.", style="dim"))
+    if comparison.same_values:
+        parts.append(line(f"The same in all: {', '.join(comparison.same_values)}.", style="dim"))
     return section("What each ends with", *(parts or [line("No values are known.")]))

@@ -24,12 +24,14 @@ _LIBRARIES: Mapping[str, Callable[..., Library]] = {
 
 
 def tracker(name: str, **options: Any) -> Tracker:
-    """A callback of ``optimize`` that logs the run as it happens, in place of the one that ``config.trackers`` names.
+    """A callback of ``optimize`` that logs the run as it happens, in place of the tracker of the same name in
+    ``config.trackers``.
 
     Args:
       name: ``tensorboard``, ``wandb``, ``mlflow`` or ``otel``.
-      options: of ``wandb`` those of ``wandb.init``, of ``mlflow`` those of ``mlflow.start_run``; of ``otel``
-        ``provider`` (a ``TracerProvider``; the global one by default) and ``content`` (whether messages are recorded).
+      options: for ``wandb`` the options of ``wandb.init``; for ``mlflow`` the options of ``mlflow.start_run``; for
+        ``otel`` ``provider`` (a ``TracerProvider``; by default the global one) and ``content`` (whether messages are
+        recorded).
 
     Raises:
       TrackerError: the name or an option is unknown, or the library is missing.
@@ -47,20 +49,20 @@ def tracker(name: str, **options: Any) -> Tracker:
         inspect.signature(library).bind(**options)
     except TypeError as error:
         raise TrackerError(f"tracker({name!r}): {error}") from None
-    found = Tracker(name, library(**options))
-    found.check()
-    return found
+    new_tracker = Tracker(name, library(**options))
+    new_tracker.check()
+    return new_tracker
 
 
 def with_trackers(callbacks: Iterable[Callable[..., Any]], names: str) -> tuple[Callable[..., Any], ...]:
     """Callbacks and the trackers of ``config.trackers`` that are not among them, each checked.
 
     Raises:
-      TrackerError: the library of one cannot be used.
+      TrackerError: the library of a tracker cannot be used.
     """
     given = tuple(callbacks)
-    kinds = [one.__name__ for one in given if isinstance(one, Tracker)]
-    for one in given:
-        if isinstance(one, Tracker):
-            one.check()
+    kinds = [callback.__name__ for callback in given if isinstance(callback, Tracker)]
+    for callback in given:
+        if isinstance(callback, Tracker):
+            callback.check()
     return (*given, *(tracker(name) for name in tracker_names(names) if name not in kinds))

@@ -1,4 +1,4 @@
-"""Libraries of trackers that are extras of this package: whether they are there, in a version that is known to work."""
+"""Checks of tracker libraries that are extras of this package: installed, in a version that is known to work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WINDOWS = {
 
 
 def library(name: str) -> Any:
-    """A module of a tracker's library, which may not be there where types are checked."""
+    """Imports a module of a tracker's library, which may be absent where types are checked."""
     return importlib.import_module(name)
 
 

@@ -1,4 +1,4 @@
-"""MLflow: a run of the user's that is active, or one of its own in the active experiment."""
+"""MLflow: the user's active run, or a run of the tracker's own in the active experiment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Mlflow:
     """Scalars are metrics, texts are files ``NAME/NUMBER.txt`` of the run, by their number in the journal."""
 
     def __init__(self, **options: Any):
-        """``options``: of ``mlflow.start_run``, such as ``experiment_id`` and ``tags``."""
+        """``options``: options of ``mlflow.start_run``, such as ``experiment_id`` and ``tags``."""
         self._options, self._active = options, _active_run()
 
     def check(self) -> None:
@@ -54,7 +54,7 @@ class Mlflow:
             library("mlflow").end_run("FINISHED" if end.finished else "FAILED")
 
     def _log_settings(self, begin: Begin) -> None:
-        """Settings as parameters; those of a user's run have a name of their own."""
+        """Logs settings as parameters; in a user's run their names have a prefix."""
         entities = library("mlflow.entities")
         prefix = "" if self._own else f"{_TAG}."
         params = [

@@ -1,7 +1,7 @@
 """OpenTelemetry: a span for the run, each iteration, each event and each call of a language model.
 
 Calls follow the semantic conventions for generative AI (``gen_ai.*``). An event is a span of its own, with its scalars
-and texts as attributes, as a span is exported when it ends: so a run that is killed has left what it did until then.
+and texts as attributes. A span is exported when it ends, so that a killed run leaves everything it did until then.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _FINISH = {"ok": "stop", "truncated": "length", "refused": "content_filter"}
 
 
 class OpenTelemetry:
-    """Spans of a tracer of the global provider, or of a given one. The user's span that is active when a run begins is
-    the parent of the run's."""
+    """Spans of a tracer of the global provider, or of a given provider. The user's span that is active when a run
+    begins is the parent of the span of the run."""
 
     def __init__(self, provider: Any = None, content: bool | None = None):
         """
         Args:
           provider: a ``TracerProvider``.
-          content: whether spans of calls have the messages; by default as the variable ``CAPTURE`` says.
+          content: whether spans of calls have the messages; by default as set by the variable ``CAPTURE``.
         """
         asked = os.environ.get(CAPTURE, "").strip().lower() in _CAPTURES
         self._provider, self._content = provider, asked if content is None else content
@@ -52,7 +52,7 @@ class OpenTelemetry:
         self._around = around if around.is_valid else None
 
     def begin(self, begin: Begin, known: str) -> str:
-        """The id is that of the run's first span, the parent of those of later commands."""
+        """The id names the run's first span, which is the parent of the spans of later commands."""
         trace = library(_TRACE)
         self._tracer = trace.get_tracer(_LOCAL, tracer_provider=self._provider)
         first = _context_of(known) or self._around
@@ -60,10 +60,11 @@ class OpenTelemetry:
         attributes = {"optimas.name": title_of(begin), "optimas.resumed": begin.resumed}
         self._run = self._tracer.start_span(f"optimize {title_of(begin)}", context=parent, attributes=attributes)
         self._iteration: Any = None
-        own = self._run.get_span_context()
-        return known or f"{own.trace_id:032x}-{own.span_id:016x}"
+        context = self._run.get_span_context()
+        return known or f"{context.trace_id:032x}-{context.span_id:016x}"
 
     def log(self, one: Entry) -> None:
+        """Records an event as a span; begins and ends the spans of iterations."""
         if one.event in ("pick", "search_end") and self._iteration is not None:
             self._iteration.end()
             self._iteration = None
@@ -109,7 +110,7 @@ class OpenTelemetry:
 
 
 def call_attributes(call: ModelCall) -> dict[str, Any]:
-    """Attributes of the span of a call, without what was said."""
+    """Attributes of the span of a call, without its messages."""
     failed = call.outcome not in _FINISH
     is_text = bool(call.messages) and call.messages[0]["role"] == "text"
     attributes = {
@@ -139,8 +140,8 @@ def call_attributes(call: ModelCall) -> dict[str, Any]:
 
 
 def content_attributes(call: ModelCall) -> dict[str, str]:
-    """What was said, in the form of the conventions, without secrets."""
-    attributes = {"gen_ai.input.messages": _json([_message(one) for one in call.messages])}
+    """Attributes with the messages of a call, in the form of the conventions, without secrets."""
+    attributes = {"gen_ai.input.messages": _json([_message(message) for message in call.messages])}
     if call.outcome in _FINISH:
         answer = {"role": "assistant", "parts": _text(call.answer), "finish_reason": _FINISH[call.outcome]}
         attributes["gen_ai.output.messages"] = _json([answer])

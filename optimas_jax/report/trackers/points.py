@@ -1,4 +1,4 @@
-"""What trackers are told of an event: scalars and texts, the same for all. ``docs/trackers.md`` lists their names.
+"""What trackers log of an event: scalars and texts, the same for all trackers. ``docs/trackers.md`` lists their names.
 
 A scalar of the search stands at its iteration, and again as ``tokens/NAME`` at the tokens used by then.
 """
@@ -58,7 +58,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What trackers are told of one event.
+    """What trackers log of one event.
 
     Attributes:
       event: its name.
@@ -76,7 +76,7 @@ class Entry:
 
 
 def entry(event: Event, position: Position, number: int = -1) -> Entry:
-    """An event as trackers are told of it; ``position`` is that after it (``moved``)."""
+    """An event as trackers log it; ``position`` is the position after the event (``moved``)."""
     scalars, texts = scalars_and_texts(event)
     axis, step = _axis(event, position)
     points = [Point(name, value, axis, step) for name, value in scalars.items()]
@@ -105,12 +105,12 @@ def scalars_and_texts(event: Event) -> tuple[Scalars, Texts]:
 
 
 def settings_of(begin: events.Begin) -> dict[str, Any]:
-    """All settings of a run by path, without secrets and what addresses of servers hold of them."""
+    """All settings of a run by path, without secrets, also without secrets in addresses of servers."""
     return {name: _public(name, value) for name, value in _flat(begin.settings)}
 
 
 def title_of(begin: events.Begin) -> str:
-    """The name of a run: that of its folder."""
+    """The name of a run: the name of its folder."""
     return redact(re.split(r"[/\\]", begin.folder.rstrip("/\\"))[-1])[:128] or "run"
 
 
@@ -133,11 +133,11 @@ def _of(event: Event) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         case events.Confirmation():
             return _confirmation(event), {"text/confirmation": event.verdict}
         case events.Alignment():
-            found = {}
+            scalars = {}
             for name, row in event.alignment.items():
                 where = f"alignment/{_part(name)}"
-                found |= {f"{where}/pair_accuracy": row.get("pair_accuracy"), f"{where}/n_pairs": row.get("n_pairs")}
-            return found, {}
+                scalars |= {f"{where}/pair_accuracy": row.get("pair_accuracy"), f"{where}/n_pairs": row.get("n_pairs")}
+            return scalars, {}
         case events.Blame():
             shares = {f"blame/{_part(name)}": number / max(event.failing, 1) for name, number in event.first.items()}
             return shares, {"text/blame": event.reason}
@@ -186,8 +186,8 @@ def _of_search(event: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         case events.OutOfBudget():
             return {}, {"text/search_end": "the budget does not allow the next step"}
         case events.SearchEnd():
-            found = {"search/accepted": event.accepted, "search/iterations": event.iterations}
-            return found, {"text/search_end": event.reason}
+            scalars = {"search/accepted": event.accepted, "search/iterations": event.iterations}
+            return scalars, {"text/search_end": event.reason}
     return {}, {}
 
 
@@ -240,7 +240,7 @@ def _gate(event: events.Gate) -> str:
 
 
 def _value(value: Value) -> str:
-    """A value as it is read: the instruction with its demonstrations, or JSON."""
+    """A value as text: the instruction of a prompt without demonstrations, otherwise JSON."""
     if isinstance(value, Prompt) and not value.demos:
         return value.instruction
     return _json(value_to_json(value))
@@ -251,7 +251,7 @@ def _json(data: Any) -> str:
 
 
 def _part(name: str) -> str:
-    """A part of a name that every tracker takes; different names stay different."""
+    """A part of a name that every tracker accepts; different names stay different."""
     name = redact(name)
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:_LONGEST_NAME]
     if plain == name and name.strip("."):

@@ -12,10 +12,10 @@ from optimas_jax.report.trackers.points import Entry
 
 
 class TensorBoard:
-    """A new event file for each command; TensorBoard shows those of one folder as one run."""
+    """A new event file for each command; TensorBoard shows the files of a folder as one run."""
 
     def check(self) -> None:
-        """It is always installed."""
+        """Does nothing: TensorBoard is always installed."""
 
     def begin(self, begin: Begin, known: str) -> str:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter

@@ -1,8 +1,8 @@
-"""A tracker: a callback that hands what ``points`` makes of events to a library.
+"""A tracker: a callback that hands the entries (``points``) of events to a library.
 
-``trackers/NAME.json`` in the folder of a run has the library's id of the run and how many events of the journal it
-got. So a command that resumes a run, killed or not, continues the same run of the library, and logs what is missing
-there, nothing twice.
+``trackers/NAME.json`` in the folder of a run has the library's id of the run and how many events of the journal the
+library has. A command that resumes a run, killed or not, therefore continues the same run of the library, and logs what
+is missing there, nothing twice.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _PAUSE = 60.0  # seconds until a library that failed is tried again
 
 
 class Library(Protocol):
-    """What a tracker needs of a library. One thread uses it, but for ``check``."""
+    """What a tracker needs of a library. All methods except ``check`` are called by one thread."""
 
     def check(self) -> None:
-        """Raises ``TrackerError`` if it cannot be used. The thread that starts the run calls it before anything is
-        spent, and a run that is active there is continued."""
+        """Raises ``TrackerError`` if the library cannot be used. The thread that starts the run calls it before
+        anything is spent; a run of the library that is active in that thread is continued."""
         ...
 
     def begin(self, begin: Begin, known: str) -> str:
-        """Begins a run, or continues an active one or that with the id ``known``; returns its id."""
+        """Begins a run, or continues an active run or the run with the id ``known``; returns its id."""
         ...
 
     def log(self, one: Entry) -> None:
@@ -38,7 +38,7 @@ class Library(Protocol):
         ...
 
     def end(self, end: End) -> None:
-        """Ends the run, if it is the tracker's own."""
+        """Ends the run, if the tracker began it."""
         ...
 
 
@@ -49,7 +49,7 @@ class TrackerError(ValueError):
 class Tracker:
     """A callback for ``optimize(callbacks=[...])``, of one run at a time.
 
-    A library that fails is told of once, is tried again with a later event, and holds up no run.
+    A library that fails raises once, is tried again with a later event, and never holds up the run.
     """
 
     def __init__(self, name: str, library: Library):
@@ -58,7 +58,7 @@ class Tracker:
         self._has_run = False
         call = getattr(library, "call", None)
         if call is not None:
-            self.on_call = lambda one: self._attempt(lambda: call(one)) if self._has_run else None
+            self.on_call = lambda model_call: self._attempt(lambda: call(model_call)) if self._has_run else None
 
     def check(self) -> None:
         """Raises ``TrackerError`` if its library cannot be used."""
@@ -68,7 +68,7 @@ class Tracker:
         if isinstance(event, Begin):
             self._start(event)
         elif not self._has_run:
-            return  # what is known of the run cannot be read, which was said at its begin
+            return  # the tracker's file could not be read, which was reported at the begin of the run
         elif isinstance(event, End):
             self._end(event)
         else:
@@ -76,8 +76,8 @@ class Tracker:
             self._attempt()
 
     def _start(self, begin: Begin) -> None:
-        """Reads what the library has of the run. A resumed command whose events it has all begins nothing until it has
-        news."""
+        """Reads how many events of the run the library has. If it has all events of a resumed run, nothing begins
+        there until there is a new event."""
         self._begin, self._is_open, self._not_before = begin, False, 0.0
         self._has_run = self._warned = False
         self._file = Path(begin.folder) / TRACKERS / f"{self.__name__}.json"
@@ -98,7 +98,7 @@ class Tracker:
         self._number += 1
 
     def _attempt(self, then: Callable[[], None] = lambda: None) -> None:
-        """Logs what waits. Raises the first error alone: its callers say it once."""
+        """Logs waiting entries. Raises only the first error, so that callers report it once."""
         if time.monotonic() < self._not_before:
             return
         try:

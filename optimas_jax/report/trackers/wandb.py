@@ -1,4 +1,4 @@
-"""Weights & Biases: a run of the user's that is active, or one of its own in the project ``optimas_jax``."""
+"""Weights & Biases: the user's active run, or a run of the tracker's own in the project ``optimas_jax``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from optimas_jax.report.trackers.tracker import TrackerError
 from optimas_jax.report.trackers.wandb_file import last_number
 
 _PROJECT = "optimas_jax"
-_NUMBER = "event"  # of an event in the journal, in its row
+_NUMBER = "event"  # key in a row: number of the event in the journal
 _FLUSH = 0.1  # seconds between two writings of W&B's process; by default 15, which a killed command would lose
 _WRITTEN = 3 * _FLUSH  # seconds until a row is on disk
 
 
 class Wandb:
-    """Logs a row for each event, with its place on every axis."""
+    """Logs a row for each event, with its position on every axis."""
 
     def __init__(self, **options: Any):
-        """``options``: of ``wandb.init``, such as ``project`` and ``entity``."""
+        """``options``: options of ``wandb.init``, such as ``project`` and ``entity``."""
         self._options = options
 
     def check(self) -> None:
@@ -49,7 +49,8 @@ class Wandb:
         return self._run.id
 
     def log(self, one: Entry) -> None:
-        if 0 <= one.number <= self._last:  # written, and the process was killed before that was noted
+        """Logs the scalars and texts of an event as a row, unless the row is already there."""
+        if 0 <= one.number <= self._last:  # written, and the process was killed before that was recorded
             return
         row: dict[str, Any] = dict(one.texts)
         for point in one.points:
@@ -58,8 +59,8 @@ class Wandb:
                 self._run.define_metric(point.name, step_metric=point.axis)
             row |= {point.name: point.value, point.axis: point.step}
         if row:
-            at = {ITERATION: one.position.iteration, TOKENS: one.position.tokens, _NUMBER: one.number}
-            self._run.log({**at, **row})
+            positions = {ITERATION: one.position.iteration, TOKENS: one.position.tokens, _NUMBER: one.number}
+            self._run.log({**positions, **row})
             if self._own:
                 time.sleep(_WRITTEN)
 

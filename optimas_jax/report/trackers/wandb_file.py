@@ -1,4 +1,4 @@
-"""What W&B's file of an offline run holds: the numbers of the events that were written before a process was killed."""
+"""Reads from W&B's file of an offline run the numbers of the events that were written before a process was killed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def last_number(folder: Path, run: str, key: str) -> int:
     """The highest number under ``key`` in the rows of a run; -1 without any.
 
     Args:
-      folder: that W&B was given.
-      run: its id.
+      folder: the folder that W&B was given.
+      run: id of the run.
     """
     pb, last = library("wandb.proto.wandb_internal_pb2"), -1
     for file in folder.glob(f"wandb/offline-run-*-{run}/run-{run}.wandb"):
@@ -29,14 +29,14 @@ def last_number(folder: Path, run: str, key: str) -> int:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    at, whole = _HEAD, b""
-    while at + _HEAD <= len(data):
-        if (rest := _BLOCK - at % _BLOCK) < _HEAD:
-            at += rest
+    offset, record = _HEAD, b""
+    while offset + _HEAD <= len(data):
+        if (rest := _BLOCK - offset % _BLOCK) < _HEAD:
+            offset += rest
             continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole += data[at + _HEAD : at + _HEAD + length]
-        at += _HEAD + length
-        if kind in (1, 4) and at <= len(data):  # whole, or the last part
-            yield whole
-            whole = b""
+        length, kind = int.from_bytes(data[offset + 4 : offset + 6], "little"), data[offset + 6]
+        record += data[offset + _HEAD : offset + _HEAD + length]
+        offset += _HEAD + length
+        if kind in (1, 4) and offset <= len(data):  # a whole record, or its last part
+            yield record
+            record = b""

@@ -1,11 +1,11 @@
-"""The application of ``optimas watch``: a page, its events, and what may be asked of the run.
+"""The application of ``optimas watch``: a page, its events, and requests to the run.
 
 GET  /           the page                      GET  /events   what the run does, as server-sent events
 GET  /report     report.html, in a sandbox     POST /pause, /resume, /stop?id=COMMAND
 GET  /run.json   and others that it names
 
-Only a page of this server can ask anything: requests must come to its own name (a name that leads here by DNS is
-another one), from its own origin, with the token that the page has.
+Only a page of this server can send requests to the run: they must use the server's own name (other names that resolve
+to this machine are refused), and come from its own origin, with the token that the page has.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MOST = 64  # browsers at once
 
 
 class Told:
-    """What browsers are told, the same for all of them: one look at the folder serves all that ask within a second."""
+    """The state that all browsers get: one look at the folder serves all requests within a second."""
 
     def __init__(self, folder: Path, name: str):
         self._looker, self._name, self._lock = Looker(folder), name, asyncio.Lock()
@@ -48,7 +48,7 @@ class Told:
         self.readers = 0
 
     async def state(self, *, fresh: bool = False) -> dict[str, Any]:
-        """What the run does."""
+        """The state of the run."""
         async with self._lock:
             if fresh or time.monotonic() - self._at >= _LOOK_SECONDS:
                 look = await asyncio.to_thread(self._looker.look)
@@ -58,18 +58,18 @@ class Told:
             return self._state
 
     async def events(self, closing: Callable[[], bool]) -> AsyncGenerator[str, None]:
-        """What the run does as server-sent events, until the server is ``closing``. A browser that reads slowly misses
-        some, and one that does not read gets none: nothing waits for it in memory."""
+        """States of the run as server-sent events, until the server is ``closing``. A browser that reads slowly misses
+        some, and a browser that does not read gets none: no event is kept in memory for it."""
         self.readers += 1
         try:
-            sent, at = "", 0.0
+            sent, sent_at = "", 0.0
             while not closing():
                 await self.state()
                 if self._text != sent:
-                    sent, at = self._text, time.monotonic()
+                    sent, sent_at = self._text, time.monotonic()
                     yield f"data: {sent}\n\n"
-                elif time.monotonic() - at >= _QUIET_SECONDS:
-                    at = time.monotonic()
+                elif time.monotonic() - sent_at >= _QUIET_SECONDS:
+                    sent_at = time.monotonic()
                     yield ": still there\n\n"
                 await asyncio.sleep(_LOOK_SECONDS)
         finally:
@@ -77,7 +77,7 @@ class Told:
 
 
 class OwnName:
-    """Refuses requests to a name that is not this machine's, where no key protects the server."""
+    """Refuses requests to names other than localhost, where no key protects the server."""
 
     def __init__(self, application: ASGIApp):
         self._application = application
@@ -98,40 +98,41 @@ def make_app(folder: Path, *, has_key: bool) -> Starlette:
       has_key: whether requests bring a key, so that they may come to any name of this machine.
     """
     token = secrets.token_urlsafe(32)
-    told = Told(folder, secrets.token_hex(8))
+    shared = Told(folder, secrets.token_hex(8))
 
     async def state(request: Request) -> Response:
-        return JSONResponse(await told.state(fresh=True), headers=HEADERS)
+        return JSONResponse(await shared.state(fresh=True), headers=HEADERS)
 
     async def events(request: Request) -> Response:
-        if told.readers >= _MOST:
+        if shared.readers >= _MOST:
             return error(503, f"{_MOST} pages watch this run already: close some")
         headers = {**HEADERS, "x-accel-buffering": "no"}
         return StreamingResponse(
-            told.events(request.scope.get("closing", _never)), media_type="text/event-stream", headers=headers
+            shared.events(request.scope.get("closing", _never)), media_type="text/event-stream", headers=headers
         )
 
     async def wish(wanted: Wish, request: Request) -> Response:
-        if (refused := _foreign(request, token)) is not None:
-            return refused
+        """Passes a wish, such as ``pause``, to the command that the page shows."""
+        if (refusal := _foreign(request, token)) is not None:
+            return refusal
         command = request.query_params.get("id", "")
-        now = await told.state(fresh=True)
-        if not command or now["id"] != command:
+        current = await shared.state(fresh=True)
+        if not command or current["id"] != command:
             return error(409, "another command runs now, or none: look at the page again")
-        if wanted not in now["can"]:
-            return error(409, f"the run is {now['state']}: it cannot be told to {wanted}")
+        if wanted not in current["can"]:
+            return error(409, f"the run is {current['state']}: it cannot be told to {wanted}")
         try:
             await asyncio.to_thread(ask, folder, command, wanted)
         except FolderError as problem:
             return error(500, str(problem))
         return JSONResponse({"asked": wanted}, 202, headers=HEADERS)
 
-    asked = [
+    api = [
         Route("/state", state),
         Route("/events", events),
         *(Route(f"/{name}", functools.partial(wish, name), methods=["POST"]) for name in WISHES),
     ]
-    return Starlette(routes=[*asked, *routes(folder, token)], middleware=[] if has_key else [Middleware(OwnName)])
+    return Starlette(routes=[*api, *routes(folder, token)], middleware=[] if has_key else [Middleware(OwnName)])
 
 
 def _never() -> bool:
@@ -139,7 +140,7 @@ def _never() -> bool:
 
 
 def _foreign(request: Request, token: str) -> Response | None:
-    """The refusal of a request that is not from this server's own page; None for one that is."""
+    """The refusal of a request that is not from this server's own page; None if the request is allowed."""
     headers: Mapping[str, str] = request.headers
     host = headers.get("host", "")
     same = headers.get("origin", "") in (f"http://{host}", f"https://{host}")

@@ -1,4 +1,4 @@
-"""What ``optimas watch`` serves as it is: its page, the report of the run, and the files that the report names."""
+"""What ``optimas watch`` serves unchanged: its page, the report of the run, and the files that the report names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# A report runs its own script, and nothing of it reaches this server: its origin is none.
+# A report runs its own script, but has no origin, so that nothing in it can send requests to this server.
 _REPORT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -27,11 +27,11 @@ _FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-an
 
 
 def routes(folder: Path, token: str) -> list[Route]:
-    """Routes of everything that is served as it is.
+    """Routes of everything that is served unchanged.
 
     Args:
       folder: of the run.
-      token: that the page gives back with what it asks for.
+      token: sent back by the page with each of its requests.
     """
     page = _template("watch.html").replace("{{token}}", token)
     keeper = _template("keeper.js")
@@ -40,21 +40,21 @@ def routes(folder: Path, token: str) -> list[Route]:
         return HTMLResponse(page, headers=HEADERS | {"content-security-policy": _POLICY})
 
     async def report(request: Request) -> Response:
-        found = await asyncio.to_thread(_read, folder, REPORT)
-        if found is None:
+        content = await asyncio.to_thread(_read, folder, REPORT)
+        if content is None:
             return error(404, "the run has no report yet")
-        text = found.decode("utf-8", "replace")
-        head, tag, rest = text.partition("<head>")  # before the page's own policy, which allows its own script alone
+        text = content.decode("utf-8", "replace")
+        head, tag, rest = text.partition("<head>")  # before the policy of the page, which allows only its own script
         body = f"{head}{tag}<script>{keeper}</script>{rest}" if tag else text
         return HTMLResponse(body, headers=HEADERS | {"content-security-policy": _REPORT_POLICY})
 
     async def file(request: Request) -> Response:
         name = request.url.path.removeprefix("/")
-        found = await asyncio.to_thread(_read, folder, name)
-        if found is None:
+        content = await asyncio.to_thread(_read, folder, name)
+        if content is None:
             return error(404, f"the run has no {name}")
         kind = "image/svg+xml" if name.endswith(".svg") else "text/plain"
-        return Response(found, media_type=kind, headers=HEADERS | {"content-security-policy": _FILE_POLICY})
+        return Response(content, media_type=kind, headers=HEADERS | {"content-security-policy": _FILE_POLICY})
 
     return [
         Route("/", index),
@@ -79,7 +79,7 @@ def _template(name: str) -> str:
 
 
 def _read(folder: Path, name: str) -> bytes | None:
-    """A file in a folder; None where there is none, or where it leads out of the folder."""
+    """The content of a file in a folder; None where there is no file, or its path leads out of the folder."""
     try:
         path = (folder / name).resolve()
         return path.read_bytes() if path.is_relative_to(folder.resolve()) else None

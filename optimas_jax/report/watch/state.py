@@ -1,4 +1,4 @@
-"""What a browser is told of a run: plain data, from its folder, which may be written, damaged or gone meanwhile."""
+"""The state of a run for browsers: plain data from its folder, which may be written, damaged or gone meanwhile."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from optimas_jax.report.page.text import interval, is_number, number, signed
 
 REPORT = "report.html"
 _LONGEST = 300  # letters of a text
-_DECISIONS = 100  # the last ones
-_POINTS = 500  # of the curve
-_SILENT_SECONDS = 30.0  # without a change of ``live.json``, where locks say nothing: the command is gone
+_DECISIONS = 100  # decisions that are shown: the last ones
+_POINTS = 500  # points of the curve that are shown
+_SILENT_SECONDS = 30.0  # without a change of ``live.json``: the command is gone, if no lock shows it
 _BUSY = ("running", "pausing", "paused", "stopping")  # states of a command that runs
 
 
@@ -34,13 +34,13 @@ class Look:
 
     Attributes:
       folder: of the run.
-      is_there: whether it exists.
+      is_there: whether the folder exists.
       status: what its command does; None without one.
-      runs: whether that command is at work; one that was killed is not.
+      runs: whether that command is still running; a killed command is not.
       results, unfinished, record, costs: ``results.json``, ``unfinished.json``, ``run.json``, ``spent.json``.
       events: of the journal.
-      report: what changes with ``report.html``; "" without it.
-      problems: what cannot be read, in words.
+      report: version of ``report.html``, which changes with the file; "" without it.
+      problems: messages about files that cannot be read.
     """
 
     folder: Path
@@ -57,18 +57,18 @@ class Look:
 
 
 class Looker:
-    """Looks at a folder again and again; what has not changed is not read again."""
+    """Looks at a folder repeatedly; files that have not changed are not read again."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._read: dict[str, tuple[str, Any]] = {}  # by file: its version, and what it held
+        self._read: dict[str, tuple[str, Any]] = {}  # by file: its version and its content
         self._beat, self._heard = "", 0.0
 
     def look(self) -> Look:
-        """What is there now; never raises for what is in the folder."""
+        """Reads what has changed; never raises for the content of the folder."""
         problems: list[str] = []
 
-        def known(name: str, read: Callable[[Path], Any], nothing: Any = None) -> Any:
+        def read_changed(name: str, read: Callable[[Path], Any], nothing: Any = None) -> Any:
             version = _version(self._folder / name)
             if not version:
                 return nothing
@@ -80,24 +80,24 @@ class Looker:
                     return self._read.get(name, ("", nothing))[1]
             return self._read[name][1]
 
-        status = known("live.json", lambda path: read_status(path.parent))
-        costs = known("spent.json", read_file) or {}
+        status = read_changed("live.json", lambda path: read_status(path.parent))
+        costs = read_changed("spent.json", read_file) or {}
         return Look(
             folder=self._folder,
             is_there=self._folder.is_dir(),
             status=status,
             runs=status is not None and self._is_alive(),
-            results=known("results.json", read_file),
-            unfinished=known("unfinished.json", read_file),
-            record=known("run.json", read_file),
+            results=read_changed("results.json", read_file),
+            unfinished=read_changed("unfinished.json", read_file),
+            record=read_changed("run.json", read_file),
             costs={step: Usage.from_json(row) for step, row in costs.items()},
-            events=known("journal.jsonl", lambda path: events.read_events(path.parent), ()),
+            events=read_changed("journal.jsonl", lambda path: events.read_events(path.parent), ()),
             report=_version(self._folder / REPORT),
             problems=tuple(problems),
         )
 
     def _is_alive(self) -> bool:
-        """Whether the command that writes the status is at work: it holds the folder's lock, or writes."""
+        """Whether the command that writes the status is running: it holds the lock of the folder, or it writes."""
         beat = _version(self._folder / "live.json")
         if beat != self._beat:
             self._heard = time.monotonic() if self._beat else -_SILENT_SECONDS
@@ -107,16 +107,16 @@ class Looker:
 
 
 def _version(path: Path) -> str:
-    """Something that changes with a file; "" without one."""
+    """A text that changes with a file; "" without a file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError):
         return ""
-    return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
 
 
 def to_json(look: Look) -> dict[str, Any]:
-    """What the page shows of a look; texts are one line each, without secrets."""
+    """A look as the page shows it; texts are one line each, without secrets."""
     status = look.status
     shown = status or Status(id="", title="")
     search = _search(look.events)
@@ -169,7 +169,7 @@ def state_of(look: Look) -> str:
 
 
 def _can(state: str) -> list[str]:
-    """What may be asked of a run in a state."""
+    """Wishes that a run in a state accepts."""
     return {"running": ["pause", "stop"], "pausing": ["resume", "stop"], "paused": ["resume", "stop"]}.get(state, [])
 
 
@@ -195,12 +195,12 @@ def _title(look: Look) -> str:
     return f"{results['benchmark']}:{results['variant']}" if results else look.folder.name
 
 
-def _search(found: Sequence[events.Event]) -> list[events.Curve]:
-    return [event for event in found if isinstance(event, events.Curve) and is_number(event.val_score)]
+def _search(journal: Sequence[events.Event]) -> list[events.Curve]:
+    return [event for event in journal if isinstance(event, events.Curve) and is_number(event.val_score)]
 
 
 def _curve(points: Sequence[events.Curve], now: Usage | None) -> list[list[float]]:
-    """Tokens and score, step by step; the last point is now, where the run goes on."""
+    """Tokens and score, step by step; while the run goes on, the last point is its current state."""
     curve = [[point.spent.tokens, point.val_score] for point in points]
     step = max(1, -(-len(curve) // _POINTS))
     curve = curve[::-1][::step][::-1]
@@ -210,7 +210,7 @@ def _curve(points: Sequence[events.Curve], now: Usage | None) -> list[list[float
 
 
 def decision(event: events.Event) -> str:
-    """An event in one line; "" for one that decides nothing."""
+    """An event in one line; "" for an event that decides nothing."""
     match event:
         case events.Pick():
             return f"iteration {event.iteration + 1}: {event.component}"

@@ -1,1 +1,1 @@
-"""What a run found, for other software: DSPy's JSON, messages of OpenAI, Markdown, classifiers of local rewards."""
+"""The result of a run for other software: DSPy's JSON, messages of OpenAI, Markdown, classifiers of local rewards."""

@@ -1,4 +1,4 @@
-"""The messages that components send, with places for their fields, as a file that needs nothing of this package."""
+"""The messages that components send, with placeholders for their fields, as a file for use without this package."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _BEGIN, _END = "\ue000", "\ue001"  # around the names of fields, until braces of
 
 
 def to_messages(system: System, configuration: Configuration) -> dict[str, Any]:
-    """By component: model, sampling, and messages whose last one has places, such as ``{question}``. Braces of texts
-    are doubled, as ``str.format`` reads them. A component that writes its messages itself has its prompt alone.
+    """Entries by component: model, sampling, and messages, of which the last has placeholders such as ``{question}``.
+    Braces of texts are doubled, as ``str.format`` reads them. A component that writes its messages itself has only its
+    prompt.
 
     Raises:
       ExportError: no component has a prompt, or its fields are not known.
@@ -27,11 +28,11 @@ def to_messages(system: System, configuration: Configuration) -> dict[str, Any]:
     entries = {}
     for name in system.order:
         component = system.by_name[name]
-        asking = getattr(component.run, "__self__", None)
+        model_call = getattr(component.run, "__self__", None)
         value = configuration.get(name, component.default)
         plain = None if value is None else plain_values(value)[0]
-        if isinstance(asking, ModelCall):
-            entries[name] = _entry(component, asking, plain)
+        if isinstance(model_call, ModelCall):
+            entries[name] = _entry(component, model_call, plain)
         elif isinstance(plain, Prompt):
             text = _doubled(render_demos(plain.instruction, plain.demos))
             entries[name] = {"messages": [{"role": "system", "content": text}], "fields": []}
@@ -47,13 +48,13 @@ def _entry(component: Component, call: ModelCall, value: Any) -> dict[str, Any]:
             f"nothing is known of the fields that {component.name!r} reads: it was not called in the first runs of its "
             "program"
         )
-    places = {name: f"{_BEGIN}{name}{_END}" for name in fields}
+    placeholders = {name: f"{_BEGIN}{name}{_END}" for name in fields}
     if call.model_from:
-        places[call.model_from] = call.language_model.model
-    request = call.request(places, value, RunContext(None, 0, component.name))
+        placeholders[call.model_from] = call.language_model.model
+    request = call.request(placeholders, value, RunContext(None, 0, component.name))
     if any(message.images for message in request.messages):
         raise ExportError(f"the demonstrations of {component.name!r} have images, which messages here have not")
-    messages = [{"role": _role(one.role), "content": _placed(one.content)} for one in request.messages]
+    messages = [{"role": _role(message.role), "content": _placed(message.content)} for message in request.messages]
     entry: dict[str, Any] = {
         "model": request.model,
         "temperature": request.temperature,
@@ -71,9 +72,9 @@ def _entry(component: Component, call: ModelCall, value: Any) -> dict[str, Any]:
         entry["tools"] = [
             {
                 "type": "function",
-                "function": {"name": one.name, "description": one.description, "parameters": one.parameters},
+                "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
             }
-            for one in request.tools
+            for tool in request.tools
         ]
     return entry
 
@@ -98,7 +99,7 @@ def fill(entry: Mapping[str, Any], fields: Mapping[str, Any]) -> list[dict[str, 
       fields: texts, numbers, lists, dicts.
 
     Raises:
-      ExportError: fields are missing, unknown or images, or the entry is none.
+      ExportError: fields are missing, unknown or images, or ``entry`` is not an entry.
     """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("messages"), list):
         raise ExportError(f"expected an entry with fields and messages, got {shown(entry)}")
@@ -112,7 +113,7 @@ def fill(entry: Mapping[str, Any], fields: Mapping[str, Any]) -> list[dict[str, 
     if images := [name for name, value in fields.items() if is_image(value)]:
         raise ExportError(f"{', '.join(images)} is an image, which these messages have no place for")
     texts = {name: render_value(value) for name, value in fields.items()}
-    return [{"role": one["role"], "content": _filled(one["content"], texts)} for one in entry["messages"]]
+    return [{"role": turn["role"], "content": _filled(turn["content"], texts)} for turn in entry["messages"]]
 
 
 def _filled(content: str, texts: Mapping[str, str]) -> str:

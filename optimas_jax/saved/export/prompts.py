@@ -17,7 +17,7 @@ class ExportError(ValueError):
 
 
 def prompts_of(configuration: Configuration) -> tuple[dict[str, Prompt], list[str]]:
-    """Prompts by component, and in words what is no prompt.
+    """Prompts by component, and descriptions of the values that are not prompts.
 
     Raises:
       ExportError: there is no prompt.
@@ -37,7 +37,7 @@ def prompts_of(configuration: Configuration) -> tuple[dict[str, Prompt], list[st
 
 
 def describe(value: Value) -> str:
-    """A value that is no prompt, in words."""
+    """A value that is no prompt, as text."""
     match value:
         case Hyperparameters(settings):
             return ", ".join(f"{name} = {thaw(setting)!r}" for name, setting in settings.items())
@@ -52,14 +52,14 @@ def describe(value: Value) -> str:
 
 
 def to_dspy(prompts: Mapping[str, Prompt], names: Mapping[str, str]) -> dict[str, Any]:
-    """The state that ``module.load`` of DSPy reads: instructions and demonstrations by predictor. Prefixes and
-    descriptions of fields stay those of the module.
+    """The state that ``module.load`` of DSPy reads: instructions and demonstrations by predictor. The module keeps its
+    own prefixes and descriptions of fields.
 
     Args:
-      names: of predictors by component, where they differ.
+      names: names of predictors by component, where they differ.
 
     Raises:
-      ExportError: a name is of no component, or one for two.
+      ExportError: a name is given for no component, or for two.
     """
     if unknown := [name for name in names if name not in prompts]:
         raise ExportError(f"no prompt is called {', '.join(unknown)}; there are {', '.join(prompts)}")
@@ -95,12 +95,12 @@ def to_markdown(title: str, prompts: Mapping[str, Prompt], others: list[str]) ->
                 kind = "" if field in demo.inputs else " (output)"
                 parts += [f"**{field}**{kind}", _fenced(render_value(value))]
     if others:
-        parts += ["## Not prompts", *(f"- {one}" for one in others)]
+        parts += ["## Not prompts", *(f"- {text}" for text in others)]
     return "\n\n".join(parts) + "\n"
 
 
 def _fenced(text: str) -> str:
-    """A text as a block, whatever marks it holds."""
+    """A text as a fenced block, even if it contains fences itself."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"

@@ -52,7 +52,7 @@ def export_rewards(saved: Saved, out: Path, program: Program | System | Callable
     """Writes ``out/COMPONENT`` for each component whose local reward was trained.
 
     Raises:
-      ExportError: there is none, its heads are fitted, or ``out`` exists.
+      ExportError: the heads are fitted, or ``out`` exists.
       WeightsError: transformers has no classifier for the backbone.
       NoLocalReward: the run trained none.
     """

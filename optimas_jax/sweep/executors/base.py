@@ -1,4 +1,4 @@
-"""What all executors have in common: how one is asked for, and what it gives."""
+"""The interface of all executors: the resources that they get, and the runner that they give."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Resources:
 
 
 class Executor(Protocol):
-    """Runs points somewhere. It is made before anything is read or checked: what it lacks is an error of its
-    constructor (``SweepError``)."""
+    """Runs points somewhere. An executor is made before anything is read or checked: its constructor raises
+    ``SweepError`` if it cannot be used."""
 
     @property
     def jobs(self) -> int | None:
-        """Points that are begun and waited for at the same time; None for all."""
+        """Number of points that are started and awaited at the same time; None for all."""
         ...
 
     def open(self, folder: Path, names: Sequence[str], lock: int) -> AbstractContextManager[Runner]:
-        """Something that runs points until the end of the block.
+        """Yields a function that runs points until the end of the block.
 
         Args:
           folder: of the sweep, which holds the points' configurations.

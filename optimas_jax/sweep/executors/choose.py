@@ -15,7 +15,7 @@ def make_executor(name: str, resources: Resources, sbatch: str = "") -> Executor
     """The executor ``name`` (``EXECUTORS``). ``sbatch``: options of that command, for ``slurm`` alone.
 
     Raises:
-      SweepError: for an unknown name, or what it lacks here, with the way out.
+      SweepError: for an unknown name, or an executor that cannot be used here, with the way out.
     """
     if sbatch and name != "slurm":
         raise SweepError(f"--sbatch={sbatch!r} is for --executor=slurm alone, and the executor is {name}")

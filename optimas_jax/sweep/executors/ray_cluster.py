@@ -1,4 +1,4 @@
-"""Points as tasks of a Ray cluster, which places them, gives each its devices, and tries again where one was killed."""
+"""Points as tasks of a Ray cluster, which places them, gives each its devices, and retries killed points."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Ray:
 
 
 def load_ray() -> Any:
-    """The module ``ray``, which reports nothing to its makers from here.
+    """Imports ``ray``, with its usage reports turned off.
 
     Raises:
       SweepError: if it is not installed.
@@ -76,7 +76,7 @@ def load_ray() -> Any:
 
 
 def connect(ray: Any) -> None:
-    """Joins the cluster that ``RAY_ADDRESS`` names, or the one that this machine belongs to.
+    """Joins the cluster that ``RAY_ADDRESS`` names, or the cluster that this machine belongs to.
 
     Raises:
       SweepError: if there is none, or it does not answer.
@@ -92,12 +92,12 @@ def connect(ray: Any) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0]
         raise SweepError(f"no Ray cluster at {address} ({line}): {_START}") from error
-    interrupt_on_terminate()  # Ray has put a handler of its own in its place
+    interrupt_on_terminate()  # again, as Ray has replaced the handler
 
 
 def task_resources(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Options of a task for the resources of a point; by default one accelerator where any machine has some. Warns if
-    no machine of now has room for it."""
+    no machine that is now in the cluster has room for it."""
     kind = next((kind for kind in (GPU, TPU) if any(node.get(kind) for node in nodes)), "")
     devices = resources.devices if resources.devices is not None else int(bool(kind))
     wanted = {"CPU": resources.cpus, **({kind or GPU: devices} if devices else {})}

@@ -12,7 +12,7 @@ from optimas_jax.sweep.locks import is_held
 
 
 class PointKilledError(Exception):
-    """The process of a point was killed, which the point itself is not to blame for."""
+    """The process of a point was killed from outside: not a fault of the point."""
 
 
 def run_point(folder: str, name: str, cwd: str, variables: Mapping[str, str]) -> tuple[int, str]:

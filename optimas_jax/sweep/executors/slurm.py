@@ -1,4 +1,4 @@
-"""Points as tasks of one Slurm array. They go on without the sweep, and the same command waits for them again."""
+"""Points as tasks of one Slurm array. They continue without the sweep, and the same command waits for them again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from optimas_jax.sweep.points import SweepError
 
 FOLDER, JOBS = "slurm", "jobs.json"  # of scripts and logs; names of the points of each job
 _LOOK_SECONDS, _RESULT_SECONDS = 10.0, 1.0  # between two looks at the queue, and at a result
-_GONE = "Invalid job id"  # what squeue says of a job that ended some time ago
+_GONE = "Invalid job id"  # answer of squeue about a job that ended some time ago
 
 
 class Slurm:
     """Submits the points that no earlier array still runs, and waits for all.
 
     Attributes:
-      jobs: None, as all points are waited for: the array itself says how many run at the same time.
+      jobs: None, as all points are awaited: the array itself limits how many run at the same time.
     """
 
     jobs = None
@@ -68,14 +68,16 @@ class Slurm:
         new = [name for name in names if name not in waiting]
         if new:
             jobs[self._submit(folder, new)] = dict(enumerate(new))
-        write_json(logs / JOBS, {job: {str(index): name for index, name in of.items()} for job, of in jobs.items()})
+        write_json(
+            logs / JOBS, {job: {str(index): name for index, name in tasks.items()} for job, tasks in jobs.items()}
+        )
         if jobs:
             numbers = ",".join(jobs)
             print(f"Slurm runs it: squeue -j {numbers}; scancel {numbers} ends it; logs in {logs}")
-        return {name: (job, index) for job, of in jobs.items() for index, name in of.items()}
+        return {name: (job, index) for job, tasks in jobs.items() for index, name in tasks.items()}
 
     def _submit(self, folder: Path, names: Sequence[str]) -> str:
-        """The number of a new array."""
+        """Submits a new array and returns its job number."""
         script = folder / FOLDER / "array.sh"
         script.write_text(array_script(folder, names, self._resources), encoding="utf-8")
         command = ["sbatch", "--parsable", *self._options, str(script)]
@@ -86,7 +88,7 @@ class Slurm:
 
 
 class _Queue:
-    """What ``squeue`` says of the tasks of arrays, asked every ten seconds at most."""
+    """The tasks of arrays that ``squeue`` lists; it is called every ten seconds at most."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, set[int] | None]] = {}
@@ -95,8 +97,8 @@ class _Queue:
     async def holds(self, job: str, index: int) -> bool:
         """Whether a task waits or runs; true, too, while Slurm does not answer."""
         async with self._asking:
-            asked, left = self._known.get(job, (0.0, None))
-            if time.monotonic() - asked > _LOOK_SECONDS:
+            asked_at, left = self._known.get(job, (0.0, None))
+            if time.monotonic() - asked_at > _LOOK_SECONDS:
                 left = await asyncio.to_thread(tasks_left, job)
                 self._known[job] = time.monotonic(), left
         return left is None or index in left
@@ -138,7 +140,7 @@ def array_script(folder: Path, names: Sequence[str], resources: Resources) -> st
 
 
 def read_error(log: Path, job: str, index: int) -> str:
-    """What a task that has ended without a result said last."""
+    """The error message of a task that ended without a result."""
     text = ""
     with contextlib.suppress(OSError):
         text = log.read_text(encoding="utf-8", errors="replace")

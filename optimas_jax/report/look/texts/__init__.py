@@ -1,1 +1,1 @@
-"""What a text is: sorts, languages, and what an answer may turn into."""
+"""Properties of texts: sorts of texts, languages, sorts of answers."""

@@ -1,4 +1,4 @@
-"""What an answer may turn into: sorts of texts, held against the gold answer, the question and the prompt."""
+"""Sorts of answers: texts compared with the gold answer, the question and the prompt."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from optimas_jax.report.look.texts.languages import language_of
 from optimas_jax.report.look.texts.sorts import normal, shingles
 
 _LENGTH = 3  # times as many words as the gold answer
-_WORDS = 12  # and more of them, at least
+_WORDS = 12  # words more than the gold answer, at least
 _QUESTION = 40  # words of a question, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What an answer is held against.
+    """What an answer is compared with.
 
     Attributes:
       field: of the outputs.
       gold, inputs: texts of the example.
-      demos: answers of demonstrations, as they are compared.
+      demos: answers of demonstrations, normalised (``sorts.normal``).
       prompts: runs of words of instructions.
       labels: names of fields, as a prompt shows them.
       closed: answers of a closed set, such as the labels of classes: none of them is of a wrong sort.
-      usual: an answer that is one of the most frequent ones, before and after together.
+      usual: one of the most frequent answers, before and after together.
     """
 
     field: str
@@ -44,9 +44,9 @@ class Sort:
 
     Attributes:
       words: ``answered with WORDS``.
-      holds: whether an answer is of it.
-      other: what is said of gold answers that are not: ``is of another sort``.
-      in_gold: whether a gold answer is, or is so near to it that an answer may be; by default ``holds``.
+      holds: whether an answer is of this sort.
+      other: predicate for gold answers of other sorts: ``is of another sort``.
+      in_gold: whether a gold answer is of this sort, or so near to it that an answer may be; by default ``holds``.
     """
 
     words: str
@@ -55,7 +55,7 @@ class Sort:
     other: str = "is of another sort"
 
     def found(self, text: str, asked: Asked) -> bool:
-        """Whether an answer is of this sort, and not simply one of a closed set."""
+        """Whether an answer is of this sort, and not simply a member of a closed set."""
         return self.holds(text, asked) and (bool(asked.usual) or normal(text) not in asked.closed)
 
     def expected(self, asked: Asked) -> bool:
@@ -68,15 +68,17 @@ def _alone(holds: Callable[[str], bool]) -> Callable[[str, Asked], bool]:
 
 
 def _is_number(text: str, asked: Asked) -> bool:
-    return sorts.is_number(text, " ".join(one for one in asked.inputs if len(one) < 300)) and not sorts.is_date(text)
+    around = " ".join(input_text for input_text in asked.inputs if len(input_text) < 300)
+    return sorts.is_number(text, around) and not sorts.is_date(text)
 
 
 def _other_language(text: str, asked: Asked) -> bool:
     language = language_of(text)
     if not language:
         return False
-    known = {language_of(gold) for gold in asked.gold} - {""} or {language_of(one) for one in asked.inputs} - {""}
-    return bool(known) and language not in known
+    of_gold = {language_of(gold) for gold in asked.gold} - {""}
+    expected = of_gold or {language_of(input_text) for input_text in asked.inputs} - {""}
+    return bool(expected) and language not in expected
 
 
 def _is_long(text: str, asked: Asked) -> bool:
@@ -91,10 +93,13 @@ def _is_short(text: str, asked: Asked) -> bool:
 
 def _echoes(text: str, asked: Asked) -> bool:
     bare = normal(text)
-    inputs = [normal(one) for one in asked.inputs]
+    inputs = [normal(input_text) for input_text in asked.inputs]
     size = len(bare.split())
     asks = text.rstrip().endswith("?") and size <= _QUESTION
-    return asks or any(len(one.split()) >= 4 and size <= 1.5 * len(one.split()) and one in bare for one in inputs)
+    return asks or any(
+        len(input_text.split()) >= 4 and size <= 1.5 * len(input_text.split()) and input_text in bare
+        for input_text in inputs
+    )
 
 
 def _repeats_prompt(text: str, asked: Asked) -> bool:
@@ -126,7 +131,7 @@ WITHOUT_GOLD = (  # whatever the gold answer is, or where there is none
     Sort("an error message", _alone(sorts.is_error)),
     Sort("text that repeats itself", _alone(sorts.is_loop)),
 )
-SORTS = (  # of two that hold for the same answers the first is said
+SORTS = (  # of two sorts that hold for the same answers the first is reported
     *WITHOUT_GOLD,
     Sort("JSON", _alone(sorts.is_json)),
     Sort("code", _alone(sorts.is_code)),

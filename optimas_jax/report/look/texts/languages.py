@@ -1,4 +1,4 @@
-"""The language of a text, as far as its writing system and its function words tell it."""
+"""The language of a text, as far as its writing system and its function words show it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from optimas_jax.report.look.texts.sorts import words_of
 
 
 def scripts_of(text: str) -> frozenset[str]:
-    """Writing systems of its letters, those with a fifth of them or more: ``LATIN``, ``CYRILLIC``."""
+    """Writing systems with at least a fifth of the letters: ``LATIN``, ``CYRILLIC``."""
     letters = [char for char in text[:2000] if char.isalpha()]
     names = Counter("LATIN" if char.isascii() else unicodedata.name(char, "?").split()[0] for char in letters)
     total = names.total()
@@ -32,7 +32,7 @@ _LANGUAGES = {name: frozenset(words.split()) for name, words in _FUNCTION_WORDS.
 
 
 def language_of(text: str) -> str:
-    """The language by its writing system or, in Latin letters, by its function words; "" where it cannot be told."""
+    """The language by its writing system or, in Latin letters, by its function words; "" where neither shows it."""
     scripts = scripts_of(text)
     if scripts and "LATIN" not in scripts:
         return "+".join(sorted(scripts))

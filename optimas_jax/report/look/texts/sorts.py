@@ -1,5 +1,5 @@
-"""Sorts of texts: a number, a date, a refusal, code. Each is a pure function of one text, and wrong now and then: rules
-count how often a sort comes up before and after."""
+"""Sorts of texts: a number, a date, a refusal, code. Each is a pure function of one text, and sometimes wrong. Rules
+count how often a sort occurs before and after."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPELLED_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
 )
-_WITH_NUMBERS = (  # words that may stand with a number in an answer that is one
+_WITH_NUMBERS = (  # words that may accompany a number in an answer that is a number
     "a an the is was are of about around approximately roughly nearly almost over under more less than answer its it "
     "in at and plus minus times equals equal number total value hundred thousand million billion trillion percent per "
     "dollars dollar euros euro pounds usd eur us square cubic kilometres kilometers kilometre kilometer km metres "
@@ -76,8 +76,8 @@ _PREAMBLE = re.compile(
     re.IGNORECASE,
 )
 _LINK = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
-_RUN = 6  # words in a row that are no accident
-_LONGEST = 3_000  # characters that are looked at
+_RUN = 6  # words in a row that two texts do not share by accident
+_LONGEST = 3_000  # characters of a text that are read
 
 
 def text_of(value: Any) -> str:
@@ -86,7 +86,7 @@ def text_of(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value[:_LONGEST]
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)[:_LONGEST]
     if isinstance(value, dict | list):
         return repr(value).replace("'", '"')[:_LONGEST]
@@ -94,24 +94,24 @@ def text_of(value: Any) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Words in lower case; digits are none."""
+    """Words in lower case, without digits."""
     return _WORDS.findall(text.casefold())
 
 
 def normal(text: str) -> str:
-    """A text as it is compared: words and numbers in lower case, without marks and articles."""
+    """A text normalised for comparison: words and numbers in lower case, without marks and articles."""
     tokens = re.findall(r"\w+", text.casefold())
     return " ".join(token for token in tokens if token not in ("a", "an", "the"))
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Runs of words of a text."""
+    """All runs of ``_RUN`` words of a normalised text."""
     words = normal(text).split()
     return frozenset(" ".join(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1))
 
 
 def has_number(text: str) -> bool:
-    """Whether digits, or a number in words, are in it."""
+    """Whether it contains digits or a spelled-out number."""
     return bool(_NUMBER.search(text)) or not _SPELLED.isdisjoint(words_of(text))
 
 
@@ -136,7 +136,7 @@ def is_date(text: str) -> bool:
 
 
 def has_date(text: str) -> bool:
-    """Whether a date or a year is in it."""
+    """Whether it contains a date or a year."""
     return bool(_DATE.search(text)) or bool(re.search(r"\b(?:1\d|20)\d\d\b", text))
 
 
@@ -149,7 +149,7 @@ def is_yes_no(text: str) -> bool:
 
 
 def is_nothing(text: str) -> bool:
-    """Whether it is empty, or stands for an answer that is missing."""
+    """Whether it is empty, or a placeholder for a missing answer."""
     bare = text.strip().strip("<>[]{}()\"'`*_.:- ").casefold()
     return not re.search(r"\w", text) or bare in _NOTHING
 
@@ -166,11 +166,11 @@ def is_json(text: str) -> bool:
     bare = re.sub(r"^\s*```\w*|```\s*$", "", text).strip()
     if not (bare.startswith(("{", "[")) and bare.endswith(("}", "]"))):
         return False
-    return any(isinstance(one, dict | list) for one in find_json(bare)) or bool(re.match(r"[\[{]\s*[\"']", bare))
+    return any(isinstance(data, dict | list) for data in find_json(bare)) or bool(re.match(r"[\[{]\s*[\"']", bare))
 
 
 def is_code(text: str) -> bool:
-    """Whether lines of a program are in it."""
+    """Whether it contains lines of a program."""
     return bool(_CODE.search(text)) and not is_json(text)
 
 
@@ -180,7 +180,7 @@ def is_markup(text: str) -> bool:
 
 
 def is_error(text: str) -> bool:
-    """Whether it is a message of software that failed."""
+    """Whether it is an error message of software."""
     return bool(_ERROR.search(text))
 
 
@@ -190,7 +190,7 @@ def is_reasoning(text: str) -> bool:
 
 
 def is_link(text: str) -> bool:
-    """Whether an address of the web is in it."""
+    """Whether it contains a web address."""
     return bool(_LINK.search(text))
 
 

@@ -1,1 +1,1 @@
-"""The sections of a run's page: what each shows is a function of the run's files."""
+"""The sections of a run's page: the content of each is a function of the run's files."""

@@ -1,4 +1,4 @@
-"""The bill: by phase and role, and step by step beside what was predicted."""
+"""The bill: by phase and role, and step by step beside its predictions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What a step took, and what was predicted; ``outside`` of the predicted range."""
+    """Actual and predicted cost of a step; ``outside``: whether the actual cost is outside of the predicted range."""
 
     took: str
     predicted: str
@@ -41,7 +41,7 @@ class Bill:
     """The bill of a run.
 
     Attributes:
-      lines: by phase, the sum of each first.
+      lines: by phase, the sum of a phase first.
       steps: name and cells in the order calls, tokens, dollars, seconds.
       planned: whether there are predictions.
     """
@@ -52,7 +52,7 @@ class Bill:
 
 
 def bill(run: RunFiles) -> Bill:
-    """The bill of a run; before its results that of the steps that are done."""
+    """The bill of a run; before its results, the bill of the finished steps."""
     spent = (run.results or {}).get("spent") or {}
     if not spent:
         planned = ((run.plan or {}).get("host") or {}).get("steps") or {}
@@ -81,7 +81,9 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
     for cost in _COSTS:
         form, took = _FORMS[cost], sum(row["spent"][cost] for row in rows)
         known = [row["predicted"] for row in rows if row.get("predicted")]
-        ranges = {name: sum(one[name][cost] for one in known) for name in ("low", "expected", "high")} if known else {}
+        ranges = {}
+        if known:
+            ranges = {name: sum(step[name][cost] for step in known) for name in ("low", "expected", "high")}
         words = ""
         if known:
             low, expected, high = (form(ranges[name]) for name in ("low", "expected", "high"))

@@ -1,4 +1,4 @@
-"""What changed: every accepted change with its texts compared, and what it brought."""
+"""What changed: every accepted change with its texts compared, and its gains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST = 50  # changes that are shown
 
 @dataclasses.dataclass(frozen=True)
 class Brought:
-    """A gain of a change: on what, its mean and interval, and whether it is one of the score."""
+    """A gain of a change: on what, its mean and interval, and whether it is a gain of the score."""
 
     where: str
     gain: Any
@@ -28,7 +28,7 @@ class Brought:
     of_score: bool = True
 
     def bar(self, span: tuple[float, float]) -> Markup:
-        """Its picture beside those of other gains of the score; nothing for a gain in other units."""
+        """Its picture on the scale of all gains of the score; nothing for a gain in other units."""
         return interval_bar(self.gain, self.bounds, span, words=self.where) if self.of_score else Markup("")
 
 
@@ -75,8 +75,8 @@ def changes(run: RunFiles) -> Changes:
     kept = len(accepted) if confirmed is None else confirmed["changes"] or 0
     gates = {(gate.iteration, gate.component): gate for gate in run.events if isinstance(gate, Gate) and gate.accepted}
     gains = [_gains(change, gates, run.results) for change in accepted]
-    scores = [one for rows in gains for one in rows if one.of_score]
-    span = span_of(bound for one in scores for bound in (one.gain, *(one.bounds or ())))
+    scores = [row for rows in gains for row in rows if row.of_score]
+    span = span_of(bound for row in scores for bound in (row.gain, *(row.bounds or ())))
     tuned = {event.adapter: event for event in run.events if isinstance(event, Tuned)}
     shown = []
     for index, (change, rows) in enumerate(zip(accepted, gains, strict=True)):
@@ -102,11 +102,11 @@ def changes(run: RunFiles) -> Changes:
 
 
 def accepted_of(run: RunFiles) -> Sequence[Mapping[str, Any]]:
-    """The accepted changes: of the results, of the search, or of the journal so far."""
+    """The accepted changes: from the results, from the search, or from the journal so far."""
     for source in (run.results, run.optimized):
         if source is not None:
             return source["accepted"]
-    found = [event for event in run.events if isinstance(event, Accept)]
+    accepts = [event for event in run.events if isinstance(event, Accept)]
     return [
         {
             "iteration": event.iteration,
@@ -115,12 +115,12 @@ def accepted_of(run: RunFiles) -> Sequence[Mapping[str, Any]]:
             "value": value_to_json(event.value),
             "val_gain": event.val_gain,
         }
-        for event in found
+        for event in accepts
     ]
 
 
 def first_values(run: RunFiles) -> dict[str, Mapping[str, Any]]:
-    """The values that the search started from, by component; of older folders those that a proposal repeated."""
+    """The values that the search started from, by component; in older folders those that proposals repeat."""
     if run.system is not None:
         return {part["name"]: part["value"] for part in run.system["components"] if part["value"] is not None}
     first: dict[str, str] = {}
@@ -138,10 +138,10 @@ def _gains(
     rows = [Brought(where, change.get("val_gain"), gate.ci95 if gate else None)]
     if results is not None:
         split = results["split"]
-        found = change.get(split) or {}
-        if gain := found.get("gain"):
+        measured = change.get(split) or {}
+        if gain := measured.get("gain"):
             rows.append(Brought(split, gain["mean"], gain["ci95"]))
-        if gain := found.get("local_gain"):
+        if gain := measured.get("local_gain"):
             rows.append(
                 Brought(f"local reward on {split}, in its own units", gain["mean"], gain["ci95"], of_score=False)
             )

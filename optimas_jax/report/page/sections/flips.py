@@ -13,8 +13,8 @@ from optimas_jax.report.run_files import RunFiles
 
 MOST = 200  # examples that are shown
 _CHARACTERS = 900_000  # of the texts of all calls together
-_CALLS, _FEWEST_CALLS = 2_400, 12  # of all examples together, and of one
-_LIMITS = (4_000, 2_000, 1_000, 500, 250, 120, 60)  # characters of one text, the first that fits
+_CALLS, _FEWEST_CALLS = 2_400, 12  # calls of all examples together, and of one example
+_LIMITS = (4_000, 2_000, 1_000, 500, 250, 120, 60)  # characters of one text; the first limit that fits is used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Flip:
       asked: its inputs in short, gold: what was expected.
       before, after: scores; outputs_before, outputs_after: what the runs returned.
       feedback: of the metric on the run after.
-      groups: calls of both runs; those in a row that are the same are one group.
+      groups: calls of both runs; successive calls that are the same form one group.
       earlier, later: numbers of calls that are left out.
-      repeat: a sentence on which of several repeats is shown.
+      repeat: a sentence that names the repeat that is shown, where there are several.
     """
 
     anchor: str
@@ -58,7 +58,7 @@ class Flips:
     Attributes:
       shown: those that became worse first, the largest changes first.
       better, worse, same: numbers of examples.
-      kinds: of those that are shown.
+      kinds: kinds of the examples that are shown.
     """
 
     shown: Sequence[Flip]
@@ -73,7 +73,7 @@ class Flips:
 
 
 def flips(run: RunFiles) -> Flips:
-    """The flipped examples of a run; of many ``MOST``, as far as possible as many that became worse as better."""
+    """The examples whose score changed, at most ``MOST``: if possible as many that became worse as better."""
     changed = sorted((row for row in run.examples if change_of(row)), key=change_of)
     worse = [row for row in changed if change_of(row) < 0]
     better = [row for row in reversed(changed) if change_of(row) > 0]
@@ -97,7 +97,7 @@ def example_anchor(name: str) -> str:
 
 
 def _limit(rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many characters of each text leave all of them within ``_CHARACTERS``."""
+    """The limit of characters of each text that keeps all texts together within ``_CHARACTERS``."""
     lengths = [
         len(text.plain(value))
         for row in rows
@@ -111,7 +111,7 @@ def _limit(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _with_own_anchors(flips: Sequence[Flip]) -> list[Flip]:
-    """Examples of one name, which a table of the user's may have, get anchors of their own."""
+    """Gives examples of the same name, which a user's table may have, different anchors."""
     seen: set[str] = set()
     shown = []
     for index, flip in enumerate(flips):
@@ -125,7 +125,7 @@ def _flip(row: Mapping[str, Any], most: int, most_calls: int) -> Flip:
     before, after = (row[side]["runs"][min(repeat, len(row[side]["runs"]) - 1)] for side in ("before", "after"))
     repeats = len(row["after"]["runs"])
     calls = call_pairs(before, after, row, most, most_calls)
-    said = f"Repeat {repeat + 1} of {repeats} is shown; scores are means over all." if repeats > 1 else ""
+    repeat_note = f"Repeat {repeat + 1} of {repeats} is shown; scores are means over all." if repeats > 1 else ""
     return Flip(
         anchor=example_anchor(row["id"]),
         name=text.name(row["id"]),
@@ -141,7 +141,7 @@ def _flip(row: Mapping[str, Any], most: int, most_calls: int) -> Flip:
         groups=[list(group) for _, group in itertools.groupby(calls.pairs, _group)],
         earlier=calls.earlier,
         later=calls.later,
-        repeat=said,
+        repeat=repeat_note,
     )
 
 
@@ -150,7 +150,7 @@ def _group(pair: CallPair) -> bool:
 
 
 def _telling_repeat(row: Mapping[str, Any]) -> int:
-    """The first repeat whose change has the sign of the whole."""
+    """Index of the first repeat whose change has the sign of the example's change."""
     pairs = zip(row["before"]["runs"], row["after"]["runs"], strict=False)
     changes = [_number(after.get("score")) - _number(before.get("score")) for before, after in pairs]
     return next((index for index, change in enumerate(changes) if change * change_of(row) > 0), 0)
@@ -167,7 +167,7 @@ def _returned(run: Mapping[str, Any]) -> str:
 
 
 def in_short(fields: Mapping[str, Any], most: int) -> str:
-    """Fields in one line: the value of a single one, else names and values; long texts last."""
+    """Fields in one line: the value of a single field, otherwise names and values."""
     values = {str(name): " ".join(text.plain(value)[: 2 * most].split()) for name, value in fields.items()}
     if len(values) == 1:
         return text.clip(next(iter(values.values())), most)

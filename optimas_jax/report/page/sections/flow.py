@@ -12,13 +12,13 @@ from markupsafe import Markup
 from optimas_jax.report.page import text
 from optimas_jax.report.page.svg import element, picture
 
-_WIDTH, _HEIGHT, _GAP, _ROW = 176.0, 54.0, 34.0, 78.0  # of a box, between columns, between rows
+_WIDTH, _HEIGHT, _GAP, _ROW = 176.0, 54.0, 34.0, 78.0  # of a box; between columns; from row to row
 _MOST, _ARROWS = 40, 300  # boxes and arrows that are drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A box: its name, a line below it, whether it was changed or could have been."""
+    """A box: its name, a line below it, whether it was changed, and whether it could have been (``tuned``)."""
 
     name: str
     note: str
@@ -36,11 +36,11 @@ class Edge:
 
 
 def flow_picture(nodes: Sequence[Node], edges: Sequence[Edge], what: str) -> Markup:
-    """The picture.
+    """Draws boxes and arrows.
 
     Args:
       nodes: in the order in which they usually come.
-      what: an arrow means.
+      what: meaning of an arrow.
     """
     nodes = nodes[:_MOST]
     places = _places(nodes, edges)
@@ -70,12 +70,12 @@ def flow_picture(nodes: Sequence[Node], edges: Sequence[Edge], what: str) -> Mar
 
 
 def _places(nodes: Sequence[Node], edges: Sequence[Edge]) -> dict[str, tuple[int, int]]:
-    """(column, row) of each box: a column behind those that lead to it, by arrows that go on in the order of boxes."""
+    """(column, row) of each box: the column after the boxes with arrows to it, by arrows in the order of boxes."""
     order = {node.name: index for index, node in enumerate(nodes)}
     columns: dict[str, int] = {} if edges else order  # nothing is known of what flows between them
     for name, index in order.items() if edges else ():
         before = [edge.start for edge in edges if edge.end == name and order.get(edge.start, math.inf) < index]
-        columns[name] = 1 + max((columns[one] for one in before), default=-1)
+        columns[name] = 1 + max((columns[start] for start in before), default=-1)
     rows: collections.Counter[int] = collections.Counter()
     places = {}
     for name, column in columns.items():

@@ -15,7 +15,7 @@ from optimas_jax.report.page.svg import element, interval_bar, picture, span_of
 from optimas_jax.report.run_files import RunFiles
 
 _WORDS = {"KeyboardInterrupt": "it was interrupted", "Terminated": "it was terminated"}  # reasons of an end
-_FEWEST = 6  # examples: on fewer no test of signs is below 5 % on both sides
+_FEWEST = 6  # examples: with fewer no two-sided sign test is below 5 %
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Score:
     """A score before and after.
 
     Attributes:
-      what: it is and on what.
+      what: name of the score, and the examples it was measured on.
       before, after: None where it is not known.
       gain, bounds: mean paired difference, and its interval.
-      sentence: what the numbers carry.
+      sentence: conclusion that the numbers support.
       bar: picture of the gain.
     """
 
@@ -47,14 +47,14 @@ class Head:
       name: of the run.
       about: models, examples, seed, date.
       state: ``running``, ``finished``, ``stopped``, ``not finished``.
-      why: a sentence on it.
-      score: None as long as nothing was measured.
+      why: a sentence on the state.
+      score: None until something was measured.
       better, worse, same: examples; None without an evaluation.
       split: picture of these counts.
       confirmed: word and sentence.
       kept, tested, proposed: numbers of proposals.
       dollars: what was paid.
-      took: tokens, completions and time of the first execution in words, as far as they are known.
+      took: tokens, completions and time of the first execution as text, as far as they are known.
       uncertain: how much of the bill is a worst case; "" for nothing.
     """
 
@@ -80,11 +80,11 @@ def head(run: RunFiles, *, running: bool = False) -> Head:
     """The head of a run.
 
     Args:
-      running: whether a command is at work in the folder.
+      running: whether a command is working in the folder.
     """
     better, worse, same = changed_examples(run.results) if run.results else (None, None, None)
     state, why = state_of(run, running=running)
-    known = [row for row in run.proposals if row.get("gate")]
+    tested = [row for row in run.proposals if row.get("gate")]
     bill = bill_of(run)
     return Head(
         name=title_of(run),
@@ -98,7 +98,7 @@ def head(run: RunFiles, *, running: bool = False) -> Head:
         split=_split_bar(better or 0, same or 0, worse or 0),
         confirmed=_confirmed(run),
         kept=sum(row.get("verdict") == "accepted" for row in run.proposals),
-        tested=len(known),
+        tested=len(tested),
         proposed=len(run.proposals),
         **bill,
     )
@@ -120,7 +120,7 @@ def changed_examples(results: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def state_of(run: RunFiles, *, running: bool) -> tuple[str, str]:
-    """A word on how far the run is, and a sentence."""
+    """The state of a run in a word, and a sentence on it."""
     if running:
         return "running", f"{_progress(run)} This page is as of the last finished iteration: reload it for news."
     if run.results is not None:
@@ -173,19 +173,19 @@ def _score(run: RunFiles) -> Score | None:
         before, after, gain = results["baseline"]["mean"], results["optimized"]["mean"], results["gain"]
         what = f"{text.clip(results['metric'], 60)} on {text.counted(results['n'], results['split'] + ' example')}"
         bounds = gain["ci95"] if results["n"] >= _FEWEST else None
-        said = gain_sentence(gain, results["n"])
-        bar = interval_bar(gain["mean"], bounds, span_of([gain["mean"], *(bounds or ())]), width=220, words=said)
-        return Score(what, before, after, gain["mean"], bounds, said, bar)
+        sentence = gain_sentence(gain, results["n"])
+        bar = interval_bar(gain["mean"], bounds, span_of([gain["mean"], *(bounds or ())]), width=220, words=sentence)
+        return Score(what, before, after, gain["mean"], bounds, sentence, bar)
     curve = [event for event in run.events if isinstance(event, Curve)]
     if not curve:
         return None
     before, after = curve[0].val_score, curve[-1].val_score
-    said = "On the examples that chose the changes, so that it is a little high; the test comes at the end."
-    return Score("score on validation examples", before, after, None, None, said)
+    sentence = "On the examples that chose the changes, so that it is a little high; the test comes at the end."
+    return Score("score on validation examples", before, after, None, None, sentence)
 
 
 def gain_sentence(gain: Mapping[str, Any], n: int) -> str:
-    """What a paired difference says, no more than its interval carries."""
+    """The conclusion from a paired difference, no more than its interval supports."""
     mean, bounds = gain.get("mean"), gain.get("ci95")
     if n < _FEWEST or not text.is_interval(bounds):
         return f"{text.counted(n, 'example')}: {text.TOO_FEW}."
@@ -200,24 +200,24 @@ def gain_sentence(gain: Mapping[str, Any], n: int) -> str:
 
 def _confirmed(run: RunFiles) -> tuple[str, str]:
     event = last(run.events, Confirmation)
-    known = (run.results or {}).get("confirmed") or (run.optimized or {}).get("confirmed")
-    if known is None and event is not None:
-        known = {"n": event.n, "changes": event.changes, "verdict": event.verdict}
-    if known is None:
+    confirmed = (run.results or {}).get("confirmed") or (run.optimized or {}).get("confirmed")
+    if confirmed is None and event is not None:
+        confirmed = {"n": event.n, "changes": event.changes, "verdict": event.verdict}
+    if confirmed is None:
         return (
             "not tested",
             "No examples were kept for a confirmation." if run.results else "It comes after the search.",
         )
-    word = "confirmed" if known["changes"] else "not confirmed"
-    if not known["changes"] and known["changes"] is not None:
+    word = "confirmed" if confirmed["changes"] else "not confirmed"
+    if not confirmed["changes"] and confirmed["changes"] is not None:
         word = "nothing to confirm"
-    where = f"On {text.counted(known['n'], 'example')} that no gate has seen: " if known["n"] else ""
-    return word, f"{where}{known['verdict']}"
+    where = f"On {text.counted(confirmed['n'], 'example')} that no gate has seen: " if confirmed["n"] else ""
+    return word, f"{where}{confirmed['verdict']}"
 
 
 def bill_of(run: RunFiles) -> dict[str, Any]:
-    """What was paid and how long it took: of ``run.json``, before its end of the journal, of older runs of their
-    results."""
+    """Costs and time of a run: from ``run.json``, before the end of the run also from the journal, in older folders
+    from the results."""
     record, results, spent = run.record or {}, run.results or {}, last(run.events, Curve)
     worst = record.get("uncertain") or {}
     uncertain = ""
@@ -243,10 +243,10 @@ def _split_bar(better: int, same: int, worse: int) -> Markup:
     total = better + same + worse
     if not total:
         return Markup("")
-    parts, at = [], 0.0
+    parts, x = [], 0.0
     for amount, kind in ((better, "good"), (same, "even"), (worse, "bad")):
         width = 200 * amount / total
-        parts.append(element("rect", class_=f"fill {kind}", x=at, y=0, width=max(0.0, width - 1.5), height=8, rx=2))
-        at += width
+        parts.append(element("rect", class_=f"fill {kind}", x=x, y=0, width=max(0.0, width - 1.5), height=8, rx=2))
+        x += width
     words = f"{better} better, {same} the same, {worse} worse"
     return picture(words, "", 200, 8, *parts, class_="split", stretch=True)

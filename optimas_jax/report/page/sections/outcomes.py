@@ -1,4 +1,4 @@
-"""By kind, failures by component, and who is at fault."""
+"""Scores by kind of example, failures by component, and components at fault."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Calls of a component that ended alike, with an example of one."""
+    """Calls of a component with the same failure, with an example."""
 
     component: str
     outcome: str
@@ -72,7 +72,7 @@ class Failures:
     """Failures of a run's evaluation.
 
     Attributes:
-      rows: the most frequent ones after first.
+      rows: the most frequent failures after optimisation first.
       runs: number of runs of each side.
       notes: sentences on answers that could not be read or were cut.
     """
@@ -96,7 +96,7 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class Blame:
-    """Who is at fault in failing validation runs; ``reason`` where nothing can be said."""
+    """Components at fault in failing validation runs; ``reason`` where nothing can be said."""
 
     rows: Sequence[Fault]
     passing: int
@@ -110,7 +110,7 @@ def scores(run: RunFiles) -> Scores:
 
 
 def measures(results: Mapping[str, Any]) -> list[Measure]:
-    """Other metrics, the objective, and the state that was not confirmed, as far as there are any."""
+    """Other metrics, the objective, and the unconfirmed state, as far as there are any."""
     rows = []
     for name, row in (results.get("other_metrics") or {}).items():
         chance = f", chance {text.number(row['chance'], 2)}" if row.get("chance") else ""
@@ -134,9 +134,9 @@ def kinds(run: RunFiles) -> list[Kind]:
     for row in run.examples:
         if row["kind"]:
             scores.setdefault(row["kind"], []).append((row["before"]["score"], row["after"]["score"]))
-    found = sorted(scores.items(), key=lambda item: -len(item[1]))[:_MOST]
+    ranked = sorted(scores.items(), key=lambda item: -len(item[1]))[:_MOST]
     rows = []
-    for name, pairs in found:
+    for name, pairs in ranked:
         before, after = ([pair[side] for pair in pairs] for side in (0, 1))
         comparison = compare(after, before) if len(pairs) >= _FEWEST else None
         gain = (sum(after) - sum(before)) / len(pairs)
@@ -166,8 +166,8 @@ def failures(run: RunFiles) -> Failures:
     for row in run.examples:
         runs += len(row["after"]["runs"])
         for side in ("before", "after"):
-            for one in row[side]["runs"]:
-                for component, outcome, detail in _failed(one):
+            for example_run in row[side]["runs"]:
+                for component, outcome, detail in _failed(example_run):
                     key = (component, outcome)
                     counts.setdefault(key, {"before": 0, "after": 0})[side] += 1
                     if side == "after" or key not in examples:
@@ -176,13 +176,13 @@ def failures(run: RunFiles) -> Failures:
     rows = []
     for component, outcome in order[:_MOST]:
         name, detail = examples[component, outcome]
-        found = counts[component, outcome]
+        amounts = counts[component, outcome]
         rows.append(
             Failure(
                 component,
                 outcome,
-                found["before"],
-                found["after"],
+                amounts["before"],
+                amounts["after"],
                 name,
                 example_anchor(name),
                 text.clip(detail, 2_000),
@@ -191,14 +191,14 @@ def failures(run: RunFiles) -> Failures:
     return Failures(rows, max(0, len(order) - _MOST), runs, _notes(run.results or {}))
 
 
-def _failed(one: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Component, outcome and detail of what failed in a run."""
-    calls = [call for call in one.get("calls") or () if str(call.get("outcome") or "ok") != "ok"]
+def _failed(run: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Component, outcome and detail of each failed call of a run, or of the program itself."""
+    calls = [call for call in run.get("calls") or () if str(call.get("outcome") or "ok") != "ok"]
     for call in calls:
         yield str(call["component"]), str(call["outcome"]), str(call.get("detail") or "")
-    outcome = str(one.get("outcome") or "ok")
+    outcome = str(run.get("outcome") or "ok")
     if outcome != "ok" and not calls:
-        yield _PROGRAM, outcome, str(one.get("feedback") or "")
+        yield _PROGRAM, outcome, str(run.get("feedback") or "")
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
@@ -212,17 +212,17 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def blame(run: RunFiles) -> Blame | None:
-    """Who is at fault, the likeliest first; None where it was not asked, or no run failed."""
-    found = (run.results or {}).get("blame") or (run.optimized or {}).get("blame")
-    if not found or not found.get("failing"):
+    """Components at fault, the likeliest first; None if blame was not computed, or no run failed."""
+    result = (run.results or {}).get("blame") or (run.optimized or {}).get("blame")
+    if not result or not result.get("failing"):
         return None
     first: dict[str, str] = {}
-    for one in found.get("examples", ()):
-        first.setdefault(one["component"], one["id"])
-    parts = sorted((found.get("components") or {}).items(), key=lambda item: -item[1]["share"])
+    for example in result.get("examples", ()):
+        first.setdefault(example["component"], example["id"])
+    parts = sorted((result.get("components") or {}).items(), key=lambda item: -item[1]["share"])
     largest = max((row["share"] for _, row in parts), default=0.0) or 1.0
     rows = [
         Fault(name, row["first"], row["share"], row["share"] / largest, first.get(name, ""))
         for name, row in parts[:_MOST]
     ]
-    return Blame(rows, found.get("passing", 0), found.get("failing", 0), str(found.get("reason") or ""))
+    return Blame(rows, result.get("passing", 0), result.get("failing", 0), str(result.get("reason") or ""))

@@ -19,7 +19,7 @@ _FORMS = {"dollars": text.dollars, "tokens": text.count, "seconds": lambda secon
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A configuration: its name, score and costs with intervals in words, and what it is."""
+    """A configuration: its name, score and costs with intervals as text, and its marks."""
 
     name: str
     score: str
@@ -30,7 +30,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Pareto:
-    """The picture and its numbers; ``objective`` is the gain of the objective in words, or ""."""
+    """The picture and its numbers; ``objective`` is the gain of the objective as text, or ""."""
 
     picture: Markup
     rows: Sequence[Row]
@@ -39,23 +39,23 @@ class Pareto:
 
 def pareto(run: RunFiles) -> Pareto | None:
     """The section of a run; None where there is nothing to compare."""
-    found = {**(run.optimized or {}), **(run.results or {})}
-    if not shows_pareto(found):
+    results = {**(run.optimized or {}), **(run.results or {})}
+    if not shows_pareto(results):
         return None
-    points = found["pareto"]
+    points = results["pareto"]
     source = pareto_svg(points, _COLORS)
     width = float(source.partition('width="')[2].partition('"')[0])
     inner = Markup(source[source.index(">") + 1 : source.rindex("</svg>")])  # noqa: S704  # it escapes its texts
-    said = "; ".join(f"{point_name(point)}: {text.number(point['score']['mean'])}" for point in points)
-    gain = (found.get("objective") or {}).get("gain")
+    description = "; ".join(f"{point_name(point)}: {text.number(point['score']['mean'])}" for point in points)
+    gain = (results.get("objective") or {}).get("gain")
     objective = f"{text.signed(gain['mean'])} {text.interval(gain['ci95'])}" if gain else ""
-    drawn = picture("Score against the cost of a run", said, width, 300, inner, class_="pareto")
+    drawn = picture("Score against the cost of a run", description, width, 300, inner, class_="pareto")
     return Pareto(drawn, [_row(point) for point in points], objective)
 
 
 def _row(point: Mapping[str, Any]) -> Row:
     costs = [_estimate(point[name], form) for name, form in _FORMS.items()]
-    marks = ["dominated" if point["dominated"] else "Pareto set", *(f"exceeds max_{one}" for one in point["exceeds"])]
+    marks = ["dominated" if point["dominated"] else "Pareto set", *(f"exceeds max_{cost}" for cost in point["exceeds"])]
     name = text.name(point_name(point))
     return Row(name, _estimate(point["score"], text.number), costs, ", ".join(marks), point["kept"])
 

@@ -1,4 +1,4 @@
-"""Every proposal with its verdict in words."""
+"""Every proposal with its verdict and the reason for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optimas_jax.report.page import text
 from optimas_jax.report.page.svg import interval_bar, span_of
 from optimas_jax.report.run_files import RunFiles
 
-MOST = 200  # that are shown
+MOST = 200  # proposals that are shown
 _CHARACTERS = 500_000  # of their texts together
 _LINES = 200  # reasons of drops that are shown
 _ORDER = ("accepted", "refused", "given up early", "not tested", "not tried")
@@ -57,7 +57,7 @@ class Proposals:
     """The proposals of a run.
 
     Attributes:
-      rows: those that are shown, tested ones first where there are too many, in the order of the run.
+      rows: proposals that are shown, in the order of the run; where there are too many, tested ones are kept first.
       total: number of all.
       verdicts: number of each verdict.
       dropped: component, reason and number of answers and values that came to nothing before the gate.
@@ -83,17 +83,17 @@ def proposals(run: RunFiles) -> Proposals:
 
 
 def _dropped(run: RunFiles) -> list[tuple[str, str, int]]:
-    """Of the results, or of the journal so far; the most frequent reason of a component first."""
-    found = (run.results or {}).get("dropped") or (run.optimized or {}).get("dropped")
-    if not found:
+    """Drops from the results, or from the journal so far; the most frequent reason of a component first."""
+    dropped = (run.results or {}).get("dropped") or (run.optimized or {}).get("dropped")
+    if not dropped:
         counts: dict[str, collections.Counter[str]] = {}
         for event in run.events:
             if isinstance(event, Proposed):
                 counts.setdefault(event.component, collections.Counter()).update(event.dropped)
-        found = counts
+        dropped = counts
     return [
         (name, reason, amount)
-        for name, reasons in found.items()
+        for name, reasons in dropped.items()
         for reason, amount in sorted(reasons.items(), key=lambda item: -item[1])
     ]
 

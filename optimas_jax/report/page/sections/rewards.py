@@ -1,4 +1,4 @@
-"""Local rewards against the metric: over time, at the gate, at the end; labels and what they were worth."""
+"""Local rewards against the metric: over time, at the gate, at the end; labels and their worth."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _ROWS, _LINES = 40, 200  # components of a picture, and of a table
 
 @dataclasses.dataclass(frozen=True)
 class Met:
-    """Local rewards met fresh labels: in which iteration, of which component, how many pairs, how many of them ordered
-    rightly, and whether they were trained after it."""
+    """A comparison of local rewards with fresh labels: iteration, component, number of pairs, share of pairs that were
+    ordered rightly, and whether the local reward was trained after it."""
 
     iteration: int
     component: str
@@ -33,7 +33,7 @@ class Met:
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """A row of the table of alignment; words in the place of numbers that too few pairs carry."""
+    """A row of the table of alignment; words replace numbers of too few pairs."""
 
     component: str
     accuracy: str
@@ -45,7 +45,7 @@ class Aligned:
 
 @dataclasses.dataclass(frozen=True)
 class Used:
-    """Labelled runs of a component's races, and how many without local rewards would tell as much."""
+    """Labelled runs of a component's races, and how many runs without local rewards would be as informative."""
 
     component: str
     labelled: int
@@ -58,8 +58,9 @@ class Rewards:
     """What the section shows.
 
     Attributes:
-      score: what ranked proposals: ``local``, or what stood in its place.
+      score: what ranked proposals: ``local``, or its replacement.
       timeline: picture over iterations; empty without labels.
+      said: a sentence on the agreement with fresh labels.
       scatters: pictures of promised against measured gain, with a sentence for each.
       controls: names of the columns behind ``aligned``.
       groups: component, groups, informative groups, why collecting stopped.
@@ -79,26 +80,26 @@ def rewards(run: RunFiles) -> Rewards:
     """The section of a run, finished or not."""
     met = _met(run)
     gates = [event for event in run.events if isinstance(event, Gate) and text.is_interval(event.ci95)]
-    found = {**(run.optimized or {}), **(run.results or {})}
-    aligned, controls = _aligned(found.get("alignment") or {})
+    results = {**(run.optimized or {}), **(run.results or {})}
+    aligned, controls = _aligned(results.get("alignment") or {})
     scatters = [
         _scatter(gates, "expected_gain", "gain that the race expected, on training inputs", diagonal=True),
         _scatter(gates, "local_gain", "gain of the local reward alone, in its own units"),
     ]
     return Rewards(
-        score=str(found.get("score") or (run.config.get("optimize") or {}).get("score") or "local"),
+        score=str(results.get("score") or (run.config.get("optimize") or {}).get("score") or "local"),
         timeline=_timeline(met),
         said=_agreement(met),
-        scatters=[one for one in scatters if one is not None],
+        scatters=[scatter for scatter in scatters if scatter is not None],
         aligned=aligned[:_LINES],
         controls=controls,
-        used=_used(run, found)[:_LINES],
+        used=_used(run, results)[:_LINES],
         groups=[event for event in run.events if isinstance(event, Groups)][:_LINES],
     )
 
 
 def _met(run: RunFiles) -> list[Met]:
-    """Adaptations with the component of their iteration, which their events do not name."""
+    """Adaptations with the component of their iteration; their events do not name it."""
     pick, met = None, []
     for event in run.events:
         if isinstance(event, Pick):
@@ -111,11 +112,11 @@ def _met(run: RunFiles) -> list[Met]:
 
 
 def _agreement(met: Sequence[Met]) -> str:
-    known = [one for one in met if one.accuracy is not None and one.pairs]
-    pairs = sum(one.pairs for one in known)
+    known = [comparison for comparison in met if comparison.accuracy is not None and comparison.pairs]
+    pairs = sum(comparison.pairs for comparison in known)
     if not pairs:
         return "No fresh pair of outputs with different global rewards was met: nothing can be said."
-    right = round(sum(one.pairs * (one.accuracy or 0) for one in known))
+    right = round(sum(comparison.pairs * (comparison.accuracy or 0) for comparison in known))
     if pairs < FEWEST_PAIRS:
         return f"{text.counted(pairs, 'fresh pair')} in all, {right} ordered rightly: {text.TOO_FEW}."
     share = text.percent(right / pairs)
@@ -126,8 +127,8 @@ def _timeline(met: Sequence[Met]) -> Markup:
     """A row for each component, a column for each iteration; areas are numbers of pairs."""
     if not met:
         return Markup("")
-    names = list(dict.fromkeys(one.component for one in met))[:_ROWS]
-    last = max(one.iteration for one in met)
+    names = list(dict.fromkeys(comparison.component for comparison in met))[:_ROWS]
+    last = max(comparison.iteration for comparison in met)
     left, step, row = 190.0, max(30.0, min(90.0, 660.0 / last)), 54.0
     width, height = left + last * step + 10, 26 + len(names) * row + 30
     rows = {name: 26 + index * row + row / 2 - 9 for index, name in enumerate(names)}
@@ -142,40 +143,42 @@ def _timeline(met: Sequence[Met]) -> Markup:
     for number in range(1, last + 1, every):
         drawn.append(svg.element("text", str(number), x=left + (number - 0.5) * step, y=14, text_anchor="middle"))
     drawn.append(svg.element("text", "iteration", x=0, y=14, class_="name"))
-    largest = max(one.pairs for one in met) or 1
-    for one in met:
-        if one.component in rows:
-            drawn.append(_meeting(one, left + (one.iteration - 0.5) * step, rows[one.component], largest))
-    words = "; ".join(_words(one) for one in met[:60])
+    largest = max(comparison.pairs for comparison in met) or 1
+    for comparison in met:
+        if comparison.component in rows:
+            drawn.append(
+                _meeting(comparison, left + (comparison.iteration - 0.5) * step, rows[comparison.component], largest)
+            )
+    words = "; ".join(_words(comparison) for comparison in met[:60])
     return svg.picture(
         "Agreement of local rewards with the metric over the search", words, width, height, *drawn, class_="chart"
     )
 
 
-def _words(one: Met) -> str:
-    agreed = "no pairs" if one.accuracy is None or not one.pairs else f"{one.accuracy:.2f} of {one.pairs} pairs"
-    return f"iteration {one.iteration}, {text.name(one.component)}: {agreed}" + ", then trained further" * one.trained
+def _words(met: Met) -> str:
+    agreed = "no pairs" if met.accuracy is None or not met.pairs else f"{met.accuracy:.2f} of {met.pairs} pairs"
+    return f"iteration {met.iteration}, {text.name(met.component)}: {agreed}" + ", then trained further" * met.trained
 
 
-def _meeting(one: Met, x: float, y: float, largest: int) -> Markup:
-    if one.accuracy is None or not one.pairs:
-        return svg.element("circle", svg.element("title", _words(one)), cx=x, cy=y, r=2.5, class_="dot")
-    side = "good" if one.accuracy > 0.6 else "bad" if one.accuracy < 0.5 else "even"
-    radius = 4 + 7 * (one.pairs / largest) ** 0.5
-    right = f"{round(one.accuracy * one.pairs)}/{one.pairs}"
+def _meeting(met: Met, x: float, y: float, largest: int) -> Markup:
+    if met.accuracy is None or not met.pairs:
+        return svg.element("circle", svg.element("title", _words(met)), cx=x, cy=y, r=2.5, class_="dot")
+    side = "good" if met.accuracy > 0.6 else "bad" if met.accuracy < 0.5 else "even"
+    radius = 4 + 7 * (met.pairs / largest) ** 0.5
+    right = f"{round(met.accuracy * met.pairs)}/{met.pairs}"
     parts = [
-        svg.element("title", _words(one)),
+        svg.element("title", _words(met)),
         svg.element("circle", cx=x, cy=y, r=radius, class_=f"dot {side}"),
         svg.element("text", right, x=x, y=y + radius + 17, text_anchor="middle"),
     ]
-    if one.trained:
+    if met.trained:
         parts.append(svg.element("circle", cx=x, cy=y, r=radius + 3, class_="ring"))
     return svg.element("g", *parts)
 
 
 def _scatter(gates: Sequence[Gate], field: str, axis: str, *, diagonal: bool = False) -> tuple[Markup, str] | None:
-    """Promised against measured gain of the tested proposals; on the diagonal, of gains in the same units, promises are
-    kept."""
+    """Picture of promised against measured gains of the tested proposals, with a sentence; None without any.
+    ``diagonal``: whether both gains have the same units, so that promises are kept on the diagonal."""
     known = [gate for gate in gates if text.is_number(getattr(gate, field)) and text.is_number(gate.val_gain)][-_MOST:]
     if not known:
         return None
@@ -194,23 +197,23 @@ def _scatter(gates: Sequence[Gate], field: str, axis: str, *, diagonal: bool = F
     if diagonal and low < high:
         drawn.append(svg.element("line", class_="grid", x1=x(low), x2=x(high), y1=y(low), y2=y(high)))
     for gate in known:
-        at, height_at, promised = x(getattr(gate, field)), y(gate.val_gain), getattr(gate, field)
+        x_at, y_at, promised = x(getattr(gate, field)), y(gate.val_gain), getattr(gate, field)
         side = "good" if gate.accepted else "even"
         what = f"{text.name(gate.component)}, {text.name(gate.kind)}"
         gains = f"promised {text.signed(promised)}, measured {text.signed(gate.val_gain)}"
         title = svg.element("title", f"{what}: {gains}")
         low, high = gate.ci95
-        drawn.append(svg.element("line", class_=f"bar thin {side}", x1=at, x2=at, y1=y(low), y2=y(high)))
-        drawn.append(svg.element("circle", title, cx=at, cy=height_at, r=5, class_=f"dot {side}"))
-    said = _promises(known, field)
-    return svg.picture(f"Measured gain against the {axis}", said, width, height, *drawn, class_="scatter"), said
+        drawn.append(svg.element("line", class_=f"bar thin {side}", x1=x_at, x2=x_at, y1=y(low), y2=y(high)))
+        drawn.append(svg.element("circle", title, cx=x_at, cy=y_at, r=5, class_=f"dot {side}"))
+    sentence = _promises(known, field)
+    return svg.picture(f"Measured gain against the {axis}", sentence, width, height, *drawn, class_="scatter"), sentence
 
 
 def _promises(gates: Sequence[Gate], field: str) -> str:
     signed = [gate for gate in gates if getattr(gate, field) and gate.val_gain]
     right = sum((getattr(gate, field) > 0) == (gate.val_gain > 0) for gate in signed)
-    said = f"In {right} of {text.counted(len(signed), 'test')} the measured gain has the sign that was promised"
-    return f"{said}: {text.TOO_FEW}." if len(signed) < _FEWEST_GATES else f"{said}."
+    sentence = f"In {right} of {text.counted(len(signed), 'test')} the measured gain has the sign that was promised"
+    return f"{sentence}: {text.TOO_FEW}." if len(signed) < _FEWEST_GATES else f"{sentence}."
 
 
 def _aligned(alignment: Mapping[str, Mapping[str, Any]]) -> tuple[list[Aligned], list[str]]:
@@ -228,9 +231,9 @@ def _aligned(alignment: Mapping[str, Mapping[str, Any]]) -> tuple[list[Aligned],
     return rows, [names[control] for control in controls] + ["ceiling"] * ceiling
 
 
-def _used(run: RunFiles, found: Mapping[str, Any]) -> list[Used]:
-    score = str(found.get("score") or "local")
-    known = {name: dict(row) for name, row in (found.get("label_use") or {}).items()}
+def _used(run: RunFiles, results: Mapping[str, Any]) -> list[Used]:
+    score = str(results.get("score") or "local")
+    known = {name: dict(row) for name, row in (results.get("label_use") or {}).items()}
     if not known:  # a search that is not over
         for event in run.events:
             if isinstance(event, Race):

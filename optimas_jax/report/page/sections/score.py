@@ -1,4 +1,4 @@
-"""Validation score against what it cost: a step line, and a dot for every proposal that was tested."""
+"""Validation score against its cost: a step line, and a dot for every proposal that was tested."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Dot:
-    """A tested proposal: the score that it had beside the one in use, and its verdict."""
+    """A tested proposal: its score (the score in use plus the measured gain), and its verdict."""
 
     score: float
     spent: Usage
@@ -47,7 +47,7 @@ class Score:
     """The curve of a run.
 
     Attributes:
-      pictures: by what is on the axis; only costs that differ.
+      pictures: by cost on the axis; only costs that differ.
       points: of the step line.
     """
 
@@ -67,7 +67,7 @@ def score(run: RunFiles) -> Score:
 def _read(run: RunFiles) -> tuple[list[Point], list[Dot]]:
     points: list[Point] = []
     dots: list[Dot] = []
-    waiting: list[Gate] = []  # the next point of the curve tells what was spent by then
+    waiting: list[Gate] = []  # the next point of the curve has what was spent by then
     for event in run.events:
         if isinstance(event, Gate):
             waiting += [event] * text.is_number(event.val_gain)
@@ -90,7 +90,7 @@ def _dot(gate: Gate, before: float, spent: Usage) -> Dot:
 
 
 def _thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """At most about ``most`` points, those at which the score changes among them as far as there is room."""
+    """At most about ``most`` points: every n-th one, and the last."""
     if len(points) <= most:
         return list(points)
     step = -(-len(points) // most)
@@ -100,10 +100,10 @@ def _thinned(points: Sequence[Point], most: int) -> list[Point]:
 def _picture(points: Sequence[Point], dots: Sequence[Dot], name: str) -> Markup:
     axis, cost = _COSTS[name]
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    x = svg.scale_over([cost(one.spent) for one in (*points, *dots)], _LEFT, right, zero=True)
-    y = svg.scale_over([one.score for one in (*points, *dots)], bottom, _TOP, margin=0.08)
-    places = [(x(cost(point.spent)), y(point.score)) for point in points]
-    line = svg.steps([*places, (right, places[-1][1])])
+    x = svg.scale_over([cost(item.spent) for item in (*points, *dots)], _LEFT, right, zero=True)
+    y = svg.scale_over([item.score for item in (*points, *dots)], bottom, _TOP, margin=0.08)
+    corners = [(x(cost(point.spent)), y(point.score)) for point in points]
+    line = svg.steps([*corners, (right, corners[-1][1])])
     drawn = [
         *svg.y_axis(y, _LEFT, right, "validation score"),
         *svg.x_axis(x, bottom, axis),
@@ -113,11 +113,11 @@ def _picture(points: Sequence[Point], dots: Sequence[Dot], name: str) -> Markup:
         drawn.append(_mark(x(cost(dot.spent)), y(dot.score), dot))
     first, last = points[0], points[-1]
     kept, refused = sum(dot.kept for dot in dots), sum(not dot.kept for dot in dots)
-    said = (
+    description = (
         f"The validation score was {text.number(first.score)} at the start and is {text.number(last.score)} after "
         f"{text.number(cost(last.spent), 0)} {axis}. {kept} tested proposals were kept, {refused} refused."
     )
-    return svg.picture(f"Validation score against {axis}", said, _WIDTH, _HEIGHT, *drawn, class_="chart curve")
+    return svg.picture(f"Validation score against {axis}", description, _WIDTH, _HEIGHT, *drawn, class_="chart curve")
 
 
 def _mark(x: float, y: float, dot: Dot) -> Markup:

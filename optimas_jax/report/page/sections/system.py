@@ -15,7 +15,7 @@ from optimas_jax.report.page.sections.changes import accepted_of
 from optimas_jax.report.page.sections.flow import Edge, Node, flow_picture
 from optimas_jax.report.run_files import RunFiles
 
-_RUNS = 200  # whose calls are looked at
+_RUNS = 200  # runs whose calls are read
 _PARTS = 200  # components that are shown
 
 
@@ -24,10 +24,10 @@ class Part:
     """A component.
 
     Attributes:
-      name, description: of it.
+      name, description: of the component.
       reads, writes: its fields.
-      status: what the search did with it, in few words.
-      changed, tuned: whether it was changed, whether it may be.
+      status: what the search did with it, in a few words.
+      changed, tuned: whether it was changed, whether it may be changed.
       calls: number of calls in a run, such as ``1`` or ``1 to 3``; "" where it is not known.
     """
 
@@ -43,7 +43,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """The components in their order, a picture of them, and how it was made."""
+    """The components in their order, a picture of them, whether they form a program, and how many runs were read."""
 
     parts: Sequence[Part]
     picture: Markup
@@ -67,13 +67,13 @@ def system(run: RunFiles) -> System:
 
 
 def _in_order(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Components by the mean place of their first calls."""
-    places: dict[str, list[int]] = collections.defaultdict(list)
+    """Components by the mean position of their first calls."""
+    positions: dict[str, list[int]] = collections.defaultdict(list)
     for calls in runs:
         firsts = dict.fromkeys(call["component"] for call in calls)
-        for place, name in enumerate(firsts):
-            places[name].append(place)
-    return sorted(places, key=lambda name: sum(places[name]) / len(places[name]))
+        for position, name in enumerate(firsts):
+            positions[name].append(position)
+    return sorted(positions, key=lambda name: sum(positions[name]) / len(positions[name]))
 
 
 def _tuned_names(run: RunFiles) -> list[str]:
@@ -105,7 +105,7 @@ def _part(
     low, high = min(counts, default=0), max(counts, default=0)
     calls = "" if not counts else f"{low}" if low == high else f"{low} to {high}"
     description = text.clip(str((described or {}).get("description", "")), 300)
-    reads, writes = ([text.clip(str(field), 60) for field in some] for some in (reads, writes))
+    reads, writes = ([text.clip(str(field), 60) for field in fields] for fields in (reads, writes))
     return Part(name, description, reads, writes, status, bool(kept), bool(tuned), calls)
 
 
@@ -116,13 +116,13 @@ def _calls_after(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Edge]:
         names = [call["component"] for call in calls]
         seen.update(set(itertools.pairwise(names)))
     return [
-        Edge(text.name(one), text.name(other), "" if n == len(runs) else text.percent(n / len(runs)))
-        for (one, other), n in seen.items()
+        Edge(text.name(start), text.name(end), "" if n == len(runs) else text.percent(n / len(runs)))
+        for (start, end), n in seen.items()
     ]
 
 
 def _data_flow(described: Mapping[str, Mapping[str, Any]], runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Edge]:
-    """Which component reads a field of which, from their declarations or from what their calls read and wrote."""
+    """Which component reads fields of which, from their declarations or from the fields of their calls."""
     fields: dict[tuple[str, str], list[str]] = {}
     parts = list(described.values()) or [
         {
@@ -138,6 +138,6 @@ def _data_flow(described: Mapping[str, Mapping[str, Any]], runs: Sequence[Sequen
                 if name in other["inputs"] and part is not other:
                     fields.setdefault((part["name"], other["name"]), []).append(str(name))
     return [
-        Edge(text.name(one), text.name(other), text.clip(", ".join(names), 200))
-        for (one, other), names in fields.items()
+        Edge(text.name(start), text.name(end), text.clip(", ".join(names), 200))
+        for (start, end), names in fields.items()
     ]

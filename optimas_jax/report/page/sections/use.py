@@ -35,9 +35,9 @@ class Use:
       command, commit: of the run; "" where they are not known.
       versions: name and version.
       machine: platform and devices.
-      preset: what ``settings`` differ from; "" where it is not known.
-      settings: path and value of what the command set.
-      files: path in the folder, what it holds.
+      preset: the configuration that ``settings`` change; "" where it is not known.
+      settings: path and value of each setting that the command changed.
+      files: path in the folder, and content.
     """
 
     code: str
@@ -94,8 +94,8 @@ def _argument(name: str, value: Any) -> str:
 
 
 def given_settings(command: str) -> tuple[str, list[tuple[str, str]]]:
-    """What a command began with, and the settings that it changed: ``--config.PATH=VALUE`` of a command line,
-    ``config`` of a call from Python."""
+    """The preset of a command, and the settings that it changed: ``--config.PATH=VALUE`` of a command line, ``config``
+    of a call from Python."""
     if named := _NAMED.search(command):
         with contextlib.suppress(ValueError):
             return "", [(name, text.plain(value)) for name, value in json.loads(named[1]).items()]

@@ -1,4 +1,4 @@
-"""Values of components in words, and how one follows from another: texts compared word by word, demonstrations."""
+"""Values of components as text, and their changes: instructions compared word by word, demonstrations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Literal
 
 from optimas_jax.report.page import text
 
-_WORDS = 3_000  # of a text that is compared word by word; longer ones are compared line by line
+_WORDS = 3_000  # words of a text that is compared word by word; longer texts are compared line by line
 _LINES = 3_000
 _MOST = 20_000  # characters of a text that are shown
 _SETTINGS = 60  # names of a value that are shown
 _DEMOS = 12  # demonstrations that are shown
-_FIELD, _FIELDS = 1_500, 20  # characters of a field of one, and fields
+_FIELD, _FIELDS = 1_500, 20  # of a demonstration: characters of a field, and number of fields
 _TOKEN = re.compile(r"\s+|\w+|[^\w\s]")
 ValueData = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A part of a comparison: ``same`` in both texts, or of one only."""
+    """A part of a comparison: the ``same`` in both texts, or only in the ``old`` or the ``new`` one."""
 
     kind: Literal["same", "old", "new"]
     text: str
@@ -41,15 +41,15 @@ class DemoCard:
 
 @dataclasses.dataclass(frozen=True)
 class ValueChange:
-    """How a value follows from another one.
+    """How a new value differs from the old one.
 
     Attributes:
-      summary: in few words.
+      summary: in a few words.
       text: the instruction, compared; empty where there is none.
-      changed: whether that text changed.
-      demos: of a prompt.
-      more_demos: number of those that are not shown.
-      settings: name, old and new words of everything else.
+      changed: whether the instruction changed.
+      demos: demonstrations of a prompt.
+      more_demos: number of demonstrations that are not shown.
+      settings: name, old text and new text of everything else.
     """
 
     summary: str
@@ -61,7 +61,7 @@ class ValueChange:
 
 
 def value_change(old: ValueData | None, new: ValueData) -> ValueChange:
-    """How a value follows from another one of the same component.
+    """How a value differs from an earlier one of the same component.
 
     Args:
       old: None where it is not known.
@@ -72,7 +72,9 @@ def value_change(old: ValueData | None, new: ValueData) -> ValueChange:
     names = dict.fromkeys([*after, *before])
     rows = [(text.name(name), before.get(name, ""), after.get(name, "")) for name in list(names)[:_SETTINGS]]
     differing = [row for row in rows if row[1] != row[2]] if old else rows
-    words = ", ".join(f"{name} {one} → {other}" if old else f"{name} {other}" for name, one, other in differing[:3])
+    words = ", ".join(
+        f"{name} {old_text} → {new_text}" if old else f"{name} {new_text}" for name, old_text, new_text in differing[:3]
+    )
     return ValueChange(text.clip(words or "the same", 200), settings=rows)
 
 
@@ -105,10 +107,12 @@ def _card(demo: Mapping[str, Any], state: str) -> DemoCard:
 
 
 def _settings(value: ValueData | None) -> dict[str, str]:
-    """A value without texts to compare as names and words."""
+    """A value as names and texts; its texts are not compared word by word."""
     match (value or {}).get("type"):
         case "hyperparameters":
-            return {str(name): text.clip(text.plain(one), 200) for name, one in (value or {})["settings"].items()}
+            return {
+                str(name): text.clip(text.plain(setting), 200) for name, setting in (value or {})["settings"].items()
+            }
         case "choice":
             return {"choice": text.clip(str((value or {})["name"]), 200)}
         case "adapter":
@@ -124,7 +128,7 @@ def _settings(value: ValueData | None) -> dict[str, str]:
 def _per_instance(value: ValueData) -> dict[str, str]:
     samples = value.get("samples", 1)
     outputs = f"{text.counted(samples, 'output')} of each" if samples != 1 else "one output of each"
-    values = {f"value {n + 1}": text.clip(in_words(one), 600) for n, one in enumerate(value.get("values", ()))}
+    values = {f"value {n + 1}": text.clip(in_words(inner), 600) for n, inner in enumerate(value.get("values", ()))}
     chosen = (
         "the output with the highest local reward"
         if value.get("mode") == "argmax"
@@ -134,7 +138,7 @@ def _per_instance(value: ValueData) -> dict[str, str]:
 
 
 def in_words(value: ValueData) -> str:
-    """A value in one text."""
+    """A value as one text."""
     if value.get("type") == "prompt":
         demos = f" ({text.counted(len(value.get('demos', ())), 'demonstration')})" if value.get("demos") else ""
         return f"{value.get('instruction', '')}{demos}"
@@ -142,12 +146,12 @@ def in_words(value: ValueData) -> str:
 
 
 def compared(old: str, new: str) -> Iterator[Piece]:
-    """Two texts as one, with what is of one only marked: word by word, long ones line by line, very long ones whole."""
-    sides = [_TOKEN.findall(one) for one in (old, new)]
+    """Two texts merged, with the parts of only one marked: by words, long texts by lines, very long texts as wholes."""
+    sides = [_TOKEN.findall(side) for side in (old, new)]
     if max(map(len, sides)) > _WORDS:
-        sides = [one.splitlines(keepends=True) for one in (old, new)]
+        sides = [side.splitlines(keepends=True) for side in (old, new)]
     if max(map(len, sides)) > _LINES:
-        sides = [[text.clip(one, _MOST)] for one in (old, new)]
+        sides = [[text.clip(side, _MOST)] for side in (old, new)]
     matcher = difflib.SequenceMatcher(None, *sides, autojunk=False)
     pieces: list[Piece] = []
     for tag, i, j, k, n in matcher.get_opcodes():
@@ -161,7 +165,7 @@ def compared(old: str, new: str) -> Iterator[Piece]:
 
 
 def _readable(pieces: Sequence[Piece]) -> Iterator[Piece]:
-    """Without islands of less than three words between changes: old and new are then read as wholes."""
+    """Merges changes with fewer than three words between them, so that old and new read as wholes."""
     changes: dict[str, str] = {"old": "", "new": ""}
     for index, piece in enumerate(pieces):
         inside = 0 < index < len(pieces) - 1
