@@ -193,8 +193,8 @@ def _test(
     smallest = max((_detectable(row, level) for row in usable.values()), default=0.0) or None
     coupling = None
     if len(usable) == 2:
-        headroom, second = usable
-        coupling = _coupling((headroom, second), np.array(joint), usable[headroom], usable[second])
+        first, second = usable
+        coupling = _coupling((first, second), np.array(joint), usable[first], usable[second])
     return tested, coupling, smallest
 
 
