@@ -25,7 +25,7 @@ _NO_HOOKS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
 
 def check_components(workdir: Path, system: System) -> None:
-    """Compares the components of a program with those of earlier commands in its folder. This comes before the
+    """Compares the components of a program with the components in earlier commands in its folder. This comes before the
     comparison of settings, as the number of iterations may follow from the number of components.
 
     Raises:
@@ -48,8 +48,7 @@ def check_program(
     progress: Progress,
     hooks: Mapping[str, Callable[..., Any]] = _NO_HOOKS,
 ) -> None:
-    """Compares a program and its hooks with those of earlier commands in the run folder, and writes their digests
-    there.
+    """Compares a program and its hooks with earlier commands in the run folder, and writes their digests there.
 
     Args:
       hooks: own steps of the search, by their names in messages.
@@ -79,7 +78,7 @@ def check_program(
 
 
 def _check_hooks(folder: RunFolder, hooks: Mapping[str, Any]) -> None:
-    """Compares the names of hooks with those of earlier commands; edited code is compared by ``check_program``."""
+    """Compares the names of hooks with earlier commands; ``check_program`` compares their code."""
     if folder.is_unused():
         return
     earlier = (folder.read(PROGRAM) or {}).get("hooks", [])

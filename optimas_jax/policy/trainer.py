@@ -109,6 +109,7 @@ class PolicyTrainer:
         columns: dict[int, list[np.ndarray]] = {}
 
         def run(parts: Parts) -> Statistics:
+            """Statistics of the tokens of some parts, which one call computes; numpy arrays."""
             chosen = [[sequences[index] for index in part] for part in parts]
             batches = make_batches(
                 chosen,

@@ -119,7 +119,7 @@ def measure_alignment(
 
 def why_not_to_choose(groups: Sequence[ScoredGroup], threshold: float) -> str:
     """Why a local reward should not choose among outputs, from groups that it was not trained on: its pair accuracy is
-    not shown to be above chance, or not higher than those of likelihood and majority. "" if it may choose."""
+    not shown to be above chance, or not higher than with likelihood and majority. "" if it may choose."""
     groups = [group for group in groups if is_informative(group.rewards, threshold)]
     rewards, inputs = [group.rewards for group in groups], [group.example_id for group in groups]
     count = len(set(inputs))

@@ -145,7 +145,7 @@ class RewardBatches:
         """Applies ``function`` to groups of similar length in batches, concurrently on all lanes; keeps their features.
 
         Args:
-          kind: name of ``function``, by which compiled programs are told apart.
+          kind: name of ``function``; programs are compiled by kind and shape.
 
         Yields:
           Indices of the groups of a batch, and its result.

@@ -77,6 +77,7 @@ class ImaginedSystem:
 
     def _imagined(self, component: Component) -> Component:
         async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
+            """Outputs of the component itself if it sends no request, else made-up ones."""
             recorder = _Asked(context.completer)
             outputs = None
             with contextlib.suppress(Exception):  # a component may fail to read a made-up answer

@@ -32,8 +32,9 @@ def in_order(steps: Iterable[str]) -> list[str]:
 
 
 def note_spent(host: Host) -> dict[str, Usage]:
-    """Adds the costs of this command to those of earlier ones in the folder, and returns the sum. A step that a command
-    repeats from the tape counts once; seconds of waiting add up. The file of a run with results is not changed."""
+    """Adds the costs of this command to the costs of earlier ones in the folder, and returns the sum. A step that a
+    command repeats from the tape counts once; seconds of waiting add up. The file of a run with results is not
+    changed."""
     spent = {step: Usage.from_json(row) for step, row in (host.folder.read(SPENT) or {}).items()}
     for step, usage in host.ledger.bill.take().items():
         seconds = usage.seconds + (spent[step].seconds if step in spent else 0.0)
