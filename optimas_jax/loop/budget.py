@@ -1,4 +1,4 @@
-"""What a run has used, what its next step is expected to use, and its hard limits.
+"""Costs of a run so far, expected costs of its next step, and its hard limits.
 
 ``config.budget`` limits the whole run; ``config.optimize.max_tokens`` limits collecting and optimising together.
 Nothing overruns them (``Ledger.limit``). Everything counts, whether it was paid now or came from the tape.
@@ -241,8 +241,8 @@ def expected_cost(host: Host, name: str, *, runs: int, calls: int = 0) -> Usage:
     """Expected costs of a step, from the mean request in this search so far; none before its first run.
 
     Args:
-      name: of a component; "" for whole runs of the system.
-      runs: runs of what depends on the component, the metric included.
+      name: name of a component; "" for whole runs of the system.
+      runs: runs of the components that depend on it, the metric included.
       calls: calls of the component itself.
     """
     names = sorted(host.system.descendants(name)) if name else host.system.order

@@ -22,7 +22,7 @@ def check_search(config: RunConfig, system: System, components: Sequence[str], e
       examples: validation examples of the gate; None where an own acceptance replaces it.
 
     Raises:
-      ConfigError: weights would be tuned by local rewards that hold likelihood.
+      ConfigError: weights would be tuned by local rewards that include likelihood.
       ValueError: no proposal could pass the gate on so few validation ``examples``.
     """
     if not config.optimize.iterations:

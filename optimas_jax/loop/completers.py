@@ -32,7 +32,7 @@ def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = 
     """Checks the provider, key and price of every model that a run may ask.
 
     Args:
-      workdir: the run folder. Where it has a tape already, keys may be missing: the tape may hold every answer.
+      workdir: the run folder. If it has a tape already, keys may be missing: the tape may have every answer.
       choices: models that components may choose from, where the system is known (``llm.providers.models_named``).
       keys: whether keys are needed, if there is no tape.
 

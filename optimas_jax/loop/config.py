@@ -81,7 +81,7 @@ class OptimizeConfig:
     Attributes:
       mode: the mode of all switches that were not changed.
       components: names to tune, separated by commas; ``all`` for every one.
-      iterations: of the search (paper: T).
+      iterations: number of iterations of the search (paper: T).
       inputs: training examples per iteration, on which proposals are ranked.
       pick: rule that chooses the next component: ``uniform``, ``gap`` or ``bandit``.
       adapt: when local rewards are trained further: ``after_accept`` of a proposal, in ``every`` iteration on its

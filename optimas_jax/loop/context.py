@@ -240,7 +240,7 @@ def build_run(
       completer: answers the requests of the system and of proposers; by default the servers and local engines of the
         models that they name.
       shared: folder of results that several processes share (``llm.shared``).
-      benchmark: in place of the one that the configuration names.
+      benchmark: replaces the one that the configuration names.
       command: text of the command for ``run.json``; by default the command line.
       leader: tells the other processes of the run what to compute (``loop.follow``).
       callbacks: functions that get every event, after the benchmark's own.
@@ -276,7 +276,7 @@ def build_run(
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """What a run is built from, read and checked before its folder is opened.
+    """Parts of a run that are read and checked before its folder is opened.
 
     Attributes:
       config: its configuration, with the settings that follow from its hooks.

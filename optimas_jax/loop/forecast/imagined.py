@@ -61,7 +61,7 @@ class ImaginedSystem:
     """
 
     def __init__(self, system: System, examples: Iterable[Example], seed: int, world: World):
-        """``examples``: of all splits. ``seed``: of the run."""
+        """``examples``: examples of all splits. ``seed``: seed of the run."""
         self._world, self._metric, self._is_noise = world, system.metric, False
         names = [component.name for component in system.components]
         self._example_of = {derive_seed(seed, e.id, name): e.id for e in examples for name in names}

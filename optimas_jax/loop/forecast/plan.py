@@ -235,7 +235,7 @@ def _forecast(
         worlds = [total(rehearsal.used.get(step, {}).values()) + first for rehearsal in rehearsals]
         steps[step] = Range(worlds[0].least(worlds[1]), worlds[1], worlds[1].most(worlds[2]))
     calls = {
-        step: {role: rehearsal.calls for role, rehearsal in expected.used[step].items()}
+        step: {role: usage.calls for role, usage in expected.used[step].items()}
         for step in order
         if step in expected.used
     }

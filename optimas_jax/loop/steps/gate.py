@@ -44,11 +44,10 @@ def gate(
     if not ranked:
         host.progress.line("  nothing to test: no proposal answers differently from the value in use")
     verdicts = not_tested(ranked, config.gate_top)
-    hopeful = [candidate for index, candidate in enumerate(ranked) if index == 0 or candidate.expected_gain > 0][
-        : config.gate_top
-    ]
+    hopeful = [candidate for index, candidate in enumerate(ranked) if index == 0 or candidate.expected_gain > 0]
+    hopeful = hopeful[: config.gate_top]
     for index, candidate in enumerate(hopeful):
-        value, later = candidate.proposal.value, [later_ranked.proposal.digest for later_ranked in hopeful[index + 1 :]]
+        value, later = candidate.proposal.value, [following.proposal.digest for following in hopeful[index + 1 :]]
         untested = dict.fromkeys(
             [candidate.proposal.digest, *later], Verdict("not tested", "the budget allows no test of it")
         )
