@@ -20,20 +20,20 @@ from optimas_jax.rewards.alignment import measure_alignment, report_groups
 from optimas_jax.rewards.pairs import count_informative
 from optimas_jax.rewards.split import part_of
 
-_ALIGNED_AT_ONCE = 8  # inputs that every component takes at a time
+_ALIGNED_AT_ONCE = 8  # inputs of every component in one step
 
 
 def alignment_of(host: Host, device: Device, config: RunConfig, state: State) -> dict[str, Any]:
-    """Alignment of the search's last local reward by component, under its last configuration, on inputs without
-    training."""
+    """Alignment of the search's last local reward by component, under its last configuration, on inputs that it was not
+    trained on."""
     groups = report_groups(state.evidence, config.offline.shares, state.configuration.digest)
     rows = measure_alignment(device.rewards.scorer, state.reward, host.system, groups)
     return {name: row.to_json() for name, row in rows.items()}
 
 
 def align(host: Host, device: Device, config: RunConfig, configuration: Configuration, reward: str) -> dict[str, Any]:
-    """Alignment of a local reward by component, on fresh groups of inputs that it was not trained on. Each candidate
-    has two independent sets of Monte Carlo rewards; the second gives the noise ceiling.
+    """Measures the alignment of a local reward by component, on fresh groups of inputs that it was not trained on. Each
+    candidate has two independent sets of Monte Carlo rewards; the second gives the noise ceiling.
 
     Args:
       configuration: configuration of all runs.

@@ -1,4 +1,4 @@
-"""What a run has used, what its next step is expected to use, and its hard limits.
+"""Costs of a run so far, expected costs of its next step, and its hard limits.
 
 ``config.budget`` limits the whole run; ``config.optimize.max_tokens`` limits collecting and optimising together.
 Nothing overruns them (``Ledger.limit``). Everything counts, whether it was paid now or came from the tape.
@@ -6,9 +6,9 @@ Nothing overruns them (``Ledger.limit``). Everything counts, whether it was paid
     config.budget    |## collect ##|## optimize: search ... |== held: confirmation, final test ==|
                                     |-- what the search may use --|
 
-What baseline, confirmation and final test need is priced before the first request (``price``), at its worst case.
-After a few runs, and again after the baseline, what they cost is known, and what is still needed is set aside. A search
-is a sequence of named *blocks* (a gate, a race), each of which counts as a whole or not at all:
+Baseline, confirmation and final test are priced before the first request (``price``), at their worst case. After a few
+runs, and again after the baseline, the cost of a run is known, and the cost of the remaining measurements is set aside.
+A search is a sequence of named *blocks* (a gate, a race), each of which counts as a whole or not at all:
 
     with run_limit(host, "optimize"):                             what earlier stages left of config.budget
         with search_limit(host):                                  and of max_tokens
@@ -18,9 +18,9 @@ is a sequence of named *blocks* (a gate, a race), each of which counts as a whol
                     ...
             except OutOfBudget: ...                               the block counts for nothing; its costs are used
 
-The same command again does the same, although the tape now answers at the true cost what had to be admitted at its
-worst case, so that more would fit: a block that was cut is recorded with what it used (``budget_cuts.json``), and the
-next command counts that and cuts it before its first request.
+A repetition of the command does the same. The tape then answers at the true cost, where the first time a request was
+admitted at its worst case, so that more would fit. Therefore a block that was cut is recorded with its costs
+(``budget_cuts.json``); the next command counts these costs, and cuts the block before its first request.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from optimas_jax.sandbox.unittests import Verdict
 
 USED = "used.json"  # what each stage used, in the run folder
 CUTS = "budget_cuts.json"  # blocks that a limit cut, in the run folder
-PRICE = "price.json"  # of the run's measurements, in the run folder
-_STAGES = ("collect", "optimize", "evaluate")  # that use anything
-_PHASE = "optimize"  # of the ledger
-_WORD = " a"  # a token of most vocabularies
+PRICE = "price.json"  # price of the run's measurements, in the run folder
+_STAGES = ("collect", "optimize", "evaluate")  # stages with costs
+_PHASE = "optimize"  # phase of the ledger
+_WORD = " a"  # one token in most vocabularies
 _PLACEHOLDER = 64 * _WORD
-FIRST_RUNS = 4  # on training inputs, which tell what a run costs
+FIRST_RUNS = 4  # runs on training inputs, from which the cost of a run is known
 _NOTHING = Usage()
-_MARGIN = 1.1  # answers of the final test may be longer than those of the validation
+_MARGIN = 1.1  # answers in the final test may be longer than in the validation
 
 
 def price(host: Host, config: RunConfig) -> Price:
@@ -63,15 +63,15 @@ def price(host: Host, config: RunConfig) -> Price:
     tokenizers give the exact length of prompts.
 
     The components run on every example with a completer that sends no request: it adds up the worst case of each, and
-    answers with a text of the greatest length. Where a component fails on such an answer, those behind it read a
-    placeholder. What a program calls is known from running it alone: there, the mean of its first runs counts. The
-    price is a plan; the ledger keeps the limit in any case. Other settings of the evaluation, which a
-    folder allows, leave the price and so the search as they were.
+    answers with a text of the greatest length. Where a component fails on such an answer, the components after it read
+    a placeholder. The calls of a program are known only from running it: there, the mean of its first runs counts. The
+    price is a plan; the ledger keeps the limit in any case. Other settings of the evaluation, which a folder allows,
+    leave the price, and therefore the search, as they were.
     """
     settings, splits = config.evaluate, host.splits
-    known = host.folder.read(PRICE)
-    if known is not None and known["prices"] == config.prices:
-        return Price.from_json(known)
+    saved = host.folder.read(PRICE)
+    if saved is not None and saved["prices"] == config.prices:
+        return Price.from_json(saved)
     val, confirm = splits["val"][: config.optimize.gate_examples or None], splits.get("confirm", ())
     pricing = _dry_runs if host.system.program is None else _measured
     baseline, confirmed, tested = (pricing(host, examples) for examples in (val, confirm, splits[settings.split]))
@@ -89,7 +89,7 @@ def price(host: Host, config: RunConfig) -> Price:
 
 
 class _Pricing:
-    """Answers requests by itself, and adds up their worst case."""
+    """A completer that sends nothing: answers requests with placeholders, and adds up their worst-case costs."""
 
     def __init__(self, most: Callable[[Effect[Any]], Usage]):
         self.total, self.largest, self._most = Usage(), Usage(), most
@@ -124,11 +124,11 @@ def _dry_runs(host: Host, examples: Sequence[Example]) -> _Pricing:
             fields |= {field: outputs.get(field, _PLACEHOLDER) for field in component.outputs}
         try:
             await system.score({field: fields[field] for field in system.output_fields}, example, host.seed)
-        except (ComponentBug, MetricError):  # on an answer that no model gave
+        except (ComponentBug, MetricError):  # on a placeholder answer
             return
         except StopRun:
             raise
-        except Exception:  # of a metric, too
+        except Exception:  # a metric may raise anything on it
             return
 
     gather([functools.partial(run, example) for example in examples], concurrency=len(examples) or 1)
@@ -136,21 +136,21 @@ def _dry_runs(host: Host, examples: Sequence[Example]) -> _Pricing:
 
 
 def _measured(host: Host, examples: Sequence[Example]) -> _Pricing:
-    """Runs of a program on ``examples``, at the mean cost of its first runs, which the validation of the default makes
-    anyway."""
+    """Costs of a program on ``examples``, from the mean cost of its first runs. The validation of the default makes
+    these runs anyway."""
     first, default = host.splits["val"][:FIRST_RUNS], host.system.default_configuration()
     with host.ledger.phase("observe"), host.ledger.limit() as allowance:
         host.run("runs that tell the price", [Job(default, example, host.seed) for example in first])
-    one = sum(costs_by_role(allowance).values(), Usage()).times(_MARGIN / len(first))
+    usage = sum(costs_by_role(allowance).values(), Usage()).times(_MARGIN / len(first))
     pricing = _Pricing(host.completer.most)
-    pricing.total, pricing.largest = one.times(len(examples)), one
+    pricing.total, pricing.largest = usage.times(len(examples)), usage
     return pricing
 
 
 @contextlib.contextmanager
 def run_limit(host: Host, stage: str, *, is_part: bool = True) -> Iterator[Allowance]:
-    """Limits a stage to what the stages before it left of ``config.budget``, and records what it used at its end, if it
-    ``is_part`` of the run: another evaluation is not."""
+    """Limits a stage to the rest of ``config.budget`` after the stages before it. At its end its costs are recorded, if
+    it ``is_part`` of the run: another evaluation is not."""
     with host.ledger.limit(host.ledger.budget.rest(_used_before(host, stage))) as allowance:
         yield allowance
         used = host.folder.read(USED) or {}
@@ -208,12 +208,12 @@ def stage_usage(host: Host) -> Usage:
 
 
 def cost_so_far(host: Host) -> Usage:
-    """Costs of collecting, in whichever command, and of the running search."""
+    """Costs of collecting, over all commands, and of the running search."""
     return _used_before(host, _PHASE) + stage_usage(host)
 
 
 def _used_before(host: Host, stage: str) -> Usage:
-    """Costs of the stages before ``stage``, in whichever command; of all for a stage that is not one of them."""
+    """Costs of the stages before ``stage``, over all commands; of every stage if ``stage`` is not one of them."""
     used = host.folder.read(USED) or {}
     names = _STAGES[: _STAGES.index(stage)] if stage in _STAGES else _STAGES
     return sum((Usage.from_json(used[name]) for name in names if name in used), Usage())
@@ -225,10 +225,10 @@ def _meter_usage(host: Host) -> Usage:
 
 
 def costs_from(host: Host, means: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Mean tokens of each component plus all its descendants and the metric: a run of the system from there on.
+    """Mean tokens of a run of the system from each component on: the component, all its descendants and the metric.
 
     Args:
-      means: tokens of a request, by role; by default as in the search so far.
+      means: tokens of a request, by role; by default the means of the search so far.
     """
     means = _mean_tokens(host) if means is None else means
     return {
@@ -241,8 +241,8 @@ def expected_cost(host: Host, name: str, *, runs: int, calls: int = 0) -> Usage:
     """Expected costs of a step, from the mean request in this search so far; none before its first run.
 
     Args:
-      name: of a component; "" for whole runs of the system.
-      runs: runs of what depends on the component, the metric included.
+      name: name of a component; "" for whole runs of the system.
+      runs: runs of the components that depend on it, the metric included.
       calls: calls of the component itself.
     """
     names = sorted(host.system.descendants(name)) if name else host.system.order
@@ -252,24 +252,24 @@ def expected_cost(host: Host, name: str, *, runs: int, calls: int = 0) -> Usage:
 
 
 def fits(host: Host, expected: Usage, later: Usage = _NOTHING) -> bool:
-    """Whether expected costs are left under all limits in force. ``later``: further costs, outside the search, which
-    ``config.budget`` alone limits."""
+    """Whether expected costs fit all limits in force. ``later``: further costs, outside the search, which only
+    ``config.budget`` limits."""
     return not host.ledger.left.exceeded(expected) and not host.ledger.left_of_run.exceeded(expected + later)
 
 
 def require(host: Host, expected: Usage) -> None:
-    """Raises ``OutOfBudget`` if a step is not expected to fit, so that nothing is spent on what would be cut."""
+    """Raises ``OutOfBudget`` if a step is not expected to fit, so that nothing is spent on a step that would be cut."""
     if not fits(host, expected):
         raise OutOfBudget(f"{host.ledger.left} are left, and the next step is expected to use {expected}")
 
 
 def total(usages: Iterable[Usage]) -> Usage:
-    """The sum."""
+    """The sum of usages."""
     return sum(usages, Usage())
 
 
 def costs_by_role(allowance: Allowance) -> dict[str, Usage]:
-    """Costs of all different requests answered under an allowance, by the role that asked."""
+    """Costs of all different requests answered under an allowance, by the role that sent them."""
     costs: dict[str, Usage] = {}
     for role, usage in {(role, key): (role, usage) for role, key, usage in allowance.requests}.values():
         costs[role] = costs.get(role, Usage()) + usage
@@ -277,15 +277,15 @@ def costs_by_role(allowance: Allowance) -> dict[str, Usage]:
 
 
 def hold_final(host: Host, costs: Sequence[Mapping[str, Usage]], runs: int, final_runs: int) -> None:
-    """Sets aside what measurements of the first and the last configuration are expected to cost. Requests that both
-    have in common cost once.
+    """Sets aside the expected cost of measuring the first and the last configuration. Requests that both have in common
+    cost once.
 
     Args:
-      costs: of ``runs`` validation runs, by role, under each configuration of the search (``State.costs``).
-      final_runs: of each of the two.
+      costs: costs of ``runs`` validation runs, by role, under each configuration of the search (``State.costs``).
+      final_runs: runs of each of the two configurations.
 
     Raises:
-      OutOfBudget: if that is not left.
+      OutOfBudget: if less than that is left.
     """
     if host.ledger.budget.is_set:
         first, last = costs[0], costs[-1]
@@ -302,10 +302,10 @@ def _mean_tokens(host: Host) -> dict[str, float]:
 def emit_curve(
     host: Host, at: Literal["start", "accept", "iteration", "end"], iteration: int, val_score: float
 ) -> None:
-    """A point of score against cost, for the journal."""
+    """Writes a point of the curve of score against cost to the journal."""
     host.folder.emit(Curve(at=at, iteration=iteration, val_score=val_score, spent=cost_so_far(host)))
 
 
 def read_curve(workdir: Path) -> list[dict[str, Any]]:
-    """The points that a run's journal holds, in order."""
+    """The points of the curve in a run's journal, in order."""
     return [event for event in read_rows(workdir / "journal.jsonl") if event["event"] == "curve"]

@@ -1,4 +1,4 @@
-"""Checks of a search before anything is paid: which components are tuned, and whether their settings fit."""
+"""Checks of a search before anything is paid for: which components are tuned, and whether their settings fit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from optimas_jax.search.optimisers.registry import proposer_names, why_no_prompt
 
 
 def check_search(config: RunConfig, system: System, components: Sequence[str], examples: int | None) -> None:
-    """Checks the local rewards and the gate of a search before anything is paid.
+    """Checks the local rewards and the gate of a search before anything is paid for.
 
     Args:
-      examples: validation examples of the gate; None where an own acceptance is in its place.
+      examples: validation examples of the gate; None where an own acceptance replaces it.
 
     Raises:
-      ConfigError: weights would be tuned by local rewards that hold likelihood.
+      ConfigError: weights would be tuned by local rewards that include likelihood.
       ValueError: no proposal could pass the gate on so few validation ``examples``.
     """
     if not config.optimize.iterations:
@@ -39,24 +39,23 @@ def check_search(config: RunConfig, system: System, components: Sequence[str], e
 
 
 def tell_unmetered(config: RunConfig, system: System, progress: Progress) -> None:
-    """Warns of a limit of dollars or tokens which does not hold for components that ask models by clients of their
-    own."""
+    """Warns of a limit of dollars or tokens that does not hold for components with model clients of their own."""
     limits = {
         "config.budget.usd": config.budget.usd,
         "config.budget.tokens": config.budget.tokens,
         "config.optimize.max_tokens": config.optimize.max_tokens,
     }
-    own = [name for name, one in system.by_name.items() if not one.metered]
-    if own and (limited := [name for name, limit in limits.items() if limit]):
+    unmetered = [name for name, component in system.by_name.items() if not component.metered]
+    if unmetered and (limited := [name for name, limit in limits.items() if limit]):
         progress.line(
-            f"warning: {', '.join(own)} may ask models by clients of their own, whose tokens and "
+            f"warning: {', '.join(unmetered)} may ask models by clients of their own, whose tokens and "
             f"dollars are not counted: {', '.join(limited)} does not limit them, config.budget.calls does"
         )
 
 
 def chosen_components(system: System, config: OptimizeConfig, progress: Progress) -> tuple[str, ...]:
-    """Names of the components to tune. A component with nothing to tune is an error if it is named, and is left out of
-    ``all``.
+    """Names of the components to tune. A component with nothing to tune is an error if it is named; ``all`` leaves it
+    out.
 
     Raises:
       ConfigError: if a name is no tunable component, none is left, or ``order`` names another one.

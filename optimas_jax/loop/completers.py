@@ -25,19 +25,19 @@ from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.journal import ADAPTERS, TAPE
 
-_OTHER_FILES = 128  # that a run has open beside its connections
+_OTHER_FILES = 128  # open files of a run beside its connections
 
 
 def check_completers(config: RunConfig, workdir: Path, choices: Sequence[str] = (), *, keys: bool = True) -> None:
     """Checks the provider, key and price of every model that a run may ask.
 
     Args:
-      workdir: the run folder. Where it has a tape already, keys may be missing: the tape may hold every answer.
+      workdir: the run folder. If it has a tape already, keys may be missing: the tape may have every answer.
       choices: models that components may choose from, where the system is known (``llm.providers.models_named``).
       keys: whether keys are needed, if there is no tape.
 
     Raises:
-      ConfigError: names the model, the variable or the setting, and the way out.
+      ConfigError: names the model, the variable or the setting, and a remedy.
     """
     named = language_models(config)
     specs = answering(config, choices)
@@ -87,7 +87,7 @@ def _check_weights(config: RunConfig) -> None:
     """Checks that trained models are local, and that the server of a tuned model loads adapters.
 
     Raises:
-      ConfigError: names the setting, and the way out.
+      ConfigError: names the setting, and a remedy.
     """
     for setting, model in (("reward", config.reward.model), ("policy", config.policy.model)):
         if model and provider(model):
@@ -119,8 +119,8 @@ def answering(config: RunConfig, choices: Sequence[str] = ()) -> list[str]:
 
 
 def loaded_here(config: RunConfig, choices: Sequence[str] = ()) -> tuple[str, ...]:
-    """Local models that a run loads, each once: for answers, for local rewards, and for tuning. A reward model
-    scores by local rewards and by likelihood alone."""
+    """Local models that a run loads, each once: for answers, for local rewards, and for tuning. A reward model is
+    loaded only where ``optimize.score`` is a local reward or likelihood."""
     specs = [spec for spec in answering(config, choices) if not provider(spec)]
     rewards = [config.reward.model] if config.optimize.score in ("local", LIKELIHOOD, OWN_REWARD) else []
     tuned = [config.policy.model] if config.policy.model else []

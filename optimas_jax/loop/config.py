@@ -29,10 +29,10 @@ from optimas_jax.search.gate import GateConfig
 from optimas_jax.search.optimisers.registry import proposer_names
 from optimas_jax.search.optimisers.task import Effort
 
-STAGES = ("collect", "train", "optimize", "evaluate")  # of a whole run
-ALIGN = "align"  # a stage of its own, after train or optimize
-PROBE = "probe"  # a stage of its own, before everything
-REFRESH = "refresh"  # a stage of its own, after optimize
+STAGES = ("collect", "train", "optimize", "evaluate")  # stages of a whole run
+ALIGN = "align"  # a separate stage, after train or optimize
+PROBE = "probe"  # a separate stage, before all others
+REFRESH = "refresh"  # a separate stage, after optimize
 
 
 MODES: Mapping[str, Mapping[str, Any]] = {
@@ -59,8 +59,8 @@ MODES: Mapping[str, Mapping[str, Any]] = {
         "per_instance": "argmax",
     },
 }
-# Switches where no local reward is trained: there is nothing to adapt. Random numbers and likelihood can choose among
-# outputs in its place.
+# Switches by score. Where no local reward is trained there is nothing to adapt; random numbers and likelihood can
+# choose among outputs instead of it.
 _WITHOUT_REWARDS: Mapping[str, Mapping[str, str]] = {
     "local": {},
     "random": {"adapt": "never"},
@@ -81,7 +81,7 @@ class OptimizeConfig:
     Attributes:
       mode: the mode of all switches that were not changed.
       components: names to tune, separated by commas; ``all`` for every one.
-      iterations: of the search (paper: T).
+      iterations: number of iterations of the search (paper: T).
       inputs: training examples per iteration, on which proposals are ranked.
       pick: rule that chooses the next component: ``uniform``, ``gap`` or ``bandit``.
       adapt: when local rewards are trained further: ``after_accept`` of a proposal, in ``every`` iteration on its
@@ -90,16 +90,17 @@ class OptimizeConfig:
       pairs: ``all`` ordered pairs of a group, or of ``two`` sampled candidates, the current output not among them.
       start: ``best/`` folder of an earlier run, whose values the search starts from (``loop.start``); or a ``.json``
         file of DSPy or of instructions by component, or such an object itself; "" for the defaults of the system.
-      start_names: names of components by those that ``start`` has for prompts: NAME=COMPONENT, separated by commas.
+      start_names: component for each prompt name in ``start``: NAME=COMPONENT, separated by commas.
       order: components of the first iterations, names separated by commas; then ``pick`` chooses.
-      score: ranks proposals: ``local`` rewards corrected by labels, or what stands in their place: ``random`` numbers
-        (a control); the ``likelihood`` of an output under the untrained reward model; the ``oracle``, the global reward
-        itself, whose runs of the system are not charged (the most that local rewards can bring); a language model as
-        ``judge``, the proposer's; ``own``, a function of the user's (``search.hooks``), which is set where there is
-        one; ``off`` for the labels alone; or the ``global`` metric on all training inputs that a proposal is tried on.
-        Without ``local``, ``adapt`` is ``never``. Random numbers, likelihood and an own function also choose outputs
-        and tune weights as local rewards do (controls: by likelihood a policy is paid for likelier answers); with
-        the others ``per_instance`` is ``never``, and weights are tuned by ``policy.reinforce``.
+      score: score by which proposals are ranked: ``local`` rewards corrected by labels, or a replacement: ``random``
+        numbers (a control); the ``likelihood`` of an output under the untrained reward model; the ``oracle``, the
+        global reward itself, whose runs of the system are not charged (an upper bound for local rewards); a language
+        model as ``judge``, the same as the proposer; ``own``, a function of the user's (``search.hooks``), which is set
+        where there is one; ``off`` for the labels alone; or the ``global`` metric on all training inputs on which a
+        proposal is tried. Without ``local``, ``adapt`` is ``never``. Random numbers, likelihood and an own function
+        also choose outputs and tune weights as local rewards do (controls: by likelihood a policy is rewarded for
+        likelier answers); with the others ``per_instance`` is ``never``, and weights are tuned by
+        ``policy.reinforce``.
       labels: inputs of an iteration on which every proposal is followed to its global reward, for the correction.
       trial_inputs: inputs on which an optimiser scores a value while it proposes; it scores at most ``trials`` values
         (TPE, MIPRO) or ``depth`` times ``instructions`` (COPRO).
@@ -107,14 +108,15 @@ class OptimizeConfig:
         examples, whatever ``score`` is; names separated by commas.
       ranking: of proposals: by the ``mean`` local reward, or by it ``corrected`` where global rewards are known
         (``search.evidence``).
-      fewest_groups: groups with different rewards below which a component's trained local reward may know nothing, and
-        its proposals are ranked by their labels alone (``corrected``). A fitted one knows likelihood.
+      fewest_groups: least number of groups with different rewards from which a component's trained local reward is
+        used; with fewer, its proposals are ranked by their labels alone (``corrected``). A fitted local reward is
+        always used: it includes likelihood.
       rounds: rounds of a race. Each doubles the inputs, and only the better half of the proposals enters the next one.
         1 tries all proposals on all inputs.
-      proposers: optimisers (``search.optimisers``), separated by commas, all in every iteration: of prompts ``demos``,
-        ``opro``, ``copro``, ``mipro``, ``reflect``, ``feedback``, ``random``; of models ``llmselector``, in place of
+      proposers: optimisers (``search.optimisers``), separated by commas, all in every iteration: for prompts ``demos``,
+        ``opro``, ``copro``, ``mipro``, ``reflect``, ``feedback``, ``random``; for models ``llmselector``, instead of
         trying each. ``random`` alone also draws listed values at random. ``own:NAME`` is a function of the user's
-        (``search.hooks``), of any of them.
+        (``search.hooks``), for values of any kind.
       instructions: instructions that an optimiser requests per step; the breadth of COPRO.
       local_steps: steps of proposing prompts in an iteration, each from the best value of the steps before.
       depth: rounds of COPRO.
@@ -122,7 +124,7 @@ class OptimizeConfig:
       trials: points that TPE scores in an iteration, for MIPRO and for grids of more than 32 values.
       per_instance: proposes that a component chooses its model for each input by its local reward: ``argmax``,
         ``sample`` (in proportion to exp(r)) or ``never``.
-      best_of: proposes best-of-N for every component: N samples, of which the local reward keeps one; 0 for never.
+      best_of: N of best-of-N, proposed for every component: the local reward keeps one of N samples; 0 for never.
       demo_sets: bootstrapped demonstration sets per step, and a third as many of labelled examples; 0 for
         instructions only.
       demo_size: demonstrations per set.
@@ -133,7 +135,7 @@ class OptimizeConfig:
       drift_accuracy: ``on_drift`` trains when pair accuracy on fresh groups is below this.
       max_tokens: prompt and completion tokens, of collecting and of answers from the tape too, after which the search
         stops with the best configuration so far; 0 for no limit.
-      objective: what costs of a run are worth, and limits on them.
+      objective: weights of a run's costs in its score, and limits on them.
     """
 
     mode: Literal["paper", "improved"] = "improved"
@@ -269,17 +271,17 @@ class RunConfig:
     Attributes:
       benchmark: name of a benchmark, or path of a file that defines one (``benchmarks.modules``).
       variant: name, for the banner and results.
-      seed: names all randomness except the data's.
+      seed: seed of all randomness except the data's.
       concurrency: examples in flight; changes speed, and the request at which a budget cuts a block.
       mesh: devices; (0, 1) puts all of them along ``data``.
       server: server of models called ``openai:NAME``; OpenAI itself without an address.
       anthropic: server of models called ``anthropic:NAME``; Anthropic itself without an address.
       prices: override ``llm.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
-      budget: the most that all completions of the run folder may cost. What baseline, confirmation and final test need
-        is set aside from the start.
-      stop_grace: seconds that answers in flight have after an interrupt or SIGTERM, before they are left behind.
-      trackers: that log the run as it happens (``report.trackers``), separated by commas: ``tensorboard``, ``wandb``,
-        ``mlflow``, ``otel``; "" for none.
+      budget: the most that all completions of the run folder may cost. The cost of baseline, confirmation and final
+        test is set aside from the start.
+      stop_grace: seconds for answers in flight after an interrupt or SIGTERM, before they are abandoned.
+      trackers: trackers that log the run as it happens (``report.trackers``), separated by commas: ``tensorboard``,
+        ``wandb``, ``mlflow``, ``otel``; "" for none.
       traces: files of recorded calls, separated by commas (``traces.read``): they become demonstrations and the first
         candidates of groups (``loop.recordings``).
       system: settings of the benchmark's own class.
@@ -317,8 +319,8 @@ class RunConfig:
 
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run from nested plain data, its ``system`` by the benchmark's own class, its switches by
-    its mode (``with_mode``).
+    """The configuration of a run from nested plain data: its ``system`` is parsed by the benchmark's own class, and
+    missing switches follow its mode (``with_mode``).
 
     Raises:
       ConfigError: as ``from_dict``; and for an unknown benchmark, or a data source that it does not have.
@@ -342,7 +344,7 @@ def with_overrides(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
     """A copy of nested plain data with other values at some paths.
 
     Raises:
-      ConfigError: a path goes on behind a value.
+      ConfigError: a path continues below a value.
     """
     data = dict(base)
     for path, value in overrides.items():
@@ -366,7 +368,7 @@ def overridden(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
 
 
 def key_of(config: RunConfig) -> str:
-    """What a plan and the run that it is of have in common."""
+    """Digest of all settings, by which a plan and its run are matched."""
     return digest(to_dict(config))
 
 

@@ -63,12 +63,12 @@ class Price:
 
     Attributes:
       baseline_runs: runs of the system for the validation of the default.
-      confirm_runs, test_runs: runs that confirmation and final test take under each of two configurations, the default
-        and the last one.
-      first: of the first runs on training inputs, which tell what a run costs.
-      baseline: of the validation of the default.
-      final: of confirmation and final test under both.
-      largest: of one request, cost by cost.
+      confirm_runs, test_runs: runs for confirmation and final test under each of two configurations, the default and
+        the last one.
+      first: cost of the first runs on training inputs, from which the cost of a run is known.
+      baseline: cost of the validation of the default.
+      final: cost of confirmation and final test under both configurations.
+      largest: highest cost of one request, measure by measure.
     """
 
     baseline_runs: int = 0
@@ -109,11 +109,11 @@ class Host:
       splits: examples by split.
       components: names that may be tuned, in the system's order.
       folder, ledger, progress: see their classes.
-      seed: names all randomness except the data's.
+      seed: seed of all randomness except the data's.
       concurrency: calls in flight; changes speed, and under a budget the request at which it ends (``RunConfig``).
       max_tokens: limit of collecting and the search together; 0 for no limit.
-      price: of the run's measurements, where ``config.budget`` limits them.
-      stop_grace: seconds that answers in flight have after an interrupt.
+      price: cost of the run's measurements, where ``config.budget`` limits them.
+      stop_grace: seconds for answers in flight after an interrupt.
       judge: the language model that scores outputs where ``config.optimize.score`` is ``judge``.
       hooks: the user's own steps of the search.
       shared_engine: whether runs share a local engine, so that the seconds of one are no measurement.
@@ -155,7 +155,7 @@ class Host:
 
     @property
     def waiting(self) -> Waiting:
-        """What is told while calls run, and what happens to them after an interrupt."""
+        """What to show while calls run, and what happens to them after an interrupt."""
         return Waiting(self._tell_waits, lambda: self.ledger.in_flight, self.stop_grace, self.held)
 
     def _tell_waits(self) -> None:
@@ -206,10 +206,10 @@ class Run:
       host, device: see their classes.
       data: examples by split, and their chance level.
       engines: local models.
-      tape: of all effects.
+      tape: keeps the results of all requests and executions.
       benchmark: module or object that made system and data.
-      record: what the command takes.
-      opened: the run's files; its user closes them.
+      record: time and costs of the command.
+      opened: the run's files; the caller closes them.
     """
 
     config: RunConfig
@@ -240,10 +240,10 @@ def build_run(
       completer: answers the requests of the system and of proposers; by default the servers and local engines of the
         models that they name.
       shared: folder of results that several processes share (``llm.shared``).
-      benchmark: in place of the one that the configuration names.
-      command: the text that ``run.json`` has of it; by default the command line.
+      benchmark: replaces the one that the configuration names.
+      command: text of the command for ``run.json``; by default the command line.
       leader: tells the other processes of the run what to compute (``loop.follow``).
-      callbacks: are told of every event, beside those of the benchmark.
+      callbacks: functions that get every event, after the benchmark's own.
 
     Raises:
       ValueError: for an unknown benchmark or component, models without a server or engine, or unusable data, before
@@ -251,79 +251,179 @@ def build_run(
       FolderError: for a folder of another configuration.
     """
     benchmark = benchmark or find_benchmark(config.benchmark)
-    hooks = hooks_of(benchmark)
-    config = with_hooks(config, hooks)
-    callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *checked_callbacks(callbacks))
-    progress = board = Board(progress)
-    if config.evaluate.folder:
-        load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
-    engines = make_engines(config.mesh, progress, leader)
-    if completer is None:
-        check_completers(config, workdir)
-    start, recorded = read_start(config.optimize.start, config.optimize.start_names), read_traces(config.traces)
-    data, bare = data_and_system(benchmark, config, start)
-    check_objective(config, bare)
-    shared_engine = completer is None and is_shared(bare)
-    if completer is None:
-        check_measurable(config, bare)
-        completer = _checked_completer(config, workdir, bare, progress, engines)
-    components = chosen_components(bare, config.optimize, progress)
-    gated = len(data.splits["val"][: config.optimize.gate_examples or None])
-    check_search(config, bare, components, None if hooks.accept else gated)
-    tell_unmetered(config, bare, progress)
-    tell_noise(config, progress)
+    prepared = _prepare(config, workdir, progress, completer, benchmark, leader, callbacks)
+    config, data, engines = prepared.config, prepared.data, prepared.engines
     with contextlib.ExitStack() as opened:
-        check_components(workdir, bare)
-        told = Callbacks(callbacks, progress.line, config.stop_grace)
-        opened.callback(told.close)
-        folder, tape = _opened_folder(RunFolder(workdir, config, told.tell, board.follow), start, opened)
-        check_tape(folder, tape)
-        check_traces(folder, recorded)
-        check_program(folder, bare, data.splits, progress, hooks.titles)
+        check_components(workdir, prepared.system)
+        callers = Callbacks(prepared.callbacks, prepared.board.line, config.stop_grace)
+        opened.callback(callers.close)
+        folder, tape = _open_folder(prepared, workdir, callers, opened)
+        _check_folder(prepared, folder, tape)
         if isinstance(benchmark, Benchmark) and benchmark.on_open is not None:
             benchmark.on_open(folder.path)
-        keep(folder, data, start)
-        describe_system(folder, bare, components)
+        keep(folder, data, prepared.start)
+        describe_system(folder, prepared.system, prepared.components)
         ledger = Ledger(config.budget, tape.usage(), own_prices(config))
         record = begin(folder, ledger, tape, engines, command)
         opened.callback(close, record)
-        opened.enter_context(board.of(_subject(config, data, folder, ledger)))
-        taped = TapedCompleter(tape, ledger, _executing(completer, shared, opened), told.teller_of_calls)
-        checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
-        rewards = reward_engine(config.reward, bare.tunable, engines, tape, checkpoints, progress)
-        rewards = with_own_reward(rewards, hooks.local_reward, tape, config.concurrency)
-        policies = _policies(config, engines, folder, checkpoints)
-        scorer = InstanceScorer(rewards.scorer, bare, config.seed)
-        host = Host(
-            system=dataclasses.replace(
-                bare,
-                completer=under_objective(config, bare, taped),
-                scorer=scorer,
-                meter=Meter(),
-                watch=Watch(bare.default_configuration()),
-                objective=config.optimize.objective,
-            ),
-            completer=taped,
-            splits=data.splits,
-            components=components,
-            folder=folder,
-            ledger=ledger,
-            progress=progress,
-            seed=config.seed,
-            concurrency=config.concurrency,
-            max_tokens=config.optimize.max_tokens,
-            stop_grace=config.stop_grace,
-            judge=config.proposer,
-            hooks=hooks,
-            shared_engine=shared_engine,
-            recorded=recorded,
-            held=board.held,
-        )
-        return Run(config, host, Device(rewards, policies), data, engines, tape, benchmark, record, opened.pop_all())
+        opened.enter_context(prepared.board.of(_subject(config, data, folder, ledger)))
+        executing = _executing(prepared.completer, shared, opened)
+        taped = TapedCompleter(tape, ledger, executing, callers.teller_of_calls)
+        device = _make_device(prepared, folder, tape)
+        host = _make_host(prepared, folder, ledger, taped, device.rewards)
+        return Run(config, host, device, data, engines, tape, benchmark, record, opened.pop_all())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """Parts of a run that are read and checked before its folder is opened.
+
+    Attributes:
+      config: its configuration, with the settings that follow from its hooks.
+      hooks: the user's own steps of the search.
+      callbacks: functions that get every event.
+      board: shows progress, and holds or stops the run.
+      engines: local models.
+      completer: answers requests, without tape and ledger.
+      shared_engine: see ``Host``.
+      start: the saved result that the search starts from, if any.
+      recorded: calls of ``config.traces``.
+      data: examples by split.
+      system: the system as built, without a completer.
+      components: names that may be tuned.
+    """
+
+    config: RunConfig
+    hooks: Hooks
+    callbacks: Sequence[Callable[[Event], Any]]
+    board: Board
+    engines: Engines
+    completer: Completer
+    shared_engine: bool
+    start: Start | None
+    recorded: TraceFiles
+    data: Dataset
+    system: System
+    components: tuple[str, ...]
+
+
+def _prepare(
+    config: RunConfig,
+    workdir: Path,
+    progress: Progress,
+    completer: Completer | None,
+    benchmark: ModuleType | Benchmark,
+    leader: Leader | None,
+    callbacks: Sequence[Callable[[Event], Any]],
+) -> _Prepared:
+    """Reads the data and checks all settings; writes nothing and sends no request."""
+    hooks = hooks_of(benchmark)
+    config = with_hooks(config, hooks)
+    callbacks = (*checked_callbacks(getattr(benchmark, "CALLBACKS", ())), *checked_callbacks(callbacks))
+    board = Board(progress)
+    if config.evaluate.folder:
+        load_best(Path(config.evaluate.folder))  # a missing folder is an error before anything is paid for
+    engines = make_engines(config.mesh, board, leader)
+    if completer is None:
+        check_completers(config, workdir)
+    start, recorded = read_start(config.optimize.start, config.optimize.start_names), read_traces(config.traces)
+    data, system = data_and_system(benchmark, config, start)
+    check_objective(config, system)
+    shared_engine = completer is None and is_shared(system)
+    if completer is None:
+        check_measurable(config, system)
+        completer = _checked_completer(config, workdir, system, board, engines)
+    components = _checked_components(config, system, data, hooks, board)
+    return _Prepared(
+        config=config,
+        hooks=hooks,
+        callbacks=callbacks,
+        board=board,
+        engines=engines,
+        completer=completer,
+        shared_engine=shared_engine,
+        start=start,
+        recorded=recorded,
+        data=data,
+        system=system,
+        components=components,
+    )
+
+
+def _checked_components(
+    config: RunConfig, system: System, data: Dataset, hooks: Hooks, progress: Progress
+) -> tuple[str, ...]:
+    """Names of the components to tune, with their search checked; warns of costs that are not limited, or noisy."""
+    components = chosen_components(system, config.optimize, progress)
+    gate_examples = len(data.splits["val"][: config.optimize.gate_examples or None])
+    check_search(config, system, components, None if hooks.accept else gate_examples)
+    tell_unmetered(config, system, progress)
+    tell_noise(config, progress)
+    return components
+
+
+def _open_folder(
+    prepared: _Prepared, workdir: Path, callers: Callbacks, opened: contextlib.ExitStack
+) -> tuple[RunFolder, Tape]:
+    """The run folder and its tape, which ``opened`` closes."""
+    folder = RunFolder(workdir, prepared.config, callers.tell, prepared.board.follow)
+    opened.callback(folder.close)
+    tape = Tape(folder.path / TAPE, earlier=prepared.start and prepared.start.tape)
+    opened.callback(tape.close)
+    return folder, tape
+
+
+def _check_folder(prepared: _Prepared, folder: RunFolder, tape: Tape) -> None:
+    """Checks that the folder belongs to the same tape, recorded calls, and program."""
+    check_tape(folder, tape)
+    check_traces(folder, prepared.recorded)
+    check_program(folder, prepared.system, prepared.data.splits, prepared.board, prepared.hooks.titles)
+
+
+def _make_device(prepared: _Prepared, folder: RunFolder, tape: Tape) -> Device:
+    """The parts that train and score on the devices."""
+    config, engines = prepared.config, prepared.engines
+    checkpoints = CheckpointStore(folder.path / CHECKPOINTS)
+    rewards = reward_engine(config.reward, prepared.system.tunable, engines, tape, checkpoints, prepared.board)
+    rewards = with_own_reward(rewards, prepared.hooks.local_reward, tape, config.concurrency)
+    return Device(rewards, _policies(config, engines, folder, checkpoints))
+
+
+def _make_host(
+    prepared: _Prepared, folder: RunFolder, ledger: Ledger, taped: TapedCompleter, rewards: RewardEngine
+) -> Host:
+    """The parts that run the system and record its runs."""
+    config, system = prepared.config, prepared.system
+    scorer = InstanceScorer(rewards.scorer, system, config.seed)
+    return Host(
+        system=dataclasses.replace(
+            system,
+            completer=under_objective(config, system, taped),
+            scorer=scorer,
+            meter=Meter(),
+            watch=Watch(system.default_configuration()),
+            objective=config.optimize.objective,
+        ),
+        completer=taped,
+        splits=prepared.data.splits,
+        components=prepared.components,
+        folder=folder,
+        ledger=ledger,
+        progress=prepared.board,
+        seed=config.seed,
+        concurrency=config.concurrency,
+        max_tokens=config.optimize.max_tokens,
+        stop_grace=config.stop_grace,
+        judge=config.proposer,
+        hooks=prepared.hooks,
+        shared_engine=prepared.shared_engine,
+        recorded=prepared.recorded,
+        held=prepared.board.held,
+    )
 
 
 def _subject(config: RunConfig, data: Dataset, folder: RunFolder, ledger: Ledger) -> Subject:
-    """The run, for its board."""
+    """What the board shows of a run."""
     finals = config.evaluate.repeats * len(data.splits[config.evaluate.split]) + len(data.splits.get("confirm", ()))
     return Subject(
         folder=folder.path,
@@ -337,23 +437,16 @@ def _subject(config: RunConfig, data: Dataset, folder: RunFolder, ledger: Ledger
 
 
 def _policies(config: RunConfig, engines: Engines, folder: RunFolder, checkpoints: CheckpointStore) -> PolicyEngine:
+    """Updates the weights of the tuned model; by REINFORCE where local rewards cannot choose outputs."""
     model = config.policy.model or _tuned_model(config)
     tuning = reinforce_config(config.policy) if not config.optimize.chooses else config.policy
     return PolicyEngine(tuning, model, engines, folder.path / ADAPTERS, checkpoints)
 
 
-def _opened_folder(folder: RunFolder, start: Start | None, opened: contextlib.ExitStack) -> tuple[RunFolder, Tape]:
-    """A folder and its tape, which ``opened`` closes."""
-    opened.callback(folder.close)
-    tape = Tape(folder.path / TAPE, earlier=start and start.tape)
-    opened.callback(tape.close)
-    return folder, tape
-
-
 def _executing(
     completer: Completer, shared: Path | None, opened: contextlib.ExitStack
 ) -> SandboxCompleter | SharedCompleter:
-    """A completer that also executes programs, with the results that processes share, if they do."""
+    """The completer, which also executes programs; with results shared by processes, if a folder for them is given."""
     executing = SandboxCompleter(completer)
     if shared is None:
         return executing

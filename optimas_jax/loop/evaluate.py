@@ -32,7 +32,7 @@ from optimas_jax.loop.steps.costs import objective_fields
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.confirm import Confirmation, confirm
 
-_PARTS, _FEWEST_AT_ONCE = 8, 4  # of an evaluation within a budget, and examples of one
+_PARTS, _FEWEST_AT_ONCE = 8, 4  # parts of an evaluation within a budget, and fewest examples of a part
 NO_SEARCH: Mapping[str, Any] = {
     "reward": "",
     "alignment": {},
@@ -48,7 +48,7 @@ class Evaluation:
     """Scores of one configuration.
 
     Attributes:
-      traces: per repeat, in example order.
+      traces: runs per repeat, in example order.
     """
 
     traces: tuple[tuple[Trace, ...], ...]
@@ -60,7 +60,7 @@ class Evaluation:
 
     @property
     def rewards(self) -> list[float]:
-        """The same of what runs are compared by (``Trace.reward``)."""
+        """Mean reward (``Trace.reward``, by which runs are compared) over repeats of each example, in example order."""
         return [statistics.fmean(trace.reward for trace in traces) for traces in zip(*self.traces, strict=True)]
 
     @property
@@ -94,11 +94,11 @@ def evaluate(
 def evaluate_within(
     host: Host, name: str, configurations: Sequence[Configuration], examples: Sequence[Example], repeats: int
 ) -> tuple[Sequence[Example], list[Evaluation]]:
-    """``evaluate`` within ``config.budget``, part by part: on all examples, unless runs cost more than those before;
-    then on the first ones.
+    """``evaluate`` within ``config.budget``, part by part: on all examples if the budget allows it, otherwise on the
+    first of them.
 
     Args:
-      name: of the blocks.
+      name: name of the blocks.
 
     Returns:
       The examples that were run, and their evaluations.
@@ -113,7 +113,9 @@ def evaluate_within(
     while done < len(examples):
         part = examples[done : done + size]
         try:
-            with block(host, f"{name} from {done} of {' '.join(one.digest for one in configurations)}"):
+            with block(
+                host, f"{name} from {done} of {' '.join(configuration.digest for configuration in configurations)}"
+            ):
                 parts.append(evaluate(host, configurations, part, repeats))
         except OutOfBudget as reason:
             if not done:
@@ -125,7 +127,7 @@ def evaluate_within(
 
 
 def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """The evaluation of one configuration on all examples, from those on each of them."""
+    """The evaluation of one configuration on all examples, from its evaluations on each part of them."""
     return Evaluation(
         tuple(tuple(itertools.chain(*parts)) for parts in zip(*(e.traces for e in evaluations), strict=True))
     )
@@ -134,8 +136,8 @@ def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
 def other_metrics(
     benchmark: Any, examples: Sequence[Example], baseline: Evaluation, optimized: Evaluation
 ) -> dict[str, dict[str, Any]]:
-    """The same runs by the benchmark's other metrics; a run without outputs scores 0. Metrics of a whole set have
-    means only.
+    """Scores of the same runs by the benchmark's other metrics; a run without outputs scores 0. Metrics of a whole set
+    have means only.
 
     Raises:
       NonFiniteScore: if a metric returns no finite number.
@@ -187,7 +189,7 @@ def after_each(default: Configuration, accepted: Sequence[Mapping[str, Any]]) ->
     """The default configuration, and the configuration after each accepted change.
 
     Raises:
-      FolderError: a change is of a component that there is not.
+      FolderError: a change is of an unknown component.
     """
     unknown = sorted({change["component"] for change in accepted} - set(default))
     if unknown:
@@ -206,9 +208,9 @@ def contributions(
     gain of the score, and of the component's local reward.
 
     Args:
-      search: what ``OPTIMIZED`` holds.
+      search: data of the file ``OPTIMIZED``.
       split: key of the gains.
-      evaluations: of ``after_each``.
+      evaluations: evaluations of the configurations of ``after_each``.
     """
     reward = search["reward"] if run.config.optimize.score in ("local", OWN_REWARD) else ""
     return [
@@ -224,8 +226,8 @@ def contributions(
 
 
 def _local_gain(run: Run, reward: str, name: str, before: Evaluation, after: Evaluation) -> dict[str, Any] | None:
-    """Gain of the local reward of the one component whose value differs, so that its inputs are the same; None if it
-    was never reached, or without a local reward."""
+    """Gain of a component's local reward from the run before to the run after its value changed. No other value
+    differs, so that its inputs are the same. None if it was never reached, or without a local reward."""
     steps = [
         (old.first(name), new.first(name))
         for old, new in zip(before.traces[0], after.traces[0], strict=True)
@@ -239,8 +241,8 @@ def _local_gain(run: Run, reward: str, name: str, before: Evaluation, after: Eva
 
 
 def unread(benchmark: Any, examples: Sequence[Example], sides: Mapping[str, Evaluation]) -> dict[str, dict[str, int]]:
-    """By component whose answers the benchmark reads by rules (``READ``): how many were answered, and how many of these
-    could not be read, by side. Only components that have some."""
+    """Number of answers, and of unreadable ones by side, for every component whose answers the benchmark reads by rules
+    (``READ``). Components without unreadable answers are left out."""
     table: dict[str, dict[str, int]] = {}
     for name, is_read in getattr(benchmark, "READ", {}).items():
         counts, answered = dict.fromkeys(sides, 0), 0
@@ -249,15 +251,15 @@ def unread(benchmark: Any, examples: Sequence[Example], sides: Mapping[str, Eval
                 for trace, example in zip(traces, examples, strict=True):
                     outputs = [call.outputs for call in trace.calls_of(name) if call.outcome is Outcome.OK]
                     answered += len(outputs)
-                    counts[side] += sum(not is_read(one, example) for one in outputs)
+                    counts[side] += sum(not is_read(output, example) for output in outputs)
         if any(counts.values()):
             table[name] = {**counts, "answers": answered}
     return table
 
 
 def cut_short(sides: Mapping[str, Evaluation]) -> dict[str, dict[str, int]]:
-    """By component: how many answers were used, and how many of these the limit of tokens had cut, by side. Only
-    components that have some."""
+    """Number of answers, and by side of those cut at the token limit, for every component. Components without such
+    answers are left out."""
     table: dict[str, dict[str, int]] = {}
     for side, evaluation in sides.items():
         calls = [call for traces in evaluation.traces for trace in traces for call in trace.calls]
@@ -283,9 +285,10 @@ def confirm_search(host: Host, steps: Sequence[Configuration], needed: bool = Fa
     """Tests the accepted changes on ``confirm`` examples, which no gate has seen; None without examples.
 
     Args:
-      steps: from ``after_each``. Steps between the first and the last are run only if the last is not confirmed.
-      needed: without examples nothing is confirmed, because the first step is a result that only a confirmed one may
-        replace.
+      steps: configurations of ``after_each``. Those between the first and the last are run only if the last is not
+        confirmed.
+      needed: whether a result without ``confirm`` examples counts as not confirmed: set where the first step is itself
+        a saved result, which only a confirmed one may replace.
     """
     examples = host.splits.get("confirm", ())
     if not examples and not needed:
@@ -312,20 +315,26 @@ def _confirmation(
     if len(steps) == 1:
         return (), confirm((), ())
     done, (default, *final) = evaluate_within(host, "confirmation", [steps[0], *steps[1:][-1:]], examples, 1)
-    scores: list[Sequence[float] | None] = [*[None] * max(0, len(steps) - 2), *(one.rewards for one in final)]
+    scores: list[Sequence[float] | None] = [
+        *[None] * max(0, len(steps) - 2),
+        *(evaluation.rewards for evaluation in final),
+    ]
     confirmation = confirm(default.rewards, scores)
     if confirmation.changes is None and len(scores) > 1 and confirmation.tests and len(done) == len(examples):
         with contextlib.suppress(OutOfBudget), block(host, "confirmation, earlier states"):
             earlier = evaluate(host, steps[1:-1], examples, 1)
-            confirmation = confirm(default.rewards, [*(one.rewards for one in earlier), scores[-1]])
+            confirmation = confirm(default.rewards, [*(evaluation.rewards for evaluation in earlier), scores[-1]])
     return done, confirmation
 
 
 def _evaluate_states(
     host: Host, settings: EvaluateConfig, steps: Sequence[Configuration], kept: int
 ) -> tuple[Sequence[Example], Sequence[Configuration], int, list[Evaluation]]:
-    """Evaluates the default configuration, which is the first of ``steps``, the kept one, and the others if the budget
-    allows it.
+    """Evaluates the default configuration (the first of ``steps``), the kept one, and the others if the budget allows
+    it.
+
+    Args:
+      kept: index of the kept configuration.
 
     Returns:
       The examples that were run; the steps that were evaluated, the index of the kept one, and their evaluations.
@@ -356,7 +365,7 @@ def measure(run: Run) -> Measured:
     states = after_each(host.system.default_configuration(), search["accepted"])
     kept = max((i for i, state in enumerate(states) if state.to_json() == configuration.to_json()), default=None)
     steps = states
-    if kept is None:  # it was saved elsewhere
+    if kept is None:  # the configuration was saved by another run
         steps, kept = [states[0], configuration], 1
     elif not settings.changes:
         steps, kept = [states[0], configuration, *states[kept + 1 :][-1:]], 1
@@ -369,10 +378,10 @@ def measure(run: Run) -> Measured:
     identity = {
         **dataclasses.asdict(settings),
         "n": len(examples),
-        "configurations": [one.digest for one in steps],
+        "configurations": [step.digest for step in steps],
         "optimized": configuration.digest,
         "confirmed": (search["confirmed"] or {}).get("verdict"),
-        "scores": digest([one.scores for one in evaluations]),
+        "scores": digest([evaluation.scores for evaluation in evaluations]),
     }
     results = {
         "benchmark": title(run.config.benchmark),

@@ -1,6 +1,6 @@
-"""What a process of a run does that does not lead it: the same device commands as process 0 (``parallel.lockstep``).
+"""Follower processes of a run: they repeat the device commands of process 0, which leads (``parallel.lockstep``).
 
-It reads no data, and has no folder, tape or sandbox: it loads its part of the weights, and computes.
+A follower reads no data, and has no folder, tape or sandbox: it loads its part of the weights, and computes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optimas_jax.policy.trainer import PolicyTrainer
 from optimas_jax.rewards.config import RewardConfig
 from optimas_jax.rewards.engine import RewardEngine, reward_engine
 
-# What process 0 tells of, beside plain data.
+# Types in the messages of process 0, beside plain data.
 TYPES = {
     kind.__name__: kind
     for kind in (
@@ -36,21 +36,22 @@ TYPES = {
 
 
 def lead(link: Link) -> Leader:
-    """What process 0 tells the others by."""
+    """Sends the device commands of process 0 to the other processes."""
     return Leader(link, TYPES)
 
 
 def follow(link: Link, progress: Progress) -> int:
-    """Computes what process 0 computes until it ends; returns the exit code. ``progress`` gets lines of what is loaded.
+    """Computes the same as process 0 until that ends; returns the exit code. ``progress`` shows which models are
+    loaded.
 
     Raises:
-      StopRun: if process 0 has gone, or does something else.
+      StopRun: if process 0 has ended unexpectedly, or computes something else.
     """
     return lockstep.follow(link, _Parts(progress).makers, TYPES)
 
 
 class _Parts:
-    """The parts of a run that compute."""
+    """The parts of a run that compute on the devices."""
 
     def __init__(self, progress: Progress):
         self._progress = progress

@@ -45,7 +45,7 @@ from optimas_jax.search.pareto import point_of, tell_exceeded
 from optimas_jax.search.pick import pick_component, reward_gaps
 from optimas_jax.traces.prompts import is_written
 
-ITERATION = ("base runs", "propose", "label", "race", "gate", "adapt")  # its parts, as the ledger's bill names them
+ITERATION = ("base runs", "propose", "label", "race", "gate", "adapt")  # parts of an iteration, as in the ledger's bill
 
 
 def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups: Sequence[Group]) -> State:
@@ -56,7 +56,7 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
 
     Args:
       reward: name of the local reward; empty without local rewards.
-      groups: groups that were collected for it, also with a single candidate.
+      groups: groups collected for it, also with a single candidate.
     """
     state = start(host, config.optimize, reward, groups)
     state = dataclasses.replace(state, known=known_weights(device, reward, state.configuration))
@@ -78,7 +78,8 @@ def optimize(host: Host, device: Device, config: RunConfig, reward: str, groups:
 
 
 def stopped(host: Host, state: State, number: int, reason: OutOfBudget) -> State:
-    """The state with which the budget ends the search; tells of it, and of the costs of the iteration that it cut."""
+    """The state at which the budget ends the search; writes the end, and the costs of the unfinished iteration, to the
+    journal and to progress."""
     emit_curve(host, "end", number, mean_score(state))
     host.folder.emit(events.OutOfBudget(spent=cost_so_far(host)))
     host.progress.line(f"stopped in iteration {number + 1}: {reason}")
@@ -86,7 +87,7 @@ def stopped(host: Host, state: State, number: int, reason: OutOfBudget) -> State
 
 
 def ended(host: Host, state: State, iterations: int, reason: str) -> State:
-    """The state with which the search ends, which the journal tells."""
+    """The state at which the search ends; writes the end to the journal."""
     accepted = len(state.accepted)
     host.folder.emit(
         events.SearchEnd(iterations=iterations, reason=reason, accepted=accepted, val_score=mean_score(state))
@@ -95,10 +96,10 @@ def ended(host: Host, state: State, iterations: int, reason: str) -> State:
 
 
 def iterate(host: Host, device: Device, config: RunConfig, state: State, number: int) -> State:
-    """One iteration; returns the new state.
+    """Runs one iteration; returns the new state.
 
     Raises:
-      OutOfBudget: if the budget does not allow to make and race the proposals; the state is then unchanged.
+      OutOfBudget: if the budget does not allow making and racing the proposals; the state is then unchanged.
     """
     seed, rollouts = derive_seed(host.seed, "iteration", number), config.collect.rollouts
     name = pick(host, config.optimize, state, number, random.Random(seed))
@@ -119,7 +120,9 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
             write_proposals(host.folder, number, name, current, proposals, (), unraced(proposals), rejected)
             raise
         ranking = ranking.over_whole_runs(len(runs) / len(inputs))
-    rejected += [Drop("same outputs", kind=one.kind, value=one.value) for one in ranking.without_effect(proposals)]
+    rejected += [
+        Drop("same outputs", kind=proposal.kind, value=proposal.value) for proposal in ranking.without_effect(proposals)
+    ]
     state = count_drops(host, state, number, name, len(ranking.ranked), rejected).having_tried_rules(name, proposals)
     fresh = groups_of_trials(state, name, ranking.trials, runs, config.reward.batch.candidates)
     state = remember(host, search, state, number, name, ranking, runs, fresh)
@@ -131,7 +134,7 @@ def iterate(host: Host, device: Device, config: RunConfig, state: State, number:
 
 
 def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Group]) -> State:
-    """The default configuration with its validation runs."""
+    """The first state of a search: the default configuration with its validation runs."""
     configuration = host.system.default_configuration()
     examples = host.splits["val"][: config.gate_examples or None]
     jobs = [Job(configuration, example, host.seed) for example in examples]
@@ -139,7 +142,9 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
         traces = host.run("validation, default values", jobs)
     report_failures(host, traces)
     evidence = tuple(
-        group for group in groups if len(group.candidates) > 1 or any(one.recorded for one in group.candidates)
+        group
+        for group in groups
+        if len(group.candidates) > 1 or any(candidate.recorded for candidate in group.candidates)
     )
     first = point_of(traces, configuration.digest, host.system.objective, seconds=not host.shared_engine)
     state = State(configuration, reward, evidence, tuple(traces), costs=(costs_by_role(allowance),), front=(first,))
@@ -159,8 +164,8 @@ def start(host: Host, config: OptimizeConfig, reward: str, groups: Sequence[Grou
 
 
 def open_components(host: Host, config: OptimizeConfig, state: State) -> tuple[str, ...]:
-    """Components with something new to try: a listed space may have been refused whole, and with it the choice of a
-    model for every input by the local reward in use."""
+    """Components with something new to try. Of a listed space all values may have been refused, and with them the
+    choice of a model for every input by the local reward in use."""
 
     def is_open(name: str) -> bool:
         space, value = host.system.by_name[name].space, state.configuration[name]
@@ -170,7 +175,7 @@ def open_components(host: Host, config: OptimizeConfig, state: State) -> tuple[s
         if name in state.no_choice:
             choice = None
         values = [*other_values(space, value), *([choice] if choice else [])]
-        return any(other != value and not state.is_refused(name, other) for other in values)
+        return any(candidate != value and not state.is_refused(name, candidate) for candidate in values)
 
     return tuple(name for name in host.components if is_open(name))
 
@@ -194,7 +199,7 @@ def pick(host: Host, config: OptimizeConfig, state: State, number: int, rng: ran
 
 
 def training_inputs(host: Host, config: OptimizeConfig, state: State, name: str, number: int) -> list[Example]:
-    """Training inputs of an iteration, in random order; inputs that the component's local reward was not trained on
+    """Training inputs of an iteration, in random order. Inputs on which the component's local reward was not trained
     come first, so that their labels are unseen, whatever its answers there were: labelled inputs are a random draw of
     these. Weights are tuned on all inputs.
 
@@ -215,10 +220,10 @@ def with_base_runs(host: Host, state: State, name: str, inputs: Sequence[Example
     Inputs on which the component is not reached are left out of the runs."""
     new = [example for example in inputs if example.id not in state.train_traces]
     traces = host.run("training inputs", [Job(state.configuration, example, host.seed) for example in new])
-    known = {**state.train_traces, **{e.id: trace for e, trace in zip(new, traces, strict=True)}}
+    traces_by_id = {**state.train_traces, **{e.id: trace for e, trace in zip(new, traces, strict=True)}}
     groups = groups_of_runs(state.configuration, list(zip(new, traces, strict=True)))
-    state = dataclasses.replace(state, train_traces=known, evidence=(*state.evidence, *groups))
-    runs = [(example, known[example.id]) for example in inputs]
+    state = dataclasses.replace(state, train_traces=traces_by_id, evidence=(*state.evidence, *groups))
+    runs = [(example, traces_by_id[example.id]) for example in inputs]
     return state, [(example, trace) for example, trace in runs if trace.reaches(name)]
 
 
@@ -231,7 +236,7 @@ def tell_labels(
     labels: Trials,
     runs: Runs,
 ) -> None:
-    """Writes to the journal how many answers were followed to their global reward."""
+    """Writes to the journal for how many answers the rest of the system ran, up to the global reward."""
     labelled = sum(bool(trial.rewards) for trial in labels.values())
     inputs = len(runs[: config.labels])
     host.folder.emit(
@@ -253,26 +258,26 @@ def remember(
     instructions with their expected scores."""
     by_metric = config.score == "global" or config.ranking == "corrected"
     before = statistics.fmean([trace.reward for _, trace in runs] or [0.0]) if by_metric else 0.0
-    for one in ranking.ranked:
+    for ranked in ranking.ranked:
         host.folder.emit(
             events.Proposal(
                 component=name,
-                kind=one.proposal.kind,
-                value=one.proposal.value,
-                expected_gain=one.expected_gain,
-                labelled_gain=one.labelled_gain,
-                local_gain=one.local_gain,
-                inputs=one.inputs,
-                labelled=one.labelled,
+                kind=ranked.proposal.kind,
+                value=ranked.proposal.value,
+                expected_gain=ranked.expected_gain,
+                labelled_gain=ranked.labelled_gain,
+                local_gain=ranked.local_gain,
+                inputs=ranked.inputs,
+                labelled=ranked.labelled,
                 iteration=number,
-                id=proposal_id(number, name, one.proposal.digest),
+                id=proposal_id(number, name, ranked.proposal.digest),
                 parent=value_digest(state.configuration[name]),
             )
         )
     scored = [
-        ScoredInstruction(value.instruction, before + one.expected_gain)
-        for one in reversed(ranking.ranked)
-        for value in plain_values(one.proposal.value)
+        ScoredInstruction(value.instruction, before + ranked.expected_gain)
+        for ranked in reversed(ranking.ranked)
+        for value in plain_values(ranked.proposal.value)
         if isinstance(value, Prompt) and value.demos == _demos(state, name)
     ]
     history = {**state.history, name: (*state.history.get(name, ()), *scored)}

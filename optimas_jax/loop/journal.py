@@ -33,18 +33,18 @@ from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_v
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
 
-PLAN = "plan.json"  # of ``--plan``
+PLAN = "plan.json"  # written by ``--plan``
 TAPE, JOURNAL, RUN = "tape.sqlite", "journal.jsonl", "run.json"
-CONFIGURATION, RESULTS = "configuration.json", "results.json"  # of a best/, and of the run's own evaluation
+CONFIGURATION, RESULTS = "configuration.json", "results.json"  # in a best/, and from the run's own evaluation
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
-ADAPTERS = "adapters"  # of a run folder, and of its best/
+ADAPTERS = "adapters"  # in a run folder, and in its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
-OPTIMIZED, REFRESHED_REWARD = "optimized.json", "refreshed.json"  # what the search found; a reward trained after it
+OPTIMIZED, REFRESHED_REWARD = "optimized.json", "refreshed.json"  # result of the search; a reward trained after it
 _CLOCK = ("time", "seconds")  # fields of an event that differ from one execution to the next
 _LATER = ("alignment", "evaluation")  # events of stages that can be run without those before them
 # Fields on which no result depends.
 RESOURCES = ("concurrency", "mesh", "server", "anthropic", "prices", "budget", "stop_grace", "trackers")
-# Fields that may differ from run to run in one folder: of stages whose results have files of their own, too.
+# Fields that may differ from command to command in one folder: also the stages whose results have files of their own.
 _FREE = (*RESOURCES, "align", "probe", "refresh", "evaluate")
 
 
@@ -62,13 +62,13 @@ class RunFolder:
     """The folder of a run: its configuration, journal and results.
 
     Attributes:
-      path: of the folder.
+      path: path of the folder.
       first: the configuration of the first command, as plain data.
-      tell: gets every new event.
-      follow: gets every event.
+      tell: callback for new events.
+      follow: callback for all events.
       last_written: when a command before this one wrote to the journal or the tape (``time.time``); 0 if none did.
-      events: of the journal, those of earlier commands; a damaged line is ``{DAMAGED: text}``.
-      damaged: number of these.
+      events: events of earlier commands in the journal; a damaged line is ``{DAMAGED: text}``.
+      damaged: number of damaged lines.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class RunFolder:
         ``close``.
 
         Args:
-          tell: gets every event that is new, when it stands in the journal.
-          follow: gets every event, those that a resumed run repeats among them.
+          tell: callback for new events, once they are written to the journal.
+          follow: callback for all events, also those that a resumed run repeats.
 
         Raises:
-          FolderError: if it belongs to another one (names every field that differs), another process runs in it, or it
-            cannot be written.
+          FolderError: if it belongs to another configuration (names every field that differs), another process runs in
+            it, or it cannot be written.
         """
         self.path = workdir.resolve()
         self.tell, self.follow = tell, follow
@@ -111,9 +111,9 @@ class RunFolder:
                 self._check(known[0], plain)
             self.first = plain if not known or (plain not in known and self.is_unused()) else known[0]
             if self.first is plain:
-                (self.path / RUN).unlink(missing_ok=True)  # of a command that ended before it paid for anything
+                (self.path / RUN).unlink(missing_ok=True)  # from a command that ended before it paid for anything
                 self.write("config.json", plain)
-            elif plain != known[-1]:  # free fields differ from those of the command before
+            elif plain != known[-1]:  # free fields differ from the command before
                 self.write(f"config-{len(known) + 1}.json", plain)
             return mend_lines(self.path / JOURNAL)
         except OSError as error:
@@ -164,8 +164,8 @@ class RunFolder:
         return read_file(self.path / name)
 
     def emit(self, event: Event) -> None:
-        """Appends one event, and tells of it. A resumed run emits its old events again; they are neither written nor
-        told twice."""
+        """Appends one event, and calls ``tell``. A resumed run emits its old events again; these are neither written
+        nor passed to ``tell`` twice."""
         self.follow(event)
         entry = json.loads(json_line(to_json(event)))
         for index in range(self._cursor, len(self.events)):  # a command may begin with a later stage
@@ -178,22 +178,22 @@ class RunFolder:
             self.events[self._cursor] = entry
             self._cursor += 1
             return
-        self._cursor = len(self.events)  # new work, or a changed program: go on behind what is there
+        self._cursor = len(self.events)  # new work, or a changed program: append after all lines
         self._guarded(JOURNAL, lambda path: append_lines(path, [line]))
         self.tell(event)
 
     def _is_lost(self, event: str) -> bool:
-        """Whether the next line is damaged, and was this event. The first line was one of a search, unless its text
-        says otherwise: a command may begin with a later stage."""
+        """Whether the next line is damaged, and was this event. The first line counts as an event of a search, unless
+        its text names another: a command may begin with a later stage."""
         lost = self.events[self._cursor].get(DAMAGED) if self._cursor < len(self.events) else None
         return lost is not None and (self._cursor > 0 or event not in _LATER or f'"{event}"' in lost)
 
     def append_new(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Appends rows to a file of JSON lines; a row that it has already is left out."""
+        """Appends rows to a file of JSON lines, without those that are in it already."""
 
         def append(path: Path) -> None:
-            known = set(map(json_line, mend_lines(path)))
-            append_lines(path, [line for line in map(json_line, rows) if line not in known])
+            written = set(map(json_line, mend_lines(path)))
+            append_lines(path, [line for line in map(json_line, rows) if line not in written])
 
         self._guarded(name, append)
 
@@ -208,9 +208,9 @@ class RunFolder:
         self._write(name, lambda path: write_text(path, "".join(f"{json_line(row)}\n" for row in rows)))
 
     def save_best(self, configuration: Configuration, info: Mapping[str, Any], folder: str = BEST) -> None:
-        """Writes a portable result: ``configuration.json``, with what a copy of it needs of the run's settings, and the
-        adapters and local rewards that it names. The same result as before keeps its settings, whatever server this
-        command has."""
+        """Writes a portable result: ``configuration.json``, with the settings of the run that a copy of it needs, and
+        the adapters and local rewards that it names. The same result as before keeps its settings, even if this command
+        has another server."""
         for source, carried, name in _parts(configuration):
             self.copy_in(self.path / source / name, self.path / folder / carried)
         saved = {"configuration": configuration.to_json(), **info}
@@ -221,8 +221,8 @@ class RunFolder:
         self.write(f"{folder}/{CONFIGURATION}", {**saved, "settings": settings})
 
     def take_parts(self, configuration: Configuration, best: Path) -> None:
-        """Copies the adapters and local rewards that a configuration names from its ``best/`` folder. A missing local
-        reward is skipped; scoring under it raises."""
+        """Copies the adapters and local rewards of a configuration from its ``best/`` folder into this one. A missing
+        local reward is skipped; scoring under it raises."""
         for target, carried, name in _parts(configuration):
             if (best / carried / name).is_dir() or target == ADAPTERS:
                 self.copy_in(best / carried / name, self.path / target)
@@ -255,7 +255,7 @@ def _lock(folder: Path) -> int:
             raise FolderError(
                 f"another process runs in {folder}: wait for its end, or use another --workdir"
             ) from error
-        # else a file system without locks, where nothing can be known
+        # else the file system has no locks, and other processes cannot be detected
     return descriptor
 
 
@@ -266,21 +266,21 @@ def _last_written(folder: Path) -> float:
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str]) -> list[str]:
-    """``loop.config.differences`` of two configurations, but for the sections in ``free``."""
+    """``loop.config.differences`` of two configurations, without the sections in ``free``."""
     before, after = ({name: config[name] for name in config if name not in free} for config in (old, new))
     return differences(before, after)
 
 
 def _free(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Fields that may differ; prices not where dollars are part of what a search decides by."""
+    """Fields that may differ; without prices where dollars are part of the objective of the search."""
     objective = config.get("optimize", {}).get("objective", {})
     dollars = objective.get("dollars") or objective.get("max_dollars")
     return tuple(name for name in _FREE if name != "prices" or not dollars)
 
 
 def config_files(folder: Path) -> list[Path]:
-    """``config.json`` of the first command, then a file of every command whose settings differ from those of the
-    previous command, in fields on which no result of a search depends. The last one is in force."""
+    """``config.json`` of the first command, then one file for every command whose settings changed, in fields on which
+    no result of a search depends. The last file is in force."""
     first, later = folder / "config.json", folder.glob("config-*.json")
     numbers = sorted(int(path.stem.removeprefix("config-")) for path in later if path.stem[7:].isdigit())
     return [path for path in (first, *(folder / f"config-{number}.json" for number in numbers)) if path.is_file()]
@@ -310,9 +310,8 @@ def config_of(folder: Path) -> RunConfig:
 
 
 def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a saved result needs of its run's settings where that is not beside it: seed, language model, the form of
-    its local rewards and how their samples are drawn, and servers, without what their addresses may hold of passwords
-    and keys."""
+    """The settings of a run that a copy of its result needs: seed, language model, the form of its local rewards and
+    how their samples are drawn, and servers. Passwords and keys are removed from the addresses of servers."""
     kept = {name: settings[name] for name in ("seed", "collect", "reward", "server", "anthropic") if name in settings}
     for name in {"server", "anthropic"} & kept.keys():
         kept[name] = {**kept[name], "base_url": without_keys(kept[name].get("base_url", ""))}
@@ -325,13 +324,13 @@ def _parts(configuration: Configuration) -> list[tuple[str, str, str]]:
     choices = [value for value in configuration.values() if isinstance(value, PerInstance)]
     parts = [(CHECKPOINTS, REWARDS, value.reward) for value in choices if value.reward not in UNTRAINED]
     for value in configuration.values():
-        adapters = [one.digest for one in plain_values(value) if isinstance(one, Adapter)]
+        adapters = [plain.digest for plain in plain_values(value) if isinstance(plain, Adapter)]
         parts += [(ADAPTERS, ADAPTERS, name) for name in adapters if name]
     return parts
 
 
 def _is_again(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether an event is one that the journal has. A line of an earlier version may lack fields."""
+    """Whether a new event repeats an old one of the journal. A line of an earlier version may lack fields."""
     return all(key in new and new[key] == value for key, value in old.items() if key not in _CLOCK)
 
 
@@ -360,13 +359,13 @@ def load_best(folder: Path) -> Configuration:
 
 
 def reward_name(folder: Path, configuration: Configuration) -> str:
-    """The name of the last local reward of a run: the refreshed one, if it is of this configuration, or the search's,
-    or the first; "" if nothing was trained.
+    """The name of the last local reward of a run: from ``refresh``, if it was for this configuration; else from the
+    search; else from the first training. "" if nothing was trained.
 
     Raises:
       FolderError: a file is damaged.
     """
     refreshed, search, trained = (read_file(folder / name) for name in (REFRESHED_REWARD, OPTIMIZED, "reward.json"))
-    if refreshed and refreshed["configuration"] == configuration.to_json():  # of a longer search it may be another one
+    if refreshed and refreshed["configuration"] == configuration.to_json():  # a longer search may end with another one
         return refreshed["name"]
     return (search or {}).get("reward") or (trained or {}).get("name") or ""

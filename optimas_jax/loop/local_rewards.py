@@ -39,21 +39,26 @@ from optimas_jax.search.evidence import WeightEvidence, weight_of_groups
 from optimas_jax.search.optimisers.demos import demo_pool, propose_demos
 
 REFRESHED = "refreshed"  # folder of ``refresh`` among a run's groups
-_WAVE = 4  # inputs that every component takes at a time
-_PATIENCE = 16  # inputs without two different candidates after which none is expected
+_WAVE = 4  # inputs of every component in one step of collecting
+_PATIENCE = 16  # inputs without two different candidates after which collecting gives up
 
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """Groups, also with a single candidate, and by component the reason why collecting ended."""
+    """Results of collecting.
+
+    Attributes:
+      groups: all groups, also with a single candidate.
+      reasons: why collecting ended, by component.
+    """
 
     groups: tuple[Group, ...]
     reasons: Mapping[str, str]
 
 
 def collect_offline(host: Host, config: RunConfig, recordings: Recordings = NO_RECORDINGS) -> Collected:
-    """Groups of the components under the default configuration, on training inputs in random order; those with
-    recorded calls come first, and what was recorded is not collected again.
+    """Collects groups of the components under the default configuration, on training inputs in random order. Inputs
+    with recorded calls come first, and recorded outputs are not collected again.
 
     A component is done when it has ``config.offline.groups`` informative groups, when the inputs or its calls
     (``config.offline.calls``) are used up, or when its candidates do not differ. Collecting uses at most
@@ -66,7 +71,7 @@ def collect_offline(host: Host, config: RunConfig, recordings: Recordings = NO_R
     groups: list[Group] = list(recordings.groups)
     traces: list[Trace] = []
     reasons = _done(host, config, host.components, groups, recordings) if groups else {}
-    expected = Usage()  # of the next wave: what the last one cost
+    expected = Usage()  # cost of the next wave: as the last one
     _hold_expected(host, inputs[:FIRST_RUNS])
     left = host.ledger.left
     with host.ledger.limit(left.share(config.offline.share).within(left.rest(_baseline_to_come(host)))):
@@ -97,16 +102,16 @@ def _base_runs(
 ) -> list[tuple[Example, Trace]]:
     """Runs of the default configuration: recorded ones where there are any."""
     jobs = [Job(configuration, example, host.seed) for example in examples if example.id not in recordings.runs]
-    made = iter(host.run("base runs", jobs))
+    fresh_runs = iter(host.run("base runs", jobs))
     return [
-        (example, recordings.runs[example.id][0] if example.id in recordings.runs else next(made))
+        (example, recordings.runs[example.id][0] if example.id in recordings.runs else next(fresh_runs))
         for example in examples
     ]
 
 
 def _hold_expected(host: Host, inputs: Sequence[Example]) -> None:
-    """Sets aside what baseline, confirmation and final test are expected to cost, as runs on ``inputs`` cost; where
-    that is not left, as much as their price, which the budget allows for."""
+    """Sets aside the expected cost of baseline, confirmation and final test, from the cost of runs on ``inputs``. Where
+    these runs or that cost do not fit the budget, their price stays set aside, which fits."""
     if not host.ledger.budget.is_set:
         return
     configuration, price = host.system.default_configuration(), host.price
@@ -118,12 +123,13 @@ def _hold_expected(host: Host, inputs: Sequence[Example]) -> None:
 
 
 def _baseline_to_come(host: Host) -> Usage:
-    """What the search needs for its first validation; with ``config.budget`` that is set aside already."""
+    """Price of the search's first validation; nothing with ``config.budget``, where it is set aside already."""
     return Usage() if host.ledger.budget.is_set else host.price.baseline
 
 
 def collect_again(host: Host, config: RunConfig, state: State, number: int) -> list[Group]:
-    """Groups of all components under the configuration in use, on fresh training inputs (paper, section 4.2)."""
+    """Collects groups of all components under the configuration in use, on fresh training inputs (paper, section
+    4.2)."""
     train = host.splits["train"]
     count = min(config.optimize.adapt_inputs, len(train))
     inputs = random.Random(derive_seed(host.seed, "adapt", number)).sample(train, count)
@@ -138,7 +144,7 @@ def collect_on(
     examples: Sequence[Example],
     known: Sequence[Group],
 ) -> list[Group]:
-    """Groups of components (``names``) on examples: runs of the system there, and ``collect_wave`` from them."""
+    """Collects groups of components (``names``) on examples: runs the system there, then ``collect_wave``."""
     traces = host.run("base runs", [Job(configuration, example, host.seed) for example in examples])
     runs = list(zip(examples, traces, strict=True))
     return collect_wave(host, config, configuration, dict.fromkeys(names, runs), known)
@@ -152,12 +158,13 @@ def collect_wave(
     known: Sequence[Group],
     recordings: Recordings = NO_RECORDINGS,
 ) -> list[Group]:
-    """Groups of components, each on its runs: first the tries of ``_tries``, then prompts with demonstrations taken
-    from the best candidates so far.
+    """Collects groups of components, each on its runs: first the tries of ``_tries``, then prompts with demonstrations
+    taken from the best candidates so far.
 
     Args:
-      known: groups from before, for demonstrations.
-      recordings: whose candidates are not tried again, and stand in the place of samples.
+      runs: runs of the system by component.
+      known: earlier groups, for demonstrations.
+      recordings: recorded calls; their outputs are not tried again, and replace samples.
     """
     search, settings = config.optimize, config.collect
 
@@ -195,7 +202,7 @@ def collect_wave(
 
 def _tries(host: Host, config: RunConfig, configuration: Configuration, name: str, runs: Runs) -> list[Try]:
     """Tries of a component: ``standard_tries``; for ``pairs="two"`` (paper) two samples of the value in use, or for
-    listed values the value in use and another one."""
+    listed values one output of the value in use and one of another value."""
     if config.optimize.pairs == "all":
         return standard_tries(host.system, configuration, name, runs, config.collect, host.seed)
     space = host.system.by_name[name].space
@@ -226,16 +233,18 @@ def _with_demos(
 def _done(
     host: Host, config: RunConfig, names: Sequence[str], groups: Sequence[Group], recordings: Recordings
 ) -> dict[str, str]:
-    """Why components need no more groups, by those that need none."""
+    """Why components need no more groups, by component; without those that need more."""
     reasons = {name: _why_done(host, config, name, groups, recordings) for name in names}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _why_done(host: Host, config: RunConfig, name: str, groups: Sequence[Group], recordings: Recordings) -> str:
-    """Why a component needs no more groups, or "". Calls that were recorded count as those that were made."""
+    """Why a component needs no more groups, or "". Recorded calls count as calls."""
     of_component = [group for group in groups if group.component == name]
-    # A single recorded output tells nothing yet; beside others it is worth what a collected one costs.
-    tried = [g for g in of_component if len(g.candidates) > 1 or not all(one.recorded for one in g.candidates)]
+    # A single recorded output alone is no pair yet; with others it counts as a collected one.
+    tried = [
+        g for g in of_component if len(g.candidates) > 1 or not all(candidate.recorded for candidate in g.candidates)
+    ]
     candidates = sum(len(group.candidates) for group in tried)
     calls = sum(recordings.calls_of(group) for group in tried)
     if count_informative(groups, name, config.reward.loss.threshold) >= config.offline.groups:
@@ -257,14 +266,14 @@ def train_first(host: Host, device: Device, config: RunConfig, groups: Sequence[
 def refresh(
     host: Host, device: Device, config: RunConfig, configuration: Configuration, reward: str, known: Sequence[Group]
 ) -> str:
-    """Collects groups of components under a configuration, such as the one that a search ended with, within
-    ``config.refresh.tokens``, and trains further on them; returns the name of the new local reward. What an earlier
-    refresh labelled under the same configuration is learned from, too.
+    """Collects groups of components under a configuration, such as the last one of a search, within
+    ``config.refresh.tokens``, and trains further on them; returns the name of the new local reward. Groups of an
+    earlier refresh under the same configuration are training data, too.
 
     Args:
-      configuration: of all runs.
-      reward: the local reward so far.
-      known: groups from before, which fitted heads learn from, too.
+      configuration: configuration of all runs.
+      reward: name of the local reward so far.
+      known: earlier groups, on which fitted heads are trained, too.
 
     Raises:
       StopRun: a component is not tuned, or no group was labelled within ``config.refresh.tokens`` and
@@ -296,7 +305,7 @@ def refresh(
 def _label(
     host: Host, config: RunConfig, configuration: Configuration, names: Sequence[str], inputs: Sequence[Example]
 ) -> list[Group]:
-    """Groups of components on as many inputs as ``config.refresh.tokens`` allow."""
+    """Collects groups of components on as many inputs as ``config.refresh.tokens`` allow."""
     settings, groups = config.refresh, list[Group]()
     what = f"refresh {settings.tokens} {settings.components} {settings.samples}"
     if settings.samples:
@@ -327,7 +336,7 @@ def adapt(host: Host, device: Device, config: RunConfig, state: State, fresh: Se
 
     Args:
       fresh: groups that the race labelled, already part of ``state.evidence``.
-      number: of the iteration.
+      number: number of the iteration.
     """
     search = config.optimize
     if search.score != "local" or search.adapt == "never":
@@ -376,8 +385,9 @@ def _train_further(
 
 
 def _learnable(config: RunConfig, groups: Sequence[Group]) -> list[Group]:
-    """Groups to train on: informative ones of the inputs for training. Fitted heads have no epoch to choose, and learn
-    from the inputs for that, too; groups without a pair tell how far scores differ where rewards do not."""
+    """Groups to train on: informative ones on the inputs for training. Fitted heads have no epoch to choose, and are
+    also trained on the inputs reserved for that, and on groups without a pair, which show how far scores differ where
+    rewards do not."""
     if config.reward.heads == "trained":
         return _part(config, groups, "train")
     shares = config.offline.shares
@@ -391,9 +401,8 @@ def _part(config: RunConfig, groups: Sequence[Group], part: str) -> list[Group]:
 
 
 def known_weights(device: Device, reward: str, configuration: Configuration) -> dict[str, WeightEvidence]:
-    """What the groups of a configuration that a local reward was fitted on tell of its weight beside labels
-    (``search.evidence``), by component; nothing for trained heads, which have no scores of groups that they have not
-    seen."""
+    """Evidence on the weight of a local reward beside labels (``search.evidence``) by component, from the groups of a
+    configuration that it was fitted on; empty for trained heads, which have no held-out scores."""
     return {
         name: weight_of_groups([(group.example_id, group.rewards, group.scores) for group in groups])
         for name, groups in groups_not_seen(device, reward, configuration).items()
@@ -401,8 +410,8 @@ def known_weights(device: Device, reward: str, configuration: Configuration) -> 
 
 
 def groups_not_seen(device: Device, reward: str, configuration: Configuration) -> dict[str, list[ScoredGroup]]:
-    """Groups of a configuration with scores of heads that were fitted without their input, by component that has
-    any."""
+    """Groups of a configuration with held-out scores, that is, of heads that were fitted without their input; by
+    component, without components that have none."""
     if not reward or reward in UNTRAINED:
         return {}
     held_out = {

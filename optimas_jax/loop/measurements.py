@@ -1,8 +1,9 @@
-"""What local rewards are good for after a search, beside what needs none: choosing among several outputs of a
-component, and telling proposals apart from few labels (``search.evidence``).
+"""Measures the use of local rewards after a search, against rules that need none: in choosing among several outputs of
+a component, and in ranking proposals from few labels (``search.evidence``).
 
-For the second, proposals are tried on inputs that no local reward was trained on, and every answer is followed to its
-global reward. Then most labels are hidden, again and again, and gains are estimated from what is left.
+For the ranking, proposals are tried on inputs that no local reward was trained on, and the rest of the system runs on
+every answer, up to the global reward. Then most labels are hidden, again and again, and gains are estimated from the
+others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from optimas_jax.search.evidence import Evidence, Floats, WeightEvidence, estima
 ONE, LABELS, LOCAL = "one output", "labels alone", "local reward"
 CHOICE_RULES = (ONE, RANDOM, MAJORITY, LIKELIHOOD, LOCAL)
 RANKING_RULES = (LABELS, RANDOM, LIKELIHOOD, LOCAL)
-_DRAWS = 400  # of the labelled inputs
+_DRAWS = 400  # random choices of the labelled inputs
 
 
 def measure_choices(
@@ -40,14 +41,15 @@ def measure_choices(
     samples: int,
     temperature: float,
 ) -> dict[str, list[float]]:
-    """Global scores by rule (``CHOICE_RULES``): of the component's own output, and of the output that a rule keeps
-    of it and ``samples - 1`` samples more. All rules choose among the same outputs, and the rest of the system runs on
-    the chosen output.
+    """Global scores of best-of-N by rule (``CHOICE_RULES``). A rule chooses among the component's own output and
+    ``samples - 1`` further samples; the first rule always keeps the own output. All rules choose among the same
+    outputs, and the rest of the system runs on the chosen output.
 
     Args:
-      configuration: of all components. Where the component chooses among samples already, its value is what it samples.
+      configuration: values of all components. Where the component is best-of-N already, the value that it samples from
+        is used.
       reward: name of the local reward.
-      temperature: of the samples.
+      temperature: temperature of the samples.
 
     Raises:
       StopRun: the component chooses among several values, not samples of one.
@@ -60,13 +62,13 @@ def measure_choices(
         configuration = configuration.replace(name, value)
     chosen = {RANDOM: RANDOM, MAJORITY: MAJORITY, LIKELIHOOD: LIKELIHOOD, LOCAL: reward}
     tried = {rule: PerInstance((value,), by, samples, "argmax", temperature) for rule, by in chosen.items()}
-    kept = host.run(ONE, [Job(configuration, example, host.seed) for example in examples])
-    scores = {ONE: [trace.score for trace in kept]}
+    base_runs = host.run(ONE, [Job(configuration, example, host.seed) for example in examples])
+    scores = {ONE: [trace.score for trace in base_runs]}
     for rule, choice in tried.items():
         changed = configuration.replace(name, choice)
         jobs = [
             Job(changed, example, host.seed, host.system.kept(trace, name))
-            for example, trace in zip(examples, kept, strict=True)
+            for example, trace in zip(examples, base_runs, strict=True)
         ]
         scores[rule] = [trace.score for trace in host.run(f"{name}: {rule}", jobs)]
     return scores
@@ -74,11 +76,11 @@ def measure_choices(
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """How well the proposals of one component are known, by rule (``RANKING_RULES``): means over draws of the labelled
-    inputs.
+    """Quality of the ranking of one component's proposals, by rule (``RANKING_RULES``): means over draws of the
+    labelled inputs.
 
     Attributes:
-      proposals: whose answers differ from the current value's somewhere.
+      proposals: number of proposals with some answer that differs from the current value's.
       error: mean squared error of the estimated gains.
       regret: gain of the best proposal minus the gain of the one with the highest estimate.
     """
@@ -97,14 +99,15 @@ def measure_ranking(
     name: str,
     labels: int,
 ) -> Ranking | None:
-    """The ranking of one component's proposals under a configuration; None if fewer than two proposals change anything.
+    """Measures the ranking of one component's proposals under a configuration; None if fewer than two proposals change
+    anything.
 
     Args:
-      run: its ``config.optimize`` says what is proposed.
+      run: a run; its ``config.optimize`` has the settings of proposers.
       reward: name of the local reward.
-      evidence: groups from before, for demonstrations.
-      examples: inputs that the local reward was not trained on.
-      labels: inputs of a draw on which global rewards are known.
+      evidence: earlier groups, for demonstrations.
+      examples: inputs on which the local reward was not trained.
+      labels: number of inputs of a draw with known global rewards.
     """
     host, device, config = run.host, run.device, run.config
     traces = host.run("base runs", [Job(configuration, example, host.seed) for example in examples])
@@ -135,19 +138,23 @@ def measure_ranking(
 
 
 def _known(rule: str, groups: Sequence[ScoredGroup]) -> WeightEvidence:
-    """What groups that the local reward has not seen tell of the weight of the local reward, or of likelihood."""
+    """Evidence on the weight of the local reward, or of likelihood, from groups with held-out scores."""
     if not groups or rule not in (LOCAL, LIKELIHOOD):
         return WeightEvidence()
     return weight_of_groups(
-        [(one.example_id, one.rewards, one.scores if rule == LOCAL else one.logliks) for one in groups]
+        [(group.example_id, group.rewards, group.scores if rule == LOCAL else group.logliks) for group in groups]
     )
 
 
 def _differences(
     trials: Trials, scores: Mapping[tuple[str, str], float], keys: Sequence[str], ids: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[P, N] whether an answer differs from the current value's, whose key comes first, and difference of the scores; 0
-    where a value was not tried, because a demonstration of it comes from the input."""
+    """Differences of answers to the current value's, whose key is the first of ``keys``.
+
+    Returns:
+      [P, N] whether the answers differ, and [P, N] difference of the scores; 0 where a value was not tried, because one
+      of its demonstrations comes from the input.
+    """
     current, *others = keys
     changed, gains = np.zeros((len(others), len(ids)), bool), np.zeros((len(others), len(ids)))
     for column, example in enumerate(ids):
@@ -163,8 +170,8 @@ def simulate(evidence: Evidence, known: WeightEvidence, labels: int, seed: int) 
     """Mean squared error of estimated gains, and mean regret, over draws of ``labels`` labelled inputs.
 
     Args:
-      evidence: with every label, of which all but the drawn ones are hidden.
-      known: of the weight beforehand.
+      evidence: differences with all labels; all labels but the drawn ones are hidden.
+      known: earlier evidence on the weight of the local reward.
     """
     truth = _gains(evidence)
     rng = np.random.default_rng(derive_seed(seed, "labelled inputs"))
@@ -172,8 +179,8 @@ def simulate(evidence: Evidence, known: WeightEvidence, labels: int, seed: int) 
     drawn = np.argsort(rng.random((_DRAWS, inputs)), axis=-1) < min(labels, inputs)
     errors, regrets = [], []
     for mask in drawn:
-        seen = dataclasses.replace(evidence, reward=np.where(mask, evidence.reward, np.nan))
-        gain = estimate_gains(seen, known).gain
+        visible = dataclasses.replace(evidence, reward=np.where(mask, evidence.reward, np.nan))
+        gain = estimate_gains(visible, known).gain
         errors.append(np.mean((gain - truth) ** 2))
         regrets.append(truth.max() - truth[int(np.argmax(gain))])
     return float(np.mean(errors)), float(np.mean(regrets))

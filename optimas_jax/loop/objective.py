@@ -24,10 +24,10 @@ _WHERE = "config.optimize.objective"
 
 
 def check_objective(config: RunConfig, system: System) -> None:
-    """Checks that what the objective names can be measured.
+    """Checks that the costs in the objective can be measured.
 
     Raises:
-      ConfigError: a cap of an unknown component, or a cost of a component that asks models by a client of its own.
+      ConfigError: a cap of an unknown component, or a cost of a component with a model client of its own.
     """
     objective = config.optimize.objective
     if unknown := [name for name in objective.caps if name not in system.by_name]:
@@ -35,16 +35,17 @@ def check_objective(config: RunConfig, system: System) -> None:
             f"{_WHERE}.prompt_tokens_of names {', '.join(map(repr, unknown))}; components are "
             f"{', '.join(system.by_name)}"
         )
-    own = [name for name, one in system.by_name.items() if not one.metered]
-    if own and (paid := [name for name in objective.measured if name != "seconds"]):
+    unmetered = [name for name, component in system.by_name.items() if not component.metered]
+    if unmetered and (paid := [name for name in objective.measured if name != "seconds"]):
         raise ConfigError(
-            f"{_settings(objective, paid)}, and {', '.join(own)} may ask models by clients of their own, whose tokens "
-            f"and dollars are not counted: set {_none(objective, paid)}, or let an optimas_jax.prompt ask the model"
+            f"{_settings(objective, paid)}, and {', '.join(unmetered)} may ask models by clients of their own, whose "
+            f"tokens and dollars are not counted: set {_none(objective, paid)}, or let an optimas_jax.prompt ask the "
+            "model"
         )
 
 
 def check_measurable(config: RunConfig, system: System) -> None:
-    """Checks that the models which answer tell what the objective asks for.
+    """Checks that the models report the costs that the objective needs.
 
     Raises:
       ConfigError: dollars of a model without a price, or of local models, which have none; seconds of a local engine.
@@ -69,7 +70,7 @@ def check_measurable(config: RunConfig, system: System) -> None:
 
 
 def tell_noise(config: RunConfig, progress: Progress) -> None:
-    """Says that seconds are noisy, where they are part of the objective."""
+    """Shows a line that seconds are noisy, where they are part of the objective."""
     if "seconds" in config.optimize.objective.measured:
         progress.line(
             "the objective has seconds, which are noisy: they are those of the hour in which a run asked, with up to "
@@ -78,17 +79,17 @@ def tell_noise(config: RunConfig, progress: Progress) -> None:
 
 
 def is_shared(system: System) -> bool:
-    """Whether a local engine answers, whose batches all runs share."""
+    """Whether a local engine answers requests; all runs share its batches."""
     return any(not is_served(spec) for spec in (*models_of(system).values(), *models_named(system)))
 
 
 def _settings(objective: Objective, measures: list[str]) -> str:
-    names = [name for one in measures for name in (one, f"max_{one}") if getattr(objective, name)]
+    names = [name for measure in measures for name in (measure, f"max_{measure}") if getattr(objective, name)]
     return ", ".join(f"{_WHERE}.{name} is {getattr(objective, name):g}" for name in names)
 
 
 def _none(objective: Objective, measures: list[str]) -> str:
-    names = [name for one in measures for name in (one, f"max_{one}") if getattr(objective, name)]
+    names = [name for measure in measures for name in (measure, f"max_{measure}") if getattr(objective, name)]
     return ", ".join(f"{name} = 0" for name in names)
 
 
@@ -99,14 +100,14 @@ def _no_price(spec: str) -> str:
 
 
 def prompt_size(completer: Any, request: CompletionRequest) -> int:
-    """Tokens of a request's prompt; where no tokenizer is known, the most that they can be (``request.most``)."""
+    """Tokens of a request's prompt; an upper bound where no tokenizer is known (``request.most``)."""
     exact = completer.prompt_tokens(request)
     return request.most().prompt_tokens if exact is None else exact
 
 
 class ObjectiveCompleter:
     """The completer of a system under an objective: sends no request above a cap, and stops the run where a cost is
-    not told."""
+    not reported."""
 
     def __init__(self, inner: TapedCompleter, objective: Objective, system: System, prices: Mapping[str, Price]):
         self._inner, self._objective, self._prices = inner, objective, prices
@@ -123,7 +124,7 @@ class ObjectiveCompleter:
           StopRun: the price of its model is unknown, or the server does not say what the answer used, and the
             objective needs that. The answer is on the tape.
         """
-        if request.role not in self._components:  # of the metric, which is no part of a run's cost
+        if request.role not in self._components:  # a request of the metric, which is no part of a run's cost
             return await self._inner.complete(request)
         cap = self._objective.cap(request.role)
         if cap and (size := prompt_size(self._inner, request)) > cap:

@@ -1,4 +1,4 @@
-"""The probe stage: a few hundred requests tell whether a search can gain anything, and where (``search.probe``)."""
+"""The probe stage: a few hundred requests show whether a search can gain anything, and where (``search.probe``)."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from optimas_jax.search.optimisers.task import PromptTask, with_own_instruction
 from optimas_jax.search.probe import FEWEST, FINALISTS, TELLING, Findings, Floats, Plan, probe
 
 _POOL = 4  # inputs from which demonstrations are taken; nothing is measured on them
-_MOST_VALUES = 6  # of one component
-_FEWEST_SCREENED = 2  # inputs
+_MOST_VALUES = 6  # random values of one component
+_FEWEST_SCREENED = 2  # inputs for screening
 
 
 def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
     """Probes the default configuration within ``config.probe.tokens``.
 
     Returns:
-      The findings; and ``spent`` tokens, ``iteration_tokens`` that an iteration of a search on the first component is
-      expected to use, and the ``plan``.
+      The findings; and ``spent`` tokens, ``iteration_tokens`` (expected tokens of an iteration of a search on the first
+      component), and the ``plan``.
 
     Raises:
-      StopRun: if there are too few training examples, tokens for screening, or no component has random values.
+      StopRun: if there are too few training examples or tokens for screening, or no component has random values.
     """
     probed = [name for name in host.components if not isinstance(host.system.by_name[name].space, LoraSpace)]
     if not probed:
@@ -106,7 +106,11 @@ def run_probe(host: Host, config: RunConfig) -> tuple[Findings, dict[str, Any]]:
 def _first_runs(
     host: Host, configuration: Configuration, examples: Sequence[Example], allowance: Allowance
 ) -> tuple[list[Trace], dict[str, float], float]:
-    """Runs on a few inputs, mean tokens of a run by role, and the share of them that a second run costs."""
+    """Runs the system on a few inputs.
+
+    Returns:
+      The runs, mean tokens of a run by role, and the share of these tokens that a second run of an input costs.
+    """
     traces = host.run("first runs", [Job(configuration, example, host.seed) for example in examples])
     costs = {role: usage.tokens / len(examples) for role, usage in costs_by_role(allowance).items()}
     spent = allowance.used.tokens
@@ -115,7 +119,7 @@ def _first_runs(
 
 
 def _seed(host: Host, repeat: int) -> int:
-    """Each repeat has sampling seeds of its own; the first has the run's."""
+    """The seed of a repeat. Each repeat has sampling seeds of its own; the first has the run's."""
     return derive_seed(host.seed, "probe", repeat) if repeat else host.seed
 
 
@@ -127,7 +131,7 @@ def fitting_plan(
     Args:
       run: tokens of a run of the system.
       from_here: tokens of a run from each component on.
-      left: tokens.
+      left: tokens that may still be used.
       repeat: share of the tokens of a run that its second run costs; 0 where all answers are greedy.
     """
     plan = Plan(settings.random_values, settings.screen, settings.test)
@@ -144,20 +148,22 @@ def fitting_plan(
 
 
 def values_by_cost(count: int, from_here: Mapping[str, float]) -> dict[str, int]:
-    """Numbers of random values: ``count``, and more where a run from the component on costs little."""
+    """Number of random values by component: ``count``, and more where a run from the component on costs little."""
     mean = sum(from_here.values()) / max(1, len(from_here))
     shares = {name: round(count * mean / max(1.0, cost)) for name, cost in from_here.items()}
     return {name: min(max(count, share), max(count, _MOST_VALUES)) for name, share in shares.items()}
 
 
 def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: int) -> list[Value]:
-    """Up to ``count`` values of a component: listed values drawn at random, or prompts with demonstrations, labelled
-    and bootstrapped in turn, as most prompts change more by them than by words. The last of three prompts or more,
-    and those for which there are no demonstrations, are drawn by ``search.optimisers.random_search``, with an
-    instruction that the proposer wrote, where it wrote a usable one. None for weights."""
+    """Draws up to ``count`` values of a component; none for weights.
+
+    They are listed values drawn at random, or prompts with demonstrations, labelled and bootstrapped in turn:
+    demonstrations change most prompts more than words do. The last of three prompts or more, and prompts for which
+    there are no demonstrations, are drawn by ``search.optimisers.random_search``, with an instruction that the proposer
+    wrote, if that is usable."""
     component = host.system.by_name[name]
     space, current = component.space, component.default
-    assert current is not None  # of a tunable component
+    assert current is not None  # a tunable component has a default
     seed = derive_seed(host.seed, "probe", name)
     if isinstance(space, Grid | Models):
         return draw_values(other_values(space, current), count, seed)
@@ -186,7 +192,9 @@ def random_values(host: Host, config: RunConfig, name: str, runs: Runs, count: i
     size = min(effort.demo_size, space.max_demos)
     labelled = [Prompt(task.current.instruction, demos) for demos in labelled_sets(task, count)]
     bootstrapped = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng)
-    in_turn = [one for pair in itertools.zip_longest(labelled, bootstrapped) for one in pair if one is not None]
+    in_turn = [
+        prompt for pair in itertools.zip_longest(labelled, bootstrapped) for prompt in pair if prompt is not None
+    ]
     unique = {value_digest(prompt): prompt for prompt in in_turn}
     prompts = list(unique.values())[: count - (count > 2)]
     if len(prompts) < count:
@@ -211,7 +219,7 @@ class _Cells:
     bases: dict[tuple[int, int], Trace] = dataclasses.field(default_factory=dict)
 
     def measure(self, changes: Mapping[str, int], inputs: Sequence[int], repeat: int) -> Floats:
-        """``search.probe.Measure``."""
+        """Scores of a changed configuration on some inputs (``search.probe.Measure``)."""
         host, seed = self.host, _seed(self.host, repeat)
         new = [index for index in inputs if (index, repeat) not in self.bases]
         jobs = [Job(self.configuration, self.examples[index], seed) for index in new]
@@ -233,8 +241,8 @@ class _Cells:
 def _iteration_tokens(
     host: Host, config: RunConfig, first: str | None, costs: Mapping[str, float], from_here: Mapping[str, float]
 ) -> float:
-    """Tokens that an iteration of a search is expected to use, on ``first`` or on a mean component: base runs,
-    proposals on half of the inputs, labels, and a gate."""
+    """Expected tokens of an iteration of a search, on ``first`` or on a mean component: base runs, proposals on half of
+    the inputs, labels, and a gate."""
     search = config.optimize
     names = [first] if first else list(from_here)
     call = sum(costs.get(name, 0.0) for name in names) / len(names)

@@ -1,10 +1,9 @@
-"""Recorded calls in a run (``config.traces``): what they give to collecting, and demonstrations.
+"""Recorded calls in a run (``config.traces``): they become candidates of groups, and demonstrations.
 
-A recorded run of a training example is *replayed*: the program runs on the example with the recorded answers in the
-place of its models, so that every call has its exact inputs, and the metric scores what comes out. A replayed run
-stands in the place of a run of the default configuration, and its calls are the first candidates of their groups.
-Calls that cannot be replayed (of inputs that are no example, of runs of which a part is missing) keep the inputs that
-their messages have, and the recorded score.
+A recorded run of a training example is *replayed*: the program runs on the example with the recorded answers instead of
+its models, so that every call has its exact inputs, and the metric scores the outputs. A replayed run replaces a run of
+the default configuration, and its calls are the first candidates of their groups. Calls that cannot be replayed (with
+inputs that are no example, or from runs with missing parts) keep the inputs in their messages, and the recorded score.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from optimas_jax.traces.match import Matched, agrees, as_seen, match_calls, text
 from optimas_jax.traces.read import TraceFiles
 from optimas_jax.traces.rows import ExampleIndex
 
-_MOST_DEMOS = 64  # of a component, without a score
+_MOST_DEMOS = 64  # demonstrations of a component without a score
 
 
 CallName = tuple[str, str, int, str]  # component, id of the example, occurrence, digest of the inputs
@@ -53,15 +52,14 @@ def call_name(example_id: str, call: Call) -> CallName:
 
 @dataclasses.dataclass(frozen=True)
 class Recordings:
-    """What recorded calls give.
+    """Results of matching and replaying recorded calls.
 
     Attributes:
-      runs: replayed runs by id of their example, each different one once; first the one whose calls were made most
-        often.
+      runs: replayed runs by id of their example, without repetitions; first the one whose calls were made most often.
       draws: how often each call of replayed runs was made with the same inputs, by ``call_name``.
-      groups: of calls with a score, some with a single candidate.
+      groups: groups of calls with a score, some with a single candidate.
       loose: calls of training examples that were not replayed, by (component, id of the example).
-      demos: of calls without a score that collecting cannot complete, by component.
+      demos: demonstrations by component, from calls without a score that collecting cannot complete.
     """
 
     runs: Mapping[str, tuple[Trace, ...]] = dataclasses.field(default_factory=dict)
@@ -76,35 +74,35 @@ class Recordings:
         return frozenset(self.runs) | {example_id for _, example_id in self.loose}
 
     def calls_of(self, group: Group) -> int:
-        """Calls that a group's candidates took, recorded ones among them, however many gave the same output."""
+        """Number of calls behind a group's candidates, recorded ones included, also those with equal outputs."""
         name = group.component, group.example_id, group.occurrence, digest(group.inputs)
-        made = sum(not one.recorded for one in group.candidates)
-        return max(len(group.candidates), made + self.draws.get(name, 0))
+        collected = sum(not candidate.recorded for candidate in group.candidates)
+        return max(len(group.candidates), collected + self.draws.get(name, 0))
 
 
 NO_RECORDINGS = Recordings()
 
 
 def use_recordings(host: Host, files: TraceFiles) -> Recordings:
-    """Matches recorded calls with components and examples, replays whole runs, and tells what came of them."""
+    """Matches recorded calls with components and examples, replays whole runs, and reports how many were used."""
     if not files.calls:
         return NO_RECORDINGS
     matched, left_out = match_calls(files.calls, host.system.components)
     tunable = set(host.system.tunable)
-    matched = [one for one in matched if one.component in tunable]  # functions run when a run is replayed
+    matched = [match for match in matched if match.component in tunable]  # functions run anyway when a run is replayed
     train = {example.id for example in host.splits["train"]}
     index = ExampleIndex(example for examples in host.splits.values() for example in examples)
     by_run: dict[str, list[Matched]] = {}
-    for number, one in enumerate(matched):
-        by_run.setdefault(one.call.run or f"#{number}", []).append(one)
+    for number, match in enumerate(matched):
+        by_run.setdefault(match.call.run or f"#{number}", []).append(match)
     of_runs: list[tuple[Example | None, list[Matched]]] = []
     for calls in by_run.values():
-        row = next((one.call.row for one in calls if one.call.row is not None), None)
-        found = index.find(texts_of(one.call for one in calls), row)
-        if any(example.id not in train for example in found):
+        row = next((match.call.row for match in calls if match.call.row is not None), None)
+        examples = index.find(texts_of(match.call for match in calls), row)
+        if any(example.id not in train for example in examples):
             left_out["of a validation, confirmation or test example"] += len(calls)
         else:
-            of_runs.append((found[0] if found else None, calls))
+            of_runs.append((examples[0] if examples else None, calls))
     recordings = _recordings(host, of_runs, left_out)
     _tell(host, files, sum(len(calls) for _, calls in of_runs), left_out, recordings)
     write_traces(host.folder, files, left_out, recordings.demos)
@@ -114,9 +112,13 @@ def use_recordings(host: Host, files: TraceFiles) -> Recordings:
 def complete(
     recordings: Recordings, configuration: Configuration, name: str, runs: Runs
 ) -> tuple[list[Group], list[Try], Mapping[CallName, int]]:
-    """What collecting a component's groups on some runs begins with: the recorded groups of these examples, recorded
-    calls with a score as candidates of the calls that read the same, and those without one as tries; and how many
-    outputs of each call were recorded beside its own."""
+    """The recorded part of a component's groups on some runs, with which collecting begins.
+
+    Returns:
+      Groups: the recorded groups of these examples, and recorded calls with a score as candidates of the calls with the
+      same inputs. Tries: recorded calls without a score. And how many outputs of each call were recorded beside its
+      own.
+    """
     calls = {call_name(example.id, call) for example, trace in runs for call in trace.calls_of(name)}
     declared = [group for group in recordings.groups if group.configuration == configuration.digest]
     groups = [g for g in declared if (g.component, g.example_id, g.occurrence, digest(g.inputs)) in calls]
@@ -127,36 +129,42 @@ def complete(
         for index in trace.indices(name):
             call = trace.calls[index]
             beside[call_name(example.id, call)] += max(recordings.draws.get(call_name(example.id, call), 0) - 1, 0)
-            for one in [one for one in left if agrees(one, call.inputs)]:
-                left.remove(one)
-                outputs = with_ids(as_seen(one.outputs or {}, call.outputs), call.inputs)
-                source = f"{RECORDED}{one.call.where}"
+            for match in [match for match in left if agrees(match, call.inputs)]:
+                left.remove(match)
+                outputs = with_ids(as_seen(match.outputs or {}, call.outputs), call.inputs)
+                source = f"{RECORDED}{match.call.where}"
                 beside[call_name(example.id, call)] += outputs != call.outputs
-                if one.call.score is None:
+                if match.call.score is None:
                     tries.append(Try(index, example, trace, configuration[name], source, outputs=outputs))
                     continue
-                candidate = Candidate(outputs, source, (one.call.score,))
+                candidate = Candidate(outputs, source, (match.call.score,))
                 key = (name, example.id, call.inputs)
                 groups.append(Group(*key, (candidate,), configuration.digest, call.occurrence))
     return groups, tries, beside
 
 
 def without_recorded(tries: Sequence[Try], recorded: Mapping[CallName, int]) -> list[Try]:
-    """Tries without as many samples of a call as were ``recorded`` beside its own output: a production system drew them
-    from the value in use."""
+    """Tries without as many samples of each call as outputs were ``recorded`` beside its own: these are samples of the
+    value in use already, drawn by a production system."""
     spared, kept = dict(recorded), list[Try]()
-    for one in reversed(tries):
-        name = call_name(one.example.id, one.call)
-        if one.source.startswith("sampled:") and spared.get(name):
+    for attempt in reversed(tries):
+        name = call_name(attempt.example.id, attempt.call)
+        if attempt.source.startswith("sampled:") and spared.get(name):
             spared[name] -= 1
         else:
-            kept.append(one)
+            kept.append(attempt)
     return kept[::-1]
 
 
 def _recordings(
     host: Host, of_runs: Sequence[tuple[Example | None, list[Matched]]], left_out: collections.Counter[str]
 ) -> Recordings:
+    """Replays recorded runs, and sorts their calls into groups, loose calls and demonstrations.
+
+    Args:
+      of_runs: recorded calls by run, each with its training example, if there is one.
+      left_out: counts of calls left out by reason, which grow.
+    """
     replayed = _replay(host, [(example, calls) for example, calls in of_runs if example is not None])
     _tell_scores(host, [(replayed[id(calls)][0], calls) for _, calls in of_runs if id(calls) in replayed])
     configuration = host.system.default_configuration().digest
@@ -164,10 +172,10 @@ def _recordings(
     draws: collections.Counter[CallName] = collections.Counter()
     groups, loose, demos = list[Group](), dict[tuple[str, str], list[Matched]](), dict[str, list[Demo]]()
     for example, calls in of_runs:
-        declared = configuration if all(one.as_declared for one in calls) else ""
-        found = replayed.get(id(calls))
-        if found is not None:
-            trace, sources = found
+        declared = configuration if all(match.as_declared for match in calls) else ""
+        replay = replayed.get(id(calls))
+        if replay is not None:
+            trace, sources = replay
             assert example is not None
             if declared:
                 runs.setdefault(example.id, {}).setdefault(digest([call.outputs for call in trace.calls]), trace)
@@ -175,32 +183,40 @@ def _recordings(
             groups += _groups_of_replay(trace, sources, declared)
             continue
         name = example.id if example is not None else f"recorded-{_identity(calls)}"
-        for one in calls:
+        for match in calls:
             if example is not None and declared:
-                loose.setdefault((one.component, name), []).append(one)
-            if one.inputs is None:
+                loose.setdefault((match.component, name), []).append(match)
+            if match.inputs is None:
                 left_out["with inputs that cannot be read"] += example is None or not declared
                 continue
-            if not _fits(host.system.by_name[one.component], one, host.system):
+            if not _fits(host.system.by_name[match.component], match, host.system):
                 left_out["with other fields than their component"] += 1
                 continue
-            if one.call.score is not None:
-                groups.append(_group(one, name, declared))
+            if match.call.score is not None:
+                groups.append(_group(match, name, declared))
             elif example is None or not declared:
                 origin = "" if example is None else name
-                demos.setdefault(one.component, []).append(Demo(one.inputs, one.outputs or {}, origin, one.call.where))
+                demos.setdefault(match.component, []).append(
+                    Demo(match.inputs, match.outputs or {}, origin, match.call.where)
+                )
     return Recordings(
         {name: _most_drawn(tuple(traces.values()), draws) for name, traces in runs.items()},
         draws,
         tuple(merge_groups(groups)),
         {key: tuple(calls) for key, calls in loose.items()},
-        {name: tuple(different[:_MOST_DEMOS]) for name, found in demos.items() if (different := _different(found))},
+        {
+            name: tuple(different[:_MOST_DEMOS])
+            for name, unscored in demos.items()
+            if (different := _different(unscored))
+        },
     )
 
 
 def _most_drawn(traces: tuple[Trace, ...], draws: Mapping[CallName, int]) -> tuple[Trace, ...]:
-    """Runs of an example, those first whose calls were made most often."""
-    return tuple(sorted(traces, key=lambda trace: -sum(draws[call_name(trace.example_id, one)] for one in trace.calls)))
+    """Runs of an example, sorted by how often their calls were made, most often first."""
+    return tuple(
+        sorted(traces, key=lambda trace: -sum(draws[call_name(trace.example_id, call)] for call in trace.calls))
+    )
 
 
 def _different(demos: Iterable[Demo]) -> list[Demo]:
@@ -208,23 +224,23 @@ def _different(demos: Iterable[Demo]) -> list[Demo]:
 
 
 def _identity(calls: Sequence[Matched]) -> str:
-    """Names the input of a run that is of no example, by the first call's inputs."""
+    """Names the input of a run that matches no example, by the first call's inputs."""
     first = calls[0]
     return digest(first.component, first.inputs if first.inputs is not None else list(first.call.turns))
 
 
-def _fits(component: Component, one: Matched, system: System) -> bool:
+def _fits(component: Component, match: Matched, system: System) -> bool:
     """Whether a local reward and a prompt can show the fields of a call as they are."""
-    inputs, outputs = set(one.inputs or {}), set(one.outputs or {})
+    inputs, outputs = set(match.inputs or {}), set(match.outputs or {})
     if not set(component.outputs) <= outputs:
         return False
     return not component.inputs or inputs == set(component.inputs) or system.program is not None
 
 
-def _group(one: Matched, example_id: str, configuration: str) -> Group:
-    assert one.call.score is not None
-    candidate = Candidate(one.outputs or {}, f"{RECORDED}{one.call.where}", (one.call.score,))
-    return Group(one.component, example_id, one.inputs or {}, (candidate,), configuration)
+def _group(match: Matched, example_id: str, configuration: str) -> Group:
+    assert match.call.score is not None
+    candidate = Candidate(match.outputs or {}, f"{RECORDED}{match.call.where}", (match.call.score,))
+    return Group(match.component, example_id, match.inputs or {}, (candidate,), configuration)
 
 
 def _groups_of_replay(trace: Trace, sources: Sequence[str], configuration: str) -> list[Group]:
@@ -243,9 +259,9 @@ def _groups_of_replay(trace: Trace, sources: Sequence[str], configuration: str) 
 
 
 def _tell_scores(host: Host, replayed: Sequence[tuple[Trace, Sequence[Matched]]]) -> None:
-    """Warns where the metric scores replayed runs otherwise than they were recorded: other scores are on its scale only
-    by chance."""
-    pairs = [(trace.score, one.call.score) for trace, calls in replayed for one in calls[:1]]
+    """Warns where the metric's score of a replayed run differs from the recorded one: then other recorded scores may
+    be on another scale, too."""
+    pairs = [(trace.score, match.call.score) for trace, calls in replayed for match in calls[:1]]
     other = [(score, known) for score, known in pairs if known is not None and abs(known - score) > 1e-6]
     if other and not _judges(host.system):
         score, known = other[0]
@@ -257,11 +273,11 @@ def _tell_scores(host: Host, replayed: Sequence[tuple[Trace, Sequence[Matched]]]
 
 @dataclasses.dataclass
 class _Answers:
-    """Recorded answers to the calls of one run, each given once.
+    """Recorded answers to the calls of one run, each used once.
 
     Attributes:
-      left: recorded calls that were not given yet.
-      given: where each answer comes from, by (component, digest of its inputs, number of equal calls before).
+      left: recorded calls that are not used yet.
+      given: source of each answer, by (component, digest of its inputs, number of equal calls before).
       missing: whether a call had no answer.
     """
 
@@ -271,20 +287,24 @@ class _Answers:
 
     def take(self, name: str, fields: Mapping[str, Any], seen: Mapping[str, Any]) -> Mapping[str, Any]:
         """The recorded outputs of a component on some inputs; raises ``ComponentFailure`` where there are none."""
-        one = next((one for one in self.left if one.component == name and agrees(one, fields)), None)
-        if one is None:
+        match = next((match for match in self.left if match.component == name and agrees(match, fields)), None)
+        if match is None:
             self.missing = True
             raise ComponentFailure(Outcome.CRASHED, "no recorded answer")
-        self.left.remove(one)
+        self.left.remove(match)
         key = digest(fields)
         repeat = sum(known[:2] == (name, key) for known in self.given)
-        self.given[name, key, repeat] = one.call.where
-        return with_ids(as_seen(one.outputs or {}, seen), fields)
+        self.given[name, key, repeat] = match.call.where
+        return with_ids(as_seen(match.outputs or {}, seen), fields)
 
 
 def _replay(host: Host, runs: Sequence[tuple[Example, list[Matched]]]) -> dict[int, tuple[Trace, Sequence[str]]]:
-    """Replayed runs with where each of their calls comes from ("" for calls that were not recorded), by ``id`` of
-    their calls; runs that cannot be replayed are left out."""
+    """Replays runs.
+
+    Returns:
+      Traces with the source of each of their calls ("" for calls that were not recorded), by ``id`` of the list of
+      recorded calls; runs that cannot be replayed are left out.
+    """
     if not runs:
         return {}
     default = host.system.default_configuration()
@@ -293,14 +313,15 @@ def _replay(host: Host, runs: Sequence[tuple[Example, list[Matched]]]) -> dict[i
     seen = {call.component: call.outputs for call in first.calls}
 
     async def replay(example: Example, calls: list[Matched]) -> tuple[Trace, Sequence[str]] | None:
+        """The trace of a replayed run with the sources of its calls; None if it cannot be replayed."""
         answers = _Answers(list(calls))
-        score = next((one.call.score for one in calls if one.call.score is not None), None)
+        score = next((match.call.score for match in calls if match.call.score is not None), None)
         system = _answered(host.system, answers, seen, score)
         try:
             trace = await system.run(single, example, host.seed)
         except (asyncio.CancelledError, StopRun):
             raise
-        except Exception:  # of code that the recorded answers lead elsewhere: the run is not replayed
+        except Exception:  # the recorded answers lead the program elsewhere: the run is not replayed
             return None
         if answers.missing or trace.outcome is not Outcome.OK or (_judges(host.system) and score is None):
             return None
@@ -320,8 +341,8 @@ def _judges(system: System) -> bool:
 
 
 def _answered(system: System, answers: _Answers, seen: Mapping[str, Mapping], score: float | None) -> System:
-    """The system with recorded answers in the place of its prompts. A metric that asks a model is not asked: its score
-    is the recorded one."""
+    """The system with recorded answers instead of its prompts. A metric that asks a model is not called: the recorded
+    score replaces it."""
 
     def recorded(component: Component) -> Component:
         async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
@@ -332,13 +353,13 @@ def _answered(system: System, answers: _Answers, seen: Mapping[str, Mapping], sc
     def known() -> float:
         return score or 0.0
 
-    components = tuple(recorded(one) if _asks(one) else one for one in system.components)
+    components = tuple(recorded(component) if _asks(component) else component for component in system.components)
     metric = known if _judges(system) else system.metric
     return dataclasses.replace(system, components=components, metric=metric, meter=None, watch=None)
 
 
 def _tell(host: Host, files: TraceFiles, used: int, left_out: Mapping[str, int], found: Recordings) -> None:
-    """Tells in a line what came of the recorded calls, and in one what is left out."""
+    """Shows a line on the use of the recorded calls, and one on those left out."""
     runs, pairs = sum(map(len, found.runs.values())), sum(len(group.candidates) > 1 for group in found.groups)
     demos, single = sum(map(len, found.demos.values())), sum(map(len, found.loose.values()))
     host.progress.line(

@@ -1,8 +1,8 @@
-"""The program of a run folder: the results of one program are not replaced by another one.
+"""The program of a run folder: the results of one program are not replaced by those from another one.
 
-Everything in a folder is named by its content, so that an edited program goes on rightly: what it asks anew is paid
-for, all else comes from the tape. A function that was mended goes on in its folder, until that has results. Other
-prompts, settings, components or data are another run.
+Everything in a folder is named by its content, so that an edited program can continue in it: new requests are paid for,
+all others come from the tape. A program with a corrected function continues in its folder, until that has results.
+Other prompts, settings, components or data are another run.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _NO_HOOKS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
 
 def check_components(workdir: Path, system: System) -> None:
-    """Compares the components of a program with those that earlier commands ran in its folder. It comes before the
-    folder compares settings, as the number of iterations may follow from the number of components.
+    """Compares the components of a program with the components in earlier commands in its folder. This comes before the
+    comparison of settings, as the number of iterations may follow from the number of components.
 
     Raises:
       FolderError: the folder belongs to a program with other components.
     """
-    known = read_file(workdir / PROGRAM)
-    if system.program is None or known is None:
+    saved = read_file(workdir / PROGRAM)
+    if system.program is None or saved is None:
         return
-    old, new = known["declared"], system.declared
-    gone = [f"{name} is not found in it" for name in old if name not in new and name != _DATA]
+    old, new = saved["declared"], system.declared
+    missing = [f"{name} is not found in it" for name in old if name not in new and name != _DATA]
     added = [f"{name} is new" for name in new if name not in old]
-    if (gone or added) and not is_unused(workdir):
-        raise _another(workdir.resolve(), ", ".join(gone + added), (workdir / RESULTS).is_file())
+    if (missing or added) and not is_unused(workdir):
+        raise _another(workdir.resolve(), ", ".join(missing + added), (workdir / RESULTS).is_file())
 
 
 def check_program(
@@ -48,11 +48,10 @@ def check_program(
     progress: Progress,
     hooks: Mapping[str, Callable[..., Any]] = _NO_HOOKS,
 ) -> None:
-    """Keeps what a program and its hooks are made of in their run folder, and compares it with what earlier commands
-    ran.
+    """Compares a program and its hooks with earlier commands in the run folder, and writes their digests there.
 
     Args:
-      hooks: own steps of the search, by what messages call them.
+      hooks: own steps of the search, by their names in messages.
 
     Raises:
       FolderError: the folder belongs to another program or to other hooks, or has results of another version of them.
@@ -62,7 +61,7 @@ def check_program(
         return
     rows = [[e.id, e.inputs, e.gold, e.kind] for split in sorted(splits) for e in splits[split]]
     declared = {} if system.program is None else {**system.declared, _DATA: digest(rows)}
-    code = {**system.code, **{what: digest(identity_of(one)) for what, one in hooks.items()}}
+    code = {**system.code, **{what: digest(identity_of(hook)) for what, hook in hooks.items()}}
     new = {"declared": declared, "code": code, **({"hooks": sorted(hooks)} if hooks else {})}
     old = folder.read(PROGRAM)
     if old is not None and not folder.is_unused():
@@ -79,12 +78,12 @@ def check_program(
 
 
 def _check_hooks(folder: RunFolder, hooks: Mapping[str, Any]) -> None:
-    """Compares hooks by their names with those of earlier commands; one that was edited is another matter."""
+    """Compares the names of hooks with earlier commands; ``check_program`` compares their code."""
     if folder.is_unused():
         return
-    known = (folder.read(PROGRAM) or {}).get("hooks", [])
-    changes = [f"{one} is gone" for one in known if one not in hooks]
-    changes += [f"{one} is new" for one in hooks if one not in known]
+    earlier = (folder.read(PROGRAM) or {}).get("hooks", [])
+    changes = [f"{name} is gone" for name in earlier if name not in hooks]
+    changes += [f"{name} is new" for name in hooks if name not in earlier]
     if changes:
         raise FolderError(
             f"{folder.path} belongs to a run with other hooks: {', '.join(changes)}. Use another workdir= (--workdir), "
@@ -101,15 +100,15 @@ def _another(folder: Path, what: str, finished: bool) -> FolderError:
 
 
 def edited_since(run: Path, system: System) -> tuple[str, ...]:
-    """The parts of a program that are not as they were in the run of a folder: its function, components, their
-    defaults; () where nothing is known. Metric and hooks are left out: a program runs without them."""
-    known = read_file(run / PROGRAM)
-    if system.program is None or known is None:
+    """Names of the parts of a program that changed since the run of a folder: its function, components, their defaults;
+    () where that is not known. Metric and hooks are left out: a program runs without them."""
+    saved = read_file(run / PROGRAM)
+    if system.program is None or saved is None:
         return ()
     now = {**system.declared, **system.code}
-    changed = _differences({name: was for part in ("declared", "code") for name, was in known[part].items()}, now)
-    others = ("the metric ", "the own ")
-    return tuple(name for name in dict.fromkeys(changed) if name != _DATA and not name.startswith(others))
+    changed = _differences({name: was for part in ("declared", "code") for name, was in saved[part].items()}, now)
+    left_out = ("the metric ", "the own ")
+    return tuple(name for name in dict.fromkeys(changed) if name != _DATA and not name.startswith(left_out))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -35,8 +35,8 @@ class OfflineConfig:
       groups: informative groups (candidates with different rewards) per component; 0 collects none.
       calls: component calls after which a component takes no more inputs: a candidate costs a call of its component
         and of each descendant; 0 for no limit.
-      share: share at most of ``optimize.max_tokens``, and of what ``budget`` leaves beside the measurements.
-      stop: share of the inputs that choose the epoch of a local reward.
+      share: largest share of ``optimize.max_tokens``, and of the part of ``budget`` beside the measurements.
+      stop: share of the inputs on which the epoch of a local reward is chosen.
       report: share of the inputs for alignment.
     """
 
@@ -52,7 +52,7 @@ class OfflineConfig:
 
     @property
     def shares(self) -> Shares:
-        """Shares of the inputs without training."""
+        """Shares of the inputs that are not for training."""
         return Shares(self.stop, self.report)
 
 
@@ -61,7 +61,7 @@ class AlignConfig:
     """Settings of the align stage.
 
     Attributes:
-      inputs: informative inputs per component, all without training of local rewards.
+      inputs: informative inputs per component; local rewards are trained on none of them.
       tokens: prompt and completion tokens at most; 0 for no limit.
     """
 
@@ -76,7 +76,7 @@ class RefreshConfig:
     Attributes:
       tokens: prompt and completion tokens at most.
       components: names to label, separated by commas; ``all`` for all tuned ones.
-      samples: samples of the value in use on each input, and nothing else: what best-of-N chooses among. 0 for the
+      samples: samples of the value in use on each input, and nothing else, as best-of-N draws them. 0 for the
         candidates that a search collects.
     """
 
@@ -90,11 +90,11 @@ class ProbeConfig:
     """Settings of the probe stage.
 
     Attributes:
-      random_values: of each component, at most.
-      screen: training inputs on which all of them are tried, at most.
+      random_values: most random values of each component.
+      screen: most training inputs on which all of them are tried.
       test: further inputs on which the best values of two components are tested, at most: as many as tokens and
         training examples allow.
-      tokens: prompt and completion tokens at most. Values and screening inputs are fewer where a run is dear.
+      tokens: prompt and completion tokens at most. Values and screening inputs are fewer where a run is expensive.
     """
 
     random_values: PositiveInt = 2

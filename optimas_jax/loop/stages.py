@@ -57,7 +57,7 @@ from optimas_jax.rewards.data import load_groups, save_groups
 from optimas_jax.rewards.pairs import is_informative
 from optimas_jax.search.pareto import rows_of
 
-ALIGNED = ("local", OWN_REWARD)  # scores whose alignment a run measures
+ALIGNED = ("local", OWN_REWARD)  # values of config.optimize.score whose alignment is measured
 
 
 class MissingStage(StopRun):
@@ -174,7 +174,10 @@ def with_price(run: Run) -> Run:
 
 def find_models(run: Run, found: Collection[str] = ()) -> list[str]:
     """Checks that all local models can be loaded before anything is paid for, and returns them. Skipped for a folder
-    with completions, which may answer all requests, and for models that were ``found``.
+    with completions, which may answer all requests.
+
+    Args:
+      found: models that are checked already, which are left out.
 
     Raises:
       ValueError: for a model that cannot be found.
@@ -209,12 +212,12 @@ def run_stage(run: Run, name: str) -> str:
         with run.host.ledger.phase(name):
             return actions[name](run) or ""
     finally:
-        if name in ("collect", "optimize"):  # and evaluate, where it is the run's own
+        if name in ("collect", "optimize"):  # the run's own evaluation notes it itself
             note_spent(run.host)
 
 
 def _probe(run: Run) -> None:
-    """Tells whether a search can gain anything, and where."""
+    """Measures whether a search can gain anything, and where."""
     with run_limit(run.host, PROBE):
         _hold_measurements(run.host)
         findings, costs = run_probe(run.host, run.config)
@@ -239,7 +242,7 @@ def _collect(run: Run) -> None:
     for name, reason in collected.reasons.items():
         groups = [group for group in collected.groups if group.component == name]
         rewards = [group.rewards for group in groups if len(group.candidates) > 1]
-        informative = sum(is_informative(one, config.reward.loss.threshold) for one in rewards)
+        informative = sum(is_informative(row, config.reward.loss.threshold) for row in rewards)
         host.folder.emit(events.Groups(component=name, groups=len(rewards), informative=informative, stopped=reason))
         host.progress.line(f"  {name}: {len(rewards)} groups, {informative} with different rewards; stopped: {reason}")
     scores = [reward for group in collected.groups for reward in group.rewards]
@@ -298,17 +301,17 @@ def _optimize(run: Run) -> None:
         steps = after_each(host.system.default_configuration(), state.accepted)
         run.engines.forget_programs()
         with host.ledger.phase("confirm"):
-            with contextlib.suppress(OutOfBudget):  # then everything goes into the confirmation
+            with contextlib.suppress(OutOfBudget):  # then the confirmation may use everything
                 hold_final(host, state.costs, len(state.val_traces), host.price.test_runs)
             confirmation = confirm_search(host, steps, needed=bool(config.optimize.start))
     confirmed = confirmation and confirmation.to_json()
     kept = len(state.accepted) if confirmation is None else confirmation.changes or 0
     host.folder.save_best(steps[kept], {"accepted": list(state.accepted[:kept]), "confirmed": confirmed})
     host.folder.write(f"{BEST}/{ROWS}", host.folder.read(ROWS))
-    if (fields := host.folder.read(OBSERVED)) is not None:  # of a program
+    if (fields := host.folder.read(OBSERVED)) is not None:  # the system is a program
         host.folder.write(f"{BEST}/{OBSERVED}", fields)
     if steps[kept] == steps[-1]:
-        shutil.rmtree(host.folder.path / UNCONFIRMED, ignore_errors=True)  # of an earlier command with another budget
+        shutil.rmtree(host.folder.path / UNCONFIRMED, ignore_errors=True)  # from an earlier command with another budget
     else:
         info = {"accepted": list(state.accepted), "confirmed": confirmed}
         host.folder.save_best(steps[-1], info, folder=UNCONFIRMED)
@@ -352,8 +355,8 @@ def _first_reward(run: Run) -> str:
 
 
 def _refresh(run: Run) -> None:
-    """Trains local rewards further under the configuration that the search ended with; ``--stage=align`` measures
-    them then."""
+    """Trains local rewards further under the last configuration of the search; ``--stage=align`` then measures
+    them."""
     best, search = run.host.folder.path / BEST, run.host.folder.read(OPTIMIZED)
     _check_local(run)
     if search is None:
@@ -366,15 +369,15 @@ def _refresh(run: Run) -> None:
 
 
 def check_folders(folders: Sequence[Path]) -> None:
-    """Checks run folders that a measurement after the search is to compare.
+    """Checks run folders before a measurement after the search compares them.
 
     Raises:
-      StopRun: a folder is named twice, has no finished search with local rewards, or is of another benchmark.
+      StopRun: a folder is named twice, has no finished search with local rewards, or has another benchmark.
     """
     benchmarks: dict[str, Path] = {}
     for folder in folders:
         config = config_of(folder)
-        if [one.resolve() for one in folders].count(folder.resolve()) > 1:
+        if [other.resolve() for other in folders].count(folder.resolve()) > 1:
             raise StopRun(f"{folder} is named twice")
         if config.optimize.score != "local" or not (folder / OPTIMIZED).is_file() or not (folder / BEST).is_dir():
             raise MissingStage(
@@ -389,10 +392,10 @@ def check_folders(folders: Sequence[Path]) -> None:
 
 @contextlib.contextmanager
 def measuring(run: Run, name: str) -> Iterator[None]:
-    """A measurement after a search, booked under ``name``: it leaves what the run's own measurements may cost.
+    """A measurement after a search, booked under ``name``, with the cost of the run's own measurements set aside.
 
     Raises:
-      OutOfBudget: if that is not left of ``config.budget``.
+      OutOfBudget: if less than that is left of ``config.budget``.
     """
     with run.host.ledger.phase(name), run_limit(run.host, name):
         _hold_measurements(run.host)
@@ -400,7 +403,7 @@ def measuring(run: Run, name: str) -> Iterator[None]:
 
 
 def _hold_measurements(host: Host) -> None:
-    """Sets aside what measurements to come may cost, where ``config.budget`` limits the run."""
+    """Sets aside the cost of later measurements, where ``config.budget`` limits the run."""
     used = host.folder.read(USED) or {}
     if "evaluate" not in used:
         host.ledger.hold(host.price.final if "optimize" in used else host.price.least)
@@ -428,8 +431,7 @@ def _check_local(run: Run, allowed: Sequence[str] = ("local",)) -> None:
 
 
 def last_reward(run: Run, configuration: Configuration) -> str:
-    """The name of the last local reward: the refreshed one, if it is of this configuration, or the search's, or the
-    first.
+    """The name of the last local reward of a run (``loop.journal.reward_name``), or the user's own.
 
     Raises:
       MissingStage: if nothing was trained.

@@ -1,7 +1,7 @@
-"""Going on from a saved result (``config.optimize.start``): the search starts from its values, answers on the tape of
-its run are free, and what is found replaces it only if that is confirmed on rows that its run did not use.
+"""Continuing from a saved result (``config.optimize.start``): the search starts from its values, answers on the tape of
+its run are free, and the new result replaces it only if it is confirmed on rows that the earlier run did not use.
 
-Prompts that were written elsewhere are a start, too; which rows they were found on nobody knows.
+Prompts that were written elsewhere are a start, too; it is not known which rows they were tuned on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.journal import BEST, TAPE, RunFolder, load_best
 from optimas_jax.traces.prompts import Written, is_written, prompts_for, read_names, read_written
 
-ROWS = "rows.json"  # rows of a run and of those that it started from, in its folder and in its best/
+ROWS = "rows.json"  # rows of a run and of the runs that it started from, in its folder and in its best/
 NO_FRESH_ROWS = "not confirmed: no fresh rows"
 
 
@@ -31,10 +31,10 @@ class Start:
     Attributes:
       folder: ``best/`` of a run, or a copy of it; None for prompts.
       configuration: its values.
-      used: digests of the rows that its run used, and those that it started from.
-      tape: of its run, if that is still there.
-      written: prompts by the names that they have elsewhere.
-      names: of components by these.
+      used: digests of the rows of its run, and of the runs that this one started from.
+      tape: tape of its run, if that still exists.
+      written: prompts by their names elsewhere.
+      names: names of components by names of prompts.
     """
 
     folder: Path | None
@@ -56,13 +56,13 @@ class Start:
 
 
 def read_start(folder: str, names: str = "") -> Start | None:
-    """The saved result in a ``best/`` folder, or in the folder of its run, or prompts of a file; None for "".
+    """Reads the saved result in a ``best/`` folder, or in the folder of its run, or prompts of a file; None for "".
 
     Args:
       names: ``config.optimize.start_names``.
 
     Raises:
-      FolderError: there is none, or its rows are not known.
+      FolderError: there is no saved result, or its rows are not known.
       TraceError: a file holds no prompts.
     """
     if not folder:
@@ -92,13 +92,14 @@ def starting_from(system: System, configuration: Configuration) -> System:
     whole = Configuration({**system.default_configuration(), **configuration})
     system.check(whole)
     components = tuple(
-        dataclasses.replace(one, default=whole[one.name]) if one.name in whole else one for one in system.components
+        dataclasses.replace(component, default=whole[component.name]) if component.name in whole else component
+        for component in system.components
     )
     return dataclasses.replace(system, components=components)
 
 
 def data_and_system(benchmark: Any, config: RunConfig, start: Start | None) -> tuple[Dataset, System]:
-    """Rows and system of a run: those of its benchmark, or from where it starts.
+    """Rows and system of a run, from its benchmark; with a start, fresh rows for the confirmation and the saved values.
 
     Raises:
       ValueError: they cannot be used.
@@ -111,8 +112,8 @@ def data_and_system(benchmark: Any, config: RunConfig, start: Start | None) -> t
 
 
 def keep(folder: RunFolder, data: Dataset, start: Start | None) -> None:
-    """Notes in a run folder which rows it uses, beside those that it has paid for before, and copies what the values
-    that it starts from need."""
+    """Writes to a run folder which rows it uses, now and in earlier commands, and copies the adapters and local rewards
+    of the values that it starts from."""
     if start is not None and start.folder is not None:
         folder.take_parts(start.configuration, start.folder)
     earlier = frozenset() if start is None else start.used
@@ -121,12 +122,12 @@ def keep(folder: RunFolder, data: Dataset, start: Start | None) -> None:
 
 
 def row_digest(example: Example) -> str:
-    """Digest of a row's inputs, by which it is known in whatever split or order."""
+    """Digest of a row's inputs, which identifies it in any split and order."""
     return digest(example.inputs)
 
 
 def rows_of(splits: Mapping[str, Sequence[Example]], earlier: frozenset[str]) -> list[str]:
-    """Digests of all rows of a run, and of those before it."""
+    """Digests of all rows of a run, and ``earlier`` ones."""
     return sorted(earlier | {row_digest(example) for examples in splits.values() for example in examples})
 
 
@@ -134,7 +135,7 @@ def with_reserve(data: Dataset, reserve: int) -> Dataset:
     """The data without the last ``reserve`` rows of its confirm split, which this run does not use.
 
     Raises:
-      ValueError: the split has no more rows than that.
+      ValueError: the split has no further rows.
     """
     rows = data.splits.get("confirm", ())
     if reserve and reserve >= len(rows):
@@ -148,15 +149,15 @@ def with_reserve(data: Dataset, reserve: int) -> Dataset:
 
 
 def with_fresh_rows(data: Dataset, used: frozenset[str]) -> Dataset:
-    """The data with a confirm split of fresh rows alone, as large as before if there are enough. Fresh rows of
+    """The data with only fresh rows in its confirm split, as many as before if there are enough. Fresh rows of
     ``train`` and ``val`` change places with used ones; ``test`` stays as it is."""
     splits = {split: list(examples) for split, examples in data.splits.items()}
     confirm = splits.get("confirm", [])
     stale = [index for index, example in enumerate(confirm) if row_digest(example) in used]
     for examples in (splits["train"], splits["val"]):
-        for place, example in enumerate(examples):
+        for position, example in enumerate(examples):
             if stale and row_digest(example) not in used:
                 index = stale.pop()
-                examples[place], confirm[index] = confirm[index], example
+                examples[position], confirm[index] = confirm[index], example
     splits["confirm"] = [example for example in confirm if row_digest(example) not in used]
     return dataclasses.replace(data, splits={split: tuple(examples) for split, examples in splits.items()})

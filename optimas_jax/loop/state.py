@@ -25,7 +25,7 @@ class Proposal:
 
     Attributes:
       kind: the optimiser that wrote it.
-      value: in place of the component's current one.
+      value: replacement of the component's current value.
     """
 
     kind: str
@@ -41,11 +41,12 @@ class Trial:
     """A component's answers with one value on one example.
 
     Attributes:
-      value: of the component.
-      answers: outputs on the inputs of each of its calls in the run of the value in use; empty ones where it failed.
-      rewards: global reward of each Monte Carlo run of what follows; empty without runs.
-      calls: that gave the answers; empty for those of the run itself.
-      penalty: score that the cost of these calls is worth, where costs are part of the objective.
+      value: value of the component.
+      answers: outputs on the inputs of each of its calls in the run of the value in use; empty outputs where a call
+        failed.
+      rewards: global reward of each Monte Carlo run of the rest of the system; empty without runs.
+      calls: calls that returned the answers; empty for answers of the run itself.
+      penalty: cost of these calls in score, where costs are part of the objective.
     """
 
     value: Value
@@ -86,13 +87,13 @@ class Ranked:
 
 @dataclasses.dataclass(frozen=True)
 class LabelUse:
-    """Worth of the labels of a component's races, over all iterations.
+    """Number and precision of the labels of a component's races, over all iterations.
 
     Attributes:
       labelled_runs: answers followed to their global reward.
       effective_runs: labelled runs that give the same precision without the local reward (``search.evidence``).
-      local_reward: whether trials without labels were judged by a local reward, with the weight that labels support,
-        which may be 0 (then ``effective_runs`` are the labelled ones); False where labels alone rank.
+      local_reward: whether trials without labels were scored by a local reward, with the weight that labels support,
+        which may be 0 (then ``effective_runs`` are the labelled ones); False where only labels rank.
     """
 
     labelled_runs: int = 0
@@ -112,7 +113,7 @@ class State:
     """State of the search.
 
     Attributes:
-      configuration: the accepted one.
+      configuration: the accepted configuration.
       reward: name of the local reward; empty without one.
       evidence: all groups, each with the digest of its configuration.
       val_traces: validation runs under ``configuration``.
@@ -121,18 +122,18 @@ class State:
       visits: iterations spent on each component.
       gains: gain of the validation score of every tested proposal, by component; 0 for a refused one.
       history: instructions tried under ``configuration`` with their estimated global reward, by component.
-      refused: digests of the configurations that the gate refused in place of this one.
+      refused: digests of the configurations that the gate refused as replacements of this one.
       known: statistics of local scores against global rewards on the groups that ``reward`` was fitted on, by component
         (``loop.local_rewards.known_weights``).
-      weights: the same on the labels of races since, under ``configuration`` and ``reward``.
+      weights: the same statistics on the labels of races since, under ``configuration`` and ``reward``.
       no_choice: why components do not choose outputs by their local reward, by component (``loop.steps.choosing``).
-      label_use: worth of the labels, by component.
+      label_use: number and precision of the labels, by component.
       tried_rules: digests of the prompts with a rule from feedback that were proposed, by component.
       dropped: numbers of rejected answers and values, by component and reason.
-      learned: ids of the examples whose answers local rewards may have been trained on, by component; those on which
-        all answers were alike are among them.
-      adaptations: of local rewards so far.
-      costs: of the validation runs, by role, under the default configuration and after each accepted proposal.
+      learned: ids of the examples whose answers local rewards may have been trained on, by component, including those
+        on which all answers were alike.
+      adaptations: number of adaptations of local rewards so far.
+      costs: costs of the validation runs, by role, under the default configuration and after each accepted proposal.
       front: the configurations that passed the gate, the start first.
     """
 
@@ -176,7 +177,7 @@ class State:
         return dataclasses.replace(self, learned={**self.learned, **more})
 
     def weight_evidence(self, name: str) -> WeightEvidence:
-        """What is known of the weight of a component's local reward beside labels (``search.evidence``)."""
+        """Evidence on the weight of a component's local reward beside labels (``search.evidence``)."""
         return self.known.get(name, WeightEvidence()) + self.weights.get(name, WeightEvidence())
 
     def gated(self, name: str, gain: float) -> State:
@@ -184,9 +185,10 @@ class State:
         return dataclasses.replace(self, gains={**self.gains, name: (*self.gains.get(name, ()), gain)})
 
     def refusing(self, name: str, value: Value, why: str) -> State:
-        """The state after the gate refused a value under the current configuration; proposers are told why."""
+        """The state after the gate refused a value under the current configuration. The reason ``why`` is kept in the
+        history that proposers read."""
         digests = self.refused | {self.configuration.replace(name, value).digest}
-        texts = {one.instruction for one in plain_values(value) if isinstance(one, Prompt)}
+        texts = {plain.instruction for plain in plain_values(value) if isinstance(plain, Prompt)}
         tried = tuple(
             dataclasses.replace(item, refused=why) if item.instruction in texts else item
             for item in self.history.get(name, ())
@@ -214,14 +216,14 @@ def current_trials(
 
 
 def penalty_of(calls: Sequence[Call], objective: Objective | None) -> float:
-    """Score that the cost of calls is worth."""
+    """Cost of calls in score, by the weights of the objective."""
     return 0.0 if objective is None else objective.penalty(total(call.cost for call in calls))
 
 
 def groups_of_trials(state: State, name: str, trials: Trials, runs: Runs, most: int) -> list[Group]:
     """Labelled trials as groups, one per input, for training local rewards. The current value's answer comes first; of
-    more than ``most`` different answers a random part is taken. Where the component was called several times, the
-    reward belongs to no single answer, and there is no group.
+    more than ``most`` different answers a random part is taken. Inputs on which the component was called several times
+    have no group, because the reward belongs to no single answer.
 
     Args:
       runs: inputs of the groups, in their order.

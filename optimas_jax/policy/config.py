@@ -16,9 +16,9 @@ class PolicyConfig:
     Attributes:
       model: spec of the tuned weights; "" for the component's model. Required if a server answers for that model.
       lora, loss: see ``models.config``, ``learn.config``.
-      batch: ``tokens`` must hold a prompt and one answer. A minibatch of more tokens is computed in several batches
-        whose gradients are added up, and a prompt with more answers than a batch holds is repeated.
-      updates: updates per proposal at most, each on a fresh rollout.
+      batch: ``tokens`` must be enough for a prompt and one answer. A minibatch of more tokens is computed in several
+        batches whose gradients are added up. A prompt with more answers than fit into a batch is repeated.
+      updates: most updates per proposal, each on a fresh rollout.
       prompts: prompts per rollout.
       samples: answers of each prompt, at least 2: an answer is scored against the other answers of its prompt.
       epochs: passes over a rollout.

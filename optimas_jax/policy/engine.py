@@ -1,7 +1,7 @@
-"""Updates of a component's weights: sampled answers in, an adapter in a folder out.
+"""Updates of a component's weights: from sampled answers to an adapter in a folder.
 
-An update is a pure function of the policy before it, the sampled answers and their scores, and is named by the digest
-of these: a resumed run repeats no update. Its result is an ``Adapter`` value: a folder in PEFT's layout
+An update is a pure function of the policy before it, the sampled answers and their scores. Its name is the digest of
+these: a resumed run repeats no update. Its result is an ``Adapter`` value: a folder in PEFT's layout
 (``checkpoints.peft``), named by its content, which our engine and other servers can load.
 """
 
@@ -83,7 +83,7 @@ class Update:
 
 
 class PolicyDiverged(StopRun):
-    """An update gave numbers that are not finite; the last good adapter is kept."""
+    """A loss or gradient of an update is not finite; the last good adapter is kept."""
 
 
 class PolicyEngine:
@@ -92,11 +92,11 @@ class PolicyEngine:
     def __init__(
         self, config: PolicyConfig, model: str, engines: Engines, adapters: Path, checkpoints: CheckpointStore
     ):
-        """``adapters``: the folder that updates write to."""
+        """``adapters``: the folder for the adapters of updates."""
         self.config = config
         self.adapters = adapters
         self._spec, self._engines, self._checkpoints = model, engines, checkpoints
-        self._measured: tuple[Any, Statistics] | None = None  # of the last policy and answers
+        self._measured: tuple[Any, Statistics] | None = None  # key and statistics of the last policy and answers
 
     @property
     def _backbone(self) -> BackboneConfig:
@@ -118,12 +118,12 @@ class PolicyEngine:
         return f"adapter:{adapter}"
 
     def update(self, parent: str, rollout: Rollout, seed: int) -> Update:
-        """One update: ``epochs`` passes over a rollout of the policy named ``parent``.
+        """Makes one update: ``epochs`` passes over a rollout of the policy named ``parent``.
 
         Raises:
           PolicyDiverged: if a loss or a gradient is not finite.
-          StopRun: for a score that is not finite, answers of the base instead of the tuned policy, and answers that
-            no batch can hold.
+          StopRun: for a score that is not finite, answers of the base model instead of the tuned policy, and answers
+            that do not fit into a batch.
         """
         rollout.check()
         name = digest("policy", dataclasses.asdict(self.config), self._spec, parent, dataclasses.asdict(rollout), seed)
@@ -195,13 +195,13 @@ class PolicyEngine:
         """KL(policy, reference) of the policy named ``state``, in nats per token of its rollout; reads no scores.
 
         Raises:
-          StopRun: for answers of the base instead of the tuned policy, and answers that no batch can hold.
+          StopRun: for answers of the base model instead of the tuned policy, and answers that do not fit into a batch.
         """
         return _mean_kl(self._statistics(state, self._load(state)[0], rollout))
 
     def _statistics(self, name: str, state: TrainState, rollout: Rollout) -> Statistics:
-        """Statistics of a rollout under the policy called ``name``. The last ones are kept: an update needs those that
-        its KL was measured by."""
+        """Statistics of a rollout under the policy called ``name``. The last ones are kept, because an update needs the
+        same statistics as the measurement of its KL."""
         key = name, [group.text for group in rollout.groups]
         if self._measured is None or self._measured[0] != key:
             self._measured = key, self._trainer.statistics(state.trainable, list(rollout.groups))
@@ -214,12 +214,12 @@ def _mean_kl(statistics: Statistics) -> float:
 
 
 def _nothing_to_learn(groups: Sequence[TokenGroup]) -> bool:
-    """Whether the answers of each prompt have one score, so that all advantages are zero or noise of the critic."""
+    """Whether the answers of each prompt have equal scores, so that all advantages are zero or noise of the critic."""
     return all(len(set(group.rewards)) == 1 for group in groups)
 
 
 def _to_dict(state: TrainState, kl_weight: float) -> Params:
-    """A state as nested dicts of float32 arrays, as checkpoints hold them."""
+    """A state as nested dicts of float32 arrays, the format of checkpoints."""
     get = partial(optax.tree.get, state.opt_state)
     return {
         "trainable": state.trainable,

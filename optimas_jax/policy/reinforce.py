@@ -21,8 +21,8 @@ from optimas_jax.policy.rollout import Runs
 
 
 def reinforce_config(config: PolicyConfig) -> PolicyConfig:
-    """The same sizes with one step of REINFORCE on each rollout: importance ratios are then 1, and the clipped
-    loss has the gradient of ``-(score - baseline) log p(answer)``."""
+    """The configuration with one step of REINFORCE on each rollout. Importance ratios are then 1, and the clipped loss
+    has the gradient of ``-(score - baseline) log p(answer)``."""
     loss = dataclasses.replace(config.loss, algorithm="reinforce")
     return dataclasses.replace(config, loss=loss, epochs=1, minibatch=config.prompts)
 
@@ -34,8 +34,8 @@ class GlobalScores:
     Attributes:
       system: the component's system.
       configuration: values of all components.
-      name: the component.
-      seed: seed of all runs, so that they differ by the answer alone.
+      name: name of the component.
+      seed: seed of all runs, so that they differ only by the answer.
       concurrency: runs in flight.
     """
 

@@ -49,9 +49,9 @@ class LocalScores:
 
     Attributes:
       system: the component's system.
-      rewards: scores answers.
+      rewards: scorer of local rewards.
       reward: name of the local reward.
-      name: the component.
+      name: name of the component.
     """
 
     system: System
@@ -71,11 +71,11 @@ class LocalScores:
 
 @dataclasses.dataclass(frozen=True)
 class RandomScores:
-    """Random numbers in place of ``LocalScores`` (``core.selection``).
+    """Random numbers instead of ``LocalScores`` (``core.selection``).
 
     Attributes:
-      name: the component.
-      seed: of the run.
+      name: name of the component.
+      seed: seed of the run.
     """
 
     name: str
@@ -113,12 +113,12 @@ class _Recording:
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """Answers to some training inputs.
+    """Sampled answers to some training inputs.
 
     Attributes:
       runs: the inputs, with their runs.
-      steps: the component's answers on each.
-      rollout: the same as tokens; all scores are 0.
+      steps: the component's answers on each input.
+      rollout: the answers as tokens; all scores are 0.
     """
 
     runs: Runs
@@ -135,10 +135,10 @@ class ComponentPolicy:
       completer: answers the component's requests, with tokens.
       policies: updates weights.
       scores: scores answers.
-      name: the component.
+      name: name of the component.
       runs: training examples with their runs, for updates.
       held_back: examples with their runs, for validation.
-      seed: names the randomness of rollouts and updates.
+      seed: seed of rollouts and updates.
       run_seed: seed of the answers on held-back inputs, as in a run of the system.
       concurrency: answers in flight.
     """
@@ -155,7 +155,7 @@ class ComponentPolicy:
     concurrency: int
 
     def rollout(self, adapter: str, number: int) -> Sampled:
-        """Answers to some of the training inputs, sampled at ``ROLLOUT_TEMPERATURE``.
+        """Samples answers to some of the training inputs at ``ROLLOUT_TEMPERATURE``.
 
         Raises:
           StopRun: for a component that does not call a local model exactly once.
@@ -208,7 +208,7 @@ class ComponentPolicy:
         """Scores the answers, and updates the policy on them; see ``PolicyEngine.update``.
 
         Raises:
-          StopRun: for a score that is not finite, too.
+          StopRun: also for a score that is not finite.
         """
         scores = self._finite_scores(rollout.runs, rollout.steps)
         groups = [

@@ -13,8 +13,8 @@ from optimas_jax.learn.policy_batch import Statistics
 
 
 def served_limit(dtype: Any) -> float:
-    """Largest difference of two computations of a token's log-probability by rounding alone, in nats: 0.5 for bfloat16,
-    0.02 for float32, where a rare token shows the rounding of all layers."""
+    """Largest difference between two computations of a token's log-probability from rounding alone, in nats: 0.5 for
+    bfloat16, 0.02 for float32. Rare tokens accumulate the rounding of all layers."""
     return 0.02 if jnp.finfo(dtype).bits >= 32 else 0.5
 
 
@@ -27,11 +27,11 @@ def check_served(served: np.ndarray, statistics: Statistics, dtype: Any) -> None
 
     Args:
       served: [C] the sampler's log-probabilities.
-      statistics: the trainer's.
-      dtype: of the trainer's model.
+      statistics: the trainer's statistics of the same tokens.
+      dtype: dtype of the trainer's model.
 
     Raises:
-      StopRun: if the base explains them better by more than 4 standard deviations.
+      StopRun: if the base explains ``served`` better by more than 4 standard deviations.
     """
 
     def distance(left: np.ndarray, right: np.ndarray) -> float:
@@ -41,7 +41,7 @@ def check_served(served: np.ndarray, statistics: Statistics, dtype: Any) -> None
     between = distance(statistics.logprobs, statistics.ref_logprobs)
     rounding = served_limit(dtype) / 20  # root mean square; the limit is for the largest of thousands
     noise = max(min(to_policy, to_base), rounding)
-    if between < noise / 20:  # too little was learned to tell them apart: a few rare tokens would decide
+    if between < noise / 20:  # policy and base differ too little: a few rare tokens would decide
         return
     ratio = math.sqrt(len(served)) * (to_base**2 - to_policy**2) / (2 * noise * between)
     if ratio < -4.0:

@@ -1,4 +1,4 @@
-"""Statistics and updates of a component's policy on the devices of a loaded model; no names, no files.
+"""Statistics and updates of a component's policy on the devices of a loaded model; reads and writes no files.
 
 Sampled answers are groups of a prompt and its answers (``learn.token_group``); their statistics are numpy arrays over
 all sampled tokens, answers concatenated.
@@ -52,7 +52,7 @@ class PolicyTrainer:
         self._lanes = Lanes.of(model.network.compute, model.mesh)
 
     def start(self, lora_params: Params | None = None) -> TrainState:
-        """State with an adapter (None: a fresh one, whose product is zero), a fresh critic and a fresh optimiser."""
+        """State with an adapter (None: a fresh one with a zero product), a fresh critic and a fresh optimiser."""
         trainable = init_policy(self._model.network.config, self.config.lora, jax.random.key(0))
         if lora_params is not None:
             trainable = {**trainable, "lora": lora_params}
@@ -61,17 +61,17 @@ class PolicyTrainer:
     def learn(
         self, state: TrainState, groups: Sequence[TokenGroup], statistics: Statistics, kl_weight: float, seed: int
     ) -> tuple[TrainState, list[dict[str, float]]]:
-        """``epochs`` passes over scored answers, minibatch by minibatch, shuffled by ``seed``.
+        """Trains in ``epochs`` passes over scored answers, minibatch by minibatch, shuffled by ``seed``.
 
         Args:
-          state: donated.
-          statistics: of the policy that sampled the answers.
+          state: state before; its arrays are donated.
+          statistics: statistics of the policy that sampled the answers.
 
         Returns:
-          The state, numpy arrays, and the metrics of every step that was taken (``learn.ppo.PolicyFunctions.update``).
+          The state, numpy arrays, and the metrics of every step (``learn.ppo.PolicyFunctions.update``).
 
         Raises:
-          StopRun: for a prompt and an answer that no batch can hold.
+          StopRun: for a prompt and an answer that do not fit into a batch.
         """
         leaves, treedef = jax.tree.flatten(state)
         leaves, steps = self.learn_leaves(leaves, list(groups), statistics, kl_weight, seed)
@@ -81,10 +81,12 @@ class PolicyTrainer:
     def learn_leaves(
         self, leaves: list[Any], groups: list[TokenGroup], statistics: Statistics, kl_weight: float, seed: int
     ) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-        """``learn`` with the arrays of the state in the order of ``jax.tree.leaves``."""
+        """As ``learn``, with the arrays of the state in the order of ``jax.tree.leaves``."""
         state = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(self.start)), leaves)
         sequences, of_group = self._sequences(groups)
-        targets = by_group(self._targets(statistics, groups, kl_weight), [sampled_tokens(one) for one in sequences])
+        targets = by_group(
+            self._targets(statistics, groups, kl_weight), [sampled_tokens(sequence) for sequence in sequences]
+        )
         rng, size = np.random.default_rng(seed), self.config.minibatch
         plans: list[list[Parts]] = []
         for _ in range(self.config.epochs):
@@ -107,6 +109,7 @@ class PolicyTrainer:
         columns: dict[int, list[np.ndarray]] = {}
 
         def run(parts: Parts) -> Statistics:
+            """Statistics of the tokens of some parts, which one call computes; numpy arrays."""
             chosen = [[sequences[index] for index in part] for part in parts]
             batches = make_batches(
                 chosen,
@@ -141,7 +144,7 @@ class PolicyTrainer:
         scores = [score for group in groups for score in group.rewards]
         owners = np.repeat(np.arange(len(groups)), [len(group.candidate_ids) for group in groups])
         answer = np.repeat(np.arange(len(sizes)), sizes)
-        # Rounded up to one of few sizes, so that few programs are compiled.
+        # Lengths are rounded up to one of few sizes, so that few programs are compiled.
         padding = (0, bucket(len(answer), 256) - len(answer))
         answer = jnp.asarray(np.pad(answer, padding, constant_values=len(sizes)))
         statistics = Statistics(*(np.pad(part, padding) for part in statistics))
@@ -179,7 +182,7 @@ class PolicyTrainer:
         return plan
 
     def _together(self, parts: Parts) -> list[Parts]:
-        """The parts of a batch that one call computes: lanes have a call each, the shards of a mesh one call."""
+        """The parts of a batch by call: each lane has its own call, all shards of a mesh share one."""
         return [[part] for part in parts] if self._model.mesh.size == 1 else [parts]
 
     def _minibatches(

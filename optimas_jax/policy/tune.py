@@ -24,11 +24,11 @@ class Policy(Protocol[Rollout]):
     """The policy that ``tune`` trains; ``policy.rollout.ComponentPolicy`` implements it."""
 
     def rollout(self, adapter: str, number: int) -> Rollout:
-        """Answers sampled with an adapter. They are not scored: KL needs no scores, and scores may be paid for."""
+        """Samples answers with an adapter. They are not scored: KL needs no scores, and scores may cost money."""
         ...
 
     def update(self, state: str, rollout: Rollout, number: int) -> Update:
-        """One update of the policy named ``state`` on its rollout, which is scored for it."""
+        """Scores a rollout of the policy named ``state``, and makes one update on it."""
         ...
 
     def kl(self, state: str, rollout: Rollout) -> float:
@@ -75,7 +75,7 @@ def tune(
 
     Args:
       start: initial state and adapter.
-      updates: updates at most.
+      updates: most updates.
       validate_every: updates between validations.
     """
     before = policy.validate(start.adapter)
@@ -88,7 +88,7 @@ def tune(
             break
         if number == 0:
             best_kl = kl
-        # Only validated here: its KL on the rollout above is within the budget.
+        # Validated only here, where the KL on the rollout above is within the budget.
         elif number % validate_every == 0 or number == updates:
             score = policy.validate(current.adapter)
             on_validation(number, score)
@@ -108,7 +108,7 @@ class TuningRun:
     Attributes:
       system, completer, policies, progress: see their classes.
       emit: writes an event to the journal.
-      seed: of the run.
+      seed: seed of the run.
       concurrency: answers in flight.
     """
 
@@ -122,16 +122,16 @@ class TuningRun:
 
 
 def tune_weights(run: TuningRun, name: str, current: Adapter, runs: Runs, scores: Scores, *, seed: int) -> Tuned | None:
-    """Tunes a component's adapter, from the current one on.
+    """Tunes a component's adapter, starting from the current one.
 
     Args:
       runs: training inputs, and the system's runs on them under the current configuration.
-      scores: of the component's answers: ``policy.rollout.LocalScores`` or ``RandomScores``, or
+      scores: scores the component's answers: ``policy.rollout.LocalScores`` or ``RandomScores``, or
         ``policy.reinforce.GlobalScores``.
-      seed: names the randomness of rollouts and updates.
+      seed: seed of rollouts and updates.
 
     Returns:
-      The result; None if there are too few inputs to learn from and to hold some back.
+      The result; None if there are too few inputs to train on some and hold others back.
 
     Raises:
       StopRun: see ``ComponentPolicy``.
@@ -192,7 +192,7 @@ def _component_policy(run: TuningRun, name: str, runs: Runs, scores: Scores, see
 
 
 def count_updates(tuned: Tuned) -> str:
-    """Text with the number of updates, and of updates that learned nothing."""
+    """Text with the number of updates, and the number of those that learned nothing."""
     skipped = tuned.updates - tuned.learned
     if not skipped:
         return f"{tuned.updates} updates"

@@ -1,4 +1,5 @@
-"""Alignment of local rewards with the global reward, on inputs without training, beside controls that learn nothing."""
+"""Alignment of local rewards with the global reward, on inputs that they were not trained on, beside controls that
+learn nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from optimas_jax.rewards.scorer import RewardScorer, ScoredGroup, score_groups
 from optimas_jax.rewards.split import Shares, part_of
 from optimas_jax.rewards.text import text_group
 
-_FEWEST = 5  # inputs that an interval needs
+_FEWEST = 5  # least number of inputs for an interval
 
 Rows = Sequence[Sequence[float]]  # by group and candidate
 
@@ -27,17 +28,17 @@ class Alignment:
     """Agreement of one local reward with the global reward on report groups.
 
     Attributes:
-      pair_accuracy: share of pairs with different global rewards that it orders alike; chance is 0.5.
+      pair_accuracy: share of pairs with different global rewards that it orders as these do; chance is 0.5.
       ci95: bootstrap interval over inputs, since pairs of one input are not independent; None below five inputs.
       n_pairs, n_inputs: numbers of pairs and inputs.
       spearman: mean rank correlation within groups.
-      shorter, loglik, majority: pair accuracy of three controls: the shorter output wins; the likelier one under the
-        base model; the one that agrees most with the others of its group (``core.selection.agreement``).
+      shorter, loglik, majority: pair accuracy of three controls, which prefer the shorter output; the likelier one
+        under the base model; the one that agrees most with the others of its group (``core.selection.agreement``).
       ceiling: pair accuracy of a second, independent set of Monte Carlo rewards on the pairs that it covers, an
-        estimate of what a perfect predictor reaches; None without a second set.
-      by_input: by id of the example the number of ``pairs``, and how many of them each of ``local``, ``shorter``,
-        ``loglik`` and ``majority`` orders as the rewards do; of ``ceiling_pairs`` that the second set covers it orders
-        ``ceiling`` so.
+        estimate of the accuracy of a perfect predictor; None without a second set.
+      by_input: counts by id of the example: ``pairs``, and how many of them each of ``local``, ``shorter``, ``loglik``
+        and ``majority`` orders as the rewards do; ``ceiling_pairs``, the pairs that the second set covers, and
+        ``ceiling``, how many of these it orders so.
     """
 
     pair_accuracy: float
@@ -70,12 +71,12 @@ def report_groups(groups: Sequence[Group], shares: Shares, configuration: str) -
 def measure_alignment(
     scorer: RewardScorer, reward: str, system: System, groups: Sequence[Group], second: Sequence[Group] = ()
 ) -> dict[str, Alignment]:
-    """Alignment of the local reward named ``reward``, by component with informative groups.
+    """Measures the alignment of the local reward named ``reward``, by component with informative groups.
 
     Args:
       scorer: scores candidates.
-      system: renders them.
-      groups: from ``report_groups``.
+      system: renders candidates.
+      groups: result of ``report_groups``.
       second: the same candidates with independent Monte Carlo rewards, for the noise ceiling.
     """
     threshold = scorer.config.loss.threshold
@@ -87,9 +88,9 @@ def measure_alignment(
         texts = [text_group(system, name, g.inputs, [c.outputs for c in g.candidates]) for g in informative]
         shorter = [[-len(c) for c in t.candidates] for t in texts]
         scored = score_groups(scorer, system, reward, informative)
-        inputs, rewards = [one.example_id for one in scored], [one.rewards for one in scored]
-        scores, logliks = [one.scores for one in scored], [one.logliks for one in scored]
-        majority = [one.agreement for one in scored]
+        inputs, rewards = [group.example_id for group in scored], [group.rewards for group in scored]
+        scores, logliks = [group.scores for group in scored], [group.logliks for group in scored]
+        majority = [group.agreement for group in scored]
         accuracy, pairs = pair_accuracy(scores, rewards, threshold)
         covered = _covered(informative, second)
         result[name] = Alignment(
@@ -117,8 +118,8 @@ def measure_alignment(
 
 
 def why_not_to_choose(groups: Sequence[ScoredGroup], threshold: float) -> str:
-    """Why a local reward should not choose among outputs, from groups that it was not trained on: it is not shown to be
-    above chance, or not ahead of likelihood and majority. "" where it may."""
+    """Why a local reward should not choose among outputs, from groups that it was not trained on: its pair accuracy is
+    not shown to be above chance, or not higher than with likelihood and majority. "" if it may choose."""
     groups = [group for group in groups if is_informative(group.rewards, threshold)]
     rewards, inputs = [group.rewards for group in groups], [group.example_id for group in groups]
     count = len(set(inputs))
@@ -154,7 +155,7 @@ def pair_accuracy_interval(
     if len(names) < _FEWEST:
         return None
     counts = _counts(scores, rewards, threshold)
-    per_input = np.array([counts[[name == other for other in inputs]].sum(axis=0) for name in names])
+    per_input = np.array([counts[[name == input_name for input_name in inputs]].sum(axis=0) for name in names])
     picks = np.random.default_rng(0).integers(0, len(names), size=(RESAMPLES, len(names)))
     totals = per_input[picks].sum(axis=1)
     low, high = np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975])
@@ -174,14 +175,15 @@ def _covered(groups: Sequence[Group], second: Sequence[Group]) -> tuple[Rows, Ro
     scores, rewards = [], []
     for group in groups:
         keys = [_key(group, index) for index in range(len(group.candidates))]
-        known = [index for index, key in enumerate(keys) if key in again]
-        scores.append([again[keys[index]] for index in known])
-        rewards.append([group.rewards[index] for index in known])
+        shared = [index for index, key in enumerate(keys) if key in again]
+        scores.append([again[keys[index]] for index in shared])
+        rewards.append([group.rewards[index] for index in shared])
     return scores, rewards
 
 
 def _by_input(inputs: Sequence[str], counts: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """``Alignment.by_input``. ``counts``: [groups, 2] right and pairs, by predictor; ``inputs``: of each group."""
+    """``Alignment.by_input``. ``counts``: [groups, 2] right and pairs, by predictor; ``inputs``: input of each
+    group."""
     table: dict[str, dict[str, float]] = {}
     for index, name in enumerate(inputs):
         row = table.setdefault(name, dict.fromkeys(("pairs", "ceiling_pairs", *counts), 0.0))
@@ -199,7 +201,7 @@ def pooled_pair_accuracy(
     (``two_level_interval`` of the linearised ratio: Woodruff, 1971).
 
     Args:
-      runs: ``Alignment.by_input`` of one component, of at least two runs on the same data.
+      runs: ``Alignment.by_input`` of one component, from at least two runs on the same data.
       predictor: ``local``, ``shorter``, ``loglik``, ``majority`` or ``ceiling``.
 
     Raises:

@@ -33,8 +33,8 @@ class DeviceBatch(NamedTuple):
     """A batch on the devices.
 
     Attributes:
-      parts: groups of each shard, in order; of one device, a single one.
-      batch: their layout.
+      parts: groups of each shard, in order; a single part on one device.
+      batch: layout of the groups.
       features: [T, D] output of the frozen layers, on a mesh [S, T, D]; None until it is computed.
     """
 
@@ -43,7 +43,7 @@ class DeviceBatch(NamedTuple):
     features: Any
 
     def by_group(self, values: Any) -> list[np.ndarray]:
-        """What was computed for the groups, [G, ...] or [S, G, ...], as arrays of single groups, part after part."""
+        """Splits results for all groups, [G, ...] or [S, G, ...], into arrays of single groups, part after part."""
         rows = fetch(values)
         rows = rows[None] if len(self.batch.ends.shape) == 2 else rows
         return [of_part[row] for of_part, groups in zip(rows, self.parts, strict=True) for row in range(len(groups))]
@@ -56,7 +56,7 @@ class RewardBatches:
     """The backbone of local rewards, and the batches on it. The model is loaded on first use."""
 
     def __init__(self, config: RewardConfig, components: Sequence[str], engines: Engines, progress: Progress):
-        """``components``: the tunable ones; their order numbers the heads."""
+        """``components``: the tunable components; their order numbers the heads."""
         self.config, self.components = config, tuple(components)
         self._engines, self._progress = engines, progress
         self._kept_features = FeatureCache()
@@ -98,7 +98,7 @@ class RewardBatches:
         return init_trainable(self.model.network.config, self.config.lora, len(self.components), key)
 
     def place(self, trainable: T) -> T:
-        """Adapters and heads, or a state of their training, on the devices."""
+        """Moves adapters and heads, or a state of their training, to the devices."""
         return place(trainable, self.model.mesh)
 
     def scoring(self, trainable: Params) -> BatchFunction[list[np.ndarray]]:
@@ -122,8 +122,8 @@ class RewardBatches:
         return item.by_group(self.functions.loglik(self.model.params, item.batch, item.features, tokens))
 
     def token_group(self, group: TextGroup, rewards: Sequence[float] = ()) -> TokenGroup:
-        """Prefix and candidates in ids, of any length. Each is tokenised alone, so that packed and single layouts have
-        the same ids."""
+        """Prefix and candidates as token ids, of any length. Each text is tokenised separately, so that packed and
+        single layouts have the same ids."""
         tokenizer = self.model.tokenizer
         ends = tuple(tokenizer.eos_ids[:1])
         candidates = tuple((*tokenizer.encode(text), *ends) for text in group.candidates)
@@ -135,7 +135,7 @@ class RewardBatches:
         )
 
     def fit(self, text: TextGroup, group: TokenGroup) -> TokenGroup:
-        """The ``token_group`` of ``text`` within ``config.batch.group_tokens``."""
+        """The ``token_group`` of ``text``, truncated to ``config.batch.group_tokens``."""
         most = self.config.batch.group_tokens
         if group.length <= most:
             return group
@@ -145,7 +145,7 @@ class RewardBatches:
         """Applies ``function`` to groups of similar length in batches, concurrently on all lanes; keeps their features.
 
         Args:
-          kind: names what ``function`` compiles.
+          kind: name of ``function``; programs are compiled by kind and shape.
 
         Yields:
           Indices of the groups of a batch, and its result.
@@ -214,7 +214,7 @@ class RewardBatches:
         return [[members[number] for number in part] for part in dealt]
 
     def _to_devices(self, parts: list[list[TokenGroup]], tokens: int = 0) -> DeviceBatch:
-        """A batch on the devices, with features where they are kept.
+        """A batch on the devices, with its features if they are kept.
 
         Args:
           parts: groups of each shard.
@@ -229,11 +229,11 @@ class RewardBatches:
         return DeviceBatch(parts, self.model.put(batches), self._features(parts, len(batches[0].flat.input_ids)))
 
     def _features(self, parts: list[list[TokenGroup]], tokens: int) -> Any:
-        """Kept features on the devices, [tokens, D] of each shard; None if those of any group are missing."""
+        """Kept features on the devices, [tokens, D] for each shard; None if any group has no kept features."""
         if not self.functions.first:
             return None
-        kept = [self._kept_features.get(part, tokens) if part else () for part in parts]
-        if any(features is None for features in kept):
+        features_by_part = [self._kept_features.get(part, tokens) if part else () for part in parts]
+        if any(features is None for features in features_by_part):
             return None
-        nothing = np.zeros_like(kept[0])  # the first shard has the longest group
-        return self.model.put([nothing if isinstance(features, tuple) else features for features in kept])
+        nothing = np.zeros_like(features_by_part[0])  # the first shard has the longest group
+        return self.model.put([nothing if isinstance(features, tuple) else features for features in features_by_part])

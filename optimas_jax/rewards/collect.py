@@ -1,9 +1,9 @@
 """Collect: candidate outputs of a component, each with its Monte Carlo global reward (paper, section 4.1).
 
 The system has been run once per example under the current configuration. A *try* is one way to get another output of
-a component on that example's trajectory. Every different output is followed through the components that depend on it,
-with all other outputs kept, and scored by the global metric. Groups whose candidates all have one score are kept, but
-nothing is learned from them.
+a component on that example's trajectory. For every different output the components that depend on it run again, with
+all other outputs kept, and the global metric scores the result. Groups whose candidates all have the same score are
+kept, but nothing is learned from them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from optimas_jax.core.values import (
 from optimas_jax.core.watch import tell_waits
 from optimas_jax.rewards.pairs import merge_groups
 
-ROLLOUT_TEMPERATURE = 1.0  # the sampling distribution is then the policy itself
+ROLLOUT_TEMPERATURE = 1.0  # at this temperature the sampling distribution is the policy itself
 
 Runs = Sequence[tuple[Example, Trace]]
 
@@ -44,9 +44,9 @@ class CollectConfig:
     Attributes:
       samples: candidates sampled from the current value at ``temperature``.
       temperature: sampling temperature of these candidates.
-      rollouts: Monte Carlo runs of what follows the component, per candidate.
-      other_values: other values of a component's space at most, one candidate each. A component with listed values is
-        not sampled, and tries ``samples + other_values`` of them.
+      rollouts: Monte Carlo runs of the rest of the system, per candidate.
+      other_values: most other values of a component's space, one candidate each. A component with listed values is not
+        sampled, and tries ``samples + other_values`` of them.
       policy_samples: candidates of a component whose weights are tuned, sampled as in its rollouts, so that local
         rewards learn on the distribution that tuning samples from.
     """
@@ -63,13 +63,13 @@ class Try:
     """One way to get an output of one call of a component.
 
     Attributes:
-      index: of the call in ``trace.calls``.
+      index: index of the call in ``trace.calls``.
       example: the input of the system.
-      trace: the system's run on it.
-      value: of the component.
+      trace: the system's run on the example.
+      value: value of the component.
       source: see ``Candidate``.
-      temperature: in place of the component's own, or None.
-      outputs: of the call, where they are known; else None.
+      temperature: replaces the component's own temperature, if not None.
+      outputs: outputs of the call, if they are known; else None.
     """
 
     index: int
@@ -106,7 +106,7 @@ def sample_tries(configuration: Configuration, component: str, runs: Runs, count
 
 def value_tries(component: str, runs: Runs, values: Sequence[Value], *, count: int, seed: int) -> list[Try]:
     """Up to ``count`` of the values on every input of the component, drawn anew for every example. A value is not tried
-    on an input that it shows as a demonstration."""
+    on an input that is one of its demonstrations."""
     tries = []
     for index, example, trace in calls_in(component, runs):
         fair = [value for value in values if not shows(value, example.id, trace.calls[index].inputs)]
@@ -142,18 +142,18 @@ def collect(
     label: str = "candidates",
     waiting: Waiting | None = None,
 ) -> list[Group]:
-    """Runs tries and follows every new output to its global reward.
+    """Runs tries, and for every new output the rest of the system, up to the global reward.
 
     A try runs with ``seed``, as in a run of the system, so that a value gives the same output here as in the race; a
-    sample has a seed of its own. If the component fails, the candidate has no outputs and the failure score. Results
-    depend neither on ``concurrency`` nor on other tries.
+    sample has its own seed. If the component fails, the candidate has no outputs and the failure score. Results depend
+    neither on ``concurrency`` nor on other tries.
 
     Args:
       configuration: values of all other components.
-      tries: of any components and inputs.
-      known: groups under ``configuration`` whose candidates are not followed again.
-      rollouts: Monte Carlo runs of what follows, per candidate, under the same seeds for all.
-      seed: of the run.
+      tries: tries of any components on any inputs.
+      known: groups under ``configuration``; their candidates do not run again.
+      rollouts: Monte Carlo runs of the rest of the system, per candidate, under the same seeds for all.
+      seed: seed of the run.
 
     Returns:
       ``known`` with the new candidates, then new groups in the order of the tries: one for each call,
@@ -169,47 +169,47 @@ def collect(
     seeds = rollout_seeds(seed, rollouts)
     rewards: dict[tuple[str, str, int, str], tuple[float, ...]] = {}
 
-    async def follow(one: Try) -> tuple[tuple[str, str, int, str], Mapping]:
-        answer = await _answer(system, one, seed)
-        key = (one.call.component, one.example.id, one.call.occurrence, digest(answer.outputs))
+    async def follow(attempt: Try) -> tuple[tuple[str, str, int, str], Mapping]:
+        answer = await _answer(system, attempt, seed)
+        key = (attempt.call.component, attempt.example.id, attempt.call.occurrence, digest(answer.outputs))
         if key not in have:
             have.add(key)
-            rewards[key] = await _rewards(system, configuration, one, answer, seeds)
+            rewards[key] = await _rewards(system, configuration, attempt, answer, seeds)
         return key, answer.outputs
 
-    calls = [functools.partial(follow, one) for one in tries]
+    calls = [functools.partial(follow, attempt) for attempt in tries]
     waiting = waiting or Waiting(functools.partial(tell_waits, system.watch, progress.line))
     with progress.bar(label, len(tries)) as advance:
         ends = gather(calls, concurrency=concurrency, on_done=advance, waiting=waiting)
     new = [
         Group(
-            one.call.component,
-            one.example.id,
-            one.call.inputs,
-            (Candidate(outputs, one.source, rewards[key]),),
+            attempt.call.component,
+            attempt.example.id,
+            attempt.call.inputs,
+            (Candidate(outputs, attempt.source, rewards[key]),),
             configuration.digest,
-            one.call.occurrence,
+            attempt.call.occurrence,
         )
-        for one, (key, outputs) in zip(tries, ends, strict=True)
+        for attempt, (key, outputs) in zip(tries, ends, strict=True)
         if key in rewards
     ]
     return merge_groups([*known, *new])
 
 
-async def _answer(system: System, one: Try, seed: int) -> Call:
-    """The call that gives the candidate's outputs; empty ones if it failed."""
-    if one.source == "current":
-        return one.call
-    if one.outputs is not None:
-        return dataclasses.replace(one.call, outputs=one.outputs, outcome=Outcome.OK, detail="")
-    drawn = derive_seed(seed, one.source) if one.source.startswith("sampled:") else seed
-    return await system.run_component(one.call, one.value, one.example, drawn, one.temperature)
+async def _answer(system: System, attempt: Try, seed: int) -> Call:
+    """The call with the candidate's outputs; they are empty if it failed."""
+    if attempt.source == "current":
+        return attempt.call
+    if attempt.outputs is not None:
+        return dataclasses.replace(attempt.call, outputs=attempt.outputs, outcome=Outcome.OK, detail="")
+    drawn = derive_seed(seed, attempt.source) if attempt.source.startswith("sampled:") else seed
+    return await system.run_component(attempt.call, attempt.value, attempt.example, drawn, attempt.temperature)
 
 
 async def _rewards(
-    system: System, configuration: Configuration, one: Try, answer: Call, seeds: Sequence[int]
+    system: System, configuration: Configuration, attempt: Try, answer: Call, seeds: Sequence[int]
 ) -> tuple[float, ...]:
     """Global reward of each rollout (paper, Eq. 3). The current output's reward under the run's own seed is known."""
-    known = (one.trace.reward,) if one.source == "current" and one.trace.seed == seeds[0] else ()
-    new, answers = seeds[len(known) :], {one.index: answer}
-    return known + await global_rewards(system, configuration, one.example, one.trace, answers, new)
+    known = (attempt.trace.reward,) if attempt.source == "current" and attempt.trace.seed == seeds[0] else ()
+    new, answers = seeds[len(known) :], {attempt.index: answer}
+    return known + await global_rewards(system, configuration, attempt.example, attempt.trace, answers, new)

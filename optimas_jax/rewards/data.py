@@ -1,7 +1,7 @@
 """Saves and loads groups, and converts them to and from the published preference data sets.
 
-A folder of groups is a Hugging Face dataset with one row per group. ``preferences`` beside it holds the same data as
-the original project publishes it, one dataset per component with the columns ``context``, ``response_chosen``,
+A folder of groups is a Hugging Face dataset with one row per group. Its subfolder ``preferences`` holds the same data
+in the format of the original project, one dataset per component with the columns ``context``, ``response_chosen``,
 ``response_rejected``, ``score_chosen``, ``score_rejected``, ``variable_chosen`` and ``variable_rejected``
 (snap-stanford/optimas: optimas/collect/rollouts.py), so that either project trains on the other's data.
 """
@@ -25,12 +25,12 @@ from optimas_jax.core.types import Candidate, Group, StopRun, digest, freeze, th
 
 
 class GroupsError(StopRun):
-    """Groups that cannot be written or read."""
+    """Groups cannot be written or read."""
 
 
 def save_groups(path: Path, groups: Sequence[Group]) -> None:
-    """Writes ``path`` (one row per group) and ``path/preferences``; replaces an old folder in one step, unless it holds
-    the same.
+    """Writes ``path`` (one row per group) and ``path/preferences``; replaces an old folder in one step, unless it has
+    the same groups.
 
     Raises:
       GroupsError: if it cannot be written.
@@ -61,7 +61,7 @@ def save_groups(path: Path, groups: Sequence[Group]) -> None:
 
 
 def load_groups(path: Path) -> list[Group] | None:
-    """Groups of a folder, or None if there is none.
+    """Loads the groups of a folder; None if there is no folder.
 
     Raises:
       GroupsError: if the folder is damaged.
@@ -69,9 +69,9 @@ def load_groups(path: Path) -> list[Group] | None:
     if not path.is_dir():
         return None
     try:
-        check_files(path)  # before pyarrow reads them, which a single flipped bit can crash
+        check_files(path)  # before pyarrow reads them: a single flipped bit can crash it
         if not parse_json((path / "state.json").read_bytes())["_data_files"]:
-            return []  # datasets writes no file for no rows, and then cannot read the folder
+            return []  # without rows datasets writes no file, and cannot read the folder
         rows = datasets.Dataset.load_from_disk(str(path), keep_in_memory=True).to_list()
         return [group_from_row(row) for row in rows]
     except Exception as error:  # pyarrow and datasets raise many kinds for a damaged file
@@ -109,29 +109,28 @@ def to_preferences(groups: Iterable[Group]) -> dict[str, list[dict[str, Any]]]:
 def from_preferences(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Group]:
     """Groups from published pairs: the responses to one context become candidates, one for each different response.
 
-    A context is a trajectory: the inputs (and outputs) of every component up to the one at hand. Where
-    ``to_preferences`` wrote it, it holds the example's id, so that the example stays in its part (``rewards.split``);
-    elsewhere a digest of the first component's input names the example. Groups of all components on one example share
-    their name.
+    A context is a trajectory: the inputs (and outputs) of every component up to the current one. If ``to_preferences``
+    wrote it, it has the example's id, so that the example stays in its part (``rewards.split``); otherwise a digest of
+    the first component's input names the example. Groups of all components on one example share their name.
 
     Raises:
-      ValueError: for a row that lacks a column or whose context does not have the component's input.
+      ValueError: for a row that lacks a column, or with a context that lacks the component's input.
     """
     groups = []
     for component, rows in pairs.items():
-        known: dict[tuple[str, str], dict[str, Candidate]] = {}  # (example, inputs) -> response -> candidate
+        by_context: dict[tuple[str, str], dict[str, Candidate]] = {}  # (example, inputs) -> response -> candidate
         for number, row in enumerate(rows):
             try:
                 trajectory = parse_json(row["context"])
                 inputs = json.dumps(trajectory[component]["input"], sort_keys=True)
                 key = _example_id(trajectory), inputs
                 for side in ("chosen", "rejected"):
-                    known.setdefault(key, {}).setdefault(row[f"response_{side}"], _candidate(row, side))
+                    by_context.setdefault(key, {}).setdefault(row[f"response_{side}"], _candidate(row, side))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"row {number} of {component!r} is not a preference pair ({type(error).__name__}: {error})"
                 ) from error
-        for (example_id, inputs), candidates in known.items():
+        for (example_id, inputs), candidates in by_context.items():
             groups.append(Group(component, example_id, freeze(parse_json(inputs)), tuple(candidates.values())))
     return groups
 
@@ -163,7 +162,7 @@ def _fields(text: str) -> Mapping[str, Any]:
 
 
 def _rewards(numbers: Iterable[Any]) -> tuple[float, ...]:
-    """Rewards; raises ``ValueError`` unless there is one, and all are finite."""
+    """Rewards as floats; raises ``ValueError`` for an empty list, or a number that is not finite."""
     rewards = tuple(map(float, numbers))
     if not rewards or not all(map(math.isfinite, rewards)):
         raise ValueError(f"rewards are finite numbers, at least one, got {shown(rewards)}")

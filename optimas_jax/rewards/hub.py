@@ -1,8 +1,8 @@
-"""Groups on the Hugging Face hub: as a data set with two subsets, out and in.
+"""Groups on the Hugging Face hub: uploads and downloads them as a data set with two subsets.
 
-``default`` has the pairs as the original project publishes them (``rewards.data``): one split per component. It is what
-``datasets.load_dataset(NAME)`` gives, there and here. ``groups`` has one row per group and loses nothing. Data sets
-without ``groups``, as the original project's, are read from their pairs.
+``default`` has the pairs in the format of the original project (``rewards.data``): one split per component. This is the
+subset that ``datasets.load_dataset(NAME)`` loads. ``groups`` has one row per group and is lossless. Data sets without
+``groups``, such as the original project's, are read from their pairs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_layout(groups: Sequence[Group], folder: Path) -> None:
     pairs = to_preferences(groups)
     if not pairs:
         raise GroupsError("no group has candidates with different rewards: there is nothing to share")
-    splits = {component: re.sub(r"\W", "_", component) for component in pairs}  # of other names there are no splits
+    splits = {component: re.sub(r"\W", "_", component) for component in pairs}  # splits allow no other characters
     if len(set(splits.values())) < len(splits):
         raise GroupsError(
             f"components {', '.join(map(repr, pairs))} differ only in signs that no split may have: rename"
@@ -54,8 +54,8 @@ def write_layout(groups: Sequence[Group], folder: Path) -> None:
 
 
 def push_groups(groups: Sequence[Group], name: str, *, public: bool = False) -> str:
-    """Uploads groups to the hub and returns the data set's address. Private by default, because contexts hold the
-    user's data. The token comes from ``hf auth login`` or ``HF_TOKEN``.
+    """Uploads groups to the hub and returns the data set's address. It is private by default, because contexts contain
+    the user's data. The token comes from ``hf auth login`` or ``HF_TOKEN``.
 
     Raises:
       GroupsError: if there is nothing to share, or the upload fails.
@@ -75,10 +75,10 @@ def push_groups(groups: Sequence[Group], name: str, *, public: bool = False) -> 
 
 
 def pull_groups(name: str) -> list[Group]:
-    """Groups of a data set on the hub, or of a folder with the same layout.
+    """Downloads the groups of a data set on the hub, or reads them from a folder with the same layout.
 
     Raises:
-      GroupsError: if the download fails, or it is no preference data.
+      GroupsError: if the download fails, or the data set has no preference data.
     """
     datasets.disable_progress_bars()
     try:

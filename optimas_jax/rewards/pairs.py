@@ -39,8 +39,8 @@ def count_informative(groups: Iterable[Group], component: str, threshold: float)
 
 
 def merge_groups(groups: Iterable[Group]) -> list[Group]:
-    """One group for each call and configuration, in the order of the first ones; of equal candidates the first one
-    stays."""
+    """Merges groups of the same call and configuration into one, in the order of their first ones; of equal candidates
+    the first one stays."""
     merged: dict[tuple[str, str, int, str, str], dict[str, Candidate]] = {}
     first: dict[tuple[str, str, int, str, str], Group] = {}
     for group in groups:

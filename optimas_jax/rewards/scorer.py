@@ -1,6 +1,6 @@
-"""Scores of given outputs under a named local reward. Scoring never trains; scores are recorded on the tape.
+"""Scores of outputs under a named local reward. Scoring never trains; scores are recorded on the tape.
 
-Groups of more candidates than a batch holds are scored in parts.
+Groups with more candidates than fit into a batch are scored in parts.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ Fields = Mapping[str, Any]
 
 
 class ScoredGroup(NamedTuple):
-    """One group, as a local reward and the controls order it. By candidate, the output in use first: ``rewards``,
-    local ``scores``, log-likelihoods, and agreement with the other candidates (``core.selection.agreement``)."""
+    """One group with the scores of a local reward and of the controls.
+
+    Attributes:
+      configuration: digest of the group's configuration.
+      example_id: id of its example.
+      rewards, scores, logliks, agreement: global reward, local score, log-likelihood, and agreement with the other
+        candidates (``core.selection.agreement``) of each candidate, the output in use first.
+    """
 
     configuration: str
     example_id: str
@@ -71,10 +77,10 @@ class RewardScorer:
     ):
         """``shared``: see ``parallel.lockstep``."""
         self.shared = shared
-        self._lock = threading.Lock()  # of the loaded weights, where several processes load and score in turn
+        self._lock = threading.Lock()  # guards the loaded weights, where several processes load and score in turn
         self._batches, self._checkpoints, self._tape, self._progress = batches, checkpoints, tape, progress
-        self._loaded: tuple[str, BatchFunction[list[np.ndarray]]] | None = None  # the last one used stays
-        self._fitted: dict[str, Mapping[str, Any]] = {}  # by name, what the metadata of fitted heads add
+        self._loaded: tuple[str, BatchFunction[list[np.ndarray]]] | None = None  # the last one used
+        self._fitted: dict[str, Mapping[str, Any]] = {}  # metadata of fitted heads, by name of the local reward
 
     @property
     def config(self) -> RewardConfig:
@@ -100,8 +106,8 @@ class RewardScorer:
         return self._memoised("loglik", self.config.model, groups)
 
     def held_out(self, reward: str) -> dict[str, list[ScoredGroup]]:
-        """By component, the groups that heads were fitted on, with scores from heads fitted without their input; empty
-        for trained heads."""
+        """The groups that heads were fitted on, by component, with held-out scores, that is, from heads fitted without
+        their input; empty for trained heads."""
         rows = self._of_fitted(reward).get("held_out", {})
         try:
             return {name: [ScoredGroup(*row) for row in of_component] for name, of_component in rows.items()}
@@ -126,11 +132,11 @@ class RewardScorer:
                 "runs in the folder that trained it, or from a whole best/ folder (config.evaluate.folder), which "
                 "carries it"
             )
-        here = self._batches.backbone
-        trained = metadata.get("backbone", here)
-        if trained != here:
+        actual = self._batches.backbone
+        trained = metadata.get("backbone", actual)
+        if trained != actual:
             raise StopRun(
-                f"local reward {reward!r} was trained as {trained}, and config.reward and the system make it {here}: "
+                f"local reward {reward!r} was trained as {trained}, and config.reward and the system make it {actual}: "
                 "set them alike"
             )
 
@@ -143,13 +149,15 @@ class RewardScorer:
         ]
         groups = [part for _, part in parts]
         keys = [[digest(kind, name, g.component, g.prefix, text) for text in g.candidates] for g in groups]
-        known = self._tape.get_scores([key for row in keys for key in row])
-        missing = [index for index, row in enumerate(keys) if any(key not in known for key in row)]
+        scored = self._tape.get_scores([key for row in keys for key in row])
+        missing = [index for index, row in enumerate(keys) if any(key not in scored for key in row)]
         if missing:
-            known |= self._compute(kind, name, [groups[index] for index in missing], [keys[i] for i in missing], known)
+            scored |= self._compute(
+                kind, name, [groups[index] for index in missing], [keys[i] for i in missing], scored
+            )
         scores: list[list[float]] = [[] for _ in whole]
         for (index, _), row in zip(parts, keys, strict=True):
-            scores[index] += [known[key] for key in row]
+            scores[index] += [scored[key] for key in row]
         return scores
 
     def _compute(
@@ -160,7 +168,7 @@ class RewardScorer:
         keys: Sequence[Sequence[str]],
         known: Mapping[str, float],
     ) -> dict[str, float]:
-        """Scores that are not ``known`` yet, by key; each batch is on the tape before the next one begins.
+        """Computes the scores that are not ``known`` yet, by key; each batch is on the tape before the next one begins.
 
         The scores of one text in two groups may differ in the last digits: the first group's score is kept.
         """
@@ -184,7 +192,7 @@ class RewardScorer:
     def _by_batch(
         self, kind: Kind, name: str, groups: Sequence[TokenGroup]
     ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-        """Indices of the groups of each batch, and [M] scores or log-likelihoods of each; the other processes compute
+        """Indices of the groups of each batch, and [M] scores or log-likelihoods of each group; other processes compute
         one batch at a time."""
         if self.shared is None:
             yield from self._batches.map(kind, groups, self._function(kind, name))
@@ -197,7 +205,7 @@ class RewardScorer:
 
     @together
     def score_batch(self, kind: Kind, name: str, groups: list[TokenGroup]) -> list[np.ndarray]:
-        """[M] scores under the loaded local reward, or log-likelihoods, of groups that make up a batch."""
+        """[M] scores under the loaded local reward, or log-likelihoods, of the groups of one batch."""
         rows: list[np.ndarray] = [np.zeros(0)] * len(groups)
         for members, values in self._batches.map(kind, groups, self._function(kind, name)):
             for index, value in zip(members, values, strict=True):
@@ -205,7 +213,7 @@ class RewardScorer:
         return rows
 
     def _function(self, kind: Kind, name: str) -> BatchFunction[list[np.ndarray]]:
-        """The function of a batch that gives its scores, or log-likelihoods, [G, M] float32."""
+        """The function that returns the scores, or log-likelihoods, of a batch, [G, M] float32."""
         if kind == "score":
             return self._load(name)
         return self._batches.logliks
@@ -218,7 +226,7 @@ class RewardScorer:
 
     @together
     def use(self, reward: str, trainable: Params) -> None:
-        """Loads adapters and heads of a local reward in the place of those before."""
+        """Loads adapters and heads of a local reward, which replace the loaded ones."""
         self._loaded = reward, self._batches.scoring(self._batches.place(trainable))
 
 
@@ -237,7 +245,7 @@ def score_outputs(
 
 
 def score_groups(scorer: RewardScorer, system: System, reward: str, groups: Sequence[Group]) -> list[ScoredGroup]:
-    """Groups as the local reward named ``reward`` and the controls order them."""
+    """Groups with scores of the local reward named ``reward`` and of the controls."""
     texts = [text_group(system, g.component, g.inputs, [c.outputs for c in g.candidates]) for g in groups]
     scores, logliks = scorer.scores(reward, texts), scorer.logliks(texts)
     return [
@@ -261,18 +269,18 @@ class InstanceScorer:
     """
 
     def __init__(self, scorer: RewardScorer, system: System, seed: int):
-        """``seed``: of the run, for random numbers in place of local rewards."""
+        """``seed``: seed of the run, for random numbers instead of local rewards."""
         self._scorer, self._system, self._seed = scorer, system, seed
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="local-rewards")
 
     async def scores(
         self, component: str, example_id: str, inputs: Fields, outputs: Sequence[Fields], reward: str
     ) -> Sequence[float]:
-        """Raises ``StopRun`` if the run has no such local reward."""
+        """Scores of outputs on one input; raises ``StopRun`` if the run has no such local reward."""
         if reward == MAJORITY:
             return agreement(output_texts(self._system, component, outputs))
         if reward == RANDOM:
-            return [random_score(self._seed, component, example_id, one) for one in outputs]
+            return [random_score(self._seed, component, example_id, fields) for fields in outputs]
 
         def score() -> list[float]:
             self._scorer.check(reward)

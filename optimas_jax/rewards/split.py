@@ -13,10 +13,10 @@ Part = Literal["train", "stop", "report"]
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """Shares of the inputs without training.
+    """Shares of the inputs that are not for training.
 
     Attributes:
-      stop: share of inputs that choose the epoch.
+      stop: share of inputs on which the epoch is chosen.
       report: share of inputs for alignment.
     """
 

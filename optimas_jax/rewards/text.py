@@ -15,11 +15,11 @@ class TextGroup:
     """One prefix and M candidates.
 
     Attributes:
-      component: its name; it numbers the reward head.
-      task: what the component is for; it tells components apart.
+      component: name of the component; determines the reward head.
+      task: task of the component, which distinguishes components.
       inputs: rendered input.
       candidates: rendered outputs.
-      fields, outputs: what was rendered, for functions of the user's.
+      fields, outputs: inputs and outputs before rendering, for functions of the user's.
     """
 
     component: str

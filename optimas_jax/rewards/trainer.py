@@ -52,7 +52,7 @@ class RewardTrainer:
         self.shared = shared
         self._batches, self._checkpoints, self._progress = batches, checkpoints, progress
         self._config = batches.config
-        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by group, see _states
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # results of _states by digest of the group
 
     def train(
         self,
@@ -64,26 +64,27 @@ class RewardTrainer:
         epochs: int,
         seed: int,
     ) -> tuple[str, dict[str, Any]]:
-        """Trains on the groups with a pair (``rewards.pairs``); of other groups fitted heads take the held-out scores.
+        """Trains on the groups with a pair (``rewards.pairs``); fitted heads compute held-out scores of all groups.
 
         From fresh weights the learning rate warms up to its peak and decays. From a parent it is a constant share of
         the peak (``RewardConfig.adapt_rate``), so that a few fresh groups do not overwrite the parent. Fitted heads
-        need no parent, epochs or seed: the caller gives all groups, those without a pair, too.
+        need no parent, epochs or seed: the caller passes all groups, also those without a pair.
 
         Args:
           system: renders the groups.
           parent: local reward to start from; None for fresh adapters and heads.
           train: groups to learn from.
-          stop: groups whose pair accuracy decides when to stop and which epoch is kept; without any the last epoch.
+          stop: groups whose pair accuracy decides when to stop and which epoch is kept; without groups the last epoch.
             Fitted heads have no epochs.
-          epochs: at most.
-          seed: of initial weights and of the order of groups.
+          epochs: most epochs.
+          seed: seed of initial weights and of the order of groups.
 
         Returns:
           The name of the new local reward, or ``parent`` if no group has a pair; and metadata: ``groups``, the number
-          with a pair; ``alike``, the number whose candidates became equal by truncation; ``history``, loss and pair
-          accuracies by epoch. Of fitted heads also ``base``, the weight of the log-likelihood by component, and
-          ``held_out``: by component, the fields of a ``ScoredGroup`` for each group of ``train``.
+          of groups with a pair; ``alike``, the number of groups whose candidates became equal by truncation;
+          ``history``, loss and pair accuracies by epoch. For fitted heads also ``base``, the weight of the
+          log-likelihood by component, and ``held_out``, the fields of a ``ScoredGroup`` for each group of ``train``, by
+          component.
 
         Raises:
           NonFiniteLoss: if the loss is not finite.
@@ -149,7 +150,8 @@ class RewardTrainer:
         """Trains adapters and heads on groups; see ``train``.
 
         Args:
-          trainable: what to start from, numpy arrays; ``fresh`` if nothing was learned before.
+          trainable: initial adapters and heads, numpy arrays.
+          fresh: whether ``trainable`` has learned nothing before.
 
         Returns:
           The arrays of the epoch that is kept, and the metrics of each epoch.
@@ -166,14 +168,14 @@ class RewardTrainer:
             row["held_out_pair_accuracy"] = self._pair_accuracy(state.trainable, evaluated)
             history.append(row)
             since_best += 1
-            if row["held_out_pair_accuracy"] >= best or not evaluated:  # of equal epochs the later one
+            if row["held_out_pair_accuracy"] >= best or not evaluated:  # the later one of equal epochs
                 kept, best, since_best = fetch(state.trainable), row["held_out_pair_accuracy"], 0
             if since_best >= config.patience:
                 break
         return kept, history
 
     def _fit(self, system: System, train: Sequence[Group]) -> tuple[Params, dict[str, Any]]:
-        """Heads in closed form (``learn.fit``), and adapters that change nothing; metadata as in ``train``."""
+        """Fits heads in closed form (``learn.fit``); adapters change nothing; metadata as in ``train``."""
         batches, threshold = self._batches, self._config.loss.threshold
         parts = _in_parts(train, self._config.batch.candidates)
         tokens, _ = self._tokens(system, [part for _, part in parts])
@@ -184,12 +186,12 @@ class RewardTrainer:
         for index, name in enumerate(batches.components):
             groups = [row for row, group in enumerate(train) if group.component == name]
             rewards = [train[row].rewards for row in groups]
-            known = [hidden[row] for row in groups], [logliks[row] for row in groups], rewards
-            head, weight = fit_head(*known, threshold)
+            arguments = [hidden[row] for row in groups], [logliks[row] for row in groups], rewards
+            head, weight = fit_head(*arguments, threshold)
             if len(head):
                 kernel[:, index] = head
             base.append(weight)
-            scores = held_out_scores(*known, [train[row].example_id for row in groups], threshold)
+            scores = held_out_scores(*arguments, [train[row].example_id for row in groups], threshold)
             held_out[name] = [
                 _held_out(system, train[row], logliks[row], of_group)
                 for row, of_group in zip(groups, scores, strict=True)
@@ -213,7 +215,7 @@ class RewardTrainer:
 
     def _states(self, groups: Sequence[TokenGroup]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Hidden state [M, D] and log-likelihood [M] of the candidates of each group. The backbone is frozen, so
-        what an earlier fit computed is still known."""
+        results of earlier fits are reused."""
         keys = [digest(group.text) for group in groups]
         new = {key: group for key, group in zip(keys, groups, strict=True) if key not in self._known}
         hidden, logliks = (self.by_group(kind, list(new.values())) for kind in ("hidden", "logliks"))
@@ -234,7 +236,8 @@ class RewardTrainer:
         return learning_rate(step, total, self._config.learning_rate)
 
     def _adaptation_rate(self, step: int, total: int) -> float:
-        """A tenth of the steps to warm up, as the moments of Adam are fresh, then constant; ``step`` counts from 0."""
+        """Warm-up over a tenth of the steps, as the moments of Adam are fresh, then constant; ``step`` counts from
+        0."""
         warmup = max(1, total // 10)
         return self._config.learning_rate * self._config.adapt_rate * min(1.0, (step + 1) / warmup)
 
@@ -242,7 +245,7 @@ class RewardTrainer:
         return [group for group in groups if is_informative(group.rewards, self._config.loss.threshold)]
 
     def _tokens(self, system: System, groups: Sequence[Group]) -> tuple[list[TokenGroup], int]:
-        """Groups in ids, and the number of groups whose candidates became equal by truncation."""
+        """Groups as token ids, and the number of groups whose candidates became equal by truncation."""
         tokens, alike = [], 0
         for group in groups:
             text = text_group(system, group.component, group.inputs, [c.outputs for c in group.candidates])
@@ -294,8 +297,8 @@ class RewardTrainer:
 
 
 def _in_parts(groups: Sequence[Group], most: int) -> list[tuple[int, Group]]:
-    """Groups with at most as many candidates as a batch holds, with the index of the whole one. Pairs across the parts
-    of a group are left out where heads are trained by gradient steps."""
+    """Groups split into parts that fit into a batch, each with the index of the whole group. Pairs across the parts of
+    a group are left out where heads are trained by gradient steps."""
     return [
         (index, dataclasses.replace(group, candidates=group.candidates[start : start + most]))
         for index, group in enumerate(groups)

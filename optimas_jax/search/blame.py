@@ -1,16 +1,16 @@
-"""Blame: which component is likeliest at fault in a run that failed.
+"""Blame: the component that is most likely at fault in a run that failed.
 
-Local rewards of different components have different scales. What can be compared are percentiles: how low a
-component's local reward is among its own on runs that passed. Where nothing is wrong a percentile u is uniform. Where
-the component's output is at fault it is low; behind a fault, where a component reads what is wrong, it is often low,
-too. So the lowest percentile alone blames a late component as often as an early one. With the densities of u
+Local rewards of different components have different scales, so percentiles are compared: the rank of a component's
+local reward among its local rewards in runs that passed. Without a fault a percentile u is uniform. At a fault it is
+low. Behind a fault, where a component reads wrong inputs, it is often low, too. Therefore the lowest percentile alone
+blames a late component as often as an early one. With the densities of u
 
-    1 where nothing is wrong,   FAULT u^(FAULT - 1) at the fault,   BEHIND u^(BEHIND - 1) behind it
+    1 without a fault,   FAULT u^(FAULT - 1) at the fault,   BEHIND u^(BEHIND - 1) behind it
 
-the likelihood that a call is at fault is the density of its own percentile as a fault, times that of every percentile
-behind it as behind a fault; all others are uniform. That of a component is the mean over its calls, and shares are
-likelihoods over their sum, for one fault and no preference beforehand. Of two percentiles that are both low, the
-earlier one explains the later one.
+the likelihood that a call is at fault is the density of its own percentile at a fault, times the densities of all
+percentiles behind it; all others are uniform. The likelihood of a component is the mean over its calls. Shares are
+likelihoods divided by their sum, for one fault and a uniform prior. Of two low percentiles, the earlier one explains
+the later one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 FAULT, BEHIND = 0.25, 0.75  # chosen on development seeds (docs/objectives.md)
-FEWEST = 8  # scores on passing runs below which a component is not judged
+FEWEST = 8  # least number of scores on passing runs to judge a component
 FAILED = -math.inf  # local reward of a call without outputs
 
 Scores = Sequence[tuple[str, float]]  # (component, local reward) of the calls of one run, in their order
@@ -28,13 +28,13 @@ Scores = Sequence[tuple[str, float]]  # (component, local reward) of the calls o
 
 @dataclasses.dataclass(frozen=True)
 class Blame:
-    """What a failing run tells of its components.
+    """Blame of the components in a failing run.
 
     Attributes:
-      component: likeliest at fault; "" where that cannot be said.
-      shares: of the blame, by component that can be judged, in the order of the run; they add up to 1.
-      percentiles: the lowest one of each component's calls; None with too few passing runs.
-      reason: why nothing can be said, or "".
+      component: name of the component most likely at fault; "" if that is unknown.
+      shares: shares of the blame, by component that can be judged, in the order of the run; they add up to 1.
+      percentiles: the lowest percentile of each component's calls; None with too few passing runs.
+      reason: why the component at fault is unknown, or "".
     """
 
     component: str
@@ -44,27 +44,27 @@ class Blame:
 
 
 def percentile(score: float, passing: Sequence[float]) -> float | None:
-    """Share of ``passing`` scores below a score, in (0, 1); equal ones count half, as the score itself does. None for
+    """Share of ``passing`` scores below a score, in (0, 1). Equal scores, and the score itself, count half. None for
     fewer than ``FEWEST``."""
     if len(passing) < FEWEST:
         return None
-    below, equal = sum(one < score for one in passing), sum(one == score for one in passing)
+    below, equal = sum(other < score for other in passing), sum(other == score for other in passing)
     return (below + (equal + 1) / 2) / (len(passing) + 1)
 
 
 def blame(run: Scores, passing: Mapping[str, Sequence[float]], behind: Mapping[str, Collection[str]]) -> Blame:
-    """Which component is likeliest at fault in a run.
+    """Finds the component that is most likely at fault in a run.
 
     Args:
       run: a run that failed.
       passing: local rewards in runs that passed, by component.
-      behind: components that read what a component writes, directly or through others.
+      behind: components that read a component's outputs, directly or through others.
     """
     levels = [(name, percentile(score, passing.get(name, ()))) for name, score in run]
     known = [(name, level) for name, level in levels if level is not None]
     lowest: dict[str, float | None] = {}
     for name, level in levels:
-        lower = [one for one in (lowest.get(name), level) if one is not None]
+        lower = [value for value in (lowest.get(name), level) if value is not None]
         lowest[name] = min(lower, default=None)
     judged = list(dict.fromkeys(name for name, _ in known))
     if len(judged) < 2:
@@ -83,34 +83,34 @@ def blame(run: Scores, passing: Mapping[str, Sequence[float]], behind: Mapping[s
 
 
 def _log_likelihood(index: int, calls: Sequence[tuple[str, float]], behind: Mapping[str, Collection[str]]) -> float:
-    """Of the percentiles of calls, if the one at ``index`` is at fault."""
+    """Log likelihood of the percentiles of all calls, if the call at ``index`` is at fault."""
     name, level = calls[index]
-    later = [other for one, other in calls[index + 1 :] if one in behind.get(name, ())]
-    return _log_density(level, FAULT) + sum(_log_density(other, BEHIND) for other in later)
+    later = [later_level for later_name, later_level in calls[index + 1 :] if later_name in behind.get(name, ())]
+    return _log_density(level, FAULT) + sum(_log_density(later_level, BEHIND) for later_level in later)
 
 
 def _log_density(level: float, exponent: float) -> float:
-    """Of Beta(exponent, 1)."""
+    """Log density of Beta(exponent, 1)."""
     return math.log(exponent) + (exponent - 1) * math.log(level)
 
 
 def passes(scores: Sequence[float]) -> list[bool]:
-    """Whether each of several runs passed: its score is in the upper half between the lowest and the highest one. All
-    passed where all are alike."""
+    """Whether each of several runs passed: its score is in the upper half of the range from the lowest to the highest
+    score. If all scores are equal, all runs passed."""
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     return [score - low >= high - score for score in scores]
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Blame over the failing ones of several runs.
+    """Summary of the blame in several failing runs.
 
     Attributes:
       passing, failing: numbers of runs.
-      first: number of failing runs in which each component is likeliest at fault.
+      first: number of failing runs in which each component is most likely at fault.
       shares: mean share of the blame of each component.
-      runs: of each failing run, by example.
-      reason: why nothing can be said, or "".
+      runs: blame of each failing run, by example.
+      reason: why no component can be blamed, or "".
     """
 
     passing: int
@@ -122,15 +122,15 @@ class Summary:
 
 
 def summarise(passing: int, runs: Mapping[str, Blame]) -> Summary:
-    """Blame over failing runs.
+    """Summarises the blame in failing runs.
 
     Args:
       passing: number of runs that passed.
-      runs: of each failing run, by example.
+      runs: blame of each failing run, by example.
     """
-    said = [one for one in runs.values() if one.component]
-    names = list(dict.fromkeys(name for one in runs.values() for name in one.percentiles))
-    first = {name: sum(one.component == name for one in said) for name in names}
-    shares = {name: sum(one.shares.get(name, 0.0) for one in said) / len(said) for name in names} if said else {}
-    reason = next((one.reason for one in runs.values() if one.reason), "") if not said else ""
+    blamed = [run for run in runs.values() if run.component]
+    names = list(dict.fromkeys(name for run in runs.values() for name in run.percentiles))
+    first = {name: sum(run.component == name for run in blamed) for name in names}
+    shares = {name: sum(run.shares.get(name, 0.0) for run in blamed) / len(blamed) for name in names} if blamed else {}
+    reason = next((run.reason for run in runs.values() if run.reason), "") if not blamed else ""
     return Summary(passing, len(runs), first, shares, runs, "no run failed" if not runs else reason)

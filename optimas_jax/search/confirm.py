@@ -8,20 +8,20 @@ from typing import Any
 
 from optimas_jax.core.stats import compare
 
-FINAL_LEVEL = 0.04  # of the test of the final configuration
-EARLIER_LEVEL = 0.01  # of all tests of earlier states together
+FINAL_LEVEL = 0.04  # level of the test of the final configuration
+EARLIER_LEVEL = 0.01  # level of all tests of earlier states together
 
 
 @dataclasses.dataclass(frozen=True)
 class StateTest:
-    """A state of the search against the default configuration.
+    """The test of a state of the search against the default configuration.
 
     Attributes:
       changes: accepted changes that lead to this state; the default configuration has none.
       gain: mean difference of the scores.
       ci95: bootstrap interval of the gain over examples.
       p_value: one-sided, of the sign-flip test.
-      level: at which it was tested (Holm's for an earlier state).
+      level: level of the test (Holm's for an earlier state).
       confirmed: whether it is confirmed.
     """
 
@@ -41,7 +41,7 @@ class Confirmation:
       n: examples of the ``confirm`` split.
       changes: accepted changes of the last confirmed state; None if no state is confirmed.
       verdict: one line for tables and the console.
-      tests: of the final state and of earlier ones that were tested, the final one first.
+      tests: tests of the final state and of earlier ones, the final one first.
     """
 
     n: int
@@ -54,7 +54,7 @@ class Confirmation:
 
 
 def confirm(default: Sequence[float], states: Sequence[Sequence[float] | None]) -> Confirmation:
-    """Tests the final configuration at 0.04 and, where it is not confirmed, earlier ones by Holm within 0.01.
+    """Tests the final configuration at level 0.04 and, if it is not confirmed, earlier ones by Holm within 0.01.
 
     If no state has a gain, the probability that any is confirmed is at most 0.05.
 
@@ -90,7 +90,7 @@ def _test(changes: int, scores: Sequence[float], default: Sequence[float], level
 
 
 def _holm(tests: Sequence[StateTest]) -> list[StateTest]:
-    """Holm 1979: the k-th smallest p-value is held against level / (tests - k + 1), until one is above it."""
+    """Holm 1979: the k-th smallest p-value is compared with level / (tests - k + 1), until one is above it."""
     decided: list[StateTest] = []
     confirmed = True
     for k, test in enumerate(sorted(tests, key=lambda test: test.p_value)):

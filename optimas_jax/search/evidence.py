@@ -7,13 +7,12 @@ global reward difference R of a proposal,
     gain = mean of R over labelled inputs + w * (mean of L over all inputs - mean of L over labelled inputs)    (1)
 
 has the same expectation for every fixed weight w, and the least variance where w is the slope of R on L. One weight is
-fitted for all proposals of a component and shrunk by its F value, so that a local reward that is wrong costs nothing.
+fitted for all proposals of a component and shrunk by its F value, so that a wrong local reward does no harm.
 
-Three rules keep (1) unbiased. Labelled inputs are drawn at random. An input where a proposal's output
-equals the current one has a gain of exactly 0; it needs no label, and (1) is applied to the other inputs alone and
-multiplied by their share. An input with labels that the local reward was trained on counts in the labelled mean and
-nowhere else. Cross-fitted scores (each from a model that was not trained on its input; Zrnic and Candes, 2024) count as
-unseen.
+Three rules keep (1) unbiased. Labelled inputs are drawn at random. An input where a proposal's output equals the
+current one has a gain of exactly 0; it needs no label, and (1) is applied only to the other inputs and multiplied by
+their share. An input with labels that the local reward was trained on counts only in the labelled mean. Cross-fitted
+scores (each from a model that was not trained on its input; Zrnic and Candes, 2024) count as unseen.
 
 All arrays may have leading batch dimensions, written ``...``. P proposals, N inputs.
 """
@@ -29,21 +28,21 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_POSITIVE = 2.0  # F values that a positive weight loses: it has to explain twice what chance explains
-_NEGATIVE = 4.0  # the same for a negative one, less plausible beforehand: two standard errors
+_POSITIVE = 2.0  # c of ``shrunk_weight`` for a positive weight: it must explain twice as much as chance
+_NEGATIVE = 4.0  # c for a negative weight, which is less plausible: two standard errors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known of the proposals of one component under one named local reward.
+    """Score and reward differences of the proposals of one component under one local reward.
 
     Attributes:
       local: float64[..., P, N], difference of local scores, new minus current, on any scale.
       reward: float64[..., P, N], difference of global rewards; NaN where it is not labelled.
-      changed: bool[..., P, N], whether the output differs from the current one. Elsewhere both differences are 0,
-        whatever the arrays hold.
-      tried: bool[..., P, N], whether the proposal was tried on the input; default: all. An input that one of its
-        demonstrations comes from counts as not tried.
+      changed: bool[..., P, N], whether the output differs from the current one. Elsewhere both differences count as 0,
+        whatever their values in the arrays.
+      tried: bool[..., P, N], whether the proposal was tried on the input; default: all. An input from which one of its
+        demonstrations comes counts as not tried.
       seen: bool[..., P, N], whether the local reward was trained on the label; default: none. One seen label marks the
         input for all proposals: they share the current output and its reward.
 
@@ -74,22 +73,22 @@ class Evidence:
 
     @property
     def share(self) -> Floats:
-        """float64[..., P]: share of the inputs tried on which the output changed; 0 if it was tried on none."""
+        """float64[..., P]: share of the tried inputs on which the output changed; 0 without tried inputs."""
         return self.counts.sum(-1) / np.maximum(np.asarray(self.tried).sum(-1), 1)
 
     @property
     def counts(self) -> Bools:
-        """bool[..., P, N]: tried, and another output than the current one."""
+        """bool[..., P, N]: whether the proposal was tried and its output differs from the current one."""
         return np.asarray(self.tried) & self.changed
 
     @property
     def labelled(self) -> Bools:
-        """bool[..., P, N]: pairs whose global reward was paid for."""
+        """bool[..., P, N]: pairs that count and have a global reward."""
         return self.counts & ~np.isnan(self.reward)
 
     @property
     def unseen(self) -> Bools:
-        """bool[..., P, N]: pairs that count, on inputs that the local reward was not trained on."""
+        """bool[..., P, N]: pairs that count, on inputs on which the local reward was not trained."""
         return self.counts & ~np.any(np.asarray(self.seen), axis=-2, keepdims=True)
 
 
@@ -101,11 +100,11 @@ class WeightEvidence:
     on different scales can be added; y the reward difference; both centred by proposal. Sums are over labelled pairs.
 
     Attributes:
-      dof: degrees of freedom: labelled pairs less proposals with a label.
-      inputs: labelled inputs.
+      dof: degrees of freedom: labelled pairs minus proposals with a label.
+      inputs: number of labelled inputs.
       sxx, sxy, syy: sums of x x, x y and y y.
       qxx, qxy, qyy: sums over inputs of a a, a b and b b, with a and b the shares of one input in sxx and sxy. Pairs of
-        one input share the current output, so they are not independent, and these say how much.
+        one input share the current output, so they are not independent; these sums measure the dependence.
     """
 
     dof: Floats | float = 0.0
@@ -129,7 +128,7 @@ class WeightEvidence:
         return [np.asarray(getattr(self, field.name), np.float64) for field in dataclasses.fields(self)]
 
     def over_inputs(self) -> WeightEvidence:
-        """The same with a last dimension of 1, to be combined with statistics by input."""
+        """The statistics with a last dimension of 1, to combine them with statistics by input."""
         return WeightEvidence(*(array[..., None] for array in self.arrays))
 
 
@@ -138,13 +137,14 @@ class Estimate:
     """Estimated mean gains of the proposals of one component, in units of the global reward.
 
     Variances are over the draw of inputs, given the share of outputs that changed. The residual variance is pooled over
-    proposals, as few labels of one proposal cannot tell its own; it is infinite where no proposal has two labels.
+    proposals, as one proposal has too few labels to estimate its own; it is infinite where no proposal has two labels.
 
     Attributes:
-      gain, variance: float64[..., P], of the prediction-powered estimate, Eq. (1).
-      labelled_gain, labelled_variance: float64[..., P], of the labelled part alone: 0 and infinite without a label.
+      gain, variance: float64[..., P], mean and variance of the prediction-powered estimate, Eq. (1).
+      labelled_gain, labelled_variance: float64[..., P], mean and variance of the labelled part alone: 0 and infinite
+        without a label.
       weight: float64[...], w of Eq. (1): reward per unit of the local score.
-      effective_runs: float64[...], see the function of that name.
+      effective_runs: float64[...], see the function ``effective_runs``.
     """
 
     gain: Floats
@@ -161,16 +161,16 @@ def estimate_gains(evidence: Evidence, earlier: WeightEvidence | None = None) ->
     A proposal without a label gets the weight times its mean local difference, with an infinite variance.
 
     Args:
-      evidence: of this iteration.
-      earlier: of the component's earlier iterations, to fit the weight on more labels: as far as the local reward of
-        today is believed to be as good as theirs.
+      evidence: differences of this iteration.
+      earlier: statistics of the component's earlier iterations, to fit the weight on more labels. This assumes that the
+        current local reward is as good as the earlier ones.
     """
     pairs = _pairs(evidence)
     unseen, share = evidence.unseen, evidence.share
     labels, checks, inputs = (mask.sum(-1) for mask in (evidence.labelled, pairs.fitted, unseen))
     weight = shrunk_weight(pairs.statistics() + (earlier or WeightEvidence())) * _inverse(pairs.scale)
 
-    # Seen labels are in the mean of R and not in the correction, which therefore explains less of its error.
+    # Seen labels count in the mean of R but not in the correction, which therefore explains less of its error.
     usable = checks / np.maximum(labels, 1)
     predicted = weight[..., None] * _mean(evidence.local, unseen)
     correction = usable * (predicted - weight[..., None] * _mean(evidence.local, evidence.labelled & unseen))
@@ -192,17 +192,18 @@ def estimate_gains(evidence: Evidence, earlier: WeightEvidence | None = None) ->
 
 
 def effective_runs(evidence: Evidence, earlier: WeightEvidence | None = None) -> float:
-    """Labelled runs that would do as well without the local reward (of a batch: ``Estimate.effective_runs``).
+    """Number of labelled runs that give the same precision without the local reward (for a batch:
+    ``Estimate.effective_runs``).
 
-    This is labelled runs * Var(labelled part) / Var(estimate), variances averaged over the proposals with a label. What
-    the local reward explains is measured on labels that it has not seen, by weights fitted without the input in
-    question. It equals the labelled runs on average where the local reward knows nothing.
+    This is labelled runs * Var(labelled part) / Var(estimate), variances averaged over the proposals with a label. The
+    variance that the local reward explains is measured on labels that it has not seen, by weights fitted without the
+    respective input. For an uninformative local reward the result equals the labelled runs on average.
     """
     return float(estimate_gains(evidence, earlier).effective_runs)
 
 
 def mean_local(evidence: Evidence) -> Floats:
-    """Mean local difference over the inputs that each proposal was tried on, float64[..., P]: ranking of the paper."""
+    """Mean local difference over the inputs on which each proposal was tried, float64[..., P]: ranking of the paper."""
     return evidence.share * _mean(evidence.local, evidence.counts)
 
 
@@ -216,7 +217,7 @@ def weight_of_groups(groups: Sequence[tuple[str, Sequence[float], Sequence[float
 
     Args:
       groups: input, rewards and local scores of each group's outputs, the output in use first; at least one group.
-        Pairs of one input depend on each other, in whichever group they are.
+        Pairs of one input depend on each other, also across groups.
     """
     pairs: dict[str, list[tuple[float, float]]] = {}
     for name, rewards, scores in groups:
@@ -251,11 +252,11 @@ def shrunk_weight(stats: WeightEvidence) -> Floats:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pairs:
-    """Pairs that the weight is fitted on, with the K inputs that have any.
+    """Pairs to which the weight is fitted, on the K inputs that have any.
 
     Attributes:
       x, y: float64[..., P, K], as in ``WeightEvidence``; 0 elsewhere.
-      fitted: bool[..., P, K], which pairs they are.
+      fitted: bool[..., P, K], mask of the pairs.
       scale: float64[...], one unit of x.
     """
 
@@ -287,7 +288,7 @@ class _Pairs:
     def without_each_input(self) -> WeightEvidence:
         """Statistics without the pairs of each input, float64[..., K].
 
-        The mean of a proposal with n labels moves as well, hence the factor n / (n - 1). The q sums leave that out.
+        The mean of a proposal with n labels changes as well, hence the factor n / (n - 1). The q sums ignore that.
         """
         labels = self.fitted.sum(-1, keepdims=True)
         return self.statistics().over_inputs() - self.by_input(labels * _inverse(labels - 1.0))
@@ -305,7 +306,7 @@ def _pairs(evidence: Evidence) -> _Pairs:
 
 
 def _unexplained(pairs: _Pairs, earlier: WeightEvidence | None) -> Floats:
-    """Var(R - w L) / Var(R), w fitted without the input in question; float64[...]. 1 without labels; may exceed 1."""
+    """Var(R - w L) / Var(R), w fitted without the respective input; float64[...]. 1 without labels; may exceed 1."""
     weight = shrunk_weight(pairs.without_each_input() + (earlier or WeightEvidence()).over_inputs())
     total = (pairs.y**2).sum((-1, -2))
     left = ((pairs.y - weight[..., None, :] * pairs.x) ** 2).sum((-1, -2))

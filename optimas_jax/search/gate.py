@@ -1,4 +1,5 @@
-"""The gate: whether a proposal's scores on validation examples are higher than the current ones, looks included."""
+"""The gate: tests whether a proposal's scores on validation examples are higher than the current ones, with interim
+looks."""
 
 from __future__ import annotations
 
@@ -14,19 +15,19 @@ from optimas_jax.core.schema import Range
 from optimas_jax.core.stats import sign_flip_test
 
 Verdict = Literal["accept", "reject", "continue"]
-_FEWEST = 8  # examples of a first look
+_FEWEST = 8  # least number of examples of a first look
 _EARLY = 0.05  # share of the level that an early look may spend
 _HOPELESS = 0.1  # predictive probability of passing below which an early look rejects
 
 
 @dataclasses.dataclass(frozen=True)
 class GateConfig:
-    """When a proposal passes.
+    """Settings of the gate.
 
     Attributes:
-      kind: ``strict`` (paper: a higher sum of scores), ``paired`` (sign-flip test) or ``none``: the best proposal
-        always passes (an ablation: the ranking alone decides).
-      level: of the ``paired`` gate: probability of passing without a gain, all looks together.
+      kind: rule by which a proposal passes: ``strict`` (paper: a higher sum of scores), ``paired`` (sign-flip test) or
+        ``none``: the best proposal always passes (an ablation: the ranking alone decides).
+      level: level of the ``paired`` gate: probability of passing without a gain, all looks together.
     """
 
     kind: Literal["strict", "paired", "none"] = "paired"
@@ -39,7 +40,7 @@ def looks(config: GateConfig, n: int) -> tuple[int, ...]:
     ``paired`` has early looks after a quarter (of at least 8 examples) and after half.
 
     Raises:
-      ValueError: so few examples that no proposal could pass.
+      ValueError: with so few examples no proposal could pass.
     """
     if n < 1 or (config.kind == "paired" and 0.5**n > config.level):
         needed = math.ceil(-math.log2(config.level)) if config.kind == "paired" else 1
@@ -61,8 +62,9 @@ def decide(config: GateConfig, differences: ArrayLike, n: int) -> Verdict:
     """The gate's decision at a look.
 
     Args:
-      differences: [seen] new score minus current score of the first examples, as many as ``looks(config, n)`` names.
-      n: validation examples in all.
+      differences: [seen] new score minus current score of the first examples; their number is one of
+        ``looks(config, n)``.
+      n: number of all validation examples.
 
     Raises:
       ValueError: another number of differences, or too few examples for any proposal to pass.
@@ -81,8 +83,8 @@ def passes(config: GateConfig, differences: np.ndarray, n: int) -> np.ndarray:
     """[...] whether proposals with ``differences`` [..., seen] pass at this look.
 
     The levels of the looks add up to at most the gate's (Bonferroni, given the sizes of the differences): an early look
-    has 5 % of it, the last one what is left. A look with so few changed examples that its level is out of reach
-    spends nothing.
+    has 5 % of it, the last one the rest. A look with so few changed examples that its level is out of reach spends
+    nothing.
     """
     seen = differences.shape[-1]
     if config.kind == "none":

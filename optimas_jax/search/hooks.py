@@ -1,5 +1,5 @@
-"""Own steps of a search: plain functions, ``async`` or not, that propose, pick, accept or score in the place of what is
-there, and what each of them is given.
+"""Own steps of a search: functions, ``async`` or not, that replace proposing, picking, accepting or scoring, and their
+arguments.
 
     propose(task: ProposeTask) -> list of values
     pick(task: PickTask) -> name of a component
@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 class HookError(ValueError):
-    """A hook or callback that cannot be used; raised before anything is paid for."""
+    """A hook or callback is unusable; raised before anything is paid for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Reached:
     """A run of the whole program on a training input, in which the component was called.
 
     Attributes:
-      example: the row: ``inputs`` of the program, and ``gold``, which the metric compares with.
-      calls: of the component, each with its ``inputs``, ``outputs`` and ``outcome``.
+      example: the row: ``inputs`` of the program, and ``gold`` fields for the metric.
+      calls: calls of the component, each with its ``inputs``, ``outputs`` and ``outcome``.
       trace: the whole run: all calls, and the program's ``outputs``.
     """
 
@@ -44,21 +44,21 @@ class Reached:
 
     @property
     def score(self) -> float:
-        """What the metric gave the run."""
+        """Score of the run by the metric."""
         return self.trace.score
 
     @property
     def feedback(self) -> str:
-        """Why, in the metric's words; "" where it says nothing."""
+        """Feedback of the metric on the run; "" without any."""
         return self.trace.feedback
 
 
 @dataclasses.dataclass(frozen=True)
 class Earlier:
-    """A value that was tried in the place of the one in use.
+    """A value that was tried as a replacement of the one in use.
 
     Attributes:
-      value: it; of a prompt the instruction alone is told apart.
+      value: the value; prompts differ only in their instructions, their demonstrations are those in use.
       score: estimated mean score under it, or None where it is not known.
       refused: why the gate refused it, or "".
     """
@@ -70,21 +70,21 @@ class Earlier:
 
 @dataclasses.dataclass(frozen=True)
 class ProposeTask:
-    """What an own proposer is given: one component whose value is to be improved.
+    """Argument of an own proposer: one component whose value is to be improved.
 
     Attributes:
-      component, description: its name, and what it is for.
-      inputs, outputs: names of the fields that it reads and writes; empty where a program has not told them.
-      current: the value in use: ``Prompt``, ``Hyperparameters``, ``Choice`` or, of a component that chooses for every
+      component, description: name and task of the component.
+      inputs, outputs: names of the fields that it reads and writes; empty while they are unknown for a program.
+      current: the value in use: ``Prompt``, ``Hyperparameters``, ``Choice`` or, for a component that chooses for every
         input, ``PerInstance``.
-      space: what is allowed: ``PromptSpace``, ``Grid`` or ``Models``.
+      space: allowed values: ``PromptSpace``, ``Grid`` or ``Models``.
       examples: training inputs of the iteration, in random order.
       history: values tried under this configuration, the oldest first.
-      iteration: from 0.
-      seed: names all randomness; a repetition has the same one.
-      complete: ``complete(text, temperature=0.7)``: the answer of the run's proposer model, "" where there was none. It
+      iteration: number of the iteration, from 0.
+      seed: seed of all randomness; a repetition has the same one.
+      complete: ``complete(text, temperature=0.7)``: the answer of the run's proposer model, "" for a failed request. It
         is taped, so that a repetition is free, and counts for the budget. An ``async`` proposer awaits it. The same
-        text again is another draw.
+        text again gives another draw.
     """
 
     component: str
@@ -105,11 +105,11 @@ class Pickable:
     """A component with something left to try.
 
     Attributes:
-      name: it.
-      gap: possible gain of the score with all others unchanged, as collected groups tell; 0 without any.
-      visits: iterations that it had.
+      name: name of the component.
+      gap: possible gain of the score with all others unchanged, estimated from collected groups; 0 without groups.
+      visits: number of its iterations so far.
       gains: gain of the validation score of each of its tested proposals; 0 for a refused one.
-      cost: mean tokens of a run of the program from it on, which a test repeats for every example.
+      cost: mean tokens of a run of the program from this component on, which a test repeats for every example.
     """
 
     name: str
@@ -121,12 +121,12 @@ class Pickable:
 
 @dataclasses.dataclass(frozen=True)
 class PickTask:
-    """What an own pick rule is given.
+    """Argument of an own pick rule.
 
     Attributes:
-      components: to choose from.
-      iteration: from 0.
-      seed: names the randomness of the iteration.
+      components: components to choose from.
+      iteration: number of the iteration, from 0.
+      seed: seed of the randomness of the iteration.
     """
 
     components: tuple[Pickable, ...]
@@ -136,17 +136,17 @@ class PickTask:
 
 @dataclasses.dataclass(frozen=True)
 class AcceptTask:
-    """What an own acceptance is given: a proposal after some validation examples.
+    """Argument of an own acceptance: a proposal after some validation examples.
 
     Attributes:
-      component: its name.
+      component: name of the component.
       kind: the optimiser that proposed, ``own:NAME`` for an own one.
       current, proposal: the value in use and the proposed one.
-      before, after: scores under each of them of the same examples, in the same order; minus weighted costs where the
+      before, after: scores of the same examples under each of them, in the same order; minus weighted costs where the
         objective has some.
-      n: validation examples in all; after them ``continue`` is no answer.
-      looks: numbers of examples after which it is asked.
-      expected_gain: that the race estimated on training inputs.
+      n: number of all validation examples; after them ``continue`` is not allowed.
+      looks: numbers of examples after which the acceptance is called.
+      expected_gain: gain that the race estimated on training inputs.
     """
 
     component: str
@@ -162,18 +162,18 @@ class AcceptTask:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """Own steps of a search; see the module for what they are given and return.
+    """Own steps of a search; see the module for their arguments and return values.
 
     Attributes:
-      propose: a function, or several by name. Each runs beside the optimisers in ``config.optimize.proposers``, or
-        where that names it: ``own:NAME`` alone puts it in their place.
-      pick: in place of ``config.optimize.pick``.
-      accept: in place of ``config.optimize.gate``, whose level does not cover what it accepts.
-      local_reward: in place of trained local rewards: in the race, in their alignment, where a component chooses among
+      propose: a function, or several by name. Each runs beside the optimisers in ``config.optimize.proposers``, or in
+        the order given there; ``own:NAME`` alone replaces them.
+      pick: replaces ``config.optimize.pick``.
+      accept: replaces ``config.optimize.gate``, whose level does not cover what it accepts.
+      local_reward: replaces trained local rewards: in the race, in their alignment, and where a component chooses among
         several outputs.
 
     Raises:
-      HookError: what is given is no function of the expected arguments.
+      HookError: a value is no function of the expected arguments.
 
     Example:
       ```python
@@ -190,22 +190,22 @@ class Hooks:
     local_reward: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, one in self.proposers.items():
+        for name, function in self.proposers.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise HookError(
                     f"an own proposer has the name {shown(name)}: letters, digits and _ are allowed; give it one, "
                     'propose={"NAME": function}'
                 )
-            check_callable(one, f"the own proposer {name!r}", "task")
+            check_callable(function, f"the own proposer {name!r}", "task")
         if isinstance(self.propose, Mapping) and not self.propose:
             raise HookError("propose is empty: give a function, several by name, or leave it out")
-        for what, one, arguments in (
+        for what, function, arguments in (
             ("pick", self.pick, ("task",)),
             ("accept", self.accept, ("task",)),
             ("local_reward", self.local_reward, ("component", "inputs", "candidates")),
         ):
-            if one is not None:
-                check_callable(one, what, *arguments)
+            if function is not None:
+                check_callable(function, what, *arguments)
 
     @property
     def proposers(self) -> Mapping[str, Callable[..., Any]]:
@@ -216,21 +216,25 @@ class Hooks:
 
     @property
     def titles(self) -> Mapping[str, Callable[..., Any]]:
-        """All own functions, by what messages and identities call them."""
-        others = {"pick rule": self.pick, "acceptance": self.accept, "local reward": self.local_reward}
+        """All own functions, by their names in messages and identities."""
+        single = {"pick rule": self.pick, "acceptance": self.accept, "local reward": self.local_reward}
         return {
-            **{title("proposer", name): one for name, one in self.proposers.items()},
-            **{title(what, function_name(one)): one for what, one in others.items() if one is not None},
+            **{title("proposer", name): function for name, function in self.proposers.items()},
+            **{
+                title(what, function_name(function)): function
+                for what, function in single.items()
+                if function is not None
+            },
         }
 
 
 def title(what: str, name: str) -> str:
-    """What messages call an own function."""
+    """The name of an own function in messages."""
     return f"the own {what} {name!r}"
 
 
 def function_name(function: Any) -> str:
-    """The name of a function; of a partial that of what it calls, of an object that of its class."""
+    """The name of a function; for a partial, of the function that it calls; for an object, of its class."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
@@ -242,7 +246,7 @@ def own_name(function: Any) -> str:
 
 
 def check_callable(function: Any, what: str, *arguments: str) -> None:
-    """Raises ``HookError`` for what is no function of these arguments."""
+    """Checks a hook; raises ``HookError`` if it is no function of these arguments."""
     expected = f"expected a function of ({', '.join(arguments)})"
     if not callable(function) or isinstance(function, type):
         raise HookError(f"{what} is {shown(function)}, {expected}")
@@ -250,7 +254,7 @@ def check_callable(function: Any, what: str, *arguments: str) -> None:
         raise HookError(f"{what} is {function_name(function)!r}, which has a yield: return the whole result")
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a builtin
+    except (TypeError, ValueError):  # a builtin without a signature
         return
     try:
         signature.bind(*arguments)

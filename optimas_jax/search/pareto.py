@@ -24,16 +24,16 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A configuration and what its validation runs brought and took.
+    """A configuration with scores and costs of its validation runs.
 
     Attributes:
-      changes: accepted changes that lead to it; 0 for the start.
-      component: whose value the last of them changed; "" for the start.
-      configuration: its digest.
+      changes: number of accepted changes that lead to it; 0 for the start.
+      component: component of the last change; "" for the start.
+      configuration: digest of the configuration.
       score: the metric.
       reward: the metric minus weighted costs, by which runs were compared.
-      costs: of a run, by measure (``core.objective.MEASURES``); without seconds where they are no measurement.
-      exceeds: measures whose limit it exceeds; the start alone may.
+      costs: costs of a run, by measure (``core.objective.MEASURES``); without seconds where they were not measured.
+      exceeds: measures whose limit it exceeds; only the start may exceed one.
     """
 
     changes: int
@@ -59,7 +59,7 @@ def costs_of(traces: Sequence[Trace], *, seconds: bool = True) -> dict[str, Esti
       seconds: whether they were measured.
     """
     amounts = [amounts_of(trace.cost) for trace in traces]
-    return {name: estimate([one[name] for one in amounts]) for name in MEASURES if seconds or name != SECONDS}
+    return {name: estimate([run[name] for run in amounts]) for name in MEASURES if seconds or name != SECONDS}
 
 
 def point_of(
@@ -106,16 +106,15 @@ def dominates(one: Point, other: Point) -> bool:
 
 
 def dominated(points: Sequence[Point]) -> list[bool]:
-    """Whether each point is dominated by another one of them. The others are the Pareto set; equal points are both in
-    it."""
-    return [any(dominates(one, point) for one in points) for point in points]
+    """Whether each point is dominated by another one. The others are the Pareto set; equal points are both in it."""
+    return [any(dominates(other, point) for other in points) for point in points]
 
 
 def rows_of(points: Sequence[Point], kept: int) -> list[dict[str, Any]]:
     """Points as plain data, in the order in which they passed the gate.
 
     Args:
-      kept: accepted changes of the configuration that the run ends with.
+      kept: number of accepted changes of the run's final configuration.
     """
     rows = []
     for point, is_dominated in zip(points, dominated(points), strict=True):

@@ -1,4 +1,4 @@
-"""Which component to improve next."""
+"""Rules that choose the component of the next iteration."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def reward_gaps(groups: Sequence[Group], components: Sequence[str], configuratio
     candidate of an input. With one, halves of the inputs choose the best source of candidates.
 
     Args:
-      groups: groups under another configuration, without the current output, or of one candidate are not used.
-      components: names.
-      configuration: digest of the one in use.
+      groups: groups; those under another configuration, without the current output, or of one candidate are not used.
+      components: names of the components.
+      configuration: digest of the configuration in use.
     """
     gaps = {}
     for name in components:
@@ -41,7 +41,7 @@ def reward_gaps(groups: Sequence[Group], components: Sequence[str], configuratio
 
 
 def _gap_of_candidates(groups: Sequence[Group]) -> float:
-    """Mean over groups of best minus current reward, the best one chosen on the other half of the rewards."""
+    """Mean over groups of best minus current reward; the best candidate is chosen on the other half of the rewards."""
     return statistics.fmean(
         _advantage(group, chosen_on=half, measured_on=1 - half) for group in groups for half in (0, 1)
     )
@@ -50,7 +50,7 @@ def _gap_of_candidates(groups: Sequence[Group]) -> float:
 def _advantage(group: Group, *, chosen_on: int, measured_on: int) -> float:
     assert group.current is not None
     best = max(group.candidates, key=lambda candidate: statistics.fmean(candidate.rewards[chosen_on::2]))
-    rewards = (statistics.fmean(one.rewards[measured_on::2]) for one in (best, group.current))
+    rewards = (statistics.fmean(candidate.rewards[measured_on::2]) for candidate in (best, group.current))
     return next(rewards) - next(rewards)
 
 
@@ -106,7 +106,7 @@ def pick_component(
       kind: ``uniform`` (paper, Algorithm 1), ``gap`` (largest gap per token among the components visited least often)
         or ``bandit`` (largest upper confidence bound of the gain of a visit, per token; ``upper_bounds``).
       components: components with something new to try.
-      gaps: from ``reward_gaps``.
+      gaps: result of ``reward_gaps``.
       visits: iterations that each component has had, with or without a gate.
       gains: gain of the validation score of every accepted proposal, by component.
       costs: tokens of a run of the system from a component on, which a gate repeats for every example.
@@ -142,8 +142,8 @@ def upper_bounds(
     """Upper confidence bounds of the gain of a visit: mean + s sqrt(2 ln N / n) (UCB1; Auer, Cesa-Bianchi and Fischer,
     2002).
 
-    N visits in all, n of the component. A visit without an accepted proposal gains 0, and the gap counts as one more
-    visit. s is the largest gain or gap so far, so that the unit of the metric does not matter.
+    N is the number of all visits, n of the component's. A visit without an accepted proposal gains 0, and the gap
+    counts as one more visit. s is the largest gain or gap so far, so that the unit of the metric does not matter.
     """
     scale = max([0.0, *gaps.values(), *(gain for row in gains.values() for gain in row)])
     counts = {name: 1 + visits.get(name, 0) for name in components}

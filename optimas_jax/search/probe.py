@@ -1,11 +1,11 @@
-"""The probe: whether a search can gain anything, and where, before it is paid for.
+"""The probe: measures whether a search can gain anything, and where, before the search is paid for.
 
 Every component gets a few random values. They are *screened* on few inputs; the best values of the two most promising
-components are *tested* on fresh inputs, so that what chose them does not flatter them:
+components are *tested* on fresh inputs, so that their selection does not bias the gains:
 
     random values -> screen (all components, few inputs) -> test (two finalists, fresh inputs) -> findings
 
-Pure decisions: runs of the system come by a callback.
+This module only decides: a callback runs the system.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Measure = Callable[[Changes, Sequence[int], int], Floats]  # (changes, indices o
 FINALISTS = 2  # components that are tested
 LEVEL = 0.05  # probability that the probe finds a gain where there is none
 _WAVE = 4  # inputs of the test that are measured at a time
-FEWEST = 6  # inputs that a test needs to be made
-TELLING = 8  # inputs below which no gain shown is no reason to stop
+FEWEST = 6  # least number of inputs for a test
+TELLING = 8  # least number of inputs from which a test without a gain is a reason to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Plan:
     """Size of a probe.
 
     Attributes:
-      values: random values of each component.
-      screen: inputs on which all of them are tried.
-      test: further inputs on which the finalists are, at most.
+      values: number of random values of each component.
+      screen: number of inputs on which all values are tried.
+      test: most further inputs on which the finalists are tested.
     """
 
     values: int
@@ -50,19 +50,19 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Headroom:
-    """What the probe knows of one component.
+    """Results of the probe for one component.
 
     Attributes:
-      name: the component.
-      value: index of its best value on the screening inputs; None if no value changed anything for the better there.
-      screened: mean gain of that value on the screening inputs, which flatter it; 0 without one.
-      gain: its mean gain on the test inputs; None if it was not tested.
+      name: name of the component.
+      value: index of its best value on the screening inputs; None if no value is better there than the current one.
+      screened: mean gain of that value on the screening inputs, biased upwards by the selection; 0 without one.
+      gain: mean gain of that value on the test inputs; None if it was not tested.
       ci95: t interval of ``gain``.
-      p_value: one-sided, of the sign-flip test of ``gain``.
-      inputs: test inputs.
+      p_value: one-sided p-value of the sign-flip test of ``gain``.
+      inputs: number of test inputs.
       shown: whether a gain is shown at the level of the probe, all finalists together.
-      ceiling: share of the pairs of outputs of an input that a second run of the system orders as the first run did, an
-        estimate of what a perfect local reward could reach; None without pairs.
+      ceiling: share of the pairs of outputs of an input that a second run of the system orders as the first run did: an
+        estimate of the accuracy of a perfect local reward; None without pairs.
     """
 
     name: str
@@ -81,10 +81,10 @@ class Coupling:
     """Whether the gains of two components add up (two-way layout: with and without the best value of each).
 
     Attributes:
-      components: the two.
+      components: names of the two components.
       interaction: mean of s11 - s10 - s01 + s00 over inputs: positive where they help each other.
       f: F of the interaction, inputs as blocks.
-      p_value: of ``f``.
+      p_value: p-value of ``f``.
     """
 
     components: tuple[str, str]
@@ -99,10 +99,10 @@ class Findings:
 
     Attributes:
       first: component to tune first; None where no gain is shown.
-      components: headroom of each, in the system's order.
-      coupling: of the two finalists, where both were tested.
-      smallest: gain that the test would have shown with a power of 0.8, from the spread that it met; None without a
-        test, or where no score changed.
+      components: headroom of each component, in the system's order.
+      coupling: coupling of the two finalists, if both were tested.
+      smallest: gain that the test would have shown with a power of 0.8, from the observed spread; None without a test,
+        or where no score changed.
       advice: sentences for the user.
     """
 
@@ -123,24 +123,26 @@ def probe(
 
     Args:
       names: components, in the system's order.
-      upstream: the ones behind which other components come.
-      counts: number of random values of each.
-      measure: scores of configurations on inputs; inputs from ``plan.screen`` on are fresh for the test. If it raises
-        ``OutOfBudget`` in the test, that ends with the inputs so far.
-      more: how more inputs can be tested, for the advice.
+      upstream: components that have descendants.
+      counts: number of random values of each component.
+      measure: returns scores of a configuration on inputs; inputs from ``plan.screen`` on are fresh for the test. If it
+        raises ``OutOfBudget`` in the test, the test ends with the inputs so far.
+      more: sentence on how to test more inputs, for the advice.
 
     Raises:
-      OutOfBudget: ``measure`` did while components were screened.
+      OutOfBudget: ``measure`` raised it in the screening.
     """
     inputs = range(plan.screen)
     base = [measure({}, inputs, repeat) for repeat in (0, 1)]
     screened = [_screen(name, counts[name], base, measure, inputs) for name in names]
-    ranked = sorted((one for one in screened if one.value is not None), key=lambda one: -one.screened)
+    ranked = sorted(
+        (headroom for headroom in screened if headroom.value is not None), key=lambda headroom: -headroom.screened
+    )
     finalists = ranked[:FINALISTS]
     tested, coupling, smallest = _test(finalists, measure, plan)
-    components = tuple(tested.get(one.name, one) for one in screened)
-    shown = [one for one in components if one.shown]
-    first = max(shown, key=lambda one: one.gain or 0.0).name if shown else None
+    components = tuple(tested.get(headroom.name, headroom) for headroom in screened)
+    shown = [headroom for headroom in components if headroom.shown]
+    first = max(shown, key=lambda headroom: headroom.gain or 0.0).name if shown else None
     findings = Findings(first, components, coupling, smallest, ())
     return dataclasses.replace(findings, advice=advice(findings, upstream, more))
 
@@ -162,10 +164,14 @@ def _screen(name: str, count: int, base: Sequence[Floats], measure: Measure, inp
 def _test(
     finalists: Sequence[Headroom], measure: Measure, plan: Plan
 ) -> tuple[dict[str, Headroom], Coupling | None, float | None]:
-    """Tests the finalists on fresh inputs as far as the budget goes; their gains, coupling, and detectable gain."""
-    gains: dict[str, list[float]] = {one.name: [] for one in finalists}
+    """Tests the finalists on fresh inputs as far as the budget allows.
+
+    Returns:
+      Headroom of the tested finalists by name, their coupling, and the largest detectable gain.
+    """
+    gains: dict[str, list[float]] = {headroom.name: [] for headroom in finalists}
     joint: list[float] = []
-    best = {one.name: one.value for one in finalists if one.value is not None}
+    best = {headroom.name: headroom.value for headroom in finalists if headroom.value is not None}
     try:
         for begin in range(plan.screen, plan.screen + plan.test, _WAVE):
             inputs = range(begin, min(begin + _WAVE, plan.screen + plan.test))
@@ -179,12 +185,16 @@ def _test(
         pass
     usable = {name: np.array(row) for name, row in gains.items() if len(row) >= FEWEST}
     level = LEVEL / max(1, len(usable))
-    tested = {one.name: _tested(one, usable[one.name], level) for one in finalists if one.name in usable}
+    tested = {
+        headroom.name: _tested(headroom, usable[headroom.name], level)
+        for headroom in finalists
+        if headroom.name in usable
+    }
     smallest = max((_detectable(row, level) for row in usable.values()), default=0.0) or None
     coupling = None
     if len(usable) == 2:
-        one, other = usable
-        coupling = _coupling((one, other), np.array(joint), usable[one], usable[other])
+        first, second = usable
+        coupling = _coupling((first, second), np.array(joint), usable[first], usable[second])
     return tested, coupling, smallest
 
 
@@ -203,23 +213,25 @@ def _tested(headroom: Headroom, gains: Floats, level: float) -> Headroom:
 
 
 def _detectable(gains: Floats, level: float) -> float:
-    """Gain that a one-sided t test at ``level`` on as many inputs shows with a power of about 0.8."""
+    """Gain that a one-sided t test at ``level`` on this number of inputs shows with a power of about 0.8."""
     dof = len(gains) - 1
     quantiles = special.stdtrit(dof, 1 - level) + special.stdtrit(dof, 0.8)
     return float(quantiles * gains.std(ddof=1) / math.sqrt(len(gains)))
 
 
-def _coupling(names: tuple[str, str], both: Floats, one: Floats, other: Floats) -> Coupling:
-    """From gains over the current configuration: with both values, and with each alone."""
-    f, p_value = interaction_test(np.array([[np.zeros(len(both)), other], [one, both]]))
-    return Coupling(names, float((both - one - other).mean()), f, p_value)
+def _coupling(names: tuple[str, str], both: Floats, first: Floats, second: Floats) -> Coupling:
+    """The coupling of two components, from gains over the current configuration: with both values, and with each
+    alone."""
+    f, p_value = interaction_test(np.array([[np.zeros(len(both)), second], [first, both]]))
+    return Coupling(names, float((both - first - second).mean()), f, p_value)
 
 
 def interaction_test(scores: Floats) -> tuple[float, float]:
     """F test of the interaction in a two-way layout with inputs as blocks.
 
-    The interaction of each input is what is left of its scores without row and column means; their mean over inputs is
-    held against their spread between inputs, with (A - 1)(B - 1) and (A - 1)(B - 1)(N - 1) degrees of freedom.
+    The interaction of each input is the residual of its scores without row and column means. The mean of the residuals
+    over inputs is compared with their spread between inputs, with (A - 1)(B - 1) and (A - 1)(B - 1)(N - 1) degrees of
+    freedom.
 
     Args:
       scores: float64[A, B, N].
@@ -228,11 +240,13 @@ def interaction_test(scores: Floats) -> tuple[float, float]:
       F and its p-value; 0 and 1 where nothing varies.
     """
     rows, columns, inputs = scores.shape
-    left = scores - scores.mean(0, keepdims=True) - scores.mean(1, keepdims=True) + scores.mean((0, 1), keepdims=True)
-    mean = left.mean(-1, keepdims=True)
+    residuals = (
+        scores - scores.mean(0, keepdims=True) - scores.mean(1, keepdims=True) + scores.mean((0, 1), keepdims=True)
+    )
+    mean = residuals.mean(-1, keepdims=True)
     dof = (rows - 1) * (columns - 1)
     between = float(inputs * (mean**2).sum()) / max(dof, 1)
-    within = float(((left - mean) ** 2).sum()) / max(dof * (inputs - 1), 1)
+    within = float(((residuals - mean) ** 2).sum()) / max(dof * (inputs - 1), 1)
     if between <= 1e-12 or inputs < 2:
         return 0.0, 1.0
     if within <= 1e-12:
@@ -244,7 +258,7 @@ def noise_ceiling(first: Floats, second: Floats) -> float | None:
     """Share of the pairs of values, input by input, that ``second`` orders as ``first`` does; equal scores count half.
 
     Args:
-      first, second: float64[values, N], independent runs of the same.
+      first, second: float64[values, N], scores of two independent runs.
     """
     differs = first[:, None] > first[None]
     alike = np.sign(second[:, None] - second[None])[differs]
@@ -252,25 +266,25 @@ def noise_ceiling(first: Floats, second: Floats) -> float | None:
 
 
 def advice(findings: Findings, upstream: Sequence[str], more: str = "") -> tuple[str, ...]:
-    """What to do, in sentences that say no more than the findings carry. ``more``: how more inputs can be tested."""
-    tested = [one for one in findings.components if one.gain is not None]
+    """Sentences of advice that follow from the findings. ``more``: sentence on how to test more inputs."""
+    tested = [headroom for headroom in findings.components if headroom.gain is not None]
     if findings.first is None:
-        inputs = min((one.inputs for one in tested), default=0)
-        if inputs < TELLING and any(one.value is not None for one in findings.components):
+        inputs = min((headroom.inputs for headroom in tested), default=0)
+        if inputs < TELLING and any(headroom.value is not None for headroom in findings.components):
             return (f"cannot tell: {inputs} inputs were left to test a gain on, and {TELLING} are needed. {more}",)
         if not tested:
             return ("stop here: no random value of any component gained anything on the screening inputs",)
-        named = ", ".join(f"{one.name} {one.gain:+.2f} {_interval(one)}" for one in tested)
+        named = ", ".join(f"{headroom.name} {headroom.gain:+.2f} {_interval(headroom)}" for headroom in tested)
         if findings.smallest is None:
             return (f"stop here: no score of {inputs} fresh inputs changed ({named})",)
         return (
             f"stop here: expected gain below noise ({named}). A gain of {findings.smallest:.2f} would have been shown; "
             f"for a smaller one test on more than {inputs} inputs. {more}",
         )
-    best = next(one for one in findings.components if one.name == findings.first)
+    best = next(headroom for headroom in findings.components if headroom.name == findings.first)
     lines = [f"tune {best.name} first: a random value of it gains {best.gain:+.2f} {_interval(best)}"]
-    others = [one for one in findings.components if one.name in upstream and one.name != best.name]
-    if best.name not in upstream and others and not any(one.shown for one in others):
+    others = [headroom for headroom in findings.components if headroom.name in upstream and headroom.name != best.name]
+    if best.name not in upstream and others and not any(headroom.shown for headroom in others):
         lines.append(f"upstream components do not matter here, as far as {len(others)} of them with random values tell")
     coupling = findings.coupling
     if coupling is not None and coupling.p_value <= 0.05:

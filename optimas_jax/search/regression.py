@@ -1,4 +1,4 @@
-"""The check of a new configuration against an old one, on the same examples and seeds: may it take its place?"""
+"""The regression check: tests whether a new configuration may replace an old one, on the same examples and seeds."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _UNITS: tuple[Unit, ...] = ("usd", "tokens", "calls")
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """Whether the new one passes.
+    """Result of the check of a new configuration.
 
     Attributes:
-      passed: whether it does.
-      gain: of the new scores over the old ones.
-      p_worse: one-sided p-value that the new one is worse.
-      p_enough: one-sided p-value that the gain is at least ``min_gain``; None where none is asked for.
-      cost: new cost divided by the old one; None where the old one makes no calls.
-      priced: in what the costs are compared.
+      passed: whether it passes.
+      gain: gain of the new scores over the old ones.
+      p_worse: one-sided p-value that the new configuration is worse.
+      p_enough: one-sided p-value that the gain is at least ``min_gain``; None without ``min_gain``.
+      cost: new cost divided by the old one; None if the old configuration makes no calls.
+      priced: unit in which the costs are compared.
       reasons: why it does not pass; empty if it does.
     """
 
@@ -52,18 +52,18 @@ def decide(
     """Tests paired scores of two configurations by flips of signs (``core.stats``), which is valid at its level on
     scores of any kind, 0 and 1 included.
 
-    Without ``min_gain`` the new one fails if it is shown to be worse: two equal systems fail with a probability of at
-    most ``level``. With it, the new one fails unless it is shown to gain at least that: what is not shown does not
-    pass. A negative ``min_gain`` is the loss that would be put up with; there, and where it is positive, the level
-    holds as well as differences are symmetric around it.
+    Without ``min_gain`` the new configuration fails if it is shown to be worse: two equal systems fail with a
+    probability of at most ``level``. With ``min_gain`` it fails unless it is shown to gain at least that. A negative
+    ``min_gain`` is an acceptable loss. For a positive or negative ``min_gain`` the level holds to the extent that the
+    differences are symmetric around it.
 
     Args:
       new, old: [n] scores of the same examples.
-      costs: of the new one and of the old one (``cost_ratio``).
-      max_cost: most that the new one may cost, as a multiple of the old one.
+      costs: costs of the new and of the old configuration (``cost_ratio``).
+      max_cost: highest allowed cost of the new configuration, as a multiple of the old one's.
 
     Raises:
-      ValueError: no scores, or not as many new ones as old ones; or a level that is no probability.
+      ValueError: there are no scores, the numbers of new and old scores differ, or the level is no probability.
     """
     if not 0 < level < 1:
         raise ValueError(f"the level is {level}, expected a probability between 0 and 1")
@@ -92,9 +92,9 @@ def p_enough(differences: ArrayLike, min_gain: float) -> np.ndarray:
 
 
 def cost_ratio(new: Usage, old: Usage) -> tuple[float | None, Unit]:
-    """New cost divided by old cost, in the first of dollars, tokens and calls that both have: tokens of clients that
-    components bring along are not known, their calls are."""
-    known: list[Unit] = [unit for unit in _UNITS if getattr(new, unit) > 0 and getattr(old, unit) > 0]
-    priced = known[0] if known else _UNITS[-1]
+    """New cost divided by old cost, in the first of dollars, tokens and calls that both have: for components with their
+    own model clients only calls are known."""
+    shared: list[Unit] = [unit for unit in _UNITS if getattr(new, unit) > 0 and getattr(old, unit) > 0]
+    priced = shared[0] if shared else _UNITS[-1]
     after, before = getattr(new, priced), getattr(old, priced)
     return (after / before if before else None), priced

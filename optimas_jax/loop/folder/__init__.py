@@ -1,1 +1,1 @@
-"""What a run leaves in its folder beside the state of its search: evaluations, proposals, and what commands took."""
+"""Files of a run folder beside the state of the search: evaluations, proposals, and the costs of commands."""

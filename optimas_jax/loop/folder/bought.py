@@ -1,4 +1,4 @@
-"""Nothing is bought again without a word: a run folder whose tape is empty tells what was paid for."""
+"""Check against paying twice: a run folder with results of calls must not have an empty tape."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from optimas_jax.core.folder.files import FolderError
 from optimas_jax.llm.tape import Tape
 from optimas_jax.loop.journal import RUN, RunFolder
 
-_BILLS = ("used.json", "spent.json")  # by stage or step
+_BILLS = ("used.json", "spent.json")  # files with costs by stage or step
 
 
 def check_tape(folder: RunFolder, tape: Tape) -> None:
-    """Compares a tape with what the folder tells of it. Calls that it knows may all have had no result.
+    """Compares a new tape with the calls that the files of the folder count.
 
     Raises:
-      FolderError: it holds nothing, and the folder has results of calls.
+      FolderError: the tape is empty, and the folder has results of calls.
     """
     if not tape.is_new:
         return
@@ -25,7 +25,7 @@ def check_tape(folder: RunFolder, tape: Tape) -> None:
 
 
 def calls_told(folder: RunFolder) -> int:
-    """The most calls that a file of the folder tells of: bills, the journal, and what commands took."""
+    """The largest number of calls in a file of the folder: bills, the journal, and the records of commands."""
     record = folder.read(RUN) or {}
     counts = [part.get("paid_calls", 0) for part in record.get("parts", ())]
     counts += [usage["calls"] for name in _BILLS for usage in (folder.read(name) or {}).values()]

@@ -1,4 +1,4 @@
-"""``system.json``: the components of a run, and the values that its search starts from, for who reads the folder
+"""``system.json``: the components of a run, and the values that its search starts from, for readers of the folder
 without the program."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ DESCRIBED = "system.json"
 
 
 def describe_system(folder: RunFolder, system: System, tuned: Sequence[str]) -> None:
-    """Writes it, unless a command that paid for something has done so.
+    """Writes ``system.json``, unless a command that paid for something has written it.
 
     Args:
       tuned: names of the components that the search may change.

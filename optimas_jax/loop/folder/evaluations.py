@@ -1,11 +1,11 @@
-"""Evaluations in a run folder: one pair of files for each, which no other evaluation overwrites.
+"""Evaluations in a run folder: each has its own pair of files, which no other evaluation overwrites.
 
-    evaluations/LABEL.jsonl    one row per example: what the default and the optimised configuration did on it
-    evaluations/LABEL.json     its results
-    results.json               the same, of the evaluation that ``config.json`` asks for
+    evaluations/LABEL.jsonl    one row per example: its runs under the default and the optimised configuration
+    evaluations/LABEL.json     results
+    results.json               the same results, for the evaluation in ``config.json``
 
 LABEL is the split, or ``SPLIT-2`` and so on for another evaluation of it: of another configuration or metric, with
-other ``config.evaluate``, or on as many examples as another budget allows. A repetition finds its own files.
+other ``config.evaluate``, or on another number of examples because of another budget. A repetition finds its own files.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Measured:
 
     Attributes:
       results: fields of ``results.json``.
-      identity: what makes it the same as another one (``save``).
-      rows: one for each example.
+      identity: data in which a repetition is equal (``save``).
+      rows: one row for each example.
     """
 
     results: Mapping[str, Any]
@@ -40,7 +40,7 @@ class Measured:
 
 
 def is_own(folder: RunFolder, settings: EvaluateConfig) -> bool:
-    """Whether an evaluation is the one that the folder's first command asks for."""
+    """Whether an evaluation is the run's own, that is, the one in the settings of the folder's first command."""
     return folder.first.get("evaluate") == json.loads(json.dumps(to_dict(settings)))
 
 
@@ -56,26 +56,26 @@ def save(
     """Writes an evaluation, unless it is a repetition; returns its label.
 
     Args:
-      identity: what makes it the same as another one.
-      own: see ``is_own``; its results are the run's, too.
+      identity: data in which a repetition is equal.
+      own: whether it is the run's own (``is_own``); then its results are also written to ``results.json``.
     """
-    label, known = _find(folder, split, identity)
-    data = {"label": label, "evaluation": identity, **results} if known is None else known
-    if known is None:
+    label, saved = _find(folder, split, identity)
+    data = {"label": label, "evaluation": identity, **results} if saved is None else saved
+    if saved is None:
         folder.write_lines(f"{EVALUATIONS}/{label}.jsonl", rows)
-        folder.write(f"{EVALUATIONS}/{label}.json", data)  # last: it says that both are there
+        folder.write(f"{EVALUATIONS}/{label}.json", data)  # last: it shows that both files are complete
     if own:
         folder.write(RESULTS, data)
     return label
 
 
 def _find(folder: RunFolder, split: str, identity: Mapping[str, Any]) -> tuple[str, Any | None]:
-    """The label of an evaluation, and the results of the one that it repeats."""
+    """The label of an evaluation, and the saved results if it is a repetition."""
     for number in itertools.count(1):
         label = split if number == 1 else f"{split}-{number}"
-        known = folder.read(f"{EVALUATIONS}/{label}.json")
-        if known is None or known["evaluation"] == json.loads(json.dumps(identity)):
-            return label, known
+        saved = folder.read(f"{EVALUATIONS}/{label}.json")
+        if saved is None or saved["evaluation"] == json.loads(json.dumps(identity)):
+            return label, saved
     raise AssertionError
 
 

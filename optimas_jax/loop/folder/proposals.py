@@ -1,7 +1,7 @@
-"""``proposals.jsonl``: every value that an optimiser proposed, with what became of it and why.
+"""``proposals.jsonl``: every value that an optimiser proposed, with its verdict and the reason.
 
 The lines of an iteration are written at its end, in one step; a repetition has the same lines and writes none. Where a
-higher budget tests what a lower one did not, the later line of an id holds.
+higher budget allows a test that a lower one did not, the later line of an id is valid.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from optimas_jax.loop.journal import RunFolder
 from optimas_jax.loop.state import Proposal, Ranked
 
 PROPOSALS = "proposals.jsonl"
-_WHY = {  # a drop, for who reads it without the rest of the journal
+_WHY = {  # reasons of drops as sentences, for readers without the rest of the journal
     "in use": "it is the value in use",
     "refused before": "the gate has refused it under this configuration",
     "repeated": "another proposal of this iteration is the same, or it is the value in use",
@@ -44,11 +44,11 @@ class Drop(NamedTuple):
     """A rejected answer or value.
 
     Attributes:
-      reason: why.
-      text: the answer, where one model gave it.
+      reason: short reason, a key of ``_WHY`` or a phrase.
+      text: the answer of the model; "" for a rejected value.
       kind: the optimiser.
-      value: the value, where there is one.
-      detail: the reason in full, where there is more to tell.
+      value: the value, if the answer was read as one.
+      detail: the full reason, where the short one leaves something out.
     """
 
     reason: str
@@ -60,11 +60,11 @@ class Drop(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of a proposal.
+    """The decision on a proposal.
 
     Attributes:
-      verdict: ``accepted``, ``refused`` by the gate on all its examples, ``given up early`` by it; ``not tested``: the
-        race alone has seen it; ``not tried``: nothing was run.
+      verdict: ``accepted``; ``refused`` by the gate on all its examples; ``given up early`` by the gate; ``not tested``
+        by the gate; ``not tried``: nothing was run.
       reason: a sentence.
       gate: figures of the test, if there was one.
     """
@@ -80,10 +80,10 @@ def gate_verdict(
     """The verdict of the gate.
 
     Args:
-      comparison: on the examples that it has seen.
-      total: examples of the gate.
-      chance: predictive probability of passing in the end, from these examples.
-      exceeds: a sentence on each limit of a run's cost that it exceeds.
+      comparison: comparison on the examples so far.
+      total: number of examples of the gate.
+      chance: predictive probability of passing in the end, from the examples so far.
+      exceeds: a sentence on each limit of a run's cost that the proposal exceeds.
     """
     figures = {**dataclasses.asdict(comparison), "gain": comparison.mean, "of": total}
     del figures["mean"]
@@ -104,11 +104,11 @@ def own_gate_verdict(
     """The verdict of an own acceptance.
 
     Args:
-      comparison: on the examples that it has seen.
-      total: validation examples.
-      rule: its name.
-      reason: that it gave, or "".
-      exceeds: a sentence on each limit of the objective that it exceeds, although the rule accepts it.
+      comparison: comparison on the examples so far.
+      total: number of validation examples.
+      rule: name of the acceptance.
+      reason: reason that it returned, or "".
+      exceeds: a sentence on each limit of the objective that the proposal exceeds, although the rule accepts it.
     """
     figures = {**dataclasses.asdict(comparison), "gain": comparison.mean, "of": total, "rule": rule, "covered": False}
     del figures["mean"]
@@ -120,27 +120,30 @@ def own_gate_verdict(
 
 
 def not_tested(ranked: Sequence[Ranked], most: int) -> dict[str, Verdict]:
-    """Verdicts of proposals as the race leaves them, by their digests.
+    """Verdicts of proposals after the race and before the gate, by their digests.
 
     Args:
-      ranked: best first.
-      most: proposals that the gate may test.
+      ranked: proposals, best first.
+      most: number of proposals that the gate may test.
     """
 
-    def reason(rank: int, one: Ranked) -> str:
-        gain = f"expected gain {one.expected_gain:+.3f} on {one.inputs} training inputs"
-        if rank and one.expected_gain <= 0:
+    def reason(rank: int, candidate: Ranked) -> str:
+        gain = f"expected gain {candidate.expected_gain:+.3f} on {candidate.inputs} training inputs"
+        if rank and candidate.expected_gain <= 0:
             return f"no gain is expected: {gain}"
         return f"rank {rank + 1} of {len(ranked)} in the race, and the gate tests {most}: {gain}"
 
-    return {one.proposal.digest: Verdict("not tested", reason(rank, one)) for rank, one in enumerate(ranked)}
+    return {
+        candidate.proposal.digest: Verdict("not tested", reason(rank, candidate))
+        for rank, candidate in enumerate(ranked)
+    }
 
 
 def unraced(proposals: Sequence[Proposal]) -> dict[str, Verdict]:
-    """Verdicts of proposals before whose race the budget ended. Where a higher budget races them, the second line of
-    each counts."""
+    """Verdicts of proposals that were not raced because the budget ended. Where a higher budget races them, the second
+    line of each is valid."""
     verdict = Verdict("not tested", "the budget ended before its race did")
-    return {one.digest: verdict for one in proposals}
+    return {proposal.digest: verdict for proposal in proposals}
 
 
 def proposal_id(number: int, component: str, digest: str) -> str:
@@ -158,27 +161,34 @@ def write_proposals(
     verdicts: Mapping[str, Verdict],
     rejected: Sequence[Drop],
 ) -> None:
-    """Adds the proposals of an iteration, in the order of proposing, and behind them the rejected answers and values;
-    the journal gets the verdict of each.
+    """Appends the proposals of an iteration, in the order of proposing, and after them the rejected answers and values;
+    writes the verdict of each to the journal.
 
     Args:
-      number: of the iteration, from 0.
+      number: number of the iteration, from 0.
       current: value of the component that they would replace.
-      proposals: that were raced; those without a verdict are among ``rejected``.
-      ranked: by the race.
-      verdicts: by digest of the proposal.
+      proposals: proposals of the race; those without a verdict are among ``rejected``.
+      ranked: ranking of the race.
+      verdicts: verdicts by digest of the proposal.
+      rejected: rejected answers and values.
     """
-    races = {one.proposal.digest: _race(rank, one) for rank, one in enumerate(ranked)}
+    races = {candidate.proposal.digest: _race(rank, candidate) for rank, candidate in enumerate(ranked)}
     rows = [
-        _row(one.kind, one.value, text_of(one.value), races.get(one.digest), verdicts[one.digest])
-        for one in proposals
-        if one.digest in verdicts
+        _row(
+            proposal.kind,
+            proposal.value,
+            text_of(proposal.value),
+            races.get(proposal.digest),
+            verdicts[proposal.digest],
+        )
+        for proposal in proposals
+        if proposal.digest in verdicts
     ]
     for drop in rejected:
         text = drop.text if drop.value is None else text_of(drop.value)
         why = drop.detail or _WHY.get(drop.reason, drop.reason)
-        seen = drop.reason == "same outputs"
-        rows.append(_row(drop.kind, drop.value, text, None, Verdict("not tested" if seen else "not tried", why)))
+        has_run = drop.reason == "same outputs"
+        rows.append(_row(drop.kind, drop.value, text, None, Verdict("not tested" if has_run else "not tried", why)))
     head = {"iteration": number, "component": component, "parent": value_digest(current)}
     names: dict[str, int] = {}
     numbered = []
@@ -188,8 +198,8 @@ def write_proposals(
         numbered.append({"id": name if names[name] == 1 else f"{name}-{names[name]}", **head, **row})
     folder.append_new(PROPOSALS, numbered)
     for row in numbered:
-        told = {name: row[name] for name in ("iteration", "component", "verdict", "reason", "id", "parent")}
-        folder.emit(events.Verdict(kind=row["optimiser"], value=row["digest"], **told))
+        fields = {name: row[name] for name in ("iteration", "component", "verdict", "reason", "id", "parent")}
+        folder.emit(events.Verdict(kind=row["optimiser"], value=row["digest"], **fields))
 
 
 def _row(kind: str, value: Value | None, text: str, race: Mapping[str, Any] | None, verdict: Verdict) -> dict[str, Any]:
@@ -205,13 +215,13 @@ def _row(kind: str, value: Value | None, text: str, race: Mapping[str, Any] | No
     }
 
 
-def _race(rank: int, one: Ranked) -> dict[str, Any]:
+def _race(rank: int, ranked: Ranked) -> dict[str, Any]:
     fields = ("expected_gain", "labelled_gain", "local_gain", "inputs", "labelled")
-    return {"rank": rank + 1, **{name: getattr(one, name) for name in fields}}
+    return {"rank": rank + 1, **{name: getattr(ranked, name) for name in fields}}
 
 
 def text_of(value: Value) -> str:
-    """A value as a person reads it: a prompt with its demonstrations, settings, the name of a model."""
+    """A value as text for people: a prompt with its demonstrations, settings, the name of a model."""
     match value:
         case Prompt(instruction, demos):
             shown = [f"{_fields(demo.inputs)}\n{_fields(demo.outputs)}" for demo in demos]

@@ -1,4 +1,5 @@
-"""What commands in a run folder took: ``run.json`` of the run's first execution, ``run-2.json`` and so on of others.
+"""Time and costs of commands in a run folder: ``run.json`` for the run's first execution, ``run-2.json`` and so on for
+others.
 
 run.json      start ... killed | the same command ... interrupted | the same command ... results.json, and stays
 run-2.json                                                          a replay, another evaluation, an alignment
@@ -40,13 +41,14 @@ class Record:
     """A command, from its start to its end.
 
     Attributes:
-      folder, ledger, tape, engines: of its run.
-      facts: command, commit, versions and platform: of the command that began the execution.
-      command: the command itself.
-      parts: what earlier commands of the same execution took, which did not finish; None after the first execution.
+      folder, ledger, tape, engines: parts of its run.
+      facts: command, commit, versions and platform of the command that began the execution.
+      command: text of this command.
+      parts: time and costs of earlier commands of the same execution, which did not finish; None after the first
+        execution.
       started: date and time.
-      clock: the same by ``time.monotonic``.
-      paid_before: what earlier commands in the folder paid.
+      clock: start by ``time.monotonic``.
+      paid_before: costs that earlier commands in the folder paid.
     """
 
     folder: RunFolder
@@ -62,21 +64,21 @@ class Record:
 
 
 def begin(folder: RunFolder, ledger: Ledger, tape: Tape, engines: Engines, command: str = "") -> Record:
-    """The record of a command that starts now; ``run.json`` has its facts from now on, until the run has finished.
+    """Starts the record of a command, and writes it to ``run.json`` if the run has not finished.
 
     Args:
-      command: its text; by default the command line of the process.
+      command: text of the command; by default the command line of the process.
     """
-    known = folder.read(RUN)
+    earlier = folder.read(RUN)
     command = command or command_line(sys.argv)
     now = _date(time.time())
     facts = {"command": command, "commit": commit(_ROOT), "started": now, **surroundings()}
     parts: tuple[Mapping[str, Any], ...] | None = ()
-    if known is not None:
+    if earlier is not None:
         parts = None
-        if known["finished"] is None:
-            facts = {name: known[name] for name in facts}
-            parts = tuple(_closed(part, folder.last_written) for part in known["parts"])
+        if earlier["finished"] is None:
+            facts = {name: earlier[name] for name in facts}
+            parts = tuple(_closed(part, folder.last_written) for part in earlier["parts"])
     record = Record(folder, ledger, tape, engines, facts, command, parts, now, time.monotonic(), ledger.spent)
     if parts is not None:
         folder.write(RUN, _as_json(record, (*parts, {"command": command, "started": now, "seconds": None})))
@@ -84,8 +86,8 @@ def begin(folder: RunFolder, ledger: Ledger, tape: Tape, engines: Engines, comma
 
 
 def took(record: Record) -> dict[str, Any]:
-    """Wall-clock seconds, peak memory in MB, and what was paid: of the whole first execution, killed parts included, or
-    of a later command alone."""
+    """Wall-clock seconds, peak memory in MB, and costs: of the whole first execution, killed parts included, or of a
+    later command alone."""
     parts = (*(record.parts or ()), _part(record))
     paid = record.ledger.spent - (Usage() if record.parts is not None else record.paid_before)
     return {
@@ -106,9 +108,9 @@ def finish(record: Record) -> None:
 
 
 def close(record: Record) -> None:
-    """Ends the command. A later one gets a file of its own, unless it is a replay that paid nothing and was told of
-    before."""
-    with contextlib.suppress(FolderError):  # nothing else depends on it, and a full disk was told of
+    """Ends the record of the command. A command after the first execution gets its own file, unless it is a replay that
+    paid nothing and has a file from before."""
+    with contextlib.suppress(FolderError):  # nothing depends on it, and an error of the disk was shown before
         if record.parts is None:
             _write_later(record)
         elif not _has_finished(record.folder):
@@ -117,8 +119,8 @@ def close(record: Record) -> None:
 
 def _write_later(record: Record) -> None:
     number, mine = 2, _as_json(record, (_part(record),), finished=time.time())
-    while (known := record.folder.read(f"run-{number}.json")) is not None:
-        if known["command"] == mine["command"] and not known["paid_calls"] and not mine["paid_calls"]:
+    while (earlier := record.folder.read(f"run-{number}.json")) is not None:
+        if earlier["command"] == mine["command"] and not earlier["paid_calls"] and not mine["paid_calls"]:
             return
         number += 1
     record.folder.write(f"run-{number}.json", mine)
@@ -129,7 +131,7 @@ def _has_finished(folder: RunFolder) -> bool:
 
 
 def _part(record: Record) -> dict[str, Any]:
-    """What the command has taken so far."""
+    """Time, memory and paid calls of the command so far."""
     return {
         "command": record.command,
         "started": record.started,
@@ -140,7 +142,7 @@ def _part(record: Record) -> dict[str, Any]:
 
 
 def _closed(part: Mapping[str, Any], last_written: float) -> Mapping[str, Any]:
-    """A part that was killed ended when it last wrote something."""
+    """A part with its seconds; a killed part counts as ended when it last wrote something."""
     if part["seconds"] is not None:
         return part
     started = datetime.datetime.fromisoformat(part["started"]).timestamp()
@@ -159,8 +161,8 @@ def _as_json(record: Record, parts: tuple[Mapping[str, Any], ...], finished: flo
 
 
 def _devices(engines: Engines) -> dict[str, Any] | None:
-    """The devices that the run has used; None as long as it has not."""
-    if "mesh" not in vars(engines):  # a run of remote models takes none
+    """The devices that the run has used; None if it has used none yet."""
+    if "mesh" not in vars(engines):  # a run with remote models only uses none
         return None
     devices = list(engines.mesh.devices.flat)
     return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
@@ -171,7 +173,7 @@ def _date(seconds: float) -> str:
 
 
 def surroundings() -> dict[str, Any]:
-    """Versions of what results depend on, and the platform; neither names nor settings of the machine."""
+    """Versions of the packages on which results depend, and the platform; no names or settings of the machine."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -191,8 +193,8 @@ def commit(root: Path) -> str | None:
 
 
 def command_line(arguments: list[str]) -> str:
-    """A command as it was typed, without the folders of absolute paths: those that results depend on are in
-    ``config.json``. The command ``optimas`` has put a whole path in the place of its own name."""
+    """A command as it was typed, without the folders of absolute paths: where results depend on them, they are in
+    ``config.json``. The command ``optimas`` replaces its name by a whole path, which is undone."""
     file, *rest = arguments
     typed = Path(file).is_absolute() and Path(file).parent == shipped.folder("launch")
     start = ["optimas", Path(file).stem] if typed else [_without_folders(file)]
@@ -203,5 +205,5 @@ def _without_folders(argument: str) -> str:
     name, equals, value = argument.rpartition("=")
     if not value.startswith("/"):
         return argument
-    own = Path(value).is_relative_to(shipped.folder("configs"))
-    return f"{name}{equals}{'configs/' * own}{Path(value).name}"
+    shipped_config = Path(value).is_relative_to(shipped.folder("configs"))
+    return f"{name}{equals}{'configs/' * shipped_config}{Path(value).name}"

@@ -1,4 +1,4 @@
-"""``traces.json`` in a run folder: which recorded calls a run was given, and what of them is no group."""
+"""``traces.json`` in a run folder: files of recorded calls, and their demonstrations without a score."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ TRACES = "traces.json"
 
 def check_traces(folder: RunFolder, files: TraceFiles) -> None:
     """Raises ``FolderError`` where a run folder was made with other recorded calls."""
-    known = folder.read(TRACES)
-    if known is not None and known["files"] != dict(files.digests):
+    saved = folder.read(TRACES)
+    if saved is not None and saved["files"] != dict(files.digests):
         raise FolderError(
             f"{folder.path} was made with other recorded calls than {', '.join(files.digests) or 'none'} holds now: "
             "put them back as they were, or use another workdir= (--workdir)"
@@ -25,8 +25,8 @@ def check_traces(folder: RunFolder, files: TraceFiles) -> None:
 def write_traces(
     folder: RunFolder, files: TraceFiles, left_out: Mapping[str, int], demos: Mapping[str, Sequence[Demo]]
 ) -> None:
-    """Notes files, numbers of calls that are of no use by reason, and demonstrations without a score by component."""
-    prompts = {name: value_to_json(Prompt("", tuple(found))) for name, found in demos.items()}
+    """Writes files, numbers of unused calls by reason, and demonstrations without a score by component."""
+    prompts = {name: value_to_json(Prompt("", tuple(unscored))) for name, unscored in demos.items()}
     numbers = {"calls": len(files.calls), "left_out": dict(sorted(left_out.items()))}
     folder.write(TRACES, {"files": dict(files.digests), **numbers, "demos": prompts})
 

@@ -1,4 +1,4 @@
-"""What a run that ends early leaves: ``best/`` as it is so far, and a file with the reason and the way on."""
+"""Files of a run that ends early: ``best/`` as it is so far, and the reason with the command that resumes the run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ UNFINISHED = "unfinished.json"  # until the run has results
 
 
 def leave_unfinished(record: Record, default: Configuration, error: BaseException) -> None:
-    """Writes what is known of a run that an error or an interrupt ends: the reason, the accepted changes, the bill, and
-    the command that goes on. A run that has paid for nothing, or has its results, leaves nothing.
+    """Writes the state of a run that an error or an interrupt ends: the reason, the accepted changes, the costs, and
+    the command that resumes it. Nothing is written for a run that has paid for nothing, or has its results.
 
     Args:
-      default: the configuration before any change, which is ``best/`` where nothing was accepted.
+      default: the configuration before any change, saved as ``best/`` where nothing was accepted.
     """
     folder = record.folder
     if folder.is_unused() or folder.read(RESULTS) is not None:
@@ -22,11 +22,11 @@ def leave_unfinished(record: Record, default: Configuration, error: BaseExceptio
     if not (folder.path / BEST).is_dir():
         folder.save_best(default, {"accepted": [], "confirmed": None})
     reason = "" if isinstance(error, KeyboardInterrupt) else f": {error}"
-    known = {
+    state = {
         "reason": f"{type(error).__name__}{reason}",
         "accepted": (folder.read(f"{BEST}/{CONFIGURATION}") or {}).get("accepted", []),
         "spent": record.ledger.spent.to_json(),
         "uncertain": record.tape.uncertain().to_json(),
         "go_on": record.command,
     }
-    folder.write(UNFINISHED, known)
+    folder.write(UNFINISHED, state)

@@ -1,1 +1,1 @@
-"""Forecast: what the host loop will take, from rehearsals of the loop itself on imagined models."""
+"""Forecast: expected costs of the host loop, from rehearsals of the loop itself on imagined models."""

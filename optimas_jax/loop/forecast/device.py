@@ -1,7 +1,7 @@
-"""The device part of a plan: what each local model of a run takes on each device, and how long a training step lasts.
+"""The device part of a plan: memory of each local model of a run on each device, and seconds of a training step.
 
-Needs no weights, no device and no key: sizes come from configurations (``models.known`` has those of the presets),
-memory from shapes (``learn.memory``). What no compiler for the device has seen is an estimate and called so.
+Needs no weights, no device and no key: sizes come from configurations (for the presets, from ``models.known``), memory
+from shapes (``learn.memory``). Figures without a compiler for the device are estimates, and are called so.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from optimas_jax.parallel.devices import DeviceKind, devices_named
 from optimas_jax.parallel.mesh import DATA, MODEL, MeshConfig, mesh_shape
 from optimas_jax.parallel.platform import default_compute
 
-UTILISATION = 0.4  # of the peak rate, which large products reach: an estimate, until a device was measured
-_DOUBLINGS = 8  # of the devices, that a way out may ask for
-_SLOTS = 2048  # for which rows of a decode batch are told
+UTILISATION = 0.4  # share of the peak rate that large products reach: an estimate, until a device was measured
+_DOUBLINGS = 8  # most doublings of the number of devices in suggested settings
+_SLOTS = 2048  # tokens of a request, for which the rows of a decode batch are computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Training:
 
     Attributes:
       what: ``local rewards`` or ``policy``.
-      tokens: on each device along ``data``.
-      memory: on each device, beside the frozen weights.
+      tokens: tokens on each device along ``data``.
+      memory: memory on each device, beside the frozen weights.
       flops: operations of a device.
       traffic: bytes that a device receives from others.
-      seconds: the longer of computing and receiving.
+      seconds: the larger of the times for computing and for receiving.
     """
 
     what: str
@@ -62,12 +62,12 @@ class ModelPlan:
     """One local model on the devices.
 
     Attributes:
-      spec: of the model.
+      spec: spec of the model.
       parameters: number of weights.
-      weights: bytes on each device.
+      weights: bytes of the weights on each device.
       training: its training steps.
       rows: requests of ``_SLOTS`` tokens that are decoded together, on all devices; 0 where it samples nothing.
-      caches: bytes on each device of keys and values.
+      caches: bytes of keys and values on each device.
     """
 
     spec: str
@@ -83,11 +83,11 @@ class DevicePlan:
     """All local models of a run on the devices.
 
     Attributes:
-      kind, count: of the devices.
+      kind, count: kind and number of the devices.
       mesh: devices along ``data`` and ``model``.
       models: see ``ModelPlan``; empty where servers answer everything.
-      needed: bytes on each device at the same time, at most.
-      way_out: settings that fit, where these do not.
+      needed: most bytes on each device at the same time.
+      way_out: settings that fit, if these do not.
     """
 
     kind: DeviceKind
@@ -110,12 +110,12 @@ class Use:
     """A use of a local model.
 
     Attributes:
-      spec: of the model.
+      spec: spec of the model.
       what: ``sampling``, ``local rewards`` or ``policy``.
-      lora, batch: of training; None where nothing is trained.
-      setting: name of the configuration of ``batch``.
-      longest: tokens that the batch of a device must hold at least.
-      is_shared: whether all devices share the tokens of ``batch``, or each has as many.
+      lora, batch: settings of training; None where nothing is trained.
+      setting: path of the settings that hold ``batch``.
+      longest: fewest tokens that the batch of a device must hold.
+      is_shared: whether the tokens of ``batch`` are divided among the devices; otherwise each device has as many.
     """
 
     spec: str
@@ -168,7 +168,7 @@ def config_of(spec: str) -> BackboneConfig:
     """Sizes of a model, without fetching it.
 
     Raises:
-      ValueError: for a model that neither ships its sizes with this package nor lies on this machine.
+      ValueError: for a model whose sizes are not in this package and that is not on this machine.
     """
     if spec in KNOWN:
         return KNOWN[spec]
@@ -217,7 +217,7 @@ def _training(use: Use, network: Network, mesh: AbstractMesh, kind: DeviceKind) 
     longest = use.longest or tokens
     attention = 2 * longest * config.num_heads * config.head_dim / mesh.shape[MODEL]  # two products, half of the keys
     forward = 2.0 * of_layer + attention
-    # The backward pass of frozen weights is one product for each of the forward pass; with remat that is done again.
+    # The backward pass of frozen weights has one product for each product of the forward pass, which remat repeats.
     flops = tokens * forward * (config.num_layers + adapted * (2 if use.batch.remat else 1))
     size = np.dtype(network.compute.dtype).itemsize
     away = 1 - 1 / mesh.shape[DATA]
@@ -236,7 +236,7 @@ def _with_caches(plan: ModelPlan, network: Network, shards: int, free: int) -> M
 
 
 def _way_out(uses: Sequence[Use], mesh: MeshConfig, kind: DeviceKind, count: int) -> str:
-    """The nearest settings that fit: first time for memory, then smaller batches, then more devices."""
+    """The nearest settings that fit: first more time for less memory, then smaller batches, then more devices."""
     for more in (count << doubling for doubling in range(_DOUBLINGS)):
         try:
             abstract = _abstract(mesh_shape(mesh, more))
@@ -275,7 +275,7 @@ def _fitting(use: Use, network: Network, mesh: AbstractMesh, free: int) -> tuple
 
 
 def uses_of(config: RunConfig) -> list[Use]:
-    """The local models that a run loads, and what for."""
+    """The local models that a run loads, with their uses."""
     models = [model.model for model in language_models(config) if not provider(model.model)]
     uses = [Use(spec, "sampling") for spec in dict.fromkeys(models)]
     reward = config.reward

@@ -1,8 +1,8 @@
 """A system whose answers are made up, so that the loop around it can be rehearsed without a model.
 
-Prompts are rendered as they will be, so that they have their true length. Whether an answer differs from what the
-component says by default is drawn at random, and so is whether another answer has another score (``World``). What sends
-no request, a retriever or a choice of models, is run as it is.
+Prompts are rendered as in the run, so that they have their true length. Whether an answer differs from the component's
+first answer on an example is drawn at random, and so is whether a different answer has a different score (``World``).
+Components that send no request, such as a retriever or a choice of models, run as they are.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """What a rehearsal assumes.
+    """Assumptions of a rehearsal.
 
     Attributes:
-      changes: how often an answer differs where its prompt, its value or its seed does.
-      differs: how often another answer has another score.
+      changes: probability that an answer differs if its prompt, its value or its seed differs.
+      differs: probability that a different answer has a different score.
       before, after: mean score of first answers, and of others.
       accepts: whether the best proposal of every iteration is accepted.
-      usable: how often a proposer's answer is an instruction.
-      length: share of its limit that an answer takes.
-      speed: seconds of an answer, in multiples of what is expected.
+      usable: probability that a proposer's answer is an instruction.
+      length: length of an answer, as a share of its limit.
+      speed: seconds of an answer, in multiples of the expected seconds.
     """
 
     changes: float
@@ -49,7 +49,7 @@ class World:
 
 
 def draw(*parts: Any) -> float:
-    """A number in [0, 1) that stands for its arguments."""
+    """A pseudo-random number in [0, 1), fixed by its arguments."""
     return int(digest(*parts)[:13], 16) / 16**13
 
 
@@ -61,30 +61,33 @@ class ImaginedSystem:
     """
 
     def __init__(self, system: System, examples: Iterable[Example], seed: int, world: World):
-        """``examples``: of all splits. ``seed``: of the run."""
+        """``examples``: examples of all splits. ``seed``: seed of the run."""
         self._world, self._metric, self._is_noise = world, system.metric, False
-        names = [one.name for one in system.components]
+        names = [component.name for component in system.components]
         self._example_of = {derive_seed(seed, e.id, name): e.id for e in examples for name in names}
         self._example_with: dict[tuple[str, str], str] = {}  # by component and inputs
-        self._first: dict[tuple[str, str], str] = {}  # by component or metric, and example: what came first
+        self._first: dict[tuple[str, str], str] = {}  # first answer or outputs by component or "metric", and example
         graph = as_chain(system) if system.program is not None else system
         self._asks_judge = inspect.iscoroutinefunction(system.metric) and system.program is None
         self.system = dataclasses.replace(
             graph,
-            components=tuple(self._imagined(one) for one in graph.components),
+            components=tuple(self._imagined(component) for component in graph.components),
             metric=self._judge if inspect.iscoroutinefunction(system.metric) else self._score,
         )
 
     def _imagined(self, component: Component) -> Component:
         async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-            asked = _Asked(context.completer)
+            """Outputs of the component itself if it sends no request, else made-up ones."""
+            recorder = _Asked(context.completer)
             outputs = None
-            with contextlib.suppress(Exception):  # of a component that cannot read what is made up
-                outputs = await component.run(fields, value, dataclasses.replace(context, completer=asked))
-            if outputs is not None and not asked.requests:
+            with contextlib.suppress(Exception):  # a component may fail to read a made-up answer
+                outputs = await component.run(fields, value, dataclasses.replace(context, completer=recorder))
+            if outputs is not None and not recorder.requests:
                 return outputs
-            length = max((imagined_length(request, self._world.length) for request in asked.requests), default=_SHORT)
-            noise = any(map(is_random, asked.requests))
+            length = max(
+                (imagined_length(request, self._world.length) for request in recorder.requests), default=_SHORT
+            )
+            noise = any(map(is_random, recorder.requests))
             self._is_noise = self._is_noise or noise
             changes = 1.0 if noise else self._world.changes
             tag = self._tag(component.name, fields, value, context, changes)
@@ -95,10 +98,10 @@ class ImaginedSystem:
     def _tag(
         self, name: str, fields: Mapping[str, Any], value: Value | None, context: RunContext, changes: float
     ) -> str:
-        """Stands for the example, and for whether the component's answer differs from its first one there."""
-        here = (name, digest(fields))
-        example = self._example_of.get(context.seed) or self._example_with.get(here) or ""
-        self._example_with[here] = example
+        """Prefix of a made-up answer: one part for the example, and one if it differs from the first answer there."""
+        call = (name, digest(fields))
+        example = self._example_of.get(context.seed) or self._example_with.get(call) or ""
+        self._example_with[call] = example
         key = digest(name, fields, repr(value), context.seed)
         first = self._first.setdefault((name, example), key) if example else key
         same = bool(example) and (key == first or draw("answer", key) >= changes)
@@ -106,48 +109,50 @@ class ImaginedSystem:
 
     def _score(self, outputs: Any, example: Any) -> float:
         """The made-up score of outputs."""
-        key, given = digest(example), digest(outputs)
-        first = self._first.setdefault(("metric", key), given)
+        key, answer = digest(example), digest(outputs)
+        first = self._first.setdefault(("metric", key), answer)
         differs = min(_NOISE, self._world.differs) if self._is_noise else self._world.differs
-        same = given == first or draw("score differs", key, given) >= differs
-        return float(draw("score", key) < self._world.before if same else draw("score", key, given) < self._world.after)
+        same = answer == first or draw("score differs", key, answer) >= differs
+        return float(
+            draw("score", key) < self._world.before if same else draw("score", key, answer) < self._world.after
+        )
 
     async def _judge(self, outputs: Any, example: Any, gold: Any, trace: Any, context: Any) -> float:
-        """The same of a metric that asks a model: its requests are made."""
+        """The made-up score of a metric that asks a model, whose requests are sent."""
         if self._asks_judge:
-            known = {"outputs": outputs, "example": example, "gold": gold, "trace": trace, "context": context}
+            arguments = {"outputs": outputs, "example": example, "gold": gold, "trace": trace, "context": context}
             with contextlib.suppress(Exception):
-                await self._metric(*(known[name] for name in metric_arguments(self._metric)))
+                await self._metric(*(arguments[name] for name in metric_arguments(self._metric)))
         return self._score(outputs, example)
 
 
-_NOISE = 0.1  # how often another answer has another score, where random weights answer
+_NOISE = 0.1  # largest probability that a different answer has a different score, where random weights answer
 _WORD = " word"
 _SHORT = 40  # characters of an output that no model wrote
-_LONG = 200  # tokens of an answer whose limit is no guide to its length
+_LONG = 200  # tokens of an answer with a limit far above its length
 
 
 def imagined_tokens(request: CompletionRequest, share: float) -> int:
-    """Tokens of an imagined answer: a share of its limit, but of long limits not more than answers mostly take."""
+    """Tokens of an imagined answer: a share of its limit, but at most the usual length of an answer."""
     if is_random(request):
         return request.max_tokens
     return max(1, round(min(share * request.max_tokens, 2 * share * _LONG)))
 
 
 def imagined_length(request: CompletionRequest, share: float) -> int:
-    """Characters of the same: of random weights, which write bytes, two a token, else a word."""
+    """Characters of an imagined answer: two for each token of random weights, which write bytes; else one word."""
     return imagined_tokens(request, share) * (2 if is_random(request) else len(_WORD))
 
 
 def is_random(request: CompletionRequest) -> bool:
-    """Whether random weights answer: never as before, and never shortly."""
+    """Whether a model with random weights answers: its answers always differ, and are as long as allowed."""
     return request.model.startswith("random:")
 
 
 @dataclasses.dataclass
 class _Asked:
-    """A completer that notes the requests of one call. A second request for one schema is not sent: it would say that
-    the first answer cannot be read, as no imagined one can."""
+    """A completer that records the requests of one call. A second request with a schema is not sent: components repeat
+    a request if the answer cannot be read, and no imagined answer can be."""
 
     inner: Any
     requests: list[CompletionRequest] = dataclasses.field(default_factory=list)
@@ -166,15 +171,17 @@ class _Asked:
 
 
 def as_chain(system: System) -> System:
-    """A program as a graph that calls every component once, in the order of declaration; each reads the row and what
-    came before it. What a program really calls, only running it can tell, and it is not run.
+    """A program as a graph that calls every component once, in the order of declaration; each reads the row and the
+    outputs of the components before it. The true calls of a program are known only from running it, and it is not run.
 
-    A component that asks no model of the run is not run, either: it is a function of the user's.
+    Components that ask no model of the run are functions of the user's, and are not run, either.
     """
     fields, components = list(system.input_fields), list[Component]()
-    for one in system.components:
-        outputs = (f"{one.name} output",)
-        components.append(dataclasses.replace(one, inputs=tuple(fields), outputs=outputs, run=_runnable(one)))
+    for component in system.components:
+        outputs = (f"{component.name} output",)
+        components.append(
+            dataclasses.replace(component, inputs=tuple(fields), outputs=outputs, run=_runnable(component))
+        )
         fields += outputs
     return dataclasses.replace(
         system, components=tuple(components), output_fields=components[-1].outputs, program=None, read_by=None
@@ -191,7 +198,7 @@ def _runnable(component: Component) -> Any:
         return component.run
 
     async def run(fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        if not component.metered:  # it asks a model by a client of its own: a call, of unknown cost
+        if not component.metered:  # it asks a model through its own client: one call, of unknown cost
             await context.completer.call(FunctionCall(digest(fields, repr(value)), component.name, _nothing))
         raise NotImplementedError  # a made-up output stands for what it returns
 

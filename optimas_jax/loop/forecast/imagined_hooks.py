@@ -1,4 +1,4 @@
-"""Hooks of a rehearsal: functions of the user's are not run for a plan, others stand for them."""
+"""Hooks of a rehearsal: functions of the user's are not run for a plan; stand-ins replace them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ def imagined_hooks(hooks: Hooks, requests: int, *, accepts: bool) -> Hooks:
     """Stand-ins for hooks.
 
     Args:
-      requests: of an own proposer in an iteration, each of which gives a prompt; other values it has without any.
-      accepts: whether an own acceptance takes everything.
+      requests: number of requests of an own proposer in an iteration, each of which yields a prompt; other values need
+        no request.
+      accepts: whether an own acceptance accepts everything.
     """
 
     def propose(task: ProposeTask) -> Sequence[Value | str]:

@@ -1,4 +1,4 @@
-"""The plan of a run: what its host loop is expected to take, step by step, before anything is spent."""
+"""The plan of a run: expected costs of its host loop, step by step, before anything is spent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from optimas_jax.traces.read import read_traces
 LOW = World(changes=0.3, differs=1.0, before=1.0, after=0.0, usable=0.3, length=0.2, speed=0.5)
 EXPECTED = World(changes=0.45, differs=0.5, before=0.2, after=0.8, usable=0.7, length=0.6)
 HIGH = World(changes=1.0, differs=0.2, before=0.5, after=0.5, accepts=True, length=1.0, speed=2.0)
-_MOST, _FEW = 8, 4  # iterations that are rehearsed whole, and how many are of a longer search
+_MOST, _FEW = 8, 4  # most iterations rehearsed in full, and number of rehearsed iterations of a longer search
 _PROGRAM = "a program is not run for its plan, which assumes one call of every component in a run"
 
 _HOOKS = "own functions are not run for a plan, which assumes optimize.instructions requests of each own proposer"
@@ -42,7 +42,8 @@ class Range:
     """Costs of a step.
 
     Attributes:
-      low, expected, high: of a run that hardly changes anything, of a usual one, and of one that changes all it can.
+      low, expected, high: costs of a run that hardly changes anything, of a usual one, and of one that changes as much
+        as possible.
     """
 
     low: Usage
@@ -55,16 +56,16 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class HostForecast:
-    """What the host loop is expected to take: requests of components, proposers and judges. Training and scoring of
-    local rewards are work of the devices, and no part of it.
+    """Expected costs of the host loop: requests of components, proposers and judges. Training and scoring of local
+    rewards run on the devices, and are not included.
 
     Attributes:
-      steps: costs by step, in the order of a run: ``PHASE: PART``, or the phase alone (``llm.bill``). Seconds are those
-        with requests in flight.
+      steps: costs by step, in the order of a run: ``PHASE: PART``, or the phase alone (``llm.bill``). Seconds count
+        only while requests are in flight.
       calls: expected calls by step and role.
       limit: ``config.budget``.
       cut: number of the iteration in which the budget is expected to end the search; None if it is not.
-      unknown: what is not known or only estimated, in words.
+      unknown: sentences on figures that are unknown or only estimated.
     """
 
     steps: Mapping[str, Range]
@@ -77,7 +78,7 @@ class HostForecast:
     def total(self) -> Range:
         """Costs of all steps, within the limit."""
         low, expected, high = (
-            total(getattr(one, name) for one in self.steps.values()) for name in ("low", "expected", "high")
+            total(getattr(costs, name) for costs in self.steps.values()) for name in ("low", "expected", "high")
         )
         most = {
             name: min(getattr(high, name), limit)
@@ -101,10 +102,10 @@ class Plan:
     """The plan of a run.
 
     Attributes:
-      title: of the run.
+      title: title of the run.
       config: digest of its settings.
       host: forecast of the host loop.
-      device: what local models take on each device; None where no devices were named.
+      device: plan of the local models on the devices; None where no devices were named.
     """
 
     title: str
@@ -124,7 +125,7 @@ class Plan:
             )
 
     def save(self, workdir: Path) -> None:
-        """Writes it into the folder of its run, whose results then have it beside what was spent."""
+        """Writes the plan into the folder of its run, whose results then show it beside the costs."""
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / PLAN, self.to_json())
 
@@ -137,25 +138,25 @@ class Plan:
 
 
 def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devices: str = "") -> Plan:
-    """The plan of a run, or of the probe before it. Needs no key, no download and no model.
+    """Plans a run, or the probe before it. Needs no key, no download and no model.
 
     Args:
       stage: ``probe``, or any other for the whole run.
-      benchmark: in place of the one that the configuration names.
-      devices: for which local models are planned, by name (``parallel.devices.devices_named``); "" for none.
+      benchmark: replaces the one that the configuration names.
+      devices: name of the devices for which local models are planned (``parallel.devices.devices_named``); "" for none.
 
     Raises:
-      ValueError, StopRun: as the run itself before it spends anything, but for keys.
+      ValueError, StopRun: as the run itself before it spends anything, except for missing keys.
     """
     benchmark = benchmark or find_benchmark(config.benchmark)
     hooks = hooks_of(benchmark)
     config = with_hooks(config, hooks)
     check_completers(config, Path(), keys=False)
     device = plan_on(config, devices) if devices else None
-    data, system, said = rows_and_system(benchmark, config)
+    data, system, notes = rows_and_system(benchmark, config)
     if config.traces:
         read_traces(config.traces)
-        said = (*said, "recorded calls (traces) spare a part of collecting, which is planned without them")
+        notes = (*notes, "recorded calls (traces) spare a part of collecting, which is planned without them")
     choices = models_named(system)
     check_completers(config, Path(), choices, keys=False)
     check_objective(config, system)
@@ -176,43 +177,43 @@ def plan_run(config: RunConfig, stage: str = "all", benchmark: Any = None, devic
         )
         for world in (LOW, EXPECTED, HIGH)
     ]
-    unmetered = [name for name, one in system.by_name.items() if not one.metered]
-    unknown = [*said, *([_PROGRAM] if system.program is not None else []), *([_HOOKS] if hooks.titles else [])]
+    unmetered = [name for name, component in system.by_name.items() if not component.metered]
+    unknown = [*notes, *([_PROGRAM] if system.program is not None else []), *([_HOOKS] if hooks.titles else [])]
     unknown += [f"no price of {spec} is known: its dollars are not counted" for spec in without_price(config, choices)]
     unknown += [f"tokens of {spec} are estimated from characters" for spec in estimated]
     unknown += [
         f"{name} may ask a model by a client of its own: its tokens and dollars are unknown" for name in unmetered
     ]
-    rehearsals = [_at_length(one, config) for one in rehearsals]
+    rehearsals = [_at_length(rehearsal, config) for rehearsal in rehearsals]
     host = _forecast(rehearsals, startup, config, (*unknown, *unsure))
     return Plan(f"{title(config.benchmark)}:{config.variant}", key_of(config), host, device)
 
 
 def _shortened(config: RunConfig) -> RunConfig:
-    """The configuration with few iterations, from which more follow (``_at_length``); with a limit, which may end the
-    search in any of them, as it is."""
+    """The configuration with few iterations, from which the costs of more follow (``_at_length``). With a limit it is
+    unchanged, because that may end the search in any iteration."""
     if config.budget.limit.is_set or config.optimize.max_tokens:
         return config
     few = _FEW if config.optimize.iterations > _MOST else config.optimize.iterations
     return dataclasses.replace(config, optimize=dataclasses.replace(config.optimize, iterations=few))
 
 
-def _at_length(one: Rehearsal, config: RunConfig) -> Rehearsal:
-    """The rehearsal of a shortened run, as of all iterations: later ones cost and accept as much as the first ones."""
-    if config.optimize.iterations <= _MOST or one.iterations != _FEW or one.cut is not None:
-        return one  # it is whole, no value is left to try, or the budget ended it
-    more = config.optimize.iterations / one.iterations
-    states = (1 + (one.states - 1) * more) / one.states
+def _at_length(rehearsal: Rehearsal, config: RunConfig) -> Rehearsal:
+    """The rehearsal of a shortened run, scaled to all iterations: later ones cost and accept as much as the first."""
+    if config.optimize.iterations <= _MOST or rehearsal.iterations != _FEW or rehearsal.cut is not None:
+        return rehearsal  # the rehearsal has all iterations, no value is left to try, or the budget ended it
+    more = config.optimize.iterations / rehearsal.iterations
+    states = (1 + (rehearsal.states - 1) * more) / rehearsal.states
     factors = dict.fromkeys((f"optimize: {part}" for part in ITERATION), more)
     if config.evaluate.changes:
         factors["evaluate"] = states
-    if not one.confirmed:
+    if not rehearsal.confirmed:
         factors["confirm"] = states
     used = {
         step: {role: usage.times(factors.get(step, 1.0)) for role, usage in roles.items()}
-        for step, roles in one.used.items()
+        for step, roles in rehearsal.used.items()
     }
-    return dataclasses.replace(one, used=used)
+    return dataclasses.replace(rehearsal, used=used)
 
 
 def _forecast(
@@ -221,19 +222,21 @@ def _forecast(
     """The forecast from rehearsals in the worlds ``LOW``, ``EXPECTED`` and ``HIGH``.
 
     Args:
-      startup: seconds that local models take in every phase before they answer.
+      startup: seconds of local models in every phase before they answer.
     """
     _, expected, _ = rehearsals
-    order = in_order(step for one in rehearsals for step in one.used)
+    order = in_order(step for rehearsal in rehearsals for step in rehearsal.used)
     steps: dict[str, Range] = {}
     begun: set[str] = set()
     for step in order:
         phase = step.partition(":")[0]
         first = Usage(seconds=0.0 if phase in begun else startup)
         begun.add(phase)
-        worlds = [total(one.used.get(step, {}).values()) + first for one in rehearsals]
+        worlds = [total(rehearsal.used.get(step, {}).values()) + first for rehearsal in rehearsals]
         steps[step] = Range(worlds[0].least(worlds[1]), worlds[1], worlds[1].most(worlds[2]))
     calls = {
-        step: {role: one.calls for role, one in expected.used[step].items()} for step in order if step in expected.used
+        step: {role: usage.calls for role, usage in expected.used[step].items()}
+        for step in order
+        if step in expected.used
     }
     return HostForecast(steps, calls, config.budget.limit, expected.cut, unknown)

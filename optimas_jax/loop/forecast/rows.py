@@ -1,4 +1,4 @@
-"""Rows and system of a run that is only planned: its own, where they are on this machine, or rows in their place."""
+"""Rows and system of a run that is only planned: its own rows, if they are on this machine, or stand-ins."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from optimas_jax.core.types import Example
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.start import data_and_system, read_start
 
-_FEW = 8  # rows of each split that are made up, and repeated
+_FEW = 8  # stand-in rows of each split, which are repeated
 
 
 def rows_and_system(benchmark: Any, config: RunConfig) -> tuple[Dataset, System, tuple[str, ...]]:
     """Rows and system without any download.
 
     Returns:
-      Both; and what is to be said of the rows.
+      Rows and system; and notes on the rows.
 
     Raises:
       ValueError: they cannot be used.
@@ -35,14 +35,14 @@ def rows_and_system(benchmark: Any, config: RunConfig) -> tuple[Dataset, System,
     )
     data, system = data_and_system(benchmark, dataclasses.replace(config, data=few), start)
     splits = {split: _repeated(data.splits[split], size) for split, size in sizes.items()}
-    said = (
+    note = (
         f"rows of {config.data.source!r} are not read: {offline[0]!r} ones stand for them, and true ones may be longer"
     )
-    return dataclasses.replace(data, splits=splits), system, (said,)
+    return dataclasses.replace(data, splits=splits), system, (note,)
 
 
 def _repeated(examples: Sequence[Example], size: int) -> tuple[Example, ...]:
-    """As many examples, each with other inputs."""
+    """As many examples as ``size``, each with different inputs."""
     rounds = itertools.islice(zip(itertools.count(), itertools.cycle(examples), strict=False), size)
     return tuple(_numbered(example, number) for number, example in rounds)
 

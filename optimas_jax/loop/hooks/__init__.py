@@ -1,1 +1,1 @@
-"""Functions of the user's that take part in a run: callbacks, and what stands in the place of steps of the search."""
+"""Functions of the user's in a run: callbacks, and replacements for steps of the search."""

@@ -1,4 +1,4 @@
-"""An own acceptance in the place of the gate's test."""
+"""An own acceptance, which replaces the gate's test."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def own_verdict(
     after: Sequence[float],
     before: Sequence[float],
 ) -> tuple[Verdict, str]:
-    """The verdict of an own acceptance at a look, and its reason.
+    """The verdict of an own acceptance at an interim look, and its reason.
 
     Args:
+      one: the proposal, ranked by the race.
       after, before: scores of the proposal and of the value in use on the examples so far.
 
     Raises:
-      HookBug: it raised an exception, or returned no verdict.
+      HookBug: the function raised an exception, or returned no verdict.
     """
     n, what = len(state.val_traces), title("acceptance", function_name(function))
     task = AcceptTask(

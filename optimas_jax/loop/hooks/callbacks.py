@@ -1,9 +1,9 @@
-"""Callbacks: functions of the user's that are told of every event of a run (``core.folder.events``).
+"""Callbacks: functions of the user's, called with every event of a run (``core.folder.events``).
 
-One with a method ``on_call`` is told of every call of a language model, too (``core.tracking.ModelCall``).
+If a callback has a method ``on_call``, this gets every call of a language model (``core.tracking.ModelCall``).
 
-Each has a thread of its own, and gets the events in their order: a slow one holds up neither the run nor another one.
-The run waits for all of them at its end.
+Each callback has its own thread, and gets the events in their order: a slow one delays neither the run nor another
+callback. The run waits for all of them at its end.
 """
 
 from __future__ import annotations
@@ -21,65 +21,65 @@ from optimas_jax.core.json_text import shown
 from optimas_jax.core.tracking import ModelCall
 from optimas_jax.search.hooks import HookError, check_callable, function_name
 
-_LOOK = 0.2  # seconds between two looks at a thread that ends
+_LOOK = 0.2  # seconds between two checks whether a thread has ended
 
 
 def checked_callbacks(callbacks: Any) -> tuple[Callable[[Event], Any], ...]:
-    """Callbacks as they are given to a run.
+    """Checks the callbacks of a run, and returns them as a tuple.
 
     Raises:
       HookError: they are no list of functions of an event.
     """
     if not isinstance(callbacks, list | tuple):
         raise HookError(f"callbacks is {shown(callbacks)}, expected a list of functions: callbacks=[function]")
-    for index, one in enumerate(callbacks):
-        check_callable(one, f"callbacks[{index}]", "event")
+    for index, callback in enumerate(callbacks):
+        check_callable(callback, f"callbacks[{index}]", "event")
     return tuple(callbacks)
 
 
 class Callbacks:
-    """Tells callbacks of events."""
+    """Hands events to callbacks, each in its own thread."""
 
     def __init__(self, functions: Sequence[Callable[[Event], Any]], warn: Callable[[str], None], grace: float):
         """
         Args:
-          functions: plain or ``async``; these run on the event loop of the run.
+          functions: callbacks, plain or ``async``; the latter run on the event loop of the run.
           warn: shows a line.
-          grace: seconds that a callback has for one event when the run is over.
+          grace: seconds of waiting for one event of a callback when the run is over.
         """
-        self._listeners = [_Listener(one, warn) for one in functions]
+        self._listeners = [_Listener(function, warn) for function in functions]
         self._warn, self._grace = warn, grace
 
     def tell(self, event: Event) -> None:
         """Hands an event to every callback; does not wait for them."""
-        for one in self._listeners:
-            one.events.put(event)
+        for listener in self._listeners:
+            listener.events.put(event)
 
     @property
     def teller_of_calls(self) -> Callable[[ModelCall], None] | None:
         """Hands a call to every callback with ``on_call``; None if there is no such callback."""
-        listeners = [one for one in self._listeners if one.takes_calls]
+        listeners = [listener for listener in self._listeners if listener.takes_calls]
 
         def tell(call: ModelCall) -> None:
-            for one in listeners:
-                one.events.put(call)
+            for listener in listeners:
+                listener.events.put(call)
 
         return tell if listeners else None
 
     def close(self) -> None:
-        """Waits until every callback was told of all events; one that stays at an event for too long is left behind."""
-        for one in self._listeners:
-            one.events.put(None)
-        for one in self._listeners:
-            if not one.ended(self._grace):
+        """Waits until every callback got all events; one that takes too long for an event is abandoned."""
+        for listener in self._listeners:
+            listener.events.put(None)
+        for listener in self._listeners:
+            if not listener.ended(self._grace):
                 self._warn(
-                    f"warning: callback {one.name!r} is at {one.at} since {self._grace:.0f} s "
-                    f"and is left behind, {one.events.qsize()} events before its end"
+                    f"warning: callback {listener.name!r} is at {listener.at} since {self._grace:.0f} s "
+                    f"and is left behind, {listener.events.qsize()} events before its end"
                 )
 
 
 class _Listener:
-    """A callback with the events that wait for it."""
+    """A callback with its queue of events, and the thread that calls it."""
 
     def __init__(self, function: Callable[[Event], Any], warn: Callable[[str], None]):
         self.name, self._function, self._warn = function_name(function), function, warn
@@ -92,11 +92,11 @@ class _Listener:
         self._thread.start()
 
     def ended(self, grace: float) -> bool:
-        """Waits for its end, up to ``grace`` seconds for each event."""
-        waited, told = 0.0, self._told
+        """Waits for the thread to end, up to ``grace`` seconds for each event; returns whether it has."""
+        waited, handled = 0.0, self._told
         while self._thread.is_alive() and waited < grace:
             self._thread.join(_LOOK)
-            waited, told = (waited + _LOOK, told) if told == self._told else (0.0, self._told)
+            waited, handled = (waited + _LOOK, handled) if handled == self._told else (0.0, self._told)
         return not self._thread.is_alive()
 
     def _work(self) -> None:
@@ -106,7 +106,7 @@ class _Listener:
                 answer = self._on_call(event) if isinstance(event, ModelCall) else self._function(event)
                 if inspect.isawaitable(answer):
                     event_loop.run(_awaited(answer))
-            except BaseException as error:  # whatever it is, it is the callback's, and the run goes on
+            except BaseException as error:  # any error of a callback: the run continues
                 self._failed(first_of(error))
             self._told += 1
 

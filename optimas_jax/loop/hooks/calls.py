@@ -1,4 +1,4 @@
-"""Calls of the user's hooks, and what is wrong with what they raise and return."""
+"""Calls of the user's hooks, and errors for exceptions and wrong return values."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from optimas_jax.programs.functions import call_function
 
 
 class HookBug(UserBug):
-    """A hook raised an exception, or returned what cannot be used; its cause is the hook's own exception."""
+    """A hook raised an exception, or returned an unusable value; its cause is the hook's own exception."""
 
 
 async def called(title: str, function: Callable[..., Any], *arguments: Any, watch: Watch | None = None) -> Any:
-    """What a hook returns: an ``async`` one runs here, a plain one in a thread of its own.
+    """Calls a hook, and returns its value: an ``async`` hook runs here, a plain one in its own thread.
 
     Args:
-      title: of the hook, for messages.
-      watch: is told what is waited for.
+      title: title of the hook, for messages.
+      watch: shows that the run waits for the hook.
 
     Raises:
-      HookBug: it raised an exception.
-      StopRun: as what it called raised, such as the end of the budget.
+      HookBug: the hook raised an exception.
+      StopRun: raised by something that the hook called, such as at the end of the budget.
     """
     try:
         with (watch or Watch()).waiting("hook", title):
@@ -47,11 +47,11 @@ def call(
     waiting: Waiting = QUIET,
     watch: Watch | None = None,
 ) -> Any:
-    """``called``, for a thread that waits for it."""
+    """Calls a hook as ``called``, and blocks until it returns."""
     return event_loop.run(called(title, function, *arguments, watch=watch), waiting)
 
 
 def returned(title: str, value: Any, expected: str) -> HookBug:
-    """The error of a hook that returned a value which cannot be used."""
+    """The error for a hook that returned an unusable value."""
     nothing = ": a way through it has no return" * (value is None)
     return HookBug(f"{title} returned {shown(value, 300)}, expected {expected}{nothing}")

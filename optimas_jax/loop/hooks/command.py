@@ -1,4 +1,4 @@
-"""What callbacks are told of a command: that it begins, and how it ends."""
+"""Events of a command for callbacks: its start, and its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optimas_jax.loop.context import Run
 
 @contextlib.contextmanager
 def telling(run: Run, stage: str) -> Iterator[None]:
-    """The time that a command takes, whose first and last event are told to callbacks."""
+    """Sends ``Begin`` to the callbacks at the start of the block, and ``End`` at its end, also after an error."""
     host, config = run.host, run.config
     host.folder.tell(
         Begin(

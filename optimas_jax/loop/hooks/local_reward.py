@@ -1,4 +1,4 @@
-"""An own local reward in the place of trained ones."""
+"""An own local reward, which replaces trained ones."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from optimas_jax.search.hooks import function_name, title
 
 @dataclasses.dataclass(frozen=True)
 class OwnScorer:
-    """Scores of an own local reward under the name ``OWN_REWARD``, all others as ``RewardScorer``.
+    """Scorer with an own local reward under the name ``OWN_REWARD``; under other names as ``RewardScorer``.
 
-    They are recorded on the tape by the function's code and the candidates together: a repetition calls nothing.
+    Scores are on the tape, under keys from the function's code and all candidates of a group: a repetition makes no
+    call.
 
     Attributes:
       function: ``(component, inputs, candidates) -> numbers``, plain or ``async``.
-      inner: scores under other names.
-      tape: of the run.
+      inner: scorer for other names.
+      tape: tape of the run.
       concurrency: calls in flight.
     """
 
@@ -52,23 +53,23 @@ class OwnScorer:
         if reward != OWN_REWARD:
             return self.inner.scores(reward, groups)
         keys = [self._keys(group) for group in groups]
-        known = self.tape.get_scores([key for row in keys for key in row])
-        missing = {tuple(row): group for row, group in zip(keys, groups, strict=True) if not known.keys() >= set(row)}
+        scores = self.tape.get_scores([key for row in keys for key in row])
+        missing = {tuple(row): group for row, group in zip(keys, groups, strict=True) if not scores.keys() >= set(row)}
         calls = [functools.partial(self._call, keys, group) for keys, group in missing.items()]
         for fresh in gather(calls, concurrency=self.concurrency):
-            known |= fresh
-        return [[known[key] for key in row] for row in keys]
+            scores |= fresh
+        return [[scores[key] for key in row] for row in keys]
 
     def logliks(self, groups: Sequence[TextGroup]) -> list[list[float]]:
         """As ``RewardScorer.logliks``."""
         return self.inner.logliks(groups)
 
     def held_out(self, reward: str) -> dict[str, list[ScoredGroup]]:
-        """Nothing of an own local reward, which is not trained."""
+        """As ``RewardScorer.held_out``; empty for an own local reward, which is not trained."""
         return {} if reward == OWN_REWARD else self.inner.held_out(reward)
 
     def check(self, reward: str) -> None:
-        """As ``RewardScorer.check``; an own local reward is always there."""
+        """As ``RewardScorer.check``; an own local reward always exists."""
         if reward != OWN_REWARD:
             self.inner.check(reward)
 
@@ -81,7 +82,7 @@ class OwnScorer:
         return [digest(whole, index) for index in range(len(group.candidates))]
 
     async def _call(self, keys: Sequence[str], group: TextGroup) -> dict[str, float]:
-        """Scores by their keys, which are on the tape then."""
+        """Calls the function on a group, writes the scores to the tape, and returns them by their keys."""
         what, count = title("local reward", function_name(self.function)), len(group.outputs)
         candidates = [thaw(outputs) for outputs in group.outputs]
         value = await called(what, self.function, group.component, thaw(group.fields), candidates)

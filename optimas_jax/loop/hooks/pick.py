@@ -1,4 +1,4 @@
-"""An own pick rule in the place of ``config.optimize.pick``."""
+"""An own pick rule, which replaces ``config.optimize.pick``."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def own_pick(
     gaps: Mapping[str, float],
     number: int,
 ) -> str:
-    """The component that an own rule picks among ``components``, those with something left to try.
+    """The component that an own rule picks among ``components``, which have something left to try.
 
     Raises:
-      HookBug: it raised an exception, or returned another name.
+      HookBug: the rule raised an exception, or returned another name.
     """
     costs, what = costs_from(host), title("pick rule", function_name(function))
-    known = tuple(
+    pickable = tuple(
         Pickable(name, gaps[name], state.visits.get(name, 0), state.gains.get(name, ()), costs[name])
         for name in components
     )
-    task = PickTask(known, number, derive_seed(host.seed, "own pick", number))
+    task = PickTask(pickable, number, derive_seed(host.seed, "own pick", number))
     name = call(what, function, task, waiting=host.waiting, watch=host.system.watch)
     if not isinstance(name, str) or name not in components:
         raise returned(what, name, f"the name of a component with something left to try: {', '.join(components)}")

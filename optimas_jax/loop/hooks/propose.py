@@ -1,4 +1,4 @@
-"""Own proposers beside the optimisers, or in their place."""
+"""Own proposers beside the optimisers, or instead of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from optimas_jax.loop.state import Runs, State
 from optimas_jax.search.hooks import Earlier, ProposeTask, Reached, title
 from optimas_jax.search.optimisers.registry import OWN
 
-_TEMPERATURE = 0.7  # as of the shipped optimisers
+_TEMPERATURE = 0.7  # the same as in the shipped optimisers
 _USABLE = (Outcome.OK, Outcome.TRUNCATED)
 
 
@@ -40,9 +40,9 @@ class Asker:
     """``ProposeTask.complete``: asks the run's proposer model through the tape and the ledger.
 
     Attributes:
-      completer, model: that answer.
-      seed: names the draws.
-      asked: how often each text was asked for.
+      completer, model: completer and model of the requests.
+      seed: seed of the answers.
+      asked: number of requests so far by text.
     """
 
     completer: TapedCompleter
@@ -51,7 +51,7 @@ class Asker:
     asked: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def __call__(self, text: str, temperature: float = _TEMPERATURE) -> Any:
-        """The answer, "" where there was none; on an event loop something to await for it.
+        """The answer, or "" for a failed request; on an event loop an awaitable that returns it.
 
         Raises:
           TypeError: ``text`` is no text.
@@ -89,21 +89,21 @@ def own_values(
     seed: int,
     rejected: list[Drop],
 ) -> list[tuple[str, Value]]:
-    """The values of own proposers, as (kind, value). An exception of one fails its proposals alone, and is told; texts
-    that are longer than the space allows are rejected, as those of other optimisers are.
+    """Values from own proposers, as (kind, value). If one raises an exception, only its proposals are missing, and a
+    warning is shown. Texts longer than the space allows are rejected, as from other optimisers.
 
     Args:
-      model: that ``complete`` asks.
+      model: model for the requests of ``complete``.
       runs: training inputs that reach the component, and the runs of the program on them.
       current: the value to improve.
       names: ``own:NAME`` of the proposers; others are left out.
-      rejected: gets what was rejected.
+      rejected: list to which rejected values are added.
 
     Raises:
-      HookBug: one returned what is no list of values of this space.
+      HookBug: a proposer did not return a list of values of this space.
     """
-    found: list[tuple[str, Value]] = []
-    for kind in (one for one in names if one.startswith(OWN)):
+    usable: list[tuple[str, Value]] = []
+    for kind in (kind for kind in names if kind.startswith(OWN)):
         proposer = kind.removeprefix(OWN)
         what, function = title("proposer", proposer), host.hooks.proposers[proposer]
         own_seed = derive_seed(seed, kind)
@@ -122,8 +122,8 @@ def own_values(
             if reason := _too_long(space, read):
                 rejected.append(Drop(reason, kind=kind, value=read))
             else:
-                found.append((kind, read))
-    return found
+                usable.append((kind, read))
+    return usable
 
 
 def _task(
@@ -157,7 +157,7 @@ def _history(state: State, name: str, space: Space, current: Value) -> list[Earl
     if isinstance(space, PromptSpace):
         demos = current.demos if isinstance(current, Prompt) else ()
         tried = state.history.get(name, ())
-        return [Earlier(Prompt(one.instruction, demos), one.score, one.refused) for one in tried]
+        return [Earlier(Prompt(entry.instruction, demos), entry.score, entry.refused) for entry in tried]
     if isinstance(space, Grid | Models):
         refused = [value for value in other_values(space, current) if state.is_refused(name, value)]
         return [Earlier(value, None, "refused by the gate") for value in refused]
@@ -165,8 +165,8 @@ def _history(state: State, name: str, space: Space, current: Value) -> list[Earl
 
 
 def _read(what: str, name: str, space: Space, current: Value, value: Any) -> Value:
-    """A value that a proposer returned: a value, or in its place a text (an instruction, with the demonstrations in
-    use; a name) or settings by name (of one setting, itself).
+    """Reads a value that a proposer returned: a value itself; a text, for an instruction with the demonstrations in use
+    or a name; settings by name; or the value of a single setting.
 
     Raises:
       HookBug: the space does not allow it.
@@ -182,7 +182,7 @@ def _read(what: str, name: str, space: Space, current: Value, value: Any) -> Val
         read = Hyperparameters({next(iter(space.settings)): value})
     try:
         if isinstance(space, PromptSpace) and isinstance(read, Prompt):
-            return read  # its length is no fault of the proposer's
+            return read  # a text that is too long is rejected later, without an error
         space.check(read)
     except ValueError:
         raise returned(what, value, f"values of {name!r}: {_allowed(space)}") from None
@@ -190,15 +190,15 @@ def _read(what: str, name: str, space: Space, current: Value, value: Any) -> Val
 
 
 def _of_the_space(space: Space, value: Value) -> Value:
-    """The value as the space lists it: 1, 1.0 and True are equal, and told apart elsewhere."""
+    """The value as the space lists it: 1, 1.0 and True are equal here, but not elsewhere."""
     if isinstance(space, Grid) and isinstance(value, Hyperparameters):
         return Hyperparameters({name: _listed(space.settings[name], value[name]) for name in space.settings})
     return value
 
 
 def _listed(allowed: Sequence[Any], setting: Any) -> Any:
-    equal = [one for one in allowed if one == setting]
-    return next((one for one in equal if type(one) is type(setting)), equal[0])
+    equal = [listed for listed in allowed if listed == setting]
+    return next((listed for listed in equal if type(listed) is type(setting)), equal[0])
 
 
 def _too_long(space: Space, value: Value) -> str:

@@ -1,4 +1,4 @@
-"""Settings of a run that has hooks: an own proposer and an own local reward stand in its configuration by name."""
+"""Settings of a run with hooks: its configuration names own proposers and an own local reward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def hooks_of(benchmark: Any) -> Hooks:
 
 
 def checked_hooks(hooks: Any) -> Hooks:
-    """Hooks as they are given to a run; without any, those that do nothing.
+    """Checks the hooks of a run; for None, hooks that do nothing.
 
     Raises:
       HookError: it is something else.
@@ -30,34 +30,34 @@ def checked_hooks(hooks: Any) -> Hooks:
 
 
 def with_hooks(config: RunConfig, hooks: Hooks) -> RunConfig:
-    """The configuration with the names of own proposers, behind the others where it does not name them itself, and of
-    an own local reward.
+    """The configuration with the names of own proposers and of an own local reward. Own proposers that it does not name
+    itself come after the others.
 
     Raises:
-      ConfigError: it names an own function that there is not, or another score than an own local reward.
+      ConfigError: it names a missing own function, or another score beside an own local reward.
     """
-    search, given = config.optimize, [f"{OWN}{name}" for name in hooks.proposers]
+    search, defined = config.optimize, [f"{OWN}{name}" for name in hooks.proposers]
     named = proposer_names(search.proposers)
-    if unknown := [name for name in named if name.startswith(OWN) and name not in given]:
+    if unknown := [name for name in named if name.startswith(OWN) and name not in defined]:
         raise ConfigError(
-            f"config.optimize.proposers names {', '.join(unknown)}; own proposers are {', '.join(given) or 'none'}: "
+            f"config.optimize.proposers names {', '.join(unknown)}; own proposers are {', '.join(defined) or 'none'}: "
             "hooks=Hooks(propose={NAME: function}), or HOOKS in a configuration file, gives one"
         )
-    own = hooks.local_reward is not None
-    if own and search.score not in ("local", OWN_REWARD):
+    has_own_reward = hooks.local_reward is not None
+    if has_own_reward and search.score not in ("local", OWN_REWARD):
         raise ConfigError(
             f"config.optimize.score is {search.score!r}, and there is an own local reward, which takes the place of "
             "'local': leave one of them out"
         )
-    if not own and search.score == OWN_REWARD:
+    if not has_own_reward and search.score == OWN_REWARD:
         raise ConfigError(
             "config.optimize.score is 'own', and there is no own local reward: hooks=Hooks(local_reward=function), or "
             "HOOKS in a configuration file, gives one"
         )
-    proposers = ",".join([*named, *(name for name in given if name not in named)])
+    proposers = ",".join([*named, *(name for name in defined if name not in named)])
     if proposers == ",".join(named):
         proposers = search.proposers
-    score = OWN_REWARD if own else search.score
+    score = OWN_REWARD if has_own_reward else search.score
     if (proposers, score) == (search.proposers, search.score):
         return config
     return dataclasses.replace(config, optimize=dataclasses.replace(search, proposers=proposers, score=score))

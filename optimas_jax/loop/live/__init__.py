@@ -1,1 +1,1 @@
-"""What a run tells of itself while it runs: ``live.json``, and progress that shows it."""
+"""Status of a run while it runs: ``live.json``, and progress that shows it."""

@@ -1,4 +1,4 @@
-"""The board of a run: what it is doing, for the progress that shows it and for ``live.json``; and what is wanted of it.
+"""The board of a run: its status, shown by its progress and written to ``live.json``; and requests to pause or stop it.
 
 lines, bars ---> Board ---> progress of the command
 events -------->   |------> show(Status), twice a second
@@ -33,25 +33,25 @@ from optimas_jax.loop.journal import PLAN
 from optimas_jax.loop.live.left import Pace, seconds_left
 from optimas_jax.loop.live.where import Where
 
-_LOOK_SECONDS = 0.5  # between two looks
+_LOOK_SECONDS = 0.5  # between two updates
 _WRITE_SECONDS = 1.0  # between two writes
-_BEAT_SECONDS = 10.0  # the same, where nothing changes but the clock
-_HELD_SECONDS = 0.2  # between two looks at whether a pause is over
-_STILL_SECONDS = 2.0  # without anything that waits: something goes on
+_BEAT_SECONDS = 10.0  # between two writes where only the clock changes
+_HELD_SECONDS = 0.2  # between two checks whether a pause is over
+_STILL_SECONDS = 2.0  # a run counts as paused while something asked within this time whether it may begin
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """The run that a board is about.
+    """The run that a board shows.
 
     Attributes:
-      folder: of it.
-      title: of it.
-      ledger: of it.
-      iterations: of its search.
-      val_runs: of the system, in the validation of the default.
-      final_runs: of the system, in confirmation and final test, under two configurations.
-      plan: expected costs by step; None where it was not planned.
+      folder: its folder.
+      title: its title.
+      ledger: its ledger.
+      iterations: number of iterations of its search.
+      val_runs: runs of the system in the validation of the default.
+      final_runs: runs of the system in confirmation and final test, under two configurations.
+      plan: expected costs by step; None without a plan.
     """
 
     folder: Path
@@ -64,7 +64,8 @@ class Subject:
 
 
 class Board:
-    """Progress that also notes what it is told, and holds or stops the run where that is wanted."""
+    """Progress that also records lines, bars and events as the status of the run, and pauses or stops the run on
+    request."""
 
     def __init__(self, progress: Progress):
         self._progress, self._bars = progress, Bars()
@@ -73,7 +74,7 @@ class Board:
         self._subject: Subject | None = None
         self._id, self._began, self._ended = uuid.uuid4().hex, time.monotonic(), threading.Event()
         self._thread, self._stopping, self._stops = threading.current_thread(), False, threading.Lock()
-        self._paused, self._waited = False, -math.inf  # and when something last waited because of it
+        self._paused, self._waited = False, -math.inf  # and when something last waited because of the pause
         self._looked, self._pauses = time.monotonic(), 0.0  # seconds of pauses
         self._wrote, self._written = 0.0, ""
         self._run_seconds: float | None = None
@@ -84,8 +85,8 @@ class Board:
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        """Shows a bar, and notes its steps. A pause begins before it, and where its steps are the run's own thread's
-        between two of them."""
+        """Shows a bar, and records its steps. A pause begins before the bar; or between two steps, if these are made by
+        the run's own thread."""
         self._wait()
         with self._bars.bar(label, total) as noted, self._progress.bar(label, total) as shown:
 
@@ -98,13 +99,13 @@ class Board:
             yield advance
 
     def follow(self, event: events.Event) -> None:
-        """Takes an event of the run; a resumed run repeats those of earlier commands."""
+        """Callback for every event of the run; a resumed run repeats the events of earlier commands."""
         paid = self._subject.ledger.paid_calls if self._subject else 0
         with self._lock:
             self._where = self._where.after(event, self._seconds, paid)
 
     def held(self) -> bool:
-        """Whether nothing more may begin for now; asked by what waits for it."""
+        """Whether nothing more may begin for now. Callers that wait for the end of a pause ask again and again."""
         if self._paused and not self._ended.is_set():
             self._waited = time.monotonic()
             return True
@@ -112,23 +113,23 @@ class Board:
 
     @contextlib.contextmanager
     def of(self, subject: Subject) -> Iterator[None]:
-        """Shows the run and writes its ``live.json`` during the block; the file is gone then."""
+        """Shows the run and writes its ``live.json`` during the block; the file is deleted at its end."""
         self._subject = subject
         thread = threading.Thread(target=self._work, args=(subject,), name="optimas_jax board", daemon=True)
         try:
-            take(subject.folder, self._id)  # of an earlier command
+            take(subject.folder, self._id)  # removes a request to an earlier command
             self._look(subject)
             thread.start()
             yield
         finally:
             try:
-                with self._stops:  # no interrupt is sent after it
+                with self._stops:  # no interrupt is sent after this
                     self._ended.set()
-            finally:  # one that was on its way has come
+            finally:  # an interrupt that was under way has arrived
                 self._end(subject, thread)
 
     def _end(self, subject: Subject, thread: threading.Thread) -> None:
-        """Takes away what is shown and written."""
+        """Ends the thread, deletes the files and clears the display."""
         self._ended.set()
         if thread.ident is not None:
             thread.join()
@@ -148,10 +149,10 @@ class Board:
                     self._pauses += now - looked
                 self._look(subject)
         finally:
-            self._paused = False  # where progress has raised: nobody could resume the run any more
+            self._paused = False  # if progress has raised, this thread reads no request to resume any more
 
     def _take(self, subject: Subject) -> None:
-        """Does what is wanted."""
+        """Carries out a request to pause, resume or stop."""
         match take(subject.folder, self._id):
             case "pause":
                 self._paused = True
@@ -182,7 +183,7 @@ class Board:
         return "paused" if still else "pausing"
 
     def _look(self, subject: Subject) -> None:
-        """Shows what the run is doing, and writes it where it is time for that."""
+        """Shows the status of the run, and writes it if the last write is long enough ago."""
         status = self._status(subject)
         if self._shown is not None:
             self._shown.show(status)
@@ -193,7 +194,7 @@ class Board:
         if now - self._wrote >= pause:
             self._wrote, self._written = now, written
             text = json.dumps(status.to_json(), ensure_ascii=False)
-            with contextlib.suppress(OSError):  # a full disk is told of by what needs it
+            with contextlib.suppress(OSError):  # errors of the disk are shown by writers of important files
                 write_text(subject.folder / LIVE, f"{text}\n", durable=False)
 
     def _status(self, subject: Subject) -> Status:
@@ -203,7 +204,7 @@ class Board:
         phase, _, part = ledger.step.partition(": ")
         used = {step: sum(list(roles.values()), Usage()) for step, roles in list(ledger.bill.used.items())}
         calls = sum(usage.calls for usage in used.values())
-        validated = ledger.bill.waited.get("optimize: validation")  # until it is taken
+        validated = ledger.bill.waited.get("optimize: validation")  # seconds; gone once the bill is taken
         if validated and subject.val_runs:
             self._run_seconds = validated / subject.val_runs
         pace = Pace(
@@ -241,7 +242,7 @@ class Board:
 
 
 def planned_steps(folder: Path, config: RunConfig) -> Mapping[str, Usage] | None:
-    """Expected costs by step of the plan in a run folder; None where there is none of these settings."""
+    """Expected costs by step of the plan in a run folder; None without a plan of these settings."""
     try:
         plan: Any = read_file(folder / PLAN)
     except FolderError:

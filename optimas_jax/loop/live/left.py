@@ -1,4 +1,4 @@
-"""How long a run still takes: from its plan where it has one (``--plan``), and from its own pace."""
+"""Remaining seconds of a run: from its plan if it has one (``--plan``), and from its own pace."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from optimas_jax.core.progress import Bar
 from optimas_jax.core.usage import Usage
 
 _PHASES = ("observe", "probe", "collect", "train", "optimize", "confirm", "evaluate")
-_TRUST = 0.05  # of a whole plan: until so much is done, its own seconds weigh more than the run's pace
+_TRUST = 0.05  # share of a plan: until it is done, the plan's own seconds weigh more than the run's pace
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """What a run has done so far.
+    """Progress of a run so far.
 
     Attributes:
-      phase: that it is in.
-      iterations: of the search, all of them.
-      ends: seconds since the command began at the end of each iteration that this command has paid for, by number.
-      began: the same at the beginning of the iteration that runs; its number is ``iteration``, from 1.
+      phase: current phase.
+      iteration: number of the current iteration, from 1.
+      iterations: number of iterations of the whole search.
+      began: seconds from the start of the command to the start of the current iteration.
+      ends: seconds from the start of the command to start and end of each iteration that this command has paid for.
       used: costs by step, answers from the tape included.
       paid: share of these calls that this command paid.
-      seconds: since the command began.
-      run_seconds: of a run of the system, in the validation of the default; None if this command did not pay for it.
-      final_runs: of the system, in confirmation and final test.
-      bars: that are open.
+      seconds: seconds since the start of the command.
+      run_seconds: seconds of a run of the system, in the validation of the default; None if this command did not pay
+        for that.
+      final_runs: runs of the system in confirmation and final test.
+      bars: open bars.
     """
 
     phase: str
@@ -43,7 +45,7 @@ class Pace:
 
 
 def seconds_left(pace: Pace, plan: Mapping[str, Usage] | None) -> float | None:
-    """Seconds until the end of the run; None where nothing can be said yet.
+    """Seconds until the end of the run; None as long as they are unknown.
 
     Args:
       plan: expected costs by step (``loop.forecast.plan``).
@@ -74,11 +76,11 @@ def _by_plan(pace: Pace, plan: Mapping[str, Usage]) -> float | None:
 
 
 def _share_done(pace: Pace, phase: str, steps: Mapping[str, Usage]) -> float:
-    """How much of a phase is done: what was used of what was expected, but for the search, whose iterations say more
-    than its calls."""
-    now, place = _PHASES.index(pace.phase), _PHASES.index(phase)
-    if place != now:
-        return float(place < now)
+    """Share of a phase that is done: calls so far by expected calls; in the search kept within the bounds that the
+    current iteration sets, which is more exact than calls."""
+    now, position = _PHASES.index(pace.phase), _PHASES.index(phase)
+    if position != now:
+        return float(position < now)
     expected = sum(usage.calls for usage in steps.values())
     used = sum(usage.calls for step, usage in pace.used.items() if step.partition(":")[0] == phase)
     share = min(0.99, used / expected) if expected else 0.0
@@ -89,12 +91,12 @@ def _share_done(pace: Pace, phase: str, steps: Mapping[str, Usage]) -> float:
 
 
 def _by_iterations(pace: Pace) -> float | None:
-    """Iterations to come as long as those before, then final runs as long as those of the validation."""
+    """Remaining seconds if iterations take as long as earlier ones, and final runs as long as in the validation."""
     if pace.phase not in ("optimize", "confirm", "evaluate") or not pace.ends or pace.run_seconds is None:
         return None
     final = pace.final_runs * pace.run_seconds
     if pace.phase != "optimize":
         return final
     each = sum(end - began for began, end in pace.ends) / len(pace.ends)
-    behind = pace.iterations - pace.iteration  # those after the one that runs
+    behind = pace.iterations - pace.iteration  # number of iterations after the current one
     return max(0.0, each - (pace.seconds - pace.began)) + behind * each + final

@@ -1,4 +1,4 @@
-"""Where a search is, from its events."""
+"""Position of a search, read from its events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from optimas_jax.core.folder import events
 from optimas_jax.core.values import Choice, Hyperparameters, PerInstance, Prompt, Value
 
-_LONGEST = 200  # letters of a proposal
+_LONGEST = 200  # characters of a proposal
 _DOING = {
     "base runs": "runs as it is",
     "propose": "proposals are written",
@@ -21,16 +21,16 @@ _DOING = {
 
 @dataclasses.dataclass(frozen=True)
 class Where:
-    """What the events of a search say about where it is.
+    """The position of a search, from its events.
 
     Attributes:
-      iteration: that runs, from 1; 0 before the first one.
-      component: of it.
-      waiting: proposals of it that the gate has not tested yet, by id, in words.
+      iteration: number of the current iteration, from 1; 0 before the first one.
+      component: component of the current iteration.
+      waiting: its proposals that the gate has not tested yet: a line of text by id.
       score, start: validation score now, and of the default.
-      began: seconds since the command began at its beginning.
-      ends: beginning and end of iterations that this command paid for.
-      paid: completions that this command had paid at its beginning.
+      began: seconds from the start of the command to the start of the iteration.
+      ends: start and end of the iterations that this command paid for, in seconds from the start of the command.
+      paid: completions that this command had paid for at the start of the iteration.
     """
 
     iteration: int = 0
@@ -43,11 +43,11 @@ class Where:
     paid: int = 0
 
     def after(self, event: events.Event, seconds: float, paid: int) -> Where:
-        """The same after one more event, which came ``seconds`` after the command began."""
-        known = dataclasses.replace
+        """The position after one more event, ``seconds`` after the start of the command."""
+        replace = dataclasses.replace
         match event:
             case events.Pick():
-                return known(
+                return replace(
                     self,
                     iteration=event.iteration + 1,
                     component=event.component,
@@ -57,20 +57,20 @@ class Where:
                 )
             case events.Proposal():
                 words = f"{event.kind}: {in_words(event.value)}"[:_LONGEST]
-                return known(self, waiting={**self.waiting, event.id: words})
+                return replace(self, waiting={**self.waiting, event.id: words})
             case events.Gate():
                 rest = {name: words for name, words in self.waiting.items() if name != event.id}
-                return known(self, waiting=rest)
+                return replace(self, waiting=rest)
             case events.Curve():
                 start = event.val_score if event.at == "start" else self.start
                 ends = self.ends
                 if event.at == "iteration" and paid > self.paid:
                     ends = (*ends, (self.began, seconds))
-                return known(self, score=event.val_score, start=start, ends=ends)
+                return replace(self, score=event.val_score, start=start, ends=ends)
         return self
 
     def doing(self, part: str) -> str:
-        """What is proposed or tried in a part of an iteration."""
+        """Text on the current work in a part of an iteration."""
         if part == "gate":
             return next(iter(self.waiting.values()), "")
         return _DOING.get(part, "")

@@ -1,4 +1,5 @@
-"""Blame of a run: local rewards of the calls of runs, and what they tell of those that failed (``search.blame``)."""
+"""Blame of a run: local rewards of the calls of runs, and which components they blame for failures
+(``search.blame``)."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from optimas_jax.loop.steps.observe import read_by
 from optimas_jax.rewards.scorer import Fields, RewardScorer, score_outputs
 from optimas_jax.search.blame import FAILED, Blame, Scores, Summary, blame, passes, summarise
 
-_PASSING, _FAILING = 20, 10  # runs of each kind that are scored, at most
-_CONTRASTS = 4  # other outputs that one is compared with on its input
+_PASSING, _FAILING = 20, 10  # most runs of each kind that are scored
+_CONTRASTS = 4  # other outputs with which an output is compared on its input
 
 
 def contrasts_of(passing: Sequence[Trace], names: Sequence[str], seed: int) -> dict[str, list[Fields]]:
-    """Different outputs of each component in runs that passed, ``_CONTRASTS`` at random, with which others are compared
-    on their own inputs."""
+    """A random draw of ``_CONTRASTS`` different outputs of each component in runs that passed. Outputs of other calls
+    are compared with these on their own inputs."""
     contrasts = {}
     for name in names:
         calls = [call for trace in passing for call in trace.calls_of(name) if call.outcome is Outcome.OK]
@@ -41,25 +42,29 @@ def run_scores(
 ) -> list[Scores]:
     """The local rewards of the calls of every run, in their order.
 
-    A local reward is trained on differences between outputs on one input: what it adds to all of them is arbitrary.
-    Therefore the mean local reward of other outputs on the same input, the contrasts, is taken off.
+    A local reward is trained on differences between outputs on one input: a constant added to all of them is arbitrary.
+    Therefore the mean local reward of other outputs on the same input, the contrasts, is subtracted.
 
     Args:
-      contrasts: by component with a local reward (``contrasts_of``).
+      contrasts: other outputs by component with a local reward (``contrasts_of``).
     """
-    known: dict[tuple[int, int], float] = {}  # by run and call
+    scores_by_call: dict[tuple[int, int], float] = {}  # by run and call
     for name, others in contrasts.items():
-        places = [(number, index) for number, trace in enumerate(traces) for index in trace.indices(name)]
-        calls = {place: traces[place[0]].calls[place[1]] for place in places}
-        ended = [place for place in places if calls[place].outcome is Outcome.OK]
-        outputs = [(calls[place].inputs, calls[place].outputs) for place in ended]
-        rows = [(inputs, [own, *(one for one in others if one != own)]) for inputs, own in outputs]
+        positions = [(number, index) for number, trace in enumerate(traces) for index in trace.indices(name)]
+        calls = {position: traces[position[0]].calls[position[1]] for position in positions}
+        ended = [position for position in positions if calls[position].outcome is Outcome.OK]
+        outputs = [(calls[position].inputs, calls[position].outputs) for position in ended]
+        rows = [(inputs, [output, *(other for other in others if other != output)]) for inputs, output in outputs]
         scores = score_outputs(scorer, system, reward, name, rows) if rows else []
-        known |= dict.fromkeys(places, FAILED)
-        for place, (score, *of_others) in zip(ended, scores, strict=True):
-            known[place] = score - statistics.fmean(of_others or [0.0])
+        scores_by_call |= dict.fromkeys(positions, FAILED)
+        for position, (score, *of_others) in zip(ended, scores, strict=True):
+            scores_by_call[position] = score - statistics.fmean(of_others or [0.0])
     return [
-        [(call.component, known[number, index]) for index, call in enumerate(trace.calls) if (number, index) in known]
+        [
+            (call.component, scores_by_call[number, index])
+            for index, call in enumerate(trace.calls)
+            if (number, index) in scores_by_call
+        ]
         for number, trace in enumerate(traces)
     ]
 
@@ -73,7 +78,7 @@ def by_component(runs: Iterable[Scores]) -> dict[str, list[float]]:
 
 
 def behind(system: System, trace: Trace) -> dict[str, frozenset[str]]:
-    """Component -> components that read what it writes, directly or through others; of a program, in this run."""
+    """Component -> components that read its outputs, directly or through others; for a program, in this run."""
     if system.program is not None:
         return read_by([trace])
     return {name: system.descendants(name) for name in system.order}
@@ -89,21 +94,21 @@ def blame_runs(
 ) -> dict[str, Blame]:
     """Blame of failing runs, by example."""
     scorer, contrasts = device.rewards.scorer, contrasts_of(passing, host.components, host.seed)
-    known = by_component(run_scores(scorer, host.system, reward, contrasts, passing))
+    passing_scores = by_component(run_scores(scorer, host.system, reward, contrasts, passing))
     scored = run_scores(scorer, host.system, reward, contrasts, failing)
     return {
-        trace.example_id: blame(one, known, behind(host.system, trace))
-        for trace, one in zip(failing, scored, strict=True)
+        trace.example_id: blame(scores, passing_scores, behind(host.system, trace))
+        for trace, scores in zip(failing, scored, strict=True)
     }
 
 
 def divided(host: Host, traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
-    """Runs that passed and runs that failed, a random part of many."""
+    """Runs that passed and runs that failed; a random part of them if there are many."""
     passed = passes([trace.score for trace in traces])
     rng = random.Random(derive_seed(host.seed, "blame"))
     parts = []
     for which, most in ((True, _PASSING), (False, _FAILING)):
-        part = [trace for trace, one in zip(traces, passed, strict=True) if one == which]
+        part = [trace for trace, has_passed in zip(traces, passed, strict=True) if has_passed == which]
         parts.append(part if len(part) <= most else rng.sample(part, most))
     return parts[0], parts[1]
 
@@ -118,14 +123,14 @@ def blame_of(host: Host, device: Device, state: State) -> Summary | None:
 
 
 def blame_for_proposers(host: Host, device: Device, state: State, traces: Sequence[Trace]) -> dict[str, Blame]:
-    """Blame of those among training runs that failed, by example, beside validation runs that passed, all under the
-    configuration in use; empty as ``blame_of``."""
+    """Blame of the failing training runs by example, compared with validation runs that passed, all under the
+    configuration in use; empty where ``blame_of`` is None."""
     if not is_blamed(state) or len(host.components) < 2:
         return {}
     unique = list({trace.example_id: trace for trace in traces}.values())
     passed = passes([trace.score for trace in (*unique, *state.val_traces)])
-    failing = [trace for trace, one in zip(unique, passed, strict=False) if not one]
-    passing = [trace for trace, one in zip(state.val_traces, passed[len(unique) :], strict=True) if one]
+    failing = [trace for trace, has_passed in zip(unique, passed, strict=False) if not has_passed]
+    passing = [trace for trace, has_passed in zip(state.val_traces, passed[len(unique) :], strict=True) if has_passed]
     return blame_runs(host, device, state.reward, passing[:_PASSING], failing) if failing else {}
 
 
@@ -140,15 +145,15 @@ def to_json(summary: Summary | None) -> dict[str, Any]:
         "components": {
             name: {"first": summary.first[name], "share": summary.shares.get(name, 0.0)} for name in summary.first
         },
-        "examples": [_run(example_id, one) for example_id, one in summary.runs.items()],
+        "examples": [_run(example_id, run) for example_id, run in summary.runs.items()],
     }
 
 
-def _run(example_id: str, one: Blame) -> Mapping[str, Any]:
+def _run(example_id: str, run: Blame) -> Mapping[str, Any]:
     return {
         "id": example_id,
-        "component": one.component,
-        "shares": dict(one.shares),
-        "percentiles": dict(one.percentiles),
-        "reason": one.reason,
+        "component": run.component,
+        "shares": dict(run.shares),
+        "percentiles": dict(run.percentiles),
+        "reason": run.reason,
     }

@@ -1,4 +1,4 @@
-"""Caps on prompts: how long the requests of a component get under a value, before any is sent."""
+"""Caps on prompts: the length of a component's requests under a value, before any is sent."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from optimas_jax.loop.context import Host, Run
 from optimas_jax.loop.objective import prompt_size
 from optimas_jax.loop.state import State
 
-_LONGEST = 16  # inputs, by characters, on which requests are measured
+_LONGEST = 16  # number of longest inputs, by characters, on which requests are measured
 
-Inputs = Sequence[tuple[Example, Mapping[str, Any]]]  # of a component, with the example that they come of
+Inputs = Sequence[tuple[Example, Mapping[str, Any]]]  # inputs of a component, each with its example
 
 
 class _Captured:
-    """A completer that answers nothing, and keeps what it was asked."""
+    """A completer that answers nothing, and keeps the requests."""
 
     def __init__(self) -> None:
         self.requests: list[CompletionRequest] = []
@@ -45,9 +45,9 @@ def longest_request(host: Host, name: str, value: Value, inputs: Inputs) -> int:
     """Tokens of the longest prompt of a component with a value; 0 without inputs. Nothing is sent.
 
     Args:
-      inputs: of the component.
+      inputs: inputs of the component.
     """
-    ordered = sorted(inputs, key=lambda one: -len(str(thaw(one[1]))))[:_LONGEST]
+    ordered = sorted(inputs, key=lambda pair: -len(str(thaw(pair[1]))))[:_LONGEST]
     if not host.system.by_name[name].metered:  # a function of the user's, which would ask its model
         requests = [_written(plain, fields) for plain in plain_values(value) for _, fields in ordered]
     else:
@@ -64,20 +64,20 @@ def _captured(host: Host, name: str, value: Value, inputs: Inputs) -> list[Compl
         with contextlib.suppress(ComponentBug):
             await system.run_component(Call(name, fields, {}), value, example, host.seed)
 
-    calls = [lambda one=one: run(*one) for one in inputs]
+    calls = [lambda pair=pair: run(*pair) for pair in inputs]
     gather(calls, concurrency=len(calls) or 1)
     return captured.requests
 
 
 def _written(value: Value, fields: Mapping[str, Any]) -> CompletionRequest:
-    """A request with a prompt as a user's function gets it, and its fields."""
+    """A request with the text that a user's function would send: its prompt and its fields."""
     text = render_demos(value.instruction, value.demos) if isinstance(value, Prompt) else ""
     return CompletionRequest("", (Message("text", f"{text}\n{render_fields(fields, list(fields))}"),), 0)
 
 
 def known_inputs(host: Host, state: State, name: str) -> Inputs:
-    """Inputs of a component that are known: of its calls under the configuration in use, and of all examples where it
-    reads those alone."""
+    """Known inputs of a component: of its calls under the configuration in use, and, if it reads only fields of
+    examples, of all examples."""
     examples = {example.id: example for split in host.splits.values() for example in split}
     traces = [*state.val_traces, *state.train_traces.values()]
     calls = [(examples[trace.example_id], call.inputs) for trace in traces for call in trace.calls_of(name)]
@@ -97,7 +97,7 @@ def above_cap(host: Host, name: str, value: Value, inputs: Callable[[], Inputs])
     """How far the prompt of a value is above its component's cap; "" where it is not.
 
     Args:
-      inputs: returns those of the component that are known.
+      inputs: returns the known inputs of the component.
     """
     objective = host.system.objective
     cap = 0 if objective is None else objective.cap(name)
@@ -108,10 +108,10 @@ def above_cap(host: Host, name: str, value: Value, inputs: Callable[[], Inputs])
 
 
 def within_caps(run: Run) -> Run:
-    """The run, after a check of the first values of components whose inputs are known.
+    """Checks the default values of components whose inputs are known, and returns the run.
 
     Raises:
-      ConfigError: one is above its cap.
+      ConfigError: a prompt is above the cap of its component.
     """
     host, default = run.host, run.host.system.default_configuration()
     objective = host.system.objective or Objective()

@@ -1,4 +1,4 @@
-"""Choosing one of several outputs for every input: what is proposed, and where a local reward may choose."""
+"""Choosing one of several outputs for every input: values to propose, and components whose local reward may choose."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ def best_of(config: RunConfig, search: OptimizeConfig, current: Value, reward: s
 
 
 def choice_of_model(search: OptimizeConfig, space: Grid | Models, current: Value, reward: str) -> PerInstance | None:
-    """The choice of a model for every input, where the configuration asks for it and there are two models."""
+    """The choice of a model for every input; None if the configuration excludes it, or without two models."""
     if search.per_instance == "never" or not search.chooses:
         return None
     return per_instance_value(space, current, reward, search.per_instance)
 
 
 def with_choosers(host: Host, device: Device, config: RunConfig, state: State) -> State:
-    """The state that says which components do not choose outputs by their local reward (``State.no_choice``): where it
-    is not shown to be ahead of what needs no label (``rewards.alignment.why_not_to_choose``) on groups of the
-    configuration in use that it was not trained on. Asks where a choice would be proposed, by local rewards that labels
-    correct; the paper's ranking by their mean trusts them."""
+    """The state with ``State.no_choice``: components that do not choose outputs by their local reward. On groups of the
+    configuration in use that it was not trained on, it is not shown to choose better than rules without labels
+    (``rewards.alignment.why_not_to_choose``).
+
+    Components are checked where a choice would be proposed, and only for local rewards that labels correct; the
+    paper's ranking by their mean trusts them.
+    """
     search = config.optimize
     if search.score != "local" or search.ranking == "mean":
         return state
@@ -53,15 +56,15 @@ def not_to_choose(
     names: Sequence[str],
 ) -> dict[str, str]:
     """Components among ``names`` whose outputs a local reward is not shown to choose well, with the reason
-    (``rewards.alignment.why_not_to_choose``): from groups of ``configuration`` in ``evidence`` on inputs for reports,
-    and from groups that it was fitted on, scored by heads that have not seen them."""
+    (``rewards.alignment.why_not_to_choose``). The evidence is groups of ``configuration`` on inputs for reports, and
+    groups that it was fitted on, with held-out scores."""
     if not names:
         return {}
     reported = report_groups(evidence, config.offline.shares, configuration.digest)
     held_out, reasons = groups_not_seen(device, reward, configuration), {}
     for name in names:
-        own = [group for group in reported if group.component == name and len(group.candidates) > 1]
-        scored = score_groups(device.rewards.scorer, host.system, reward, own)
+        groups = [group for group in reported if group.component == name and len(group.candidates) > 1]
+        scored = score_groups(device.rewards.scorer, host.system, reward, groups)
         reasons[name] = why_not_to_choose([*held_out.get(name, ()), *scored], config.reward.loss.threshold)
     return {name: why for name, why in reasons.items() if why}
 

@@ -1,4 +1,4 @@
-"""Costs of runs, as results have them."""
+"""Costs of runs in the results."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def objective_fields(
     baseline: Sequence[Sequence[Trace]],
     gain: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The field ``objective`` of results: what runs were compared by, and what they took on the evaluated examples;
-    nothing without an objective.
+    """The field ``objective`` of results: settings of the objective, gain, and costs of runs on the evaluated examples;
+    empty without an objective.
 
     Args:
       optimized, baseline: runs of both sides, by repeat.
-      gain: of ``Trace.reward``.
+      gain: gain of ``Trace.reward``.
     """
     objective = host.system.objective or Objective()
     if objective == Objective():

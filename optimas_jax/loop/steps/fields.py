@@ -1,4 +1,4 @@
-"""Fields of the components of a program, which its first runs tell."""
+"""Fields of the components of a program, observed in its first runs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ OBSERVED = "observed.json"  # in the run folder: names of inputs and outputs by 
 
 
 def with_fields(system: System, fields: Mapping[str, Sequence[Sequence[str]]]) -> System:
-    """A program whose components have the fields that were seen.
+    """A program whose components have the observed fields.
 
     Args:
-      fields: inputs and outputs by component, as in ``OBSERVED``; they decide what a local reward reads.
+      fields: names of inputs and outputs by component, as in ``OBSERVED``; local rewards read these fields.
     """
     components = tuple(
         dataclasses.replace(
-            one,
-            inputs=one.inputs or tuple(fields[one.name][0]),
-            outputs=one.outputs or tuple(fields[one.name][1]),
+            component,
+            inputs=component.inputs or tuple(fields[component.name][0]),
+            outputs=component.outputs or tuple(fields[component.name][1]),
         )
-        if one.name in fields
-        else one
-        for one in system.components
+        if component.name in fields
+        else component
+        for component in system.components
     )
     return dataclasses.replace(system, components=components)

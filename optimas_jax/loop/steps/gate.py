@@ -31,47 +31,48 @@ def gate(
     """Tests the best proposals in turn until one passes.
 
     As in the paper, the best proposal is tested even without an expected gain; further ones only with one. A test that
-    is not expected to fit the rest of the budget is not begun, and a test that the budget cuts has no result; nor has
-    one of a value under which confirmation and final test would no longer fit.
+    is not expected to fit the rest of the budget is not begun. A test that the budget cuts has no result, and neither
+    has a test of a value under which confirmation and final test would no longer fit.
 
     Args:
       ranked: proposals, best first.
-      number: of the iteration, for the journal.
+      number: number of the iteration, for the journal.
 
     Returns:
-      The state, and what became of every proposal, by its digest.
+      The state, and the verdict on every proposal, by its digest.
     """
     if not ranked:
         host.progress.line("  nothing to test: no proposal answers differently from the value in use")
     verdicts = not_tested(ranked, config.gate_top)
-    hopeful = [one for index, one in enumerate(ranked) if index == 0 or one.expected_gain > 0][: config.gate_top]
-    for index, one in enumerate(hopeful):
-        value, later = one.proposal.value, [other.proposal.digest for other in hopeful[index + 1 :]]
+    hopeful = [candidate for index, candidate in enumerate(ranked) if index == 0 or candidate.expected_gain > 0]
+    hopeful = hopeful[: config.gate_top]
+    for index, candidate in enumerate(hopeful):
+        value, later = candidate.proposal.value, [following.proposal.digest for following in hopeful[index + 1 :]]
         untested = dict.fromkeys(
-            [one.proposal.digest, *later], Verdict("not tested", "the budget allows no test of it")
+            [candidate.proposal.digest, *later], Verdict("not tested", "the budget allows no test of it")
         )
-        final_runs = host.price.final_runs  # of a new configuration, which an accepted proposal needs in the end
+        final_runs = host.price.final_runs  # runs of an accepted configuration in confirmation and final test
         cost, measured = (expected_cost(host, name, runs=n, calls=n) for n in (len(state.val_traces), final_runs))
         if not fits(host, cost, measured):
-            host.progress.line(f"  {one.proposal.kind}: what is left of the budget is too little for its test")
+            host.progress.line(f"  {candidate.proposal.kind}: what is left of the budget is too little for its test")
             return state, verdicts | untested
         try:
             with block(host, f"{number}/gate {value_digest(value)}") as allowance:
-                tested = within_limits(host, state, name, value, test(host, config.gate, state, name, one))
+                tested = within_limits(host, state, name, value, test(host, config.gate, state, name, candidate))
                 costs = (*state.costs, {**state.costs[-1], **costs_by_role(allowance)})
                 if tested.passed:
                     hold_final(host, costs, len(tested.traces), final_runs)
         except OutOfBudget as reason:
-            host.progress.line(f"  {one.proposal.kind}: its test was cut, {reason}")
+            host.progress.line(f"  {candidate.proposal.kind}: its test was cut, {reason}")
             return state, verdicts | untested
         comparison, verdict = tested.comparison, _verdict(config.gate, tested, state.val_traces)
-        _report(host, number, name, state, one, tested, verdict.reason)
-        verdicts[one.proposal.digest] = verdict
+        _report(host, number, name, state, candidate, tested, verdict.reason)
+        verdicts[candidate.proposal.digest] = verdict
         state = state.gated(name, comparison.mean if tested.passed else 0.0)
         if tested.passed and tested.point is not None:
             verdicts |= dict.fromkeys(later, Verdict("not tested", "another proposal of this iteration was accepted"))
             state = dataclasses.replace(state, costs=costs, front=(*state.front, tested.point))
-            return accept(host, state, number, name, one, tested), verdicts
+            return accept(host, state, number, name, candidate, tested), verdicts
         too_dear = "; ".join(["", *tested.exceeds])
         why = f"refused: gain {comparison.mean:+.2f} on {comparison.n} other examples{too_dear}"
         state = state.refusing(name, value, why)
@@ -83,13 +84,13 @@ class Tested:
     """A test of a proposal.
 
     Attributes:
-      passed: whether it passes.
-      comparison: on the examples of the last look.
+      passed: whether the proposal passes.
+      comparison: comparison on the examples of the last look.
       traces: validation runs with its value, on all examples if it passes.
-      rule: that decided: of the configuration's gate, or ``own:NAME``.
-      reason: of an own rule.
-      point: its configuration in the Pareto set, where its scores pass.
-      exceeds: a sentence on each limit of the objective above which it is.
+      rule: name of the deciding rule: the configuration's gate, or ``own:NAME``.
+      reason: reason that an own rule returned.
+      point: its configuration in the Pareto set, if its scores pass.
+      exceeds: a sentence on each limit of the objective that it exceeds.
     """
 
     passed: bool
@@ -107,8 +108,8 @@ class Tested:
 
 
 def test(host: Host, config: GateConfig, state: State, name: str, one: Ranked) -> Tested:
-    """The paired test of a proposal on validation examples, with interim looks (``search.gate``), or those of an own
-    acceptance."""
+    """Runs the paired test of a proposal on validation examples, with interim looks (``search.gate``), or an own
+    acceptance at its looks."""
     before, total, value = state.val_traces, len(state.val_traces), one.proposal.value
     own, reason = host.hooks.accept, ""
     after: list[Trace] = []
@@ -128,7 +129,8 @@ def test(host: Host, config: GateConfig, state: State, name: str, one: Ranked) -
 
 
 def within_limits(host: Host, state: State, name: str, value: Value, tested: Tested) -> Tested:
-    """The test of a value whose scores pass with the point of its configuration; it does not pass above a limit."""
+    """The test after a check of the objective's limits: a value whose scores pass gets the point of its configuration,
+    and fails if that exceeds a limit."""
     if not tested.passed:
         return tested
     objective = host.system.objective
@@ -149,13 +151,14 @@ def _verdict(config: GateConfig, tested: Tested, before: Sequence[Trace]) -> Ver
     if not tested.covered:
         rule, reason = tested.rule, tested.reason
         return own_gate_verdict(comparison, len(before), rule, reason, passed=passed, exceeds=exceeds)
-    seen = [new.reward - old.reward for new, old in zip(tested.traces, before, strict=False)][: comparison.n]
-    chance = chance_of_passing(config, seen, len(before))
+    gains = [new.reward - old.reward for new, old in zip(tested.traces, before, strict=False)][: comparison.n]
+    chance = chance_of_passing(config, gains, len(before))
     return gate_verdict(comparison, len(before), chance, passed=passed, exceeds=exceeds)
 
 
 def _validate(host: Host, state: State, name: str, value: Value, start: int, stop: int) -> list[Trace]:
-    """Runs on validation examples ``start`` to ``stop`` with a value; outputs that do not depend on it are kept."""
+    """Runs the system with a value on validation examples ``start`` to ``stop``; outputs that do not depend on it are
+    kept."""
     changed, examples = state.configuration.replace(name, value), host.splits["val"]
     jobs = [
         Job(changed, example, host.seed, host.system.kept(trace, name))
@@ -187,7 +190,7 @@ def accept(host: Host, state: State, number: int, name: str, ranked: Ranked, tes
         "p_value": comparison.p_value,
         **({} if tested.covered else {"rule": tested.rule, "covered": False}),
     }
-    if host.system.objective is not None and host.system.objective.is_weighted:  # gains are of the score minus costs
+    if host.system.objective is not None and host.system.objective.is_weighted:  # the gain is of score minus costs
         before = statistics.fmean(trace.score for trace in state.val_traces)
         summary["val_score_gain"] = val_score - before
     accepted = (*state.accepted, summary)

@@ -1,7 +1,7 @@
-"""Observe: the first runs of a program, which tell what a graph knows beforehand.
+"""Observe: the first runs of a program, which show the structure that a graph declares.
 
-The fields of its components, and the order in which it calls them, are read off its first runs. One run is made twice:
-a program may depend on its inputs and the outputs of its components alone, or no run could be repeated from a record.
+The fields of its components, and the order of their calls, are read from its first runs. One run is made twice: a
+program may depend only on its inputs and the outputs of its components, or no run could be repeated from a record.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from optimas_jax.core.types import Call, Trace
 from optimas_jax.loop.context import Host, Run
 from optimas_jax.loop.steps.fields import OBSERVED, with_fields
 
-_RUNS = 8  # at most, until every component was called
+_RUNS = 8  # most runs until every component was called
 
 
 def observed(run: Run) -> Run:
-    """The run of a program, whose system knows the fields and the order of its components; any other run as it is."""
+    """The run with the observed fields and order of components, if the system is a program; other runs unchanged."""
     host = run.host
     if host.system.program is None:
         return run
@@ -39,17 +39,17 @@ def observed(run: Run) -> Run:
     fields = {name: [list(dict.fromkeys(inputs[name])), list(dict.fromkeys(outputs[name]))] for name in names}
     host.folder.write(OBSERVED, fields)
     system = with_fields(host.system, fields)
-    if all(one.name in inputs for one in system.components):
+    if all(component.name in inputs for component in system.components):
         system = dataclasses.replace(system, called_after=called_after(traces), read_by=read_by(traces))
     return dataclasses.replace(run, host=dataclasses.replace(host, system=system))
 
 
 def first_runs(host: Host) -> Sequence[Trace]:
-    """Runs on validation examples, which the search begins with: one, made twice, and more where it does not call every
-    component.
+    """Runs a program on the first validation examples: twice on the first one, and once on more if that run does not
+    call every component.
 
     Raises:
-      ProgramError: the two differ; names the first call that does.
+      ProgramError: the two runs differ; names the first call that differs.
     """
     default = host.system.default_configuration()
     example, *more = host.splits["val"][:_RUNS]
@@ -67,8 +67,8 @@ def first_runs(host: Host) -> Sequence[Trace]:
 
 
 def from_first_to_last(traces: Sequence[Trace]) -> list[str]:
-    """Components by how far their last call is from the end of a run, on average over the runs that reach them: the one
-    that writes the answer comes late, whichever branches the first runs took."""
+    """Components in the order of their last calls: by the distance of that call from the end of a run, on average over
+    the runs that reach them. The component that writes the answer comes late, whichever branches the runs took."""
     distances: dict[str, list[int]] = {}
     for trace in traces:
         last = {call.component: len(trace.calls) - index for index, call in enumerate(trace.calls)}
@@ -89,11 +89,11 @@ def called_after(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:
 
 
 def read_by(traces: Sequence[Trace]) -> dict[str, frozenset[str]]:
-    """Component -> components that were seen to read its outputs, directly or through others: a value that it wrote, or
-    a text with it, is in their inputs. An estimate, for what a run from a component on costs."""
+    """Component -> components that read its outputs in these runs, directly or through others: a value that it wrote,
+    or a text with it, is in their inputs. An estimate, for the cost of a run from a component on."""
     readers: dict[str, set[str]] = {}
     for trace in traces:
-        wrote: list[tuple[set[str], set[Any]]] = []  # of each call: components behind its outputs, values
+        wrote: list[tuple[set[str], set[Any]]] = []  # for each call: source components of its outputs, and values
         for call in trace.calls:
             values = set(_leaves(call.inputs))
             texts = [value for value in values if isinstance(value, str)]
@@ -121,14 +121,16 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def first_difference(before: Sequence[Call], after: Sequence[Call]) -> str:
-    """Text on the first call in which two runs differ; "" if they do not."""
-    for one, other in itertools.zip_longest(before, after):
-        if one is None or other is None:
-            [call] = [call for call in (one, other) if call is not None]
+    """Sentence on the first call in which two runs differ; "" if they are equal."""
+    for first, second in itertools.zip_longest(before, after):
+        if first is None or second is None:
+            [call] = [call for call in (first, second) if call is not None]
             return f"call {call.occurrence + 1} of {call.component!r} is made in one of them only"
-        if one.component != other.component:
-            return f"one calls {one.component!r} where the other calls {other.component!r}"
-        if one.inputs != other.inputs:
-            names = [name for name in {**one.inputs, **other.inputs} if one.inputs.get(name) != other.inputs.get(name)]
-            return f"call {one.occurrence + 1} of {one.component!r} has another {', '.join(names)}"
+        if first.component != second.component:
+            return f"one calls {first.component!r} where the other calls {second.component!r}"
+        if first.inputs != second.inputs:
+            names = [
+                name for name in {**first.inputs, **second.inputs} if first.inputs.get(name) != second.inputs.get(name)
+            ]
+            return f"call {first.occurrence + 1} of {first.component!r} has another {', '.join(names)}"
     return ""

@@ -1,7 +1,7 @@
-"""Propose: new values for one component, by what its space allows.
+"""Propose: new values for one component, by the kind of its space.
 
 Values that an optimiser scores while it proposes (the points of TPE, COPRO's rounds) are tried here on
-``config.trial_inputs`` inputs each, under the local reward that the iteration began with.
+``config.trial_inputs`` inputs each, under the local reward at the start of the iteration.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ _USABLE = (Outcome.OK, Outcome.TRUNCATED)
 
 @dataclasses.dataclass(frozen=True)
 class Proposer:
-    """Everything that proposing values for one component needs.
+    """Inputs of proposing values for one component.
 
     Attributes:
-      host, device, config: of the run.
+      host, device, config: parts and settings of the run.
       search: settings of this component's search.
-      state: of the search.
-      name: the component.
+      state: state of the search.
+      name: name of the component.
       runs: training inputs, and the system's runs on them under ``state.configuration``.
-      seed: names all randomness.
+      seed: seed of all randomness.
       current: the value to improve; for a best-of-N component the value that it samples from.
     """
 
@@ -91,8 +91,8 @@ class Proposer:
         return value
 
     def gains(self, values: Sequence[Value]) -> list[float]:
-        """Mean difference of each value's score to the score of the value in use, on the first ``trial_inputs`` inputs;
-        0 for a value without a score."""
+        """Mean gain in score of each value over the value in use, on the first ``trial_inputs`` inputs; 0 for a value
+        without a score."""
         runs = self.runs[: self.search.trial_inputs]
         wrapped = [self.wrapped(value) for value in values]
         trials = current_trials(self.state, self.name, runs, self.host.system.objective) | answer(
@@ -124,11 +124,12 @@ def propose(
     seed: int,
     number: int = 0,
 ) -> tuple[tuple[Proposal, ...], list[Drop]]:
-    """New values of a component, each once, without the value in use and values refused under this configuration.
+    """Proposes new values of a component, each once, without the value in use and values refused under this
+    configuration.
 
     Args:
       search: settings of this component's search.
-      number: of the iteration, for own proposers.
+      number: number of the iteration, for own proposers.
 
     Returns:
       The proposals; and the rejected answers and values.
@@ -153,10 +154,10 @@ def propose(
         rejected.append(Drop("local reward not ahead", kind="best_of"))
     several = None if name in state.no_choice else best_of(config, search, value, state.reward)
     for proposal in [*wrapped, *([Proposal("best_of", several)] if several else [])]:
-        known = functools.partial(known_inputs, host, state, name)
+        read_inputs = functools.partial(known_inputs, host, state, name)
         if reason := _why_not(state, name, proposal, proposals):
             rejected.append(Drop(reason, kind=proposal.kind, value=proposal.value))
-        elif why := above_cap(host, name, proposal.value, known):
+        elif why := above_cap(host, name, proposal.value, read_inputs):
             rejected.append(Drop(ABOVE_CAP, kind=proposal.kind, value=proposal.value, detail=why))
         else:
             proposals[proposal.digest] = proposal
@@ -176,8 +177,8 @@ def count_drops(host: Host, state: State, number: int, name: str, usable: int, r
     """Adds the rejected answers of an iteration to the state and the journal. ``usable``: number of proposals left."""
     for drop in rejected:
         if drop.text:
-            told = {"component": name, "reason": drop.reason, "text": drop.text[:200]}
-            host.folder.emit(events.Dropped(**told, iteration=number, kind=drop.kind))
+            fields = {"component": name, "reason": drop.reason, "text": drop.text[:200]}
+            host.folder.emit(events.Dropped(**fields, iteration=number, kind=drop.kind))
     dropped = collections.Counter(drop.reason for drop in rejected)
     counts = dict(sorted(dropped.items()))
     host.folder.emit(events.Proposed(component=name, usable=usable, dropped=counts, iteration=number))
@@ -190,8 +191,8 @@ def count_drops(host: Host, state: State, number: int, name: str, usable: int, r
 
 
 def _weights(proposer: Proposer) -> list[tuple[str, Value]]:
-    """The best adapter of a tuning run that starts from the current one: PPO or GRPO on the local reward, or on what
-    chooses in its place; REINFORCE on the global reward; empty if none is better."""
+    """The best adapter of a tuning run that starts from the current one: by PPO or GRPO on the local reward or its
+    replacement, or by REINFORCE on the global reward. Empty if none is better."""
     host, device, state, current = proposer.host, proposer.device, proposer.state, cast(Adapter, proposer.current)
     run = TuningRun(
         host.system,
@@ -222,7 +223,7 @@ def _listed(proposer: Proposer, space: Grid | Models, rejected: list[Drop]) -> l
     """
     search, current = proposer.search, proposer.current
     names = proposer_names(search.proposers)
-    if all(one.startswith(OWN) for one in names):
+    if all(kind.startswith(OWN) for kind in names):
         return []
     if names == ("random",):
         count = search.instructions + search.demo_sets
@@ -266,7 +267,7 @@ def _selector_task(proposer: Proposer, values: Sequence[Value], rejected: list[D
 
 
 def ask(host: Host, requests: Sequence[CompletionRequest]) -> list[str]:
-    """Answers to requests; "" for a failed one."""
+    """Sends requests, and returns their answers; "" for a failed request."""
     calls = [functools.partial(host.completer.complete, request) for request in requests]
     answers = host.gather("answers about proposals", calls)
     return [completion.text if completion.outcome in _USABLE else "" for completion in answers]
@@ -331,7 +332,8 @@ def _prompts(proposer: Proposer, rejected: list[Drop]) -> list[tuple[str, Value]
 
 
 def _has_new_rules(proposer: Proposer, task: PromptTask) -> bool:
-    """Whether the metric names a rule that was not tried with the instruction in use. A language model that rewrites
-    the instruction waits then for an iteration: it would rewrite what the rule is about to change, and costs labels."""
+    """Whether the metric names a rule that was not tried with the instruction in use. Then rewriting of the instruction
+    by a language model waits for an iteration: the rule is about to change that instruction, and rewrites cost
+    labels."""
     tried = proposer.state.tried_rules.get(proposer.name, ())
     return any(value_digest(proposer.wrapped(prompt)) not in tried for _, prompt in PROPOSERS[FEEDBACK](task))

@@ -1,9 +1,9 @@
 """Race: gains of the proposals of one component on training inputs.
 
-Every proposal is *labelled* on a few inputs: its answer there is followed to the global reward. On other inputs it
-costs one call of the component, and its local score stands in for the global reward, corrected by the labels
-(``search.evidence``). All proposals are tried on a few inputs, the better half on more. Scoring changes nothing except
-the record of scores on the tape.
+Every proposal is *labelled* on a few inputs: the rest of the system runs on its answer there, up to the global reward.
+On other inputs it costs one call of the component, and its local score replaces the global reward, corrected by the
+labels (``search.evidence``). All proposals are tried on a few inputs, the better half on more. Scoring changes nothing
+except the record of scores on the tape.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optimas_jax.rewards.pairs import count_informative
 from optimas_jax.search.evidence import Estimate, Evidence, estimate_gains, mean_local
 from optimas_jax.search.race import rounds, survivors
 
-_UNTAUGHT = [score for score in UNTRAINED if score != RANDOM]  # they know what they know without any label
+_UNTAUGHT = [score for score in UNTRAINED if score != RANDOM]  # scores that are useful without any label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Race:
       evidence: differences to the current value, from which gains are estimated.
       estimate: from ``evidence``.
       trials: all trials, with their global rewards where they are known.
-      uses_local_reward: whether some trials are judged by their local score, as far as its weight goes.
+      uses_local_reward: whether some trials are scored by their local score, with its weight.
     """
 
     ranked: tuple[Ranked, ...]
@@ -48,19 +48,19 @@ class Race:
 
     def without_effect(self, proposals: Sequence[Proposal]) -> list[Proposal]:
         """Proposals that answered as the value in use, or as an earlier proposal."""
-        ranked = {one.proposal.digest for one in self.ranked}
+        ranked = {entry.proposal.digest for entry in self.ranked}
         return [proposal for proposal in proposals if proposal.digest not in ranked]
 
     def over_whole_runs(self, share: float) -> Race:
-        """The same with gains over all runs: on those that do not reach the component, values make no difference.
+        """The race with gains over all runs: on runs that do not reach the component, values make no difference.
 
         Args:
-          share: of the runs that reach it.
+          share: share of the runs that reach it.
         """
 
-        def scaled(one: Ranked) -> Ranked:
-            labelled = None if one.labelled_gain is None else one.labelled_gain * share
-            return dataclasses.replace(one, expected_gain=one.expected_gain * share, labelled_gain=labelled)
+        def scaled(entry: Ranked) -> Ranked:
+            labelled = None if entry.labelled_gain is None else entry.labelled_gain * share
+            return dataclasses.replace(entry, expected_gain=entry.expected_gain * share, labelled_gain=labelled)
 
         return dataclasses.replace(self, ranked=tuple(map(scaled, self.ranked)))
 
@@ -74,11 +74,12 @@ def label(
     runs: Runs,
     rollouts: int,
 ) -> Trials:
-    """Tries all proposals on the first ``config.labels`` inputs and follows the answers to the global reward.
+    """Tries all proposals on the first ``config.labels`` inputs, and runs the rest of the system on the answers, up to
+    the global reward.
 
     Args:
       runs: training inputs in random order, and the system's runs on them under ``state.configuration``.
-      rollouts: Monte Carlo runs of what follows the component, per answer (paper, Eq. 3).
+      rollouts: Monte Carlo runs of the rest of the system, per answer (paper, Eq. 3).
     """
     labelled = runs[: config.labels]
     answers = answer(host, name, [proposal.value for proposal in proposals], labelled, {})
@@ -101,7 +102,7 @@ def race(
     """Ranks proposals. A proposal with the same answers as the current value or an earlier proposal is left out.
 
     Args:
-      labels: from ``label``, with the same runs.
+      labels: result of ``label``, with the same runs.
     """
     current = current_trials(state, name, runs, host.system.objective)
     trials, alive = {**current, **labels}, list(proposals)
@@ -127,21 +128,21 @@ def race(
             why = "local scores are not shown to know anything"
         host.progress.line(f"  {name} is ranked by labels alone: {why}")
     ranked = _ranked(state, name, proposals, trials, runs, evidence, estimate, gains, uses_local)
-    # Not by the number of inputs: those that a value shows as demonstrations are left out.
-    ranked.sort(key=lambda one: (-entered[one.proposal.digest], -one.expected_gain))
+    # Not by the number of inputs: a value is not tried on inputs that it shows as demonstrations.
+    ranked.sort(key=lambda entry: (-entered[entry.proposal.digest], -entry.expected_gain))
     return Race(tuple(ranked), evidence, estimate, trials, uses_local)
 
 
 def labels_all(host: Host, config: OptimizeConfig, name: str) -> bool:
-    """Whether every trial is followed to its global reward: without local rewards, and for a terminal component, whose
-    outputs the metric scores for free unless it asks a model."""
+    """Whether every trial gets its global reward: without local rewards, and for a terminal component, whose outputs
+    the metric scores for free unless it asks a model."""
     return config.score == "global" or (config.ranking == "corrected" and host.system.scores_at_once(name))
 
 
 def uses_local_reward(host: Host, device: Device, config: OptimizeConfig, state: State, name: str) -> bool:
-    """Whether trials without labels are judged by their local score: not where every trial is labelled, nor where the
-    local reward had next to nothing to learn from (random numbers stand for it there, too). Fitted heads then know
-    likelihood."""
+    """Whether trials without labels are scored by their local score. Not where every trial is labelled, nor where the
+    local reward had too few groups to learn from (the same holds for random numbers, its control). Fitted heads count
+    with few groups, too, because they include likelihood."""
     if labels_all(host, config, name) or config.score == "off":
         return False
     if config.score in _UNTAUGHT:
@@ -162,8 +163,8 @@ def differences(
     trials: Trials,
     runs: Runs,
 ) -> Evidence:
-    """Differences of every proposal to the current value, by input, without what the component's own calls cost: that
-    is known of every trial (``mean_own_costs``).
+    """Differences of every proposal to the current value, by input, without the costs of the component's own calls:
+    those are known for every trial (``mean_own_costs``).
 
     Labels are ``seen`` if the local reward may have been trained on one of the two answers.
     """
@@ -194,13 +195,15 @@ def differences(
 
 
 def mean_own_costs(state: State, name: str, proposals: Sequence[Proposal], trials: Trials, runs: Runs) -> np.ndarray:
-    """[proposals] what the component's own calls cost more than with the current value, in score, on the inputs that a
-    proposal was tried on."""
+    """[proposals] extra costs of the component's own calls over those with the current value, in score: means over the
+    inputs on which a proposal was tried."""
     current = value_digest(state.configuration[name])
     means = []
     for proposal in proposals:
         tried = [example.id for example, _ in runs if (proposal.digest, example.id) in trials]
-        more = [trials[proposal.digest, one].penalty - trials[current, one].penalty for one in tried]
+        more = [
+            trials[proposal.digest, example_id].penalty - trials[current, example_id].penalty for example_id in tried
+        ]
         means.append(sum(more) / len(more) if more else 0.0)
     return np.array(means)
 
@@ -219,22 +222,22 @@ def _ranked(
     """Proposals whose answers, or their costs, differ from the current value's and from each other's, in the order of
     proposing."""
     ranked: list[Ranked] = []
-    known: list[dict[str, tuple[tuple[Mapping[str, Any], ...], float]]] = []
+    answers_so_far: list[dict[str, tuple[tuple[Mapping[str, Any], ...], float]]] = []
     current = value_digest(state.configuration[name])
-    own = mean_own_costs(state, name, proposals, trials, runs)
+    extra_costs = mean_own_costs(state, name, proposals, trials, runs)
     for row, proposal in enumerate(proposals):
         tried = {e.id: trials[proposal.digest, e.id] for e, _ in runs if (proposal.digest, e.id) in trials}
         answers = {example_id: (trial.answers, trial.penalty) for example_id, trial in tried.items()}
-        dearer = any(trial.penalty != trials[current, one].penalty for one, trial in tried.items())
-        if not (evidence.changed[row].any() or dearer) or answers in known:
+        dearer = any(trial.penalty != trials[current, example_id].penalty for example_id, trial in tried.items())
+        if not (evidence.changed[row].any() or dearer) or answers in answers_so_far:
             continue
-        known.append(answers)
+        answers_so_far.append(answers)
         labels = int(evidence.labelled[row].sum())
         ranked.append(
             Ranked(
                 proposal=proposal,
                 expected_gain=float(gains[row]),
-                labelled_gain=float(estimate.labelled_gain[row] - own[row]) if labels else None,
+                labelled_gain=float(estimate.labelled_gain[row] - extra_costs[row]) if labels else None,
                 local_gain=float(np.asarray(evidence.local)[row][np.asarray(evidence.tried)[row]].mean())
                 if uses_local
                 else None,

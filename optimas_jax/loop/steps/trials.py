@@ -19,7 +19,7 @@ from optimas_jax.rewards.judge import judge_examples, judge_scores
 from optimas_jax.rewards.scorer import Fields, score_outputs
 from optimas_jax.rewards.text import text_group
 
-_JUDGED_FROM = 64  # groups at most from which the judge's examples are drawn
+_JUDGED_FROM = 64  # most groups from which the judge's examples are drawn
 
 
 def answer(host: Host, name: str, values: Sequence[Value], runs: Runs, known: Trials) -> dict[tuple[str, str], Trial]:
@@ -40,7 +40,7 @@ def answer(host: Host, name: str, values: Sequence[Value], runs: Runs, known: Tr
         for call in calls
     ]
     answers = iter(host.gather("proposals on training inputs", every))
-    made = [(key, value, example, tuple(next(answers) for _ in calls)) for key, value, example, calls in tries]
+    results = [(key, value, example, tuple(next(answers) for _ in calls)) for key, value, example, calls in tries]
     return {
         (key, example.id): Trial(
             value,
@@ -48,23 +48,24 @@ def answer(host: Host, name: str, values: Sequence[Value], runs: Runs, known: Tr
             calls=calls,
             penalty=penalty_of(calls, host.system.objective),
         )
-        for key, value, example, calls in made
+        for key, value, example, calls in results
     }
 
 
 def follow(
     host: Host, state: State, name: str, trials: Trials, runs: Runs, rollouts: int
 ) -> dict[tuple[str, str], Trial]:
-    """The same trials with their global rewards, which are of whole runs: calls that come of the trial's answers have
-    its value, too. Trials that cannot differ, in what they cost neither, are followed once.
+    """The same trials with their global rewards, from Monte Carlo runs of the rest of the system. Later calls of the
+    component in these runs have the trial's value, too. Trials that cannot differ, neither in outputs nor in costs, run
+    once.
 
     Args:
-      rollouts: Monte Carlo runs of what follows, per trial (paper, Eq. 3).
+      rollouts: Monte Carlo runs of the rest of the system, per trial (paper, Eq. 3).
     """
     pairs = {example.id: (example, trace) for example, trace in runs}
 
     def what(key: tuple[str, str], trial: Trial) -> tuple[str, ...]:
-        """The example and the answers; in a program the value, too, which may be called again."""
+        """Key of equal trials: the example and the answers; in a program also the value, which later calls may use."""
         same = host.system.calls_once or list(trial.answers) == [c.outputs for c in pairs[key[1]][1].calls_of(name)]
         named = (key[1], digest(trial.answers)) if same else (key[1], digest(trial.answers), key[0])
         return (*named, repr(trial.penalty)) if trial.penalty else named
@@ -91,7 +92,7 @@ def local_scores(
     component's calls.
 
     Under ``RANDOM`` they are random numbers, one for each answer; under ``ORACLE`` global rewards, whose runs of the
-    system are outside all limits and booked apart.
+    system are outside all limits and booked separately.
     """
     if state.reward == RANDOM:
         return {
@@ -103,15 +104,15 @@ def local_scores(
     if state.reward == ORACLE:
         apart = dataclasses.replace(host, system=dataclasses.replace(host.system, meter=None))
         with host.ledger.uncharged(ORACLE):
-            known = follow(apart, state, name, trials, runs, rollouts=1)
-        return {key: trial.reward or 0.0 for key, trial in known.items()}
+            followed = follow(apart, state, name, trials, runs, rollouts=1)
+        return {key: trial.reward or 0.0 for key, trial in followed.items()}
     rows = []  # one for each call: (example, inputs, outputs by trial)
     for example, trace in runs:
-        here = {key: trial.answers for key, trial in trials.items() if key[1] == example.id}
-        if here:
+        by_key = {key: trial.answers for key, trial in trials.items() if key[1] == example.id}
+        if by_key:
             for number, call in enumerate(trace.calls_of(name)):
-                rows.append((example.id, call.inputs, {key: answers[number] for key, answers in here.items()}))
-    answers = [(inputs, list(here.values())) for _, inputs, here in rows]
+                rows.append((example.id, call.inputs, {key: answers[number] for key, answers in by_key.items()}))
+    answers = [(inputs, list(by_key.values())) for _, inputs, by_key in rows]
     if state.reward == JUDGE:
         several = [index for index, (_, outputs) in enumerate(answers) if len(set(map(digest, outputs))) > 1]
         judged = _judged(host, state, name, [answers[index] for index in several], [example.id for example, _ in runs])
@@ -121,8 +122,8 @@ def local_scores(
     else:
         scores = score_outputs(device.rewards.scorer, host.system, state.reward, name, answers)
     by_trial: dict[tuple[str, str], list[float]] = {}
-    for (_, _, here), row in zip(rows, scores, strict=True):
-        for key, score in zip(here, row, strict=True):
+    for (_, _, by_key), row in zip(rows, scores, strict=True):
+        for key, score in zip(by_key, row, strict=True):
             by_trial.setdefault(key, []).append(score)
     return {key: statistics.fmean(of_calls) for key, of_calls in by_trial.items()}
 
@@ -130,13 +131,13 @@ def local_scores(
 def _judged(
     host: Host, state: State, name: str, answers: Sequence[tuple[Fields, Sequence[Fields]]], inputs: Sequence[str]
 ) -> list[list[float]]:
-    """Scores of a language model as judge, which has seen labelled answers to other inputs than ``inputs``."""
+    """Scores of a language model as judge. Its prompt has labelled answers to other inputs than ``inputs``."""
     assert host.judge is not None
-    known = [g for g in state.evidence if g.component == name and g.example_id not in inputs]
+    groups_with_labels = [g for g in state.evidence if g.component == name and g.example_id not in inputs]
     rng = random.Random(derive_seed(host.seed, JUDGE, name, inputs))
-    known = rng.sample(known, min(len(known), _JUDGED_FROM))
-    texts = [text_group(host.system, name, g.inputs, [c.outputs for c in g.candidates]) for g in known]
-    examples = judge_examples(texts, [g.rewards for g in known], host.seed)
+    groups_with_labels = rng.sample(groups_with_labels, min(len(groups_with_labels), _JUDGED_FROM))
+    texts = [text_group(host.system, name, g.inputs, [c.outputs for c in g.candidates]) for g in groups_with_labels]
+    examples = judge_examples(texts, [g.rewards for g in groups_with_labels], host.seed)
     groups = [text_group(host.system, name, fields, outputs) for fields, outputs in answers]
     judged = judge_scores(host.completer, host.judge, groups, examples, seed=host.seed, concurrency=host.concurrency)
     if judged.malformed:

@@ -1,6 +1,6 @@
 """Values that can be listed: grids of hyper-parameters and named models.
 
-Up to ``GRID_LIMIT`` values are all tried. Beyond that TPE (Bergstra et al., 2011; by ``optuna``) decides which.
+Up to ``GRID_LIMIT`` values are all tried. Of more values, TPE (Bergstra et al., 2011; by ``optuna``) chooses.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Choice, Grid, Hyperparameters, Models, PerInstance, Value, other_values
 
-GRID_LIMIT = 32  # values
-_AT_ONCE = 4  # points that TPE suggests before it sees their scores, so that they are scored in shared batches
-_MODEL = "model"  # the setting of a grid that names one
+GRID_LIMIT = 32  # most values that are all tried
+_AT_ONCE = 4  # points that TPE suggests before it gets their scores, so that they are scored in shared batches
+_MODEL = "model"  # the setting of a grid that names a model
 
 Point = dict[str, Any]
 Scores = Callable[[Sequence[Point]], Sequence[float]]
@@ -30,7 +30,7 @@ def propose_values(
     trials: int,
     seed: int,
 ) -> list[Value]:
-    """All other values, or beyond ``GRID_LIMIT`` the values that TPE scored in ``trials`` points.
+    """All other values; of more than ``GRID_LIMIT`` the values that TPE scored in ``trials`` points.
 
     ``gains`` scores values on training inputs; only TPE calls it.
     """
@@ -77,7 +77,7 @@ def maximise(
     Args:
       options: allowed values of each coordinate: numbers, words or booleans.
       scores: computes the scores of points; higher is better.
-      trials: points to score at most, repetitions included. A product with no more points is scored whole, in order.
+      trials: most points to score, repetitions included. A product of at most as many points is scored whole, in order.
 
     Returns:
       The different points that were scored, with their scores, in the order of scoring.
@@ -114,5 +114,5 @@ def _optuna() -> Any:
     check_tpe("more points are searched than may be tried")
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would write a line for every point
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # by default it writes a line for every point
     return optuna

@@ -1,7 +1,7 @@
 """COPRO (DSPy; Khattab et al., 2023): coordinate ascent over instructions.
 
-The first of ``depth`` rounds rewrites the instruction in use; every later one sees what was tried so far with its
-score, worst first, and writes better ones.
+The first of ``depth`` rounds rewrites the instruction in use; the request of every later one shows the instructions
+tried so far with their scores, worst first, and asks for better ones.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from optimas_jax.search.optimisers.task import PromptTask, Proposals
 from optimas_jax.search.optimisers.templates import ScoredInstruction, render_copro
 
 _TEMPERATURE = 1.0  # rewrites of one text have to differ
-_SHOWN = 6  # the best of what was tried
+_SHOWN = 6  # number of tried instructions in a request, the best ones
 
 
 def propose(task: PromptTask) -> Proposals:
-    """Every instruction of every round, with the current demonstrations."""
+    """Proposes every instruction of every round, with the current demonstrations."""
     component, effort = task.component, task.effort
     tried: dict[Prompt, float] = {task.current: 0.0}
     for level in range(effort.depth if effort.instructions else 0):

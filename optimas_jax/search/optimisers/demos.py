@@ -25,7 +25,7 @@ def demo_pool(
     ``max_chars`` are left out.
 
     Args:
-      component: whose groups they are. Of an agent's inputs demonstrations show the conversation alone.
+      component: component of the groups. For an agent, demonstrations show only the conversation among its inputs.
     """
     of_agent = component.inputs if component is not None and component.route is not None else ()
     pool: dict[str, ScoredDemo] = {}
@@ -50,9 +50,9 @@ def propose_demos(
 ) -> list[Prompt]:
     """Up to ``count`` prompts with the current instruction and ``size`` demonstrations each.
 
-    The first takes the best of the pool; the others draw without replacement, with chances in proportion to the
-    square of the reward above the lowest of the pool, whatever the metric's range. No two demonstrations of a prompt
-    come from the same example.
+    The first prompt has the best of the pool; the others are drawn without replacement, with probabilities in
+    proportion to the square of the reward above the lowest of the pool, scaled to any range of the metric. No two
+    demonstrations of a prompt come from the same example.
     """
     prompts: list[Prompt] = []
     rewards = [scored.reward for scored in pool]
@@ -64,7 +64,7 @@ def propose_demos(
         drawn = list(pool) if index == 0 else _weighted_order(pool, weights, rng)
         chosen: list[ScoredDemo] = []
         for scored in drawn:
-            if len(chosen) < size and scored.example_id not in {other.example_id for other in chosen}:
+            if len(chosen) < size and scored.example_id not in {earlier.example_id for earlier in chosen}:
                 chosen.append(scored)
         prompt = Prompt(current.instruction, tuple(scored.demo for scored in chosen))
         if chosen and prompt != current and prompt not in prompts:
@@ -73,8 +73,8 @@ def propose_demos(
 
 
 def propose(task: PromptTask) -> Proposals:
-    """The current instruction with bootstrapped demonstrations, and for every three such sets one labelled set and one
-    of recorded calls without a score."""
+    """Proposes the current instruction with bootstrapped demonstrations, and for every three such sets one labelled set
+    and one of recorded calls without a score."""
     size, count = min(task.effort.demo_size, task.space.max_demos), task.effort.demo_sets
     bootstrapped = propose_demos(task.pool, task.current, size=size, count=count, rng=task.rng)
     sets = [("demos", prompt.demos) for prompt in bootstrapped]
@@ -95,7 +95,7 @@ def _random_sets(task: PromptTask, name: str, demos: Sequence[Demo], count: int)
 
 
 def labelled_demos(component: Component, runs: Sequence[tuple[Example, Trace]], max_chars: int = 1500) -> list[Demo]:
-    """Demonstrations of a component whose outputs the examples have as gold fields; empty for other components."""
+    """Demonstrations of a component whose outputs are gold fields of the examples; empty for other components."""
     demos = []
     for example, trace in runs:
         if trace.reaches(component.name) and all(isinstance(example.gold.get(o), str) for o in component.outputs):

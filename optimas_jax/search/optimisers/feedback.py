@@ -1,8 +1,8 @@
-"""Rules from feedback: sentences that a metric says about several runs, added to the instruction as they are.
+"""Rules from feedback: sentences that are in a metric's feedback on several runs, added to the instruction unchanged.
 
-A metric that names the rule that was broken ("Use at most three words.") says the same of every run that broke it; what
-it says of one example alone ("Expected Paris.") is no rule. No language model is asked, which is why small ones that
-follow rules but write poor instructions gain as well.
+If feedback names a broken rule ("Use at most three words."), it is the same for every run that broke it; a sentence on
+a single example ("Expected Paris.") is no rule. No language model writes these instructions, so that small models gain
+as well, which follow rules but write poor instructions.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from optimas_jax.core.values import Prompt
 from optimas_jax.search.optimisers.task import PromptTask, Proposals
 
 _SENTENCE = re.compile(r"[^\n]+?(?:[.!?](?=\s|$)|(?=\n|$))")
-_RUNS = 2  # with the same sentence, which make it a rule
-_RULES = 3  # that are proposed
+_RUNS = 2  # least number of runs with the same sentence that make it a rule
+_RULES = 3  # most rules that are proposed
 
 
 def rules(task: PromptTask) -> list[str]:
-    """Sentences of the feedback on at least ``_RUNS`` runs that reached the component and are not in its instruction,
-    commonest first."""
+    """Sentences in the feedback on at least ``_RUNS`` runs that reached the component, without those in its
+    instruction; most common first."""
     name, counts = task.component.name, collections.Counter[str]()
     for _, trace in task.runs:
         if trace.reaches(name):
@@ -31,8 +31,8 @@ def rules(task: PromptTask) -> list[str]:
 
 
 def propose(task: PromptTask) -> Proposals:
-    """The instruction with each rule, and with all of them."""
-    found = rules(task)
-    additions = [*found, *(["\n".join(found)] if len(found) > 1 else [])]
+    """Proposes the instruction with each rule, and with all of them."""
+    sentences = rules(task)
+    additions = [*sentences, *(["\n".join(sentences)] if len(sentences) > 1 else [])]
     prompts = [Prompt(f"{task.current.instruction}\n{rule}", task.current.demos) for rule in additions]
     return [("feedback", prompt) for prompt in prompts if len(prompt.instruction) <= task.space.max_instruction_chars]

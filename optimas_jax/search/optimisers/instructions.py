@@ -1,4 +1,4 @@
-"""Reads instructions from a language model's answers; an unusable answer gives none."""
+"""Reads instructions from a language model's answers, and rejects unusable answers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from optimas_jax.llm.forms.reasoning import split_thoughts
 
 _TAG = re.compile(r"<\s?(/?)\s?instruction\s?(?:>|\Z)", re.IGNORECASE)
 _ESCAPED = "&lt;instruction&gt;"
-_SECTION = re.compile(r"\[\[ ?## ?(\w{1,40}) ?## ?\]\]")  # of DSPy
+_SECTION = re.compile(r"\[\[ ?## ?(\w{1,40}) ?## ?\]\]")  # heading of a section in DSPy's format
 _HEADING = re.compile(
     r"\A[*#\s]{0,4}(?:(?:new|improved|better|revised|updated|final) )?instruction[*\s]{0,3}:[*\s]{0,4}", re.IGNORECASE
 )
-_LATEST = 9  # texts between tags that are looked at
+_LATEST = 9  # number of texts between tags that are read, the last ones
 _PLACEHOLDER = re.compile(
     r"</?instruction>|[\[<{(][^\]>})\n]{0,40}\binstruction\b[^\]>})\n]{0,40}[\]>})]", re.IGNORECASE
 )
@@ -26,15 +26,15 @@ _ECHO = "and"  # the text between the tags in an answer that repeats the request
 
 
 def parse_instruction(answer: str) -> str:
-    """The instruction in a proposer's answer: the last text between tags that is one, the section or the field of JSON
-    with that name, or the whole answer. What the model thought before, and tags that it only mentions, are left out."""
+    """The instruction in a proposer's answer: the last usable text between tags, the section or JSON field with that
+    name, or the whole answer. The model's reasoning, and tags that it only mentions, are left out."""
     answer = split_thoughts(answer)[1]
     if _ESCAPED in answer.lower():
         answer = html.unescape(answer)
     closed, opened = _between_tags(answer)
     tagged = [_bare(text) for text in (*closed[-_LATEST:], *opened)]
     usable = [text for text in tagged if text and not _is_placeholder(text)]
-    if tagged:  # what is closed comes before what is not
+    if tagged:  # closed tags have precedence over an open one
         closed_ones = [text for text in usable if not opened or text != tagged[-1]]
         return (closed_ones or usable or tagged)[-1]
     sections = _SECTION.split(answer)
@@ -43,7 +43,7 @@ def parse_instruction(answer: str) -> str:
 
 
 def _between_tags(answer: str) -> tuple[list[str], list[str]]:
-    """Texts between the tags of an answer, the first maybe without its opening tag; and the text behind an opening tag
+    """Texts between the tags of an answer, where the first may lack its opening tag; and the text after an opening tag
     that is not closed."""
     texts: list[str] = []
     opened, start = False, 0
@@ -56,7 +56,7 @@ def _between_tags(answer: str) -> tuple[list[str], list[str]]:
 
 
 def _bare(text: str) -> str:
-    """A text without what a model puts around it: a fence, JSON with a field ``instruction``, quotes."""
+    """A text without its wrapping by a model: a fence, JSON with a field ``instruction``, quotes."""
     text = text.strip()
     data = loose_json(text)
     if isinstance(data, Mapping):
@@ -74,7 +74,7 @@ def _bare(text: str) -> str:
 
 
 def _named(data: Mapping[str, Any]) -> list[str]:
-    """Texts of the fields that are called an instruction."""
+    """Texts of the fields with "instruction" in their names."""
     fields = [value for name, value in data.items() if "instruction" in name.lower()]
     return [
         text for value in fields for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
@@ -111,7 +111,7 @@ def drop_summary(reasons: Mapping[str, int]) -> str:
 
 
 def _unusable(instruction: str, space: PromptSpace) -> str:
-    """Why this is no instruction, or ""."""
+    """Why a text is no usable instruction, or ""."""
     if not instruction:
         return "empty"
     if len(instruction) > space.max_instruction_chars:

@@ -5,7 +5,7 @@ model, the diagnoser, judges each run from the component's inputs and outputs, t
 A terminal component, which has no descendants, is judged by the global metric.
 
 Optimas (section 5) ran two rounds of 100 training examples each: ``config.optimize.inputs = 100`` and twice as many
-iterations as there are such components. Unlike there, a choice goes through the gate as every proposal does.
+iterations as such components. Unlike there, the gate tests a choice like every other proposal.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class SelectorTask:
 
     Attributes:
       module: the component that asks the chosen model (``module_of``).
-      terminal: whether the metric judges it, as it has no descendants.
-      values: one for each model, the one in use first.
+      terminal: whether it has no descendants, so that the metric judges it.
+      values: one value for each model, the one in use first.
       examples: training examples.
-      run: by value, the system's traces on ``examples`` with that value and all others as they are.
+      run: returns, by value, the system's traces on ``examples`` with that value and all others unchanged.
       diagnoser: the language model that judges.
       ask: sends requests to the diagnoser; answers in their order, "" for a failed one.
-      seed: names all randomness.
+      seed: seed of all randomness.
       dropped: callback for answers without a verdict: (reason, text).
     """
 
@@ -53,23 +53,23 @@ class SelectorTask:
 
 
 def module_of(system: System, name: str) -> str:
-    """The component that asks the model which ``name`` chooses: the first one that reads a selector's output, or
-    ``name`` itself where the model is a setting of its own."""
+    """The component that asks the model which ``name`` chooses: the first reader of a selector's output, or ``name``
+    itself where the model is one of its own settings."""
     component = system.by_name[name]
-    readers = [other for other in system.order if set(component.outputs) & set(system.by_name[other].inputs)]
+    readers = [reader for reader in system.order if set(component.outputs) & set(system.by_name[reader].inputs)]
     return readers[0] if hasattr(component.space, "names") and readers else name
 
 
 def propose(task: SelectorTask) -> list[tuple[str, Value]]:
-    """The value with the highest count; nothing if it is the value in use, which wins ties."""
+    """Proposes the value with the highest count; nothing if it is the value in use, which wins ties."""
     counts = count_right(task)
     best = task.values[counts.index(max(counts))]
     return [] if best == task.values[0] else [("llmselector", best)]
 
 
 def count_right(task: SelectorTask) -> list[float]:
-    """By value, the number of examples on which the module is right; for a terminal one the sum of the metric. Runs
-    that did not reach the module, in which it failed, or without a verdict count as wrong."""
+    """Number of examples on which the module is right, by value; for a terminal module the sum of the metric. Runs that
+    did not reach the module, in which it failed, or without a verdict count as wrong."""
     rows = task.run(task.values)
     if task.terminal:
         return [sum(trace.reward for trace in row) for row in rows]

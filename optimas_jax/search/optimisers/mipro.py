@@ -1,9 +1,9 @@
 """MIPROv2 (Opsahl-Ong et al., 2024): instructions and demonstrations together.
 
-Sets of demonstrations come from labelled examples and from good runs; instructions are proposed by a language model
-that is shown a summary of the data, a draw of the demonstrations and a hint at what to aim for; TPE searches their
-product. It scores every point on all training inputs of the iteration, where MIPROv2 scores on minibatches and then
-the best on all: a local reward makes the whole set cheap.
+Sets of demonstrations come from labelled examples and from good runs. A language model proposes instructions from a
+summary of the data, a draw of the demonstrations and an aim. TPE searches the product of both. It scores every point on
+all training inputs of the iteration, because a local reward makes this cheap; MIPROv2 scores on minibatches, and only
+the best points on all inputs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _AIMS = (
 
 
 def demo_candidates(task: PromptTask) -> list[tuple[Demo, ...]]:
-    """Sets to choose from: no demonstrations, those in use, labelled ones, and ``effort.demo_sets`` bootstrapped."""
+    """Sets of demonstrations to choose from: none, the ones in use, labelled ones, and ``effort.demo_sets``
+    bootstrapped sets."""
     size = min(task.effort.demo_size, task.space.max_demos)
     sets: list[tuple[Demo, ...]] = [(), task.current.demos, *labelled_sets(task, 1)]
     if size:
@@ -65,7 +66,7 @@ def grounded_instructions(task: PromptTask, sets: list[tuple[Demo, ...]]) -> lis
 
 
 def propose(task: PromptTask) -> Proposals:
-    """Every pair of instruction and demonstrations that the search scored."""
+    """Proposes every pair of instruction and demonstrations that the search scored."""
     sets = demo_candidates(task)
     instructions = grounded_instructions(task, sets)
 

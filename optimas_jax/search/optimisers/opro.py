@@ -1,7 +1,7 @@
-"""OPRO (Yang et al., 2023): a language model writes new instructions after seeing old ones with their scores.
+"""OPRO (Yang et al., 2023): a language model writes new instructions from old ones with their scores.
 
-Unlike the released Optimas code, the proposer sees the current instruction with its score, earlier instructions, and
-examples on which the current one fails; and its whole answer is parsed, not one line.
+Unlike the released Optimas code, the request has the current instruction with its score, earlier instructions, and
+examples on which the current one fails; and the whole answer is parsed, not one line.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from optimas_jax.search.optimisers.instructions import propose_instructions
 from optimas_jax.search.optimisers.task import PromptTask, Proposals
 from optimas_jax.search.optimisers.templates import ScoredInstruction, render_opro
 
-_TEMPERATURE = 0.7  # of the released code
-_SHOWN = 5  # instructions with scores
-_FAILURES = 3
+_TEMPERATURE = 0.7  # the same as in the released code
+_SHOWN = 5  # instructions with scores in a request
+_FAILURES = 3  # failed examples in a request
 
 
 def shown(task: PromptTask) -> list[ScoredInstruction]:
@@ -27,7 +27,7 @@ def shown(task: PromptTask) -> list[ScoredInstruction]:
 
 
 def opro_requests(task: PromptTask) -> list[CompletionRequest]:
-    """``effort.instructions`` requests for one instruction each; they differ in their seeds alone."""
+    """``effort.instructions`` requests for one instruction each; they differ only in their seeds."""
     component = task.component
     failures = [(call, trace.score, trace.feedback) for call, _, trace in task.worst(_FAILURES)]
     turns = render_opro(
@@ -47,6 +47,6 @@ def opro_requests(task: PromptTask) -> list[CompletionRequest]:
 
 
 def propose(task: PromptTask) -> Proposals:
-    """New instructions with the current demonstrations."""
+    """Proposes new instructions with the current demonstrations."""
     answers = task.ask(opro_requests(task)) if task.effort.instructions else []
     return [("opro", prompt) for prompt in propose_instructions(answers, task.current, task.space, task.dropped)]

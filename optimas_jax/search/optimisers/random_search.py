@@ -15,7 +15,8 @@ _TEMPERATURE = 1.0
 
 
 def propose(task: PromptTask) -> Proposals:
-    """Random pairs of an instruction, written without knowing any score, and a random set of demonstrations."""
+    """Proposes random pairs of an instruction, written without knowledge of scores, and a random set of
+    demonstrations."""
     component, effort = task.component, task.effort
     turns = render_blind(component.description, component.inputs, component.outputs, task.proposer.style)
     seeds = [derive_seed(task.seed, "random", component.name, index) for index in range(effort.instructions)]

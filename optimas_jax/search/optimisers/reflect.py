@@ -1,8 +1,8 @@
-"""Reflective rewriting, after GEPA (Agrawal et al., 2025): a language model reads runs that failed and rewrites the
-instruction so that they would not.
+"""Reflective rewriting, after GEPA (Agrawal et al., 2025): a language model reads failed runs and rewrites the
+instruction to prevent such failures.
 
-GEPA pays a validation for every rewrite that looks better on a few examples. Here many rewrites are written, each from
-other failures; scores on the training inputs screen them, and only the best reach the gate.
+GEPA validates every rewrite that is better on a few examples. Here many rewrites are made, each from other failures;
+scores on the training inputs screen them, and only the best reach the gate.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from optimas_jax.search.optimisers.task import PromptTask, Proposals
 from optimas_jax.search.optimisers.templates import FailedRun, render_reflect
 
 _TEMPERATURE = 1.0
-_READ = 3  # failed runs that one rewrite is made from
-_REFUSED = 3  # instructions that it is told of, the latest
+_READ = 3  # failed runs in the request for one rewrite
+_REFUSED = 3  # refused instructions in a request, the latest ones
 
 
 def propose(task: PromptTask) -> Proposals:
-    """``effort.rewrites`` rewrites of the current instruction, each from a draw of the worse half of the runs."""
+    """Proposes ``effort.rewrites`` rewrites of the current instruction, each from a draw of the worse half of the
+    runs."""
     component = task.component
     worse = task.worst((len(task.runs) + 1) // 2)
     if not worse:
@@ -49,11 +50,11 @@ def propose(task: PromptTask) -> Proposals:
 
 
 def _blamed(task: PromptTask, example_id: str) -> str:
-    """Which component is likeliest at fault in a run, and whether it is this one; "" where that is not known."""
-    known = task.blame.get(example_id)
-    if known is None or not known.component:
+    """Sentence on the component that is most likely at fault in a run, and whether it is this one; "" if unknown."""
+    blame = task.blame.get(example_id)
+    if blame is None or not blame.component:
         return ""
-    share = f"{known.shares[known.component]:.0%} of the blame"
-    if known.component == task.component.name:
+    share = f"{blame.shares[blame.component]:.0%} of the blame"
+    if blame.component == task.component.name:
         return f"Likeliest at fault: this component ({share})"
-    return f"Likeliest at fault: {known.component} ({share}), not this component"
+    return f"Likeliest at fault: {blame.component} ({share}), not this component"

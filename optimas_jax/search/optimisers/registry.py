@@ -18,10 +18,10 @@ PROPOSERS: Mapping[str, Proposer] = {
     FEEDBACK: feedback.propose,
     "random": random_search.propose,
 }
-OWN = "own:"  # before the name of an optimiser that is a function of the user's (``search.hooks``)
-REWRITING = ("opro", "copro", REFLECT)  # ask a language model for another instruction
-SELECTORS = ("llmselector",)  # of models, which ``search.optimisers.llmselector`` chooses; they write no prompts
-# Settings of which an optimiser needs all, or one, to write any prompt.
+OWN = "own:"  # prefix of the name of an optimiser that is a function of the user's (``search.hooks``)
+REWRITING = ("opro", "copro", REFLECT)  # optimisers that ask a language model for another instruction
+SELECTORS = ("llmselector",)  # optimisers that choose models and write no prompts
+# Settings that must all be positive for an optimiser to write any prompt; then settings of which one must be positive.
 _NEEDS_ALL = {
     "demos": ("demo_sets", "demo_size"),
     "opro": ("instructions",),
@@ -32,7 +32,7 @@ _NEEDS_ONE = {"mipro": ("instructions", "demo_size"), "random": ("instructions",
 
 
 def proposer_names(text: str) -> tuple[str, ...]:
-    """Names separated by commas.
+    """Reads names of optimisers, separated by commas.
 
     Raises:
       ValueError: for an unknown name, a repeated one, or none. Whether there is a function of an ``own:NAME`` is
@@ -54,7 +54,7 @@ def proposer_names(text: str) -> tuple[str, ...]:
 
 def why_no_prompts(names: Sequence[str], effort: Effort) -> str:
     """Why none of the named optimisers can write a prompt, such as "opro needs instructions > 0"; "" if one can.
-    ``feedback`` alone can, with a metric that has words; beside others it is an addition."""
+    ``feedback`` counts only if it is the single one: it can write prompts if the metric has feedback."""
     reasons = []
     for name in names:
         if name == FEEDBACK and len(names) > 1:

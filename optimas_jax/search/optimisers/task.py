@@ -1,7 +1,7 @@
 """Input and output of an optimiser of prompts, which is one function ``Proposer``: PromptTask -> Proposals.
 
-Optimisers neither run a system nor know where a score comes from. ``PromptTask.gains`` may be the local reward, which
-costs one call of the component per input, or the global metric, which also runs all descendants.
+Optimisers do not run a system, and do not depend on the source of a score. ``PromptTask.gains`` may be the local
+reward, which costs one call of the component per input, or the global metric, which also runs all descendants.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Effort:
     """Limits of an optimiser in one iteration.
 
     Attributes:
-      instructions: number requested from the proposer; the breadth of COPRO.
+      instructions: instructions requested from the proposer; the breadth of COPRO.
       depth: rounds of COPRO.
       rewrites: requests of reflective rewriting.
       demo_sets: sets of bootstrapped demonstrations.
@@ -60,17 +60,17 @@ class PromptTask:
       runs: training inputs, and traces of the system on them.
       pool: bootstrapped demonstrations.
       labelled: demonstrations whose outputs are gold fields of the training inputs.
-      history: earlier instructions with their scores, all on one scale: of the same configuration and local reward or
+      history: earlier instructions with their scores on one scale, under the same configuration and local reward or
         metric.
       current_score: score of the prompt in use on this scale.
       scale: description of the scale, for the proposer.
       proposer: the language model that writes instructions.
       effort: limits.
-      seed, rng: name all randomness.
+      seed, rng: sources of all randomness.
       ask: sends requests to the proposer; answers in their order, "" for a failed one.
       gains: mean gain of each prompt over the current one, on the training inputs.
       dropped: callback for rejected answers: (reason, text).
-      blame: which component is likeliest at fault in training runs that failed, by example.
+      blame: blame of the components in failed training runs, by example.
       recorded: demonstrations from recorded calls without a score.
     """
 
@@ -113,14 +113,14 @@ class PromptTask:
 
 
 def with_own_instruction(component: Component, current: Prompt, runs: Sequence[tuple[Example, Trace]]) -> Prompt:
-    """The prompt that proposers improve: where an agent's own system message is in use, with that message as its
-    instruction, if all conversations have the same."""
+    """The prompt that proposers improve: the current one, or, where an agent's own system message is in use, one with
+    that message as its instruction, if all conversations have the same."""
     call = getattr(component.run, "__self__", None)
     if current.instruction or not isinstance(call, AgentCall) or call.keep:
         return current
-    own = own_instruction([one.inputs for _, trace in runs for one in trace.calls_of(component.name)])
-    fits = isinstance(component.space, PromptSpace) and len(own) <= component.space.max_instruction_chars
-    return Prompt(own, current.demos) if fits else current
+    instruction = own_instruction([step.inputs for _, trace in runs for step in trace.calls_of(component.name)])
+    fits = isinstance(component.space, PromptSpace) and len(instruction) <= component.space.max_instruction_chars
+    return Prompt(instruction, current.demos) if fits else current
 
 
 Proposals = list[tuple[str, Prompt]]  # (kind, prompt)

@@ -13,7 +13,7 @@ from optimas_jax.core.types import Call
 from optimas_jax.core.values import Demo
 from optimas_jax.llm.render import Turn, field_label, render_fields, render_value
 
-_FIELD_CHARS = 300  # of a field of an example; a proposer reads several
+_FIELD_CHARS = 300  # most characters of a field of an example; a request has several examples
 _TAGS = "Put it between <instruction> and </instruction>."
 
 
@@ -22,8 +22,8 @@ class ScoredInstruction:
     """An instruction that was tried.
 
     Attributes:
-      instruction: its text.
-      score: mean score under it: global metric, or local reward minus the one of the instruction in use.
+      instruction: text of the instruction.
+      score: mean score under it: global metric, or local reward minus the local reward of the instruction in use.
       refused: why it was refused, or "".
     """
 
@@ -47,7 +47,7 @@ def render_opro(
     Args:
       tried: instructions with scores, worst first, the one in use among them.
       current: the instruction in use.
-      failures: calls of the component with the score of their run, and why, in the metric's words.
+      failures: calls of the component with the score of their run, and the metric's feedback.
       scale: description of the scores, such as "mean exact match".
     """
     lines = "\n".join(f"Score {item.score:.2f}{_standing(item, current)}: {item.instruction}" for item in tried)
@@ -149,15 +149,15 @@ def render_grounded(
 
 @dataclasses.dataclass(frozen=True)
 class FailedRun:
-    """A component's step in a run with a low score, and how the run ended.
+    """A component's step in a run with a low score, and the results of the run.
 
     Attributes:
-      step: of the component.
-      outputs: of the whole system; empty if the run failed.
+      step: call of the component.
+      outputs: outputs of the whole system; empty if the run failed.
       gold: gold fields of the example.
-      score: of the run.
-      feedback: why, in the metric's words, or "".
-      blamed: what is known of the component at fault, in a sentence, or "".
+      score: score of the run.
+      feedback: the metric's feedback, or "".
+      blamed: sentence on the component at fault, or "".
     """
 
     step: Call
@@ -177,9 +177,9 @@ def render_reflect(
     style: str,
     refused: Sequence[ScoredInstruction] = (),
 ) -> list[Turn]:
-    """Request of reflective rewriting: the instruction in use, runs under it with their gold fields, and instructions
-    that were refused in its place."""
-    told = "".join(f"\n{item.instruction} ({item.refused})" for item in refused)
+    """Request of reflective rewriting: the instruction in use, runs under it with their gold fields, and refused
+    replacements."""
+    refusals = "".join(f"\n{item.instruction} ({item.refused})" for item in refused)
     task = _task(description, input_names, output_names)
     examples = "\n".join(
         f"<example>\n{_fields(run.step.inputs, input_names)}\n"
@@ -191,14 +191,14 @@ def render_reflect(
         for run in runs
     )
     if style == "text":
-        tried = f"No better:{told}\n" if told else ""
+        tried = f"No better:{refusals}\n" if refusals else ""
         return [
             (
                 "text",
                 f"{task}\nInstruction: {current}\nWhat went wrong with it:\n{examples}\n{tried}A better instruction:",
             )
         ]
-    tried = f"Instructions that were tried in its place and refused:{told}\n\n" if told else ""
+    tried = f"Instructions that were tried in its place and refused:{refusals}\n\n" if refusals else ""
     return [
         (
             "user",
@@ -212,7 +212,7 @@ def render_reflect(
 
 
 def render_blind(description: str, input_names: Sequence[str], output_names: Sequence[str], style: str) -> list[Turn]:
-    """Request for an instruction that shows the task alone."""
+    """Request for an instruction, with the task alone."""
     task = _task(description, input_names, output_names)
     if style == "text":
         return [("text", f"{task}\nAn instruction for this task:")]
@@ -247,7 +247,7 @@ def _standing(item: ScoredInstruction, current: str) -> str:
 
 
 def _feedback(text: str) -> str:
-    """A line with the whole of what the metric says, which a proposer is to read word by word."""
+    """A line with the whole feedback of the metric, which is not shortened."""
     return f"Feedback: {text.strip()}\n" if text.strip() else ""
 
 
