@@ -43,7 +43,7 @@ def is_served(spec: str) -> bool:
 
 
 def model_name(spec: str) -> str:
-    """What the provider calls the model."""
+    """The provider's name of a model; the spec itself for a local model."""
     return spec.partition(":")[2] if provider(spec) else spec
 
 
