@@ -307,11 +307,11 @@ def choose(components: Mapping[str, Component], asked: Asked, headers: Mapping[s
     if len(fitting) == 1:
         return fitting[0]
     rules = "; ".join(f"{name}: {route}" for name, route in routes.items())
-    start = f"its system message begins {system[:60]!r}" if system else "it has no system message"
+    head = f"its system message begins {system[:60]!r}" if system else "it has no system message"
     problem = f"{' and '.join(fitting)} both take it" if fitting else "none of them takes it"
     raise RequestError(
         404,
-        f"several agents send the model {asked.model!r}, and {problem} ({start}): tell them apart by agent(when=...), a "
+        f"several agents send the model {asked.model!r}, and {problem} ({head}): tell them apart by agent(when=...), a "
         f"beginning of the system message or headers. Their rules: {rules}",
         "model",
         "model_not_found",

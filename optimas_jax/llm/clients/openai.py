@@ -256,10 +256,10 @@ def _outcome(finish_reason: Any) -> Outcome:
 def _check_model(request: CompletionRequest, answer: Mapping[str, Any]) -> None:
     """Raises ``ServerError`` for an answer of another model than the adapter that was asked for: a proxy may know only
     the base model. Answers that name no model are checked by their log-probs (``policy.served``)."""
-    model = answer.get("model")
-    if request.adapter and isinstance(model, str) and model and request.adapter not in model:
+    name = answer.get("model")
+    if request.adapter and isinstance(name, str) and name and request.adapter not in name:
         raise ServerError(
-            f"asked for the adapter {request.adapter}, and the answer is of the model {model[:200]!r}: see that what is "
+            f"asked for the adapter {request.adapter}, and the answer is of the model {name[:200]!r}: see that what is "
             "between here and the server hands on the model's name"
         )
 
