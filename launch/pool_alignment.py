@@ -2,7 +2,7 @@
 
 python launch/pool_alignment.py FOLDER FOLDER ...
 
-Each run folder has the results of ``--stage=align``; all are of the same data (``config.data.seed``).
+Each run folder has the results of ``--stage=align``; all must have the same data (``config.data.seed``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(folders: list[str]) -> int:
         cells = []
         for predictor in _PREDICTORS:
             if any(predictor not in row for run in by_input for row in run.values()):
-                cells.append("")  # measured before there was this control
+                cells.append("")  # measured before this control existed
                 continue
             accuracy, (low, high) = pooled_pair_accuracy(by_input, predictor)
             cells.append(f"{accuracy:.3f} [{max(0.0, low):.3f}, {min(1.0, high):.3f}]")
