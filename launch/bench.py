@@ -52,6 +52,7 @@ _BUSY = 0.7  # load: average number of processes that want a core, over the last
 
 
 def main(argv: list[str]) -> int:
+    """Measures the cases of the chosen suites, and prints the table; returns the exit code."""
     names = [] if _PEER.value == ["none"] else _PEER.value
     unknown = [name for name in names if name not in PEERS_BY_NAME]
     unknown += [suite for suite in _SUITE.value if suite not in (*SUITES, "hostloop", "e2e", "all")]

@@ -23,6 +23,7 @@ _WORKERS = flags.DEFINE_integer("workers", 4, "Programs at once; many of them sl
 
 
 def main(argv: list[str]) -> int:
+    """Runs all solutions, and prints the failures and the number of passed ones; returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     print(check_walls("preferred") or "programs run in a jail")

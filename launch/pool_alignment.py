@@ -17,6 +17,7 @@ _PREDICTORS = ("local", "shorter", "loglik", "majority", "ceiling")
 
 
 def main(folders: list[str]) -> int:
+    """Prints the table of these folders; returns the exit code."""
     if len(folders) < 2:
         print(__doc__, file=sys.stderr)
         return 2

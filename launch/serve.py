@@ -54,6 +54,7 @@ _GRACE = flags.DEFINE_float("grace", 30.0, "Seconds that requests in flight have
 
 
 def main(argv: list[str]) -> int:
+    """Serves a model, a program or local rewards until it is stopped; returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:

@@ -44,10 +44,10 @@ def before(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     accepted, used = np.zeros(len(differences), bool), np.zeros(len(differences), int)
     running, n = np.arange(len(differences)), differences.shape[-1]
     for stop, futility in ((n // 4, 0.15), (n // 2, 0.3), (n, 0.0)):
-        seen = differences[running, :stop]
-        share = np.concatenate([_positive_share(rows) for rows in np.array_split(seen, 1 + len(seen) // 200)])
+        so_far = differences[running, :stop]
+        share = np.concatenate([_positive_share(rows) for rows in np.array_split(so_far, 1 + len(so_far) // 200)])
         used[running] = stop
-        accepted[running] = (stop == n) & (seen.mean(-1) > 0) & (share >= 0.8)
+        accepted[running] = (stop == n) & (so_far.mean(-1) > 0) & (share >= 0.8)
         running = running[share >= futility]
     return accepted, used
 
@@ -188,6 +188,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(argv: list[str]) -> None:
+    """Prints the three tables."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     columns = [f"{metric}, {gain}" for metric in METRICS for gain in (0, 0.05, 0.1, 0.2)]

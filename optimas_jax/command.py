@@ -78,17 +78,17 @@ def with_configuration(arguments: Sequence[str]) -> list[str]:
     Raises:
       UnknownName: for a configuration that does not exist.
     """
-    known = configurations()
+    files = configurations()
     if arguments and not arguments[0].startswith("-"):
-        return [f"{_FLAG}={_path(arguments[0], known)}", *arguments[1:]]
+        return [f"{_FLAG}={_path(arguments[0], files)}", *arguments[1:]]
     flag, split = f"{_FLAG}=", [*arguments]
     while _FLAG in split[:-1]:  # --config NAME
         at = split.index(_FLAG)
         split[at : at + 2] = [flag + split[at + 1]]
     if not any(argument.startswith(flag) for argument in split):
-        return [flag + _path(_DEFAULT, known), *split]
+        return [flag + _path(_DEFAULT, files), *split]
     return [
-        flag + _path(argument.removeprefix(flag), known) if argument.startswith(flag) else argument
+        flag + _path(argument.removeprefix(flag), files) if argument.startswith(flag) else argument
         for argument in split
     ]
 

@@ -43,6 +43,7 @@ _STEPS, _NEW_TOKENS, _PROMPT = 5, 64, 128
 
 
 def main() -> None:
+    """Measures, and prints each row as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="8b", choices=["8b", "tiny"], help="sizes of the model")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a training step on each device")

@@ -120,8 +120,8 @@ def read_adapter(folder: Path, base: BackboneConfig) -> tuple[LoraConfig, Params
     """
     described, tensors, digest = _read(folder)
     shapes = module_shapes(base)
-    places = [(index, name) for index in range(base.num_layers) for name in TARGETS]
-    modules = {place: module for place in places if described.adapts(module := _hf_name(*place))}
+    slots = [(index, name) for index in range(base.num_layers) for name in TARGETS]
+    modules = {slot: module for slot in slots if described.adapts(module := _hf_name(*slot))}
     missing = [key for module in modules.values() for key in _keys(module) if key not in tensors]
     if missing:
         raise AdapterError(
@@ -129,8 +129,8 @@ def read_adapter(folder: Path, base: BackboneConfig) -> tuple[LoraConfig, Params
             "made for another base, or is damaged"
         )
     adapted = {
-        place: _matrices(folder, tensors, module, described.rank(module), shapes[place[1]])
-        for place, module in modules.items()
+        slot: _matrices(folder, tensors, module, described.rank(module), shapes[slot[1]])
+        for slot, module in modules.items()
     }
     unread = [module for module in ("lm_head", "model.embed_tokens") if described.adapts(module)]
     if unread:

@@ -17,7 +17,7 @@ from optimas_jax.models.flat import Flat, FlatSequence, bucket, flatten, sequenc
 
 
 class GroupBatch(NamedTuple):
-    """A batch of groups; numpy arrays. Indices are those of the flat batch.
+    """A batch of groups; numpy arrays. Indices refer to the flat batch.
 
     Attributes:
       flat: tokens and sequences, see ``models.flat``; sequence g is group g.

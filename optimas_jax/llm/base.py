@@ -293,7 +293,8 @@ def _tokens(data: Mapping[str, Any]) -> Tokens:
     """The tokens in recorded data; raises ``TypeError`` for other data."""
     check_record(data, {"prompt_ids": list, "ids": list, "logprobs": list})
     all_ids = [*data["prompt_ids"], *data["ids"]]
-    if not all(type(one) is int for one in all_ids) or not all(type(one) in (int, float) for one in data["logprobs"]):
+    are_ids = all(type(token) is int for token in all_ids)
+    if not are_ids or not all(type(value) in (int, float) for value in data["logprobs"]):
         raise TypeError("tokens are whole numbers, and their log-probabilities numbers")
     return Tokens(**{name: tuple(values) for name, values in data.items()})
 

@@ -4,7 +4,7 @@
 Budget and spending therefore belong to the run folder: the same command again continues with the rest of the budget,
 and a higher limit adds to it.
 
-*Used* costs are those of the same work with an empty tape: a repeated request costs once, and a request that the tape
+*Used* costs are what the same work costs with an empty tape: a repeated request costs once, and a request that the tape
 answers costs as much as when it was paid for. They depend neither on the contents of the tape nor on the order in which
 calls in flight end. ``Ledger.limit`` limits them, for a search or a part of one.
 
@@ -155,7 +155,7 @@ class Ledger:
     @contextlib.contextmanager
     def uncharged(self, phase: str) -> Iterator[None]:
         """Books everything inside the block under ``phase`` and outside the limits on use; ``budget`` still holds, and
-        so does the part of it that is set aside. For controls, whose costs are not those of a search. Begin and end it
+        so does the part of it that is set aside. For controls, whose costs a search does not have. Begin and end it
         when nothing is in flight."""
         outer = self._allowance
         if outer is not None:

@@ -294,7 +294,7 @@ def init_params(config: BackboneConfig, compute: Compute, key: jax.Array) -> Par
 
 
 def init_lora(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Params:
-    """The LoRA tree at the start of training, float32: A random, B zero, so that outputs equal those of the base."""
+    """The LoRA tree at the start of training, float32: A random, B zero, so that outputs equal the base's outputs."""
     abstract = abstract_params(config, Compute(jnp.dtype(jnp.float32), "tiled"))
     layers = {}
     for index, layer in abstract["layers"].items():

@@ -124,6 +124,7 @@ def _over_pairs(
         return pl.BlockSpec((1, *shape[1:]), lambda pair, table, window: (_tile(table[pair], of), *behind))
 
     def kernel(table: Any, window: Any, *refs: Any) -> None:
+        """Calls ``add`` for the pair of this program of the grid."""
         pair = pl.program_id(0)
         tile, last = _tile(table[pair], column), pl.num_programs(0) - 1
         is_first = (pair == 0) | (_tile(table[jnp.maximum(pair - 1, 0)], column) != tile)
