@@ -1,6 +1,6 @@
 """Costs used and costs paid, per phase and role; and hard limits on both.
 
-*Paid* costs are limited by ``Budget``. A result that the tape holds costs nothing: an earlier command paid for it.
+*Paid* costs are limited by ``Budget``. A result that the tape holds costs nothing: it was paid for before.
 Budget and spending therefore belong to the run folder: the same command again continues with the rest of the budget,
 and a higher limit adds to it.
 

@@ -53,7 +53,7 @@ class _Heard:
 
     Attributes:
       pulse: its last sign of life.
-      at: time of it.
+      at: time at which the sign of life last changed.
       behind: since when it is behind, and its CPU time then; None if it is not behind.
     """
 
