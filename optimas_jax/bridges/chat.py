@@ -29,11 +29,7 @@ _KNOWN = {
     *("model", "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "stream"),
     *(*_LIMITS, "temperature", "top_p", "seed", "stop"),
 }
-NO_USAGE = {
-    "prompt_tokens": 0,
-    "completion_tokens": 0,
-    "total_tokens": 0,
-}  # tokens are counted by the run's ledger alone
+NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}  # the run's ledger counts tokens
 
 
 def read_chat(body: Mapping[str, Any]) -> Asked:
