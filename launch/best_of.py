@@ -4,10 +4,11 @@ by random numbers, by likelihood, and by majority (the output that agrees most w
 python launch/best_of.py FOLDER [FOLDER ...] [--components=hint_generator,answer_generator] [--samples=8]
     [--split=test [--split=confirm]]
 
-Each run folder has a finished search with local rewards; the last of them is used, under the configuration that the
-search ended with (after --stage=refresh the refreshed one). Prints mean scores by folder, and the difference of the
-local reward to every other rule with its interval: over folders, which are runs of several seeds, and examples, or over
-the examples of a single folder. The scores are in a best_of-*.json of each folder. The same command again pays nothing.
+Each run folder has a finished search with local rewards. The last local reward is used (after --stage=refresh the
+refreshed one), under the configuration that the search ended with. Prints mean scores by folder, and the difference
+between the local reward and every other rule with its interval: over folders, which are runs of several seeds, and
+examples, or over the examples of a single folder. The scores are written to a best_of-*.json of each folder. The same
+command again pays nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
-# Or it reports that torch, which nothing here needs, is absent.
+# Otherwise transformers reports that torch is absent, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
@@ -48,7 +49,7 @@ Scores = dict[str, dict[str, list[float]]]  # by component and rule
 
 
 def check(folders: Sequence[Path]) -> None:
-    """Raises ``StopRun`` for folders that cannot be measured, or not beside each other, before anything is paid."""
+    """Raises ``StopRun`` for folders that cannot be measured or compared, before anything is paid."""
     check_folders(folders)
     if len(set(_SPLITS.value)) < len(_SPLITS.value):
         raise StopRun(f"--split is {', '.join(_SPLITS.value)}: name each once")
@@ -85,8 +86,8 @@ def measure(folder: Path, progress: ConsoleProgress) -> Scores:
         }
         evidence, names = groups_so_far(run), [*scores]
         refused = not_to_choose(run.host, run.device, config, configuration, reward, evidence, names)
-        for name, of_component in scores.items():
-            of_component[ALLOWED] = of_component[ONE if name in refused else LOCAL]
+        for name, by_rule in scores.items():
+            by_rule[ALLOWED] = by_rule[ONE if name in refused else LOCAL]
         for name, why in refused.items():
             progress.line(f"  {name} would not choose by its local reward: {why}")
         what = {"reward": reward, "components": [*scores], "splits": _SPLITS.value, "samples": _SAMPLES.value}
@@ -95,7 +96,7 @@ def measure(folder: Path, progress: ConsoleProgress) -> Scores:
 
 
 def table(name: str, folders: list[Scores]) -> str:
-    """Markdown of one component: mean score of each folder by rule, and how far the local reward is ahead of it."""
+    """Markdown of one component: mean score of each folder by rule, and the lead of the local reward over each rule."""
     rules = (*CHOICE_RULES, ALLOWED)
     means = {rule: [statistics.fmean(scores[name][rule]) for scores in folders] for rule in rules}
     lines = [
@@ -109,14 +110,16 @@ def table(name: str, folders: list[Scores]) -> str:
         if rule != LOCAL:
             mean, (low, high) = interval([np.subtract(scores[name][LOCAL], scores[name][rule]) for scores in folders])
             ahead = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-        lines.append(f"| {rule} | {', '.join(f'{one:.3f}' for one in row)} | {statistics.fmean(row):.3f} | {ahead} |")
+        lines.append(
+            f"| {rule} | {', '.join(f'{score:.3f}' for score in row)} | {statistics.fmean(row):.3f} | {ahead} |"
+        )
     return "\n".join([*lines, ""])
 
 
 def main(argv: list[str]) -> int:
     if len(argv) < 2:
         raise app.UsageError("name at least one run folder")
-    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
+    logging.disable(logging.INFO)  # libraries log too much; progress has its own lines
     return exit_code(partial(compare, [Path(folder) for folder in argv[1:]]))
 
 

@@ -4,13 +4,13 @@ python launch/check.py runs/NEW/best --against=runs/OLD/best --data=rows.jsonl [
     [--level=0.05] [--output=check.md] [--model=openai:NAME]
 python launch/check.py runs/X/best --model=openai:NAME --data=rows.jsonl       default and best, on both models
 
-The exit code is 0 if the new one passes, and 1 if it fails or cannot be checked. It fails if it is shown to be worse (a
-paired one-sided test at --level: of two equal ones at most that share fails), or costs more than --max-cost times the
-old one, in dollars where both are priced, else in tokens. With --min-gain it fails unless that gain is shown;
---min-gain=-0.02 asks it to show that it loses less than 0.02. Moved to another model, the best is checked against the
-default there.
+The exit code is 0 if the new best passes, and 1 if it fails or cannot be checked. It fails if a test shows that it is
+worse (a paired one-sided test at --level: an equally good best fails with at most that probability), or if it costs
+more than --max-cost times the old best, in dollars if both have prices, else in tokens. With --min-gain it fails unless
+a test shows that gain; with --min-gain=-0.02 it must be shown to lose less than 0.02. With --model alone the best is
+checked on the other model, against the default there.
 
-Rows have the columns that the program reads and what its metric compares with; without --data the test examples of the
+Rows have the columns that the program reads and that its metric compares with; without --data the test examples of the
 run's benchmark are used. Nothing is paid for twice: answers are on a tape in --workdir.
 """
 
@@ -26,7 +26,7 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
-# Or it reports that torch, which nothing here needs, is absent.
+# Otherwise transformers reports that torch is absent, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
@@ -55,7 +55,7 @@ _CONCURRENCY = flags.DEFINE_integer("concurrency", CONCURRENCY, "Rows in flight.
 def main(argv: list[str]) -> int:
     if len(argv) != 2 or not (_AGAINST.value or _MODEL.value):
         raise app.UsageError("name one best, and --against or --model")
-    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
+    logging.disable(logging.INFO)  # libraries log too much; progress has its own lines
     return exit_code(partial(check, argv[1]))
 
 

@@ -1,5 +1,5 @@
 """Runs the reference solutions of BigCodeBench rows in the sandbox: which tasks can pass on this machine, and why
-others cannot. With --solution=TEXT that body takes the place of every solution, and none should pass.
+others cannot. With --solution=TEXT that body replaces every solution, and none should pass.
 
 python launch/check_solutions.py --path=FILE [--source=stdlib|installed|all] [--solution=pass] [--workers=4]
 """
@@ -23,6 +23,7 @@ _WORKERS = flags.DEFINE_integer("workers", 4, "Programs at once; many of them sl
 
 
 def main(argv: list[str]) -> int:
+    """Runs all solutions, and prints the failures and the number of passed ones; returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     print(check_walls("preferred") or "programs run in a jail")
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
 
     with ThreadPoolExecutor(_WORKERS.value) as pool:
         verdicts = list(pool.map(check, examples))
-    # Some tests measure time: what failed beside others is tried again alone.
+    # Some tests measure time: programs that failed while others ran are tried again alone.
     verdicts = [check(example) if is_odd(old) else old for example, old in zip(examples, verdicts, strict=True)]
     for example, verdict in zip(examples, verdicts, strict=True):
         if is_odd(verdict):

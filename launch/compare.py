@@ -3,15 +3,15 @@
 python launch/compare.py --config=configs/hotpotqa.py --budget=2000000 [--seeds=0,1,2] [--jobs=1] [--workdir=DIR]
     [--optimizers=ours,random,twin,bare,random-search,dspy-miprov2,dspy-copro,dspy-gepa,textgrad]
 
-``ours`` uses local rewards. Its controls are ``random`` (random numbers in their place), ``twin`` (the global metric,
-on the same candidates and in the same order of components) and ``bare`` (the same, nothing collected). ``opro``,
-``copro``, ``mipro`` and ``reflect`` write prompts in another way; with ``-global`` behind it, by the global metric.
-``random-search`` draws blindly. The others are peers: make their environment with
+``ours`` uses local rewards. Its controls are ``random`` (random numbers instead), ``twin`` (the global metric, on the
+same candidates and in the same order of components) and ``bare`` (the same without collected data). ``opro``,
+``copro``, ``mipro`` and ``reflect`` write prompts in other ways; with the suffix ``-global``, by the global metric.
+``random-search`` draws at random. The others are peers: install their environment with
 third_party/peers/install_prompt_optimizers.sh.
 
-The budget covers the search, and what is tested is the state of the search at the budget. The confirmation and the
-final test are outside it, for all alike. Results: compare.html, compare.json, compare.md and compare.png in the
-workdir; a folder for every run in cells/.
+The budget covers the search, and the state of the search at the budget is tested. The confirmation and the final test
+are not part of the budget, for all optimisers alike. Results: compare.html, compare.json, compare.md and compare.png in
+the workdir; a folder for every run in cells/.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def compare() -> int:
-    """Runs the cells, and shows what they say; 1 if none has a result."""
+    """Runs the cells, and shows their results; 1 if none has a result."""
     progress = ConsoleProgress()
     config = parse_config(_CONFIG.value.to_dict())
     optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)

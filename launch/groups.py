@@ -24,6 +24,7 @@ _PUBLIC = flags.DEFINE_bool("public", False, "Whether everyone may read a new da
 
 
 def main(argv: list[str]) -> int:
+    """Uploads or downloads the groups; returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not _WORKDIR.value or bool(_PUSH.value) == bool(_PULL.value):

@@ -2,7 +2,7 @@
 
 python launch/pool_alignment.py FOLDER FOLDER ...
 
-Each run folder has the results of ``--stage=align``; all are of the same data (``config.data.seed``).
+Each run folder has the results of ``--stage=align``; all must have the same data (``config.data.seed``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _PREDICTORS = ("local", "shorter", "loglik", "majority", "ceiling")
 
 
 def main(folders: list[str]) -> int:
+    """Prints the table of these folders; returns the exit code."""
     if len(folders) < 2:
         print(__doc__, file=sys.stderr)
         return 2
@@ -28,7 +29,7 @@ def main(folders: list[str]) -> int:
         cells = []
         for predictor in _PREDICTORS:
             if any(predictor not in row for run in by_input for row in run.values()):
-                cells.append("")  # measured before there was this control
+                cells.append("")  # measured before this control existed
                 continue
             accuracy, (low, high) = pooled_pair_accuracy(by_input, predictor)
             cells.append(f"{accuracy:.3f} [{max(0.0, low):.3f}, {min(1.0, high):.3f}]")

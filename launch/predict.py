@@ -1,9 +1,9 @@
-"""Answers rows with the program that a run found; needs no metric and no gold.
+"""Answers rows with the optimised program of a run; needs no metric and no gold.
 
 python launch/predict.py --run=runs/X --input=rows.csv --output=out.jsonl [--best_of=8] [--model=openai:NAME]
 
-Writes one line of JSON for each row: id, inputs, outputs, outcome. A row that failed has its outcome and why; the exit
-code is 0 unless all failed. The same command again resumes, and pays nothing for what was answered.
+Writes one line of JSON for each row: id, inputs, outputs, outcome. A row that failed has its outcome and the reason;
+the exit code is 0 unless all rows failed. The same command again resumes, and pays nothing for answered rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
-# Or it reports that torch, which nothing here needs, is absent.
+# Otherwise transformers reports that torch is absent, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not (_RUN.value and _INPUT.value and _OUTPUT.value):
         raise app.UsageError("--run, --input and --output are needed")
-    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
+    logging.disable(logging.INFO)  # libraries log too much; progress has its own lines
     return exit_code(run)
 
 
@@ -52,7 +52,7 @@ def run() -> int:
     rows = read_table(_INPUT.value)
     optimized = load(_RUN.value, model=_MODEL.value, best_of=_BEST_OF.value, reward=_REWARD_URL.value)
     predictions = predict(optimized, rows, Path(_OUTPUT.value), ConsoleProgress(), concurrency=_CONCURRENCY.value)
-    failed = [one for one in predictions if one["outcome"] != "ok"]
+    failed = [prediction for prediction in predictions if prediction["outcome"] != "ok"]
     print(f"{len(predictions)} rows in {_OUTPUT.value}, {len(failed)} failed")
     if failed:
         print(f"the first is {failed[0]['id']}: {failed[0]['outcome']} {failed[0]['detail']}".rstrip())

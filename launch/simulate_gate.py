@@ -2,9 +2,9 @@
 
 python launch/simulate_gate.py [--searches=1000] [--proposals=12] [--examples=32] [--seed=0]
 
-Prints three tables in Markdown. Rules are the paired gate at several levels, the strict gate of the paper, and the gate
-of before: a bootstrap share of positive means of at least 0.8, given up below 0.15 after a quarter of the examples and
-below 0.3 after half.
+Prints three tables in Markdown. Rules are the paired gate at several levels, the strict gate of the paper, and an
+earlier gate ("before"): it accepts a bootstrap share of positive means of at least 0.8, and gives up below 0.15 after a
+quarter of the examples and below 0.3 after half.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed.")
 Rule = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # differences [k, n] -> accepted [k], examples used [k]
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 START = 0.4  # expected score of the default configuration
-CHANGED = 0.25  # share of the examples that a sparse proposal touches
-LABELS, BASE_RUNS = 8, 16  # runs of the system that rank a proposal, and that follow an accepted change
+CHANGED = 0.25  # share of the examples whose scores a sparse proposal changes
+LABELS, BASE_RUNS = 8, 16  # runs of the system to rank a proposal, and after an accepted change
 METRICS = ("continuous", "0/1", "sparse")
 MIXES = {  # gain of a proposal -> probability
     "mostly none": {0.0: 0.8, 0.1: 0.2},
@@ -40,14 +40,14 @@ MIXES = {  # gain of a proposal -> probability
 
 
 def before(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The gate of before on complete differences [proposals, n]: accepted, examples used."""
+    """The earlier gate on complete differences [proposals, n]: accepted, examples used."""
     accepted, used = np.zeros(len(differences), bool), np.zeros(len(differences), int)
     running, n = np.arange(len(differences)), differences.shape[-1]
     for stop, futility in ((n // 4, 0.15), (n // 2, 0.3), (n, 0.0)):
-        seen = differences[running, :stop]
-        share = np.concatenate([_positive_share(rows) for rows in np.array_split(seen, 1 + len(seen) // 200)])
+        so_far = differences[running, :stop]
+        share = np.concatenate([_positive_share(rows) for rows in np.array_split(so_far, 1 + len(so_far) // 200)])
         used[running] = stop
-        accepted[running] = (stop == n) & (seen.mean(-1) > 0) & (share >= 0.8)
+        accepted[running] = (stop == n) & (so_far.mean(-1) > 0) & (share >= 0.8)
         running = running[share >= futility]
     return accepted, used
 
@@ -65,7 +65,7 @@ RULES: dict[str, Rule] = {
 
 
 def start_scores(metric: str, quality: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """[searches, n] scores of a configuration with this expected score [searches]."""
+    """Scores [searches, n] of configurations with the expected scores ``quality`` [searches]."""
     shape = (len(quality), n)
     if metric == "continuous":
         return quality[:, None] + rng.normal(0, 0.2, shape)
@@ -75,12 +75,12 @@ def start_scores(metric: str, quality: np.ndarray, n: int, rng: np.random.Genera
 def propose(
     metric: str, quality: np.ndarray, scores: np.ndarray, gains: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Expected score [searches] and scores [searches, n] of the configuration that a proposal leads to."""
+    """Expected scores [searches] and scores [searches, n] of the configurations after a proposal."""
     noise, draws, touched = rng.normal(0, 0.2, scores.shape), rng.random(scores.shape), rng.random(scores.shape)
     if metric == "continuous":
         return quality + gains, (quality + gains)[:, None] + noise
     share = CHANGED if metric == "sparse" else 1.0
-    expected = np.clip(quality + gains / share, 0, 1)  # on the examples that it touches
+    expected = np.clip(quality + gains / share, 0, 1)  # on the examples that it changes
     return quality + share * (expected - quality), np.where(touched < share, draws < expected[:, None], scores)
 
 
@@ -90,18 +90,18 @@ def search(
     """Whole searches: every proposal is judged against the scores of the configuration accepted so far.
 
     Args:
-      proposals: at most so many in a search.
+      proposals: most proposals of a search.
       runs: budget in runs of the system. A proposal is started only if the whole gate fits; it costs its labels and the
         examples that the gate uses, an accepted change costs new base runs.
 
     Returns:
-      [searches] of ``gain`` (true final gain), ``confirmed`` (that gain, 0 where as many fresh examples do not confirm
-      the final configuration), ``accepted``, ``useless`` (accepted without a true gain), ``below`` (1 where the true
-      final gain is negative) and ``examples`` (used by the gate, a proposal).
+      Arrays [searches]: ``gain`` (true final gain), ``confirmed`` (the same, but 0 if as many fresh examples do not
+      confirm the final configuration), ``accepted``, ``useless`` (accepted without a true gain), ``below`` (1 if the
+      true final gain is negative) and ``examples`` (used by the gate per proposal).
     """
     rng = np.random.default_rng(seed)  # the same draws for every rule
     quality = np.full(searches, START)
-    scores = start_scores(metric, quality, 2 * n, rng)  # of the gate's examples, and of those of the confirmation
+    scores = start_scores(metric, quality, 2 * n, rng)  # the gate's examples, then those of the confirmation
     default = scores
     accepted, useless, examples, tried = np.zeros((4, searches))
     for _ in range(proposals):
@@ -142,7 +142,7 @@ def whole_searches(searches: int, n: int, seed: int, proposals: int) -> tuple[li
         gains = {key: cell["gain"].mean() for key, cell in cells.items()}
         by_metric = [np.mean([gains[metric, mix] for mix in MIXES]) for metric in METRICS]
         by_mix = [np.mean([gains[metric, mix] for metric in METRICS]) for mix in MIXES]
-        others = [np.mean([cell[what] for cell in cells.values()]) for what in ("accepted", "useless", "examples")]
+        means = [np.mean([cell[what] for cell in cells.values()]) for what in ("accepted", "useless", "examples")]
         below = np.mean([cell["below"] for cell in cells.values()])
         parts.append([name, *(f"{gain:.3f}" for gain in (*by_metric, *by_mix))])
         rows.append(
@@ -151,7 +151,7 @@ def whole_searches(searches: int, n: int, seed: int, proposals: int) -> tuple[li
                 _mean_and_error([cell["gain"] for cell in cells.values()]),
                 _mean_and_error([cell["gain"] for cell in at_budget]),
                 _mean_and_error([cell["confirmed"] for cell in at_budget]),
-                *(f"{value:.2f}" for value in others),
+                *(f"{value:.2f}" for value in means),
                 f"{below:.1%}",
             ]
         )
@@ -188,6 +188,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(argv: list[str]) -> None:
+    """Prints the three tables."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     columns = [f"{metric}, {gain}" for metric in METRICS for gain in (0, 0.05, 0.1, 0.2)]

@@ -5,15 +5,15 @@ python launch/sweep.py --config=configs/hotpotqa.py:tiny --sweep='optimize.gate.
 python launch/sweep.py --config=configs/hotpotqa.py --sweep=configs/sweeps/local_rewards.py [--jobs=1] [--workdir=DIR]
 
 Any field of the configuration is an axis: ``config.`` in front of it may be left out. Values are separated by commas,
-or by ``|`` where a value has commas itself; ``0:3`` are the whole numbers from 0 to 2. Seeds are the unit of intervals.
-A sweep may grow: with further values or seeds the same folder goes on.
+or by ``|`` if a value contains commas; ``0:3`` are the whole numbers from 0 to 2. Intervals are over seeds. A sweep may
+grow: with further values or seeds the same folder is continued.
 
 Results: a table on the screen while it runs; sweep.html, sweep.md, sweep.csv and a PNG for each axis in the workdir; a
-run folder for every point. Equal requests of all points are paid once.
+run folder for every point. Equal requests of all points are paid only once.
 
-Points run in processes of this machine, of which no two see the same accelerator; as tasks of a Ray cluster; or as one
-Slurm array, which goes on without this command. With the last two, --workdir, the working folder and this package are
-on all machines (docs/pods.md).
+Points run in processes of this machine, no two of which see the same accelerator; as tasks of a Ray cluster; or as one
+Slurm array, which goes on without this command. With Ray and Slurm, --workdir, the working folder and this package must
+be on all machines (docs/pods.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Or it reports that torch, which nothing here needs, is absent.
+# Otherwise transformers reports that torch is absent, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
@@ -88,12 +88,12 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     interrupt_on_terminate()  # points end with this process
-    logging.disable(logging.INFO)  # libraries narrate
+    logging.disable(logging.INFO)  # libraries log too much
     return exit_code(sweep)
 
 
 def sweep() -> int:
-    """Runs the points, and shows what they say; 1 if one of them failed."""
+    """Runs the points, and shows their results; 1 if one of them failed."""
     progress = ConsoleProgress()
     points = read_points(_CONFIG.value.to_dict(), _SWEEP.value)
     check_matplotlib()
@@ -115,8 +115,8 @@ def sweep() -> int:
 
 
 def check_points(points: Sequence[Point]) -> None:
-    """Builds the run of every point without running anything, so that what cannot work ends the sweep before its first
-    point. Accelerators are left to the points: here may be none, or a point of this machine needs them.
+    """Builds the run of every point without running anything, so that a point that cannot work ends the sweep before
+    the first one runs. Accelerators are not used: this machine may have none, or a point may need them.
 
     Raises:
       SweepError: names the point.
@@ -124,27 +124,27 @@ def check_points(points: Sequence[Point]) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    found: set[str] = set()
+    found_models: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         for index, point in enumerate(points):
             try:
                 config = dataclasses.replace(point.config, mesh=MeshConfig())
                 with open_run(config, Path(folder) / str(index), ConsoleProgress(quiet=True)) as run:
-                    found.update(find_models(run, found))
+                    found_models.update(find_models(run, found_models))
             except (StopRun, ValueError) as error:
                 raise SweepError(f"the point {point.name}: {error}") from None
 
 
 @contextmanager
 def live_table(progress: ConsoleProgress, name: str, points: Sequence[Point], workdir: Path) -> Iterator[Show]:
-    """A table that moves in place on a terminal; elsewhere a line for each point that has ended."""
+    """Shows a table that is updated in place on a terminal; elsewhere prints a line for each point that has ended."""
     seeds = {point.name: point.config.seed for point in points}
-    said: set[str] = set()
+    reported: set[str] = set()
     latest: tuple[Mapping[str, Any], Sequence[str]] = {}, ()
 
     def view(width: int) -> RenderableType:
         results, running = latest
-        doing = {one: f"seed {seeds[one]}: {read_progress(workdir, one) or 'begins'}" for one in running}
+        doing = {key: f"seed {seeds[key]}: {read_progress(workdir, key) or 'begins'}" for key in running}
         return fitted(table(name, summarize(points, results), doing), width)
 
     with progress.in_place(view) as is_shown:
@@ -152,11 +152,11 @@ def live_table(progress: ConsoleProgress, name: str, points: Sequence[Point], wo
         def show(results: Mapping[str, Any], running: Sequence[str]) -> None:
             nonlocal latest
             latest = dict(results), tuple(running)
-            for one in [one for one in results if not is_shown and one not in said]:
-                said.add(one)
-                figures = figures_of(results[one])
+            for key in [key for key in results if not is_shown and key not in reported]:
+                reported.add(key)
+                figures = figures_of(results[key])
                 words = f"failed: {figures['error']}" if figures["error"] else f"gain {figures['gain']:+.3f}"
-                progress.line(f"{len(said)}/{len(points)} {one}: {words}")
+                progress.line(f"{len(reported)}/{len(points)} {key}: {words}")
 
         yield show
 

@@ -1,13 +1,13 @@
-"""Shows a run in a browser while it goes on: progress, curve, bill and report; pauses and stops it.
+"""Shows a run in a browser while it goes on: progress, curve, bill and report; can pause and stop it.
 
 python launch/watch.py runs/X [--port=8010] [--host=0.0.0.0 --api-key-env=NAME]
 
-The run may not exist yet, may be finished, and may be started again meanwhile. A pause lets calls in flight end and
-holds the process before its next run of the system or step of training; a stop is what Ctrl-C is: what was paid for is
+The run may not exist yet, may be finished, and may be started again meanwhile. A pause lets calls in flight end, and
+holds the process before its next run of the system or step of training. A stop is like Ctrl-C: everything paid for is
 kept, and the same command resumes.
 
-It listens on this machine alone unless --host says otherwise. Then --api-key-env names the environment variable with
-the password for which browsers ask (any user name). Ctrl-C ends it; the run goes on.
+The page is reached from this machine alone unless --host names another address. Then --api-key-env names the
+environment variable with the password for which browsers ask (any user name). Ctrl-C ends the page; the run goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer("port", 8010, "Port to listen on; 0 for any that is free.")
 _KEY = flags.DEFINE_string("api_key_env", "", "Environment variable with the password that browsers must send.")
 flags.DEFINE_alias("api-key-env", "api_key_env")
-_GRACE = 3.0  # seconds that open pages have at the end
+_GRACE = 3.0  # seconds that open pages have when the server ends
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     except ImportError as error:
         print(f"error: {error}; install the server with: pip install 'optimas_jax[serve]'", file=sys.stderr)
         return 1
-    logging.disable(logging.INFO)  # libraries narrate
+    logging.disable(logging.INFO)  # libraries log too much
     return exit_code(partial(watch, Path(argv[1])))
 
 
@@ -57,15 +57,15 @@ def watch(folder: Path) -> int:
 
 
 def check(folder: Path) -> None:
-    """Raises ``StopRun`` for what can never be a run folder; one that is not there yet can."""
+    """Raises ``StopRun`` for a path that cannot become a run folder. A folder that does not exist yet is allowed."""
     try:
         inside = sorted(folder.iterdir()) if folder.exists() else []
     except (OSError, ValueError) as error:
         raise StopRun(f"cannot look into {folder} ({error}): give the folder of a run, such as runs/X") from error
     if inside and not (folder / "config.json").exists():
-        runs = [str(one) for one in inside if (one / "config.json").is_file()][:10]
-        found = f"; in it are {', '.join(runs)}" if runs else ""
-        raise StopRun(f"{folder} is no run folder, as it has no config.json: give the folder of one run{found}")
+        runs = [str(path) for path in inside if (path / "config.json").is_file()][:10]
+        hint = f"; in it are {', '.join(runs)}" if runs else ""
+        raise StopRun(f"{folder} is no run folder, as it has no config.json: give the folder of one run{hint}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The front door: optimise and evaluate a program from Python."""
+"""The Python interface: optimise and evaluate a program."""
 
 from __future__ import annotations
 
@@ -73,26 +73,28 @@ def optimize(
 
     Args:
       program: function that calls components (``program``).
-      metric: score of what the program returned, higher is better: a function of ``(example, outputs)``, or of what its
-        arguments name (``core.scoring``). It returns a number, a number and a text that says why, or a ``Score``.
-      data: rows with what the program reads and what the metric compares with (``benchmarks.tables.read_table``).
-      model: that answers for ``prompt`` components: a model spec, ``openai:NAME`` or ``anthropic:NAME``; by default the
-        embedded SmolLM2.
-      proposer: that writes instructions; by default ``model``.
+      metric: score of the program's outputs, higher is better: a function of ``(example, outputs)``, or of the values
+        that its arguments name (``core.scoring``). It returns a number, a number and a text with the reason, or a
+        ``Score``.
+      data: rows with the program's inputs and the values that the metric compares with
+        (``benchmarks.tables.read_table``).
+      model: the model that answers for ``prompt`` components: a model spec, ``openai:NAME`` or ``anthropic:NAME``; by
+        default the embedded SmolLM2.
+      proposer: the model that writes instructions; by default ``model``.
       budget: the most that all completions may cost.
       split: shares of train, validation, confirmation and test.
       workdir: folder of the run; by default ``runs/NAME``.
-      seed: names all randomness of the search and of the split.
+      seed: of all randomness of the search and of the split.
       start: where the search starts: the folder of an earlier run or its ``best/``, a ``.json`` file that
         ``module.save`` of DSPy wrote, or instructions by component, as a dict or such a file (``loop.start``).
       traces: files of recorded calls, with or without scores (``traces.read``): they become demonstrations and spare
         the run a part of its calls.
       config: other settings by their path, such as ``{"optimize.iterations": 8}``.
-      hooks: own steps of the search.
-      callbacks: functions, plain or ``async``, each of which gets every event of the run (``events``) in its order, in
-        a thread of its own. An exception in one is shown and stops nothing. What a resumed run repeats is not told
-        again: ``events.read_events(workdir)`` has it. Trackers are callbacks, too (``tracker``); TensorBoard is
-        one unless ``config`` says otherwise (``{"trackers": ""}``).
+      hooks: your own steps of the search.
+      callbacks: functions, plain or ``async``. Each gets every event of the run (``events``) in order, in a thread of
+        its own. An exception in a callback is shown and stops nothing. A resumed run does not send events again that
+        were sent before: ``events.read_events(workdir)`` has them all. Trackers are callbacks, too (``tracker``);
+        TensorBoard is one unless ``config`` turns it off (``{"trackers": ""}``).
       progress: receives lines and bars; by default the console, or one table in a notebook.
 
     Raises:
@@ -117,18 +119,21 @@ def optimize(
 
     shown = default_progress() if progress is None else progress
     config = {**_given(start, traces), **(config or {})}
-    declared, settings, made = _prepared(
+    declared, settings, benchmark = _prepared(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
     folder = Path(workdir or f"runs/{declared.name}")
-    told, made = with_trackers(made.CALLBACKS, settings.trackers), dataclasses.replace(made, CALLBACKS=())
+    trackers, benchmark = (
+        with_trackers(benchmark.CALLBACKS, settings.trackers),
+        dataclasses.replace(benchmark, CALLBACKS=()),
+    )
     command = f"optimize({declared.name}, ...{_named(config)}) from Python"
     with live_page(shown.line) as tell_page:
-        callbacks = [tell_page, *told]
-        label = run_stages(settings, folder, "all", shown, benchmark=made, command=command, callbacks=callbacks)
+        callbacks = [tell_page, *trackers]
+        label = run_stages(settings, folder, "all", shown, benchmark=benchmark, command=command, callbacks=callbacks)
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
-    else:  # a notebook shows the result, and whoever brings a progress has it
+    else:  # a notebook shows the result itself, and a caller's own progress shows what the caller wants
         write_report(folder, label)
     return open_run(folder, declared, evaluation=label)
 
@@ -153,9 +158,9 @@ def plan(
     devices: str = "",
     progress: Progress | None = None,
 ) -> Plan:
-    """What ``optimize`` with the same arguments is expected to take: calls, tokens, dollars, seconds by step, each as
-    a range. Nothing is sent, loaded or run, not even the program, and no key is needed. The folder of the run keeps it,
-    and its results then have it beside what was spent.
+    """Forecast of what ``optimize`` with the same arguments takes: calls, tokens, dollars and seconds by step, each as
+    a range. Nothing is sent, loaded or run, not even the program, and no key is needed. The plan is kept in the folder
+    of the run, whose results later show it beside the actual costs.
 
     Args:
       program, metric, data, model, proposer, budget, split, workdir, seed, start, traces, config, hooks, callbacks: as
@@ -164,7 +169,7 @@ def plan(
       progress: receives the table of the plan; by default the console.
 
     Raises:
-      ValueError, StopRun: as ``optimize`` before anything is paid for, but for keys.
+      ValueError, StopRun: as ``optimize`` before anything is paid for, except that no keys are needed.
 
     Example:
       ```python
@@ -180,10 +185,10 @@ def plan(
 
     shown = ConsoleProgress() if progress is None else progress
     config = {**_given(start, traces), **(config or {})}
-    declared, settings, made = _prepared(
+    declared, settings, benchmark = _prepared(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
-    planned = plan_run(settings, benchmark=made, devices=devices)
+    planned = plan_run(settings, benchmark=benchmark, devices=devices)
     planned.save(Path(workdir or f"runs/{declared.name}"))
     if isinstance(shown, ConsoleProgress):
         report_plan(planned.to_json(), shown)
@@ -191,13 +196,13 @@ def plan(
 
 
 def _named(config: Mapping[str, Any]) -> str:
-    """Settings as the record of a run has them; "" for none."""
+    """Settings in the form of a run's record of its command; "" for none."""
     return f", config={json.dumps(dict(config), ensure_ascii=False, default=str)}" if config else ""
 
 
 def _given(start: str | Path | Mapping[str, str], traces: str | Path | Sequence[str | Path]) -> dict[str, Any]:
-    """Arguments of ``optimize`` as settings, without those that are left out; raises ``ValueError`` for what is neither
-    text nor JSON."""
+    """``start`` and ``traces`` of ``optimize`` as settings, unless they are left out; raises ``ValueError`` for a start
+    that cannot be written as JSON."""
     files = [traces] if isinstance(traces, str | Path) else traces
     try:
         begin = json.dumps(dict(start), ensure_ascii=False) if isinstance(start, Mapping) else str(start)
@@ -221,9 +226,9 @@ def _prepared(
     hooks: Hooks | None,
     callbacks: Sequence[Callable[[Event], Any]],
 ) -> tuple[Program, RunConfig, Benchmark]:
-    """The program, the settings of its run, and both with their rows as a benchmark; see ``optimize``."""
+    """The program, the settings of its run, and the benchmark of program, metric and rows; see ``optimize``."""
     refuse_while_importing()
-    own, told = checked_hooks(hooks), checked_callbacks(callbacks)
+    own_hooks, listeners = checked_hooks(hooks), checked_callbacks(callbacks)
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)
     if repeated:
@@ -232,13 +237,13 @@ def _prepared(
         progress.line(_ALONE.format(declared.name))
     sizes = dataclasses.replace(DataConfig(seed=seed), **sizes_of(len(examples), split))
     base = _settings(declared, sizes, language_model(model), proposer, budget or Budget())
-    made = dataclasses.replace(
+    benchmark = dataclasses.replace(
         _benchmark(declared, metric, inputs, examples),
-        on_open=functools.partial(record_source, program=program, metric=metric, local_reward=own.local_reward),
-        HOOKS=own,
-        CALLBACKS=told,
+        on_open=functools.partial(record_source, program=program, metric=metric, local_reward=own_hooks.local_reward),
+        HOOKS=own_hooks,
+        CALLBACKS=listeners,
     )
-    return declared, overridden(base, config or {}), made
+    return declared, overridden(base, config or {}), benchmark
 
 
 def _settings(
@@ -305,7 +310,7 @@ def benchmark(program: Program | Callable[..., Any], metric: Callable[..., Any],
 
 
 def _examples(program: Program, data: Any) -> tuple[tuple[str, ...], list[Example], int]:
-    """The columns that the program reads, the rows as examples, and how many rows repeat another one."""
+    """The columns that the program reads, the rows as examples, and the number of rows that repeat another one."""
     rows = read_table(data)
     inputs = program.inputs_of(rows[0])
     return inputs, *examples_of(rows, inputs)
@@ -385,10 +390,10 @@ def evaluate(
     Args:
       program, metric, data: as in ``optimize``.
       best: a ``best/`` folder or its configuration; by default the program as it is declared.
-      model: that answers; by default the run's, or the embedded one.
+      model: the model that answers; by default the run's, or the embedded one.
       workdir: folder of the tape, which makes a repetition free; by default ``runs/NAME-evaluate``.
 
-      seed: names all randomness of the runs.
+      seed: of all randomness of the runs.
       concurrency: runs at a time.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command ``optimas``: the files of ``launch/`` by their names, on configurations by theirs.
+"""The command ``optimas``: runs the files of ``launch/`` by name, with configurations by name.
 
     optimas run hotpotqa:smoke --workdir=runs/smoke --config.seed=1
 
@@ -24,7 +24,7 @@ _HELP = {"--help", "-h", "-help", "--helpfull", "-helpfull", "--helpshort", "-he
 
 
 class UnknownName(ValueError):
-    """A command or a configuration that does not exist, with those that do."""
+    """A command or a configuration that does not exist; the message lists the existing ones."""
 
 
 def main() -> None:
@@ -78,34 +78,37 @@ def with_configuration(arguments: Sequence[str]) -> list[str]:
     Raises:
       UnknownName: for a configuration that does not exist.
     """
-    known = configurations()
+    files = configurations()
     if arguments and not arguments[0].startswith("-"):
-        return [f"{_FLAG}={_path(arguments[0], known)}", *arguments[1:]]
+        return [f"{_FLAG}={_path(arguments[0], files)}", *arguments[1:]]
     flag, split = f"{_FLAG}=", [*arguments]
     while _FLAG in split[:-1]:  # --config NAME
         at = split.index(_FLAG)
         split[at : at + 2] = [flag + split[at + 1]]
-    if not any(one.startswith(flag) for one in split):
-        return [flag + _path(_DEFAULT, known), *split]
-    return [flag + _path(one.removeprefix(flag), known) if one.startswith(flag) else one for one in split]
+    if not any(argument.startswith(flag) for argument in split):
+        return [flag + _path(_DEFAULT, files), *split]
+    return [
+        flag + _path(argument.removeprefix(flag), files) if argument.startswith(flag) else argument
+        for argument in split
+    ]
 
 
-def _path(text: str, known: Mapping[str, Path]) -> str:
+def _path(text: str, files: Mapping[str, Path]) -> str:
     """``FILE[:VARIANT]`` of a configuration."""
     name, colon, variant = text.partition(":")
-    path = shipped.find(name) if name.endswith(".py") else _named(name, known, "configuration", "or give a .py file")
+    path = shipped.find(name) if name.endswith(".py") else _named(name, files, "configuration", "or give a .py file")
     if not path.is_file():
         raise UnknownName(
-            f"there is no file {name!r}; configurations are {', '.join(known)}, or a .py file of your own"
+            f"there is no file {name!r}; configurations are {', '.join(files)}, or a .py file of your own"
         )
     return f"{path}{colon}{variant}"
 
 
-def _named(name: str, known: Mapping[str, Path], kind: str, otherwise: str) -> Path:
-    if name not in known:
-        near = did_you_mean(name, known) or ";"
-        raise UnknownName(f"unknown {kind} {name!r}{near} known: {', '.join(known)}; {otherwise}")
-    return known[name]
+def _named(name: str, files: Mapping[str, Path], kind: str, otherwise: str) -> Path:
+    if name not in files:
+        near = did_you_mean(name, files) or ";"
+        raise UnknownName(f"unknown {kind} {name!r}{near} known: {', '.join(files)}; {otherwise}")
+    return files[name]
 
 
 def _takes_configuration(file: Path) -> bool:

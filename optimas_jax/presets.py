@@ -1,6 +1,6 @@
-"""What configurations have in common: the embedded language model everywhere, a tiny random one, the paper's sizes.
+"""Common parts of configurations: the embedded language model everywhere, a tiny random one, the paper's sizes.
 
-A file in ``configs/`` names what is its own and takes the rest from here.
+A file in ``configs/`` sets only what differs, and takes the rest from here.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def variant_of(
 
 
 def command_line(config: RunConfig, placeholder: Callable[[type], Any] = lambda kind: None) -> dict[str, Any]:
-    """A configuration as plain data that flags change. A switch of ``config.optimize`` that has its mode's value is
-    left open, so that ``--config.optimize.mode`` changes it; ``parse_config`` fills it in.
+    """A configuration as plain data that flags can change. A switch of ``config.optimize`` with the value of its mode
+    is left open, so that ``--config.optimize.mode`` changes it; ``parse_config`` fills it in.
 
     Args:
-      placeholder: makes an open value of a type, such as ``ml_collections.config_dict.placeholder``: flags cannot set a
-        bare None.
+      placeholder: makes an open value of a type, such as ``ml_collections.config_dict.placeholder``: flags cannot
+        replace a bare None.
     """
     data = to_dict(config)
     switches = without_mode(data["optimize"])
@@ -134,8 +134,8 @@ def smoke(config: RunConfig, system: Any, **changes: Any) -> RunConfig:
 
 
 def paper(benchmark: str, system: Any, data: DataConfig, **changes: Any) -> RunConfig:
-    """Local rewards, sizes and training as the paper gives them (Tables 6 and 7, appendix D). What it does not give has
-    the value of the released code, marked "code"."""
+    """Local rewards, sizes and training as the paper gives them (Tables 6 and 7, appendix D). Values that the paper
+    does not give are the released code's, and marked "code"."""
     base = RunConfig(
         benchmark=benchmark,
         variant="paper",
@@ -177,8 +177,8 @@ def own_system(file: str, *, train: int, val: int, confirm: int, test: int, **ch
 
     Args:
       file: ``__file__`` of the configuration.
-      train, val, confirm, test: number of examples per split. The gate lets most changes pass that look better on
-        ``val``; the ``confirm`` examples, five at least, decide whether what was found is kept.
+      train, val, confirm, test: number of examples per split. The gate accepts most changes that look better on
+        ``val``; the ``confirm`` examples, at least five, decide whether the result is kept.
     """
     data = DataConfig(train=train, val=val, confirm=confirm, test=test)
     return dataclasses.replace(local(portable(file), SystemConfig(EMBEDDED_MODEL), data), variant="own", **changes)

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run found, read from its folder. Tables are pandas data frames.
+    """The result of a run, read from its folder. Tables are pandas data frames.
 
     Attributes:
       folder: of the run.
       results: of its evaluation: ``results.json``, or ``evaluations/LABEL.json``.
-      program: that was optimised, for ``best``; by default the one that the run names.
+      program: the optimised program, for ``best``; by default the program that the run names.
 
     Raises:
       FolderError: by a table whose file is damaged.
@@ -88,7 +88,7 @@ class Result:
 
     @property
     def flips(self) -> pd.DataFrame:
-        """The examples whose score changed, those that became worse first."""
+        """The examples whose score changed, sorted by the change: those that became worse come first."""
         examples = self.examples
         order = examples["change"].argsort(kind="stable")
         ordered = examples.iloc[order]
@@ -97,7 +97,9 @@ class Result:
     @property
     def proposals(self) -> pd.DataFrame:
         """Every proposal, with its verdict and the reason; ``race.*`` and ``gate.*`` are figures of race and gate."""
-        latest = {row["id"]: row for row in read_rows(self.folder / "proposals.jsonl")}  # a higher budget may know more
+        latest = {
+            row["id"]: row for row in read_rows(self.folder / "proposals.jsonl")
+        }  # a run with a higher budget may add later rows
         flat = [
             {
                 **{name: row[name] for name in row if name not in ("race", "gate")},
@@ -133,8 +135,8 @@ class Result:
 
     @property
     def blame(self) -> pd.DataFrame:
-        """The failing validation runs of the final configuration: the ``component`` that is likeliest at fault, "" with
-        the ``reason`` where that cannot be said, its share of the blame, and by component the percentile of its local
+        """The failing validation runs of the final configuration: the ``component`` that is most likely at fault ("" if
+        it is unknown, with the ``reason``), its share of the blame, and for each component the percentile of its local
         reward among passing runs."""
         runs = (self.results.get("blame") or {}).get("examples", [])
         rows = [
@@ -149,14 +151,14 @@ class Result:
 
     @property
     def by_kind(self) -> pd.DataFrame:
-        """Mean scores by kind of example, where examples have kinds."""
+        """Mean scores by kind of example, if examples have kinds."""
         rows = [{"kind": kind, **row} for kind, row in self.results["by_kind"].items()]
         table = _frame(rows, "kind n baseline optimized")
         return table.assign(gain=table["optimized"] - table["baseline"])
 
     @property
     def cost(self) -> pd.DataFrame:
-        """What the run took (``run.json``), and in later rows what other commands in its folder did."""
+        """Costs of the run (``run.json``), and in later rows costs of other commands in its folder."""
         later = self.folder.glob("run-*.json")
         files = [self.folder / "run.json", *sorted(later, key=lambda path: int(path.stem.removeprefix("run-")))]
         records = [record for record in map(read_file, files) if record is not None]
@@ -173,7 +175,7 @@ class Result:
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The table that a notebook shows."""
         before, after = (self.results[name]["mean"] for name in ("baseline", "optimized"))
         low, high = self.interval
         pairs = list(zip(*(self.results[name]["scores"] for name in ("baseline", "optimized")), strict=True))
@@ -192,8 +194,8 @@ class Result:
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: str) -> pd.DataFrame:
-    """A data frame with these columns first, which it has even without rows."""
-    import pandas as pd  # takes longer to import than all of this package's front door
+    """A data frame with these columns first; it has them even without rows."""
+    import pandas as pd  # imported here: it takes longer to import than the rest of this module
 
     rows = list(rows)
     names = dict.fromkeys([*columns.split(), *(name for row in rows for name in row)])
@@ -207,7 +209,7 @@ def open_run(
 
     Args:
       folder: of the run.
-      program: that was optimised, for ``best``; by default the one that the run names.
+      program: the optimised program, for ``best``; by default the program that the run names.
       evaluation: label of one of its evaluations, ``evaluations/LABEL.json``; by default ``results.json``.
 
     Raises:

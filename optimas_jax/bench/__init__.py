@@ -1,1 +1,1 @@
-"""Benchmarks of speed: local rewards, training and sampling on this machine, beside other systems on the same work."""
+"""Benchmarks of speed: local rewards, training and sampling on this machine, compared with other systems."""

@@ -1,5 +1,5 @@
-"""Sides of the suite ``hostloop``, started as processes: one round of a search (``ours``), or the same requests by the
-bare ``openai`` client (``bare``)."""
+"""The two sides of the suite ``hostloop``, started as processes: one round of a search (``ours``), and the same
+requests by the ``openai`` client alone (``bare``)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MAX_TOKENS = 64
 
 
 def prepare_ours(work: dict[str, Any]) -> tuple[Run, str]:
-    """Work: ``latencies`` of all calls, ``concurrency``, and the ``url`` of a server, or "" for a completer that
-    sleeps in this process."""
+    """Our side. Work: ``latencies`` of all calls, ``concurrency``, and the ``url`` of a server, or "" for a completer
+    that sleeps in this process."""
     from optimas_jax.core.types import Outcome
     from optimas_jax.llm.base import Completion
 
@@ -50,7 +50,7 @@ def prepare_ours(work: dict[str, Any]) -> tuple[Run, str]:
 
 
 def _one_round(completer: Any, folder: Path, calls: int, concurrency: int) -> tuple[float, float, int]:
-    """Labels and races proposals with an empty tape; seconds, processor seconds, and how many calls were paid for."""
+    """Labels and races proposals with an empty tape; returns seconds, processor seconds, and number of paid calls."""
     from optimas_jax.core.system import System
     from optimas_jax.core.types import Example, Outcome
     from optimas_jax.core.values import Prompt
@@ -110,8 +110,8 @@ def _one_round(completer: Any, folder: Path, calls: int, concurrency: int) -> tu
 
 
 def prepare_bare(work: dict[str, Any]) -> tuple[Run, str]:
-    """The same work by ``openai.AsyncOpenAI``, whose settings are its own, except that it waits for connections as long
-    as we do: on a busy machine many would come too late, and be asked for again."""
+    """The same work by ``openai.AsyncOpenAI`` with its own settings, except that it waits for connections as long as we
+    do: otherwise, on a busy machine, many requests would time out and be repeated."""
     import openai
 
     pairs = itertools.product(range(len(work["latencies"]) // INPUTS), range(INPUTS))

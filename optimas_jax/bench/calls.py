@@ -1,8 +1,8 @@
 """The work of the suite ``hostloop``: calls with latencies that every side and the server know, and the server.
 
-Calls are numbered by what their prompts say. The server (``python -m optimas_jax.bench.calls``) reads
-``{"latencies": [...]}`` in seconds from each line of its standard input, and answers call i with the i-th of them until
-the next line.
+The prompt of a call contains its number. The server (``python -m optimas_jax.bench.calls``) reads
+``{"latencies": [...]}`` in seconds from each line of its standard input, and answers call i after the i-th latency,
+until the next line.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import re
 import sys
 from collections.abc import Sequence
 
-INPUTS = 100  # of a round: every value is tried on each
+INPUTS = 100  # inputs of a round; every value is tried on each
 _NUMBER = re.compile(rb"variant (\d+)\D.*question (\d+)", re.DOTALL)
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-_SIGMA = 0.8  # of the logarithm of a latency; the longest of 2,000 is then about ten times the mean
+_SIGMA = 0.8  # standard deviation of a latency's logarithm; the longest of 2,000 is then about ten times the mean
 _WORDS = " ".join(["Weigh what you know, then say it in one word."] * 40)  # a prompt of usual length
 ANSWER = {
     "id": "1",
@@ -55,7 +55,7 @@ def draw_latencies(kind: str, count: int, mean: float, seed: int = 0) -> list[fl
         return [mean] * count
     rng = random.Random(seed)
     drawn = [rng.lognormvariate(0.0, _SIGMA) for _ in range(count)]
-    return [one * mean * count / sum(drawn) for one in drawn]
+    return [latency * mean * count / sum(drawn) for latency in drawn]
 
 
 def ideal_seconds(latencies: Sequence[float], concurrency: int) -> float:

@@ -1,9 +1,9 @@
-"""What a device does with a large model of random weights: memory predicted against measured, and decoding by rows.
+"""Measures a device with a large model of random weights: memory predicted and measured, and decoding by rows.
 
 python -m optimas_jax.bench.device [--model=8b|tiny] [--tokens=4096] [--rows=1,8,32,64,128,256] [--json=FILE]
 
-Nothing is fetched: the sizes are those of Llama 3 8B, the weights small waves. ``launch/device_check.sh`` runs it with
-the suites of ``launch/bench.py``.
+Nothing is fetched: the model has the sizes of Llama 3 8B, and small waves as weights. ``launch/device_check.sh`` runs
+it with the suites of ``launch/bench.py``.
 """
 
 from __future__ import annotations
@@ -43,35 +43,36 @@ _STEPS, _NEW_TOKENS, _PROMPT = 5, 64, 128
 
 
 def main() -> None:
+    """Measures, and prints each row as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="8b", choices=["8b", "tiny"], help="sizes of the model")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a training step on each device")
     parser.add_argument("--rows", default="1,8,32,64,128,256", help="requests that are decoded together")
     parser.add_argument("--json", default="", help="file for the figures")
-    given = parser.parse_args()
-    config = KNOWN["hf:meta-llama/Meta-Llama-3-8B-Instruct"] if given.model == "8b" else RANDOM_CONFIG
+    args = parser.parse_args()
+    config = KNOWN["hf:meta-llama/Meta-Llama-3-8B-Instruct"] if args.model == "8b" else RANDOM_CONFIG
     rows = []
-    for row in measure(random_model(config), given.tokens, [int(count) for count in given.rows.split(",")]):
+    for row in measure(random_model(config), args.tokens, [int(count) for count in args.rows.split(",")]):
         rows.append(row)
         print(json.dumps(row), flush=True)
-        if given.json:  # what is measured stays, whatever comes later
-            Path(given.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        if args.json:  # rows so far are kept if a later measurement fails
+            Path(args.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def random_model(config: BackboneConfig) -> LoadedModel:
-    """A model of these sizes on all devices, with weights that are made where they lie."""
+    """A model of these sizes on all devices, with weights that are computed on the devices that store them."""
     mesh, compute = make_mesh(MeshConfig()), default_compute()
     tree = abstract_params(config, compute)
     leaves, structure = jax.tree.flatten(tree)
 
     def make() -> Any:
-        """Cheap numbers: each weight is a small wave of its index, so that no output is flat."""
-        made = []
+        """Weights that are cheap to compute: small waves over the index, so that outputs are not constant."""
+        weights = []
         for number, leaf in enumerate(leaves):
             index = jax.lax.iota(jnp.float32, leaf.shape[-1])
             wave = 1.0 if leaf.ndim == 1 else 0.02 * jnp.sin(index * (1.0 + 0.01 * number))
-            made.append(jnp.broadcast_to(wave, leaf.shape).astype(leaf.dtype))
-        return jax.tree.unflatten(structure, made)
+            weights.append(jnp.broadcast_to(wave, leaf.shape).astype(leaf.dtype))
+        return jax.tree.unflatten(structure, weights)
 
     params = jax.jit(make, out_shardings=shardings(tree, mesh))()
     return LoadedModel(network_on(mesh, config, compute), mesh, params, load_tokenizer(resolve("random:0")))
@@ -127,14 +128,14 @@ def reward_step(model: LoadedModel, tokens: int, remat: bool) -> dict[str, Any]:
 
 
 def _peak(model: LoadedModel) -> int | None:
-    """The most bytes that a device had in use so far, without the weights; None if it does not tell."""
+    """The most bytes that a device had in use so far, without the weights; None if it does not report them."""
     stats = model.mesh.devices.flat[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
     return None if peak is None else peak - placed_bytes(model.params)
 
 
 def decoding(model: LoadedModel, rows: int) -> dict[str, Any]:
-    """Tokens a second with so many requests together, the second time."""
+    """Decodes so many requests together, twice; tokens a second of the second time."""
     network = with_caches(model.network, free_memory(model.mesh.devices.flat[0]))
     endless = dataclasses.replace(model.tokenizer, eos_ids=())
     sampler = Sampler(network, model.params, endless)
@@ -145,8 +146,8 @@ def decoding(model: LoadedModel, rows: int) -> dict[str, Any]:
         start = time.perf_counter()
         samples = sampler.generate(requests)
         seconds.append(time.perf_counter() - start)
-    made = sum(len(sample.ids) for sample in samples)
-    return {"what": "decode", "rows": rows, "first_seconds": seconds[0], "tokens_per_second": made / seconds[1]}
+    sampled = sum(len(sample.ids) for sample in samples)
+    return {"what": "decode", "rows": rows, "first_seconds": seconds[0], "tokens_per_second": sampled / seconds[1]}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures the host loop: one round of calls through the search against the ideal, and against the bare client."""
+"""Measures the host loop: one round of calls through the search, compared with the ideal and with the bare client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CallCase:
     Attributes:
       name: unique within the suite.
       latency: kind of ``draw_latencies``.
-      over_http: whether a server answers, in a process of its own, and the bare client asks it, too.
+      over_http: whether a server in a process of its own answers; then the bare client is measured, too.
       calls, concurrency, mean: of the round; mean latency in seconds.
     """
 
@@ -74,8 +74,8 @@ def row_of(
     cpu: Mapping[str, Sequence[float]],
     peak_mb: dict[str, float],
 ) -> Row:
-    """Medians as rates; the fraction of the roofline is that of the ideal. The ideal and all processor seconds together
-    are what a round takes at most on a machine that nobody else uses."""
+    """The row of a case: medians as rates; the fraction of the roofline is the ideal time over our median. On an
+    otherwise idle machine a round takes at most the ideal time plus all processor seconds."""
     median = {name: statistics.median(of_side) for name, of_side in seconds.items()}
     used = {name: f"{statistics.median(of_side):.2f} s of processors" for name, of_side in cpu.items()}
     peer = median.get("peer")

@@ -17,9 +17,9 @@ from optimas_jax.checkpoints.export import hf_folder
 from optimas_jax.checkpoints.tokenizer import load_tokenizer
 from optimas_jax.checkpoints.weights import load_config, resolve
 
-_SETTLE = 0.1  # seconds in which the threads of the side before go to sleep
-_MOST_DIFFERENCE = 1e-4  # of scores and losses, relative to their size where that is above 1
-_LEAST_EQUAL = 0.9  # share of equal greedy tokens: a near tie decided the other way changes the rest of its answer
+_SETTLE = 0.1  # seconds in which the threads of the previous side go to sleep
+_MOST_DIFFERENCE = 1e-4  # largest difference of scores and losses, relative to their size if that is above 1
+_LEAST_EQUAL = 0.9  # least share of equal greedy tokens: a near tie decided otherwise changes the rest of its answer
 
 
 class NotTheSameWork(RuntimeError):
@@ -131,7 +131,7 @@ def _measured(answers: Sequence[Mapping[str, Any]], note: str) -> Measured:
 
 
 def agreement(task: Task, ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Share of equal tokens, or the largest difference of scores or losses, relative where they exceed 1."""
+    """Share of equal tokens, or the largest difference of scores or losses, relative to those above 1."""
     if len(ours) != len(theirs):
         raise NotTheSameWork(f"{len(ours)} numbers on one side, {len(theirs)} on the other")
     if task == "generate":
@@ -155,7 +155,8 @@ def rows(
     least_seconds: float,
     least_of_phases: Mapping[str, float] | None = None,
 ) -> list[Row]:
-    """Medians, ratios, spreads: a row for every unit, phase and peer; without peers, for every unit and phase."""
+    """Rows with medians, ratios and spreads: one for every unit, phase and peer; without peers one for every unit and
+    phase."""
     table = []
     for name, peer in (peers or {None: None}).items():
         sides = {"ours": ours} | ({} if peer is None else {"peer": peer})

@@ -68,7 +68,7 @@ def _score(work: Work, engines: Engines) -> tuple[Run, str]:
 
 
 def _train(work: Work, engines: Engines) -> tuple[Run, str]:
-    """Training steps at learning rate 0: the same arithmetic, and losses that can be compared exactly."""
+    """Training steps at learning rate 0: the same arithmetic as in training, and losses that can be compared."""
     model = engines.model(work.model)
     lora = LoraConfig(rank=work.case.rank, alpha=LORA_ALPHA)
     functions = RewardFunctions(model.network, lora, LossConfig(), make_optimizer())
@@ -137,7 +137,7 @@ def _endless(sampler: Sampler) -> Sampler:
 
 
 def _policy(work: Work, engines: Engines) -> tuple[Run, str]:
-    """Updates at learning rate 0: the same arithmetic, and every repeat samples from the same policy."""
+    """Updates at learning rate 0: the same arithmetic as in training, and every repeat samples from the same policy."""
     case, sampler = work.case, _endless(engines.sampler(work.model))
     config = PolicyConfig(
         lora=LoraConfig(rank=case.rank, alpha=LORA_ALPHA),

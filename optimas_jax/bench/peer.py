@@ -33,7 +33,7 @@ class Peer:
       name: value of ``--peer``.
       scripts: task -> script in ``third_party/peers``.
       exact: tasks in which it computes the same function of the same numbers, so that its answers must equal ours.
-      tree: checkout of this project that does our own side of each task; None for scripts in the peers' environment.
+      tree: checkout of this project at another commit, which is the peer; None for scripts in the peers' environment.
     """
 
     name: str

@@ -18,13 +18,13 @@ from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.models.config import BackboneConfig
 
 _MATMULS = ((512, 576, 1536), (1024, 1024, 1024), (2048, 2048, 2048))
-_STREAM = 1 << 25  # float32 elements: 128 MB, beyond any cache
+_STREAM = 1 << 25  # float32 elements: 128 MB, larger than any cache
 _BYTES = 4  # of a float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """flops: float32 operations a second; bandwidth: bytes a second from and to memory."""
+    """Measured rates. ``flops``: float32 operations a second. ``bandwidth``: bytes a second from and to memory."""
 
     flops: float
     bandwidth: float

@@ -27,7 +27,7 @@ LRF_SCORE = (
     _groups("lrf_score", _SHARED, "score", 8, 4, 192, 64),
     _groups("lrf_score", _LONG, "score", 4, 8, 384, 32),
 )
-# Fewer groups a repeat than for scoring: pairs cost a peer 6 (M = 4) or 28 (M = 8) times two whole sequences.
+# Fewer groups per repeat than for scoring: a peer computes 6 (M = 4) or 28 (M = 8) pairs of two whole sequences each.
 LRF_TRAIN = (
     _groups("lrf_train", _SHARED, "train", 4, 4, 192, 64),
     _groups("lrf_train", _LONG, "train", 2, 8, 384, 32),

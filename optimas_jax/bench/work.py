@@ -1,4 +1,4 @@
-"""The work of a measurement: seeded, the same for every side. Numpy and the standard library only.
+"""The work of a measurement: drawn from a seed, the same for every side. Numpy and the standard library only.
 
 A ``Case`` defines sizes, ``draw`` fills it with token ids, and ``Work`` is sent to every side as JSON. Peers import
 this module in environments without JAX, so it must not import JAX.
@@ -54,7 +54,7 @@ class Case:
         return self.task in ("ppo", "grpo")
 
     def units(self) -> dict[str, float]:
-        """Units of one repeat, by name; divided by its seconds they are the rates that are compared."""
+        """Number of units of one repeat, by name of the rate; divided by its seconds they are the compared rates."""
         if self.task == "generate":
             return {"requests/s": self.per_repeat, "sampled tokens/s": self.per_repeat * self.new_tokens}
         if self.is_policy:
@@ -128,7 +128,7 @@ def draw(case: Case, model: str, vocabulary: Sequence[int], embed_dim: int, seed
 
 
 def score(answer: Sequence[int]) -> float:
-    """The reward of an answer: the share of its token ids that are even. Takes no time on any side."""
+    """The reward of an answer: the share of even token ids. It takes no time on any side."""
     return sum(token % 2 == 0 for token in answer) / len(answer)
 
 

@@ -1,4 +1,4 @@
-"""Agents that are already there: the model's name that an agent sends is a component with a prompt to tune."""
+"""Existing agents of frameworks as components: the model's name that an agent sends names a component to tune."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from optimas_jax.llm.agent import INPUTS, OUTPUTS, AgentCall
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.programs.declared import DeclarationError, Declared
 
-_MOST_LETTERS = 8000  # of an instruction: those of agents are long
-_DECLARED: weakref.WeakValueDictionary[str, AgentDeclaration] = weakref.WeakValueDictionary()  # the last of a name
+_MOST_LETTERS = 8000  # of an instruction: agents have long ones
+_DECLARED: weakref.WeakValueDictionary[str, AgentDeclaration] = weakref.WeakValueDictionary()  # by name, the latest one
 
 
 def agent(
@@ -33,28 +33,28 @@ def agent(
     demos: Sequence[Demo] = (),
     most_demos: int = 4,
 ) -> AgentDeclaration:
-    """Declares an agent of a framework as a component: each of its requests is a call. The agent stays as it is, but
-    for its client (``oj.client``) or its base URL (``oj.base_url``).
+    """Declares an agent of a framework as a component: each of its requests is a call. In the agent only its client
+    (``oj.client``) or its base URL (``oj.base_url``) changes.
 
     Its instruction and demonstrations are tuned. The model, its temperature and seed are the run's, whatever the agent
     asks for; its messages, tools, form of answers, stop texts and limit of tokens are kept.
 
     Args:
       name: of the component, and the model's name that the agent sends.
-      instruction: where tuning starts: it replaces the agent's own system message. By default that one stays as it
-        is, and is where proposers start.
-      sends: the model's name that the agent sends, where it is not ``name``.
-      when: which requests with this model's name are the agent's, where several agents share it: those whose first
-        system message begins with a text, or those with headers, ``{"x-agent": "researcher"}``.
-      keep: whether the agent's own system message stands below the instruction, and is not replaced: for one that is
-        put together anew for each conversation.
+      instruction: where tuning starts: it replaces the agent's own system message. By default the agent's own system
+        message is kept, and proposers start from it.
+      sends: the model's name that the agent sends, if it is not ``name``.
+      when: which requests are the agent's, if several agents send the same model's name: requests whose first system
+        message begins with this text, or requests with these headers, ``{"x-agent": "researcher"}``.
+      keep: whether the agent's own system message is kept below the instruction, and not replaced. Use it if the agent
+        builds a new system message for each conversation.
       description: one sentence on its purpose, for proposers and local rewards; by default the instruction.
       model, max_tokens, temperature, stop: in place of the run's settings.
       demos: demonstrations to start with: ``Demo({"messages": [...]}, {"text": "...", "calls": []})``.
       most_demos: number of demonstrations that tuning may use.
 
     Raises:
-      DeclarationError: for a name that no request can have, or a rule that is none.
+      DeclarationError: for a name that no request can have, or a ``when`` that is neither a text nor headers.
 
     Example:
       ```python
@@ -96,7 +96,7 @@ def _rule(when: str | Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
     if isinstance(when, str):
         return when, {}
     headers = dict(when) if isinstance(when, Mapping) else {}
-    texts = all(isinstance(one, str) and one for pair in headers.items() for one in pair)
+    texts = all(isinstance(text, str) and text for pair in headers.items() for text in pair)
     if not headers or not texts:
         raise DeclarationError(
             f"when is {when!r}, expected the beginning of a system message, or headers such as "
@@ -155,5 +155,5 @@ class AgentDeclaration(Declared):
 
 
 def declared_agents() -> list[AgentDeclaration]:
-    """The agents that this process has declared; of several with one name the last."""
-    return sorted(_DECLARED.values(), key=lambda one: one.name)
+    """The agents that this process has declared, sorted by name; of several with one name the latest."""
+    return sorted(_DECLARED.values(), key=lambda agent: agent.name)

@@ -1,4 +1,4 @@
-"""What a framework asks, whichever of OpenAI's wires it speaks: the fields that both have, read and checked."""
+"""Requests of frameworks: reads and checks the fields that both of OpenAI's APIs (chat completions, responses) have."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from optimas_jax.programs.plain import PlainError, to_plain
 from optimas_jax.server.protocol import RequestError
 
 Turn = dict[str, Any]  # a message as it is recorded (``llm.agent``)
-_TEXTS = ("text", "input_text", "output_text", "refusal")  # types of parts of a content that are text
-_IMAGE = "[image]"  # stands in a text where an image was
-# Fields that say nothing of the answer, and those that the run decides: its model, temperature and seed.
+_TEXTS = ("text", "input_text", "output_text", "refusal")  # types of the parts of a content that are text
+_IMAGE = "[image]"  # replaces an image in the text of a message
+# Fields without effect here: they do not change the answer, or the run decides them.
 _NO_MATTER = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("stream_options", "include", "truncation", "max_tool_calls", "include_obfuscation"),
@@ -43,14 +43,14 @@ _WHY = {
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A request.
+    """A parsed request of a framework.
 
     Attributes:
       model: the model's name.
       inputs: of the component's call, as they are recorded (``llm.agent``).
       stream: whether the answer is sent in parts.
-      usage: whether the last part tells the numbers of tokens.
-      body: as it came.
+      usage: whether the last part has the numbers of tokens.
+      body: the body of the request, unchanged.
     """
 
     model: str
@@ -61,33 +61,33 @@ class Asked:
 
 
 def wrong(path: str, expected: str, value: Any) -> RequestError:
-    """The error of a field."""
+    """The error for a wrong field: what it must be, and what it is."""
     shown = repr(value)
     got = "nothing" if value is None else shown if len(shown) <= 120 else f"{shown[:117]}..."
     return RequestError(400, f"{path} must be {expected}, got {got}", path)
 
 
 def text_of(value: Any, path: str, expected: str = "a text") -> str:
-    """A text that is not empty; raises ``RequestError``."""
+    """The value, if it is a text that is not empty; else raises ``RequestError``."""
     if not isinstance(value, str) or not value:
         raise wrong(path, expected, value)
     return value
 
 
 def object_of(value: Any, path: str) -> Mapping[str, Any]:
-    """An object; raises ``RequestError``."""
+    """The value, if it is an object; else raises ``RequestError``."""
     if not isinstance(value, Mapping):
         raise wrong(path, "an object", value)
     return value
 
 
 def refuse_others(body: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raises ``RequestError`` for a field that would change the answer, and that is not had here."""
+    """Raises ``RequestError`` for a field that would change the answer and is not supported."""
     for name, value in body.items():
         if name in known or name in _NO_MATTER or value is None:
             continue
         unused = _UNUSED.get(name, ())
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in unused):
+        if not any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in unused):
             why = f": {_WHY[name]}" if name in _WHY else ""
             raise RequestError(400, f"{name[:100]} = {value!r:.100} is not supported by this server{why}", name)
 
@@ -96,7 +96,7 @@ def settings_of(body: Mapping[str, Any], limits: Sequence[str]) -> dict[str, Any
     """The settings of a request that are recorded.
 
     Args:
-      limits: names of the limit of tokens; the first that is there counts.
+      limits: names of the field with the limit of tokens; the first one in the body counts.
     """
     settings: dict[str, Any] = {}
     for name in limits:
@@ -115,7 +115,7 @@ def settings_of(body: Mapping[str, Any], limits: Sequence[str]) -> dict[str, Any
     stop = body.get("stop")
     if stop is not None:
         stops = [stop] if isinstance(stop, str) else stop
-        if not isinstance(stops, list) or not all(isinstance(one, str) and one for one in stops):
+        if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
             raise wrong("stop", "a text or a list of texts", stop)
         settings |= {"stop": stops} if stops else {}
     if body.get("parallel_tool_calls") is False:
@@ -133,7 +133,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def is_true(body: Mapping[str, Any], name: str) -> bool:
-    """A flag; raises ``RequestError``."""
+    """Whether a flag is set; raises ``RequestError`` for a value that is neither true nor false."""
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
         raise wrong(name, "true or false", value)
@@ -141,7 +141,7 @@ def is_true(body: Mapping[str, Any], name: str) -> bool:
 
 
 def content_of(content: Any, path: str) -> Turn:
-    """``content`` and ``images`` of a message, whose content is a text, parts of it, or nothing."""
+    """``content`` and ``images`` of a message whose content is a text, a list of parts, or None."""
     if content is None or isinstance(content, str):
         return {"content": content or ""}
     if not isinstance(content, list):
@@ -174,7 +174,7 @@ def _image(part: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 class Conversation:
-    """The turns of a conversation, in order. Calls of tools get names by their order: those that frameworks make up
+    """The turns of a conversation, in order. Calls of tools get ids by their order, because the ids of frameworks
     differ from run to run."""
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class Conversation:
         self._ids: dict[str, str] = {}
 
     def say(self, role: Any, content: Any, path: str, name: Any = None) -> None:
-        """A turn of the system, the user or the assistant; ``name``: of who speaks."""
+        """Adds a turn of the system, the user or the assistant; ``name``: of the speaker."""
         role = "system" if role == "developer" else role
         if role not in ("system", "user", "assistant"):
             raise wrong(f"{path}.role", "system, developer, user, assistant or tool", role)
@@ -192,7 +192,7 @@ class Conversation:
         self.turns.append({"role": role, **content_of(content, f"{path}.content"), **speaker})
 
     def ask(self, call_id: Any, name: Any, arguments: Any, path: str) -> None:
-        """A call that the assistant asked for in its last turn."""
+        """Adds a call of a tool to the last turn, in which the assistant asked for it."""
         call_id = text_of(call_id, f"{path}.id", "a text, the name of the call")
         if not isinstance(arguments, str | None):
             raise wrong(f"{path}.arguments", "a text with JSON", arguments)
@@ -204,33 +204,33 @@ class Conversation:
         self.turns[-1].setdefault("calls", []).append(call)
 
     def result(self, call_id: Any, output: Any, path: str) -> None:
-        """The result of a call."""
+        """Adds the result of a call, as a turn of the tool."""
         call_id = text_of(call_id, f"{path}.call_id", "a text, the name of the call whose result this is")
         if call_id not in self._ids:
             raise wrong(f"{path}.call_id", "the name of a call in an earlier turn of the assistant", call_id)
         self.turns.append({"role": "tool", **content_of(output, path), "call_id": self._ids[call_id]})
 
 
-def _arguments(written: str | None) -> Any:
-    """The object that arguments are; the text itself where it is none."""
+def _arguments(text: str | None) -> Any:
+    """Arguments as an object; the text itself if it is no JSON object."""
     try:
-        value = parse_json(written or "{}")
+        value = parse_json(text or "{}")
     except ValueError:
-        return written
-    return value if isinstance(value, dict) else written
+        return text
+    return value if isinstance(value, dict) else text
 
 
 def tools_of(tools: Any, inner: str) -> list[dict[str, Any]]:
     """Tools as they are recorded.
 
     Args:
-      inner: the field of a tool that has its name and its schema; "" for the tool itself.
+      inner: the field of a tool that holds its name and its schema; "" for the tool itself.
     """
     if tools is None:
         return []
     if not isinstance(tools, list):
         raise wrong("tools", "a list", tools)
-    read: list[dict[str, Any]] = []
+    recorded: list[dict[str, Any]] = []
     for index, tool in enumerate(tools):
         path = f"tools[{index}]"
         kind = object_of(tool, path).get("type")
@@ -247,21 +247,21 @@ def tools_of(tools: Any, inner: str) -> list[dict[str, Any]]:
             raise wrong(f"{path}.description", "a text", description)
         parameters = function.get("parameters")
         parameters = {} if parameters is None else object_of(parameters, f"{path}.parameters")
-        read.append(
+        recorded.append(
             {
                 "name": text_of(function.get("name"), f"{path}.name"),
                 "description": description,
                 "parameters": {"type": "object", "properties": {}, **parameters},
             }
         )
-    names = [tool["name"] for tool in read]
+    names = [tool["name"] for tool in recorded]
     if twice := [name for name in names if names.count(name) > 1]:
         raise RequestError(400, f"two tools have the name {twice[0]!r}", "tools")
-    return read
+    return recorded
 
 
 def choice_of(choice: Any, tools: Sequence[Mapping[str, Any]]) -> Any:
-    """``tool_choice`` as it is recorded; "auto" for none."""
+    """``tool_choice`` as it is recorded; "auto" by default."""
     names = [tool["name"] for tool in tools]
     if choice in (None, "auto", "none") or (choice == "required" and tools):
         return choice or "auto"
@@ -273,7 +273,7 @@ def choice_of(choice: Any, tools: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def schema_of(wanted: Any, path: str) -> Mapping[str, Any] | None:
-    """The schema of the form of an answer; both wires have it, at other places."""
+    """The JSON Schema that an answer must have; None for any text. Each API has it in a field of its own."""
     if wanted is None:
         return None
     kind = object_of(wanted, path).get("type")

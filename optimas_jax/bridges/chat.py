@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: requests in, answers and their events out."""
+"""OpenAI's chat completions API: reads requests, and writes answers and their events."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _KNOWN = {
     *("model", "messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "stream"),
     *(*_LIMITS, "temperature", "top_p", "seed", "stop"),
 }
-NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}  # the run's ledger counts
+NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}  # the run's ledger counts tokens
 
 
 def read_chat(body: Mapping[str, Any]) -> Asked:
-    """Reads a request; raises ``RequestError`` naming the field that is missing, wrong or not had here."""
+    """Reads a request; raises ``RequestError`` naming the field that is missing, wrong or not supported."""
     refuse_others(body, _KNOWN)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -74,18 +74,18 @@ def _read(conversation: Conversation, message: Mapping[str, Any], path: str) -> 
 
 def calls_of(outputs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(id, name, arguments as JSON) of the calls in an answer."""
-    written = [
-        one["arguments"]
-        if isinstance(one["arguments"], str)
-        else json.dumps(thaw(one["arguments"]), ensure_ascii=False)
-        for one in outputs["calls"]
+    arguments = [
+        call["arguments"]
+        if isinstance(call["arguments"], str)
+        else json.dumps(thaw(call["arguments"]), ensure_ascii=False)
+        for call in outputs["calls"]
     ]
-    names = [one["name"] for one in outputs["calls"]]
-    return list(zip(outputs["ids"], names, written, strict=True))
+    names = [call["name"] for call in outputs["calls"]]
+    return list(zip(outputs["ids"], names, arguments, strict=True))
 
 
 def pieces(text: str) -> list[str]:
-    """A text in parts, as it is streamed."""
+    """A text in parts, for a stream."""
     return re.findall(r"(?s).{1,32}", text)
 
 
@@ -99,7 +99,7 @@ def chat_answer(asked: Asked, key: str, outputs: Mapping[str, Any]) -> dict[str,
     """The answer to a request.
 
     Args:
-      key: names the answer.
+      key: part of the answer's id.
       outputs: of the component's call.
     """
     calls = [
@@ -117,7 +117,7 @@ def chat_answer(asked: Asked, key: str, outputs: Mapping[str, Any]) -> dict[str,
 
 
 def chat_events(asked: Asked, key: str, outputs: Mapping[str, Any]) -> Iterator[str]:
-    """The same answer in parts."""
+    """The events of the same answer, sent in parts."""
     frame = _frame(asked, key, "chat.completion.chunk")
 
     def chunk(delta: Mapping[str, Any], finish: str | None = None) -> str:

@@ -12,7 +12,7 @@ from optimas_jax.core.types import StopRun
 if TYPE_CHECKING:
     import openai
 
-_URL = "http://optimas-jax.invalid/v1"  # never looked up
+_URL = "http://optimas-jax.invalid/v1"  # a placeholder: no request reaches the network
 
 
 def make_client(outside: Callable[[], Outside], *, sync: bool = False) -> openai.OpenAI | openai.AsyncOpenAI:
@@ -20,10 +20,10 @@ def make_client(outside: Callable[[], Outside], *, sync: bool = False) -> openai
     SDK's.
 
     Args:
-      outside: makes what answers outside of all runs.
+      outside: makes the agents that answer outside of all runs.
 
     Raises:
-      StopRun: the SDK is too old for it.
+      StopRun: the SDK is too old.
     """
     import openai
 
@@ -43,7 +43,7 @@ def make_client(outside: Callable[[], Outside], *, sync: bool = False) -> openai
             return _response(door.answer_in_thread(read(request)))
 
     class AsyncTransport(httpx2.AsyncBaseTransport):
-        """The same on an event loop."""
+        """Hands requests to the door, on an event loop."""
 
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             await request.aread()

@@ -1,8 +1,8 @@
-"""The door: from a request in OpenAI's form to the call of a component, and back.
+"""The door: turns a request in the format of OpenAI's API into the call of a component, and its result into an answer.
 
 A request belongs to the run whose token is in its path (``/run/TOKEN/v1/chat/completions``) or is its key, else to the
-run whose context it comes from, else to the only one in flight. Outside of all runs agents answer with what the door
-was made with. Errors have OpenAI's form, and say that nothing is gained by asking again.
+run whose context it comes from, else to the only run in flight. Outside of all runs the agents of ``Door.outside``
+answer. Errors have OpenAI's form, and tell clients not to retry.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from optimas_jax.server.protocol import RequestError
 _PATH = re.compile(
     r"(?:.*/run/(?P<token>\w+))?/?(?:v1/)?(?P<rest>chat/completions|responses|models(?:/(?P<name>.+))?)/?"
 )
-_RETRIED = "x-stainless-retry-count"  # of OpenAI's SDKs: how often the request was sent before
+_RETRIED = "x-stainless-retry-count"  # header of OpenAI's SDKs: how often the request was sent before
 _WIRES = {
     "chat/completions": (read_chat, chat_answer, chat_events),
     "responses": (read_responses, responses_answer, responses_events),
 }
 _REFUSED = {Outcome.REFUSED: "content_filter"}
-_PATIENCE = 20.0  # seconds in which the event loop of a run takes a request of another thread
-NO_RETRY = {"x-should-retry": "false"}  # the run has tried again by itself
+_PATIENCE = 20.0  # seconds to wait until the event loop of a run takes a request of another thread
+NO_RETRY = {"x-should-retry": "false"}  # the run has repeated its attempts already
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A request as any wire brings it; headers have names in small letters."""
+    """A request, from a client in this process or over HTTP; names of headers are in lower case."""
 
     method: str
     path: str
@@ -60,11 +60,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What is sent back.
+    """The response to a request.
 
     Attributes:
       body: JSON; or the events of a stream.
-      unread: to be called where the client left before.
+      unread: callback for a client that left before it got the response.
     """
 
     status: int
@@ -82,18 +82,18 @@ class Answer:
 
     @property
     def content(self) -> bytes:
-        """All of it."""
+        """The whole body."""
         text = json.dumps(self.body) if isinstance(self.body, Mapping) else "".join(self.body)
         return text.encode()
 
 
 @dataclasses.dataclass(frozen=True)
 class Outside:
-    """What answers outside of all runs.
+    """The agents that answer outside of all runs.
 
     Attributes:
       components: agents by name.
-      call: the call of one of them on inputs.
+      call: calls the agent of a name on inputs.
     """
 
     components: Mapping[str, Component]
@@ -112,7 +112,7 @@ class Door:
     """Answers requests, each on the event loop of the run that it belongs to.
 
     Args:
-      outside: makes what answers outside of all runs.
+      outside: makes the agents that answer outside of all runs.
     """
 
     outside: Callable[[], Outside] = lambda: NOTHING
@@ -121,7 +121,7 @@ class Door:
         """The answer to a request, on any event loop.
 
         Raises:
-          asyncio.CancelledError: in a task of the program, whose run has ended.
+          asyncio.CancelledError: in a task of a program whose run has ended.
         """
         try:
             run = find_run(request)
@@ -137,7 +137,7 @@ class Door:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answering, loop))
 
     def answer_in_thread(self, request: Request) -> Answer:
-        """The same in a thread without an event loop, which waits."""
+        """The answer to a request, in a thread without an event loop; the thread waits."""
         try:
             run = find_run(request)
             if event_loop.running() is not None:
@@ -158,16 +158,16 @@ class Door:
 
     async def _answered(self, request: Request, run: Scope | None) -> Answer:
         try:
-            found = _PATH.fullmatch(request.path)
-            if found is None:
+            match = _PATH.fullmatch(request.path)
+            if match is None:
                 raise RequestError(
                     404, f"there is no {request.path[:200]}: there are chat/completions, responses, models"
                 )
-            if found["rest"].startswith("models"):
-                return self._models(request, found["name"], run)
+            if match["rest"].startswith("models"):
+                return self._models(request, match["name"], run)
             if request.method != "POST":
                 raise RequestError(405, f"{request.method} {request.path[:200]}: send POST")
-            return await self._called(request, run, *_WIRES[found["rest"]])
+            return await self._called(request, run, *_WIRES[match["rest"]])
         except RequestError as error:
             return failed(error)
         except RecursionError:
@@ -206,15 +206,15 @@ class Door:
 
     def _components(self, run: Scope | None) -> Mapping[str, Component]:
         """The agents that a request may be for."""
-        known = self.outside().components if run is None else run.recorder.components
-        return {name: one for name, one in known.items() if one.route is not None}
+        components = self.outside().components if run is None else run.recorder.components
+        return {name: component for name, component in components.items() if component.route is not None}
 
     def _models(self, request: Request, name: str | None, run: Scope | None) -> Answer:
-        """The models' names that agents may send, as OpenAI lists models."""
+        """The models' names that agents may send, in the form of OpenAI's list of models."""
         if request.method != "GET":
             raise RequestError(405, f"{request.method} {request.path[:200]}: send GET")
-        names = list(dict.fromkeys(one.model for one in _routes(self._components(run)).values()))
-        rows = {one: {"id": one, "object": "model", "created": 0, "owned_by": "optimas_jax"} for one in names}
+        names = list(dict.fromkeys(route.model for route in _routes(self._components(run)).values()))
+        rows = {model: {"id": model, "object": "model", "created": 0, "owned_by": "optimas_jax"} for model in names}
         if name is None:
             return Answer(200, {"object": "list", "data": [*rows.values()]})
         if name not in rows:
@@ -223,7 +223,7 @@ class Door:
 
 
 async def _listens(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether another event loop takes work."""
+    """Whether another event loop takes work within ``_PATIENCE``."""
     heard: concurrent.futures.Future[None] = concurrent.futures.Future()
     loop.call_soon_threadsafe(heard.set_result, None)
     try:
@@ -249,7 +249,8 @@ def find_run(request: Request) -> Scope | None:
     """The run that a request belongs to; None outside of all runs.
 
     Raises:
-      RequestError: it names one that has ended, comes from a component or a metric, or may belong to several.
+      RequestError: the request names a run that has ended, comes from a component or a metric, or may belong to several
+        runs.
     """
     running = running_programs()
     path = _PATH.fullmatch(request.path)
@@ -263,7 +264,7 @@ def find_run(request: Request) -> Scope | None:
         here = current_scope()
     except ProgramError as error:
         raise RequestError(409, f"{error}; ask for the agent in the program itself", None, "not_in_program") from None
-    if here is not None:  # where its run has ended, so does the task
+    if here is not None:  # if its run has ended, this task ends, too
         return here
     if is_beside():
         raise RequestError(
@@ -288,9 +289,9 @@ def choose(components: Mapping[str, Component], asked: Asked, headers: Mapping[s
     """The agent that a request is for.
 
     Raises:
-      RequestError: there is none, or several.
+      RequestError: no agent takes the request, or several do.
     """
-    routes = {name: one for name, one in _routes(components).items() if one.model == asked.model}
+    routes = {name: route for name, route in _routes(components).items() if route.model == asked.model}
     if not routes:
         raise _unknown(asked.model, components)
     first = asked.inputs["messages"][0]
@@ -306,11 +307,11 @@ def choose(components: Mapping[str, Component], asked: Asked, headers: Mapping[s
     if len(fitting) == 1:
         return fitting[0]
     rules = "; ".join(f"{name}: {route}" for name, route in routes.items())
-    said = f"its system message begins {system[:60]!r}" if system else "it has no system message"
+    head = f"its system message begins {system[:60]!r}" if system else "it has no system message"
     problem = f"{' and '.join(fitting)} both take it" if fitting else "none of them takes it"
     raise RequestError(
         404,
-        f"several agents send the model {asked.model!r}, and {problem} ({said}): tell them apart by agent(when=...), a "
+        f"several agents send the model {asked.model!r}, and {problem} ({head}): tell them apart by agent(when=...), a "
         f"beginning of the system message or headers. Their rules: {rules}",
         "model",
         "model_not_found",
@@ -318,12 +319,12 @@ def choose(components: Mapping[str, Component], asked: Asked, headers: Mapping[s
 
 
 def _routes(components: Mapping[str, Component]) -> dict[str, Route]:
-    return {name: one.route for name, one in components.items() if one.route is not None}
+    return {name: component.route for name, component in components.items() if component.route is not None}
 
 
 def _unknown(model: str, components: Mapping[str, Component]) -> RequestError:
-    known = "; ".join(f"{name}: {route}" for name, route in _routes(components).items())
-    has = f"there are {known}" if known else "there is none here"
+    agents = "; ".join(f"{name}: {route}" for name, route in _routes(components).items())
+    has = f"there are {agents}" if agents else "there is none here"
     message = (
         f"no agent sends the model {model[:200]!r}; {has}: declare it by optimas_jax.agent, and name it to the program"
     )
@@ -331,13 +332,13 @@ def _unknown(model: str, components: Mapping[str, Component]) -> RequestError:
 
 
 def _ended() -> RequestError:
-    known = sorted({name for run in running_programs().values() for name in _routes(run.recorder.components)})
-    has = f"; runs in flight have the agents {', '.join(known)}" if known else "; no run is in flight"
+    agents = sorted({name for run in running_programs().values() for name in _routes(run.recorder.components)})
+    has = f"; runs in flight have the agents {', '.join(agents)}" if agents else "; no run is in flight"
     return RequestError(410, f"the run that this request belongs to has ended{has}", None, "run_ended")
 
 
 def _whole(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Outputs with all fields; those of other sources than a model may have a text and calls alone."""
+    """Outputs with all fields. Outputs that no model wrote may lack ``ids`` and ``finish``: they are filled in."""
     calls = outputs.get("calls", ())
     finish = outputs.get("finish") or ("tool_calls" if calls else "stop")
     ids = outputs.get("ids", ())
@@ -346,5 +347,5 @@ def _whole(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Mapping[str
 
 
 def failed(error: RequestError) -> Answer:
-    """The answer to a request that is not taken."""
+    """The answer to a refused request."""
     return Answer(error.status, error.to_json(), NO_RETRY)

@@ -1,8 +1,8 @@
 """Modules of DSPy as programs: ``forward`` runs as it is, its predictors are the components.
 
-What is tuned are the instructions and the demonstrations of each predictor, as DSPy's own optimisers tune them; its
-adapter writes the messages and reads the answers, so typed signatures stay. The answers come from the model of the run,
-by its tape and within its budget, whatever ``dspy.configure`` says.
+The instructions and the demonstrations of each predictor are tuned, as by DSPy's own optimisers. DSPy's adapter writes
+the messages and reads the answers, so typed signatures keep working. The answers come from the model of the run, with
+its tape and within its budget, whatever ``dspy.configure`` says.
 
 Example:
   ```python
@@ -35,7 +35,7 @@ from optimas_jax.programs.program import program as declare
 
 _MOST_DEMOS, _MOST_LETTERS = 4, 4000
 _FINISH = {Outcome.OK: "stop", Outcome.TRUNCATED: "length"}
-_OWN = ("signature", "demos", "lm")  # arguments of a predictor that would take the place of what is tuned
+_OWN = ("signature", "demos", "lm")  # arguments of a predictor that would override what is tuned
 
 
 def _library() -> Any:
@@ -47,7 +47,7 @@ def _library() -> Any:
 
 
 def program(module: Any, *, name: str = "", timeout: float | None = None) -> Program:
-    """A module as a program; it is not changed, and runs of it share nothing.
+    """A module as a program. The module is not changed, and runs of the program share no state.
 
     Args:
       module: ``dspy.Module`` with ``forward``, or ``aforward`` alone. Its arguments are columns of the rows; fields of
@@ -56,43 +56,48 @@ def program(module: Any, *, name: str = "", timeout: float | None = None) -> Pro
       timeout: seconds of a run (``optimas_jax.program``).
 
     Raises:
-      DeclarationError: it is no module, or has no predictors.
+      DeclarationError: the argument is no module, or has no predictors.
     """
     dspy = _library()
     if not isinstance(module, dspy.Module):
         raise DeclarationError(f"the module is {module!r:.200}, expected an instance of dspy.Module")
-    components = {path: _Predictor(path, one) for path, one in module.named_predictors()}
-    own = type(module)
-    awaited = "forward" not in _defined(own) and "aforward" in _defined(own)
+    components = {path: _Predictor(path, predictor) for path, predictor in module.named_predictors()}
+    module_class = type(module)
+    awaited = "forward" not in _defined(module_class) and "aforward" in _defined(module_class)
 
-    def run(**fields):  # without types: what a run returns is looked at when it is there
+    def run(**fields):  # without types: outputs are checked when a run returns them
         return _outputs(_recorded(module, components)(**fields))
 
     async def run_async(**fields):
         return _outputs(await _recorded(module, components).acall(**fields))
 
     function: Any = run_async if awaited else run
-    _, *arguments = inspect.signature(own.aforward if awaited else own.forward).parameters.values()
+    _, *arguments = inspect.signature(module_class.aforward if awaited else module_class.forward).parameters.values()
     function.__signature__ = inspect.Signature(arguments)
-    function.__name__ = own.__name__
-    return declare(function, components=[*components.values()], name=name or own.__name__, timeout=timeout)
+    function.__name__ = module_class.__name__
+    return declare(function, components=[*components.values()], name=name or module_class.__name__, timeout=timeout)
 
 
 def _defined(kind: type) -> set[str]:
-    """Names that a class of the user's, or one that it is derived from, defines below ``dspy.Module``."""
+    """Names that a user's class and its bases below ``dspy.Module`` define."""
     base = _library().Module
-    return {name for one in kind.__mro__ if issubclass(one, base) and one is not base for name in vars(one)}
+    return {
+        name
+        for ancestor in kind.__mro__
+        if issubclass(ancestor, base) and ancestor is not base
+        for name in vars(ancestor)
+    }
 
 
 def tuned(module: Any, best: Mapping[str, Any] | Any) -> Any:
-    """A copy of a module with the instructions and demonstrations that were found: plain DSPy, to run or to save.
+    """A copy of a module with the instructions and demonstrations of a result: plain DSPy, to run or to save.
 
     Args:
-      module: that was optimised; it is not changed.
+      module: the module that was optimised; it is not changed.
       best: ``result.best``, or what ``optimas_jax.load`` returns; prompts by component.
 
     Raises:
-      DeclarationError: a predictor has no prompt there.
+      DeclarationError: ``best`` has no prompt for a predictor.
     """
     copy = module.deepcopy()
     for path, predictor in copy.named_predictors():
@@ -108,8 +113,8 @@ def tuned(module: Any, best: Mapping[str, Any] | Any) -> Any:
 
 
 def metric(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A metric of DSPy's form, ``(example, prediction, trace=None)``, as one of a program. Its number, truth value, or
-    ``dspy.Prediction(score=..., feedback=...)`` is the score.
+    """A metric of DSPy's form, ``(example, prediction, trace=None)``, as a metric of a program. The number, the truth
+    value or the ``dspy.Prediction(score=..., feedback=...)`` that it returns is the score.
 
     Args:
       function: of DSPy's example and prediction; ``trace`` is None.
@@ -133,7 +138,7 @@ def metric(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def component_name(path: str) -> str:
-    """The component of a predictor: its path in the module, ``generate.predict`` being ``generate``."""
+    """The name of a predictor's component: its path in the module, without a last ``.predict``."""
     return path.removesuffix(".predict").replace(".", "_").replace("[", "_").replace("]", "")
 
 
@@ -147,12 +152,12 @@ def _recorded(module: Any, components: Mapping[str, _Predictor]) -> Any:
 
 
 def _outputs(prediction: Any) -> Any:
-    """What a module returned as fields; anything but a prediction as it is."""
+    """The fields of a prediction; anything else that a module returned, unchanged."""
     return dict(prediction.items()) if isinstance(prediction, _library().Prediction) else prediction
 
 
 def _set(predictor: Any, prompt: Prompt) -> None:
-    """Puts a prompt into a predictor; fields of demonstrations that the signature declares otherwise are typed."""
+    """Puts a prompt into a predictor; fields of demonstrations get the types that the signature declares."""
     dspy, signature = _library(), predictor.signature
     fields = {**signature.input_fields, **signature.output_fields}
     predictor.signature = signature.with_instructions(prompt.instruction)
@@ -214,18 +219,18 @@ class _Predictor(Declared):
         return dspy.Prediction.from_completions([typed], signature=signature)
 
     def predict(self, predictor: Any, **fields: Any) -> Any:
-        """In the place of ``forward`` of a predictor in a run."""
+        """Replaces ``forward`` of a predictor in a run."""
         return self.call(self._inputs(predictor, fields))
 
     async def apredict(self, predictor: Any, **fields: Any) -> Any:
-        """In the place of ``aforward`` of a predictor in a run."""
+        """Replaces ``aforward`` of a predictor in a run."""
         return await self.call(self._inputs(predictor, fields))
 
     def _inputs(self, predictor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-        if given := [name for name in _OWN if fields.get(name) is not None]:
+        if names := [name for name in _OWN if fields.get(name) is not None]:
             raise self._scope().fail(
                 DeclarationError(
-                    f"predictor {self.name!r} is called with {', '.join(given)}, which would take the place of what is "
+                    f"predictor {self.name!r} is called with {', '.join(names)}, which would take the place of what is "
                     "tuned: give the predictor its signature when it is made"
                 )
             )
@@ -239,7 +244,7 @@ class _Predictor(Declared):
     async def _run(
         self, model: LanguageModel, fields: Mapping[str, Any], value: Value | None, context: RunContext
     ) -> Mapping[str, Any]:
-        """Runs the predictor itself, with a prompt in place and the model of the run."""
+        """Runs the predictor itself, with the prompt ``value`` and the model of the run."""
         assert isinstance(value, Prompt)
         dspy, engine = _library(), _Engine(model, context)
         predictor = self._predictor.deepcopy()
@@ -258,14 +263,14 @@ class _Predictor(Declared):
 
 
 class _Engine:
-    """DSPy's interface of a model, answered by the completer of a run."""
+    """DSPy's interface of a model; the completer of a run answers its requests."""
 
     def __init__(self, model: LanguageModel, context: RunContext):
         self._model, self._context = model, context
         self.failures: list[BaseException] = []
 
     def waiting(self) -> _Waiting:
-        """The asynchronous form."""
+        """The same engine for asynchronous requests."""
         return _Waiting(self.answer)
 
     def complete(self, request: Any) -> Any:
@@ -274,9 +279,9 @@ class _Engine:
     async def answer(self, request: Any) -> Any:
         """The answer to a request, in DSPy's types."""
         try:
-            asked = self._asked(request)
-            completion = await completed(self._context, asked)
-            text = used_text(self._context, asked, completion)
+            completion_request = self._asked(request)
+            completion = await completed(self._context, completion_request)
+            text = used_text(self._context, completion_request, completion)
         except BaseException as failure:
             self.failures.append(failure)
             raise
@@ -290,7 +295,8 @@ class _Engine:
         system = request.system if isinstance(request.system, str) else _text(request.system or ())
         turns = [Message("system", system)] if system else []
         turns += [
-            Message("system" if one.role == "developer" else one.role, _text(one.parts)) for one in request.messages
+            Message("system" if message.role == "developer" else message.role, _text(message.parts))
+            for message in request.messages
         ]
         if model.style == "text":
             turns = [Message("text", as_text(turns, None))]
@@ -309,7 +315,7 @@ class _Engine:
 
 @dataclasses.dataclass(frozen=True)
 class _Waiting:
-    """An engine that is awaited."""
+    """The asynchronous form of ``_Engine``."""
 
     answer: Callable[[Any], Any]
 
@@ -318,7 +324,7 @@ class _Waiting:
 
 
 def _text(parts: Any) -> str:
-    """The text of a message; raises ``ComponentFailure`` for what is no text."""
+    """The text of a message; raises ``ComponentFailure`` for a part that is no text."""
     if odd := [part.type for part in parts if part.type != "text"]:
         raise ComponentFailure(Outcome.CRASHED, f"a message of DSPy has a part of type {odd[0]}: texts are read")
     return "".join(part.text for part in parts)

@@ -1,8 +1,8 @@
-"""Which answers a conversation was made from: what is known of the order of calls that come from another process.
+"""Order of calls from another process: which answers a conversation was made from.
 
-Calls that arrive one after the other need not follow from each other: agents may run side by side, and the faster one
-would come first. A call follows the one that it continues, and those whose answers it has in its new turns; one that
-begins a conversation also follows all conversations that have ended.
+A call that arrives later need not depend on the earlier ones: agents may run side by side, and the faster one comes
+first. A call follows the call that it continues, and the calls whose answers are in its new turns. A call that begins a
+conversation also follows all conversations that have ended.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from optimas_jax.core.types import Call, Outcome
 
 
 def preceding(inputs: Mapping[str, Any], answered: Sequence[Call]) -> list[bool]:
-    """Which of the answered calls come before a call."""
+    """For each answered call, whether the call with these inputs follows it."""
     messages = inputs["messages"]
     continued = [_continues(messages, call) for call in answered]
-    said = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
-    new = messages[said[-1] + 1 :] if any(continued) else messages
-    text = "\n".join(turn["content"] for turn in new)
+    answer_indices = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    new_turns = messages[answer_indices[-1] + 1 :] if any(continued) else messages
+    text = "\n".join(turn["content"] for turn in new_turns)
     begins = not any(continued)
     return [
         before or (begins and _has_ended(call)) or any(word in text for word in _words(call))
@@ -28,14 +28,14 @@ def preceding(inputs: Mapping[str, Any], answered: Sequence[Call]) -> list[bool]
 
 
 def _continues(messages: Sequence[Mapping[str, Any]], call: Call) -> bool:
-    """Whether a conversation goes on behind the answer of a call."""
+    """Whether a conversation continues the conversation of a call, with its answer as the next turn."""
     before, length = call.inputs["messages"], len(call.inputs["messages"])
     if len(messages) <= length or messages[length]["role"] != "assistant" or messages[:length] != before:
         return False
-    asked = [(one["name"], one["arguments"]) for one in messages[length].get("calls", ())]
-    if asked != [(one["name"], one["arguments"]) for one in call.outputs.get("calls", ())]:
+    calls = [(tool_call["name"], tool_call["arguments"]) for tool_call in messages[length].get("calls", ())]
+    if calls != [(tool_call["name"], tool_call["arguments"]) for tool_call in call.outputs.get("calls", ())]:
         return False
-    return bool(asked) or messages[length]["content"].strip() == call.outputs.get("text", "").strip()
+    return bool(calls) or messages[length]["content"].strip() == call.outputs.get("text", "").strip()
 
 
 def _has_ended(call: Call) -> bool:
@@ -43,18 +43,18 @@ def _has_ended(call: Call) -> bool:
 
 
 def _words(call: Call) -> Iterator[str]:
-    """Texts by which an answer is known in what is made from it: its own, and the arguments of its calls."""
+    """Texts that show that an answer was used in another text: its own text, and the arguments of its calls."""
     yield from filter(None, [call.outputs.get("text", "").strip()])
-    for one in call.outputs.get("calls", ()):
-        yield from _leaves(one["arguments"])
+    for tool_call in call.outputs.get("calls", ()):
+        yield from _leaves(tool_call["arguments"])
 
 
 def _leaves(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
-        for part in value.values():
-            yield from _leaves(part)
+        for item in value.values():
+            yield from _leaves(item)
     elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _leaves(part)
+        for item in value:
+            yield from _leaves(item)
     elif isinstance(value, str) and value.strip():
         yield value.strip()

@@ -4,8 +4,8 @@
     POST /v1/chat/completions  /v1/responses
     ...  /run/TOKEN/v1/...      the same, for the run with this token (``base_url``)
 
-It has a thread of its own, and hands requests over to the event loop of the package, where runs are. One is started at
-the first ``base_url`` of a process, and ends with it; ``serving`` chooses its port.
+The server has a thread of its own, and hands requests over to the event loop of the package, which runs programs. It is
+started by the first ``base_url`` of a process, and ends with the process; ``serving`` starts one on a given port.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from starlette.requests import Request as WebRequest
     from starlette.responses import Response
 
-MOST_BYTES = 64 * 2**20  # of a body: images are in it
+MOST_BYTES = 64 * 2**20  # of a body, which may have images
 _END = 5.0  # seconds that requests in flight have when the server is ended
-_OPEN: list[str] = []  # addresses of the servers of this process, the last one in use
+_OPEN: list[str] = []  # addresses of the servers of this process; the last one is in use
 
 
 def make_app(outside: Callable[[], Outside]) -> Starlette:
-    """The application.
+    """The application of the server.
 
     Args:
-      outside: makes what answers outside of all runs.
+      outside: makes the agents that answer outside of all runs.
 
     Raises:
       StopRun: the extra ``serve`` is not installed.
@@ -100,7 +100,7 @@ async def _events(answer: Answer) -> AsyncIterator[str]:
 
 
 def base_url(outside: Callable[[], Outside]) -> str:
-    """The address for agents of the run that is current here, to be given to the processes that the program starts.
+    """The address for agents of the current run, to be given to the processes that the program starts.
 
     Raises:
       ProgramError: outside of a run.
@@ -110,7 +110,7 @@ def base_url(outside: Callable[[], Outside]) -> str:
 
 
 def api_key() -> str:
-    """The key of the run that is current here: for agents whose base URL is fixed.
+    """The key of the current run, for agents whose base URL is fixed.
 
     Raises:
       ProgramError: outside of a run.
@@ -129,7 +129,7 @@ def serving(outside: Callable[[], Outside], host: str, port: int) -> Iterator[st
     """Serves the door; yields its address, which ``base_url`` uses meanwhile.
 
     Raises:
-      StopRun: the address cannot be had, or the extra ``serve`` is not installed.
+      StopRun: the address is not available, or the extra ``serve`` is not installed.
     """
     address, stop = _start(outside, host, port)
     _OPEN.append(address)
@@ -141,7 +141,7 @@ def serving(outside: Callable[[], Outside], host: str, port: int) -> Iterator[st
 
 
 def _address(outside: Callable[[], Outside]) -> str:
-    """The server of this process, started if there is none."""
+    """The address of the server of this process, which is started if there is none."""
     if not _OPEN:
         address, stop = _start(outside, "127.0.0.1", 0)
         _OPEN.append(address)
@@ -149,11 +149,11 @@ def _address(outside: Callable[[], Outside]) -> str:
     return _OPEN[-1]
 
 
-os.register_at_fork(after_in_child=_OPEN.clear)  # the server stays behind
+os.register_at_fork(after_in_child=_OPEN.clear)  # a forked process does not have the server
 
 
 def _start(outside: Callable[[], Outside], host: str, port: int) -> tuple[str, Callable[[], None]]:
-    """Starts a server; returns its address, and what ends it."""
+    """Starts a server; returns its address, and a function that ends it."""
     application = make_app(outside)
     import uvicorn
 

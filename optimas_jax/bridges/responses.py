@@ -1,4 +1,4 @@
-"""OpenAI's Responses API: requests in, answers and their events out. Nothing is kept between requests."""
+"""OpenAI's Responses API: reads requests, and writes answers and their events. Nothing is kept between requests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _USAGE = {
 
 
 def read_responses(body: Mapping[str, Any]) -> Asked:
-    """Reads a request; raises ``RequestError`` naming the field that is missing, wrong or not had here."""
+    """Reads a request; raises ``RequestError`` naming the field that is missing, wrong or not supported."""
     refuse_others(body, _KNOWN)
     conversation = Conversation()
     if body.get("instructions") is not None:
@@ -77,7 +77,7 @@ def _read(conversation: Conversation, item: Mapping[str, Any], path: str) -> Non
             conversation.ask(item.get("call_id"), item.get("name"), item.get("arguments"), path)
         case "function_call_output":
             conversation.result(item.get("call_id"), item.get("output"), path)
-        case "reasoning":  # of an earlier answer, which the next one does not read
+        case "reasoning":  # of an earlier answer: later answers do not depend on it
             pass
         case other:
             raise wrong(f"{path}.type", "message, function_call, function_call_output or reasoning", other)
@@ -87,54 +87,54 @@ def responses_answer(asked: Asked, key: str, outputs: Mapping[str, Any]) -> dict
     """The answer to a request.
 
     Args:
-      key: names the answer.
+      key: part of the answer's id.
       outputs: of the component's call.
     """
     cut = outputs["finish"] == "length"
     status = "incomplete" if cut else "completed"
     items = [_message(key, outputs["text"], status)] if outputs["text"] or not outputs["calls"] else []
-    items += [_call(one, "completed", one[2]) for one in calls_of(outputs)]
+    items += [_call(call, "completed", call[2]) for call in calls_of(outputs)]
     details = {"reason": "max_output_tokens"} if cut else None
     return {**_frame(asked, key), "status": status, "incomplete_details": details, "output": items, "usage": _USAGE}
 
 
 def responses_events(asked: Asked, key: str, outputs: Mapping[str, Any]) -> Iterator[str]:
-    """The same answer in parts."""
+    """The events of the same answer, sent in parts."""
     numbers = itertools.count()
     begun = {**_frame(asked, key), "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
-    done = responses_answer(asked, key, outputs)
+    answer = responses_answer(asked, key, outputs)
 
     def tell(kind: str, **fields: Any) -> str:
         return event({"type": kind, "sequence_number": next(numbers), **fields}, kind)
 
     yield tell("response.created", response=begun)
     yield tell("response.in_progress", response=begun)
-    for index, item in enumerate(done["output"]):
-        place = {"item_id": item["id"], "output_index": index}
+    for index, item in enumerate(answer["output"]):
+        item_position = {"item_id": item["id"], "output_index": index}
         if item["type"] == "message":
             [part] = item["content"]
-            at = {**place, "content_index": 0}
+            text_position = {**item_position, "content_index": 0}
             yield tell(
                 "response.output_item.added", output_index=index, item={**item, "status": "in_progress", "content": []}
             )
-            yield tell("response.content_part.added", **at, part={**part, "text": ""})
+            yield tell("response.content_part.added", **text_position, part={**part, "text": ""})
             for text in pieces(part["text"]):
-                yield tell("response.output_text.delta", **at, delta=text, logprobs=[])
-            yield tell("response.output_text.done", **at, text=part["text"], logprobs=[])
-            yield tell("response.content_part.done", **at, part=part)
+                yield tell("response.output_text.delta", **text_position, delta=text, logprobs=[])
+            yield tell("response.output_text.done", **text_position, text=part["text"], logprobs=[])
+            yield tell("response.content_part.done", **text_position, part=part)
         else:
             added = {**item, "status": "in_progress", "arguments": ""}
             yield tell("response.output_item.added", output_index=index, item=added)
             for text in pieces(item["arguments"]):
-                yield tell("response.function_call_arguments.delta", **place, delta=text)
-            written = {"name": item["name"], "arguments": item["arguments"]}
-            yield tell("response.function_call_arguments.done", **place, **written)
+                yield tell("response.function_call_arguments.delta", **item_position, delta=text)
+            final_arguments = {"name": item["name"], "arguments": item["arguments"]}
+            yield tell("response.function_call_arguments.done", **item_position, **final_arguments)
         yield tell("response.output_item.done", output_index=index, item=item)
-    yield tell(f"response.{done['status']}", response=done)
+    yield tell(f"response.{answer['status']}", response=answer)
 
 
 def _frame(asked: Asked, key: str) -> dict[str, Any]:
-    """What an answer repeats of its request."""
+    """The fields of an answer that repeat its request."""
     body = asked.body
     return {
         "id": f"resp_{key}",

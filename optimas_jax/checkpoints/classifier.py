@@ -1,7 +1,7 @@
 """A reward head as a Hugging Face sequence classifier: the backbone with the adapters merged in, and one label.
 
-Its logit at the last token of a text is the local reward. The tokenizer puts that token, the model's end of a text,
-behind every text, and reads special tokens in texts as characters, as ``checkpoints.tokenizer`` does.
+Its logit at the last token of a text is the local reward. The tokenizer appends that token, the model's end-of-sequence
+token, to every text, and reads special tokens in texts as characters, as ``checkpoints.tokenizer`` does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def classifier_class(config: BackboneConfig) -> str:
     """The class of transformers that classifies sequences with a backbone.
 
     Raises:
-      WeightsError: there is none.
+      WeightsError: transformers has no such class.
     """
     if config.architecture not in _CLASSES:
         raise WeightsError(
@@ -59,7 +59,7 @@ def write_classifier(
     """Writes config, weights (float32), tokenizer and a card into a new folder.
 
     Args:
-      params: of the backbone, adapters merged in; without those of a separate output layer.
+      params: of the backbone, adapters merged in; parameters of a separate output layer are left out.
       head: [D] weights of the label.
 
     Raises:
@@ -91,7 +91,7 @@ def write_classifier(
 
 
 def _pad_id(tokenizer: Tokenizer, end: int) -> int:
-    """A token that fills rows and is not the end, before which padding begins."""
+    """A token that fills rows. It is not the end-of-sequence token, behind which padding begins."""
     added = tokenizer.backend.backend_tokenizer.get_added_tokens_decoder()
     special = [index for index, token in sorted(added.items()) if token.special]
     candidates: list[Any] = [tokenizer.backend.pad_token_id, tokenizer.pad_id, tokenizer.backend.unk_token_id, *special]
@@ -99,7 +99,7 @@ def _pad_id(tokenizer: Tokenizer, end: int) -> int:
 
 
 def _ending(tokenizer: Tokenizer, end: int, pad: int) -> PreTrainedTokenizerFast:
-    """The tokenizer with the end behind every text."""
+    """The tokenizer, which appends the end-of-sequence token to every text."""
     fast = copy.deepcopy(tokenizer.backend.backend_tokenizer)
     token, filler = fast.id_to_token(end), fast.id_to_token(pad)
     assert token is not None and filler is not None

@@ -72,7 +72,7 @@ def export(source: ModelSource, folder: Path, adapter: Path | None = None) -> No
 
 
 def config_json(source: ModelSource, config: BackboneConfig) -> dict[str, Any]:
-    """The ``config.json`` of a model's folder, or of one from another source; float32."""
+    """The ``config.json`` of a model: from its folder, or made for a model from another source; float32."""
     if source.kind != "hf" or source.path is None:
         return hf_config(config)
     settings = json.loads((source.path / "config.json").read_text("utf-8"))
@@ -80,7 +80,7 @@ def config_json(source: ModelSource, config: BackboneConfig) -> dict[str, Any]:
 
 
 def hf_config(config: BackboneConfig) -> dict[str, Any]:
-    """The ``config.json`` that ``models.config.config_from_hf`` reads back, of a model from a GGUF file."""
+    """The ``config.json`` of a model from a GGUF file; ``models.config.config_from_hf`` reads it back."""
     if config.rope_divisors is not None:
         raise WeightsError("a GGUF file with scaled RoPE cannot be exported: name the model's Hugging Face folder")
     return {

@@ -17,7 +17,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-# All that ``gguf.dequantize`` knows.
+# All types that ``gguf.dequantize`` knows.
 GGUF_TYPES = (
     *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
@@ -33,7 +33,7 @@ _MAX_DIMS = 4
 
 
 class UnreadGguf(ValueError):
-    """A file that may be whole, of a kind that is not read here."""
+    """A file of an unsupported version or with unsupported types; it need not be damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +70,12 @@ def read_gguf(path: Path) -> GgufFile:
     """Parses the header of a GGUF file, or of the files of a split one, and maps the tensors.
 
     Args:
-      path: the file; of a split one the first, ``NAME-00001-of-0000N.gguf``, with the others beside it. They are those
-        that llama.cpp's ``gguf-split`` writes: the first has the metadata, and says how many files and tensors
-        there are.
+      path: the file; for a split file the first part, ``NAME-00001-of-0000N.gguf``, with the others beside it, as
+        llama.cpp's ``gguf-split`` writes them: the first has the metadata, and the numbers of files and tensors.
 
     Raises:
       ValueError: if a file is not a GGUF file, if its version or a tensor's type is not supported, if any part of it,
-        tensor data included, lies beyond the end of the file, or if the files of a split one do not belong together.
+        tensor data included, lies beyond the end of the file, or if the parts of a split file do not belong together.
     """
     file = _read_file(path)
     count, number = (file.metadata.get(key, 0) for key in ("split.count", "split.no"))
@@ -88,12 +87,12 @@ def read_gguf(path: Path) -> GgufFile:
         raise ValueError(f"it is number {number} of {count}, counted from 0: give the first, {_name(path, 0, count)}")
     tensors = dict(file.tensors)
     for number in range(1, count):
-        other = path.parent / _name(path, number, count)
-        if not other.is_file():
-            raise ValueError(f"it is the first of {count} files, of which {other.name} is missing")
-        part = _read_file(other)
+        part_path = path.parent / _name(path, number, count)
+        if not part_path.is_file():
+            raise ValueError(f"it is the first of {count} files, of which {part_path.name} is missing")
+        part = _read_file(part_path)
         if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
-            raise ValueError(f"{other.name} is not number {number} of {count}, counted from 0")
+            raise ValueError(f"{part_path.name} is not number {number} of {count}, counted from 0")
         tensors |= part.tensors
     expected = file.metadata.get("split.tensors.count")
     if len(tensors) != expected:
@@ -102,7 +101,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _name(path: Path, number: int, count: int) -> str:
-    """Name of file ``number`` (from 0) of those that ``path`` belongs to."""
+    """Name of part ``number`` (from 0) of the split file that ``path`` is a part of."""
     name, cut = re.subn(r"-\d{5}-of-\d{5}$", "", path.stem)
     if not cut:
         raise ValueError(f"it is one of {count} files, which must be called NAME-00001-of-{count:05}.gguf and so on")
@@ -157,9 +156,9 @@ class _Cursor:
         end = self.offset + size
         if end > len(self._data):
             raise ValueError(f"its header ends beyond byte {end}, but the file at byte {len(self._data)}")
-        taken = bytes(self._data[self.offset : end])
+        content = bytes(self._data[self.offset : end])
         self.offset = end
-        return taken
+        return content
 
     def unpack(self, layout: str) -> tuple[Any, ...]:
         return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
@@ -192,7 +191,7 @@ def _tensor_info(cursor: _Cursor) -> tuple[str, str, tuple[int, ...], int]:
 
 
 def _layout(name: str, kind: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and bytes of a row of a tensor; rows are whole blocks."""
+    """Number of rows of a tensor, and bytes of a row; rows are whole blocks."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     width = shape[-1] if shape else 1
     if width % block:

@@ -109,19 +109,19 @@ def _digest(described: bytes, weights: bytes) -> str:
 def read_adapter(folder: Path, base: BackboneConfig) -> tuple[LoraConfig, Params]:
     """Reads an adapter of ``base`` that PEFT or ``write_adapter`` wrote.
 
-    Every way to an adapter (training, evaluation, serving, merging) begins here. Where ranks or scales differ from
-    module to module the matrices get columns of zeros up to the largest rank, and the scales go into B; modules that
-    are not adapted beside others that are get zeros.
+    All users of adapters (training, evaluation, serving, merging) read them here. If ranks differ from module to module
+    the matrices get columns of zeros up to the largest rank; if scales differ they are multiplied into B. A module that
+    is adapted in some layers only gets zeros in the others.
 
     Raises:
-      AdapterError: if the folder has none, if it is damaged, if its name is a digest and its contents have another, if
-        its settings change what plain LoRA means, or if matrices are missing, unknown, not finite, or not of the ranks
-        that it says and the widths of the base.
+      AdapterError: if the folder has no adapter, if it is damaged, if its name is a digest and its contents have
+        another, if its settings mean more than plain LoRA, or if matrices are missing, unknown, not finite, or do not
+        have the ranks of its configuration and the widths of the base.
     """
     described, tensors, digest = _read(folder)
     shapes = module_shapes(base)
-    places = [(index, name) for index in range(base.num_layers) for name in TARGETS]
-    modules = {place: module for place in places if described.adapts(module := _hf_name(*place))}
+    slots = [(index, name) for index in range(base.num_layers) for name in TARGETS]
+    modules = {slot: module for slot in slots if described.adapts(module := _hf_name(*slot))}
     missing = [key for module in modules.values() for key in _keys(module) if key not in tensors]
     if missing:
         raise AdapterError(
@@ -129,8 +129,8 @@ def read_adapter(folder: Path, base: BackboneConfig) -> tuple[LoraConfig, Params
             "made for another base, or is damaged"
         )
     adapted = {
-        place: _matrices(folder, tensors, module, described.rank(module), shapes[place[1]])
-        for place, module in modules.items()
+        slot: _matrices(folder, tensors, module, described.rank(module), shapes[slot[1]])
+        for slot, module in modules.items()
     }
     unread = [module for module in ("lm_head", "model.embed_tokens") if described.adapts(module)]
     if unread:
@@ -198,7 +198,7 @@ def _matrices(
 
 
 def _unused(folder: Path, tensors: Mapping[str, Any], base: BackboneConfig) -> str:
-    """What is wrong with tensors that nothing asked for."""
+    """The message about tensors that were not used."""
     key = min(tensors)
     match = re.fullmatch(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_[AB]\.weight", key)
     if match is None or match[2] not in _MODULES:
@@ -216,13 +216,13 @@ def _uniform(
     base: BackboneConfig,
     adapted: Mapping[tuple[int, str], tuple[np.ndarray, np.ndarray]],
 ) -> tuple[LoraConfig, Params]:
-    """An adapter of one rank and scale, on the same modules of all layers from the lowest one."""
+    """An adapter of one rank and scale, with the same modules in all layers from the lowest adapted one on."""
     scales = {key: described.scale(_hf_name(*key)) for key in adapted}
     if not all(map(is_representable, scales.values())):
         raise AdapterError(f"{folder}: lora_alpha = {described.lora_alpha} is too large for the rank {described.r}")
     rank, lowest = max(len(b) for _, b in adapted.values()), min(index for index, _ in adapted)
     alike = len(set(scales.values())) == 1
-    targets = tuple(name for name in TARGETS if any(name == other for _, other in adapted))
+    targets = tuple(name for name in TARGETS if any(name == adapted_name for _, adapted_name in adapted))
     shapes, layers = module_shapes(base), {}
     for index in range(lowest, base.num_layers):
         layers[index] = {}

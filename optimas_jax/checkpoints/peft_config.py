@@ -1,8 +1,8 @@
-"""What PEFT's ``adapter_config.json`` says of an adapter: which modules it adapts, with which rank and scale.
+"""Reads PEFT's ``adapter_config.json``: which modules an adapter adapts, with which rank and scale.
 
-Every field is read, known to change nothing once an adapter is trained, or refused by name: an adapter is never given
-another meaning than PEFT gives it. PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change the base as well, which the folder of
-an adapter does not hold.
+Every field is read, or known to have no effect once an adapter is trained, or refused by name: so an adapter always
+means what PEFT means by it. PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change the base as well, which the folder of an
+adapter does not contain.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 CONFIG = "adapter_config.json"
-_INITIAL = ("gaussian", "orthogonal", "mica", "eva")  # ways to begin that leave the base as it is
-# Of training, of initial values (``init_lora_weights`` says which), or of where the adapter comes from.
+_INITIAL = ("gaussian", "orthogonal", "mica", "eva")  # initialisations that do not change the base
+# Settings of training, of initial values (checked by ``init_lora_weights``), or of the origin of the adapter.
 _NO_MATTER = {
     "task_type",
     "base_model_name_or_path",
@@ -44,11 +44,11 @@ Rank = Annotated[int, pydantic.Field(ge=1)]
 
 
 class AdapterError(ValueError):
-    """An adapter folder that cannot be read, has another meaning than this package computes, or another base."""
+    """An adapter folder that cannot be read, or whose settings or base are not supported."""
 
 
 class AdapterDescription(pydantic.BaseModel):
-    """The fields that are read; module names in them are those of the Hugging Face model."""
+    """The fields that are read, with module names as in the Hugging Face model."""
 
     model_config = pydantic.ConfigDict(strict=True, frozen=True, extra="allow")
 
@@ -80,8 +80,8 @@ class AdapterDescription(pydantic.BaseModel):
         return _by_pattern(self.rank_pattern, module, self.r)
 
     def scale(self, module: str) -> float:
-        """What the product of a module's matrices is multiplied by; rsLoRA (arXiv 2312.03732) divides by the root of
-        the rank."""
+        """The factor of the product of a module's matrices; rsLoRA (arXiv 2312.03732) divides by the root of the
+        rank."""
         rank = self.rank(module)
         return _by_pattern(self.alpha_pattern, module, self.lora_alpha) / (rank**0.5 if self.use_rslora else rank)
 
@@ -93,7 +93,7 @@ def read_description(folder: Path, text: bytes) -> AdapterDescription:
       folder: of the adapter, for messages.
 
     Raises:
-      AdapterError: for what is damaged, is no LoRA adapter, or has a setting that is not supported, by name.
+      AdapterError: the contents are damaged, describe no LoRA adapter, or have an unsupported setting, which it names.
     """
     path = folder / CONFIG
     try:
@@ -131,23 +131,23 @@ def _short(value: Any) -> str:
 
 
 def _compile(described: AdapterDescription) -> None:
-    """Raises ``re.error`` for a pattern that is no expression."""
-    whole = [names for names in (described.target_modules, described.exclude_modules) if isinstance(names, str)]
+    """Raises ``re.error`` for a pattern that is no regular expression."""
+    expressions = [names for names in (described.target_modules, described.exclude_modules) if isinstance(names, str)]
     layers = described.layers_pattern or []
     parts = [layers] if isinstance(layers, str) else layers
-    for pattern in [*whole, *parts, *(described.rank_pattern or {}), *(described.alpha_pattern or {})]:
+    for pattern in [*expressions, *parts, *(described.rank_pattern or {}), *(described.alpha_pattern or {})]:
         re.compile(pattern)
 
 
 def _named(names: Sequence[str] | str | None, module: str) -> bool:
-    """Whether a module is among names, which are ends of module names, or one expression for whole names."""
+    """Whether names include a module; they are ends of module names, or one regular expression for whole names."""
     if isinstance(names, str):
         return names.lower() == "all-linear" or re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names or ())
 
 
 def _layer(module: str, patterns: Sequence[str] | str | None) -> int | None:
-    """Number of a module's layer, behind one of the names of the list of layers; by default behind any name."""
+    """Number of a module's layer, which follows the name of the list of layers; by default any name."""
     names = [patterns] if isinstance(patterns, str) and patterns else patterns
     for name in names or [r"[^.]*"]:
         if (match := re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", module)) is not None:
@@ -156,7 +156,7 @@ def _layer(module: str, patterns: Sequence[str] | str | None) -> int | None:
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that a module's name ends with."""
+    """The value of the first pattern that matches the end of a module's name."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

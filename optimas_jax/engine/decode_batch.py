@@ -2,10 +2,11 @@
 
 The batch is a cache on the device and a few numbers per row on the host. Between two steps, finished rows are returned,
 waiting requests are prefilled into free rows, and the batch is resized. On CPU the answer to a request does not depend
-on any of this, to the bit: its keys stand in its row by position, and the number of rows is one of
-``Compute.decode_rows`` (tests hold this for vocabularies of at least 1,024 tokens). Rows and slots come in buckets,
-which bound the number of compilations. Every token reads all slots, so a batch has slots for the first tokens of its
-answers, and more when an answer gets that long: most answers end far before their limit.
+on any of this, to the bit: its keys are in its row by position, and the number of rows is one of
+``Compute.decode_rows`` (tests check this for vocabularies of at least 1,024 tokens). Numbers of rows and slots are
+rounded up to buckets, which bounds the number of compilations. Every token reads all slots, so a batch starts with
+slots for the first tokens of its answers, and gets more when an answer needs them: most answers end far before their
+limit.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from optimas_jax.parallel.platform import in_turn, return_free_memory
 from optimas_jax.parallel.sharding import place_shards, put_shards
 from optimas_jax.parallel.transfer import fetch
 
-_STOP_TOKENS = 16  # tokens between two looks for stop texts that cross tokens
-_MANY = 4  # times too many slots are dropped
+_STOP_TOKENS = 16  # tokens between two searches for stop texts that cross tokens
+_MANY = 4  # slots are dropped when there are this many times as many as needed
 _MOST_PASSES = 16  # times that the oldest waiting request is passed over before the others wait for it
 
 Key = TypeVar("Key")
@@ -38,7 +39,7 @@ Flight = tuple[Any, "RowRequest"] | None  # the request in a row, with its key
 
 
 class RowRequest(NamedTuple):
-    """A request as a row of a batch needs it.
+    """A request in the form that a row of a batch needs.
 
     Attributes:
       prompt: its tokens.
@@ -46,8 +47,8 @@ class RowRequest(NamedTuple):
       temperature, top_p, seed: see ``engine.sampler.SampleRequest``.
       stops: [V] int8, see ``engine.sampling.Rows``.
       adapter: None for the base.
-      stop_texts: that may cross tokens, looked for on the host; None without any.
-      constraint: what the answer must keep to, for this request alone; None for any answer.
+      stop_texts: stop texts that may cross tokens, which the host looks for; None if there are none.
+      constraint: of this request's answer alone; None for any answer.
       origin: the ``engine.sampler.SampleRequest`` that it was made from.
     """
 
@@ -94,8 +95,8 @@ class DecodeBatch(Generic[Key]):
         self._cache: Cache | None = None
         self._slots = 0
         self._reserved = 0  # slots that the cache may grow to, which memory is kept for
-        self._oldest: Key | None = None  # the waiting request that was passed over last, and how often
-        self._passes = 0
+        self._oldest: Key | None = None  # the waiting request that was passed over last
+        self._passes = 0  # how often it was
 
     @property
     def active(self) -> list[Key]:
@@ -104,7 +105,7 @@ class DecodeBatch(Generic[Key]):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and slots."""
+        """Numbers of rows and of slots."""
         return len(self._flights), self._slots
 
     def admit(self, waiting: Sequence[tuple[Key, RowRequest]], most: int) -> Admission:
@@ -117,7 +118,7 @@ class DecodeBatch(Generic[Key]):
         fitting = [(key, request) for key, request in waiting if request.slots <= slots]
         due = bool(waiting) and self._oldest == waiting[0][0] and self._passes >= _MOST_PASSES
         if waiting and (due or not fitting):
-            # The size that most requests need, or the one whose turn it is; smaller requests fit as well.
+            # The size that most requests need, or that of the request that is due; smaller requests fit as well.
             wanted = [slot_bucket(request.slots) for _, request in (waiting[:1] if due else waiting)]
             slots = max(max(set(wanted), key=lambda size: (wanted.count(size), -size)), slots)
             fitting = [(key, request) for key, request in waiting if request.slots <= slots]
@@ -140,7 +141,7 @@ class DecodeBatch(Generic[Key]):
         return [sum(flight is not None for flight in part) for part in self._by_shard(self._flights)]
 
     def _by_shard(self, rows: Sequence[Flight]) -> list[Sequence[Flight]]:
-        """The rows of each shard; they follow each other."""
+        """The rows of each shard, which are contiguous."""
         size = len(rows) // self._shards
         return [rows[shard * size : (shard + 1) * size] for shard in range(self._shards)]
 
@@ -148,7 +149,7 @@ class DecodeBatch(Generic[Key]):
         """A shard for each request: the one that runs its prompt already, or the one with the fewest requests.
 
         Args:
-          most: requests of a shard.
+          most: most requests of a shard.
         """
         loads, chosen, shard_of = self._loads, [], {}
         for request in requests:
@@ -163,8 +164,8 @@ class DecodeBatch(Generic[Key]):
         return chosen
 
     def fit(self) -> None:
-        """Gives the batch, with requests in flight, slots for their next tokens, and drops rows and slots that are not
-        needed, if they are many: every size of a batch is a program to compile."""
+        """Gives a batch with requests in flight slots for their next tokens. Drops unneeded rows and slots only if they
+        are many: every size of a batch is a program to compile."""
         flying = [(row, flight[1]) for row, flight in enumerate(self._flights) if flight is not None]
         assert flying and self._rows is not None
         limit = max(slot_bucket(request.slots) for _, request in flying)
@@ -186,8 +187,8 @@ class DecodeBatch(Generic[Key]):
         rows, counts = np.zeros((self._shards, size), np.int32), np.zeros(self._shards, np.int32)
         for prompt, in_pass in zip(prefilled.prompts, prefilled.indices, strict=True):
             for row in admission.rows.get(prompt, ()):
-                at = prompt.shard, counts[prompt.shard]
-                rows[at], indices[at][: len(in_pass)] = row - prompt.shard * size, in_pass
+                target = prompt.shard, counts[prompt.shard]
+                rows[target], indices[target][: len(in_pass)] = row - prompt.shard * size, in_pass
                 counts[prompt.shard] += 1
         if not counts.any():
             return
@@ -229,7 +230,7 @@ class DecodeBatch(Generic[Key]):
         return allowed
 
     def _constrain(self) -> None:
-        """Adds the new token of each row to its constraint, and removes from the row what that takes back."""
+        """Adds the new token of each row to its constraint, and removes the tokens that the constraint takes back."""
         for row, flight in enumerate(self._flights):
             if flight is None or flight[1].constraint is None:
                 continue
@@ -238,10 +239,10 @@ class DecodeBatch(Generic[Key]):
             token = int(rows.token[row])
             if request.stops[token] == 0 and (back := request.constraint.append(token)):  # type: ignore[union-attr]
                 count = int(rows.count[row]) - back
-                kept = rows.tokens[row, :count]
+                tokens_kept = rows.tokens[row, :count]
                 rows.count[row], rows.position[row] = count, rows.position[row] - back
-                rows.token[row] = kept[-1] if count else request.prompt[-1]
-                rows.begun[row], rows.done[row] = bool(np.any(~self._blank[kept])), False
+                rows.token[row] = tokens_kept[-1] if count else request.prompt[-1]
+                rows.begun[row], rows.done[row] = bool(np.any(~self._blank[tokens_kept])), False
 
     def _decode(self, free: int, most: int, allowed: np.ndarray | None) -> None:
         """Decodes until ``free`` rows are done or free, or ``most`` tokens of each; ``allowed`` see ``sampling``."""
@@ -270,7 +271,8 @@ class DecodeBatch(Generic[Key]):
         self._rows = Rows(**constant, **{name: np.array(value) for name, value in changed.items()})
 
     def _take_finished(self, checked: np.ndarray) -> list[tuple[Key, np.ndarray, np.ndarray]]:
-        """Frees the rows that are done or hold a stop text among the tokens after the first ``checked`` [B]."""
+        """Frees the rows that are done, or have a stop text among the tokens after the first ``checked`` [B]; returns
+        key, tokens and log-probs of each."""
         assert self._rows is not None
         finished = []
         for row, flight in enumerate(self._flights):
@@ -290,7 +292,7 @@ class DecodeBatch(Generic[Key]):
         return finished
 
     def partial(self) -> list[tuple[Key, np.ndarray]]:
-        """Key and tokens so far of each request in flight, without those that may be taken back."""
+        """Key and tokens so far of each request in flight, without tokens that may be taken back."""
         rows = self._rows
         if rows is None:
             return []
@@ -299,7 +301,7 @@ class DecodeBatch(Generic[Key]):
         return [(key, rows.tokens[row, : counts.get(row, rows.count[row])].copy()) for row, key, _ in flying]
 
     def drop(self, keys: Collection[Key]) -> None:
-        """Frees the rows of requests that nobody waits for."""
+        """Frees the rows of abandoned requests."""
         for row, flight in enumerate(self._flights):
             if flight is not None and flight[0] in keys:
                 assert self._rows is not None
@@ -321,10 +323,10 @@ class DecodeBatch(Generic[Key]):
             return
         old_size = len(self._flights) // self._shards
         occupied = [
-            [row for row, flight in enumerate(part) if flight is not None] for part in self._by_shard(self._flights)
+            [row for row, flight in enumerate(values) if flight is not None] for values in self._by_shard(self._flights)
         ]
         order = [np.asarray([*rows, *[old_size] * (size - len(rows))], np.int32) for rows in occupied]
-        # Each old layer goes as soon as the new one is there: two whole caches would take twice the memory.
+        # Each old layer is freed as soon as the new one exists: two whole caches would take twice the memory.
         layers, self._cache = list(self._cache or ()) if any(occupied) else [], None
         placed = put_shards(order, self._mesh)
         for index, layer in enumerate(layers):
@@ -344,13 +346,13 @@ class DecodeBatch(Generic[Key]):
             assert old is not None
             flights[row] = self._flights[source]
             for name in Rows._fields:
-                part = getattr(old, name)[source]
+                values = getattr(old, name)[source]
                 target = getattr(self._rows, name)
                 if name in ("tokens", "logprobs"):
-                    kept = min(old.tokens.shape[1], slots)
-                    target[row, :kept] = part[:kept]
+                    count_kept = min(old.tokens.shape[1], slots)
+                    target[row, :count_kept] = values[:count_kept]
                 else:
-                    target[row] = part
+                    target[row] = values
         self._flights, self._slots = flights, slots
 
     def _empty_rows(self, rows: int, slots: int) -> Rows:

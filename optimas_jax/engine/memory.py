@@ -1,4 +1,4 @@
-"""Sizes of the stores of keys and values: by the memory that a model leaves on its devices, and by the requests."""
+"""Sizes of the caches of keys and values: from the memory that a model leaves free, and from the requests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from optimas_jax.parallel.platform import Compute
 from optimas_jax.parallel.sharding import head_axis
 
 _CACHE, _PREFIXES = 0.5, 0.15  # shares of free memory; the rest is for activations, logits and a cache that is resized
-_LEAST = 10 * 1024  # tokens of a cache
-_FIRST_TOKENS = 256  # of an answer that a batch has slots for; four times as many when they are full, and so on
+_LEAST = 10 * 1024  # least tokens of a cache
+_FIRST_TOKENS = 256  # tokens of an answer that a batch has slots for at first; four times as many when they are full
 
 
 def token_bytes(network: Network) -> int:
@@ -28,7 +28,8 @@ def token_bytes(network: Network) -> int:
 
 
 def with_caches(network: Network, free: int | None) -> Network:
-    """The network with the sizes of its caches, where its platform leaves them open (``Compute.cache_tokens`` is 0).
+    """The network with the sizes of its caches filled in, if its platform leaves them open (``Compute.cache_tokens`` is
+    0).
 
     Args:
       free: bytes of a device beside the weights; None if unknown.
@@ -52,8 +53,8 @@ def most_rows(compute: Compute, slots: int) -> int:
 
 
 def wanted_slots(prompt: int, limit: int, count: int = 0) -> int:
-    """Slots for a request of ``prompt`` tokens and an answer of at most ``limit``, of which it has ``count``: for these
-    and for some more."""
+    """Slots for a request of ``prompt`` tokens and an answer of at most ``limit`` tokens, ``count`` of which are there:
+    enough for these and for some more."""
     tokens = _FIRST_TOKENS
     while tokens <= count:
         tokens *= 4
@@ -61,5 +62,5 @@ def wanted_slots(prompt: int, limit: int, count: int = 0) -> int:
 
 
 def slot_bucket(slots: int) -> int:
-    """The number of slots that a batch has for ``slots``."""
+    """``slots`` rounded up to a size that batches have."""
     return bucket(slots, 128)

@@ -28,8 +28,8 @@ class LoadedAdapter:
     """LoRA weights that requests can name.
 
     Attributes:
-      name: what requests call it.
-      config: rank, scale, and what it adapts.
+      name: by which requests name it.
+      config: rank, scale, and the adapted modules and layers.
       params: LoRA tree.
     """
 
@@ -63,7 +63,7 @@ class Stack:
 
 
 def make_stack(base: BackboneConfig, adapters: Sequence[LoadedAdapter]) -> Stack:
-    """Stacks adapters; the number of columns is rounded up to few sizes, because each size is compiled."""
+    """Stacks adapters; the number of columns is rounded up to one of a few sizes, because each size is compiled."""
     configs = [adapter.config for adapter in adapters]
     targets = tuple(name for name in TARGETS if any(name in config.targets for config in configs))
     lowest = min(config.first(base.num_layers) for config in configs)
@@ -138,17 +138,17 @@ class AdapterStore:
 
     def stack(self, adapters: Sequence[LoadedAdapter | None]) -> Stack | None:
         """The stack of these adapters; None if all are None (the base)."""
-        wanted = frozenset(adapter for adapter in adapters if adapter is not None)
-        if not wanted:
+        stacked = frozenset(adapter for adapter in adapters if adapter is not None)
+        if not stacked:
             return None
         with self._lock:
-            if wanted not in self._stacks:
-                stack = make_stack(self._base, sorted(wanted, key=lambda adapter: adapter.name))
-                self._stacks[wanted] = dataclasses.replace(stack, params=replicate(stack.params, self._mesh))
-            self._stacks.move_to_end(wanted)
+            if stacked not in self._stacks:
+                stack = make_stack(self._base, sorted(stacked, key=lambda adapter: adapter.name))
+                self._stacks[stacked] = dataclasses.replace(stack, params=replicate(stack.params, self._mesh))
+            self._stacks.move_to_end(stacked)
             while len(self._stacks) > _STACKS:
                 self._stacks.popitem(last=False)
-            return self._stacks[wanted]
+            return self._stacks[stacked]
 
 
 def check_fits(base: BackboneConfig, config: LoraConfig, params: Params, name: str) -> None:

@@ -39,7 +39,7 @@ class LoadedModel:
     """A backbone on its devices, with its tokenizer.
 
     Attributes:
-      mesh: where ``params`` are; of one device, too.
+      mesh: the devices that hold ``params``; also for a single device.
     """
 
     network: Network
@@ -63,14 +63,14 @@ class LoadedModel:
     def check_memory(
         self, lora: LoraConfig, batch: TokenBatch, setting: str, *, shards: int = 1, over_vocabulary: bool = False
     ) -> None:
-        """Raises ``StopRun`` if a training step does not fit into memory, with settings that do.
+        """Raises ``StopRun`` if a training step does not fit into memory; the message names settings that fit.
 
-        Where batches have one size the step's programs are compiled; the step itself then finds them in the
-        compilation cache.
+        If all batches have one size, the programs of the step are compiled for this; the step itself then finds them in
+        the compilation cache.
 
         Args:
           setting: name of the configuration of ``batch``, for the message.
-          shards: that share the tokens of a batch.
+          shards: number of shards that share the tokens of a batch.
           over_vocabulary: see ``learn.memory.Step``.
         """
         network = self.for_training(batch)
@@ -108,7 +108,7 @@ class Engines:
 
     @property
     def leader(self) -> Leader | None:
-        """What tells the other processes; None in a single one."""
+        """The link to the other processes, which follow this one; None if there is only one process."""
         return self.shared and self.shared.leader
 
     @functools.cached_property
@@ -120,8 +120,8 @@ class Engines:
             raise StopRun(f"config.mesh: {error}") from error
 
     def find(self, specs: Iterable[str]) -> None:
-        """Fetches the files of models that will be loaded later; raises ``WeightsError`` for an unknown model, for one
-        of an architecture that is not read, and for a tokenizer that does not fit."""
+        """Fetches the files of models that will be loaded later; raises ``WeightsError`` for an unknown model, an
+        unsupported architecture, and a tokenizer that does not fit."""
         for spec in specs:
             self._progress.line(f"looking for {spec}")
             self._tokenizer(spec, load_config(self._source(spec)))
@@ -171,8 +171,8 @@ class Engines:
 
     @together
     def forget_programs(self) -> None:
-        """Drops compiled programs of samplers, which have one for every size of batch, at the end of a phase whose
-        prompts the next one does not have; see ``parallel.platform``."""
+        """Drops the compiled programs of samplers, which have one for every size of batch. To be called at the end of a
+        phase, if the next phase has other prompts; see ``parallel.platform``."""
         if self._samples:
             forget_programs()
 
@@ -183,8 +183,8 @@ def make_engines(mesh: MeshConfig, progress: Progress, leader: Leader | None) ->
 
 
 def network_on(mesh: Mesh, config: BackboneConfig, compute: Compute) -> Network:
-    """A network whose batches are cut along the shards of a mesh. On several devices the forms that give equal bits
-    whatever shares a batch (``Compute.cpu_forms``) are not worth their price."""
+    """A network whose batches are split over the shards of a mesh. On several devices it does without the forms that
+    make a result independent of its batch, to the bit (``Compute.cpu_forms``): there they are not worth their price."""
     if mesh.size == 1:
         return Network(config, compute)
     return Network(config, dataclasses.replace(compute, cpu_forms=False), mesh)

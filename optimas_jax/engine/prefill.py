@@ -20,7 +20,7 @@ from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.sharding import put_shards
 
 _PASS_PROMPTS = 32  # most prompts of one pass
-_WORTH_DEALING = 384  # tokens: fewer are run in one pass, which is as fast, and padded once
+_WORTH_DEALING = 384  # tokens: fewer are computed in one pass, which is as fast, and padded only once
 
 
 class _Pass(NamedTuple):
@@ -28,10 +28,10 @@ class _Pass(NamedTuple):
 
     Attributes:
       members: indices of the prompts.
-      sequences: the part of each prompt that is not stored yet.
+      sequences: the part of each prompt whose keys and values are not stored yet.
       flat: the flat batch of these sequences, on the devices.
       begins: [n] index of each sequence's first token in the flat batch of its shard.
-      adapters: (stack, gate of each token), or None when no prompt uses an adapter.
+      adapters: (stack, gate of each token), or None if no prompt uses an adapter.
     """
 
     members: list[list[int]]
@@ -60,7 +60,7 @@ class Prefilled:
       stored: by layer, keys and values of earlier passes.
       computed: by layer, keys and values of this pass.
 
-    Indices count in the arrays of the prompt's shard.
+    Indices refer to the arrays of the prompt's shard.
     """
 
     prompts: list[Prompt]
@@ -71,13 +71,13 @@ class Prefilled:
 
 @dataclasses.dataclass(frozen=True)
 class Prefiller:
-    """Runs prompts; see ``engine.sampler.Sampler`` for the other attributes.
+    """Computes keys and values of prompts; see ``engine.sampler.Sampler`` for the other attributes.
 
     Attributes:
-      lanes: passes that are computed side by side.
+      lanes: in which passes are computed side by side.
       tokens: most tokens of one pass (a longer prompt has a pass of its own).
       prefixes: keys and values of earlier prompts.
-      adapters: stacks adapters.
+      adapters: store that stacks the adapters of a pass.
     """
 
     network: Network
@@ -90,25 +90,29 @@ class Prefiller:
 
     @property
     def shards(self) -> int:
-        """Devices along ``data``, each of which runs prompts of its own."""
+        """Number of devices along ``data``, each of which runs prompts of its own."""
         return len(self.prefixes.tables)
 
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Prefilled]:
-        """Runs prompts, all different, in as few passes as hold them; yields the result of each pass."""
+        """Runs prompts, all different, in as few passes as possible; yields the result of each pass."""
         waiting = list(range(len(prompts)))
         while waiting:
             stored = {index: self._table(prompts[index]).match(*prompts[index][:2]) for index in waiting}
             passes = [self._lay_out(prompts, members, stored) for members in self._next_passes(prompts, stored)]
-            members = [index for one in passes for part in one.members for index in part]
+            members = [
+                index for prompt_pass in passes for shard_members in prompt_pass.members for index in shard_members
+            ]
             waiting = [index for index in waiting if index not in members]
-            computed = list(self.lanes.map(self._compute, passes, lambda one: one.flat.input_ids.shape[-1]))
+            computed = list(
+                self.lanes.map(self._compute, passes, lambda prompt_pass: prompt_pass.flat.input_ids.shape[-1])
+            )
             in_use: list[set[int]] = [set() for _ in range(self.shards)]
             for index in members:
                 in_use[prompts[index].shard].update(stored[index])
-            for one, layers in zip(passes, computed, strict=True):
-                in_pass = [prompts[index] for part in one.members for index in part]
-                yield Prefilled(in_pass, self._indices(one), list(self.prefixes.layers), layers)
-                self._store(prompts, one, layers, in_use)
+            for prompt_pass, layers in zip(passes, computed, strict=True):
+                in_pass = [prompts[index] for shard_members in prompt_pass.members for index in shard_members]
+                yield Prefilled(in_pass, self._indices(prompt_pass), list(self.prefixes.layers), layers)
+                self._store(prompts, prompt_pass, layers, in_use)
 
     def _table(self, prompt: Prompt) -> BlockTable:
         return self.prefixes.tables[prompt.shard]
@@ -116,8 +120,8 @@ class Prefiller:
     def _next_passes(self, prompts: Sequence[Prompt], stored: dict[int, list[int]]) -> list[list[list[int]]]:
         """Chooses the waiting prompts to run next: a pass for each lane, or one pass for all shards of a mesh.
 
-        Longest first. Prompts with equal prefixes are neighbours, because attention then reads their common blocks
-        once.
+        Longest prompts first. Prompts with equal prefixes are neighbours in a pass, so that attention reads their
+        common blocks once.
 
         Args:
           stored: index of each waiting prompt -> its stored blocks.
@@ -148,8 +152,8 @@ class Prefiller:
             [FlatSequence(prompts[index].ids[len(stored[index]) * BLOCK :], stored[index]) for index in part]
             for part in parts
         ]
-        longest = max((one for part in sequences for one in part), key=lambda one: one.length)
-        most = max(len(one.ids) for part in sequences for one in part)
+        longest = max((sequence for part in sequences for sequence in part), key=lambda sequence: sequence.length)
+        most = max(len(sequence.ids) for part in sequences for sequence in part)
         like = [longest, FlatSequence((self.pad_id,) * most)]
         flats = [
             flatten(
@@ -158,12 +162,12 @@ class Prefiller:
                 tiled=self.network.compute.tiled,
                 stored=self.prefixes.tokens,
                 slots=self.network.config.max_positions,
-                tokens=max(sum(len(one.ids) for one in other) for other in sequences),
+                tokens=max(sum(len(sequence.ids) for sequence in shard_sequences) for shard_sequences in sequences),
                 like=[*like, *[longest] * (max(map(len, sequences)) - 2)] if self.shards > 1 else (),
             )
             for part in sequences
         ]
-        begins = [np.cumsum([0, *(len(one.ids) for one in part)])[:-1] for part in sequences]
+        begins = [np.cumsum([0, *(len(sequence.ids) for sequence in part)])[:-1] for part in sequences]
         stack = self.adapters.stack([prompts[index].adapter for part in parts for index in part])
         adapters = None
         if stack is not None:
@@ -184,45 +188,49 @@ class Prefiller:
     ) -> np.ndarray:
         """[tokens, R] scale of each adapter column for each token of a shard."""
         gate = np.zeros((tokens, stack.gates.shape[1]), np.float32)
-        per_token = np.repeat(stack.gate(adapters), [len(one.ids) for one in sequences], axis=0)
+        per_token = np.repeat(stack.gate(adapters), [len(sequence.ids) for sequence in sequences], axis=0)
         gate[: len(per_token)] = per_token
         return gate
 
-    def _compute(self, one: _Pass) -> list[KeysValues]:
+    def _compute(self, prompt_pass: _Pass) -> list[KeysValues]:
         """Keys and values of a pass, by layer."""
-        flat, stored = one.flat, self.prefixes.layers
+        flat, stored = prompt_pass.flat, self.prefixes.layers
         run = partial(keys_values, self.network, self.params, flat.input_ids, flat.positions, flat.layout, stored)
-        if one.adapters is None:
+        if prompt_pass.adapters is None:
             return run()
-        stack, gate = one.adapters
+        stack, gate = prompt_pass.adapters
         return run(stack.config, stack.params, gate)
 
-    def _indices(self, one: _Pass) -> list[np.ndarray]:
+    def _indices(self, prompt_pass: _Pass) -> list[np.ndarray]:
         """For each prompt of a pass, the index of each token's key in ``[stored | computed]`` of its shard."""
         return [
-            np.concatenate([stored_indices(part.blocks), self.prefixes.tokens + begin + np.arange(len(part.ids))])
-            for sequences, begins in zip(one.sequences, one.begins, strict=True)
-            for part, begin in zip(sequences, begins, strict=True)
+            np.concatenate(
+                [stored_indices(sequence.blocks), self.prefixes.tokens + begin + np.arange(len(sequence.ids))]
+            )
+            for sequences, begins in zip(prompt_pass.sequences, prompt_pass.begins, strict=True)
+            for sequence, begin in zip(sequences, begins, strict=True)
         ]
 
     def _store(
-        self, prompts: Sequence[Prompt], one: _Pass, layers: Sequence[KeysValues], in_use: Sequence[set[int]]
+        self, prompts: Sequence[Prompt], prompt_pass: _Pass, layers: Sequence[KeysValues], in_use: Sequence[set[int]]
     ) -> None:
         """Stores the blocks of a pass for later prompts; blocks ``in_use``, by shard, are not overwritten."""
         try:
             count = layers[0][0].shape[-3] // BLOCK
-            of_shards = [
-                self._reserve([prompts[index] for index in part], sequences, begins, used, count)
-                for part, sequences, begins, used in zip(one.members, one.sequences, one.begins, in_use, strict=True)
+            by_shard = [
+                self._reserve([prompts[index] for index in members], sequences, begins, used, count)
+                for members, sequences, begins, used in zip(
+                    prompt_pass.members, prompt_pass.sequences, prompt_pass.begins, in_use, strict=True
+                )
             ]
-            if any(len(reserved) for _, _, reserved in of_shards):
+            if any(len(reserved) for _, _, reserved in by_shard):
                 mesh = self.network.mesh
-                starts = put_shards([starts for starts, _, _ in of_shards], mesh)
-                blocks = put_shards([blocks for _, blocks, _ in of_shards], mesh)
+                starts = put_shards([starts for starts, _, _ in by_shard], mesh)
+                blocks = put_shards([blocks for _, blocks, _ in by_shard], mesh)
                 for layer, computed in enumerate(layers):
                     self.prefixes.write(layer, computed, starts, blocks)
         except BaseException:
-            self.prefixes.clear()  # blocks were reserved that nothing was written to
+            self.prefixes.clear()  # some reserved blocks were never written
             raise
 
     def _reserve(
@@ -236,14 +244,14 @@ class Prefiller:
         """Reserves blocks for the prompts of a shard.
 
         Returns:
-          Index of each block's first token in the pass [count], the block that it is written to [count], beyond the
-          last one for none, and the reserved blocks.
+          Index of each block's first token in the pass [count]; number of the block that it is written to [count], a
+          number beyond the last block for none; and the reserved blocks.
         """
         reserved = [
-            self._table(prompt).reserve(prompt.ids, len(part.blocks), in_use, prompt.adapter)
-            for prompt, part in zip(prompts, sequences, strict=True)
+            self._table(prompt).reserve(prompt.ids, len(sequence.blocks), in_use, prompt.adapter)
+            for prompt, sequence in zip(prompts, sequences, strict=True)
         ]
-        blocks = [block for of_prompt in reserved for block in of_prompt]
+        blocks = [block for prompt_blocks in reserved for block in prompt_blocks]
         firsts = [begin + BLOCK * np.arange(len(new)) for begin, new in zip(begins, reserved, strict=True)]
         starts, targets = np.zeros(count, np.int32), np.full(count, self.prefixes.tokens // BLOCK, np.int32)
         starts[: len(blocks)], targets[: len(blocks)] = np.concatenate([*firsts, []]), blocks

@@ -1,10 +1,9 @@
 """Prefix cache: stored keys and values of earlier prompts, for prompts with the same prefix.
 
-Requests of one component begin with the same instruction and demonstrations; candidates for one input are followed by
-prompts that differ in a few words at the end. A prefix that a new prompt shares with an earlier one is not computed
-again. Tokens are stored in blocks; the key of a block is its adapter and all the tokens up to its end; the least
-recently used blocks are evicted first. The keys and values of a prompt do not depend on what is stored
-(``models.attention``).
+Requests of one component begin with the same instruction and demonstrations, and further prompts may differ only in a
+few words at the end. A prefix that a new prompt shares with an earlier one is not computed again. Tokens are stored in
+blocks. The key of a block is its adapter and all the tokens up to its end. The least recently used blocks are evicted
+first. The keys and values of a prompt do not depend on the contents of the store (``models.attention``).
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ Ids = tuple[int, ...]
 
 
 class BlockTable:
-    """Which prefix each block of a store holds. A prefix under an adapter is another one."""
+    """Prefix of each block of a store. The same prefix under another adapter has other blocks."""
 
     def __init__(self, blocks: int):
-        """``blocks``: of the store."""
+        """``blocks``: number of blocks of the store."""
         self._count = blocks
         # Adapter and all tokens up to a block's end -> block; oldest first.
         self._blocks: OrderedDict[tuple[LoadedAdapter | None, Ids], int] = OrderedDict()
         self._free = list(range(blocks))
 
     def match(self, ids: Ids, adapter: LoadedAdapter | None = None) -> list[int]:
-        """Blocks of the longest stored prefix of a prompt under an adapter; at least one token is left over."""
+        """Blocks of the longest stored prefix of a prompt under an adapter; at least one token is not covered."""
         blocks: list[int] = []
         while (end := (len(blocks) + 1) * BLOCK) < len(ids) and (adapter, ids[:end]) in self._blocks:
             blocks.append(self._blocks[adapter, ids[:end]])
@@ -68,7 +67,7 @@ class BlockTable:
         return blocks
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Forgets all prefixes."""
         self._blocks.clear()
         self._free = list(range(self._count))
 
@@ -92,8 +91,8 @@ class PrefixCache:
     """A fixed store of blocks, per layer [P / BLOCK, BLOCK, K, H] keys and values; on a mesh each shard has its own.
 
     Attributes:
-      tokens: P.
-      tables: of each shard.
+      tokens: P, number of tokens of the store.
+      tables: table of each shard.
       layers: keys and values by layer; on a mesh [S, P / BLOCK, BLOCK, K, H].
     """
 
@@ -119,7 +118,7 @@ class PrefixCache:
         self.layers[layer] = in_turn(_write(self._mesh, self.layers[layer], computed, starts, blocks), self._mesh)
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Forgets all prefixes."""
         for table in self.tables:
             table.clear()
 
@@ -142,7 +141,7 @@ def _write(
 
 
 def shares_block(ids: Ids, matched: int, others: Sequence[Ids], blocks: int = 2) -> bool:
-    """Whether a prompt shares ``blocks`` blocks beyond the ``matched`` ones with one of the others; it is better run
+    """Whether a prompt shares ``blocks`` blocks beyond the ``matched`` ones with one of the others. Then it should run
     after that one."""
     end = (matched + blocks) * BLOCK
     return end < len(ids) and any(other[:end] == ids[:end] for other in others)

@@ -1,7 +1,7 @@
-"""The host side of sampling: requests in, texts out.
+"""The host side of sampling: turns requests into texts.
 
-What a request gets does not depend on which requests share its batch, nor on when it joined (``engine.batching``,
-``models.flat``).
+The answer to a request depends neither on the other requests of its batch nor on when it joined the batch
+(``engine.batching``, ``models.flat``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from optimas_jax.parallel.lanes import Lanes
 from optimas_jax.parallel.lockstep import Shared, open_shared, together
 from optimas_jax.parallel.platform import return_free_memory
 
-_TABLES = 64  # of stop texts, [V] bytes each, that are kept
+_TABLES = 64  # most cached tables of stop texts, [V] bytes each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ class SampleRequest:
       max_tokens: most tokens to sample, at least 1.
       temperature: 0 takes the most likely token.
       top_p: sample from the smallest set of most likely tokens with at least this much probability.
-      seed: names this request's random stream; not used at temperature 0.
-      stop: texts that end the answer once it has begun (white space before it does not count); it is cut before them.
+      seed: of this request's random stream; not used at temperature 0.
+      stop: texts that end the answer once it has begun (leading white space does not count); it is cut before them.
       adapter: name of the adapter that answers, "" for the base.
       schema: JSON Schema, as text, that the answer keeps to; "" for any answer. A stop text cuts it in any case.
     """
@@ -58,12 +58,12 @@ class SampleRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What was sampled.
+    """A sampled answer.
 
     Attributes:
-      ids: sampled tokens, the one that ended the answer included.
-      logprobs: log-probability of each under the model itself (temperature 1, no top-p).
-      text: the answer, without white space before it and end-of-sequence token, cut before the first stop text.
+      ids: sampled tokens, the token that ended the answer included.
+      logprobs: log-probability of each token under the model itself (temperature 1, no top-p).
+      text: the answer without leading white space and end-of-sequence token, cut before the first stop text.
       finish: ``stop`` or ``length``.
     """
 
@@ -82,7 +82,7 @@ class Sampler:
     """A model to sample from.
 
     Attributes:
-      network: without LoRA.
+      network: of the base, without adapters.
       params: frozen weights.
       tokenizer: for stop texts and answers.
       shared: see ``parallel.lockstep``.
@@ -124,15 +124,15 @@ class Sampler:
         return [samples[index] for index in range(len(requests))]
 
     def batch(self) -> ContinuousBatch[Any] | SharedBatch[Any]:
-        """An empty batch; all batches of a sampler share its prefix cache. Of several processes all have it, one at a
-        time."""
+        """An empty batch; all batches of a sampler share its prefix cache. With several processes all of them hold the
+        batch, one batch at a time."""
         if self.shared is None:
             return self.own_batch()
         leader, name = self.shared.leader, self.shared.name
         return open_shared(leader, f"batch of {name}", "batch", (name,), self.shared_batch)
 
     def own_batch(self) -> ContinuousBatch[Any]:
-        """``batch`` of this process."""
+        """An empty batch of this process alone."""
         return ContinuousBatch(
             self._lanes,
             self._prefiller,
@@ -140,20 +140,20 @@ class Sampler:
         )
 
     def shared_batch(self, shared: Shared | None = None) -> SharedBatch[Any]:
-        """``batch`` by request number, for a process that follows."""
+        """An empty batch that all processes hold, by request number."""
         return SharedBatch(self.own_batch(), self.row_request, shared)
 
     def rest(self) -> None:
-        """To be called when there is nothing to do for a while."""
+        """Returns free memory to the system; to be called when the engine becomes idle."""
         return_free_memory()
 
     @together
     def forget_prompts(self) -> None:
-        """Empties the prefix cache. Changes speed and nothing else."""
+        """Empties the prefix cache. This affects speed alone."""
         self._prefiller.prefixes.clear()
 
     def row_request(self, request: SampleRequest) -> RowRequest:
-        """What a batch needs to know of a request; raises ``SchemaError`` for a schema that cannot be kept to."""
+        """A request in the form of a batch; raises ``SchemaError`` for a schema that cannot be enforced."""
         across = crossing(request.stop)
         return RowRequest(
             request.prompt_ids,
@@ -224,16 +224,16 @@ class Sampler:
         return text[: len(text) - len(answer)] + certain(answer, request.stop)
 
     def space_before(self, ids: Sequence[int]) -> str:
-        """The white space before an answer of these tokens, which is no part of ``Sample.text``."""
+        """The leading white space of an answer of these tokens, which is not part of ``Sample.text``."""
         ended = bool(ids) and ids[-1] in self.tokenizer.eos_ids
         text = self.tokenizer.decode(ids[:-1] if ended else ids)
         return text[: len(text) - len(text.lstrip())]
 
     def sample(self, request: SampleRequest, tokens: np.ndarray, logprobs: np.ndarray) -> Sample:
-        """The answer to a request from what a batch sampled for it."""
+        """The answer to a request, from the tokens and log-probs that a batch sampled for it."""
         ids = [int(token) for token in tokens]
         ended = ids[-1] in self.tokenizer.eos_ids
-        whole = answer_text(self.tokenizer, ids[:-1] if ended else ids)
-        text = cut(whole, request.stop)
-        finish: Literal["stop", "length"] = "stop" if ended or text != whole else "length"
+        full_text = answer_text(self.tokenizer, ids[:-1] if ended else ids)
+        text = cut(full_text, request.stop)
+        finish: Literal["stop", "length"] = "stop" if ended or text != full_text else "length"
         return Sample(tuple(ids), tuple(float(p) for p in logprobs[: len(ids)]), text, finish)

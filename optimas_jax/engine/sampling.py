@@ -1,8 +1,8 @@
 """Sampling from the backbone, on the device: cached decoding in one jitted loop over rows that come and go.
 
-Pure functions of arrays; ``engine.batching`` assigns requests to rows. A row's tokens stand in its cache at their
-positions, and every row has its own random stream, ``fold_in(key(seed), count)``, so a row's answer does not depend on
-the other rows of its batch.
+Pure functions of arrays; ``engine.batching`` assigns requests to rows. The tokens of a row are in its cache at their
+positions, and every row has its own random stream, ``fold_in(key(seed), count)``, so the answer of a row does not
+depend on the other rows of its batch.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _last_positive(weights: jax.Array) -> jax.Array:
 
 
 def empty_cache(network: Network, rows: int, slots: int) -> Cache:
-    """A cache of zeros; on a mesh ``rows`` are those of each shard, and all arrays have the axis of shards."""
+    """A cache of zeros; on a mesh ``rows`` is the number of rows of each shard, and arrays have the axis of shards."""
     config, mesh = network.config, network.mesh
     heads, size = config.num_kv_heads, config.head_dim
     shards = () if mesh is None else (mesh.shape[DATA],)
@@ -215,13 +215,13 @@ def decode(
       lora, lora_params: configuration and tree of the stacked adapters; None and an empty tree for the base alone.
       gate: [B, R] scale of each adapter column in each row (``engine.multi_lora``), or None.
       cache: keys and values of the tokens before ``rows.position`` of each row; donated. On a mesh it has the axis of
-        shards, and the rows of ``rows`` are those of its first shard, of the second, and so on.
+        shards, and ``rows`` has the rows of the first shard, then of the second, and so on.
       rows: see ``Rows``; rows that are done are not changed.
       blank: [V] bool, tokens of white space.
       free: int32 scalar; at least one token is sampled for every row that is not done.
       steps: int32 scalar; most tokens to sample for a row.
-      allowed: [B, ceil(V / 32)] int32, a bit for each token that may be sampled, at least one a row; for one step. None
-        for all. Log-probs are those of the model in any case.
+      allowed: [B, ceil(V / 32)] int32, a bit for each token, set if it may be sampled, for at least one token of each
+        row; for one step. None for all tokens. Log-probs are always the model's, over all tokens.
 
     Returns:
       The rows, and the cache.

@@ -1,4 +1,4 @@
-"""A continuous batch that all processes of a run have, with the same requests."""
+"""A continuous batch that all processes of a run hold, with the same requests."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from optimas_jax.engine.batching import ContinuousBatch
 from optimas_jax.engine.decode_batch import Key, RowRequest
 from optimas_jax.parallel.lockstep import Shared, together
 
-MOST = int(np.iinfo(np.int32).max)  # tokens
+MOST = int(np.iinfo(np.int32).max)  # tokens of a step: no limit
 
 
 class SharedBatch(Generic[Key]):
-    """``ContinuousBatch`` by request number. The other processes get each request once, when it comes; which requests
-    are admitted follows from what is in flight, in all processes alike."""
+    """``ContinuousBatch`` by request number. The other processes get each request once, when it arrives. Which requests
+    are admitted depends only on the requests in flight, so it is the same in all processes."""
 
     def __init__(
         self, batch: ContinuousBatch[int], row_request: Callable[[Any], RowRequest], shared: Shared | None = None
     ):
-        """``batch``: of this process. ``row_request``: makes a row of an ``engine.sampler.SampleRequest``. ``shared``:
-        see ``parallel.lockstep``."""
+        """``batch``: of this process. ``row_request``: turns an ``engine.sampler.SampleRequest`` into a row.
+        ``shared``: see ``parallel.lockstep``."""
         self.shared = shared
         self._batch, self._row_request = batch, row_request
         self._rows: dict[int, RowRequest] = {}
@@ -73,25 +73,28 @@ class SharedBatch(Generic[Key]):
 
     @together
     def drop_numbers(self, numbers: list[int]) -> None:
-        """Forgets requests in flight."""
+        """Drops requests in flight, in all processes."""
         self._batch.drop(numbers)
         self._rows = {number: row for number, row in self._rows.items() if number not in numbers}
 
     @together
     def admit_numbers(self, waiting: list[int], new: dict[int, Any]) -> list[int]:
-        """Admits some of the waiting requests, of which ``new`` ones were not seen before; those that wait no more and
-        are not in flight are forgotten."""
+        """Admits some of the waiting requests, in all processes; forgets requests that neither wait nor are in flight.
+
+        Args:
+          new: the requests of the waiting numbers that the other processes have not got yet.
+        """
         for number, request in new.items():
             if number not in self._rows:  # in a process that follows
                 self._rows[number] = self._row_request(request)
         admitted = self._batch.admit([(number, self._rows[number]) for number in waiting])
-        known = {*waiting, *self._batch.active}
-        self._rows = {number: row for number, row in self._rows.items() if number in known}
+        needed = {*waiting, *self._batch.active}
+        self._rows = {number: row for number, row in self._rows.items() if number in needed}
         return admitted
 
     @together
     def step_numbers(self, most: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Decodes, and forgets the requests that are done."""
+        """Decodes, in all processes; returns the requests that are done, and forgets them."""
         finished = self._batch.step(most)
         for number, _, _ in finished:
             del self._rows[number]

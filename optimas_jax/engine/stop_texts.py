@@ -1,7 +1,7 @@
-"""Stop texts that cross tokens: where an answer first holds one, and what of an unfinished answer is certain.
+"""Stop texts that cross tokens: where an answer first holds one, and which part of an unfinished answer is final.
 
-A token that holds a whole stop text ends an answer on the device (``engine.sampling``). The host looks for the others
-in the text of the newest tokens.
+A token that contains a whole stop text ends an answer on the device (``engine.sampling``). The host looks for the other
+stop texts in the text of the newest tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StopTexts:
 
         Args:
           ids: the answer so far.
-          checked: this many first tokens hold none.
+          checked: number of first tokens that are known to hold no stop text.
         """
         # A stop text that ends in an unchecked token crosses at most as many tokens with text as it has bytes.
         first, needed = checked, max(len(text.encode()) for text in self.texts)
@@ -56,7 +56,7 @@ def crossing(stops: Sequence[str]) -> tuple[str, ...]:
 
 
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of the tokens of an answer, without white space before it."""
+    """The text of the tokens of an answer, without leading white space."""
     return tokenizer.decode(ids).lstrip()
 
 
@@ -66,10 +66,10 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 def certain(text: str, stops: Sequence[str]) -> str:
-    """What of an unfinished answer no later token can change: all before a stop text, before an end that may begin one,
-    and before an incomplete character."""
+    """The part of an unfinished answer that no later token can change. It ends before a stop text, before an end that
+    may be the beginning of one, and before an incomplete character."""
     text = text.rstrip("\ufffd")
-    if (whole := cut(text, stops)) != text:
-        return whole
-    held = max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
-    return text[: len(text) - held]
+    if (before_stop := cut(text, stops)) != text:
+        return before_stop
+    pending = max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
+    return text[: len(text) - pending]

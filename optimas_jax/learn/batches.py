@@ -1,8 +1,8 @@
 """Groups of candidates laid out as flat batches, so that candidates share the computation of their prefix.
 
 A group becomes one sequence ``[prefix | candidate 1 | ... | candidate M]``; each candidate sees the prefix and itself
-(``models.attention.Tiles.part``) at the positions that it would have alone. A batch holds as many groups as fit
-its tokens. On CPU, results of a group do not depend on the other groups of its batch.
+(``models.layout.Tiles.part``), at the positions that it would have alone. A batch holds as many groups as its tokens
+allow. On CPU, results of a group do not depend on the other groups of its batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optimas_jax.models.flat import Flat, FlatSequence, bucket, flatten, sequenc
 
 
 class GroupBatch(NamedTuple):
-    """A batch of groups; numpy arrays. Indices count in the flat batch.
+    """A batch of groups; numpy arrays. Indices refer to the flat batch.
 
     Attributes:
       flat: tokens and sequences, see ``models.flat``; sequence g is group g.
@@ -41,9 +41,9 @@ def plan_batches(
 
     Args:
       groups: none longer than ``tokens``.
-      tokens: T, at most, of a batch.
-      most: groups of a batch; 0 for as many as fit.
-      rng: shuffles the groups (training); None puts groups of like length together (scoring).
+      tokens: most tokens (T) of a batch.
+      most: most groups of a batch; 0 for as many as fit.
+      rng: shuffles the groups (training); None puts groups of similar length together (scoring).
 
     Returns:
       Indices of the groups of each batch.
@@ -65,8 +65,12 @@ def plan_batches(
     room: list[int] = []
     for index in order:
         length = groups[index].length
-        # First fit: what is left at the end of a batch is filled by a shorter group.
-        fits = (n for n, left in enumerate(room) if left >= length and not len(plan[n]) == most > 0)
+        # First fit: a shorter group fills the room at the end of a batch.
+        fits = (
+            index
+            for index, tokens_left in enumerate(room)
+            if tokens_left >= length and not len(plan[index]) == most > 0
+        )
         number = next(fits, len(plan))
         if number == len(plan):
             plan.append([])
@@ -80,11 +84,11 @@ def deal(lengths: Sequence[int], parts: int) -> list[list[int]]:
     """Deals sequences of these lengths to parts of about the same length, the longest first.
 
     Returns:
-      Indices of the sequences of each part; none for the last parts where there are fewer sequences than parts.
+      Indices of the sequences of each part; if there are fewer sequences than parts, the last parts are empty.
     """
     dealt: list[list[int]] = [[] for _ in range(parts)]
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        min(dealt, key=lambda part: sum(lengths[other] for other in part)).append(index)
+        min(dealt, key=lambda part: sum(lengths[member] for member in part)).append(index)
     return dealt
 
 
@@ -109,8 +113,8 @@ def make_batch(
     like: Sequence[TokenGroup] = (),
 ) -> GroupBatch:
     """Lays out one batch; ``tiled``, ``tokens`` and ``like`` as in ``models.flat.flatten``."""
-    sequences, others = ([lay_out(group) for group in some] for some in (groups, like))
-    flat = flatten(sequences, pad_id=pad_id, tiled=tiled, tokens=tokens, like=others)
+    sequences, like_sequences = ([lay_out(group) for group in some] for some in (groups, like))
+    flat = flatten(sequences, pad_id=pad_id, tiled=tiled, tokens=tokens, like=like_sequences)
     size = (sequence_room(max(len(groups), len(like)), tiled=tiled), candidates)
     ends, valid = np.zeros(size, np.int32), np.zeros(size, bool)
     rewards, component = np.zeros(size, np.float32), np.zeros(size[0], np.int32)
@@ -131,7 +135,7 @@ def make_batch(
 def make_batches(
     parts: Sequence[Sequence[TokenGroup]], *, candidates: int, pad_id: int, tiled: bool, tokens: int = 0
 ) -> list[GroupBatch]:
-    """A batch of the same shapes for each part, of which some may be empty."""
+    """A batch for each part, all of the same shapes; some parts may be empty."""
     longest = max((group for part in parts for group in part), key=lambda group: group.length)
     most = max(tokens, *(sum(group.length for group in part) for part in parts))
     like = [longest] * max(map(len, parts))
@@ -163,7 +167,7 @@ def candidate_tokens(
 
     Args:
       room: (G, M) of the batch.
-      multiple: of which C is one (``Compute.vocab_chunk``).
+      multiple: C is a multiple of it (``Compute.vocab_chunk``).
     """
     before, ids, owner, start = [], [], [], 0
     for row, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""Cache of features (the output of the frozen layers) on the host, for later epochs, adaptation and scoring again."""
+"""Cache of features (the output of the frozen layers) on the host, for later epochs, adaptation and further scoring."""
 
 from __future__ import annotations
 

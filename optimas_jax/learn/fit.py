@@ -1,7 +1,7 @@
 """Heads in closed form: the most probable head of a component, given its labels and a prior (Eq. 4 with a penalty).
 
-With few labels a head trained by gradient steps orders outputs worse than their likelihood does, which needs no label.
-So the prior is likelihood, and labels correct it:
+With few labels, a head trained by gradient steps orders outputs worse than their likelihood, which needs no labels.
+So likelihood is the prior, and labels correct it:
 
     r(x, y) = w log p(y | x) + h . phi(x, y)        w near its prior mean, h near 0
 
@@ -19,12 +19,12 @@ from scipy.optimize import minimize
 
 Floats = NDArray[np.floating[Any]]
 
-# In units in which a pair's difference has variance 1, for w, and 1 for each of the dimensions of phi.
+# In units in which the difference of a pair has variance 1, in log-likelihood (w) and in each dimension of phi (h).
 _PRIOR_MEAN = 0.7
 _PRECISION_OF_W = 2.0
 _PRECISION_OF_H = 100.0
 _FOLDS = 5
-_USUAL_SPREAD = 20.0  # nats between the log-likelihoods of two outputs, where no label tells it
+_USUAL_SPREAD = 20.0  # nats between the log-likelihoods of two outputs, if there are no pairs to measure it
 
 
 def fit_head(
@@ -39,7 +39,7 @@ def fit_head(
       threshold: reward differences up to this are ties.
 
     Returns:
-      h, float32[D], and w. Without any pair h is 0, and w orders by likelihood alone.
+      h, float32[D], and w. Without any pair h is empty or 0, and outputs are ordered by likelihood alone.
     """
     size = hidden[0].shape[-1] if hidden else 0
     rows, weights = [], []
@@ -77,12 +77,15 @@ def held_out_scores(
     folds = [order[name] for name in inputs]
     scores: list[Floats] = [np.zeros(0)] * len(folds)
     for fold in range(_FOLDS):
-        kept = [row for row, other in enumerate(folds) if other != fold]
+        training_rows = [row for row, row_fold in enumerate(folds) if row_fold != fold]
         head, weight = fit_head(
-            [hidden[row] for row in kept], [logliks[row] for row in kept], [rewards[row] for row in kept], threshold
+            [hidden[row] for row in training_rows],
+            [logliks[row] for row in training_rows],
+            [rewards[row] for row in training_rows],
+            threshold,
         )
-        for row, other in enumerate(folds):
-            if other == fold:
+        for row, row_fold in enumerate(folds):
+            if row_fold == fold:
                 scores[row] = score_outputs(head, weight, hidden[row], logliks[row])
     return scores
 

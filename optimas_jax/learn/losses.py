@@ -12,7 +12,7 @@ def ordered_pairs(rewards: jax.Array, valid: jax.Array, threshold: float) -> jax
     Args:
       rewards: [M] float32 mean global rewards.
       valid: [M] bool, False for padding.
-      threshold: reward differences up to this are ties, which nothing is learned from.
+      threshold: reward differences up to this are ties, and not used.
     """
     better = rewards[:, None] - rewards[None, :] > threshold
     return better & valid[:, None] & valid[None, :]
@@ -40,7 +40,7 @@ def bradley_terry(
 def pair_accuracy(
     scores: jax.Array, rewards: jax.Array, valid: jax.Array, *, threshold: float
 ) -> tuple[jax.Array, jax.Array]:
-    """How many ordered pairs the scores order alike (equal scores count half), and how many pairs there are.
+    """Number of ordered pairs that the scores order correctly (equal scores count half), and number of pairs.
 
     Args and shapes as in ``bradley_terry``. Returns two float32 scalars.
     """
@@ -54,12 +54,12 @@ def pair_accuracy(
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of x where the mask is true; 0 if it is true nowhere."""
+    """Mean of x where the mask is true; 0 if the mask is false everywhere."""
     return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean 0 and variance 1 over the mask, 0 elsewhere."""
+    """x scaled to mean 0 and variance 1 over the mask; 0 elsewhere."""
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
     return jnp.where(mask, (x - mean) * jax.lax.rsqrt(variance + 1e-8), 0.0)
@@ -84,10 +84,10 @@ def gae(rewards: jax.Array, values: jax.Array, last: jax.Array, *, discount: flo
     """Generalised advantage estimation (Schulman et al., arXiv 1506.02438, Eq. 16); returns are advantages + values.
 
     Args:
-      rewards, values: [C] float32; values are those before each token.
-      last: [C] bool: nothing is carried over an answer's end.
-      discount: their gamma.
-      decay: their lambda.
+      rewards, values: [C] float32; values are estimated before each token.
+      last: [C] bool, the last token of each answer, beyond which nothing is carried over.
+      discount: gamma of the paper.
+      decay: lambda of the paper.
 
     Returns:
       [C] float32.
@@ -114,13 +114,13 @@ def _group_means(x: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
 
 
 def centred_scores(scores: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
-    """Scores minus the mean score of the answers to the same prompt: a Bradley-Terry score has an offset for each
-    prompt that nothing determines.
+    """Scores minus the mean score of the answers to the same prompt: a Bradley-Terry score has an arbitrary offset for
+    each prompt.
 
     Args:
       scores: [A] float32, one per answer.
-      group: [A] int32, which prompt.
-      num_groups: prompts.
+      group: [A] int32, index of the prompt.
+      num_groups: number of prompts.
 
     Returns:
       [A] float32.
@@ -129,8 +129,8 @@ def centred_scores(scores: jax.Array, group: jax.Array, num_groups: int) -> jax.
 
 
 def group_advantages(scores: jax.Array, group: jax.Array, num_groups: int) -> jax.Array:
-    """Scores of answers relative to the others of the same prompt: ``(r - mean) / (std + 1e-4)`` (Shao et al., arXiv
-    2402.03300, section 4.1.2); 0 where all are equal. Arguments and result as in ``centred_scores``."""
+    """Scores of answers relative to the answers to the same prompt: ``(r - mean) / (std + 1e-4)`` (Shao et al., arXiv
+    2402.03300, section 4.1.2); 0 if all are equal. Arguments and result as in ``centred_scores``."""
     centred = centred_scores(scores, group, num_groups)
     return centred / (jnp.sqrt(_group_means(centred**2, group, num_groups)) + 1e-4)
 
@@ -144,7 +144,7 @@ def leave_one_out_advantages(scores: jax.Array, group: jax.Array, num_groups: in
 
 
 def answer_lengths(answer: jax.Array, num_answers: int) -> jax.Array:
-    """Tokens of the answer that each token belongs to; 1 for padding.
+    """Number of tokens of the answer that each token belongs to; 1 for padding.
 
     Args:
       answer: [C] int32, ``num_answers`` for padding.
@@ -167,8 +167,8 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: jax.Array | float
 ) -> jax.Array:
-    """Half the squared error of a value that may move by ``clip`` (a number or [C]) at most, the worse of both [C] (the
-    implementation of arXiv 1707.06347)."""
+    """Half the squared error of a value, or of the value moved by at most ``clip`` (a number or [C]) from the old one,
+    whichever is larger; [C] (the implementation of arXiv 1707.06347)."""
     moved = old_values + jnp.clip(values - old_values, -clip, clip)
     return 0.5 * jnp.maximum((values - returns) ** 2, (moved - returns) ** 2)
 
@@ -181,7 +181,7 @@ def kl_to_reference(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
 
 
 def adapted_coefficient(coefficient: float, kl: float, *, target: float, answers: int, horizon: float) -> float:
-    """Weight of KL for the next update (arXiv 1909.08593, section 2.2): up where ``kl`` is above its target, down where
-    it is below, by at most ``0.2 answers / horizon``."""
+    """Weight of KL for the next update (arXiv 1909.08593, section 2.2): larger if ``kl`` is above its target, smaller
+    if it is below, by at most a share of ``0.2 answers / horizon``."""
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return coefficient * (1.0 + error * answers / horizon)

@@ -1,8 +1,8 @@
-"""Memory of a training step on each device: what lies there all the time, what layers keep, and what a program needs.
+"""Memory of a training step on each device: training state, arrays that layers keep, and buffers of programs.
 
-A step runs compiled layers one after another (``models.forward``), so that its memory is that of its programs: the
-arguments and results that live between them are counted exactly, by shape and placement; the buffers inside of a
-program are the compiler's figure, or an estimate where nothing is compiled.
+A step runs compiled layers one after another (``models.forward``). The arrays that live between their programs are
+counted exactly, by shape and placement. The buffers inside a program are the compiler's figure, or an estimate if
+nothing is compiled.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from optimas_jax.parallel.mesh import DATA, MODEL
 from optimas_jax.parallel.sharding import AnyMesh, shardings
 
 _FLOAT32 = 4  # bytes
-_STATE = 3  # arrays of the size of the trained parameters: themselves and two moments
+_STATE = 3  # arrays of the size of the trained parameters: the parameters and two moments
 _LOGITS = 3  # arrays of the size of a chunk's logits: distributions, their gradient, an intermediate result
-_SCORES = 5  # arrays of the size of a chunk's scores: themselves, weights, their gradients, copies
-_MOST_TOKENS = 1 << 22  # beyond any batch
-_TRACED = (128, 640)  # tokens at which a layer is traced
-_TOKENS = 64  # a batch that fits is a multiple of it
+_SCORES = 5  # arrays of the size of a chunk's scores: scores, weights, their gradients, copies
+_MOST_TOKENS = 1 << 22  # more than any batch has
+_TRACED = (128, 640)  # numbers of tokens for which a layer is traced
+_TOKENS = 64  # the size of a batch that fits is a multiple of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class StepMemory:
 
     Attributes:
       state: adapters, the optimiser's moments, and gradients.
-      kept: what the layers keep for the backward pass, of all lanes.
+      kept: arrays that the layers keep for the backward pass, of all lanes.
       working: buffers of the largest program, of all lanes.
       compiled: whether ``working`` is the compiler's figure.
     """
@@ -64,9 +64,9 @@ class Step:
 
     Attributes:
       network: with ``Compute.remat`` as training sets it.
-      mesh: of one device, too; its devices need not be there (``jax.experimental.topologies``).
+      mesh: also for one device; its devices need not exist here (``jax.experimental.topologies``).
       lora: the trained adapters.
-      lanes: batches that are computed side by side, and share the tokens.
+      lanes: number of batches that are computed side by side, and share the tokens.
       over_vocabulary: whether the loss reads distributions over the vocabulary, as a policy's does.
     """
 
@@ -133,14 +133,14 @@ def layer_arguments(network: Network, mesh: AnyMesh, lora: LoraConfig, tokens: i
 
 
 def _share(leaf: Any, network: Network, mesh: AnyMesh) -> int:
-    """Bytes on a device of something that a layer keeps: of its shard; of heads and MLP columns, its own."""
+    """Bytes on a device of an array that a layer keeps: of the device's shard, and of its heads or MLP columns."""
     shards = leaf.shape[0] if network.mesh is not None and leaf.shape[0] == mesh.shape[DATA] else mesh.shape[DATA]
     columns = 1 if leaf.shape[-1] in (network.config.embed_dim, 1) else mesh.shape[MODEL]
     return math.prod(leaf.shape) * leaf.dtype.itemsize // (shards * columns)
 
 
 def estimated_working(network: Network, mesh: AnyMesh, lora: LoraConfig, tokens: int) -> int:
-    """Bytes of the buffers inside of a layer's programs, by estimate, which is rather too large."""
+    """Bytes of the buffers inside a layer's programs: an estimate, which is rather too large."""
     config, size = network.config, np.dtype(network.compute.dtype).itemsize
     weights = sum(math.prod(shape) for shape in module_shapes(config).values()) * size // mesh.shape[MODEL]
     gathered = weights if mesh.shape[DATA] > 1 else 0
@@ -177,8 +177,7 @@ def _adapter_bytes(network: Network, mesh: AnyMesh, lora: LoraConfig) -> int:
 
 
 def compiled_working(network: Network, lora: LoraConfig, args: LayerArgs) -> int:
-    """Bytes of the buffers inside of a layer's programs, and of the gradients that they return, by the
-    compiler."""
+    """Bytes of the buffers inside a layer's programs, and of the gradients that they return: the compiler's figure."""
     forward, backward = (program.memory_analysis() for program in compile_layer(network, lora, args))
     return max(forward.temp_size_in_bytes, backward.temp_size_in_bytes + backward.output_size_in_bytes)
 

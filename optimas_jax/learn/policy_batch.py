@@ -1,8 +1,8 @@
 """Batches for an update of a policy: sampled answers, statistics of their tokens, and targets.
 
-A group is a prompt and the answers that were sampled for it. Groups are laid out as candidates are (``learn.batches``):
+A group is a prompt and the answers that were sampled for it. Groups are laid out like candidates (``learn.batches``):
 the answers of a prompt share its computation. A group that is longer than a batch is split over several sequences that
-repeat the prompt. Whatever is per token is an array [C] over the sampled tokens of a batch, answers end to end
+repeat the prompt. Values per token are arrays [C] over the sampled tokens of a batch, answers end to end
 (``CandidateTokens``).
 """
 
@@ -89,7 +89,7 @@ def policy_targets(
 
     Args:
       statistics: of the policy that sampled the answers; [C].
-      answer: [C] int32, which answer a token belongs to, counting up; A for padding.
+      answer: [C] int32, index of the answer that a token belongs to, ascending; A for padding.
       scores: [A] float32.
       group: [A] int32, the prompt of each answer, less than A.
       kl_weight: weight of KL in the rewards (``ppo`` only).
@@ -108,7 +108,7 @@ def policy_targets(
     lengths = answer_lengths(answer, count)
     if loss.algorithm == "grpo":
         advantages = group_advantages(scores, group, count)[answer]
-    else:  # the weights make means over an answer's tokens; REINFORCE sums over them
+    else:  # the weights average over an answer's tokens, and REINFORCE sums over them
         advantages = leave_one_out_advantages(scores, group, count)[answer] * lengths
     nothing = jnp.zeros_like(values)
     advantages = jnp.where(valid, advantages, 0.0)
@@ -116,10 +116,11 @@ def policy_targets(
 
 
 def split_group(group: TokenGroup, tokens: int) -> list[TokenGroup]:
-    """A group in as few groups of at most ``tokens`` tokens as its answers fill in order; each repeats the prompt.
+    """Splits a group into as few groups of at most ``tokens`` tokens as its answers fill in order; each repeats the
+    prompt.
 
     Raises:
-      ValueError: if the prompt and one answer alone have more tokens.
+      ValueError: if the prompt and a single answer have more tokens.
     """
     room = tokens - len(group.prefix_ids)
     longest = max(map(len, group.candidate_ids))
@@ -146,7 +147,7 @@ def sampled_tokens(group: TokenGroup) -> int:
 
 
 def by_group(per_token: Targets, sizes: Sequence[int]) -> list[Targets]:
-    """Arrays [C] of a whole rollout, cut into one tuple for each group; ``sizes`` are sampled tokens of the groups."""
+    """Arrays [C] of a whole rollout, split by group; ``sizes``: number of sampled tokens of each group."""
     ends = np.cumsum(sizes)
     arrays = [np.asarray(part) for part in per_token]
     return [Targets(*(part[end - size : end] for part in arrays)) for end, size in zip(ends, sizes, strict=True)]
@@ -165,10 +166,10 @@ def make_policy_batch(
     """Lays out groups with their targets; numpy arrays.
 
     Args:
-      groups: none where there are ``others``.
+      groups: may be empty if there are ``others``.
       tiled, tokens: as in ``models.flat.flatten``.
       multiple: see ``candidate_tokens``.
-      others: with the same ``tokens``, batches of any of these have the same shapes.
+      others: groups of other batches: with the same ``tokens``, all these batches have the same shapes.
     """
     batches = (groups, *others)
     longest = max((group for batch in batches for group in batch), key=lambda group: group.length)

@@ -58,7 +58,7 @@ class PolicyFunctions:
     tx: optax.GradientTransformation
 
     def statistics(self, params: Params, trainable: Params, flat: Flat, tokens: CandidateTokens) -> Statistics:
-        """Of a batch's sampled tokens, the policy and the reference in one call; ``params`` are the frozen weights."""
+        """Statistics of a batch's sampled tokens, under the policy and the reference; ``params`` are frozen."""
         x = features(self.network, params, flat, self.lora)
         layers = range(self.lora.first(self.network.config.num_layers), self.network.config.num_layers)
         run = partial(run_layers, self.network, params, x, flat.positions, flat.layout, layers, tokens.before)
@@ -101,18 +101,18 @@ class PolicyFunctions:
 
         Args:
           state: donated.
-          steps: their minibatches (``train_step``).
+          steps: minibatch of each step (``train_step``).
 
         Returns:
-          The state, and the means of every step that was taken.
+          The state, and the means of the metrics of every step that was made.
         """
-        taken: list[dict[str, float]] = []
+        step_means: list[dict[str, float]] = []
         for minibatch in steps:
             state, metrics = self.train_step(state, params, minibatch, learning_rate, lanes)
-            taken.append(means([fetch(metrics)]))
-            if not taken[-1]["moved"] <= kl_step:
+            step_means.append(means([fetch(metrics)]))
+            if not step_means[-1]["moved"] <= kl_step:
                 break
-        return state, taken
+        return state, step_means
 
     def train_step(
         self,
@@ -122,8 +122,8 @@ class PolicyFunctions:
         learning_rate: float,
         lanes: Lanes | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """One step on a minibatch whose gradients are added up part by part (gradient accumulation). Only the parts of
-        one batch are in memory together. ``state`` is donated."""
+        """One step on a minibatch whose gradients are summed part by part (gradient accumulation). Only the parts of
+        one batch are in memory at the same time. ``state`` is donated."""
         lanes = lanes or Lanes()
 
         def of_part(part: PolicyBatch) -> tuple[Params, Metrics]:
@@ -167,7 +167,7 @@ def _token_gradients(
     functions: PolicyFunctions, value: Params, x: jax.Array, params: Params, tokens: CandidateTokens, targets: Targets
 ) -> tuple[Params, jax.Array, Metrics]:
     """Gradients with respect to the critic and to x [C, D], the last layer's output, chunk by chunk: the loss is a sum
-    over tokens, so that each chunk's gradient is taken while its distributions are there."""
+    over tokens, so that the gradient of a chunk is computed while its distributions are in memory."""
 
     def of_chunk(chunk: Any) -> tuple[Params, jax.Array, Metrics]:
         x, *rest = chunk
@@ -216,8 +216,8 @@ def _token_loss(
         per_token["loss"] += config.kl_weight * kl
     weights = jnp.where(valid, targets.weights, 0.0)
     metrics = {
-        name: _sum_and_count(each, weights if name.endswith("loss") else valid.astype(jnp.float32))
-        for name, each in per_token.items()
+        name: _sum_and_count(values, weights if name.endswith("loss") else valid.astype(jnp.float32))
+        for name, values in per_token.items()
     }
     return metrics["loss"][0], metrics
 

@@ -63,7 +63,7 @@ class RewardFunctions:
         """Scores of the candidates [G, M] float32, 0 for padding.
 
         Args:
-          adapters: of the local reward; None where they are merged into ``params``.
+          adapters: of the local reward; None if they are merged into ``params``.
         """
         x = self._upper(params, batch, features, _per_shard(batch.ends), adapters)
         return in_turn(_scores(self.network, params["final_norm"], head, x, batch), self.network.mesh)
@@ -142,7 +142,7 @@ def _per_shard(ends: jax.Array) -> jax.Array:
 
 def group_scores(network: Network, norm: Params, head: Params, x: jax.Array, batch: GroupBatch) -> jax.Array:
     """Scores [G, M] float32 from the output of the last layer at the candidates' last tokens, x [G * M, D]; on a mesh
-    all with an axis of shards before."""
+    all have a leading axis of shards."""
     last = rms_norm(x.reshape(*batch.ends.shape, -1), norm["scale"], network.config.norm_eps, network.compute.cpu_forms)
     return jnp.where(batch.valid, reward_head(head, last, batch.component), 0.0)
 

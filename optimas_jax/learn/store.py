@@ -37,7 +37,8 @@ class CheckpointStore:
         self.folder = folder.resolve()
 
     def _folder_of(self, name: str) -> Path:
-        """Raises ``CheckpointError`` for a name that leads elsewhere: names may come from a file or a client."""
+        """The folder of a checkpoint; raises ``CheckpointError`` for a name that leads out of the store, since names
+        may come from a file or a client."""
         if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
             raise CheckpointError(f"no checkpoint can be called {name!r}")
         return self.folder / name
@@ -46,10 +47,10 @@ class CheckpointStore:
         """The metadata of a checkpoint, or None if there is no complete checkpoint of that name.
 
         Args:
-          form: that they have (``core.json_text.check_form``).
+          form: of the metadata (``core.json_text.check_form``).
 
         Raises:
-          CheckpointError: they are damaged.
+          CheckpointError: the metadata are damaged.
         """
         path = self._folder_of(name) / "metadata.json"
         if not path.exists():
@@ -93,10 +94,12 @@ class CheckpointStore:
         try:
             stored = _read(path, _flatten(like))
             shapes = {key: tuple(leaf.shape) for key, leaf in _flatten(like).items()}
-            found = {key: array.shape for key, array in stored.items()}
-            if found != shapes:
-                unlike = sorted(key for key in {*found, *shapes} if found.get(key) != shapes.get(key))
-                raise ValueError(f"it has other arrays or shapes: {', '.join(unlike[:5])}")
+            stored_shapes = {key: array.shape for key, array in stored.items()}
+            if stored_shapes != shapes:
+                different = sorted(
+                    key for key in {*stored_shapes, *shapes} if stored_shapes.get(key) != shapes.get(key)
+                )
+                raise ValueError(f"it has other arrays or shapes: {', '.join(different[:5])}")
         except Exception as error:
             raise CheckpointError(
                 f"cannot read the checkpoint {path} ({type(error).__name__}: {error}). Delete {path.parent}, it will "
@@ -107,7 +110,7 @@ class CheckpointStore:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Of process 0, which alone has the folder: Orbax must not wait for the others."""
+    """Orbax's checkpointer for process 0, which alone has the folder: Orbax must not wait for the other processes."""
     alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="host")
     options = alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
@@ -116,13 +119,15 @@ def _checkpointer() -> ocp.Checkpointer:
 
 def _read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint, on the host."""
-    own = path / "state"  # where Orbax's other interface writes, which earlier runs used
+    state_folder = path / "state"  # written by Orbax's other interface, which earlier runs used
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    return _checkpointer().restore(own if own.is_dir() else path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return _checkpointer().restore(
+        state_folder if state_folder.is_dir() else path, args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+    )
 
 
 def _flatten(params: Params) -> dict[str, jax.Array]:
-    """One level, with names like ``lora/layers/3/q/lora_a``."""
+    """Parameters as a dict of one level, with names like ``lora/layers/3/q/lora_a``."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
 

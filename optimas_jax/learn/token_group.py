@@ -7,17 +7,17 @@ from collections.abc import Collection, Sequence
 
 Ids = tuple[int, ...]
 
-_INPUTS = 32  # the inputs keep a 32nd of a group's tokens before a candidate is cut
+_INPUTS = 32  # inputs keep at least 1 / 32 of a group's tokens; only then candidates are cut
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenGroup:
-    """One group in ids. The score of a candidate is read at its last token.
+    """One group of candidates as token ids. The score of a candidate is read at its last token.
 
     Attributes:
       prefix_ids: task and input, shared by the candidates; at least one token.
       candidate_ids: one sequence per candidate; at least one token each.
-      rewards: mean global reward of each candidate; zeros where only scores are wanted.
+      rewards: mean global reward of each candidate; zeros if only scores are wanted.
       component: index of the reward head.
     """
 
@@ -32,20 +32,20 @@ class TokenGroup:
 
     @property
     def text(self) -> tuple[Ids, ...]:
-        """What the backbone reads: prefix and candidates."""
+        """The token sequences that the backbone reads: prefix and candidates."""
         return (self.prefix_ids, *self.candidate_ids)
 
 
 def truncate(group: TokenGroup, tokens: int, task: int = 0) -> TokenGroup:
     """Fits a group into ``tokens``; a group that fits is returned unchanged.
 
-    The prefix is cut first: it keeps the task, and the head and tail of the inputs. Where that is not enough the
-    longest candidates are cut to one length. Each keeps its head, its tail with the last token (where its score is
-    read), and the tokens where it first differs from another candidate.
+    The prefix is cut first: it keeps the task, and the head and tail of the inputs. If that is not enough, the longest
+    candidates are cut to one length. Each keeps its head, its tail with the last token (where its score is read), and
+    the tokens where it first differs from another candidate.
 
     Args:
       group: of any length.
-      tokens: the most that it may have.
+      tokens: most tokens of the result.
       task: length of the task, with which the prefix begins.
 
     Raises:
@@ -70,12 +70,12 @@ def are_alike(group: TokenGroup, cut: TokenGroup) -> bool:
 
 def _common_length(lengths: Sequence[int], room: int) -> int:
     """The largest length L for which lengths cut to L fit into ``room`` together."""
-    left, unfilled = room, sorted(lengths)
+    remaining, unfilled = room, sorted(lengths)
     for index, length in enumerate(unfilled):
-        share = left // (len(unfilled) - index)
+        share = remaining // (len(unfilled) - index)
         if length > share:
             return share
-        left -= length
+        remaining -= length
     return max(lengths)
 
 
@@ -89,8 +89,8 @@ def _cut_prefix(ids: Ids, room: int, task: int) -> Ids:
 
 
 def _cut_candidates(candidates: Sequence[Ids], length: int) -> tuple[Ids, ...]:
-    """Candidates cut to ``length``. Where that makes different ones alike, as repetitions of different length, the
-    shorter of them loses a token more."""
+    """Candidates cut to ``length``. If the cut makes different candidates equal, such as repetitions of different
+    length, the shorter one loses further tokens."""
     cut = {ids: ids for ids in candidates if len(ids) <= length}
     for ids in sorted(dict.fromkeys(candidates), key=len, reverse=True):
         if ids not in cut:
@@ -103,15 +103,15 @@ def _cut_candidates(candidates: Sequence[Ids], length: int) -> tuple[Ids, ...]:
 
 
 def _first_difference(ids: Ids, other: Ids) -> int:
-    """The first index of ``ids`` at which ``other`` has another token or none; the last index if ``other`` only goes on
-    longer."""
+    """The first index of ``ids`` at which ``other`` has another token or none; the last index if ``other`` begins with
+    ``ids``."""
     pairs = enumerate(zip(ids, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(other), len(ids) - 1))
 
 
 def _cut(ids: Ids, length: int, marks: Collection[int] = ()) -> Ids:
-    """``length`` of the tokens, in order: head and tail in equal parts, and a few from every mark on; always the last
-    one."""
+    """``length`` of the tokens, in order: head and tail in equal parts, and a few tokens from every mark on; always
+    with the last token."""
     if len(ids) <= length:
         return ids
     width = max(1, length // (2 * (len(marks) + 2)))

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, a few at a time: the vocabulary is large."""
+"""Log-probabilities of given tokens, computed for few tokens at a time, because the vocabulary is large."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from optimas_jax.parallel.sharding import cut_along, keep_shards
 
 
 def in_chunks(network: Network, tree: Any) -> Any:
-    """[C, ...] -> [C / chunk, chunk, ...], and on a mesh [S, C, ...] -> [C / chunk, S, chunk, ...]: the distributions
-    of a chunk of tokens exist at a time (``Compute.vocab_chunk``), and no array [C, V]."""
+    """[C, ...] -> [C / chunk, chunk, ...], and on a mesh [S, C, ...] -> [C / chunk, S, chunk, ...]: only the
+    distributions of one chunk of tokens are in memory at a time (``Compute.vocab_chunk``), and no array [C, V]."""
     chunk = network.compute.vocab_chunk
 
     def cut(part: jax.Array) -> jax.Array:
@@ -38,7 +38,7 @@ def out_of_chunks(network: Network, tree: Any) -> Any:
 
 
 def output_params(network: Network, params: Params) -> Params:
-    """The parameters with an output matrix that is cut along the vocabulary alone, as its many products read it."""
+    """The parameters with an output matrix that is split along the vocabulary alone, as its many products need it."""
     name = "embed" if network.config.tied_embeddings else "lm_head"
     if network.mesh is None:
         return params
@@ -49,7 +49,7 @@ def token_logprobs(
     network: Network, params: Params, x: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-probability of each token and entropy of its distribution, [n] float32, and hidden states after the final
-    norm [n, D], from the last layer's output x [n, D]; on a mesh all with an axis of shards before."""
+    norm [n, D], from the last layer's output x [n, D]; on a mesh all have a leading axis of shards."""
     model = merge_model(network, params)
     hidden = model.final_norm(x)
     logits = keep_shards(model.logits(hidden), network.mesh, None, MODEL)

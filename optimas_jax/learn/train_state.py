@@ -18,7 +18,7 @@ from optimas_jax.models.heads import init_reward_head
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.sharding import keep_placed
 
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divide once, after adding up
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count): divided once, after summation over batches
 
 
 class TrainState(NamedTuple):
@@ -89,7 +89,8 @@ def make_optimizer(max_grad_norm: float = 1.0) -> optax.GradientTransformation:
 
 
 def learning_rate(step: int, total_steps: int, peak: float) -> float:
-    """A tenth of the steps to warm up, then cosine decay to a tenth of ``peak``. ``step`` counts from 0."""
+    """The learning rate of a step: linear warm-up over a tenth of the steps, then cosine decay to a tenth of ``peak``.
+    ``step`` counts from 0."""
     warmup = max(1, total_steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -1,9 +1,9 @@
 """Components that a framework calls: a conversation in, the next turn of the assistant out.
 
-Inputs are what the framework sent, as ``bridges`` reads it: ``messages`` (``role``, ``content``, maybe ``images``,
-``calls``, ``call_id`` and ``name``), and where there are any ``tools``, ``tool_choice``, ``response_format`` and
-``settings``. Outputs are ``text``, ``calls`` (``name``, ``arguments``), their ``ids``, and ``finish``: ``stop``,
-``length`` or ``tool_calls``.
+Inputs are the fields of the framework's request, as ``bridges`` reads them: ``messages`` (``role``, ``content``, maybe
+``images``, ``calls``, ``call_id`` and ``name``), and, if the request has them, ``tools``, ``tool_choice``,
+``response_format`` and ``settings``. Outputs are ``text``, ``calls`` (``name``, ``arguments``), their ``ids``, and
+``finish``: ``stop``, ``length`` or ``tool_calls``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from optimas_jax.llm.forms.replies import ReplyForm
 from optimas_jax.llm.forms.schemas import plain_turns, with_line
 from optimas_jax.llm.render import images_in
 
-INPUTS, OUTPUTS = ("messages",), ("text", "calls")  # what demonstrations show, and local rewards read
+INPUTS, OUTPUTS = ("messages",), ("text", "calls")  # fields that demonstrations show and local rewards read
 _LABELS = {"user": "User", "assistant": "Assistant", "system": "System"}
-_LEFT_OUT = "(left out)"  # result of a tool that a demonstration ends with
+_LEFT_OUT = "(left out)"  # result of each call that a demonstration ends with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class AgentCall:
     """The call of a language model behind an agent.
 
     Attributes:
-      language_model: answers.
+      language_model: the model that answers, and its sampling.
       stop: texts that end the answer, besides the framework's.
       limited: whether ``language_model.max_tokens`` comes before the framework's limit.
       keep: whether the agent's own system message stands below the instruction; else the instruction replaces it.
@@ -73,15 +73,14 @@ class AgentCall:
         )
 
     async def run(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        """The next turn; raises ``ComponentFailure`` for an empty one, for one that cannot be read, or without an
-        answer."""
+        """The next turn; raises ``ComponentFailure`` if it is empty, cannot be read, or was not answered."""
         request, form = self.request(fields, value, context), reply_form(fields)
         if form is not None:
-            read = await ask(context, request, form)
+            reply = await ask(context, request, form)
             one_only = fields.get("settings", {}).get("parallel_tool_calls") is False
-            calls = read["calls"][:1] if one_only else read["calls"]
+            calls = reply["calls"][:1] if one_only else reply["calls"]
             finish = "tool_calls" if calls else "stop"
-            return {"text": read["text"], "calls": calls, "ids": call_ids(fields, calls), "finish": finish}
+            return {"text": reply["text"], "calls": calls, "ids": call_ids(fields, calls), "finish": finish}
         completion = await completed(context, request)
         text = completion.text.strip()
         if not text:
@@ -92,7 +91,7 @@ class AgentCall:
 
 def tools_of(fields: Mapping[str, Any]) -> tuple[Tool, ...]:
     """The tools that a framework offers."""
-    return tuple(Tool(one["name"], one["description"], one["parameters"]) for one in fields.get("tools", ()))
+    return tuple(Tool(tool["name"], tool["description"], tool["parameters"]) for tool in fields.get("tools", ()))
 
 
 def choice_of(fields: Mapping[str, Any]) -> str:
@@ -102,24 +101,24 @@ def choice_of(fields: Mapping[str, Any]) -> str:
 
 
 def reply_form(fields: Mapping[str, Any]) -> ReplyForm | None:
-    """Reads replies with calls; None where no tool may be asked for."""
+    """The reader of replies with calls; None where the model may ask for no tool."""
     tools, choice = tools_of(fields), choice_of(fields)
     return ReplyForm(tools, choice, fields.get("response_format")) if tools and choice != "none" else None
 
 
 def call_ids(fields: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of calls, which equal calls after equal conversations have alike."""
+    """Ids of the calls of an answer: equal calls after equal conversations have equal ids."""
     return [f"call_{digest(fields.get('messages'), index, call)}" for index, call in enumerate(calls)]
 
 
 def own_instruction(inputs: Sequence[Mapping[str, Any]]) -> str:
-    """The system message of an agent's own that stands in all conversations; "" if they differ, or have none."""
-    own = {_own(fields.get("messages", ()))[0] for fields in inputs}
-    return own.pop() if len(own) == 1 else ""
+    """The agent's own system message, if all conversations begin with the same one; else ""."""
+    system_messages = {_own(fields.get("messages", ()))[0] for fields in inputs}
+    return system_messages.pop() if len(system_messages) == 1 else ""
 
 
 def conversation(fields: Mapping[str, Any], prompt: Prompt, *, keep: bool = False) -> list[Message]:
-    """The messages of a conversation, with an instruction and demonstrations put in.
+    """The messages of a conversation, with the instruction and the demonstrations of a prompt.
 
     Args:
       keep: whether the agent's own system message stands below the instruction.
@@ -128,7 +127,7 @@ def conversation(fields: Mapping[str, Any], prompt: Prompt, *, keep: bool = Fals
     parts = [prompt.instruction.strip(), own if keep or not prompt.instruction else ""]
     system = "\n\n".join(filter(None, parts))
     demos = [turn for number, demo in enumerate(prompt.demos, 1) for turn in _shown(demo, f"example{number}-")]
-    turns = [message_of(one) for one in rest]
+    turns = [message_of(turn) for turn in rest]
     if "messages" not in fields:  # a plan reads made-up fields
         turns = [Message("user", json.dumps(dict(fields), ensure_ascii=False, default=str))]
     return [*([Message("system", system)] if system else []), *demos, *turns]
@@ -144,22 +143,22 @@ def _own(messages: Any) -> tuple[str, Sequence[Mapping[str, Any]]]:
 
 
 def message_of(turn: Mapping[str, Any], mark: str = "") -> Message:
-    """A recorded turn as a message; ``mark`` begins the names of its calls."""
-    calls = tuple(ToolUse(mark + one["id"], one["name"], one["arguments"]) for one in turn.get("calls", ()))
+    """A recorded turn as a message; ``mark``: prefix of the ids of its calls."""
+    calls = tuple(ToolUse(mark + call["id"], call["name"], call["arguments"]) for call in turn.get("calls", ()))
     call_id = mark + turn["call_id"] if turn.get("call_id") else ""
     images = tuple(images_in(turn.get("images", ())))
     return Message(turn["role"], turn["content"], images, calls, call_id, turn.get("name", ""))
 
 
 def _shown(demo: Demo, mark: str) -> list[Message]:
-    """A demonstration as turns. APIs want a result after every call, also after the last one."""
+    """A demonstration as turns. APIs want a result after every call: the last calls get a placeholder."""
     _, turns = _own(demo.inputs.get("messages", ()))
-    asked = [
-        ToolUse(f"{mark}last{number}", one["name"], one["arguments"])
-        for number, one in enumerate(demo.outputs.get("calls", ()))
+    calls = [
+        ToolUse(f"{mark}last{number}", call["name"], call["arguments"])
+        for number, call in enumerate(demo.outputs.get("calls", ()))
     ]
-    answer = Message("assistant", demo.outputs.get("text", ""), calls=tuple(asked))
-    results = [Message("tool", _LEFT_OUT, call_id=one.id) for one in asked]
+    answer = Message("assistant", demo.outputs.get("text", ""), calls=tuple(calls))
+    results = [Message("tool", _LEFT_OUT, call_id=call.id) for call in calls]
     return [*(message_of(turn, mark) for turn in turns), answer, *results]
 
 

@@ -1,12 +1,12 @@
-"""Attempts at a request: which faults pass, which are the request's own, and which stop a run.
+"""Attempts at a request: which faults are tried again, which fail one request, and which stop a run.
 
     attempt --> answer
        |
        +--> fault that may pass ------> wait, and attempt again (``Retries``)
-       +--> fault that stays: does the server answer anybody else?
-                it has answered another request since ---> yes: this request failed, the run goes on
-                it answers the last one of before again -> yes
-                it does not, or has never answered ------> no: the run stops
+       +--> fault that stays: does the server answer other requests?
+                it has answered another request since ----> yes: this request failed, the run goes on
+                it answers an earlier request once more --> yes
+                it does not, or has never answered -------> no: the run stops
 
 So one odd answer to one prompt never ends a run, and a server that is down never fills a tape with failures.
 """
@@ -29,8 +29,8 @@ R = TypeVar("R")
 _CYCLES = 5  # rounds of attempts at a request that a rate limit refuses while others are answered
 _PROBES = 3  # attempts at the last request that was answered
 _MOST_ASKED = 300.0  # seconds that a server may ask to wait
-_TOLD = 10.0  # seconds of waiting that are told of
-_TELL_AGAIN = 30.0  # seconds between two lines about waiting
+_TOLD = 10.0  # seconds: shorter waits are not reported
+_TELL_AGAIN = 30.0  # seconds between two reports of waiting
 
 
 class ServerError(StopRun):
@@ -64,16 +64,16 @@ class Retries:
 
 
 class Server:
-    """What is known of a server from its answers. Safe for use from several threads.
+    """State of a server as its answers show it. Safe for use from several threads.
 
     Attributes:
-      retries: how often it is asked.
+      retries: how a request to it is repeated.
     """
 
     def __init__(self, retries: Retries, say: Callable[[str], None] = lambda text: None):
         """``say``: callback for messages to the user."""
         self.retries, self._say = retries, say
-        self._answered: dict[str, tuple[float, CompletionRequest]] = {}  # by model: when last, and which
+        self._answered: dict[str, tuple[float, CompletionRequest]] = {}  # by model: time and request of its last answer
         self._told = -_TELL_AGAIN
 
     def note(self, request: CompletionRequest) -> None:
@@ -89,7 +89,7 @@ class Server:
         return model in self._answered and self._answered[model][0] > since
 
     def tell_wait(self, fault: Fault, seconds: float) -> None:
-        """Says that a request waits, if it waits long, and not for every request."""
+        """Reports that a request waits, if the wait is long and none was reported lately."""
         if seconds >= _TOLD and time.monotonic() - self._told >= _TELL_AGAIN:
             self._told = time.monotonic()
             self._say(f"waiting {seconds:.0f} s: {fault}")
@@ -99,11 +99,11 @@ class Fault(Exception):
     """An attempt without an answer that can be used; the message is for the user.
 
     Attributes:
-      server: that was asked.
-      outcome: of the request, if the fault stays and is its own.
+      server: the server that was asked.
+      outcome: of the request, if the fault stays and concerns this request alone.
       passes: whether the same request may be answered later.
-      reached: whether a model may have worked on it, so that it may be on the bill.
-      own: whether it is known to be the request's own, such as a prompt that is too long.
+      reached: whether a model may have worked on the request, so that it may be billed.
+      own: whether the fault certainly concerns this request alone, such as a prompt that is too long.
       retry_after: seconds that the server asks to wait; 0 if it does not.
     """
 
@@ -124,7 +124,7 @@ class Fault(Exception):
 
     @property
     def failure(self) -> Completion:
-        """The answer in its place: none."""
+        """A completion without text, to be recorded as the answer."""
         return Completion("", self.outcome, 0, 0, detail=str(self))
 
 
@@ -132,7 +132,7 @@ class Attempts:
     """Makes attempts until there is a result. Used from one event loop at a time."""
 
     def __init__(self, probe: Callable[[CompletionRequest], Awaitable[Any]]):
-        """``probe``: attempts a request that was answered before."""
+        """``probe``: sends once more a request that was answered before."""
         self._probe = probe
         self._probing: dict[str, asyncio.Task[bool]] = {}  # by model
 
@@ -140,8 +140,8 @@ class Attempts:
         """The result of ``attempt``, a request to ``model``.
 
         Raises:
-          Fault: that stays, and is the request's own.
-          ServerError: where others would meet it, too.
+          Fault: the fault stays, and concerns this request alone.
+          ServerError: other requests would meet the fault, too.
         """
         began = time.monotonic()
         failures = cycles = 0
@@ -156,8 +156,8 @@ class Attempts:
             if limited and cycles < _CYCLES and fault.server.answered_since(model, began):  # it waits in a queue
                 began, failures, cycles = time.monotonic(), 1, cycles + 1
             if not fault.passes or failures >= retries.attempts:
-                known = fault.own and fault.server.last_answered(model) is not None
-                if known or await self._others_are_answered(fault.server, model, latest):
+                concerns_request = fault.own and fault.server.last_answered(model) is not None
+                if concerns_request or await self._others_are_answered(fault.server, model, latest):
                     raise fault
                 raise ServerError(str(fault)) from None
             wait = retries.wait(failures, fault.retry_after, random.random())
@@ -169,7 +169,7 @@ class Attempts:
         if server.answered_since(model, since):
             return True
         task = self._probing.get(model)
-        if task is None:  # one for all requests that fail together
+        if task is None:  # one probe for all requests that fail together
             task = self._probing[model] = asyncio.ensure_future(self._answers_again(server, model))
             task.add_done_callback(lambda done: self._probing.pop(model, None))
         await asyncio.wait([task])
@@ -191,7 +191,7 @@ class Attempts:
 
 
 class Persistent:
-    """A completer that asks by as many attempts as it takes, for callers without a tape (``llm.taped``)."""
+    """A completer that repeats attempts (``Attempts``), for callers without a tape (``llm.taped``)."""
 
     def __init__(self, inner: Completer):
         self._inner = inner

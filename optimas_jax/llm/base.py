@@ -1,7 +1,7 @@
 """Completions, and effects in general: requests that leave the process and are therefore recorded (``llm.tape``).
 
-An effect knows its key, its worst case and how its result is read back. There are two: completions of language models,
-here, and executions of programs (``llm.sandbox``). Calls of users' functions are a third, where they are declared.
+An effect knows its key, its worst case and how its result is read back. There are three kinds: completions of language
+models and calls of users' functions, both here, and executions of programs (``llm.sandbox``).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from optimas_jax.core.json_text import check_record
 from optimas_jax.core.types import Outcome, digest, thaw, valid_text
 from optimas_jax.core.usage import Usage
 
-_TEMPLATE_TOKENS = 64  # of a chat template: its own words, and the marks around one turn
-_IMAGE_TOKENS = 50_000  # that an image counts as, at most (gpt-4o-mini: 2,833 and 5,667 for each of 8 tiles)
-_RARE = ("detail", "reasoning", "estimated")  # fields of a completion that are recorded where there is something
+_TEMPLATE_TOKENS = 64  # tokens of a chat template: its own words, and the marks around one turn
+_IMAGE_TOKENS = 50_000  # most tokens of an image (gpt-4o-mini: 2,833 and 5,667 for each of 8 tiles)
+_RARE = ("detail", "reasoning", "estimated")  # fields of a completion that are recorded unless they are empty
 _COSTS = {"prompt_tokens": int, "completion_tokens": int, "seconds": float, "usd": float}
 _RECORDED = {"text": str, "outcome": str, **_COSTS}  # fields of every completion
-_FORMAT_TOKENS = 512  # of what a provider says to its model about a schema
+_FORMAT_TOKENS = 512  # tokens of the text in which a provider shows a schema to its model
 
 
 class Result(Protocol):
@@ -62,7 +62,7 @@ class Effect(Protocol[R_co]):
     def model(self) -> str: ...
 
     def most(self) -> Usage:
-        """The worst case: no result uses more calls or tokens. Dollars are left to the ledger, which knows prices."""
+        """The worst case: no result uses more calls or tokens. The ledger, which knows prices, adds dollars."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -79,9 +79,9 @@ class ToolUse:
     """A call of a tool that a model asked for in an earlier turn.
 
     Attributes:
-      id: names it, for the turn with its result.
+      id: by which the turn with its result refers to it.
       name: of the tool.
-      arguments: an object; or a text, as it was written, where that is no JSON.
+      arguments: an object; or the text as it was written, if that is no JSON.
     """
 
     id: str
@@ -98,15 +98,15 @@ class ToolUse:
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn.
+    """One turn of a conversation.
 
     Attributes:
-      role: system, user, assistant or tool; or ``text``, alone: a plain text to continue.
+      role: system, user, assistant or tool; or ``text``, for a request that is one plain text to continue.
       content: its text.
-      images: URLs of images, which the text has marks for.
-      calls: of tools, that an assistant asked for.
-      call_id: of the call whose result a tool's turn has.
-      name: of who speaks, where several do; "" otherwise.
+      images: URLs of images; the text has a mark for each.
+      calls: calls of tools that the assistant asked for in this turn.
+      call_id: id of the call whose result this turn of a tool holds.
+      name: of the speaker, where several share a role; "" otherwise.
     """
 
     role: str
@@ -128,7 +128,7 @@ class Tool:
     """A function that a model may ask for.
 
     Attributes:
-      name, description: for the model.
+      name, description: as the model reads them.
       parameters: JSON Schema of its arguments, an object.
     """
 
@@ -153,10 +153,10 @@ class CompletionRequest:
       adapter: digest of the LoRA weights that answer, "" for the model itself.
       tokens: whether the answer shall also come as tokens (``Completion.tokens``).
       schema: JSON Schema of the answer, for servers and engines that can keep to one; None for any text.
-      tools: that the model may ask for; ``schema`` is then that of replies (``llm.forms.tools``), None where ``choice``
-        is ``none``. The messages say nothing of either: an API has its own form for tools;
-        ``llm.forms.schemas.told`` adds a line for the others.
-      choice: of tools: ``auto``, ``none``, ``required``, or the name of the one to ask for.
+      tools: tools that the model may ask for; ``schema`` is then the schema of replies (``llm.forms.tools``), or None
+        if ``choice`` is ``none``. The messages mention neither tools nor schema: APIs have fields for them, and for
+        models without such fields ``llm.forms.schemas.told`` adds a line.
+      choice: ``auto``, ``none``, ``required``, or the name of the tool to ask for.
       text_schema: JSON Schema of the text of a reply without calls; None for any text.
     """
 
@@ -203,8 +203,9 @@ class CompletionRequest:
         }
 
     def most(self) -> Usage:
-        """Upper bound of calls and tokens. A token is at least one byte of UTF-8: the bound of a prompt is about four
-        times its tokens, which ``count_prompt`` may know. Providers show a schema to their models, too."""
+        """Upper bound of calls and tokens. A token is at least one byte of UTF-8, so the bound of a prompt is about
+        four times its number of tokens; ``count_prompt`` may know the exact number. Providers show a schema to their
+        models, so its tokens count, too."""
         prompt = sum(
             len(message.content.encode())
             + _TEMPLATE_TOKENS
@@ -218,18 +219,18 @@ class CompletionRequest:
         return Usage(calls=1, prompt_tokens=prompt, completion_tokens=self.max_tokens)
 
     def read(self, data: Mapping[str, Any]) -> Completion:
-        """Raises ``TypeError``, ``KeyError`` or ``ValueError`` for data that is no completion."""
+        """The completion in recorded data; raises ``TypeError``, ``KeyError`` or ``ValueError`` for other data."""
         return Completion.from_json(data)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A request and its answer as the model read and wrote them.
+    """Token ids of a prompt and of its answer.
 
     Attributes:
-      prompt_ids: the whole prompt.
-      ids: the answer, the token that ended it included.
-      logprobs: of each token of the answer, at temperature 1.
+      prompt_ids: of the whole prompt.
+      ids: of the answer, the token that ended it included.
+      logprobs: log-probability of each token of the answer, at temperature 1.
     """
 
     prompt_ids: tuple[int, ...]
@@ -247,10 +248,10 @@ class Completion:
       prompt_tokens, completion_tokens: as the model counted them.
       seconds: from request to answer; for a batch, this request's share.
       usd: price, 0 for local models.
-      tokens: where the request asked for them.
+      tokens: set if the request asked for them.
       detail: why there is no answer.
-      reasoning: what the model thought before it answered; never part of the answer.
-      estimated: whether the server did not say what the answer used: tokens are then the most that it can have.
+      reasoning: the model's thoughts before the answer; never part of the answer.
+      estimated: True if the server did not report its usage: the numbers of tokens are then the worst case.
     """
 
     text: str
@@ -265,7 +266,7 @@ class Completion:
     estimated: bool = False
 
     def __post_init__(self) -> None:
-        """Texts are made valid here, where they enter: what is paid for can be written and read again."""
+        """Makes the texts valid UTF-8, so that an answer that was paid for can be written and read again."""
         for name in ("text", "detail", "reasoning"):
             object.__setattr__(self, name, valid_text(getattr(self, name)))
 
@@ -281,29 +282,30 @@ class Completion:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Completion:
-        """Raises ``TypeError`` or ``ValueError`` for data that is no completion."""
+        """The completion that ``to_json`` wrote; raises ``TypeError`` or ``ValueError`` for other data."""
         check_record(data, _RECORDED, tokens=dict | None, detail=str, reasoning=str, estimated=bool)
         tokens = data.get("tokens")
-        read = None if tokens is None else _tokens(tokens)
-        return cls(**{**data, "outcome": Outcome(data["outcome"]), "tokens": read})
+        parsed_tokens = None if tokens is None else _tokens(tokens)
+        return cls(**{**data, "outcome": Outcome(data["outcome"]), "tokens": parsed_tokens})
 
 
 def _tokens(data: Mapping[str, Any]) -> Tokens:
-    """Raises ``TypeError`` for data that is no tokens."""
+    """The tokens in recorded data; raises ``TypeError`` for other data."""
     check_record(data, {"prompt_ids": list, "ids": list, "logprobs": list})
-    whole = [*data["prompt_ids"], *data["ids"]]
-    if not all(type(one) is int for one in whole) or not all(type(one) in (int, float) for one in data["logprobs"]):
+    all_ids = [*data["prompt_ids"], *data["ids"]]
+    are_ids = all(type(token) is int for token in all_ids)
+    if not are_ids or not all(type(value) in (int, float) for value in data["logprobs"]):
         raise TypeError("tokens are whole numbers, and their log-probabilities numbers")
-    return Tokens(**{name: tuple(part) for name, part in data.items()})
+    return Tokens(**{name: tuple(values) for name, values in data.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Returned:
-    """What a function of the user's returned, as fields.
+    """The result of a user's function, as fields.
 
     Attributes:
       outputs: plain data.
-      seconds: that it took.
+      seconds: duration of the call.
     """
 
     outputs: Mapping[str, Any]
@@ -319,12 +321,12 @@ class Returned:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionCall:
-    """A call of a function of the user's whose result is recorded; an effect.
+    """A call of a user's function whose result is recorded; an effect.
 
     Attributes:
       name: digest of the function, its arguments and its seed.
-      role: component that calls it.
-      perform: calls it; returns fields.
+      role: the component that calls it.
+      perform: calls the function and returns its fields.
     """
 
     name: str
@@ -344,7 +346,7 @@ class FunctionCall:
         return Usage(calls=1)
 
     def read(self, data: Mapping[str, Any]) -> Returned:
-        """Raises ``TypeError`` or ``ValueError`` for data that is no result."""
+        """The result in recorded data; raises ``TypeError`` or ``ValueError`` for other data."""
         check_record(data, {"outputs": dict, "seconds": float})
         return Returned(**data)
 

@@ -1,4 +1,4 @@
-"""What each step of a run used, every request where it was made first; and how long each waited for answers."""
+"""Costs of each step of a run, and its time of waiting for answers. A request counts in the step that made it first."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class Bill:
         self._in_flight, self._since = 0, 0.0
 
     def use(self, step: str, role: str, key: str, usage: Usage) -> None:
-        """Counts an answered request, if it is the first one of its key."""
+        """Counts an answered request, unless one with the same key was counted before."""
         if key not in self._seen:
             self._seen.add(key)
             roles = self.used.setdefault(step, {})
             roles[role] = roles.get(role, Usage()) + usage
 
     def begin(self) -> None:
-        """A request is sent."""
+        """Notes that a request is sent."""
         if not self._in_flight:
             self._since = time.monotonic()
         self._in_flight += 1
 
     def end(self, step: str) -> None:
-        """A request is answered, or was given up."""
+        """Notes that a request was answered or given up."""
         self._in_flight -= 1
         if not self._in_flight:
             self.waited[step] = self.waited.get(step, 0.0) + time.monotonic() - self._since
 
     def take(self) -> dict[str, Usage]:
-        """Costs of every step, with its seconds of waiting since they were last taken in the place of compute time."""
+        """Costs of every step. ``seconds`` is its time of waiting since the last call of ``take``, not compute time."""
         waited, self.waited = self.waited, {}
         return {
             step: dataclasses.replace(sum(roles.values(), Usage()), seconds=waited.get(step, 0.0))

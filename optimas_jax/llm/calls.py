@@ -1,4 +1,4 @@
-"""Calls of language models as trackers are told of them."""
+"""Records of calls of language models, for trackers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from optimas_jax.llm.specs import KEYS
 def call_of(
     request: CompletionRequest, result: Completion | BaseException, phase: str, began: float, ended: float
 ) -> ModelCall:
-    """A call that was made, from its answer or from what was raised; ``began`` and ``ended`` are seconds since the
-    epoch."""
+    """The record of a call, from its answer or its exception; ``began`` and ``ended`` are seconds since the epoch."""
     provider, _, name = request.model.partition(":")
-    answered = result if isinstance(result, Completion) else Completion("", Outcome.CRASHED, 0, 0)
+    completion = result if isinstance(result, Completion) else Completion("", Outcome.CRASHED, 0, 0)
     return ModelCall(
         component=request.role,
         phase=phase,
@@ -29,11 +28,11 @@ def call_of(
         stop=request.stop,
         seed=request.seed if request.temperature > 0 else None,
         json=request.schema is not None,
-        answer=answered.text,
+        answer=completion.text,
         outcome=str(result.outcome) if isinstance(result, Completion) else type(result).__name__,
-        prompt_tokens=answered.prompt_tokens,
-        completion_tokens=answered.completion_tokens,
-        usd=answered.usd,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        usd=completion.usd,
         began=began,
         ended=ended,
     )
@@ -42,5 +41,5 @@ def call_of(
 def _message(message: Message) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.calls:
-        turn["calls"] = [{"id": one.id, "name": one.name, "arguments": one.written} for one in message.calls]
+        turn["calls"] = [{"id": call.id, "name": call.name, "arguments": call.written} for call in message.calls]
     return turn | ({"call_id": message.call_id} if message.call_id else {})

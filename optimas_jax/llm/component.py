@@ -75,7 +75,7 @@ class Form:
 
     Attributes:
       reader: reads typed answers or replies (``llm.forms``); None where the text itself is the output.
-      template: of the text that the model reads, in place of turns and lines.
+      template: of the text that the model reads; None for turns, or lines of fields.
     """
 
     reader: Reader | None = None
@@ -87,10 +87,10 @@ class ModelCall:
     """The call of a language model behind ``llm_component``.
 
     Attributes:
-      inputs: fields that the model reads; empty for whatever fields it is called with.
-      output: the field that its answer becomes.
-      prompt: shown to the model where the component's value is no prompt.
-      language_model: answers, unless the value or ``model_from`` says otherwise.
+      inputs: fields that the model reads; empty for all fields of the call.
+      output: the field that holds its answer.
+      prompt: shown to the model if the component's value is no prompt.
+      language_model: the model that answers, unless the value or ``model_from`` names another.
       stop: texts that end the answer.
       model_from: the field that names the model, or "".
       form: of the prompt and of its answers.
@@ -148,8 +148,8 @@ class ModelCall:
         )
 
     async def run(self, fields: Mapping[str, Any], value: Value | None, context: RunContext) -> Mapping[str, Any]:
-        """The stripped answer, or what is read of it; raises ``ComponentFailure`` for an empty one, for one that cannot
-        be read, or without an answer."""
+        """The stripped answer, or the fields that the reader reads from it; raises ``ComponentFailure`` if it is empty,
+        cannot be read, or is missing."""
         request = self.request(fields, value, context)
         if self.form.reader is not None:
             return await ask(context, request, self.form.reader)
@@ -165,8 +165,8 @@ def asks_model(run: Any) -> bool:
 
 
 def _with_images(turns: Sequence[Turn], inputs: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Turns as messages, with the images of all inputs: each in the turn that shows it, or all in a single one."""
-    images = [tuple(images_in(one)) for one in inputs]
+    """Turns as messages. The images of each input are in the turn that shows it, or all in the only one."""
+    images = [tuple(images_in(fields)) for fields in inputs]
     asking = [index for index, (role, _) in enumerate(turns) if role in ("user", "text")]
     if len(asking) == 1:
         images = [tuple(itertools.chain(*images))]
@@ -234,9 +234,9 @@ def model_selector(*, name: str, description: str, inputs: tuple[str, ...], outp
 
 
 def models_of(system: System) -> dict[str, str]:
-    """The language model that answers for every component which asks one, by component; without those that another
-    component names."""
-    calls = {name: getattr(one.run, "__self__", None) for name, one in system.by_name.items()}
+    """Language models by component, of all components that ask one; without components whose model another component
+    chooses."""
+    calls = {name: getattr(component.run, "__self__", None) for name, component in system.by_name.items()}
     models = {name: getattr(call, "language_model", None) for name, call in calls.items()}
     return {
         name: model.model

@@ -1,12 +1,12 @@
 """A SQLite file that belongs to one thread, which serves callers in groups.
 
-What waits when the thread is free is done in one transaction, so that many callers share the wait for the disk:
+All calls that wait when the thread is free are one transaction, so that many callers share the wait for the disk:
 
     caller 1 --+                             +--> result 1
     caller 2 --+--> waiting --> one commit --+--> result 2     (meanwhile others wait for the next one)
     caller 3 --+                             +--> result 3
 
-A caller gets its result when that is on disk. An error of the disk undoes the whole group, and every caller gets it.
+A caller gets its result when it is on disk. An error of the disk undoes the whole group, and every caller gets it.
 
 On a local disk the file has a write-ahead log, which needs memory that processes share. Network file systems have none:
 there, the file has a rollback journal, and is locked as long as it is open, unless processes share it.
@@ -32,7 +32,7 @@ Work = Callable[[sqlite3.Connection, Sequence[A]], Sequence[T]]  # a result for 
 Tell = Callable[[Any, BaseException | None], None]  # takes a result, or an error
 
 _GROUP = 1000  # callers that share a transaction, at most
-_LOCKED_SECONDS = 60.0  # that the transactions of other processes may take
+_LOCKED_SECONDS = 60.0  # longest wait for the transactions of other processes
 _MOUNTS = Path("/proc/mounts")
 _NETWORK = re.compile(
     r"9p|afs|beegfs|ceph|cifs|fuse|gfs2|glusterfs|gpfs|lustre|ncpfs|nfs|ocfs2|panfs|smb|vboxsf|virtiofs|wekafs"
@@ -40,18 +40,18 @@ _NETWORK = re.compile(
 
 
 class WrongVersion(Exception):
-    """A file of another version, which is the argument."""
+    """The file has another version, which is the argument."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """A caller that waits.
+    """A call that waits for its turn.
 
     Attributes:
-      work: done once for the arguments of all callers of a group that ask for it.
+      work: called once for the arguments of all calls of a group with the same work.
       argument: of the caller.
-      tell: see ``Tell``.
-      loop: on which it is told; None for the database's own thread.
+      tell: callback for the result or the error, see ``Tell``.
+      loop: the event loop on which ``tell`` is called; None for the database's own thread.
     """
 
     work: Work[Any, Any]
@@ -64,18 +64,18 @@ class Database:
     """An open file. Safe for use from several threads and event loops.
 
     Attributes:
-      connection: belongs to the thread.
+      connection: used by the database's own thread alone.
     """
 
     def __init__(self, path: Path, schema: str, version: int):
-        """Opens a file, or makes one.
+        """Opens a file, or creates it.
 
         Args:
-          schema: statements that make the tables, if they are not there.
+          schema: statements that create missing tables.
           version: of the schema.
 
         Raises:
-          WrongVersion: it has tables of another version, and stays as it is.
+          WrongVersion: it has tables of another version, and is not changed.
           sqlite3.Error: it cannot be opened.
         """
         self.connection = sqlite3.connect(path, timeout=_LOCKED_SECONDS, check_same_thread=False)
@@ -92,23 +92,23 @@ class Database:
         self._end = weakref.finalize(self, _end, self._waiting, thread)
 
     def do(self, work: Work[A, T], argument: A) -> T:
-        """The result of ``work`` on one argument; raises what it raises. The calling thread waits."""
-        told, lock = list[Any](), threading.Lock()  # a plain lock: an interrupt of the waiting leaves nothing behind
+        """The result of ``work`` on one argument; raises the errors of ``work``. The calling thread waits."""
+        outcome, lock = list[Any](), threading.Lock()  # a plain lock: an interrupt of the waiting leaves nothing behind
         lock.acquire()
 
         def tell(result: Any, error: BaseException | None) -> None:
-            told.extend((result, error))
+            outcome.extend((result, error))
             lock.release()
 
         self._put(_Call(work, argument, tell))
         lock.acquire()
-        result, error = told
+        result, error = outcome
         if error is not None:
             raise error
         return result
 
     async def wait_for(self, work: Work[A, T], argument: A) -> T:
-        """The same on an event loop, which goes on meanwhile. The work is done even if its caller is cancelled."""
+        """As ``do``, without blocking the event loop. The work is done even if its caller is cancelled."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[T] = loop.create_future()
 
@@ -124,7 +124,7 @@ class Database:
         return await ended
 
     def close(self) -> None:
-        """Does what waits, and closes the file."""
+        """Does all calls that wait, and closes the file."""
         with self._lock:
             self._closed = True
         self._end()
@@ -137,22 +137,22 @@ class Database:
 
 
 def _open(connection: sqlite3.Connection, schema: str, version: int, *, remote: bool) -> None:
-    """Chooses the journal of a file, and makes its tables."""
-    if remote:  # before anything is read: a log of before is then read without shared memory
+    """Chooses the journal of a file, and creates its tables."""
+    if remote:  # before anything is read: a log from an earlier process is then read without shared memory
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-    [found] = connection.execute("PRAGMA user_version").fetchone()
+    [file_version] = connection.execute("PRAGMA user_version").fetchone()
     [tables] = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-    if tables and found != version:
-        raise WrongVersion(found)
+    if tables and file_version != version:
+        raise WrongVersion(file_version)
     connection.execute(f"PRAGMA journal_mode={'DELETE' if remote else 'WAL'}")
     # A commit survives a power cut, too. A rollback journal is gone for good when its folder is synced.
     connection.execute(f"PRAGMA synchronous={'EXTRA' if remote else 'FULL'}")
-    # One transaction: tables without their version would be refused for ever if the process died in between.
+    # One transaction: if the process died in between, the tables would have no version, and be refused from then on.
     connection.executescript(f"BEGIN IMMEDIATE; {schema} PRAGMA user_version={version}; COMMIT;")
 
 
 def _serve(connection: sqlite3.Connection, waiting: queue.SimpleQueue[_Call | None]) -> None:
-    """Serves callers until None comes, which is the last."""
+    """Serves callers until it takes None from the queue."""
     group: list[_Call | None] = []
     while None not in group:
         group = [waiting.get()]
@@ -164,33 +164,33 @@ def _serve(connection: sqlite3.Connection, waiting: queue.SimpleQueue[_Call | No
 
 
 def _do_together(connection: sqlite3.Connection, calls: Sequence[_Call]) -> None:
-    """One transaction; of equal work, one call for all arguments, in the order of asking."""
-    of_work: dict[Work[Any, Any], list[_Call]] = {}
+    """Does calls in one transaction: ``work`` is called once for all arguments of the calls that share it."""
+    by_work: dict[Work[Any, Any], list[_Call]] = {}
     for call in calls:
-        of_work.setdefault(call.work, []).append(call)
+        by_work.setdefault(call.work, []).append(call)
     results: list[Any] = []
     error: BaseException | None = None
     try:
         with connection:
-            for work, equal in of_work.items():
-                results += work(connection, [call.argument for call in equal])
+            for work, calls_of_work in by_work.items():
+                results += work(connection, [call.argument for call in calls_of_work])
     except BaseException as failure:
         error, results = failure, [None] * len(calls)
-    asked = [call for equal in of_work.values() for call in equal]
-    _tell_all(list(zip(asked, results, strict=True)), error)
+    calls_in_order = [call for calls_of_work in by_work.values() for call in calls_of_work]
+    _tell_all(list(zip(calls_in_order, results, strict=True)), error)
 
 
-def _tell_all(told: Sequence[tuple[_Call, Any]], error: BaseException | None) -> None:
-    """Tells callers of their results, those of an event loop together: each word to a loop wakes it."""
-    of_loop: dict[asyncio.AbstractEventLoop | None, list[tuple[_Call, Any]]] = {}
-    for call, result in told:
-        of_loop.setdefault(call.loop, []).append((call, result))
+def _tell_all(results: Sequence[tuple[_Call, Any]], error: BaseException | None) -> None:
+    """Hands results to callers, with one callback for each event loop: every callback wakes its loop."""
+    by_loop: dict[asyncio.AbstractEventLoop | None, list[tuple[_Call, Any]]] = {}
+    for call, result in results:
+        by_loop.setdefault(call.loop, []).append((call, result))
 
     def tell(calls: Sequence[tuple[_Call, Any]]) -> None:
         for call, result in calls:
             call.tell(result, error)
 
-    for loop, calls in of_loop.items():
+    for loop, calls in by_loop.items():
         if loop is None:
             tell(calls)
             continue
@@ -205,15 +205,17 @@ def _end(waiting: queue.SimpleQueue[_Call | None], thread: threading.Thread) -> 
 
 
 def is_remote(path: Path, mounts: str) -> bool:
-    """Whether a path is on a file system that other machines may have, too.
+    """Whether a path is on a file system that other machines may share.
 
     Args:
-      mounts: the text of ``/proc/mounts``; "" where there is none.
+      mounts: the text of ``/proc/mounts``; "" if there is no such file.
     """
     path, kind, longest = path.resolve(), "", -1
     for line in mounts.splitlines():
         _, name, kind_here, *_ = line.split(" ")
         point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), name))
-        if path.is_relative_to(point) and len(point.parts) >= longest:  # the last one of those at one point
+        if (
+            path.is_relative_to(point) and len(point.parts) >= longest
+        ):  # of several mounts at one point, the last one holds
             kind, longest = kind_here, len(point.parts)
     return _NETWORK.match(kind) is not None

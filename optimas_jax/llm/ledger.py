@@ -1,12 +1,12 @@
 """Costs used and costs paid, per phase and role; and hard limits on both.
 
-*Paid* is what ``Budget`` limits. A result that the tape holds costs nothing; what the tape holds when a command starts
-was paid by commands before it. Budget and spending therefore belong to the run folder: the same command again goes on
-with what is left, and a higher limit with more.
+*Paid* costs are limited by ``Budget``. A result that the tape holds costs nothing: it was paid for before.
+Budget and spending therefore belong to the run folder: the same command again continues with the rest of the budget,
+and a higher limit adds to it.
 
-*Used* is what the same work costs with an empty tape: a request that is repeated costs once, one that the tape answers
-costs what it cost when it was paid. It depends neither on what was on the tape before nor on the order in which calls
-in flight end. ``Ledger.limit`` limits it, for a search or a part of one.
+*Used* costs are what the same work costs with an empty tape: a repeated request costs once, and a request that the tape
+answers costs as much as when it was paid for. They depend neither on the contents of the tape nor on the order in which
+calls in flight end. ``Ledger.limit`` limits them, for a search or a part of one.
 
 Neither limit is ever overrun. A request is admitted when its worst case fits beside the worst cases of those in flight:
 
@@ -140,8 +140,8 @@ class Ledger:
 
     @contextlib.contextmanager
     def limit(self, limit: Limit = UNLIMITED) -> Iterator[Allowance]:
-        """Inside the block at most ``limit`` is used; without one it only counts. Limits nest: an inner block also
-        stays within what is left of the outer ones. Begin and end it when nothing is in flight.
+        """Limits costs inside the block to ``limit``; by default only counts them. Limits nest: an inner block also
+        stays within the rest of the outer limits. Begin and end it when nothing is in flight.
 
         Raises:
           OutOfBudget: from every request that does not fit, and from all later ones in the same block.
@@ -155,8 +155,8 @@ class Ledger:
     @contextlib.contextmanager
     def uncharged(self, phase: str) -> Iterator[None]:
         """Books everything inside the block under ``phase`` and outside the limits on use; ``budget`` still holds, and
-        what is set aside of it. For controls that may know what a search has to pay for. Begin and end it when nothing
-        is in flight."""
+        so does the part of it that is set aside. For controls, whose costs a search does not have. Begin and end it
+        when nothing is in flight."""
         outer = self._allowance
         if outer is not None:
             self._allowance = Allowance(UNLIMITED, None)
@@ -168,7 +168,7 @@ class Ledger:
             self._allowance = outer
 
     def hold(self, usage: Usage) -> None:
-        """Sets ``usage`` aside of the outermost limit that holds now, in place of what was set aside before.
+        """Sets ``usage`` aside in the outermost limit that holds now, in place of the amount set aside before.
 
         Raises:
           OutOfBudget: if more is used already; nothing changes then.
@@ -186,12 +186,12 @@ class Ledger:
 
     @property
     def left(self) -> Limit:
-        """What may still be used under the limits that hold now."""
+        """The rest of the limits that hold now."""
         return self._allowance.left if self._allowance else UNLIMITED
 
     @property
     def left_of_run(self) -> Limit:
-        """What may still be used under the outermost limit that holds now, beside what is set aside."""
+        """The rest of the outermost limit that holds now, without the amount set aside."""
         return self._allowance.chain[-1].left if self._allowance else UNLIMITED
 
     @property
@@ -201,7 +201,7 @@ class Ledger:
 
     @property
     def in_flight(self) -> str:
-        """What is in flight, in words; "" for nothing."""
+        """Description of the requests in flight; "" for none."""
         return f"{self._in_flight} request{'s are' if self._in_flight > 1 else ' is'} in flight" * bool(self._in_flight)
 
     # --- admission
@@ -231,7 +231,7 @@ class Ledger:
 
         Args:
           most: its worst case; for a result on the tape its true cost.
-          paid: whether it is not on the tape.
+          paid: whether it must be paid for: its result is not on the tape.
 
         Raises:
           OutOfBudget, OverBudget: if it does not fit when everything in flight has ended.
@@ -261,7 +261,7 @@ class Ledger:
         """Replaces the reserved cost of a request by its true cost, which is zero without a result.
 
         Args:
-          lost: what it may have cost without a result.
+          lost: the cost that it may have had without a result.
         """
         if ticket.used.calls or ticket.paid.calls:
             self._in_flight -= 1
@@ -301,8 +301,8 @@ class Ledger:
         return not ticket.paid.calls or not self.budget.exceeded(self._to_be_spent(ticket))
 
     def _to_be_spent(self, ticket: Ticket) -> Usage:
-        """Everything paid for after this request, with what is set aside. An earlier command with another budget may
-        have paid for requests that this one does not make."""
+        """Everything paid for after this request, with the amount set aside. It includes requests of earlier commands
+        that this one does not make."""
         held = Usage() if ticket.allowance is None else ticket.allowance.chain[-1].held
         return self._spent + self._reserved + held + ticket.paid
 
@@ -316,7 +316,7 @@ class Ledger:
             ticket.admitted.exception()  # marked as retrieved: its caller may be cancelled first
 
     def _refusal(self, ticket: Ticket) -> OutOfBudget | OverBudget:
-        """The reason for a refusal, and how to go on."""
+        """The error of a refused request: the reason, and how to continue."""
         left = UNLIMITED if ticket.allowance is None else ticket.allowance.left
         if left.exceeded(ticket.used) or (ticket.allowance is not None and ticket.allowance.closed):
             return OutOfBudget(
@@ -361,12 +361,12 @@ class Ledger:
 
     @property
     def spent(self) -> Usage:
-        """What all commands in the run folder paid, this one included."""
+        """Costs paid by all commands in the run folder, this one included."""
         return self._spent
 
     @property
     def paid_calls(self) -> int:
-        """Results that were not on the tape when this command started."""
+        """Number of results that were not on the tape when this command started."""
         return self._paid_calls.total()
 
     def to_json(self) -> dict[str, dict[str, dict[str, Any]]]:

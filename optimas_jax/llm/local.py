@@ -1,4 +1,4 @@
-"""The bridge to the device wing: concurrent completion requests share the JAX engine's batch.
+"""Completions of local models: concurrent requests share the batch of the JAX engine.
 
 Requests from any thread or event loop go into one queue; one worker thread lets them join the running batch as rows
 become free (``engine.batching``), and hands each answer back when it is done. On CPU and in float32 an answer does not
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from optimas_jax.engine.sampler import Sample, Sampler, SampleRequest
     from optimas_jax.engine.shared import SharedBatch
 
-_STEP_TOKENS = 16  # between two looks at who joins the batch, and who has left
-_STREAM_TOKENS = 4  # the same, and at the answers so far, while a request has a callback for them
-_LONG = 8192  # characters of a prompt that are tokenised in a thread: some milliseconds
-_ADAPTERS = 8  # loaded from the folder; the oldest goes first
+_STEP_TOKENS = 16  # tokens between two updates of the batch, in which requests join and leave it
+_STREAM_TOKENS = 4  # the same while a request has a callback for the answer so far
+_LONG = 8192  # characters: longer prompts are tokenised in a thread, since they take some milliseconds
+_ADAPTERS = 8  # most adapters loaded from the folder; the oldest is unloaded first
 _GATHER_SECONDS = 0.01  # how long the worker waits for one more request before it goes on
-_GATHER_MOST_SECONDS = 10 * _GATHER_SECONDS  # how long for all of them: a steady trickle must not hold up the batch
+_GATHER_MOST_SECONDS = (
+    10 * _GATHER_SECONDS
+)  # how long for all further ones: a steady trickle must not hold up the batch
 
 
 class EngineError(StopRun):
@@ -53,7 +55,7 @@ class _Entry:
     """A request that is queued or in the batch.
 
     Attributes:
-      request, row: the request, for the sampler and for its batch.
+      request, row: the request, in the forms of the sampler and of its batch.
       future: gets the answer and its share of the engine's seconds.
       on_text: callback for the answer so far.
       seconds: of the engine, so far.
@@ -79,7 +81,7 @@ class _Entry:
             self.future.set_result((sample, self.seconds))
 
     def show(self, text: str) -> None:
-        """Hands the answer so far to ``on_text``; an error there ends this request and no other."""
+        """Hands the answer so far to ``on_text``; an error of the callback ends this request and no other."""
         try:
             if self.on_text is not None and not self.future.done():
                 self.on_text(text)
@@ -90,8 +92,8 @@ class _Entry:
 class LocalCompleter:
     """Answers completion requests with a local model.
 
-    The model is loaded at the first request, not before: a run that finds everything on its tape never loads it. Its
-    tokenizer alone is loaded where a budget asks for the length of a prompt.
+    The model is loaded at the first request, not before: a run that finds everything on its tape never loads it. If a
+    budget needs the length of a prompt, only the tokenizer is loaded.
     """
 
     def __init__(self, model: str, load: Callable[[], Sampler], adapters: Path | None = None):
@@ -111,12 +113,12 @@ class LocalCompleter:
 
     @property
     def in_flight(self) -> int:
-        """Requests in the batch, at its last step."""
+        """Number of requests in the batch, at its last step."""
         return self._flying
 
     def sampler(self) -> Sampler:
-        """The engine, loaded if it is not yet."""
-        if self._sampler is not None:  # whatever the lock is held for
+        """The engine, loaded at the first call."""
+        if self._sampler is not None:  # without the lock, which may be held for long
             return self._sampler
         with self._lock:
             if self._sampler is None:
@@ -124,7 +126,7 @@ class LocalCompleter:
             return self._sampler
 
     async def encode(self, request: CompletionRequest) -> tuple[int, ...]:
-        """The tokens of a request's prompt; a long one does not hold up the event loop.
+        """The tokens of a request's prompt; a long prompt does not hold up the event loop.
 
         Raises:
           Refused: for images, and for messages that the chat template does not take.
@@ -135,8 +137,8 @@ class LocalCompleter:
         return tuple(await asyncio.to_thread(encode) if long else encode())
 
     def prompt_tokens(self, request: CompletionRequest) -> int | None:
-        """Tokens of a request's prompt; None for a model that is not loaded and cannot be found: a run whose requests
-        are all on its tape needs none. Raises ``Refused`` for images."""
+        """Number of tokens of a request's prompt; None for a model that is not loaded and cannot be found, which a run
+        whose requests are all on its tape does not need. Raises ``Refused`` for images."""
         tokenizer = self._tokenizer if self._sampler is None else self._sampler.tokenizer
         return None if tokenizer is None else len(_prompt_ids(tokenizer, request))
 
@@ -165,7 +167,7 @@ class LocalCompleter:
                 sampler.adapters.unload(oldest)
 
     def _row_request(self, sampler: Sampler, request: SampleRequest) -> RowRequest:
-        """Raises ``ValueError`` for a schema that the answer cannot keep to."""
+        """The request in the form of the batch; raises ``ValueError`` for a schema that the answer cannot keep to."""
         try:
             with self._lock:  # one schema is compiled once
                 return sampler.row_request(request)
@@ -178,11 +180,11 @@ class LocalCompleter:
         on_text: Callable[[str], None] | None = None,
         prompt_ids: tuple[int, ...] | None = None,
     ) -> Completion:
-        """Answers one request. One that is cancelled leaves the batch at its next step.
+        """Answers one request. A cancelled request leaves the batch at its next step.
 
         Args:
           on_text: streaming callback with the text so far, the white space before the answer included; called from the
-            engine's thread. An end that may begin a stop text is held back.
+            engine's thread. The end of a text is held back while a stop text may begin there.
           prompt_ids: from ``encode``, if it was called.
 
         Raises:
@@ -206,7 +208,7 @@ class LocalCompleter:
     async def prepare(
         self, request: CompletionRequest, prompt_ids: tuple[int, ...] | None = None
     ) -> tuple[SampleRequest, RowRequest]:
-        """What ``complete`` hands to the engine; raises ``Refused`` as it does."""
+        """The request in the two forms that ``complete`` hands to the engine; raises ``Refused`` as it does."""
         from optimas_jax.engine.sampler import SampleRequest
 
         if request.model != self._model:
@@ -236,7 +238,7 @@ class LocalCompleter:
         return sample_request, row
 
     def _submit(self, entry: _Entry) -> None:
-        """Queues a request, for a new worker where none is alive."""
+        """Queues a request, and starts a worker if none is alive."""
         with self._worker_lock:
             self._queue.put(entry)
             if self._worker is None or not self._worker.is_alive():
@@ -261,17 +263,17 @@ class LocalCompleter:
         error: BaseException = StopRun("it was closed")
         try:
             batch: ContinuousBatch[_Entry] | SharedBatch[_Entry] = self.sampler().batch()
-            stopping, answered, used = False, True, False
+            stopping, has_answered, used = False, True, False
             while not stopping or batch.active:
                 pending = _unanswered(pending)
                 idle = not (pending or batch.active)
                 if idle and used:
                     batch.clear()  # a cache for long answers may be large
                     used = False
-                stopping = stopping or not self._gather(pending, idle=idle, more=answered)
+                stopping = stopping or not self._gather(pending, idle=idle, more=has_answered)
                 flying = set(batch.active)
                 waiting = [] if stopping else [entry for entry in _unanswered(pending) if entry not in flying]
-                answered, used = self._advance(batch, waiting), True
+                has_answered, used = self._advance(batch, waiting), True
         except BaseException as fault:
             error = fault
         finally:
@@ -291,16 +293,16 @@ class LocalCompleter:
         """Moves queued entries to ``pending``, and waits for the first one if ``idle``; returns False to stop.
 
         Args:
-          more: whether to wait a little for more than what is queued: who was answered may ask again.
+          more: whether to wait a little for further requests: callers that were just answered may ask again.
         """
         if idle:
             self._flying = 0
             self.sampler().rest()
         deadline = time.monotonic() + (_GATHER_MOST_SECONDS if more or idle else 0.0)
         while True:
-            left = deadline - time.monotonic()  # once it is over, only what is queued already is taken
+            remaining = deadline - time.monotonic()  # once it is over, only what is queued already is taken
             try:
-                entry = self._queue.get(timeout=None if idle else min(_GATHER_SECONDS, max(left, 0.0)))
+                entry = self._queue.get(timeout=None if idle else min(_GATHER_SECONDS, max(remaining, 0.0)))
             except queue.Empty:
                 return True
             if entry is None:
@@ -310,8 +312,8 @@ class LocalCompleter:
                 idle, deadline = False, time.monotonic() + _GATHER_MOST_SECONDS
 
     def _advance(self, batch: ContinuousBatch[_Entry] | SharedBatch[_Entry], waiting: list[_Entry]) -> bool:
-        """Takes those that were given up out of the batch, admits others, decodes for a while, and answers the finished
-        ones; returns whether there were any."""
+        """Removes requests that were given up from the batch, admits waiting ones, decodes for a while, and answers the
+        finished ones; returns whether any request ended."""
         started = time.perf_counter()
         flying = batch.active
         try:
@@ -352,11 +354,11 @@ def _unanswered(entries: Sequence[_Entry]) -> list[_Entry]:
 
 
 def _prompt_ids(tokenizer: Tokenizer, request: CompletionRequest) -> list[int]:
-    """The prompt; raises ``Refused`` for images, and for messages that the chat template does not take."""
+    """Tokens of the prompt; raises ``Refused`` for images, and for messages that the chat template does not take."""
     if any(message.images for message in request.messages):
         raise Refused(f"{request.model} reads no images: ask a provider's model that does (openai:, anthropic:)")
     if any(message.role == "tool" for message in request.messages) and tokenizer.knows_tools:
-        with contextlib.suppress(ValueError):  # of a template that wants such turns in another way
+        with contextlib.suppress(ValueError):  # the template may want turns of tools in another form
             return _encode(tokenizer, told(request, results=True).messages)
     try:
         return _encode(tokenizer, told(request).messages)

@@ -72,7 +72,7 @@ def price_of(spec: str, overrides: Mapping[str, Price]) -> Price | None:
 
 @functools.cache
 def _listed(kind: str, name: str) -> ListPrice | None:
-    """The list price of a model, or None. Every call asks, and to find out that a model is not listed takes long."""
+    """The list price of a model, or None. Cached: every call needs it, and the look-up of an unlisted model is slow."""
     listed = ListPrice(kind, name)
     try:
         listed.usd(0, 0)
@@ -88,15 +88,15 @@ def parse_prices(text: str) -> dict[str, Price]:
       ConfigError: for anything else; names the text.
     """
     prices: dict[str, Price] = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        spec, _, numbers = part.rpartition("=")
+    for entry in filter(None, map(str.strip, text.split(","))):
+        spec, _, numbers = entry.rpartition("=")
         try:
             prompt, completion = (float(number) for number in numbers.split("/"))
             if not (provider(spec) and 0 <= prompt < float("inf") and 0 <= completion < float("inf")):
                 raise ValueError
         except ValueError:
             raise ConfigError(
-                f"a price is {shown(part)}, expected MODEL=PROMPT/COMPLETION in US dollars per million tokens, for "
+                f"a price is {shown(entry)}, expected MODEL=PROMPT/COMPLETION in US dollars per million tokens, for "
                 "example openai:gpt-4o-mini=0.15/0.60"
             ) from None
         prices[spec] = FlatPrice(prompt, completion)

@@ -18,7 +18,7 @@ from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
 
 
 class RoutedCompleter:
-    """Sends requests to the clients of providers and to local engines, of which there is one for each model."""
+    """Sends requests to the clients of providers and to local engines, one engine for each model."""
 
     def __init__(self, remote: Mapping[str, Completer], local: Callable[[str], Completer]):
         """``remote``: by provider. ``local``: makes the completer of a local model; called once for each."""
@@ -56,7 +56,7 @@ def check_models(specs: Iterable[str], servers: Mapping[str, ServerConfig], *, k
 
     Args:
       servers: by provider.
-      keys: whether keys must be set; a run that replays its tape needs none.
+      keys: whether API keys must be set; a run that replays its tape needs none.
 
     Raises:
       ValueError: for an unknown provider, a path that does not exist, or a key that is not set; names every variable.
@@ -70,10 +70,10 @@ def check_models(specs: Iterable[str], servers: Mapping[str, ServerConfig], *, k
             )
     problems = []
     for name, server in servers.items():
-        wanted = [spec for spec in served(specs) if provider(spec) == name]
-        if keys and wanted and not server.base_url and not os.environ.get(KEYS[name]):
+        needed = [spec for spec in served(specs) if provider(spec) == name]
+        if keys and needed and not server.base_url and not os.environ.get(KEYS[name]):
             problems.append(
-                f"{', '.join(wanted)} needs a key: set {KEYS[name]}, or {SETTINGS[name]}.base_url to the address of a "
+                f"{', '.join(needed)} needs a key: set {KEYS[name]}, or {SETTINGS[name]}.base_url to the address of a "
                 "server of your own"
             )
     if problems:
@@ -81,7 +81,8 @@ def check_models(specs: Iterable[str], servers: Mapping[str, ServerConfig], *, k
 
 
 def models_named(system: System) -> tuple[str, ...]:
-    """Models that components may choose from, in model choices and grids; names of another form are routes or tools."""
+    """Models that components may choose from, in model choices and grids. Names that are no model specs, such as routes
+    or tools, are left out."""
     names: list[str] = []
     for component in system.components:
         match component.space:

@@ -48,8 +48,8 @@ def images_in(value: Any) -> Iterator[str]:
     if is_image(value):
         yield value["image_url"]
     elif isinstance(value, Mapping | list | tuple):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from images_in(part)
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from images_in(item)
 
 
 def _marked(value: Any) -> Any:
@@ -57,8 +57,8 @@ def _marked(value: Any) -> Any:
     if is_image(value):
         return _IMAGE
     if isinstance(value, Mapping):
-        return {key: _marked(part) for key, part in value.items()}
-    return [_marked(part) for part in value] if isinstance(value, list | tuple) else value
+        return {key: _marked(item) for key, item in value.items()}
+    return [_marked(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def render_chat(prompt: Prompt, inputs: Mapping[str, Any], input_names: Sequence[str], output: str) -> list[Turn]:

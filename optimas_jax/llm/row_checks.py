@@ -1,4 +1,4 @@
-"""Checks of the rows of a tape: SQLite notices when a file does not hold together, but not that a text has changed."""
+"""Checksums of the rows of a tape: SQLite notices a damaged file structure, but not a changed text."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ TABLES = {
     "effects": ("key", "kind", "request", "result"),
     "scores": ("key", "score"),
     "attempts": ("id", "key", "most"),
-}  # with the columns that the last one, ``crc``, is the check of
+}  # columns that the last column, ``crc``, is the checksum of
 
 
 def with_check(row: Sequence[Any]) -> tuple[Any, ...]:
-    """A row with its check behind its fields."""
+    """A row with its checksum behind its fields."""
     return (*row, _check(*row))
 
 
 def add_checks(connection: sqlite3.Connection) -> None:
-    """Adds checks to the tables of an earlier version: of the rows as they are now."""
+    """Adds checksums to the tables of an earlier version, of the rows as they are now."""
     for table in TABLES:
         if "crc" not in _names(connection, table):
             connection.execute(f"ALTER TABLE {table} ADD COLUMN crc INTEGER")
@@ -30,7 +30,7 @@ def add_checks(connection: sqlite3.Connection) -> None:
 
 
 def find_damage(connection: sqlite3.Connection) -> list[str]:
-    """What is wrong with a tape, in words: rows that are not as they were written, by their keys.
+    """Descriptions of the damage of a tape: rows that are not as they were written, by their keys.
 
     Raises:
       sqlite3.Error: the file cannot be read.
@@ -41,7 +41,7 @@ def find_damage(connection: sqlite3.Connection) -> list[str]:
     _know_check(connection)
     for table in TABLES:
         names = _names(connection, table)
-        wrong = [f"crc <> {_check_of(table)}"] if "crc" in names else []  # there is none in a tape of before
+        wrong = [f"crc <> {_check_of(table)}"] if "crc" in names else []  # older tapes have no checksums
         wrong += ["typeof(result) <> 'text' OR NOT json_valid(result)"] if table == "effects" else []
         wrong += ["typeof(score) <> 'real'"] if table == "scores" else []
         if names and wrong:
@@ -52,7 +52,7 @@ def find_damage(connection: sqlite3.Connection) -> list[str]:
 
 
 def _check_of(table: str) -> str:
-    """The check of a row, in SQL; texts as bytes, which need not be UTF-8."""
+    """The checksum of a row, in SQL; texts as bytes, which need not be UTF-8."""
     return f"row_check({', '.join(f'CAST({name} AS BLOB)' if name in _TEXTS else name for name in TABLES[table])})"
 
 

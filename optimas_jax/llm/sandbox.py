@@ -1,7 +1,7 @@
-"""The bridge to the sandbox: the execution of a program is an effect, recorded on the tape like a completion.
+"""Executions of programs in the sandbox, as effects: recorded on the tape like completions.
 
 A program that was run against its tests is not run again, even if it is not deterministic: the same command gives the
-same verdicts. The key holds everything that a verdict depends on: program, tests, limits and the version of Python.
+same verdicts. The key covers everything that a verdict depends on: program, tests, limits and the version of Python.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class ExecutionRequest:
       case: class of the tests; "" for all tests.
       limits: of time, memory and output.
       role: the component that asks; for the ledger, not part of the key.
-      python: version that runs them.
-      weak: whether they run even where walls are missing (``sandbox.program.lacking``); not part of the key.
+      python: version of Python that runs them.
+      weak: whether they run even where protections of the sandbox are missing (``sandbox.program.lacking``); not part
+        of the key.
     """
 
     program: str
@@ -89,7 +90,7 @@ class ExecutionRequest:
         return Usage(calls=1)
 
     def read(self, data: Mapping[str, Any]) -> Execution:
-        """Raises ``TypeError`` or ``ValueError`` for data that is no verdict."""
+        """The verdict in recorded data; raises ``TypeError`` or ``ValueError`` for other data."""
         check_record(data, {"status": str, "passed": list, "failed": dict, "seconds": float})
         texts = (*data["passed"], *data["failed"].values())
         if data["status"] not in get_args(Status) or not all(isinstance(text, str) for text in texts):
@@ -120,8 +121,8 @@ class SandboxCompleter:
         return count_prompt(self._inner, request)
 
     async def execute(self, request: ExecutionRequest) -> Execution:
-        """Runs the tests; raises ``SandboxStopped`` if the sandbox cannot run programs. Faults of a program are in its
-        verdict."""
+        """Runs the tests; raises ``SandboxStopped`` if the sandbox cannot run programs. Faults of a program are part of
+        its verdict."""
         stop = threading.Event()
         arguments = (request.program, request.tests, request.limits, request.case, stop, request.weak)
         try:

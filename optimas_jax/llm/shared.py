@@ -1,17 +1,17 @@
 """Results shared by several processes, on one machine or on many with one file system, so that equal requests are paid
 once.
 
-Each run has a tape of its own. What is missing there is looked up here, in a folder that all of them share:
+Each run has a tape of its own. Results that are missing there are looked up here, in a folder that all runs share:
 
     process 1: its tape -> miss -> shared -> miss -> claim -> inner --> shared, tape 1
     process 2: its tape -> miss -> shared -> miss -> claimed: wait ---> shared, tape 2
 
-A run cannot tell who paid: its tape, ledger and budget count a shared result as if it had asked for it itself. So what
-a run does never depends on the runs beside it.
+The tape, ledger and budget of a run count a shared result as if the run had asked for it itself, whichever run paid. So
+the behaviour of a run never depends on the runs beside it.
 
-A result is a file. The tape's SQLite is for the processes of one machine: its log needs their common memory, and where
-a file system's locks do not hold between machines it would be damaged. Files are then still right, and a request may
-be paid once by each machine.
+A result is a file. SQLite, which the tape uses, is for the processes of one machine: its log needs their common memory,
+and if the locks of a file system do not hold between machines the database would be damaged. Files are then still
+right, and a request may be paid once by each machine.
 
 A claim is a lock on one byte of a file, which the end of its process releases: no claim outlives a killed process.
 """
@@ -37,9 +37,9 @@ from optimas_jax.llm.tape import TapeError
 
 R = TypeVar("R", bound=Result)
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.02, 0.5  # seconds between two looks for another process's result
-_BYTES = 2**62  # bytes of the file of claims, which stays empty
-_THREADS = 8  # that read and write files: on a network file system each takes milliseconds
+_FIRST_WAIT, _LONGEST_WAIT = 0.02, 0.5  # seconds between two look-ups of another process's result
+_BYTES = 2**62  # offsets in the file of claims, which stays empty
+_THREADS = 8  # threads that read and write files: on a network file system each access takes milliseconds
 
 
 class ResultFiles:
@@ -53,12 +53,12 @@ class ResultFiles:
 
         Args:
           fresh: whether it must be found if another machine has written it before this call. A network file system
-            remembers for a while what it did not find, but not past a look into its folder.
+            caches for a while that a file is missing, but not past a listing of the folder.
         """
         path = self._path(effect.key)
         try:
             if fresh:
-                os.listdir(self._folder)  # which may have got the next one
+                os.listdir(self._folder)  # another machine may have created the folder of the next line
                 os.listdir(path.parent)
             return effect.read(parse_json(path.read_bytes())["result"])
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class ResultFiles:
             raise TapeError(f"cannot read {path} ({error}). The same command resumes") from error
 
     def put(self, effect: Effect[R], result: R) -> None:
-        """Writes a result, whole or not at all, also where the machine loses its power."""
+        """Writes a result, whole or not at all, even if the machine loses its power."""
         data = {"kind": effect.kind, "request": effect.to_json(), "result": result.to_json()}
         path = self._path(effect.key)
         try:
@@ -97,7 +97,7 @@ class ResultFiles:
 
 
 class SharedCompleter:
-    """Answers from shared results; asks ``inner`` for what is missing there and no other process is asking for."""
+    """Answers from shared results; asks ``inner`` for missing results that no other process is asking for."""
 
     def __init__(self, folder: Path, inner: Any):
         """``inner`` answers completions and executes programs (``llm.sandbox.SandboxCompleter``)."""
@@ -128,7 +128,7 @@ class SharedCompleter:
                 return result
             with self._claim(effect.key) as claimed:
                 if claimed:
-                    # It may have come between the look and the claim.
+                    # It may have been written between the look-up and the claim.
                     result = await self._in_thread(lambda: self._results.get(effect, fresh=True))
                     return await self._ask(effect, perform) if result is None else result
             await asyncio.sleep(wait)
@@ -140,7 +140,7 @@ class SharedCompleter:
         return result
 
     async def _in_thread(self, action: Callable[[], Any]) -> Any:
-        """Runs an action in a thread, to its end even if the caller is cancelled meanwhile: a claim covers it."""
+        """Runs an action in a thread, to its end even if the caller is cancelled: the caller's claim must cover it."""
         running = asyncio.get_running_loop().run_in_executor(self._threads, action)
         try:
             return await asyncio.shield(running)
@@ -150,8 +150,8 @@ class SharedCompleter:
 
     @contextlib.contextmanager
     def _claim(self, key: str) -> Iterator[bool]:
-        """Whether this process may ask for the result of ``key``, until the end of the block. Within a process equal
-        requests are one already (``llm.taped``), and a lock does not tell them apart.
+        """Yields whether this process may ask for the result of ``key``, until the end of the block. A lock does not
+        tell the requests of one process apart, but ``llm.taped`` has merged equal ones already.
 
         Raises:
           TapeError: on a file system without locks.

@@ -24,12 +24,12 @@ def provider(spec: str) -> str:
       ValueError: for an unknown provider, or a spec without a name.
     """
     kind, colon, name = spec.partition(":")
-    known = colon and kind in (*KEYS, *LOCAL)
-    if not known and (not colon or not re.fullmatch(r"[A-Za-z]\w+", kind) or os.path.exists(spec)):
+    is_known = colon and kind in (*KEYS, *LOCAL)
+    if not is_known and (not colon or not re.fullmatch(r"[A-Za-z]\w+", kind) or os.path.exists(spec)):
         if not spec:
             raise ValueError("the name of a model is empty")
         return ""
-    if not known:
+    if not is_known:
         allowed = ", ".join(f"{known}:NAME" for known in (*KEYS, *LOCAL))
         raise ValueError(f"unknown provider {shown(kind)} of the model {shown(spec)}; allowed: {allowed}, or a path")
     if not name:
@@ -43,7 +43,7 @@ def is_served(spec: str) -> bool:
 
 
 def model_name(spec: str) -> str:
-    """What the provider calls the model."""
+    """The provider's name of a model; the spec itself for a local model."""
     return spec.partition(":")[2] if provider(spec) else spec
 
 

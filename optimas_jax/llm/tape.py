@@ -1,8 +1,8 @@
 """Content-addressed record and replay of effects (and of local scores), in one SQLite file.
 
 The result of every completion and of every execution is on disk before anything uses it. The same request again, in
-this run or in the next, is answered from the tape; that is the cache, the crash-resume, the key-less replay and the
-bill in one mechanism. No event loop waits for the disk, and results that come together share a commit
+this run or in the next, is answered from the tape. So the tape is the cache, the resume after a crash, the replay
+without an API key, and the bill. No event loop waits for the disk, and results that come together share a commit
 (``llm.database``).
 """
 
@@ -33,8 +33,8 @@ CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL, cr
 CREATE TABLE IF NOT EXISTS attempts
     (id INTEGER PRIMARY KEY, key TEXT NOT NULL, most TEXT NOT NULL, crc INTEGER);
 """
-_PART = 200  # rows of a statement, which may hold 999 values in an older SQLite
-_SHOWN = 3  # damaged rows that a message names
+_PART = 200  # most rows of a statement, which may hold 999 values in an older SQLite
+_SHOWN = 3  # most damaged rows that a message names
 _COSTS = ("prompt_tokens", "completion_tokens", "usd", "seconds")  # fields of Usage that a result holds
 
 
@@ -47,10 +47,10 @@ class Tape:
 
     def __init__(self, path: Path, earlier: Path | None = None):
         """Args:
-        earlier: tape of another run, which is read where this one lacks a result, and never written.
+        earlier: tape of another run, which is read if this one lacks a result, and never written.
 
         Raises:
-          TapeError: it cannot be opened, or is damaged: nothing is read of it then, and nothing paid for again.
+          TapeError: it cannot be opened, or is damaged: then nothing is read from it, and nothing is paid for again.
         """
         self.path = path
         _check_log(path)
@@ -76,7 +76,7 @@ class Tape:
             raise _damaged(path, damage)
 
     def close(self) -> None:
-        """Closes the tape when all that waits is recorded."""
+        """Records all results that wait, and closes the tape."""
         self._database.close()
         if self._earlier is not None:
             self._earlier.close()
@@ -98,7 +98,7 @@ class Tape:
             return self._read(effect, key, database.do(self._select, key))
 
     async def find(self, effect: Effect[R], key: str) -> R | None:
-        """The same for a caller on an event loop. ``key``: of the effect."""
+        """As ``get``, for a caller on an event loop. ``key``: of the effect."""
         with self._guard("read") as database:
             return self._read(effect, key, await database.wait_for(self._select, key))
 
@@ -112,14 +112,15 @@ class Tape:
 
         Args:
           key: of the effect.
-          attempt: that it answers, which is done with (``begin``).
+          attempt: number of the attempt that it answers (``begin``), which is forgotten.
         """
         with self._guard("write to") as database:
             await database.wait_for(_insert, ([_row(effect, key, result)], attempt))
 
     async def begin(self, key: str, most: Usage) -> int:
-        """Notes an attempt at a request, before it leaves this process; returns its number. It counts as ``most`` until
-        it is done with, by ``record`` or ``end``: for ever, if it may have cost something and has no result."""
+        """Notes an attempt at a request, before the request leaves this process; returns its number. The attempt counts
+        as ``most`` until ``record`` or ``end`` forgets it. An attempt that may have cost something and has no result is
+        never forgotten."""
         with self._guard("write to") as database:
             begun = asyncio.ensure_future(database.wait_for(_begin, (key, json.dumps(vars(most)))))
             try:
@@ -147,12 +148,12 @@ class Tape:
             database.do(_insert_scores, scores)
 
     def usage(self) -> Usage:
-        """What all recorded results cost together, and what attempts without a result may have cost."""
+        """Costs of all recorded results, and the costs that attempts without a result may have had."""
         return self._sum("result", "effects") + self._sum("most", "attempts")
 
     def uncertain(self) -> Usage:
-        """The part of ``usage`` that is a worst case: attempts without a result, and answers of servers that do not say
-        what they used."""
+        """The part of ``usage`` that is a worst case: attempts without a result, and answers of servers that do not
+        report their usage."""
         return self._sum("result", "effects WHERE json_extract(result, '$.estimated')") + self._sum("most", "attempts")
 
     def _sum(self, column: str, where: str) -> Usage:
@@ -178,11 +179,11 @@ class Tape:
     def _select(self, connection: sqlite3.Connection, keys: Sequence[str]) -> list[str | None]:
         """Recorded results, as text."""
         query = "SELECT key, result FROM effects WHERE key IN ({})"
-        found = dict(_in_parts(connection, query, keys))
-        missing = [key for key in keys if key not in found]
+        results = dict(_in_parts(connection, query, keys))
+        missing = [key for key in keys if key not in results]
         if self._earlier is not None and missing:
-            found |= dict(_in_parts(self._earlier, query, missing))
-        return [found.get(key) for key in keys]
+            results |= dict(_in_parts(self._earlier, query, missing))
+        return [results.get(key) for key in keys]
 
     def _read(self, effect: Effect[R], key: str, text: str | None) -> R | None:
         if text is None:
@@ -194,7 +195,7 @@ class Tape:
 
 
 def _damaged(path: Path, damage: Sequence[str]) -> TapeError:
-    """The error about damaged rows, with the way out that loses least."""
+    """The error of damaged rows; its message gives the repair that loses least."""
     more = f"; and {len(damage) - _SHOWN} more" if len(damage) > _SHOWN else ""
     return TapeError(
         f"the tape {path} is damaged ({'; '.join(damage[:_SHOWN])}{more}). Put a copy of the file back; or delete "
@@ -204,13 +205,13 @@ def _damaged(path: Path, damage: Sequence[str]) -> TapeError:
 
 
 def _prepare(connection: sqlite3.Connection, callers: Sequence[None]) -> list[list[str]]:
-    """Looks for damage in a tape that was opened."""
+    """Adds missing checksums to a tape that was opened; returns its damage, for each caller."""
     add_checks(connection)
     return [find_damage(connection)] * len(callers)
 
 
 def _check_log(path: Path) -> None:
-    """Raises ``TapeError`` if the log of a tape holds results, and the tape itself is gone: SQLite would delete it."""
+    """Raises ``TapeError`` if the tape is gone and its log still holds results: SQLite would delete the log."""
     log = path.with_name(f"{path.name}-wal")
     if log.is_file() and log.stat().st_size and not (path.is_file() and path.stat().st_size):
         raise TapeError(
@@ -225,13 +226,13 @@ def _row(effect: Effect[Any], key: str, result: Result) -> tuple[Any, ...]:
 
 
 def _insert(connection: sqlite3.Connection, puts: Sequence[tuple[Sequence[tuple[Any, ...]], int | None]]) -> list[None]:
-    """Many rows in a statement: between two statements the thread waits for its turn among busy ones."""
+    """Writes many rows in a statement: between two statements the thread may have to wait for busy threads."""
     rows = [row for put, _ in puts for row in put]
     _end(connection, [attempt for _, attempt in puts if attempt is not None])
     for start in range(0, len(rows), _PART):
-        part = rows[start : start + _PART]
-        values = ",".join(["(?, ?, ?, ?, ?)"] * len(part))
-        fields = [field for row in part for field in row]
+        chunk = rows[start : start + _PART]
+        values = ",".join(["(?, ?, ?, ?, ?)"] * len(chunk))
+        fields = [field for row in chunk for field in row]
         connection.execute(f"INSERT OR REPLACE INTO effects VALUES {values}", fields)  # noqa: S608 (question marks)
     return [None] * len(puts)
 
@@ -246,8 +247,8 @@ def _begin(connection: sqlite3.Connection, begun: Sequence[tuple[str, str]]) -> 
 
 def _end(connection: sqlite3.Connection, attempts: Sequence[int]) -> list[None]:
     for start in range(0, len(attempts), _PART):
-        part = attempts[start : start + _PART]
-        connection.execute(f"DELETE FROM attempts WHERE id IN ({','.join('?' * len(part))})", part)  # noqa: S608
+        chunk = attempts[start : start + _PART]
+        connection.execute(f"DELETE FROM attempts WHERE id IN ({','.join('?' * len(chunk))})", chunk)  # noqa: S608
     return [None] * len(attempts)
 
 
@@ -268,15 +269,15 @@ def _rows(connection: sqlite3.Connection, queries: Sequence[str]) -> list[list[t
 
 
 def _in_parts(connection: sqlite3.Connection, query: str, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Rows of a query with some keys at a time."""
+    """Rows of a query, which is made for ``_PART`` keys at a time."""
     for start in range(0, len(keys), _PART):
-        part = keys[start : start + _PART]
-        yield from connection.execute(query.format(",".join("?" * len(part))), part).fetchall()
+        chunk = keys[start : start + _PART]
+        yield from connection.execute(query.format(",".join("?" * len(chunk))), chunk).fetchall()
 
 
 def _read_only(path: Path) -> sqlite3.Connection:
     """A tape of another run; raises ``TapeError`` if it cannot be read."""
-    # Without a log or journal nothing is at work on the file, and nothing beside it need be made to read it.
+    # Without a log or journal no process uses the file, and no file beside it need be created to read it.
     at_work = any(path.with_name(f"{path.name}-{kind}").exists() for kind in ("wal", "journal"))
     mode = "mode=ro" if at_work else "immutable=1"
     try:

@@ -1,4 +1,4 @@
-"""A completer in front of a tape and a ledger: what is on the tape is not asked for again, and costs what it cost."""
+"""A completer with a tape and a ledger: requests on the tape are not sent again, and count with their recorded cost."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Flight:
 
     Attributes:
       task: gets its result.
-      waiting: callers that wait for the task.
+      waiting: number of callers that wait for the task.
     """
 
     task: asyncio.Task[Any]
@@ -60,8 +60,8 @@ class TapedCompleter:
                                                     ^                    |
                                                     +--- wait, again <---+ fault (``llm.attempts``)
 
-    An attempt to reach a server is on disk before it leaves. What it may have cost counts until its answer is there: if
-    it fails after the model may have worked, or if this process is killed.
+    An attempt to reach a server is on disk before it is sent. Its worst case counts until its answer is recorded: it
+    keeps counting if the attempt fails after the model may have worked, or if this process is killed.
 
     When the last caller is cancelled, the task is cancelled, too. If ``inner`` is working on the request by then,
     ``inner`` decides whether it can still be stopped: a result that it returns is recorded.
@@ -72,7 +72,7 @@ class TapedCompleter:
     def __init__(
         self, tape: Tape, ledger: Ledger, inner: Completer | None, told: Callable[[ModelCall], None] | None = None
     ):
-        """``told``: gets every completion that is not on the tape, and every failure."""
+        """``told``: callback for every completion that is not on the tape, and for every failure."""
         self._tape, self._ledger, self._inner, self._told = tape, ledger, inner, told
         self._flights: dict[str, _Flight] = {}
         self._attempts = Attempts(self._probe)
@@ -91,7 +91,7 @@ class TapedCompleter:
         return await self._get(request, lambda inner: inner.execute(request))
 
     async def call(self, request: FunctionCall) -> Returned:
-        """Calls a function of the user's; raises what ``complete`` raises, and what the function raises."""
+        """Calls a user's function; raises what ``complete`` raises, and what the function raises."""
 
         async def perform(inner: Any) -> Returned:
             began = time.monotonic()
@@ -127,7 +127,7 @@ class TapedCompleter:
             task.exception()  # marked as retrieved: all callers may have left
 
     async def _fly(self, effect: Effect[R], key: str, perform: Callable[[Any], Awaitable[R]]) -> R:
-        """Gets a result from the tape, or from ``inner``; see the drawing of the class."""
+        """Gets a result from the tape, or from ``inner``; see the diagram of the class."""
         result = await self._tape.find(effect, key)
         if result is not None:
             ticket = await self._ledger.admit(effect.role, key, result.usage, paid=False)
@@ -183,7 +183,7 @@ class TapedCompleter:
             elif attempt is not None:
                 await self._tape.end(attempt)
             raise
-        except (ServerError, asyncio.CancelledError):  # it was not sent, or nobody is billed
+        except (ServerError, asyncio.CancelledError):  # it was not sent, or is not billed
             if attempt is not None and usage is None and lost is None:
                 await self._tape.end(attempt)
             raise
@@ -209,7 +209,8 @@ class TapedCompleter:
         return count_prompt(self._inner, request)
 
     def most(self, effect: Effect[Any]) -> Usage:
-        """The worst case of a request; with limits from the exact length of its prompt, where ``inner`` knows it."""
+        """The worst case of a request; if costs are limited, with the exact length of its prompt where ``inner`` knows
+        it."""
         exact = None
         if isinstance(effect, CompletionRequest) and self._ledger.is_limited:
             exact = count_prompt(self._inner, effect)

@@ -36,7 +36,7 @@ def attention(
       v: [T, K, H] values.
       layout: of the sequences.
       stored: keys and values of earlier batches, or None if ``layout`` refers to none.
-      mesh: each device computes its heads of its shard.
+      mesh: of the devices, each of which computes its heads of its shard; None for one device.
       use_kernel: whether ``TilePairs`` are computed by the Pallas kernel.
 
     Returns:
@@ -65,8 +65,8 @@ def attention(
 
 
 def divisible_heads(q: jax.Array, k: jax.Array, v: jax.Array, devices: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Heads [S, T, heads, H] in numbers that ``devices`` can share, with as few query heads a device as possible: a kv
-    head is repeated, once for each part of its query heads, and heads of zeros are added behind."""
+    """Heads [S, T, heads, H] in numbers that ``devices`` can share equally, with as few query heads per device as
+    possible: a kv head is repeated for each part of its query heads, and heads of zeros are appended."""
     kv_heads, group = k.shape[2], q.shape[2] // k.shape[2]
     divisors = [count for count in range(1, group + 1) if group % count == 0]
     copies = min(divisors, key=lambda count: -(-kv_heads * count // devices) * (group // count))

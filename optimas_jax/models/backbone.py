@@ -244,7 +244,7 @@ class Network:
 
     Attributes:
       config, compute: of the model, and of the device.
-      mesh: of several devices that compute whole sequences together, each its shard of a batch; None for one.
+      mesh: of several devices, each of which computes its shard of a batch of whole sequences; None for one device.
     """
 
     config: BackboneConfig
@@ -294,7 +294,7 @@ def init_params(config: BackboneConfig, compute: Compute, key: jax.Array) -> Par
 
 
 def init_lora(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Params:
-    """The LoRA tree at the start of training, float32: A random, B zero, so that outputs are equal to the base's."""
+    """The LoRA tree at the start of training, float32: A random, B zero, so that outputs equal the base's outputs."""
     abstract = abstract_params(config, Compute(jnp.dtype(jnp.float32), "tiled"))
     layers = {}
     for index, layer in abstract["layers"].items():
@@ -312,7 +312,7 @@ def init_lora(config: BackboneConfig, lora: LoraConfig, key: jax.Array) -> Param
 
 
 def _path_hash(name: str) -> int:
-    """A 31-bit number for a name, equal in all processes; random models and adapters depend on it."""
+    """A 31-bit hash of a name, equal in all processes; random models and adapters depend on it."""
     value = 0
     for char in name:
         value = (value * 131 + ord(char)) & 0x7FFFFFFF
@@ -320,7 +320,7 @@ def _path_hash(name: str) -> int:
 
 
 def embed(table: jax.Array, input_ids: jax.Array, config: BackboneConfig, dtype: Any) -> jax.Array:
-    """Rows of the embedding, scaled: [...] ids -> [..., D] in the compute dtype, which the scale is rounded to."""
+    """Rows of the embedding, scaled: [...] ids -> [..., D] in the compute dtype, to which the scale is rounded."""
     rows = table[input_ids].astype(dtype)
     return rows if config.embed_scale == 1.0 else rows * jnp.asarray(config.embed_scale, dtype)
 

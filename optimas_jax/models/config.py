@@ -191,7 +191,7 @@ def _refuse_what_is_not_computed(config: Mapping[str, Any], architecture: str) -
 
 
 def _gemma3_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What Gemma 3 has beyond Llama; by default, every sixth layer is full and the others are sliding."""
+    """Settings of Gemma 3 that Llama does not have; by default every sixth layer is full and the others are sliding."""
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
     types = config.get("layer_types") or [
         "sliding_attention" if (index + 1) % every else "full_attention" for index in range(config["num_hidden_layers"])
@@ -213,7 +213,7 @@ def _gemma3_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _smollm3_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Which layers of SmolLM3 have no RoPE: those with a 0 in ``no_rope_layers``, by default every fourth."""
+    """Layers of SmolLM3 without RoPE: layers with a 0 in ``no_rope_layers``, by default every fourth."""
     every = config.get("no_rope_layer_interval") or 4
     rotated = config.get("no_rope_layers")
     if rotated is None:
@@ -222,14 +222,15 @@ def _smollm3_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope_settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    """RoPE of (full) layers. transformers 5 writes ``rope_parameters``, for Gemma 3 by kind of layer; transformers 4
-    wrote ``rope_theta`` and ``rope_scaling`` side by side, which stands above the other as it does there."""
+    """RoPE settings of (full) layers. transformers 5 writes ``rope_parameters``, for Gemma 3 by kind of layer;
+    transformers 4 wrote ``rope_theta`` and ``rope_scaling``. As in transformers, ``rope_scaling`` overrides
+    ``rope_parameters``."""
     parameters, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
-    own = parameters.get("full_attention", parameters)
-    if not isinstance(own, dict):
+    parameters_of_full = parameters.get("full_attention", parameters)
+    if not isinstance(parameters_of_full, dict):
         raise ValueError(f"config.json has rope_parameters {str(parameters)[:80]}, expected an object of settings")
     kind = {"rope_type": scaling["type"]} if "type" in scaling else {}
-    rope = {**own, **kind, **scaling}
+    rope = {**parameters_of_full, **kind, **scaling}
     default = {"gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0}.get(architecture, 10_000.0)
     rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or default
     if (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
@@ -279,8 +280,8 @@ def llama3_rope_divisors(
     for pair in range(head_dim // 2):
         frequency = theta ** (-2 * pair / head_dim)
         rotations = original_max_positions * frequency / (2 * math.pi)
-        kept = min(max((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0), 1.0)
-        divisors.append(1.0 / (kept + (1.0 - kept) / factor))
+        unscaled = min(max((rotations - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0), 1.0)
+        divisors.append(1.0 / (unscaled + (1.0 - unscaled) / factor))
     return tuple(divisors)
 
 
@@ -344,7 +345,7 @@ def _gguf_rope_divisors(
     field: Callable[[str, Any], Any], head_dim: int, stored: tuple[float, ...] | None
 ) -> tuple[float, ...] | None:
     """Divisors of RoPE's frequencies, as llama.cpp reads them: a factor without a type is linear scaling, also under
-    its older name, and a factor of 0 is none. ``stored``: of ``rope_freqs.weight``."""
+    its older name, and a factor of 0 is no scaling. ``stored``: contents of ``rope_freqs.weight``."""
     kind = field("rope.scaling.type", "linear")
     factor = field("rope.scaling.factor", field("rope.scale_linear", 0.0)) or 1.0
     if kind not in ("none", "linear") or (kind == "linear" and factor != 1.0 and stored is not None):

@@ -1,4 +1,4 @@
-"""Kinds of the values of a Hugging Face ``config.json``."""
+"""Checks the types of the values of a Hugging Face ``config.json``."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _OBJECTS = ("rope_parameters", "rope_scaling", "quantization_config")
 
 
 def check_kinds(config: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for a value of a kind that it cannot be; null is as good as left out."""
+    """Raises ``ValueError`` for a value of a wrong type; null means that a value is left out."""
 
     def refuse(name: str, expected: str) -> None:
         raise ValueError(f"config.json has {name} {repr(config[name])[:80]}, expected {expected}")
 
     for name, value in config.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is None:
             continue
-        if name in _SIZES and not (number and isinstance(value, int) and value > 0):
+        if name in _SIZES and not (is_number and isinstance(value, int) and value > 0):
             refuse(name, "a positive integer")
-        if name == "sliding_window" and not (number and isinstance(value, int) and value >= 0):
+        if name == "sliding_window" and not (is_number and isinstance(value, int) and value >= 0):
             refuse(name, "an integer of at least 0")
-        if name in _NUMBERS and not (number and 0 < value < math.inf):
+        if name in _NUMBERS and not (is_number and 0 < value < math.inf):
             refuse(name, "a positive number")
         if name in _OBJECTS and not isinstance(value, dict):
             refuse(name, "an object")
-        if name == "layer_types" and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        if name == "layer_types" and not (isinstance(value, list) and all(isinstance(kind, str) for kind in value)):
             refuse(name, "a list of texts")
         if name == "no_rope_layers" and not (isinstance(value, list) and set(map(str, value)) <= {"0", "1"}):
             refuse(name, "a list of 0 and 1")

@@ -1,7 +1,7 @@
 """Forms of products, sums and arg max for XLA's CPU code: faster there, or equal to the bit for any number of rows.
 
-Used where ``Compute.cpu_forms`` is set (``parallel.platform``). Other platforms take the plain operations: there these
-forms would only keep the compiler from fusing.
+Used if ``Compute.cpu_forms`` is set (``parallel.platform``). Other platforms use the plain operations: there these
+forms would only keep the compiler from fusing operations.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 Tree = TypeVar("Tree")
 
-_SMALL = 4096  # numbers
-_BLOCK = 128  # entries of a row that are searched together
+_SMALL = 4096  # numbers: XLA sums smaller arrays in another order
+_BLOCK = 128  # entries of a row of which ``arg_max`` takes the maximum together
 
 
 def weight_first(x: jax.Array, weight: jax.Array, dtype: Any = None) -> jax.Array:

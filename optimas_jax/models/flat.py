@@ -1,7 +1,7 @@
 """Flat batches: sequences of different lengths laid end to end, for all passes over whole sequences.
 
 Sizes are rounded up to buckets, so that the number of compilations is bounded. The results of a sequence do not depend
-on them (``models.layout``).
+on these sizes (``models.layout``).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Flat(NamedTuple):
 
 
 def bucket(size: int, least: int, per_doubling: int = 2) -> int:
-    """Smallest bucket that holds ``size``: multiples of ``least``, or coarser where that still gives
-    ``per_doubling`` buckets between powers of two."""
+    """Smallest bucket that holds ``size``. Buckets are multiples of ``least``, or coarser if there are still
+    ``per_doubling`` of them between powers of two."""
     step = max(least, (1 << max(size - 1, 0).bit_length()) // (2 * per_doubling))
     return max(-(-size // step) * step, least)
 
@@ -75,14 +75,14 @@ def flatten(
     """Lays sequences end to end.
 
     Args:
-      sequences: at least one, or none where ``like`` has some; all with ``parts`` or none.
+      sequences: at least one, or none if ``like`` has some; either all with ``parts`` or all without.
       pad_id: token of the padding at the end.
       tiled: layout ``Tiles`` if true, else ``TilePairs``.
       stored: P, number of positions of the prefix cache.
       slots: room for stored positions of a sequence, a size of ``Tiles``; 0 for as many as ``sequences`` have.
       tokens: T before rounding up to a bucket; default: all tokens of ``sequences``.
-      like: sequences that the layout has room for as well (as many, each as long), so that layouts of several batches
-        with the same ``tokens`` have the same shapes.
+      like: sequences for which the layout must have room, too (for as many, each as long), so that layouts of several
+        batches with the same ``tokens`` have the same shapes.
 
     Returns:
       numpy arrays.
@@ -94,8 +94,10 @@ def flatten(
     for begin, sequence in zip(begins, sequences, strict=False):
         span = slice(begin, begin + len(sequence.ids))
         ids[span] = sequence.ids
-        given = sequence.positions
-        positions[span] = np.arange(sequence.start, sequence.length) if given is None else given
+        sequence_positions = sequence.positions
+        positions[span] = (
+            np.arange(sequence.start, sequence.length) if sequence_positions is None else sequence_positions
+        )
     sizes = _Sizes(
         max(len(sequences), len(like)),
         max(len(sequence.ids) for sequence in (*sequences, *like)),
@@ -150,7 +152,7 @@ def _tiles(sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, s
 
 
 def _seen_tiles(key_index: np.ndarray, parts: np.ndarray, shared: int) -> list[tuple[int, int]]:
-    """Ranges (first, stop) of the key tiles that some neighbouring tokens of a sequence see.
+    """Ranges (first, stop) of the key tiles that a span of tokens of a sequence sees.
 
     Args:
       key_index: of these tokens, ascending.
@@ -176,7 +178,7 @@ def _shared_blocks(sequences: Sequence[FlatSequence]) -> int:
 def _tile_pairs(
     sequences: Sequence[FlatSequence], begins: np.ndarray, tokens: int, stored: int, before: int, sizes: _Sizes
 ) -> TilePairs:
-    """``before``: S0, room for stored keys."""
+    """The layout ``TilePairs``; ``before``: S0, room for stored keys."""
     sequence_of, key_index, part = np.full(tokens, -1, np.int32), np.zeros(tokens, np.int32), np.zeros(tokens, np.int32)
     of_store = np.full(before, stored, np.int32), np.full(before, -2, np.int32), np.zeros(before, np.int32)
     starts = np.cumsum([0, *(sequence.start for sequence in sequences)])
@@ -201,7 +203,7 @@ def _tile_pairs(
     by_query = [(query, key, real) for (query, key), real in sorted(pairs.items())]
     without = sorted(set(range((before + tokens) // TILE)) - {key for _, key in pairs})
     by_key = sorted([*by_query, *((0, key, 0) for key in without)], key=lambda pair: (pair[1], pair[0]))
-    # As many pairs as T tokens of sequences as long as the longest can have.
+    # The most pairs that T tokens can have, if every sequence is as long as the longest.
     reach = -(-(sizes.queries - 1) // TILE) + 1
     room = bucket(tokens // TILE * (min(reach, tokens // TILE) + before // TILE) + before // TILE, 64, 1)
     tables = np.zeros((2, room, 3), np.int32)
@@ -212,7 +214,8 @@ def _tile_pairs(
 
 
 def _seen(parts: np.ndarray, inside: slice, begin: int) -> list[tuple[int, int]]:
-    """Ranges (first, stop) of a sequence's tokens that its tokens ``inside`` a tile see, counted from its first one.
+    """Ranges (first, stop) of the tokens of a sequence that its tokens ``inside`` a tile see, counted from its first
+    token.
 
     Args:
       parts: of all its tokens.

@@ -1,8 +1,8 @@
-"""Whole sequences through the layers, one compiled layer after another, with and without a gradient.
+"""Runs whole sequences through the layers, one compiled layer after another, with and without a gradient.
 
-30 layers compile as fast as one, and a device holds the gathered weights of one layer at a time. Inside another jitted
-function they become part of it. For the backward pass a layer keeps its products and attention's output, and computes
-the rest again; with ``Compute.remat`` it keeps only its input.
+So 30 layers compile as fast as one, and a device holds the gathered weights of one layer at a time. Inside another
+jitted function the layers become part of it. For the backward pass a layer keeps its products and the output of its
+attention, and computes the rest again; with ``Compute.remat`` it keeps only its input.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def run_layers_vjp(
 ) -> tuple[jax.Array, Callable[[jax.Array], Params]]:
     """Like ``run_layers``; also returns the VJP with respect to ``lora_params``.
 
-    The VJP can be called once: it frees the residuals of a layer as soon as they are used. It computes no gradient for
-    ``x``. Not ``jax.grad``, which takes 5 ms of tracing for each compiled layer.
+    The VJP can be called only once: it frees the residuals of a layer as soon as they are used. It computes no gradient
+    for ``x``. ``jax.grad`` is not used, because it takes 5 ms of tracing for each compiled layer.
     """
     inputs = layer_inputs(network, positions, layout)
     passed: list[tuple[int, LayerArgs, Pullback]] = []
@@ -177,7 +177,7 @@ _rope_angles = jax.jit(rope_angles, static_argnums=(1, 2))
 
 
 def layer_inputs(network: Network, positions: jax.Array, layout: AnyLayout) -> list[tuple[Rotation, AnyLayout]]:
-    """Rotation and layout of each layer. Where some layers have a window all have one, so that one program fits all."""
+    """Rotation and layout of each layer. If some layers have a window, all get one, so that one program fits all."""
     config = network.config
     of_kind = {}
     for kind in set(config.kinds):
@@ -285,7 +285,7 @@ def _last_keys_values(
 
 
 def _pad_to_bucket(network: Network, computed: KeysValues) -> KeysValues:
-    """Keys and values padded to few sizes, so that their readers are not compiled for each T."""
+    """Keys and values padded to one of a few sizes, so that programs that read them are not compiled for each T."""
     padding = -computed[0].shape[-3] % network.compute.prefill_tokens
     behind = [(0, padding), (0, 0), (0, 0)]
     keys, values = (jnp.pad(part, [*[(0, 0)] * (part.ndim - 3), *behind]) for part in computed)

@@ -1,8 +1,8 @@
 """Attention over ``TilePairs`` as Pallas kernels for TPU; arguments and results as in ``models.pairs``.
 
-A program of the grid is a pair of tiles. Pairs come in the order of the tile whose result they add to, so that its sums
-stay in fast memory from its first pair to its last. Tables of pairs are read before the grid starts (scalar prefetch):
-they say which tiles of the arrays a program reads and writes.
+Each program of the grid computes a pair of tiles. Pairs are sorted by the tile to whose result they add, so that its
+sums stay in fast memory from its first pair to its last. Tables of pairs are read before the grid starts (scalar
+prefetch): they tell which tiles of the arrays a program reads and writes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from optimas_jax.models.layout import MASKED, TILE, Pairs, Seen, visible
 
 _QUERY, _KEY = 0, 1  # columns of the tables
-_BITS = 15  # of a tile's number in a packed pair
+_BITS = 15  # bits of a tile's number in a packed pair
 
 
 def _packed(table: jax.Array) -> jax.Array:
@@ -111,7 +111,8 @@ def _over_pairs(
     """Runs ``add`` for the first ``count`` pairs of a table, which is sorted by its ``column``.
 
     Args:
-      add: kernel of a pair: position in the order (``_Place``), mask, inputs, results, sums.
+      add: kernel of a pair. Arguments: whether it is the first and the last pair of its tile, whether it is a real
+        pair, a function that returns its mask, inputs, results, sums.
       inputs: arrays of tiles, with the column of the table that says which tile a pair reads.
       results: arrays of tiles, written with the last pair of each tile of ``column``.
       sums: shapes of float32 arrays in fast memory.
@@ -123,6 +124,7 @@ def _over_pairs(
         return pl.BlockSpec((1, *shape[1:]), lambda pair, table, window: (_tile(table[pair], of), *behind))
 
     def kernel(table: Any, window: Any, *refs: Any) -> None:
+        """Calls ``add`` for the pair of this program of the grid."""
         pair = pl.program_id(0)
         tile, last = _tile(table[pair], column), pl.num_programs(0) - 1
         is_first = (pair == 0) | (_tile(table[jnp.maximum(pair - 1, 0)], column) != tile)

@@ -1,15 +1,15 @@
 """Layouts of flat batches: which keys the tokens of each sequence see.
 
 A *flat batch* is one axis of tokens, sequence after sequence, with no padding between them, so that operations on
-single tokens compute no padding. Only attention needs the sequences. It works on tiles of queries and tiles of keys,
-and a layout lists the pairs of tiles that have something to do with each other, so that work and memory follow the
-lengths of the sequences, in one of two forms:
+single tokens compute no padding. Only attention needs the sequences. It works on tiles of queries and tiles of keys. A
+layout lists the pairs of a query tile and a key tile in which a query sees a key, so that work and memory follow the
+lengths of the sequences. It has one of two forms:
 
-- ``Tiles``, for CPU: the key tiles of a sequence begin where it begins, whether its keys come from this batch or from
+- ``Tiles``, for CPU: the key tiles of a sequence begin at its first key, whether its keys come from this batch or from
   an earlier one. A sequence therefore gets the same bits whatever shares its batch, and however much of it was stored
-  (tests hold this; with Qwen3's q/k norm the last digits may differ).
+  (tests check this; with Qwen3's q/k norm the last digits may differ).
 - ``TilePairs``, for accelerators: key tiles are aligned in the batch, as kernels read memory; many pairs are computed
-  at once, and keys of earlier batches stand before those of this one.
+  at once, and keys of earlier batches come before the keys of this batch.
 
 Shape letters: T tokens of a flat batch, B sequences, S key positions of a sequence, P stored positions, N query heads,
 K kv heads, G = N / K query heads of one kv head, H head dim.
@@ -40,7 +40,8 @@ class Tiles(NamedTuple):
     Attributes:
       sequence: [T] number of each token's sequence, -1 for padding.
       key_index: [T] index of each token's key among the keys of its sequence.
-      part: [T] for groups of candidates, 0 for the prefix, else the candidate. A token sees its part and part 0.
+      part: [T] for groups of candidates: 0 for the prefix, else the number of the candidate. A token sees its own part
+        and part 0.
       begins: [B] index of each sequence's first token in the flat batch.
       starts: [B] number of keys before that token, which were stored earlier.
       blocks: [B, S / BLOCK] the stored blocks of these keys.
@@ -62,20 +63,20 @@ class Tiles(NamedTuple):
 
 
 class TilePairs(NamedTuple):
-    """The pairs of a query tile and a key tile with something to do with each other; every array is int32.
+    """The pairs of a query tile and a key tile in which a query sees a key; every array is int32.
 
-    Keys are ``[S0 | T]``: stored ones that the sequences of the batch begin with, each sequence's by themselves, and
-    those of the batch. A query tile is TILE tokens of the batch, a key tile TILE keys.
+    Keys are ``[S0 | T]``: first the stored keys with which the sequences of the batch begin, sequence after sequence,
+    then the keys of the batch. A query tile is TILE tokens of the batch, a key tile TILE keys.
 
     Attributes:
       sequence, key_index, part: [T] as in ``Tiles``.
       stored: [S0] index of each stored key in the store [P]; P for padding.
       stored_sequence: [S0] its sequence, -2 for padding.
       stored_index: [S0] its index among the keys of its sequence, which is its position.
-      by_query: [n, 3] query tile, key tile, and 1 if they have something to do with each other; by query tile, and each
-        query tile at least once.
-      by_key: [m, 3] the same by key tile, and each key tile at least once.
-      counts: [2] pairs of ``by_query`` and of ``by_key``; the rest is padding.
+      by_query: [n, 3] query tile, key tile, and 1 if a query of the one sees a key of the other, else 0; sorted by
+        query tile, with each query tile at least once.
+      by_key: [m, 3] the same pairs sorted by key tile, with each key tile at least once.
+      counts: [2] number of pairs of ``by_query`` and of ``by_key``; the rest is padding.
       window, positions: see ``within``; None for attention to all that is before.
     """
 
@@ -96,7 +97,7 @@ AnyLayout = Tiles | TilePairs
 
 
 class Seen(NamedTuple):
-    """What decides whether a query sees a key: sequence, index, part and position of both, int32.
+    """The values that decide whether a query sees a key: sequence, index, part and position of both, int32.
 
     Attributes:
       queries: [T / TILE, TILE, 4].
@@ -138,7 +139,7 @@ def within(window: jax.Array | int, query: jax.Array, key: jax.Array) -> jax.Arr
 def gather(computed: jax.Array, indices: jax.Array, stored: jax.Array | None = None) -> jax.Array:
     """Rows at ``indices`` [...] of ``computed`` [T, ...]; zeros beyond the end.
 
-    With ``stored`` [P / BLOCK, BLOCK, ...] the indices count in ``[stored | computed]``, which are too large to be
+    With ``stored`` [P / BLOCK, BLOCK, ...] the indices refer to ``[stored | computed]``; the two are too large to be
     concatenated.
     """
     if stored is None:

@@ -1,4 +1,4 @@
-"""The product of activations and weights, and the name of what a layer keeps for its backward pass."""
+"""The product of activations and weights, and the name of the arrays that a layer keeps for its backward pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 
 Product = Callable[..., jax.Array]
 
-KEPT = "kept"  # name of the arrays that a layer keeps for its backward pass, where it computes the rest again
+KEPT = "kept"  # name of the arrays that a layer keeps for its backward pass; it computes the rest again
 
 
 def matmul(x: jax.Array, weight: jax.Array, dtype: Any = None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Attention over ``TilePairs``: no array of queries times keys, and work in proportion to the pairs of tiles.
+"""Attention over ``TilePairs``: stores no array of queries times keys; work is proportional to the pairs of tiles.
 
 Two implementations compute the same: many pairs at once by XLA (here; every platform), and a Pallas kernel
 (``models.kernel``; TPU). Both keep the highest score and the sum of weights of each query (Milakov and Gimelshein,
@@ -34,7 +34,7 @@ from optimas_jax.models.layout import (
 from optimas_jax.models.numerics import KEPT
 
 CHUNK = 64  # pairs that XLA computes at once
-_EVERYTHING = 1 << 30  # a window that hides nothing
+_EVERYTHING = 1 << 30  # a window that hides no key
 
 
 def pairs_attention(
@@ -179,8 +179,8 @@ class _Chunk(NamedTuple):
     """Pairs that are computed at once. They belong to neighbouring tiles, whose sums are a window of CHUNK tiles.
 
     Attributes:
-      query, key: [CHUNK] tiles of each pair.
-      real: [CHUNK] bool, False for a pair of nothing.
+      query, key: [CHUNK] query tile and key tile of each pair.
+      real: [CHUNK] bool, False for a pair in which no query sees a key.
       first: the first tile of the window.
       local: [CHUNK] tile of each pair within the window.
     """
@@ -192,7 +192,7 @@ class _Chunk(NamedTuple):
     local: jax.Array
 
     def scores(self, rows: jax.Array, keys: jax.Array, seen: Seen) -> jax.Array:
-        """[CHUNK, K, R, TILE] float32."""
+        """Scores [CHUNK, K, R, TILE] float32, MASKED for keys that a query does not see."""
         scores = _product("pkqh,pksh->pkqs", rows[self.query], keys[self.key])
         sees = visible(seen.queries[self.query], seen.keys[self.key], seen.window) & self.real[:, None, None]
         bias = jnp.where(sees, 0.0, MASKED)
@@ -215,7 +215,7 @@ class _Chunk(NamedTuple):
         return weights, weights * (d_weights - inner[self.query][..., None])
 
     def sums(self, parts: jax.Array) -> jax.Array:
-        """Sums of the pairs' parts [CHUNK, ...] by tile of the window. A product: additions in a fixed order."""
+        """Sums of the pairs' parts [CHUNK, ...] by tile of the window; a product, which adds in a fixed order."""
         of_tile = (jnp.arange(CHUNK)[:, None] == self.local).astype(jnp.float32)
         return jnp.tensordot(of_tile, parts, axes=1, precision=jax.lax.Precision.HIGHEST)
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., arXiv 2104.09864), with Llama 3.1's frequencies where a model has them."""
+"""Rotary position embedding (Su et al., arXiv 2104.09864), with Llama 3.1's frequencies for models that use them."""
 
 from __future__ import annotations
 

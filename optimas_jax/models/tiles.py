@@ -116,7 +116,7 @@ def _attend(
         nothing = jnp.zeros(rows.shape, jnp.float32)
         state = (jnp.full(rows.shape[:2], MASKED), nothing[..., 0], nothing)
         highest, total, mixed = _over_key_tiles(tiles, query_tile, add, state)
-        total = jnp.maximum(total, 1e-30)  # tiles of nothing but padding have no keys
+        total = jnp.maximum(total, 1e-30)  # tiles of padding alone have no keys
         out = (mixed / total[..., None]).astype(queries.dtype)
         return outputs[0].at[query_tile].set(out), outputs[1].at[query_tile].set(highest + jnp.log(total))
 

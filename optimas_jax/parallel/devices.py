@@ -1,4 +1,4 @@
-"""What accelerators can do: memory and peak rates by name, from the manufacturers' pages."""
+"""Accelerators by name: memory and peak rates, from the manufacturers' pages."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _GB, _TERA = 2**30, 1e12
 
 @dataclasses.dataclass(frozen=True)
 class DeviceKind:
-    """One device.
+    """A kind of accelerator.
 
     Attributes:
       name: of the device.
-      platform: as JAX calls it.
+      platform: JAX's name of its platform.
       memory: bytes that a program can use.
-      flops: bfloat16 operations a second, at most.
+      flops: peak bfloat16 operations a second.
       bandwidth: bytes a second from its memory.
       interconnect: bytes a second from other devices.
     """
@@ -30,7 +30,7 @@ class DeviceKind:
 
 
 def _gpu(name: str, gigabytes: float, teraflops: float, bandwidth: float, interconnect: float) -> DeviceKind:
-    """A GPU of which JAX takes three quarters of the memory, as it does unless told otherwise; rates in GB/s."""
+    """A GPU, with three quarters of its memory, which is JAX's default share; rates in GB/s."""
     return DeviceKind(name, "gpu", int(0.75 * gigabytes * _GB), teraflops * _TERA, bandwidth * 1e9, interconnect * 1e9)
 
 
@@ -53,14 +53,14 @@ KINDS = {
         _tpu("v6e", 31.25, 918, 1640, 400),
     )
 }
-_CORES = {"v5p": 2}  # the name of a slice counts TensorCores, of which a device has so many
+_CORES = {"v5p": 2}  # TensorCores of a device: the name of a slice counts TensorCores
 
 
 def devices_named(name: str) -> tuple[DeviceKind, int]:
     """A kind of device and their number: ``h100``, ``8xa100-80``, or a TPU slice, ``v5e-16``.
 
     Raises:
-      ValueError: for a name that is none of these.
+      ValueError: for an unknown name.
     """
     slice_of = re.fullmatch(r"(v\w+)-(\d+)", name)
     several = re.fullmatch(r"(?:(\d+)x)?(.*)", name)

@@ -1,6 +1,6 @@
-"""Several processes as one run: how they find each other, wait for each other, and agree.
+"""Several processes as one run: they join, wait for each other, and agree.
 
-Every function does nothing, or nothing more than its part for one, in a single process.
+With a single process, functions do nothing beyond that process's own part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from optimas_jax.parallel.mesh import DATA, MODEL
 from optimas_jax.parallel.platform import free_memory
 from optimas_jax.parallel.transfer import fetch, put_read
 
-# Seconds: JAX's own watch, which aborts a process where ``Link`` cannot end it, after half of them at the earliest.
+# Seconds of JAX's own watchdog, which aborts a process if ``Link`` cannot end it, after half of them at the earliest.
 _HEARTBEAT = 50
 _MEETING = 3600  # seconds that processes wait for each other
 
@@ -28,9 +28,9 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
     """Joins the processes of a run. To be called before any array is made.
 
     Args:
-      coordinator: HOST:PORT at which process 0 can be reached, the same for all; ``auto`` where JAX finds the processes
-        by itself: TPU slices, Slurm, Open MPI.
-      processes, process: their number, and the index of this one; None with ``auto``.
+      coordinator: HOST:PORT at which process 0 can be reached, the same for all; ``auto`` if JAX finds the processes by
+        itself: TPU slices, Slurm, Open MPI.
+      processes, process: number of processes, and index of this one; None with ``auto``.
 
     Raises:
       ValueError: for arguments that do not belong together.
@@ -43,7 +43,7 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
             "first process, their number, and the index of this one, counted from 0; or --coordinator=auto on a TPU "
             "slice or under Slurm"
         )
-    # Its handler of SIGTERM would keep a job alive that was cancelled.
+    # The SIGTERM handler of this service would keep a cancelled job alive.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -69,7 +69,7 @@ def leave() -> None:
 
 
 def meet(name: str) -> None:
-    """Waits until all processes are here. ``name`` is used once."""
+    """Waits until all processes have called it with this name, which may be used only once."""
     if jax.process_count() > 1:
         _client().wait_at_barrier(f"meet/{name}", _MEETING * 1000)
 
@@ -81,8 +81,8 @@ def _client() -> Any:
 
 
 def connect(mesh: Mesh) -> None:
-    """Lets the devices of a mesh meet along each axis, while all processes are here: on CPU they have half a minute for
-    the first time, and a program that one of them compiles may take longer."""
+    """Connects the devices of a mesh along each axis while all processes wait for each other. On CPU the first
+    connection must be made within half a minute, and a program that one process compiles first may take longer."""
     if mesh.is_multi_process:
         from jax.experimental import multihost_utils
 
@@ -99,8 +99,8 @@ def _sum_up(mesh: Mesh, x: jax.Array) -> jax.Array:
 
 
 def least_free_memory(mesh: Mesh) -> int | None:
-    """Bytes that can still be allocated on a device of a mesh (``platform.free_memory``), the least of what all
-    processes see; None if unknown."""
+    """Bytes that can still be allocated on a device of a mesh (``platform.free_memory``), the minimum over all
+    processes; None if unknown."""
     free = free_memory(mesh.local_devices[0])
     if not mesh.is_multi_process:
         return free
@@ -109,6 +109,6 @@ def least_free_memory(mesh: Mesh) -> int | None:
 
 
 def _of_devices(mesh: Mesh, number: int) -> jax.Array:
-    """[data, model] int32: the number of the process of each device."""
-    own = np.full((1, 1), number, np.int32)
-    return put_read(lambda _: own, mesh.devices.shape, NamedSharding(mesh, P(DATA, MODEL)))
+    """[data, model] int32: for each device the ``number`` that its process gave."""
+    own_part = np.full((1, 1), number, np.int32)
+    return put_read(lambda _: own_part, mesh.devices.shape, NamedSharding(mesh, P(DATA, MODEL)))

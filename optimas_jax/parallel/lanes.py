@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Lanes:
-    """Runs calls in as many threads as there are lanes. The result of a call must not depend on the other calls."""
+    """Runs calls in ``count`` threads, the lanes. The result of a call must not depend on the other calls."""
 
     def __init__(self, count: int = 1):
         self.count = count

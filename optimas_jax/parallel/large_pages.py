@@ -12,11 +12,11 @@ _TUNABLE = "glibc.malloc.hugetlb"
 
 
 def use_large_pages(setting: Path = _SETTING) -> None:
-    """Starts the program again with a glibc tunable that requests large pages, where Linux provides them on request.
+    """Restarts the program with a glibc tunable that requests large pages, if Linux provides them on request.
 
-    glibc reads the tunable only when a program starts. With 2 MB pages instead of 4 KB pages training on CPU is about a
-    tenth faster, other work a few hundredths. Does nothing elsewhere, and where ``GLIBC_TUNABLES`` already has the
-    tunable (=0 to do without).
+    glibc reads the tunable only when a program starts. With 2 MB pages instead of 4 KB pages, training on CPU is about
+    10% faster, other work a few per cent. Does nothing elsewhere, or if ``GLIBC_TUNABLES`` already has the tunable
+    (``glibc.malloc.hugetlb=0`` turns large pages off).
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     try:

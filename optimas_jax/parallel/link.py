@@ -1,7 +1,7 @@
-"""What the processes of a run have of each other: the commands of process 0, signs of life, and the end of all.
+"""Link between the processes of a run: commands of process 0, signs of life, and the end of all processes.
 
-It goes over the key-value store of JAX's coordination service, which process 0 serves: no device takes part, and a
-value waits until it is read.
+It uses the key-value store of JAX's coordination service, which process 0 serves: no device takes part, and a value
+stays until it is read.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import jax
 
 from optimas_jax.core.types import StopRun
 
-SILENCE = 22  # seconds without a sign of life after which a process is given up, before JAX does, which tells less
-LAG = 45  # seconds that a process may be behind without doing anything
+SILENCE = 22  # seconds without a sign of life until a process is given up; JAX takes longer, and gives no reason
+LAG = 45  # seconds that a process may be behind without working
 _POLL = 1.0  # seconds between two signs of life
-_WAIT = 3_600_000  # milliseconds of one wait for a command; then it waits again
-_KEPT = 8  # commands that are not deleted yet
+_WAIT = 3_600_000  # milliseconds of one wait for a command, which is repeated
+_KEPT = 8  # number of latest commands that are not deleted
 
 
 @dataclasses.dataclass(frozen=True)
 class Pulse:
-    """How far a process is.
+    """Sign of life of a process, with its progress.
 
     Attributes:
-      begun, ended: numbers of the last command that it began, and of the last that it ended.
+      begun, ended: numbers of the last command that it began, and of the last command that it ended.
       error: of the command that ended last; "" for none.
-      beat: counts up.
-      cpu: seconds of work so far.
-      host: its machine.
+      beat: number of this sign of life.
+      cpu: seconds of CPU time so far.
+      host: name of its machine.
     """
 
     begun: int = 0
@@ -49,8 +49,13 @@ class Pulse:
 
 @dataclasses.dataclass
 class _Heard:
-    """What process 0 knows of another one: its pulse, when the pulse changed last, and since when, and since how much
-    work, it is behind."""
+    """State of another process, in process 0.
+
+    Attributes:
+      pulse: its last sign of life.
+      at: time at which the sign of life last changed.
+      behind: since when it is behind, and its CPU time then; None if it is not behind.
+    """
 
     pulse: Pulse
     at: float
@@ -58,10 +63,10 @@ class _Heard:
 
 
 class Link:
-    """What a process has of the others: the commands of process 0, and signs of life.
+    """One process's end of the link: commands of process 0, and signs of life.
 
     Attributes:
-      index, count: of this process, and of processes.
+      index, count: index of this process, and number of processes.
       begun, ended, error: see ``Pulse``; of this process.
     """
 
@@ -70,15 +75,15 @@ class Link:
         self.index, self.count = index, count
         self.begun, self.ended, self.error = 0, 0, ""
         self._client, self._closed, self._deleted = client, threading.Event(), 0
-        self._heard = {other: _Heard(Pulse(), time.monotonic()) for other in range(1, count)}
+        self._heard = {index: _Heard(Pulse(), time.monotonic()) for index in range(1, count)}
 
     def send(self, command: bytes) -> None:
-        """Sends the next command, which has begun then."""
+        """Sends the next command; it counts as begun."""
         self._client.key_value_set_bytes(f"command/{self.begun + 1}", command)
         self.begun += 1
 
     def receive(self) -> bytes:
-        """Waits for the next command, which has begun then. Raises ``StopRun`` if process 0 has gone."""
+        """Waits for the next command; it counts as begun. Raises ``StopRun`` if process 0 has gone."""
         key = f"command/{self.begun + 1}"
         while True:
             try:
@@ -101,9 +106,9 @@ class Link:
             time.sleep(_POLL / 4)
 
     def wait_for_all(self, seconds: float) -> bool:
-        """Whether in process 0 every other process ends the last command within so many seconds."""
+        """Waits, in process 0, until every other process has ended the last command; False after so many seconds."""
         until = time.monotonic() + seconds
-        while any(one.pulse.ended < self.begun for one in self._heard.values()):
+        while any(heard.pulse.ended < self.begun for heard in self._heard.values()):
             if time.monotonic() > until:
                 return False
             time.sleep(_POLL / 4)
@@ -143,21 +148,21 @@ class Link:
     def _hear(self) -> str:
         """Reads the signs of life; returns why the run cannot go on, or ""."""
         shown = {key.rpartition("/")[2]: json.loads(text) for key, text in self._client.key_value_dir_get("pulse/")}
-        for other, heard in self._heard.items():
-            pulse, now = Pulse(**shown.get(str(other), {})), time.monotonic()
+        for index, heard in self._heard.items():
+            pulse, now = Pulse(**shown.get(str(index), {})), time.monotonic()
             if pulse.beat != heard.pulse.beat:
                 heard.at = now
             heard.pulse = pulse
             if why := _lost(heard, self, now):
-                return f"process {other}{' on ' * bool(pulse.host)}{pulse.host} {why}"
+                return f"process {index}{' on ' * bool(pulse.host)}{pulse.host} {why}"
         while self._deleted < min(heard.pulse.begun for heard in self._heard.values()) - _KEPT:
             self._deleted += 1
             self._client.key_value_delete(f"command/{self._deleted}")
         return ""
 
     def end_all(self, cause: str) -> None:
-        """Ends this process at once with exit code 1, and from process 0 all others. What the run has paid for is on
-        disk; a thread that waits inside a collective would never return."""
+        """Ends this process at once with exit code 1, and from process 0 all others. Everything that the run has paid
+        for is on disk. An orderly end is impossible: a thread that waits inside a collective would never return."""
         print(f"\nerror: {cause}. All processes end; the same command resumes", file=sys.stderr, flush=True)
         if self.index == 0:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -166,15 +171,15 @@ class Link:
         os._exit(1)
 
 
-def _lost(heard: _Heard, mine: Link, now: float) -> str:
-    """Why a process is lost for the run, or ""."""
+def _lost(heard: _Heard, link: Link, now: float) -> str:
+    """Why the run cannot go on with a process, or "" if it can."""
     pulse = heard.pulse
     if now - heard.at > SILENCE:
         return f"has given no sign of life for {SILENCE} s: it was killed, or its machine is not reached"
-    if pulse.error and pulse.ended == mine.begun == mine.ended and not mine.error:
+    if pulse.error and pulse.ended == link.begun == link.ended and not link.error:
         return f"failed where process 0 did not: {pulse.error}"
-    failed = pulse.error if pulse.ended == mine.begun else mine.error if mine.ended == mine.begun else ""
-    if pulse.begun == mine.begun and not (failed and pulse.ended != mine.ended):
+    failed = pulse.error if pulse.ended == link.begun else link.error if link.ended == link.begun else ""
+    if pulse.begun == link.begun and not (failed and pulse.ended != link.ended):
         heard.behind = None
         return ""
     since, work = heard.behind or (now, pulse.cpu)
@@ -183,9 +188,9 @@ def _lost(heard: _Heard, mine: Link, now: float) -> str:
     heard.behind = since, work
     if now - since <= LAG:
         return ""
-    if pulse.begun < mine.begun:
-        return f"has not begun command {mine.begun} for {LAG} s, and does nothing: it hangs in command {pulse.begun}"
-    return f"and process 0 are out of step: one failed in command {mine.begun} ({failed}), the other is still in it"
+    if pulse.begun < link.begun:
+        return f"has not begun command {link.begun} for {LAG} s, and does nothing: it hangs in command {pulse.begun}"
+    return f"and process 0 are out of step: one failed in command {link.begun} ({failed}), the other is still in it"
 
 
 def _gone(error: Exception) -> str:

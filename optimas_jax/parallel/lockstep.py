@@ -1,7 +1,7 @@
 """The same device commands in the same order in all processes of a run.
 
-Process 0 leads: it runs the host loop, and all decisions are its own. The others follow: they have the same objects
-under the same names, and call the same methods with the same arguments, so that collectives meet.
+Process 0 leads: it runs the host loop and makes all decisions. The other processes follow: they have the same objects
+under the same names, and call the same methods with the same arguments, so that collectives match.
 
     process 0                                      process 1, 2, ...
     scores = scorer.score_batch(groups)            follow(link, makers, types)
@@ -9,7 +9,7 @@ under the same names, and call the same methods with the same arguments, so that
                  groups  ------------------------>   objects["rewards"].scorer.score_batch(groups)
                  and then the method itself
 
-Arguments are plain data (``parallel.wire``), and large arrays go from device to device. One lock holds the order, as
+Arguments are plain data (``parallel.wire``), and large arrays go from device to device. A lock keeps the order, because
 several threads of process 0 call such methods. With a single process there is no leader, and a method is just called.
 """
 
@@ -37,22 +37,22 @@ _OPEN, _STOP = "open", "stop"
 
 
 class OutOfStep(StopRun):
-    """A process does something else than process 0."""
+    """A process does not do the same as process 0."""
 
 
 class Leader:
-    """Process 0's side."""
+    """The side of process 0: sends commands to the other processes."""
 
     def __init__(self, link: Link, types: Types):
         """``types``: of arguments, see ``parallel.wire``; the same in all processes."""
         self._link, self._types = link, types
         self._lock = threading.RLock()
-        self._inside = False  # a command is under way; only its own thread, which holds the lock, reads it
+        self._inside = False  # whether a command is running; only its own thread, which holds the lock, reads it
         self._closed = False
 
     def run(self, name: str, method: str, args: Sequence[Any], own: Callable[[], T]) -> T:
-        """Tells the others to call a method of the object of a name, and calls ``own``, which is this process's part.
-        Within another command just calls it: the others get there by themselves."""
+        """Makes the other processes call a method of the object with a name, and calls ``own``, the same method in this
+        process. Within another command only ``own`` is called: the other processes reach the call by themselves."""
         with self._lock:
             if self._inside:
                 return own()
@@ -66,7 +66,7 @@ class Leader:
                 return result
             except Exception as error:
                 self._link.end_command(_summary(error))
-                self._link.hear_all()  # where another process has died, the run ends with that cause
+                self._link.hear_all()  # if another process has died, the run ends with that cause
                 raise
             finally:
                 self._inside = False
@@ -90,12 +90,12 @@ class Leader:
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """An object that all processes have; of process 0.
+    """Reference of process 0 to an object that all processes have.
 
     Attributes:
-      leader: tells the others.
-      name: that they know, too.
-      attribute: of the object of that name; "" for itself.
+      leader: sends commands to the other processes.
+      name: of the object, the same in all processes.
+      attribute: name of an attribute of that object, if it is meant; "" for the object itself.
     """
 
     leader: Leader
@@ -103,16 +103,16 @@ class Shared:
     attribute: str = ""
 
     def part(self, attribute: str) -> Shared:
-        """An attribute of the object of this name."""
+        """The reference to an attribute of this object."""
         return Shared(self.leader, self.name, attribute)
 
 
 class HasShared(Protocol):
-    """An object with methods that run together."""
+    """An object with methods that run together in all processes."""
 
     @property
     def shared(self) -> Shared | None:
-        """None in a single process, and in those that follow."""
+        """Its reference; None with a single process, and in processes that follow."""
         ...
 
 
@@ -120,17 +120,17 @@ S = TypeVar("S", bound=HasShared)
 
 
 def together(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """A method that runs in all processes. Its arguments are plain data, by position; what it does to devices depends
-    on them and on earlier commands alone."""
+    """Makes a method run in all processes. Its arguments are plain data, by position. Its work on devices must depend
+    only on them and on earlier commands."""
 
     @functools.wraps(method)
     def run(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
         if self.shared is None:
             return method(self, *args, **kwargs)
         assert not kwargs
-        own = functools.partial(method, self, *args)
+        call_here = functools.partial(method, self, *args)
         path = f"{self.shared.attribute}.{method.__name__}".lstrip(".")
-        return self.shared.leader.run(self.shared.name, path, args, own)
+        return self.shared.leader.run(self.shared.name, path, args, call_here)
 
     run.runs_together = True  # type: ignore[attr-defined]
     return run
@@ -139,11 +139,11 @@ def together(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, 
 def open_shared(
     leader: Leader | None, name: str, kind: str, args: Sequence[Any], make: Callable[[Shared | None], T]
 ) -> T:
-    """An object that the other processes make, too, if there is a leader.
+    """Makes an object, and, if there is a leader, the same object in the other processes.
 
     Args:
       name: of the object; an earlier one of that name is replaced.
-      kind: of ``follow``'s makers; it gets ``args``.
+      kind: names the maker of ``follow`` that is called with ``args``.
       make: makes the object of this process.
     """
     if leader is None:
@@ -152,14 +152,14 @@ def open_shared(
 
 
 def follow(link: Link, makers: Mapping[str, Callable[..., Any]], types: Types) -> int:
-    """Does what process 0 tells until it ends; returns the exit code.
+    """Carries out the commands of process 0 until it ends; returns the exit code.
 
     Args:
-      makers: of objects, by kind.
+      makers: functions that make objects, by kind.
       types: as in ``Leader``.
 
     Raises:
-      StopRun: if process 0 has gone, or what it does is something else.
+      StopRun: if process 0 has gone, or the processes are out of step.
     """
     objects: dict[str, Any] = {}
     while True:
@@ -177,11 +177,11 @@ def follow(link: Link, makers: Mapping[str, Callable[..., Any]], types: Types) -
             return args[0]
         try:
             if method == _OPEN:
-                objects.pop(name, None)  # its memory goes before a new one takes some
+                objects.pop(name, None)  # frees its memory before the new object is made
                 objects[name] = makers[args[0]](*args[1:])
             else:
                 _method(objects, name, method)(*args)
-        except Exception as error:  # where process 0 has the same error, it handles it
+        except Exception as error:  # if process 0 has the same error, it handles it
             link.end_command(_summary(error))
             print(f"command {link.begun} ({name} {method}): {_summary(error)}", file=sys.stderr, flush=True)
         else:
@@ -189,19 +189,19 @@ def follow(link: Link, makers: Mapping[str, Callable[..., Any]], types: Types) -
 
 
 def _method(objects: Mapping[str, Any], name: str, method: str) -> Callable[..., Any]:
-    """Raises ``OutOfStep`` for anything but a method that runs together."""
-    found: Any = operator.attrgetter(method)(objects[name]) if name in objects else None
-    if not getattr(found, "runs_together", False):
+    """The method of an object; raises ``OutOfStep`` if it is none that runs together in all processes."""
+    target: Any = operator.attrgetter(method)(objects[name]) if name in objects else None
+    if not getattr(target, "runs_together", False):
         raise OutOfStep(f"{name} has no {method} that processes run together")
-    return found
+    return target
 
 
 def _from_leader(arrays: Sequence[Any]) -> list[np.ndarray]:
-    """Arrays of process 0 in every process; the others give shapes."""
+    """Broadcasts arrays of process 0 to every process; the other processes pass their shapes."""
     from jax.experimental import multihost_utils
 
-    own = [array if isinstance(array, np.ndarray) else np.zeros(array.shape, array.dtype) for array in arrays]
-    return [np.asarray(array) for array in multihost_utils.broadcast_one_to_all(own)]
+    arrays_here = [array if isinstance(array, np.ndarray) else np.zeros(array.shape, array.dtype) for array in arrays]
+    return [np.asarray(array) for array in multihost_utils.broadcast_one_to_all(arrays_here)]
 
 
 def _summary(error: BaseException) -> str:

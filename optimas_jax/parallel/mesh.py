@@ -58,9 +58,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     devices = list(devices if devices is not None else jax.devices())
     data, _ = mesh_shape(config, len(devices))
     size = data * config.model
-    if left := {device.process_index for device in devices} - {device.process_index for device in devices[:size]}:
+    if idle := {device.process_index for device in devices} - {device.process_index for device in devices[:size]}:
         raise ValueError(
-            f"a mesh of {data} x {config.model} (data x model) leaves process {min(left)} without a device: set data "
+            f"a mesh of {data} x {config.model} (data x model) leaves process {min(idle)} without a device: set data "
             "to 0, for all devices, or start fewer processes"
         )
     return jax.make_mesh((data, config.model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices[:size])

@@ -102,10 +102,11 @@ def free_memory(device: Any) -> int | None:
 
 
 def in_turn(tree: T, mesh: Mesh | None) -> T:
-    """On a mesh of CPU devices waits until the arrays are there; elsewhere, and inside a jitted function, does nothing.
+    """On a mesh of CPU devices waits until the arrays are computed; elsewhere, and inside a jitted function, does
+    nothing.
 
-    XLA's CPU devices share few threads. Programs that wait for each other's devices may take all of them, and the
-    process ends: so one is at work at a time.
+    XLA's CPU devices share few threads. Programs that wait for each other's devices may take all threads, and then the
+    process aborts. So one program runs at a time.
     """
     if mesh is None or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         return tree
@@ -113,8 +114,8 @@ def in_turn(tree: T, mesh: Mesh | None) -> T:
 
 
 def forget_programs() -> None:
-    """Drops compiled programs and returns their memory, on CPU, where each decode program holds 50 MB; does nothing
-    elsewhere. A program that is needed again is read from JAX's compilation cache."""
+    """On CPU drops compiled programs and returns their memory: each decode program holds 50 MB. Does nothing elsewhere.
+    A program that is needed again is read from JAX's compilation cache."""
     if jax.default_backend() == "cpu":
         jax.clear_caches()
         return_free_memory()

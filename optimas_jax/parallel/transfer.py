@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 
 def put(value: Any, sharding: Sharding) -> jax.Array:
-    """An array on the devices of a sharding. Of several processes, which all have the value, each fills its own
-    devices; nothing checks that the values are equal."""
+    """An array on the devices of a sharding. With several processes all of them have the value, and each fills its own
+    devices; that the values are equal is not checked."""
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -29,7 +29,7 @@ def put(value: Any, sharding: Sharding) -> jax.Array:
 
 
 def put_read(read: Callable[[Any], np.ndarray], shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
-    """An array that is read by index, on the devices of a sharding; of several processes each reads what its own
+    """An array that is read by index, on the devices of a sharding. Each process reads only the parts that its own
     devices hold, every part once."""
     if sharding.is_fully_addressable:
         return jax.device_put(read(...), sharding)
@@ -44,18 +44,18 @@ def put_read(read: Callable[[Any], np.ndarray], shape: tuple[int, ...], sharding
 
 
 def fetch(tree: Any) -> Any:
-    """The arrays of a tree as numpy arrays, whole in every process. Of several processes all must fetch it."""
+    """The arrays of a tree as numpy arrays, whole in every process. With several processes all must call it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     leaves, treedef = jax.tree.flatten(tree)
-    cut = [
+    split = [
         index
         for index, leaf in enumerate(leaves)
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
     ]
-    if cut:
-        whole = NamedSharding(leaves[cut[0]].sharding.mesh, P())
-        for index, leaf in zip(cut, _moved(whole)(*(leaves[index] for index in cut)), strict=True):
+    if split:
+        replicated = NamedSharding(leaves[split[0]].sharding.mesh, P())
+        for index, leaf in zip(split, _moved(replicated)(*(leaves[index] for index in split)), strict=True):
             leaves[index] = leaf
     return jax.device_get(jax.tree.unflatten(treedef, leaves))
 
@@ -67,7 +67,7 @@ def _moved(sharding: Sharding) -> Callable[..., tuple[jax.Array, ...]]:
 
 
 def put_tree(tree: T, placed: Any) -> T:
-    """A tree of arrays on the devices of a mesh; ``placed`` is the sharding of all of them, or a tree of theirs."""
+    """A tree of arrays on the devices of a mesh; ``placed``: one sharding for all arrays, or a tree of shardings."""
     leaves = jax.tree.leaves(placed)
     if not leaves or leaves[0].is_fully_addressable:
         return jax.device_put(tree, placed)

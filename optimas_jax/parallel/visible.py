@@ -1,6 +1,6 @@
-"""Which accelerators of this machine a process sees: sets of devices, and the environment variables that name them.
+"""Accelerators of this machine that a process sees: sets of devices, and the environment variables that name them.
 
-JAX is not imported: it would take the devices.
+JAX is not imported, because it would occupy the devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NONE = {"JAX_PLATFORMS": "cpu"}  # environment of a process without accelerators
 _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 _MIG = re.compile(r"\(UUID: (MIG-[^)]+)\)")
 _UUID = re.compile(r"\(UUID: (GPU-[^)]+)\)")
-_BOUNDS = {1: "1,1,1", 2: "1,2,1"}  # chips of a process on a TPU host, as libtpu is told of them
+_BOUNDS = {1: "1,1,1", 2: "1,2,1"}  # number of chips of a process on a TPU host -> their bounds, for libtpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +26,21 @@ class Accelerators:
 
     Attributes:
       kind: ``GPU``, ``TPU``, or "" for none.
-      names: as ``CUDA_VISIBLE_DEVICES`` and ``TPU_VISIBLE_CHIPS`` know them.
+      names: in the form of ``CUDA_VISIBLE_DEVICES`` and ``TPU_VISIBLE_CHIPS``.
     """
 
     kind: str = ""
     names: tuple[str, ...] = ()
 
     def divide(self, jobs: int, each: int | None) -> list[dict[str, str]]:
-        """Environments of ``jobs`` processes of which no two see the same device.
+        """Environment variables of ``jobs`` processes, no two of which see the same device.
 
         Args:
-          each: devices of a process; None for as many as there are for each, where ``jobs`` is 1 without a change.
+          each: number of devices of a process; None for an equal share of all devices, or, for a single job, for the
+            environment as it is.
 
         Raises:
-          ValueError: if there are not so many, or a TPU host cannot be cut in that way.
+          ValueError: if there are too few devices, or a TPU host cannot be divided in that way.
         """
         if each == 0 or (each is None and not self.names):
             return [NONE if each == 0 else {}] * jobs
@@ -82,12 +83,12 @@ def gpus_listed(text: str) -> tuple[str, ...]:
     """Names of GPUs in the output of ``nvidia-smi --list-gpus``; for a GPU with MIG its parts."""
     names: list[str] = []
     for line in text.splitlines():
-        if part := _MIG.search(line):
+        if mig := _MIG.search(line):
             if names[-1:] and names[-1].startswith("GPU-"):
-                names.pop()  # the whole that this is the first part of
-            names.append(part[1])
-        elif whole := _UUID.search(line):
-            names.append(whole[1])
+                names.pop()  # the whole GPU, whose first part this is
+            names.append(mig[1])
+        elif gpu := _UUID.search(line):
+            names.append(gpu[1])
     return tuple(names)
 
 

@@ -1,9 +1,9 @@
-"""Plain data as bytes: what process 0 tells the others. Nothing that is read can name code to run.
+"""Plain data as bytes, for the commands of process 0 to the others. A message cannot name code to run.
 
-A message is JSON and arrays as they are in memory. JSON has tags for what it has not: tuples, dicts with any keys,
-arrays, and dataclasses and named tuples under names that both sides know.
+A message is JSON, followed by arrays as they are in memory. Types that JSON does not have are written with tags:
+tuples, dicts with any keys, arrays, and dataclasses and named tuples under names that both sides know.
 
-    size of head, size of text | head: type, shape and place of each array | text | small arrays
+    size of head, size of text | head: type and shape of each array, and whether it is large | text | small arrays
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Types = Mapping[str, type]  # dataclasses and named tuples by name
 
 
 def encode(value: Any, types: Types, most: int) -> tuple[bytes, list[np.ndarray]]:
-    """A message, and the arrays of more than ``most`` bytes, which are not in it.
+    """The message of a value, and the arrays of more than ``most`` bytes, which are not in the message.
 
     Raises:
-      TypeError: for a value that is not plain, or of no known type.
+      TypeError: for a value that is neither plain data nor of a known type.
     """
     arrays: list[np.ndarray] = []
     text = json.dumps(_plain(value, types, arrays), separators=(",", ":")).encode()
@@ -33,7 +33,7 @@ def encode(value: Any, types: Types, most: int) -> tuple[bytes, list[np.ndarray]
 
 
 def decode(message: bytes, types: Types, receive: Callable[[list[Any]], Sequence[np.ndarray]]) -> Any:
-    """The value of a message; ``receive`` returns its large arrays, by their ``jax.ShapeDtypeStruct``."""
+    """The value of a message; ``receive`` returns the large arrays for their ``jax.ShapeDtypeStruct``."""
     in_head, in_text = (int(size) for size in np.frombuffer(message, "<u8", 2))
     start, end = 16 + in_head, 16 + in_head + in_text
     arrays: list[Any] = []
@@ -63,8 +63,8 @@ def _plain(value: Any, types: Types, arrays: list[np.ndarray]) -> Any:
     if isinstance(value, list):
         return [_plain(part, types, arrays) for part in value]
     if type(value) is tuple:
-        numbers = all(type(part) is int for part in value)  # token ids: most of what is sent
-        return {"tuple": value if numbers else [_plain(part, types, arrays) for part in value]}
+        all_ints = all(type(part) is int for part in value)  # token ids: most of what is sent
+        return {"tuple": value if all_ints else [_plain(part, types, arrays) for part in value]}
     if isinstance(value, Mapping):
         return {"dict": [[key, _plain(part, types, arrays)] for key, part in value.items()]}
     raise TypeError(f"a {kind} cannot be told to other processes: give plain data, or one of {', '.join(types)}")

@@ -12,21 +12,21 @@ _FINISH = {Outcome.OK: "stop", Outcome.TRUNCATED: "length"}
 
 
 class Piece(NamedTuple):
-    """One token of an answer: its text, and its bytes, which may be a part of a character's."""
+    """One token of an answer: its text, and its bytes, which may be part of a character."""
 
     text: str
     utf8: bytes
 
 
 def usage(completions: Sequence[Completion], answers: int = 1) -> dict[str, int]:
-    """Numbers of tokens of all completions of a request; each prompt, which has ``answers`` of them, counts once."""
+    """Numbers of tokens of all completions of a request; each prompt has ``answers`` completions, and counts once."""
     prompt = sum(completion.prompt_tokens for completion in completions[::answers])
     answer = sum(completion.completion_tokens for completion in completions)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
 def choice(completion: Completion, index: int, pieces: Sequence[Piece] | None, *, chat: bool) -> dict[str, Any]:
-    """One entry of ``choices``; ``pieces`` are the answer's tokens, where log-probs are wanted."""
+    """One entry of ``choices``; ``pieces`` are the answer's tokens, or None if no log-probs are wanted."""
     logprobs = None if pieces is None else _logprobs(completion, pieces, chat=chat)
     entry = {"index": index, "finish_reason": _FINISH[completion.outcome], "logprobs": logprobs}
     if not chat:
@@ -35,13 +35,13 @@ def choice(completion: Completion, index: int, pieces: Sequence[Piece] | None, *
 
 
 def token_ids(completion: Completion) -> dict[str, list[int]]:
-    """Prompt and answer in tokens, for an entry of ``choices``."""
+    """Token ids of prompt and answer, for an entry of ``choices``."""
     assert completion.tokens is not None
     return {"prompt_token_ids": list(completion.tokens.prompt_ids), "token_ids": list(completion.tokens.ids)}
 
 
 def chunk_choice(index: int, text: str | None, *, chat: bool, first: bool = False) -> dict[str, Any]:
-    """One entry of ``choices`` of a part of a streamed answer."""
+    """One entry of ``choices`` in a part of a streamed answer."""
     entry: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": None}
     if not chat:
         return {**entry, "text": text or ""}

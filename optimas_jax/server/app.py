@@ -5,8 +5,8 @@
     POST /v1/load_lora_adapter    {"lora_name": NAME, "lora_path": FOLDER[, "load_inplace": true]}, as vLLM has it
     POST /v1/unload_lora_adapter  {"lora_name": NAME}
 
-Requests of all clients share the engine's batch, also those for different adapters; an adapter is named as the model.
-A request whose client leaves is given up at the next step. Errors are JSON, in OpenAI's form.
+Requests of all clients share the engine's batch, even for different adapters; the model's name chooses the adapter. A
+request whose client disconnects is given up at the next step. Errors are JSON, in OpenAI's form.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from optimas_jax.server.protocol import CompletionBody, RequestError, parse
 from optimas_jax.server.system_app import left
 from optimas_jax.server.work import Answering, answer_all, stream
 
-DEFAULT_TOKENS = 512  # most tokens of an answer where the request gives no limit
-_BODY = 2**20  # bytes of a body, and so many more for each token of the context:
-_BODY_PER_TOKEN = 8
-_CHARACTERS_PER_TOKEN = 32  # of a prompt, on average; a longer one does not fit, and is not tokenised to say so
+DEFAULT_TOKENS = 512  # most tokens of an answer if the request gives no limit
+_BODY = 2**20  # most bytes of a body, beside ``_BODY_PER_TOKEN``
+_BODY_PER_TOKEN = 8  # further bytes of a body for each token of the context
+_CHARACTERS_PER_TOKEN = 32  # prompts with more than this on average cannot fit, and are refused before tokenising
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(completer: LocalCompleter, model: str, name: str) -> Starlette:
-    """The application.
+    """The application of the server.
 
     Args:
       completer: the engine; loads its model at the first request.
@@ -93,7 +93,7 @@ class _Server:
         return JSONResponse({"object": "list", "data": [self._described(name, sampler) for name in names]})
 
     async def one_model(self, request: Request) -> Response:
-        """One of them."""
+        """One model of ``models``."""
         sampler, name = await self._sampler(), request.path_params["name"]
         self._adapter(name, sampler)
         return JSONResponse(self._described(name, sampler))
@@ -125,8 +125,8 @@ class _Server:
             message = f"{name!r} has already been loaded: unload it first, or say load_inplace: true"
             raise RequestError(400, message, "lora_name")
         try:
-            read = await asyncio.to_thread(read_adapter, Path(path), sampler.network.config)
-            await asyncio.to_thread(sampler.adapters.load, name, *read)
+            adapter = await asyncio.to_thread(read_adapter, Path(path), sampler.network.config)
+            await asyncio.to_thread(sampler.adapters.load, name, *adapter)
         except ValueError as error:
             raise RequestError(400, str(error), "lora_path") from error
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
@@ -200,10 +200,10 @@ class _Server:
         return requests, [ids for ids in tokens for _ in range(body.n)]
 
     def _adapter(self, name: str, sampler: Sampler) -> str:
-        """The adapter that a model's name means; "" for the base."""
+        """The adapter that a model's name chooses; "" for the base."""
         if name != self._name and name not in sampler.adapters.names:
-            known = ", ".join([self._name, *sampler.adapters.names])
-            raise RequestError(404, f"no model {name[:200]!r}; served are {known}", "model", "model_not_found")
+            served = ", ".join([self._name, *sampler.adapters.names])
+            raise RequestError(404, f"no model {name[:200]!r}; served are {served}", "model", "model_not_found")
         return "" if name == self._name else name
 
     async def _sampler(self) -> Sampler:

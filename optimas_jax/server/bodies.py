@@ -1,4 +1,4 @@
-"""Bodies of requests: read up to a limit, and parsed as JSON objects; and the answer to what is not taken."""
+"""Bodies of requests, read up to a limit and parsed as JSON objects; and the answer to refused requests."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from starlette.responses import JSONResponse, Response
 
 from optimas_jax.server.protocol import RequestError
 
-_MOST_DISCARDED = 64 * 2**20  # bytes of a body that is too large, read so that its sender sees the answer
-_SECONDS = 60.0  # until a body is here
+_MOST_DISCARDED = 64 * 2**20  # bytes of a too large body that are still read, so that its sender sees the answer
+_SECONDS = 60.0  # longest time for a body to arrive
 
 
 class BodyError(Exception):
-    """A body that is not read: HTTP status and message."""
+    """A body that cannot be read: HTTP status and message."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -28,7 +28,7 @@ async def read_object(request: Request, most: int) -> dict[str, Any]:
     """The JSON object of a body.
 
     Args:
-      most: bytes that a body may have; what is beyond is not kept.
+      most: most bytes of a body; bytes beyond them are discarded.
 
     Raises:
       BodyError: for a body that is too large, too slow, no JSON, or no object.
@@ -48,7 +48,7 @@ async def read_object(request: Request, most: int) -> dict[str, Any]:
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """The answer to a request that is not taken, in OpenAI's form: a handler of ``RequestError``, ``BodyError`` and
+    """The answer to a refused request, in OpenAI's form: a handler of ``RequestError``, ``BodyError`` and
     ``HTTPException``."""
     if isinstance(error, RequestError):
         return JSONResponse(error.to_json(), error.status)

@@ -1,7 +1,7 @@
-"""What stands before an application: the key that requests must have, and an orderly end.
+"""A gate before an application: it checks the key of requests, and lets the application end in order.
 
-The key is the bearer token of OpenAI's clients, or the password of a browser (Basic). ``/health`` needs none, so that a
-load balancer can ask for it. An application that ends refuses new requests with 503 and finishes those that it has.
+The key is the bearer token of OpenAI's clients, or the password of a browser (Basic). ``/health`` needs no key, so that
+a load balancer can ask for it. While the application ends, new requests get 503 and requests in flight are finished.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Gate:
     def __init__(self, application: Application, key: str = "", challenge: str = "Bearer"):
         """
         Args:
-          key: that requests must bring; "" for none.
-          challenge: how those without it are asked for it (``WWW-Authenticate``).
+          key: the key that requests must have; "" for none.
+          challenge: scheme in which requests without the key are asked for it (``WWW-Authenticate``).
         """
         self._application, self._key, self._challenge = application, key.encode(), challenge
         self.closing, self._given_up = False, False
@@ -60,8 +60,8 @@ class Gate:
             begun = True
             await send(message)
 
-        told = {**scope, CLOSING: lambda: self.closing}
-        task = asyncio.ensure_future(self._application(told, receive, sending))
+        inner_scope = {**scope, CLOSING: lambda: self.closing}
+        task = asyncio.ensure_future(self._application(inner_scope, receive, sending))
         self._tasks.add(task)
         try:
             await task
@@ -75,7 +75,7 @@ class Gate:
 
     @property
     def active(self) -> int:
-        """Requests that are being answered."""
+        """Number of requests in flight."""
         return len(self._tasks)
 
     def give_up(self) -> None:
@@ -98,9 +98,9 @@ def _ending() -> Response:
 
 
 def _given(scope: Message) -> bytes:
-    """The token or the password of a request; b"" without one."""
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    kind, _, token = given.partition(b" ")
+    """The bearer token or the password of a request; b"" if it has neither."""
+    header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    kind, _, token = header.partition(b" ")
     if kind.lower() == b"basic":
         with contextlib.suppress(ValueError):
             return base64.b64decode(token.strip(), validate=True).partition(b":")[2]
@@ -115,11 +115,11 @@ def _error(status: int, message: str, code: str, headers: dict[str, str] | None 
 
 
 def read_key(variable: str, host: str) -> str:
-    """The key in an environment variable, which requests must bring.
+    """The key that requests must have, from an environment variable.
 
     Args:
       variable: its name; "" for a server without a key.
-      host: that the server listens on; one that others reach needs a key.
+      host: the host that the server listens on; if other machines reach it, a key is required.
 
     Raises:
       StopRun: for a variable without a key, a key that no header can hold, and an open address without a key.
@@ -141,7 +141,7 @@ def read_key(variable: str, host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host."""
+    """Whether a host is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -1,7 +1,7 @@
 """OpenAI's wire format for chat and text completions: bodies of requests, by a schema.
 
-A field that would change the answer and that the engine does not have is refused by name, also an unknown one:
-an answer is what was asked for, or an error says why not.
+A field that would change the answer and that the engine does not support is refused by name, and so are unknown fields:
+an answer is what was asked for, or an error gives the reason.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from optimas_jax.core.secrets import redact
 from optimas_jax.core.types import derive_seed
 from optimas_jax.llm.base import CompletionRequest, Message
 
-MOST_ANSWERS = 64  # to one prompt
+MOST_ANSWERS = 64  # most answers to one prompt
 MOST_IN_ALL = 1024  # prompts times answers to each
 _MOST_MESSAGES, _MOST_STOPS, _MOST_STOP = 4096, 16, 1000
-# Settings that would change the answer and that the engine does not have, each with the values that mean "not used".
+# Settings that would change the answer and that the engine does not support, with the values that mean "not used".
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -47,7 +47,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "modalities": (["text"],),
 }
-# Fields that say nothing of the answer.
+# Fields that do not change the answer.
 _NO_MATTER = {
     "user",
     "metadata",
@@ -84,12 +84,12 @@ class CompletionBody:
       prompts: conversations to answer, ``n`` times each; one for chat.
       max_tokens: most tokens of an answer; None for as many as fit, up to a limit of the server.
       temperature, top_p, stop: of sampling.
-      seed: names the random numbers; None for a new seed at every request.
+      seed: of the random numbers; None for a new seed at every request.
       n: number of answers to each prompt.
       logprobs: whether log-probs of the sampled tokens are wanted.
       token_ids: whether prompt and answer are also wanted as tokens (vLLM's ``return_token_ids``).
       stream: whether the answer is sent in parts.
-      include_usage: whether the last part tells the numbers of tokens.
+      include_usage: whether the last part has the numbers of tokens.
       schema: JSON Schema that answers keep to, or None.
     """
 
@@ -136,7 +136,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _joined(content: Any) -> Any:
-    """The text of a message that is given in parts."""
+    """The text of a message whose content may be a list of parts."""
     if not isinstance(content, list):
         return content
     for part in content:
@@ -147,9 +147,9 @@ def _joined(content: Any) -> Any:
     return "".join(part["text"] for part in content)
 
 
-def _read_schema(wanted: Any) -> Mapping[str, Any] | None:
+def _read_schema(response_format: Any) -> Mapping[str, Any] | None:
     """The schema of ``response_format``."""
-    match wanted:
+    match response_format:
         case None | {"type": "text"}:
             return None
         case {"type": "json_object"}:
@@ -161,13 +161,14 @@ def _read_schema(wanted: Any) -> Mapping[str, Any] | None:
 
 
 def _as_flag(value: Any) -> Any:
-    """Text completions say by a number how many other tokens' log-probs are wanted; those of the sampled are known."""
+    """``logprobs`` of text completions: the number of further tokens whose log-probs are wanted. The engine knows only
+    the log-probs of the sampled tokens, so 0 and 1 mean True."""
     number = isinstance(value, int) and not isinstance(value, bool)
     return True if number and value in (0, 1) else value
 
 
 def _valid(text: str) -> str:
-    """A text that has an encoding: JSON can write halves of characters alone."""
+    """The text, if it can be encoded: JSON can hold single halves of characters (surrogates)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -280,7 +281,7 @@ def parse(body: Any, *, chat: bool) -> CompletionBody:
 
 
 def _refuse_others(body: Mapping[str, Any], kind: type[pydantic.BaseModel], where: str = "") -> None:
-    """Refuses fields that are not in the schema, unless they have no effect; null is as good as left out."""
+    """Refuses fields that are not in the schema, unless they have no effect; null means that a field is left out."""
     for name, value in body.items():
         if name in kind.model_fields or name in _NO_MATTER or value is None:
             continue
@@ -295,12 +296,12 @@ def _unused(name: str) -> tuple[Any, ...]:
 
 
 def _request_error(error: pydantic.ValidationError, kind: type[pydantic.BaseModel]) -> RequestError:
-    """The first error of a body, by the path of the field and what it must be."""
+    """The first error of a body: the path of the field, and what it must be."""
     first = error.errors(include_url=False, include_context=False)[0]
     if not first["loc"]:
         return RequestError(400, "names of fields must be text without halves of characters (surrogates)")
-    place = first["loc"][:1] if first["loc"][0] in ("stop", "prompt") else first["loc"]  # of one text, too
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    location = first["loc"][:1] if first["loc"][0] in ("stop", "prompt") else first["loc"]  # of one text, too
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     expected = first["msg"] if first["type"] == "value" else _expected(kind, first["loc"])
     got = "nothing" if first["type"] == "missing" else _short(first["input"])
     message = f"{path} must be {expected}, got {got}"
@@ -310,7 +311,7 @@ def _request_error(error: pydantic.ValidationError, kind: type[pydantic.BaseMode
 
 
 def _expected(kind: type[pydantic.BaseModel], path: Sequence[int | str]) -> str:
-    """What the field at a path must be, by the innermost description."""
+    """Description of what the field at a path must be; the innermost one on the path."""
     expected, fields = "another value", kind.model_fields
     inner = {"messages": _Turn, "stream_options": _Stream}
     for part in path:

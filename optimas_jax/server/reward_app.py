@@ -3,7 +3,7 @@
     GET  /health
     POST /score   {"component": NAME, "inputs": {...}, "outputs": [{...}, ...], "reward": NAME} -> {"scores": [...]}
 
-``reward`` may be left out for the last one of the run. Errors have the form of ``server.system_app``.
+Without ``reward`` the last reward of the run scores. Errors have the form of ``server.system_app``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Score = Callable[[str, Mapping[str, Any], Sequence[Mapping[str, Any]], str], Awa
 
 
 def make_reward_app(score: Score) -> Starlette:
-    """The application.
+    """The application of the server.
 
     Args:
-      score: local rewards of a component's outputs on its inputs, by the reward of a name; raises ``ValueError`` for
-        what cannot be scored. Its other exceptions are an error 500 without their messages.
+      score: (component, inputs, outputs, name of the reward) -> local rewards of the outputs; raises ``ValueError`` for
+        outputs that cannot be scored. Its other exceptions are an error 500 without their messages.
     """
 
     async def health(_: Request) -> Response:
@@ -47,8 +47,8 @@ async def _scored(score: Score, body: Mapping[str, Any]) -> Sequence[float]:
     component, inputs, outputs = (body.get(name) for name in ("component", "inputs", "outputs"))
     if not isinstance(component, str) or not isinstance(inputs, dict) or not isinstance(outputs, list):
         raise RunError(400, "invalid_request_error", "component must be a text, inputs an object, outputs a list")
-    for index, one in enumerate(outputs):
-        if not isinstance(one, dict):
+    for index, fields in enumerate(outputs):
+        if not isinstance(fields, dict):
             raise RunError(400, "invalid_request_error", f"outputs[{index}] must be an object of output fields")
     try:
         return await score(component, inputs, outputs, str(body.get("reward") or ""))

@@ -1,12 +1,12 @@
-"""A server over a whole program: its inputs as JSON in, what it returns as JSON out.
+"""A server over a whole program: requests have its inputs as JSON, answers its outputs.
 
-    GET  /          what the program reads, and an example of a call
+    GET  /          the fields that the program reads, and an example of a call
     GET  /health
-    POST /run       {"question": "..."} -> what the program returns; with ?trace=1 {"outputs": ..., "calls": [...]}
+    POST /run       {"question": "..."} -> the outputs of the program; with ?trace=1 {"outputs": ..., "calls": [...]}
 
-An error is {"error": {"message": ..., "type": ...}}: 400 for a body that is not the program's, with the fields at
-fault, 413 for one above 8 MiB, 502 with the outcome for a component that failed, 503 for models that do not
-answer, 500 for an exception of the program.
+An error is {"error": {"message": ..., "type": ...}}: 400 for a body that does not fit the program, with the wrong
+fields, 413 for a body above 8 MiB, 502 with the outcome for a component that failed, 503 for models that do not answer,
+500 for an exception of the program.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class RunError(Exception):
 def make_system_app(
     run: Run, outputs: Callable[[Trace], Any], *, name: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> Starlette:
-    """The application.
+    """The application of the server.
 
     Args:
-      run: the record of a run on fields; raises ``ValueError`` for fields that the program does not read, or lacks.
-      outputs: what the program returned in a run, as plain data.
+      run: runs the program on fields, and returns the record; raises ``ValueError`` for unknown and missing fields.
+      outputs: the outputs of the program in a run, as plain data.
       name: of the program.
       required, optional: the fields that it reads.
     """
@@ -76,7 +76,7 @@ def make_system_app(
 
 
 async def unexpected(_: Request, error: Exception) -> Response:
-    """The answer to an exception that nothing foresaw; what it says stays in the server's log."""
+    """The answer to an unexpected exception, whose message stays in the server's log."""
     message = f"the server failed on this request ({type(error).__name__}): its log has the reason"
     return RunError(500, "server_error", message).response()
 
@@ -89,7 +89,7 @@ async def refused(request: Request, error: Exception) -> Response:
 
 
 async def left(_: Request, error: Exception) -> Response:
-    """The answer that nobody reads, as its client has left."""
+    """The answer to a client that has disconnected; it is not sent."""
     return Response(status_code=499)
 
 
@@ -97,7 +97,7 @@ HANDLERS = {HTTPException: refused, ClientDisconnect: left, Exception: unexpecte
 
 
 async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:
-    """The record of a run that ended well."""
+    """The record of a successful run; raises ``RunError`` for any other."""
     try:
         trace = await run(fields)
     except ComponentBug as error:
@@ -114,7 +114,7 @@ async def _run(run: Run, fields: Mapping[str, Any]) -> Trace:
 
 
 async def read_fields(request: Request) -> Mapping[str, Any]:
-    """The JSON object of a body; raises ``RunError``."""
+    """The JSON object of a body; raises ``RunError`` if there is none."""
     try:
         return await read_object(request, MOST_BYTES)
     except BodyError as error:

@@ -1,7 +1,7 @@
-"""The answers to one request of a client: all together, or in parts while they are made.
+"""The answers to one request of a client: all together, or as a stream of parts.
 
-Who does not read any more is not answered any more: a client that leaves cancels its requests, and of an answer that is
-read slowly only the latest text is kept.
+A client that disconnects cancels its requests. For a client that reads slowly, only the latest text of each answer is
+kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optimas_jax.server.protocol import RequestError
 
 @dataclasses.dataclass(frozen=True)
 class Answering:
-    """The requests of one client's request.
+    """The engine's requests for one request of a client.
 
     Attributes:
       completer: the engine.
@@ -42,7 +42,7 @@ class Answering:
     logprobs: bool
 
     async def check(self) -> None:
-        """Raises ``RequestError`` for what the engine does not take."""
+        """Raises ``RequestError`` for a request that the engine does not take."""
         for index, request in enumerate(self.requests):
             if index == 0 or self.prompts[index] is not self.prompts[index - 1]:
                 with _as_request_error(request):
@@ -52,7 +52,7 @@ class Answering:
         """One answer, with the white space before it.
 
         Raises:
-          RequestError: with status 400 for what the engine does not take, and 500 for its failures.
+          RequestError: with status 400 for a request that the engine does not take, and 500 for failures of the engine.
         """
         request = self.requests[index]
         with _as_request_error(request):
@@ -71,7 +71,7 @@ class Answering:
 
 @contextlib.contextmanager
 def _as_request_error(request: CompletionRequest) -> Iterator[None]:
-    """Errors of the engine as those of the server."""
+    """Raises errors of the engine as ``RequestError``."""
     try:
         yield
     except Refused as error:
@@ -81,11 +81,11 @@ def _as_request_error(request: CompletionRequest) -> Iterator[None]:
 
 
 async def answer_all(work: Answering, request: Request) -> list[Completion]:
-    """All answers.
+    """All answers to a request of a client.
 
     Raises:
-      RequestError: of any of them; the others are given up.
-      ClientDisconnect: if the client leaves before.
+      RequestError: one of the answers failed; the others are given up.
+      ClientDisconnect: the client disconnected before.
     """
     async with _cancelled_together([work.complete(index) for index in range(len(work.requests))]) as tasks:
         answers = asyncio.gather(*tasks)
@@ -103,13 +103,13 @@ async def answer_all(work: Answering, request: Request) -> list[Completion]:
 
 
 async def _left(request: Request) -> None:
-    """Returns when the client has left; its body must have been read."""
+    """Returns when the client has disconnected; the body of the request must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 class _Latest:
-    """What is new of several answers: the latest text of each, until it is taken."""
+    """Updates of several answers: keeps the latest text of each until it is taken."""
 
     def __init__(self) -> None:
         self._new: dict[int, str | Completion | RequestError] = {}
@@ -133,7 +133,7 @@ async def stream(
 
     Args:
       frame: fields of every event.
-      answers: to each prompt.
+      answers: number of answers to each prompt.
     """
     loop, latest = asyncio.get_running_loop(), _Latest()
     sent = [""] * len(work.requests)
@@ -152,7 +152,7 @@ async def stream(
             result: Completion | RequestError = await work.complete(index, on_text)
         except RequestError as error:
             result = error
-        except Exception as error:  # else the stream would wait for ever
+        except Exception as error:  # otherwise the stream would never end
             result = RequestError(500, f"the server failed on this request ({type(error).__name__})")
         ended.add(index)
         latest.put(index, result)
@@ -184,7 +184,7 @@ async def stream(
 
 @contextlib.asynccontextmanager
 async def _cancelled_together(calls: list[Any]) -> AsyncIterator[list[asyncio.Task[Any]]]:
-    """Runs calls as tasks; cancels those that still run at the end (the client has left, or another call failed)."""
+    """Runs calls as tasks; cancels running ones at the end (the client has disconnected, or another call failed)."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         yield tasks

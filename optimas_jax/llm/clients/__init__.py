@@ -1,1 +1,1 @@
-"""Clients of servers: OpenAI, Anthropic, and whatever speaks as they do."""
+"""Clients of model servers: OpenAI, Anthropic, and servers with the same APIs."""

@@ -1,8 +1,8 @@
 """Client of Anthropic's messages API, and of servers with this API.
 
-The API has no seed: only the tape repeats an answer. It has no plain text to continue, and refuses stop texts of white
-space alone: they are applied here, to the whole answer. A schema goes along as ``output_config``, in the part of JSON
-Schema that the API knows; one with free keys is left to the prompt.
+The API has no seed: only the tape repeats an answer. It cannot continue a plain text. It refuses stop texts of white
+space alone: they are applied here, to the whole answer. A schema is sent as ``output_config``, reduced to the part of
+JSON Schema that the API knows; a schema with free keys is only shown in the prompt.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class AnthropicCompleter:
         """Attempts one request.
 
         Raises:
-          Fault: without an answer that can be read.
-          ServerError: for what it cannot be asked (a plain text, an adapter, tokens), and for what no request to this
-            server would be answered with.
+          Fault: there is no answer that can be read.
+          ServerError: the API cannot answer such a request (a plain text, an adapter, tokens), or the server would
+            answer no request.
         """
         _check(request)
         return await self._remote.complete(request, lambda: self._complete(request))
@@ -109,7 +109,7 @@ def _body(request: CompletionRequest) -> Body:
 
 
 def _turns(messages: Sequence[Message]) -> list[Body]:
-    """Messages of the API: all results of the tools that a turn asked for are in one turn of the user's."""
+    """Messages of the API: the results of all tools that a turn asked for are in one turn of the user."""
     turns: list[Body] = []
     for index, message in enumerate(messages):
         if message.role != "tool":
@@ -124,15 +124,15 @@ def _turns(messages: Sequence[Message]) -> list[Body]:
 
 
 def _id(call_id: str) -> str:
-    """The id of a call in the letters that the API takes."""
+    """The id of a call, with characters that the API does not take replaced."""
     return re.sub(r"[^a-zA-Z0-9_-]", "-", call_id)
 
 
 def _content(message: Message) -> Any:
     """A text, or blocks: the text and the images in it, and calls of tools."""
     if message.calls:
-        said = [{"type": "text", "text": message.content}] if message.content.strip() else []
-        return said + [
+        text_blocks = [{"type": "text", "text": message.content}] if message.content.strip() else []
+        return text_blocks + [
             {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": _input(call)} for call in message.calls
         ]
     if not message.images:
@@ -142,7 +142,7 @@ def _content(message: Message) -> Any:
 
 
 def _input(call: ToolUse) -> Any:
-    """Arguments as the API has them: an object, also where a model wrote none."""
+    """Arguments as an object, which the API requires; a text that is no JSON becomes a field of one."""
     return {"arguments": call.arguments} if isinstance(call.arguments, str) else thaw(call.arguments)
 
 
@@ -154,7 +154,7 @@ def _source(url: str) -> Body:
 
 
 def _form(request: CompletionRequest) -> Body:
-    """What asks for the form of the answer."""
+    """Fields of the body that ask for a form of the answer."""
     if request.tools:
         tools = [(tool.name, tool.description, thaw(tool.parameters)) for tool in request.tools]
         kinds = {"none": {"type": "none"}, "required": {"type": "any"}}
@@ -167,31 +167,31 @@ def _form(request: CompletionRequest) -> Body:
     return {} if request.schema is None else _format(request.schema)
 
 
-def _format(wanted: Mapping[str, Any]) -> Body:
-    """What asks for a text of a schema."""
-    schema = thaw(wanted)
+def _format(text_schema: Mapping[str, Any]) -> Body:
+    """Fields of the body that ask for an answer of a schema."""
+    schema = thaw(text_schema)
     try:
-        taken = _sdk().transform_schema(schema) if is_closed(schema) else None
+        accepted = _sdk().transform_schema(schema) if is_closed(schema) else None
     except ValueError:  # a field of any type
-        taken = None
-    return {} if taken is None else {"output_config": {"format": {"type": "json_schema", "schema": taken}}}
+        accepted = None
+    return {} if accepted is None else {"output_config": {"format": {"type": "json_schema", "schema": accepted}}}
 
 
 def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
-    """Raises ``Unreadable`` for an answer that is not of the API's schema."""
+    """The completion in an answer; raises ``Unreadable`` for an answer that is not of the API's schema."""
     try:
         blocks = [(block["type"], block) for block in answer["content"]]
         text = "".join(block["text"] for kind, block in blocks if kind == "text")
         calls = [(block["name"], block["input"]) for kind, block in blocks if kind == "tool_use"]
         usage = answer["usage"] if isinstance(answer.get("usage"), dict) else {}
         parts = [usage.get("input_tokens"), *(usage.get(name) or 0 for name in _CACHED)]
-        read, written, estimated = tokens_used(parts, usage.get("output_tokens"), request.most())
+        prompt_tokens, completion_tokens, estimated = tokens_used(parts, usage.get("output_tokens"), request.most())
         reason = answer.get("stop_reason")
         return Completion(
             text=native_reply(text, calls),
             outcome=_OUTCOMES.get(reason, Outcome.OK) if isinstance(reason, str) else Outcome.OK,
-            prompt_tokens=read,
-            completion_tokens=written,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
             reasoning="".join(str(block.get("thinking", "")) for kind, block in blocks if kind == "thinking"),
             estimated=estimated,
         )

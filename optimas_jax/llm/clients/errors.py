@@ -1,6 +1,6 @@
-"""What an error of a provider's SDK means: a fault of one request (``llm.attempts.Fault``), or the end of a run.
+"""Meaning of the errors of a provider's SDK: a fault of one request (``llm.attempts.Fault``), or the end of a run.
 
-Both SDKs come from one generator, and raise errors of the same names.
+The SDKs of both providers come from one generator, and raise errors of the same names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from optimas_jax.llm.specs import KEYS
 SETTINGS = {"openai": "config.server", "anthropic": "config.anthropic"}  # provider -> its ServerConfig
 _TRANSIENT = (408, 409, 425, 429)  # and 5xx
 _NOT_BEGUN = (429, 501, 503, 529)  # no model has worked on the request
-_MOST_QUOTED = 500  # letters of what a server says
+_MOST_QUOTED = 500  # characters of a server's message that are quoted
 _OVERFLOW = re.compile(
     r"context.?(length|window|size|limit)|(prompt|input) is too long|maximum (context|input|number of tokens)|"
     r"too many (input )?tokens|exceeds? the (available )?context",
@@ -34,11 +34,11 @@ AGAIN = "What it answered before is on the tape: run the same command again"
 
 
 class Refused(Fault):
-    """Status 400."""
+    """A request that the server refuses: status 400."""
 
 
 class Unknown(Fault):
-    """Status 404."""
+    """A model or a path that the server does not know: status 404."""
 
 
 class Unreadable(Exception):
@@ -53,10 +53,10 @@ def fault_of(sdk: Any, error: Any, provider: str, url: str, server: Server) -> E
       sdk: the package ``openai`` or ``anthropic``.
     """
     attempts, setting = server.retries.attempts, SETTINGS[provider]
-    said = valid_text(redacted(str(getattr(error, "message", error)), _MOST_QUOTED))
+    server_text = valid_text(redacted(str(getattr(error, "message", error)), _MOST_QUOTED))
     if isinstance(error, Unreadable):
         return Fault(
-            f"{url} answers what cannot be read ({said}), {attempts} attempts. {AGAIN}",
+            f"{url} answers what cannot be read ({server_text}), {attempts} attempts. {AGAIN}",
             server,
             outcome=Outcome.PARSE_ERROR,
             passes=True,
@@ -65,19 +65,19 @@ def fault_of(sdk: Any, error: Any, provider: str, url: str, server: Server) -> E
     if isinstance(error, sdk.APIConnectionError):
         return _of_connection(error, url, server)
     if not isinstance(error, sdk.APIStatusError):
-        return ServerError(f"{url} failed: {said}. {AGAIN}") if isinstance(error, sdk.APIError) else error
+        return ServerError(f"{url} failed: {server_text}. {AGAIN}") if isinstance(error, sdk.APIError) else error
     status, key = error.status_code, KEYS[provider]
     if 300 <= status < 400:
         address = redacted(error.response.headers.get("location", "an unknown address"), _MOST_QUOTED)
         message = f"{url} sends requests on to {address}: set {setting}.base_url to where they are answered"
         return Fault(message, server)
-    if status == 401:  # whose message quotes parts of the key
+    if status == 401:  # the server's message is left out: it quotes parts of the key
         return ServerError(f"{url} wants a key that it accepts in {key}")
     if status == 402 or getattr(error, "code", None) in _UNPAID:
-        return ServerError(f"{url} wants to be paid ({said}). {AGAIN}")
+        return ServerError(f"{url} wants to be paid ({server_text}). {AGAIN}")
     if status == 429:
         return Fault(
-            f"{url} refuses for its limits ({said}), {attempts} attempts: set {setting}.requests_per_minute, "
+            f"{url} refuses for its limits ({server_text}), {attempts} attempts: set {setting}.requests_per_minute, "
             f"{setting}.tokens_per_minute or a lower config.concurrency. {AGAIN}",
             server,
             outcome=Outcome.RATE_LIMITED,
@@ -86,31 +86,31 @@ def fault_of(sdk: Any, error: Any, provider: str, url: str, server: Server) -> E
         )
     if (status in _TRANSIENT or status >= 500) and error.response.headers.get("x-should-retry") != "false":
         return Fault(
-            f"{url} failed with status {status} ({said}), {attempts} attempts. {AGAIN}",
+            f"{url} failed with status {status} ({server_text}), {attempts} attempts. {AGAIN}",
             server,
             outcome=Outcome.CRASHED,
             passes=True,
             reached=status not in _NOT_BEGUN,
             retry_after=retry_after(error.response.headers),
         )
-    return _of_request(status, said, url, key, server)
+    return _of_request(status, server_text, url, key, server)
 
 
-def _of_request(status: int, said: str, url: str, key: str, server: Server) -> Fault:
-    """A request that the server will refuse again."""
+def _of_request(status: int, server_text: str, url: str, key: str, server: Server) -> Fault:
+    """The fault of a request that the server will refuse again."""
     if status == 404:
-        return Unknown(f"{url}: {said}", server)
+        return Unknown(f"{url}: {server_text}", server)
     if status == 403:
-        own = bool(_POLICY.search(said))
-        return Fault(f"{url} denies what the key in {key} asks for ({said})", server, own=own)
+        breaks_policy = bool(_POLICY.search(server_text))
+        return Fault(f"{url} denies what the key in {key} asks for ({server_text})", server, own=breaks_policy)
     shorter = "; shorten prompts (fewer demonstrations or passages) or lower max_tokens"
-    too_long = status == 413 or bool(_OVERFLOW.search(said))
+    too_long = status == 413 or bool(_OVERFLOW.search(server_text))
     kind = Refused if status == 400 else Fault
-    return kind(f"{url}: {said}{shorter * too_long}", server, own=too_long or bool(_POLICY.search(said)))
+    return kind(f"{url}: {server_text}{shorter * too_long}", server, own=too_long or bool(_POLICY.search(server_text)))
 
 
 def _of_connection(error: Exception, url: str, server: Server) -> Fault:
-    """No connection, or no whole answer."""
+    """The fault of a connection that failed, or that ended before the whole answer was there."""
     cause = error.__cause__ or error.__context__ or error
     slow = "Timeout" in type(error).__name__ and "Connect" not in type(cause).__name__
     named = redacted(f"{type(error).__name__}: {error.__cause__ or error}", _MOST_QUOTED)
@@ -132,7 +132,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
         date = email.utils.parsedate_tz(text)
         try:
             seconds = email.utils.mktime_tz(date) - time.time() if date else 0.0
-        except (ValueError, OverflowError):  # a date that is none
+        except (ValueError, OverflowError):  # not a valid date
             return 0.0
     return 0.0 if math.isnan(seconds) else max(0.0, seconds)
 
@@ -156,13 +156,17 @@ def read_json(content: bytes) -> Mapping[str, Any]:
 
 
 def tokens_used(read: Sequence[Any], written: Any, most: Usage) -> tuple[int, int, bool]:
-    """Tokens that an answer used: (prompt, completion, False), or the most that it can have used and True, where the
-    server does not tell.
+    """Tokens that an answer used: (prompt, completion, False); or, if the server does not report them, the most that it
+    can have used, and True.
 
     Args:
-      read: numbers that add up to the prompt's.
+      read: reported numbers that add up to the tokens of the prompt.
+      written: reported number of tokens of the answer.
+      most: worst case of the request.
     """
-    told = [*read, written]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < 1e12 for n in told):
+    counts = [*read, written]
+    if not all(
+        isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count < 1e12 for count in counts
+    ):
         return most.prompt_tokens, most.completion_tokens, True
     return sum(map(int, read)), int(written), False

@@ -1,4 +1,4 @@
-"""Limits of calls over a network: their rate, and the size and the time of answers."""
+"""Limits of calls over a network: rate of requests, and size and duration of answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _MOST_BYTES = 64 * 2**20  # of the body of an answer
-_MOST_PACKED = 2**18  # of one that is compressed, and a thousand times as large at most
+_MOST_PACKED = 2**18  # of a compressed body, which is at most a thousand times as large when unpacked
 
 
 class Rate:
@@ -35,11 +35,11 @@ class Rate:
 
 
 def limit_answers(seconds: float) -> Callable[[Any], None]:
-    """Hook for the responses of an ``httpx2.Client``, whose own timeout is of each part of an answer: bodies that never
-    end are an error of the connection.
+    """Hook for the responses of an ``httpx2.Client``: bodies that are too large or never end are errors of the
+    connection. The client's own timeout limits each part of an answer, not the whole.
 
     Args:
-      seconds: from the header of an answer to the end of its body.
+      seconds: most time from the header of an answer to the end of its body.
     """
     import httpx2
 

@@ -1,8 +1,8 @@
 """OpenAI, and any OpenAI-compatible server: ``launch/serve.py``, vLLM, llama.cpp and others.
 
 Chat messages go to chat completions; a plain text goes to completions, which OpenAI no longer has for its current
-models. A schema goes along as ``response_format``: OpenAI then keeps to what is in its subset of JSON Schema, others to
-more.
+models. A schema is sent as ``response_format``: OpenAI then enforces its subset of JSON Schema, other servers more of
+it.
 
 A request names an adapter by its digest, so that the server never answers with an older one. An adapter that the server
 does not know is loaded first (``load_lora_adapter`` of vLLM and of ``launch/serve.py``). Server and client must see the
@@ -52,8 +52,8 @@ class OpenAICompleter:
     ):
         """``adapters``: the folder whose adapters requests may name. ``prices``, ``say``: see ``Remote``.
         ``http_client``: an ``httpx2.Client`` to use."""
-        own = address("openai", URL, config).startswith(URL.removesuffix("/v1"))
-        limits = _LIMITS[::-1] if own else _LIMITS  # OpenAI's own models want the newer name
+        is_openai = address("openai", URL, config).startswith(URL.removesuffix("/v1"))
+        limits = _LIMITS[::-1] if is_openai else _LIMITS  # OpenAI's own models want the newer name
         self._remote = Remote("openai", URL, config, prices or {}, say, limits)
         self._adapters, self._http_client = adapters, http_client
         self._lock = threading.Lock()
@@ -63,8 +63,8 @@ class OpenAICompleter:
         """Attempts one request.
 
         Raises:
-          Fault: without an answer that can be read.
-          ServerError: for what no request to this server would be answered with.
+          Fault: there is no answer that can be read.
+          ServerError: the server would answer no request.
         """
         return await self._remote.complete(request, lambda: self._complete(request))
 
@@ -92,11 +92,11 @@ class OpenAICompleter:
         return self._remote.call(_sdk(), read)
 
     def _send(self, request: CompletionRequest) -> Callable[[Body], Any]:
-        """What sends the body of a request."""
+        """The function that sends the body of a request."""
         client = self._remote.client(_sdk(), _sdk().OpenAI, self._http_client)
         is_text = [message.role for message in request.messages] == ["text"]
         completions = client.completions if is_text else client.chat.completions
-        # What is no argument of the SDK; OpenAI's own completions of texts have no form.
+        # Fields that are no arguments of the SDK; its completions of plain texts have no ``response_format``.
         more = ("return_token_ids", "response_format") if is_text else ("return_token_ids",)
 
         def send(sent: Body) -> Any:
@@ -121,7 +121,7 @@ class OpenAICompleter:
                 raise ServerError(f"{request.model} is asked to continue a text, which has no images: set style = chat")
             body |= {"prompt": request.messages[0].content, "max_tokens": request.max_tokens}
             return body | ({"logprobs": 0} if request.tokens else {})
-        body["messages"] = [_turn(one) for one in request.messages]
+        body["messages"] = [_turn(message) for message in request.messages]
         return body | {self._remote.limit: request.max_tokens, **({"logprobs": True} if request.tokens else {})}
 
     def _load(self, adapter: str) -> None:
@@ -181,7 +181,7 @@ def _content(message: Message) -> Any:
 
 
 def _form(request: CompletionRequest) -> Body:
-    """What asks for the form of the answer."""
+    """Fields of the body that ask for a form of the answer."""
     if request.tools:
         tools = [{"type": "function", "function": thaw(vars(tool))} for tool in request.tools]
         named = {"type": "function", "function": {"name": request.choice}}
@@ -194,36 +194,40 @@ def _form(request: CompletionRequest) -> Body:
     return {} if request.schema is None else _format(request.schema)
 
 
-def _format(wanted: Mapping[str, Any]) -> Body:
-    """What asks for a text of a schema."""
-    schema = thaw(wanted)
-    strict = is_closed(schema) and all(_STRICT.fullmatch(key) for one in subschemas(schema) for key in one)
+def _format(text_schema: Mapping[str, Any]) -> Body:
+    """Fields of the body that ask for an answer of a schema."""
+    schema = thaw(text_schema)
+    strict = is_closed(schema) and all(_STRICT.fullmatch(key) for subschema in subschemas(schema) for key in subschema)
     named = {"name": _ANSWER, "schema": schema, "strict": strict}
     return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
 def _read(request: CompletionRequest, answer: Mapping[str, Any]) -> Completion:
-    """Raises ``Unreadable`` for an answer that is not of the API's schema, and ``ServerError`` for one of another model
-    than the adapter."""
+    """The completion in an answer.
+
+    Raises:
+      Unreadable: the answer is not of the API's schema.
+      ServerError: another model than the adapter answered.
+    """
     _check_model(request, answer)
     try:
         choice = answer["choices"][0]
         message = choice.get("message")
         reasoning, text = _text(choice["text"] if message is None else message.get("content"))
         refusal = _text(message and message.get("refusal"))[1]
-        calls = [one["function"] for one in (message or {}).get("tool_calls") or ()]
-        said = [_text((message or {}).get(name))[1] for name in _REASONING]
+        calls = [call["function"] for call in (message or {}).get("tool_calls") or ()]
+        reasoning_fields = [_text((message or {}).get(name))[1] for name in _REASONING]
         usage = answer["usage"] if isinstance(answer.get("usage"), dict) else {}
-        read, written, estimated = tokens_used(
+        prompt_tokens, completion_tokens, estimated = tokens_used(
             [usage.get("prompt_tokens")], usage.get("completion_tokens"), request.most()
         )
         return Completion(
             text=refusal or native_reply(text, [(call["name"], _decoded(call.get("arguments"))) for call in calls]),
             outcome=Outcome.REFUSED if refusal else _outcome(choice.get("finish_reason")),
-            prompt_tokens=read,
-            completion_tokens=written,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
             tokens=_tokens(answer, choice) if request.tokens else None,
-            reasoning="\n".join(filter(None, (*said, reasoning))),
+            reasoning="\n".join(filter(None, (*reasoning_fields, reasoning))),
             estimated=estimated,
         )
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -250,19 +254,19 @@ def _outcome(finish_reason: Any) -> Outcome:
 
 
 def _check_model(request: CompletionRequest, answer: Mapping[str, Any]) -> None:
-    """Raises ``ServerError`` for an answer of another model than the adapter that was asked for, as a proxy may give
-    that knows the base alone. A server that does not say is checked by log-probs (``policy.served``)."""
-    said = answer.get("model")
-    if request.adapter and isinstance(said, str) and said and request.adapter not in said:
+    """Raises ``ServerError`` for an answer of another model than the adapter that was asked for: a proxy may know only
+    the base model. Answers that name no model are checked by their log-probs (``policy.served``)."""
+    name = answer.get("model")
+    if request.adapter and isinstance(name, str) and name and request.adapter not in name:
         raise ServerError(
-            f"asked for the adapter {request.adapter}, and the answer is of the model {said[:200]!r}: see that what is "
+            f"asked for the adapter {request.adapter}, and the answer is of the model {name[:200]!r}: see that what is "
             "between here and the server hands on the model's name"
         )
 
 
 def _decoded(arguments: str | None) -> Any:
-    """Arguments of a tool; none where some servers write an empty text or nothing. A text that is no JSON as it is, for
-    the reader of the reply to refuse."""
+    """Arguments of a tool; {} for an empty text or None, which some servers write for no arguments. A text that is no
+    JSON is returned as it is: the reader of the reply refuses it."""
     try:
         return parse_json(arguments or "{}")
     except (TypeError, ValueError):  # some servers send them as an object

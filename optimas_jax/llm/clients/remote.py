@@ -1,7 +1,7 @@
-"""The parts that all clients of model servers share: threads, rate limits, prices, and what a server does not take.
+"""The parts that all clients of model servers share: threads, rate limits, prices, and settings that servers refuse.
 
 Both SDKs return raw responses of the same shape. A client builds the body of a request and reads the body of an answer;
-everything between is here. One call is one attempt: what follows a fault is decided in ``llm.attempts``.
+everything between is here. One call is one attempt: ``llm.attempts`` decides what follows a fault.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ T = TypeVar("T")
 Body = dict[str, Any]
 
 _ADDRESSES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}  # variables that their SDKs read
-_OPTIONAL = ("temperature", "top_p", "seed", "stop")  # models that think take only some of them
-# What asks for a form of the answer, with the words that a refusal names it by. Answers are checked in any case.
+_OPTIONAL = ("temperature", "top_p", "seed", "stop")  # reasoning models take only some of them
+# Fields that ask for a form of the answer, and the words of refusals that name them. Answers are checked in any case.
 _FORMS = {
     "response_format": re.compile(r"response_format|json_schema|guided|grammar", re.IGNORECASE),
     "tools": re.compile(r"\btools?\b|tool_choice|tool[ _]use|function.?call|schema for function", re.IGNORECASE),
@@ -75,23 +75,23 @@ class ServerConfig:
 
 
 def address_problem(text: str) -> str:
-    """Why a text cannot be the address of a server; "" if it can. No secret is in the answer."""
+    """Why a text cannot be the address of a server; "" if it can. The result quotes no secret."""
     expected = "expected http://HOST[:PORT]/PATH or https://..."
     try:
         url = urlsplit(text)
         port = url.port
-    except ValueError:  # whose message quotes parts of it
+    except ValueError:  # its message is left out: it quotes parts of the address
         return f"is no address: {expected}"
-    held = {
+    unwanted = {
         "a name or a password": "@" in text,
         "a query": url.query,
         "a fragment": url.fragment,
         "a key": _KEY.search(text) or redact(text) != text,
     }
-    for what, there in held.items():
-        if there:
+    for content, is_present in unwanted.items():
+        if is_present:
             return (
-                f"for {redact(url.hostname or 'a server')} holds {what}, which would be written to the run folder: "
+                f"for {redact(url.hostname or 'a server')} holds {content}, which would be written to the run folder: "
                 f"keys come from {' or '.join(KEYS.values())}"
             )
     if url.scheme not in ("http", "https") or not url.hostname or port == 0:
@@ -108,9 +108,9 @@ class Remote:
     """Client of one provider, or of a server with its API. Safe for use from several threads and event loops.
 
     Attributes:
-      config: of the server.
+      config: address and limits of the server.
       url: its address.
-      server: what is known of it from its answers.
+      server: its state, as its answers show it.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class Remote:
         limits: Sequence[str] = ("max_tokens",),
     ):
         """Args:
-        url: of the provider, where neither the configuration nor the environment has another.
+        url: of the provider, used if neither the configuration nor the environment has another.
         prices: of ``config.prices``.
         say: callback for messages to the user.
-        limits: names of the limit of an answer, of which the first is tried first.
+        limits: names under which servers know the limit of an answer; the first one is tried first.
         """
         self.config, self.server = config, Server(config.retries, say)
         self.url = address(provider, url, config)
@@ -156,7 +156,7 @@ class Remote:
         """The SDK's client of this thread, built by ``make`` at its first call. It does not retry; it is closed with
         ``self``.
 
-        Each thread has a connection of its own: a client that all share looks at every connection for every request.
+        Each thread has a connection of its own: a shared client would search all connections for every request.
 
         Args:
           sdk: the package ``openai`` or ``anthropic``.
@@ -181,7 +181,7 @@ class Remote:
 
     @functools.cached_property
     def _certificates(self) -> ssl.SSLContext:
-        """For all clients: to read them takes as long as some requests."""
+        """Certificates, read once for all clients: reading them takes as long as some requests."""
         import httpx2
 
         return httpx2.create_ssl_context()
@@ -228,7 +228,7 @@ class Remote:
         )
 
     def _check_answer(self, request: CompletionRequest, completion: Completion) -> None:
-        """Tells of a server whose answers have no usage, are longer than asked for, or quote a key."""
+        """Warns of a server whose answers have no usage, are longer than asked for, or quote a key."""
         if redact(completion.text) != completion.text:
             self._warn(
                 f"an answer of {request.model} quotes a key of this environment: it is on the tape as it is, and "
@@ -250,11 +250,11 @@ class Remote:
 
     @property
     def limit(self) -> str:
-        """The name of the limit of an answer that the server minds."""
+        """The name under which the server takes the limit of an answer."""
         return self._limits[0]
 
     def _warn(self, text: str) -> None:
-        """Says something once."""
+        """Reports a text to the user, once."""
         with self._lock:
             new = text not in self._warned
             self._warned.add(text)
@@ -266,19 +266,19 @@ class Remote:
     ) -> Mapping[str, Any]:
         """Sends the body of a request and returns the body of the answer.
 
-        A sampling setting that the model refuses is left out of this and of later requests, with a message, and so is
-        the form of an answer.
+        A sampling setting or a form of the answer that the model refuses is left out of this and of later requests,
+        with a message.
 
         Args:
           sdk: the package ``openai`` or ``anthropic``.
-          make_body: of the request.
+          make_body: makes the body of the request.
           send: sends a body, and returns the raw response.
-          told: makes the body where the model takes no tools, or not these.
+          told: makes the body for a model that takes no tools, or not these: its messages describe them.
 
         Raises:
           Fault, ServerError: see ``errors.fault_of``.
         """
-        tried: set[str] = set()  # names of the limit
+        tried: set[str] = set()  # names of the limit that were sent
         while True:
             body = make_body()
             model = body["model"]
@@ -295,18 +295,18 @@ class Remote:
                     raise
                 self._leave_out(name, model, sent, str(error))
 
-    def _leave_out(self, name: str, model: str, sent: Body, said: str) -> None:
-        """Leaves out what a server refuses whatever its value; the limit of an answer gets its other name."""
+    def _leave_out(self, name: str, model: str, sent: Body, message: str) -> None:
+        """Leaves a setting out of later requests; for the limit of an answer, the other name is used."""
         if name in self._limits:
             self._limits = (*(other for other in self._limits if other != name), name)
             return
-        setting = _this(name, sent[name]) if _THIS_ONE.search(said) else (name, "")
+        setting = _this(name, sent[name]) if _THIS_ONE.search(message) else (name, "")
         with self._lock:
-            known = self._left_out.get(model, frozenset())
-            self._left_out[model] = known | {setting}
-        if setting not in known:
-            kind, rest = ("form", "answers are checked here") if name in _FORMS else ("setting", _OWN)
-            self._say(f"{model} does not take the {kind} {name}: it is left out, and {rest}")
+            left_out = self._left_out.get(model, frozenset())
+            self._left_out[model] = left_out | {setting}
+        if setting not in left_out:
+            kind, consequence = ("form", "answers are checked here") if name in _FORMS else ("setting", _OWN)
+            self._say(f"{model} does not take the {kind} {name}: it is left out, and {consequence}")
 
     def call(self, sdk: Any, call: Callable[[], T]) -> T:
         """One call of the SDK; raises ``Fault`` or ``ServerError`` for its errors."""
@@ -320,25 +320,24 @@ class Remote:
 
 
 def _this(name: str, value: Any) -> tuple[str, str]:
-    """One value of a setting."""
+    """The entry of ``Remote._left_out`` for one value of a setting."""
     return (name, digest(value)) if name in _FORMS else (name, "")
 
 
 def _unsupported(error: Refused, body: Mapping[str, Any], limits: Sequence[str]) -> str | None:
-    """The setting that a server refuses whatever its value, or the form of an answer that it refuses; or None."""
-    said = str(error)
+    """The setting or the form of an answer that an error refuses; None if it refuses something else."""
+    message = str(error)
     for name, words in _FORMS.items():
-        if name in body and words.search(said):
+        if name in body and words.search(message):
             return name
-    if not _UNSUPPORTED.search(said):
+    if not _UNSUPPORTED.search(message):
         return None
-    named = [name for name in (*_OPTIONAL, *limits) if name in body and re.search(rf"\b{name}\b", said)]
+    named = [name for name in (*_OPTIONAL, *limits) if name in body and re.search(rf"\b{name}\b", message)]
     return named[0] if named else None
 
 
 def _cut(completion: Completion, stops: tuple[str, ...]) -> Completion:
-    """The answer without white space before it, up to the first stop text, for servers that take none or not this
-    one."""
+    """The answer without leading white space, up to the first stop text: servers may not take all stop texts."""
     text = completion.text.lstrip()  # as the local engine's answers
     places = [text.find(stop) for stop in stops if stop in text]
     if not places or completion.outcome not in (Outcome.OK, Outcome.TRUNCATED):

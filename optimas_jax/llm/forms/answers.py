@@ -1,7 +1,7 @@
-"""Typed answers: the JSON Schema of a type, what is shown of it in a prompt, and the value that is read of an answer.
+"""Typed answers: the JSON Schema of a type, its description in a prompt, and the value that is read from an answer.
 
-An answer is a JSON object. The fields of a dataclass, a model or a mapping of outputs are its fields; any other value
-stands in one field, which has the component's name. What is recorded is this object.
+An answer is a JSON object, and is recorded as one. The fields of a dataclass, a pydantic model or a mapping of outputs
+are its fields; any other value is in one field, which has the component's name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tool
 from optimas_jax.llm.forms.loose import NOTHING, loose_json, unfenced
 from optimas_jax.llm.forms.schemas import clean_schema, format_line, object_schema
 
-_LATEST = 20  # JSON values in an answer that may be of its type
-_MOST_PROBLEMS = 5  # that a message names
+_LATEST = 20  # most JSON values of an answer that are tried, the last ones
+_MOST_PROBLEMS = 5  # most problems that a message names
 
 
 class AnswerError(ValueError):
@@ -104,7 +104,7 @@ class AnswerType:
 
     @cached_property
     def _in_field(self) -> bool:
-        """Whether the value stands in a field of the answer; else its fields are the answer's."""
+        """Whether the value is in one field of the answer; else its fields are the fields of the answer."""
         return not self._value_schema.get("properties")
 
     @property
@@ -134,18 +134,18 @@ class AnswerType:
         return Prompt(prompt.instruction, tuple(demos))
 
     def _answer(self, outputs: Mapping[str, Any]) -> str:
-        """The answer with recorded outputs; of another type as they are."""
+        """The answer with recorded outputs; outputs of another type are written as they are."""
         data = thaw(outputs)
         with contextlib.suppress(ValueError):
             data = self._recorded(self.restore(outputs))
         return json.dumps(data, ensure_ascii=False)
 
     def read(self, text: str) -> dict[str, Any]:
-        """The fields of the last JSON value in a text that is of the type: drafts come before it. Marks around it and
-        words before and after it do not count; numbers and words, which prose is full of, must be the whole answer.
+        """The fields of the last JSON value in a text that has the type: drafts come before it. Fences around it and
+        words before and after it are ignored. A number or a word must be the whole answer, since prose is full of them.
 
         Raises:
-          AnswerError: for a text without one.
+          AnswerError: there is no such value in the text.
         """
         problem = None
         try:
@@ -174,21 +174,24 @@ class AnswerType:
 
 
 def describe(error: ValueError) -> str:
-    """What is wrong with a value, in a line."""
+    """A line that describes the errors of a value."""
     errors = getattr(error, "errors", None)
     if errors is None:
         return str(error)
-    said = [f"{'.'.join(map(str, one['loc'])) or 'the answer'}: {one['msg']}" for one in errors(include_url=False)]
-    rest = [f"and {len(said) - _MOST_PROBLEMS} more"] if len(said) > _MOST_PROBLEMS else []
-    return "; ".join(said[:_MOST_PROBLEMS] + rest)
+    problems = [
+        f"{'.'.join(map(str, problem['loc'])) or 'the answer'}: {problem['msg']}"
+        for problem in errors(include_url=False)
+    ]
+    omitted = [f"and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
+    return "; ".join(problems[:_MOST_PROBLEMS] + omitted)
 
 
 async def ask(context: RunContext, request: CompletionRequest, reader: Reader) -> dict[str, Any]:
     """The fields of the answer to a request. A model whose answer cannot be read is asked once more, with its answer
-    and what is wrong with it.
+    and a description of the error.
 
     Raises:
-      ComponentFailure: no answer, or two that cannot be read: a parse error, or truncated if both were.
+      ComponentFailure: there is no answer, or two that cannot be read: a parse error, or truncated if both were.
     """
     first = await completed(context, request)
     try:
@@ -214,7 +217,7 @@ async def completed(context: RunContext, request: CompletionRequest) -> Completi
     """The answer to a request of a component; its reasoning goes to the record of the call.
 
     Raises:
-      ComponentFailure: without an answer, or if all of it was reasoning.
+      ComponentFailure: there is no answer, or all of it was reasoning.
     """
     completion: Completion = await context.completer.complete(request)
     if completion.reasoning:
@@ -229,7 +232,7 @@ async def completed(context: RunContext, request: CompletionRequest) -> Completi
 
 
 def used_text(context: RunContext, request: CompletionRequest, completion: Completion) -> str:
-    """The text of an answer that a component uses; that the limit of tokens cut it goes to the record of the call."""
+    """The text of an answer that a component uses. If the token limit cut it, the record of the call notes that."""
     if completion.outcome is Outcome.TRUNCATED:
         context.cuts.append(f"cut at max_tokens = {request.max_tokens}")
     return completion.text
@@ -241,30 +244,33 @@ def _problem(error: AnswerError, completion: Completion, request: CompletionRequ
 
 
 def repaired(request: CompletionRequest, text: str, problem: str, schema: Mapping[str, Any]) -> CompletionRequest:
-    """The request with its wrong answer, what is wrong with it, and the schema once more."""
+    """The request, followed by its wrong answer, the problem with it, and the schema once more."""
     again = f"This answer cannot be read: {problem}\n{format_line(schema)}"
     text = text.strip() or "(nothing)"
     if [message.role for message in request.messages] == ["text"]:
-        asked = request.messages[0].content
-        label = asked.rsplit("\n", 1)[-1]
-        return dataclasses.replace(request, messages=(Message("text", f"{asked} {text}\n\n{again}\n\n{label}"),))
+        prompt_text = request.messages[0].content
+        label = prompt_text.rsplit("\n", 1)[-1]
+        return dataclasses.replace(request, messages=(Message("text", f"{prompt_text} {text}\n\n{again}\n\n{label}"),))
     return dataclasses.replace(
         request, messages=(*request.messages, Message("assistant", text), Message("user", again))
     )
 
 
 def _json_values(text: str, *, words: bool) -> Iterator[Any]:
-    """JSON values in a text: the text itself, without marks around it, or the objects and lists in its last fenced
-    block, and then all others, from the last to the first; with ``words`` also the text as a word, after them.
+    """JSON values in a text: the text itself, without fences around it; or the objects and lists in its last fenced
+    block, and then all others, from the last to the first.
+
+    Args:
+      words: whether the text as a word comes after them.
 
     Raises:
       JsonError: the text itself is meant as JSON, and there is none in it.
     """
-    whole, problem = unfenced(text), None
+    bare_text, problem = unfenced(text), None
     try:
-        whole_value = parse_json(whole)
-        yield whole_value
-        if not isinstance(whole_value, str):  # which may hold JSON again
+        value = parse_json(bare_text)
+        yield value
+        if not isinstance(value, str):  # which may hold JSON again
             return
     except JsonError as error:
         problem = error
@@ -273,9 +279,9 @@ def _json_values(text: str, *, words: bool) -> Iterator[Any]:
         yield data
         return
     fenced = text.split("```")[1::2]
-    found = [*find_json(text)[-_LATEST:], *find_json(fenced[-1] if fenced else "")[-_LATEST:]]
-    yield from found[::-1]
-    if words and whole and whole[0] not in '{["':
-        yield whole
-    elif problem is not None and not found and whole and whole[0] in '{["':
+    candidates = [*find_json(text)[-_LATEST:], *find_json(fenced[-1] if fenced else "")[-_LATEST:]]
+    yield from candidates[::-1]
+    if words and bare_text and bare_text[0] not in '{["':
+        yield bare_text
+    elif problem is not None and not candidates and bare_text and bare_text[0] in '{["':
         raise problem

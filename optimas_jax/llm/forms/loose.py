@@ -1,4 +1,4 @@
-"""What models write where data was asked for: JSON in a fence, in a string, with Python's quotes or a comma too many.
+"""Reads loosely written JSON of models: in a fence, in a string, with Python's quotes or a comma too many.
 
 Everything here takes time in proportion to the text.
 """
@@ -21,10 +21,10 @@ _PYTHON = re.compile(
     r"""|\b(True|False|None)\b|(,)(?=\s*+[\]}])""",
     re.DOTALL,
 )
-_IS_PYTHON = re.compile(r"'|\b(?:True|False|None)\b|,\s*+[\]}]")  # what JSON has not, outside of its strings
+_IS_PYTHON = re.compile(r"'|\b(?:True|False|None)\b|,\s*+[\]}]")  # what JSON cannot contain outside of its strings
 _WORDS = {"True": "true", "False": "false", "None": "null"}
-_MOST_WRAPPED = 3  # strings and fences around each other
-NOTHING = object()  # where there is no data; JSON has a null of its own
+_MOST_WRAPPED = 3  # most strings and fences around each other
+NOTHING = object()  # means that there is no data; None is the null of JSON
 
 
 def unfenced(text: str) -> str:
@@ -64,8 +64,8 @@ def _parse(text: str) -> Any:
     return NOTHING
 
 
-def _as_json(found: re.Match[str]) -> str:
-    string, of_python, word, _ = found.groups()
+def _as_json(match: re.Match[str]) -> str:
+    string, of_python, word, _ = match.groups()
     if string is not None:
         return string
     if of_python is not None:

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers: kept beside the answer, and never part of it."""
+"""Reasoning that a model writes before it answers: kept in a field of its own, never part of the answer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _CLOSED = re.compile(r"\A(.*?)</(?:think|thinking|reasoning)>", re.DOTALL | re.I
 
 
 def split_thoughts(text: str, *, template_opens: bool = True) -> tuple[str, str]:
-    """(thoughts, answer) of what a model wrote. Without a closing mark all of it is thoughts.
+    """(thoughts, answer) of a model's text. Without a closing mark all of it is thoughts.
 
     Args:
       template_opens: whether the chat's template may have opened the thoughts, so that only their end is marked.
     """
     thoughts: list[str] = []
-    while found := _OPENED.match(text):
-        thoughts.append(found[2].strip())
-        text = text[found.end() :]
-    if template_opens and (found := _CLOSED.match(text)):
-        thoughts.append(found[1].strip())
-        text = text[found.end() :]
+    while match := _OPENED.match(text):
+        thoughts.append(match[2].strip())
+        text = text[match.end() :]
+    if template_opens and (match := _CLOSED.match(text)):
+        thoughts.append(match[1].strip())
+        text = text[match.end() :]
     return "\n".join(filter(None, thoughts)), text
 
 

@@ -20,10 +20,10 @@ from optimas_jax.llm.forms.tools import MEANT
 
 @dataclasses.dataclass(frozen=True)
 class ReplyForm:
-    """Reads the replies to such a conversation.
+    """Reads the replies to a conversation with tools.
 
     Attributes:
-      tools: that the model may ask for, at least one.
+      tools: tools that the model may ask for, at least one.
       choice: ``auto``, ``required`` or the name of one of them (``llm.base.CompletionRequest``).
       text_schema: of the text of a reply without calls; None for any text.
     """
@@ -44,10 +44,10 @@ class ReplyForm:
     @cached_property
     def _schema(self) -> dict[str, Any]:
         definitions: dict[str, Any] = {}
-        asked = [tool for tool in self.tools if self.choice in ("auto", "required", tool.name)]
+        allowed_tools = [tool for tool in self.tools if self.choice in ("auto", "required", tool.name)]
         kinds = [
             object_schema({"name": {"const": tool.name}, "arguments": _arguments(tool, number, definitions)})
-            for number, tool in enumerate(asked)
+            for number, tool in enumerate(allowed_tools)
         ]
         call = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
         calls = {"type": "array", "items": call}
@@ -64,11 +64,11 @@ class ReplyForm:
         return Prompt(prompt.instruction, tuple(demos))
 
     def read(self, text: str) -> dict[str, Any]:
-        """The text and the calls of a reply; a text that is not meant as one is its text.
+        """The text and the calls of a reply. Prose that is no JSON is a reply with this text and no calls.
 
         Raises:
-          AnswerError: for nothing, a reply or a call of another form, a tool that is none, or no call where one was
-            asked for.
+          AnswerError: for an empty reply, a reply or a call of another form, an unknown tool, or a missing call where
+            one was asked for.
         """
         prose = text.strip()
         reply = next(_replies(text), None)
@@ -76,14 +76,14 @@ class ReplyForm:
             if not prose or MEANT.search(prose):
                 raise AnswerError("it is no complete JSON object with the fields text and calls")
             reply = {"text": prose, "calls": []}
-        said = reply.get("text") or ""
-        said = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+        reply_text = reply.get("text") or ""
+        reply_text = reply_text if isinstance(reply_text, str) else json.dumps(reply_text, ensure_ascii=False)
         calls = [self._call(call) for call in _listed(reply.get("calls"))]
         if not calls and self.choice != "auto":
             raise AnswerError(f"a call of {self._named()} was asked for, and there is none")
-        if not calls and not said.strip():
+        if not calls and not reply_text.strip():
             raise AnswerError("there is neither a text nor a call")
-        return {"text": said, "calls": calls}
+        return {"text": reply_text, "calls": calls}
 
     def _call(self, call: Any) -> dict[str, Any]:
         if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
@@ -109,10 +109,10 @@ def _as_text(outputs: Mapping[str, Any]) -> str:
 def _replies(text: str) -> Iterator[Mapping[str, Any]]:
     """Objects in a text that are meant as replies: the text itself, then all others, from the last to the first."""
     try:
-        found = [parse_json(unfenced(text))]
+        candidates = [parse_json(unfenced(text))]
     except JsonError:
-        found = find_json(text)[::-1]
-    for data in found:
+        candidates = find_json(text)[::-1]
+    for data in candidates:
         if isinstance(data, Mapping) and ("calls" in data or set(data) == {"text"}):
             yield data
         elif isinstance(data, Mapping) and set(data) == {"name", "arguments"}:  # a call alone
@@ -134,17 +134,17 @@ def _arguments(tool: Tool, number: int, definitions: dict[str, Any]) -> dict[str
 
 
 def _inside(schema: Mapping[str, Any], name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """A schema as a part of another, whose definitions get its own."""
+    """A schema as a part of another, to whose ``definitions`` its own are added under the prefix ``name``."""
 
-    def renamed(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            inner = {key: renamed(value) for key, value in part.items()}
+    def renamed(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            inner = {key: renamed(value) for key, value in node.items()}
             reference = inner.get("$ref")
             if isinstance(reference, str) and reference.startswith("#/$defs/"):
                 inner["$ref"] = f"#/$defs/{name}.{reference.removeprefix('#/$defs/')}"
             return inner
-        return [renamed(value) for value in part] if isinstance(part, list | tuple) else part
+        return [renamed(value) for value in node] if isinstance(node, list | tuple) else node
 
-    own = renamed({key: value for key, value in schema.items() if key not in ("$defs", "$schema")})
+    part_schema = renamed({key: value for key, value in schema.items() if key not in ("$defs", "$schema")})
     definitions |= {f"{name}.{key}": renamed(value) for key, value in schema.get("$defs", {}).items()}
-    return own
+    return part_schema

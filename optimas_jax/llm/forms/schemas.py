@@ -1,4 +1,4 @@
-"""JSON Schemas of answers: from pydantic's to what servers, the engine and prompts want."""
+"""JSON Schemas of answers: converts pydantic's to the form that servers, the engine and prompts use."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _NAMED = ("properties", "$defs", "patternProperties")  # keywords whose keys are
 
 
 def clean_schema(schema: Mapping[str, Any], *, all_required: bool = True) -> dict[str, Any]:
-    """A schema of pydantic's as servers and the engine want it: its root is no reference, and what is for people or for
-    validation alone is gone.
+    """A schema of pydantic in the form that servers and the engine accept: its root is no reference, and keywords for
+    people or for validation alone are removed.
 
     Args:
       all_required: whether every object names all its fields as required, and allows no others.
@@ -27,7 +27,7 @@ def clean_schema(schema: Mapping[str, Any], *, all_required: bool = True) -> dic
     reference = cleaned.pop("$ref", None)
     if reference is not None:
         cleaned = {**cleaned["$defs"][reference.rpartition("/")[2]], **cleaned}
-    refers = any("$ref" in one for one in subschemas(cleaned))
+    refers = any("$ref" in subschema for subschema in subschemas(cleaned))
     return cleaned if refers else {key: value for key, value in cleaned.items() if key != "$defs"}
 
 
@@ -49,7 +49,7 @@ def _cleaned(schema: Any, all_required: bool) -> Any:
 
 
 def _place(keyword: str) -> tuple[int, str]:
-    """Of a keyword among others: schemas stand in prompts, whose text no version of pydantic may change."""
+    """Sort key of a keyword: schemas are part of prompts, whose text must not change with the version of pydantic."""
     return _FIRST.index(keyword) if keyword in _FIRST else len(_FIRST), keyword
 
 
@@ -73,12 +73,14 @@ def subschemas(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def is_closed(schema: Mapping[str, Any]) -> bool:
     """Whether every object in a schema names all its fields."""
-    objects = [one for one in subschemas(schema) if one.get("type") == "object"]
-    return all(one.get("properties") and one.get("additionalProperties") is False for one in objects)
+    object_schemas = [subschema for subschema in subschemas(schema) if subschema.get("type") == "object"]
+    return all(
+        subschema.get("properties") and subschema.get("additionalProperties") is False for subschema in object_schemas
+    )
 
 
 def format_line(schema: Mapping[str, Any]) -> str:
-    """What a prompt says about the form of its answers."""
+    """The line of a prompt that gives the schema of its answers."""
     return f"Answer with JSON of this schema: {json.dumps(thaw(schema), ensure_ascii=False)}"
 
 
@@ -88,8 +90,8 @@ def with_line(text: str, schema: Mapping[str, Any]) -> str:
 
 
 def told(request: CompletionRequest, *, results: bool = False) -> CompletionRequest:
-    """A request whose messages say what form a reply has, and hold calls and results of tools as texts, for models
-    without a form of their own for tools.
+    """A request whose messages describe the form of a reply, and hold calls of tools and their results as texts, for
+    models whose API has no fields for tools.
 
     Args:
       results: whether results of tools stay turns of their own.
@@ -104,8 +106,8 @@ def told(request: CompletionRequest, *, results: bool = False) -> CompletionRequ
 
 
 def plain_turns(messages: Sequence[Message], *, results: bool = False) -> tuple[Message, ...]:
-    """A conversation whose calls of tools and their results are texts: a reply as JSON, and a turn of the user's with
-    all results of it; with ``results`` each in a tool's turn."""
+    """A conversation whose calls of tools and their results are texts: each reply as JSON, then one turn of the user
+    with all its results; with ``results``, one turn of a tool for each result."""
     turns: list[Message] = []
     names = {call.id: call.name for message in messages for call in message.calls}
     for index, message in enumerate(messages):
@@ -124,6 +126,6 @@ def plain_turns(messages: Sequence[Message], *, results: bool = False) -> tuple[
 
 
 def native_reply(text: str, calls: Sequence[tuple[str, Any]]) -> str:
-    """A reply that an API gave in its own form, as JSON; without calls the text alone."""
+    """A reply that an API gave in its own fields, as JSON; without calls the text alone."""
     data = [{"name": name, "arguments": thaw(arguments)} for name, arguments in calls]
     return json.dumps({"text": text, "calls": data}, ensure_ascii=False) if data else text

@@ -1,4 +1,4 @@
-"""Templates of the user's: a text with places for the instruction, the demonstrations and the fields of a call."""
+"""Users' templates of prompts: a text with places for the instruction, the demonstrations and the fields of a call."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Template:
         return DEMOS in self.names
 
     def check(self, fields: Collection[str]) -> None:
-        """Raises ``ValueError`` for fields of a call that are not those of the template."""
+        """Raises ``ValueError`` if the fields of a call differ from the fields of the template."""
         places = [name for name in dict.fromkeys(self.names) if name not in (INSTRUCTION, DEMOS)]
         problems = [f"the template has the place {{{name}}}" for name in places if name not in fields]
         problems += [f"the call has the field {name!r}" for name in fields if name not in places]
@@ -66,8 +66,8 @@ class Template:
             )
 
     def render(self, prompt: Prompt, fields: Mapping[str, Any], output: str) -> str:
-        """The text with everything in its place. Demonstrations are blocks of ``Label: value`` lines with an empty line
-        between them; without any, the line of their place goes."""
+        """The text with all places filled. Demonstrations are blocks of ``Label: value`` lines with an empty line
+        between them; if there are none, the line of their place is left out."""
         label = field_label(output)
         blocks = [
             f"{render_fields(demo.inputs, tuple(demo.inputs))}\n{label}: {render_value(demo.outputs[output])}\n"
@@ -75,9 +75,9 @@ class Template:
         ]
         values = {name: render_value(value) for name, value in fields.items()}
         values |= {INSTRUCTION: prompt.instruction, DEMOS: "\n".join(blocks)}
-        parts, gone = [], False
+        parts, drops_newline = [], False
         for literal, name, _, _ in string.Formatter().parse(self.text):
-            parts.append(literal.removeprefix("\n") if gone else literal)
+            parts.append(literal.removeprefix("\n") if drops_newline else literal)
             parts.append(values[name] if name else "")
-            gone = name == DEMOS and not prompt.demos
+            drops_newline = name == DEMOS and not prompt.demos
         return "".join(parts)

@@ -1,7 +1,7 @@
 """Tools that a model may ask for: their schemas from functions, and replies, which are a text, calls, or both.
 
-The program runs the tools. A reply is recorded, shown and, where no API has a form of its own for calls, asked for as
-JSON: ``{"text": ..., "calls": [{"name": ..., "arguments": {...}}]}``.
+The program runs the tools. A reply is recorded and shown as JSON: ``{"text": ..., "calls": [{"name": ..., "arguments":
+{...}}]}``. Models whose API has no field for calls are asked for this JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from optimas_jax.llm.forms.answers import AnswerError, AnswerType
 from optimas_jax.llm.forms.schemas import clean_schema
 
 _NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
-# What is meant as a reply or as a call: never taken for prose, which would lose the call.
+# Text that is meant as a reply or as a call. It is never taken for prose, which would lose the call.
 MEANT = re.compile(r'\A(```\w*)?\s*\{\s*"text"\s*:|"(calls|arguments)"\s*:')
 
 
@@ -77,14 +77,14 @@ class ReplyType:
     functions: tuple[Callable[..., Any], ...]
 
     def __post_init__(self) -> None:
-        """Raises ``TypeError`` for a function without a name, arguments without one, or types that are none of JSON."""
+        """Raises ``TypeError`` for a function or an argument without a name, or types that JSON cannot hold."""
         names = [tool.name for tool in self.tools]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise TypeError(f"two tools have the name {', '.join(twice)}")
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """The tools as a model reads of them."""
+        """Descriptions of the tools, for the model."""
         return self._tools
 
     @cached_property
@@ -116,7 +116,7 @@ class ReplyType:
         return self._answers.shown(prompt, output)
 
     def read(self, text: str) -> dict[str, Any]:
-        """The fields of a reply; a text that is not meant as one, braces or not, is its text.
+        """The fields of a reply. Prose, with or without braces, is a reply with this text and no calls.
 
         Raises:
           AnswerError: for an empty text, or for a reply or a call of another form.
@@ -149,17 +149,17 @@ def _tool(function: Callable[..., Any]) -> Tool:
 
 
 def _arguments(function: Callable[..., Any]) -> Any:
-    """The arguments of a function as a type; what has a default may be missing, and no other may be there."""
+    """The arguments of a function as a type: arguments with a default may be missing, and no others are allowed."""
 
     from pydantic import ConfigDict, with_config
     from typing_extensions import TypedDict
 
     plain = inspect.unwrap(function)
     parameters = inspect.signature(plain).parameters
-    if odd := [name for name, one in parameters.items() if one.kind in _NAMELESS]:
-        raise TypeError(f"the tool {plain.__name__!r} takes {', '.join(odd)} without a name")
+    if nameless := [name for name, parameter in parameters.items() if parameter.kind in _NAMELESS]:
+        raise TypeError(f"the tool {plain.__name__!r} takes {', '.join(nameless)} without a name")
     hints = typing.get_type_hints(plain, include_extras=True)
     kinds = {name: hints.get(name, Any) for name in parameters}
-    optional = {name for name, one in parameters.items() if one.default is not one.empty}
+    optional = {name for name, parameter in parameters.items() if parameter.default is not parameter.empty}
     fields = {name: typing.NotRequired[kind] if name in optional else kind for name, kind in kinds.items()}
     return with_config(ConfigDict(extra="forbid"))(TypedDict("Arguments", fields))  # type: ignore[misc]
