@@ -19,7 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import app, flags
 
-from optimas_jax.core.json_text import JsonError, parse_json
+from optimas_jax.core.text.json_text import JsonError, parse_json
 from optimas_jax.report.commands import exit_code, parse_flags
 from optimas_jax.saved.export.messages import fill, to_messages
 from optimas_jax.saved.export.prompts import ExportError, as_json, prompts_of, to_dspy, to_markdown

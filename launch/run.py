@@ -40,8 +40,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from optimas_jax.benchmarks.modules import title
-from optimas_jax.loop.completers import check_completers
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig, parse_config
+from optimas_jax.loop.setup.completers import check_completers
 from optimas_jax.report.commands import DEFAULT_CONFIG, exit_code, parse_flags
 from optimas_jax.report.trackers.choose import with_trackers
 

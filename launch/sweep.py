@@ -38,7 +38,7 @@ from rich.console import RenderableType
 from optimas_jax.benchmarks.modules import title
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.shared import ResultFiles
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.journal import TAPE
 from optimas_jax.loop.stages import find_models, open_run
 from optimas_jax.parallel.mesh import MeshConfig

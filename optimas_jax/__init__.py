@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from optimas_jax.core.system import System
     from optimas_jax.core.types import Example
     from optimas_jax.core.values import Demo
+    from optimas_jax.llm.accounts.ledger import Budget
     from optimas_jax.llm.component import LanguageModel
     from optimas_jax.llm.forms.images import Image
     from optimas_jax.llm.forms.tools import Reply, ToolCall
-    from optimas_jax.llm.ledger import Budget
     from optimas_jax.programs.functions import component
     from optimas_jax.programs.program import program
     from optimas_jax.programs.prompts import choice, prompt, setting
@@ -52,7 +52,7 @@ _HOMES = {
     "optimas_jax.core.types": ("Example",),
     "optimas_jax.core.values": ("Demo",),
     "optimas_jax.llm.component": ("LanguageModel",),
-    "optimas_jax.llm.ledger": ("Budget",),
+    "optimas_jax.llm.accounts.ledger": ("Budget",),
     "optimas_jax.llm.forms.images": ("Image",),
     "optimas_jax.llm.forms.tools": ("Reply", "ToolCall"),
     "optimas_jax.programs.functions": ("component",),

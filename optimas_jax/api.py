@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig, refuse_while_importing
 from optimas_jax.benchmarks.tables import SHARES, examples_of, read_table, sizes_of
-from optimas_jax.core import event_loop
-from optimas_jax.core.event_loop import Waiting
-from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.folder.events import Event
-from optimas_jax.core.frames import without_our_frames
 from optimas_jax.core.progress import Progress
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.running.event_loop import Waiting
+from optimas_jax.core.running.execution import Job, run_many
+from optimas_jax.core.running.watch import Watch, tell_waits, why_failed
 from optimas_jax.core.scoring import name_of
 from optimas_jax.core.stats import mean_interval
 from optimas_jax.core.system import System
+from optimas_jax.core.text.frames import without_our_frames
 from optimas_jax.core.types import Example, thaw
 from optimas_jax.core.values import Configuration
-from optimas_jax.core.watch import Watch, tell_waits, why_failed
+from optimas_jax.llm.accounts.ledger import Budget, Ledger
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.ledger import Budget, Ledger
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.loop.config import RunConfig, overridden
 from optimas_jax.loop.hooks.callbacks import checked_callbacks
 from optimas_jax.loop.hooks.settings import checked_hooks
@@ -86,7 +86,7 @@ def optimize(
       workdir: folder of the run; by default ``runs/NAME``.
       seed: of all randomness of the search and of the split.
       start: where the search starts: the folder of an earlier run or its ``best/``, a ``.json`` file that
-        ``module.save`` of DSPy wrote, or instructions by component, as a dict or such a file (``loop.start``).
+        ``module.save`` of DSPy wrote, or instructions by component, as a dict or such a file (``loop.setup.start``).
       traces: files of recorded calls, with or without scores (``traces.read``): they become demonstrations and spare
         the run a part of its calls.
       config: other settings by their path, such as ``{"optimize.iterations": 8}``.

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optimas_jax.core import shipped
-from optimas_jax.core.nearest import did_you_mean
+from optimas_jax.core.text.nearest import did_you_mean
 
 _FLAG = "--config"
 _DEFAULT = "hotpotqa"

@@ -12,10 +12,10 @@ from typing import Any
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import SystemConfig
-from optimas_jax.core.json_text import shown
-from optimas_jax.core.nearest import did_you_mean
 from optimas_jax.core.schema import to_dict
 from optimas_jax.core.shipped import portable
+from optimas_jax.core.text.json_text import shown
+from optimas_jax.core.text.nearest import did_you_mean
 from optimas_jax.learn.config import BatchShape
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig, without_mode

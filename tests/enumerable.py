@@ -17,17 +17,17 @@ from runs import run_config
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.benchmarks.modules import find_benchmark
 from optimas_jax.core.component import Component, RunContext
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Call, Example, Group, freeze
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters, Models, Prompt, Value
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.config import LossConfig
+from optimas_jax.llm.accounts.ledger import Ledger
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
-from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.loop.budget import search_limit
 from optimas_jax.loop.config import OptimizeConfig
 from optimas_jax.loop.context import Device, Host, Run

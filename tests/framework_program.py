@@ -9,7 +9,7 @@ from pathlib import Path
 from tool_agents import record  # beside this file
 
 import optimas_jax as oj
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.types import Example
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig

@@ -15,8 +15,8 @@ from fuzzing import TEXTS, Watch, bend, dump
 from optimas_jax.benchmarks import bigcodebench, pubmedqa, stark_prime
 from optimas_jax.benchmarks.code_extraction import extract_program, extract_tests, fenced_blocks
 from optimas_jax.benchmarks.metrics import exact_match, first_character, token_f1
-from optimas_jax.core.event_loop import off_loop
-from optimas_jax.core.json_text import find_json
+from optimas_jax.core.running.event_loop import off_loop
+from optimas_jax.core.text.json_text import find_json
 from optimas_jax.core.types import Outcome, digest, freeze
 from optimas_jax.core.values import Prompt, PromptSpace
 from optimas_jax.llm.base import Completion

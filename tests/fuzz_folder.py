@@ -17,7 +17,7 @@ from optimas_jax.core.folder.events import from_json, read_events
 from optimas_jax.core.folder.files import read_file, read_rows
 from optimas_jax.core.usage import Usage
 from optimas_jax.learn.store import CheckpointStore
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.evaluate import after_each
 from optimas_jax.loop.folder.record import _closed
 from optimas_jax.loop.journal import RunFolder, config_of, load_best, reward_name

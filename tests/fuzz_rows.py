@@ -14,8 +14,8 @@ from runs import ROOT
 from optimas_jax.benchmarks import amazon, bigcodebench, hotpotqa, pubmedqa, stark_prime
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.tables import examples_of, read_table
+from optimas_jax.llm.accounts.prices import parse_prices, price_of
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.prices import parse_prices, price_of
 from optimas_jax.loop.config import parse_config
 
 _TEST = "import unittest\nclass TestCases(unittest.TestCase):\n    def test_a(self):\n        pass\n"

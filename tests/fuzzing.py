@@ -13,7 +13,7 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
-from optimas_jax.core.json_text import is_text
+from optimas_jax.core.text.json_text import is_text
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 2**63, 10**30, 10**400, 1.5, 1e308, -0.0),

@@ -24,7 +24,7 @@ from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.learn.token_group import TokenGroup
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.follow import follow, lead
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.distributed import join, leave

@@ -25,7 +25,7 @@ from runs import get_config, run_config
 import optimas_jax as oj
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.benchmarks.modules import Benchmark
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Call, Example, Trace, derive_seed
 from optimas_jax.core.values import Choice, Configuration, Hyperparameters, Prompt

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from optimas_jax.benchmarks.pubmedqa import LABELS, final_answer
 from optimas_jax.benchmarks.stark_prime import read_scores
-from optimas_jax.core.json_text import JsonError, find_json, parse_json
+from optimas_jax.core.text.json_text import JsonError, find_json, parse_json
 
 JSON = st.recursive(
     st.none()

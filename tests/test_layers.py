@@ -118,7 +118,9 @@ def test_the_host_wing_and_the_search_know_no_arrays(module):
 @pytest.mark.parametrize("module", [m for m in MODULES if room(m) in DEVICE])
 def test_the_device_wing_knows_no_system(module):
     assert not [
-        name for name in of_module(module) if name.startswith(("optimas_jax.core.system", "optimas_jax.core.execution"))
+        name
+        for name in of_module(module)
+        if name.startswith(("optimas_jax.core.system", "optimas_jax.core.running.execution"))
     ]
 
 

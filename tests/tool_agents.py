@@ -9,8 +9,8 @@ import json
 from fakes import ScriptedCompleter
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.types import Example
 
 SYSTEM = "You add numbers."

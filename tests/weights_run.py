@@ -5,11 +5,11 @@ import dataclasses
 from runs import run_config
 
 from optimas_jax.benchmarks.hotpotqa import SystemConfig
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.values import BASE
 from optimas_jax.learn.config import TokenBatch
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.context import build_run
+from optimas_jax.loop.setup.build import build_run
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.policy.config import PolicyConfig
 from optimas_jax.policy.reinforce import GlobalScores

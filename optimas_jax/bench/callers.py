@@ -54,11 +54,11 @@ def _one_round(completer: Any, folder: Path, calls: int, concurrency: int) -> tu
     from optimas_jax.core.system import System
     from optimas_jax.core.types import Example, Outcome
     from optimas_jax.core.values import Prompt
+    from optimas_jax.llm.accounts.ledger import Ledger
     from optimas_jax.llm.base import Completion
     from optimas_jax.llm.component import LanguageModel, llm_component
-    from optimas_jax.llm.ledger import Ledger
-    from optimas_jax.llm.tape import Tape
-    from optimas_jax.llm.taped import TapedCompleter
+    from optimas_jax.llm.tapes.tape import Tape
+    from optimas_jax.llm.tapes.taped import TapedCompleter
     from optimas_jax.loop.config import OptimizeConfig
     from optimas_jax.loop.context import Host
     from optimas_jax.loop.state import Proposal, State

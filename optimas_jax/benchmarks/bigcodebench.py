@@ -66,10 +66,10 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.parts import stops, tuned_by_weights
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
-from optimas_jax.core.event_loop import off_loop
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.running.event_loop import off_loop
 from optimas_jax.core.schema import NonNegativeInt
 from optimas_jax.core.system import System
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, LoraSpace, Prompt, PromptSpace, Value
 from optimas_jax.llm.component import LanguageModel, llm_component

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
-from optimas_jax.core.json_text import JsonError, parse_json, shown
 from optimas_jax.core.schema import NonNegativeInt
+from optimas_jax.core.text.json_text import JsonError, parse_json, shown
 from optimas_jax.core.types import Example, digest
 
 SPLITS = ("train", "val", "test")
@@ -192,7 +192,7 @@ def read_rows(path: Path, parse: Callable[[Any, str], Row]) -> list[Row]:
       parse: ``(item, where) -> row``; raises ``DataError`` that begins with ``where``.
 
     Raises:
-      DataError: for a missing or empty file, text that is not UTF-8, or a line that is no JSON (``core.json_text``).
+      DataError: for a missing or empty file, text that is not UTF-8, or a line that is no JSON (``json_text``).
     """
     text = read_text(path, ": set --config.data.path to a file of rows (JSONL, or JSON: one array)")
     if path.suffix == ".json":

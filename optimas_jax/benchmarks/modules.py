@@ -38,9 +38,9 @@ from typing import Any
 from optimas_jax.benchmarks import amazon, bigcodebench, hotpotqa, pubmedqa, stark_prime
 from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core import shipped
-from optimas_jax.core.json_text import shown
-from optimas_jax.core.nearest import did_you_mean
 from optimas_jax.core.system import System
+from optimas_jax.core.text.json_text import shown
+from optimas_jax.core.text.nearest import did_you_mean
 from optimas_jax.llm.component import LanguageModel
 
 BENCHMARKS: Mapping[str, ModuleType] = {

@@ -49,8 +49,8 @@ from optimas_jax.benchmarks.data import (
 )
 from optimas_jax.benchmarks.metrics import macro_f1
 from optimas_jax.benchmarks.parts import stops
-from optimas_jax.core.json_text import shown
 from optimas_jax.core.system import System
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Models
 from optimas_jax.llm.component import LanguageModel, llm_component, model_selector

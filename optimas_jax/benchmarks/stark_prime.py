@@ -58,10 +58,10 @@ from optimas_jax.benchmarks.data import (
 from optimas_jax.benchmarks.metrics import hit_at, reciprocal_rank
 from optimas_jax.benchmarks.parts import stops
 from optimas_jax.core.component import Component, RunContext
-from optimas_jax.core.event_loop import off_loop
-from optimas_jax.core.json_text import find_json
+from optimas_jax.core.running.event_loop import off_loop
 from optimas_jax.core.schema import NonNegativeFloat
 from optimas_jax.core.system import System
+from optimas_jax.core.text.json_text import find_json
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, Hyperparameters, Value
 from optimas_jax.llm.component import LanguageModel, llm_component

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.json_text import parse_json
+from optimas_jax.core.text.json_text import parse_json
 from optimas_jax.llm.forms.images import Image
 from optimas_jax.programs.plain import PlainError, to_plain
 from optimas_jax.server.protocol import RequestError

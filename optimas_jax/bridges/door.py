@@ -21,8 +21,6 @@ from optimas_jax.bridges.asked import Asked
 from optimas_jax.bridges.chat import chat_answer, chat_events, read_chat
 from optimas_jax.bridges.order import preceding
 from optimas_jax.bridges.responses import read_responses, responses_answer, responses_events
-from optimas_jax.core import event_loop
-from optimas_jax.core.arrivals import RunEnded, is_beside
 from optimas_jax.core.component import Component, Route
 from optimas_jax.core.program import (
     ProgramEnded,
@@ -31,6 +29,8 @@ from optimas_jax.core.program import (
     current_scope,
     running_programs,
 )
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.running.arrivals import RunEnded, is_beside
 from optimas_jax.core.types import Call, Outcome, StopRun, digest, freeze
 from optimas_jax.llm.agent import call_ids
 from optimas_jax.server.protocol import RequestError

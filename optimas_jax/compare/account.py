@@ -13,7 +13,7 @@ from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.taped import TapedCompleter
 
 _REPEATS = 20_000  # requests in a row that cost nothing new, after which a peer is taken to repeat itself without end
 _WAIT_SECONDS = 0.01

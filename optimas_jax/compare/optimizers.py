@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.nearest import did_you_mean
 from optimas_jax.core.shipped import PACKAGE
+from optimas_jax.core.text.nearest import did_you_mean
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig, RunConfig
 from optimas_jax.rewards.collect import CollectConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.folder.files import read_file, write_json
-from optimas_jax.llm.ledger import Ledger
+from optimas_jax.llm.accounts.ledger import Ledger
 
 
 @dataclasses.dataclass(frozen=True)

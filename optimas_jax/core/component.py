@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from optimas_jax.core.cost import Cost
-from optimas_jax.core.frames import UserBug
 from optimas_jax.core.graph import GraphError
+from optimas_jax.core.text.frames import UserBug
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import Space, Value, check_value
 

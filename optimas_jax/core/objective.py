@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 
 from optimas_jax.core.cost import Cost
-from optimas_jax.core.json_text import shown
 from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt
+from optimas_jax.core.text.json_text import shown
 
 MEASURES = ("dollars", "tokens", "seconds")  # of a run
 _PER_TOKENS = 1000  # tokens to which the weight of tokens refers

@@ -23,9 +23,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from optimas_jax.core import event_loop
-from optimas_jax.core.arrivals import OUTSIDE, Arrivals, Position
 from optimas_jax.core.component import Component, ComponentBug
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.running.arrivals import OUTSIDE, Arrivals, Position
 from optimas_jax.core.types import Call, CallKey, Outcome, StopRun, digest
 from optimas_jax.core.values import Hyperparameters, Value
 

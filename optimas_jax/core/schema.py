@@ -12,8 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
-from optimas_jax.core.json_text import is_text, shown
-from optimas_jax.core.nearest import did_you_mean
+from optimas_jax.core.text.json_text import is_text, shown
+from optimas_jax.core.text.nearest import did_you_mean
 
 T = typing.TypeVar("T")
 

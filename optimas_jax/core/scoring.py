@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from optimas_jax.core.frames import UserBug
+from optimas_jax.core.text.frames import UserBug
 from optimas_jax.core.types import Example, thaw, valid_text
 
 ARGUMENTS = ("example", "outputs", "gold", "trace", "context")

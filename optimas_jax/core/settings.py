@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.text.json_text import shown
 
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): ?(.*)")
 _TYPES = {str: "text", bool: "bool", int: "int", float: "float"}

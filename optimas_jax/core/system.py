@@ -11,18 +11,18 @@ from functools import cached_property
 from typing import Any
 
 from optimas_jax.core import graph
-from optimas_jax.core.arrivals import beside_programs
 from optimas_jax.core.component import Component, ComponentBug, ComponentFailure, ProgramFailure, RunContext
 from optimas_jax.core.cost import Cost, Counted, side_by_side, total
-from optimas_jax.core.frames import first_of, where
 from optimas_jax.core.graph import GraphError
 from optimas_jax.core.objective import Objective
 from optimas_jax.core.program import Recorder
+from optimas_jax.core.running.arrivals import beside_programs
+from optimas_jax.core.running.watch import Kind, Watch
 from optimas_jax.core.scoring import Score, is_finite_score, metric_arguments, name_of, read_score, row_of, shortened
 from optimas_jax.core.selection import Scorer, candidates, choose
+from optimas_jax.core.text.frames import first_of, where
 from optimas_jax.core.types import Call, CallKey, Example, Outcome, StopRun, Trace, derive_seed, freeze, thaw
 from optimas_jax.core.values import Configuration, PerInstance, Value, check_value
-from optimas_jax.core.watch import Kind, Watch
 
 Program = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 Metric = Callable[..., Any]  # of ``core.scoring.ARGUMENTS``; a judge is ``async``
@@ -221,7 +221,7 @@ class System:
         Raises:
           GraphError: if the example lacks an input field.
           ComponentBug: if a component or the metric raises another exception than ``ComponentFailure``.
-          TooManyFailures: exceptions ended this run and too many before it (``core.watch``).
+          TooManyFailures: exceptions ended this run and too many before it (``core.running.watch``).
         """
         missing = [field for field in self.input_fields if field not in example.inputs]
         if missing:

@@ -121,12 +121,12 @@ Used = tuple[str, str, Usage]  # (role, key, usage) of one answered request
 
 
 class OutOfBudget(StopRun):
-    """The next request could use more than is left under ``llm.ledger.Ledger.limit``."""
+    """The next request could use more than is left under ``llm.accounts.ledger.Ledger.limit``."""
 
 
 class Allowance:
-    """Counts what a run, or a part of a run, uses under a limit (``llm.ledger.Ledger.limit``). The ledger admits
-    requests by these counts. A nested allowance is a share of the allowance around it.
+    """Counts what a run, or a part of a run, uses under a limit (``Ledger.limit``). The ledger admits requests by these
+    counts. A nested allowance is a share of the allowance around it.
 
     Attributes:
       limit: the most that may be used since its beginning.

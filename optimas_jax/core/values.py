@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.types import digest, freeze, thaw, valid_text
 
 

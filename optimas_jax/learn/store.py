@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from optimas_jax.core.json_text import check_form, parse_json
+from optimas_jax.core.text.json_text import check_form, parse_json
 from optimas_jax.core.types import StopRun
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.transfer import fetch, put
@@ -47,7 +47,7 @@ class CheckpointStore:
         """The metadata of a checkpoint, or None if there is no complete checkpoint of that name.
 
         Args:
-          form: of the metadata (``core.json_text.check_form``).
+          form: of the metadata (``core.text.json_text.check_form``).
 
         Raises:
           CheckpointError: the metadata are damaged.

@@ -191,7 +191,7 @@ class Attempts:
 
 
 class Persistent:
-    """A completer that repeats attempts (``Attempts``), for callers without a tape (``llm.taped``)."""
+    """A completer that repeats attempts (``Attempts``), for callers without a tape (``llm.tapes.taped``)."""
 
     def __init__(self, inner: Completer):
         self._inner = inner

@@ -1,4 +1,4 @@
-"""Completions, and effects in general: requests that leave the process and are therefore recorded (``llm.tape``).
+"""Completions, and effects in general: requests that leave the process and are therefore recorded (``llm.tapes.tape``).
 
 An effect knows its key, its worst case and how its result is read back. There are three kinds: completions of language
 models and calls of users' functions, both here, and executions of programs (``llm.sandbox``).
@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from optimas_jax.core.json_text import check_record
+from optimas_jax.core.text.json_text import check_record
 from optimas_jax.core.types import Outcome, digest, thaw, valid_text
 from optimas_jax.core.usage import Usage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from optimas_jax.core.tracking import ModelCall
+from optimas_jax.core.running.tracking import ModelCall
 from optimas_jax.core.types import Outcome
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
 from optimas_jax.llm.specs import KEYS

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
 from optimas_jax.core.component import RunContext
-from optimas_jax.core.json_text import check_record, shown
+from optimas_jax.core.text.json_text import check_record, shown
 from optimas_jax.core.types import StopRun, digest
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.base import Completer, Completion, CompletionRequest, count_prompt

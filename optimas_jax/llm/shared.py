@@ -30,10 +30,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from optimas_jax.core.json_text import parse_json
+from optimas_jax.core.text.json_text import parse_json
 from optimas_jax.llm.base import Completion, CompletionRequest, Effect, Result, count_prompt
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
-from optimas_jax.llm.tape import TapeError
+from optimas_jax.llm.tapes.tape import TapeError
 
 R = TypeVar("R", bound=Result)
 
@@ -151,7 +151,7 @@ class SharedCompleter:
     @contextlib.contextmanager
     def _claim(self, key: str) -> Iterator[bool]:
         """Yields whether this process may ask for the result of ``key``, until the end of the block. A lock does not
-        tell the requests of one process apart, but ``llm.taped`` has merged equal ones already.
+        tell the requests of one process apart, but ``llm.tapes.taped`` has merged equal ones already.
 
         Raises:
           TapeError: on a file system without locks.

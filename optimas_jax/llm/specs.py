@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.text.json_text import shown
 
 KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}  # provider -> variable that holds its key
 LOCAL = ("hf", "pypi", "random")

@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optimas_jax.core.component import ComponentBug
-from optimas_jax.core.execution import Job, gather
 from optimas_jax.core.folder.events import Curve
 from optimas_jax.core.folder.files import read_rows
+from optimas_jax.core.running.execution import Job, gather
 from optimas_jax.core.scoring import MetricError
 from optimas_jax.core.types import Call, Example, Outcome, StopRun, freeze
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage

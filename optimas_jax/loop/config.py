@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from optimas_jax.benchmarks.data import DataConfig
 from optimas_jax.benchmarks.modules import BenchmarkError, find_benchmark, settings_class
-from optimas_jax.core.json_text import shown
 from optimas_jax.core.objective import Objective
+from optimas_jax.core.running.tracking import tracker_names
 from optimas_jax.core.schema import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, Share, from_dict, to_dict
-from optimas_jax.core.tracking import tracker_names
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.types import digest
+from optimas_jax.llm.accounts.ledger import Budget
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.ledger import Budget
 from optimas_jax.loop.stage_configs import AlignConfig, EvaluateConfig, OfflineConfig, ProbeConfig, RefreshConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.policy.config import PolicyConfig
@@ -88,7 +88,7 @@ class OptimizeConfig:
         labels, ``on_drift`` (in iterations whose labels they order badly) or ``never``.
       adapt_inputs: training examples drawn anew for each adaptation ``after_accept``.
       pairs: ``all`` ordered pairs of a group, or of ``two`` sampled candidates, the current output not among them.
-      start: ``best/`` folder of an earlier run, whose values the search starts from (``loop.start``); or a ``.json``
+      start: ``best/`` folder of an earlier run, whose values the search starts from (``setup.start``); or a ``.json``
         file of DSPy or of instructions by component, or such an object itself; "" for the defaults of the system.
       start_names: component for each prompt name in ``start``: NAME=COMPONENT, separated by commas.
       order: components of the first iterations, names separated by commas; then ``pick`` chooses.
@@ -276,14 +276,14 @@ class RunConfig:
       mesh: devices; (0, 1) puts all of them along ``data``.
       server: server of models called ``openai:NAME``; OpenAI itself without an address.
       anthropic: server of models called ``anthropic:NAME``; Anthropic itself without an address.
-      prices: override ``llm.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
+      prices: override ``llm.accounts.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
       budget: the most that all completions of the run folder may cost. The cost of baseline, confirmation and final
         test is set aside from the start.
       stop_grace: seconds for answers in flight after an interrupt or SIGTERM, before they are abandoned.
       trackers: trackers that log the run as it happens (``report.trackers``), separated by commas: ``tensorboard``,
         ``wandb``, ``mlflow``, ``otel``; "" for none.
       traces: files of recorded calls, separated by commas (``traces.read``): they become demonstrations and the first
-        candidates of groups (``loop.recordings``).
+        candidates of groups (``loop.setup.recordings``).
       system: settings of the benchmark's own class.
       data, proposer, offline, collect, reward, policy, optimize, align, probe, refresh, evaluate: see
         the classes.

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.benchmarks.modules import title
-from optimas_jax.core.execution import Job
 from optimas_jax.core.folder import events
 from optimas_jax.core.folder.files import FolderError
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.scoring import NonFiniteScore, is_finite_score, read_score
 from optimas_jax.core.selection import OWN_REWARD
 from optimas_jax.core.stats import compare, mean_interval
@@ -26,8 +26,8 @@ from optimas_jax.loop.budget import block
 from optimas_jax.loop.context import Host, Run
 from optimas_jax.loop.folder.evaluations import Measured, example_rows
 from optimas_jax.loop.journal import OPTIMIZED, load_best
+from optimas_jax.loop.setup.start import NO_FRESH_ROWS
 from optimas_jax.loop.stage_configs import EvaluateConfig
-from optimas_jax.loop.start import NO_FRESH_ROWS
 from optimas_jax.loop.steps.costs import objective_fields
 from optimas_jax.rewards.text import text_group
 from optimas_jax.search.confirm import Confirmation, confirm

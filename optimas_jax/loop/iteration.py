@@ -13,8 +13,8 @@ import random
 import statistics
 from collections.abc import Sequence
 
-from optimas_jax.core.execution import Job
 from optimas_jax.core.folder import events
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.types import Example, Group, derive_seed
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import (

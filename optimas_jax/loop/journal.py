@@ -27,10 +27,10 @@ from optimas_jax.core.folder.files import (
     write_text,
 )
 from optimas_jax.core.schema import to_dict
-from optimas_jax.core.secrets import without_keys
 from optimas_jax.core.selection import UNTRAINED
+from optimas_jax.core.text.secrets import without_keys
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, plain_values
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.config import RunConfig, differences, parse_config
 
 PLAN = "plan.json"  # written by ``--plan``

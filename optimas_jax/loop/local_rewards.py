@@ -9,8 +9,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.execution import Job
 from optimas_jax.core.folder import events
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.selection import UNTRAINED
 from optimas_jax.core.types import Example, Group, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Limit, OutOfBudget, Usage
@@ -18,7 +18,7 @@ from optimas_jax.core.values import Configuration, Grid, LoraSpace, Models, Prom
 from optimas_jax.loop.budget import FIRST_RUNS, block, costs_by_role, hold_final, require
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.loop.context import Device, Host, report_failures
-from optimas_jax.loop.recordings import NO_RECORDINGS, Recordings, complete, without_recorded
+from optimas_jax.loop.setup.recordings import NO_RECORDINGS, Recordings, complete, without_recorded
 from optimas_jax.loop.state import Runs, State
 from optimas_jax.loop.steps.caps import above_cap
 from optimas_jax.rewards.collect import (

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from optimas_jax.core.execution import Job
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.selection import LIKELIHOOD, MAJORITY, RANDOM
 from optimas_jax.core.types import Example, Group, StopRun, derive_seed
 from optimas_jax.core.values import Configuration, PerInstance, value_digest

@@ -11,14 +11,14 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.llm.accounts.prices import Price, price_of
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.component import models_of
-from optimas_jax.llm.prices import Price, price_of
 from optimas_jax.llm.providers import models_named
 from optimas_jax.llm.specs import is_served, served
-from optimas_jax.llm.taped import TapedCompleter
-from optimas_jax.loop.completers import own_prices
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.setup.completers import own_prices
 
 _WHERE = "config.optimize.objective"
 

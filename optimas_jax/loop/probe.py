@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from optimas_jax.core.execution import Job
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.types import Example, StopRun, Trace, derive_seed
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget
 from optimas_jax.core.values import (

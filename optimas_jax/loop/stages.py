@@ -19,14 +19,13 @@ from optimas_jax.core.selection import OWN_REWARD, UNTRAINED
 from optimas_jax.core.types import Group, StopRun
 from optimas_jax.core.usage import OutOfBudget
 from optimas_jax.core.values import Configuration
+from optimas_jax.llm.accounts.ledger import OverBudget
 from optimas_jax.llm.base import Completer
-from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.providers import models_named
 from optimas_jax.loop.align import align, alignment_of
 from optimas_jax.loop.budget import USED, hold_final, price, run_limit, search_limit
-from optimas_jax.loop.completers import answering, loaded_here
 from optimas_jax.loop.config import ALIGN, PROBE, REFRESH, STAGES, RunConfig
-from optimas_jax.loop.context import Host, Run, build_run
+from optimas_jax.loop.context import Host, Run
 from optimas_jax.loop.evaluate import after_each, confirm_search, measure
 from optimas_jax.loop.folder.evaluations import is_own, save
 from optimas_jax.loop.folder.record import finish, took
@@ -46,8 +45,10 @@ from optimas_jax.loop.journal import (
 )
 from optimas_jax.loop.local_rewards import Collected, collect_offline, refresh, train_first
 from optimas_jax.loop.probe import run_probe
-from optimas_jax.loop.recordings import use_recordings
-from optimas_jax.loop.start import ROWS
+from optimas_jax.loop.setup.build import build_run
+from optimas_jax.loop.setup.completers import answering, loaded_here
+from optimas_jax.loop.setup.recordings import use_recordings
+from optimas_jax.loop.setup.start import ROWS
 from optimas_jax.loop.steps.blame import blame_of, to_json
 from optimas_jax.loop.steps.caps import within_caps
 from optimas_jax.loop.steps.fields import OBSERVED

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from optimas_jax.core.execution import gather, global_rewards
+from optimas_jax.core.running.execution import gather, global_rewards
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Call
 from optimas_jax.core.values import Configuration

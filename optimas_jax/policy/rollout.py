@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Protocol
 
-from optimas_jax.core.execution import gather
+from optimas_jax.core.running.execution import gather
 from optimas_jax.core.selection import random_score
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Call, Example, Outcome, StopRun, Trace, derive_seed

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from optimas_jax.core import event_loop
 from optimas_jax.core.component import Component, ComponentFailure
 from optimas_jax.core.program import ProgramEnded, ProgramError, Scope, current_scope, is_running
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Outcome, freeze, thaw
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.programs.plain import PlainError, from_fields, to_plain

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from optimas_jax.core.frames import is_library
+from optimas_jax.core.text.frames import is_library
 from optimas_jax.programs.declared import Declared
 
 

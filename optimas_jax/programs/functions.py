@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
-from optimas_jax.core.frames import describe_error
 from optimas_jax.core.program import ProgramEnded
+from optimas_jax.core.text.frames import describe_error
 from optimas_jax.core.types import Outcome, StopRun, digest, thaw
 from optimas_jax.core.values import Demo, Grid, Hyperparameters, Prompt, Space, Value, value_digest
 from optimas_jax.llm.base import FunctionCall
@@ -56,7 +56,7 @@ def component(
         a prompt.
       timeout: seconds, after which a call has failed.
       on_error: ``count`` makes an exception a failed call, which is made again when the run is resumed; too many end
-        the run (``core.watch``). ``stop`` ends it at the first one.
+        the run (``core.running.watch``). ``stop`` ends it at the first one.
       tuned: the prompt or the settings, by the argument of the function that gets it (a prompt as a ``PromptText``), or
         by the variable of its module that the function's own code reads (a prompt as its text): existing code stays as
         it is. What the function writes to variables of its module is then lost.

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from optimas_jax.core.json_text import MOST_NESTED
+from optimas_jax.core.text.json_text import MOST_NESTED
 from optimas_jax.core.types import StopRun, valid_text
 
 _OF_RECORDS = 20  # levels of nesting that records add around a value

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import ComponentFailure, ProgramFailure
-from optimas_jax.core.frames import describe_error, first_of
 from optimas_jax.core.scoring import metric_arguments, name_of
 from optimas_jax.core.system import System
+from optimas_jax.core.text.frames import describe_error, first_of
 from optimas_jax.core.types import Outcome, StopRun, digest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.programs.declared import DeclarationError, Declared
@@ -40,7 +40,7 @@ def program(
       components: components that it calls, but that cannot be found by following the names in its code.
       name: by default the function's name.
       on_error: ``count`` makes an exception of the program a failed run; too many of them end the optimisation
-        (``core.watch``). ``stop`` ends it at the first one.
+        (``core.running.watch``). ``stop`` ends it at the first one.
       timeout: seconds, after which a run has failed. A function that blocks in a thread is left behind, and ends at its
         next call; an ``async`` one must await something to be ended.
       alone: whether runs go one at a time: for a program whose calls come from threads or processes that cannot tell

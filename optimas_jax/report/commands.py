@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.frames import error_text, frames_text, is_users
-from optimas_jax.core.secrets import Redacted
+from optimas_jax.core.text.frames import error_text, frames_text, is_users
+from optimas_jax.core.text.secrets import Redacted
 from optimas_jax.core.types import StopRun
 from optimas_jax.report.flag_errors import flag_message
 from optimas_jax.report.process import code_of, end_on_signals, end_with_parent, interrupt_on_terminate

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from optimas_jax.core.folder.live import Status
 from optimas_jax.core.progress import Bars
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.text.secrets import redact
 from optimas_jax.report.live.grids import fitted
 from optimas_jax.report.live.region import Region
 from optimas_jax.report.live.text import fit, plain, styled

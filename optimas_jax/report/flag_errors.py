@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.frames import describe_error, files_of, frames_text, is_library, is_users, own_frames, where
-from optimas_jax.core.json_text import shown
-from optimas_jax.core.nearest import did_you_mean
 from optimas_jax.core.shipped import folder
+from optimas_jax.core.text.frames import describe_error, files_of, frames_text, is_library, is_users, own_frames, where
+from optimas_jax.core.text.json_text import shown
+from optimas_jax.core.text.nearest import did_you_mean
 from optimas_jax.core.types import StopRun
 
 _ERROR = re.compile(r"^\w*(?:Error|Exception): (.*)$", re.MULTILINE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.folder.files import FolderError, read_file, write_text
-from optimas_jax.core.frames import describe_error
+from optimas_jax.core.text.frames import describe_error
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.devices import device_lines
 from optimas_jax.report.page.write import write_page

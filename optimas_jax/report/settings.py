@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from optimas_jax.core.secrets import redact
 from optimas_jax.core.settings import REQUIRED, Section, Setting, value_text
+from optimas_jax.core.text.secrets import redact
 
 _MARK = "*"  # of a value that is not the default
 _WIDEST = 20  # letters of a value in a table
@@ -121,7 +121,7 @@ _HEAD = """\
 Every setting of a run. On the command line a setting is a flag, `--config.optimize.iterations=4`; in Python it is an
 entry of `config`, `oj.optimize(..., config={"optimize.iterations": 4})`. `optimas run hotpotqa:smoke --settings` prints
 all of them with the values of that configuration, and marks those that are not the default. Names such as
-`loop.recordings` in a meaning are modules of `optimas_jax`."""
+`loop.setup.recordings` in a meaning are modules of `optimas_jax`."""
 
 
 def _section(section: Section, title: str, level: int = 2) -> str:

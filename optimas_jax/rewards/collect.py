@@ -12,9 +12,10 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
-from optimas_jax.core.event_loop import Waiting
-from optimas_jax.core.execution import gather, global_rewards, rollout_seeds
 from optimas_jax.core.progress import Progress
+from optimas_jax.core.running.event_loop import Waiting
+from optimas_jax.core.running.execution import gather, global_rewards, rollout_seeds
+from optimas_jax.core.running.watch import tell_waits
 from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt, PositiveInt
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Call, Candidate, Example, Group, Outcome, Trace, derive_seed, digest
@@ -29,7 +30,6 @@ from optimas_jax.core.values import (
     shows,
     value_digest,
 )
-from optimas_jax.core.watch import tell_waits
 from optimas_jax.rewards.pairs import merge_groups
 
 ROLLOUT_TEMPERATURE = 1.0  # at this temperature the sampling distribution is the policy itself

@@ -20,7 +20,7 @@ from typing import Any
 import datasets
 
 from optimas_jax.core.folder.checksums import check_files, write_checksums
-from optimas_jax.core.json_text import parse_json, shown
+from optimas_jax.core.text.json_text import parse_json, shown
 from optimas_jax.core.types import Candidate, Group, StopRun, digest, freeze, thaw
 
 

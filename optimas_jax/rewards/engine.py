@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from optimas_jax.core.progress import Progress
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.parallel.lockstep import Shared, open_shared
 from optimas_jax.rewards.batches import RewardBatches
 from optimas_jax.rewards.config import RewardConfig

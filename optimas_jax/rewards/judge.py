@@ -15,8 +15,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from optimas_jax.core.execution import gather
-from optimas_jax.core.json_text import JsonError, parse_json
+from optimas_jax.core.running.execution import gather
+from optimas_jax.core.text.json_text import JsonError, parse_json
 from optimas_jax.core.types import Outcome, derive_seed
 from optimas_jax.llm.base import Completer, CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel

@@ -22,7 +22,7 @@ from optimas_jax.core.system import System
 from optimas_jax.core.types import Group, StopRun, digest
 from optimas_jax.learn.store import CheckpointError, CheckpointStore
 from optimas_jax.learn.token_group import TokenGroup
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.models.lora import Params
 from optimas_jax.parallel.lockstep import Shared, together
 from optimas_jax.rewards.batches import BatchFunction, RewardBatches

@@ -15,7 +15,7 @@ from optimas_jax.core.types import Example, Trace
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.journal import RESOURCES, TAPE, changed_fields
 from optimas_jax.saved.folder import Saved
 from optimas_jax.saved.optimized import Optimized, assemble

@@ -50,7 +50,7 @@ def completer_of(
     Args:
       folder: holds the adapters that requests name.
     """
-    from optimas_jax.loop.completers import make_completer
+    from optimas_jax.loop.setup.completers import make_completer
     from optimas_jax.report.console import ConsoleProgress
 
     config = serving_config(name, answers, settings)

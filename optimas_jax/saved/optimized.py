@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core import event_loop
 from optimas_jax.core.component import ComponentFailure
-from optimas_jax.core.frames import without_our_frames
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.system import System
+from optimas_jax.core.text.frames import without_our_frames
 from optimas_jax.core.types import Example, Outcome, Trace, freeze, thaw
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.component import LanguageModel
@@ -98,7 +98,7 @@ class Optimized:
         return await self.run(Example("", self.inputs.of(fields, self.name), freeze({}), ""))
 
     async def run(self, example: Example) -> Trace:
-        """The record of a run, on the event loop of the package (``core.event_loop``).
+        """The record of a run, on the event loop of the package (``core.running.event_loop``).
 
         Args:
           example: has the fields that the program reads. Its id and ``seed`` determine the random numbers of the run:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.progress import Progress
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.text.secrets import redact
 from optimas_jax.core.types import Example, Outcome, Trace, freeze, thaw, valid_text
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.saved.optimized import Optimized, failure_of, plain_outputs
 from optimas_jax.saved.runs import CONCURRENCY, run_examples
 

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.json_text import parse_json
+from optimas_jax.core.text.json_text import parse_json
 from optimas_jax.core.types import StopRun, thaw
 
 KEY = "OPTIMAS_REWARD_KEY"  # environment variable with the key that a server with --api-key-env expects

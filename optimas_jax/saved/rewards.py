@@ -12,7 +12,7 @@ from optimas_jax.core.schema import from_dict
 from optimas_jax.core.selection import OWN_REWARD
 from optimas_jax.core.system import System
 from optimas_jax.core.values import Configuration, PerInstance, PromptSpace, Value
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.hooks.settings import hooks_of
 from optimas_jax.loop.journal import CHECKPOINTS, REWARDS, reward_name
 from optimas_jax.presets import EMBEDDED

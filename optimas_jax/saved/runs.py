@@ -7,13 +7,13 @@ import functools
 from collections.abc import Sequence
 
 from optimas_jax.core.component import ComponentBug
-from optimas_jax.core.execution import gather
 from optimas_jax.core.progress import Progress
+from optimas_jax.core.running.execution import gather
 from optimas_jax.core.types import Example, Outcome, Trace, freeze
 from optimas_jax.core.usage import Usage
-from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.accounts.ledger import Ledger
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.programs.plain import PlainError
 from optimas_jax.saved.optimized import Optimized
 

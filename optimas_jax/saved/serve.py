@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.applications import Starlette
 
-from optimas_jax.core import event_loop
 from optimas_jax.core.component import ComponentBug
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import StopRun, Trace
 from optimas_jax.programs.plain import PlainError
 from optimas_jax.saved.optimized import Optimized, plain_outputs

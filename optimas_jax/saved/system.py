@@ -15,7 +15,7 @@ from optimas_jax.core.scoring import name_of
 from optimas_jax.core.system import System
 from optimas_jax.core.types import freeze
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.loop.same_program import edited_since
+from optimas_jax.loop.setup.same_program import edited_since
 from optimas_jax.loop.steps.fields import OBSERVED, with_fields
 from optimas_jax.programs.program import Program
 from optimas_jax.programs.program import program as declare

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.types import Call, Example, Trace
 from optimas_jax.core.values import Space, Value
 from optimas_jax.search.optimisers.registry import OWN

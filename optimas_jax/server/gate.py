@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from optimas_jax.core.secrets import key_problem
+from optimas_jax.core.text.secrets import key_problem
 from optimas_jax.core.types import StopRun
 
 Message = MutableMapping[str, Any]

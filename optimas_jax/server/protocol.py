@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic_core import PydanticCustomError
 
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.text.secrets import redact
 from optimas_jax.core.types import derive_seed
 from optimas_jax.llm.base import CompletionRequest, Message
 

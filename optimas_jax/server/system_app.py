@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from optimas_jax.core.component import ComponentBug
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.text.secrets import redact
 from optimas_jax.core.types import Call, Outcome, StopRun, Trace, thaw
 from optimas_jax.server.bodies import BodyError, read_object
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.nearest import did_you_mean
 from optimas_jax.core.schema import ConfigError, to_dict
 from optimas_jax.core.shipped import find
+from optimas_jax.core.text.nearest import did_you_mean
 from optimas_jax.core.types import digest
 from optimas_jax.loop.config import RunConfig, parse_config, with_overrides
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import Component
-from optimas_jax.core.json_text import find_json
+from optimas_jax.core.text.json_text import find_json
 from optimas_jax.core.types import freeze
 from optimas_jax.core.values import Prompt, Value, plain_values
 from optimas_jax.llm.component import ModelCall

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optimas_jax.core.json_text import JsonError, parse_json, shown
+from optimas_jax.core.text.json_text import JsonError, parse_json, shown
 from optimas_jax.traces.records import (
     ASSISTANT,
     SYSTEM,

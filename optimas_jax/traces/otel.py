@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.json_text import JsonError, parse_json, shown
+from optimas_jax.core.text.json_text import JsonError, parse_json, shown
 from optimas_jax.traces.records import (
     ASSISTANT,
     SYSTEM,

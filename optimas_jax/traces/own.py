@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.traces.records import Recorded, TraceError, finite, first_text, read_score, whole
 
 _SIDES = {"before": True, "after": False}  # side -> whether the declared values were in use

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optimas_jax.core.component import Component
-from optimas_jax.core.json_text import JsonError, parse_json, shown
+from optimas_jax.core.text.json_text import JsonError, parse_json, shown
 from optimas_jax.core.types import freeze
 from optimas_jax.core.values import Demo, Prompt, PromptSpace
 from optimas_jax.llm.component import ModelCall

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.json_text import JsonError, parse_json, shown
+from optimas_jax.core.text.json_text import JsonError, parse_json, shown
 from optimas_jax.traces.openai import is_openai, read_openai
 from optimas_jax.traces.otel import Span, is_otel, read_otel, read_spans
 from optimas_jax.traces.own import is_own, read_own

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.types import freeze, valid_text
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"

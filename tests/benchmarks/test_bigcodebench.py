@@ -16,11 +16,11 @@ from optimas_jax.benchmarks.bigcodebench import SystemConfig, build, cut_middle,
 from optimas_jax.benchmarks.data import DataConfig, DataError, Dataset
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import Demo, Prompt
+from optimas_jax.llm.accounts.ledger import Ledger
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.sandbox import SandboxCompleter
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.loop.config import parse_config
 from optimas_jax.sandbox.limits import Limits
 from optimas_jax.sandbox.unittests import run_tests

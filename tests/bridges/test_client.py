@@ -10,7 +10,7 @@ import pytest
 from tool_agents import FLAT_TOOLS, SYSTEM, TOOLS, adder, adds, begin, plain_tool_loop, record, run, tool_loop
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Outcome, StopRun, thaw
 from optimas_jax.core.values import Prompt
 from optimas_jax.programs.declared import DeclarationError

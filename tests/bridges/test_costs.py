@@ -8,8 +8,8 @@ from fakes import ScriptedCompleter
 from tool_agents import adder, adds, plain_tool_loop, system_of, tool_loop
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
 from optimas_jax.core.cost import Cost
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.llm.base import Completion
 

@@ -15,8 +15,8 @@ from tool_agents import adder, adds, begin, plain_tool_loop, record, run, run_al
 
 import optimas_jax as oj
 from optimas_jax.bridges import door
-from optimas_jax.core import event_loop
 from optimas_jax.core.program import current_scope
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Example, Outcome, StopRun
 
 QUESTIONS = [f"{'q' * (number % 5)}{number}" for number in range(16)]

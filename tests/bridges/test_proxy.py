@@ -16,9 +16,9 @@ from fakes import ScriptedCompleter
 from tool_agents import TOOLS, adder, adds, begin, record, run, run_all, system_of, tool_loop
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
-from optimas_jax.core.execution import Job, run_many
 from optimas_jax.core.program import ProgramError
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.types import Example, Outcome, StopRun
 
 AGENT = str(Path(__file__).parents[1] / "outside_agent.py")

@@ -18,9 +18,9 @@ from optimas_jax.core.selection import RANDOM, random_score
 from optimas_jax.core.types import Call, Example, Outcome, StopRun
 from optimas_jax.core.values import value_digest
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.loop.context import build_run
 from optimas_jax.loop.iteration import start, with_base_runs
 from optimas_jax.loop.journal import BEST, load_best
+from optimas_jax.loop.setup.build import build_run
 from optimas_jax.loop.state import State
 from optimas_jax.loop.steps.propose import propose
 from optimas_jax.loop.steps.trials import answer, local_scores

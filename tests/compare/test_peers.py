@@ -24,7 +24,7 @@ from optimas_jax.compare.optimizers import Ours, Peer
 from optimas_jax.compare.peer import PeerError
 from optimas_jax.compare.peer_server import PeerServer, serve
 from optimas_jax.compare.stopwatch import Meter, Seconds
-from optimas_jax.core.execution import gather
+from optimas_jax.core.running.execution import gather
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Configuration, Prompt, value_from_json

@@ -15,16 +15,16 @@ from systems import example, system
 import optimas_jax as oj
 from optimas_jax.core.component import Component, ComponentFailure
 from optimas_jax.core.cost import Cost, side_by_side, total
-from optimas_jax.core.execution import Job, global_rewards, run_many
 from optimas_jax.core.objective import Objective
+from optimas_jax.core.running.execution import Job, global_rewards, run_many
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Prompt, PromptSpace
+from optimas_jax.llm.accounts.ledger import Ledger
 from optimas_jax.llm.base import Completion
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.programs.program import program as declare
 
 SECONDS = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}

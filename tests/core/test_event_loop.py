@@ -7,9 +7,9 @@ import threading
 import pytest
 from systems import example, system
 
-from optimas_jax.core import event_loop
 from optimas_jax.core.component import Component
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.values import Configuration
 
 
@@ -78,7 +78,7 @@ def test_an_interrupt_waits_for_the_end_of_what_runs():
     code = """
 import asyncio, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands ignore it
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 async def work():
     print("started", flush=True)
     try:

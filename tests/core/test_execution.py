@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimas_jax.core.execution import await_all
+from optimas_jax.core.running.execution import await_all
 from optimas_jax.core.types import Outcome
+from optimas_jax.llm.accounts.ledger import Ledger
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
-from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.taped import TapedCompleter
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from systems import example, system, tool
 
-from optimas_jax.core import event_loop
 from optimas_jax.core.component import Component, ComponentBug, ComponentFailure
 from optimas_jax.core.program import ProgramError, current_scope
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.system import GraphError, System
 from optimas_jax.core.types import Call, Outcome, StopRun, derive_seed
 from optimas_jax.core.values import Configuration

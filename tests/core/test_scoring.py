@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from systems import example, system, tool
 
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.scoring import MetricError, NonFiniteScore, Score, metric_arguments
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Configuration

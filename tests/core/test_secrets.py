@@ -8,8 +8,8 @@ import urllib.parse
 
 import pytest
 
-from optimas_jax.core.json_text import shown
-from optimas_jax.core.secrets import MASK, redact
+from optimas_jax.core.text.json_text import shown
+from optimas_jax.core.text.secrets import MASK, redact
 
 CORE = "sk-PLANTED1234567890abcdefPLANTED"
 KEYS = [

@@ -10,7 +10,7 @@ import pytest
 from fakes import ScriptedCompleter
 from systems import example, system, tool
 
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.selection import agreement, choose
 from optimas_jax.core.system import Meter
 from optimas_jax.core.types import Outcome, StopRun

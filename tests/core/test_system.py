@@ -7,7 +7,7 @@ import pytest
 from systems import example, system, tool
 
 from optimas_jax.core.component import Component, ComponentBug, ComponentFailure
-from optimas_jax.core.execution import Job, gather, run_many
+from optimas_jax.core.running.execution import Job, gather, run_many
 from optimas_jax.core.system import GraphError
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.values import Choice, Configuration, Grid, Hyperparameters

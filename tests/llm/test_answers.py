@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from optimas_jax.core import event_loop
 from optimas_jax.core.component import ComponentFailure, RunContext
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, Prompt

@@ -10,15 +10,15 @@ from api_servers import ApiServers
 from served import serving_app
 
 from optimas_jax.core.types import Outcome, StopRun
+from optimas_jax.llm.accounts.ledger import Budget, Ledger, OverBudget
 from optimas_jax.llm.attempts import Persistent, Retries, ServerError
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.forms.answers import AnswerType
-from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 
 CHAT = (Message("system", "Be short."), Message("user", "Where is it?"), Message("assistant", "Here."))
 CHAT = (*CHAT, Message("user", "And where is the other one now?"))

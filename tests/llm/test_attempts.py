@@ -6,11 +6,11 @@ import pytest
 
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.usage import Usage
+from optimas_jax.llm.accounts.ledger import Budget, Ledger, OverBudget
 from optimas_jax.llm.attempts import Fault, Retries, Server, ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message
-from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 
 HASTY = Retries(attempts=3, first_wait=0.001)
 

@@ -6,10 +6,10 @@ import pytest
 from fakes import request
 
 from optimas_jax.core.types import Outcome
-from optimas_jax.llm import database
 from optimas_jax.llm.base import Completion
-from optimas_jax.llm.database import is_remote
-from optimas_jax.llm.tape import Tape, TapeError
+from optimas_jax.llm.tapes import database
+from optimas_jax.llm.tapes.database import is_remote
+from optimas_jax.llm.tapes.tape import Tape, TapeError
 
 MOUNTS = """\
 /dev/vda / ext4 rw 0 0

@@ -10,10 +10,10 @@ from fakes import ScriptedCompleter, request
 
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.usage import Limit, OutOfBudget, Usage
+from optimas_jax.llm.accounts.ledger import Budget, Ledger, OverBudget
 from optimas_jax.llm.base import Completion
-from optimas_jax.llm.ledger import Budget, Ledger, OverBudget
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 
 
 class Varying:

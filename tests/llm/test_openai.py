@@ -31,7 +31,7 @@ from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.forms.answers import AnswerType
 from optimas_jax.llm.forms.tools import ReplyType
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.loop.context import build_run
+from optimas_jax.loop.setup.build import build_run
 from optimas_jax.models.backbone import init_lora
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig

@@ -25,20 +25,20 @@ from optimas_jax.compare.optimizers import Ours
 from optimas_jax.core.schema import ConfigError, from_dict
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.values import Grid, Models
+from optimas_jax.llm.accounts.ledger import Budget
+from optimas_jax.llm.accounts.prices import FlatPrice, parse_prices, price_of
 from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.limits import Rate
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.ledger import Budget
-from optimas_jax.llm.prices import FlatPrice, parse_prices, price_of
 from optimas_jax.llm.providers import RoutedCompleter, models_named
 from optimas_jax.llm.specs import model_name, provider, served
-from optimas_jax.llm.tape import Tape
-from optimas_jax.loop.completers import check_completers, loaded_here, without_price
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.config import EvaluateConfig, OptimizeConfig
 from optimas_jax.loop.journal import TAPE
+from optimas_jax.loop.setup.completers import check_completers, loaded_here, without_price
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.policy.config import PolicyConfig

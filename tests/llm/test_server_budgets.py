@@ -10,14 +10,14 @@ import httpx2
 import pytest
 
 from optimas_jax.core.types import StopRun
+from optimas_jax.llm.accounts.ledger import Budget, Ledger
+from optimas_jax.llm.accounts.prices import parse_prices
 from optimas_jax.llm.attempts import Retries
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig
-from optimas_jax.llm.ledger import Budget, Ledger
-from optimas_jax.llm.prices import parse_prices
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 
 PRICES = parse_prices("openai:stub=50/200")
 REQUESTS, TOGETHER = 150, 32

@@ -16,7 +16,7 @@ from fakes import ScriptedCompleter, request
 
 from optimas_jax.llm.sandbox import SandboxCompleter
 from optimas_jax.llm.shared import ResultFiles, SharedCompleter
-from optimas_jax.llm.tape import TapeError
+from optimas_jax.llm.tapes.tape import TapeError
 
 # Asks for the same texts as other processes, and notes every call of the model in a file.
 ASKS = """

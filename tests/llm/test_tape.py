@@ -12,11 +12,11 @@ from fakes import ScriptedCompleter, request
 
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.usage import Usage
+from optimas_jax.llm.accounts.ledger import Budget, Ledger
 from optimas_jax.llm.base import Completion, Message
-from optimas_jax.llm.ledger import Budget, Ledger
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
-from optimas_jax.llm.tape import Tape, TapeError
-from optimas_jax.llm.taped import NotOnTape, TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape, TapeError
+from optimas_jax.llm.tapes.taped import NotOnTape, TapedCompleter
 from optimas_jax.sandbox.limits import Limits
 from optimas_jax.sandbox.unittests import Verdict
 

@@ -31,7 +31,7 @@ from served import serving_app
 import optimas_jax as oj
 from optimas_jax import api
 from optimas_jax.benchmarks.countries import load_countries
-from optimas_jax.loop import context
+from optimas_jax.loop.setup import build
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.saved import optimized
 
@@ -241,7 +241,7 @@ def workshop(tmp_path_factory):
     scripted = ScriptedCompleter(
         lambda request: says("\n".join(str(one.content) for one in request.messages), request.seed)
     )
-    patch.setattr(context, "make_completer", lambda *arguments: scripted)
+    patch.setattr(build, "make_completer", lambda *arguments: scripted)
     patch.setattr(optimized, "completer_of", lambda *arguments: scripted, raising=False)
     optimize, model = oj.optimize, oj.LanguageModel("random:0", style="text", max_tokens=16)
 

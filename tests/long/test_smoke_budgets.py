@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from runs import get_config
 
-from optimas_jax.llm.ledger import Budget, OverBudget
+from optimas_jax.llm.accounts.ledger import Budget, OverBudget
 from optimas_jax.loop.config import parse_config
 from optimas_jax.loop.journal import load_best
 from optimas_jax.loop.stages import run_stages

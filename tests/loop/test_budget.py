@@ -15,7 +15,7 @@ import pytest
 from enumerable import ExactRewards, enumerable_system, make_run
 from fakes import ScriptedCompleter, request
 
-from optimas_jax.core.execution import Job, gather, run_many
+from optimas_jax.core.running.execution import Job, gather, run_many
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.usage import Allowance, Limit, OutOfBudget, Usage
 from optimas_jax.llm.base import Completion, CompletionRequest

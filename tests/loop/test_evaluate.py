@@ -12,8 +12,9 @@ from optimas_jax.core.component import Component, ComponentFailure
 from optimas_jax.core.folder.files import FolderError
 from optimas_jax.core.types import Call, Outcome, Trace
 from optimas_jax.core.values import Configuration, Prompt, value_to_json
-from optimas_jax.loop.context import build_run, failures, report_failures
+from optimas_jax.loop.context import failures, report_failures
 from optimas_jax.loop.evaluate import Evaluation, after_each, by_kind, cut_short, evaluate, gain, unread
+from optimas_jax.loop.setup.build import build_run
 from optimas_jax.report.console import ConsoleProgress
 from optimas_jax.report.tables import accepted_table, alignment_table, dropped_table, ledger_table, result_table, tables
 

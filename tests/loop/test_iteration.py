@@ -18,19 +18,19 @@ from enumerable import EXAMPLES, QUIET, ExactRewards, enumerable_system, make_ru
 from rich.console import Console
 from runs import run_config
 
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.scoring import Score
 from optimas_jax.core.types import Candidate, Group
 from optimas_jax.core.values import Choice, PerInstance, Prompt, Value
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.loop.context import build_run
 from optimas_jax.loop.iteration import iterate, open_components, pick, start, training_inputs
 from optimas_jax.loop.journal import load_best
+from optimas_jax.loop.setup.build import build_run
 from optimas_jax.loop.state import State
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig

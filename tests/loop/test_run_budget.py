@@ -21,9 +21,9 @@ from optimas_jax.benchmarks import hotpotqa
 from optimas_jax.core.types import Outcome, StopRun
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration
+from optimas_jax.llm.accounts.ledger import Budget, OverBudget
 from optimas_jax.llm.base import Completion, CompletionRequest
-from optimas_jax.llm.ledger import Budget, OverBudget
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.config import RunConfig
 from optimas_jax.loop.evaluate import after_each
 from optimas_jax.loop.journal import load_best

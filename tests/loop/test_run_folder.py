@@ -17,9 +17,9 @@ from optimas_jax.core.folder.files import read_rows
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Configuration, Demo, Hyperparameters, Prompt
-from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.accounts.ledger import Ledger
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.loop.config import EvaluateConfig
 from optimas_jax.loop.folder.bought import check_tape
 from optimas_jax.loop.journal import FolderError, RunFolder, config_of, load_best

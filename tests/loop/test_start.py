@@ -16,7 +16,7 @@ from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core.folder.events import Refresh
 from optimas_jax.core.types import Example
 from optimas_jax.loop.journal import FolderError, RunFolder, load_best
-from optimas_jax.loop.start import keep, row_digest, with_fresh_rows, with_reserve
+from optimas_jax.loop.setup.start import keep, row_digest, with_fresh_rows, with_reserve
 from optimas_jax.report.console import ConsoleProgress
 
 QUIET = {"optimize.score": "off", "offline.groups": 0, "optimize.inputs": 6, "optimize.labels": 6, "optimize.rounds": 1}

@@ -20,8 +20,8 @@ from runs import comparable
 from scripted import answer, scripted_config
 
 from optimas_jax.core.values import Hyperparameters, value_to_json
+from optimas_jax.llm.accounts.ledger import OverBudget
 from optimas_jax.llm.base import CompletionRequest
-from optimas_jax.llm.ledger import OverBudget
 from optimas_jax.llm.local import EngineError
 from optimas_jax.loop.config import STAGES, EvaluateConfig, RunConfig
 from optimas_jax.loop.journal import FolderError

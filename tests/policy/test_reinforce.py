@@ -10,12 +10,12 @@ from rich.console import Console
 from systems import example, system, tool
 from weights_run import CONCURRENCY, config, tune_on
 
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.system import Meter
 from optimas_jax.core.types import Call, Outcome, freeze
 from optimas_jax.core.values import BASE
 from optimas_jax.loop.config import OptimizeConfig
-from optimas_jax.loop.context import build_run
+from optimas_jax.loop.setup.build import build_run
 from optimas_jax.policy.reinforce import GlobalScores
 from optimas_jax.report.console import ConsoleProgress
 

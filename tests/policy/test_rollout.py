@@ -6,11 +6,11 @@ import json
 import pytest
 from weights_run import NAME, config, tuned
 
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.types import Call, Outcome, StopRun
 from optimas_jax.core.values import BASE, Adapter
-from optimas_jax.loop.context import build_run
+from optimas_jax.loop.setup.build import build_run
 from optimas_jax.policy.engine import PolicyEngine
 from optimas_jax.policy.rollout import ComponentPolicy, without_failures
 from optimas_jax.report.console import ConsoleProgress

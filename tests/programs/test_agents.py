@@ -8,7 +8,7 @@ import pytest
 from fakes import ScriptedCompleter
 
 import optimas_jax as oj
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.types import Example, derive_seed, digest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.report.console import ConsoleProgress

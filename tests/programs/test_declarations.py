@@ -13,14 +13,14 @@ from fakes import ScriptedCompleter
 from pydantic import BaseModel
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
 from optimas_jax.core.component import ComponentBug
 from optimas_jax.core.program import ProgramError
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Example, Outcome
 from optimas_jax.core.values import Demo, Hyperparameters, Prompt
-from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.accounts.ledger import Ledger
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.programs.declared import DeclarationError
 from optimas_jax.programs.plain import PlainError
 

@@ -8,7 +8,7 @@ import pytest
 from fakes import ScriptedCompleter
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Example
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "own-program.md"

@@ -16,9 +16,9 @@ from front_door import MANY, ROWS, calling, evaluate, optimize, said, search
 from pydantic import BaseModel
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop, watch
 from optimas_jax.core.component import ComponentBug
-from optimas_jax.core.frames import is_library
+from optimas_jax.core.running import event_loop, watch
+from optimas_jax.core.text.frames import is_library
 from optimas_jax.core.types import Outcome, StopRun, Trace, digest
 from optimas_jax.core.values import Configuration, Hyperparameters
 
@@ -193,7 +193,7 @@ def test_what_a_run_waits_for():
 def test_functions_that_never_return_do_not_keep_the_process():
     code = """
 import asyncio, time
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 async def work():
     try:
         async with asyncio.timeout(0.05):

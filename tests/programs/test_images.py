@@ -8,7 +8,7 @@ from fakes import ScriptedCompleter
 from served import serving_app
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Prompt
 from optimas_jax.llm.base import CompletionRequest, Message, count_prompt

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import StopRun
 
 WORDS = ["Li", "ma", "."]

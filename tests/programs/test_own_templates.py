@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Example
 from optimas_jax.core.values import Prompt
 from optimas_jax.llm.forms.templates import Template

@@ -7,7 +7,7 @@ from fakes import ScriptedCompleter
 from pydantic import BaseModel
 
 import optimas_jax as oj
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Example, Outcome, thaw
 from optimas_jax.core.values import Prompt
 from optimas_jax.programs.declared import DeclarationError

@@ -13,14 +13,14 @@ from fakes import ScriptedCompleter
 
 from optimas_jax.core.folder import events
 from optimas_jax.core.folder.files import append_lines, json_line
-from optimas_jax.core.tracking import TRACKERS, tracker_names
+from optimas_jax.core.running.tracking import TRACKERS, tracker_names
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Demo, Hyperparameters, Prompt
+from optimas_jax.llm.accounts.ledger import Ledger
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.calls import call_of
-from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.loop.hooks.callbacks import Callbacks
 from optimas_jax.report.trackers import tracker as tracker_module
 from optimas_jax.report.trackers import wandb as wandb_module

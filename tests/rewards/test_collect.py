@@ -4,7 +4,7 @@ import random
 from systems import example, system, tool
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.system import Meter
 from optimas_jax.core.types import Outcome
 from optimas_jax.core.values import BASE, Demo, Hyperparameters, LoraSpace, Prompt, PromptSpace

@@ -17,7 +17,7 @@ from optimas_jax.learn.config import BatchShape, LossConfig
 from optimas_jax.learn.reward_model import RewardFunctions
 from optimas_jax.learn.store import CheckpointStore
 from optimas_jax.learn.train_state import learning_rate
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.models.config import LoraConfig
 from optimas_jax.parallel.mesh import MeshConfig
 from optimas_jax.report.console import ConsoleProgress

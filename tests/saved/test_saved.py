@@ -21,7 +21,7 @@ from optimas_jax.benchmarks.modules import SystemConfig
 from optimas_jax.checkpoints.peft import write_adapter
 from optimas_jax.checkpoints.weights import RANDOM_CONFIG
 from optimas_jax.core.component import ComponentFailure
-from optimas_jax.core.execution import Job
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.schema import from_dict
 from optimas_jax.core.types import Example, StopRun, freeze, thaw
 from optimas_jax.core.values import Adapter, Configuration, PerInstance, Prompt

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from optimas_jax.core.folder.files import write_json
-from optimas_jax.core.json_text import check_form, parse_json
+from optimas_jax.core.text.json_text import check_form, parse_json
 
 _FILE = "checksums.json"
 

@@ -45,7 +45,7 @@ from optimas_jax.core.folder.search_events import (
     Validation,
     Verdict,
 )
-from optimas_jax.core.json_text import check_record, shown
+from optimas_jax.core.text.json_text import check_record, shown
 from optimas_jax.core.types import freeze
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Value, value_from_json, value_to_json

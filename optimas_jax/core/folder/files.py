@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.json_text import check_form, parse_json
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.text.json_text import check_form, parse_json
+from optimas_jax.core.text.secrets import redact
 from optimas_jax.core.types import StopRun, valid_text
 
 DAMAGED = "damaged"  # field with the text of a line that could not be read

@@ -23,7 +23,7 @@ class Status:
       id: id of the running command; every command has a new one.
       title: of the run.
       state: ``pausing`` while calls in flight end, ``stopping`` while paid results are written.
-      step: ``PHASE: PART``, or the phase alone (``llm.bill``).
+      step: ``PHASE: PART``, or the phase alone (``llm.accounts.bill``).
       iteration, iterations: number of iterations that were begun, and of all.
       component: of the iteration; "" outside of one.
       proposal: what is proposed or tried, as text.

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, ConfigDict
 from typing_extensions import TypedDict
 
 from optimas_jax.core.folder.parts import Amount, Count, Interval, Label, Settings, Usage, ValueData
-from optimas_jax.core.json_text import check_form
+from optimas_jax.core.text.json_text import check_form
 
 
 class Change(TypedDict):

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.types import Outcome, thaw
+from optimas_jax.llm.accounts.prices import Price
 from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, ToolUse
 from optimas_jax.llm.clients.errors import Unknown, Unreadable, tokens_used
 from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig
 from optimas_jax.llm.forms.schemas import is_closed, native_reply, told
-from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
 
 URL = "https://api.anthropic.com"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.secrets import redacted
+from optimas_jax.core.text.secrets import redacted
 from optimas_jax.core.types import Outcome, valid_text
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.attempts import Fault, Server, ServerError

@@ -17,14 +17,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.json_text import parse_json
+from optimas_jax.core.text.json_text import parse_json
 from optimas_jax.core.types import Outcome, thaw
+from optimas_jax.llm.accounts.prices import Price
 from optimas_jax.llm.attempts import ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tokens
 from optimas_jax.llm.clients.errors import Refused, Unknown, Unreadable, tokens_used
 from optimas_jax.llm.clients.remote import Body, Remote, ServerConfig, address
 from optimas_jax.llm.forms.schemas import is_closed, native_reply, subschemas, told
-from optimas_jax.llm.prices import Price
 from optimas_jax.llm.specs import model_name
 
 URL = "https://api.openai.com/v1"

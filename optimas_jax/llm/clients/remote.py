@@ -21,14 +21,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from optimas_jax.core.schema import NonNegativeInt, PositiveFloat
-from optimas_jax.core.secrets import key_problem, redact
+from optimas_jax.core.text.secrets import key_problem, redact
 from optimas_jax.core.types import Outcome, digest
+from optimas_jax.llm.accounts.prices import Price, price_of
 from optimas_jax.llm.attempts import Retries, Server, ServerError
 from optimas_jax.llm.base import Completion, CompletionRequest
 from optimas_jax.llm.clients.errors import Refused, fault_of, read_json
 from optimas_jax.llm.clients.limits import Rate, limit_answers
 from optimas_jax.llm.forms.reasoning import separate
-from optimas_jax.llm.prices import Price, price_of
 from optimas_jax.llm.specs import KEYS
 
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from optimas_jax.core.component import ComponentFailure, RunContext
-from optimas_jax.core.event_loop import off_loop
-from optimas_jax.core.json_text import JsonError, find_json, parse_json
+from optimas_jax.core.running.event_loop import off_loop
+from optimas_jax.core.text.json_text import JsonError, find_json, parse_json
 from optimas_jax.core.types import Outcome, thaw
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.llm.base import Completion, CompletionRequest, Message, Tool

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from optimas_jax.core.json_text import JsonError, parse_json
+from optimas_jax.core.text.json_text import JsonError, parse_json
 
 _FENCE = re.compile(r"[ \t]*(?:```|~~~)[\w+-]*[ \t]*")
 # A string of JSON, one of Python, a word of Python, or a comma behind which a list or an object ends. A string without

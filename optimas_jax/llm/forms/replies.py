@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from optimas_jax.core.json_text import JsonError, find_json, parse_json
+from optimas_jax.core.text.json_text import JsonError, find_json, parse_json
 from optimas_jax.core.types import thaw
 from optimas_jax.core.values import Demo, Prompt
 from optimas_jax.llm.base import Tool

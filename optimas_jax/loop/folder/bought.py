@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optimas_jax.core.folder.files import FolderError
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.journal import RUN, RunFolder
 
 _BILLS = ("used.json", "spent.json")  # files with costs by stage or step

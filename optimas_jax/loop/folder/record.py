@@ -25,8 +25,8 @@ from optimas_jax.core import shipped
 from optimas_jax.core.folder.files import FolderError
 from optimas_jax.core.usage import Usage
 from optimas_jax.engine.pool import Engines
-from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.accounts.ledger import Ledger
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.journal import RUN, RunFolder
 
 _ROOT = Path(__file__).parents[3]

@@ -21,8 +21,8 @@ from optimas_jax.engine.memory import most_rows, token_bytes, with_caches
 from optimas_jax.learn.config import TokenBatch
 from optimas_jax.learn.memory import Step, StepMemory, place_shapes, placed_bytes, step_memory, tokens_that_fit
 from optimas_jax.llm.specs import provider
-from optimas_jax.loop.completers import language_models
 from optimas_jax.loop.config import RunConfig
+from optimas_jax.loop.setup.completers import language_models
 from optimas_jax.models.backbone import Network, abstract_params
 from optimas_jax.models.config import BackboneConfig, LoraConfig
 from optimas_jax.models.known import KNOWN

@@ -12,7 +12,6 @@ from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Limit, Usage
 from optimas_jax.llm.providers import models_named
 from optimas_jax.loop.budget import total
-from optimas_jax.loop.completers import answering, check_completers, own_prices, without_price
 from optimas_jax.loop.config import PROBE, STAGES, RunConfig, key_of
 from optimas_jax.loop.forecast.device import DevicePlan, plan_on
 from optimas_jax.loop.forecast.imagined import World
@@ -24,6 +23,7 @@ from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
 from optimas_jax.loop.iteration import ITERATION
 from optimas_jax.loop.journal import PLAN, write_json
 from optimas_jax.loop.objective import check_measurable, check_objective
+from optimas_jax.loop.setup.completers import answering, check_completers, own_prices, without_price
 from optimas_jax.traces.read import read_traces
 
 # Expected: as configs/hotpotqa.py and its ``:tiny`` behave. Low: answers hardly differ, and nothing is accepted.
@@ -60,7 +60,7 @@ class HostForecast:
     rewards run on the devices, and are not included.
 
     Attributes:
-      steps: costs by step, in the order of a run: ``PHASE: PART``, or the phase alone (``llm.bill``). Seconds count
+      steps: costs by step, in the order of a run: ``PHASE: PART``, or the phase alone (``bill``). Seconds count
         only while requests are in flight.
       calls: expected calls by step and role.
       limit: ``config.budget``.

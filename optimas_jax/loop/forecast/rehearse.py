@@ -20,8 +20,8 @@ from optimas_jax.benchmarks.modules import Benchmark
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Outcome, digest
 from optimas_jax.core.usage import Usage
+from optimas_jax.llm.accounts.prices import Price, price_of
 from optimas_jax.llm.base import Completion, CompletionRequest, FunctionCall, Returned, Tokens
-from optimas_jax.llm.prices import Price, price_of
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig
@@ -45,7 +45,7 @@ class Rehearsal:
     """Results of a rehearsal.
 
     Attributes:
-      used: costs by step and role (``llm.bill``).
+      used: costs by step and role (``llm.accounts.bill``).
       iterations: number of iterations of the search.
       states: number of configurations of the search, the default included.
       confirmed: whether the last one, or an earlier one, was confirmed.

@@ -11,7 +11,7 @@ from optimas_jax.benchmarks.data import Dataset
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example
 from optimas_jax.loop.config import RunConfig
-from optimas_jax.loop.start import data_and_system, read_start
+from optimas_jax.loop.setup.start import data_and_system, read_start
 
 _FEW = 8  # stand-in rows of each split, which are repeated
 

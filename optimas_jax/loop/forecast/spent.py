@@ -22,7 +22,7 @@ def _index(names: Sequence[str], name: str) -> int:
 
 
 def in_order(steps: Iterable[str]) -> list[str]:
-    """Steps (``llm.bill``) in the order of a run; others last."""
+    """Steps (``llm.accounts.bill``) in the order of a run; others last."""
 
     def position(step: str) -> tuple[int, int]:
         phase, _, part = step.partition(": ")

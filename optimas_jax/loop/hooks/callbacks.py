@@ -1,6 +1,6 @@
 """Callbacks: functions of the user's, called with every event of a run (``core.folder.events``).
 
-If a callback has a method ``on_call``, this gets every call of a language model (``core.tracking.ModelCall``).
+If a callback has a method ``on_call``, this gets every call of a language model (``core.running.tracking.ModelCall``).
 
 Each callback has its own thread, and gets the events in their order: a slow one delays neither the run nor another
 callback. The run waits for all of them at its end.
@@ -14,11 +14,11 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from optimas_jax.core import event_loop
 from optimas_jax.core.folder.events import Event, name_of
-from optimas_jax.core.frames import describe_error, first_of
-from optimas_jax.core.json_text import shown
-from optimas_jax.core.tracking import ModelCall
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.running.tracking import ModelCall
+from optimas_jax.core.text.frames import describe_error, first_of
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.search.hooks import HookError, check_callable, function_name
 
 _LOOK = 0.2  # seconds between two checks whether a thread has ended

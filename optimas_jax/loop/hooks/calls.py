@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from optimas_jax.core import event_loop
-from optimas_jax.core.event_loop import QUIET, Waiting
-from optimas_jax.core.frames import UserBug, describe_error, first_of
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.running.event_loop import QUIET, Waiting
+from optimas_jax.core.running.watch import Watch
+from optimas_jax.core.text.frames import UserBug, describe_error, first_of
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.types import StopRun
-from optimas_jax.core.watch import Watch
 from optimas_jax.programs.functions import call_function
 
 

@@ -7,11 +7,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from optimas_jax.core.execution import gather
+from optimas_jax.core.running.execution import gather
 from optimas_jax.core.scoring import is_finite_score, is_number
 from optimas_jax.core.selection import OWN_REWARD
 from optimas_jax.core.types import digest, thaw
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 from optimas_jax.loop.hooks.calls import called, returned
 from optimas_jax.programs.identity import identity_of
 from optimas_jax.rewards.config import RewardConfig

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core import event_loop
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.types import Outcome, derive_seed, digest, thaw
 from optimas_jax.core.values import (
     Choice,
@@ -23,7 +23,7 @@ from optimas_jax.core.values import (
 )
 from optimas_jax.llm.base import CompletionRequest, Message
 from optimas_jax.llm.component import LanguageModel
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.loop.context import Host
 from optimas_jax.loop.folder.proposals import Drop
 from optimas_jax.loop.hooks.calls import HookBug, call, returned

@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from optimas_jax.core.event_loop import interrupt
 from optimas_jax.core.folder import events
 from optimas_jax.core.folder.control import CONTROL, take
 from optimas_jax.core.folder.files import FolderError, read_file, write_text
 from optimas_jax.core.folder.live import LIVE, ShowsStatus, State, Status
 from optimas_jax.core.progress import Bars, Progress
+from optimas_jax.core.running.event_loop import interrupt
 from optimas_jax.core.usage import Usage
-from optimas_jax.llm.ledger import Ledger
+from optimas_jax.llm.accounts.ledger import Ledger
 from optimas_jax.loop.config import RunConfig, key_of
 from optimas_jax.loop.journal import PLAN
 from optimas_jax.loop.live.left import Pace, seconds_left

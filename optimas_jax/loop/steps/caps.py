@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from optimas_jax.core.component import ComponentBug, ComponentFailure
-from optimas_jax.core.execution import gather
 from optimas_jax.core.objective import Objective
+from optimas_jax.core.running.execution import gather
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.types import Call, Example, Outcome, digest, freeze, thaw
 from optimas_jax.core.values import Prompt, PromptSpace, Value, plain_values

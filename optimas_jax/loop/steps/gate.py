@@ -6,8 +6,8 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from optimas_jax.core.execution import Job
 from optimas_jax.core.folder import events
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.stats import Comparison, compare
 from optimas_jax.core.types import Trace
 from optimas_jax.core.usage import OutOfBudget

@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.execution import Job
 from optimas_jax.core.program import ProgramError
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.types import Call, Trace
 from optimas_jax.loop.context import Host, Run
 from optimas_jax.loop.steps.fields import OBSERVED, with_fields

@@ -14,8 +14,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from optimas_jax.core.execution import Job
 from optimas_jax.core.folder import events
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.types import Outcome, Trace, derive_seed
 from optimas_jax.core.values import (
     Adapter,

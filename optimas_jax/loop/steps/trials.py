@@ -8,7 +8,7 @@ import random
 import statistics
 from collections.abc import Sequence
 
-from optimas_jax.core.execution import global_rewards, rollout_seeds
+from optimas_jax.core.running.execution import global_rewards, rollout_seeds
 from optimas_jax.core.selection import JUDGE, ORACLE, RANDOM, random_score
 from optimas_jax.core.types import derive_seed, digest
 from optimas_jax.core.values import Value, shows, value_digest

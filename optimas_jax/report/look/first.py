@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from optimas_jax.core.frames import describe_error
+from optimas_jax.core.text.frames import describe_error
 from optimas_jax.report.look import answers, calls, changes, costs, learning, metrics, outcome, outputs, scores, search
 from optimas_jax.report.look.finding import Claim, Finding, plain, significant
 from optimas_jax.report.run_files import RunFiles

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from optimas_jax.core.secrets import shareable
+from optimas_jax.core.text.secrets import shareable
 from optimas_jax.core.types import valid_text
 from optimas_jax.report.page import text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optimas_jax.core.folder.events import Begin, Confirmation, Event
 from optimas_jax.core.folder.search_events import Curve, SearchEnd
-from optimas_jax.core.frames import describe_error
+from optimas_jax.core.text.frames import describe_error
 from optimas_jax.report.page.write import write_page
 from optimas_jax.report.run_files import read_run
 

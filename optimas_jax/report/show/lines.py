@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from optimas_jax.core.secrets import shareable
+from optimas_jax.core.text.secrets import shareable
 from optimas_jax.report.page.text import clip, visible
 
 MOST = 300  # characters of a text of the run in one line

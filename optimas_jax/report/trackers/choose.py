@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from optimas_jax.core.json_text import shown
-from optimas_jax.core.nearest import did_you_mean
-from optimas_jax.core.tracking import TRACKERS, tracker_names
+from optimas_jax.core.running.tracking import TRACKERS, tracker_names
+from optimas_jax.core.text.json_text import shown
+from optimas_jax.core.text.nearest import did_you_mean
 from optimas_jax.report.trackers.mlflow import Mlflow
 from optimas_jax.report.trackers.otel import OpenTelemetry
 from optimas_jax.report.trackers.tensorboard import TensorBoard

@@ -11,8 +11,8 @@ import os
 from typing import Any
 
 from optimas_jax.core.folder.events import Begin, End
-from optimas_jax.core.secrets import redact
-from optimas_jax.core.tracking import ModelCall
+from optimas_jax.core.running.tracking import ModelCall
+from optimas_jax.core.text.secrets import redact
 from optimas_jax.report.trackers.extras import check_installed, library
 from optimas_jax.report.trackers.points import Entry, title_of
 from optimas_jax.report.trackers.tracker import TrackerError

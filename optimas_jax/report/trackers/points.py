@@ -15,7 +15,7 @@ from typing import Any
 
 from optimas_jax.core.folder import events
 from optimas_jax.core.folder.events import Event, name_of
-from optimas_jax.core.secrets import redact, without_keys
+from optimas_jax.core.text.secrets import redact, without_keys
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Prompt, Value, value_to_json
 from optimas_jax.report.page.text import interval, signed

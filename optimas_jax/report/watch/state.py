@@ -13,7 +13,7 @@ from optimas_jax.core.folder import events
 from optimas_jax.core.folder.control import is_locked
 from optimas_jax.core.folder.files import FolderError, read_file
 from optimas_jax.core.folder.live import Status, read_status
-from optimas_jax.core.secrets import shareable
+from optimas_jax.core.text.secrets import shareable
 from optimas_jax.core.types import valid_text
 from optimas_jax.core.usage import Usage
 from optimas_jax.report.live.text import plain

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import Component, RunContext
-from optimas_jax.core.json_text import shown
 from optimas_jax.core.system import System
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.values import Configuration, Prompt, plain_values
 from optimas_jax.llm.component import ModelCall
 from optimas_jax.llm.render import is_image, render_demos, render_value

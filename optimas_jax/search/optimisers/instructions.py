@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from optimas_jax.core.json_text import find_json
+from optimas_jax.core.text.json_text import find_json
 from optimas_jax.core.values import Prompt, PromptSpace
 from optimas_jax.llm.forms.loose import loose_json, unfenced
 from optimas_jax.llm.forms.reasoning import split_thoughts

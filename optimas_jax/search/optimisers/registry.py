@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.search.optimisers import copro, demos, feedback, mipro, opro, random_search, reflect
 from optimas_jax.search.optimisers.task import Effort, Proposer
 

@@ -22,9 +22,9 @@ from optimas_jax.benchmarks.data import DataConfig, Dataset, deal
 from optimas_jax.benchmarks.modules import Benchmark, SystemConfig
 from optimas_jax.core.system import System
 from optimas_jax.core.types import Example, digest
+from optimas_jax.llm.accounts.ledger import Budget, OverBudget
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component
-from optimas_jax.llm.ledger import Budget, OverBudget
 from optimas_jax.loop.config import STAGES, EvaluateConfig, OfflineConfig, OptimizeConfig, RunConfig, parse_config
 from optimas_jax.loop.forecast.plan import HIGH, plan_run
 from optimas_jax.loop.forecast.rehearse import ImaginedModel, rehearse

@@ -15,10 +15,10 @@ from front_door import MANY, SETTINGS
 import optimas_jax as oj
 from optimas_jax.benchmarks.modules import import_file
 from optimas_jax.core.folder.files import FolderError
-from optimas_jax.core.frames import UserBug, error_text
+from optimas_jax.core.text.frames import UserBug, error_text
 from optimas_jax.core.values import Choice, Hyperparameters, PerInstance, Prompt, value_to_json
-from optimas_jax.loop import context
 from optimas_jax.loop.config import parse_config
+from optimas_jax.loop.setup import build
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.report.console import ConsoleProgress
 
@@ -98,7 +98,7 @@ def scripted(monkeypatch):
         models.append(ScriptedCompleter(answer))
         return models[-1]
 
-    monkeypatch.setattr(context, "make_completer", make)
+    monkeypatch.setattr(build, "make_completer", make)
     return models
 
 

@@ -7,8 +7,8 @@ import pytest
 from fakes import ScriptedCompleter
 
 import optimas_jax as oj
-from optimas_jax.core.frames import UserBug
-from optimas_jax.loop import context
+from optimas_jax.core.text.frames import UserBug
+from optimas_jax.loop.setup import build
 from optimas_jax.report.console import ConsoleProgress
 
 RECIPES = Path(__file__).parents[3] / "docs" / "recipes"
@@ -34,7 +34,7 @@ def answered(request):
 def recipe(tmp_path, monkeypatch):
     """Runs a recipe without a model and returns its names; with other options in place of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(context, "make_completer", lambda *arguments: ScriptedCompleter(answered))
+    monkeypatch.setattr(build, "make_completer", lambda *arguments: ScriptedCompleter(answered))
 
     def run(name, config=None, **changes):
         def small(program, metric, rows, **options):

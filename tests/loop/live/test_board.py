@@ -8,15 +8,15 @@ import time
 
 import pytest
 
-from optimas_jax.core.event_loop import Waiting
-from optimas_jax.core.execution import gather
 from optimas_jax.core.folder import events
 from optimas_jax.core.folder.control import ask
 from optimas_jax.core.folder.live import read_status
 from optimas_jax.core.progress import Bar
+from optimas_jax.core.running.event_loop import Waiting
+from optimas_jax.core.running.execution import gather
 from optimas_jax.core.usage import Usage
 from optimas_jax.core.values import Choice, Hyperparameters, Prompt
-from optimas_jax.llm.ledger import Ledger
+from optimas_jax.llm.accounts.ledger import Ledger
 from optimas_jax.loop.live import board as boards
 from optimas_jax.loop.live.board import Board, Subject
 from optimas_jax.loop.live.left import Pace, seconds_left

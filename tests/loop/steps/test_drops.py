@@ -24,7 +24,8 @@ from optimas_jax.core.values import value_from_json
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.loop.config import OptimizeConfig, RunConfig, parse_config
-from optimas_jax.loop.context import Run, build_run
+from optimas_jax.loop.context import Run
+from optimas_jax.loop.setup.build import build_run
 from optimas_jax.loop.stages import run_stages
 from optimas_jax.loop.state import State
 from optimas_jax.report.console import ConsoleProgress
@@ -165,7 +166,7 @@ def test_a_metric_that_is_not_finite_stops_at_the_first_example(
 
     build = module.build
     monkeypatch.setattr(module, "build", lambda *parts: dataclasses.replace(build(*parts), metric=ratio))
-    monkeypatch.setattr("optimas_jax.loop.context.find_benchmark", lambda name: module)
+    monkeypatch.setattr("optimas_jax.loop.setup.build.find_benchmark", lambda name: module)
     model = ScriptedCompleter(lambda request: "thing")
     with pytest.raises(NonFiniteScore, match=r"the metric 'ratio' returned .* on example '\w+'.*'thing'.*gold"):
         run_stages(own_config(), tmp_path, "all", ConsoleProgress(quiet=True), model)

@@ -1,6 +1,6 @@
 from systems import example, system, tool
 
-from optimas_jax.core import event_loop
+from optimas_jax.core.running import event_loop
 from optimas_jax.core.types import Call, Outcome, Trace
 from optimas_jax.core.values import Configuration
 from optimas_jax.loop.steps.observe import called_after, first_difference, from_first_to_last, read_by

@@ -15,17 +15,17 @@ from rich.console import Console
 from runs import run_config
 
 from optimas_jax.benchmarks.data import Dataset
-from optimas_jax.core.execution import Job, run_many
+from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.system import Meter, System
 from optimas_jax.core.types import Example, StopRun, derive_seed
 from optimas_jax.core.values import Choice, Configuration, Models, PerInstance
 from optimas_jax.engine.pool import Engines
 from optimas_jax.learn.store import CheckpointStore
+from optimas_jax.llm.accounts.ledger import Ledger
 from optimas_jax.llm.base import CompletionRequest
 from optimas_jax.llm.component import LanguageModel, llm_component, model_selector
-from optimas_jax.llm.ledger import Ledger
-from optimas_jax.llm.tape import Tape
-from optimas_jax.llm.taped import TapedCompleter
+from optimas_jax.llm.tapes.tape import Tape
+from optimas_jax.llm.tapes.taped import TapedCompleter
 from optimas_jax.loop.config import OfflineConfig, OptimizeConfig
 from optimas_jax.loop.context import Device, Host, Run
 from optimas_jax.loop.folder.record import begin

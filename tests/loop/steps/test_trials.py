@@ -13,7 +13,7 @@ from enumerable import EXAMPLES, MODEL, ExactRewards, enumerable_system, make_ru
 from fakes import ScriptedCompleter
 from rich.console import Console
 
-from optimas_jax.core.execution import Job
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.system import System
 from optimas_jax.core.values import Demo, Prompt, value_digest, value_from_json
 from optimas_jax.llm.base import CompletionRequest

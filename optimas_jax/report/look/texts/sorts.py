@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from optimas_jax.core.json_text import find_json
+from optimas_jax.core.text.json_text import find_json
 
 _WORDS = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")

@@ -29,9 +29,9 @@ from typing import Any
 from optimas_jax.core.schema import NonNegativeFloat, NonNegativeInt
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import UNLIMITED, Allowance, Limit, OutOfBudget, Usage, Used
+from optimas_jax.llm.accounts.bill import Bill
+from optimas_jax.llm.accounts.prices import Price, price_of
 from optimas_jax.llm.base import Effect
-from optimas_jax.llm.bill import Bill
-from optimas_jax.llm.prices import Price, price_of
 
 
 class OverBudget(StopRun):

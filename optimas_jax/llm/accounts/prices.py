@@ -14,8 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
-from optimas_jax.core.json_text import shown
 from optimas_jax.core.schema import ConfigError
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.llm.specs import model_name, provider
 
 _SNAPSHOT = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2}|latest)$")  # names one version of a model

@@ -10,10 +10,10 @@ import gc
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from optimas_jax.core import event_loop
-from optimas_jax.core.event_loop import QUIET, Waiting
-from optimas_jax.core.frames import first_of
+from optimas_jax.core.running import event_loop
+from optimas_jax.core.running.event_loop import QUIET, Waiting
 from optimas_jax.core.system import System
+from optimas_jax.core.text.frames import first_of
 from optimas_jax.core.types import Call, CallKey, Example, Trace, derive_seed
 from optimas_jax.core.values import Configuration
 

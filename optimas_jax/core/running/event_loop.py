@@ -59,7 +59,7 @@ class Waiting:
       tell: called every minute, in the waiting thread.
       in_flight: returns what an interrupted coroutine still waits for, as text; "" for nothing.
       grace: seconds that an interrupted coroutine has to end.
-      held: returns whether no further call of ``core.execution.gather`` may begin for now.
+      held: returns whether no further call of ``core.running.execution.gather`` may begin for now.
     """
 
     tell: Callable[[], None] | None = None

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from optimas_jax.core.json_text import shown
+from optimas_jax.core.text.json_text import shown
 
 _LONGEST = 200  # characters of a name; a longer text was not mistyped, but pasted
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.selection import LIKELIHOOD, OWN_REWARD
+from optimas_jax.llm.accounts.prices import Price, parse_prices, price_of
 from optimas_jax.llm.base import Completer
 from optimas_jax.llm.clients.anthropic import AnthropicCompleter
 from optimas_jax.llm.clients.errors import SETTINGS
@@ -19,7 +20,6 @@ from optimas_jax.llm.clients.openai import OpenAICompleter
 from optimas_jax.llm.clients.remote import ServerConfig
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.local import LocalCompleter
-from optimas_jax.llm.prices import Price, parse_prices, price_of
 from optimas_jax.llm.providers import RoutedCompleter, check_models
 from optimas_jax.llm.specs import KEYS, LOCAL, provider, served
 from optimas_jax.loop.config import RunConfig

@@ -3,7 +3,7 @@
 The result of every completion and of every execution is on disk before anything uses it. The same request again, in
 this run or in the next, is answered from the tape. So the tape is the cache, the resume after a crash, the replay
 without an API key, and the bill. No event loop waits for the disk, and results that come together share a commit
-(``llm.database``).
+(``llm.tapes.database``).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from optimas_jax.core.json_text import parse_json
+from optimas_jax.core.text.json_text import parse_json
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Usage
 from optimas_jax.llm.base import Effect, Result
-from optimas_jax.llm.database import Database, WrongVersion
-from optimas_jax.llm.row_checks import add_checks, find_damage, with_check
+from optimas_jax.llm.tapes.database import Database, WrongVersion
+from optimas_jax.llm.tapes.row_checks import add_checks, find_damage, with_check
 
 R = TypeVar("R", bound=Result)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.component import Component, ComponentFailure, RunContext
-from optimas_jax.core.execution import Job
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.system import System
 from optimas_jax.core.types import RECORDED, Call, Candidate, Example, Group, Outcome, StopRun, Trace, digest
 from optimas_jax.core.values import (

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from optimas_jax.core.frames import UserBug
+from optimas_jax.core.text.frames import UserBug
 from optimas_jax.core.types import Outcome, Trace
 from optimas_jax.core.values import Configuration
 

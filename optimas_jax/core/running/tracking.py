@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from optimas_jax.core.json_text import shown
-from optimas_jax.core.nearest import did_you_mean
+from optimas_jax.core.text.json_text import shown
+from optimas_jax.core.text.nearest import did_you_mean
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "otel")
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from optimas_jax.core.secrets import redact
+from optimas_jax.core.text.secrets import redact
 from optimas_jax.core.types import valid_text
 
 MOST_NESTED = 100  # levels of lists and objects: far below the recursion limit, far above what people write

@@ -9,9 +9,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from optimas_jax.core.tracking import ModelCall
+from optimas_jax.core.running.tracking import ModelCall
 from optimas_jax.core.types import StopRun
 from optimas_jax.core.usage import Usage
+from optimas_jax.llm.accounts.ledger import Ledger
 from optimas_jax.llm.attempts import Attempts, Fault, ServerError
 from optimas_jax.llm.base import (
     Completer,
@@ -24,10 +25,9 @@ from optimas_jax.llm.base import (
     count_prompt,
 )
 from optimas_jax.llm.calls import call_of
-from optimas_jax.llm.ledger import Ledger
 from optimas_jax.llm.sandbox import Execution, ExecutionRequest
 from optimas_jax.llm.specs import is_served
-from optimas_jax.llm.tape import Tape
+from optimas_jax.llm.tapes.tape import Tape
 
 R = TypeVar("R", bound=Result)
 

@@ -16,8 +16,8 @@ from optimas_jax.core.types import StopRun
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PACKAGE = str(Path(__file__).parents[1]) + os.sep
-_OURS = (_PACKAGE, str(Path(__file__).parents[2] / "launch") + os.sep)
+_PACKAGE = str(Path(__file__).parents[2]) + os.sep
+_OURS = (_PACKAGE, str(Path(__file__).parents[3] / "launch") + os.sep)
 _STANDARD = tuple(sysconfig.get_paths()[name] + os.sep for name in ("stdlib", "platstdlib"))
 _INSTALLED = ("site-packages", "dist-packages")
 _LONGEST_LINE = 80  # of code in a message

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optimas_jax.core.json_text import shown
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.system import System
+from optimas_jax.core.text.json_text import shown
 from optimas_jax.core.values import Grid, LoraSpace, Models, PromptSpace, nothing_to_tune
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.search.gate import looks

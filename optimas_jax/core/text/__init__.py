@@ -1,0 +1,1 @@
+"""Texts: JSON in them, secrets, frames of errors, names that were mistyped."""

@@ -1,0 +1,1 @@
+"""Accounts: the ledger of a budget, bills, prices."""

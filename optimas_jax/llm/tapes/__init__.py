@@ -1,0 +1,1 @@
+"""The tape: paid results on disk, and completers that read it first."""
