@@ -10,7 +10,7 @@ from optimas_jax.report.page.grids import Cell, Grid, write_grids
 from optimas_jax.report.page.svg import interval_bar, span_of
 from optimas_jax.report.show.page import link_to
 from optimas_jax.sweep.points import Point
-from optimas_jax.sweep.tables import COLUMNS, table_rows
+from optimas_jax.sweep.tables import COLUMNS, filled_columns, table_rows
 
 PAGE = "sweep.html"
 _INTERVAL = COLUMNS.index("95 % interval")
@@ -39,7 +39,9 @@ def write_sweep_page(
         [Cell(texts[0], _links(workdir, row["names"], seeds)), *_cells(row, texts, span)[1:]]
         for row, texts in zip(rows, table_rows(rows), strict=True)
     ]
-    grid = Grid("settings", "Settings", _CAPTION, COLUMNS, _NUMBERS, cells)
+    shown = filled_columns(table_rows(rows))
+    columns = [COLUMNS[index] for index in shown]
+    grid = Grid("settings", "Settings", _CAPTION, columns, _NUMBERS, [[line[i] for i in shown] for line in cells])
     path = workdir / PAGE
     write_grids(path, f"Sweep of {title}", [f"{len(points)} points. {shared}"], [grid])
     return path

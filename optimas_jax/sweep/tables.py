@@ -57,10 +57,15 @@ def _cells(row: Mapping[str, Any], doing: str) -> list[str]:
     ]
 
 
+def filled_columns(cells: Sequence[Sequence[str]]) -> list[int]:
+    """Indices of the columns of ``table_rows`` that have any content; the first two always."""
+    return [index for index in range(len(COLUMNS)) if index < 2 or any(line[index] for line in cells)]
+
+
 def table(title: str, rows: Sequence[Mapping[str, Any]], running: Mapping[str, str] | None = None) -> Table:
     """The table for a screen; columns without any content are left out."""
     cells = table_rows(rows, running)
-    shown = [index for index in range(len(COLUMNS)) if index < 2 or any(line[index] for line in cells)]
+    shown = filled_columns(cells)
     result = Table(title=Text(title), title_justify="left", title_style="bold")
     for index in shown:
         result.add_column(COLUMNS[index], overflow="fold", min_width=14 if COLUMNS[index] == "setting" else None)
