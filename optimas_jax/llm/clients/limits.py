@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,39 +37,46 @@ class Rate:
 
 
 def limit_answers(seconds: float) -> Callable[[Any], None]:
-    """Hook for the responses of an ``httpx2.Client``: bodies that are too large or never end are errors of the
-    connection. The client's own timeout limits each part of an answer, not the whole.
+    """Hook for the responses of a client: a body that is too large or never ends is an error of the connection. The
+    client's own timeout limits each part of an answer, not the whole answer.
 
     Args:
       seconds: most time from the header of an answer to the end of its body.
     """
-    import httpx2
 
-    class Limited(httpx2.SyncByteStream):
+    def limit(response: Any) -> None:
+        library = sys.modules[type(response).__module__.partition(".")[0]]
+        response.stream = _limited_body(library)(response, seconds)
+
+    return limit
+
+
+@functools.cache
+def _limited_body(library: Any) -> type:
+    """The class of limited bodies. ``library``: ``httpx2``, or ``httpx`` where a framework wants an older SDK."""
+
+    class Limited(library.SyncByteStream):
         """The body of a response, within the limits."""
 
-        def __init__(self, response: httpx2.Response):
+        def __init__(self, response: Any, seconds: float):
             packed = response.headers.get("content-encoding", "identity") != "identity"
             self._inner, self._request = response.stream, response.request
-            self._most, self._end = _MOST_PACKED if packed else _MOST_BYTES, time.monotonic() + seconds
+            self._most = _MOST_PACKED if packed else _MOST_BYTES
+            self._seconds, self._end = seconds, time.monotonic() + seconds
 
         def __iter__(self) -> Iterator[bytes]:
             size = 0
-            assert isinstance(self._inner, httpx2.SyncByteStream)
             for part in self._inner:
                 size += len(part)
                 if size > self._most:
-                    raise httpx2.ReadError(f"the answer is larger than {self._most:,} bytes", request=self._request)
+                    message = f"the answer is larger than {self._most:,} bytes"
+                    raise library.ReadError(message, request=self._request)
                 if time.monotonic() > self._end:
-                    message = f"the answer does not end within {seconds:g} seconds"
-                    raise httpx2.ReadTimeout(message, request=self._request)
+                    message = f"the answer does not end within {self._seconds:g} seconds"
+                    raise library.ReadTimeout(message, request=self._request)
                 yield part
 
         def close(self) -> None:
-            assert isinstance(self._inner, httpx2.SyncByteStream)
             self._inner.close()
 
-    def limit(response: httpx2.Response) -> None:
-        response.stream = Limited(response)
-
-    return limit
+    return Limited
