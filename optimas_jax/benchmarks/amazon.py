@@ -74,9 +74,10 @@ class SystemConfig:
     """The system before optimisation.
 
     Attributes:
-      language_model: the local model of analyzer and profiler.
+      language_model: the local model of the session analyzer and the candidate profiler.
       decider: the model of the decider.
-      weights: which of the two local components are tuned by LoRA weights instead of prompts, separated by commas.
+      weights: names of local components (``session_analyzer``, ``candidate_profiler``) whose LoRA weights are tuned
+        instead of their prompts, separated by commas.
     """
 
     language_model: LanguageModel

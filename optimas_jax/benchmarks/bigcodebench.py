@@ -95,13 +95,15 @@ class SystemConfig:
     """The system before optimisation.
 
     Attributes:
-      language_model: answers for the LLM components.
-      limits: of a program with its tests.
-      isolation: ``required`` runs programs in a jail alone; ``preferred`` also without one if limits hold what they
-        promise (``sandbox.program``), with a warning; ``weak`` with whatever walls there are.
-      code_chars: longest program, tests or report in a prompt; longer ones are cut in their middle. 0 for no limit.
-      max_demos: most demonstrations of a prompt.
-      weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
+      language_model: the model of the LLM components.
+      limits: limits for one program with its tests.
+      isolation: walls around model-written programs. ``required``: only a jail. ``preferred``: a jail, or limits that
+        keep their promises (``sandbox.program``), with a warning. ``weak``: the strongest walls of this machine, even
+        weak ones.
+      code_chars: longest program, test file or report in a prompt, in characters; longer ones are cut in the middle; 0
+        for no limit.
+      max_demos: largest number of demonstrations in a prompt.
+      weights: names of LLM components whose LoRA weights are tuned instead of their prompts, separated by commas.
     """
 
     language_model: LanguageModel

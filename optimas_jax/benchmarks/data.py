@@ -31,19 +31,22 @@ class DataConfig:
     """Where examples come from.
 
     Attributes:
-      source: one of the benchmark's ``SOURCES``, for runs without a ``path``; empty for a benchmark with one source.
-      path: file of rows, JSON (one array) or JSONL.
-      train, val, test: number of examples per split.
-      confirm: examples for the one test at the end that decides whether the result is kept; 0 for no such test.
-      reserve: of these, rows that the run does not use: a later search that starts from its result
+      source: one of the benchmark's ``SOURCES``, used if ``path`` is empty; "" for a benchmark with one source.
+      path: file of rows: JSON (one array) or JSONL.
+      train, val, test: number of examples in this split.
+      confirm: number of examples for the confirmation, the one test at the end that decides whether the result is kept;
+        0 for no confirmation.
+      reserve: number of confirmation examples that this run leaves unused. A later search that starts from its result
         (``config.optimize.start``) is confirmed on them.
       splits: ``dealt`` divides all rows by one seeded shuffle; ``official`` takes ``test`` from the official test set
         and the other splits from all other rows.
-      max_chars: longest text of a row (a title, an abstract, facts about a candidate); longer ones are cut
-        (``shorten``), so that small models can read them; 0 for no limit.
-      max_items: longest list of a row (products of a session); of longer lists the end is used; 0 for no limit.
-      mix: shares of the kinds of generated examples.
-      seed: of the division into splits; not the run's seed, so that runs can be compared on the same data.
+      max_chars: longest text in a row (a title, an abstract, facts about a candidate), in characters. Longer texts are
+        cut (``shorten``), so that small models can read them; 0 for no limit.
+      max_items: longest list in a row (products of a session), in items. Of a longer list the end is used; 0 for no
+        limit.
+      mix: share of each kind of generated example, by name.
+      seed: seed of the division into splits. It is separate from the run's seed, so that runs can be compared on the
+        same data.
     """
 
     source: str = ""

@@ -58,10 +58,10 @@ class SystemConfig:
     """The system before optimisation.
 
     Attributes:
-      language_model: answers for the LLM components.
-      k_grid: allowed numbers of retrieved passages.
-      k: number before optimisation.
-      weights: LLM components that are tuned by LoRA weights instead of prompts, separated by commas.
+      language_model: the model of the LLM components.
+      k_grid: numbers of retrieved passages that the search may choose from.
+      k: number of retrieved passages before optimisation.
+      weights: names of LLM components whose LoRA weights are tuned instead of their prompts, separated by commas.
     """
 
     language_model: LanguageModel

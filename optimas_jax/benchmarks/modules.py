@@ -62,7 +62,7 @@ class SystemConfig:
     """Settings of a benchmark without a ``SystemConfig``.
 
     Attributes:
-      language_model: answers for the LLM components.
+      language_model: the model of the LLM components.
     """
 
     language_model: LanguageModel

@@ -72,7 +72,7 @@ class SystemConfig:
 
     Attributes:
       language_model: settings of requests; its ``model`` is not used.
-      models: the models that the two selectors choose from, the initial one first.
+      models: models that the two selectors choose from; the first is the initial choice.
     """
 
     language_model: LanguageModel

@@ -92,8 +92,8 @@ class SystemConfig:
     """The system before optimisation.
 
     Attributes:
-      language_model: answers for the two scorers.
-      weight_grid: allowed values of each of the aggregator's weights, the initial one first.
+      language_model: the model of the two scorers.
+      weight_grid: values that each weight of the aggregator may have; the first is the initial value.
     """
 
     language_model: LanguageModel

@@ -16,18 +16,22 @@ _PER_TOKENS = 1000  # tokens to which the weight of tokens refers
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a run of the system may cost, and how much score a cost is worth.
+    """Weights and limits for the cost of one run of the system.
 
     Runs are compared by their score minus ``dollars`` times US dollars, ``tokens`` times 1,000 tokens and ``seconds``
-    times seconds. Limits hold for the mean over the validation examples: the gate refuses what exceeds one.
+    times seconds. Limits hold for the mean over the validation examples: the gate refuses a proposal that exceeds one.
 
     Attributes:
-      dollars, tokens, seconds: score that a dollar, 1,000 tokens, a second of a run is worth; 0 leaves it out.
-      max_dollars, max_tokens, max_seconds: of a run, on average; 0 for no limit.
-      max_prompt_tokens: of what the model of a component reads in one request, instruction, demonstrations and inputs
-        together; 0 for no limit. Counted by the tokenizer of a local model, and as bytes of UTF-8 where a server has
-        the tokenizer. No longer request is sent.
-      prompt_tokens_of: the same for single components, in place of ``max_prompt_tokens``: ``draft=800, answer=300``.
+      dollars: weight of cost, in score per US dollar of a run; 0 ignores it.
+      tokens: weight of tokens, in score per 1,000 tokens of a run; 0 ignores them.
+      seconds: weight of time, in score per second of a run; 0 ignores it.
+      max_dollars: limit on the mean cost of a run, in US dollars; 0 for no limit.
+      max_tokens: limit on the mean number of tokens of a run; 0 for no limit.
+      max_seconds: limit on the mean time of a run, in seconds; 0 for no limit.
+      max_prompt_tokens: limit on what a component's model reads in one request, in tokens: instruction, demonstrations
+        and inputs together; 0 for no limit. A local model's tokenizer counts them; for the model of a server, bytes of
+        UTF-8 are counted instead. No longer request is sent.
+      prompt_tokens_of: limits for single components, which replace ``max_prompt_tokens``: ``draft=800, answer=300``.
     """
 
     dollars: NonNegativeFloat = 0.0

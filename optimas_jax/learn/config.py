@@ -13,8 +13,8 @@ class TokenBatch:
     """Size of a batch, and how training computes it.
 
     Attributes:
-      tokens: of a batch (T). Of a training step of local rewards on all devices together, so that it does not depend on
-        their number; where results do not depend on what shares a batch (scores, policies), on each device along
+      tokens: tokens in a batch (T). Training of local rewards: all devices together, so that results do not depend on
+        their number. Scoring and tuning of weights, whose results do not depend on the batch: each device along
         ``data``.
       remat: whether training computes every layer again in the backward pass: a third more work, and memory for one
         layer instead of all.
@@ -29,8 +29,8 @@ class BatchShape(TokenBatch):
     """Sizes of a batch of groups whose candidates are ranked.
 
     Attributes:
-      group_tokens: longer groups are truncated to it.
-      candidates: of a group, at most (M).
+      group_tokens: longest group, in tokens; longer ones are truncated.
+      candidates: largest number of candidates in a group (M).
     """
 
     group_tokens: PositiveInt = 512
@@ -48,8 +48,8 @@ class LossConfig:
     """Settings of the ranking loss (paper, Eq. 4).
 
     Attributes:
-      threshold: reward differences up to this are ties.
-      margin: subtracted inside the sigmoid (0 in the paper).
+      threshold: largest difference of two rewards that counts as a tie.
+      margin: constant subtracted inside the sigmoid (0 in the paper).
     """
 
     threshold: NonNegativeFloat = 0.0
@@ -61,18 +61,19 @@ class PolicyLoss:
     """Settings of the policy loss.
 
     Attributes:
-      algorithm: source of the advantages, and unit of the mean in the loss.
-        ``ppo``: a critic, KL to the reference in the rewards, scores centred over the answers of a prompt; mean over
-        tokens (Schulman et al., arXiv 1707.06347).
-        ``grpo``: scores relative to the other answers of the prompt, KL to the reference in the loss, no critic; mean
-        over answers of the mean over their tokens (Shao et al., arXiv 2402.03300, Eq. 3).
-        ``reinforce``: scores above the mean of the other answers of the prompt, no KL, no critic; mean over answers of
+      algorithm: how advantages are computed, and over what the loss is averaged.
+        ``ppo``: a critic; KL to the reference is part of the rewards; scores are centred over the answers of a prompt;
+        mean over tokens (Schulman et al., arXiv 1707.06347).
+        ``grpo``: scores relative to the other answers of the prompt; KL to the reference is part of the loss; no
+        critic; mean over answers of the mean over their tokens (Shao et al., arXiv 2402.03300, Eq. 3).
+        ``reinforce``: scores above the mean of the other answers of the prompt; no KL; no critic; mean over answers of
         the sum over their tokens (``policy.reinforce``).
       clip: importance ratios are clipped to 1 +- ``clip``.
-      kl_weight: weight of KL(policy, reference); for ``ppo`` its initial value. Not used by ``reinforce``.
+      kl_weight: weight of KL(policy, reference); for ``ppo`` its initial value. ``reinforce`` does not use it.
       value_clip: largest change of the critic in one update, in standard deviations of the rollout's centred scores.
       value_weight: weight of the critic's loss.
-      discount, decay: gamma and lambda of the advantages.
+      discount: gamma of the advantages.
+      decay: lambda of the advantages.
     """
 
     algorithm: Literal["ppo", "grpo", "reinforce"] = "grpo"

@@ -42,9 +42,10 @@ class Retries:
     """Exponential back-off with jitter.
 
     Attributes:
-      attempts: at most, the first one included.
-      first_wait: seconds before the second attempt, doubled before every further one.
-      longest_wait: seconds, at most; a server that asks for more (Retry-After) gets up to five minutes.
+      attempts: largest number of attempts of a request, the first one included.
+      first_wait: seconds before the second attempt. The wait doubles before every further attempt.
+      longest_wait: longest wait, in seconds. If the server asks for a longer wait (Retry-After), up to five minutes are
+        waited.
     """
 
     attempts: PositiveInt = 6

@@ -36,10 +36,11 @@ class LanguageModel:
 
     Attributes:
       model: model spec or provider's name.
-      temperature, top_p: sampling of ordinary runs.
-      max_tokens: default limit of an answer; components may set their own.
-      style: ``chat`` (instruction, demonstrations and input as turns) or ``text`` (one text to continue, which small
-        models follow better).
+      temperature: sampling temperature in ordinary runs; 0 for greedy answers.
+      top_p: share of the probability that is sampled from in ordinary runs.
+      max_tokens: longest answer, in tokens, for components without a limit of their own.
+      style: form of a prompt: ``chat`` (instruction, demonstrations and input as turns) or ``text`` (one text to
+        continue, which small models follow better).
 
     Raises:
       ValueError: by ``optimize``, ``plan`` and commands, for a value out of its range.

@@ -75,66 +75,73 @@ _CHOOSES = ("local", "random", "likelihood", "own")  # scores that need neither 
 class OptimizeConfig:
     """The host loop (paper, Algorithm 1) and its ablations.
 
-    ``OptimizeConfig.paper`` and ``OptimizeConfig.improved`` set the switches of a mode (``MODES``); every switch can
-    be changed on its own. In plain data ``mode`` does the same: ``with_mode`` fills in the switches that are None.
+    ``OptimizeConfig.paper`` and ``OptimizeConfig.improved`` set the switches of a mode (``MODES``). Every switch can be
+    changed on its own. In plain data ``mode`` does the same: ``with_mode`` fills in the switches that are None.
 
     Attributes:
-      mode: the mode of all switches that were not changed.
-      components: names to tune, separated by commas; ``all`` for every one.
+      mode: preset for all switches that are not set themselves.
+      components: names of the components to tune, separated by commas; ``all`` for every tunable one.
       iterations: number of iterations of the search (paper: T).
-      inputs: training examples per iteration, on which proposals are ranked.
+      inputs: number of training examples in an iteration, on which proposals are ranked.
       pick: rule that chooses the next component: ``uniform``, ``gap`` or ``bandit``.
-      adapt: when local rewards are trained further: ``after_accept`` of a proposal, in ``every`` iteration on its
-        labels, ``on_drift`` (in iterations whose labels they order badly) or ``never``.
-      adapt_inputs: training examples drawn anew for each adaptation ``after_accept``.
-      pairs: ``all`` ordered pairs of a group, or of ``two`` sampled candidates, the current output not among them.
-      start: ``best/`` folder of an earlier run, whose values the search starts from (``setup.start``); or a ``.json``
-        file of DSPy or of instructions by component, or such an object itself; "" for the defaults of the system.
+      adapt: when local rewards are trained further. ``after_accept``: after a proposal is accepted. ``every``: in every
+        iteration, on its labels. ``on_drift``: in iterations whose labels they order badly. ``never``: not at all.
+      adapt_inputs: number of training examples drawn anew for each adaptation with ``after_accept``.
+      pairs: pairs of candidates that local rewards are trained on. ``all``: all ordered pairs of a group. ``two``: two
+        samples of the value in use; for listed values an output of the value in use and one of another value.
+      start: where the search starts. ``best/`` folder of an earlier run (``setup.start``); or a ``.json`` file of DSPy;
+        or a ``.json`` file of instructions by component; or the object of such a file. "" for the system's defaults.
       start_names: component for each prompt name in ``start``: NAME=COMPONENT, separated by commas.
-      order: components of the first iterations, names separated by commas; then ``pick`` chooses.
-      score: score by which proposals are ranked: ``local`` rewards corrected by labels, or a replacement: ``random``
-        numbers (a control); the ``likelihood`` of an output under the untrained reward model; the ``oracle``, the
-        global reward itself, whose runs of the system are not charged (an upper bound for local rewards); a language
-        model as ``judge``, the same as the proposer; ``own``, a function of the user's (``search.hooks``), which is set
-        where there is one; ``off`` for the labels alone; or the ``global`` metric on all training inputs on which a
-        proposal is tried. Without ``local``, ``adapt`` is ``never``. Random numbers, likelihood and an own function
-        also choose outputs and tune weights as local rewards do (controls: by likelihood a policy is rewarded for
-        likelier answers); with the others ``per_instance`` is ``never``, and weights are tuned by
-        ``policy.reinforce``.
-      labels: inputs of an iteration on which every proposal is followed to its global reward, for the correction.
-      trial_inputs: inputs on which an optimiser scores a value while it proposes; it scores at most ``trials`` values
-        (TPE, MIPRO) or ``depth`` times ``instructions`` (COPRO).
-      global_search: components with listed values whose values are ranked by the global metric on all training
-        examples, whatever ``score`` is; names separated by commas.
-      ranking: of proposals: by the ``mean`` local reward, or by it ``corrected`` where global rewards are known
-        (``search.evidence``).
-      fewest_groups: least number of groups with different rewards from which a component's trained local reward is
-        used; with fewer, its proposals are ranked by their labels alone (``corrected``). A fitted local reward is
-        always used: it includes likelihood.
-      rounds: rounds of a race. Each doubles the inputs, and only the better half of the proposals enters the next one.
-        1 tries all proposals on all inputs.
-      proposers: optimisers (``search.optimisers``), separated by commas, all in every iteration: for prompts ``demos``,
-        ``opro``, ``copro``, ``mipro``, ``reflect``, ``feedback``, ``random``; for models ``llmselector``, instead of
-        trying each. ``random`` alone also draws listed values at random. ``own:NAME`` is a function of the user's
-        (``search.hooks``), for values of any kind.
-      instructions: instructions that an optimiser requests per step; the breadth of COPRO.
-      local_steps: steps of proposing prompts in an iteration, each from the best value of the steps before.
-      depth: rounds of COPRO.
-      rewrites: requests of reflective rewriting per step.
-      trials: points that TPE scores in an iteration, for MIPRO and for grids of more than 32 values.
-      per_instance: proposes that a component chooses its model for each input by its local reward: ``argmax``,
-        ``sample`` (in proportion to exp(r)) or ``never``.
-      best_of: N of best-of-N, proposed for every component: the local reward keeps one of N samples; 0 for never.
-      demo_sets: bootstrapped demonstration sets per step, and a third as many of labelled examples; 0 for
-        instructions only.
-      demo_size: demonstrations per set.
-      gate_top: proposals, best first, that the gate may test in an iteration.
-      gate: the gate.
-      gate_examples: validation examples that the gate compares on, the first of the split; 0 for all of them.
-      buffer: groups of earlier rounds mixed into an adaptation of trained heads; fitted ones learn from all groups.
-      drift_accuracy: ``on_drift`` trains when pair accuracy on fresh groups is below this.
-      max_tokens: prompt and completion tokens, of collecting and of answers from the tape too, after which the search
-        stops with the best configuration so far; 0 for no limit.
+      order: names of the components of the first iterations, separated by commas. Afterwards ``pick`` chooses.
+      score: score that ranks proposals.
+        ``local``: local rewards, corrected by labels.
+        ``random``: random numbers, a control.
+        ``likelihood``: likelihood of an output under the untrained reward model.
+        ``oracle``: the global reward itself, an upper bound for local rewards; its runs of the system are not charged.
+        ``judge``: a language model as judge, the same model as the proposer.
+        ``own``: a function of the user's (``search.hooks``); set automatically where there is one.
+        ``off``: labels alone.
+        ``global``: the metric on all training inputs on which a proposal is tried.
+        With any score but ``local``, ``adapt`` is ``never``. With ``random``, ``likelihood`` and ``own`` the score also
+        chooses outputs and tunes weights, as a local reward does; by likelihood a policy is rewarded for likelier
+        answers. With ``oracle``, ``judge``, ``off`` and ``global``, ``per_instance`` is ``never``, and weights are
+        tuned by ``policy.reinforce``.
+      labels: number of inputs in an iteration on which every proposal gets its global reward, to correct the ranking.
+      trial_inputs: number of inputs on which an optimiser scores a value while it proposes. It scores at most
+        ``trials`` values (TPE, MIPRO) or ``depth`` times ``instructions`` (COPRO).
+      global_search: names of components with listed values that are always ranked by the global metric on all training
+        examples, whatever ``score`` is; separated by commas.
+      ranking: how proposals are ranked: by the ``mean`` local reward, or by the mean ``corrected`` with known global
+        rewards (``search.evidence``).
+      fewest_groups: least number of groups with different rewards for a component's trained local reward to be used.
+        With fewer, labels alone rank its proposals (``corrected``). A fitted local reward is always used, because it
+        includes likelihood.
+      rounds: number of rounds of a race. Each round doubles the inputs, and only the better half of the proposals
+        enters the next one. 1 tries all proposals on all inputs.
+      proposers: optimisers (``search.optimisers``), separated by commas; all propose in every iteration. For prompts:
+        ``demos``, ``opro``, ``copro``, ``mipro``, ``reflect``, ``feedback``, ``random``. For models: ``llmselector``,
+        instead of trying each. ``random`` alone also draws listed values at random. ``own:NAME`` is a function of the
+        user's (``search.hooks``), for values of any kind.
+      instructions: number of instructions that an optimiser requests per step; the breadth of COPRO.
+      local_steps: number of steps of proposing prompts in an iteration. Each step starts from the best value so far.
+      depth: number of rounds of COPRO.
+      rewrites: number of requests of reflective rewriting per step.
+      trials: number of points that TPE scores in an iteration, for MIPRO and for grids of more than 32 values.
+      per_instance: how a component chooses its model for each input, which is a proposal of its own: ``argmax`` takes
+        the highest local reward r, ``sample`` draws in proportion to exp(r), ``never`` proposes no such choice.
+      best_of: N of best-of-N, which is proposed for every component: the local reward keeps one of N samples. 0 for
+        never.
+      demo_sets: number of bootstrapped demonstration sets per step. A third as many sets of labelled examples are
+        added. 0 for instructions only.
+      demo_size: number of demonstrations in a set.
+      gate_top: largest number of proposals that the gate tests in an iteration, best first.
+      gate: the test that accepts or refuses a proposal.
+      gate_examples: number of validation examples that the gate compares on, from the start of the split; 0 for all.
+      buffer: number of groups from earlier rounds that are added when trained heads are adapted. Fitted heads learn
+        from all groups.
+      drift_accuracy: ``on_drift`` trains if the pair accuracy on fresh groups is below this.
+      max_tokens: prompt and completion tokens after which the search stops with the best configuration so far.
+        Collecting and answers from the tape count. 0 for no limit.
       objective: weights of a run's costs in its score, and limits on them.
     """
 
@@ -270,20 +277,21 @@ class RunConfig:
 
     Attributes:
       benchmark: name of a benchmark, or path of a file that defines one (``benchmarks.modules``).
-      variant: name, for the banner and results.
+      variant: name of the variant, shown in the banner and in results.
       seed: seed of all randomness except the data's.
-      concurrency: examples in flight; changes speed, and the request at which a budget cuts a block.
+      concurrency: number of examples in flight. It changes speed, and the request at which a budget cuts a block.
       mesh: devices; (0, 1) puts all of them along ``data``.
-      server: server of models called ``openai:NAME``; OpenAI itself without an address.
-      anthropic: server of models called ``anthropic:NAME``; Anthropic itself without an address.
-      prices: override ``llm.accounts.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million tokens.
-      budget: the most that all completions of the run folder may cost. The cost of baseline, confirmation and final
-        test is set aside from the start.
-      stop_grace: seconds for answers in flight after an interrupt or SIGTERM, before they are abandoned.
+      server: server of models called ``openai:NAME``; without an address OpenAI itself.
+      anthropic: server of models called ``anthropic:NAME``; without an address Anthropic itself.
+      prices: prices that replace ``llm.accounts.prices``: ``MODEL=PROMPT/COMPLETION, ...``, US dollars per million
+        tokens.
+      budget: limits on all completions of the run folder. The cost of baseline, confirmation and final test is set
+        aside from the start.
+      stop_grace: seconds to wait for answers in flight after an interrupt or SIGTERM; later answers are abandoned.
       trackers: trackers that log the run as it happens (``report.trackers``), separated by commas: ``tensorboard``,
         ``wandb``, ``mlflow``, ``otel``; "" for none.
-      traces: files of recorded calls, separated by commas (``traces.read``): they become demonstrations and the first
-        candidates of groups (``loop.setup.recordings``).
+      traces: files of recorded calls, separated by commas (``traces.read``). The calls become demonstrations and the
+        first candidates of groups (``loop.setup.recordings``).
       system: settings of the benchmark's own class.
       data, proposer, offline, collect, reward, policy, optimize, align, probe, refresh, evaluate: see
         the classes.

@@ -14,10 +14,10 @@ class EvaluateConfig:
     """Settings of the evaluate stage.
 
     Attributes:
-      folder: a saved ``best/`` folder; empty for the run's own.
-      split: ``val`` or ``test``.
-      repeats: runs of every example, each with fresh sampling seeds.
-      changes: also runs the system after each accepted change, to measure the gain of each.
+      folder: saved ``best/`` folder to evaluate; "" for the run's own.
+      split: split to evaluate on: ``val`` or ``test``.
+      repeats: number of runs of every example, each with fresh sampling seeds.
+      changes: whether the system also runs after each accepted change, to measure the gain of each.
     """
 
     folder: str = ""
@@ -31,13 +31,15 @@ class OfflineConfig:
     """Collecting of groups before the search, and the split of inputs for local rewards.
 
     Attributes:
-      inputs: training examples at most, in random order.
-      groups: informative groups (candidates with different rewards) per component; 0 collects none.
-      calls: component calls after which a component takes no more inputs: a candidate costs a call of its component
-        and of each descendant; 0 for no limit.
-      share: largest share of ``optimize.max_tokens``, and of the part of ``budget`` beside the measurements.
+      inputs: largest number of training examples, in random order.
+      groups: number of informative groups (candidates with different rewards) to collect per component; 0 collects
+        none.
+      calls: number of component calls after which a component takes no more inputs. A candidate costs a call of its
+        component and of each descendant. 0 for no limit.
+      share: largest share of ``optimize.max_tokens`` that collecting may use; also the largest share of ``budget``,
+        after the measurements are set aside.
       stop: share of the inputs on which the epoch of a local reward is chosen.
-      report: share of the inputs for alignment.
+      report: share of the inputs on which alignment is measured.
     """
 
     inputs: PositiveInt = 50
@@ -61,8 +63,8 @@ class AlignConfig:
     """Settings of the align stage.
 
     Attributes:
-      inputs: informative inputs per component; local rewards are trained on none of them.
-      tokens: prompt and completion tokens at most; 0 for no limit.
+      inputs: number of informative inputs per component. Local rewards are trained on none of them.
+      tokens: limit on prompt and completion tokens; 0 for no limit.
     """
 
     inputs: PositiveInt = 16
@@ -74,10 +76,10 @@ class RefreshConfig:
     """Settings of the refresh stage.
 
     Attributes:
-      tokens: prompt and completion tokens at most.
-      components: names to label, separated by commas; ``all`` for all tuned ones.
-      samples: samples of the value in use on each input, and nothing else, as best-of-N draws them. 0 for the
-        candidates that a search collects.
+      tokens: limit on prompt and completion tokens.
+      components: names of the components to label, separated by commas; ``all`` for all tuned ones.
+      samples: number of samples of the value in use to label on each input, as best-of-N draws them; nothing else is
+        labelled then. 0 labels the candidates that a search collects.
     """
 
     tokens: PositiveInt = 100_000
@@ -90,11 +92,12 @@ class ProbeConfig:
     """Settings of the probe stage.
 
     Attributes:
-      random_values: most random values of each component.
-      screen: most training inputs on which all of them are tried.
-      test: further inputs on which the best values of two components are tested, at most: as many as tokens and
-        training examples allow.
-      tokens: prompt and completion tokens at most. Values and screening inputs are fewer where a run is expensive.
+      random_values: largest number of random values of each component.
+      screen: largest number of training inputs on which all these values are tried.
+      test: largest number of further inputs on which the best values of two components are tested. Tokens and training
+        examples may allow fewer.
+      tokens: limit on prompt and completion tokens. Where a run is expensive, fewer values and screening inputs are
+        tried.
     """
 
     random_values: PositiveInt = 2

@@ -87,10 +87,10 @@ class LoraConfig:
     """Rank, scale and targets of LoRA adapters (paper: rank 32, alpha 16, every layer).
 
     Attributes:
-      rank: of the adapters (R).
-      alpha: the product is scaled by alpha / R.
+      rank: rank of the adapters (R), at least 1.
+      alpha: the adapters' product is scaled by alpha / R.
       targets: which of a layer's seven matrices get an adapter.
-      last_layers: number of layers that are adapted, counted from the top; no gradient is computed below them. 0: all.
+      last_layers: number of layers with adapters, counted from the top; 0 for all. No gradient is computed below them.
     """
 
     rank: int = 8

@@ -19,8 +19,8 @@ class MeshConfig:
     """Shape of the mesh.
 
     Attributes:
-      data: devices along ``data``; 0 for all devices divided by ``model``.
-      model: devices along ``model``.
+      data: number of devices along ``data``; 0 for all devices divided by ``model``.
+      model: number of devices along ``model``.
     """
 
     data: NonNegativeInt = 0

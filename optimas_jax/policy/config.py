@@ -14,21 +14,22 @@ class PolicyConfig:
     """Settings of tuning a component's weights.
 
     Attributes:
-      model: spec of the tuned weights; "" for the component's model. Required if a server answers for that model.
+      model: spec of the model whose weights are tuned; "" for the component's model. Required if a server answers for
+        the component's model.
       lora, loss: see ``models.config``, ``learn.config``.
       batch: ``tokens`` must be enough for a prompt and one answer. A minibatch of more tokens is computed in several
         batches whose gradients are added up. A prompt with more answers than fit into a batch is repeated.
-      updates: most updates per proposal, each on a fresh rollout.
-      prompts: prompts per rollout.
-      samples: answers of each prompt, at least 2: an answer is scored against the other answers of its prompt.
-      epochs: passes over a rollout.
-      minibatch: prompts per step.
+      updates: largest number of updates per proposal, each on a fresh rollout.
+      prompts: number of prompts in a rollout.
+      samples: number of answers to each prompt, at least 2: an answer is scored against the other answers.
+      epochs: number of passes over a rollout.
+      minibatch: number of prompts in a step.
       learning_rate: learning rate of all steps.
-      kl_budget: tuning ends when KL(policy, reference) on a rollout exceeds it, in nats per token.
-      kl_step: an update ends when KL(old policy, policy) in a step exceeds it, in nats per token.
-      kl_horizon: answers over which the weight of KL adapts to ``kl_budget`` (``ppo`` only).
-      validate_every: updates between validations.
-      validation: share of the training inputs that are held out for validation.
+      kl_budget: tuning ends when KL(policy, reference) on a rollout exceeds this, in nats per token.
+      kl_step: an update ends when KL(old policy, policy) in a step exceeds this, in nats per token.
+      kl_horizon: number of answers over which the weight of KL adapts to ``kl_budget`` (``ppo`` only).
+      validate_every: number of updates between validations.
+      validation: share of the training inputs that is held out for validation.
     """
 
     model: str = ""

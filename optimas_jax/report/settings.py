@@ -107,7 +107,7 @@ def page(
         parts.append(_section(section, f"config.{section.path}" if section.path else "config"))
         if section.path == "optimize":
             parts.append(_modes(modes))
-    parts.append("## config.system\n\nThe system before optimisation. Its settings are those of the benchmark.")
+    parts.append("## config.system\n\nThe system before optimisation. Its settings depend on the benchmark.")
     for benchmark, inner in systems.items():
         parts += [_section(part, f"config.{part.path} of {benchmark}", level=3) for part in inner]
     return "\n\n".join(parts) + "\n"
@@ -118,9 +118,9 @@ _HEAD = """\
 
 <!-- Made from the dataclasses by `python launch/settings.py > docs/configuration.md`; a test holds it to them. -->
 
-Every setting of a run. On the command line a setting is a flag, `--config.optimize.iterations=4`; in Python it is an
-entry of `config`, `oj.optimize(..., config={"optimize.iterations": 4})`. `optimas run hotpotqa:smoke --settings` prints
-all of them with the values of that configuration, and marks those that are not the default. Names such as
+Every setting of a run. On the command line a setting is a flag: `--config.optimize.iterations=4`. In Python it is an
+entry of `config`: `oj.optimize(..., config={"optimize.iterations": 4})`. `optimas run hotpotqa:smoke --settings` prints
+all settings with their values in that configuration, and marks values that are not the default. Names such as
 `loop.setup.recordings` in a meaning are modules of `optimas_jax`."""
 
 

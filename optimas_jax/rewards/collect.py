@@ -42,13 +42,13 @@ class CollectConfig:
     """Numbers of candidates and rollouts.
 
     Attributes:
-      samples: candidates sampled from the current value at ``temperature``.
+      samples: number of candidates sampled from the current value at ``temperature``.
       temperature: sampling temperature of these candidates.
-      rollouts: Monte Carlo runs of the rest of the system, per candidate.
-      other_values: most other values of a component's space, one candidate each. A component with listed values is not
-        sampled, and tries ``samples + other_values`` of them.
-      policy_samples: candidates of a component whose weights are tuned, sampled as in its rollouts, so that local
-        rewards learn on the distribution that tuning samples from.
+      rollouts: number of Monte Carlo runs of the rest of the system for each candidate.
+      other_values: largest number of other values of a component, with one candidate for each. A component with listed
+        values is not sampled, and tries ``samples + other_values`` of them.
+      policy_samples: number of candidates of a component whose weights are tuned. They are sampled as in its rollouts,
+        so that local rewards learn on the distribution that tuning samples from.
     """
 
     samples: NonNegativeInt = 3

@@ -16,16 +16,16 @@ class RewardConfig:
 
     Attributes:
       model: spec of the backbone.
-      heads: ``trained`` with adapters by gradient steps (paper), or ``fitted`` in closed form and added to the
-        likelihood of an output, for which few labels suffice (``learn.fit``); adapters, rates and epochs are not used
-        then. Choose ``trained`` to tune weights: with ``fitted`` a policy would be rewarded for likelier outputs.
+      heads: how heads are learned. ``trained``: with adapters, by gradient steps (paper). ``fitted``: in closed form,
+        added to the likelihood of an output (``learn.fit``); few labels suffice, and adapters, rates and epochs are not
+        used. Choose ``trained`` to tune weights: with ``fitted`` a policy would be rewarded for likelier outputs.
       lora, loss, batch: see ``models.config``, ``learn.config``.
-      batch_groups: most groups of a training step; 0 for as many as fit.
+      batch_groups: largest number of groups in a training step; 0 for as many as fit.
       learning_rate: peak learning rate of training on the offline groups.
-      epochs: most epochs over the offline groups.
-      adapt_rate: learning rate of adaptation, as a share of the peak; constant after a short warm-up.
-      adapt_epochs: epochs over fresh groups and the replay buffer.
-      patience: stop after this many epochs without a better held-out pair accuracy.
+      epochs: largest number of epochs over the offline groups.
+      adapt_rate: learning rate of adaptation, as a share of ``learning_rate``; constant after a short warm-up.
+      adapt_epochs: number of epochs over fresh groups and the replay buffer.
+      patience: training stops after this many epochs without a better held-out pair accuracy.
     """
 
     model: str

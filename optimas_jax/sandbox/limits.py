@@ -7,14 +7,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Limits for one program; all are above 0.
 
     Attributes:
-      seconds: wall-clock time of the program.
-      cpu_seconds: CPU time of each process.
-      memory_mb: address space of each process, and memory of all processes together.
-      file_mb: size of a file.
-      disk_mb: size of all files.
+      seconds: wall-clock time of the program, in seconds.
+      cpu_seconds: CPU time of each process, in seconds.
+      memory_mb: address space of each process, and memory of all processes together, in MB.
+      file_mb: size of one file, in MB.
+      disk_mb: size of all files together, in MB.
       processes: number of processes and threads.
       output_bytes: bytes of standard output and error, together, that are kept; the rest is read and dropped.
     """

@@ -25,9 +25,9 @@ class GateConfig:
     """Settings of the gate.
 
     Attributes:
-      kind: rule by which a proposal passes: ``strict`` (paper: a higher sum of scores), ``paired`` (sign-flip test) or
+      kind: rule by which a proposal passes. ``strict``: a higher sum of scores (paper). ``paired``: a sign-flip test.
         ``none``: the best proposal always passes (an ablation: the ranking alone decides).
-      level: level of the ``paired`` gate: probability of passing without a gain, all looks together.
+      level: level of the ``paired`` gate: probability that a proposal without a gain passes, all looks together.
     """
 
     kind: Literal["strict", "paired", "none"] = "paired"

@@ -119,4 +119,4 @@ def test_in_a_pipe_every_setting_is_one_whole_line():
     lines = captured.get().splitlines()
     assert len(lines) == sum(len(section.settings) for section in found)
     grace = next(line for line in lines if line.split()[0] == "stop_grace")
-    assert grace.endswith("before they are left behind.")
+    assert grace.endswith("later answers are abandoned.")

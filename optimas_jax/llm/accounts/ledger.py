@@ -40,12 +40,12 @@ class OverBudget(StopRun):
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """The most that completions of one run folder may cost; 0 for no limit.
+    """Limits on the cost of one run folder; 0 for no limit.
 
     Attributes:
-      usd: US dollars.
-      tokens: read and written, those of local models included.
-      calls: completions and executions.
+      usd: US dollars for completions.
+      tokens: tokens read and written by models, local ones included.
+      calls: number of completions and executed programs.
 
     Raises:
       ValueError: by ``optimize``, ``plan`` and commands, for a negative number or a limit below what the run needs at

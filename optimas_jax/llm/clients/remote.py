@@ -54,12 +54,14 @@ class ServerConfig:
     """The server of a provider's models, and its limits.
 
     Attributes:
-      base_url: as the provider's client wants it, for example ``http://127.0.0.1:8000/v1`` for ``openai:NAME``; empty
-        for the provider itself.
-      timeout: seconds for one answer.
-      connections: requests in flight, at most; 0 for all that ``config.concurrency`` lets through.
-      requests_per_minute, tokens_per_minute: of each model, at most; 0 for no limit.
-      retries: of faults that may pass: 408, 409, 429, 5xx, no connection, an answer that cannot be read.
+      base_url: address in the form of the provider's client, for example ``http://127.0.0.1:8000/v1`` for
+        ``openai:NAME``; "" for the provider itself.
+      timeout: longest time for one answer, in seconds.
+      connections: largest number of requests in flight; 0 for as many as ``config.concurrency`` allows.
+      requests_per_minute: largest number of requests of each model in a minute; 0 for no limit.
+      tokens_per_minute: largest number of tokens of each model in a minute; 0 for no limit.
+      retries: repeated attempts after passing faults: status 408, 409, 429 or 5xx, no connection, an unreadable
+        answer.
     """
 
     base_url: str = ""
