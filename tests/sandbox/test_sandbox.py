@@ -398,6 +398,18 @@ def test_bubblewrap_that_does_not_work_is_found_out(monkeypatch):
 
 
 @all_walls
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can raise a priority")
+def test_no_program_has_a_higher_priority_than_usual(walls):
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, -5)
+    try:
+        ended = run("import os; print(os.getpriority(os.PRIO_PROCESS, 0))", walls=walls)
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+    assert ended.output == "0\n"
+
+
+@all_walls
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start programs as somebody else")
 def test_every_program_of_root_has_a_user_of_its_own(walls):
     with sandbox.plans.user_of_its_own() as first, sandbox.plans.user_of_its_own() as second:

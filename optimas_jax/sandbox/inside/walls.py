@@ -66,7 +66,8 @@ def _report(plan: dict[str, Any], ended: dict[str, Any]) -> None:
 def _supervise(plan: dict[str, Any]) -> dict[str, Any]:
     """Runs the command until it exits or exceeds a limit, then kills all processes that are left."""
     hide()
-    plan["nice"] = os.getpriority(os.PRIO_PROCESS, 0)
+    # A fork bomb with a higher priority than the kernel's own threads keeps them from freeing memory.
+    plan["nice"] = max(0, os.getpriority(os.PRIO_PROCESS, 0))
     with contextlib.suppress(PermissionError):  # as root it checks in time even on a busy machine
         os.setpriority(os.PRIO_PROCESS, 0, URGENT)
     command = os.fork()
