@@ -21,6 +21,7 @@ from optimas_jax.core.running import event_loop
 from optimas_jax.core.running.event_loop import Waiting
 from optimas_jax.core.running.execution import Job, run_many
 from optimas_jax.core.running.watch import Watch, tell_waits, why_failed
+from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.scoring import name_of
 from optimas_jax.core.stats import mean_interval
 from optimas_jax.core.system import System
@@ -127,10 +128,14 @@ def optimize(
         with_trackers(benchmark.CALLBACKS, settings.trackers),
         dataclasses.replace(benchmark, CALLBACKS=()),
     )
-    command = f"optimize({declared.name}, ...{_named(config)}) from Python"
-    with live_page(shown.line) as tell_page:
-        callbacks = [tell_page, *trackers]
-        label = run_stages(settings, folder, "all", shown, benchmark=benchmark, command=command, callbacks=callbacks)
+    command = f"optimize({declared.name}, {_shown(model, budget)}...{_named(config)}) from Python"
+    try:
+        with live_page(shown.line) as tell_page:
+            told = [tell_page, *trackers]
+            label = run_stages(settings, folder, "all", shown, benchmark=benchmark, command=command, callbacks=told)
+    except KeyboardInterrupt:
+        shown.line(f"stopped; the same call resumes, and what was paid for is kept in {folder}")
+        raise
     if progress is None and isinstance(shown, ConsoleProgress):
         report_run(folder, shown, label)
     else:  # a notebook shows the result itself, and a caller's own progress shows what the caller wants
@@ -195,6 +200,12 @@ def plan(
     return planned
 
 
+def _shown(model: str | LanguageModel | None, budget: Budget | None) -> str:
+    """Model and budget as arguments, for the run's record of its command; "" without them."""
+    given = {"model": model.model if isinstance(model, LanguageModel) else model, "budget": budget}
+    return "".join(f"{name}={value!r}, " for name, value in given.items() if value)
+
+
 def _named(config: Mapping[str, Any]) -> str:
     """Settings in the form of a run's record of its command; "" for none."""
     return f", config={json.dumps(dict(config), ensure_ascii=False, default=str)}" if config else ""
@@ -228,6 +239,8 @@ def _prepared(
 ) -> tuple[Program, RunConfig, Benchmark]:
     """The program, the settings of its run, and the benchmark of program, metric and rows; see ``optimize``."""
     refuse_while_importing()
+    if not isinstance(budget, Budget | None):
+        raise ConfigError(f"budget is {budget!r}, expected a Budget, such as oj.Budget(calls=400)")
     own_hooks, listeners = checked_hooks(hooks), checked_callbacks(callbacks)
     declared = declare(program)
     inputs, examples, repeated = _examples(declared, data)

@@ -37,6 +37,7 @@ PLAN = "plan.json"  # written by ``--plan``
 TAPE, JOURNAL, RUN = "tape.sqlite", "journal.jsonl", "run.json"
 CONFIGURATION, RESULTS = "configuration.json", "results.json"  # in a best/, and from the run's own evaluation
 BEST, UNCONFIRMED = "best", "unconfirmed"  # the result, and the final state if it was not confirmed
+UNFINISHED = "unfinished.json"  # in a run folder until it has results
 ADAPTERS = "adapters"  # in a run folder, and in its best/
 CHECKPOINTS, REWARDS = "checkpoints", "rewards"  # local rewards in a run folder, and in its best/
 OPTIMIZED, REFRESHED_REWARD = "optimized.json", "refreshed.json"  # result of the search; a reward trained after it

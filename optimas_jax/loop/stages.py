@@ -29,7 +29,7 @@ from optimas_jax.loop.context import Host, Run
 from optimas_jax.loop.evaluate import after_each, confirm_search, measure
 from optimas_jax.loop.folder.evaluations import is_own, save
 from optimas_jax.loop.folder.record import finish, took
-from optimas_jax.loop.folder.unfinished import UNFINISHED, leave_unfinished
+from optimas_jax.loop.folder.unfinished import leave_unfinished
 from optimas_jax.loop.forecast.spent import beside_plan, note_spent
 from optimas_jax.loop.hooks.command import telling
 from optimas_jax.loop.iteration import optimize
@@ -39,6 +39,7 @@ from optimas_jax.loop.journal import (
     OPTIMIZED,
     REFRESHED_REWARD,
     UNCONFIRMED,
+    UNFINISHED,
     config_of,
     load_best,
     reward_name,
@@ -249,8 +250,8 @@ def _collect(run: Run) -> None:
     scores = [reward for group in collected.groups for reward in group.rewards]
     if len(scores) > 1 and len(set(scores)) == 1:
         host.progress.line(
-            f"warning: all {len(scores)} runs score {scores[0]:.3f}, whatever the outputs are: a "
-            "search finds nothing where the metric, or the data, never makes a difference"
+            f"warning: all {len(scores)} runs score {scores[0]:.3f}: the outputs are alike, or the metric and the data "
+            "make no difference between them. In the second case a search finds nothing"
         )
 
 

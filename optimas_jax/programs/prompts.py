@@ -204,8 +204,11 @@ class PromptDeclaration(Declared):
                 "model writes its messages and reads its answers itself, and says in its return type what they are"
             )
 
-    def __call__(self, **fields: Any) -> Any:
-        """Asks the model about the fields; returns its answer."""
+    def __call__(self, *texts: Any, **fields: Any) -> Any:
+        """Asks the model about the fields; returns its answer. Fields are given by name."""
+        if texts:
+            problem = f"prompt {self.name!r} got {len(texts)} argument(s) without a name: give fields by name, such as "
+            raise self._scope().fail(DeclarationError(f"{problem}{self.name}(question=...)"))
         if self._form.template is not None:
             try:
                 self._form.template.check(fields)

@@ -30,7 +30,10 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
 def confirmation_line(results: Mapping[str, Any]) -> str:
     """Verdict of the confirmation; empty for a run without one."""
     confirmed = results.get("confirmed")
-    return f"on {confirmed['n']} examples that no gate has seen: {confirmed['verdict']}" if confirmed else ""
+    if not confirmed:
+        return ""
+    seen = f"on {confirmed['n']} examples that no gate has seen: " if confirmed["n"] else ""
+    return f"{seen}{confirmed['verdict']}"
 
 
 def result_table(results: Mapping[str, Any]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from optimas_jax.core.types import digest
 from optimas_jax.core.values import Configuration
 from optimas_jax.llm.component import LanguageModel
 from optimas_jax.llm.specs import provider
-from optimas_jax.loop.journal import BEST, CONFIGURATION, JOURNAL, config_json, load_best
+from optimas_jax.loop.journal import BEST, CONFIGURATION, JOURNAL, RESULTS, UNFINISHED, config_json, load_best
 from optimas_jax.saved.models import language_model
 
 _OF_RUNS = {"benchmark", "system"}  # fields that the config.json of every run has
@@ -37,6 +38,15 @@ class Saved:
     def run(self) -> Path:
         """The folder of the run."""
         return self.folder.parent
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the run ended without results; None for a run with results, and for a folder without a run."""
+        if self.folder.name != BEST or (self.run / RESULTS).exists():
+            return None
+        with contextlib.suppress(FolderError):  # the values are readable without it
+            return (read_file(self.run / UNFINISHED) or {}).get("reason")
+        return None
 
     @property
     def seed(self) -> int:

@@ -155,7 +155,7 @@ def load(
         loads the reward model.
 
     Warns:
-      UserWarning: the program was edited since its run.
+      UserWarning: the program was edited since its run, or its run ended without results.
 
     Raises:
       FolderError: the folder holds no configuration.
@@ -173,6 +173,8 @@ def load(
     keep_libraries_quiet()
     saved = read_folder(folder)
     built = build(saved, program, model)
+    if (stopped := saved.stopped) is not None:
+        warnings.warn(f"{saved.name} is of a run without results ({stopped}): its values so far", stacklevel=2)
     if built.edited:
         warnings.warn(f"{saved.name} was found before {', '.join(built.edited)} changed", stacklevel=2)
     return assemble(saved, built, model=model, best_of=best_of, reward=reward)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import gc
+import json
 import math
 import threading
 
@@ -12,6 +13,7 @@ from front_door import MANY, ROWS, SETTINGS, calling, evaluate, optimize, said, 
 from pydantic import BaseModel
 
 import optimas_jax as oj
+from optimas_jax.core.usage import Usage
 from optimas_jax.report.console import ConsoleProgress
 
 RECORDED = "texts, numbers, true and false, None, lists, dicts, dataclasses and pydantic models can be recorded"
@@ -70,7 +72,7 @@ def test_a_metric_that_never_differs_is_warned_of(tmp_path, scores, warned):
         config=settings,
         progress=progress,
     )
-    told = [line for line in lines if "whatever the outputs are" in line]
+    told = [line for line in lines if "make no difference between them" in line]
     assert len(told) == warned and all("runs score 0.250" in line for line in told)
 
 
@@ -355,3 +357,62 @@ def test_a_default_that_is_changed_stays_as_declared_and_copies_are_the_user_s(t
             and made.rows[0]["inputs"] == {"question": "q"}
             and made.rows[0]["gold"] == {"wanted": ["a"]}
         )
+
+
+def test_a_prompt_gets_its_fields_by_name(tmp_path):
+    find = oj.prompt("Find the order.", name="find")
+
+    async def program(question):
+        return await find(question)
+
+    message = said(lambda: optimize(tmp_path, oj.program(program, components=[find])))
+    assert "prompt 'find' got 1 argument(s) without a name: give fields by name, such as find(question=...)" in message
+
+
+def test_a_call_that_was_not_awaited(tmp_path):
+    find = oj.prompt("Find the order.", name="find")
+
+    async def program(question):
+        asked = find(question=question)
+        try:
+            return asked.strip()
+        finally:
+            asked.close()
+
+    message = said(lambda: optimize(tmp_path, oj.program(program, components=[find])))
+    assert "the run stops. Calls of components have to be awaited. Correct it" in message
+
+
+def test_a_budget_that_is_a_number(tmp_path):
+    message = said(
+        lambda: oj.optimize(calling(search), lambda outputs: 1.0, MANY, budget=400, workdir=tmp_path / "run")
+    )
+    assert message == "ConfigError: budget is 400, expected a Budget, such as oj.Budget(calls=400)"
+
+
+def test_right_answers_that_no_prompt_writes_are_told_of(tmp_path, capsys):
+    find = oj.prompt("Find the order.", name="find")
+
+    async def program(question):
+        return await find(question=question)
+
+    model = oj.LanguageModel("random:0", max_tokens=4)
+    given = {"model": model, "workdir": tmp_path, "config": {**SETTINGS, "data.test": 4}, "progress": ConsoleProgress()}
+    oj.optimize(oj.program(program, components=[find]), lambda outputs: 1.0, MANY, **given)
+    assert "no prompt writes wanted (prompts write find)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_saved_program_of_a_run_without_results_says_so(tmp_path):
+    k = oj.setting(1, choices=(1, 2), name="k")
+
+    async def program(question):
+        return await search(question) * k.value
+
+    declared = oj.program(program, components=[search, k])
+    optimize(tmp_path, declared)
+    (tmp_path / "results.json").rename(tmp_path / "results.old")
+    costs = Usage().to_json()
+    stopped = {"reason": "MetricError: no number", "accepted": [], "spent": costs, "uncertain": costs, "go_on": "x"}
+    (tmp_path / "unfinished.json").write_text(json.dumps(stopped), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"is of a run without results \(MetricError: no number\): its values so far"):
+        oj.load(tmp_path, declared)

@@ -86,8 +86,8 @@ def test_exceptions_count_as_failed_runs_and_too_many_end_the_run(tmp_path):
     message = said(lambda: evaluate(tmp_path / "many", calling(failing(5)), rows=MANY[:30]))
     assert re.fullmatch(
         r"TooManyFailures: (\d+) of the last (\d+) runs ended with an exception, \1 of them with\n  component 'flaky': "
-        rf"KeyError: 'q\d+' {where} question\)\nAbove 20% the run stops. Mend it and run the same command again: "
-        "what was paid for is kept. on_error='stop' of a component or program ends the run at its first exception",
+        rf"KeyError: 'q\d+' {where} question\)\nAbove 20% the run stops. Correct it and run the same command again: "
+        "paid answers are kept. on_error='stop' of a component or program ends the run at its first exception",
         message,
     )
 

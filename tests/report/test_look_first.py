@@ -6,6 +6,7 @@ from collections import Counter
 import planted_runs as planted
 import pytest
 from planted_harms import HARMS, as_in_the_first_command
+from report_runs import call, example, run_files, side
 
 from optimas_jax.report.look import first
 from optimas_jax.report.look.finding import Claim, Finding, significant
@@ -142,3 +143,13 @@ def test_of_two_tests_about_the_same_examples_one_speaks():
         Claim(0.0001, 0.0001, lambda: second, "field", frozenset(range(10))),
     ]
     assert significant(tests, 0.02) == [first]
+
+
+def test_the_component_that_always_fails_is_named():
+    failed = [call("find", {"mail": "x"}, {}, outcome="parse_error")]
+    rows = [
+        {**example(index, 0.0, 0.0), "before": side(0.0, {}, failed), "after": side(0.0, {}, failed)}
+        for index in range(20)
+    ]
+    [finding] = [one for one in look_first(run_files(examples=rows)) if one.kind == "flat_scores"]
+    assert finding.sentence == "All 20 examples score 0.000 before and after: find fails in 20 of them (parse_error)."

@@ -96,10 +96,11 @@ class Watch:
         places = [why.rpartition(" (")[2] for why in failed]  # messages may hold data
         [(place, count)] = collections.Counter(places).most_common(1)
         most = failed[places.index(place)]
+        hint = "Calls of components have to be awaited. " * ("'coroutine' object" in most)
         raise TooManyFailures(
             f"{len(failed)} of the last {runs} runs ended with an exception, {count} of them with\n  {most}\n"
-            f"Above {_SHARE:.0%} the run stops. Mend it and run the same command again: what was paid for is kept. "
-            "on_error='stop' of a component or program ends the run at its first exception"
+            f"Above {_SHARE:.0%} the run stops. {hint}Correct it and run the same command again: paid answers are "
+            "kept. on_error='stop' of a component or program ends the run at its first exception"
         )
 
 

@@ -101,8 +101,8 @@ def error_text(error: BaseException) -> str:
 
 
 def without_our_frames(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a function of the public interface: errors with a message for the user show only the user's frames. Any
-    other error may be a fault of this package, and keeps all its frames."""
+    """Decorates a function of the public interface: interrupts, and errors with a message for the user, show only the
+    user's frames. Any other error may be a fault of this package, and keeps all its frames."""
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -112,7 +112,10 @@ def without_our_frames(function: Callable[P, T]) -> Callable[P, T]:
         except (StopRun, ValueError) as error:
             if not (isinstance(error, StopRun) or type(error).__module__.startswith("optimas_jax.")):
                 raise
-            shown = _with_own_frames(error)
+            shown: BaseException = _with_own_frames(error)
+        except KeyboardInterrupt as stopped:
+            stopped.__context__ = None
+            shown = stopped.with_traceback(None)
         raise shown
 
     return called

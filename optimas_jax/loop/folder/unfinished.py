@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from optimas_jax.core.values import Configuration
 from optimas_jax.loop.folder.record import Record
-from optimas_jax.loop.journal import BEST, CONFIGURATION, RESULTS
-
-UNFINISHED = "unfinished.json"  # until the run has results
+from optimas_jax.loop.journal import BEST, CONFIGURATION, RESULTS, UNFINISHED
 
 
 def leave_unfinished(record: Record, default: Configuration, error: BaseException) -> None:

@@ -36,7 +36,7 @@ from optimas_jax.loop.hooks.settings import hooks_of, with_hooks
 from optimas_jax.loop.journal import ADAPTERS, CHECKPOINTS, TAPE, RunFolder, load_best
 from optimas_jax.loop.live.board import Board, Subject, planned_steps
 from optimas_jax.loop.objective import check_measurable, check_objective, is_shared, tell_noise, under_objective
-from optimas_jax.loop.setup.checks import check_search, chosen_components, tell_unmetered
+from optimas_jax.loop.setup.checks import check_search, chosen_components, tell_no_labels, tell_unmetered
 from optimas_jax.loop.setup.completers import check_completers, make_completer, own_prices, without_price
 from optimas_jax.loop.setup.same_program import check_components, check_program
 from optimas_jax.loop.setup.start import Start, data_and_system, keep, read_start
@@ -160,6 +160,8 @@ def _prepare(
         check_measurable(config, system)
         completer = _checked_completer(config, workdir, system, board, engines)
     components = _checked_components(config, system, data, hooks, board)
+    if isinstance(benchmark, Benchmark):
+        tell_no_labels(config.optimize, system, data.splits["train"], board)
     return _Prepared(
         config=config,
         hooks=hooks,

@@ -8,6 +8,7 @@ from optimas_jax.core.progress import Progress
 from optimas_jax.core.schema import ConfigError
 from optimas_jax.core.system import System
 from optimas_jax.core.text.json_text import shown
+from optimas_jax.core.types import Example
 from optimas_jax.core.values import Grid, LoraSpace, Models, PromptSpace, nothing_to_tune
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.search.gate import looks
@@ -50,6 +51,24 @@ def tell_unmetered(config: RunConfig, system: System, progress: Progress) -> Non
         progress.line(
             f"warning: {', '.join(unmetered)} may ask models by clients of their own, whose tokens and "
             f"dollars are not counted: {', '.join(limited)} does not limit them, config.budget.calls does"
+        )
+
+
+def tell_no_labels(config: OptimizeConfig, system: System, examples: Sequence[Example], progress: Progress) -> None:
+    """Says that no prompt writes a field of the gold answers, so that these become no demonstrations."""
+    gold = dict.fromkeys(name for example in examples for name, value in example.gold.items() if isinstance(value, str))
+    shown_to_models = [
+        component
+        for component in system.by_name.values()
+        if isinstance(component.space, PromptSpace) and component.space.max_demos and component.outputs
+    ]
+    if not (gold and shown_to_models and config.demo_sets) or not config.iterations:
+        return
+    if not any(gold.keys() >= set(component.outputs) for component in shown_to_models):
+        outputs = ", ".join(dict.fromkeys(name for component in shown_to_models for name in component.outputs))
+        progress.line(
+            f"right answers are not used as demonstrations: no prompt writes {', '.join(gold)} (prompts write "
+            f"{outputs}). To use them, name the prompt, or a field of its output, like the column"
         )
 
 

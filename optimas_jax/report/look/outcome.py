@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.folder.events import Accept, Confirmation, Curve, Gate
-from optimas_jax.report.look.examples import change
+from optimas_jax.report.look.examples import Call, calls_in, change
 from optimas_jax.report.look.finding import Finding, plain
 from optimas_jax.report.page.text import counted, interval, is_interval, is_number
 from optimas_jax.report.run_files import RunFiles
@@ -113,8 +114,20 @@ def flat_scores(run: RunFiles) -> list[Finding]:
         return []
     score = next(iter(scores))
     what = "the metric, or the program, may be broken" if score <= 0 else "there is nothing to gain"
+    failed = Counter(
+        (call["component"], str(call["outcome"]))
+        for row in run.examples
+        for call in {call["component"]: call for call in _failed_calls(row["after"])}.values()
+    )
+    for (component, outcome), count in failed.most_common(1):
+        if 2 * count >= len(run.examples):
+            what = f"{plain(component)} fails in {count} of them ({plain(outcome)})"
     sentence = f"All {len(run.examples)} examples score {score:.3f} before and after: {what}."
     return [Finding("flat_scores", sentence, "flips", 2)]
+
+
+def _failed_calls(side: Mapping[str, Any]) -> list[Call]:
+    return [call for run in side["runs"] for call in calls_in(run) if call["outcome"] != "ok"]
 
 
 def ended_without_results(run: RunFiles) -> list[Finding]:
