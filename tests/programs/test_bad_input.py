@@ -416,3 +416,14 @@ def test_a_saved_program_of_a_run_without_results_says_so(tmp_path):
     (tmp_path / "unfinished.json").write_text(json.dumps(stopped), encoding="utf-8")
     with pytest.warns(UserWarning, match=r"is of a run without results \(MetricError: no number\): its values so far"):
         oj.load(tmp_path, declared)
+
+
+def test_an_interrupt_says_how_to_go_on_and_shows_no_frames_of_ours(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("optimas_jax.loop.stages.run_stages", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        oj.optimize(calling(search), lambda outputs: 1.0, MANY, workdir=tmp_path, progress=ConsoleProgress())
+    assert len(caught.traceback) == 2  # the caller, and the frame that raises it again
+    assert "stopped; the same call resumes" in capsys.readouterr().out
