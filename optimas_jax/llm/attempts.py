@@ -90,8 +90,9 @@ class Server:
         return model in self._answered and self._answered[model][0] > since
 
     def tell_wait(self, fault: Fault, seconds: float) -> None:
-        """Reports that a request waits, if the wait is long and none was reported lately."""
-        if seconds >= _TOLD and time.monotonic() - self._told >= _TELL_AGAIN:
+        """Reports that a request waits, if the wait is long or the server has not answered yet, and none was reported
+        lately."""
+        if (seconds >= _TOLD or not self._answered) and time.monotonic() - self._told >= _TELL_AGAIN:
             self._told = time.monotonic()
             self._say(f"waiting {seconds:.0f} s: {fault}")
 

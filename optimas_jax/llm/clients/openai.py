@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import threading
+import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ class OpenAICompleter:
             if not request.adapter:
                 text = [message.role for message in request.messages] == ["text"]
                 hint = "; a chat model is asked with language_model.style = chat" if text else ""
+                if not urllib.parse.urlsplit(self._remote.url).path.strip("/"):
+                    hint += "; most addresses end in /v1"
                 raise Unknown(f"{error} (asked for {request.model!r}){hint}", error.server) from None
         self._served.discard(request.adapter)  # the server started anew
         self._load(request.adapter)
