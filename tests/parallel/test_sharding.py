@@ -101,7 +101,7 @@ def expected_reward_step():
     return reward_step((1, 1))
 
 
-@pytest.mark.parametrize("attention", ["tiled", "chunked"])
+@pytest.mark.parametrize("attention", ["tiled", pytest.param("chunked", marks=pytest.mark.long)])
 @pytest.mark.parametrize("shape", ON_MESHES)
 def test_a_step_of_local_rewards_is_that_of_one_device(shape, attention, expected_reward_step):
     loss, trainable, scores = reward_step(shape, attention)
@@ -111,7 +111,7 @@ def test_a_step_of_local_rewards_is_that_of_one_device(shape, attention, expecte
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), trainable, expected_trainable)
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize("algorithm", [pytest.param("ppo", marks=pytest.mark.long), "grpo"])
 @pytest.mark.parametrize("shape", ON_MESHES)
 def test_a_step_of_a_policy_is_that_of_one_device(shape, algorithm):
     (loss, trainable), (expected_loss, expected) = policy_step(shape, algorithm), policy_step((1, 1), algorithm)

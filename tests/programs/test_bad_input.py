@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import gc
+import io
 import json
 import math
 import threading
@@ -11,9 +12,13 @@ import numpy as np
 import pytest
 from front_door import MANY, ROWS, SETTINGS, calling, evaluate, optimize, said, search
 from pydantic import BaseModel
+from rich.console import Console
 
 import optimas_jax as oj
+from optimas_jax.core.types import Example
 from optimas_jax.core.usage import Usage
+from optimas_jax.loop.config import OptimizeConfig
+from optimas_jax.loop.setup.checks import tell_no_labels
 from optimas_jax.report.console import ConsoleProgress
 
 RECORDED = "texts, numbers, true and false, None, lists, dicts, dataclasses and pydantic models can be recorded"
@@ -390,16 +395,19 @@ def test_a_budget_that_is_a_number(tmp_path):
     assert message == "ConfigError: budget is 400, expected a Budget, such as oj.Budget(calls=400)"
 
 
-def test_right_answers_that_no_prompt_writes_are_told_of(tmp_path, capsys):
-    find = oj.prompt("Find the order.", name="find")
+@pytest.mark.parametrize(("name", "told"), [("find", True), ("wanted", False)])
+def test_right_answers_that_no_prompt_writes_are_told_of(name, told):
+    ask = oj.prompt("Find the order.", name=name)
 
     async def program(question):
-        return await find(question=question)
+        return await ask(question=question)
 
-    model = oj.LanguageModel("random:0", max_tokens=4)
-    given = {"model": model, "workdir": tmp_path, "config": {**SETTINGS, "data.test": 4}, "progress": ConsoleProgress()}
-    oj.optimize(oj.program(program, components=[find]), lambda outputs: 1.0, MANY, **given)
-    assert "no prompt writes wanted (prompts write find)" in " ".join(capsys.readouterr().out.split())
+    declared = oj.program(program, components=[ask])
+    system = declared.system(lambda outputs: 1.0, ("question",), oj.LanguageModel("random:0"))
+    rows = [Example(row["question"], {"question": row["question"]}, {"wanted": row["wanted"]}, "train") for row in ROWS]
+    console = Console(file=io.StringIO(), width=300)
+    tell_no_labels(OptimizeConfig(), system, rows, ConsoleProgress(console))
+    assert ("no prompt writes wanted (prompts write find)" in console.file.getvalue()) == told
 
 
 def test_a_saved_program_of_a_run_without_results_says_so(tmp_path):

@@ -146,6 +146,7 @@ def outputs_of(run, configuration, *examples):
     return [thaw(t.outputs) for t in run.host.run("", [Job(configuration, e, run.config.seed) for e in examples])]
 
 
+@pytest.mark.long
 def test_a_fresh_process_says_what_the_run_says(run, folder):
     group = next(one for one in load_groups(folder / "groups" / "offline") if one.component == "say")
     texts = [one.outputs["say"] for one in group.candidates]
