@@ -59,7 +59,7 @@ _MARKUP = re.compile(
     r"\[[^\[\]\n]{1,200}\]\([^()\n]{1,200}\)",
     re.MULTILINE | re.IGNORECASE,
 )
-_ERROR = re.compile(r"traceback \(most recent|\b\w*(?:error|exception):|\bhttp [45]\d\d\b|stack trace", re.IGNORECASE)
+_ERROR = re.compile(r"traceback \(most recent|(?:error|exception):|\bhttp [45]\d\d\b|stack trace", re.IGNORECASE)
 _REASONING = re.compile(
     r"<think|\bstep[- ]by[- ]step\b|\bstep 1\b|\blet(?:'s| us| me) (?:think|see|start|break|first)|\breasoning:|"
     r"\bfirst, (?:we|i|let)|\btherefore,? the answer\b|\bchain of thought\b|\bokay, so\b",
