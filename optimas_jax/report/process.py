@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from optimas_jax.core.shipped import python_path
 
@@ -18,6 +20,7 @@ STOPPED = (INTERRUPTED, TERMINATED)
 _LEAVE_SECONDS = 0.5  # that threads have to end; they may wait for answers that are no longer needed
 _PARENT = "OPTIMAS_JAX_PARENT"  # variable that names the process of ``run_module``
 _LOOK_SECONDS = 0.5  # between two checks whether the parent lives
+_AGAIN_SECONDS = 0.05  # until a signal that was ignored is sent again
 _END_SECONDS = 15.0  # that a process without parent has for an orderly end
 
 
@@ -89,13 +92,25 @@ class Terminated(KeyboardInterrupt):
 
 
 def interrupt_on_terminate() -> None:
-    """Makes SIGTERM the same as an interrupt."""
+    """Makes SIGTERM the same as an interrupt. Neither is lost in a callback of the garbage collector, where Python only
+    prints what is raised: the signal is sent again soon after."""
 
     def terminate(number: int, frame: object) -> None:
         raise Terminated
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
+        if getattr(sys.unraisablehook, "func", None) is not _send_again:
+            sys.unraisablehook = functools.partial(_send_again, sys.unraisablehook)
+
+
+def _send_again(report: Callable[[Any], Any], unraisable: Any) -> None:
+    """Sends the signal of an ignored interrupt again; ``report`` gets all other ignored exceptions."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        report(unraisable)
+        return
+    number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
+    threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
 
 
 def end_on_signals(code: int) -> None:

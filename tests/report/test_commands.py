@@ -177,3 +177,24 @@ sys.exit(exit_code(lambda: print("done")))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_callback_of_the_garbage_collector_is_not_lost(number):
+    source = f"""
+import gc, os, time
+from optimas_jax.report.process import Terminated, interrupt_on_terminate
+interrupt_on_terminate()
+def callback(phase, info):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), {int(number)})
+    time.sleep(1)
+gc.callbacks.append(callback)
+try:
+    gc.collect()
+    time.sleep(20)
+except KeyboardInterrupt as stopped:
+    print(type(stopped).__name__)
+"""
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.stderr) == ({signal.SIGTERM: "Terminated\n"}.get(number, "KeyboardInterrupt\n"), "")
