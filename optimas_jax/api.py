@@ -124,15 +124,15 @@ def optimize(
         program, metric, data, model, proposer, budget, split, seed, config, shown, hooks, callbacks
     )
     folder = Path(workdir or f"runs/{declared.name}")
-    trackers, benchmark = (
-        with_trackers(benchmark.CALLBACKS, settings.trackers),
-        dataclasses.replace(benchmark, CALLBACKS=()),
-    )
-    command = f"optimize({declared.name}, {_shown(model, budget)}...{_named(config)}) from Python"
+    listeners = with_trackers(benchmark.CALLBACKS, settings.trackers)
+    benchmark = dataclasses.replace(benchmark, CALLBACKS=())  # they are among the listeners
+    command = f"optimize({declared.name}, {_model_and_budget(model, budget)}...{_named(config)}) from Python"
     try:
         with live_page(shown.line) as tell_page:
-            told = [tell_page, *trackers]
-            label = run_stages(settings, folder, "all", shown, benchmark=benchmark, command=command, callbacks=told)
+            callbacks = [tell_page, *listeners]
+            label = run_stages(
+                settings, folder, "all", shown, benchmark=benchmark, command=command, callbacks=callbacks
+            )
     except KeyboardInterrupt:
         shown.line(f"stopped; the same call resumes, and what was paid for is kept in {folder}")
         raise
@@ -200,7 +200,7 @@ def plan(
     return planned
 
 
-def _shown(model: str | LanguageModel | None, budget: Budget | None) -> str:
+def _model_and_budget(model: str | LanguageModel | None, budget: Budget | None) -> str:
     """Model and budget as arguments, for the run's record of its command; "" without them."""
     given = {"model": model.model if isinstance(model, LanguageModel) else model, "budget": budget}
     return "".join(f"{name}={value!r}, " for name, value in given.items() if value)

@@ -13,6 +13,7 @@ from optimas_jax.core.values import Grid, LoraSpace, Models, PromptSpace, nothin
 from optimas_jax.loop.config import OptimizeConfig, RunConfig
 from optimas_jax.search.gate import looks
 from optimas_jax.search.optimisers.choices import GRID_LIMIT, check_tpe
+from optimas_jax.search.optimisers.demos import is_labelled
 from optimas_jax.search.optimisers.registry import proposer_names, why_no_prompts
 
 
@@ -57,15 +58,15 @@ def tell_unmetered(config: RunConfig, system: System, progress: Progress) -> Non
 def tell_no_labels(config: OptimizeConfig, system: System, examples: Sequence[Example], progress: Progress) -> None:
     """Says that no prompt writes a field of the gold answers, so that these become no demonstrations."""
     gold = dict.fromkeys(name for example in examples for name, value in example.gold.items() if isinstance(value, str))
-    shown_to_models = [
+    prompts = [
         component
         for component in system.by_name.values()
-        if isinstance(component.space, PromptSpace) and component.space.max_demos and component.outputs
+        if isinstance(component.space, PromptSpace) and component.space.max_demos
     ]
-    if not (gold and shown_to_models and config.demo_sets) or not config.iterations:
+    if not (gold and prompts and config.demo_sets and config.iterations):
         return
-    if not any(gold.keys() >= set(component.outputs) for component in shown_to_models):
-        outputs = ", ".join(dict.fromkeys(name for component in shown_to_models for name in component.outputs))
+    if not any(is_labelled(component, example) for component in prompts for example in examples):
+        outputs = ", ".join(dict.fromkeys(name for component in prompts for name in component.outputs))
         progress.line(
             f"right answers are not used as demonstrations: no prompt writes {', '.join(gold)} (prompts write "
             f"{outputs}). To use them, name the prompt, or a field of its output, like the column"

@@ -8,7 +8,17 @@ from functools import partial
 
 import numpy as np
 
-from optimas_jax.report.look.examples import Call, Calls, Run, above_zero, calls_in, calls_of, rise, share_of
+from optimas_jax.report.look.examples import (
+    Call,
+    Calls,
+    Run,
+    above_zero,
+    call_failed,
+    calls_in,
+    calls_of,
+    rise,
+    share_of,
+)
 from optimas_jax.report.look.finding import Claim, Finding, plain
 from optimas_jax.report.page.text import counted
 from optimas_jax.report.run_files import RunFiles
@@ -32,7 +42,7 @@ def runs_failed(run: RunFiles) -> list[Claim]:
         failed = [example_run for row in rows for example_run in row["after"]["runs"] if _failed(example_run)]
         outcomes = Counter(str(example_run["outcome"]) for example_run in failed)
         named = ", ".join(f"{plain(name)} {count}" for name, count in outcomes.most_common(4))
-        failed_calls = (call for example_run in failed for call in calls_in(example_run) if _call_failed(call))
+        failed_calls = (call for example_run in failed for call in calls_in(example_run) if call_failed(call))
         at = Counter(call["component"] for call in failed_calls)
         where = f", most at {plain(at.most_common(1)[0][0])}" if at else ""
         total = sum(len(row["after"]["runs"]) for row in rows)
@@ -46,10 +56,10 @@ def calls_failed(run: RunFiles) -> list[Claim]:
     """More calls of a component fail than before, or have answers that the limit of tokens cut, though runs go on."""
     tests = []
     for name, sides in calls_of(run.examples).items():
-        for words, is_so in (("failed", _call_failed), ("were cut at their limit of tokens", _call_cut)):
+        for words, is_so in (("failed", call_failed), ("were cut at their limit of tokens", _call_cut)):
             more = share_of(sides["after"], is_so) - share_of(sides["before"], is_so)
             finding = partial(_calls_finding, name, words, is_so, sides) if more.sum() >= _FEWEST else None
-            about = "failures" if is_so is _call_failed else f"cut {name}"
+            about = "failures" if is_so is call_failed else f"cut {name}"
             tests.append(Claim(*above_zero(more), finding, about))
     return tests
 
@@ -128,10 +138,6 @@ def no_longer_called(run: RunFiles) -> list[Finding]:
 
 def _failed(run: Run) -> float:
     return float((run.get("outcome") or "ok") != "ok")
-
-
-def _call_failed(call: Call) -> bool:
-    return call["outcome"] != "ok"
 
 
 def _call_cut(call: Call) -> bool:

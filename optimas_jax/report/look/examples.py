@@ -64,6 +64,11 @@ def calls_of(rows: Sequence[Row]) -> dict[str, Mapping[str, Calls]]:
     }
 
 
+def call_failed(call: Call) -> bool:
+    """Whether a call has another outcome than ``ok``."""
+    return call["outcome"] != "ok"
+
+
 def share_of(calls: Calls, is_so: Callable[[Call], bool]) -> np.ndarray:
     """[examples] share of the runs with a call for which ``is_so`` holds."""
     return np.array([sum(any(map(is_so, run_calls)) for run_calls in runs) / len(runs) for runs in calls], np.float64)

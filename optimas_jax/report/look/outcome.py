@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optimas_jax.core.folder.events import Accept, Confirmation, Curve, Gate
-from optimas_jax.report.look.examples import Call, calls_in, change
+from optimas_jax.report.look.examples import Call, call_failed, calls_in, change
 from optimas_jax.report.look.finding import Finding, plain
 from optimas_jax.report.page.text import counted, interval, is_interval, is_number
 from optimas_jax.report.run_files import RunFiles
@@ -117,7 +117,7 @@ def flat_scores(run: RunFiles) -> list[Finding]:
     failed = Counter(
         (call["component"], str(call["outcome"]))
         for row in run.examples
-        for call in {call["component"]: call for call in _failed_calls(row["after"])}.values()
+        for call in {call["component"]: call for call in _failed_calls(row["after"])}.values()  # one for each component
     )
     for (component, outcome), count in failed.most_common(1):
         if 2 * count >= len(run.examples):
@@ -127,7 +127,7 @@ def flat_scores(run: RunFiles) -> list[Finding]:
 
 
 def _failed_calls(side: Mapping[str, Any]) -> list[Call]:
-    return [call for run in side["runs"] for call in calls_in(run) if call["outcome"] != "ok"]
+    return [call for run in side["runs"] for call in calls_in(run) if call_failed(call)]
 
 
 def ended_without_results(run: RunFiles) -> list[Finding]:

@@ -57,7 +57,7 @@ def outputs_constant(run: RunFiles) -> list[Claim]:
     for (name, field), sides in _inner_outputs(run.examples).items():
         as_compared = cache(normal)
         for usual in _usual(field, sides, as_compared):
-            is_so = partial(_text_is, field, lambda text, usual=usual, form=as_compared: form(text) == usual)
+            is_so = partial(_text_is, field, partial(_equals, as_compared, usual))
             before, after = (share_of(sides[side], is_so) for side in ("before", "after"))
             was, now = float(before.mean()), float(after.mean())
             sentence = (
@@ -103,3 +103,7 @@ def _inner_outputs(rows: Sequence[Row]) -> dict[tuple[str, str], Mapping[str, Ca
 
 def _text_is(field: str, holds: Callable[[str], bool], call: Call) -> bool:
     return call["outcome"] == "ok" and field in call["outputs"] and holds(text_of(call["outputs"][field]))
+
+
+def _equals(as_compared: Callable[[str], str], text: str, other: str) -> bool:
+    return as_compared(other) == text

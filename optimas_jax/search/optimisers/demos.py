@@ -94,11 +94,16 @@ def _random_sets(task: PromptTask, name: str, demos: Sequence[Demo], count: int)
     return [tuple(rng.sample(list(demos), size)) for _ in range(count)] if size else []
 
 
+def is_labelled(component: Component, example: Example) -> bool:
+    """Whether the outputs of a component are gold fields of an example."""
+    return all(isinstance(example.gold.get(name), str) for name in component.outputs)
+
+
 def labelled_demos(component: Component, runs: Sequence[tuple[Example, Trace]], max_chars: int = 1500) -> list[Demo]:
     """Demonstrations of a component whose outputs are gold fields of the examples; empty for other components."""
     demos = []
     for example, trace in runs:
-        if trace.reaches(component.name) and all(isinstance(example.gold.get(o), str) for o in component.outputs):
+        if trace.reaches(component.name) and is_labelled(component, example):
             outputs = {name: example.gold[name] for name in component.outputs}
             demo = Demo(trace.first(component.name).inputs, outputs, example.id)
             if len(str(dict(demo.inputs))) + len(str(dict(demo.outputs))) <= max_chars:
