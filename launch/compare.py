@@ -1,13 +1,13 @@
 """Compares optimisers at equal cost: same system, data, test seeds and budget of LM tokens. The same command resumes.
 
 python launch/compare.py --config=configs/hotpotqa.py --budget=2000000 [--seeds=0,1,2] [--jobs=1] [--workdir=DIR]
-    [--optimizers=ours,random,twin,bare,random-search,dspy-miprov2,dspy-copro,dspy-gepa,textgrad]
+    [--optimizers=ours,random,twin,bare,random-search,dspy-bootstrap,dspy-miprov2,dspy-gepa,textgrad,trace]
 
 ``ours`` uses local rewards. Its controls are ``random`` (random numbers instead), ``twin`` (the global metric, on the
 same candidates and in the same order of components) and ``bare`` (the same without collected data). ``opro``,
 ``copro``, ``mipro`` and ``reflect`` write prompts in other ways; with the suffix ``-global``, by the global metric.
-``random-search`` draws at random. The others are peers: install their environment with
-third_party/peers/install_prompt_optimizers.sh.
+``random-search`` draws at random. The others are peers (third_party/peers/README.md lists them): install their
+environment with third_party/peers/install_prompt_optimizers.sh.
 
 The budget covers the search, and the state of the search at the budget is tested. The confirmation and the final test
 are not part of the budget, for all optimisers alike. Results: compare.html, compare.json, compare.md and compare.png in

@@ -56,7 +56,7 @@ def _cell(scores: list[float], reached: float) -> dict[str, Any]:
         for tokens, score in ((100, 0.1), (300, reached))
     ]
     counts = {"n": 4, "outcomes": {"ok": 4}, "tested": {"val_score": 0.5}, "baseline": [0.0] * 4, "confirm": None}
-    times = {"seconds": 10.0, "reward_seconds": 4.0, "note": ""}
+    times = {"seconds": 10.0, "reward_seconds": 4.0, "note": "", "unchanged": False, "label_use": {}}
     return {"metric": "f1", "chance": 0.25, "split": "test", "scores": scores, "curve": curve, **counts, **times}
 
 

@@ -101,12 +101,16 @@ class Account:
             self._repeats = 0
             self._cost += completion.usage
 
-    def add_score(self, configuration: Configuration, example_id: str, score: float) -> None:
+    def add_score(self, configuration: Configuration, example_id: str, score: float, sampled: bool = False) -> None:
         """Records one run of the system. A configuration with scores on all validation examples is a candidate; of
-        candidates with equal means the first stays the best."""
+        candidates with equal means the first stays the best.
+
+        Args:
+          sampled: the run had a temperature of its own: it counts, but does not measure the configuration.
+        """
         with self._lock:
             self._cost += Usage(system_runs=1)
-            if example_id not in self._validation:
+            if sampled or example_id not in self._validation:
                 return
             scores = self._scores.setdefault(configuration.digest, {})
             before = len(scores)

@@ -28,13 +28,13 @@ from optimas_jax.compare.peer import run_peer
 from optimas_jax.compare.state import Point, SearchState, state_at
 from optimas_jax.compare.stopwatch import Meter, before_phase, keeping_time, read_seconds
 from optimas_jax.core.folder.files import read_file, write_json
+from optimas_jax.core.running.execution import Job
 from optimas_jax.core.types import StopRun
-from optimas_jax.core.values import Configuration
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.budget import read_curve
 from optimas_jax.loop.config import RunConfig, parse_config
 from optimas_jax.loop.context import Run
-from optimas_jax.loop.evaluate import Evaluation, evaluate
+from optimas_jax.loop.evaluate import Evaluation
 from optimas_jax.loop.journal import RESULTS
 from optimas_jax.loop.stages import find_models, open_run, run_stage
 from optimas_jax.report.commands import run_alone
@@ -62,8 +62,9 @@ def run_cell(
     Returns:
       The content of ``cell.json``: scores of every example of the test split under the default configuration
       (``baseline``) and under the state at the budget (``scores``), which ``tested`` describes; the same for the
-      confirm split (``confirm``, None without such a split); ``curve``; wall-clock ``seconds`` of the search and
-      ``reward_seconds`` of local rewards in it; a ``note`` for the reader, or "".
+      confirm split (``confirm``, None without such a split); whether the state is the default (``unchanged``);
+      ``curve``; ``label_use`` of our races, by component; wall-clock ``seconds`` of the search and ``reward_seconds``
+      of local rewards in it; a ``note`` for the reader, or "".
 
     Raises:
       ValueError: for a model that cannot be found.
@@ -87,11 +88,12 @@ def run_cell(
                 state, curve, note = run_peer(optimizer, run)
         seconds = read_seconds(folder / CLOCK)
         run_stage(run, "evaluate")
-        baseline, optimized = _evaluate(run, state.configuration, "test")
+        baseline, optimized = _evaluate(run, state, "test")
         confirm = None
         if run.host.splits.get(CONFIRM):
-            before, after = _evaluate(run, state.configuration, CONFIRM)
+            before, after = _evaluate(run, state, CONFIRM)
             confirm = {"n": len(after.scores), "baseline": before.scores, "scores": after.scores}
+        unchanged = not state.chosen and state.configuration == run.host.system.default_configuration()
     results = read_file(workdir / RESULTS) or {}
     return {
         **{name: results[name] for name in ("metric", "chance")},
@@ -102,7 +104,9 @@ def run_cell(
         "baseline": baseline.scores,
         "scores": optimized.scores,
         "confirm": confirm,
+        "unchanged": unchanged,
         "curve": curve,
+        "label_use": results.get("label_use") or {},
         "seconds": round(seconds.search, 1),
         "reward_seconds": round(seconds.rewards, 1),
         "note": note,
@@ -120,12 +124,15 @@ def _search(run: Run, workdir: Path) -> tuple[SearchState, Sequence[Point], str]
     return state, curve, note
 
 
-def _evaluate(run: Run, configuration: Configuration, split: str) -> tuple[Evaluation, Evaluation]:
-    """The default configuration and this one on all examples of a split, outside the search budget."""
+def _evaluate(run: Run, state: SearchState, split: str) -> tuple[Evaluation, Evaluation]:
+    """The default configuration and this state on all examples of a split, outside the search budget."""
+    default, examples = run.host.system.default_configuration(), run.host.splits[split]
+    jobs = [Job(default, example, run.host.seed) for example in examples]
+    jobs += [Job(state.chosen.get(row.id, state.configuration), row, run.host.seed) for row in examples]
     with run.host.ledger.phase(f"compare {split}"):
-        configurations = [run.host.system.default_configuration(), configuration]
-        before, after = evaluate(run.host, configurations, run.host.splits[split], repeats=1)
-    return before, after
+        traces = run.host.run("evaluation runs", jobs)
+    before, after = traces[: len(examples)], traces[len(examples) :]
+    return Evaluation((tuple(before),)), Evaluation((tuple(after),))
 
 
 def main(folder: Path) -> int:

@@ -115,9 +115,11 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "bare": Ours({**_BY_METRIC, "offline.groups": 0}, order_of="ours"),
     "random-search": Ours({"optimize.proposers": "random", **_BY_METRIC}),
     **{
-        f"dspy-{name}": Peer((str(_PYTHON), str(PEERS / "dspy_peer.py"), name)) for name in ("miprov2", "copro", "gepa")
+        f"dspy-{name}": Peer((str(_PYTHON), str(PEERS / "dspy_peer.py"), name))
+        for name in ("labeled", "knn", "bootstrap", "miprov2", "copro", "simba", "gepa")
     },
     "textgrad": Peer((str(_PYTHON), str(PEERS / "textgrad_peer.py"))),
+    "trace": Peer((str(_PYTHON), str(PEERS / "trace_peer.py"))),
 }
 
 

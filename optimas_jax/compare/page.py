@@ -15,7 +15,16 @@ from optimas_jax.report.page.svg import element, interval_bar, picture, scale_ov
 from optimas_jax.report.show.page import link_to
 
 PAGE = "compare.html"
-_SCORES = ("optimiser", "test score", "95 % interval", "seeds", "difference to ours", "detectable", "gain on confirm")
+_SCORES = (
+    "optimiser",
+    "test score",
+    "95 % interval",
+    "seeds",
+    "difference to ours",
+    "detectable",
+    "verdict",
+    "gain on confirm",
+)
 _COSTS = ("optimiser", *(column for column in COLUMNS if column not in _SCORES))
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 380, 50, 560, 24, 330  # of the picture, in pixels
 _MOST = 6  # lines in the picture: as many as can be told apart
@@ -51,7 +60,8 @@ def _scores_caption(summary: Mapping[str, Any]) -> str:
     return (
         "The test score of the state of each search at the budget. Intervals are 95 %, over seeds and examples; of one "
         f"seed over examples alone. Differences to {summary['reference']} are on the examples and seeds that both "
-        "have; detectable: the smallest true difference that as many seeds would show."
+        "have; detectable: the smallest true difference that as many seeds would show; verdict: not shown where the "
+        "interval holds zero."
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from optimas_jax.compare.account import Account
 from optimas_jax.compare.optimizers import Peer
-from optimas_jax.compare.peer_server import PeerServer, serve
+from optimas_jax.compare.peer_server import PeerServer, read_configuration, serve
 from optimas_jax.compare.state import Point, SearchState
 from optimas_jax.core.progress import Progress
 from optimas_jax.core.types import StopRun
@@ -45,8 +45,11 @@ def run_peer(peer: Peer, run: Run) -> tuple[SearchState, Sequence[Point], str]:
         _run(peer, run)
     result, configuration = run.host.folder.read(_RESULT) or {}, load_best(run.host.folder.path / "best")
     curve = result["curve"]
+    chosen = {id: read_configuration(run.host.system, values) for id, values in result.get("chosen", {}).items()}
     if not curve:
-        return SearchState(configuration, None, None, tokens=0), curve, result["note"]
+        return SearchState(configuration, None, None, tokens=0, chosen=chosen), curve, result["note"]
+    if chosen:  # which no validation score measures
+        return SearchState(configuration, curve[0]["val_score"], None, curve[-1]["tokens"], chosen=chosen), curve, ""
     best = max(point["val_score"] for point in curve)
     first = next(point for point in curve if point["val_score"] == best)
     state = SearchState(configuration, curve[0]["val_score"], best, first["tokens"])
@@ -63,7 +66,8 @@ def _run(peer: Peer, run: Run) -> None:
     configuration, note = account.result()
     host.folder.save_best(configuration, {"accepted": []})
     host.folder.write(OPTIMIZED, dict(NO_SEARCH))
-    host.folder.write(_RESULT, {"curve": account.curve, "note": note, **dataclasses.asdict(account.cost)})
+    result = {"curve": account.curve, "note": note, "chosen": server.chosen, **dataclasses.asdict(account.cost)}
+    host.folder.write(_RESULT, result)
     tokens = f"{account.cost.tokens:,} of {account.budget:,} tokens"
     host.progress.line(f"  {tokens}; {len(account.curve)} candidates {note}")
 

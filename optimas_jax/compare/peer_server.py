@@ -8,10 +8,14 @@ configuration of that system.
     GET  /task                                                        components, examples of train and val, limits
     POST /component  {name, inputs, value, example[, temperature, attempt]}   {outputs}, or {failed}
     POST /complete   {messages, max_tokens, temperature}              {text, prompt_tokens, completion_tokens}
-    POST /score      {values, example, outputs}                               {score}
+    POST /score      {values, example, outputs[, temperature, attempt]}       {score}
     POST /run        {values, example[, temperature, attempt]}                {outputs, score, feedback, calls}
+    GET  /unseen                                                      examples of test and confirm, inputs alone
+    POST /choose     {values, example}                                {}
 
 A graph's components are called one by one and its outputs are scored; a program (``task["program"]``) is run whole.
+Runs with a temperature of their own say nothing of a configuration's validation score. A peer that chooses prompts for
+each input asks for the unseen inputs last, and names its choices; nothing is run on them before the peer has ended.
 ``values`` are prompts by component, as ``core.values`` writes them; components that a peer cannot tune keep their
 defaults. Status 402: the request could exceed the budget; 400: it cannot be answered, with the reason. A repeated
 ``/complete`` is sampled anew, the n-th time alike in every repetition of the run.
@@ -47,6 +51,7 @@ class PeerServer:
     Attributes:
       account: counts tokens and knows the best configuration.
       spent: set when a request was refused for the budget.
+      chosen: id of an unseen example -> values that the peer chose for it.
     """
 
     def __init__(
@@ -57,13 +62,15 @@ class PeerServer:
         splits: Mapping[str, Sequence[Example]],
         seed: int,
     ):
-        """``splits``: ``train`` and ``val`` are shown to the peer, others never."""
+        """``splits``: ``train`` and ``val`` are shown to the peer; of others its inputs, once it asks for them."""
         self.account, self.spent = account, threading.Event()
         # A run that a peer's prompt makes fail counts in the score of that prompt.
         self._system = dataclasses.replace(system, completer=account, watch=None)
         self._proposer, self._seed = proposer, seed
         self._splits = {split: tuple(splits[split]) for split in ("train", "val")}
         self._examples = {example.id: example for examples in self._splits.values() for example in examples}
+        self._unseen = {row.id: row.inputs for split in splits if split not in self._splits for row in splits[split]}
+        self.chosen: dict[str, Mapping[str, Any]] = {}
         self._default = system.default_configuration()
         self._repeats: collections.Counter[str] = collections.Counter()  # of requests to /complete, by key
 
@@ -81,6 +88,11 @@ class PeerServer:
                     return 200, {"score": await self._score(body)}
                 case "/run":
                     return 200, await self._run(body)
+                case "/unseen":
+                    return 200, {"examples": [{"id": id, "inputs": thaw(row)} for id, row in self._unseen.items()]}
+                case "/choose":
+                    self._choose(body)
+                    return 200, {}
         except BudgetUsed as error:
             self.spent.set()
             return 402, {"error": str(error)}
@@ -119,9 +131,13 @@ class PeerServer:
         }
 
     def _configuration(self, values: Mapping[str, Any]) -> Configuration:
-        configuration = Configuration({**self._default, **{name: value_from_json(v) for name, v in values.items()}})
-        self._system.check(configuration)
-        return configuration
+        return read_configuration(self._system, values)
+
+    def _choose(self, body: Mapping[str, Any]) -> None:
+        if body["example"] not in self._unseen:
+            raise KeyError(body["example"])
+        self._configuration(body["values"])
+        self.chosen[body["example"]] = body["values"]
 
     async def _component(self, body: Mapping[str, Any]) -> dict[str, Any]:
         name = body["name"]
@@ -147,7 +163,7 @@ class PeerServer:
         if temperature is not None:
             system = system.using(_Hot(self.account, temperature))
         trace = await system.run(configuration, example, self._seed_of(body))
-        self.account.add_score(configuration, example.id, trace.score)
+        self.account.add_score(configuration, example.id, trace.score, sampled=temperature is not None)
         calls = [
             {"name": call.component, "inputs": thaw(call.inputs), "outputs": thaw(call.outputs)} for call in trace.calls
         ]
@@ -177,8 +193,21 @@ class PeerServer:
         score = self._system.failure_score
         if is_complete:
             score = (await self._system.score(freeze(outputs), example, self._seed)).value
-        self.account.add_score(self._configuration(body["values"]), example.id, score)
+        sampled = body.get("temperature") is not None
+        self.account.add_score(self._configuration(body["values"]), example.id, score, sampled=sampled)
         return score
+
+
+def read_configuration(system: System, values: Mapping[str, Any]) -> Configuration:
+    """Values of a peer, by component, as a configuration; other components keep their defaults.
+
+    Raises:
+      ValueError: for a value that a component does not allow.
+    """
+    chosen = {name: value_from_json(value) for name, value in values.items()}
+    configuration = Configuration({**system.default_configuration(), **chosen})
+    system.check(configuration)
+    return configuration
 
 
 @dataclasses.dataclass(frozen=True)

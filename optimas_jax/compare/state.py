@@ -23,6 +23,7 @@ class SearchState:
       tokens: used when the search reached ``configuration``.
       changes: accepted changes that led to it; None for peers, which have candidates instead.
       later: changes accepted beyond the budget, left out.
+      chosen: example id -> configuration, of a peer that chooses prompts for each input; ``configuration`` for others.
     """
 
     configuration: Configuration
@@ -31,10 +32,11 @@ class SearchState:
     tokens: int
     changes: int | None = None
     later: int = 0
+    chosen: Mapping[str, Configuration] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All but the configuration."""
-        fields = [field.name for field in dataclasses.fields(self) if field.name != "configuration"]
+        """All but the configurations."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in ("configuration", "chosen")]
         return {name: getattr(self, name) for name in fields}
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from optimas_jax.compare.optimizers import GLOBAL
 from optimas_jax.compare.plan import Cells
 from optimas_jax.compare.state import Point, within
-from optimas_jax.core.stats import interval, smallest_difference
+from optimas_jax.core.stats import interval, mean_interval, ratio_interval, smallest_difference
 
 _COSTS = ("calls", "tokens", "usd", "system_runs")
 OURS = "ours"
+TWIN = "twin"  # of ``OURS``; the twins of other arms end with ``GLOBAL``
 Cell = Mapping[str, Any]
 
 
@@ -29,7 +30,8 @@ def summarize(cells: Cells, about: Mapping[str, Any], budget: int, reference: st
 
     Returns:
       ``rows``: of every optimiser, see ``_row``. ``baseline``: the default configuration, None without any result.
-      ``runs_to_reach``: see ``runs_to_reach``. ``curves``: by optimiser and seed, up to the budget.
+      ``runs_to_reach``: of every optimiser with a twin, see ``runs_to_reach``. ``curves``: by optimiser and seed, up to
+      the budget.
     """
     rows = {name: _row(by_seed, cells.get(reference, {}), name != reference) for name, by_seed in cells.items()}
     curves = {
@@ -43,7 +45,10 @@ def summarize(cells: Cells, about: Mapping[str, Any], budget: int, reference: st
         **_baseline(cells),
         "rows": rows,
         "runs_to_reach": {
-            name: runs_to_reach(curves[name], curves[name + GLOBAL]) for name in cells if name + GLOBAL in cells
+            f"{name}, {twin}": runs_to_reach(curves[name], curves[twin], _predicted(cells[name]))
+            for name in cells
+            for twin in (name + GLOBAL, *([TWIN] if name == OURS else []))
+            if twin in cells
         },
         "curves": curves,
     }
@@ -59,9 +64,11 @@ def _row(by_seed: Mapping[int, Cell], reference: Mapping[int, Cell], compared: b
     Returns:
       ``seeds``, ``errors`` and ``notes`` by seed; and where a seed has a result: ``mean`` test score with ``ci95`` over
       seeds and examples, ``seed_means``, their standard deviation ``spread``, ``below_start`` (share of runs that end
-      below the default configuration on test), ``val_minus_test`` (mean over runs), ``confirmed`` (gain on the confirm
-      split), mean costs, ``seconds`` and ``reward_seconds``, and the paired ``difference`` to the reference on the
-      examples and seeds that both have, with the ``smallest`` true difference that as many seeds would show.
+      below the default configuration on test), ``worse`` (share whose interval of the gain, over examples, is below
+      zero), ``unchanged`` (share that end at the default configuration), ``val_minus_test`` (mean over runs),
+      ``confirmed`` (gain on the confirm split), mean costs, ``seconds`` and ``reward_seconds``, and the paired
+      ``difference`` to the reference on the examples and seeds that both have, with the ``smallest`` true difference
+      that as many seeds would show.
     """
     done = _done(by_seed)
     row: dict[str, Any] = {
@@ -78,6 +85,8 @@ def _row(by_seed: Mapping[int, Cell], reference: Mapping[int, Cell], compared: b
     row |= {"mean": mean, "ci95": ci95, "seed_means": seed_means}
     row["spread"] = statistics.stdev(seed_means) if len(seed_means) > 1 else None
     row["below_start"] = _mean(runs, lambda run: statistics.fmean(run["scores"]) < statistics.fmean(run["baseline"]))
+    row["worse"] = _mean(runs, lambda run: mean_interval(np.subtract(run["scores"], run["baseline"]))[1][1] < 0)
+    row["unchanged"] = _mean(runs, lambda run: run["unchanged"])
     row["val_minus_test"] = _val_minus_test(runs)
     row["confirmed"] = _confirmed(runs)
     for name in _COSTS:
@@ -142,24 +151,44 @@ def reached(curve: Sequence[Point], score: float) -> int | None:
 
 
 def runs_to_reach(
-    local: Mapping[int, Sequence[Point]], by_metric: Mapping[int, Sequence[Point]]
-) -> list[dict[str, Any]]:
+    local: Mapping[int, Sequence[Point]],
+    by_metric: Mapping[int, Sequence[Point]],
+    predicted: Mapping[int, float | None] | None = None,
+) -> dict[str, Any]:
     """Runs of the system until a validation score, with local rewards and with the global metric.
 
     For each seed the score is the best that the optimiser reaches with the global metric. Seeds whose best score is not
-    above the start are left out.
+    above the start are left out. A search that never reaches the score counts with all its runs.
 
     Args:
       local, by_metric: curves by seed.
+      predicted: ratio by seed that the labels of the races predict.
+
+    Returns:
+      ``seeds``: a row for each seed, with runs (``local`` is None for a score that is never reached) and their ratio.
+      ``ratio``: geometric mean over seeds, ``ci95`` its interval; None without a seed. ``predicted``: the same mean of
+      the predictions.
     """
     rows = []
     for seed, curve in by_metric.items():
-        if seed not in local or not curve:
+        if seed not in local or not curve or not local[seed]:
             continue
         score = max(point["val_score"] for point in curve)
         if score <= curve[0]["val_score"]:
             continue
         runs = {"local": reached(local[seed], score), "global": reached(curve, score)}
-        ratio = runs["local"] / runs["global"] if runs["local"] is not None and runs["global"] else None
-        rows.append({"seed": seed, "val_score": score, **runs, "ratio": ratio})
-    return rows
+        all_runs = local[seed][-1]["system_runs"] if runs["local"] is None else runs["local"]
+        rows.append({"seed": seed, "val_score": score, **runs, "ratio": max(all_runs, 1) / max(runs["global"] or 0, 1)})
+    ratio, ci95 = ratio_interval([row["ratio"] for row in rows]) if rows else (None, None)
+    known = [value for row in rows if (value := (predicted or {}).get(row["seed"]))]
+    return {"seeds": rows, "ratio": ratio, "ci95": ci95, "predicted": ratio_interval(known)[0] if known else None}
+
+
+def _predicted(by_seed: Mapping[int, Cell]) -> dict[int, float | None]:
+    """Labelled runs of the races as a share of those that would give the same precision without local rewards."""
+    shares = {}
+    for seed, cell in _done(by_seed).items():
+        uses = cell["label_use"].values()
+        worth = sum(use["effective_runs"] for use in uses)
+        shares[seed] = sum(use["labelled_runs"] for use in uses) / worth if worth else None
+    return shares

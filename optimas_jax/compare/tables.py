@@ -10,7 +10,8 @@ from rich.text import Text
 
 from optimas_jax.report.page.text import interval
 
-# ``detectable``: the smallest true difference that as many seeds would show.
+# ``detectable``: the smallest true difference that as many seeds would show. ``verdict``: on the difference. ``runs
+# worse``: those whose interval of the gain is below zero.
 COLUMNS = (
     "optimiser",
     "test score",
@@ -18,8 +19,11 @@ COLUMNS = (
     "seeds",
     "difference to ours",
     "detectable",
+    "verdict",
     "gain on confirm",
     "runs below start",
+    "runs worse",
+    "runs unchanged",
     "validation - test",
     "calls",
     "LM tokens",
@@ -32,9 +36,10 @@ COLUMNS = (
 _SCORES = ("optimiser", "test score", "95 % interval", "difference to ours", "detectable", "gain on confirm")
 _COSTS = ("optimiser", *(column for column in COLUMNS if column not in _SCORES))
 _COSTS_TITLE = "Seeds and costs, means over seeds"
-REACH = ("optimiser", "seed", "score", "local rewards", "global metric", "ratio")
+REACH = ("optimisers", "seed", "score", "local rewards", "global metric", "ratio")
 REACH_TITLE = (
-    "Runs of the system until the validation score is reached that the same optimiser reaches with the global metric"
+    "Runs of the system until the validation score is reached that the same optimiser reaches with the global metric; "
+    "one that never reaches it counts with all its runs"
 )
 
 
@@ -68,8 +73,11 @@ def _result(name: str, row: Mapping[str, Any]) -> list[str]:
         seed_means,
         _gain(difference),
         "" if smallest is None else f"{smallest:.3f}",
+        _verdict(difference),
         _gain(row["confirmed"]),
         f"{row['below_start']:.0%}",
+        f"{row['worse']:.0%}",
+        f"{row['unchanged']:.0%}",
         "" if row["val_minus_test"] is None else f"{row['val_minus_test']:+.3f}",
         f"{row['calls']:,.0f}",
         f"{row['tokens']:,.0f}",
@@ -82,6 +90,16 @@ def _result(name: str, row: Mapping[str, Any]) -> list[str]:
 
 def _gain(gain: Mapping[str, Any] | None) -> str:
     return "" if gain is None else f"{gain['mean']:+.3f} {interval(gain['ci95'])}"
+
+
+def _verdict(difference: Mapping[str, Any] | None) -> str:
+    """Whether the seeds show the difference, or nothing: one seed has no verdict."""
+    if difference is None or difference["smallest"] is None:
+        return ""
+    low, high = difference["ci95"]
+    if low <= 0 <= high:
+        return "not shown"
+    return "ahead" if low > 0 else "behind"
 
 
 def _remarks(row: Mapping[str, Any]) -> str:
@@ -140,19 +158,19 @@ def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def reach_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of the table of runs until a score (columns ``REACH``) as text, a row for each optimiser and seed."""
-    return [
-        [
-            name,
-            str(row["seed"]),
-            f"{row['val_score']:.3f}",
-            "not reached" if row["local"] is None else f"{row['local']:,}",
-            "" if row["global"] is None else f"{row['global']:,}",
-            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
-        ]
-        for name, rows in summary["runs_to_reach"].items()
-        for row in rows
-    ]
+    """Cells of the table of runs until a score (columns ``REACH``) as text: for each pair a row for every seed, and one
+    for all of them."""
+    rows = []
+    for pair, reach in summary["runs_to_reach"].items():
+        for row in reach["seeds"]:
+            runs = "not reached" if row["local"] is None else f"{row['local']:,}"
+            known = "" if row["global"] is None else f"{row['global']:,}"
+            rows.append([pair, str(row["seed"]), f"{row['val_score']:.3f}", runs, known, f"{row['ratio']:.2f}"])
+        if reach["ratio"] is not None:
+            around = "" if reach["ci95"] is None else f" {interval(reach['ci95'], digits=2)}"
+            predicted = "" if reach["predicted"] is None else f"; labels predict {reach['predicted']:.2f}"
+            rows.append([pair, "all", "", "", "", f"{reach['ratio']:.2f}{around}{predicted}"])
+    return rows
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -150,6 +150,24 @@ def interval(scores: ArrayLike) -> tuple[float, tuple[float, float]]:
     return two_level_interval(values) if len(values) > 1 else mean_interval(values[0])
 
 
+def ratio_interval(ratios: ArrayLike) -> tuple[float, tuple[float, float] | None]:
+    """Geometric mean of ``ratios`` [n], one for each seed, and its 95 % interval: the t interval of their logarithms.
+    One ratio has no interval.
+
+    Raises:
+      ValueError: no ratio, or one that is not above zero.
+    """
+    values = np.asarray(ratios, np.float64)
+    if not values.size or not (values > 0).all():
+        raise ValueError(f"ratios are {values.tolist()}: one or more, all above zero")
+    logs, n = np.log(values), values.size
+    mean = float(logs.mean())
+    if n < 2:
+        return math.exp(mean), None
+    margin = float(special.stdtrit(n - 1, 0.975) * logs.std(ddof=1) / math.sqrt(n))
+    return math.exp(mean), (math.exp(mean - margin), math.exp(mean + margin))
+
+
 def smallest_difference(scores: ArrayLike) -> float:
     """Smallest true difference that as many seeds would show, two-sided at 5 % with 80 % power.
 

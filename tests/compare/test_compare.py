@@ -43,6 +43,8 @@ def cell(scores, curve=None, note="", val_score=0.5, confirm=None):
         "baseline": [0.0] * len(scores),
         "scores": scores,
         "confirm": confirm,
+        "unchanged": not any(scores),
+        "label_use": {},
         "curve": [point(100, 4, 0.1), point(200, 8, max(scores))] if curve is None else curve,
         "seconds": 10.0,
         "reward_seconds": 4.0,
@@ -293,13 +295,54 @@ def test_the_smallest_difference_that_the_seeds_show_grows_with_their_spread():
 
 
 def test_runs_to_reach_what_the_global_metric_reaches():
-    [row] = summary()["runs_to_reach"]["ours"]
-    assert row == {"seed": 0, "val_score": 0.6, "local": 10, "global": 60, "ratio": pytest.approx(1 / 6)}
+    reach = summary()["runs_to_reach"]["ours, ours-global"]
+    assert reach["seeds"] == [{"seed": 0, "val_score": 0.6, "local": 10, "global": 60, "ratio": pytest.approx(1 / 6)}]
+    assert reach["ratio"] == pytest.approx(1 / 6) and reach["ci95"] is None and reach["predicted"] is None
     assert reached([point(1, 3, 0.2)], 0.3) is None
-    flat, rising = [point(1, 3, 0.2), point(9, 9, 0.2)], [point(1, 3, 0.2), point(9, 9, 0.4)]
-    [row] = runs_to_reach({0: flat}, {0: rising})
-    assert row["local"] is None and row["ratio"] is None
-    assert runs_to_reach({0: rising}, {0: flat}) == []
+    assert runs_to_reach({0: [point(1, 3, 0.2)]}, {0: [point(1, 3, 0.2)]})["ratio"] is None
+
+
+def test_a_search_that_never_reaches_the_score_counts_with_all_its_runs():
+    """Two seeds: a quarter of the twin's 40 runs, and all 60 runs of a search that stays below."""
+    rising, flat = [point(1, 3, 0.2), point(9, 40, 0.4)], [point(1, 3, 0.2), point(9, 60, 0.2)]
+    early = [point(1, 3, 0.2), point(2, 10, 0.5)]
+    reach = runs_to_reach({0: early, 1: flat}, {0: rising, 1: rising}, {0: 0.5, 1: 0.8})
+    assert [row["local"] for row in reach["seeds"]] == [10, None]
+    assert [row["ratio"] for row in reach["seeds"]] == [0.25, 1.5]
+    assert reach["ratio"] == pytest.approx((0.25 * 1.5) ** 0.5) and reach["predicted"] == pytest.approx(0.4**0.5)
+    low, high = reach["ci95"]
+    # the t interval of two logarithms: 12.706 times half their distance
+    assert np.log(high / low) == pytest.approx(12.7062 * np.log(1.5 / 0.25), rel=1e-4)
+
+
+def test_the_twin_of_ours_is_compared_with_it_and_labels_predict_the_ratio():
+    uses = {"a": {"labelled_runs": 30, "effective_runs": 50.0}, "b": {"labelled_runs": 10, "effective_runs": 30.0}}
+    cells = {"ours": {0: cell([0.5, 1.0]) | {"label_use": uses}}, "twin": {0: cell([0.5, 1.0])}}
+    assert summarize(cells, {}, 500)["runs_to_reach"]["ours, twin"]["predicted"] == pytest.approx(0.5)
+
+
+def test_a_difference_whose_interval_holds_zero_is_not_shown_and_one_seed_has_no_verdict():
+    cells = {
+        "ours": {seed: cell([0.5] * 4) for seed in range(3)},
+        "random": {seed: cell([0.3 + 0.2 * seed] * 4) for seed in range(3)},
+        "twin": {seed: cell([0.9] * 4) for seed in range(3)},
+        "bare": {0: cell([0.6] * 4)},
+    }
+    rows = {row[0]: row for row in table_rows(summarize(cells, {"benchmark": "b", "variant": "v"}, 500))}
+    verdicts = {name: row[COLUMNS.index("verdict")] for name, row in rows.items()}
+    assert verdicts == {"before optimisation": "", "twin": "ahead", "random": "not shown", "bare": "", "ours": ""}
+
+
+def test_a_row_has_the_share_of_runs_that_are_worse_beyond_doubt_and_of_unchanged_ones():
+    """Four runs: worse on every example, worse in the mean alone, better, and unchanged."""
+    cells = {
+        0: cell([0.0, 0.1] * 20) | {"baseline": [1.0, 0.9] * 20},
+        1: cell([0.0, 1.0] * 20) | {"baseline": [1.0, 0.1] * 20},
+        2: cell([0.5, 1.0] * 20),
+        3: cell([0.0] * 40),
+    }
+    row = summarize({"random": cells}, {}, 500)["rows"]["random"]
+    assert (row["below_start"], row["worse"], row["unchanged"]) == (0.5, 0.25, 0.25)
 
 
 def test_the_curve_of_several_seeds_is_the_mean_of_their_best_so_far():
@@ -322,7 +365,7 @@ def test_the_table_has_the_best_first_and_says_what_failed():
         and "seed 0 failed: gone" in text
         and "bad [/end] \\| here" in text
     )
-    assert "| ours | 0 | 0.600 | 10 | 60 | 0.17 |" in text
+    assert "| ours, ours-global | 0 | 0.600 | 10 | 60 | 0.17 |" in text
     console = Console(record=True, width=200)
     for table in tables(result):
         console.print(table)

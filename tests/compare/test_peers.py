@@ -104,6 +104,7 @@ def test_a_peer_sees_training_and_validation_alone():
 
 def test_prompts_of_a_peer_become_ours_whole_and_within_the_space():
     demos = [
+        {"answer": "lacks a question"},
         {"question": "a", "answer": "A", "augmented": True},
         {"question": "lacks an answer"},
         {"question": ["b", 1], "answer": 2},
@@ -114,6 +115,42 @@ def test_prompts_of_a_peer_become_ours_whole_and_within_the_space():
     assert [dict(demo.inputs) for demo in prompt.demos] == [{"question": "a"}, {"question": ("b", 1)}]
     assert [dict(demo.outputs) for demo in prompt.demos] == [{"answer": "A"}, {"answer": 2}]
     upper().check(Configuration({"shout": prompt}))
+
+
+def test_a_demonstration_that_lacks_an_input_follows_complete_ones_and_says_what_it_lacks():
+    part = {"inputs": ["question", "hint"], "outputs": ["answer"], "max_demos": 3, "max_instruction_chars": 20}
+    demos = [{"question": "a", "answer": "A"}, {"answer": "B"}, {"question": "c", "hint": "h", "answer": "C"}]
+    prompt = client.as_value(part, "Say.", demos)
+    assert [demo["inputs"] for demo in prompt["demos"]] == [
+        {"question": "c", "hint": "h"},
+        {"question": "a", "hint": "Not supplied for this particular example."},
+    ]
+
+
+def test_a_run_with_a_temperature_of_its_own_measures_no_configuration():
+    bench = Bench()
+    with serve(bench.server) as address:
+        peer = client.Client(address)
+        for example in ("val0", "val1"):
+            peer.score({"shout": value("Hot.")}, example, {"answer": "no"}, temperature=1.0, attempt=1)
+        assert bench.account.curve == [] and bench.account.cost.system_runs == 2
+        for example in ("val0", "val1"):
+            peer.score({"shout": value("Hot.")}, example, {"answer": example.replace("val", "VAL ")})
+    assert [point["val_score"] for point in bench.account.curve] == [1.0]
+
+
+def test_a_peer_that_chooses_for_each_input_sees_inputs_alone_and_runs_nothing_on_them():
+    bench = Bench()
+    with serve(bench.server) as address:
+        peer = client.Client(address)
+        unseen = peer.unseen()
+        assert unseen == [{"id": f"test{i}", "inputs": {"question": f"test {i}"}} for i in range(2)]
+        peer.choose({"shout": value("Be loud.")}, "test1")
+        with pytest.raises(client.Refused, match="KeyError: 'val0'"):
+            peer.choose({"shout": value("Be loud.")}, "val0")
+        with pytest.raises(client.Refused, match="KeyError: 'test0'"):
+            peer.component("shout", {"question": "test 0"}, None, "test0")
+    assert [*bench.server.chosen] == ["test1"] and not bench.completer.requests
 
 
 def test_a_component_call_of_a_peer_is_the_request_that_our_own_run_makes():
@@ -138,16 +175,18 @@ def test_a_program_is_run_whole_as_in_our_own_run_and_tells_its_calls():
         assert peer.task()["program"] and not Bench().server.task()["program"]
         run = peer.run({"shout": prompt}, "val0")
         hot = peer.run({"shout": prompt}, "val1", temperature=0.7, attempt=2)
+        assert hot["score"] == 1.0 and bench.account.curve == []  # a hot run measures no configuration
+        peer.run({"shout": prompt}, "val1")
     assert run == {
         "outputs": {"answer": "VAL 0"},
         "score": 1.0,
         "feedback": "",
         "calls": [{"name": "shout", "inputs": {"question": "val 0"}, "outputs": {"answer": "VAL 0"}}],
     }
-    assert hot["score"] == 1.0 and bench.account.curve[-1]["val_score"] == 1.0
+    assert bench.account.curve[-1]["val_score"] == 1.0
     configuration = Configuration({"shout": value_from_json(prompt)})
     gather([lambda: bench.system.run(configuration, splits()["val"][0], 3)], concurrency=1)
-    theirs, attempt, ours = bench.completer.requests
+    theirs, attempt, _, ours = bench.completer.requests
     assert theirs == ours and attempt.temperature == 0.7 and attempt.seed != ours.seed
 
 
@@ -317,6 +356,19 @@ def test_what_a_peer_finds_is_tested_by_our_own_evaluation_and_a_done_peer_is_no
     count = len(completer.requests)
     again = run_cell(Peer(("/nowhere",)), config, tmp_path / "cell", ConsoleProgress(quiet=True), completer)
     assert {**again, "seconds": 0} == {**cell, "seconds": 0} and len(completer.requests) == count
+
+
+def test_what_a_peer_chooses_for_each_input_is_tested_there(tmp_path):
+    end = """for row in client.unseen()[::2]:
+    client.choose({**values, part["name"]: as_value(part, part["instruction"], demos)}, row["id"])
+"""
+    peer = a_peer(tmp_path, end)
+    config = peer.config(scripted_config(), 0, 10**6)
+    cell = run_cell(peer, config, tmp_path / "cell", ConsoleProgress(quiet=True), ScriptedCompleter(answer))
+    changed = [after != before for before, after in zip(cell["baseline"], cell["scores"], strict=True)]
+    best = load_best(tmp_path / "cell" / "run" / "best")
+    assert len(best["answer_generator"].demos) == 2  # which the other half of the inputs has
+    assert any(changed) and cell["tested"]["val_score"] is None and not cell["unchanged"]
 
 
 def test_at_the_budget_a_peer_is_ended_and_its_best_so_far_is_tested(tmp_path):

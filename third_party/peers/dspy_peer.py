@@ -1,4 +1,4 @@
-"""DSPy's MIPROv2, COPRO and GEPA on a system of ours: ``dspy_peer.py miprov2|copro|gepa ADDRESS``.
+"""DSPy's optimisers of prompts on a system of ours: ``dspy_peer.py NAME ADDRESS``, NAME one of ``OPTIMIZERS``.
 
 The program has one predictor for every component with a prompt; a predictor makes a component call on the server, so
 that DSPy decides on instructions and demonstrations and on nothing else. Its own prompts (proposals, reflection) go
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import random
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,13 @@ import dspy
 from dspy.teleprompt.gepa import InstructionProposer
 from dspy.teleprompt.mipro_optimizer_v2 import AUTO_RUN_SETTINGS
 from dspy.utils.exceptions import AdapterParseError
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 THREADS = 32
-OPTIMIZERS = ("miprov2", "copro", "gepa")
+FIXED = ("labeled", "knn")  # which cost what they cost: others search until the budget ends them
+OPTIMIZERS = (*FIXED, "bootstrap", "miprov2", "copro", "simba", "gepa")
+DEMOS, NEIGHBOURS = 16, 3  # as DSPy's documents have them
+SIMBA_SIZES = ((32, 6), (16, 6), (16, 3), (8, 3))  # inputs of a step and candidates: its defaults, and smaller ones
 
 
 class ServerLM(dspy.BaseLM):
@@ -160,7 +165,8 @@ class Program(dspy.Module):
                 fields |= outputs
         outputs = {name: fields[name] for name in self.task["output_fields"] if name in fields}
         # The score is noted here, where program and example are both known; the metric below reads it.
-        return dspy.Prediction(**outputs, system_score=self.client.score(self.values(), example, outputs))
+        score = self.client.score(self.values(), example, outputs, **sampling())
+        return dspy.Prediction(**outputs, system_score=score)
 
     def _run(self, example: str) -> Any:
         """A run of a program on the server, which tells the calls that it made."""
@@ -202,6 +208,24 @@ def examples(task: dict[str, Any], split: str) -> list[Any]:
 def compile_with(name: str, program: Program, task: dict[str, Any], lm: ServerLM, seed: int) -> Any:
     """Each at its defaults, of a size that the budget pays for."""
     train, val = examples(task, "train"), examples(task, "val")
+    if name in ("labeled", "bootstrap"):
+        random.Random(seed).shuffle(train)  # both draw alike whatever the seed
+    if name == "labeled":
+        return dspy.LabeledFewShot(k=DEMOS).compile(program, trainset=train)
+    if name == "bootstrap":
+        optimizer = dspy.BootstrapFewShotWithRandomSearch(metric=metric, num_threads=THREADS)
+        return optimizer.compile(program, trainset=train, valset=val)
+    if name == "simba":
+        inputs, candidates, steps = simba_size(program, task, len(val))
+        optimizer = dspy.SIMBA(
+            metric=metric,
+            bsize=inputs,
+            num_candidates=candidates,
+            max_steps=steps,
+            prompt_model=lm,
+            num_threads=THREADS,
+        )
+        return optimizer.compile(program, trainset=val, seed=seed)
     if name == "miprov2":
         optimizer = dspy.MIPROv2(
             metric=metric,
@@ -227,6 +251,38 @@ def compile_with(name: str, program: Program, task: dict[str, Any], lm: ServerLM
     return optimizer.compile(program, trainset=train, valset=val)
 
 
+def simba_size(program: Program, task: dict[str, Any], evaluated: int) -> tuple[int, int, int]:
+    """Inputs of a step, candidates and steps of SIMBA: the largest of its sizes with two steps that the budget pays
+    for, at the tokens that a run of the system has taken so far; one step of the smallest if none."""
+    runs = task["budget"] / (program.client.task()["tokens"] / evaluated)
+    for inputs, candidates in SIMBA_SIZES:
+        steps = int(runs // (2 * inputs * candidates + evaluated))  # a step samples, tries candidates, and scores one
+        if steps >= 2 and inputs <= evaluated:
+            return inputs, candidates, min(steps, 8)
+    inputs, candidates = SIMBA_SIZES[-1]
+    return min(inputs, evaluated), candidates, 1
+
+
+def choose_by_neighbours(program: Program, task: dict[str, Any], seed: int) -> None:
+    """KNNFewShot: for each input the demonstrations that BootstrapFewShot makes of its nearest training examples, those
+    that the budget pays for. An input's nearest are found as DSPy finds them, by the words of the inputs."""
+    train = examples(task, "train")
+    random.Random(seed).shuffle(train)
+    tokens = program.client.task()["tokens"]
+    each = tokens / len(task["splits"]["val"])
+    train = train[: max(NEIGHBOURS, int((task["budget"] - tokens) // each))]
+    words = TfidfVectorizer().fit([_inputs(row.inputs()) for row in train])
+    nearest = dspy.KNN(NEIGHBOURS, train, vectorizer=lambda texts: words.transform(texts).toarray())
+    for row in program.client.unseen():
+        optimizer = dspy.BootstrapFewShot(metric=metric)
+        compiled = optimizer.compile(program, trainset=nearest(**row["inputs"]))
+        program.client.choose(compiled.values(), row["id"])
+
+
+def _inputs(row: Any) -> str:
+    return " | ".join(f"{name}: {value}" for name, value in row.items())
+
+
 def auto_setting(program: Program, task: dict[str, Any], evaluated: int) -> str:
     """The largest of MIPROv2's three sizes whose trials the budget pays for, at the tokens that a run of the system has
     taken so far; the smallest if none."""
@@ -249,10 +305,18 @@ def main(name: str, address: str) -> None:
     dspy.configure(lm=lm, adapter=PatientAdapter())
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)  # the tape keeps every answer
     program = Program(client, task)
-    dspy.Evaluate(devset=examples(task, "val"), metric=metric, num_threads=THREADS)(program)  # a first candidate
-    for number in itertools.count():  # until the budget ends the process; the server knows the best of all rounds
+    evaluate = dspy.Evaluate(devset=examples(task, "val"), metric=metric, num_threads=THREADS)
+    evaluate(program)  # a first candidate
+    if name == "knn":
+        choose_by_neighbours(program, task, task["seed"])
+    if name == "labeled":
+        evaluate(compile_with(name, program, task, lm, task["seed"]))
+    for number in (
+        itertools.count() if name not in FIXED else ()
+    ):  # until the budget ends the process; the server knows the best of all rounds
         compiled = compile_with(name, program, task, lm, task["seed"] + number)
-        program = compiled if name == "copro" else program  # which goes on from an instruction; MIPROv2 begins anew
+        # COPRO and SIMBA go on from what they have found; the others begin anew.
+        program = compiled if name in ("copro", "simba") else program
 
 
 if __name__ == "__main__":

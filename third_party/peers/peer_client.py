@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ANSWER_SECONDS = 3600  # the machine may be slow
+MISSING = "Not supplied for this particular example."  # as DSPy's adapters write it
 
 
 class Refused(RuntimeError):
@@ -64,8 +65,16 @@ class Client:
         """``settings``: ``max_tokens`` and ``temperature``. A repeated request is sampled anew."""
         return self.request("/complete", {"messages": list(messages), **settings})
 
-    def score(self, values: Mapping[str, Any], example: str, outputs: Mapping[str, Any]) -> float:
-        return self.request("/score", {"values": values, "example": example, "outputs": outputs})["score"]
+    def score(self, values: Mapping[str, Any], example: str, outputs: Mapping[str, Any], **sampling: Any) -> float:
+        return self.request("/score", {"values": values, "example": example, "outputs": outputs, **sampling})["score"]
+
+    def unseen(self) -> list[dict[str, Any]]:
+        """``id`` and ``inputs`` of the examples that will test the result."""
+        return self.request("/unseen")["examples"]
+
+    def choose(self, values: Mapping[str, Any], example: str) -> None:
+        """Chooses the prompts of one unseen example."""
+        self.request("/choose", {"values": values, "example": example})
 
     def run(self, values: Mapping[str, Any], example: str, **sampling: Any) -> dict[str, Any]:
         """A run of a whole program: ``outputs``, ``score``, the metric's ``feedback``, and ``calls`` with ``name``,
@@ -81,15 +90,24 @@ def tuned(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def as_value(component: Mapping[str, Any], instruction: str, demos: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """A prompt as a value of the configuration.
 
-    An instruction that is longer than the system allows is cut, demonstrations that lack a field of the component (an
-    optimiser may take whole examples of the task for demonstrations of each part) are left out, and of too many the
-    first stay: the exported prompt is the one that runs.
+    An instruction that is longer than the system allows is cut, and of too many demonstrations the first stay. An
+    optimiser may take whole examples of the task for demonstrations of each part: those with the outputs and some
+    inputs come after complete ones, with DSPy's words in place of what they lack, others are left out. So the exported
+    prompt is the one that runs.
     """
-    names = [*component["inputs"], *component["outputs"]]
-    whole = [demo for demo in demos if all(demo.get(name) is not None for name in names)]
+    inputs, outputs = component["inputs"], component["outputs"]
+
+    def has(demo: Mapping[str, Any], names: Sequence[str]) -> list[bool]:
+        return [demo.get(name) is not None for name in names]
+
+    usable = [demo for demo in demos if all(has(demo, outputs)) and (any(has(demo, inputs)) or not inputs)]
+    usable.sort(key=lambda demo: not all(has(demo, inputs)))
     shown = [
-        {side: {name: plain(demo[name]) for name in component[side]} for side in ("inputs", "outputs")}
-        for demo in whole[: component["max_demos"]]
+        {
+            side: {name: plain(demo[name]) if demo.get(name) is not None else MISSING for name in component[side]}
+            for side in ("inputs", "outputs")
+        }
+        for demo in usable[: component["max_demos"]]
     ]
     return {"type": "prompt", "instruction": instruction[: component["max_instruction_chars"]], "demos": shown}
 
