@@ -11,7 +11,8 @@ environment with third_party/peers/install_prompt_optimizers.sh.
 
 The budget covers the search, and the state of the search at the budget is tested. The confirmation and the final test
 are not part of the budget, for all optimisers alike. Results: compare.html, compare.json, compare.md and compare.png in
-the workdir; a folder for every run in cells/.
+the workdir; all cells in cells.jsonl, from which ``--cells=FILE`` makes the tables again; a folder for every run in
+cells/.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from optimas_jax.compare.optimizers import CompareError, find_optimizers
 from optimas_jax.compare.page import write_comparison_page
 from optimas_jax.compare.plan import run_cells
 from optimas_jax.compare.plot import draw
+from optimas_jax.compare.record import CELLS, read_cells, write_cells
 from optimas_jax.compare.summary import summarize
 from optimas_jax.compare.tables import markdown, tables
 from optimas_jax.loop.config import parse_config
@@ -43,6 +45,7 @@ _OPTIMIZERS = flags.DEFINE_list("optimizers", ["ours", "random", "twin", "bare"]
 _BUDGET = flags.DEFINE_integer("budget", 1_000_000, "LM tokens of each run, prompts and answers.", lower_bound=1)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "A run of every optimiser for each of these.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Cells that run at the same time.", lower_bound=1)
+_CELLS = flags.DEFINE_string("cells", "", "A file of cells to make tables of; nothing runs.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/compare-BENCHMARK-VARIANT.")
 
 
@@ -56,12 +59,18 @@ def main(argv: list[str]) -> int:
 def compare() -> int:
     """Runs the cells, and shows their results; 1 if none has a result."""
     progress = ConsoleProgress()
+    if _CELLS.value:
+        cells, about = read_cells(Path(_CELLS.value))
+        for table in tables(summarize(cells, about, about["budget"])):
+            progress.table(table)
+        return 0
     config = parse_config(_CONFIG.value.to_dict())
     optimizers, seeds = find_optimizers(_OPTIMIZERS.value), _read_seeds(_SEEDS.value)
     check_matplotlib()
     workdir = Path(_WORKDIR.value or f"runs/compare-{title(config.benchmark)}-{config.variant}")
     cells = run_cells(config, optimizers, _BUDGET.value, seeds, workdir, progress.line, jobs=_JOBS.value)
-    about = {"benchmark": title(config.benchmark), "variant": config.variant}
+    about = {"benchmark": title(config.benchmark), "variant": config.variant, "budget": _BUDGET.value}
+    write_cells(workdir / CELLS, cells, about)
     summary = summarize(cells, about, _BUDGET.value)
     write_json(workdir / "compare.json", summary)
     (workdir / "compare.md").write_text(markdown(summary), encoding="utf-8")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from optimas_jax.compare.state import Point, SearchState, state_at
 from optimas_jax.compare.stopwatch import Meter, before_phase, keeping_time, read_seconds
 from optimas_jax.core.folder.files import read_file, write_json
 from optimas_jax.core.running.execution import Job
+from optimas_jax.core.shipped import PACKAGE
 from optimas_jax.core.types import StopRun
 from optimas_jax.llm.base import Completer
 from optimas_jax.loop.budget import read_curve
@@ -63,8 +65,8 @@ def run_cell(
       The content of ``cell.json``: scores of every example of the test split under the default configuration
       (``baseline``) and under the state at the budget (``scores``), which ``tested`` describes; the same for the
       confirm split (``confirm``, None without such a split); whether the state is the default (``unchanged``);
-      ``curve``; ``label_use`` of our races, by component; wall-clock ``seconds`` of the search and ``reward_seconds``
-      of local rewards in it; a ``note`` for the reader, or "".
+      ``curve``; ``label_use`` of our races, by component; the ``commit`` that ran it; wall-clock ``seconds`` of the
+      search and ``reward_seconds`` of local rewards in it; a ``note`` for the reader, or "".
 
     Raises:
       ValueError: for a model that cannot be found.
@@ -107,6 +109,7 @@ def run_cell(
         "unchanged": unchanged,
         "curve": curve,
         "label_use": results.get("label_use") or {},
+        "commit": _commit(),
         "seconds": round(seconds.search, 1),
         "reward_seconds": round(seconds.rewards, 1),
         "note": note,
@@ -133,6 +136,17 @@ def _evaluate(run: Run, state: SearchState, split: str) -> tuple[Evaluation, Eva
         traces = run.host.run("evaluation runs", jobs)
     before, after = traces[: len(examples)], traces[len(examples) :]
     return Evaluation((tuple(before),)), Evaluation((tuple(after),))
+
+
+def _commit() -> str:
+    """The commit of the checkout that runs, ``+`` after it if files have changed since; "" outside of a checkout."""
+    git = ["git", "-C", str(PACKAGE.parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S603 - our own words
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False)  # noqa: S603 - the same
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip()[:12] + ("+" if changed.returncode else "")
 
 
 def main(folder: Path) -> int:

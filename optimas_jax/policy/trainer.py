@@ -7,7 +7,7 @@ all sampled tokens, answers concatenated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -58,6 +58,10 @@ class PolicyTrainer:
             trainable = {**trainable, "lora": lora_params}
         return init_state(trainable, make_optimizer())
 
+    @cached_property
+    def _state_structure(self) -> Any:
+        return jax.tree.structure(jax.eval_shape(self.start))  # a quarter of a second of tracing
+
     def learn(
         self, state: TrainState, groups: Sequence[TokenGroup], statistics: Statistics, kl_weight: float, seed: int
     ) -> tuple[TrainState, list[dict[str, float]]]:
@@ -82,7 +86,7 @@ class PolicyTrainer:
         self, leaves: list[Any], groups: list[TokenGroup], statistics: Statistics, kl_weight: float, seed: int
     ) -> tuple[list[np.ndarray], list[dict[str, float]]]:
         """As ``learn``, with the arrays of the state in the order of ``jax.tree.leaves``."""
-        state = jax.tree.unflatten(jax.tree.structure(jax.eval_shape(self.start)), leaves)
+        state = jax.tree.unflatten(self._state_structure, leaves)
         sequences, of_group = self._sequences(groups)
         targets = by_group(
             self._targets(statistics, groups, kl_weight), [sampled_tokens(sequence) for sequence in sequences]

@@ -20,6 +20,7 @@ from optimas_jax.compare.cell import CELL, TASK
 from optimas_jax.compare.optimizers import OPTIMIZERS, CompareError, Ours, Peer, find_optimizers, with_settings
 from optimas_jax.compare.plan import run_cells, run_process
 from optimas_jax.compare.plot import MOST_CURVES, draw, mean_curve
+from optimas_jax.compare.record import CELLS, read_cells, write_cells
 from optimas_jax.compare.summary import reached, runs_to_reach, summarize
 from optimas_jax.compare.tables import COLUMNS, markdown, table_rows, tables, title
 from optimas_jax.core.stats import interval, mean_interval, two_level_interval
@@ -45,6 +46,7 @@ def cell(scores, curve=None, note="", val_score=0.5, confirm=None):
         "confirm": confirm,
         "unchanged": not any(scores),
         "label_use": {},
+        "commit": "abc",
         "curve": [point(100, 4, 0.1), point(200, 8, max(scores))] if curve is None else curve,
         "seconds": 10.0,
         "reward_seconds": 4.0,
@@ -402,6 +404,24 @@ def test_a_comparison_without_any_result_is_a_table_of_errors():
 def test_what_is_saved_is_json(tmp_path):
     write_json(tmp_path / "compare.json", summary())
     assert json.loads((tmp_path / "compare.json").read_text())["rows"]["ours"]["seeds"] == [0, 1]
+
+
+def test_cells_in_one_file_are_the_same_table_and_cells_of_two_commits_are_none(tmp_path):
+    about = {"benchmark": "b", "variant": "v", "budget": 500}
+    cells = {
+        "ours": {seed: cell([0.5, 0.1 * seed]) for seed in range(3)},
+        "textgrad": {seed: {"error": "gone"} for seed in range(3)},
+    }
+    write_cells(tmp_path / CELLS, cells, about)
+    again, known = read_cells(tmp_path / CELLS)
+    assert again == cells and known == about
+    assert markdown(summarize(again, known, known["budget"])) == markdown(summarize(cells, about, 500))
+    cells["ours"][1]["commit"] = "other"
+    write_cells(tmp_path / CELLS, cells, about)
+    with pytest.raises(CompareError, match="cells of several commits, abc, other"):
+        read_cells(tmp_path / CELLS)
+    with pytest.raises(CompareError, match=r"a comparison writes it as cells.jsonl"):
+        read_cells(tmp_path / "none.jsonl")
 
 
 def test_curves_are_drawn(tmp_path):

@@ -221,6 +221,7 @@ def test_any_value_is_json(constrainer):
         json.loads(drawn(constrainer, schema_of(dict[str, Any]), 40, rng)[0])
 
 
+@pytest.mark.long
 @pytest.mark.embedded
 def test_the_embedded_model_answers_by_nested_schemas(embedded_gguf):
     sampler = Engines(MeshConfig(data=1), ConsoleProgress(quiet=True)).sampler(str(embedded_gguf))

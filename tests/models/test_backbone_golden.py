@@ -98,6 +98,7 @@ def test_llama31_rows_reach_every_regime_of_the_scaled_rope():
     assert any(1.0 < divisor < rope["factor"] for divisor in divisors)
 
 
+@pytest.mark.long
 @pytest.mark.embedded
 def test_greedy_continuations_of_the_embedded_model(embedded_gguf):
     """20 prompts, chats and plain text, are continued as torch continues them with the same weights."""

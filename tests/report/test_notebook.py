@@ -60,6 +60,7 @@ def test_outside_of_a_notebook_it_is_the_console():
     assert isinstance(default_progress(), ConsoleProgress)
 
 
+@pytest.mark.long
 def test_the_example_runs_resumes_and_refuses_another_metric_in_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
