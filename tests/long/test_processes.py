@@ -26,6 +26,21 @@ WEIGHTS = [
     *(f"--config.policy.{name}={value}" for name, value in POLICY.items()),
 ]
 
+# SmolLM2 with a LoRA adapter, a single iteration of few rows.
+EMBEDDED = [
+    "launch/run.py",
+    "--config=configs/hotpotqa.py:weights",
+    *(f"--config.policy.{name}={value}" for name, value in POLICY.items()),
+    *(f"--config.data.{name}={rows}" for name, rows in {"train": 8, "val": 4, "test": 8, "confirm": 6}.items()),
+    "--config.offline.inputs=8",
+    "--config.offline.groups=2",
+    "--config.offline.calls=24",
+    "--config.optimize.iterations=1",
+    "--config.optimize.components=answer_generator",
+    "--config.optimize.inputs=4",
+    "--config.optimize.adapt_inputs=4",
+]
+
 
 def numbers(tree):
     """All floats of plain data, in order."""
@@ -105,9 +120,14 @@ def test_smoke_decides_and_answers_the_same(tmp_path, smoke, count):
     assert_alike(found_in(tmp_path / "run"), smoke)
 
 
-def test_weights_are_tuned_the_same(tmp_path):
+@pytest.mark.parametrize(
+    ("command", "devices"),
+    [(WEIGHTS, 4), pytest.param(EMBEDDED, 2, marks=pytest.mark.embedded)],
+    ids=["tiny", "SmolLM2"],
+)
+def test_weights_are_tuned_the_same(tmp_path, command, devices):
     for count in (1, 2):
-        run([*WEIGHTS, f"--workdir={tmp_path / str(count) / 'run'}"], count, tmp_path / str(count))
+        run([*command, f"--workdir={tmp_path / str(count) / 'run'}"], count, tmp_path / str(count), devices)
     found, weights = {}, {}
     for count in (1, 2):
         [adapter] = (tmp_path / str(count) / "run" / "adapters").iterdir()
